@@ -268,6 +268,12 @@ def file_server() -> ModuleType:
     return _load("file_server")
 
 
+@pytest.fixture(scope="session")
+def planted_outliers() -> ModuleType:
+    """Plants outliers in a CLIP: `tests/planted_outliers.py`."""
+    return _load("planted_outliers")
+
+
 @pytest.fixture
 def server(file_server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """That server, running on this machine."""

@@ -30,8 +30,8 @@ def search_int8(
 ) -> Found:
     """Finds an INT8 model that should pass its gate on other images.
 
-    The held-out images are few, and candidates are chosen on them. So the search goes on until they
-    agree half-way from the gate to 100 %.
+    The best of several candidates is better on the images that chose it than on others. So the
+    search goes on until the agreement to expect is half-way from the gate to 100 %.
 
     Args:
         model: the folded model.

@@ -22,8 +22,7 @@ from kdedge.quantization.ranges import RANGES, Range, find_range
 from kdedge.quantization.sites import Observed, Site, run_layer
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Strengths of smoothing that are tried for each site; the best one depends on the model: on CLIP
-0.95 loses 5 points more than 0.60 (`docs/deploy/int8.md`)."""
+"""Strengths of smoothing that are tried for each site: the best one depends on the model."""
 
 DEFAULT_ALPHA = 0.5
 

@@ -15,6 +15,7 @@ from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
 from kdedge.reporting.disagreements import galleries
 from kdedge.reporting.figures import training_curves
 from kdedge.reporting.front import front_blocks
+from kdedge.reporting.int8 import search_blocks
 from kdedge.reporting.numbers import figure, percent, points
 from kdedge.reporting.provenance import done_blocks, files_table, provenance_blocks
 from kdedge.reporting.records import RunRecords
@@ -110,6 +111,7 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
         yield "confusions", "Confusions", blocks
     if records.artifact is not None:
         yield "files", "Exported files", [files_table(records.artifact)]
+        yield "int8", "INT8 by layer", search_blocks(records.artifact, f"{prefix}int8")
     if records.speed is not None:
         yield "speed", "Speed", speed_blocks(records.speed)
     if records.artifact is not None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdedge.clip.backbone import Backbone
 
 
 @pytest.fixture(scope="session")
-def folded(tiny_backbone: Backbone) -> Any:
-    """A folded PromptKD student, 32x32 pixels, five classes; tests change copies of it."""
-    import torch
-
+def fold_student(tiny_backbone: Backbone) -> Callable[[], Any]:
+    """Folds a PromptKD student, 32x32 pixels, five classes, of the CLIP as it is when called."""
     from kdedge.fold import fold
     from kdedge.methods import promptkd
 
@@ -25,24 +25,56 @@ def folded(tiny_backbone: Backbone) -> Any:
             vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
             return torch.nn.functional.normalize(vectors, dim=-1)
 
-    student = promptkd.Method.build(
-        tiny_backbone,
-        [f"class {index}" for index in range(5)],
-        promptkd.Settings(prompt_depth=2),
-        template="{}",
-        train_classes=range(5),
-        teacher=Teacher(),
-        generator=torch.Generator().manual_seed(0),
-    )
-    return fold(
-        student.image_path(),
-        student.class_vectors(),
-        scale=student.scale,
-        preprocess=tiny_backbone.preprocess,
-    )
+    def make() -> Any:
+        student = promptkd.Method.build(
+            tiny_backbone,
+            [f"class {index}" for index in range(5)],
+            promptkd.Settings(prompt_depth=2),
+            template="{}",
+            train_classes=range(5),
+            teacher=Teacher(),
+            generator=torch.Generator().manual_seed(0),
+        )
+        return fold(
+            student.image_path(),
+            student.class_vectors(),
+            scale=student.scale,
+            preprocess=tiny_backbone.preprocess,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def folded(fold_student: Callable[[], Any]) -> Any:
+    """The folded student; tests change copies of it."""
+    return fold_student()
 
 
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
     """[24, 3, 32, 32]: pixels of 0 to 1."""
     return np.random.default_rng(0).random((24, 3, 32, 32), dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def sites(folded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Where it is quantized."""
+    pytest.importorskip("onnx")
+    from kdedge.targets.onnx.graph import load_graph
+    from kdedge.targets.onnx.insert import find_sites
+    from kdedge.targets.onnx.trace import write_onnx
+
+    path = tmp_path_factory.mktemp("sites") / "model.onnx"
+    write_onnx(folded, path, size_px=32)
+    return find_sites(load_graph(path), folded)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> torch.Tensor:
+    """[320, 3, 32, 32]: patches of different brightness and contrast."""
+    rng = np.random.default_rng(1)
+    coarse = rng.random((320, 3, 4, 4)).repeat(8, axis=2).repeat(8, axis=3)
+    fine = rng.random((320, 3, 32, 32))
+    mix = rng.random((320, 1, 1, 1))
+    return torch.from_numpy((mix * coarse + (1 - mix) * fine).astype(np.float32))

@@ -1,0 +1,93 @@
+"""A CLIP with planted outliers: no output changes, plain INT8 fails, the search passes."""
+
+from __future__ import annotations
+
+import copy
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.quantization.candidate import Candidate, quantize_all, smooth_sites
+from kdedge.quantization.search import BATCH, score, search
+from kdedge.quantization.sites import observe_layers
+
+pytest.importorskip("onnx")
+
+
+@pytest.fixture(scope="module")
+def planted(tiny_backbone: Any, fold_student: Any, planted_outliers: ModuleType) -> Any:
+    """The folded student of the planted CLIP."""
+    visual = tiny_backbone.visual
+    before = {key: value.clone() for key, value in visual.state_dict().items()}
+    visual.load_state_dict(planted_outliers.plant(before))
+    try:
+        return fold_student()
+    finally:
+        visual.load_state_dict(before)
+
+
+def test_no_output_changes_in_float64(tiny_open_clip: Any, planted_outliers: ModuleType) -> None:
+    visual = tiny_open_clip.visual.double()
+    before = {key: value.clone() for key, value in visual.state_dict().items()}
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    expected = visual(images)
+    try:
+        visual.load_state_dict(planted_outliers.plant(before))
+        actual = visual(images)
+    finally:
+        visual.load_state_dict(before)
+        tiny_open_clip.float()
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_two_channels_of_what_is_quantized_are_50_times_larger(
+    folded: Any, planted: Any, pictures: torch.Tensor, planted_outliers: ModuleType
+) -> None:
+    names = ["blocks.1.query", "blocks.1.out", "blocks.1.mlp.c_fc"]
+    seen = [
+        observe_layers(model, names, pictures[:16], batch=16, advance=lambda _: None)
+        for model in (folded, planted)
+    ]
+    for name in names:
+        ratio = seen[1][name].channel_max / seen[0][name].channel_max
+        is_planted = torch.zeros(len(ratio), dtype=torch.bool)
+        is_planted[list(planted_outliers.CHANNELS)] = True
+        torch.testing.assert_close(ratio[is_planted], torch.full((2,), 50.0), rtol=1e-3, atol=0)
+        torch.testing.assert_close(ratio[~is_planted], torch.ones(62), rtol=1e-3, atol=0)
+
+
+def balanced(model: Any, images: torch.Tensor) -> Any:
+    """A copy whose classes are all predicted: random weights alone would prefer one of them."""
+    model = copy.deepcopy(model)
+    hidden = torch.relu(model.hidden(model.encode(images)))
+    with torch.no_grad():
+        model.fused_head.bias.sub_(model.fused_head(hidden).mean(dim=0))
+    return model
+
+
+def test_plain_ranges_fail_on_it_and_the_search_passes_with_few_layers_in_float(
+    planted: Any, folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    calibration, held_out, test = pictures[:64], pictures[64:128], pictures[128:]
+    names = [name for site in sites for name in site.layers]
+    folded, planted = balanced(folded, pictures), balanced(planted, pictures)
+
+    def plain(model: Any, alphas: dict[str, float]) -> float:
+        seen = observe_layers(model, names, calibration, batch=BATCH, advance=lambda _: None)
+        smoothed, inputs = smooth_sites(model, sites, seen, alphas)
+        layers, ranges = quantize_all(smoothed, sites, inputs, "max")
+        candidate = Candidate(smoothed, smoothed, layers, inputs, alphas, ranges)
+        return score(candidate, test, model).agreement_percent
+
+    norms = {site.layers[0]: 0.5 for site in sites if site.norm is not None}
+    got = plain(folded, {}), plain(planted, {}), plain(planted, norms)
+    assert got[0] > 94
+    assert got[1] < 90
+    assert got[2] < got[0]  # its values are not smoothed
+
+    found = search(planted, sites, calibration, held_out, target_percent=99, minutes=5)
+    candidate = Candidate(found.exact, found.model, found.layers, {}, {}, {})
+    assert score(candidate, test, planted).agreement_percent >= 98
+    assert len(found.record["in_float"]) <= 4

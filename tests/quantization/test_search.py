@@ -1,0 +1,149 @@
+"""The search: exact changes, better rounding, its steps, its time, and images that it refuses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.errors import DataError
+from kdedge.quantization.candidate import (
+    best_alphas,
+    layer_error,
+    quantize_all,
+    smooth_sites,
+)
+from kdedge.quantization.ranges import RANGES, find_range
+from kdedge.quantization.rounding import round_weight
+from kdedge.quantization.search import search
+from kdedge.quantization.sites import observe_layers
+
+
+def observed(model: Any, sites: Any, images: torch.Tensor) -> Any:
+    names = [name for site in sites for name in site.layers]
+    return observe_layers(model, names, images, batch=16, advance=lambda _: None)
+
+
+def test_sites_are_all_linear_layers_with_what_can_be_smoothed(sites: Any) -> None:
+    assert sum(len(site.layers) for site in sites) == 18
+    assert [site.norm for site in sites][:4] == ["blocks.0.ln_1", None, "blocks.0.ln_2", None]
+    assert [site.block for site in sites][:4] == [None, "blocks.0", None, None]
+    last = next(site for site in sites if "blocks.2.query" in site.layers)
+    assert set(last.layers) == {"blocks.2.query", "blocks.2.key", "blocks.2.value"}
+    assert len(set(last.tensors)) == 2  # the query reads the class token alone
+
+
+def test_smoothing_changes_no_logit_and_evens_out_what_layers_read(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    seen = observed(folded, sites, pictures[:64])
+    alphas = {site.layers[0]: 0.7 for site in sites if site.norm or site.block}
+    smoothed, inputs = smooth_sites(folded, sites, seen, alphas)
+    expected, actual = folded(pictures[:16]), smoothed(pictures[:16])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    again = observed(smoothed, sites, pictures[:64])
+    for name, each in again.items():
+        torch.testing.assert_close(each.channel_max, inputs[name].channel_max, rtol=1e-3, atol=1e-4)
+    before, after = (s["blocks.1.query"].channel_max for s in (seen, inputs))
+    assert after.max() / after.min() < before.max() / before.min()
+
+
+def test_rounding_by_layer_loses_less_than_the_nearest_levels(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    seen = observed(folded, sites, pictures[:64])
+    layers, _ = quantize_all(folded, sites, seen, "max")
+    fresh = observed(folded, sites, pictures[64:128])
+    for name in ("blocks.0.key", "blocks.1.mlp.c_fc", "blocks.2.mlp.c_proj"):
+        layer = folded.get_submodule(name)
+        rounded = round_weight(layer, layers[name], seen[name])
+        assert (rounded.levels != layers[name].levels).any()
+        assert layer_error(layer, rounded, seen[name]) < layer_error(
+            layer, layers[name], seen[name]
+        )
+        # Also where the inputs are not quantized more coarsely than the weights
+        assert layer_error(layer, rounded, fresh[name]) < 1.2 * layer_error(
+            layer, layers[name], fresh[name]
+        )
+
+
+@pytest.mark.parametrize("method", RANGES)
+def test_a_range_is_within_the_largest_value_and_zeros_have_one(method: Any) -> None:
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    largest = float(values.abs().max())
+    assert 0 < find_range(values, method, largest=largest) <= largest
+    assert find_range(torch.zeros(10), method, largest=0.0) == 1.0
+
+
+def test_the_least_squares_range_is_the_best_of_a_slow_search() -> None:
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) ** 3
+    largest = float(values.abs().max())
+
+    def error(reach: float) -> float:
+        step = reach / 127
+        return float((((values / step).round().clamp(-128, 127) * step - values) ** 2).mean())
+
+    found = find_range(values, "mse", largest=largest)
+    slow = min(error(largest * part / 200) for part in range(20, 201))
+    assert error(found) < 1.1 * slow
+    assert error(found) < 0.9 * error(largest)
+
+
+def test_without_time_the_first_candidate_is_the_result(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    found = search(folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=0)
+    assert found.record["ended"] == "its time was over"
+    assert [step["step"] for step in found.record["steps"]] == ["SmoothQuant 0.5, ranges max"]
+    assert not found.record["reached"]
+    assert len(found.layers) == 18
+
+
+def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    before = copy.deepcopy(folded.state_dict())
+    found = search(folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=20)
+    record = found.record
+    assert record["ended"] == "all steps were tried"
+    steps = record["steps"]
+    kept = [step["expected_percent"] for step in steps if step["kept"]]
+    assert kept == sorted(kept)
+    assert kept[-1] == max(step["expected_percent"] for step in steps)
+    assert {layer["sensitivity"] is None for layer in record["layers"].values()} == {False}
+    assert set(record["in_float"]) == record["layers"].keys() - found.layers.keys()
+    for name, value in folded.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_with_no_images_to_choose_by_the_first_candidate_is_the_result(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    found = search(folded, sites, pictures[:1], pictures[:0], target_percent=99, minutes=1)
+    assert found.record["steps"] == []
+    assert found.record["ended"] == "no images were left to choose by"
+
+
+def test_pixels_that_are_not_finite_are_refused(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    broken = pictures[:8].clone()
+    broken[3, 0, 0, 0] = float("nan")
+    with pytest.raises(DataError, match="NaN or infinite pixels"):
+        search(folded, sites, broken, pictures[8:16], target_percent=99, minutes=1)
+
+
+def test_dead_channels_stay_finite(folded: Any, sites: Any, pictures: torch.Tensor) -> None:
+    model = copy.deepcopy(folded)
+    with torch.no_grad():
+        model.blocks[0].ln_1.weight[5] = model.blocks[0].ln_1.bias[5] = 0
+        model.blocks[1].value.weight[7] = model.blocks[1].value.bias[7] = 0
+        model.blocks[1].mlp.c_fc.weight[3] = 0
+    seen = observed(model, sites, pictures[:32])
+    alphas = best_alphas(model, sites, seen)
+    smoothed, inputs = smooth_sites(model, sites, seen, alphas)
+    torch.testing.assert_close(smoothed(pictures[:8]), model(pictures[:8]), rtol=0, atol=1e-4)
+    layers, _ = quantize_all(smoothed, sites, inputs, "mse")
+    assert all((layer.weight_scale > 0).all() for layer in layers.values())
