@@ -61,7 +61,7 @@ def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
     assert isinstance(layer, nn.Conv2d)
-    maps = layer._conv_forward(x, weight, None)
+    maps: Tensor = layer._conv_forward(x, weight, None)
     return maps.movedim(1, -1)
 
 
