@@ -116,8 +116,7 @@ FILES: dict[str, Make] = {
     "ONNX Runtime dynamic": ort_dynamic,
     "ours for CPUs": partial(ours, make=to_int8_cpu),
     "ours for CPUs, not smoothed": partial(ours, make=to_int8_cpu, smoothed=False),
-    "ours for TensorRT": ours,
-    "ours for TensorRT, ranges by entropy": partial(ours, method="entropy"),
+    "ours for TensorRT, before the search": ours,
     "ours for TensorRT, not smoothed": partial(ours, smoothed=False),
     "ModelOpt's own placement": modelopt,
 }

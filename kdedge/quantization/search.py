@@ -63,9 +63,9 @@ class Score:
     Attributes:
         agreement_percent: images with the float model's top-1.
         expected_percent: agreement to expect on other images. A few hundred images count too few
-            disagreements, so it follows from all margins: between the float model's best two
-            classes, a normal error with the measured deviation turns the margin around. At most a
-            point above the counted agreement, as it knows of no third class.
+            disagreements, so it follows from all margins: a normal error with the measured
+            deviation may turn around the margin to each other class. At most a point above the
+            counted agreement, as errors need not be normal.
         logit_error_percent: length of the logits' error by that of the logits, both without their
             mean over the classes.
     """
@@ -341,10 +341,11 @@ def _error(logits: Tensor, expected: Tensor) -> float:
 
 def _score(logits: Tensor, expected: Tensor) -> Score:
     counted = 100 * float((logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
-    best = expected.topk(min(2, expected.shape[1]), dim=1)
-    margin = best.values[:, 0] - best.values[:, -1]
-    own = logits.gather(1, best.indices)
-    deviation = (own[:, 0] - own[:, -1] - margin).square().mean().sqrt().clamp(min=1e-12)
-    kept = 100 * float(torch.special.ndtr((margin / deviation).double()).mean())
+    top, at = expected.max(dim=1, keepdim=True)
+    margins, own = top - expected, logits.gather(1, at) - logits
+    others = torch.ones_like(margins, dtype=torch.bool).scatter(1, at, False)
+    deviation = (own - margins)[others].square().mean().sqrt().clamp(min=1e-12)
+    stays = torch.special.log_ndtr((margins / deviation).double()).masked_fill(~others, 0.0)
+    kept = 100 * float(stays.sum(dim=1).exp().mean())
     likely = min(kept, counted + _UNSURE)
     return Score(counted, likely, _error(logits, expected))

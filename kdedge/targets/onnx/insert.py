@@ -113,7 +113,7 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
         for name, nodes in quantizable(model).items()
         if isinstance(modules.get(name), nn.Linear | nn.Conv2d)
     }
-    sites = []
+    sites: list[Site] = []
     placed: set[str] = set()
     for norm, readers in norm_readers(model):
         names = tuple(dict.fromkeys(layer_of(node) for node in readers))
