@@ -128,7 +128,9 @@ def test_predict_and_bench_run_the_files(
 def test_a_student_with_int8_layers_has_no_fp16_files(compressed: Path, kdedge: Kdedge) -> None:
     done = kdedge("export", "tiny/03", "--fp16")
     assert done.code == 2
-    assert "runs/tiny/03 was trained with INT8 layers, so it has no FP16 files" in done.err
+    assert (
+        "runs/tiny/03 was trained with INT8 layers, so it has no FP16 and no FP8 files" in done.err
+    )
     assert len(list(compressed.glob("runs/tiny/03/artifacts/*"))) == 1
 
 
