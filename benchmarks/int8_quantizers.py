@@ -32,9 +32,9 @@ from interleaved import interleaved
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from kdedge.deploy.calibrate import choose_calibration_images
-from kdedge.deploy.fold import fold
 from kdedge.deploy.pixels import PixelArray, read_pixels, spread
 from kdedge.evaluation.agreement import compare
+from kdedge.fold import fold
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.batches import run_batches, to_input

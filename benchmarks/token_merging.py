@@ -22,7 +22,7 @@ from interleaved import N_CALLS, interleaved
 from plain_loop import random_backbone
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.deploy.fold import fold
+from kdedge.fold import fold
 from kdedge.methods import promptkd
 from kdedge.targets.onnx.counts import count
 from kdedge.targets.onnx.run import load

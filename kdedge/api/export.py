@@ -55,6 +55,7 @@ class ExportRequest:
         targets: besides the ONNX files, which a run's export always has.
         fp16: make FP16 files.
         int8: make INT8 files, and FP16 ones to compare them with.
+        fp8: make FP8 files, and FP16 ones to compare them with.
         cpu: find the fastest file for this CPU, and make all that could be it.
     """
 
@@ -62,6 +63,7 @@ class ExportRequest:
     targets: tuple[Target, ...] = ()
     fp16: bool = False
     int8: bool = False
+    fp8: bool = False
     cpu: bool = False
 
     @property
@@ -71,13 +73,15 @@ class ExportRequest:
 
     @property
     def precisions(self) -> set[Precision]:
-        """The precisions to make; INT8 adds FP16, to compare with."""
-        return {"int8", "fp16"} if self.int8 else {"fp16"} if self.fp16 else set()
+        """The precisions to make; INT8 and FP8 add FP16, to compare with."""
+        return {*self.lowest, "fp16"} if self.lowest else set()
 
     @property
     def lowest(self) -> list[Precision]:
-        """The lowest precision asked for; empty if none is."""
-        return ["int8"] if self.int8 else ["fp16"] if self.fp16 else []
+        """The lowest precision asked for, of INT8 and FP8 both; empty if none is."""
+        in_bytes: dict[Precision, bool] = {"int8": self.int8, "fp8": self.fp8}
+        lowest: list[Precision] = [name for name, is_asked in in_bytes.items() if is_asked]
+        return lowest or (["fp16"] if self.fp16 else [])
 
 
 @dataclass
@@ -187,6 +191,7 @@ def export(
     targets: Sequence[str] = (),
     fp16: bool = False,
     int8: bool = False,
+    fp8: bool = False,
     cpu: bool = False,
     **options: Unpack[ExportOptions],
 ) -> Artifact:
@@ -200,6 +205,7 @@ def export(
         targets: besides the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
         fp16: make FP16 files.
         int8: make INT8 files, and FP16 ones to compare them with.
+        fp8: make FP8 files, and FP16 ones to compare them with.
         cpu: make and measure all files that run on a CPU. `predict` and `load` then take the
             fastest one that passed its gate, on machines like this; `cpu_choice` has the table.
         options: `classes` (names or a file), `output` (the artifact's folder), `overrides` (keys of
@@ -221,7 +227,7 @@ def export(
     )
     names = [targets] if isinstance(targets, str) else targets
     chosen = tuple(find_target(name) for name in names if name != "onnx")
-    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8, cpu=cpu)
+    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8, fp8=fp8, cpu=cpu)
     if request.is_artifact and options.keys() - {"root"}:
         raise RecipeError(
             f"{request.source} is an artifact, and {', '.join(sorted(options))} can only be given"
@@ -286,8 +292,10 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     check_has_class_vectors(trained.setup.choice)
     recipe = trained.loaded.recipe
     needed = request.precisions | set(recipe.export.precisions)
+    if trained.is_quantized and not (request.fp16 or request.fp8):
+        needed = {"int8"}
     built_from = set(needed)
-    if "int8" in needed:
+    if {"fp8", "int8"} & needed and not trained.is_quantized:
         built_from.add("fp16")
     for target in request.targets:
         chosen = precisions_of(target, built_from)

@@ -67,12 +67,14 @@ class _Wanted:
         targets: targets whose flags are set.
         fp16: `--fp16`.
         int8: `--int8`.
+        fp8: `--fp8`.
         cpu: `--cpu`.
     """
 
     targets: tuple[Target, ...]
     fp16: bool
     int8: bool
+    fp8: bool
     cpu: bool
 
 
@@ -105,6 +107,11 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @_target_flags
 @click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
 @click.option("--int8", is_flag=True, help="Write INT8 files, and FP16 ones to compare them with.")
+@click.option(
+    "--fp8",
+    is_flag=True,
+    help="Write an FP8 file for GPUs since Ada and Hopper, and an FP16 one to compare it with.",
+)
 @click.option(
     "--cpu",
     is_flag=True,
@@ -190,7 +197,13 @@ def command(
     from kdedge.api.export import ExportRequest, make_export
 
     targets = tuple(target for target in wanted.targets if target.name != "onnx")
-    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8, cpu=wanted.cpu)
+    request = ExportRequest(
+        *(source, targets),
+        fp16=wanted.fp16,
+        int8=wanted.int8,
+        fp8=wanted.fp8,
+        cpu=wanted.cpu,
+    )
     if reseal:
         given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
         if source is None or not request.is_artifact or any(given):

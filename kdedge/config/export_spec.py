@@ -14,12 +14,13 @@ MAX_BATCH = 1024
 class ExportSpec(Strict):
     """The exported files. model.onnx, the float32 graph, is always made."""
 
-    precisions: tuple[Literal["fp16", "int8"], ...] = Field(
+    precisions: tuple[Literal["fp16", "fp8", "int8"], ...] = Field(
         (),
         strict=False,
         description="Precisions to export besides float32. fp16: half-precision weights and"
-        " arithmetic. int8: explicit quantization (Q/DQ), which needs calibration images. On a ViT"
-        " int8 is often no faster than fp16, so measure both.",
+        " arithmetic. fp8: E4M3 in a ViT's linear layers, for GPUs since Ada and Hopper; needs"
+        " calibration images. int8: explicit quantization (Q/DQ), which needs calibration images."
+        " On a ViT int8 is often no faster than fp16, so measure both.",
     )
     head: Literal["scores", "argmax"] = Field(
         "scores",
@@ -99,6 +100,9 @@ class AgreementSpec(Strict):
     )
     fp16: Percent = Field(
         "99.5%", description="Lowest agreement of fp16 files. The default is our choice."
+    )
+    fp8: Percent = Field(
+        "99%", description="Lowest agreement of fp8 files. The default is our choice."
     )
     int8: Percent = Field(
         "98%", description="Lowest agreement of int8 files. The default is our choice."

@@ -288,7 +288,7 @@ def _elsewhere(
     if not target.is_engine or target.source != "ONNX file":
         return error
     words = ["kdedge", "export", str(artifact.path), target.flag]
-    words += ["--int8"] if "int8" in precisions else []
+    words += [f"--{precision}" for precision in ("fp8", "int8") if precision in precisions]
     return SetupError(
         f"{error}\n"
         f"  The artifact {artifact.path} is complete without engines. To build them, copy it to"

@@ -25,7 +25,6 @@ from kdedge.data.images import spread
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, check_disjoint, choose_calibration_images
 from kdedge.deploy.classes import write_classes
-from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.int8 import scratch_folder, search_int8
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
@@ -34,6 +33,7 @@ from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import sha256_file, write_json
+from kdedge.fold import FoldedModel, fold
 from kdedge.folders import new_folder
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
@@ -43,10 +43,12 @@ from kdedge.runtime.open_classes import load_matrix, with_classes
 from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx import run as onnx_run
+from kdedge.targets.onnx.sparse import check_sparse
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
 
+PRECISIONS_IN_BYTES: tuple[Precision, ...] = ("int8", "fp8")
 CALIBRATION_RECORD = "calibration.json"
 N_HELD_OUT = 256
 """Images besides those for ranges, on which INT8 models are chosen: one is 0.4 points."""
@@ -85,7 +87,8 @@ def export_artifact(
         trained: a run opened by `load_run`.
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
-        precisions: precisions besides fp32, which is always written; int8 implies fp16.
+        precisions: precisions besides fp32, which is always written; int8 implies fp16. A student
+            that was trained with INT8 layers has fp32, with these layers inside, and int8.
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
 
@@ -96,17 +99,24 @@ def export_artifact(
         ResourceError: the disk is full.
     """
     onnx_build.check_environment()
+    is_quantized = trained.is_quantized
+    if is_quantized and {"fp8", "fp16"} & set(precisions):
+        raise RecipeError(
+            f"{trained.run.path} was trained with INT8 layers, so it has no FP16 and no FP8 files."
+            "\n  Leave --fp16 and --fp8 out, or export the student that it was compressed from."
+        )
     for precision in precisions:
         onnx_build.plan(precision)  # checks its requirements before anything slow is done
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Choose another folder.")
     pool = trained.images("unlabeled")
-    if "int8" in precisions and (pool is None or not pool.indices):
+    in_bytes = [name.upper() for name in PRECISIONS_IN_BYTES if name in precisions]
+    if in_bytes and not is_quantized and (pool is None or not pool.indices):
         raise DataError(
-            f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real images"
-            " for calibration.\n"
-            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave INT8"
-            " out."
+            f"{trained.run.path}: its recipe has no unlabeled images, but {in_bytes[0]} needs real"
+            " images for calibration.\n"
+            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave"
+            f" {in_bytes[0]} out."
         )
     lists = {"unlabeled": pool, "test": trained.images("test")}
     warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
@@ -154,6 +164,7 @@ class _Writer:
         self._spec = spec
         self._gates = gates
         self._reference = reference
+        self._sparse = sparse_layers_of(trained)
         self.artifact = Artifact(
             path=folder,
             name=trained.loaded.recipe.name,
@@ -174,11 +185,17 @@ class _Writer:
 
     def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
-        options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
+        is_quantized = bool(self._model.quantized)
+        options = {
+            "external_data": self._spec.external_data and not is_quantized,
+            "metadata": self._metadata(),
+        }
         self._add(
             "fp32", BuildRequest(self.artifact, self._folder, model=self._model, options=options)
         )
-        if "int8" in precisions:
+        if is_quantized:
+            self._add("int8", self._from_float32(self._range_images(pool), is_quantized=True))
+        elif set(PRECISIONS_IN_BYTES) & set(precisions):
             assert pool is not None  # checked before anything was written
             ranges, held_out = self._calibration_set(pool).hold_out(N_HELD_OUT)
             check_disjoint(ranges, held_out, self._reference.digests)
@@ -187,7 +204,10 @@ class _Writer:
             self._keep(record)
             self.calibration = images = to_input(ranges.pixels, self._spec.pixels)
             self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
-            self._add_int8(images, to_input(held_out.pixels, self._spec.pixels), options)
+            if "int8" in precisions:
+                self._add_int8(images, to_input(held_out.pixels, self._spec.pixels), options)
+            if "fp8" in precisions:
+                self._add("fp8", self._from_float32(images))
         elif "fp16" in precisions:
             self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET
@@ -221,11 +241,19 @@ class _Writer:
             "provenance": artifact.provenance,
         }
 
-    def _from_float32(self, images: npt.NDArray[Any]) -> BuildRequest:
+    def _from_float32(
+        self, images: npt.NDArray[Any], *, is_quantized: bool = False
+    ) -> BuildRequest:
         """Source of a file of lower precision, with images that decide the ranges."""
         (float32,) = onnx_build.plan("fp32")
         onnx_path = self._folder / float32.name
-        return BuildRequest(self.artifact, self._folder, onnx_path=onnx_path, images=images)
+        return BuildRequest(
+            self.artifact,
+            self._folder,
+            onnx_path=onnx_path,
+            images=images,
+            options={"is_quantized": is_quantized},
+        )
 
     def _add_int8(
         self, images: npt.NDArray[Any], held_out: npt.NDArray[Any], options: dict[str, Any]
@@ -300,6 +328,8 @@ class _Writer:
         facts: dict[str, Any] = {"normalized": self._model.normalization, "seconds": seconds}
         if search:
             facts["search"] = dict(search)
+        if self._sparse:
+            check_sparse(self._folder / file.name, self._sparse)
         entry = self._compared(file, {**built_with, **facts})
         self.artifact = self.artifact.with_files(entry)
 
@@ -318,7 +348,9 @@ class _Writer:
             parity = reference.compared(self.artifact, logits, runtime=backend.describe())
         finally:
             backend.close()
-        missed = misses(parity, file.precision, self.artifact.gates)
+        # Rounding errors in float32 may be as large as a level where a layer is INT8
+        judged_as = "int8" if self._model.quantized else file.precision
+        missed = misses(parity, judged_as, self.artifact.gates)
         return ModelFile(
             name=file.name,
             target="onnx",
@@ -336,6 +368,14 @@ class _Writer:
         """Lists a file that no backend runs by itself."""
         others = {**self.artifact.others, path.name: sha256_file(path)}
         self.artifact = dataclasses.replace(self.artifact, others=others)
+
+
+def sparse_layers_of(trained: RunModel) -> list[str]:
+    """Names of the folded model's layers that have 2:4 zeros; empty for a dense student."""
+    compression = trained.setup.compression
+    if compression is None:
+        return []
+    return [f"encoder.{name}" for name in compression.layers(trained.method).sparse]
 
 
 def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:

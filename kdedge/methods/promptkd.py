@@ -75,6 +75,8 @@ class Method:
         self._train_classes = list(train_classes)
         self._frozen = first_blocks(backbone.visual, settings.depth)
         self.visual = module.encoder(self._frozen)
+        # A folded encoder merges tokens by itself
+        self._merge_tokens = 0 if module.is_folded else settings.merge_tokens
 
     @classmethod
     def build(
@@ -162,7 +164,7 @@ class Method:
             self.visual,
             images,
             self.module.visual_prompts,
-            merge_tokens=self._settings.merge_tokens,
+            merge_tokens=self._merge_tokens,
         )
 
     def _project(self, raw: Tensor) -> Tensor:
@@ -297,5 +299,17 @@ class Method:
             self.module.deployed_encoder(self._frozen),
             self.module.visual_prompts,
             self.module.projector,
-            merge_tokens=self._settings.merge_tokens,
+            merge_tokens=self._merge_tokens,
+        )
+
+    def with_encoder(self, encoder: nn.Module) -> Method:
+        """See `TakesEncoder`."""
+        return Method(
+            self._backbone,
+            self.module.with_encoder(encoder),
+            self._settings,
+            teacher=self._teacher,
+            class_vectors=self._class_vectors,
+            train_classes=self._train_classes,
+            texts=self._texts,
         )

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from kdedge.quantization.plain import make_plain
+
 HIGHEST = 127
 INPUT_LOWEST, WEIGHT_LOWEST = -128, -127
 
@@ -150,7 +152,7 @@ def detach(model: nn.Module) -> None:
             hooks = module._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook is _quantize_input]:
                 del hooks[key]
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+            make_plain(module, original=True)
 
 
 def attached(model: nn.Module) -> dict[str, QuantizedLayer]:

@@ -14,9 +14,9 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from kdedge.clip.backbone import Backbone, make_backbone, unit_length
 from kdedge.clip.blocks import make_wrappable
-from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import RecipeError, ShapeError
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.fold import FoldedModel, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
 from kdedge.runtime.preprocess import Preprocess
 

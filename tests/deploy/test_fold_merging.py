@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, make_backbone, unit_length
-from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.fold import FoldedModel, fold
 from kdedge.methods import promptkd
 from kdedge.runtime.preprocess import Preprocess
 

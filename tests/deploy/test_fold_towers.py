@@ -32,8 +32,8 @@ from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import RecipeError
+from kdedge.fold import FoldedModel, fold
 from kdedge.methods.protocol import ImagePath
 from kdedge.runtime.preprocess import Preprocess
 

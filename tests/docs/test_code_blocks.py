@@ -56,6 +56,7 @@ BEGIN = "made what the page begins with"
 MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
 FRONT = "trains for minutes; tests/cli/test_front.py runs a smaller one"
+COMPRESS = "tests/cli/test_compress.py runs it"
 SERVER = "needs the server"
 SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
@@ -79,6 +80,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/how-it-works.md": {
         "kdedge distill line3.yaml --set student.settings.merge_tokens=8": LARGE,
+        "kdedge distill --resume-from line3 --quantize int8": COMPRESS,
     },
     "docs/deploy/artifacts.md": {
         "pip wheel --no-deps --wheel-dir dist .": INSTALL,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
-from kdedge.deploy.fold import fold
+from kdedge.fold import fold
 from kdedge.methods import promptkd, zeroshot
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
-from kdedge.deploy.fold import fold
 from kdedge.errors import RecipeError
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.fold import fold
 from kdedge.methods import promptkd, zeroshot
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, make_backbone
 from kdedge.data.batch import Batch
-from kdedge.deploy.fold import fold
 from kdedge.errors import RecipeError
+from kdedge.fold import fold
 from kdedge.methods import coop, maple, promptkd, promptsrc, vpt, zeroshot
 from kdedge.runtime.preprocess import Preprocess
 

@@ -8,7 +8,7 @@ the command again goes on where it stopped. Steps:
 
 1. `map.json`: one run of the tests with coverage says which tests run which lines.
 2. `sample.json`: the mutants. They are spread over the modules of `methods`, `clip`, `training`,
-   `deploy/fold` and `runtime` by the number of lines that can be changed (at least 24 a package).
+   `fold` and `runtime` by the number of lines that can be changed (at least 24 a package).
    Lines are drawn first, then one change of each line: mutmut's changes, a call that is left out,
    a condition that is negated. Values replaced by None and missing arguments, which are easily
    caught, are drawn only where a line has nothing else. Left out are changes of strings,

@@ -21,7 +21,7 @@ from mutmut.mutation.mutators import (
     operator_string,
 )
 
-PACKAGES = ("methods", "clip", "training", "deploy/fold", "runtime")
+PACKAGES = ("methods", "clip", "training", "fold", "runtime")
 
 
 @dataclass(frozen=True)

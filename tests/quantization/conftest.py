@@ -15,7 +15,7 @@ from kdedge.clip.backbone import Backbone
 @pytest.fixture(scope="session")
 def fold_student(tiny_backbone: Backbone) -> Callable[[], Any]:
     """Folds a PromptKD student, 32x32 pixels, five classes, of the CLIP as it is when called."""
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods import promptkd
 
     class Teacher:

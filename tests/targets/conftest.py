@@ -11,7 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from kdedge.clip.backbone import Backbone
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
 
 MAX_BATCH = 4
 
@@ -31,7 +31,7 @@ def open_model(tiny_backbone: Backbone) -> FoldedModel:
 def _fold_tiny(tiny_backbone: Backbone, **options: Any) -> FoldedModel:
     import torch
 
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods import promptkd
 
     class Teacher:
@@ -66,16 +66,19 @@ def onnx_files(
     """Precision -> the student's ONNX file, for batches of 1 to 4."""
     for package in ("onnx", "onnxscript", "onnxruntime", "modelopt"):
         pytest.importorskip(package)
+    from kdedge.targets.onnx.fp8 import to_fp8
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.quantize import to_int8
     from kdedge.targets.onnx.trace import write_onnx
 
     folder = tmp_path_factory.mktemp("onnx")
     images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
-    names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-    files = {precision: folder / name for precision, name in names.items()}
+    names = ("model.onnx", "model.fp16.onnx", "model.fp8.onnx", "model.int8.onnx")
+    precisions = ("fp32", "fp16", "fp8", "int8")
+    files = {key: folder / name for key, name in zip(precisions, names, strict=True)}
     write_onnx(tiny_model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
     to_fp16(files["fp32"], files["fp16"], images=images)
+    to_fp8(files["fp32"], files["fp8"], calibration=images)
     to_int8(files["fp32"], files["int8"], calibration=images)
     return files
 
@@ -88,7 +91,7 @@ def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import timm
     import torch
 
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
     from kdedge.runtime.preprocess import Preprocess
     from kdedge.targets.onnx.half import to_fp16

@@ -43,11 +43,13 @@ class EngineRequest:
         onnx_path: the graph, with one input [B, 3, S, S] and any number of outputs.
         precision: precision that the graph must have; it is checked, not converted.
         batches: smallest and largest batch.
+        is_sparse: whether layers have 2:4 zeros, which the builder then may skip.
     """
 
     onnx_path: Path
     precision: Precision
     batches: tuple[int, int]
+    is_sparse: bool = False
 
 
 class EngineBuilder:
@@ -96,11 +98,12 @@ class EngineBuilder:
             ResourceError: memory or disk ran out.
         """
         refuse_existing(path)
-        if request.precision == "int8" and not self.is_strongly_typed:
+        if request.precision in ("fp8", "int8") and not self.is_strongly_typed:
             raise SetupError(
-                f"{self._title} cannot build {request.onnx_path}: its INT8 scales are in half"
-                " precision (opset 19), which needs TensorRT 10 or later.\n"
-                "  Leave --int8 out, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
+                f"{self._title} cannot build {request.onnx_path}: its {request.precision.upper()}"
+                " scales are in half precision (opset 19), which needs TensorRT 10 or later.\n"
+                f"  Leave --{request.precision} out, or install TensorRT 10 (on a Jetson:"
+                " JetPack 6.1)."
             )
         cancel = make_cancel(self._module)
         data, record = in_a_thread(
@@ -164,7 +167,9 @@ class EngineBuilder:
         return 0 if flag is None else 1 << int(flag)
 
     def _set_flags(self, config: Any, request: EngineRequest) -> None:
-        """In TensorRT 8, the precision that its builder may choose besides float32."""
+        """In TensorRT 8, the precision that its builder may choose besides float32; zeros."""
+        if request.is_sparse:
+            config.set_flag(self._trt.BuilderFlag.SPARSE_WEIGHTS)
         if not self.is_strongly_typed and request.precision == "fp16":
             config.set_flag(self._trt.BuilderFlag.FP16)
 

@@ -77,11 +77,11 @@ def to_int8(
     maxima = half.absolute_maxima(model, calibration)
     if layers is None:
         layers = _layers_by_maxima(model, maxima)
-    quantized = _in_qdq_opset(model)
+    quantized = in_qdq_opset(model)
     insert_qdq(quantized, layers)
     check_qdq(quantized, in_float=quantizable(model).keys() - layers.keys())
     half.convert(quantized, maxima)
-    _keep_labels(model, quantized)
+    keep_labels(model, quantized)
     save_graph(quantized, output)
 
 
@@ -114,7 +114,7 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     save_graph(model, output)
 
 
-def _in_qdq_opset(model: Any) -> Any:
+def in_qdq_opset(model: Any) -> Any:
     """A copy in the opset whose Q/DQ take FP16 scales, with all names."""
     from onnx import version_converter
 
@@ -181,7 +181,7 @@ def _layers_by_maxima(model: Any, maxima: Mapping[str, float]) -> dict[str, Quan
     return layers
 
 
-def _keep_labels(source: Any, model: Any) -> None:
+def keep_labels(source: Any, model: Any) -> None:
     """Copies names, metadata and version labels from the graph that it was made from."""
     model.ir_version = source.ir_version
     model.graph.name = source.graph.name

@@ -52,6 +52,17 @@ def check_environment() -> None:
     _import()
 
 
+def _has_fixed_ranges(path: Path) -> bool:
+    """Whether a file has Q/DQ: a node's field `op_type` (number 4) with that text of 14 bytes.
+
+    A file that cannot be read has none: its error is ONNX Runtime's.
+    """
+    try:
+        return b'"\x0eQuantizeLinear' in path.read_bytes()
+    except OSError:
+        return False
+
+
 def load(
     path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
 ) -> OnnxSession:
@@ -83,6 +94,9 @@ def open_session(kind: type[_Session], path: Path, n_threads: int | None) -> _Se
         _FATAL  # failures are exceptions, and warnings do not help the user
     )
     options.intra_op_num_threads = n_threads or number_of_threads() or 0
+    if _has_fixed_ranges(path):
+        # Else processors without VNNI add two products of bytes in 16 bits, and saturate
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not may_spin():
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # After a call, spinning threads would take cores from the preparation of the next one

@@ -46,7 +46,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     assert request.onnx_path is not None
     module = _find()
     builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None, has_gpu=_has_gpu())
-    engine = EngineRequest(request.onnx_path, file.precision, request.artifact.batches)
+    engine = EngineRequest(
+        request.onnx_path, file.precision, request.artifact.batches, request.is_sparse
+    )
     return {
         "tool": "TensorRT-RTX",
         "version": module.__version__,

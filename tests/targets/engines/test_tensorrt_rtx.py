@@ -59,6 +59,7 @@ PRODUCTS = {
     # The class token's features, their projection and the fused head
     "fp16": {"HALF": 25, "FLOAT": 3},
     # Six linear layers in each of three blocks; patches and attention stay half
+    "fp8": {"FP8": 18, "HALF": 7, "FLOAT": 3},
     "int8": {"INT8": 18, "HALF": 7, "FLOAT": 3},
 }
 VERSION = ".".join(tensorrt_rtx.__version__.split(".")[:3])
@@ -125,7 +126,7 @@ def edited(source: Path, path: Path, edit: Callable[[Any], None], **options: Any
     return path
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "fp8"])
 def test_an_engine_is_built_without_a_gpu_and_its_record_says_how(
     onnx_files: dict[str, Path], tmp_path: Path, no_gpu: None, precision: Any
 ) -> None:
@@ -143,6 +144,15 @@ def test_an_engine_is_built_without_a_gpu_and_its_record_says_how(
         "multiplications": PRODUCTS[precision],
         "layers": "not measured",
     }
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_builder_is_told_of_zeros(
+    builder: EngineBuilder, onnx_files: dict[str, Path], tmp_path: Path, precision: Any
+) -> None:
+    request = EngineRequest(onnx_files[precision], precision, (1, 4), is_sparse=True)
+    record = builder.build(request, tmp_path / "a.engine")
+    assert record["flags"] == ["SPARSE_WEIGHTS", "TF32"]
 
 
 def test_with_a_gpu_the_layers_are_recorded_too(

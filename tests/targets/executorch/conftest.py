@@ -18,7 +18,7 @@ from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
 
 MAX_BATCH = 4
 GATES = {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1}
@@ -35,7 +35,7 @@ def tiny_model() -> FoldedModel:
     from open_clip.transformer import VisionTransformer
 
     from kdedge.clip.blocks import make_wrappable
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
 
     torch.manual_seed(0)

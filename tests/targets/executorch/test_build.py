@@ -18,7 +18,7 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.protocol import BuildRequest
 
 if TYPE_CHECKING:
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
 
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")

@@ -18,7 +18,7 @@ from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import load_artifact
 
 if TYPE_CHECKING:
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
 
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")

@@ -40,7 +40,7 @@ def folded_export(
     """Writes a student with six classes as float32 ONNX; its images are not all of one class."""
     import torch
 
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods import promptkd
     from kdedge.targets.onnx.trace import write_onnx
 

@@ -81,8 +81,8 @@ def test_the_files_of_an_export_need_what_the_folded_model_needs(
 def test_torch_counts_the_same(tiny_backbone: Any, tmp_path: Path) -> None:
     import torch
 
-    from kdedge.deploy.fold import fold
     from kdedge.evaluation.flops import count_gmacs
+    from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
     from kdedge.targets.onnx.trace import write_onnx
 

@@ -29,7 +29,7 @@ def tower_onnx(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
     from kdedge.runtime.preprocess import Preprocess
     from kdedge.targets.onnx.trace import write_onnx

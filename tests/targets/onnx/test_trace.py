@@ -17,8 +17,8 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.find import load_backbone
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import RecipeError, ResourceError
+from kdedge.fold import FoldedModel, fold
 from kdedge.methods import promptkd
 from kdedge.targets.onnx.opset import OPSET
 from kdedge.targets.onnx.trace import write_onnx

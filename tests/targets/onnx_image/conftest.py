@@ -19,7 +19,7 @@ from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 
 if TYPE_CHECKING:
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
 
 WHOLE = ((33, 47), (90, 41), (16, 16))
 """Height and width of the images before resize and crop."""

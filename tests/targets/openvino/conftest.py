@@ -17,7 +17,7 @@ from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
 
 MAX_BATCH = 4
 

@@ -18,7 +18,7 @@ from kdedge.inference.classify import Classifier
 from kdedge.targets.openvino import run as target
 
 if TYPE_CHECKING:
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
     from kdedge.runtime.artifact import Artifact
 
 openvino = pytest.importorskip("openvino")

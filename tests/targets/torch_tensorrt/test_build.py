@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from kdedge.deploy.build import RunInputs, build_files
-from kdedge.deploy.fold import FoldedModel
 from kdedge.deploy.parity import (
     SMOKE_SET,
     parity_on_smoke_set,
@@ -27,6 +26,7 @@ from kdedge.deploy.parity import (
     write_smoke_set,
 )
 from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
+from kdedge.fold import FoldedModel
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import Preprocess

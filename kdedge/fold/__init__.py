@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.image_backbone import count_features
-from kdedge.deploy.fold.head import FoldedModel, FoldRequest
-from kdedge.deploy.fold.tower import FoldedTower
-from kdedge.deploy.fold.vit import FoldedViT
 from kdedge.errors import ShapeError
+from kdedge.fold.head import FoldedModel, FoldRequest
+from kdedge.fold.tower import FoldedTower
+from kdedge.fold.vit import FoldedViT
 from kdedge.methods.protocol import ImagePath
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess

@@ -12,7 +12,7 @@ from open_clip.modified_resnet import AttentionPool2d
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from kdedge.deploy.fold.linear import make_linear, plain_weight_and_bias
+from kdedge.fold.linear import make_linear, plain_weight_and_bias
 
 
 def fold_pooling(module: nn.Module) -> nn.Module | None:
