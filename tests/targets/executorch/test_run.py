@@ -15,7 +15,6 @@ import pytest
 
 from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier
-from kdedge.runtime.artifact import load_artifact
 
 if TYPE_CHECKING:
     from kdedge.fold import FoldedModel
@@ -158,7 +157,7 @@ def test_a_changed_program_is_not_loaded(files: Path) -> None:
     path = files / "model.pte"
     path.write_bytes(path.read_bytes() + b"?")
     with pytest.raises(DataError, match=r"model\.pte.* has changed since the export"):
-        Classifier.load(load_artifact(files), backend="executorch")
+        Classifier.load(files, backend="executorch")
 
 
 def test_a_program_of_another_kind_is_told(tmp_path: Path) -> None:
