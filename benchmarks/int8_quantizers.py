@@ -1,5 +1,6 @@
 """Ways to make an INT8 file of a student's run, each against the unfused float32 model.
 
+    pip install nvidia-modelopt
     python benchmarks/int8_quantizers.py RUN [--images 500] [--threads 2] [--output FILE.json]
 
 Ranges come from unlabeled images, as many as the run's recipe says and chosen as `kdedge export`
@@ -14,11 +15,12 @@ up to 1.29 does not round where FP16 is quantized.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +46,6 @@ from kdedge.targets.onnx import run as backend
 from kdedge.targets.onnx import trace as onnx_target
 from kdedge.targets.onnx.graph import load_graph, weight_matmuls
 from kdedge.targets.onnx.half import to_fp16
-from kdedge.targets.onnx.modelopt import modelopt_quantizer
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 
 Make = Callable[[Path, Path, npt.NDArray[Any]], None]
@@ -80,7 +81,9 @@ def ours(source: Path, output: Path, images: npt.NDArray[Any], *,
 
 def modelopt(source: Path, output: Path, images: npt.NDArray[Any]) -> None:
     """ModelOpt with its own placement of Q/DQ; ranges by the largest value, as ours."""
-    with modelopt_quantizer(output.parent) as quantize:
+    from modelopt.onnx.quantization import quantize
+
+    with redirect_stdout(io.StringIO()):
         quantize(str(source), output_path=str(output), quantize_mode="int8",
                  calibration_data_reader=Reader(images), calibration_method="max",
                  calibration_eps=["cpu"], high_precision_dtype="fp32", log_level="ERROR",

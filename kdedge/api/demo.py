@@ -83,7 +83,7 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     picture = student.path / "examples.png"
     write_atomic(picture, _side_by_side(pictures))
     artifact = None
-    if _is_installed("onnx", "onnxscript", "onnxruntime", "modelopt"):
+    if _is_installed("onnx", "onnxscript", "onnxruntime"):
         request = ExportRequest(str(student.path))
         artifact = make_export(request, {"root": root, "device": device}).artifact
     gathered = Gathered(root, against=AGAINST, device=device, n_threads=None)

@@ -22,7 +22,6 @@ from kdedge.cli import bench
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-pytest.importorskip("modelopt")
 
 QUICK = ("--seconds", "0.01", "--calls", "3", "--batch", "1,2")
 ARTIFACT = "runs/tiny/02/artifacts/01"

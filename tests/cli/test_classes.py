@@ -23,7 +23,7 @@ from kdedge.lock import locked
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.class_file import matrix_bytes, read_matrix
 
-for package in ("onnx", "onnxruntime", "modelopt"):
+for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 OPEN, PLAIN = Path("open"), Path("plain")

@@ -19,7 +19,6 @@ from PIL import Image
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-pytest.importorskip("modelopt")
 
 ARTIFACT = Path("runs/tiny/02/artifacts/01")
 
@@ -440,16 +439,6 @@ def test_bad_options_are_explained(
     done = kdedge("export", *arguments)
     assert done.code == code
     assert words in done.err
-    assert not Path("runs/tiny/02/artifacts").exists()
-
-
-def test_a_missing_quantizer_is_told_before_anything_is_written(
-    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "modelopt", None)
-    done = kdedge("export", "tiny/02", "--int8")
-    assert done.code == 4
-    assert "INT8 export needs nvidia-modelopt" in done.err
     assert not Path("runs/tiny/02/artifacts").exists()
 
 

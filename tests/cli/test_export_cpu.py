@@ -15,7 +15,7 @@ import kdedge as api
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.cpu_choice import CPU_CHOICE
 
-for package in ("onnx", "onnxruntime", "modelopt"):
+for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 ARTIFACT = Path("runs/tiny/02/artifacts/01")

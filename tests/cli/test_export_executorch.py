@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-for package in ("onnx", "onnxruntime", "modelopt"):
+for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 ARTIFACT = Path("runs/tiny/02/artifacts/01")

@@ -14,7 +14,7 @@ import pytest
 
 from kdedge.runtime.machine import has_bf16
 
-for package in ("openvino", "onnx", "onnxruntime", "modelopt"):
+for package in ("openvino", "onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 ARTIFACT = Path("runs/tiny/02/artifacts/01")

@@ -22,7 +22,6 @@ from kdedge.runtime.contention import Contention
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-pytest.importorskip("modelopt")
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,6 @@ from kdedge.runtime.preprocess import resize_and_crop
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("modelopt")
 
 ARTIFACT = Path("runs/tiny/02/artifacts/01")
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"

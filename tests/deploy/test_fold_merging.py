@@ -168,7 +168,7 @@ def test_the_graph_has_fewer_tokens_and_as_many_fewer_multiply_adds() -> None:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoldedModel, dict[str, Path]]:
     """A folded student that merges 5 of its 25 patch tokens in each block, and its ONNX files."""
-    for package in ("onnx", "onnxscript", "onnxruntime", "modelopt"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.quantize import to_int8

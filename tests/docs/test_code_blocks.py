@@ -293,7 +293,7 @@ def finished(
     copy: Callable[[Path, Path], Folder],
 ) -> Path:
     """The same with a finished teacher and student, and the student's export in artifacts/01."""
-    for name in ("torch", "onnx", "modelopt"):
+    for name in ("torch", "onnx", "onnxruntime"):
         pytest.importorskip(name)
     folder = copy(images, tmp_path_factory.mktemp("finished") / "project")
     for command in (
@@ -332,7 +332,7 @@ def test_what_a_page_shows_runs(
     request: pytest.FixtureRequest,
     copy: Callable[[Path, Path], Folder],
 ) -> None:
-    for name in ("torch", "modelopt", "matplotlib", "tensorrt_rtx"):
+    for name in ("torch", "onnxruntime", "matplotlib", "tensorrt_rtx"):
         pytest.importorskip(name)
     for name in ("openvino", "executorch"):
         if page == f"docs/deploy/{name}.md":

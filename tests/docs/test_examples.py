@@ -118,7 +118,7 @@ def test_own_images_end_to_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("torch")
-    pytest.importorskip("modelopt")
+    pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     colors = {"red": (200, 20, 20), "blue": (20, 20, 200)}
     (tmp_path / "classes.txt").write_text("red\nblue\n")

@@ -64,7 +64,7 @@ def onnx_files(
     tiny_model: FoldedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Precision -> the student's ONNX file, for batches of 1 to 4."""
-    for package in ("onnx", "onnxscript", "onnxruntime", "modelopt"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from kdedge.targets.onnx.fp8 import to_fp8
     from kdedge.targets.onnx.half import to_fp16
@@ -86,7 +86,7 @@ def onnx_files(
 @pytest.fixture(scope="session")
 def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Precision -> the ONNX file of a small CNN, for batches of 1 to 4."""
-    for package in ("onnx", "onnxscript", "onnxruntime", "modelopt"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     import timm
     import torch

@@ -7,7 +7,6 @@ from kdedge.targets.protocol import Package, Target
 ONNX_RUNTIME = Package(
     "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "running ONNX files", extra="runtime"
 )
-MODELOPT = Package("modelopt", ("nvidia-modelopt",), "FP16 and INT8 files", extra="export")
 ONNX = Package("onnx", ("onnx",), "ONNX files", extra="export")
 ONNXSCRIPT = Package("onnxscript", ("onnxscript",), "ONNX files", extra="export")
 
@@ -20,7 +19,7 @@ TARGET = Target(
     source="folded model",
     precisions=("fp32", "fp16", "fp8", "int8"),
     cpu_precisions=("fp32", "int8"),
-    packages=(ONNX, ONNXSCRIPT, MODELOPT, ONNX_RUNTIME),
+    packages=(ONNX, ONNXSCRIPT, ONNX_RUNTIME),
     backend="onnxruntime",
     preference=10,
     remark="Other targets that are built on the device are built from these files.",

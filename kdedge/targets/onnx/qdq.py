@@ -60,9 +60,7 @@ def check_qdq(model: Any, *, in_float: Collection[str] = ()) -> None:
 
 def _unfit(reason: str) -> GateError:
     return GateError(
-        f"INT8: the graph is not quantized as TensorRT requires: {reason}.\n"
-        "  Export fp16 instead, or install the right version of nvidia-modelopt: pip install"
-        " 'kdedge[export]'"
+        f"INT8: the graph is not quantized as TensorRT requires: {reason}.\n  Export fp16 instead."
     )
 
 

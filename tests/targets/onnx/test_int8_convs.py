@@ -59,7 +59,7 @@ def tower_int8(
     tower_onnx: Path, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Its INT8 file for TensorRT."""
-    pytest.importorskip("modelopt.onnx")
+    pytest.importorskip("onnxruntime")
     path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
     to_int8(tower_onnx, path, calibration=folded_images)
     return path

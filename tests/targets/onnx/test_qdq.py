@@ -15,7 +15,7 @@ from kdedge.targets.onnx.graph import set_initializer
 from kdedge.targets.onnx.qdq import check_qdq
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("modelopt.onnx")
+pytest.importorskip("onnxruntime")
 
 LAYER = "blocks.1.key/MatMul"
 

@@ -17,7 +17,6 @@ from PIL import Image
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("modelopt")
 
 from kdedge.deploy.build import build_files  # noqa: E402
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set  # noqa: E402
