@@ -65,7 +65,9 @@ def test_files_are_built_compared_and_listed(artifact: Artifact, with_flags: Wit
     assert sizes == sorted(sizes, reverse=True)
     distances = {name: file.parity.mean_softmax_distance for name, file in entries.items()}  # type: ignore[union-attr]
     assert distances["model.xml"] < 1e-6
-    assert distances["model.bf16.xml"] > distances["model.xml"]  # it runs in another precision
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        # Elsewhere the flags above are a pretence, and OpenVINO computes in float32 all the same
+        assert distances["model.bf16.xml"] > distances["model.xml"]
 
 
 def constant(node: Any) -> np.ndarray:
@@ -234,7 +236,10 @@ def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
     assert (artifact.path / "model.int8.xml").is_file()
 
 
-def test_only_the_blocks_linear_layers_are_quantized(artifact: Artifact) -> None:
+def test_only_the_blocks_linear_layers_are_quantized(
+    artifact: Artifact, with_flags: WithFlags
+) -> None:
+    with_flags("avx2 avx_vnni")  # of weights with seven bits, only the values are others
     build_files(artifact, "openvino", ["int8"])
     model = openvino.Core().read_model(artifact.path / "model.int8.xml")
     quantized = set()
