@@ -246,7 +246,8 @@ def test_only_the_blocks_linear_layers_are_quantized(
     for operator in model.get_ops():
         sources = [port.get_source_output().get_node() for port in operator.inputs()]
         is_product = operator.get_type_name() in ("MatMul", "Convolution")
-        dequantized = ["DequantizeLinear" in source.get_friendly_name() for source in sources]
+        names = [source.get_friendly_name() for source in sources]
+        dequantized = [name.endswith(("/DequantizeLinear", "/weight")) for name in names]
         if is_product and any(dequantized):
             assert all(dequantized)
             quantized.add(operator.get_friendly_name())
