@@ -43,14 +43,14 @@ def search_blocks(artifact: Artifact, name: str) -> list[Block]:
     is_measured = any(value is not None for value in measured.values())
     values = measured if is_measured else own
     told = (
-        "Points of the logits' error that each layer in float takes away."
+        "Percentage points of the logits' error that each layer in float takes away."
         if is_measured
         else "Error of each layer's output by itself, percent of the output."
     )
     return [
         Facts(facts, is_wide=False),
         Table("Search", header, steps, what),
-        Plot(name, "Sensitivity by layer", layer_bars(values, told), told),
+        Plot(name, "Sensitivity by layer", layer_bars(values, "percent"), told),
     ]
 
 
@@ -59,7 +59,7 @@ def layer_bars(values: Mapping[str, float | None], label: str) -> Draw:
 
     Args:
         values: by layer; None for layers without a value.
-        label: the value's name.
+        label: the values' unit.
     """
     shown: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
 
@@ -69,7 +69,7 @@ def layer_bars(values: Mapping[str, float | None], label: str) -> Draw:
         axes.barh(range(len(shown)), list(shown.values()), color=theme.first)
         axes.set_yticks(range(len(shown)), list(shown), fontsize="small")
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlabel(label.partition(" of ")[0] if len(label) > 60 else label)
+        axes.set_xlabel(label)
         return figure
 
     return draw
