@@ -298,7 +298,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
         (("art", "pics", "--backend", "tensort"), 2, 'no backend "tensort"'),
         (("art", "pics", "--backend", "tensorrt"), 2, "no file that tensorrt can run"),
         (("art", "pics", "--precision", "int8"), 2, "has no int8 file that can be run"),
-        (("art", "pics", "--precision", "fp8"), 2, "'fp8' is not one of"),
+        (("art", "pics", "--precision", "fp4"), 2, "'fp4' is not one of"),
         (("art", "pics", "--batch", "5"), 2, "takes 1 to 4 images"),
         (("art", "pics", "--batch", "0"), 2, "--batch"),
         (("art", "pics", "--min-score", "101"), 2, "--min-score"),

@@ -26,7 +26,7 @@ def test_the_newest_run_is_reported_into_a_new_folder(kdedge, exported) -> None:
     done = kdedge("report")
     assert done.code == 0, done.err
     page = Path("runs/tiny/02/report/01/index.html")
-    assert done.out == f"Wrote {page} and 4 pictures\nNext: kdedge bench runs/tiny/02\n"
+    assert done.out == f"Wrote {page} and 5 pictures\nNext: kdedge bench runs/tiny/02\n"
     text = page.read_text(encoding="utf-8")
     for name in ("school bus", "model.int8.onnx", "Calibration", "Gain of each"):
         assert name in text

@@ -87,8 +87,8 @@ def test_a_wish_that_no_file_fulfills_lists_what_there_is(artifact: Artifact) ->
 
 
 def test_unknown_wishes_are_told(artifact: Artifact) -> None:
-    with pytest.raises(RecipeError, match='no precision "fp8"'):
-        candidates(artifact, precision="fp8", backend=None)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match='no precision "fp4"'):
+        candidates(artifact, precision="fp4", backend=None)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match='no backend "onnx"'):
         candidates(artifact, precision=None, backend="onnx")
 

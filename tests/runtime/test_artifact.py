@@ -208,7 +208,7 @@ def test_external_data_must_be_listed_with_its_hash(written: Artifact) -> None:
         (("files", 0), "model.onnx", r"files\[0\] is not a JSON object"),
         (("files", 0, "sha256"), SHA[:-1], r"files\[0\]\.sha256 is .*expected a SHA-256"),
         (("files", 0, "sha256"), SHA.upper(), "expected a SHA-256"),
-        (("files", 0, "precision"), "fp8", r"files\[0\]\.precision is 'fp8'"),
+        (("files", 0, "precision"), "fp4", r"files\[0\]\.precision is 'fp4'"),
         (("files", 0, "device"), "tpu", "expected 'any', 'cpu' or 'gpu'"),
         (("files", 0, "gate"), "ok", "expected 'passed', 'missed' or 'not measured'"),
         (("files", 0, "n_bytes"), 1.5, "expected a valid integer"),
