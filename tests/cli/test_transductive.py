@@ -301,7 +301,7 @@ def test_labels_that_a_kill_left_half_written_are_written_again(
 )
 def test_a_wrong_key_is_named(kdedge: Run, project: Path, value: str, message: str) -> None:
     fails(kdedge("distill", "r.yaml", "--set", f"student.targets={value}"), 2, message)
-    assert not Path("runs").exists()
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
 @pytest.mark.parametrize(
