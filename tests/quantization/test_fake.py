@@ -183,5 +183,7 @@ def test_the_written_file_computes_what_the_model_computes(
     half = run_as_written(onnx.load(tmp_path / "int8.onnx"), images)
 
     lost = np.abs(plain - expected).mean()  # by INT8
-    assert np.abs(exact - expected).mean() < 0.02 * lost
+    # Equal but for images where a value in the middle of two levels was rounded the other way
+    assert np.median(np.abs(exact - expected).max(axis=1)) < 1e-3 * lost
+    assert np.abs(exact - expected).mean() < 0.1 * lost
     assert np.abs(half - expected).mean() < 0.2 * lost
