@@ -77,7 +77,7 @@ def test_every_key_of_a_recipe_that_is_named_exists() -> None:
         (name, re.sub(r"^(teacher|student|baseline)\.optim", "optim", key))
         for name, text in TEXTS.items()
         for key in re.findall(
-            r"(?:--set |[`\"])((?:optim|data|teacher|student|export|gates|classes)\.[a-z_.]+)", text
+            r"(?:--set |[`\"])((?:optim|data|teacher|student|export|gates|classes)\.[a-z0-9_.]+)", text
         )
         if not key.endswith((".safetensors", ".txt", ".yaml")) and ".settings." not in key
     }
