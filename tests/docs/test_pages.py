@@ -77,9 +77,10 @@ def test_every_key_of_a_recipe_that_is_named_exists() -> None:
         (name, re.sub(r"^(teacher|student|baseline)\.optim", "optim", key))
         for name, text in TEXTS.items()
         for key in re.findall(
-            r"(?:--set |[`\"])((?:optim|data|teacher|student|export|gates|classes)\.[a-z0-9_.]+)", text
+            r"(?:--set |[`\"])((?:optim|data|teacher|student|export|gates|classes)\.[a-z0-9_.]+)",
+            text,
         )
-        if not key.endswith((".safetensors", ".txt", ".yaml")) and ".settings." not in key
+        if not key.endswith((".safetensors", ".txt", ".yaml", ".npy")) and ".settings." not in key
     }
     assert {(name, key) for name, key in named if key not in keys} == set()
 
