@@ -58,6 +58,8 @@ class Processes:
 
     def __init__(self) -> None:
         package = str(Path(__file__).parents[1])
+        # As in an activated environment: `python` is this one's
+        found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._folder = tempfile.TemporaryDirectory(prefix="kdedge-")
         place = Path(self._folder.name)
         self.python = place / "python"
@@ -68,7 +70,7 @@ class Processes:
             listening.listen()
             self._server = subprocess.Popen(
                 [sys.executable, "-W", "error", __file__, str(listening.fileno())],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
+                env={**os.environ, "PATH": found, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
