@@ -53,7 +53,7 @@ def search_int8(
         torch.from_numpy(held_out),
         target_percent=(gate_percent + 100) / 2,
         minutes=minutes,
-        class_matrix=None if class_matrix is None else torch.from_numpy(class_matrix),
+        class_matrix=None if class_matrix is None else torch.tensor(class_matrix),  # a copy
     )
 
 

@@ -38,7 +38,8 @@ def test_halves_go_to_the_even_level_and_ends_saturate() -> None:
 
 
 def test_onnx_runtime_quantizes_to_the_same_values() -> None:
-    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper
 
     x = (np.random.default_rng(0).standard_normal(100_000) * 40).astype(np.float32)
