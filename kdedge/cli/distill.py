@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +25,58 @@ from kdedge.config.load import load_recipe
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Compress:
+    """Options of a student that is compressed.
+
+    Attributes:
+        run: `--resume-from`.
+        quantize: `--quantize`.
+        sparsity: `--sparsity`.
+    """
+
+    run: str | None
+    quantize: str | None
+    sparsity: str | None
+
+
+def _compress_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options of a student that is compressed, as one parameter `compress`."""
+
+    @click.option(
+        "--resume-from",
+        metavar="RUN",
+        help="Compress the finished student RUN: fold it, and train it on in the form of --quantize"
+        " or --sparsity. Without RECIPE, with the recipe and the teacher of RUN.",
+    )
+    @click.option(
+        "--quantize",
+        type=click.Choice(["int8"]),
+        help="Train with the rounding of INT8, which an export then writes as trained. Needs"
+        " --resume-from.",
+    )
+    @click.option(
+        "--sparsity",
+        type=click.Choice(["2:4"]),
+        help="Zeros that TensorRT may skip: two of each four weights along a layer's input. Needs"
+        " --resume-from.",
+    )
+    @functools.wraps(function)
+    def command(
+        *arguments: Any,
+        resume_from: str | None,
+        quantize: str | None,
+        sparsity: str | None,
+        **values: Any,
+    ) -> Any:
+        return function(*arguments, compress=_Compress(resume_from, quantize, sparsity), **values)
+
+    return command
+
+
 @click.command("distill")
 @click.argument("recipe", required=False)
-@click.option(
-    "--resume-from",
-    metavar="RUN",
-    help="Compress the finished student RUN: fold it, and train it on in the form of --quantize or"
-    " --sparsity."
-    " Without RECIPE, with the recipe and the teacher of RUN.",
-)
-@click.option(
-    "--quantize",
-    type=click.Choice(["int8"]),
-    help="Train with the rounding of INT8, which an export then writes as trained. Needs"
-    " --resume-from.",
-)
-@click.option(
-    "--sparsity",
-    type=click.Choice(["2:4"]),
-    help="Zeros that TensorRT may skip: two of each four weights along a layer's input. Needs"
-    " --resume-from.",
-)
+@_compress_options
 @size_option
 @set_options("student")
 @resume_option
@@ -57,9 +91,7 @@ def command(
     root: Path,
     device: str | None,
     as_json: bool,
-    resume_from: str | None,
-    quantize: str | None,
-    sparsity: str | None,
+    compress: _Compress,
 ) -> None:
     """Distill the student of RECIPE from its teacher, on unlabeled images.
 
@@ -74,7 +106,8 @@ def command(
     from kdedge.api.compress import from_run
     from kdedge.api.train import Place, make_student
 
-    started = from_run(recipe, resume_from, root, quantize=quantize, sparsity=sparsity)
+    how = {"quantize": compress.quantize, "sparsity": compress.sparsity}
+    started = from_run(recipe, compress.run, root, **how)
     if started.texts:
         log.info("Compressing sets %s.", ", ".join(started.texts))
     loaded = load_recipe(started.recipe, [*started.texts, *overrides])
