@@ -21,6 +21,7 @@ from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import Candidate, CpuChoice, CpuMachine
 from kdedge.runtime.machine import physical_cores, usable_cores
+from kdedge.runtime.open_classes import with_classes
 from kdedge.runtime.threads import is_number_given, number_of_threads
 from kdedge.targets.registry import list_targets, load_run
 
@@ -143,7 +144,8 @@ class _Trial:
         module.check_environment()
         path = self._artifact.checked(file.name)
         with working(f"comparing {file.name}"):
-            backend = module.load(path, n_threads=candidate.threads, built_with=file.built_with)
+            loads = module.load(path, n_threads=candidate.threads, built_with=file.built_with)
+            backend = with_classes(self._artifact, loads)
             opened.callback(backend.close)
             if file.name not in self._compared:
                 self._compared[file.name] = self._compare(file, backend)
