@@ -198,6 +198,18 @@ def test_a_file_with_preprocessing_has_open_classes_too(project: Path, kdedge: K
     assert done.code == 0, done.err
 
 
+def test_the_fastest_file_is_found_by_the_logits_of_the_present_classes(
+    project: Path, kdedge: Kdedge
+) -> None:
+    change_classes(OPEN, removed=["dog"])
+    done = kdedge("export", str(OPEN), "--cpu")
+    assert done.code == 0, done.err
+    choice = api.cpu_choice(OPEN)
+    assert choice is not None
+    agreement = {one.file: one.agreement_percent for one in choice.candidates}
+    assert agreement["model.onnx"] == 100
+
+
 def test_the_artifact_after_a_change_is_what_predict_bench_and_the_example_see(
     project: Path, kdedge: Kdedge
 ) -> None:
