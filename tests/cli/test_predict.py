@@ -556,11 +556,12 @@ def test_a_file_that_was_begun_is_continued_as_if_it_had_never_ended(
     command = ("predict", "art", "pics", "late.jpg", "--batch", "1", "--format", kind, "--output")
     os.mkfifo("late.jpg")
     process = start(*command, "part")
-    while not is_read("late.jpg"):
+    while (pipe := opened_for_a_reader("late.jpg")) is None:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     process.communicate()
+    os.close(pipe)
     assert process.returncode == 130
     begun, marker = Path("part").read_bytes(), Path(".part.unfinished.json")
     made_from = marker.read_bytes()
@@ -579,12 +580,12 @@ def test_a_file_that_was_begun_is_continued_as_if_it_had_never_ended(
         assert not marker.exists()
 
 
-def is_read(pipe: str) -> bool:
+def opened_for_a_reader(pipe: str) -> int | None:
+    """The pipe's writing end, or None before anybody reads; closing it ends the reader's file."""
     try:
-        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:
-        return False
-    return True
+        return None
 
 
 def test_only_the_same_commands_unfinished_file_is_continued(work: Path, kdedge: Run) -> None:
