@@ -20,11 +20,10 @@ from kdedge.results import ParityResult
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
 from kdedge.runtime.batches import to_input
-from kdedge.runtime.open_classes import with_classes
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.speed_results import Accuracy, Inputs
-from kdedge.targets.protocol import Target
-from kdedge.targets.registry import list_targets, load_run
+from kdedge.targets.load import load_file
+from kdedge.targets.registry import list_targets
 
 PHOTO_PX = (640, 480)
 """Size in pixels of the JPEG that calls from an image file decode."""
@@ -37,9 +36,9 @@ def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subj
         artifact: the artifact.
         n_threads: CPU threads; None for the engine's default.
     """
-    targets = {target.name: target for target in list_targets() if target.backend is not None}
+    targets = {target.name for target in list_targets() if target.backend is not None}
     return [
-        _subject(artifact, file, targets[file.target], n_threads)
+        _subject(artifact, file, n_threads)
         for file in artifact.files
         if file.target in targets
     ]
@@ -60,7 +59,7 @@ def find_artifact(path: Path) -> tuple[Path, str | None] | None:
     return None
 
 
-def _subject(artifact: Artifact, file: ModelFile, target: Target, n_threads: int | None) -> Subject:
+def _subject(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Subject:
     counted = _counted(artifact, file)
     parity = file.parity
     accuracy = None
@@ -78,11 +77,7 @@ def _subject(artifact: Artifact, file: ModelFile, target: Target, n_threads: int
 
     @contextlib.contextmanager
     def load() -> Iterator[LoadedModelFile]:
-        module = load_run(target)
-        module.check_environment()
-        path = artifact.checked(file.name)
-        loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
-        loaded = with_classes(artifact, loaded)
+        loaded = load_file(artifact, file, n_threads=n_threads)
         try:
             yield LoadedModelFile(artifact, loaded)
         finally:

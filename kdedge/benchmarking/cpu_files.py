@@ -21,9 +21,9 @@ from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import Candidate, CpuChoice, CpuMachine
 from kdedge.runtime.machine import physical_cores, usable_cores
-from kdedge.runtime.open_classes import with_classes
 from kdedge.runtime.threads import is_number_given, number_of_threads
-from kdedge.targets.registry import list_targets, load_run
+from kdedge.targets.load import load_file
+from kdedge.targets.registry import list_targets
 
 EQUAL = 0.03
 """Candidates this close to the fastest count as equally fast: rounds of one differ by more."""
@@ -111,7 +111,6 @@ class _Trial:
 
     def __init__(self, artifact: Artifact, plan: TimingPlan) -> None:
         self._artifact, self._plan = artifact, plan
-        self._targets = {target.name: target for target in list_targets()}
         self._compared: dict[str, tuple[float, str | None]] = {}
 
     def measure(self, wanted: Iterable[tuple[ModelFile, int]]) -> list[Candidate]:
@@ -140,12 +139,8 @@ class _Trial:
         self, file: ModelFile, candidate: Candidate, opened: contextlib.ExitStack
     ) -> tuple[Candidate, Call]:
         """A candidate with its comparison, and its call; it is freed with `opened`."""
-        module = load_run(self._targets[file.target])
-        module.check_environment()
-        path = self._artifact.checked(file.name)
         with working(f"comparing {file.name}"):
-            loads = module.load(path, n_threads=candidate.threads, built_with=file.built_with)
-            backend = with_classes(self._artifact, loads)
+            backend = load_file(self._artifact, file, n_threads=candidate.threads)
             opened.callback(backend.close)
             if file.name not in self._compared:
                 self._compared[file.name] = self._compare(file, backend)

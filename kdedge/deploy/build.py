@@ -14,7 +14,6 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.open_classes import with_classes
+from kdedge.targets.load import load_file
 from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target
 from kdedge.targets.registry import find_target, load_build, load_run
 
@@ -259,9 +259,8 @@ def _measured(
             first,
         )
         return entry
-    path = artifact.checked(entry.name)
     try:
-        backend = _load(artifact, target, entry, path)
+        backend = _load(artifact, target, entry)
         try:
             parity = parity_on_smoke_set(artifact, backend) if run is None else run.compare(backend)
         finally:
@@ -273,12 +272,11 @@ def _measured(
     return dataclasses.replace(entry, parity=parity, gate="missed" if missed else "passed")
 
 
-def _load(artifact: Artifact, target: Target, entry: ModelFile, path: Path) -> Backend:
+def _load(artifact: Artifact, target: Target, entry: ModelFile) -> Backend:
     if target.backend is not None:
-        loaded = load_run(target).load(path, built_with=entry.built_with)
-        return with_classes(artifact, loaded)
+        return load_file(artifact, entry)
     module: Any = load_build(target)
-    return with_classes(artifact, module.load(path, artifact))
+    return with_classes(artifact, module.load(artifact.checked(entry.name), artifact))
 
 
 def _elsewhere(

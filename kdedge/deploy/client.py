@@ -33,8 +33,7 @@ from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
 from kdedge.errors import GateError, RecipeError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.batches import softmax
-from kdedge.runtime.open_classes import with_classes
-from kdedge.targets.registry import find_target, load_run
+from kdedge.targets.load import load_file
 
 Pictures = Literal["ppm", "png"]
 
@@ -158,10 +157,7 @@ def _expected_logits(
 ) -> npt.NDArray[np.float32]:
     if file.precision == "fp32":
         return smoke.logits
-    module = load_run(find_target(file.target))
-    module.check_environment()
-    loaded = module.load(artifact.checked(file.name), built_with=file.built_with)
-    backend = with_classes(artifact, loaded)
+    backend = load_file(artifact, file)
     try:
         return smoke_logits(artifact, backend, smoke)
     finally:

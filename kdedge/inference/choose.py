@@ -12,9 +12,9 @@ from kdedge.inference.cpu_preference import CpuPreference
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cuda import find_gpu
-from kdedge.runtime.open_classes import with_classes
+from kdedge.targets.load import load_file
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import list_targets, load_run, target_of_backend
+from kdedge.targets.registry import list_targets, target_of_backend
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def choose_and_load(
         if measured is not None and file.name == chosen:
             threads = measured.threads(n_threads)
         try:
-            loaded = _load(artifact, target, file, threads)
+            loaded = load_file(artifact, file, n_threads=threads)
         except SetupError as error:
             failures.append((target, file, _bare(error)))
             continue
@@ -103,14 +103,6 @@ def _export_command(artifact: Artifact, target: Target) -> str:
     """The command that builds and measures a target's files, from the artifact if possible."""
     source = str(artifact.path) if target.source == "ONNX file" else "RUN"
     return shlex.join(["kdedge", "export", source, target.flag])
-
-
-def _load(artifact: Artifact, target: Target, file: ModelFile, n_threads: int | None) -> Backend:
-    module = load_run(target)
-    module.check_environment()
-    path = artifact.checked(file.name)
-    loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
-    return with_classes(artifact, loaded)
 
 
 def _bare(error: SetupError) -> SetupError:

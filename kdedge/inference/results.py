@@ -25,10 +25,12 @@ class Prediction:
     Attributes:
         key: identifies the image, such as its path.
         top: the most likely classes, best first.
+        is_none: whether the image shows none of the classes, as far as the artifact can tell.
     """
 
     key: str
     top: tuple[ClassScore, ...]
+    is_none: bool = False
 
 
 @dataclass(frozen=True)
