@@ -107,7 +107,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/coreml.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,coreml]'": INSTALL,
-        "let model = try VNCoreMLModel(for: model_fp16(configuration: MLModelConfiguration()).model)": APPLE,
+        "let classifier = try model_fp16(configuration: MLModelConfiguration())": APPLE,
     },
     "docs/deploy/servers.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
