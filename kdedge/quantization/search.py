@@ -39,6 +39,7 @@ from kdedge.quantization.candidate import (
     output_shift,
     quantize_all,
     smooth_sites,
+    with_plain_functions,
 )
 from kdedge.quantization.fake import QuantizedLayer, attach, detach
 from kdedge.quantization.ranges import RANGES
@@ -85,8 +86,8 @@ class Found:
     """What a search has found.
 
     Attributes:
-        exact: the folded model with exact changes alone, float.
-        model: the same with corrected biases.
+        exact: the folded model with exact changes that cost nothing, float.
+        model: the same with centered activation functions and corrected biases.
         layers: what is quantized of its layers, by name.
         record: plain values for `artifact.json`: images, target, steps, layers, and why it ended.
     """
@@ -203,7 +204,8 @@ class _Search:
             "layers": layers,
             "in_float": [name for name in self.observed if name not in best.layers],
         }
-        return Found(best.exact, best.model, best.layers, record)
+        exact = with_plain_functions(best.exact, self.sites)
+        return Found(exact, best.model, best.layers, record)
 
     def _smooth_alike(self) -> None:
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.norm is not None}

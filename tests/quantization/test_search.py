@@ -16,6 +16,7 @@ from kdedge.quantization.candidate import (
     layer_error,
     quantize_all,
     smooth_sites,
+    with_plain_functions,
 )
 from kdedge.quantization.ranges import RANGES, find_range
 from kdedge.quantization.rounding import round_weight
@@ -68,6 +69,10 @@ def test_centering_changes_no_logit_and_gives_each_channel_both_signs_alike(
         if site.norm or site.block or site.activation:
             torch.testing.assert_close(again[name].low, -again[name].high, rtol=0, atol=1e-4)
     assert isinstance(centered.get_submodule("blocks.0.mlp.gelu"), Centered)
+    plain = with_plain_functions(centered, sites)
+    assert not any(isinstance(module, Centered) for module in plain.modules())
+    torch.testing.assert_close(plain(pictures[64:96]), expected, rtol=0, atol=1e-4)
+    assert with_plain_functions(plain, sites) is plain
     reach = [float(each["blocks.0.mlp.c_proj"].channel_max.max()) for each in (seen, inputs)]
     assert reach[1] < 0.7 * reach[0]
 
@@ -131,7 +136,9 @@ def test_without_time_the_first_candidate_is_the_result(
 ) -> None:
     found = search(folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=0)
     assert found.record["ended"] == "its time was over"
-    assert [step["step"] for step in found.record["steps"]] == ["centered, SmoothQuant 0.5, ranges max"]
+    assert [step["step"] for step in found.record["steps"]] == [
+        "centered, SmoothQuant 0.5, ranges max"
+    ]
     assert not found.record["reached"]
     assert len(found.layers) == 18
 
