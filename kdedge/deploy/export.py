@@ -266,9 +266,9 @@ class _Writer:
             class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
         )  # fmt: skip
         with scratch_folder(self._folder) as scratch:
-            traced: dict[int, Path] = {}  # often both files have one model
+            traced: dict[int, Path] = {}  # both files may have one model
             for file in onnx_build.plan("int8"):
-                # Corrected biases make up for fixed ranges; files for CPUs have those of each call
+                # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
                 model = found.exact if file.device == "cpu" else found.model
                 if id(model) not in traced:
                     source = dataclasses.replace(float32, name=f"{len(traced)}.onnx")
