@@ -274,6 +274,9 @@ class ParityResult(Record):
         images_hash: as in `OnImages`; None in older records, and for images of a smoke set.
         test_set: the whole test set that they were taken from, evenly spaced; None if they were
             not, and in older records.
+        ece_percent: expected calibration error of the file on the labeled images, as in
+            `EvalResult`; None if no temperature was fitted.
+        ece_percent_before: what it would be without the temperature.
     """
 
     n_images: PositiveCount
@@ -290,3 +293,5 @@ class ParityResult(Record):
     runtime: str
     images_hash: Annotated[str | None, OPTIONAL] = None
     test_set: Annotated[TestSet | None, OPTIONAL] = None
+    ece_percent: Annotated[Percent | None, OPTIONAL] = None
+    ece_percent_before: Annotated[Percent | None, OPTIONAL, null_as("ece_percent")] = None

@@ -37,6 +37,8 @@ class _RunOptions:
     head: str | None
     pixels: str | None
     open_classes: bool
+    calibrate: bool
+    none_of_these: str | None
     int8_minutes: float | None
     output: Path | None
     overrides: tuple[str, ...]
@@ -44,10 +46,11 @@ class _RunOptions:
 
     def as_options(self, root: Path) -> ExportOptions:
         """The options of the call; head, pixels and minutes are keys of the recipe."""
-        keys = ("head", "pixels", "int8_minutes")
+        keys = ("head", "pixels", "int8_minutes", "none_of_these")
         given = {key: getattr(self, key) for key in keys}
         flags = [f"export.{key}={value}" for key, value in given.items() if value is not None]
         flags += ["export.open_classes=true"] if self.open_classes else []
+        flags += ["export.calibrate=true"] if self.calibrate else []
         options: ExportOptions = {
             "output": self.output,
             "overrides": [*self.overrides, *flags],
@@ -138,6 +141,17 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     "--open-classes",
     is_flag=True,
     help="Keep the class vectors in a file beside the graph, for `kdedge classes`.",
+)
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Fit a temperature, so that a score is as high as answers of that score are right.",
+)
+@click.option(
+    "--none-of-these",
+    metavar="SHARE",
+    help='Answer "none" for images that look like none of the classes, and keep this share of the'
+    " known images, such as 95%.",
 )
 @click.option(
     "--int8-minutes",

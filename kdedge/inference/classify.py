@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,20 @@ from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifac
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches, softmax
 from kdedge.runtime.machine import usable_cores
+from kdedge.runtime.none_of_these import KnownScore, known_scores
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 
 ImageInput = bytes | Image.Image | UnusableImage
 """An image file's bytes, a decoded RGB image, or the error that prevented both."""
 
 _Decoded = npt.NDArray[np.uint8] | UnusableImage
+
+
+class _Answer(NamedTuple):
+    """An image's best classes, and how much it looks like known images; None if not measured."""
+
+    top: tuple[ClassScore, ...]
+    known: KnownScore | None
 
 
 class Classifier:
@@ -52,6 +61,7 @@ class Classifier:
         n_threads: int | None = None,
     ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
+        self.none_below = artifact.none_below(file)
         self._running = threading.Lock()  # an engine has only one context
         self._n_decoders = min(8, n_threads or usable_cores())
 
@@ -93,6 +103,11 @@ class Classifier:
             loaded.close()
             raise
         return cls(artifact, file, loaded, n_threads=n_threads)
+
+    @property
+    def tells_none(self) -> bool:
+        """Whether its predictions say if an image shows none of the classes."""
+        return self.none_below is not None
 
     @property
     def max_batch(self) -> int:
@@ -209,30 +224,37 @@ class Classifier:
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         decoded = [(key, future.result()) for key, future in taken]
         usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
-        scores = iter(self._class_scores(usable, top) if usable else ())
+        answers = iter(self._answers(usable, top) if usable else ())
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
-            else self._result(key, next(scores))
+            else self._result(key, next(answers))
             for key, pixels in decoded
         ]
 
-    def _class_scores(
+    def _answers(
         self, images: Sequence[npt.NDArray[np.uint8]], top: int
-    ) -> Iterator[tuple[ClassScore, ...] | None]:
+    ) -> Iterator[_Answer | None]:
         """Each image's best classes; None if a logit is not finite."""
         logits = self._logits_of(images)
         is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
-        scores = 100 * softmax(np.where(is_finite[:, None], logits, np.float32(0)))
+        finite = np.where(is_finite[:, None], logits, np.float32(0))
+        scores = 100 * softmax(finite)
         names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
-        for row, row_scores, is_good in zip(logits, scores, is_finite, strict=True):
+        known: Sequence[KnownScore | None] = [None] * len(finite)
+        if self.none_below is not None:
+            known = known_scores(finite, self.none_below, names)
+        for row, row_scores, one, is_good in zip(logits, scores, known, is_finite, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]
-            yield tuple(ClassScore(*one) for one in shown) if is_good else None
+            yield _Answer(tuple(ClassScore(*x) for x in shown), one) if is_good else None
 
-    def _result(self, key: str, top: tuple[ClassScore, ...] | None) -> Prediction | NonFiniteLogits:
-        if top is not None:
-            return Prediction(key, top)
+    def _result(self, key: str, answer: _Answer | None) -> Prediction | NonFiniteLogits:
+        if answer is not None:
+            known = answer.known
+            if known is None:
+                return Prediction(key, answer.top)
+            return Prediction(key, answer.top, known.is_none, known.percent)
         hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
         return NonFiniteLogits(key, f"the model gives NaN or infinity{hint}")
 

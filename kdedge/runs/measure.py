@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdedge.data.loader import evaluation_batches
+from kdedge.errors import DivergedError
 from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.evaluation.details import evaluation_details
@@ -61,6 +62,22 @@ def compute_logits(model: Model | AnswersImages, images: Images, *, what: str) -
             n_done += len(indices)
             advance(n_done)
     return torch.cat(logits)
+
+
+def finite_logits(model: Model | AnswersImages, images: Images, *, what: str) -> Tensor:
+    """Logits as `compute_logits` gives them.
+
+    Raises:
+        DivergedError: a logit is not finite.
+    """
+    logits = compute_logits(model, images, what=what)
+    n_bad = int((~logits.isfinite().all(dim=1)).sum())
+    if n_bad:
+        raise DivergedError(
+            f"The model's scores of {n_bad} of {len(logits)} images are not finite.\n"
+            "  Its training diverged: train again with a lower optim.lr or optim.precision: fp32."
+        )
+    return logits
 
 
 def predict_logits(model: Model, images: Images) -> tuple[Tensor, Tensor]:
