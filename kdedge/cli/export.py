@@ -24,7 +24,7 @@ from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.api.export import Export, ExportOptions
-    from kdedge.runtime.artifact import ModelFile
+    from kdedge.runtime.artifact import Artifact, ModelFile
 
 log = logging.getLogger(__name__)
 
@@ -309,11 +309,36 @@ def _as_text(made: Export) -> str:
             f" agreement in percent, mean softmax distance (0-1), accuracy in percent{own},"
             " accuracy drop in points."
         )
+    lines += _fitted_lines(artifact)
     if made.choice is not None:
         lines.append(f"\nFastest on this CPU:\n{made.choice}\n")
     lines += [f"Wrote {path}" for path in made.written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))
     return "\n".join(lines)
+
+
+def _fitted_lines(artifact: Artifact) -> list[str]:
+    """What was fitted to images besides the graph: the temperature, and "none of these"."""
+    lines = []
+    fitted, none = artifact.temperature, artifact.none_of_these
+    if fitted is not None:
+        errors = [
+            f"{file.name} {percent(file.parity.ece_percent_before)} before,"
+            f" {percent(file.parity.ece_percent)} after"
+            for file in artifact.files
+            if file.parity is not None and file.parity.ece_percent is not None
+        ]
+        measured = f"\nCalibration error in percent: {'; '.join(errors)}." if errors else ""
+        lines.append(
+            f"Calibrated by the temperature {fitted.value:.4g}, fitted to the"
+            f" {'labels' if fitted.fitted_to == 'labels' else 'teacher'} of {fitted.images}."
+            f"{measured}"
+        )
+    if none is not None:
+        lines.append(
+            f'Answers "none" below the score that {none.share_percent:g} % of {none.images} reach.'
+        )
+    return lines
 
 
 def _row(file: ModelFile) -> list[str]:

@@ -15,6 +15,7 @@ from kdedge.runs.measure import measure, predict_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.teacher import teacher_of
+from kdedge.runs.temperature import fit_temperature
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
@@ -51,13 +52,19 @@ def evaluate_run(
             " and novel classes follow the current list.",
             _difference(model.class_names, trained_on),
         )
-    selection = model.setup.choice.optim.selection
-    if with_samples:
-        teacher = teacher_of(model)
-        return measure_with_samples(
-            model, images, model.classes, selection=selection, teacher=teacher
-        )
-    return measure(model, images, model.classes, selection=selection)
+    selection, temperature = model.setup.choice.optim.selection, None
+    if model.loaded.recipe.export.calibrate:
+        measured_on = {images.digests[index] for index in images.indices}
+        fitted = fit_temperature(model, apart_from=measured_on)
+        temperature = None if fitted is None else fitted.value
+    if not with_samples:
+        return measure(model, images, model.classes, selection=selection, temperature=temperature)
+    return measure_with_samples(
+        *(model, images, model.classes),
+        selection=selection,
+        teacher=teacher_of(model),
+        temperature=temperature,
+    )
 
 
 def judge_run(

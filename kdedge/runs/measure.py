@@ -11,7 +11,7 @@ from torch import Tensor
 from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DivergedError
 from kdedge.eval_details import EvalDetails
-from kdedge.evaluation.accuracy import evaluate
+from kdedge.evaluation.accuracy import calibration_error_percent, evaluate
 from kdedge.evaluation.details import evaluation_details
 from kdedge.progress import progress
 from kdedge.results import EvalResult, Selection
@@ -92,7 +92,12 @@ def predict_logits(model: Model, images: Images) -> tuple[Tensor, Tensor]:
 
 
 def measure(
-    model: Model, images: Images, classes: Classes, *, selection: Selection
+    model: Model,
+    images: Images,
+    classes: Classes,
+    *,
+    selection: Selection,
+    temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model on labeled images; base and novel images among their own names.
 
@@ -101,13 +106,22 @@ def measure(
         images: images with labels.
         classes: the class list and its split.
         selection: how the model's epoch was chosen, for the record.
+        temperature: also measure the calibration error of logits divided by it.
     """
     logits, labels = predict_logits(model, images)
-    return measure_logits(logits, labels, images, classes, selection=selection)
+    return measure_logits(
+        logits, labels, images, classes, selection=selection, temperature=temperature
+    )
 
 
 def measure_logits(
-    logits: Tensor, labels: Tensor, images: Images, classes: Classes, *, selection: Selection
+    logits: Tensor,
+    labels: Tensor,
+    images: Images,
+    classes: Classes,
+    *,
+    selection: Selection,
+    temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates the logits from `predict_logits` for these images, as `measure` does."""
     result = evaluate(
@@ -116,4 +130,7 @@ def measure_logits(
     result = replace(
         result, is_own_split=images.is_own_split, images_hash=images.hash_with(classes.names)
     )
+    if temperature is not None:
+        error = calibration_error_percent(logits / temperature, labels)
+        result = replace(result, temperature=temperature, calibrated_ece_percent=error)
     return result, evaluation_details(logits, labels, class_names=classes.names)
