@@ -122,7 +122,7 @@ def auroc(known: Array, other: Array) -> float:
 
 def coverage(pool: Array, known: Array) -> float:
     """Share of known images that reach the limit of 95 % of the pool, in percent."""
-    limit = fit_limits(pool[:, None].astype(np.float64), 95.0)
+    limit = fit_limits(pool.astype(np.float64), 95.0)
     assert limit is not None
     return float(100 * (known >= limit.limit).mean())
 

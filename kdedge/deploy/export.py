@@ -183,7 +183,6 @@ class _Writer:
             gates=gates.as_record(),
             provenance={"kdedge": __version__, **trained.provenance()},
             temperature=reference.temperature,
-            none_of_these=None if known is None else known.record(),
         )
         self.calibration: npt.NDArray[Any] | None = None
         if spec.open_classes:
@@ -355,7 +354,11 @@ class _Writer:
         try:
             logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
             parity = reference.compared(self.artifact, logits, runtime=backend.describe())
-            limits = self._known.limits(self.artifact, backend) if self._known else None
+            limits = None
+            if self._known is not None:
+                if self.artifact.none_of_these is None:  # the float32 file is the first
+                    self.artifact = self._known.write(self.artifact, backend)
+                limits = self._known.limits(self.artifact, backend)
         finally:
             backend.close()
         # Rounding errors in float32 may be as large as a level where a layer is INT8

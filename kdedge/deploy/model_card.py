@@ -151,9 +151,11 @@ def _scores(artifact: Artifact) -> str:
         )
     if none is not None:
         text += (
-            "\nAn image shows none of the classes if its largest logit is below the file's"
-            " `none_below.limit` in\n`artifact.json`, which"
-            f" {none.share_percent:g} % of known images reach; fitted to {_plain(none.images)}.\n"
+            f"\nAn image shows none of the classes if its score is below the file's"
+            f" `none_below.limit` in `artifact.json`,\nwhich {none.share_percent:g} % of known"
+            f" images reach; fitted to {_plain(none.images)}. The score is\n"
+            f"`-min(((whitening @ output - means) ** 2).sum(axis=1))`, with the two arrays of"
+            f" `{none.file}`.\n"
         )
     return text
 

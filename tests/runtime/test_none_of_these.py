@@ -9,13 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, ShapeError
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
-from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese, known_scores
+from kdedge.runtime.none_of_these import (
+    FILE_NAME,
+    Gaussians,
+    NoneBelow,
+    NoneOfThese,
+    known_scores,
+    read_gaussians,
+)
 from kdedge.runtime.temperature import Temperature
 
 SHA = "0123456789abcdef" * 4
-RECORD = NoneOfThese("max logit", 95.0, "100 of 200 images of data.unlabeled", 100)
+RECORD = NoneOfThese("mahalanobis", FILE_NAME, 95.0, "100 of 200 images of data.unlabeled", 100)
 
 
 def limits(limit: float, **per_class: float) -> NoneBelow:
@@ -33,11 +40,52 @@ def with_none(artifact: Artifact, **changes: object) -> Artifact:
 
 
 def test_an_image_is_none_below_the_limit_of_its_best_class() -> None:
-    logits = np.array([[4.0, 1.0], [1.0, 4.0], [0.4, 0.3], [0.5, 0.2], [-9.0, -8.0]], np.float32)
-    found = known_scores(logits, limits(0.5, dog=5.0), ("cat", "dog"))
+    scores = np.array([4.0, 4.0, 0.4, 0.5, -8.0])
+    best = ("cat", "dog", "cat", "cat", "dog")
+    found = known_scores(scores, best, limits(0.5, dog=5.0))
     assert [one.is_none for one in found] == [False, True, True, False, True]
     # Of scores from 0 to 10, 40 % are below 4
-    np.testing.assert_allclose([one.percent for one in found], [40, 40, 4, 5, 0], atol=1e-5)
+    np.testing.assert_allclose([one.percent for one in found], [40, 40, 4, 5, 0], atol=1e-9)
+
+
+def test_a_score_is_the_distance_to_the_nearest_mean() -> None:
+    rng = np.random.default_rng(0)
+    gaussians = Gaussians(rng.normal(0, 1, (3, 5)), rng.normal(0, 1, (4, 3)))
+    outputs = rng.normal(0, 2, (20, 5)).astype(np.float32)
+    expected = [
+        -min(
+            sum(
+                (float(row @ one) - mean) ** 2
+                for row, mean in zip(gaussians.whitening, means, strict=True)
+            )
+            for means in gaussians.means
+        )
+        for one in outputs.astype(np.float64)
+    ]
+    np.testing.assert_allclose(gaussians.scores(outputs), expected, rtol=1e-9)
+    with pytest.raises(ShapeError, match=r"gives \[20, 4\].*takes \[batch, 5\]"):
+        gaussians.scores(outputs[:, :4])
+
+
+def test_gaussians_are_read_back_equal_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    gaussians = Gaussians(np.eye(3), np.ones((2, 3)))
+    path = tmp_path / FILE_NAME
+    path.write_bytes(gaussians.to_bytes())
+    found = read_gaussians(path)
+    np.testing.assert_array_equal(found.whitening, gaussians.whitening)
+    np.testing.assert_array_equal(found.means, gaussians.means)
+    for bad in (
+        b"",
+        gaussians.to_bytes()[:-8],
+        Gaussians(np.eye(3), np.ones((2, 4))).to_bytes(),
+        Gaussians(np.eye(3, dtype=np.float32), np.ones((2, 3))).to_bytes(),  # type: ignore[arg-type]
+        Gaussians(np.full((3, 3), np.nan), np.ones((2, 3))).to_bytes(),
+        Gaussians(np.eye(3), np.full((2, 3), np.inf)).to_bytes(),
+        Gaussians(np.eye(3), np.ones((0, 3))).to_bytes(),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=r"none_of_these\.safetensors"):
+            read_gaussians(path)
 
 
 def test_an_artifact_with_limits_is_read_back_equal_in_a_newer_format(artifact: Artifact) -> None:
