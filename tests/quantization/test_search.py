@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from kdedge.errors import DataError
 from kdedge.quantization.candidate import (
+    Candidate,
     Centered,
     best_alphas,
     center_sites,
@@ -18,9 +20,10 @@ from kdedge.quantization.candidate import (
     smooth_sites,
     with_plain_functions,
 )
+from kdedge.quantization.fake import attach, detach
 from kdedge.quantization.ranges import RANGES, find_range
 from kdedge.quantization.rounding import round_weight
-from kdedge.quantization.search import search
+from kdedge.quantization.search import score, search
 from kdedge.quantization.sites import observe_layers
 
 
@@ -107,6 +110,30 @@ def test_rounding_by_layer_loses_less_than_the_nearest_levels(
         assert layer_error(layer, rounded, fresh[name]) < 1.2 * layer_error(
             layer, layers[name], fresh[name]
         )
+
+
+def test_the_agreement_to_expect_adds_every_images_error_to_every_images_logits(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    seen = observed(folded, sites, pictures[:64])
+    fine, ranges = quantize_all(folded, sites, seen, "max")
+    layers = {
+        name: dataclasses.replace(layer, input_scale=32 * layer.input_scale)
+        for name, layer in fine.items()
+    }
+    candidate = Candidate(folded, folded, layers, seen, {}, ranges)
+    images = pictures[64:88]
+    found = score(candidate, images, folded)
+    float_logits = folded(images)
+    attach(folded, layers)
+    logits = folded(images)
+    detach(folded)
+    n_kept = 0
+    for row in float_logits:
+        for other, quantized in zip(float_logits, logits, strict=True):
+            n_kept += int((row + quantized - other).argmax() == row.argmax())
+    assert found.expected_percent == pytest.approx(100 * n_kept / 24**2, abs=0.2)
+    assert found.expected_percent < 100
 
 
 @pytest.mark.parametrize("method", RANGES)
