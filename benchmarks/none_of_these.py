@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kdedge.deploy.known_images import fit_limits
+from kdedge.deploy.known_images import fit_gaussians, fit_limits
 from kdedge.runs.find import find_run
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -37,8 +37,6 @@ Score = Callable[[Array, Array], Array]
 """Features [N, D], logits [N, C] -> scores [N], higher for known images."""
 
 FILES = {"float": "model.onnx", "INT8": "model.int8-cpu.onnx"}
-SHRUNK = 0.1
-"""Part of a covariance that becomes its mean variance, as there are few images."""
 
 
 def pixels_of(folder: Path, artifact: Artifact, n_images: int) -> Array:
@@ -66,50 +64,18 @@ def log_sum(logits: Array) -> Array:
     return highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
 
 
-def distances(features: Array, means: Array, precision: Array) -> Array:
-    """Squared Mahalanobis distances [N, K]."""
-    apart = features[:, None].astype(np.float64) - means[None]
-    return np.einsum("nkd,de,nke->nk", apart, precision, apart)
-
-
-def gaussians(features: Array, logits: Array) -> tuple[Score, Score]:
-    """Scores by the nearest class mean, and by it relative to the mean of all (arXiv:2106.09022).
-
-    Classes are the student's own answers, and have one covariance.
-    """
-    answers = logits.argmax(axis=1)
-    classes = np.unique(answers)
-    means = np.stack([features[answers == c].mean(axis=0) for c in classes]).astype(np.float64)
-    inner = features - means[np.searchsorted(classes, answers)]
-    whole = features.mean(axis=0, dtype=np.float64)
-
-    def precision(centered: Array) -> Array:
-        covariance = centered.T @ centered / len(centered)
-        share = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        return np.linalg.inv((1 - SHRUNK) * covariance + SHRUNK * share)
-
-    of_classes, of_all = precision(inner), precision(features - whole)
-
-    def nearest(one: Array, _: Array) -> Array:
-        return -distances(one, means, of_classes).min(axis=1)
-
-    def relative(one: Array, _: Array) -> Array:
-        return nearest(one, _) + distances(one, whole[None], of_all)[:, 0]
-
-    return nearest, relative
-
-
 def scores(features: Array, logits: Array, negatives: Array) -> dict[str, Score]:
     """The candidates; some are fitted to features [N, D] and logits [N, C] of the pool."""
-    nearest, relative = gaussians(features, logits)
+    answers = logits.argmax(axis=1)
+    of_features, of_logits = fit_gaussians(features, answers), fit_gaussians(logits, answers)
     return {
         "maximum softmax": lambda f, z: softmax(z).max(axis=1),
         "maximum logit": lambda f, z: z.max(axis=1),
         "energy": lambda f, z: log_sum(z),
-        "Mahalanobis": nearest,
-        "Mahalanobis, relative": relative,
         "text negatives, softmax": lambda f, z: log_sum(z) - log_sum(f @ negatives.T),
         "text negatives, maximum": lambda f, z: z.max(axis=1) - (f @ negatives.T).max(axis=1),
+        "Mahalanobis of logits": lambda f, z: of_logits.scores(z),
+        "Mahalanobis of features": lambda f, z: of_features.scores(f),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
     from kdedge.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 def change_classes(
@@ -66,6 +69,11 @@ def change_classes(
             )
         found = find_run(run_argument(run), Path(root), prefer="student")
         new = _encode(artifact, found, names[0], names[-len(added) :], device)
+        if artifact.none_of_these is not None:
+            log.warning(
+                'Images of new classes may get the answer "none": its limit was fitted without'
+                " them.\n  To fit it again, export with images of them in data.unlabeled."
+            )
     return classes.change_classes(artifact.path, added=new, removed=removed)
 
 

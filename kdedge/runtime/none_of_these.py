@@ -10,8 +10,7 @@ features with open classes. Each file has limits of its own, as INT8 shifts its 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,7 +21,7 @@ import safetensors.numpy
 
 from kdedge.errors import DataError, ShapeError
 from kdedge.files import read_bytes
-from kdedge.records import OPTIONAL, Bounds, Check, PositiveCount, Record
+from kdedge.records import Bounds, Check, PositiveCount, Record
 
 NONE = "none"
 """The answer for an image that shows none of the classes; no class may have this name."""
@@ -118,12 +117,10 @@ class NoneBelow(Record):
     Attributes:
         limit: an image with a lower score shows none of the classes.
         percentiles: scores of the known images at 0, 1, ..., 100 percent.
-        per_class: limits of their own for images that are classified as these classes.
     """
 
     limit: float
     percentiles: Annotated[tuple[float, ...], Check(_check_percentiles)]
-    per_class: Annotated[dict[str, float], OPTIONAL] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,20 +142,15 @@ class NoneOfThese(Record):
     n_images: PositiveCount
 
 
-def known_scores(
-    scores: npt.NDArray[np.float64],
-    best: Sequence[str],
-    limits: NoneBelow,
-) -> list[KnownScore]:
+def known_scores(scores: npt.NDArray[np.float64], limits: NoneBelow) -> list[KnownScore]:
     """How much each image looks like the known ones, and whether it shows none of the classes.
 
     Args:
         scores: [B], of the images.
-        best: the class that each is classified as.
         limits: those of the file that gave the outputs.
     """
     percents = np.interp(scores, limits.percentiles, np.arange(N_PERCENTILES))
     return [
-        KnownScore(float(percent), bool(score < limits.per_class.get(name, limits.limit)))
-        for percent, score, name in zip(percents, scores, best, strict=True)
+        KnownScore(float(percent), bool(score < limits.limit))
+        for percent, score in zip(percents, scores, strict=True)
     ]

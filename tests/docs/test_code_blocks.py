@@ -61,6 +61,7 @@ MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
 FRONT = "trains for minutes; tests/cli/test_front.py runs a smaller one"
 COMPRESS = "tests/cli/test_compress.py runs it"
+NONE = "needs 38 known images; tests/cli/test_none_of_these.py runs it with fewer"
 SERVER = "needs the server"
 SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
@@ -89,6 +90,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/deploy/artifacts.md": {
         "pip wheel --no-deps --wheel-dir dist .": INSTALL,
         "kdedge predict artifacts/01 --camera 0": CAMERA,
+    },
+    "docs/deploy/scores.md": {
+        "kdedge export line3 --calibrate --none-of-these 95%": NONE,
+        "kdedge predict line3/artifact new-images --format csv": NONE,
     },
     "docs/deploy/onnx.md": {
         EXPORT: BEGIN,
