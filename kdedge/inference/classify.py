@@ -41,6 +41,9 @@ class Classifier:
         file: the model file.
         backend: runs the file.
         n_threads: CPU threads that decode images; None: one per core, up to eight.
+
+    Attributes:
+        n_decoders: number of threads that decode images.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Classifier:
     ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
         self._running = threading.Lock()  # an engine has only one context
-        self._n_decoders = min(8, n_threads or usable_cores())
+        self.n_decoders = min(8, n_threads or usable_cores())
 
     @classmethod
     def load(
@@ -179,7 +182,7 @@ class Classifier:
     ) -> Iterator[Result]:
         waiting: deque[tuple[str, Future[_Decoded]]] = deque()
         n_ahead = 1 if size == 1 else 2 * size
-        pool = ThreadPoolExecutor(self._n_decoders, thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(self.n_decoders, thread_name_prefix="decode")
         try:
             for key, image in images:
                 waiting.append((key, pool.submit(self._decode, image)))
@@ -209,7 +212,7 @@ class Classifier:
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         decoded = [(key, future.result()) for key, future in taken]
         usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
-        scores = iter(self._class_scores(usable, top) if usable else ())
+        scores = iter(self._class_scores(self._logits_of(usable), top) if usable else ())
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
@@ -217,11 +220,23 @@ class Classifier:
             for key, pixels in decoded
         ]
 
+    def results(
+        self, keys: Sequence[str], logits: npt.NDArray[np.float32], *, top: int
+    ) -> list[Prediction | NonFiniteLogits]:
+        """The results of images whose logits are known.
+
+        Args:
+            keys: of the images.
+            logits: [N, C], of the loaded file.
+            top: number of classes per image; at most all.
+        """
+        found = zip(keys, self._class_scores(logits, top), strict=True)
+        return [self._result(key, scores) for key, scores in found]
+
     def _class_scores(
-        self, images: Sequence[npt.NDArray[np.uint8]], top: int
+        self, logits: npt.NDArray[np.float32], top: int
     ) -> Iterator[tuple[ClassScore, ...] | None]:
         """Each image's best classes; None if a logit is not finite."""
-        logits = self._logits_of(images)
         is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
         scores = 100 * softmax(np.where(is_finite[:, None], logits, np.float32(0)))
         names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
