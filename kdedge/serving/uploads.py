@@ -45,7 +45,8 @@ class Uploads:
                     f"the request was not complete after {self._limits.timeout:g} seconds",
                     connection="close",
                 ) from error
-            yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks[:] = [b"".join(chunks)]
+            yield chunks[0]
         finally:
             self._n_bytes -= sum(map(len, chunks))
 
