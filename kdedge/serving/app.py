@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -31,6 +32,8 @@ from kdedge.serving.open_inference import (
 from kdedge.serving.page import load_page
 from kdedge.serving.refusal import Refusal, too_busy
 from kdedge.serving.uploads import Uploads, image_in
+
+_LOG = logging.getLogger(__name__)
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _CLIENT_LEFT = 499
@@ -227,6 +230,6 @@ def _top(request: Request) -> int:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """The answer of a request that failed; the error goes on to the log."""
-    del request, error
+    """The answer of a request that failed by a fault of the model or of kdedge."""
+    _LOG.error("%s %s failed.", request.method, request.url.path, exc_info=error)
     return JSONResponse({"error": "the server failed; its log says why"}, 500)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEADER_BYTES = 65_536
-_CHECK_S = 1.0
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
     b"content-length: 0\r\n\r\n"
@@ -99,4 +98,4 @@ class LimitedConnection(HttpToolsProtocol):  # type: ignore[misc]
         if left_s <= 0 and not (is_idle and is_sent):  # uvicorn closes those that are idle
             self.transport.abort()
             return
-        self._timer = self.loop.call_later(_CHECK_S, self._check)
+        self._timer = self.loop.call_later(min(limit_s / 4, 1.0), self._check)

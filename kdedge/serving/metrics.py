@@ -79,4 +79,5 @@ class Metrics:
 
     def text(self) -> bytes:
         """All counts, in Prometheus's text format."""
-        return generate_latest(self._registry)
+        text: bytes = generate_latest(self._registry)
+        return text

@@ -229,7 +229,8 @@ def _files(data: bytes, n_files: int) -> list[bytes]:
     """The elements of a BYTES tensor: the length in 4 bytes, little-endian, before each."""
     if not 1 <= n_files <= _MAX_FILES:
         raise _bad(f"{FILES_NAME} must have 1 to {_MAX_FILES} images")
-    files, start = [], 0
+    files: list[bytes] = []
+    start = 0
     while start < len(data) and len(files) <= n_files:
         stop = start + 4 + int.from_bytes(data[start : start + 4], "little")
         files.append(data[start + 4 : stop])

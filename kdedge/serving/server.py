@@ -78,14 +78,14 @@ class Server:
     def _config(self) -> Any:
         request_s = self._limits.timeout + _MORE_S
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
-        limits = ConnectionLimits(_HEADERS_S, request_s, max(most, 1))
+        limits = ConnectionLimits(min(_HEADERS_S, self._limits.timeout), request_s, max(most, 1))
         return uvicorn.Config(
             self._app.asgi,
             http=partial(LimitedConnection, limits=limits),
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="error",
+            log_level="critical",  # the application logs what it fails at
             access_log=False,
             proxy_headers=False,
             server_header=False,

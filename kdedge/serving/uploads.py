@@ -101,5 +101,6 @@ async def _first_file(request: Request, body: bytes) -> bytes:
         closing.push_async_callback(form.close)
         for _, value in form.multi_items():
             if isinstance(value, UploadFile):
-                return await value.read()
+                data: bytes = await value.read()
+                return data
     raise Refusal(400, "the form has no file; send the image as a file of it")
