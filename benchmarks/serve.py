@@ -15,7 +15,6 @@ pixels that are ready, as `kdedge bench` times it; `tensors` are the same pixels
 from __future__ import annotations
 
 import argparse
-import asyncio
 import collections
 import contextlib
 import io
@@ -33,6 +32,7 @@ import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -363,22 +363,32 @@ def be_burst(artifact: Path, n_requests: int, options: list[str]) -> None:
     """Prints what so many requests at once got."""
     request = post(photos()[0])
 
-    async def one(url: str) -> str:
+    def send(url: str) -> socket.socket | str:
         try:
-            reader, writer = await asyncio.open_connection(*address_of(url))
-            writer.write(request)
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 120)
-            writer.close()
-            return head[9:12].decode()
-        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
-            return type(error).__name__
+            connection = socket.create_connection(address_of(url), timeout=120)
+            connection.sendall(request)
+        except OSError as error:
+            return f"{type(error).__name__} while it was sent"
+        return connection
 
-    async def burst(url: str) -> list[str]:
-        return await asyncio.gather(*(one(url) for _ in range(n_requests)))
+    def receive(sent: socket.socket | str) -> str:
+        if isinstance(sent, str):
+            return sent
+        with sent:
+            try:
+                return str(read_answer(sent)[0] or "closed without an answer")
+            except OSError as error:
+                return type(error).__name__
 
-    with served(artifact, *options) as (url, process):
+    with (
+        served(artifact, *options) as (url, process),
+        ThreadPoolExecutor(16) as senders,
+        ThreadPoolExecutor(64) as receivers,
+    ):
         began = time.perf_counter()
-        print(dict(collections.Counter(asyncio.run(burst(url)))))
+        sent = [senders.submit(send, url) for _ in range(n_requests)]
+        got = [receivers.submit(lambda one=one: receive(one.result())) for one in sent]
+        print(dict(collections.Counter(one.result() for one in got)))
         print(f"in {time.perf_counter() - began:.1f} s; memory {resident_mb(process.pid):.0f} MB")
         with urllib.request.urlopen(f"{url}/predict", photos()[0]) as answer:  # noqa: S310 - here
             print(f"then: {answer.status}")
