@@ -32,6 +32,8 @@ _AFTER_TARGETS = (
     Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
     Package("av", ("av",), "videos", extra="video"),
     Package("ray", ("ray",), "pools on a cluster", extra="ray"),
+    Package("starlette", ("starlette",), "serving over HTTP", extra="serve"),
+    Package("uvicorn", ("uvicorn",), "serving over HTTP", extra="serve"),
     Package("matplotlib", ("matplotlib",), "reports", extra="report"),
     Package("jinja2", ("jinja2",), "reports", extra="report"),
     Package(

@@ -58,6 +58,7 @@ MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
 FRONT = "trains for minutes; tests/cli/test_front.py runs a smaller one"
 COMPRESS = "tests/cli/test_compress.py runs it"
 SERVER = "needs the server"
+SERVED = "tests/serving runs it"
 SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
 
@@ -100,6 +101,17 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/executorch.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
+    },
+    "docs/deploy/serve.md": {
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[runtime,serve]'": INSTALL,
+        "curl --data-binary @image.jpg http://127.0.0.1:8000/predict": SERVER,
+        '{"class": "red", "score_percent": 99.1, "none": false, "top": [{"class": "red",'
+        ' "score_percent": 99.1}, {"class": "blue", "score_percent": 0.9}]}': SERVER,
+        'with urllib.request.urlopen("http://127.0.0.1:8000/predict",'
+        ' Path("image.jpg").read_bytes()) as answer:': SERVER,
+        'with kdedge.serve("artifacts/01", port=0) as server:': SERVED,
+        'client = triton.InferenceServerClient("127.0.0.1:8000")': SERVER,
+        "ln -sfn artifacts/01 served": SERVED,
     },
     "docs/deploy/servers.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
