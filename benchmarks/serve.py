@@ -162,11 +162,14 @@ def load_from_elsewhere(
 def measure_speed(artifact: Path, rounds: int, seconds: float, options: list[str]) -> None:
     """Prints requests a second and latencies."""
     files = photos()
-    threads = int(options[options.index("--threads") + 1]) if "--threads" in options else None
+    threads, batch = (
+        int(options[options.index(name) + 1]) if name in options else None
+        for name in ("--threads", "--batch")
+    )
     took: dict[str, list[float]] = collections.defaultdict(list)
     rates: dict[str, list[float]] = collections.defaultdict(list)
     classifier = Classifier.load(artifact, n_threads=threads)
-    bare = ServedModel(classifier)
+    bare = ServedModel(classifier, batch)
     size_px, largest = bare.artifact.preprocess.size_px, bare.max_batch
     kind = "FP32" if bare.artifact.pixels == "float" else "UINT8"
     tensor = (model_name(bare.artifact.name), largest, size_px, kind)
@@ -179,7 +182,7 @@ def measure_speed(artifact: Path, rounds: int, seconds: float, options: list[str
 
     def many_images() -> int:
         keyed = [("", files[i % len(files)]) for i in range(2 * largest)]
-        return len(list(classifier.classify_many(keyed, top=5)))
+        return len(list(classifier.classify_many(keyed, top=5, batch=largest)))
 
     def graph() -> int:
         return len(bare.run(ready))

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -62,6 +63,8 @@ class App:
         self.metrics, self.is_draining = Metrics(lambda: self._n_waiting), False
         with current.used() as model:
             self._batcher = Batcher(model.n_decoders, self.metrics.count_batch)
+        # JSON takes many times its size in memory: one request at a time
+        self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._page = load_page()
         model_path = "/v2/models/{name}"
         gets = {
@@ -87,6 +90,7 @@ class App:
 
     def close(self) -> None:
         """Ends the threads, after the last answer."""
+        self._parsing.shutdown()
         self._batcher.close()
 
     def _counted(self, path: str, handler: Handler) -> Handler:
@@ -181,7 +185,7 @@ class App:
             with self._admitted(), self._current.used() as model:
                 length = request.headers.get(LENGTH_HEADER)
                 parse = partial(parse_request, body, length, model.artifact)
-                wanted = await loop.run_in_executor(None, parse)
+                wanted = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(wanted.prepare, model, self._limits.pixels)
                 logits = await self._logits(model, prepare, until)
         if not np.isfinite(logits).all():

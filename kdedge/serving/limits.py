@@ -19,7 +19,7 @@ class Limits:
             eight times as much.
         max_megapixels: size of an image, 10^6 pixels. A larger one is refused by its header.
         max_requests: requests that wait for an answer at once.
-        timeout: seconds from a request's first byte to its answer.
+        timeout: seconds from a request's headers to its answer.
     """
 
     max_megabytes: int = 32

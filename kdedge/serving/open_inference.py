@@ -72,8 +72,9 @@ def parse_request(body: bytes, length: str | None, artifact: Artifact) -> InferR
     Raises:
         Refusal: something is missing, malformed or unknown.
     """
-    if length is not None and not (length.isdecimal() and int(length) <= len(body)):
-        raise _bad(f"{LENGTH_HEADER} is {length[:40]!r}, the body has {len(body)} bytes")
+    is_number = length is None or (length.isdecimal() and len(length) < 16)
+    if not is_number or int(length or 0) > len(body):
+        raise _bad(f"{LENGTH_HEADER} is {str(length)[:40]!r}, the body has {len(body)} bytes")
     n_bytes = len(body) if length is None else int(length)
     try:
         request = json.loads(body[:n_bytes])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -95,8 +96,8 @@ async def _first_file(request: Request, body: bytes) -> bytes:
     parser.spool_max_size = len(body) + 1  # nothing is written to the disk
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise Refusal(400, f"the form cannot be read: {error.message.rstrip('.')}") from error
+    except (MultiPartException, FormParserError) as error:
+        raise Refusal(400, f"the form cannot be read: {str(error).rstrip('.')}") from error
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(form.close)
         for _, value in form.multi_items():

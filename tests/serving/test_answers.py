@@ -319,6 +319,7 @@ def test_malformed_requests_of_the_protocol(ask: Any, url: str, request_: Any, r
         ("x", b"", "the body has"),
         ("-1", b"", "the body has"),
         ("100000", b"", "the body has"),
+        ("9" * 5000, b"", "the body has"),
         (None, b"1234", "no binary_data_size"),
     ],
 )
