@@ -168,6 +168,7 @@ def measure_speed(artifact: Path, rounds: int, seconds: float, options: list[str
     )
     took: dict[str, list[float]] = collections.defaultdict(list)
     rates: dict[str, list[float]] = collections.defaultdict(list)
+    cpu_ms: dict[str, list[float]] = collections.defaultdict(list)
     classifier = Classifier.load(artifact, n_threads=threads)
     bare = ServedModel(classifier, batch)
     size_px, largest = bare.artifact.preprocess.size_px, bare.max_batch
@@ -187,7 +188,7 @@ def measure_speed(artifact: Path, rounds: int, seconds: float, options: list[str
     def graph() -> int:
         return len(bare.run(ready))
 
-    with served(artifact, *options) as (url, _):
+    with served(artifact, *options) as (url, process):
         bare.warm_up()
         load_from_elsewhere(url, 1, 1)
         for _ in range(rounds):
@@ -196,27 +197,37 @@ def measure_speed(artifact: Path, rounds: int, seconds: float, options: list[str
                 ("bare, batches", many_images),
                 ("graph", graph),
             ):
-                began, n_images = time.perf_counter(), 0
+                began, n_images, cpu = time.perf_counter(), 0, cpu_seconds(os.getpid())
                 while (start := time.perf_counter()) - began < seconds:
                     n_images += call()
                     took[what].append(1000 * (time.perf_counter() - start))
                 rates[what].append(n_images / (time.perf_counter() - began))
+                cpu_ms[what].append(1000 * (cpu_seconds(os.getpid()) - cpu) / n_images)
             for what, n_clients, sent in (
                 *((f"{n} client{'s' * (n > 1)}", n, None) for n in CLIENTS),
                 ("tensors, 2 clients", 2, tensor),
             ):
+                cpu = cpu_seconds(process.pid)
                 found = load_from_elsewhere(url, n_clients, seconds, sent)["ms"]
                 took[what] += found
                 n_images = len(found) * (1 if sent is None else largest)
                 rates[what].append(n_images * 1000 * n_clients / sum(found))
+                cpu_ms[what].append(1000 * (cpu_seconds(process.pid) - cpu) / n_images)
     print(f"{artifact.name}, batches to {largest}, {cpu_model()}, load {os.getloadavg()[0]:.1f}")
-    print("| what | images a second | p50, ms | p99, ms | p99 / bare |\n|---|---:|---:|---:|---:|")
+    print("| what | images a second | CPU ms an image | p50, ms | p99, ms | p99 / bare |")
+    print("|---|---:|---:|---:|---:|---:|")
     least = float(np.percentile(took["bare"], 99))
     for what, found_rates in rates.items():
         p50, p99 = np.percentile(took[what], (50, 99))
-        print(
-            f"| {what} | {np.median(found_rates):.1f} | {p50:.2f} | {p99:.2f} | {p99 / least:.2f} |"
-        )
+        cpu = float(np.median(cpu_ms[what]))
+        numbers = (float(np.median(found_rates)), cpu, p50, p99, p99 / least)
+        print(f"| {what} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb(pid: int) -> float:
