@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.predict import Engine, EngineOptions
-from kdedge.errors import MissingPackage, RecipeError
+from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.threads import check_threads
 from kdedge.serving.limits import Limits
+from kdedge.setup.packages import need_serving_packages
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from kdedge.serving.server import Server
 
 PORT = 8000
-
-_PACKAGES = (
-    ("starlette", "starlette"),
-    ("uvicorn", "uvicorn"),
-    ("httptools", "httptools"),
-    ("python_multipart", "python-multipart"),
-    ("prometheus_client", "prometheus-client"),
-)
 
 
 def serve(
@@ -66,9 +58,7 @@ def serve(
         raise RecipeError(f"batch is {wanted.batch}; it must be 1 or more.")
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
-    for module, package in _PACKAGES:
-        if importlib.util.find_spec(module) is None:
-            raise MissingPackage(package, extra="serve", purpose="Serving over HTTP")
+    need_serving_packages()
     from kdedge.serving.server import Server
     from kdedge.serving.takeover import Source
 

@@ -107,8 +107,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "curl --data-binary @image.jpg http://127.0.0.1:8000/predict": SERVER,
         '{"class": "red", "score_percent": 99.1, "none": false, "top": [{"class": "red",'
         ' "score_percent": 99.1}, {"class": "blue", "score_percent": 0.9}]}': SERVER,
-        'with urllib.request.urlopen("http://127.0.0.1:8000/predict",'
-        ' Path("image.jpg").read_bytes()) as answer:': SERVER,
+        'address, data = "http://127.0.0.1:8000/predict", Path("image.jpg").read_bytes()': SERVER,
         'with kdedge.serve("artifacts/01", port=0) as server:': SERVED,
         'client = triton.InferenceServerClient("127.0.0.1:8000")': SERVER,
         "ln -sfn artifacts/01 served": SERVED,
