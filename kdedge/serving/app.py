@@ -17,9 +17,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from kdedge.inference.lines import answer_values
 from kdedge.inference.results import NonFiniteLogits
 from kdedge.runtime.preprocess import UnusableImage
-from kdedge.serving.batching import Batcher, Inputs, Logits
+from kdedge.serving.batching import Batcher, Inputs, Outputs
 from kdedge.serving.limits import Limits
 from kdedge.serving.metrics import Metrics
 from kdedge.serving.model import CurrentModel, ServedModel
@@ -161,21 +162,12 @@ class App:
             image = await image_in(request, body)
             with self._admitted(), self._current.used() as model:
                 prepare = partial(model.prepare, image, max_pixels=self._limits.pixels)
-                logits = await self._logits(model, prepare, until)
-                (found,) = model.results(logits, top=top)
+                outputs = await self._outputs(model, prepare, until)
+                (found,) = model.results(outputs, top=top)
         if isinstance(found, NonFiniteLogits):
             raise Refusal(500, found.reason)
         self.metrics.count_prediction(found)
-        best = found.top[0]
-        shown = [{"class": name, "score_percent": score} for name, score in found.top]
-        return JSONResponse(
-            {
-                "class": None if found.is_none else best.class_name,
-                "score_percent": best.score_percent,
-                "none": found.is_none,
-                "top": shown,
-            }
-        )
+        return JSONResponse(answer_values(found, None))
 
     async def _infer(self, request: Request) -> Response:
         self._check_name(request)
@@ -187,7 +179,7 @@ class App:
                 parse = partial(parse_request, body, length, model.artifact)
                 wanted = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(wanted.prepare, model, self._limits.pixels)
-                logits = await self._logits(model, prepare, until)
+                logits = model.logits(await self._outputs(model, prepare, until))
         if not np.isfinite(logits).all():
             raise Refusal(500, "the model gives NaN or infinity")
         content, headers = format_answer(self._name, wanted, logits)
@@ -208,10 +200,10 @@ class App:
         finally:
             self._n_waiting -= 1
 
-    async def _logits(
+    async def _outputs(
         self, model: ServedModel, prepare: Callable[[], Inputs], until: float
-    ) -> Logits:
-        """The logits of images.
+    ) -> Outputs:
+        """What the graph gives for images.
 
         Raises:
             Refusal: they cannot be decoded, or the time is over.

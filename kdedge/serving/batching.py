@@ -16,13 +16,14 @@ from kdedge.serving.model import ServedModel
 Inputs = npt.NDArray[Any]
 """[N, 3, S, S], as the graph takes images."""
 
-Logits = npt.NDArray[np.float32]
+Outputs = npt.NDArray[np.float32]
+"""What the graph gives, one row per image: logits, or features with open classes."""
 
 
 class _Waiting(NamedTuple):
     model: ServedModel
     inputs: Inputs
-    future: Future[Logits]
+    future: Future[Outputs]
 
 
 class Batcher:
@@ -44,7 +45,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, model: ServedModel, prepare: Callable[[], Inputs]) -> Future[Logits]:
+    def submit(self, model: ServedModel, prepare: Callable[[], Inputs]) -> Future[Outputs]:
         """Runs a model on images, which another thread prepares before.
 
         Args:
@@ -52,9 +53,9 @@ class Batcher:
             prepare: gives one or more images; its errors are the future's.
 
         Returns:
-            The future logits, one row per image. It can be cancelled until its batch begins.
+            The future outputs of the graph, one row per image. It can be cancelled until its batch begins.
         """
-        future: Future[Logits] = Future()
+        future: Future[Outputs] = Future()
         model.retain()
         future.add_done_callback(lambda _: model.release())
         self._pool.submit(self._prepare, model, prepare, future)
@@ -69,7 +70,7 @@ class Batcher:
         self._thread.join()
 
     def _prepare(
-        self, model: ServedModel, prepare: Callable[[], Inputs], future: Future[Logits]
+        self, model: ServedModel, prepare: Callable[[], Inputs], future: Future[Outputs]
     ) -> None:
         if future.cancelled():
             return
@@ -109,13 +110,13 @@ class Batcher:
             return
         inputs = [one.inputs for one in batch]
         try:
-            logits = batch[0].model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
+            outputs = batch[0].model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
         except Exception as error:  # whatever it is, the requests get it and the thread goes on
             for one in batch:
                 one.future.set_exception(error)
             return
-        self._on_batch(len(logits))
+        self._on_batch(len(outputs))
         start = 0
         for one in batch:
-            one.future.set_result(logits[start : start + len(one.inputs)])
+            one.future.set_result(outputs[start : start + len(one.inputs)])
             start += len(one.inputs)

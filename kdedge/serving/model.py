@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kdedge.inference.classify import Classifier
 from kdedge.inference.results import NonFiniteLogits, Prediction
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.batches import run_inputs, to_input
+from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 
 
@@ -71,14 +71,18 @@ class ServedModel:
         return to_input(pixels[None], self.artifact.pixels)
 
     def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[N, 3, S, S] -> logits [N, C]; by one thread at a time."""
-        return run_inputs(self._classifier.backend, inputs, max_batch=self.max_batch)
+        """[N, 3, S, S] -> outputs of the graph: logits [N, C], or features with open classes."""
+        return self._classifier.outputs(inputs, max_batch=self.max_batch)
+
+    def logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Outputs of the graph -> logits [N, C]."""
+        return self._classifier.as_logits(outputs)
 
     def results(
-        self, logits: npt.NDArray[np.float32], *, top: int
+        self, outputs: npt.NDArray[np.float32], *, top: int
     ) -> list[Prediction | NonFiniteLogits]:
-        """The results of logits [N, C]."""
-        return self._classifier.results([""] * len(logits), logits, top=top)
+        """The results of images from outputs of the graph."""
+        return self._classifier.results([""] * len(outputs), outputs, top=top)
 
     def retain(self) -> None:
         """Begins one more use."""

@@ -50,7 +50,6 @@ def test_an_image_gets_the_classes_that_predict_gives(
     assert found.json == {
         "class": color,
         "score_percent": expected[0].score_percent,
-        "none": False,
         "top": [{"class": name, "score_percent": score} for name, score in expected],
     }
 
@@ -238,7 +237,6 @@ def test_a_head_without_scores_gives_none(
     assert found == {
         "class": "red",
         "score_percent": None,
-        "none": False,
         "top": [{"class": "red", "score_percent": None}],
     }
 
