@@ -53,7 +53,8 @@ class Batcher:
             prepare: gives one or more images; its errors are the future's.
 
         Returns:
-            The future outputs of the graph, one row per image. It can be cancelled until its batch begins.
+            The future outputs of the graph, one row per image. It can be cancelled until its batch
+            begins.
         """
         future: Future[Outputs] = Future()
         model.retain()
