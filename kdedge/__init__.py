@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdedge.api.pseudo_label import pseudo_label
     from kdedge.api.report import report
     from kdedge.api.run import Run, list_runs, open_run
+    from kdedge.api.serve import serve
     from kdedge.api.suite import run_suite
     from kdedge.api.train import distill, fill_teacher_stores, teach, train
     from kdedge.api.verify import verify_client
@@ -71,6 +72,7 @@ _HOMES = {
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.api.predict": ("predict", "Predictions"),
+    "kdedge.api.serve": ("serve",),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
     "kdedge.api.verify": ("verify_client",),
     "kdedge.api.about": ("doctor", "list_methods", "schema"),
@@ -131,6 +133,7 @@ __all__ = [
     "run_suite",
     "scan_images",
     "schema",
+    "serve",
     "teach",
     "train",
     "verify_client",

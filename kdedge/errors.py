@@ -10,7 +10,7 @@
     ├── DivergedError      exit 5   a loss that is not finite
     ├── GateError          exit 6   parity, accuracy, speed floors
     ├── ResourceError      exit 7   memory, disk
-    ├── InUseError         exit 8   a folder in which another process works
+    ├── InUseError         exit 8   a folder or a port that another process has
     ├── CellsFailed        exit code of a suite's first failed cell
     └── Interrupted        exit 130 / 143   SIGINT / SIGTERM, state saved
 
@@ -90,7 +90,7 @@ class ResourceError(KdedgeError):
 
 
 class InUseError(KdedgeError):
-    """Another process works in the folder."""
+    """Another process works in the folder, or has the port."""
 
     exit_code = 8
 

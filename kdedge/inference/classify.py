@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from kdedge.inference.results import (
 )
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
 from kdedge.runtime.backend import Backend, TakesImages
-from kdedge.runtime.batches import run_batches, softmax
+from kdedge.runtime.batches import run_batches, run_inputs, softmax
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.none_of_these import Gaussians, KnownScore, known_scores, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
@@ -51,6 +51,9 @@ class Classifier:
         file: the model file.
         backend: runs the file.
         n_threads: CPU threads that decode images; None: one per core, up to eight.
+
+    Attributes:
+        n_decoders: number of threads that decode images.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Classifier:
         if artifact.none_of_these is not None and self.none_below is not None:
             self._gaussians = read_gaussians(artifact.checked(artifact.none_of_these.file))
         self._running = threading.Lock()  # an engine has only one context
-        self._n_decoders = min(8, n_threads or usable_cores())
+        self.n_decoders = min(8, n_threads or usable_cores())
 
     @classmethod
     def load(
@@ -136,7 +139,7 @@ class Classifier:
         n_classes = len(self.artifact.class_names)
         if not len(images):
             return np.zeros((0, n_classes), np.float32)
-        return self._as_logits(self._outputs(images))
+        return self.as_logits(self._outputs(images))
 
     def _outputs(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """[N, S, S, 3] -> what the graph gives, [N, C] logits or [N, D] features."""
@@ -145,8 +148,25 @@ class Classifier:
                 self._graph, images, pixels=self.artifact.pixels, max_batch=self.max_batch
             )
 
-    def _as_logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What the graph gives -> logits [N, C]."""
+    def outputs(self, inputs: npt.NDArray[Any], *, max_batch: int) -> npt.NDArray[np.float32]:
+        """Runs the graph on images that are prepared.
+
+        Args:
+            inputs: [N, 3, S, S], as the graph takes them; one or more.
+            max_batch: batch size, if the file takes as many images.
+
+        Returns:
+            What the graph gives: logits [N, C], or features [N, D] with open classes.
+        """
+        with self._running:
+            return run_inputs(self._graph, inputs, max_batch=max_batch)
+
+    def as_logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the graph gives -> logits [N, C], classes in the artifact's order.
+
+        Raises:
+            ShapeError: the graph and the artifact have different numbers of classes.
+        """
         logits = outputs if self._matrix is None else class_logits(outputs, self._matrix)
         n_classes = len(self.artifact.class_names)
         if logits.shape[1] != n_classes:
@@ -208,7 +228,7 @@ class Classifier:
     ) -> Iterator[Result]:
         waiting: deque[tuple[str, Future[_Decoded]]] = deque()
         n_ahead = 1 if size == 1 else 2 * size
-        pool = ThreadPoolExecutor(self._n_decoders, thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(self.n_decoders, thread_name_prefix="decode")
         try:
             for key, image in images:
                 waiting.append((key, pool.submit(self._decode, image)))
@@ -238,7 +258,7 @@ class Classifier:
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         decoded = [(key, future.result()) for key, future in taken]
         usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
-        answers = iter(self._answers(usable, top) if usable else ())
+        answers = iter(self._answers(self._outputs_of(usable), top) if usable else ())
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
@@ -246,12 +266,22 @@ class Classifier:
             for key, pixels in decoded
         ]
 
-    def _answers(
-        self, images: Sequence[npt.NDArray[np.uint8]], top: int
-    ) -> Iterator[_Answer | None]:
+    def results(
+        self, keys: Sequence[str], outputs: npt.NDArray[np.float32], *, top: int
+    ) -> list[Prediction | NonFiniteLogits]:
+        """The results of images for which the graph was run.
+
+        Args:
+            keys: of the images.
+            outputs: what `outputs` gave for them.
+            top: number of classes per image; at most all.
+        """
+        found = zip(keys, self._answers(outputs, top), strict=True)
+        return [self._result(key, answer) for key, answer in found]
+
+    def _answers(self, outputs: npt.NDArray[np.float32], top: int) -> Iterator[_Answer | None]:
         """Each image's best classes; None if a logit is not finite."""
-        outputs = self._outputs_of(images)
-        logits = self._as_logits(outputs)
+        logits = self.as_logits(outputs)
         is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
         finite = np.where(is_finite[:, None], logits, np.float32(0))
         scores = 100 * softmax(finite)

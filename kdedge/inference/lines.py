@@ -69,6 +69,21 @@ def best_name(result: Prediction, min_score: float | None) -> str | None:
     return result.top[0].class_name if named(result.top[0], min_score) else None
 
 
+def answer_values(result: Prediction, min_score: float | None) -> dict[str, Any]:
+    """The classes of an image, as values for JSON."""
+    values: dict[str, Any] = {
+        "class": best_name(result, min_score),
+        "score_percent": result.top[0].score_percent,
+    }
+    if result.known_percent is not None:
+        values["is_none"] = result.is_none
+        values["known_percent"] = result.known_percent
+    values["top"] = [
+        {"class": answer.class_name, "score_percent": answer.score_percent} for answer in result.top
+    ]
+    return values
+
+
 class _Text:
     def __init__(self, min_score: float | None, columns: tuple[int, int]) -> None:
         self._min_score, self._columns = min_score, columns
@@ -144,16 +159,7 @@ class _JsonLines:
         if not isinstance(result, Prediction):
             values["error"] = result.reason
         else:
-            best = result.top[0]
-            values["class"] = best_name(result, self._min_score)
-            values["score_percent"] = best.score_percent
-            if result.known_percent is not None:
-                values["is_none"] = result.is_none
-                values["known_percent"] = result.known_percent
-            values["top"] = [
-                {"class": answer.class_name, "score_percent": answer.score_percent}
-                for answer in result.top
-            ]
+            values |= answer_values(result, self._min_score)
         return json.dumps(values, ensure_ascii=False)
 
 

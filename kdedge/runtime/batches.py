@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,42 @@ def run_batches(
     Raises:
         ShapeError: the numbers of images and of rows of logits differ.
     """
+    return run_inputs(
+        backend, images, max_batch=max_batch, prepare=lambda batch: to_input(batch, pixels)
+    )
+
+
+def run_inputs(
+    backend: Backend,
+    inputs: npt.NDArray[Any],
+    *,
+    max_batch: int,
+    prepare: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] = lambda batch: batch,
+) -> npt.NDArray[np.float32]:
+    """Computes the logits of any number of inputs of the graph, in batches.
+
+    Copies of the last one fill a batch that is smaller than the backend's smallest batch.
+
+    Args:
+        backend: a loaded model file.
+        inputs: [N, 3, S, S] as the graph takes them, or what `prepare` makes this of; one or more.
+        max_batch: batch size, if the backend takes as many images.
+        prepare: makes the graph's input of a batch.
+
+    Returns:
+        [N, C], float32.
+
+    Raises:
+        ShapeError: the numbers of inputs and of rows of logits differ.
+    """
     low, high = backend.batches
     size = max(low, max_batch if high is None else min(high, max_batch))
     rows = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
+    for start in range(0, len(inputs), size):
+        batch = inputs[start : start + size]
         missing = low - len(batch)
         padded = np.concatenate([batch, batch[-1:].repeat(missing, 0)]) if missing > 0 else batch
-        logits = backend.run(to_input(padded, pixels))
+        logits = backend.run(prepare(padded))
         if len(logits) != len(padded):
             raise ShapeError(
                 f"The model gives {len(logits)} rows of logits for {len(padded)} images.\n"

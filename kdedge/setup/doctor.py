@@ -13,6 +13,7 @@ from kdedge import __version__
 from kdedge.errors import SetupError
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+from kdedge.setup.packages import SERVING
 from kdedge.targets.protocol import Package
 from kdedge.targets.registry import BrokenTarget, list_targets
 
@@ -32,6 +33,7 @@ _AFTER_TARGETS = (
     Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
     Package("av", ("av",), "videos", extra="video"),
     Package("ray", ("ray",), "pools on a cluster", extra="ray"),
+    *SERVING,
     Package("matplotlib", ("matplotlib",), "reports", extra="report"),
     Package("jinja2", ("jinja2",), "reports", extra="report"),
     Package(

@@ -1,4 +1,4 @@
-"""Checks that the packages for training are installed."""
+"""Checks that the packages for training, and those for serving, are installed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import os
 import sys
 
 from kdedge.errors import MissingPackage
+from kdedge.targets.protocol import Package
+
+SERVING = tuple(
+    Package(name.replace("-", "_"), (name,), "serving over HTTP", extra="serve")
+    for name in ("starlette", "uvicorn", "httptools", "python-multipart", "prometheus-client")
+)
+"""Packages of the extra serve."""
 
 
 def need_training_packages(purpose: str) -> None:
@@ -26,3 +33,14 @@ def need_training_packages(purpose: str) -> None:
     # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         logging.getLogger(__name__).info("Loading PyTorch.")
+
+
+def need_serving_packages() -> None:
+    """Checks that the packages of the serve extra are installed.
+
+    Raises:
+        MissingPackage: one of them is not.
+    """
+    for package in SERVING:
+        if importlib.util.find_spec(package.module) is None:
+            raise package.missing("Serving over HTTP")

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,18 @@ def test_a_class_called_none_is_refused(trained: Path, kdedge: Kdedge) -> None:
     done = kdedge("export", "tiny/02", "--classes", "names.txt", "--none-of-these", "90%")
     assert done.code == 2
     assert '"none", which is the answer' in done.err
+
+
+@pytest.mark.parametrize("folder", ["both", "open"])
+def test_a_server_tells_none_as_predict_does(kdedge: Kdedge, project: Path, folder: str) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    options = ("--batch", "1", "--top", "5", "--format", "jsonl")
+    everything_is_none(project / "both")
+    lines = kdedge("predict", folder, "test", *options).out.splitlines()
+    expected = [json.loads(line) for line in lines]
+    assert folder == "open" or all(row["is_none"] for row in expected)
+    with api.serve(folder, port=0) as server:
+        for row in expected:
+            data = Path(row.pop("image")).read_bytes()
+            with urllib.request.urlopen(f"{server.url}/predict", data) as answer:
+                assert json.load(answer) == row

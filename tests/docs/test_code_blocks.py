@@ -63,6 +63,7 @@ FRONT = "trains for minutes; tests/cli/test_front.py runs a smaller one"
 COMPRESS = "tests/cli/test_compress.py runs it"
 NONE = "needs 38 known images; tests/cli/test_none_of_these.py runs it with fewer"
 SERVER = "needs the server"
+SERVED = "tests/serving runs it"
 SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
 
@@ -109,6 +110,16 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/executorch.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
+    },
+    "docs/deploy/serve.md": {
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[runtime,serve]'": INSTALL,
+        "curl --data-binary @image.jpg http://127.0.0.1:8000/predict": SERVER,
+        '{"class": "red", "score_percent": 99.1, "top": [{"class": "red", "score_percent": 99.1},'
+        ' {"class": "blue", "score_percent": 0.9}]}': SERVER,
+        'address, data = "http://127.0.0.1:8000/predict", Path("image.jpg").read_bytes()': SERVER,
+        'with kdedge.serve("artifacts/01", port=0) as server:': SERVED,
+        'client = triton.InferenceServerClient("127.0.0.1:8000")': SERVER,
+        "ln -sfn artifacts/01 served": SERVED,
     },
     "docs/deploy/coreml.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,coreml]'": INSTALL,

@@ -1,0 +1,108 @@
+"""Serve an artifact over HTTP: classes of images, tensors, metrics and a page."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+from pathlib import Path
+
+import click
+
+from kdedge.api.predict import Engine
+from kdedge.api.serve import PORT, serve
+from kdedge.cli._options import options_as, threads_value_option, use_threads
+from kdedge.cli._output import FiniteRange
+from kdedge.cli._runtime import backend_option, precision_option
+from kdedge.progress import working
+from kdedge.serving.limits import Limits
+
+_LOG = logging.getLogger(__name__)
+
+
+@click.command("serve")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 for the whole network, which anybody in it can then use.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="Port to listen on; 0 for a free one.",
+)
+@precision_option
+@backend_option
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Largest batch that waiting requests are joined to. [default: the artifact's]",
+)
+@threads_value_option
+@click.option(
+    "--max-megabytes",
+    type=click.IntRange(min=1),
+    default=Limits.max_megabytes,
+    show_default=True,
+    help="Largest body of a request, MB.",
+)
+@click.option(
+    "--max-megapixels",
+    type=click.IntRange(min=1),
+    default=Limits.max_megapixels,
+    show_default=True,
+    help="Largest image; a larger one is refused by its header.",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(min=1),
+    default=Limits.max_requests,
+    show_default=True,
+    help="Requests that wait at once; more are answered with 503.",
+)
+@click.option(
+    "--timeout",
+    type=FiniteRange(min=0, min_open=True),
+    default=Limits.timeout,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time of a request, from its headers to its answer.",
+)
+@options_as(Engine, "runtime")
+@options_as(Limits, "limits")
+def command(artifact: Path, host: str, port: int, runtime: Engine, limits: Limits) -> None:
+    """Serve ARTIFACT, the folder that `kdedge export` wrote, over HTTP.
+
+    \b
+    POST /predict     an image -> JSON with its classes
+    /v2               the Open Inference Protocol, for tritonclient and others
+    /metrics          counts for Prometheus
+    /                 a page to drop a picture on, or to open the camera
+
+    ARTIFACT may be a run: its newest artifact is served. When the artifact changes, or the run has
+    a newer one, it is checked and served without a pause; a damaged one is refused.
+
+    Ctrl-C and SIGTERM end the server: requests that are in are answered, new ones are refused. The
+    exit code is 0 then. A second Ctrl-C does not wait.
+    """  # noqa: D301 - a raw text would not have click's mark of lines to keep
+    use_threads(runtime.threads)
+    _allow_connections()
+    with working(f"loading {artifact}"):
+        server = serve(artifact, host=host, port=port, limits=limits, **vars(runtime))
+    with server:
+        with contextlib.suppress(KeyboardInterrupt):  # SIGTERM raises one, too
+            click.echo(f"Serving {server.name} at {server.url}, {server.model.describe()}")
+            server.wait()
+        _LOG.info("Answering the requests that are in, then ending.")
+
+
+def _allow_connections() -> None:
+    """Raises this process's limit of open files as far as it may: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,231 @@
+"""The paths of the server: `POST /predict`, the Open Inference Protocol, metrics and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from kdedge.inference.lines import answer_values
+from kdedge.inference.results import NonFiniteLogits
+from kdedge.runtime.preprocess import UnusableImage
+from kdedge.serving.batching import Batcher, Inputs, Outputs
+from kdedge.serving.limits import Limits
+from kdedge.serving.metrics import Metrics
+from kdedge.serving.model import CurrentModel, ServedModel
+from kdedge.serving.open_inference import (
+    LENGTH_HEADER,
+    SERVER,
+    describe_model,
+    format_answer,
+    parse_request,
+)
+from kdedge.serving.page import load_page
+from kdedge.serving.refusal import Refusal, too_busy
+from kdedge.serving.uploads import Uploads, image_in
+
+_LOG = logging.getLogger(__name__)
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_CLIENT_LEFT = 499
+_DEFAULT_TOP = 5
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class App:
+    """Answers requests with the current model.
+
+    Args:
+        name: the model's name in the protocol's paths.
+        current: the model.
+        limits: limits of requests.
+
+    Attributes:
+        asgi: the application that a web server runs.
+        metrics: its counts.
+        is_draining: whether the server is about to end: clients are told to close connections.
+    """
+
+    def __init__(self, name: str, current: CurrentModel, limits: Limits) -> None:
+        self._name, self._current, self._limits = name, current, limits
+        self._n_waiting, self._uploads = 0, Uploads(limits)
+        self.metrics, self.is_draining = Metrics(lambda: self._n_waiting), False
+        with current.used() as model:
+            self._batcher = Batcher(model.n_decoders, self.metrics.count_batch)
+        # JSON takes many times its size in memory: one request at a time
+        self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
+        self._page = load_page()
+        model_path = "/v2/models/{name}"
+        gets = {
+            "/": self._give_page,
+            "/metrics": self._give_metrics,
+            "/v2": self._give_server,
+            "/v2/health/live": self._give_live,
+            "/v2/health/ready": self._give_ready,
+            model_path: self._give_model,
+            f"{model_path}/ready": self._give_model_ready,
+        }
+        posts = {"/predict": self._predict, f"{model_path}/infer": self._infer}
+        self.asgi = Starlette(
+            routes=[
+                *(Route(path, self._counted(path, handler)) for path, handler in gets.items()),
+                *(
+                    Route(path, self._counted(path, handler), methods=["POST"])
+                    for path, handler in posts.items()
+                ),
+            ],
+            exception_handlers={HTTPException: self._no_such_path, Exception: _failed},
+        )
+
+    def close(self) -> None:
+        """Ends the threads, after the last answer."""
+        self._parsing.shutdown()
+        self._batcher.close()
+
+    def _counted(self, path: str, handler: Handler) -> Handler:
+        """A handler whose refusals are answers, and whose answers are counted."""
+
+        async def answer(request: Request) -> Response:
+            start, code = time.perf_counter(), 500
+            try:
+                response = await handler(request)
+                code = response.status_code
+            except Refusal as refusal:
+                response, code = refusal.response(), refusal.status
+            except ClientDisconnect:
+                response, code = Response(status_code=_CLIENT_LEFT), _CLIENT_LEFT
+            finally:
+                self.metrics.count_request(path, code, time.perf_counter() - start)
+            if self.is_draining:
+                response.headers["Connection"] = "close"
+            return response
+
+        return answer
+
+    async def _no_such_path(self, request: Request, error: Exception) -> Response:
+        del request
+        assert isinstance(error, HTTPException)
+        self.metrics.count_request("other", error.status_code, 0)
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    async def _give_page(self, request: Request) -> Response:
+        del request
+        return Response(self._page.body, headers=dict(self._page.headers))
+
+    async def _give_metrics(self, request: Request) -> Response:
+        del request
+        return Response(self.metrics.text(), media_type=_METRICS_TYPE)
+
+    async def _give_server(self, request: Request) -> Response:
+        del request
+        return JSONResponse(SERVER)
+
+    async def _give_live(self, request: Request) -> Response:
+        del request
+        return JSONResponse({"live": True})
+
+    async def _give_ready(self, request: Request) -> Response:
+        del request
+        return JSONResponse({"ready": not self.is_draining}, 503 if self.is_draining else 200)
+
+    async def _give_model_ready(self, request: Request) -> Response:
+        self._check_name(request)
+        return JSONResponse(
+            {"name": self._name, "ready": not self.is_draining}, 503 if self.is_draining else 200
+        )
+
+    async def _give_model(self, request: Request) -> Response:
+        self._check_name(request)
+        with self._current.used() as model:
+            return JSONResponse(describe_model(self._name, model))
+
+    def _check_name(self, request: Request) -> None:
+        if request.path_params["name"] != self._name:
+            raise Refusal(404, f"there is no such model; there is {self._name}")
+
+    async def _predict(self, request: Request) -> Response:
+        until = asyncio.get_running_loop().time() + self._limits.timeout
+        top = _top(request)
+        async with self._uploads.body(request, self._limits.timeout) as body:
+            image = await image_in(request, body)
+            with self._admitted(), self._current.used() as model:
+                prepare = partial(model.prepare, image, max_pixels=self._limits.pixels)
+                outputs = await self._outputs(model, prepare, until)
+                (found,) = model.results(outputs, top=top)
+        if isinstance(found, NonFiniteLogits):
+            raise Refusal(500, found.reason)
+        self.metrics.count_prediction(found)
+        return JSONResponse(answer_values(found, None))
+
+    async def _infer(self, request: Request) -> Response:
+        self._check_name(request)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._limits.timeout
+        async with self._uploads.body(request, self._limits.timeout) as body:
+            with self._admitted(), self._current.used() as model:
+                length = request.headers.get(LENGTH_HEADER)
+                parse = partial(parse_request, body, length, model.artifact)
+                wanted = await loop.run_in_executor(self._parsing, parse)
+                prepare = partial(wanted.prepare, model, self._limits.pixels)
+                logits = model.logits(await self._outputs(model, prepare, until))
+        if not np.isfinite(logits).all():
+            raise Refusal(500, "the model gives NaN or infinity")
+        content, headers = format_answer(self._name, wanted, logits)
+        return Response(content, headers=headers)
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Context of a request that waits for the model.
+
+        Raises:
+            Refusal: too many wait.
+        """
+        if self._n_waiting >= self._limits.max_requests:
+            raise too_busy(f"{self._n_waiting} requests wait already")
+        self._n_waiting += 1
+        try:
+            yield
+        finally:
+            self._n_waiting -= 1
+
+    async def _outputs(
+        self, model: ServedModel, prepare: Callable[[], Inputs], until: float
+    ) -> Outputs:
+        """What the graph gives for images.
+
+        Raises:
+            Refusal: they cannot be decoded, or the time is over.
+        """
+        future = asyncio.wrap_future(self._batcher.submit(model, prepare))
+        try:
+            return await asyncio.wait_for(future, until - asyncio.get_running_loop().time())
+        except UnusableImage as error:
+            self.metrics.count_refused_image()
+            raise Refusal(400, error.reason) from error
+        except asyncio.TimeoutError as error:
+            raise too_busy(f"no answer within {self._limits.timeout:g} seconds") from error
+
+
+def _top(request: Request) -> int:
+    given = request.query_params.get("top", str(_DEFAULT_TOP))
+    if not (given.isdecimal() and len(given) < 10 and int(given) > 0):
+        raise Refusal(400, f"top is {given[:40]!r}; it must be 1 or more")
+    return int(given)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """The answer of a request that failed by a fault of the model or of kdedge."""
+    _LOG.error("%s %s failed.", request.method, request.url.path, exc_info=error)
+    return JSONResponse({"error": "the server failed; its log says why"}, 500)

@@ -1,0 +1,50 @@
+"""What a server takes of one request and of all together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kdedge.errors import RecipeError
+
+_N_BODIES = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server; what is above them is refused with a reason.
+
+    Attributes:
+        max_megabytes: size of a request's body, 10^6 bytes. Together, those that are in may have
+            eight times as much.
+        max_megapixels: size of an image, 10^6 pixels. A larger one is refused by its header.
+        max_requests: requests that wait for an answer at once.
+        timeout: seconds from a request's headers to its answer.
+    """
+
+    max_megabytes: int = 32
+    max_megapixels: int = 50
+    max_requests: int = 64
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_megabytes", "max_megapixels", "max_requests"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if not (math.isfinite(self.timeout) and self.timeout > 0):
+            raise RecipeError(f"timeout is {self.timeout}; it must be above 0 seconds.")
+
+    @property
+    def body_bytes(self) -> int:
+        """Largest body of one request, bytes."""
+        return self.max_megabytes * 1_000_000
+
+    @property
+    def all_bodies_bytes(self) -> int:
+        """Largest sum of the bodies that are in, bytes."""
+        return _N_BODIES * self.body_bytes
+
+    @property
+    def pixels(self) -> int:
+        """Largest image, pixels."""
+        return self.max_megapixels * 1_000_000

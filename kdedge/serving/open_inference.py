@@ -1,0 +1,241 @@
+"""The Open Inference Protocol, version 2: requests of tensors in JSON or with binary data.
+
+Specification: https://github.com/kserve/open-inference-protocol (required HTTP API), and Triton's
+`extension_binary_data.md` for data behind the JSON. Its length is in the header
+Inference-Header-Content-Length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge import __version__
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact
+from kdedge.serving.model import ServedModel
+from kdedge.serving.refusal import Refusal
+
+LENGTH_HEADER = "Inference-Header-Content-Length"
+FILES_NAME = "image_bytes"
+"""Input of image files, BYTES [N], in the place of pixels; only with binary data."""
+
+SERVER = {"name": "kdedge", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+_VERSION = "1"
+_MAX_FILES = 1024
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request.
+
+    Attributes:
+        id: given back with the answer; None if there is none.
+        prepare: makes the graph's input, [N, 3, S, S].
+        is_binary: whether the answer's logits are binary data.
+    """
+
+    id: str | None
+    prepare: Callable[[ServedModel, int], npt.NDArray[Any]]
+    is_binary: bool
+
+
+def describe_model(name: str, model: ServedModel) -> dict[str, Any]:
+    """The model's metadata."""
+    artifact = model.artifact
+    size_px = artifact.preprocess.size_px
+    images = [-1, 3, size_px, size_px]
+    logits = [-1, len(artifact.class_names)]
+    return {
+        "name": name,
+        "versions": [_VERSION],
+        "platform": model.backend_name,
+        "inputs": [{"name": INPUT_NAME, "datatype": _datatype(artifact), "shape": images}],
+        "outputs": [{"name": OUTPUT_NAME, "datatype": "FP32", "shape": logits}],
+    }
+
+
+def parse_request(body: bytes, length: str | None, artifact: Artifact) -> InferRequest:
+    """Reads a request and its tensor.
+
+    Args:
+        body: JSON, and behind it the binary data.
+        length: the value of `LENGTH_HEADER`, bytes of JSON; None for all.
+        artifact: describes the graph's input.
+
+    Raises:
+        Refusal: something is missing, malformed or unknown.
+    """
+    is_number = length is None or (length.isdecimal() and len(length) < 16)
+    if not is_number or int(length or 0) > len(body):
+        raise _bad(f"{LENGTH_HEADER} is {str(length)[:40]!r}, the body has {len(body)} bytes")
+    n_bytes = len(body) if length is None else int(length)
+    try:
+        request = json.loads(body[:n_bytes])
+    except (ValueError, RecursionError) as error:
+        raise _bad("the body is no JSON object") from error
+    inputs = request.get("inputs") if isinstance(request, dict) else None
+    if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
+        raise _bad(f"`inputs` must be a list of one input, {INPUT_NAME} or {FILES_NAME}")
+    given_id = request.get("id")
+    if not isinstance(given_id, str | None):
+        raise _bad("`id` must be a text")
+    is_binary = _wants_binary(request)
+    prepare = _read_input(inputs[0], body[n_bytes:], artifact)
+    return InferRequest(given_id, prepare, is_binary)
+
+
+def format_answer(
+    name: str, request: InferRequest, logits: npt.NDArray[np.float32]
+) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of an answer with logits [N, C]."""
+    output: dict[str, Any] = {
+        "name": OUTPUT_NAME,
+        "datatype": "FP32",
+        "shape": list(logits.shape),
+    }
+    data = b""
+    if request.is_binary:
+        data = logits.astype("<f4").tobytes()
+        output["parameters"] = {"binary_data_size": len(data)}
+    else:
+        output["data"] = logits.ravel().tolist()
+    answer: dict[str, Any] = {"model_name": name, "model_version": _VERSION, "outputs": [output]}
+    if request.id is not None:
+        answer["id"] = request.id
+    head = json.dumps(answer).encode()
+    if not request.is_binary:
+        return head, {"Content-Type": "application/json"}
+    kind = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(head))}
+    return head + data, kind
+
+
+def _bad(reason: str) -> Refusal:
+    return Refusal(400, reason)
+
+
+def _datatype(artifact: Artifact) -> str:
+    return "FP32" if artifact.pixels == "float" else "UINT8"
+
+
+def _parameters(of: dict[str, Any]) -> dict[str, Any]:
+    found = of.get("parameters", {})
+    if not isinstance(found, dict):
+        raise _bad("`parameters` must be an object")
+    return found
+
+
+def _wants_binary(request: dict[str, Any]) -> bool:
+    """Whether the logits are wanted as binary data.
+
+    Raises:
+        Refusal: another output is wanted, or in another form.
+    """
+    by_default = _parameters(request).get("binary_data_output", False)
+    outputs = request.get("outputs", [])
+    if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
+        raise _bad("`outputs` must be a list of objects")
+    if not outputs:
+        return bool(by_default)
+    parameters = _parameters(outputs[0])
+    if len(outputs) > 1 or outputs[0].get("name") != OUTPUT_NAME:
+        raise _bad(f"the only output is {OUTPUT_NAME}")
+    unknown = parameters.keys() - {"binary_data"}
+    if unknown:
+        raise _bad(f"the output's parameter {min(unknown)[:40]!r} is not known")
+    return bool(parameters.get("binary_data", by_default))
+
+
+def _read_input(
+    given: dict[str, Any], rest: bytes, artifact: Artifact
+) -> Callable[[ServedModel, int], npt.NDArray[Any]]:
+    """What makes the graph's input of a request's input.
+
+    Raises:
+        Refusal: name, shape, type or data are not what the graph takes.
+    """
+    shape = _shape(given.get("shape"))
+    parameters = _parameters(given)
+    n_bytes = parameters.get("binary_data_size")
+    if n_bytes is not None and (not isinstance(n_bytes, int) or n_bytes != len(rest)):
+        raise _bad(f"binary_data_size is {str(n_bytes)[:40]}, there are {len(rest)} bytes")
+    if n_bytes is None and rest:
+        raise _bad("there is binary data, but the input has no binary_data_size")
+    if given.get("name") == FILES_NAME:
+        if given.get("datatype") != "BYTES" or len(shape) != 1 or n_bytes is None:
+            raise _bad(f"{FILES_NAME} must be BYTES of the shape [N], as binary data")
+        files = _files(rest, shape[0])
+        return lambda model, max_pixels: np.concatenate(
+            [model.prepare(file, max_pixels=max_pixels) for file in files]
+        )
+    if given.get("name") != INPUT_NAME:
+        raise _bad(f"there is no such input; there are {INPUT_NAME} and {FILES_NAME}")
+    size_px = artifact.preprocess.size_px
+    expected, datatype = [3, size_px, size_px], _datatype(artifact)
+    if shape[1:] != expected or shape[0] < 1 or given.get("datatype") != datatype:
+        raise _bad(
+            f"{INPUT_NAME} must be {datatype} of the shape [N, 3, {size_px}, {size_px}], N at"
+            f" least 1; got {str(given.get('datatype'))[:40]} {shape[:8]}"
+        )
+    data = given.get("data")
+    tensor = _from_json(data, datatype) if n_bytes is None else _from_bytes(rest, datatype)
+    if tensor.size != math.prod(shape):
+        raise _bad(f"{INPUT_NAME} has {tensor.size} values; its shape has {math.prod(shape)}")
+    images = tensor.reshape(shape)
+    return lambda model, max_pixels: images
+
+
+def _shape(given: Any) -> list[int]:
+    is_shape = isinstance(given, list) and 1 <= len(given) <= 8
+    if not (is_shape and all(type(side) is int and 0 <= side < 2**31 for side in given)):
+        raise _bad("`shape` must be a list of numbers")
+    return list(given)
+
+
+def _from_bytes(data: bytes, datatype: str) -> npt.NDArray[Any]:
+    kind = np.dtype("<f4") if datatype == "FP32" else np.dtype(np.uint8)
+    if len(data) % kind.itemsize:
+        raise _bad(f"{len(data)} bytes are no whole number of {datatype} values")
+    return _finite(np.frombuffer(data, kind))
+
+
+def _from_json(data: Any, datatype: str) -> npt.NDArray[Any]:
+    try:
+        values = np.asarray(data)
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"the data of {INPUT_NAME} is no array of numbers") from error
+    if values.dtype.kind not in "iuf":
+        raise _bad(f"the data of {INPUT_NAME} is no array of numbers")
+    if datatype == "FP32":
+        with np.errstate(over="ignore"):  # found as infinity
+            return _finite(values.astype(np.float32))
+    if not np.isin(values, np.arange(256)).all():
+        raise _bad(f"{INPUT_NAME} must have whole numbers from 0 to 255")
+    return values.astype(np.uint8)
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not np.isfinite(values).all():
+        raise _bad(f"{INPUT_NAME} has NaN or infinity")
+    return values
+
+
+def _files(data: bytes, n_files: int) -> list[bytes]:
+    """The elements of a BYTES tensor: the length in 4 bytes, little-endian, before each."""
+    if not 1 <= n_files <= _MAX_FILES:
+        raise _bad(f"{FILES_NAME} must have 1 to {_MAX_FILES} images")
+    files: list[bytes] = []
+    start = 0
+    while start < len(data) and len(files) <= n_files:
+        stop = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        files.append(data[start + 4 : stop])
+        start = stop
+    if start != len(data) or len(files) != n_files:
+        raise _bad(f"{FILES_NAME} does not hold {n_files} images with their lengths")
+    return files

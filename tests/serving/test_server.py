@@ -1,0 +1,364 @@
+"""What a server does while requests come at once, while it ends, and while its artifact changes."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdedge
+from kdedge.errors import DataError, InUseError, RecipeError
+from kdedge.runtime.artifact import Artifact
+
+COLORS = ("red", "green", "blue")
+ColorFile = Callable[[str], bytes]
+
+
+def until(is_so: Callable[[], Any]) -> None:
+    """Waits for something that takes no time, at most 20 seconds."""
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def waiting(ask: Any, server: Any) -> int:
+    text = ask(server.url, "/metrics").body.decode()
+    (line,) = [one for one in text.splitlines() if one.startswith("kdedge_requests_waiting ")]
+    return int(float(line.split()[1]))
+
+
+@pytest.fixture
+def pool() -> Any:
+    with ThreadPoolExecutor(16) as threads:
+        yield threads
+
+
+@pytest.fixture
+def send(ask: Any, pool: Any, color_file: ColorFile) -> Callable[..., Future[Any]]:
+    """Sends a picture of a color from another thread; gives the future answer."""
+
+    def start(server: Any, color: str = "red") -> Future[Any]:
+        return pool.submit(ask, server.url, "/predict", color_file(color))
+
+    return start
+
+
+def test_requests_that_wait_make_the_next_batches_and_each_gets_its_own_answer(
+    gated: Any, send: Any, ask: Any
+) -> None:
+    server, device = gated()  # its artifact takes batches of 1 to 4
+    device.gate.clear()
+    first = send(server)
+    device.begun.acquire()  # alone, and without waiting for others
+    wanted = [COLORS[number % 3] for number in range(6)]
+    others = [send(server, color) for color in wanted]
+    until(lambda: waiting(ask, server) == 7)
+    time.sleep(0.1)  # for the last one to be decoded
+    device.gate.set()
+    assert [one.result().json["class"] for one in others] == wanted
+    assert first.result().json["class"] == "red"
+    assert device.sizes == [1, 4, 2]
+
+
+def test_a_request_above_the_limit_is_told_to_come_again(gated: Any, send: Any, ask: Any) -> None:
+    server, device = gated(max_requests=2)
+    device.gate.clear()
+    taken = [send(server), send(server)]
+    until(lambda: waiting(ask, server) == 2)
+    refused = send(server).result()
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json == {"error": "2 requests wait already; try again later"}
+    device.gate.set()
+    assert [one.result().status for one in taken] == [200, 200]
+    assert send(server).result().status == 200
+
+
+def test_bodies_that_are_in_are_limited_together(gated: Any, ask: Any, pool: Any) -> None:
+    server, _ = gated(max_megabytes=1)
+    host, port = server.url.removeprefix("http://").split(":")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    slow = [socket.create_connection((host, int(port))) for _ in range(8)]
+    try:
+        for one in slow:
+            one.sendall(head + bytes(999_000))
+        until(lambda: ask(server.url, "/predict", bytes(900_000)).status == 503)
+    finally:
+        for one in slow:
+            one.close()
+    until(lambda: ask(server.url, "/predict", bytes(900_000)).status == 400)
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_what_waits_is_not_computed(
+    gated: Any, send: Any
+) -> None:
+    server, device = gated(timeout=0.3)
+    device.gate.clear()
+    first = send(server)
+    device.begun.acquire()
+    for one in (first, send(server)):
+        assert one.result().status == 503
+        assert one.result().json["error"].startswith("no answer within 0.3 seconds")
+    device.gate.set()
+    assert send(server).result().status == 200
+    assert device.sizes == [1, 1]
+
+
+def test_a_model_that_fails_is_said_to_have_failed_and_the_server_goes_on(
+    gated: Any, send: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, device = gated()
+    device.error = RuntimeError("the device is gone")
+    found = send(server).result()
+    assert (found.status, found.json) == (500, {"error": "the server failed; its log says why"})
+    assert "the device is gone" in caplog.text
+    device.error = None
+    assert send(server).result().status == 200
+
+
+def test_logits_that_are_not_finite_are_no_answer(gated: Any, send: Any) -> None:
+    server, device = gated()
+    device.gives_nan = True
+    found = send(server).result()
+    assert (found.status, found.json) == (500, {"error": "the model gives NaN or infinity"})
+
+
+def test_the_end_answers_what_is_in_and_refuses_what_comes(gated: Any, send: Any, ask: Any) -> None:
+    server, device = gated()
+    device.gate.clear()
+    taken = send(server)
+    device.begun.acquire()
+    ends = threading.Thread(target=server.close)
+    ends.start()
+    until(lambda: _is_refused(server))
+    assert not taken.done()
+    device.gate.set()
+    ends.join(20)
+    assert not ends.is_alive()
+    assert taken.result().json["class"] == "red"
+
+
+def _is_refused(server: Any) -> bool:
+    host, port = server.url.removeprefix("http://").split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_an_open_connection_is_told_to_close_before_the_end(
+    gated: Any, color_file: ColorFile
+) -> None:
+    server, _ = gated()
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+    ends = threading.Thread(target=server.close)
+    try:
+        while True:  # one request after the other, over one connection
+            connection.request("POST", "/predict", color_file("red"))
+            answer = connection.getresponse()
+            assert answer.status == 200
+            answer.read()
+            if answer.getheader("Connection") == "close":
+                break
+            if not ends.is_alive():
+                ends.start()
+    finally:
+        connection.close()
+        ends.join(20)
+
+
+def test_a_port_that_is_taken_is_told(artifact: Artifact) -> None:
+    with kdedge.serve(artifact, port=0) as server:
+        port = int(server.url.rpartition(":")[2])
+        with pytest.raises(InUseError, match=f"Port {port} of 127.0.0.1 is in use by another"):
+            kdedge.serve(artifact, port=port)
+    with kdedge.serve(artifact, port=port) as server:  # at once, and the same port
+        assert server.url.endswith(f":{port}")
+
+
+def test_two_servers_share_a_process(artifact: Artifact, ask: Any) -> None:
+    with kdedge.serve(artifact, port=0) as one, kdedge.serve(artifact, port=0) as other:
+        assert one.url != other.url
+        assert ask(one.url, "/v2/health/ready").json == {"ready": True}
+        assert ask(other.url, "/v2/models/colors/ready").json == {"name": "colors", "ready": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"host": "256.1.1.1"}, "has no address"),
+        ({"host": "192.0.2.1"}, "cannot be used: cannot assign requested address"),
+        ({"port": 70000}, "port is 70000; it must be 0 to 65535"),
+        ({"batch": 0}, "batch is 0"),
+        ({"threads": 0}, "1 or more"),
+        ({"precision": "int8"}, "has no int8 file"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    artifact: Artifact, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        kdedge.serve(artifact, **{"port": 0, **options})
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_requests": 0}, "max_requests is 0"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+    ],
+)
+def test_limits_that_are_none(limits: dict[str, Any], message: str) -> None:
+    from kdedge.serving.limits import Limits
+
+    with pytest.raises(RecipeError, match=message):
+        Limits(**limits)
+
+
+def test_a_damaged_artifact_is_not_served_and_leaves_the_port(artifact: Artifact) -> None:
+    (artifact.path / "model.onnx").write_bytes(b"damaged")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(DataError, match="has changed since the export"):
+        kdedge.serve(artifact, port=port)
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_the_largest_batch_may_be_smaller_than_the_artifact_s(artifact: Artifact) -> None:
+    with kdedge.serve(artifact, port=0, batch=2) as server:
+        assert server.model.max_batch == 2
+    with kdedge.serve(artifact, port=0, batch=999) as server:
+        assert server.model.max_batch == 4
+
+
+NAMES = ("rouge", "green", "blue", "dark thing")
+
+
+class Load:
+    """Clients that ask without a pause, and what they got."""
+
+    def __init__(self, ask: Any, url: str, data: bytes) -> None:
+        self._ends = threading.Event()
+        self.answers: list[Any] = []
+        self._ask, self._url, self._data = ask, url, data
+        self._threads = [threading.Thread(target=self._run) for _ in range(3)]
+
+    def _run(self) -> None:
+        while not self._ends.is_set():
+            self.answers.append(self._ask(self._url, "/predict", self._data))
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def replace(link: Path, target: Path) -> None:
+    """Points a link elsewhere at once."""
+    new = link.with_name("new")
+    new.symlink_to(target)
+    new.replace(link)
+
+
+def test_a_new_artifact_is_served_without_a_lost_request_and_a_damaged_one_is_not(
+    make_checked: Callable[..., Artifact],
+    tmp_path: Path,
+    ask: Any,
+    color_file: ColorFile,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "kdedge")
+    make_checked(tmp_path / "1")
+    make_checked(tmp_path / "2", names=NAMES)
+    (make_checked(tmp_path / "damaged").path / "model.onnx").write_bytes(b"damaged")
+    make_checked(tmp_path / "wrong", wrong=True)
+    link = tmp_path / "served"
+    link.symlink_to(tmp_path / "1")
+    with quick(link) as server, Load(ask, server.url, color_file("red")) as load:
+        for name, message in (
+            ("damaged", "model.onnx has changed since the export"),
+            ("wrong", "model.onnx missed its gates against the float32 student"),
+            ("nowhere", "is not an artifact, nor a run with one"),
+        ):
+            replace(link, tmp_path / name)
+            until(lambda message=message: message in caplog.text)
+        assert {one.json["class"] for one in load.answers} == {"red"}
+        replace(link, tmp_path / "2")
+        until(lambda: load.answers[-1].json["class"] == "rouge")
+        text = ask(server.url, "/metrics").body.decode()
+    assert {one.status for one in load.answers} == {200}
+    assert 'kdedge_new_artifacts_total{outcome="refused"} 3.0' in text
+    assert 'kdedge_new_artifacts_total{outcome="taken"} 1.0' in text
+    assert "Serving the new artifact" in caplog.text
+
+
+def quick(source: Path) -> Any:
+    """A server that looks for a new artifact many times a second."""
+    from functools import partial
+
+    from kdedge.api.artifact import artifact_folder
+    from kdedge.inference.classify import Classifier
+    from kdedge.serving.limits import Limits
+    from kdedge.serving.server import Server
+    from kdedge.serving.takeover import Source
+
+    found = Source(partial(artifact_folder, source), Classifier.load)
+    return Server(found, host="127.0.0.1", port=0, limits=Limits(), look_every_s=0.05)
+
+
+def test_a_run_s_newer_artifact_is_served(
+    make_checked: Callable[..., Artifact], tmp_path: Path, ask: Any, color_file: ColorFile
+) -> None:
+    make_checked(tmp_path / "run/artifacts/01")
+    with quick(tmp_path / "run") as server:
+        make_checked(tmp_path / "run/artifacts/02", names=NAMES)
+        until(lambda: ask(server.url, "/predict", color_file("red")).json["class"] == "rouge")
+
+
+def test_an_artifact_that_is_copied_slowly_is_served_when_it_is_whole(
+    make_checked: Callable[..., Artifact], tmp_path: Path, ask: Any, color_file: ColorFile
+) -> None:
+    make_checked(tmp_path / "art")
+    new = make_checked(tmp_path / "new", names=NAMES).path
+    with quick(tmp_path / "art") as server:
+        for file in sorted(new.iterdir()):  # artifact.json comes first
+            time.sleep(0.15)  # so that each state is found whole
+            shutil.copy(file, tmp_path / "art.part")
+            (tmp_path / "art.part").replace(tmp_path / "art" / file.name)
+        until(lambda: ask(server.url, "/predict", color_file("red")).json["class"] == "rouge")
+
+
+def test_the_old_model_is_closed_once_its_last_request_is_answered(
+    gated: Any, send: Any, artifact: Artifact, mean_color_logits: Any
+) -> None:
+    from kdedge.inference.classify import Classifier
+    from kdedge.serving.model import ServedModel
+
+    server, device = gated()
+    device.gate.clear()
+    taken = send(server)
+    device.begun.acquire()
+    other = type(device)(artifact, mean_color_logits)
+    server._current.replace(ServedModel(Classifier(artifact, artifact.files[0], other)))
+    assert not device.is_closed
+    device.gate.set()
+    assert taken.result().json["class"] == "red"
+    until(lambda: device.is_closed)
+    assert send(server, "blue").result().json["class"] == "blue"
+    assert other.sizes == [1]
