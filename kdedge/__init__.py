@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kdedge.api.suite import run_suite
     from kdedge.api.train import distill, fill_teacher_stores, teach, train
     from kdedge.api.verify import verify_client
+    from kdedge.api.watch import watch
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
     from kdedge.errors import (
@@ -73,6 +74,7 @@ _HOMES = {
     "kdedge.api.predict": ("predict", "Predictions"),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
     "kdedge.api.verify": ("verify_client",),
+    "kdedge.api.watch": ("watch",),
     "kdedge.api.about": ("doctor", "list_methods", "schema"),
     "kdedge.config.recipe": ("Recipe",),
     "kdedge.config.load": ("load_recipe",),
@@ -135,6 +137,7 @@ __all__ = [
     "train",
     "verify_client",
     "verify_set",
+    "watch",
     "write_deepstream",
     "write_triton",
 ]

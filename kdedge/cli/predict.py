@@ -17,6 +17,7 @@ from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_item
 from kdedge.api.predict import Engine, ResultStream, images_text, opened, workers_for
 from kdedge.cli._options import engine_option, options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
+from kdedge.cli._runtime import backend_option, precision_option
 from kdedge.errors import KdedgeError, ResourceError
 from kdedge.files import explain_os_error, sha256_json, write_atomic
 from kdedge.inference.lines import (
@@ -31,7 +32,6 @@ from kdedge.inference.results import Prediction, Result
 from kdedge.inference.uncertain import LeastCertain
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
-from kdedge.targets.registry import list_backends, list_targets
 from kdedge.workers.protocol import EngineName
 
 if TYPE_CHECKING:
@@ -66,17 +66,6 @@ class _Format:
     def is_table(self) -> bool:
         """Whether the lines go to a file that can be continued."""
         return self.output is not None and self.kind in {"csv", "jsonl"} and self.save is None
-
-
-def _precisions() -> list[str]:
-    """The precisions that a backend runs."""
-    targets = [target for target in list_targets() if target.backend is not None]
-    return sorted({precision for target in targets for precision in target.precisions})
-
-
-def _backend_names() -> str:
-    *names, last = list_backends()
-    return f"{', '.join(names)} or {last}"
 
 
 @click.command("predict")
@@ -135,17 +124,8 @@ def _backend_names() -> str:
     is_flag=True,
     help="Continue the file of --output that an interrupted call of the same command began.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(_precisions()),
-    help="Precision of the file to use. int8, and files that missed their gates, are used only"
-    " when asked for.",
-)
-@click.option(
-    "--backend",
-    metavar="NAME",
-    help=f"{_backend_names()}. [default: one that fits]",
-)
+@precision_option
+@backend_option
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
