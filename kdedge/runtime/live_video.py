@@ -16,7 +16,7 @@ from kdedge.runtime.video import import_pyav, upright
 _TIMEOUT_S = 10.0
 """A stream that sends nothing for so long is taken as lost."""
 
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
+_PASSWORD = re.compile(r"(?<=://)[^/\s?]*@")
 
 
 class StreamLost(Exception):  # noqa: N818 - it is no error of the program

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -96,6 +97,10 @@ class Drift:
 class Reference:
     """What frames are like where nothing has changed.
 
+    The values of the statistics are ranks in the reference, as normal scores (van der Waerden 1952,
+    "Order tests for the two-sample problem"). So a test of means may take them as normal, however
+    the scores of the classes are distributed, and a single odd frame weighs little.
+
     Args:
         scored: independent images, at least 20.
     """
@@ -103,39 +108,57 @@ class Reference:
     def __init__(self, scored: Sequence[Scored]) -> None:
         self.n_images = len(scored)
         self.summary = summary(scored)
-        logs = np.stack([_log_scores(one.scores) for one in scored])
+        scores = np.stack([one.scores for one in scored])
+        logs = _log_scores(scores)
         self._center = logs.mean(axis=0)
         n_directions = min(_N_DIRECTIONS, logs.shape[1] - 1, len(logs) // _IMAGES_PER_DIRECTION)
         self._directions = np.linalg.svd(logs - self._center, full_matrices=False)[2][:n_directions]
+        self._ranks: dict[Statistic, list[_Ranks]] = {}
         self.tests: dict[Statistic, MeanTest] = {}
-        if logs.shape[1] > 1:
-            rows = {name: np.stack(list(self._values(scored, name))) for name in _MEANS}
-            self.tests = {name: MeanTest(values) for name, values in rows.items()}
+        for name in _MEANS if logs.shape[1] > 1 else ():
+            values = self._raw(scores, name)
+            self._ranks[name] = [_Ranks(column) for column in values.T]
+            self.tests[name] = MeanTest(self.values(scored, name))
         n_none = sum(one.is_none for one in scored)
         self.none_share = (n_none + 1) / (len(scored) + 2)  # Laplace's estimate: never 0
 
     def values(self, frames: Sequence[Scored], name: Statistic) -> npt.NDArray[np.float64]:
-        """The mean of some frames' values of a statistic, [k]."""
-        values: npt.NDArray[np.float64] = np.mean(list(self._values(frames, name)), axis=0)
-        return values
+        """The values of a statistic, [n, k]."""
+        if name == "none":
+            return np.array([[float(one.is_none)] for one in frames])
+        raw = self._raw(np.stack([one.scores for one in frames]), name)
+        return np.stack(
+            [ranks(column) for ranks, column in zip(self._ranks[name], raw.T, strict=True)], axis=1
+        )
 
-    def _values(
-        self, frames: Sequence[Scored], name: Statistic
-    ) -> Iterator[npt.NDArray[np.float64]]:
-        """`classes`: the main directions in which the reference's log scores vary.
+    def _raw(self, scores: npt.NDArray[np.float64], name: Statistic) -> npt.NDArray[np.float64]:
+        """[n, C] -> [n, k].
 
+        `classes`: the main directions in which the reference's log scores vary.
         `confidence`: log odds of the best class, and how far the log scores are spread.
         """
-        for one in frames:
-            if name == "none":
-                yield np.array([float(one.is_none)])
-            elif name == "classes":
-                yield self._directions @ (_log_scores(one.scores) - self._center)
-            else:
-                best = int(one.scores.argmax())
-                others = float(np.delete(one.scores, best).sum())
-                odds = np.log(max(one.scores[best], _LEAST)) - np.log(max(others, _LEAST))
-                yield np.array([odds, _log_scores(one.scores).std()])
+        logs = _log_scores(scores)
+        if name == "classes":
+            return (logs - self._center) @ self._directions.T
+        ordered = np.sort(scores, axis=1)
+        others = np.maximum(ordered[:, :-1].sum(axis=1), _LEAST)
+        odds = np.log(np.maximum(ordered[:, -1], _LEAST)) - np.log(others)
+        return np.stack([odds, logs.std(axis=1)], axis=1)
+
+
+class _Ranks:
+    """Normal scores of values by their place among known ones, which end with the known ones."""
+
+    def __init__(self, known: npt.NDArray[np.float64]) -> None:
+        places = (np.arange(len(known)) + 0.5) / len(known)
+        normal = np.array([NormalDist().inv_cdf(place) for place in places])
+        self._known, counts = np.unique(known, return_counts=True)
+        ends = np.cumsum(counts)
+        sums = np.concatenate([[0.0], np.cumsum(normal)])
+        self._scores = (sums[ends] - sums[ends - counts]) / counts
+
+    def __call__(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.interp(values, self._known, self._scores)
 
 
 @dataclass(frozen=True)
@@ -189,13 +212,14 @@ class DriftMonitor:
             if len(self._learned) == self._n_learned:
                 self.reference, self._learned = Reference(self._learned), []
             return []
-        values = {name: self.reference.values(frames, name) for name in self._statistics}
+        names = [
+            name for name in self._statistics if name == "none" or name in self.reference.tests
+        ]
+        values = {name: self.reference.values(frames, name).mean(axis=0) for name in names}
         self._last.append(_Observation(frames, values))
-        return [found for name in self._statistics for found in self._test(name, self.reference)]
+        return [found for name in names for found in self._test(name, self.reference)]
 
     def _test(self, name: Statistic, reference: Reference) -> Iterator[Drift]:
-        if name != "none" and name not in reference.tests:
-            return
         p_values = {n: self._p_value(name, reference, n) for n in _WINDOWS if n <= len(self._last)}
         if name in self._raised:
             if max(_WINDOWS) in p_values and min(p_values.values()) > _OVER:
@@ -246,7 +270,7 @@ def most_changed(drift: Drift, class_names: Sequence[str]) -> list[tuple[str, fl
 
 
 def _log_scores(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[C] -> [C], the logits less their mean: that is all of them that scores hold."""
+    """[n, C] -> [n, C], the logits less their mean: that is all of them that scores hold."""
     logs: npt.NDArray[np.float64] = np.log(np.maximum(scores, _LEAST))
-    logs -= logs.mean()
+    logs -= logs.mean(axis=1, keepdims=True)
     return logs

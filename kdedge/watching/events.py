@@ -67,14 +67,15 @@ def frame(
 
 def decision(one: Frame, made: Decision) -> dict[str, Any]:
     """A new decision."""
+    began = _when(made.since)
     return {
         "event": "decision",
         **_when(one),
         "class": _named(made.answer),
         "is_none": made.answer.is_none,
         "score_percent": _rounded(made.score_percent),
-        "since": clock_text(made.since.time),
-        "since_frame": made.since.number,
+        "since": began.pop("time"),
+        **{f"since_{name}": value for name, value in began.items()},
     }
 
 
