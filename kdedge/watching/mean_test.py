@@ -56,7 +56,7 @@ def _beta_share(x: float, a: float, b: float) -> float:
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     front = math.exp(log_front + a * math.log(x) + b * math.log1p(-x)) / a
     value = 1.0
-    for i in range(200, 0, -1):  # from the innermost fraction outwards
+    for i in range(30 + int(4 * max(a, b) ** 0.5), 0, -1):  # from the innermost fraction outwards
         even = i * (b - i) * x / ((a + 2 * i - 1) * (a + 2 * i))
         odd = -(a + i - 1) * (a + b + i - 1) * x / ((a + 2 * i - 2) * (a + 2 * i - 1))
         value = 1 + odd / (1 + even / value)

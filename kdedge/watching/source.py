@@ -60,7 +60,7 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> Source:
         return _live(text, "stream", every)
     path = Path(text)
     try:
-        if path.is_dir():
+        if text and path.is_dir():
             folder = DropFolder(path, existing=existing)
             return Source(printable(text), "folder", _files(folder, every))
         is_there = path.is_file()

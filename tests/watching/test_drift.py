@@ -50,9 +50,8 @@ def reference() -> Reference:
 
 
 def test_without_a_change_there_is_no_alarm_in_10000_frames(reference: Reference) -> None:
-    for seed in range(2):
-        monitor = DriftMonitor(reference, shot=20, has_none=True)
-        assert play(monitor, draw(np.random.default_rng([1, seed]), 500, none=0.05)) == []
+    monitor = DriftMonitor(reference, shot=20, has_none=True)
+    assert play(monitor, draw(np.random.default_rng(1), 500, none=0.05)) == []
 
 
 @pytest.mark.parametrize(
