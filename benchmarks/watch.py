@@ -107,7 +107,7 @@ def frames_until(reference: Reference, parts: list, *, n_ahead: int) -> int | No
     for part in parts:
         for one, small in part:
             n += 1
-            if any(not found.is_over for found in monitor.add(one, small)):
+            if any(not found.is_over for found in monitor.add(one, lambda small=small: small)):
                 return n - n_ahead
     return None
 

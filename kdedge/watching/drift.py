@@ -17,7 +17,7 @@ again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -198,15 +198,21 @@ class DriftMonitor:
         self._scene: Thumbnail | None = None
         self._raised: set[Statistic] = set()
 
-    def add(self, scored: Scored, small: Thumbnail) -> list[Drift]:
-        """Adds a frame and its thumbnail; returns what has changed with it."""
+    def add(self, scored: Scored, small: Callable[[], Thumbnail]) -> list[Drift]:
+        """Adds a frame; returns what has changed with it.
+
+        Args:
+            scored: its scores.
+            small: gives its thumbnail, which few frames need.
+        """
         self._frames.append(scored)
         if len(self._frames) < self._shot:
             return []
         frames, self._frames = self._frames, []
-        if not is_changed(self._scene, small):
+        picture = small()
+        if not is_changed(self._scene, picture):
             return []
-        self._scene = small
+        self._scene = picture
         if self.reference is None:
             self._learned.append(scored)  # one frame: the mean of several varies less
             if len(self._learned) == self._n_learned:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from PIL import Image
 
@@ -47,7 +47,7 @@ class Newest:
         self._changed = threading.Condition()
         self._stopped = threading.Event()
 
-    def __iter__(self) -> Iterator[Frame | Lost | Back]:
+    def __iter__(self) -> Generator[Frame | Lost | Back, None, None]:
         """Yields frames, and when the source is lost and back, until the caller stops."""
         reader = threading.Thread(target=self._read, name="camera", daemon=True)
         reader.start()

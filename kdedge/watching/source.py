@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from kdedge.data.sources import printable, read_file
-from kdedge.errors import DataError, SetupError
+from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.classify import ImageInput
 from kdedge.runtime.live_video import LiveVideo, StreamLost, open_live, without_password
 from kdedge.runtime.preprocess import UnusableImage, decode_image
@@ -19,6 +19,8 @@ from kdedge.runtime.video import frames_of_video, import_pyav
 from kdedge.watching.drop_folder import DropFolder
 from kdedge.watching.frame import Back, Frame, Lost
 from kdedge.watching.newest import Newest
+
+_CAMERA = re.compile(r"/dev/(video\d|v4l/)")
 
 Kind = Literal["camera", "stream", "video", "folder"]
 
@@ -36,7 +38,7 @@ class Source:
 
     name: str
     kind: Kind
-    items: Iterator[Frame | Lost | Back]
+    items: Generator[Frame | Lost | Back, None, None]
     n_dropped: Callable[[], int] = lambda: 0
 
 
@@ -50,16 +52,26 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> Source:
 
     Raises:
         DataError: there is no such file or folder, or it cannot be read.
+        RecipeError: `existing` for what is no folder.
         SetupError: PyAV is not installed; or the camera or address cannot be opened.
     """
+    source = _opened(text, every=every, existing=existing)
+    if existing and source.kind != "folder":
+        raise RecipeError(
+            f"existing is for a folder, and {source.name} is a {source.kind}.\n  Leave it out."
+        )
+    return source
+
+
+def _opened(text: str, *, every: int, existing: bool) -> Source:
     if re.fullmatch(r"\d{1,3}", text):
         return _live(f"/dev/video{int(text)}", "camera", every)
-    if text.startswith("/dev/"):
-        return _live(text, "camera", every)
     if "://" in text:
         return _live(text, "stream", every)
     path = Path(text)
     try:
+        if _CAMERA.match(text) or path.is_char_device():
+            return _live(text, "camera", every)
         if text and path.is_dir():
             folder = DropFolder(path, existing=existing)
             return Source(printable(text), "folder", _files(folder, every))
@@ -96,7 +108,7 @@ def _live(address: str, kind: Kind, every: int) -> Source:
     return Source(name, kind, iter(newest), lambda: newest.n_dropped)
 
 
-def _finite(video: LiveVideo, every: int) -> Iterator[Frame]:
+def _finite(video: LiveVideo, every: int) -> Generator[Frame, None, None]:
     """A video that a web server gives: all its frames; at damage, a last one without an image."""
     number = 0
     try:
@@ -109,7 +121,7 @@ def _finite(video: LiveVideo, every: int) -> Iterator[Frame]:
         video.close()
 
 
-def _video(path: Path, every: int) -> Iterator[Frame]:
+def _video(path: Path, every: int) -> Generator[Frame, None, None]:
     """A video's frames; at damage, a last one without an image."""
     number = 0
     try:
@@ -119,7 +131,7 @@ def _video(path: Path, every: int) -> Iterator[Frame]:
         yield Frame(number + 1, time.time(), error)
 
 
-def _files(folder: DropFolder, every: int) -> Iterator[Frame | Lost | Back]:
+def _files(folder: DropFolder, every: int) -> Generator[Frame | Lost | Back, None, None]:
     number = 0
     for item in folder:
         if not isinstance(item, Path):

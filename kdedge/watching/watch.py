@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 from collections import deque
@@ -97,6 +98,7 @@ def watch_source(
         ResourceError: a folder cannot be made.
     """
     with contextlib.ExitStack() as stack:
+        stack.callback(source.items.close)
         watching = _Watching(source, classifier, settings, stack)
         try:
             yield from watching.events()
@@ -204,10 +206,11 @@ class _Watching:
     def _look(self, frame: Frame, result: Prediction) -> Iterator[dict[str, Any]]:
         """Keeps a frame, and tests for drift."""
         assert isinstance(frame.image, Image.Image)
-        image, small = frame.image, thumbnail(frame.image)
+        image = frame.image
+        small = functools.cache(lambda: thumbnail(image))
         keeper, score = self._keeper, result.top[0].score_percent
         if keeper is not None and score is not None:
-            self._try(lambda: keeper.add(_picture_name(frame), score, image, small))
+            self._try(lambda: keeper.add(_picture_name(frame), score, image, small()))
         if self._drift is None:
             return
         was_learning = self._drift.reference is None
@@ -328,6 +331,6 @@ def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> Scored:
 def _picture_name(frame: Frame) -> str:
     """A file name that tells when the frame was, or from which file it is."""
     if frame.file is not None:
-        stem = re.sub(r"[^\w.-]", "_", Path(frame.file).stem)[:150].lstrip(".")
+        stem = re.sub(r"[^\w.-]", "_", Path(frame.file).stem)[:50].lstrip(".")
         return f"{stem or 'picture'}.jpg"
     return f"{events.clock_text(frame.time, compact=True)}-{frame.number:08d}.jpg"

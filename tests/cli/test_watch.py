@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import hashlib
 import importlib.util
 import io
 import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +26,8 @@ import pytest
 from PIL import Image
 
 import kdedge as package
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, SetupError
+from kdedge.runtime.batches import softmax
 
 Run = Callable[..., Any]
 COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (5, 5, 240), "gray": (99, 99, 99)}
@@ -201,6 +205,7 @@ def test_without_pyav_the_message_says_how_to_install_it(
         (("--min-score", "nan"), 2, "nan"),
         (("--keep", "x", "--save", "x"), 2, "save and keep are both x"),
         (("--drift", "artifact"), 3, "--drift stream"),
+        (("--existing",), 2, "existing is for a folder"),
     ],
 )
 @pytest.mark.usefixtures("work")
@@ -389,3 +394,35 @@ def test_python_refuses_the_same(options: dict[str, Any]) -> None:
         package.watch("art", "nowhere", **options)
     with pytest.raises(TypeError, match="no such keyword"):
         package.watch("art", "nowhere", widnow=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.usefixtures("work")
+def test_a_folder_in_dev_is_no_camera() -> None:
+    from kdedge.watching.source import open_source
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        assert open_source(folder).kind == "folder"
+    with pytest.raises(SetupError, match="/dev/null cannot be opened"):
+        open_source("/dev/null")
+
+
+@pytest.mark.usefixtures("work")
+def test_the_smoke_set_is_the_reference_where_it_has_enough_images(
+    kdedge: Run, device: ModuleType, work: Path
+) -> None:
+    from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (120, 1, 1, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    write_smoke_set(work / "art" / SMOKE_SET, pixels, np.zeros((120, 4), np.float32))
+    digest = hashlib.sha256((work / "art" / SMOKE_SET).read_bytes()).hexdigest()
+    artifact = package.open_artifact("art")
+    dataclasses.replace(artifact, others={SMOKE_SET: digest}).save()
+    write_video(work / "v.avi", ["gray"] * 40, n_frames=1)
+    done = kdedge("watch", "art", "v.avi", "--shot", "1")
+    assert events(done.out, "start")[0]["drift"] == "artifact"
+    alarm = events(done.out, "drift")[0]
+    weight, bias = device.WEIGHT.astype(float), device.BIAS.astype(float)
+    best = softmax(pixels[:, 0, 0] / 255 @ weight + bias).max(axis=1)
+    assert alarm["reference"]["mean_score_percent"] == pytest.approx(100 * best.mean(), abs=0.01)
+    assert done.code == 0

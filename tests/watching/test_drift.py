@@ -40,7 +40,7 @@ def play(
         small = np.full((16, 16), 20.0 * (number % 12), np.float32)
         for _ in range(length):
             n += 1
-            found += [(n, drift) for drift in monitor.add(one, small)]
+            found += [(n, drift) for drift in monitor.add(one, lambda small=small: small)]
     return found
 
 
@@ -117,7 +117,7 @@ def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -
 def test_a_still_scene_counts_once(reference: Reference) -> None:
     monitor, small = DriftMonitor(reference, shot=5), np.zeros((16, 16), np.float32)
     (odd,) = draw(np.random.default_rng(6), 1, shift=9)
-    assert [monitor.add(odd, small) for _ in range(2000)] == [[]] * 2000
+    assert [monitor.add(odd, lambda: small) for _ in range(2000)] == [[]] * 2000
 
 
 def test_without_a_reference_it_is_learned_from_the_stream() -> None:

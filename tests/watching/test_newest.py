@@ -58,7 +58,7 @@ def test_a_camera_that_comes_back_goes_on_with_the_next_number() -> None:
     frames = [item for item in kinds if isinstance(item, Frame)]
     assert [frame.number for frame in frames] == [1, 2, 3]
     assert kinds[1] == Lost("no such device")
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert camera.n_open == camera.n_closed == 3
 
 
@@ -73,7 +73,7 @@ def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:
         last = frame
         while camera.n_closed == 0:  # the camera goes on meanwhile, to its end
             threading.Event().wait(0.001)
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert isinstance(last, Frame)
     assert last.number == 50
     assert isinstance(last.image, Image.Image)
@@ -84,7 +84,7 @@ def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:
 def test_every_nth_frame_is_taken() -> None:
     items = iter(watched(Camera(5), every=5))
     assert [next(items).number, type(next(items))] == [1, Lost]  # type: ignore[union-attr]
-    items.close()  # type: ignore[attr-defined]
+    items.close()
 
 
 def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
@@ -94,7 +94,7 @@ def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
     video = LiveVideo(False, iter([broken]), lambda: None)
     items = iter(Newest(video, Camera().open))
     frame = next(items)
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert isinstance(frame, Frame)
     assert isinstance(frame.image, UnusableImage)
 
