@@ -139,7 +139,8 @@ class Reference:
         """
         logs = _log_scores(scores)
         if name == "classes":
-            return (logs - self._center) @ self._directions.T
+            directed: npt.NDArray[np.float64] = (logs - self._center) @ self._directions.T
+            return directed
         ordered = np.sort(scores, axis=1)
         others = np.maximum(ordered[:, :-1].sum(axis=1), _LEAST)
         odds = np.log(np.maximum(ordered[:, -1], _LEAST)) - np.log(others)
@@ -158,7 +159,8 @@ class _Ranks:
         self._scores = (sums[ends] - sums[ends - counts]) / counts
 
     def __call__(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.interp(values, self._known, self._scores)
+        scores: npt.NDArray[np.float64] = np.interp(values, self._known, self._scores)
+        return scores
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/watch.md": {
         "kdedge watch artifacts/01 /dev/video0": CAMERA,
-        'for event in kdedge.watch("artifacts/01", "/dev/video0", keep="unsure", keep_max="2GB"):': (
-            CAMERA
-        ),
+        'for event in kdedge.watch("artifacts/01", 0, keep="unsure", keep_max="2GB"):': CAMERA,
     },
     "docs/deploy/openvino.md": {
         "pip install numpy pillow openvino": INSTALL,
