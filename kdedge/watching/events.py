@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from kdedge.inference.classify import Classifier
+from kdedge.inference.results import Prediction
+from kdedge.runtime.none_of_these import NONE
 from kdedge.watching.decide import UNDECIDED, Answer, Decision
 from kdedge.watching.drift import Drift, Summary, most_changed
 from kdedge.watching.frame import Back, Frame, Lost
@@ -51,16 +53,16 @@ def start(source: Source, classifier: Classifier, *, window: int, reference: str
     }
 
 
-def frame(
-    one: Frame, answer: Answer, score_percent: float | None, decision: Decision
-) -> dict[str, Any]:
+def frame(one: Frame, answer: Answer, result: Prediction, decision: Decision) -> dict[str, Any]:
     """A frame's own answer, and the decision after it."""
+    known = result.known_percent
     return {
         "event": "frame",
         **_when(one),
         "class": _named(answer),
         "is_none": answer.is_none,
-        "score_percent": _rounded(score_percent),
+        "score_percent": _rounded(result.top[0].score_percent),
+        **({} if known is None else {"known_percent": round(known, 2)}),
         "decision": _named(decision.answer),
     }
 
@@ -165,7 +167,7 @@ def _when(one: Frame) -> dict[str, Any]:
 
 
 def _named(answer: Answer) -> str | None:
-    return "none" if answer.is_none else answer.class_name
+    return NONE if answer.is_none else answer.class_name
 
 
 def _rounded(score_percent: float | None) -> float | None:

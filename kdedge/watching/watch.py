@@ -146,7 +146,7 @@ class _Watching:
         reference = None
         if wanted != "stream":
             reference = _reference_of(self._classifier, is_asked=wanted == "artifact")
-        monitor = DriftMonitor(reference, shot=shot, has_none=_has_none(self._classifier))
+        monitor = DriftMonitor(reference, shot=shot, has_none=self._classifier.tells_none)
         return monitor, "stream" if reference is None else "artifact"
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -195,7 +195,7 @@ class _Watching:
         changed = self._decider.add(answer if is_sure else UNDECIDED, best.score_percent, frame)
         if self._each:
             decision = self._decider.decision()
-            yield events.frame(frame, answer, best.score_percent, decision)
+            yield events.frame(frame, answer, result, decision)
         if changed is not None:
             yield events.decision(frame, changed)
         if changed is not None or self._each:
@@ -283,10 +283,6 @@ def _check_scores(classifier: Classifier, settings: Settings, *, has_scores: boo
             f"{named[0]} needs scores, and {classifier.artifact.path} was exported with the head"
             " argmax, which gives none.\n  Export again with the head scores."
         )
-
-
-def _has_none(classifier: Classifier) -> bool:
-    return getattr(classifier.artifact, "none_of_these", None) is not None
 
 
 def _reference_of(classifier: Classifier, *, is_asked: bool) -> Reference | None:

@@ -28,6 +28,7 @@ from PIL import Image
 import kdedge as package
 from kdedge.errors import RecipeError, SetupError
 from kdedge.runtime.batches import softmax
+from kdedge.runtime.none_of_these import FILE_NAME, Gaussians, NoneBelow, NoneOfThese
 
 Run = Callable[..., Any]
 COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (5, 5, 240), "gray": (99, 99, 99)}
@@ -426,3 +427,33 @@ def test_the_smoke_set_is_the_reference_where_it_has_enough_images(
     best = softmax(pixels[:, 0, 0] / 255 @ weight + bias).max(axis=1)
     assert alarm["reference"]["mean_score_percent"] == pytest.approx(100 * best.mean(), abs=0.01)
     assert done.code == 0
+
+
+def test_none_of_the_classes_is_an_answer_and_a_statistic(
+    kdedge: Run, device: ModuleType, work: Path
+) -> None:
+    logits = [np.array(COLORS[name]) / 255 @ device.WEIGHT + device.BIAS for name in COLORS]
+    gaussians = Gaussians(np.eye(4), np.stack(logits[:3]).astype(np.float64))
+    (work / "art" / FILE_NAME).write_bytes(gaussians.to_bytes())
+    digest = hashlib.sha256(gaussians.to_bytes()).hexdigest()
+    artifact = package.open_artifact("art")
+    limits = NoneBelow(-15.0, tuple(np.linspace(-15.0, 0.0, 101).tolist()))
+    dataclasses.replace(
+        artifact,
+        files=(dataclasses.replace(artifact.files[0], none_below=limits),),
+        others={FILE_NAME: digest},
+        none_of_these=NoneOfThese("mahalanobis", FILE_NAME, 95.0, "images", 100),
+    ).save()
+    write_video(work / "v.avi", [*["red", "green", "blue"] * 70, *["gray"] * 20], n_frames=1)
+    done = kdedge("watch", "art", "v.avi", "--shot", "1", "--window", "1", "--each")
+    assert done.code == 0
+    frames, changes = events(done.out, "frame"), events(done.out, "decision")
+    assert [one["is_none"] for one in frames] == [False] * 210 + [True] * 20
+    assert (changes[-1]["class"], changes[-1]["is_none"], changes[-1]["frame"]) == (
+        *("none", True, 211),
+    )
+    assert (frames[0]["known_percent"] > 50, frames[-1]["known_percent"]) == (True, 0)
+    alarms = {one["statistic"]: one for one in events(done.out, "drift")}
+    assert "none" in alarms
+    assert alarms["none"]["now"]["none_percent"] > 50
+    assert alarms["none"]["reference"]["none_percent"] == 0
