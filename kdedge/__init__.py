@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kdedge.api.suite import run_suite
     from kdedge.api.train import distill, fill_teacher_stores, teach, train
     from kdedge.api.verify import verify_client
+    from kdedge.api.watch import watch
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
     from kdedge.errors import (
@@ -75,6 +76,7 @@ _HOMES = {
     "kdedge.api.serve": ("serve",),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
     "kdedge.api.verify": ("verify_client",),
+    "kdedge.api.watch": ("watch",),
     "kdedge.api.about": ("doctor", "list_methods", "schema"),
     "kdedge.config.recipe": ("Recipe",),
     "kdedge.config.load": ("load_recipe",),
@@ -138,6 +140,7 @@ __all__ = [
     "train",
     "verify_client",
     "verify_set",
+    "watch",
     "write_deepstream",
     "write_triton",
 ]

@@ -47,7 +47,7 @@ def import_pyav() -> Any:
     try:
         return importlib.import_module("av")
     except ModuleNotFoundError as error:
-        raise MissingPackage("av", extra="video", purpose="Reading a video") from error
+        raise MissingPackage("av", extra="video", purpose="Reading a video or a camera") from error
     except ImportError as error:
         raise SetupError(
             f"PyAV, which reads videos, cannot be imported: {error}.\n"
@@ -75,14 +75,18 @@ def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream), 1):
                 if (number - 1) % every == 0:
-                    yield VideoFrame(number, frame.time, _upright(frame))
+                    yield VideoFrame(number, frame.time, upright(frame))
     except av.FFmpegError as error:
         reason = (error.strerror or str(error)).lower()
         raise UnusableImage(f"the video cannot be decoded: {reason}") from error
 
 
-def _upright(frame: Any) -> Image.Image:
-    """The frame's pixels, rotated as the video's metadata says."""
+def upright(frame: Any) -> Image.Image:
+    """Returns a decoded frame as RGB, rotated as the video's metadata says.
+
+    Raises:
+        UnusableImage: it is larger than any photo.
+    """
     if frame.width * frame.height > MAX_PIXELS:
         raise UnusableImage(f"its frames are too large: {frame.width} x {frame.height} pixels")
     image: Image.Image = frame.to_image()

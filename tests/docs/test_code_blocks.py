@@ -105,6 +105,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "python3 -m venv .venv": INSTALL,
         "camera = Picamera2()": CAMERA,
     },
+    "docs/deploy/watch.md": {
+        "kdedge watch artifacts/01 /dev/video0": CAMERA,
+        'for event in kdedge.watch("artifacts/01", 0, keep="unsure", keep_max="2GB"):': CAMERA,
+    },
     "docs/deploy/openvino.md": {
         "pip install numpy pillow openvino": INSTALL,
     },

@@ -44,12 +44,12 @@ def drive(what: str, *, blocked: tuple[str, ...] = ()) -> tuple[str, dict[str, o
     [
         *("runtime.artifact", "runtime.frames", "runtime.preprocess", "runtime.cuda"),
         *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
-        *("targets.tensorrt.run", "targets.tensorrt_rtx.run"),
+        *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "watching.watch"),
         *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "deploy.build"),
     ],
 )
 def test_importing_the_devices_side_loads_no_engine_and_nothing_heavy(module: str) -> None:
-    engines = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cv2")
+    engines = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "av")
     what = f"import kdedge.{module}\ncode = [n for n in {engines} if n in sys.modules]"
     _, said = drive(what)
     assert said == {"code": [], "loaded": []}
@@ -75,3 +75,17 @@ def test_predicting_works_where_torch_and_onnx_cannot_be_imported(predict: str) 
     stdout, said = drive(predict, blocked=HEAVY)
     assert said == {"code": 0, "loaded": []}
     assert [line.split(",")[1] for line in stdout.splitlines()] == ["class", "red", "blue"]
+
+
+def test_watching_works_where_torch_and_onnx_cannot_be_imported(
+    artifact: Artifact, paint: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    paint(tmp_path / "pictures/a.png", (250, 0, 0))
+    what = (
+        f"import kdedge\nevents = kdedge.watch({str(artifact.path)!r},"
+        f" {str(tmp_path / 'pictures')!r}, existing=True)\n"
+        "code = [next(events).get('class') for _ in range(2)][1]\nevents.close()"
+    )
+    _, said = drive(what, blocked=HEAVY)
+    assert said == {"code": "red", "loaded": []}

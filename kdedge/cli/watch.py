@@ -1,0 +1,102 @@
+"""Watch a camera, a stream, a video or a folder: decisions as JSON lines, a drift alarm."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdedge.cli._options import threads_value_option, use_threads
+from kdedge.cli._output import FiniteRange
+from kdedge.cli._runtime import backend_option, precision_option
+
+
+@click.command("watch")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option("--each", is_flag=True, help="Give each frame's answer, too.")
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Take the first and then every Nth frame or file.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Decide by the last N frames: two thirds of them bring a decision, less than one third end"
+    " it. [default: 7; 1 and --each for a folder]",
+)
+@click.option(
+    "--min-score",
+    type=FiniteRange(0, 100),
+    metavar="PERCENT",
+    help="A frame with a lower score supports no class.",
+)
+@click.option("--existing", is_flag=True, help="Take a folder's present files, too, first.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Save a picture with the answer at each decision; with --each, of each frame.",
+)
+@click.option(
+    "--save-max",
+    metavar="N|SIZE",
+    default="1000",
+    show_default=True,
+    help="Pictures, or a size such as 500MB, in DIR; the oldest are replaced.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the frame of each scene that has the lowest score: the next unlabeled images.",
+)
+@click.option(
+    "--keep-max",
+    metavar="N|SIZE",
+    default="1000",
+    show_default=True,
+    help="Pictures, or a size such as 2GB, in DIR; those with the highest score are replaced.",
+)
+@click.option(
+    "--drift",
+    type=click.Choice(("artifact", "stream", "off")),
+    help="What the drift alarm compares with: the artifact's smoke set, or the start of the stream."
+    " [default: artifact; stream if that has under 100 images]",
+)
+@click.option(
+    "--shot",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Frames that may show the same thing: the drift alarm counts them as one. [default: 25; 1"
+    " for a folder]",
+)
+@precision_option
+@backend_option
+@threads_value_option
+def command(artifact: Path, source: str, threads: int | None, **options: Any) -> None:
+    """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote.
+
+    SOURCE is a camera (0 or /dev/video0), an address (rtsp://..., http://...), a video, or a folder
+    that image files drop into. All but folders need kdedge[video].
+
+    Prints one JSON object a line: `start`, a `decision` when it changes, `lost` and `back` for a
+    source that goes away, `drift`, and `end`. A camera or stream that is lost is opened again. If
+    the model is slower than it, the newest frame is taken and others are dropped.
+    """
+    if sys.stdout is None:  # as by >&-
+        raise click.UsageError("Standard output is closed, where the events go.")
+    use_threads(threads)
+    from kdedge.api.watch import watch
+
+    with contextlib.closing(watch(artifact, source, threads=threads, **options)) as events:
+        for event in events:
+            click.echo(json.dumps(event, ensure_ascii=False))

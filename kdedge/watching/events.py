@@ -1,0 +1,181 @@
+"""The events of a watch, as the objects that JSON lines have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from kdedge.inference.classify import Classifier
+from kdedge.inference.results import Prediction
+from kdedge.runtime.none_of_these import NONE
+from kdedge.watching.decide import UNDECIDED, Answer, Decision
+from kdedge.watching.drift import Drift, Summary, most_changed
+from kdedge.watching.frame import Back, Frame, Lost
+from kdedge.watching.source import Source
+
+
+@dataclass
+class Counts:
+    """Numbers of frames.
+
+    Attributes:
+        classified: with an answer.
+        unreadable: without one.
+        dropped: not looked at, because newer ones had come.
+    """
+
+    classified: int = 0
+    unreadable: int = 0
+    dropped: int = 0
+
+    def text(self) -> str:
+        """The numbers as a sentence."""
+        parts = [f"{self.classified:,} frame{'' if self.classified == 1 else 's'} classified"]
+        parts += [f"{self.unreadable:,} unreadable"] if self.unreadable else []
+        parts += [f"{self.dropped:,} dropped for newer ones"] if self.dropped else []
+        return ", ".join(parts)
+
+
+def start(source: Source, classifier: Classifier, *, window: int, reference: str) -> dict[str, Any]:
+    """The first event: what is watched, and with what."""
+    return {
+        "event": "start",
+        "time": clock_text(_now()),
+        "source": source.name,
+        "kind": source.kind,
+        "artifact": str(classifier.artifact.path),
+        "file": classifier.file.name,
+        "runtime": classifier.backend.describe(),
+        "window": window,
+        "drift": reference,
+    }
+
+
+def frame(one: Frame, answer: Answer, result: Prediction, decision: Decision) -> dict[str, Any]:
+    """A frame's own answer, and the decision after it."""
+    known = result.known_percent
+    return {
+        "event": "frame",
+        **_when(one),
+        "class": _named(answer),
+        "is_none": answer.is_none,
+        "score_percent": _rounded(result.top[0].score_percent),
+        **({} if known is None else {"known_percent": round(known, 2)}),
+        "decision": _named(decision.answer),
+    }
+
+
+def decision(one: Frame, made: Decision) -> dict[str, Any]:
+    """A new decision."""
+    began = _when(made.since)
+    return {
+        "event": "decision",
+        **_when(one),
+        "class": _named(made.answer),
+        "is_none": made.answer.is_none,
+        "score_percent": _rounded(made.score_percent),
+        "since": began.pop("time"),
+        **{f"since_{name}": value for name, value in began.items()},
+    }
+
+
+def unreadable(one: Frame, reason: str) -> dict[str, Any]:
+    """A frame without an answer."""
+    return {"event": "unreadable", **_when(one), "error": reason}
+
+
+def notice(item: Lost | Back) -> dict[str, Any]:
+    """The source is lost, or back."""
+    if isinstance(item, Lost):
+        return {"event": "lost", "time": clock_text(_now()), "reason": item.reason}
+    return {"event": "back", "time": clock_text(_now()), "after_s": round(item.after_s, 1)}
+
+
+def learned(one: Frame, n_images: int) -> dict[str, Any]:
+    """The stream's reference is complete: from now on, drift is looked for."""
+    return {"event": "learned", **_when(one), "observations": n_images}
+
+
+def drift(one: Frame, found: Drift, class_names: Sequence[str]) -> dict[str, Any]:
+    """The drift alarm, or its end."""
+    changed = [
+        {"class": name, "reference_percent": round(before, 1), "now_percent": round(now, 1)}
+        for name, before, now in most_changed(found, class_names)
+    ]
+    return {
+        "event": "drift over" if found.is_over else "drift",
+        **_when(one),
+        "statistic": found.statistic,
+        "p_value": float(f"{found.p_value:.2g}"),
+        "frames": found.n_frames,
+        "reference": _numbers(found.reference),
+        "now": _numbers(found.now),
+        "most_changed": changed,
+    }
+
+
+def drift_text(found: Drift, source: str) -> str:
+    """The warning of an alarm."""
+    before, now = found.reference, found.now
+    return (
+        f"{source}: the last {found.n_frames} frames are unlike the reference ({found.statistic}):"
+        f" mean score {now.mean_score_percent:.1f} % instead of {before.mean_score_percent:.1f} %,"
+        f" none of the classes {now.none_percent:.1f} % instead of {before.none_percent:.1f} %.\n"
+        "  Look at the camera and its pictures; answers may be wrong until it is as before, or the"
+        " student has learned the new pictures."
+    )
+
+
+def end(counts: Counts) -> dict[str, Any]:
+    """The last event of a source that has an end."""
+    return {
+        "event": "end",
+        "time": clock_text(_now()),
+        "classified": counts.classified,
+        "unreadable": counts.unreadable,
+        "dropped": counts.dropped,
+    }
+
+
+def answer_text(made: Decision) -> str:
+    """A decision as a picture shows it."""
+    name = "-" if made.answer == UNDECIDED else str(_named(made.answer))
+    return name if made.score_percent is None else f"{name}  {made.score_percent:.2f} %"
+
+
+def clock_text(seconds: float, *, compact: bool = False) -> str:
+    """A time in UTC, as ISO 8601 with milliseconds; compact: for file names."""
+    at = datetime.fromtimestamp(seconds, timezone.utc)
+    if compact:
+        return at.strftime("%Y%m%dT%H%M%SZ")
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _now() -> float:
+    return datetime.now(timezone.utc).timestamp()
+
+
+def _when(one: Frame) -> dict[str, Any]:
+    values: dict[str, Any] = {"time": clock_text(one.time), "frame": one.number}
+    if one.seconds is not None:
+        values["seconds"] = round(one.seconds, 3)
+    if one.file is not None:
+        values["file"] = one.file
+    return values
+
+
+def _named(answer: Answer) -> str | None:
+    return NONE if answer.is_none else answer.class_name
+
+
+def _rounded(score_percent: float | None) -> float | None:
+    return None if score_percent is None else round(score_percent, 2)
+
+
+def _numbers(summary: Summary) -> dict[str, float]:
+    return {
+        "mean_score_percent": round(summary.mean_score_percent, 2),
+        "none_percent": round(summary.none_percent, 2),
+    }

@@ -1,0 +1,459 @@
+"""`kdedge watch`: videos, streams and folders, whatever becomes of them, as JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdedge as package
+from kdedge.errors import RecipeError, SetupError
+from kdedge.runtime.batches import softmax
+from kdedge.runtime.none_of_these import FILE_NAME, Gaussians, NoneBelow, NoneOfThese
+
+Run = Callable[..., Any]
+COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (5, 5, 240), "gray": (99, 99, 99)}
+
+
+@pytest.fixture(scope="module")
+def device() -> ModuleType:
+    """Makes the artifact that names the color of a picture."""
+    pytest.importorskip("onnxruntime")
+    path = Path(__file__).parents[1] / "device.py"
+    spec = importlib.util.spec_from_file_location("device_of_watch", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def work(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the current one, with an artifact."""
+    device._make_artifact(tmp_path / "art")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(color: str, seed: int = 0) -> Image.Image:
+    """A picture of a color, with spots that tell one from another."""
+    rng = np.random.default_rng(seed)
+    spots = rng.normal(0, 25, (4, 6, 1)).repeat(8, 0).repeat(8, 1)
+    return Image.fromarray((np.array(COLORS[color]) + spots).clip(0, 255).astype(np.uint8))
+
+
+def write_video(path: Path, colors: list[str], *, n_frames: int = 6) -> Path:
+    """Writes a video with shots of these colors."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj444p"
+        container.start_encoding()
+        for seed, color in enumerate(colors):
+            for _ in range(n_frames):
+                container.mux(stream.encode(av.VideoFrame.from_image(picture(color, seed))))
+        container.mux(stream.encode())
+    return path
+
+
+def events(text: str, kind: str | None = None) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in text.splitlines()]
+    return [one for one in found if kind in (None, one["event"])]
+
+
+@pytest.mark.usefixtures("work")
+def test_a_video_gives_a_line_for_each_decision_and_a_summary(kdedge: Run) -> None:
+    write_video(Path("v.avi"), ["red", "green"])
+    done = kdedge("watch", "art", "v.avi", "--window", "3")
+    assert done.code == 0
+    start, red, green, end = events(done.out)
+    assert (start["event"], start["kind"], start["source"]) == ("start", "video", "v.avi")
+    assert (start["window"], start["drift"], start["file"]) == (3, "stream", "model.onnx")
+    assert (red["class"], red["frame"], red["since_frame"]) == ("red", 2, 1)
+    assert (green["class"], green["frame"], green["since_frame"]) == ("green", 8, 7)
+    assert (green["seconds"], green["since_seconds"], green["is_none"]) == (0.7, 0.6, False)
+    assert 99 < green["score_percent"] <= 100
+    assert (end["classified"], end["unreadable"], end["dropped"]) == (12, 0, 0)
+    assert "v.avi: 12 frames classified." in done.err
+
+
+@pytest.mark.usefixtures("work")
+def test_each_gives_a_line_for_each_frame_too(kdedge: Run) -> None:
+    write_video(Path("v.avi"), ["red", "green"])
+    done = kdedge("watch", "art", "v.avi", "--each", "--every", "4", "--window", "1")
+    frames = events(done.out, "frame")
+    assert [(one["frame"], one["class"], one["decision"]) for one in frames] == [
+        *[(1, "red", "red"), (5, "red", "red"), (9, "green", "green")]
+    ]
+
+
+@pytest.mark.usefixtures("work")
+def test_a_frame_below_the_minimum_supports_no_class(kdedge: Run) -> None:
+    write_video(Path("v.avi"), ["red"])
+    done = kdedge("watch", "art", "v.avi", "--min-score", "100", "--each")
+    assert not events(done.out, "decision")
+    assert {one["decision"] for one in events(done.out, "frame")} == {None}
+
+
+@pytest.mark.usefixtures("work")
+def test_pictures_are_saved_with_the_answer_and_least_certain_ones_kept_as_they_are(
+    kdedge: Run,
+) -> None:
+    write_video(Path("v.avi"), ["red", "green", "blue", "red", "blue"])
+    done = kdedge(
+        *("watch", "art", "v.avi", "--save", "saved", "--save-max", "2"),
+        *("--keep", "kept", "--keep-max", "3", "--window", "3"),
+    )
+    assert done.code == 0
+    saved, kept = sorted(Path("saved").glob("*.jpg")), sorted(Path("kept").glob("*.jpg"))
+    assert (len(saved), len(kept)) == (2, 3)
+    with Image.open(saved[0]) as answered, Image.open(kept[0]) as plain:
+        assert answered.height > answered.width * 2 / 3
+        assert plain.size == (48, 32)
+    again = kdedge("watch", "art", "v.avi", "--keep", "kept", "--keep-max", "3")
+    assert again.code == 0
+    assert len(list(Path("kept").glob("*.jpg"))) == 3
+
+
+@pytest.mark.parametrize("what", ["empty", "no frame", "truncated at once", "no video"])
+@pytest.mark.usefixtures("work")
+def test_a_video_without_a_frame_is_one_message(kdedge: Run, what: str) -> None:
+    path = Path("v.avi")
+    if what == "no video":
+        path = Path("art/artifact.json")
+    else:
+        write_video(path, ["red"] if what == "truncated at once" else [], n_frames=3)
+        if what != "no frame":
+            path.write_bytes(path.read_bytes()[: 0 if what == "empty" else 200])
+    done = kdedge("watch", "art", str(path))
+    assert done.code == 3
+    assert f"{path} has no frame that could be classified." in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("work")
+def test_a_truncated_video_is_watched_to_its_damage(kdedge: Run) -> None:
+    write_video(Path("v.avi"), ["red"] * 20)
+    Path("t.avi").write_bytes(Path("v.avi").read_bytes()[:-3000])
+    done = kdedge("watch", "art", "t.avi")
+    assert done.code == 0
+    (end,) = events(done.out, "end")
+    assert 0 < end["classified"] < 120
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "message"),
+    [
+        ("nowhere.mp4", 3, "nowhere.mp4 does not exist"),
+        ("", 3, "SOURCE is empty text"),
+        ("a" * 300, 3, "cannot be read"),
+        ("999", 4, "/dev/video999 cannot be opened: no such file"),
+        ("/dev/video998", 4, "/dev/video998 cannot be opened"),
+        ("rtsp://me:secret@127.0.0.1:9/x", 4, "rtsp://127.0.0.1:9/x cannot be opened: connection"),
+        ("nosuch://x", 4, "nosuch://x cannot be opened: protocol not found"),
+    ],
+)
+@pytest.mark.usefixtures("work")
+def test_a_source_that_is_not_there_is_one_message(
+    kdedge: Run, source: str, code: int, message: str
+) -> None:
+    pytest.importorskip("av")
+    done = kdedge("watch", "art", source)
+    assert done.code == code
+    assert message in done.err
+    assert "secret" not in done.err + done.out
+    assert done.out == ""
+
+
+@pytest.mark.usefixtures("work")
+def test_without_pyav_the_message_says_how_to_install_it(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    Path("v.mp4").write_bytes(b"x")
+    for source in ("v.mp4", "0", "rtsp://x/y"):
+        done = kdedge("watch", "art", source)
+        assert done.code == 4
+        assert "pip install 'kdedge[video]'" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--keep-max", "0"), 2, "keep_max is '0'"),
+        (("--save-max", "2TB"), 2, "save_max is '2TB'"),
+        (("--window", "0"), 2, "--window"),
+        (("--min-score", "nan"), 2, "nan"),
+        (("--keep", "x", "--save", "x"), 2, "save and keep are both x"),
+        (("--drift", "artifact"), 3, "--drift stream"),
+        (("--existing",), 2, "existing is for a folder"),
+    ],
+)
+@pytest.mark.usefixtures("work")
+def test_wrong_options_are_refused(
+    kdedge: Run, options: tuple[str, ...], code: int, message: str
+) -> None:
+    write_video(Path("v.avi"), ["red"])
+    done = kdedge("watch", "art", "v.avi", *options)
+    assert (done.code, message in done.err) == (code, True)
+
+
+@pytest.mark.usefixtures("work")
+def test_pictures_are_not_written_into_the_watched_folder(kdedge: Run) -> None:
+    Path("in").mkdir()
+    for option in ("--keep", "--save"):
+        done = kdedge("watch", "art", "in", option, "art/../in")
+        assert done.code == 2
+        assert "is the watched folder" in done.err
+
+
+def test_an_artifact_without_scores_decides_and_does_not_keep(
+    kdedge: Run, device: ModuleType, work: Path
+) -> None:
+    device._make_artifact(work / "ranks", head="argmax")
+    write_video(work / "v.avi", ["red"])
+    done = kdedge("watch", "ranks", "v.avi")
+    (decision,) = events(done.out, "decision")
+    assert (decision["class"], decision["score_percent"]) == ("red", None)
+    assert events(done.out, "start")[0]["drift"] == "off"
+    refused = kdedge("watch", "ranks", "v.avi", "--keep", "kept")
+    assert refused.code == 2
+    assert "keep needs scores" in refused.err
+    assert not Path("kept").exists()
+
+
+@pytest.mark.usefixtures("work")
+def test_a_second_watch_may_not_keep_into_the_same_folder(kdedge: Run) -> None:
+    from kdedge.watching.bounded_folder import Limit, bounded_folder
+
+    write_video(Path("v.avi"), ["red"])
+    with bounded_folder(Path("kept"), Limit()):
+        done = kdedge("watch", "art", "v.avi", "--keep", "kept")
+    assert done.code == 8
+    assert "Give each watch a folder of its own." in done.err
+
+
+@pytest.mark.usefixtures("work")
+def test_a_full_disk_is_one_warning_and_watching_goes_on(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.watching import bounded_folder
+
+    write_video(Path("v.avi"), ["red", "green", "blue"] * 3)
+    real = os.fsync
+
+    def no_room(descriptor: int) -> None:
+        if "kept" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    done = kdedge("watch", "art", "v.avi", "--keep", "kept")
+    assert done.code == 0
+    assert done.err.count("the disk is full") == 1
+    assert events(done.out, "end")[0]["classified"] == 54
+    assert [path.name for path in Path("kept").iterdir()] == [".kdedge-watch.lock"]
+    assert bounded_folder.STATE == ".kdedge-watch.json"
+
+
+@pytest.mark.usefixtures("work")
+def test_a_folder_is_watched_until_a_signal_and_each_file_has_a_line(
+    start: Callable[..., Any],
+) -> None:
+    folder = Path("in")
+    folder.mkdir()
+    picture("blue").save(folder / "there-before.jpg")
+    running = start("watch", "art", "in", "--keep", "kept")
+    running.wait_until(lambda: "start" in running.stdout)
+    picture("red").save("a.part", "JPEG")
+    Path("a.part").rename(folder / "a.jpg")
+    running.wait_until(lambda: "a.jpg" in running.stdout)
+    (folder / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:-300])
+    running.wait_until(lambda: "broken.jpg" in running.stdout)
+    folder.rename("away")
+    running.wait_until(lambda: "lost" in running.stdout)
+    Path("away").rename(folder)
+    running.wait_until(lambda: "back" in running.stdout)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 143
+    found = events(running.stdout)
+    assert [one["event"] for one in found] == [
+        *("start", "frame", "decision", "unreadable", "lost", "back")
+    ]
+    assert (found[1]["file"], found[1]["class"]) == ("a.jpg", "red")
+    assert found[3]["file"] == "broken.jpg"
+    assert [path.name for path in Path("kept").glob("*.jpg")] == ["a.jpg"]
+    assert "in: 1 frame classified, 1 unreadable." in running.stderr
+    assert "Traceback" not in running.stderr
+
+
+@pytest.mark.usefixtures("work")
+def test_files_of_the_start_are_taken_when_asked_for_and_a_closed_pipe_ends_it(
+    start: Callable[..., Any],
+) -> None:
+    Path("in").mkdir()
+    picture("blue").save(Path("in/b.jpg"))
+    running = start("watch", "art", "in", "--existing")
+    running.wait_until(lambda: '"decision"' in running.stdout)
+    running.send(signal.SIGINT)
+    assert running.wait() == 130
+    assert events(running.stdout, "frame")[0]["class"] == "blue"
+
+
+class _Camera(BaseHTTPRequestHandler):
+    """Sends JPEGs in a multipart response, and breaks it off after some."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        self.server.n_served += 1  # type: ignore[attr-defined]
+        color = "red" if self.server.n_served <= 2 else "green"  # type: ignore[attr-defined]
+        with contextlib.suppress(OSError):
+            for _ in range(12):
+                file = io.BytesIO()
+                picture(color).save(file, "JPEG")
+                data = file.getvalue()
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                self.wfile.write(head.encode() + data + b"\r\n")
+                time.sleep(0.01)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a network camera that goes away and comes back."""
+    pytest.importorskip("av")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Camera)
+    server.n_served = 0  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/video"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.usefixtures("work")
+def test_a_network_camera_that_goes_away_is_opened_again(camera: str) -> None:
+    watching = package.watch("art", camera.replace("//", "//me:secret@"), window=1)
+    found: list[dict[str, Any]] = []
+    for event in watching:
+        found.append(event)
+        if event.get("class") == "green":
+            break
+    watching.close()
+    assert "secret" not in json.dumps(found)
+    assert (found[0]["kind"], found[0]["source"]) == ("stream", camera)
+    kinds = [one["event"] for one in found]
+    assert kinds[:4] == ["start", "decision", "lost", "back"]
+    assert found[1]["class"] == "red"
+    assert found[-1]["frame"] > found[1]["frame"]
+
+
+@pytest.mark.usefixtures("work")
+def test_the_drift_alarm_is_one_line_and_a_warning_and_ends_well(kdedge: Run) -> None:
+    rng = np.random.default_rng(0)
+    shots = [[*COLORS][c] for c in rng.integers(0, 3, 240)]
+    write_video(Path("v.avi"), [*shots, *["gray"] * 40], n_frames=1)
+    done = kdedge("watch", "art", "v.avi", "--shot", "1", "--drift", "stream")
+    assert done.code == 0
+    (learned,) = events(done.out, "learned")
+    assert 200 <= learned["frame"] <= 240
+    (alarm, *_) = events(done.out, "drift")
+    assert alarm["frame"] > 240
+    assert alarm["most_changed"][0]["now_percent"] != alarm["most_changed"][0]["reference_percent"]
+    assert set(alarm["now"]) == {"mean_score_percent", "none_percent"}
+    assert "frames are unlike the reference" in done.err
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"drift": "x"}, {"min_score": -1}, {"shot": 0}])
+@pytest.mark.usefixtures("work")
+def test_python_refuses_the_same(options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError):
+        package.watch("art", "nowhere", **options)
+    with pytest.raises(TypeError, match="no such keyword"):
+        package.watch("art", "nowhere", widnow=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.usefixtures("work")
+def test_a_folder_in_dev_is_no_camera() -> None:
+    from kdedge.watching.source import open_source
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        assert open_source(folder).kind == "folder"
+    with pytest.raises(SetupError, match="/dev/null cannot be opened"):
+        open_source("/dev/null")
+
+
+@pytest.mark.usefixtures("work")
+def test_the_smoke_set_is_the_reference_where_it_has_enough_images(
+    kdedge: Run, device: ModuleType, work: Path
+) -> None:
+    from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (120, 1, 1, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    write_smoke_set(work / "art" / SMOKE_SET, pixels, np.zeros((120, 4), np.float32))
+    digest = hashlib.sha256((work / "art" / SMOKE_SET).read_bytes()).hexdigest()
+    artifact = package.open_artifact("art")
+    dataclasses.replace(artifact, others={SMOKE_SET: digest}).save()
+    write_video(work / "v.avi", ["gray"] * 40, n_frames=1)
+    done = kdedge("watch", "art", "v.avi", "--shot", "1")
+    assert events(done.out, "start")[0]["drift"] == "artifact"
+    alarm = events(done.out, "drift")[0]
+    weight, bias = device.WEIGHT.astype(float), device.BIAS.astype(float)
+    best = softmax(pixels[:, 0, 0] / 255 @ weight + bias).max(axis=1)
+    assert alarm["reference"]["mean_score_percent"] == pytest.approx(100 * best.mean(), abs=0.01)
+    assert done.code == 0
+
+
+def test_none_of_the_classes_is_an_answer_and_a_statistic(
+    kdedge: Run, device: ModuleType, work: Path
+) -> None:
+    logits = [np.array(COLORS[name]) / 255 @ device.WEIGHT + device.BIAS for name in COLORS]
+    gaussians = Gaussians(np.eye(4), np.stack(logits[:3]).astype(np.float64))
+    (work / "art" / FILE_NAME).write_bytes(gaussians.to_bytes())
+    digest = hashlib.sha256(gaussians.to_bytes()).hexdigest()
+    artifact = package.open_artifact("art")
+    limits = NoneBelow(-15.0, tuple(np.linspace(-15.0, 0.0, 101).tolist()))
+    dataclasses.replace(
+        artifact,
+        files=(dataclasses.replace(artifact.files[0], none_below=limits),),
+        others={FILE_NAME: digest},
+        none_of_these=NoneOfThese("mahalanobis", FILE_NAME, 95.0, "images", 100),
+    ).save()
+    write_video(work / "v.avi", [*["red", "green", "blue"] * 70, *["gray"] * 20], n_frames=1)
+    done = kdedge("watch", "art", "v.avi", "--shot", "1", "--window", "1", "--each")
+    assert done.code == 0
+    frames, changes = events(done.out, "frame"), events(done.out, "decision")
+    assert [one["is_none"] for one in frames] == [False] * 210 + [True] * 20
+    assert (changes[-1]["class"], changes[-1]["is_none"], changes[-1]["frame"]) == (
+        *("none", True, 211),
+    )
+    assert (frames[0]["known_percent"] > 50, frames[-1]["known_percent"]) == (True, 0)
+    alarms = {one["statistic"]: one for one in events(done.out, "drift")}
+    assert "none" in alarms
+    assert alarms["none"]["now"]["none_percent"] > 50
+    assert alarms["none"]["reference"]["none_percent"] == 0
