@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kdedge.api.bench import bench, check_speed
     from kdedge.api.check import check
     from kdedge.api.classes import change_classes
+    from kdedge.api.compare import compare
+    from kdedge.api.comparison import Comparison
     from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
     from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate
@@ -71,6 +73,8 @@ _HOMES = {
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.api.predict": ("predict", "Predictions"),
+    "kdedge.api.compare": ("compare",),
+    "kdedge.api.comparison": ("Comparison",),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
     "kdedge.api.verify": ("verify_client",),
     "kdedge.api.about": ("doctor", "list_methods", "schema"),
@@ -86,6 +90,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CellsFailed",
+    "Comparison",
     "DataError",
     "DivergedError",
     "GateError",
@@ -104,6 +109,7 @@ __all__ = [
     "change_classes",
     "check",
     "check_speed",
+    "compare",
     "cpu_choice",
     "demo",
     "distill",

@@ -38,9 +38,7 @@ def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subj
     """
     targets = {target.name for target in list_targets() if target.backend is not None}
     return [
-        _subject(artifact, file, n_threads)
-        for file in artifact.files
-        if file.target in targets
+        _subject(artifact, file, n_threads) for file in artifact.files if file.target in targets
     ]
 
 

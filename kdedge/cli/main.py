@@ -33,7 +33,7 @@ _GROUPS = {
     "Start": ("demo", "init", "check"),
     "Train": ("distill", "teach", "train", "pseudo-label", "suite"),
     "Look": ("runs", "show", "eval", "report"),
-    "Deploy": ("export", "classes", "bench", "front", "predict", "verify"),
+    "Deploy": ("export", "classes", "bench", "front", "predict", "compare", "verify"),
     "Data": ("data",),
     "Tools": ("doctor", "methods", "schema", "import"),
 }

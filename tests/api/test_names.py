@@ -14,6 +14,7 @@ from kdedge.runtime.artifact import Artifact
 
 NAMES = [
     "CellsFailed",
+    "Comparison",
     "DataError",
     "DivergedError",
     "GateError",
@@ -32,6 +33,7 @@ NAMES = [
     "change_classes",
     "check",
     "check_speed",
+    "compare",
     "cpu_choice",
     "demo",
     "distill",
