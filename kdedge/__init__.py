@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         cpu_choice,
         open_artifact,
         reseal,
+        write_browser,
         write_deepstream,
         write_triton,
     )
@@ -65,6 +66,7 @@ _HOMES = {
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": (
         *("open_artifact", "cpu_choice", "reseal", "write_triton", "write_deepstream"),
+        "write_browser",
     ),
     "kdedge.api.classes": ("change_classes",),
     "kdedge.api.bench": ("bench", "check_speed"),
@@ -141,6 +143,7 @@ __all__ = [
     "train",
     "verify_client",
     "verify_set",
+    "write_browser",
     "write_deepstream",
     "write_triton",
 ]

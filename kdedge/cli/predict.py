@@ -163,8 +163,8 @@ def command(
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
     PATH is an image, a video (needs kdedge[video]), a WebDataset shard (.tar), a CSV list, or a
-    folder, which is searched with all its subfolders. A video's frames are named FILE:NUMBER@SECONDS. With - the
-    command reads standard input: one image, or a stream of JPEGs as
+    folder, which is searched with all its subfolders. A video's frames are named
+    FILE:NUMBER@SECONDS. With - the command reads standard input: one image, or a stream of JPEGs as
     `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -` writes it. Each is classified as it arrives.
 
     An image that cannot be read gets a line that says why, and does not stop the others. The exit

@@ -78,6 +78,10 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: kdedge.write_deepstream("art", "ds"),
         ("export", "art", "--deepstream", "ds"),
     ),
+    "write_browser": (
+        lambda: kdedge.write_browser("art", "page"),
+        ("export", "art", "--browser", "page"),
+    ),
     "open_set": (lambda: kdedge.open_set("sun"), ("data", "show", "sun")),
     "fetch_set": (lambda: kdedge.fetch_set("sun"), ("data", "fetch", "sun")),
     "verify_set": (lambda: kdedge.verify_set("sun"), ("data", "verify", "sun")),

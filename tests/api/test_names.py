@@ -65,6 +65,7 @@ NAMES = [
     "train",
     "verify_client",
     "verify_set",
+    "write_browser",
     "write_deepstream",
     "write_triton",
 ]
