@@ -203,6 +203,20 @@ def test_without_onnxruntime_web_the_page_says_how_to_get_it(browser: Any, serve
     tab.close()
 
 
+def test_where_webgpu_fails_webassembly_answers_and_the_page_says_so(
+    browser: Any, served: str, page: Path, modules: Path
+) -> None:
+    (page / "node_modules").mkdir()
+    (page / "node_modules" / "onnxruntime-web").symlink_to(modules / "onnxruntime-web")
+    tab = browser.new_page()
+    adapter = "{ requestAdapter: async () => ({ features: new Set(), limits: {} }) }"
+    tab.add_init_script(f"Object.defineProperty(navigator, 'gpu', {{ value: {adapter} }})")
+    tab.goto(served)
+    tab.wait_for_selector("#file:not([disabled])")
+    assert "4 classes, WebAssembly, as WebGPU failed (" in tab.inner_text("#status")
+    tab.close()
+
+
 def test_a_browser_without_simd_is_told_which_ones_have_it(browser: Any, served: str) -> None:
     tab = browser.new_page()
     tab.add_init_script("WebAssembly.validate = () => false")
