@@ -1,7 +1,8 @@
 """Writes a page that classifies pictures and the camera in a browser, with onnxruntime-web.
 
 The page takes the ONNX file with preprocessing, so resize and crop are the model's and not the
-browser's. onnxruntime-web comes from npm; its files are not part of kdedge.
+browser's. The file is cut in two: onnxruntime-web's build with WebGPU cannot run the preprocessing.
+onnxruntime-web comes from npm; its files are not part of kdedge.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from kdedge.deploy._serving import choose_file, copy_file
-from kdedge.errors import DataError
+from kdedge.deploy._serving import choose_file
+from kdedge.errors import DataError, MissingPackage
 from kdedge.files import write_atomic, write_json
 from kdedge.folders import new_folder
-from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, Precision
 
-MODEL, SETTINGS, PAGE = "model.onnx", "settings.json", "index.html"
+PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
+SETTINGS, PAGE = "settings.json", "index.html"
 
 _FILES = (PAGE, "page.css", "page.mjs", "classify.mjs", "package.json", "README.md")
 _TOP = 5  # classes that the page shows
@@ -35,6 +37,7 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     Raises:
         RecipeError: the folder exists, or the artifact has open classes.
         DataError: the artifact has no file with preprocessing, or it has changed since the export.
+        MissingPackage: onnx is not installed.
         ResourceError: the folder cannot be written.
     """
     wanted = "onnx-image", precision or "fp32"
@@ -46,6 +49,7 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     file = choose_file(artifact, [wanted], server="browsers")
     settings = {
         "name": artifact.name,
+        "preprocess": PREPROCESS,
         "model": MODEL,
         "made_from": file.name,
         "sha256": file.sha256,
@@ -56,6 +60,24 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     with new_folder(folder) as (part, _):
         for name in _FILES:
             write_atomic(part / name, (files(__package__) / "browser_page" / name).read_bytes())
-        copy_file(artifact, file, part, MODEL)
+        for name, data in _halves(artifact.checked(file.name)).items():
+            write_atomic(part / name, data)
         write_json(part / SETTINGS, settings)
     return folder / PAGE
+
+
+def _halves(path: Path) -> dict[str, bytes]:
+    """Cuts a graph with preprocessing at its uint8 pixels [1, 3, S, S], which both halves have."""
+    try:
+        import onnx
+        from onnx.utils import Extractor
+    except ImportError as error:
+        raise MissingPackage("onnx", extra="export", purpose="Writing a page") from error
+    from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
+
+    extractor = Extractor(onnx.load(path))
+    cuts = {PREPROCESS: (IMAGE_NAME, PIXELS_NAME), MODEL: (PIXELS_NAME, OUTPUT_NAME)}
+    return {
+        name: extractor.extract_model([start], [end]).SerializeToString()
+        for name, (start, end) in cuts.items()
+    }

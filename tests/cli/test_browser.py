@@ -25,7 +25,7 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.preprocess import resize_and_crop
 
 pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 Run = Callable[..., Any]
 FLAGS = [
@@ -203,6 +203,35 @@ def test_without_onnxruntime_web_the_page_says_how_to_get_it(browser: Any, serve
     tab.close()
 
 
+def test_with_webgpu_in_software_the_answers_are_those_of_predict(
+    browser: Any, served: str, page: Path, modules: Path, artifact: Artifact, tmp_path: Path
+) -> None:
+    (page / "node_modules").mkdir()
+    (page / "node_modules" / "onnxruntime-web").symlink_to(modules / "onnxruntime-web")
+    flags = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    flags += ["--use-angle=swiftshader", "--enable-features=Vulkan"]
+    kind = browser.browser_type
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    others = [flag for flag in FLAGS if flag != "--disable-gpu"]
+    running = kind.launch(executable_path=path, args=[*others, *flags])
+    tab = running.new_page()
+    tab.goto(served)
+    if not tab.evaluate("navigator.gpu?.requestAdapter().then(Boolean, () => false)"):
+        running.close()
+        pytest.skip("needs a Chromium with SwiftShader's WebGPU")
+    tab.wait_for_selector("#file:not([disabled])")
+    assert "4 classes, WebGPU" in tab.inner_text("#status")
+    rng = np.random.default_rng(3)
+    Image.fromarray(rng.integers(0, 256, (40, 31, 3)).astype(np.uint8)).save(tmp_path / "a.png")
+    (expected,) = package.predict(artifact, tmp_path / "a.png", top=4).classified
+    found = choose(tab, tmp_path / "a.png")
+    assert [name for name, _ in found] == [name for name, _ in expected.top]
+    assert [score for _, score in found] == pytest.approx(
+        [one.score_percent for one in expected.top], abs=0.02
+    )
+    running.close()
+
+
 def test_where_webgpu_fails_webassembly_answers_and_the_page_says_so(
     browser: Any, served: str, page: Path, modules: Path
 ) -> None:
@@ -213,7 +242,7 @@ def test_where_webgpu_fails_webassembly_answers_and_the_page_says_so(
     tab.add_init_script(f"Object.defineProperty(navigator, 'gpu', {{ value: {adapter} }})")
     tab.goto(served)
     tab.wait_for_selector("#file:not([disabled])")
-    assert "4 classes, WebAssembly, as WebGPU failed (" in tab.inner_text("#status")
+    assert "4 classes, WebAssembly, as WebGPU failed" in tab.inner_text("#status")
     tab.close()
 
 
@@ -250,11 +279,23 @@ def test_a_model_that_is_missing_is_said(
 def test_the_folder_has_the_model_the_names_and_what_to_do(artifact: Artifact, page: Path) -> None:
     assert {path.name for path in page.iterdir()} == {
         *("index.html", "page.css", "page.mjs", "classify.mjs", "package.json", "README.md"),
-        *("model.onnx", "settings.json"),
+        *("preprocess.onnx", "model.onnx", "settings.json"),
     }
     settings = json.loads((page / "settings.json").read_text())
     assert settings["class_names"] == list(artifact.class_names)
-    assert sha256_file(page / "model.onnx") == settings["sha256"]
+    assert sha256_file(artifact.path / settings["made_from"]) == settings["sha256"]
+    image = np.random.default_rng(2).integers(0, 256, (33, 50, 3)).astype(np.uint8)
+    whole, first, second = (
+        onnxruntime.InferenceSession(path)
+        for path in (
+            artifact.path / settings["made_from"],
+            page / settings["preprocess"],
+            page / settings["model"],
+        )
+    )
+    (pixels,) = first.run(None, {"image": image})
+    (logits,) = second.run(None, {"pixels": pixels})
+    np.testing.assert_array_equal(logits, whole.run(["logits"], {"image": image})[0])
     assert "npm install" in (page / "README.md").read_text()
     assert "https://" not in (page / "index.html").read_text()
 

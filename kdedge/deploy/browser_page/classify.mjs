@@ -27,8 +27,9 @@ async function openSession(model, provider) {
   }
   ort.env.wasm.wasmPaths = new URL(PACKAGE, document.baseURI).href;
   ort.env.logLevel = "error";
-  const session = await ort.InferenceSession.create(model, { executionProviders: [provider] });
-  return { ort, session };
+  // WebAssembly does what WebGPU cannot
+  const executionProviders = provider === "webgpu" ? ["webgpu", "wasm"] : ["wasm"];
+  return { ort, session: await ort.InferenceSession.create(model, { executionProviders }) };
 }
 
 function toTensor(ort, { data, width, height }) {
@@ -51,9 +52,14 @@ export async function loadClassifier(say) {
   }
   say("Loading the model");
   const settings = await (await fetched("settings.json")).json();
-  const model = new Uint8Array(await (await fetched(settings.model)).arrayBuffer());
+  const [preparation, model] = await Promise.all(
+    [settings.preprocess, settings.model].map(async (name) =>
+      new Uint8Array(await (await fetched(name)).arrayBuffer())),
+  );
   const gpu = await navigator.gpu?.requestAdapter().catch(() => null);
 
+  // The build with WebGPU has no casts to 64 bits, which resize and crop need
+  const prepare = await openSession(preparation, "wasm");
   let opened, provider, remark = "";
   for (provider of gpu ? ["webgpu", "wasm"] : ["wasm"]) {
     try {
@@ -63,15 +69,16 @@ export async function loadClassifier(say) {
       break;
     } catch (error) {
       if (provider === "wasm") throw error;
-      remark = `, as WebGPU failed (${error.message.split("\n")[0]})`;
+      remark = ", as WebGPU failed";
+      console.warn("WebGPU failed:", error.message);
     }
   }
 
   async function run(pixels) {
-    const { ort, session } = opened;
     const began = performance.now();
-    const image = toTensor(ort, pixels);
-    const { logits } = await session.run({ image }, ["logits"]);
+    const square = (await prepare.session.run({ image: toTensor(prepare.ort, pixels) })).pixels;
+    const { Tensor } = opened.ort;
+    const { logits } = await opened.session.run({ pixels: new Tensor("uint8", square.data, square.dims) });
     return { logits: Array.from(await logits.getData()), ms: performance.now() - began };
   }
 
