@@ -17,6 +17,7 @@ from kdedge.records import (
     Fraction,
     NonNegative,
     Percent,
+    Positive,
     PositiveCount,
     Record,
     at_most,
@@ -108,6 +109,9 @@ class EvalResult(Record, Tabled):
         is_own_split: whether a benchmark set's test images are of another split, as the file of
             the published one was missing.
         images_hash: as in `OnImages`; None in older records.
+        temperature: what the logits are divided by in an export with `export.calibrate`; None if
+            the recipe does not ask for it, or no temperature fits.
+        calibrated_ece_percent: the calibration error with it.
     """
 
     split: Split
@@ -121,6 +125,8 @@ class EvalResult(Record, Tabled):
     per_class: dict[str, Percent | None] = field(default_factory=dict)
     is_own_split: Annotated[bool, OPTIONAL] = False
     images_hash: Annotated[str | None, OPTIONAL] = None
+    temperature: Annotated[Positive | None, OPTIONAL] = None
+    calibrated_ece_percent: Annotated[Percent | None, OPTIONAL, null_as("temperature")] = None
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -135,6 +141,7 @@ class EvalResult(Record, Tabled):
         """Accuracies in percent, as one row of cells."""
         values = {"base": self.base, "novel": self.novel, "harmonic mean": self.harmonic_mean}
         values |= {"all": self.all, "ECE": self.ece_percent}
+        values |= {"calibrated ECE": self.calibrated_ece_percent}
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         return ["test images", *known], [[f"{self.n_images:,}", *known.values()]]
 
@@ -274,6 +281,9 @@ class ParityResult(Record):
         images_hash: as in `OnImages`; None in older records, and for images of a smoke set.
         test_set: the whole test set that they were taken from, evenly spaced; None if they were
             not, and in older records.
+        ece_percent: expected calibration error of the file on the labeled images, as in
+            `EvalResult`; None if no temperature was fitted.
+        ece_percent_before: what it would be without the temperature.
     """
 
     n_images: PositiveCount
@@ -290,3 +300,5 @@ class ParityResult(Record):
     runtime: str
     images_hash: Annotated[str | None, OPTIONAL] = None
     test_set: Annotated[TestSet | None, OPTIONAL] = None
+    ece_percent: Annotated[Percent | None, OPTIONAL] = None
+    ece_percent_before: Annotated[Percent | None, OPTIONAL, null_as("ece_percent")] = None

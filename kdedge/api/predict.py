@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_image, read_item
 from kdedge.errors import DataError, RecipeError
-from kdedge.inference.lines import lines_as
+from kdedge.inference.lines import best_name, lines_as
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
 from kdedge.inference.uncertain import LeastCertain
 from kdedge.progress import progress, working
@@ -63,8 +63,8 @@ class EngineOptions(TypedDict, total=False):
 class Predictions(Tabled, Sequence[Result]):
     """Results for images, in their order; printed and shown in a notebook as a table."""
 
-    def __init__(self, results: Sequence[Result], *, top: int) -> None:
-        self._results, self._top = tuple(results), top
+    def __init__(self, results: Sequence[Result], *, top: int, tells_none: bool = False) -> None:
+        self._results, self._top, self._tells_none = tuple(results), top, tells_none
 
     @overload
     def __getitem__(self, index: int) -> Result: ...
@@ -106,7 +106,7 @@ class Predictions(Tabled, Sequence[Result]):
 
     def to_csv(self) -> str:
         """Returns the lines that `kdedge predict --format csv` writes."""
-        lines = lines_as("csv", top=self._top, min_score=None)
+        lines = lines_as("csv", top=self._top, min_score=None, tells_none=self._tells_none)
         written = [lines.heading(), *(lines.line(one) for one in self._results)]
         return "".join(f"{line}\n" for line in written)
 
@@ -124,6 +124,7 @@ class Predictions(Tabled, Sequence[Result]):
         if isinstance(result, Prediction):
             for name, score in result.top:
                 cells += [name, "-" if score is None else f"{score:.2f} %"]
+            cells[1] = best_name(result, None) or "-"
         else:
             cells.append("-")
         return cells + [""] * (1 + 2 * self._top - len(cells))
@@ -181,7 +182,8 @@ def predict(
                 results.append(result)
                 advance(len(results))
         stream.check_any()
-    return Predictions(results, top=min(top, len(classifier.artifact.class_names)))
+    n_shown = min(top, len(classifier.artifact.class_names))
+    return Predictions(results, top=n_shown, tells_none=classifier.tells_none)
 
 
 @contextlib.contextmanager

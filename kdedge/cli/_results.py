@@ -24,6 +24,8 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     if rows and rows[0][1].split == "base-to-novel":
         header = ["model", "base", "novel", "HM", "all", "ECE"]
         keys = ["base", "novel", "harmonic_mean", *keys]
+    if any(result.calibrated_ece_percent is not None for _, result in rows):
+        header, keys = [*header, "calibrated"], [*keys, "calibrated_ece_percent"]
     cells = [[label, *(percent(getattr(found, key)) for key in keys)] for label, found in rows]
     text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
     remarks = [f"\n{label}: {remark}" for label, result in rows for remark in result.remarks]

@@ -24,7 +24,7 @@ from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.api.export import Export, ExportOptions
-    from kdedge.runtime.artifact import ModelFile
+    from kdedge.runtime.artifact import Artifact, ModelFile
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class _RunOptions:
     head: str | None
     pixels: str | None
     open_classes: bool
+    calibrate: bool
+    none_of_these: str | None
     int8_minutes: float | None
     output: Path | None
     overrides: tuple[str, ...]
@@ -44,10 +46,11 @@ class _RunOptions:
 
     def as_options(self, root: Path) -> ExportOptions:
         """The options of the call; head, pixels and minutes are keys of the recipe."""
-        keys = ("head", "pixels", "int8_minutes")
+        keys = ("head", "pixels", "int8_minutes", "none_of_these")
         given = {key: getattr(self, key) for key in keys}
         flags = [f"export.{key}={value}" for key, value in given.items() if value is not None]
         flags += ["export.open_classes=true"] if self.open_classes else []
+        flags += ["export.calibrate=true"] if self.calibrate else []
         options: ExportOptions = {
             "output": self.output,
             "overrides": [*self.overrides, *flags],
@@ -139,6 +142,17 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     "--open-classes",
     is_flag=True,
     help="Keep the class vectors in a file beside the graph, for `kdedge classes`.",
+)
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Fit a temperature, so that a score is as high as answers of that score are right.",
+)
+@click.option(
+    "--none-of-these",
+    metavar="SHARE",
+    help='Answer "none" for images that look like none of the classes, and keep this share of the'
+    " known images, such as 95%.",
 )
 @click.option(
     "--int8-minutes",
@@ -304,11 +318,36 @@ def _as_text(made: Export) -> str:
             f" agreement in percent, mean softmax distance (0-1), accuracy in percent{own},"
             " accuracy drop in points."
         )
+    lines += _fitted_lines(artifact)
     if made.choice is not None:
         lines.append(f"\nFastest on this CPU:\n{made.choice}\n")
     lines += [f"Wrote {path}" for path in made.written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))
     return "\n".join(lines)
+
+
+def _fitted_lines(artifact: Artifact) -> list[str]:
+    """What was fitted to images besides the graph: the temperature, and "none of these"."""
+    lines = []
+    fitted, none = artifact.temperature, artifact.none_of_these
+    if fitted is not None:
+        errors = [
+            f"{file.name} {percent(file.parity.ece_percent_before)} before,"
+            f" {percent(file.parity.ece_percent)} after"
+            for file in artifact.files
+            if file.parity is not None and file.parity.ece_percent is not None
+        ]
+        measured = f"\nCalibration error in percent: {'; '.join(errors)}." if errors else ""
+        lines.append(
+            f"Calibrated by the temperature {fitted.value:.4g}, fitted to the"
+            f" {'labels' if fitted.fitted_to == 'labels' else 'teacher'} of {fitted.images}."
+            f"{measured}"
+        )
+    if none is not None:
+        lines.append(
+            f'Answers "none" below the score that {none.share_percent:g} % of {none.images} reach.'
+        )
+    return lines
 
 
 def _row(file: ModelFile) -> list[str]:

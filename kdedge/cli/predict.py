@@ -22,9 +22,9 @@ from kdedge.files import explain_os_error, sha256_json, write_atomic
 from kdedge.inference.lines import (
     FORMATS,
     answer_lines,
+    best_name,
     column_widths,
     lines_as,
-    named,
     printed_key,
 )
 from kdedge.inference.results import Prediction, Result
@@ -167,6 +167,10 @@ def command(
     FILE:NUMBER@SECONDS. With - the command reads standard input: one image, or a stream of JPEGs as
     `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -` writes it. Each is classified as it arrives.
 
+    An artifact that was exported with --none-of-these answers none for an image that looks like
+    none of its classes, and gives known_percent in csv and jsonl: the share of the known images
+    that look less like them. The scores are those of the classes all the same.
+
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.
     """
@@ -227,7 +231,9 @@ def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> Unfin
         return None
     artifact, file = classifier.artifact, classifier.file
     weights = None if file.data is None else artifact.others[file.data]
+    below = classifier.none_below
     model = [file.sha256, weights, list(artifact.class_names)]
+    model += [] if below is None else [sha256_json(below.to_dict())]
     options = [shape.kind, shape.top, shape.min_score]
     made_from = sha256_json([*model, *options, list(map(printed_key, keys))])
     return UnfinishedLines(output, "csv" if shape.kind == "csv" else "jsonl", made_from)
@@ -278,18 +284,19 @@ def _write_all(
         top=min(shape.top, len(names)),
         min_score=shape.min_score,
         columns=column_widths(inputs.keys or (), names) if is_shown else (0, 0),
+        tells_none=classifier.tells_none,
     )
     pictures = None if shape.save is None else PictureFolder(shape.save)
     # On one terminal, a bar would mix with the lines
     has_bar = not inputs.is_live and (not is_shown or shape.uncertain is not None)
-    n_unsure = 0
+    shown: Counter[str] = Counter()
 
     def put(result: Result, item: Item) -> None:
-        nonlocal n_unsure
         write(lines.line(result))
         if not isinstance(result, Prediction):
             return
-        n_unsure += not named(result.top[0], shape.min_score)
+        shown["none"] += result.is_none
+        shown["unsure"] += best_name(result, shape.min_score) is None
         if pictures is not None:
             answer = answer_lines(result, shape.min_score) if shape.uncertain is None else None
             pictures.save(item.name, read_item(item), answer)
@@ -305,10 +312,10 @@ def _write_all(
             _put_all(results, put, advance, n_kept=shape.uncertain)
     except (KeyboardInterrupt, KdedgeError):
         if results.counts:
-            _LOG.info(_summary(results.counts, n_unsure, classifier, shape))
+            _LOG.info(_summary(results.counts, shown, classifier, shape))
         raise
     if results.counts:
-        _LOG.info(_summary(results.counts, n_unsure, classifier, shape))
+        _LOG.info(_summary(results.counts, shown, classifier, shape))
 
 
 def _put_all(
@@ -423,11 +430,15 @@ def _appended(output: Path | None, heading: str | None) -> Iterator[Callable[[st
         raise explain_os_error(error, output) from error
 
 
-def _summary(counts: Counter[str], n_unsure: int, classifier: Classifier, shape: _Format) -> str:
+def _summary(
+    counts: Counter[str], shown: Counter[str], classifier: Classifier, shape: _Format
+) -> str:
     """The counts of results, the model file, and the files written."""
     parts = [f"{counts['classified']:,} classified"]
-    if n_unsure:
-        parts.append(f"{n_unsure:,} of them below {shape.min_score:g} %")
+    if classifier.tells_none:
+        parts.append(f"{shown['none']:,} of them none of the classes")
+    if shown["unsure"]:
+        parts.append(f"{shown['unsure']:,} of them below {shape.min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.quantization.fake import (
-    HIGHEST,
     InputQuantizer,
     WeightQuantizer,
-    fake_quantize,
     quantize_layer,
     round_scale,
     weight_scale,
@@ -27,9 +25,6 @@ from kdedge.quantization.fake import (
 
 GAIN = 100.0
 """A step of AdamW moves `growth` by about the learning rate: a scale by 1 % at a rate of 1e-4."""
-
-_N_FRACTIONS = 40
-_N_VALUES = 1 << 16
 
 
 class _Rounded(torch.autograd.Function):
@@ -99,25 +94,3 @@ def learn_int8(layer: nn.Linear | nn.Conv2d, input_scale: float) -> None:
     """
     weights = LearnedWeightQuantizer(weight_scale(layer.weight))
     quantize_layer(layer, LearnedInputQuantizer(input_scale), weights)
-
-
-@torch.no_grad()
-def best_scale(values: Tensor) -> float:
-    """The scale with the smallest mean square error of rounding and saturation.
-
-    Of up to 65,536 of the values, for ranges of 1/40 to 40/40 of the largest. Values that are all 0
-    give 1 / 127.
-    """
-    values = values.detach().flatten().float()
-    values = values[:: max(1, len(values) // _N_VALUES)]
-    largest = float(values.abs().max())
-    if largest == 0:
-        return 1 / HIGHEST
-    scales = [largest / HIGHEST * (n + 1) / _N_FRACTIONS for n in range(_N_FRACTIONS)]
-    errors = [_error(values, scale) for scale in scales]
-    return scales[errors.index(min(errors))]
-
-
-def _error(values: Tensor, scale: float) -> float:
-    rounded = fake_quantize(values, torch.tensor(scale, device=values.device))
-    return float((rounded - values).square().mean())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.image_backbone import count_features
-from kdedge.compression.quantizers import best_scale, learn_int8
+from kdedge.compression.quantizers import learn_int8
 from kdedge.compression.sparsity import can_be_sparse, is_sparse, keep_zeros, zero_smallest
 from kdedge.config.recipe import StudentSpec
 from kdedge.errors import RecipeError
@@ -18,7 +18,8 @@ from kdedge.fold import FoldedModel, fold
 from kdedge.fold.layers import inner_layers
 from kdedge.fold.tower import release_layers
 from kdedge.methods.protocol import ImagePath, Method, TakesEncoder
-from kdedge.quantization.fake import attached
+from kdedge.quantization.fake import HIGHEST, attached
+from kdedge.quantization.ranges import find_range
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 
@@ -135,7 +136,8 @@ def _input_scales(
     scales: dict[str, float] = {}
 
     def note(name: str, inputs: tuple[Tensor, ...]) -> None:
-        scales[name] = best_scale(inputs[0])
+        largest = float(inputs[0].abs().max())
+        scales[name] = find_range(inputs[0], "mse", largest=largest) / HIGHEST
 
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs))

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kdedge.config.fields import Percent, Strict, percent_value
 
 MAX_BATCH = 1024
+
+
+def _check_share(text: str) -> str:
+    if not 50 <= percent_value(text) <= 99.9:
+        raise ValueError(f'must be from "50%" to "99.9%", got "{text}"')
+    return text
+
+
+KnownShare = Annotated[Percent, AfterValidator(_check_share)]
 
 
 class ExportSpec(Strict):
@@ -31,6 +40,19 @@ class ExportSpec(Strict):
         False,
         description="The graph gives image features, and the class vectors are a file beside it, so"
         " that `kdedge classes` adds and removes classes of the exported artifact.",
+    )
+    calibrate: bool = Field(
+        False,
+        description="Divide the logits by a fitted temperature, so that a score is as high as"
+        " answers of that score are right. It is fitted to data.validation, else to data.labeled,"
+        " else to the teacher's answers on data.unlabeled, and folded into the graph. Answers do"
+        " not change.",
+    )
+    none_of_these: KnownShare | None = Field(
+        None,
+        description='Answer "none" for images that look like none of the classes, and keep this'
+        " share of the images like those of data.unlabeled, such as 95%. The limit is fitted to"
+        " data.unlabeled, for each file.",
     )
     pixels: Literal["float", "uint8"] = Field(
         "float",
@@ -86,6 +108,12 @@ class ExportSpec(Strict):
             raise ValueError(
                 f"has batch: {self.batch}, which is more than max_batch: {self.max_batch};"
                 f" set max_batch: {self.batch}"
+            )
+        if self.head == "argmax" and (self.calibrate or self.none_of_these is not None):
+            key = "calibrate" if self.calibrate else "none_of_these"
+            raise ValueError(
+                f"has {key} with head: argmax, which gives no scores; set head: scores or leave"
+                f" {key} out"
             )
         return self
 

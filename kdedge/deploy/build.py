@@ -23,8 +23,9 @@ from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import refuse_existing, sha256_file
 from kdedge.results import ParityResult
-from kdedge.runtime.artifact import Artifact, ModelFile, Precision
+from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision
 from kdedge.runtime.backend import Backend
+from kdedge.runtime.none_of_these import NoneBelow
 from kdedge.runtime.open_classes import with_classes
 from kdedge.targets.load import load_file
 from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target
@@ -42,11 +43,13 @@ class RunInputs:
         compare: compares a loaded file with the unfused model, on all images of the comparison.
         calibration: [N, 3, S, S], images as the graph takes them that decide the ranges of INT8;
             None without INT8.
+        limits: fits a loaded file's limits of "none of these"; None if the artifact has none.
     """
 
     model: Any
     compare: Callable[[Backend], ParityResult]
     calibration: npt.NDArray[Any] | None = None
+    limits: Callable[[Backend], NoneBelow | None] | None = None
 
 
 def build_files(
@@ -263,13 +266,15 @@ def _measured(
         backend = _load(artifact, target, entry)
         try:
             parity = parity_on_smoke_set(artifact, backend) if run is None else run.compare(backend)
+            limits = None if run is None or run.limits is None else run.limits(backend)
         finally:
             backend.close()
     except SetupError as error:
         log.warning("%s is not compared with the model: %s", entry.name, error)
         return entry
     missed = misses(parity, entry.precision, artifact.gates)
-    return dataclasses.replace(entry, parity=parity, gate="missed" if missed else "passed")
+    gate: Gate = "missed" if missed else "passed"
+    return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limits)
 
 
 def _load(artifact: Artifact, target: Target, entry: ModelFile) -> Backend:

@@ -24,6 +24,7 @@ from kdedge.files import sha256_file, write_atomic
 from kdedge.lock import locked
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.class_file import ClassChange, Matrix, OpenClasses, file_name, matrix_bytes
+from kdedge.runtime.none_of_these import NONE
 from kdedge.runtime.open_classes import load_matrix
 
 LOCK = ".classes.lock"
@@ -124,7 +125,7 @@ def changed_names(
     Raises:
         RecipeError: the artifact has no open classes, or lacks a class to remove.
         DataError: fewer than two classes would be left, or two would have the same name, or a name
-            is empty or not printable.
+            is empty or not printable or means none of the classes.
     """
     if artifact.open_classes is None:
         raise RecipeError(
@@ -144,6 +145,11 @@ def changed_names(
     if "" in names:
         raise DataError(f"{where} has an empty name.\n  Give each class a name.")
     check_class_names(names, where)
+    if artifact.none_of_these is not None and NONE in names:
+        raise DataError(
+            f'{where} has "{NONE}", which is the answer for images that show none of the classes.\n'
+            "  Give the class another name."
+        )
     return names
 
 

@@ -26,6 +26,7 @@ from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, check_disjoint, choose_calibration_images
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.int8 import scratch_folder, search_int8
+from kdedge.deploy.known_images import KnownImages, choose_known_images
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
 from kdedge.deploy.pixels import read_pixels
@@ -120,23 +121,27 @@ def export_artifact(
         )
     lists = {"unlabeled": pool, "test": trained.images("test")}
     warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
+    reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
+    known = choose_known_images(trained, pool, spec.none_of_these, apart_from=reference.digests)
     model = fold(
         trained.image_path(),
         trained.vectors.vectors,
-        scale=trained.scale,
+        scale=reference.scale,
         preprocess=trained.preprocess,
         head=spec.head,
         pixels=spec.pixels,
         open_classes=spec.open_classes,
     )
-    reference = run_reference(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as (part, place):
-        writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference, model=model)
+        writer = _Writer(
+            trained, part, spec=spec, gates=gates, reference=reference, known=known, model=model
+        )
         writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
     compare = functools.partial(reference.compare, artifact)
-    inputs = RunInputs(model, compare, writer.calibration)
+    limits = None if known is None else functools.partial(known.limits, artifact)
+    inputs = RunInputs(model, compare, writer.calibration, limits)
     return Exported(artifact, inputs, _gflops(trained, model))
 
 
@@ -156,6 +161,7 @@ class _Writer:
         spec: ExportSpec,
         gates: GatesSpec,
         reference: Reference,
+        known: KnownImages | None,
         model: FoldedModel,
     ) -> None:
         self._trained = trained
@@ -163,7 +169,7 @@ class _Writer:
         self._folder = folder
         self._spec = spec
         self._gates = gates
-        self._reference = reference
+        self._reference, self._known = reference, known
         self._sparse = sparse_layers_of(trained)
         self.artifact = Artifact(
             path=folder,
@@ -176,11 +182,12 @@ class _Writer:
             batch=spec.batch,
             gates=gates.as_record(),
             provenance={"kdedge": __version__, **trained.provenance()},
+            temperature=reference.temperature,
         )
         self.calibration: npt.NDArray[Any] | None = None
         if spec.open_classes:
             self.artifact = write_classes(
-                self.artifact, trained.vectors.vectors.numpy(), scale=trained.scale
+                self.artifact, trained.vectors.vectors.numpy(), scale=reference.scale
             )
 
     def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
@@ -266,9 +273,9 @@ class _Writer:
             class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
         )  # fmt: skip
         with scratch_folder(self._folder) as scratch:
-            traced: dict[int, Path] = {}  # often both files have one model
+            traced: dict[int, Path] = {}  # both files may have one model
             for file in onnx_build.plan("int8"):
-                # Corrected biases make up for fixed ranges; files for CPUs have those of each call
+                # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
                 model = found.exact if file.device == "cpu" else found.model
                 if id(model) not in traced:
                     source = dataclasses.replace(float32, name=f"{len(traced)}.onnx")
@@ -293,8 +300,9 @@ class _Writer:
         return to_input(pixels, self._spec.pixels)
 
     def _free(self, pool: Images) -> list[int]:
-        """Unlabeled images that are not used for comparisons."""
-        return [i for i in pool.indices if pool.digests[i] not in self._reference.digests]
+        """Unlabeled images that are used neither for comparisons nor for "none of these"."""
+        used = self._reference.digests | (self._known.digests if self._known else frozenset())
+        return [i for i in pool.indices if pool.digests[i] not in used]
 
     def _calibration_set(self, pool: Images) -> CalibrationSet:
         """Unlabeled images, spread over the classes that the float32 file predicts."""
@@ -346,6 +354,11 @@ class _Writer:
         try:
             logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
             parity = reference.compared(self.artifact, logits, runtime=backend.describe())
+            limits = None
+            if self._known is not None:
+                if self.artifact.none_of_these is None:  # the float32 file is the first
+                    self.artifact = self._known.write(self.artifact, backend)
+                limits = self._known.limits(self.artifact, backend)
         finally:
             backend.close()
         # Rounding errors in float32 may be as large as a level where a layer is INT8
@@ -362,6 +375,7 @@ class _Writer:
             built_with=built_with,
             parity=parity,
             gate="missed" if missed else "passed",
+            none_below=limits,
         )
 
     def _keep(self, path: Path) -> None:

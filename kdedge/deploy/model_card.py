@@ -98,7 +98,7 @@ and no standard deviation.
 
 One tensor, `{artifact.output_name}`: float32 [batch, {n_outputs}]{order}
 {answer}.
-
+{_scores(artifact)}
 ## Files
 
 Compared with the float32 model on real images{note}; agreement is the share of equal predictions.
@@ -137,17 +137,43 @@ def _open_answer(artifact: Artifact, answer: str) -> str:
     )
 
 
+def _scores(artifact: Artifact) -> str:
+    """Whether scores are calibrated, and when an image shows none of the classes."""
+    text = ""
+    fitted, none = artifact.temperature, artifact.none_of_these
+    if fitted is not None:
+        text += (
+            f"\nScores are calibrated: the logits were divided by the temperature"
+            f" {fitted.value:.4g}, which is\npart of the files. It was fitted to"
+            f" {_plain(fitted.images)}"
+            f"{' and their labels' if fitted.fitted_to == 'labels' else ' and the teacher'}. ECE is"
+            " the expected calibration\nerror of a file, before and with it.\n"
+        )
+    if none is not None:
+        text += (
+            f"\nAn image shows none of the classes if its score is below the file's"
+            f" `none_below.limit` in `artifact.json`,\nwhich {none.share_percent:g} % of known"
+            f" images reach; fitted to {_plain(none.images)}. The score is\n"
+            f"`-min(((whitening @ output - means) ** 2).sum(axis=1))`, with the two arrays of"
+            f" `{none.file}`.\n"
+        )
+    return text
+
+
 def _table(model_files: tuple[ModelFile, ...]) -> str:
-    header = ("file", "precision", "for", "MB", "agreement %", "accuracy %", "gate")
-    rows = [header, ("---",) * len(header), *map(_row, model_files)]
+    has_errors = any(file.parity and file.parity.ece_percent is not None for file in model_files)
+    names = ("ECE before %", "ECE %") if has_errors else ()
+    header = ("file", "precision", "for", "MB", "agreement %", "accuracy %", *names, "gate")
+    of_files = [_row(file, has_errors=has_errors) for file in model_files]
+    rows = [header, ("---",) * len(header), *of_files]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _row(file: ModelFile) -> tuple[str, ...]:
+def _row(file: ModelFile, *, has_errors: bool) -> tuple[str, ...]:
     parity = file.parity
-    measured = (None, None) if parity is None else (
-        parity.agreement_percent, parity.accuracy_percent
-    )  # fmt: skip
+    names = ["agreement_percent", "accuracy_percent"]
+    names += ["ece_percent_before", "ece_percent"] if has_errors else []
+    measured = [getattr(parity, name, None) for name in names]
     figures = ("-" if value is None else f"{value:.2f}" for value in measured)
     size = f"{file.n_bytes / 1e6:.1f}"
     return (f"`{file.name}`", file.precision, file.device, size, *figures, file.gate)

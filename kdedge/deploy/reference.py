@@ -14,13 +14,16 @@ from kdedge.data.images import spread
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way, predict_images
 from kdedge.deploy.pixels import read_images, read_pixels
 from kdedge.errors import RecipeError
+from kdedge.evaluation.accuracy import calibration_error_percent
 from kdedge.evaluation.agreement import compare
 from kdedge.progress import progress
 from kdedge.results import ParityResult, TestSet
 from kdedge.runs.model import RunModel
+from kdedge.runs.temperature import fit_temperature
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.preprocess import normalize, resize_and_crop
+from kdedge.runtime.temperature import Temperature
 from kdedge.setup.images import Images
 
 _BATCH = 32
@@ -49,6 +52,8 @@ class Reference:
         digests: SHA-256 of the files that calibration must not use.
         images_hash: hash of these images and the exported class list.
         test_set: the test images they were chosen from; None for unlabeled images.
+        scale: `logit_scale.exp()`, divided by the temperature.
+        temperature: the temperature; None if none was fitted.
     """
 
     chosen: Images
@@ -63,6 +68,8 @@ class Reference:
     digests: frozenset[str]
     images_hash: str
     test_set: TestSet | None
+    scale: float
+    temperature: Temperature | None
 
     def compare(self, artifact: Artifact, backend: Backend) -> ParityResult:
         """Runs one of the artifact's files on the images, in batches and alone, and compares it.
@@ -111,19 +118,46 @@ class Reference:
             runtime=runtime,
             head=artifact.head,
         )
-        return replace(parity, images_hash=self.images_hash, test_set=self.test_set)
+        before, after = self._calibration_errors(logits)
+        return replace(
+            parity,
+            images_hash=self.images_hash,
+            test_set=self.test_set,
+            ece_percent=after,
+            ece_percent_before=before,
+        )
+
+    def _calibration_errors(
+        self, logits: npt.NDArray[np.float32]
+    ) -> tuple[float | None, float | None]:
+        """The calibration error of a file's logits [N, C] before and after the temperature.
+
+        Both are None without a temperature or without labels.
+        """
+        known = [i for i, label in enumerate(self.labels) if label is not None]
+        rows = [i for i in known if np.isfinite(logits[i]).all()]
+        if self.temperature is None or not rows:
+            return None, None
+        labels = torch.tensor([self.labels[i] for i in rows])
+        after = torch.from_numpy(logits[rows])
+        before = calibration_error_percent(self.temperature.value * after, labels)
+        return before, calibration_error_percent(after, labels)
 
 
-def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Reference:
+def run_reference(
+    trained: RunModel, pool: Images | None, n_images: int, *, calibrate: bool = False
+) -> Reference:
     """Runs the unfused model on test images, or on unlabeled images if there are no test images.
 
     Args:
         trained: the model and its recipe.
         pool: the recipe's unlabeled images; None if it has none.
         n_images: number of images, spread evenly; at most half of the unlabeled images.
+        calibrate: fit a temperature to other images, and divide the scale by it.
 
     Raises:
         RecipeError: there are no images.
+        DataError: there are no images to fit the temperature to, or no teacher.
     """
     test = trained.images("test")
     images = pool if test is None else test
@@ -137,10 +171,13 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
     if test is None:  # half of them are left for calibration
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
-    pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
-    logits, features = _run_unfused(trained, pixels)
-    whole, whole_features = _whole_images(trained, chosen)
     kept_out = chosen if test is None else images
+    digests = frozenset(kept_out.digests[index] for index in kept_out.indices)
+    temperature = fit_temperature(trained, apart_from=digests) if calibrate else None
+    scale = trained.scale if temperature is None else trained.scale / temperature.value
+    pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
+    logits, features = _run_unfused(trained, pixels, scale)
+    whole, whole_features = _whole_images(trained, chosen, scale)
     return Reference(
         chosen=chosen,
         pixels=pixels,
@@ -152,15 +189,19 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
         labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
         f" data.{'unlabeled' if test is None else 'test'}",
-        digests=frozenset(kept_out.digests[index] for index in kept_out.indices),
+        digests=digests,
         images_hash=chosen.hash_with(trained.class_names),
         test_set=None
         if test is None
         else TestSet(len(test.indices), test.hash_with(trained.class_names)),
+        scale=scale,
+        temperature=temperature,
     )
 
 
-def _whole_images(trained: RunModel, chosen: Images) -> tuple[SmokeSet, npt.NDArray[np.float32]]:
+def _whole_images(
+    trained: RunModel, chosen: Images, scale: float
+) -> tuple[SmokeSet, npt.NDArray[np.float32]]:
     """Some images before resize and crop, as PNG files without metadata, and their features.
 
     Every third one is cut to be taller, every third one to be wider, as cameras often give images
@@ -178,15 +219,15 @@ def _whole_images(trained: RunModel, chosen: Images) -> tuple[SmokeSet, npt.NDAr
         files.append(file.getvalue())
         pixels.append(np.asarray(resize_and_crop(image, trained.preprocess)))
     squares = np.stack(pixels)
-    logits, features = _run_unfused(trained, squares)
+    logits, features = _run_unfused(trained, squares, scale)
     return SmokeSet(squares, logits, tuple(files)), features
 
 
 @torch.no_grad()
 def _run_unfused(
-    trained: RunModel, pixels: npt.NDArray[np.uint8]
+    trained: RunModel, pixels: npt.NDArray[np.uint8], scale: float
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """[N, S, S, 3] -> logits [N, C], features [N, D]: the model as it was trained."""
+    """[N, S, S, 3] -> logits [N, C], features [N, D]: the model as trained, with this scale."""
     preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
     logits, kept = [], []
@@ -194,7 +235,7 @@ def _run_unfused(
         for start in range(0, len(pixels), _BATCH):
             batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
             features = trained.forward_features(torch.from_numpy(batch).to(device))
-            logits.append((trained.scale * features @ vectors.T).cpu().numpy())
+            logits.append((scale * features @ vectors.T).cpu().numpy())
             kept.append(features.cpu().numpy())
             advance(start + len(batch))
     return np.concatenate(logits), np.concatenate(kept)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from kdedge.errors import DataError
 from kdedge.inference.results import NonFiniteLogits, Prediction
+from kdedge.runtime.none_of_these import NONE
 
 ALPHA = 0.05
 """Probability below which a difference counts as shown: the usual level of a test."""
@@ -48,7 +49,7 @@ class Answer:
 
     def __str__(self) -> str:
         """The class's name, `none`, or a dash for no answer."""
-        return self.class_name or ("none" if self.is_none else "-")
+        return self.class_name or (NONE if self.is_none else "-")
 
     def is_same_as(self, other: Answer) -> bool:
         """Whether both are the same class, or both none; no answer is like no other."""
@@ -318,7 +319,7 @@ class _Tally:
             right = (count[name] for count in self._right)
             yield ClassCounts(name, old[name], new[name], self._labels[name], *right)
         if old[None] or new[None]:
-            yield ClassCounts("none", old[None], new[None], 0, 0, 0)
+            yield ClassCounts(NONE, old[None], new[None], 0, 0, 0)
 
     def _labeled(self) -> LabeledComparison | None:
         n_labeled = self._labels.total()

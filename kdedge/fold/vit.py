@@ -81,6 +81,15 @@ class FoldedBlock(nn.Module):
         if self.has_memory:
             self.memory_value.div_(self._heads(factor[None, None]))
 
+    def subtract_from_values(self, center: Tensor) -> None:
+        """Subtracts a constant [D] from the values, and so from the input of `out`.
+
+        Attention's weights sum to one.
+        """
+        self.value.bias.sub_(center)
+        if self.has_memory:
+            self.memory_value.sub_(self._heads(center[None, None]))
+
     def forward(
         self,
         tokens: Tensor,

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifac
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches, softmax
 from kdedge.runtime.machine import usable_cores
+from kdedge.runtime.none_of_these import Gaussians, KnownScore, known_scores, read_gaussians
+from kdedge.runtime.open_classes import class_logits, graph_of
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 from kdedge.targets.load import load_file
 
@@ -32,6 +35,13 @@ ImageInput = bytes | Image.Image | UnusableImage
 """An image file's bytes, a decoded RGB image, or the error that prevented both."""
 
 _Decoded = npt.NDArray[np.uint8] | UnusableImage
+
+
+class _Answer(NamedTuple):
+    """An image's best classes, and how much it looks like known images; None if not measured."""
+
+    top: tuple[ClassScore, ...]
+    known: KnownScore | None
 
 
 class Classifier:
@@ -53,6 +63,11 @@ class Classifier:
         n_threads: int | None = None,
     ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
+        self._graph, self._matrix = graph_of(backend)
+        self.none_below = artifact.none_below(file)
+        self._gaussians: Gaussians | None = None
+        if artifact.none_of_these is not None and self.none_below is not None:
+            self._gaussians = read_gaussians(artifact.checked(artifact.none_of_these.file))
         self._running = threading.Lock()  # an engine has only one context
         self._n_decoders = min(8, n_threads or usable_cores())
 
@@ -120,6 +135,11 @@ class Classifier:
         return cls(artifact, file, loaded, n_threads=n_threads)
 
     @property
+    def tells_none(self) -> bool:
+        """Whether its predictions say if an image shows none of the classes."""
+        return self.none_below is not None
+
+    @property
     def max_batch(self) -> int:
         """Largest batch."""
         high = self.backend.batches[1]
@@ -141,10 +161,19 @@ class Classifier:
         n_classes = len(self.artifact.class_names)
         if not len(images):
             return np.zeros((0, n_classes), np.float32)
+        return self._as_logits(self._outputs(images))
+
+    def _outputs(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """[N, S, S, 3] -> what the graph gives, [N, C] logits or [N, D] features."""
         with self._running:
-            logits = run_batches(
-                self.backend, images, pixels=self.artifact.pixels, max_batch=self.max_batch
+            return run_batches(
+                self._graph, images, pixels=self.artifact.pixels, max_batch=self.max_batch
             )
+
+    def _as_logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the graph gives -> logits [N, C]."""
+        logits = outputs if self._matrix is None else class_logits(outputs, self._matrix)
+        n_classes = len(self.artifact.class_names)
         if logits.shape[1] != n_classes:
             raise ShapeError(
                 f"{self.artifact.path / self.file.name} gives logits for {logits.shape[1]}"
@@ -153,12 +182,12 @@ class Classifier:
             )
         return logits
 
-    def _logits_of(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """[H, W, 3] each -> [N, C]; a file with preprocessing takes images as they are."""
+    def _outputs_of(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """[H, W, 3] each -> [N, C] or [N, D]; a file with preprocessing takes them as they are."""
         if not isinstance(self.backend, TakesImages):
-            return self.logits(np.stack(images))
+            return self._outputs(np.stack(images))
         with self._running:
-            return np.concatenate([self.backend.run_image(image) for image in images])
+            return np.concatenate([self._graph.run_image(image) for image in images])
 
     def classify(self, image: ImageInput, *, top: int = 1) -> tuple[ClassScore, ...]:
         """Classifies one image: its most likely classes, best first.
@@ -234,30 +263,40 @@ class Classifier:
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         decoded = [(key, future.result()) for key, future in taken]
         usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
-        scores = iter(self._class_scores(usable, top) if usable else ())
+        answers = iter(self._answers(usable, top) if usable else ())
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
-            else self._result(key, next(scores))
+            else self._result(key, next(answers))
             for key, pixels in decoded
         ]
 
-    def _class_scores(
+    def _answers(
         self, images: Sequence[npt.NDArray[np.uint8]], top: int
-    ) -> Iterator[tuple[ClassScore, ...] | None]:
+    ) -> Iterator[_Answer | None]:
         """Each image's best classes; None if a logit is not finite."""
-        logits = self._logits_of(images)
+        outputs = self._outputs_of(images)
+        logits = self._as_logits(outputs)
         is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
-        scores = 100 * softmax(np.where(is_finite[:, None], logits, np.float32(0)))
+        finite = np.where(is_finite[:, None], logits, np.float32(0))
+        scores = 100 * softmax(finite)
         names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
-        for row, row_scores, is_good in zip(logits, scores, is_finite, strict=True):
+        known: Sequence[KnownScore | None] = [None] * len(finite)
+        if self._gaussians is not None and self.none_below is not None:
+            found = self._gaussians.scores(np.where(is_finite[:, None], outputs, np.float32(0)))
+            best_names = [names[c] for c in finite.argmax(axis=1)]
+            known = known_scores(found, best_names, self.none_below)
+        for row, row_scores, one, is_good in zip(logits, scores, known, is_finite, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]
-            yield tuple(ClassScore(*one) for one in shown) if is_good else None
+            yield _Answer(tuple(ClassScore(*x) for x in shown), one) if is_good else None
 
-    def _result(self, key: str, top: tuple[ClassScore, ...] | None) -> Prediction | NonFiniteLogits:
-        if top is not None:
-            return Prediction(key, top)
+    def _result(self, key: str, answer: _Answer | None) -> Prediction | NonFiniteLogits:
+        if answer is not None:
+            known = answer.known
+            if known is None:
+                return Prediction(key, answer.top)
+            return Prediction(key, answer.top, known.is_none, known.percent)
         hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
         return NonFiniteLogits(key, f"the model gives NaN or infinity{hint}")
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kdedge.inference.results import ClassScore, Prediction, Result, UnreadableImage
+from kdedge.runtime.none_of_these import NONE
 
 FORMATS = ("text", "csv", "jsonl")
 _MAX_KEY_COLUMN = 60
@@ -27,7 +28,12 @@ class Lines(Protocol):
 
 
 def lines_as(
-    kind: str, *, top: int, min_score: float | None, columns: tuple[int, int] = (0, 0)
+    kind: str,
+    *,
+    top: int,
+    min_score: float | None,
+    columns: tuple[int, int] = (0, 0),
+    tells_none: bool = False,
 ) -> Lines:
     """Returns the formatter of one of `FORMATS`.
 
@@ -36,9 +42,10 @@ def lines_as(
         top: classes per image.
         min_score: percent; below it the best class is not named.
         columns: for text, the widths to which keys and class names are padded.
+        tells_none: whether the artifact can answer that an image shows none of its classes.
     """
     if kind == "csv":
-        return _Csv(top, min_score)
+        return _Csv(top, min_score, tells_none=tells_none)
     return _JsonLines(min_score) if kind == "jsonl" else _Text(min_score, columns)
 
 
@@ -55,6 +62,13 @@ def named(answer: ClassScore, min_score: float | None) -> bool:
     )
 
 
+def best_name(result: Prediction, min_score: float | None) -> str | None:
+    """The answer for an image: its best class, `none`, or None if the score is too low."""
+    if result.is_none:
+        return NONE
+    return result.top[0].class_name if named(result.top[0], min_score) else None
+
+
 class _Text:
     def __init__(self, min_score: float | None, columns: tuple[int, int]) -> None:
         self._min_score, self._columns = min_score, columns
@@ -68,9 +82,7 @@ class _Text:
             what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
             return f"{key}  {what}: {result.reason}"
         cells = [key]
-        for answer in result.top:
-            is_named = answer is not result.top[0] or named(answer, self._min_score)
-            name = _visible(answer.class_name) if is_named else "-"
+        for name, answer in zip(_shown_names(result, self._min_score), result.top, strict=True):
             cells.append(name.ljust(self._columns[1]))
             if answer.score_percent is not None:
                 width = 6 if self._columns[1] else 0
@@ -81,33 +93,42 @@ class _Text:
 def answer_lines(prediction: Prediction, min_score: float | None) -> list[str]:
     """The classes of a prediction with their scores, as text shows them."""
     lines = []
-    for answer in prediction.top:
-        is_named = answer is not prediction.top[0] or named(answer, min_score)
-        name = _visible(answer.class_name) if is_named else "-"
+    for name, answer in zip(_shown_names(prediction, min_score), prediction.top, strict=True):
         score = "" if answer.score_percent is None else f"  {answer.score_percent:.2f} %"
         lines.append(f"{name}{score}")
     return lines
 
 
+def _shown_names(prediction: Prediction, min_score: float | None) -> list[str]:
+    """The names of a prediction's classes as text; the answer in the place of the first."""
+    best = best_name(prediction, min_score)
+    others = [_visible(answer.class_name) for answer in prediction.top[1:]]
+    return ["-" if best is None else _visible(best), *others]
+
+
 class _Csv:
-    def __init__(self, top: int, min_score: float | None) -> None:
-        self._top, self._min_score = top, min_score
+    def __init__(self, top: int, min_score: float | None, *, tells_none: bool) -> None:
+        self._top, self._min_score, self._tells_none = top, min_score, tells_none
 
     def heading(self) -> str:
         names = ["image", "class", "score_percent"]
         for rank in range(2, self._top + 1):
             names += [f"class_{rank}", f"score_percent_{rank}"]
+        names += ["known_percent"] if self._tells_none else []
         return _csv_row([*names, "error"])
 
     def line(self, result: Result) -> str:
+        n_cells = 2 * self._top + self._tells_none
         if not isinstance(result, Prediction):
-            return _csv_row([printed_key(result.key), *[""] * (2 * self._top), result.reason])
+            return _csv_row([printed_key(result.key), *[""] * n_cells, result.reason])
         cells: list[str] = []
         for answer in result.top:
-            is_named = answer is not result.top[0] or named(answer, self._min_score)
             score = "" if answer.score_percent is None else f"{answer.score_percent:.4f}"
-            cells += [answer.class_name if is_named else "", score]
-        cells += [""] * (2 * self._top - len(cells))
+            cells += [answer.class_name, score]
+        cells[0] = best_name(result, self._min_score) or ""
+        cells += [""] * (n_cells - len(cells))
+        if self._tells_none and result.known_percent is not None:
+            cells[-1] = f"{result.known_percent:.4f}"
         return _csv_row([printed_key(result.key), *cells, ""])
 
 
@@ -124,8 +145,11 @@ class _JsonLines:
             values["error"] = result.reason
         else:
             best = result.top[0]
-            values["class"] = best.class_name if named(best, self._min_score) else None
+            values["class"] = best_name(result, self._min_score)
             values["score_percent"] = best.score_percent
+            if result.known_percent is not None:
+                values["is_none"] = result.is_none
+                values["known_percent"] = result.known_percent
             values["top"] = [
                 {"class": answer.class_name, "score_percent": answer.score_percent}
                 for answer in result.top

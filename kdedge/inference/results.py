@@ -26,11 +26,14 @@ class Prediction:
         key: identifies the image, such as its path.
         top: the most likely classes, best first.
         is_none: whether the image shows none of the classes, as far as the artifact can tell.
+        known_percent: share of the known images, on which the artifact's limit was fitted, that
+            look less like its classes; None if it cannot tell.
     """
 
     key: str
     top: tuple[ClassScore, ...]
     is_none: bool = False
+    known_percent: float | None = None
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,92 @@ class Candidate:
     ranges: dict[str, Range]
 
 
+class Centered(nn.Module):
+    """An activation function, and a constant for each channel that is subtracted from its output.
+
+    Args:
+        function: the activation function.
+        center: [D].
+    """
+
+    center: Tensor
+
+    def __init__(self, function: nn.Module, center: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("center", center)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> the same."""
+        centered: Tensor = self.function(x) - self.center
+        return centered
+
+
+@torch.no_grad()
+def center_sites(
+    model: nn.Module, sites: Sequence[Site], observed: Mapping[str, Observed]
+) -> tuple[nn.Module, dict[str, Observed]]:
+    """A copy whose sites read channels from -a to a, where the model has channels from b to c.
+
+    INT8 without a zero point spends its levels on both signs alike, and a channel that is far from
+    zero takes them from all others. What is subtracted from a channel is the middle of its values;
+    the layers that read it make up for it in their biases. Exact up to float32 rounding (Wei et
+    al., arXiv:2304.09145, 4.1). A LayerNorm takes the constants into its bias, values into the bias
+    of their layer, as attention's weights sum to one; after an activation function they cost a
+    subtraction.
+
+    Args:
+        model: the folded model; not changed.
+        sites: its sites. Those without biases, and convolutions, stay as they are.
+        observed: what its layers read.
+
+    Returns:
+        The copy, and what its layers read.
+    """
+    changed, inputs = copy.deepcopy(model), dict(observed)
+    for site in sites:
+        layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
+        seen = observed[site.layers[0]]
+        center = (seen.low + seen.high) / 2
+        if any(layer.bias is None for layer in layers):
+            continue
+        if site.norm is not None:
+            norm: Any = changed.get_submodule(site.norm)
+            if norm.bias is None:
+                continue
+            norm.bias.sub_(center)
+        elif site.block is not None:
+            block: Any = changed.get_submodule(site.block)
+            block.subtract_from_values(center)
+        elif site.activation is not None:
+            function = changed.get_submodule(site.activation)
+            changed.set_submodule(site.activation, Centered(function, center))
+        else:
+            continue
+        for name, layer in zip(site.layers, layers, strict=True):
+            layer.bias.add_(layer.weight @ center)
+            inputs[name] = observed[name].minus(center)
+    return changed, inputs
+
+
+@torch.no_grad()
+def with_plain_functions(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
+    """The model, or a copy whose activation functions are not centered.
+
+    Where each call has its own range with a zero point, centering costs time and gives nothing.
+    """
+    changed = copy.deepcopy(model)
+    is_plain = True
+    for site in sites:
+        function = None if site.activation is None else changed.get_submodule(site.activation)
+        if site.activation is not None and isinstance(function, Centered):
+            layer: Any = changed.get_submodule(site.layers[0])
+            layer.bias.sub_(layer.weight @ function.center)
+            changed.set_submodule(site.activation, function.function)
+            is_plain = False
+    return model if is_plain else changed
+
+
 @torch.no_grad()
 def smooth_sites(
     model: nn.Module,
@@ -62,7 +148,7 @@ def smooth_sites(
     them, as attention only averages values of one channel.
 
     Args:
-        model: the folded model; not changed.
+        model: the centered model; not changed.
         sites: its sites.
         observed: what its layers read.
         alphas: by each site's first layer; a site without one keeps its channels.
@@ -88,8 +174,7 @@ def smooth_sites(
             block.divide_values(factor)
         for name, layer in zip(site.layers, layers, strict=True):
             layer.weight.mul_(factor)
-            seen = observed[name]
-            inputs[name] = Observed(seen.sample / factor, seen.channel_max / factor)
+            inputs[name] = observed[name].divided(factor)
     return changed, inputs
 
 
@@ -225,5 +310,5 @@ def _smoothed_error(
     if alpha is not None:
         factor = smoothing_factor(site, observed, weights, alpha)
         layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
-        seen = Observed(seen.sample / factor, seen.channel_max / factor)
+        seen = seen.divided(factor)
     return layer_error(layer, quantize_weight(layer, input_scale(seen, "max")), seen)

@@ -2,7 +2,7 @@
 
 Steps follow in order of cost, until the agreement to expect reaches a target on held-out images:
 
-1. SmoothQuant with alpha 0.5, ranges to the largest values;
+1. channels centered, SmoothQuant with alpha 0.5, ranges to the largest values;
 2. other ranges: one kind for all layers, or for each layer the kind with the least error;
 3. SmoothQuant's alpha for each site by the error of its layers, also for attention's values;
 4. biases corrected by what quantized layers lack on average (Nagel et al., arXiv:1906.04721);
@@ -19,7 +19,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +34,12 @@ from kdedge.quantization.candidate import (
     Candidate,
     best_alphas,
     best_ranges,
+    center_sites,
     layer_error,
     output_shift,
     quantize_all,
     smooth_sites,
+    with_plain_functions,
 )
 from kdedge.quantization.fake import QuantizedLayer, attach, detach
 from kdedge.quantization.ranges import RANGES
@@ -84,8 +86,8 @@ class Found:
     """What a search has found.
 
     Attributes:
-        exact: the folded model with exact changes alone, float.
-        model: the same with corrected biases.
+        exact: the folded model with exact changes that cost nothing, float.
+        model: the same with centered activation functions and corrected biases.
         layers: what is quantized of its layers, by name.
         record: plain values for `artifact.json`: images, target, steps, layers, and why it ended.
     """
@@ -202,13 +204,15 @@ class _Search:
             "layers": layers,
             "in_float": [name for name in self.observed if name not in best.layers],
         }
-        return Found(best.exact, best.model, best.layers, record)
+        exact = with_plain_functions(best.exact, self.sites)
+        return Found(exact, best.model, best.layers, record)
 
     def _smooth_alike(self) -> None:
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.norm is not None}
-        self._smoothed = smooth_sites(self.folded, self.sites, self.observed, alphas)
+        self._centered = center_sites(self.folded, self.sites, self.observed)
+        self._smoothed = self._smooth(alphas)
         self._alphas = alphas
-        self._try(f"SmoothQuant {DEFAULT_ALPHA}, ranges max", self._with_ranges("max"))
+        self._try(f"centered, SmoothQuant {DEFAULT_ALPHA}, ranges max", self._with_ranges("max"))
 
     def _choose_ranges(self) -> None:
         for method in RANGES[1:]:
@@ -220,12 +224,17 @@ class _Search:
 
     def _choose_alphas(self) -> None:
         self._check_time()
-        self._alphas = best_alphas(self.folded, self.sites, self.observed)
-        self._smoothed = smooth_sites(self.folded, self.sites, self.observed, self._alphas)
+        model, inputs = self._centered
+        self._alphas = best_alphas(model, self.sites, inputs)
+        self._smoothed = self._smooth(self._alphas)
         self._try("alpha by site, ranges max", self._with_ranges("max"))
         self._check_time()
         chosen = best_ranges(self._smoothed[0], self.sites, self._smoothed[1])
         self._try("alpha by site, ranges by layer", self._with_ranges(chosen))
+
+    def _smooth(self, alphas: Mapping[str, float]) -> tuple[nn.Module, dict[str, Observed]]:
+        model, inputs = self._centered
+        return smooth_sites(model, self.sites, inputs, alphas)
 
     def _with_ranges(self, methods: Any) -> Candidate:
         model, inputs = self._smoothed

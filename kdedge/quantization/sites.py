@@ -21,7 +21,7 @@ _N_MAPS = 4
 
 @dataclass(frozen=True)
 class Site:
-    """Layers whose inputs can be scaled together, channel by channel.
+    """Layers whose inputs can be scaled and shifted together, channel by channel.
 
     Attributes:
         layers: names of the layers.
@@ -29,12 +29,15 @@ class Site:
         norm: name of the LayerNorm whose output only these layers read; None for none.
         block: name of the folded block whose values the layer reads, weighted by attention; None
             for none.
+        activation: name of the activation function whose output only this layer reads; None for
+            none.
     """
 
     layers: tuple[str, ...]
     tensors: tuple[str, ...]
     norm: str | None = None
     block: str | None = None
+    activation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,26 @@ class Observed:
 
     Attributes:
         sample: [R, D_in] of a linear layer, [B, C, H, W] of a convolution.
-        channel_max: [D_in] or [C], the largest magnitude of each channel over all images.
+        low: [D_in] or [C], the smallest value of each channel over all images.
+        high: the largest.
     """
 
     sample: Tensor
-    channel_max: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def channel_max(self) -> Tensor:
+        """[D_in] or [C], the largest magnitude of each channel over all images."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def divided(self, factor: Tensor) -> Observed:
+        """What the layer reads once its channels are divided by positive factors, [D_in]."""
+        return Observed(self.sample / factor, self.low / factor, self.high / factor)
+
+    def minus(self, center: Tensor) -> Observed:
+        """What a linear layer reads once [D_in] is subtracted."""
+        return Observed(self.sample - center, self.low - center, self.high - center)
 
 
 def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -87,7 +105,8 @@ def observe_layers(
         DataError: values are NaN or infinite.
     """
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
-    highest: dict[str, Tensor] = {}
+    low: dict[str, Tensor] = {}
+    high: dict[str, Tensor] = {}
     share = max(1, -(-N_ROWS * batch // len(images)))  # rows a batch
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -95,8 +114,8 @@ def observe_layers(
             x = inputs[0]
             is_linear = isinstance(module, nn.Linear)
             rows = x.reshape(-1, x.shape[-1]) if is_linear else x.movedim(1, -1).flatten(0, -2)
-            largest = rows.abs().amax(dim=0)
-            highest[name] = torch.maximum(highest[name], largest) if name in highest else largest
+            low[name] = torch.minimum(low.get(name, rows[0]), rows.amin(dim=0))
+            high[name] = torch.maximum(high.get(name, rows[0]), rows.amax(dim=0))
             if is_linear:
                 step = max(1, len(rows) // share)
                 # Another first row in each batch, so that no token is always or never there
@@ -114,10 +133,10 @@ def observe_layers(
     finally:
         for handle in hooks:
             handle.remove()
-    broken = [name for name in names if not highest[name].isfinite().all()]
+    broken = [name for name in names if not (low[name] - high[name]).isfinite().all()]
     if broken:
         raise DataError(
             f"INT8: {broken[0]} reads NaN or infinity on the calibration images.\n"
             "  Check the images, and the student's weights: kdedge eval."
         )
-    return {name: Observed(torch.cat(kept[name]), highest[name]) for name in names}
+    return {name: Observed(torch.cat(kept[name]), low[name], high[name]) for name in names}

@@ -23,12 +23,14 @@ _N_GAINS = 10
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     """Makes the table of accuracies from labels and results on the same images."""
     halves = any(result.split == "base-to-novel" for _, result in rows)
+    is_calibrated = any(result.calibrated_ece_percent is not None for _, result in rows)
     cells = []
     for label, result in rows:
         parts = (result.base, result.novel, result.harmonic_mean) if halves else ()
-        figures = [percent(value) for value in (*parts, result.all, result.ece_percent)]
-        cells.append([label, *figures])
+        errors = (result.ece_percent, result.calibrated_ece_percent)[: 1 + is_calibrated]
+        cells.append([label, *map(percent, (*parts, result.all, *errors))])
     header = ["model", *(("base", "novel", "HM") if halves else ()), "all", "ECE"]
+    header += ["calibrated ECE"] if is_calibrated else []
     by_half = (
         " Base and novel images are classified among the names of their own half; `all` among all"
         " names. HM is the harmonic mean of base and novel."

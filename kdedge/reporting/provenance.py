@@ -70,6 +70,8 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
 def files_table(artifact: Artifact) -> Table:
     """Exported files and their comparisons with the float32 model."""
     cells = []
+    is_calibrated = any(f.parity and f.parity.ece_percent is not None for f in artifact.files)
+    errors = ("ece_percent_before", "ece_percent") if is_calibrated else ()
     for file in artifact.files:
         found = file.parity
         cells.append(
@@ -78,11 +80,12 @@ def files_table(artifact: Artifact) -> Table:
                 figure(file.n_bytes, 1e6),
                 *(percent(getattr(found, key, None)) for key in _PARITY),
                 points(None if found is None else found.accuracy_drop),
+                *(percent(getattr(found, key, None)) for key in errors),
                 "-" if found is None else f"{found.n_images:,}",
             ]
         )
     header = ["file", "precision", "gate", "runtime", "MB", "agreement", "accuracy"]
-    header += ["float32", "drop", "images"]
+    header += ["float32", "drop", *(("ECE before", "ECE") if is_calibrated else ()), "images"]
     compared = sorted({file.parity.images for file in artifact.files if file.parity})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
@@ -91,6 +94,12 @@ def files_table(artifact: Artifact) -> Table:
         f"In percent and points; measured at export on {', '.join(compared) or 'no images yet'}."
         f" Gates: {', '.join(gates) or 'none'}. {artifact.path.parent.name}/{artifact.path.name}."
     )
+    if artifact.temperature is not None:
+        fitted = artifact.temperature
+        caption += f" Scores have the temperature {fitted.value:.4g}, fitted to {fitted.images}."
+    if artifact.none_of_these is not None:
+        none = artifact.none_of_these
+        caption += f' "None" keeps {none.share_percent:g} % of images like {none.images}.'
     return Table("Exported files compared with the float32 model", header, cells, caption, n_text=4)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdedge.config.load import load_recipe
-from kdedge.errors import KdedgeError
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
@@ -15,6 +14,8 @@ from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.measure import measure, predict_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.samples import measure_with_samples
+from kdedge.runs.teacher import teacher_of
+from kdedge.runs.temperature import fit_temperature
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
@@ -51,13 +52,19 @@ def evaluate_run(
             " and novel classes follow the current list.",
             _difference(model.class_names, trained_on),
         )
-    selection = model.setup.choice.optim.selection
-    if with_samples:
-        teacher = _teacher(model)
-        return measure_with_samples(
-            model, images, model.classes, selection=selection, teacher=teacher
-        )
-    return measure(model, images, model.classes, selection=selection)
+    selection, temperature = model.setup.choice.optim.selection, None
+    if model.loaded.recipe.export.calibrate:
+        measured_on = {images.digests[index] for index in images.indices}
+        fitted = fit_temperature(model, apart_from=measured_on)
+        temperature = None if fitted is None else fitted.value
+    if not with_samples:
+        return measure(model, images, model.classes, selection=selection, temperature=temperature)
+    return measure_with_samples(
+        *(model, images, model.classes),
+        selection=selection,
+        teacher=teacher_of(model),
+        temperature=temperature,
+    )
 
 
 def judge_run(
@@ -87,24 +94,7 @@ def judge_run(
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
     found = images_to_judge(RecipeData(recipe, classes, workspace), others=others)
-    return None if found is None else judge(model, *found, teacher=_teacher(model))
-
-
-def _teacher(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None if it is missing or has several, and for other models."""
-    record = model.run.read_provenance()
-    name = record.teacher_run
-    if record.has_several_teachers:
-        log.info("Several teachers together are left out: only distillation runs them.")
-        return None
-    if name is None:
-        return None
-    try:
-        folder = RunFolder.open(model.run.root / name)
-        return load_run(folder, model.setup.workspace, names=model.class_names)
-    except KdedgeError as error:
-        log.warning("The teacher's predictions are left out: %s", error)
-        return None
+    return None if found is None else judge(model, *found, teacher=teacher_of(model))
 
 
 def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:

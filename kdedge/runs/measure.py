@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kdedge.data.loader import evaluation_batches
+from kdedge.errors import DivergedError
 from kdedge.eval_details import EvalDetails
-from kdedge.evaluation.accuracy import evaluate
+from kdedge.evaluation.accuracy import calibration_error_percent, evaluate
 from kdedge.evaluation.details import evaluation_details
 from kdedge.progress import progress
 from kdedge.results import EvalResult, Selection
@@ -63,6 +64,22 @@ def compute_logits(model: Model | AnswersImages, images: Images, *, what: str) -
     return torch.cat(logits)
 
 
+def finite_logits(model: Model | AnswersImages, images: Images, *, what: str) -> Tensor:
+    """Logits as `compute_logits` gives them.
+
+    Raises:
+        DivergedError: a logit is not finite.
+    """
+    logits = compute_logits(model, images, what=what)
+    n_bad = int((~logits.isfinite().all(dim=1)).sum())
+    if n_bad:
+        raise DivergedError(
+            f"The model's scores of {n_bad} of {len(logits)} images are not finite.\n"
+            "  Its training diverged: train again with a lower optim.lr or optim.precision: fp32."
+        )
+    return logits
+
+
 def predict_logits(model: Model, images: Images) -> tuple[Tensor, Tensor]:
     """Logits of all images against all classes, and their labels.
 
@@ -75,7 +92,12 @@ def predict_logits(model: Model, images: Images) -> tuple[Tensor, Tensor]:
 
 
 def measure(
-    model: Model, images: Images, classes: Classes, *, selection: Selection
+    model: Model,
+    images: Images,
+    classes: Classes,
+    *,
+    selection: Selection,
+    temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model on labeled images; base and novel images among their own names.
 
@@ -84,13 +106,22 @@ def measure(
         images: images with labels.
         classes: the class list and its split.
         selection: how the model's epoch was chosen, for the record.
+        temperature: also measure the calibration error of logits divided by it.
     """
     logits, labels = predict_logits(model, images)
-    return measure_logits(logits, labels, images, classes, selection=selection)
+    return measure_logits(
+        logits, labels, images, classes, selection=selection, temperature=temperature
+    )
 
 
 def measure_logits(
-    logits: Tensor, labels: Tensor, images: Images, classes: Classes, *, selection: Selection
+    logits: Tensor,
+    labels: Tensor,
+    images: Images,
+    classes: Classes,
+    *,
+    selection: Selection,
+    temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates the logits from `predict_logits` for these images, as `measure` does."""
     result = evaluate(
@@ -99,4 +130,7 @@ def measure_logits(
     result = replace(
         result, is_own_split=images.is_own_split, images_hash=images.hash_with(classes.names)
     )
+    if temperature is not None:
+        error = calibration_error_percent(logits / temperature, labels)
+        result = replace(result, temperature=temperature, calibrated_ece_percent=error)
     return result, evaluation_details(logits, labels, class_names=classes.names)

@@ -61,6 +61,7 @@ def measure_with_samples(
     *,
     selection: Selection,
     teacher: Model | AnswersImages | None,
+    temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model as `measure` does, and keeps a few images with its predictions.
 
@@ -70,9 +71,12 @@ def measure_with_samples(
         classes: the class list and its split.
         selection: how the model's epoch was chosen, for the record.
         teacher: also classifies the few images; None without one.
+        temperature: as in `measure`.
     """
     logits, labels = predict_logits(model, images)
-    result, details = measure_logits(logits, labels, images, classes, selection=selection)
+    result, details = measure_logits(
+        logits, labels, images, classes, selection=selection, temperature=temperature
+    )
     scores, best = top_answers(logits)
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
     pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kdedge.data.images import spread
-from kdedge.errors import DivergedError
 from kdedge.results import UnlabeledResult
-from kdedge.runs.measure import AnswersImages, compute_logits
+from kdedge.runs.measure import AnswersImages, finite_logits
 from kdedge.runs.model import Model
 from kdedge.runs.samples import sample_images, top_answers
 from kdedge.setup.data import RecipeData
@@ -99,14 +98,7 @@ def judge(
 
 def _answers(model: Model | AnswersImages, images: Images, doing: str) -> tuple[Tensor, Tensor]:
     """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
-    logits = compute_logits(model, images, what=doing)
-    n_bad = int((~logits.isfinite().all(dim=1)).sum())
-    if n_bad:
-        raise DivergedError(
-            f"The model's scores of {n_bad} of {len(logits)} images are not finite.\n"
-            "  Its training diverged: train again with a lower optim.lr or optim.precision: fp32."
-        )
-    return top_answers(logits)
+    return top_answers(finite_logits(model, images, what=doing))
 
 
 def _agreement(predicted: Sequence[int], taught: Sequence[int]) -> float:

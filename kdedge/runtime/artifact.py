@@ -12,48 +12,32 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import DataError
 from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
-from kdedge.records import (
-    OPTIONAL,
-    Bounds,
-    Check,
-    Holds,
-    Percent,
-    PositiveCount,
-    Record,
-    Sha256,
-    Shape,
-    parse_record,
-)
+from kdedge.records import parse_record
+from kdedge.runtime._contents import FORMAT_VERSION as FORMAT_VERSION
+from kdedge.runtime._contents import Contents1, Contents2, format_of
+from kdedge.runtime._contents import Head as Head
 from kdedge.runtime._seal import Resealed, is_format_1, seal_of
-from kdedge.runtime.class_file import OpenClasses, check_class_names
-from kdedge.runtime.image_input import (
-    InGraph,
-    Preparation,
-    describe_preparation,
-    describe_tensor,
-)
+from kdedge.runtime.class_file import OpenClasses
+from kdedge.runtime.image_input import InGraph, describe_preparation, describe_tensor
 from kdedge.runtime.image_input import Pixels as Pixels
 from kdedge.runtime.model_file import Device as Device
 from kdedge.runtime.model_file import Gate as Gate
 from kdedge.runtime.model_file import ModelFile as ModelFile
 from kdedge.runtime.model_file import Precision as Precision
+from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import Preprocess
-
-FORMAT_VERSION = 3
-"""Only artifacts with open classes are of format 3, as older versions cannot run them."""
+from kdedge.runtime.temperature import Temperature
 
 FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 FEATURES_NAME = "features"
 OUTPUT_NAMES = (OUTPUT_NAME, FEATURES_NAME)
-
-Head = Literal["scores", "argmax"]
 
 _REMEDY = "Copy the folder from the export again, or export again."
 
@@ -80,6 +64,9 @@ class Artifact:
         resealed: records of accepted changes by hand.
         is_sealed: whether `artifact.json` has a seal; that of version 0.1 gets one when saved.
         open_classes: the file with the class matrix; None if the classes are in the graphs.
+        temperature: what the logits were divided by, so that scores are calibrated; None if they
+            are the model's own.
+        none_of_these: how it tells images that show none of the classes; None if it cannot.
     """
 
     path: Path
@@ -97,6 +84,8 @@ class Artifact:
     resealed: tuple[Resealed, ...] = ()
     is_sealed: bool = field(default=True, compare=False)
     open_classes: OpenClasses | None = None
+    temperature: Temperature | None = None
+    none_of_these: NoneOfThese | None = None
 
     def __post_init__(self) -> None:
         where = self.path / FILE_NAME
@@ -144,6 +133,17 @@ class Artifact:
         known = ", ".join(file.name for file in self.files) or "none"
         raise DataError(f"{self.path} has no model file {name!r}; it has {known}.")
 
+    def none_below(self, file: ModelFile) -> NoneBelow | None:
+        """The limits below which one of its files answers "none of these"; None if it cannot.
+
+        A file that was built elsewhere has those of the file that it was made from.
+        """
+        if self.none_of_these is None or file.none_below is not None:
+            return file.none_below
+        sources = [one for one in self.files if one.sha256 == file.made_from]
+        sources += [one for one in self.files if one.precision == "fp32"]
+        return next((one.none_below for one in sources if one.none_below is not None), None)
+
     def checked(self, name: str) -> Path:
         """The path of a file, after its hash and that of its external data were checked.
 
@@ -180,14 +180,19 @@ class Artifact:
             ResourceError: the file cannot be written.
         """
         path = self.path / FILE_NAME
+        optional = {
+            "open_classes": self.open_classes,
+            "temperature": self.temperature,
+            "none_of_these": self.none_of_these,
+        }
         values: dict[str, Any] = {
-            "format": FORMAT_VERSION if self.open_classes else 2,
+            "format": format_of(self.open_classes, self.temperature, self.none_of_these),
             "kdedge": __version__,
             "name": self.name,
             "class_names": list(self.class_names),
             **self.usage(),
             "output": {"name": self.output_name, "head": self.head},
-            **({"open_classes": self.open_classes.to_dict()} if self.open_classes else {}),
+            **{name: one.to_dict() for name, one in optional.items() if one is not None},
             "gates": self.gates,
             "files": [file.to_dict() for file in self.files],
             "others": self.others,
@@ -213,69 +218,6 @@ class Artifact:
             },
             "in_graph": in_graph.to_dict(),
         }
-
-
-@dataclass(frozen=True)
-class _Input(Record):
-    name: Literal["images"]
-    pixels: Pixels
-    batch: Literal["dynamic"] | PositiveCount
-    max_batch: PositiveCount
-
-
-@dataclass(frozen=True)
-class _DescribedInput(_Input):
-    dtype: Literal["float32", "uint8"]
-    layout: Literal["NCHW"]
-    channels: Literal["RGB"]
-    values: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Output(Record):
-    name: Literal["logits", "features"]
-    head: Head
-
-
-@dataclass(frozen=True)
-class _Gates(Shape):
-    """Agreement in percent by precision, and drop in points; an artifact may have no gates."""
-
-    agreement: Annotated[dict[str, Percent], OPTIONAL]
-    max_drop: Annotated[Percent, OPTIONAL]
-
-
-@dataclass(frozen=True)
-class _Contents(Record):
-    """What `artifact.json` holds in every format."""
-
-    format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)]
-    kdedge: str
-    name: str
-    class_names: Annotated[tuple[str, ...], Check(check_class_names)]
-    output: _Output
-    gates: Annotated[dict[str, Any], Holds(_Gates)]
-    files: tuple[ModelFile, ...]
-    others: dict[str, Sha256]
-    provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Contents1(_Contents):
-    """Format 1, of version 0.1: no seal; mean and standard deviation are among the steps."""
-
-    preprocess: Preprocess
-    input: _Input
-
-
-@dataclass(frozen=True)
-class _Contents2(_Contents):
-    preprocess: Preparation
-    input: _DescribedInput
-    in_graph: InGraph
-    resealed: tuple[Resealed, ...]
-    seal: Sha256
-    open_classes: Annotated[OpenClasses | None, OPTIONAL] = None
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -327,15 +269,20 @@ def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
     """Reads an artifact, its seal, and what shows that `artifact.json` was changed."""
     file = folder / FILE_NAME
     data = read_bytes(file)
-    found: _Contents1 | _Contents2
+    found: Contents1 | Contents2
     resealed: tuple[Resealed, ...] = ()
-    open_classes = seal = None
+    seal, extra = None, dict[str, Any]()
     if is_format_1(data):
-        found = parse_record(_Contents1, data, where=str(file), remedy=_REMEDY)
+        found = parse_record(Contents1, data, where=str(file), remedy=_REMEDY)
         preprocess = found.preprocess
     else:
-        found = parse_record(_Contents2, data, where=str(file), remedy=_REMEDY)
-        resealed, seal, open_classes = found.resealed, found.seal, found.open_classes
+        found = parse_record(Contents2, data, where=str(file), remedy=_REMEDY)
+        resealed, seal = found.resealed, found.seal
+        extra = {
+            "open_classes": found.open_classes,
+            "temperature": found.temperature,
+            "none_of_these": found.none_of_these,
+        }
         try:
             preprocess = Preprocess(
                 size_px=found.preprocess.size_px,
@@ -361,11 +308,12 @@ def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
         provenance=found.provenance,
         resealed=resealed,
         is_sealed=seal is not None,
-        open_classes=open_classes,
+        **extra,
     )
     if seal is not None and seal_of(json.loads(data)) != seal:
         return artifact, seal, "its content has changed since it was written"
-    is_as_exported = not resealed and not (open_classes and open_classes.changes)
+    classes = artifact.open_classes
+    is_as_exported = not resealed and not (classes and classes.changes)
     if is_as_exported and not _has_exported_names(artifact):
         return artifact, seal, "class_names differ from those of the export"
     return artifact, seal, None

@@ -16,6 +16,7 @@ from kdedge.records import (
     Shape,
 )
 from kdedge.results import ParityResult
+from kdedge.runtime.none_of_these import NoneBelow
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 Device = Literal["any", "cpu", "gpu"]
@@ -48,6 +49,8 @@ class ModelFile(Record):
         built_with: tool, versions, device, profile, flags and seconds of the build.
         parity: comparison with the model on real images; None if not measured.
         gate: whether the comparison passed the recipe's gates.
+        none_below: its limits for "none of these"; None if the artifact cannot tell, or if they are
+            those of the file that it was made from.
     """
 
     name: str
@@ -61,3 +64,4 @@ class ModelFile(Record):
     built_with: Annotated[dict[str, Any], Holds(_BuiltWith)] = field(default_factory=dict)
     parity: ParityResult | None = None
     gate: Gate = "not measured"
+    none_below: Annotated[NoneBelow | None, OPTIONAL] = None

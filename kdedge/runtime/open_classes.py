@@ -39,6 +39,18 @@ def with_classes(artifact: Artifact, backend: Backend) -> Backend:
     return kind(backend, matrix)
 
 
+def graph_of(backend: Backend) -> tuple[Any, Matrix | None]:
+    """What gives the outputs of the graph itself, and the class matrix of these outputs.
+
+    Returns:
+        With open classes, the backend that gives features, and the matrix [C, D]; else the same
+        backend and None, as the outputs are logits.
+    """
+    if isinstance(backend, _OpenClasses):
+        return backend.graph, backend.matrix
+    return backend, None
+
+
 def load_matrix(artifact: Artifact) -> Matrix:
     """The class matrix [C, D] of an artifact with open classes, after its hash was checked.
 
@@ -71,22 +83,22 @@ class _OpenClasses:
     """A backend of a graph that gives features, and the product with the class matrix."""
 
     def __init__(self, backend: Any, matrix: Matrix) -> None:
-        self._backend, self._matrix = backend, matrix
+        self.graph, self.matrix = backend, matrix
         self.name, self.batches = backend.name, backend.batches
         self.pixels, self.image_shape = backend.pixels, backend.image_shape
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`."""
-        return class_logits(self._backend.run(images), self._matrix)
+        return class_logits(self.graph.run(images), self.matrix)
 
     def describe(self) -> str:
         """See `Backend.describe`."""
-        described: str = self._backend.describe()
+        described: str = self.graph.describe()
         return described
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._backend.close()
+        self.graph.close()
 
 
 class _ImageOpenClasses(_OpenClasses):
@@ -94,7 +106,7 @@ class _ImageOpenClasses(_OpenClasses):
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """[H, W, 3] -> [1, C]; see `TakesImages.run_image`."""
-        return class_logits(self._backend.run_image(image), self._matrix)
+        return class_logits(self.graph.run_image(image), self.matrix)
 
 
 class _TimedOpenClasses(_OpenClasses):
@@ -102,5 +114,5 @@ class _TimedOpenClasses(_OpenClasses):
 
     def device_ms(self, images: npt.NDArray[Any]) -> float:
         """See `DeviceTimed.device_ms`."""
-        milliseconds: float = self._backend.device_ms(images)
+        milliseconds: float = self.graph.device_ms(images)
         return milliseconds

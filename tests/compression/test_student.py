@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.compression.quantizers import best_scale, learn_int8
+from kdedge.compression.quantizers import learn_int8
 from kdedge.compression.student import Compression, fold_encoder
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
@@ -216,19 +216,6 @@ def test_a_scales_gradient_is_the_papers() -> None:
     assert layer.input_quantizer.growth.grad.item() == pytest.approx(
         expected * unrounded * 100, rel=1e-3
     )
-
-
-def test_the_first_scale_has_the_smallest_error() -> None:
-    values = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
-    scale = best_scale(values)
-
-    def error(scale: float) -> float:
-        return float((((values / scale).round().clamp(-128, 127) * scale - values) ** 2).mean())
-
-    largest = float(values.abs().max()) / 127
-    assert error(scale) < error(largest)
-    assert all(error(scale) <= error(largest * n / 40) * 1.0001 for n in range(1, 41))
-    assert best_scale(torch.zeros(5)) == 1 / 127
 
 
 def test_a_compressed_student_is_compressed_further_from_its_weights_before_rounding(

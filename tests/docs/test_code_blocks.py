@@ -49,9 +49,13 @@ DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
 DRAWN = "tests/docs/test_examples.py runs it"
 GPU = "needs a GPU with NVIDIA's libraries"
+NEEDED = {"openvino": "openvino", "executorch": "executorch", "coreml": "coremltools"}
+"""The packages of pages about targets."""
+
 INSTALL = "installs packages"
 LARGE = "is for a ViT-B/16; these tests have a student of 3 blocks and 16 patch tokens"
 LOAD = "ends by how busy the machine is"
+APPLE = "needs Xcode"
 BEGIN = "made what the page begins with"
 MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
@@ -100,6 +104,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/executorch.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
+    },
+    "docs/deploy/coreml.md": {
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,coreml]'": INSTALL,
+        "let classifier = try model_fp16(configuration: MLModelConfiguration())": APPLE,
     },
     "docs/deploy/servers.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
@@ -334,9 +342,9 @@ def test_what_a_page_shows_runs(
 ) -> None:
     for name in ("torch", "onnxruntime", "matplotlib", "tensorrt_rtx"):
         pytest.importorskip(name)
-    for name in ("openvino", "executorch"):
+    for name, package in NEEDED.items():
         if page == f"docs/deploy/{name}.md":
-            pytest.importorskip(name)
+            pytest.importorskip(package)
     begins_with_images = "kdedge init line3" in PAGES[page]
     start: Path = request.getfixturevalue("images" if begins_with_images else "finished")
     folder = copy(start, tmp_path / "project")

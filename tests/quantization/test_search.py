@@ -10,10 +10,13 @@ import torch
 
 from kdedge.errors import DataError
 from kdedge.quantization.candidate import (
+    Centered,
     best_alphas,
+    center_sites,
     layer_error,
     quantize_all,
     smooth_sites,
+    with_plain_functions,
 )
 from kdedge.quantization.ranges import RANGES, find_range
 from kdedge.quantization.rounding import round_weight
@@ -30,6 +33,8 @@ def test_sites_are_all_linear_layers_with_what_can_be_smoothed(sites: Any) -> No
     assert sum(len(site.layers) for site in sites) == 18
     assert [site.norm for site in sites][:4] == ["blocks.0.ln_1", None, "blocks.0.ln_2", None]
     assert [site.block for site in sites][:4] == [None, "blocks.0", None, None]
+    activations = [site.activation for site in sites][:4]
+    assert activations == [None, None, None, "blocks.0.mlp.gelu"]
     last = next(site for site in sites if "blocks.2.query" in site.layers)
     assert set(last.layers) == {"blocks.2.query", "blocks.2.key", "blocks.2.value"}
     assert len(set(last.tensors)) == 2  # the query reads the class token alone
@@ -48,6 +53,41 @@ def test_smoothing_changes_no_logit_and_evens_out_what_layers_read(
         torch.testing.assert_close(each.channel_max, inputs[name].channel_max, rtol=1e-3, atol=1e-4)
     before, after = (s["blocks.1.query"].channel_max for s in (seen, inputs))
     assert after.max() / after.min() < before.max() / before.min()
+
+
+def test_centering_changes_no_logit_and_gives_each_channel_both_signs_alike(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    seen = observed(folded, sites, pictures[:64])
+    centered, inputs = center_sites(folded, sites, seen)
+    expected, actual = folded(pictures[64:96]), centered(pictures[64:96])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    again = observed(centered, sites, pictures[:64])
+    for site in sites:
+        (name, *_) = site.layers
+        torch.testing.assert_close(again[name].low, inputs[name].low, rtol=0, atol=1e-4)
+        if site.norm or site.block or site.activation:
+            torch.testing.assert_close(again[name].low, -again[name].high, rtol=0, atol=1e-4)
+    assert isinstance(centered.get_submodule("blocks.0.mlp.gelu"), Centered)
+    plain = with_plain_functions(centered, sites)
+    assert not any(isinstance(module, Centered) for module in plain.modules())
+    torch.testing.assert_close(plain(pictures[64:96]), expected, rtol=0, atol=1e-4)
+    assert with_plain_functions(plain, sites) is plain
+    reach = [float(each["blocks.0.mlp.c_proj"].channel_max.max()) for each in (seen, inputs)]
+    assert reach[1] < 0.7 * reach[0]
+
+
+def test_layers_without_biases_are_not_centered(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    model = copy.deepcopy(folded)
+    model.get_submodule("blocks.0.mlp.c_proj").register_parameter("bias", None)
+    model.get_submodule("blocks.1.key").register_parameter("bias", None)
+    seen = observed(model, sites, pictures[:32])
+    centered, inputs = center_sites(model, sites, seen)
+    torch.testing.assert_close(centered(pictures[:8]), model(pictures[:8]), rtol=0, atol=1e-4)
+    for name in ("blocks.0.mlp.c_proj", "blocks.1.query", "blocks.1.key"):
+        assert torch.equal(inputs[name].sample, seen[name].sample)
 
 
 def test_rounding_by_layer_loses_less_than_the_nearest_levels(
@@ -96,7 +136,9 @@ def test_without_time_the_first_candidate_is_the_result(
 ) -> None:
     found = search(folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=0)
     assert found.record["ended"] == "its time was over"
-    assert [step["step"] for step in found.record["steps"]] == ["SmoothQuant 0.5, ranges max"]
+    assert [step["step"] for step in found.record["steps"]] == [
+        "centered, SmoothQuant 0.5, ranges max"
+    ]
     assert not found.record["reached"]
     assert len(found.layers) == 18
 

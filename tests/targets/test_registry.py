@@ -26,7 +26,7 @@ from kdedge.targets.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
-    *("executorch", "onnx", "onnx-image", "openvino"),
+    *("coreml", "executorch", "onnx", "onnx-image", "openvino"),
     *("tensorrt", "tensorrt-rtx", "torch-tensorrt"),
 )
 
@@ -94,8 +94,8 @@ def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
 def test_listing_imports_nothing_heavy() -> None:
     code = (
         "import sys; from kdedge.targets.registry import list_targets; list_targets();"
-        " heavy = {'torch', 'executorch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt',"
-        " 'tensorrt_rtx', 'torch_tensorrt'};"
+        " heavy = {'torch', 'coremltools', 'executorch', 'onnx', 'onnxruntime', 'openvino',"
+        " 'tensorrt', 'tensorrt_rtx', 'torch_tensorrt'};"
         " print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -113,7 +113,7 @@ def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
         find_target("tensort")
     with pytest.raises(
         RecipeError,
-        match="There are: executorch, onnx, onnx-image, openvino, tensorrt, tensorrt-rtx, torch-",
+        match="There are: coreml, executorch, onnx, onnx-image, openvino, tensorrt, tensorrt-rtx,",
     ):
         find_target("../x")
 

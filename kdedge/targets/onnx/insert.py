@@ -99,6 +99,19 @@ def _store(model: Any, name: str, op_type: str, layer: QuantizedLayer) -> tuple[
     return parts, 0 if op_type == "Conv" else 1
 
 
+def _function_before(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """Name of a module without weights right before a linear layer in a sequence of modules."""
+    parent, _, last = name.rpartition(".")
+    sequence = modules[parent]
+    if not isinstance(sequence, nn.Sequential) or not isinstance(modules[name], nn.Linear):
+        return None
+    names = [each for each, _ in sequence.named_children()]
+    at = names.index(last) - 1
+    if at < 0 or next(sequence[at].parameters(), None) is not None:
+        return None
+    return f"{parent}.{names[at]}"
+
+
 def find_sites(model: Any, folded: nn.Module) -> list[Site]:
     """Where a folded model is quantized, in the order of its graph.
 
@@ -125,6 +138,13 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
         names = tuple(name for name, x in reads.items() if x == tensor and name not in placed)
         block, _, last = names[0].rpartition(".")
         has_values = last == "out" and hasattr(modules[block], "divide_values")
-        sites.append(Site(names, (tensor,) * len(names), block=block if has_values else None))
+        sites.append(
+            Site(
+                names,
+                (tensor,) * len(names),
+                block=block if has_values else None,
+                activation=_function_before(names[0], modules) if len(names) == 1 else None,
+            )
+        )
     order = list(reads)
     return sorted(sites, key=lambda site: order.index(site.layers[0]))

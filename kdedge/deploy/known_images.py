@@ -1,0 +1,225 @@
+"""Fits the limits of "none of these" to known images, for each file of an artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.config.fields import percent_value
+from kdedge.deploy.pixels import PixelArray, read_images, read_pixels
+from kdedge.errors import DataError, RecipeError
+from kdedge.files import sha256_file, write_atomic
+from kdedge.runs.model import RunModel
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.backend import Backend, TakesImages
+from kdedge.runtime.batches import run_batches
+from kdedge.runtime.class_file import Matrix
+from kdedge.runtime.none_of_these import (
+    FILE_NAME,
+    N_PERCENTILES,
+    NONE,
+    Gaussians,
+    NoneBelow,
+    NoneOfThese,
+    read_gaussians,
+)
+from kdedge.runtime.open_classes import class_logits, graph_of
+from kdedge.setup.images import Images
+
+MOST_IMAGES = 1000
+"""The share of known images below a limit that 1,000 images give is exact to 0.7 points (one
+standard deviation, at 5 %). As many others give the Gaussians."""
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Images like those that the model is made for.
+
+    Attributes:
+        chosen: the images, those of the Gaussians first.
+        n_limits: number of the last images, which the limits are fitted to.
+        pixels: [N, S, S, 3], uint8, after resize and crop.
+        share_percent: wanted share of such images that keep their class.
+        what: describes the images.
+    """
+
+    chosen: Images
+    n_limits: int
+    pixels: PixelArray
+    share_percent: float
+    what: str
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """SHA-256 of the images."""
+        return frozenset(self.chosen.digests[index] for index in self.chosen.indices)
+
+    def write(self, artifact: Artifact, backend: Backend) -> Artifact:
+        """Fits Gaussians to the float32 file's outputs, and writes them into the artifact's folder.
+
+        Returns:
+            The artifact that lists them.
+
+        Raises:
+            DataError: no output is finite.
+            ResourceError: the file cannot be written.
+        """
+        pixels = self.pixels[: -self.n_limits]
+        outputs, matrix = self._outputs(artifact, backend, pixels)
+        answers = outputs if matrix is None else class_logits(outputs, matrix)
+        gaussians = fit_gaussians(outputs, answers.argmax(axis=1))
+        path = artifact.path / FILE_NAME
+        write_atomic(path, gaussians.to_bytes())
+        none = NoneOfThese("mahalanobis", FILE_NAME, self.share_percent, self.what, self.n_limits)
+        others = {**artifact.others, FILE_NAME: sha256_file(path)}
+        return dataclasses.replace(artifact, none_of_these=none, others=others)
+
+    def limits(self, artifact: Artifact, backend: Backend) -> NoneBelow | None:
+        """The limits of one of the artifact's files, which is loaded; see `fit_limits`."""
+        gaussians = read_gaussians(artifact.path / FILE_NAME)
+        if isinstance(backend, TakesImages):
+            some = self.chosen.indices[-self.n_limits :]
+            graph, _ = graph_of(backend)
+            images = read_images(self.chosen.source, some)
+            outputs = np.concatenate([graph.run_image(image) for image in images])
+        else:
+            outputs, _ = self._outputs(artifact, backend, self.pixels[-self.n_limits :])
+        is_finite = np.isfinite(outputs).all(axis=1)
+        return fit_limits(gaussians.scores(outputs[is_finite]), self.share_percent)
+
+    @staticmethod
+    def _outputs(
+        artifact: Artifact, backend: Backend, pixels: PixelArray
+    ) -> tuple[npt.NDArray[np.float32], Matrix | None]:
+        """What the graph gives, [N, C] or [N, D], and the class matrix with open classes."""
+        graph, matrix = graph_of(backend)
+        size = min(_BATCH, artifact.batches[1])
+        return run_batches(graph, pixels, pixels=artifact.pixels, max_batch=size), matrix
+
+
+def fit_gaussians(
+    outputs: npt.NDArray[np.float32], answers: npt.NDArray[np.integer[Any]]
+) -> Gaussians:
+    """A Gaussian for each class that was answered, with one covariance for all.
+
+    The covariance is shrunk towards its mean variance, the more the fewer images there are (Ledoit
+    and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that fewer images than outputs do.
+
+    Args:
+        outputs: [N, O]; images whose outputs are not finite are left out.
+        answers: [N], each image's class.
+
+    Raises:
+        DataError: all outputs are equal, or none is finite.
+    """
+    is_finite = np.isfinite(outputs).all(axis=1)
+    values, answers = outputs[is_finite].astype(np.float64), answers[is_finite]
+    classes, own = np.unique(answers, return_inverse=True)
+    means = np.stack([values[own == c].mean(axis=0) for c in range(len(classes))] or [[]])
+    centered = values - means[own] if len(values) else values
+    n_images, n_outputs = centered.shape
+    covariance = centered.T @ centered / max(1, n_images)
+    variance = np.trace(covariance) / n_outputs
+    if not variance > 0:
+        raise DataError(
+            '"None of these": the model gives the same outputs for all known images, or none that'
+            " are finite.\n"
+            "  Check data.unlabeled: it needs real images of the deployment."
+        )
+    apart = (covariance**2).sum() - n_outputs * variance**2  # squared distance to the target
+    noise = ((centered**2).sum(axis=1) ** 2).sum() / n_images - (covariance**2).sum()
+    share = 1.0 if apart <= 0 else min(1.0, max(0.0, noise / n_images / apart))
+    shrunk = (1 - share) * covariance + share * variance * np.eye(n_outputs)
+    variances, directions = np.linalg.eigh(shrunk)
+    is_used = variances > variances.max() * n_outputs * np.finfo(np.float32).eps
+    whitening = (directions[:, is_used] / np.sqrt(variances[is_used])).T
+    return Gaussians(whitening, means @ whitening.T)
+
+
+def fit_limits(scores: npt.NDArray[np.float64], share_percent: float) -> NoneBelow | None:
+    """The score that a share of known images reaches.
+
+    Of N known images, the limit is the score of the k-th lowest, `k = floor((1 - share) (N + 1))`:
+    a further known image is below it with a probability of at most `k / (N + 1)` (conformal
+    prediction, Vovk et al. 2005; arXiv:2107.07511, section 1.1).
+
+    Args:
+        scores: [N], finite, of a file on known images.
+        share_percent: wanted share of known images that are not below the limit.
+
+    Returns:
+        The limit; None if there are too few images for one.
+    """
+    scores = np.sort(scores)
+    position = math.floor((1 - share_percent / 100) * (len(scores) + 1) + 1e-9)
+    if position < 1:
+        return None
+    percentiles = np.quantile(scores, np.linspace(0, 1, N_PERCENTILES))
+    percentiles = np.maximum.accumulate(percentiles)  # rounding may turn equal ones around
+    return NoneBelow(float(scores[position - 1]), tuple(map(float, percentiles)))
+
+
+def least_images(share_percent: float) -> int:
+    """The fewest known images that a limit for this share can be fitted to: 19 for 95 %."""
+    return math.ceil(1 / (1 - share_percent / 100) - 1 - 1e-9)
+
+
+def choose_known_images(
+    trained: RunModel, pool: Images | None, share: str | None, *, apart_from: Collection[str]
+) -> KnownImages | None:
+    """Draws known images from the unlabeled ones, each content once and at most half of them.
+
+    Args:
+        trained: the model and its recipe, whose seed draws.
+        pool: the recipe's unlabeled images; None if it has none.
+        share: the recipe's `export.none_of_these`.
+        apart_from: SHA-256 of images that files are compared on.
+
+    Returns:
+        The images; None without a share.
+
+    Raises:
+        RecipeError: a class has the name of the answer for images that show none.
+        DataError: there are too few images, or all look the same.
+    """
+    if share is None:
+        return None
+    if NONE in trained.class_names:
+        raise RecipeError(
+            f'The class list has "{NONE}", which is the answer for images that show none of the'
+            " classes.\n  Give the class another name, or leave export.none_of_these out."
+        )
+    share_percent = percent_value(share)
+    least = 2 * least_images(share_percent)  # as many for the Gaussians
+    drawn: dict[str, int] = {}
+    indices = () if pool is None else sorted(pool.indices)
+    rng = np.random.default_rng(trained.loaded.recipe.seed)
+    for index in rng.permutation(indices).tolist():
+        assert pool is not None  # as it has an image
+        if pool.digests[index] not in apart_from:
+            drawn.setdefault(pool.digests[index], index)
+    few = list(drawn.values())[: min(2 * MOST_IMAGES, max(least, len(drawn) // 2))]
+    if pool is None or len(few) < least:
+        raise DataError(
+            f'"None of these" for {share_percent:g} % needs {least} or more unlabeled images, but'
+            f" {len(few)} are left besides those that files are compared on.\n"
+            "  Add images to data.unlabeled, or leave export.none_of_these out."
+        )
+    pixels = read_pixels(pool.source, few, trained.preprocess)
+    if not (pixels != pixels[0]).any():
+        raise DataError(
+            f'"None of these": all {len(few)} unlabeled images have the same pixels, for example'
+            f" {pool.source.items[few[0]].key}, so they show no limit.\n"
+            "  Check data.unlabeled: it needs real images of the deployment."
+        )
+    what = f"{len(few)} of {len(pool.indices)} images of data.unlabeled"
+    n_limits = len(few) // 2
+    return KnownImages(pool.only(few), n_limits, pixels, share_percent, what)

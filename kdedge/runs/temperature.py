@@ -1,0 +1,124 @@
+"""The temperature of a run's scores, from images that it is not measured on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+import numpy as np
+
+from kdedge.data.images import spread
+from kdedge.errors import DataError
+from kdedge.evaluation.temperature import temperature_of_labels, temperature_of_share
+from kdedge.runs.measure import finite_logits
+from kdedge.runs.model import RunModel
+from kdedge.runs.teacher import teacher_of
+from kdedge.runtime.temperature import Temperature
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
+
+log = logging.getLogger(__name__)
+
+MOST_IMAGES = 1000
+"""Images that a temperature is fitted to: a mean confidence of them is exact to about a point."""
+
+
+def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperature | None:
+    """Fits a temperature to labeled images, or to the teacher's answers on unlabeled ones.
+
+    Validation images come first, then the labeled images that the recipe draws. Without any, the
+    mean confidence on the unlabeled images becomes the share of them with the teacher's class.
+
+    Args:
+        model: the run.
+        apart_from: SHA-256 of the images that its scores are measured on; they are left out.
+
+    Returns:
+        The temperature; None if no temperature fits, which a warning explains.
+
+    Raises:
+        DataError: there are no images to fit it to, or no teacher.
+        DivergedError: a logit is not finite.
+    """
+    labeled = labeled_apart(model, apart_from)
+    if labeled is not None:
+        return _from_labels(model, *labeled)
+    return _from_teacher(model, apart_from)
+
+
+def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images, str] | None:
+    """The validation images, or else the drawn labeled ones, of the model's classes.
+
+    Args:
+        model: the run.
+        apart_from: SHA-256 of images that are left out.
+
+    Returns:
+        The images, each with a label, and their key in the recipe; None without any.
+    """
+    recipe, setup = model.loaded.recipe, model.setup
+    data = RecipeData(recipe, setup.classes, setup.workspace)
+    images: Images | None
+    if recipe.data.validation is not None:
+        images, key = data.validation("validation"), "validation"
+    elif recipe.data.labeled is not None:
+        images, key = data.labeled(setup.role), "labeled"
+    else:
+        return None
+    assert images is not None  # the recipe names them
+    images = images.of_classes(setup.classes.labeled)
+    labels = dict(zip(images.indices, model.labels_of(images), strict=True))
+    kept = [i for i in images.indices if labels[i] is not None]
+    kept = [i for i in kept if images.digests[i] not in apart_from]
+    return (images.only(kept), f"data.{key}") if kept else None
+
+
+def _from_labels(model: RunModel, images: Images, key: str) -> Temperature | None:
+    few = _some(images, images.indices)
+    labels = np.array(model.labels_of(few))
+    found = temperature_of_labels(
+        finite_logits(model, few, what="fitting the temperature").numpy(), labels
+    )
+    n_images = len(few.indices)
+    if found is None:
+        log.warning(
+            "The scores are not calibrated: no temperature fits the %d images of %s, as when all"
+            " are classified right.\n  Add other labeled images as data.validation.",
+            *(n_images, key),
+        )
+        return None
+    what = f"{n_images} of {len(images.indices)} images of {key}"
+    return Temperature(found, "labels", what, n_images)
+
+
+def _from_teacher(model: RunModel, apart_from: Collection[str]) -> Temperature | None:
+    pool, teacher = model.images("unlabeled"), teacher_of(model)
+    free = () if pool is None else [i for i in pool.indices if pool.digests[i] not in apart_from]
+    if pool is None or not free or teacher is None:
+        lacking = "no unlabeled images to spare" if teacher is not None else "no teacher"
+        raise DataError(
+            f"{model.run.path}: there are no labeled images to calibrate its scores with, and"
+            f" {lacking} to take their place.\n"
+            "  Add data.labeled or data.validation to the recipe, or leave export.calibrate out."
+        )
+    few = _some(pool, free)
+    logits = finite_logits(model, few, what="fitting the temperature").numpy()
+    taught = finite_logits(teacher, few, what="running the teacher").numpy()
+    share = float((logits.argmax(axis=1) == taught.argmax(axis=1)).mean())
+    found = temperature_of_share(logits, share)
+    if found is None:
+        log.warning(
+            "The scores are not calibrated: no temperature gives the mean confidence %.2f %%, the"
+            " share of unlabeled images with the teacher's class.\n"
+            "  Add labeled images as data.validation.",
+            100 * share,
+        )
+        return None
+    n_images = len(few.indices)
+    what = f"{n_images} of {len(free)} images of data.unlabeled"
+    return Temperature(found, "teacher", what, n_images)
+
+
+def _some(images: Images, indices: Collection[int]) -> Images:
+    ordered = list(indices)
+    return images.only([ordered[i] for i in spread(len(ordered), MOST_IMAGES)])

@@ -1,0 +1,164 @@
+"""How an artifact tells images that show none of its classes.
+
+The outputs of a graph for images like those that the model was made for, the known images, are
+Gaussian around a mean for each class, with one covariance for all (Lee et al. 2018,
+arXiv:1807.03888). The score of an image is minus its squared Mahalanobis distance to the nearest
+mean, and an image whose score is below a limit shows none of the classes. Outputs are logits, or
+features with open classes. Each file has limits of its own, as INT8 shifts its outputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from kdedge.errors import DataError, ShapeError
+from kdedge.files import read_bytes
+from kdedge.records import OPTIONAL, Bounds, Check, PositiveCount, Record
+
+NONE = "none"
+"""The answer for an image that shows none of the classes; no class may have this name."""
+
+FILE_NAME = "none_of_these.safetensors"
+N_PERCENTILES = 101
+
+
+class KnownScore(NamedTuple):
+    """How much an image looks like the known ones.
+
+    Attributes:
+        percent: share of the known images with a lower score; 0 to 100.
+        is_none: whether the image shows none of the classes.
+    """
+
+    percent: float
+    is_none: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """Gaussians with one covariance, of O outputs.
+
+    Attributes:
+        whitening: [R, O] float64; its product with the outputs has unit covariance.
+        means: [K, R] float64, the whitened means.
+    """
+
+    whitening: npt.NDArray[np.float64]
+    means: npt.NDArray[np.float64]
+
+    def scores(self, outputs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Minus the squared distance of outputs [B, O] to the nearest mean: [B].
+
+        Raises:
+            ShapeError: there is another number of outputs.
+        """
+        if outputs.ndim != 2 or outputs.shape[1] != self.whitening.shape[1]:
+            raise ShapeError(
+                f'The model gives {list(outputs.shape)}, but "none of these" takes'
+                f" [batch, {self.whitening.shape[1]}].\n"
+                "  The file belongs to another artifact: export again."
+            )
+        white = outputs.astype(np.float64) @ self.whitening.T
+        squares = (white**2).sum(axis=1)[:, None] + (self.means**2).sum(axis=1)
+        found: npt.NDArray[np.float64] = (2 * white @ self.means.T - squares).max(axis=1)
+        return found
+
+    def to_bytes(self) -> bytes:
+        """The content of the artifact's file."""
+        tensors = {"whitening": self.whitening, "means": self.means}
+        return safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
+
+
+def read_gaussians(path: Path) -> Gaussians:
+    """Reads the artifact's file of Gaussians.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    remedy = "Copy the folder from the export again, or export again."
+    try:
+        tensors = safetensors.numpy.load(read_bytes(path))
+        found = Gaussians(tensors["whitening"], tensors["means"])
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise DataError(f"{path} has no Gaussians: {error}.\n  {remedy}") from error
+    white, means = found.whitening, found.means
+    is_fitting = white.ndim == means.ndim == 2 and white.shape[0] == means.shape[1]
+    is_double = white.dtype == means.dtype == np.float64
+    if not (is_fitting and is_double and len(means) and _are_finite(white, means)):
+        raise DataError(
+            f"{path} holds {white.dtype} {list(white.shape)} and {means.dtype}"
+            f" {list(means.shape)}; expected finite float64 [R, O] and [K, R].\n  {remedy}"
+        )
+    return found
+
+
+def _are_finite(*arrays: npt.NDArray[np.float64]) -> bool:
+    return all(bool(np.isfinite(one).all()) for one in arrays)
+
+
+def _check_percentiles(values: tuple[float, ...], before: dict[str, Any]) -> None:
+    del before
+    if len(values) != N_PERCENTILES or any(a > b for a, b in itertools.pairwise(values)):
+        raise ValueError(f"{N_PERCENTILES} scores in ascending order")
+
+
+@dataclass(frozen=True)
+class NoneBelow(Record):
+    """The limits of one file.
+
+    Attributes:
+        limit: an image with a lower score shows none of the classes.
+        percentiles: scores of the known images at 0, 1, ..., 100 percent.
+        per_class: limits of their own for images that are classified as these classes.
+    """
+
+    limit: float
+    percentiles: Annotated[tuple[float, ...], Check(_check_percentiles)]
+    per_class: Annotated[dict[str, float], OPTIONAL] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoneOfThese(Record):
+    """How an artifact tells images that show none of its classes.
+
+    Attributes:
+        score: the score of an image, see the module's docstring.
+        file: name of the file with the Gaussians.
+        share_percent: wanted share of known images that keep their class.
+        images: describes the known images.
+        n_images: number of those that the limits were fitted to; others gave the Gaussians.
+    """
+
+    score: Literal["mahalanobis"]
+    file: str
+    share_percent: Annotated[float, Bounds(ge=50, le=99.9)]
+    images: str
+    n_images: PositiveCount
+
+
+def known_scores(
+    scores: npt.NDArray[np.float64],
+    best: Sequence[str],
+    limits: NoneBelow,
+) -> list[KnownScore]:
+    """How much each image looks like the known ones, and whether it shows none of the classes.
+
+    Args:
+        scores: [B], of the images.
+        best: the class that each is classified as.
+        limits: those of the file that gave the outputs.
+    """
+    percents = np.interp(scores, limits.percentiles, np.arange(N_PERCENTILES))
+    return [
+        KnownScore(float(percent), bool(score < limits.per_class.get(name, limits.limit)))
+        for percent, score, name in zip(percents, scores, best, strict=True)
+    ]

@@ -1,0 +1,237 @@
+"""Converts Core ML packages: classifiers that take an image and give a class and probabilities.
+
+API: coremltools 9, https://apple.github.io/coremltools/docs-guides/. A package is a folder, so it
+is stored as one ZIP file, which has a hash in the artifact. Apple's frameworks alone can run it, so
+it is converted here and not compared.
+
+FP16 is the arithmetic of Apple's neural engine. The head stays in float32, as squares in the L2
+norm overflow FP16 from 256 on. INT8 stores weights with one scale per output channel, and computes
+in FP16: it makes the package half as large, and needs no ranges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdedge import __version__
+from kdedge.errors import BackendUnavailable, RecipeError, is_out_of_memory
+from kdedge.files import explain_os_error, refuse_existing, write_atomic
+from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.runtime.backend import Backend
+from kdedge.targets.coreml.describe import COREML
+from kdedge.targets.program import example_images, export_program
+from kdedge.targets.protocol import BuildRequest, PlannedFile
+
+INPUT_NAME = "image"
+
+_FILES: dict[Precision, PlannedFile] = {
+    "fp16": PlannedFile("model.fp16.mlpackage.zip", "fp16", "any"),
+    "fp32": PlannedFile("model.mlpackage.zip", "fp32", "any"),
+    "int8": PlannedFile("model.int8.mlpackage.zip", "int8", "any"),
+}
+_N_QUANTIZED = 2048  # weights with fewer values stay as they are
+
+
+class _Scores(nn.Module):
+    """A folded model, from pixels as it takes them to probabilities.
+
+    Args:
+        model: the folded model.
+        has_scores: whether softmax(logits) gives its scores.
+    """
+
+    def __init__(self, model: nn.Module, *, has_scores: bool) -> None:
+        super().__init__()
+        self.model, self.has_scores = model, has_scores
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[1, 3, S, S] -> [1, C]."""
+        logits: Tensor = self.model(images)
+        return logits.softmax(dim=-1) if self.has_scores else logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Context in which coremltools shows neither bars nor warnings of the trace."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_environment() -> None:
+    """Checks for coremltools.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    if find_spec("coremltools") is None:
+        raise COREML.missing("Core ML")
+
+
+def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+    """The package of a precision, which runs on any of Apple's devices."""
+    return (_FILES[precision],)
+
+
+def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
+    """Converts one package.
+
+    Raises:
+        DataError: the file exists.
+        MissingPackage: coremltools is not installed.
+        RecipeError: the classes are not in the graph, the batch is fixed to more than one image, or
+            coremltools cannot express a step of the model.
+        ResourceError: memory ran out, or the file cannot be written.
+    """
+    path, artifact = request.folder / file.name, request.artifact
+    refuse_existing(path)
+    check_environment()
+    _check_request(artifact)
+    try:
+        package = convert(request.model, artifact, file.precision)
+        data = zipped(package, request.folder, file.name.removesuffix(".zip"))
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    except Exception as error:  # of coremltools, without a common class
+        if is_out_of_memory(error):
+            raise
+        raise _not_expressible(path, error) from error
+    refuse_existing(path)  # the conversion takes minutes
+    write_atomic(path, data)
+    import coremltools
+
+    return {"tool": "Core ML Tools", "version": coremltools.__version__, "torch": torch.__version__}
+
+
+def load(path: Path, artifact: Artifact) -> Backend:
+    """Only Apple's frameworks run a package.
+
+    Raises:
+        BackendUnavailable: always.
+    """
+    del path, artifact
+    raise BackendUnavailable(
+        "Core ML runs in apps on iPhones, iPads and Macs.\n"
+        "  Compare its answers with those of the smoke set there."
+    )
+
+
+@_quiet()
+def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
+    """The folded model as a Core ML classifier, an `MLModel` of coremltools.
+
+    It takes an RGB image of the artifact's size, and gives `classLabel` and, by name, the
+    probabilities `classLabel_probs`; for an artifact with head argmax, logits in their place.
+
+    Args:
+        model: the folded model, on the CPU.
+        artifact: class names, side of the images, and head.
+        precision: see the module's docstring.
+    """
+    import coremltools as ct
+
+    size_px = artifact.preprocess.size_px
+    shape, one = (1, 3, size_px, size_px), (1, 1)
+    whole = _Scores(model, has_scores=artifact.head == "scores").eval()
+    images = example_images(model, size_px=size_px, batches=one).float()
+    program = export_program(whole, images, batches=one).run_decompositions({})
+    half = ct.transform.FP16ComputePrecision(op_selector=_is_before_head)
+    package: Any = ct.convert(
+        program,
+        inputs=[
+            ct.ImageType(
+                name=INPUT_NAME,
+                shape=shape,
+                scale=1 / 255 if artifact.pixels == "float" else 1.0,
+                color_layout=ct.colorlayout.RGB,
+            )
+        ],
+        classifier_config=ct.ClassifierConfig(list(artifact.class_names)),
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=ct.precision.FLOAT32 if precision == "fp32" else half,
+        skip_model_load=True,
+    )
+    if precision == "int8":
+        by_channel = ct.optimize.coreml.OpLinearQuantizerConfig(
+            mode="linear_symmetric", weight_threshold=_N_QUANTIZED
+        )
+        package = ct.optimize.coreml.linear_quantize_weights(
+            package, ct.optimize.coreml.OptimizationConfig(global_config=by_channel)
+        )
+    package.short_description = f"{artifact.name}, {len(artifact.class_names)} classes"
+    package.input_description[INPUT_NAME] = (
+        f"RGB image, {size_px} x {size_px} pixels, its shorter side resized and its center cropped"
+    )
+    package.user_defined_metadata["kdedge"] = __version__
+    package.user_defined_metadata["head"] = artifact.head
+    return package
+
+
+@_quiet()
+def zipped(package: Any, scratch: Path, name: str) -> bytes:
+    """A package as one ZIP file.
+
+    Args:
+        package: of coremltools.
+        scratch: a folder on the disk of the result; it is as before afterwards.
+        name: of the package, such as `model.mlpackage`.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".coreml.") as folder:
+        whole = Path(folder) / name
+        package.save(str(whole))
+        written = io.BytesIO()
+        with zipfile.ZipFile(written, "w") as archive:  # weights do not shrink
+            for file in sorted(path for path in whole.rglob("*") if path.is_file()):
+                entry = zipfile.ZipInfo(str(Path(name) / file.relative_to(whole)))
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, file.read_bytes())
+    return written.getvalue()
+
+
+def _check_request(artifact: Artifact) -> None:
+    if artifact.open_classes is not None:
+        raise RecipeError(
+            "A Core ML package has its class names inside, but this artifact's classes are open.\n"
+            "  Leave out --open-classes or --coreml."
+        )
+    if artifact.batches[0] != 1:
+        raise RecipeError(
+            f"A Core ML package takes one image, but export.batch is {artifact.batches[0]}.\n"
+            "  Set export.batch to dynamic or 1, or leave out --coreml."
+        )
+
+
+def _is_before_head(op: Any) -> bool:
+    """Whether an operation may be in FP16: only the head has one vector an image, [1, D]."""
+    return bool(op.outputs[0].rank > 2)
+
+
+def _not_expressible(path: Path, error: Exception) -> RecipeError:
+    reason = " ".join(str(error).split())[:300].rstrip(".: ") or type(error).__name__
+    return RecipeError(
+        f"{path.name} cannot be converted by coremltools: {reason}.\n"
+        "  Leave --coreml out, or distill another image encoder: a plain ViT or CNN."
+    )

@@ -1,0 +1,262 @@
+"""Calibrated scores and "none of these", from the export to the answers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kdedge as api
+from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.preprocess import normalize
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+Kdedge = Callable[..., Any]
+
+# A student of two epochs hardly prefers one class: rounding changes its mind.
+LOOSE = ("--set", "gates.agreement.int8=0%", "--set", "gates.agreement.fp16=0%")
+LOOSE += ("--set", "gates.max_drop=100")
+# 40 unlabeled images: a half of them has twice the 9 that 90 % needs
+BOTH = ("--calibrate", "--none-of-these", "90%", "--set", "data.labeled=null", *LOOSE)
+
+
+@pytest.fixture(scope="module")
+def calibrated(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained project with `both` in FP16 and INT8, and `open` with open classes."""
+    from kdedge.cli.main import run
+
+    folder = tmp_path_factory.mktemp("calibrated") / "project"
+    shutil.copytree(trained_project, folder)
+    for recipe in folder.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(trained_project), str(folder)))
+    export = ("export", "tiny/02", "--runs", str(folder / "runs"))
+    assert (
+        run([*export, *BOTH, "--int8", "--int8-minutes", "0", "--output", str(folder / "both")])
+        == 0
+    )
+    assert run([*export, *BOTH, "--open-classes", "--output", str(folder / "open")]) == 0
+    return folder
+
+
+@pytest.fixture
+def project(calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that project, as the current folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(calibrated, folder)
+    for recipe in folder.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(calibrated), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def open_run(project: Path, *overrides: str) -> Any:
+    from kdedge.runs.folder import RunFolder
+    from kdedge.runs.model import load_run
+    from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
+
+    workspace = Workspace(project / "runs", choose_device("cpu"))
+    return load_run(RunFolder.open(project / "runs/tiny/02"), workspace, overrides=overrides)
+
+
+def test_the_files_give_the_students_logits_divided_by_the_temperature(project: Path) -> None:
+    import torch
+
+    student = open_run(project)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    images = torch.from_numpy(np.stack([normalize(one, student.preprocess) for one in pixels]))
+    own = student.logits(images).numpy()
+    for folder in ("both", "open"):
+        found = load_artifact(project / folder).temperature
+        assert found is not None
+        assert (found.fitted_to, found.images) == ("teacher", "40 of 40 images of data.unlabeled")
+        assert abs(found.value - 1) > 0.01
+        with api.load(folder) as model:
+            # The same product with another scale, rounded to float32
+            np.testing.assert_allclose(found.value * model.logits(pixels), own, atol=1e-4)
+
+
+def test_the_calibration_error_of_each_file_is_given_before_and_after(project: Path) -> None:
+    artifact = load_artifact(project / "both")
+    card = (project / "both/README.md").read_text()
+    for file in artifact.files:
+        assert file.parity is not None
+        assert file.parity.ece_percent is not None
+        assert file.parity.ece_percent_before != file.parity.ece_percent
+        assert f"{file.parity.ece_percent_before:.2f} | {file.parity.ece_percent:.2f}" in card
+
+
+def test_labels_of_images_that_are_measured_on_are_left_out(project: Path) -> None:
+    from kdedge.runs.temperature import labeled_apart
+
+    student = open_run(project, "data.validation.folder=test")
+    test = student.images("test")
+    images, key = labeled_apart(student, ())
+    assert (len(images.indices), key) == (10, "data.validation")  # of the two base classes
+    three = [test.digests[index] for index in test.indices[:3]]
+    images, _ = labeled_apart(student, three)
+    assert len(images.indices) == 7
+    assert labeled_apart(student, test.digests.values()) is None
+
+
+def test_labels_that_no_temperature_fits_leave_the_scores_as_they_are(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tiny student's answers are the same for all images: every temperature is too low."""
+    from kdedge.runs.temperature import fit_temperature
+
+    assert fit_temperature(open_run(project), apart_from=()) is None
+    assert "no temperature fits the 8 images of data.labeled" in caplog.text
+
+
+def test_without_labels_the_mean_confidence_is_the_share_with_the_teachers_class(
+    project: Path,
+) -> None:
+    from kdedge.runs.measure import compute_logits
+    from kdedge.runs.temperature import fit_temperature
+
+    student = open_run(project, "data.labeled=null")
+    pool = student.images("unlabeled")
+    left_out = [pool.digests[index] for index in pool.indices[:10]]
+    found = fit_temperature(student, apart_from=left_out)
+    assert (found.fitted_to, found.images) == ("teacher", "30 of 30 images of data.unlabeled")
+    logits = compute_logits(student, pool.only(pool.indices[10:]), what="")
+    confidence = (logits.double() / found.value).softmax(dim=1).amax(dim=1).mean()
+    overrides = ["data.test=null", "data.labeled=null"]
+    judged = api.evaluate(str(project / "runs/tiny/02"), overrides=overrides)
+    # Of all 40 images; those left out may be a fourth of them
+    assert 0 < float(confidence) < 1
+    assert abs(40 * judged.agreement_percent - 100 * 30 * float(confidence)) <= 100 * 10 + 1e-6
+
+
+def test_each_file_has_a_limit_and_keeps_the_share_of_the_known_images(project: Path) -> None:
+    artifact = load_artifact(project / "both")
+    assert artifact.none_of_these is not None
+    assert artifact.none_of_these.share_percent == 90
+    assert artifact.none_of_these.n_images == 10  # and as many for the Gaussians
+    assert all(file.none_below is not None for file in artifact.files)
+    for precision in ("fp32", "int8"):
+        found = api.predict("both", "pool", precision=precision).classified
+        assert all(one.known_percent is not None for one in found)
+        assert 0 < sum(not one.is_none for one in found) <= len(found)
+
+
+def test_fitting_images_are_neither_test_images_nor_those_of_int8s_calibration(
+    project: Path,
+) -> None:
+    from kdedge.deploy.known_images import choose_known_images
+
+    trained = open_run(project)
+    pool = trained.images("unlabeled")
+    assert pool is not None
+    compared = set(list(pool.digests.values())[:5])
+    known = choose_known_images(trained, pool, "90%", apart_from=compared)
+    assert known is not None
+    assert not known.digests & compared
+    calibration = json.loads((project / "both/calibration.json").read_text())
+    used = {one["sha256"] for one in [*calibration["files"], *calibration["held_out"]["files"]]}
+    drawn = choose_known_images(trained, pool, "90%", apart_from=())
+    assert drawn is not None
+    assert used
+    assert not used & drawn.digests
+
+
+def everything_is_none(folder: Path) -> None:
+    """Raises the float32 file's limit above every score."""
+    artifact = load_artifact(folder)
+    file = artifact.files[0]
+    assert file.none_below is not None
+    high = dataclasses.replace(file.none_below, limit=1e6)
+    artifact.with_files(dataclasses.replace(file, none_below=high)).save()
+
+
+def test_predict_says_none_in_every_format(project: Path, kdedge: Kdedge) -> None:
+    everything_is_none(project / "both")
+    image = "test/cat/0.jpg"
+    done = kdedge("predict", "both", image, "--top", "2")
+    assert done.out.split("  ")[1] == "none"
+    assert "1 classified, 1 of them none of the classes" in done.err
+    row = json.loads(kdedge("predict", "both", image, "--format", "jsonl").out)
+    assert (row["class"], row["is_none"]) == ("none", True)
+    assert row["top"][0]["class"] != "none"
+    assert 0 <= row["known_percent"] <= 100
+    text = kdedge("predict", "both", image, "--format", "csv").out
+    (cells,) = csv.DictReader(io.StringIO(text))
+    assert cells["class"] == "none"
+    assert float(cells["known_percent"]) == pytest.approx(row["known_percent"], abs=1e-4)
+    assert "none" in str(api.predict("both", image))
+    assert api.predict("both", image).to_csv() == text
+
+
+def test_a_low_score_is_still_no_name_where_the_image_is_known(
+    project: Path, kdedge: Kdedge
+) -> None:
+    options = ("--min-score", "100", "--format", "jsonl")
+    rows = kdedge("predict", "both", "test", *options).out.splitlines()
+    answers = [json.loads(row) for row in rows]
+    assert {row["class"] for row in answers if not row["is_none"]} == {None}
+    assert {row["class"] for row in answers if row["is_none"]} <= {"none"}
+
+
+def test_new_classes_keep_the_limit_and_none_may_not_be_one(project: Path, kdedge: Kdedge) -> None:
+    before = load_artifact(project / "open")
+    assert kdedge("classes", "open", "--remove", "dog").code == 0
+    after = load_artifact(project / "open")
+    assert after.files == before.files
+    with api.load("open") as model:
+        (found,) = model.classify(["test/cat/0.jpg"])
+    assert found.known_percent is not None
+    done = kdedge("classes", "open", "--add", "none", "--from", "tiny/02")
+    assert done.code == 3
+    assert "the answer for images that show none of the classes" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--none-of-these", "0%"), 2, 'must be from "50%" to "99.9%", got "0%"'),
+        (("--none-of-these", "100%"), 2, 'must be from "50%" to "99.9%", got "100%"'),
+        (("--none-of-these", "nan"), 2, 'must be a percentage such as "99.5%"'),
+        (("--none-of-these", "0.95"), 2, 'must be a percentage such as "99.5%"'),
+        (("--none-of-these", "95%", "--head", "argmax"), 2, "none_of_these with head: argmax"),
+        (("--calibrate", "--head", "argmax"), 2, "calibrate with head: argmax"),
+        (("--none-of-these", "99.9%"), 3, "needs 1998 or more unlabeled images, but 40 are left"),
+        (("--none-of-these", "95%", "--set", "data.unlabeled=null"), 3, "but 0 are left"),
+        (("--calibrate", "--set", "data.labeled=null", "--set", "data.unlabeled=null"), 3,
+         "no labeled images to calibrate its scores with, and no unlabeled images to spare"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_fitted_is_explained(
+    trained: Path, kdedge: Kdedge, options: tuple[str, ...], code: int, said: str
+) -> None:
+    done = kdedge("export", "tiny/02", *options)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert not (trained / "runs/tiny/02/artifacts").exists()
+
+
+def test_images_that_are_all_equal_show_no_limit(trained: Path, kdedge: Kdedge) -> None:
+    """Files that differ, as their contents count once each; their pixels are the same."""
+    first = (trained / "pool/0_0.jpg").read_bytes()
+    for number, path in enumerate(sorted((trained / "pool").iterdir())):
+        path.write_bytes(first + bytes([number]))
+    done = kdedge("export", "tiny/02", "--none-of-these", "90%")
+    assert done.code == 3
+    assert "have the same pixels" in done.err
+
+
+def test_a_class_called_none_is_refused(trained: Path, kdedge: Kdedge) -> None:
+    (trained / "names.txt").write_text("cat\nnone\n")
+    done = kdedge("export", "tiny/02", "--classes", "names.txt", "--none-of-these", "90%")
+    assert done.code == 2
+    assert '"none", which is the answer' in done.err

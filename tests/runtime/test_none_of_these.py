@@ -1,0 +1,137 @@
+"""Limits of "none of these": who has which, and what they say of an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdedge.errors import DataError, ShapeError
+from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
+from kdedge.runtime.none_of_these import (
+    FILE_NAME,
+    Gaussians,
+    NoneBelow,
+    NoneOfThese,
+    known_scores,
+    read_gaussians,
+)
+from kdedge.runtime.temperature import Temperature
+
+SHA = "0123456789abcdef" * 4
+RECORD = NoneOfThese("mahalanobis", FILE_NAME, 95.0, "100 of 200 images of data.unlabeled", 100)
+
+
+def limits(limit: float, **per_class: float) -> NoneBelow:
+    """A known image's score is as likely as any other from 0 to 10."""
+    return NoneBelow(limit, tuple(i / 10 for i in range(101)), per_class)
+
+
+def with_none(artifact: Artifact, **changes: object) -> Artifact:
+    """The artifact with "none of these", saved."""
+    file = dataclasses.replace(artifact.files[0], none_below=limits(0.5))
+    values = {"none_of_these": RECORD, "files": (file,), **changes}
+    changed = dataclasses.replace(artifact, **values)
+    changed.save()
+    return changed
+
+
+def test_an_image_is_none_below_the_limit_of_its_best_class() -> None:
+    scores = np.array([4.0, 4.0, 0.4, 0.5, -8.0])
+    best = ("cat", "dog", "cat", "cat", "dog")
+    found = known_scores(scores, best, limits(0.5, dog=5.0))
+    assert [one.is_none for one in found] == [False, True, True, False, True]
+    # Of scores from 0 to 10, 40 % are below 4
+    np.testing.assert_allclose([one.percent for one in found], [40, 40, 4, 5, 0], atol=1e-9)
+
+
+def test_a_score_is_the_distance_to_the_nearest_mean() -> None:
+    rng = np.random.default_rng(0)
+    gaussians = Gaussians(rng.normal(0, 1, (3, 5)), rng.normal(0, 1, (4, 3)))
+    outputs = rng.normal(0, 2, (20, 5)).astype(np.float32)
+    expected = [
+        -min(
+            sum(
+                (float(row @ one) - mean) ** 2
+                for row, mean in zip(gaussians.whitening, means, strict=True)
+            )
+            for means in gaussians.means
+        )
+        for one in outputs.astype(np.float64)
+    ]
+    np.testing.assert_allclose(gaussians.scores(outputs), expected, rtol=1e-9)
+    with pytest.raises(ShapeError, match=r"gives \[20, 4\].*takes \[batch, 5\]"):
+        gaussians.scores(outputs[:, :4])
+
+
+def test_gaussians_are_read_back_equal_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    gaussians = Gaussians(np.eye(3), np.ones((2, 3)))
+    path = tmp_path / FILE_NAME
+    path.write_bytes(gaussians.to_bytes())
+    found = read_gaussians(path)
+    np.testing.assert_array_equal(found.whitening, gaussians.whitening)
+    np.testing.assert_array_equal(found.means, gaussians.means)
+    for bad in (
+        b"",
+        gaussians.to_bytes()[:-8],
+        Gaussians(np.eye(3), np.ones((2, 4))).to_bytes(),
+        Gaussians(np.eye(3, dtype=np.float32), np.ones((2, 3))).to_bytes(),  # type: ignore[arg-type]
+        Gaussians(np.full((3, 3), np.nan), np.ones((2, 3))).to_bytes(),
+        Gaussians(np.eye(3), np.full((2, 3), np.inf)).to_bytes(),
+        Gaussians(np.eye(3), np.ones((0, 3))).to_bytes(),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=r"none_of_these\.safetensors"):
+            read_gaussians(path)
+
+
+def test_an_artifact_with_limits_is_read_back_equal_in_a_newer_format(artifact: Artifact) -> None:
+    temperature = Temperature(1.5, "teacher", "all", 12)
+    saved = with_none(artifact, temperature=temperature)
+    assert load_artifact(artifact.path) == saved
+    record = json.loads((artifact.path / "artifact.json").read_text())
+    assert record["format"] == 4
+    assert record["temperature"]["value"] == 1.5
+    assert record["none_of_these"]["share_percent"] == 95
+
+
+def test_an_artifact_without_both_stays_in_the_older_format(artifact: Artifact) -> None:
+    record = json.loads((artifact.path / "artifact.json").read_text())
+    assert record["format"] == 2
+    assert not {"temperature", "none_of_these"} & record.keys()
+    assert "none_below" not in record["files"][0]
+    assert load_artifact(artifact.path).none_of_these is None
+
+
+def test_a_file_that_was_built_from_another_has_its_limits(artifact: Artifact) -> None:
+    (float32,) = with_none(artifact).files
+    half = ModelFile("b.onnx", "onnx", "fp16", "any", SHA, 9, none_below=limits(2))
+    engine = ModelFile("c.engine", "tensorrt", "fp16", "gpu", SHA[::-1], 9, made_from=SHA)
+    other = ModelFile("d.pte", "executorch", "fp16", "cpu", SHA[::-1], 9)
+    both = with_none(artifact, files=(float32, half, engine, other))
+    assert [both.none_below(file) for file in both.files] == [
+        limits(0.5), limits(2), limits(2), limits(0.5)
+    ]  # fmt: skip
+    assert artifact.none_below(artifact.files[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"percentiles": [0.0] * 100}, "101 scores in ascending order"),
+        ({"percentiles": [1.0, *[0.0] * 100]}, "101 scores in ascending order"),
+        ({"limit": None}, "files[0].none_below.limit is null"),
+    ],
+)
+def test_damaged_limits_are_named(artifact: Artifact, change: dict[str, object], said: str) -> None:
+    with_none(artifact)
+    path: Path = artifact.path / "artifact.json"
+    record = json.loads(path.read_text())
+    record["files"][0]["none_below"] |= change
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError) as caught:
+        load_artifact(artifact.path)
+    assert said in str(caught.value)
