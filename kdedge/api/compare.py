@@ -15,11 +15,7 @@ from kdedge.api.comparison import Compared, Comparison, FailedImage, accuracies_
 from kdedge.api.inputs import Item, Wanted, open_inputs, read_item
 from kdedge.api.predict import Engine, images_text
 from kdedge.errors import DataError, GateError, RecipeError
-from kdedge.evaluation.answers import (
-    Answer,
-    AnsweredImage,
-    compare_answers,
-)
+from kdedge.evaluation.answers import Answer, AnsweredImage, compare_answers
 from kdedge.files import write_atomic, write_json
 from kdedge.folders import new_folder
 from kdedge.inference.results import NonFiniteLogits, Result, UnreadableImage
@@ -72,6 +68,8 @@ def compare(
         RecipeError: an argument is wrong, or the output folder exists.
         SetupError: this machine cannot run a file; or the output needs the extra `report`.
     """
+    if require_no_worse and not labels:
+        raise no_labels_error()
     engine = Engine(batch=batch, threads=threads)
     found = make_comparison((old, new), paths, engine, labels=labels, output=output)
     if require_no_worse:

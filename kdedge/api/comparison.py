@@ -12,9 +12,10 @@ from typing import Any
 
 from kdedge.api.predict import images_text
 from kdedge.evaluation.answers import AnswerComparison, LabeledComparison
-from kdedge.inference.lines import printed_key
+from kdedge.inference.lines import printed_key, visible
 from kdedge.tables import Table, Tabled
 
+_MOST_NAMED = 10  # class names in a sentence; the record has all
 _HEADING = ("image", "old", "old_score_percent", "new", "new_score_percent", "label", "became")
 
 
@@ -109,7 +110,9 @@ class Comparison(Tabled):
         parts = [f"Compared on the {found.n_shared:,} classes that both have"]
         for whose, names in (("old", found.only_old), ("new", found.only_new)):
             if names:
-                parts.append(f"only the {whose} one has {', '.join(names)}")
+                more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+                shown = ", ".join(map(visible, names[:_MOST_NAMED]))
+                parts.append(f"only the {whose} one has {shown}{more}")
         return f"{'; '.join(parts)}."
 
     def changes(self) -> Table:
@@ -117,11 +120,11 @@ class Comparison(Tabled):
         header = ["image", "old", "score", "new", "score", *(["label"] if self._has_labels else [])]
         rows = []
         for one in self.found.changed:
-            cells = [printed_key(one.image)]
+            cells = [visible(one.image)]
             for answer in (one.old, one.new):
                 score = answer.score_percent
-                cells += [str(answer), "-" if score is None else f"{score:.2f} %"]
-            rows.append([*cells, *([one.label or "-"] if self._has_labels else [])])
+                cells += [visible(str(answer)), "-" if score is None else f"{score:.2f} %"]
+            rows.append([*cells, *([visible(one.label or "-")] if self._has_labels else [])])
         return header, rows
 
     def _table(self) -> Table:

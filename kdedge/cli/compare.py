@@ -97,6 +97,7 @@ def command(
 
 def _as_text(found: Comparison) -> str:
     from kdedge.api.comparison import facts
+    from kdedge.inference.lines import visible
 
     parts = [table([list(row) for row in facts(found)])]
     header, rows = found.changes()
@@ -109,12 +110,14 @@ def _as_text(found: Comparison) -> str:
     counts = [one for one in found.found.classes if one.n_old != one.n_new]
     if counts:
         counts.sort(key=lambda one: -abs(one.n_new - one.n_old))
-        cells = [[x.class_name, f"{x.n_old:,}", f"{x.n_new:,}"] for x in counts[:_MOST_SHOWN]]
+        cells = [
+            [visible(x.class_name), f"{x.n_old:,}", f"{x.n_new:,}"] for x in counts[:_MOST_SHOWN]
+        ]
         more = len(counts) - _MOST_SHOWN
         text = table(cells, header=("class", "old", "new"), align="lrr")
         parts.append(text + (f"\n... and {more:,} more classes" if more > 0 else ""))
     if found.unreadable:
-        lines = [f"{one.image}: {one.reason}" for one in found.unreadable[:_MOST_SHOWN]]
+        lines = [f"{visible(one.image)}: {one.reason}" for one in found.unreadable[:_MOST_SHOWN]]
         more = len(found.unreadable) - _MOST_SHOWN
         lines += [f"... and {more:,} more"] if more > 0 else []
         parts.append("\n".join(["Unreadable:", *lines]))

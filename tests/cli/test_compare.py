@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -156,6 +157,10 @@ def test_unreadable_images_are_counted_and_listed_and_none_is_an_error(
     work: Path, kdedge: Run
 ) -> None:
     (work / "pics/broken.jpg").write_bytes(b"no image")
+    odd = b"pics/odd-\xff\x1b[2J.jpg"  # no UTF-8, and a terminal's control characters
+    Path(os.fsdecode(odd)).write_bytes(b"no image")
+    assert "pics/odd-\\xff\\x1b[2J.jpg: not a" in kdedge("compare", "old", "new", "pics").out
+    Path(os.fsdecode(odd)).unlink()
     found = compared(kdedge, "old", "new", "pics")
     assert (found["n_images"], [one["image"] for one in found["unreadable"]]) == (
         12,
@@ -238,23 +243,24 @@ def test_labels_come_from_lists_and_shards_too_and_unknown_ones_are_errors(
 
 
 def test_the_page_is_self_contained_escaped_and_bounded_and_files_beside_it_have_all(
-    work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
+    colors: Any, work: Path, kdedge: Run
 ) -> None:
-    comparison = pytest.importorskip("kdedge.reporting.comparison")
-    monkeypatch.setattr(comparison, "MOST_PICTURES", 4)
-    monkeypatch.setattr(comparison, "MOST_ROWS", 5)
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    for number in range(62):
+        colors._paint(work / f"pics/green/more-{number}.png", (0, 190 + number, 0))
     Path("pics/blue/0.png").rename("pics/blue/<script>alert(1)<.png")
     done = kdedge("compare", "old", "new", "pics", "--labels", "--output", "out/page")
     assert done.code == 0, done.err
     assert done.out.endswith("Wrote out/page/index.html\n")
     page = Path("out/page/index.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 4
+    assert page.count("data:image/jpeg;base64,") == 60
+    assert "60 of 68 changed images" in page
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "http" not in page.replace("http-equiv", "")
-    assert "1 more are in changed.csv" in page
     rows = list(csv.DictReader(io.StringIO(Path("out/page/changed.csv").read_text())))
-    assert [row["became"] for row in rows] == ["wrong"] * 6
+    assert [row["became"] for row in rows] == ["wrong"] * 68
     record = json.loads(Path("out/page/comparison.json").read_text())
     assert [one["image"] for one in record["changed"]] == [row["image"] for row in rows]
     again = kdedge("compare", "old", "new", "pics", "--output", "out/page")
@@ -263,14 +269,16 @@ def test_the_page_is_self_contained_escaped_and_bounded_and_files_beside_it_have
     assert Path("out/page/index.html").read_text() == page
 
 
-def test_ctrl_c_leaves_nothing(work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    comparison = pytest.importorskip("kdedge.reporting.comparison")
+def test_ctrl_c_leaves_nothing(work: Path, kdedge: Run) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
 
-    def interrupt(*arguments: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupt(what: str, done: int, total: int | None) -> None:
+        if what == "comparing" and done == 5:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison.Thumbnails, "offer", interrupt)
-    done = kdedge("compare", "old", "new", "pics", "--output", "page")
+    with package.progress_to(interrupt):
+        done = kdedge("compare", "old", "new", "pics", "--output", "page")
     assert (done.code, done.out) == (130, "")
     assert not [path for path in work.iterdir() if "page" in path.name]
 
