@@ -68,8 +68,10 @@ def page_of_comparison(
         thumbnails: pictures of changed images.
     """
     sections = [Section("figures", "Figures", [Facts(list(facts))])]
+    galleries = _galleries(found, thumbnails)
+    if galleries:
+        sections.append(Section("changed", "Changed answers", galleries))
     if found.changed:
-        sections.append(Section("changed", "Changed answers", [*_galleries(found, thumbnails)]))
         sections.append(Section("table", "All changed answers", [_changed(found)]))
     sections.append(Section("classes", "Classes", [_classes(found)]))
     subtitle = f"{facts[0][1]} → {facts[1][1]}"

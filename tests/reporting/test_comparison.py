@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from kdedge.evaluation.answers import AnsweredImage, Answer, compare_answers
+from kdedge.evaluation.answers import Answer, AnsweredImage, compare_answers
 
 comparison = pytest.importorskip("kdedge.reporting.comparison")
 
