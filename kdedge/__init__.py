@@ -14,12 +14,15 @@ if TYPE_CHECKING:
         cpu_choice,
         open_artifact,
         reseal,
+        write_browser,
         write_deepstream,
         write_triton,
     )
     from kdedge.api.bench import bench, check_speed
     from kdedge.api.check import check
     from kdedge.api.classes import change_classes
+    from kdedge.api.compare import compare
+    from kdedge.api.comparison import Comparison
     from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
     from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate
@@ -65,6 +68,7 @@ _HOMES = {
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": (
         *("open_artifact", "cpu_choice", "reseal", "write_triton", "write_deepstream"),
+        "write_browser",
     ),
     "kdedge.api.classes": ("change_classes",),
     "kdedge.api.bench": ("bench", "check_speed"),
@@ -73,6 +77,8 @@ _HOMES = {
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.api.predict": ("predict", "Predictions"),
+    "kdedge.api.compare": ("compare",),
+    "kdedge.api.comparison": ("Comparison",),
     "kdedge.api.serve": ("serve",),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
     "kdedge.api.verify": ("verify_client",),
@@ -90,6 +96,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CellsFailed",
+    "Comparison",
     "DataError",
     "DivergedError",
     "GateError",
@@ -108,6 +115,7 @@ __all__ = [
     "change_classes",
     "check",
     "check_speed",
+    "compare",
     "cpu_choice",
     "demo",
     "distill",
@@ -141,6 +149,7 @@ __all__ = [
     "verify_client",
     "verify_set",
     "watch",
+    "write_browser",
     "write_deepstream",
     "write_triton",
 ]

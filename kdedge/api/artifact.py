@@ -117,6 +117,29 @@ def write_deepstream(source: Any, folder: str | Path) -> Path:
     return deepstream.write_deepstream(open_artifact(source), Path(folder))
 
 
+def write_browser(source: Any, folder: str | Path, *, precision: Precision | None = None) -> Path:
+    """Writes a page that classifies pictures and the camera in a browser.
+
+    The page needs onnxruntime-web, which `npm install` gets into its folder.
+
+    Args:
+        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        folder: a new folder.
+        precision: precision of the file, fp32 or int8; None for fp32.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RecipeError: the folder exists, or the artifact has open classes.
+        DataError: the artifact has no file with preprocessing, or it has changed since the export.
+        ResourceError: the folder cannot be written.
+    """
+    from kdedge.deploy import browser
+
+    return browser.write_browser(open_artifact(source), Path(folder), precision=precision)
+
+
 def make_reseal(folder: Path) -> ResealedArtifact:
     """Accepts a changed record, and writes the model card again."""
     from kdedge.deploy.model_card import renew_model_card

@@ -163,9 +163,14 @@ class Export:
             self.written.append(path)
 
     def add_servers(
-        self, triton: Path | None, deepstream: Path | None, precision: Precision | None
+        self,
+        triton: Path | None,
+        deepstream: Path | None,
+        browser: Path | None,
+        precision: Precision | None,
     ) -> None:
-        """Writes the folders for Triton and DeepStream that were asked for."""
+        """Writes the folders for Triton, DeepStream and browsers that were asked for."""
+        from kdedge.deploy.browser import write_browser
         from kdedge.deploy.deepstream import write_deepstream
         from kdedge.deploy.triton import write_triton
 
@@ -181,6 +186,8 @@ class Export:
                         " only with a calibration table of its own."
                     )
                 self.written.append(write_deepstream(self.artifact, deepstream))
+            if browser is not None:
+                self.written.append(write_browser(self.artifact, browser, precision=precision))
         except KdedgeError as error:
             self.failed.append(error)
 

@@ -10,17 +10,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from kdedge.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from kdedge.data.sources import FileSource
     from kdedge.inference.classify import ImageInput
 
 _LOG = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 16
+
+
+class _Labels(TypedDict):
+    """How a source reads labels."""
+
+    class_names: Sequence[str]
+    labeled: bool
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,13 @@ class Item:
         name: file name to save it under.
         read: returns it or raises UnusableImage; reads an image file anew at each call. It can be
             pickled if it is no frame.
+        label: its class, as a position in the names that labels were read with; None without one.
     """
 
     key: str
     name: str
     read: Callable[[], ImageInput]
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,15 +91,20 @@ class Inputs:
         return replace(self, items=islice(self.items, n_images, None), keys=self.keys[n_images:])
 
 
-def open_inputs(wanted: Wanted) -> Inputs:
-    """Opens the images to classify; lists folders at once.
+def open_inputs(wanted: Wanted, *, label_names: Sequence[str] | None = None) -> Inputs:
+    """Opens the images to classify; lists folders, shards and CSV lists at once.
+
+    Args:
+        wanted: what to classify.
+        label_names: the class names to read labels with: of a folder's subfolders, of a CSV list,
+            and of a shard's cls members. None reads no labels.
 
     Raises:
-        DataError: a file or a folder does not exist.
+        DataError: a file or a folder does not exist, or a label is none of the names.
         MissingPackage: a video is named and PyAV is not installed.
     """
     if wanted.camera is None and wanted.paths != ("-",):
-        return _listed(wanted.paths, wanted.every)
+        return _listed(wanted.paths, wanted.every, label_names)
     from kdedge.runtime.frames import frames_from_camera, frames_from_stream
 
     if wanted.camera is not None:
@@ -128,12 +143,12 @@ def _giver(image: ImageInput) -> Callable[[], ImageInput]:
     return lambda: image
 
 
-def _listed(paths: Sequence[str], every: int) -> Inputs:
+def _listed(paths: Sequence[str], every: int, label_names: Sequence[str] | None) -> Inputs:
     """The images of files, folders and videos, in the order given."""
     from kdedge.data.sources import read_file
-    from kdedge.data.sources.folder import has_pictures, left_out_text, open_source
     from kdedge.runtime.video import import_pyav, is_video
 
+    labels: _Labels = {"class_names": label_names or (), "labeled": label_names is not None}
     parts: list[Sequence[Item] | Iterator[Item]] = []
     has_video = False
     for name in paths:
@@ -146,27 +161,13 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
                 f"{name} cannot be read: {reason}.\n  Name a file or folder that you may read."
             ) from error
         if is_folder:
-            source = open_source(path, class_names=(), labeled=False)
-            has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)
-            if has_videos or has_pictures(source.left_out):
-                remedy = "\n  To classify a video, give its path." if has_videos else ""
-                _LOG.warning(
-                    "%s: skipped files: %s.%s", name, left_out_text(source.left_out), remedy
-                )
-            parts.append(
-                [
-                    Item(
-                        str(path / item.key),
-                        item.key.replace("/", "_"),
-                        partial(read_file, source.path(i)),
-                    )
-                    for i, item in enumerate(source.items)
-                ]
-            )
+            parts.append(_folder(path, labels))
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
         elif path.suffix == ".tar":
-            parts.append(_shard(path))
+            parts.append(_shard(path, labels))
+        elif path.suffix.lower() == ".csv":
+            parts.append(_list(path, labels))
         elif is_video(path):
             import_pyav()  # fail before the model is loaded
             has_video = True
@@ -181,16 +182,51 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
     return Inputs(iter(listed), [item.key for item in listed], paths=places)
 
 
-def _shard(path: Path) -> list[Item]:
+def _folder(path: Path, labels: _Labels) -> list[Item]:
+    """The images of a folder; warns of videos and pictures that are skipped."""
+    from kdedge.data.sources.folder import has_pictures, left_out_text, open_source
+    from kdedge.runtime.video import is_video
+
+    source = open_source(path, **labels)
+    has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)
+    if has_videos or has_pictures(source.left_out):
+        remedy = "\n  To classify a video, give its path." if has_videos else ""
+        _LOG.warning("%s: skipped files: %s.%s", path, left_out_text(source.left_out), remedy)
+    return _items_of_files(source, path)
+
+
+def _list(path: Path, labels: _Labels) -> list[Item]:
+    """The images of a CSV list."""
+    from kdedge.data.sources.list import open_source
+
+    return _items_of_files(open_source(path, **labels), path.parent)
+
+
+def _items_of_files(source: FileSource, above: Path) -> list[Item]:
+    from kdedge.data.sources import read_file
+
+    return [
+        Item(
+            str(above / item.key),
+            item.key.replace("/", "_"),
+            partial(read_file, source.path(i)),
+            item.label,
+        )
+        for i, item in enumerate(source.items)
+    ]
+
+
+def _shard(path: Path, labels: _Labels) -> list[Item]:
     """The images of a WebDataset shard."""
     from kdedge.data.sources.webdataset import open_source
 
-    source = open_source(str(path.absolute()), class_names=(), labeled=False)
+    source = open_source(str(path.absolute()), **labels)
     return [
         Item(
             str(path.parent / item.key),
             item.key.replace("/", "_"),
             partial(source.read, i),
+            item.label,
         )
         for i, item in enumerate(source.items)
     ]

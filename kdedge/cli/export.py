@@ -83,10 +83,11 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class _Servers:
-    """Folders for inference servers."""
+    """Folders for inference servers and browsers."""
 
     triton: Path | None
     deepstream: Path | None
+    browser: Path | None
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,6 +181,12 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="Write a DeepStream config into this new folder.",
 )
+@click.option(
+    "--browser",
+    type=click.Path(path_type=Path),
+    help="Write a page that classifies pictures and the camera in a browser into this new folder;"
+    " needs the file of --with-preprocess.",
+)
 @set_option
 @runs_option
 @device_option
@@ -226,16 +233,18 @@ def command(
         return
     if request.is_artifact:
         _refuse_run_options(str(source), wanted, for_run)
-        if not (targets or wanted.cpu or servers.triton or servers.deepstream):
+        if not (targets or wanted.cpu or any(vars(servers).values())):
             raise click.UsageError(
                 f"{source} is an artifact. Name what to build from it:"
-                f" {', '.join(_flags_for_artifacts())}, --cpu, --triton DIR or --deepstream DIR."
+                f" {', '.join(_flags_for_artifacts())}, --cpu, --triton DIR, --deepstream DIR"
+                " or --browser DIR."
             )
     else:
         need_training_packages("Folding a run")
     made = make_export(request, for_run.as_options(root))
     if not made.failed:  # else a server would get another file than the one that failed
-        made.add_servers(servers.triton, servers.deepstream, next(iter(request.lowest), None))
+        lowest = next(iter(request.lowest), None)
+        made.add_servers(servers.triton, servers.deepstream, servers.browser, lowest)
     record = {
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,

@@ -33,7 +33,10 @@ _GROUPS = {
     "Start": ("demo", "init", "check"),
     "Train": ("distill", "teach", "train", "pseudo-label", "suite"),
     "Look": ("runs", "show", "eval", "report"),
-    "Deploy": ("export", "classes", "bench", "front", "predict", "serve", "watch", "verify"),
+    "Deploy": (
+        *("export", "classes", "bench", "front", "predict", "compare"),
+        *("serve", "watch", "verify"),
+    ),
     "Data": ("data",),
     "Tools": ("doctor", "methods", "schema", "import"),
 }

@@ -142,9 +142,9 @@ def command(
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
-    PATH is an image, a video (needs kdedge[video]), a WebDataset shard (.tar), or a folder, which
-    is searched with all its subfolders. A video's frames are named FILE:NUMBER@SECONDS. With - the
-    command reads standard input: one image, or a stream of JPEGs as
+    PATH is an image, a video (needs kdedge[video]), a WebDataset shard (.tar), a CSV list, or a
+    folder, which is searched with all its subfolders. A video's frames are named
+    FILE:NUMBER@SECONDS. With - the command reads standard input: one image, or a stream of JPEGs as
     `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -` writes it. Each is classified as it arrives.
 
     An artifact that was exported with --none-of-these answers none for an image that looks like

@@ -29,6 +29,7 @@ from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.none_of_these import Gaussians, KnownScore, known_scores, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
+from kdedge.targets.load import load_file
 
 ImageInput = bytes | Image.Image | UnusableImage
 """An image file's bytes, a decoded RGB image, or the error that prevented both."""
@@ -105,6 +106,30 @@ class Classifier:
         file, loaded = choose_and_load(
             artifact, precision=precision, backend=backend, n_threads=n_threads
         )
+        return cls._checked(artifact, file, loaded, n_threads)
+
+    @classmethod
+    def load_named(cls, path: Path, *, n_threads: int | None = None) -> Classifier:
+        """Loads a certain file of an artifact, of whatever precision.
+
+        Args:
+            path: the file, in the artifact's folder.
+            n_threads: as for `load`.
+
+        Raises:
+            DataError: the artifact has no such file, or one of them has changed since the export.
+            SetupError: this machine cannot run the file.
+        """
+        artifact = load_artifact(path.parent)
+        file = artifact.file(path.name)
+        return cls._checked(
+            artifact, file, load_file(artifact, file, n_threads=n_threads), n_threads
+        )
+
+    @classmethod
+    def _checked(
+        cls, artifact: Artifact, file: ModelFile, loaded: Backend, n_threads: int | None
+    ) -> Classifier:
         try:
             _check_input(artifact, file, loaded)
         except DataError:

@@ -51,8 +51,8 @@ def lines_as(
 
 def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int, int]:
     """The widths of keys and class names that align text on a terminal."""
-    longest = max((len(_visible(key)) for key in keys), default=0)
-    return min(longest, _MAX_KEY_COLUMN), max(len(_visible(name)) for name in class_names)
+    longest = max((len(visible(key)) for key in keys), default=0)
+    return min(longest, _MAX_KEY_COLUMN), max(len(visible(name)) for name in class_names)
 
 
 def named(answer: ClassScore, min_score: float | None) -> bool:
@@ -92,7 +92,7 @@ class _Text:
         return None
 
     def line(self, result: Result) -> str:
-        key = _visible(result.key).ljust(self._columns[0])
+        key = visible(result.key).ljust(self._columns[0])
         if not isinstance(result, Prediction):
             what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
             return f"{key}  {what}: {result.reason}"
@@ -117,8 +117,8 @@ def answer_lines(prediction: Prediction, min_score: float | None) -> list[str]:
 def _shown_names(prediction: Prediction, min_score: float | None) -> list[str]:
     """The names of a prediction's classes as text; the answer in the place of the first."""
     best = best_name(prediction, min_score)
-    others = [_visible(answer.class_name) for answer in prediction.top[1:]]
-    return ["-" if best is None else _visible(best), *others]
+    others = [visible(answer.class_name) for answer in prediction.top[1:]]
+    return ["-" if best is None else visible(best), *others]
 
 
 class _Csv:
@@ -174,7 +174,7 @@ def printed_key(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _visible(name: str) -> str:
+def visible(name: str) -> str:
     """Puts a key or a class name on one line, without terminal control characters."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in printed_key(name)

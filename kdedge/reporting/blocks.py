@@ -73,9 +73,9 @@ class GalleryImage:
         image: its key.
         picture: a thumbnail as a data URI; None if it could not be read.
         label: its class; None if unknown.
-        reference: the float32 model's class.
-        predicted: the exported file's class.
-        distance: between the two softmaxes, as a text.
+        reference: the float32 model's class, or the old artifact's answer.
+        predicted: the exported file's class, or the new artifact's answer.
+        distance: between the two softmaxes, as a text; None if it was not measured.
     """
 
     image: str
@@ -83,7 +83,7 @@ class GalleryImage:
     label: str | None
     reference: str
     predicted: str
-    distance: str
+    distance: str | None = None
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _thumbnails(
         for key in keys:
             found = _SMOKE_KEY.fullmatch(key)
             if found is not None and int(found[1]) < len(pixels):
-                yield key, (_jpeg_uri(Image.fromarray(pixels[int(found[1])])), None)
+                yield key, (jpeg_uri(Image.fromarray(pixels[int(found[1])])), None)
         return
     if recipe is not None:
         yield from read_thumbnails(recipe, keys, is_test=not images.endswith("data.unlabeled"))
@@ -119,10 +119,11 @@ def read_thumbnails(
         if item.key in keys:
             with contextlib.suppress(UnusableImage):
                 label = None if item.label is None else names[item.label]
-                yield item.key, (_jpeg_uri(decode_image(source.read(i))), label)
+                yield item.key, (jpeg_uri(decode_image(source.read(i))), label)
 
 
-def _jpeg_uri(image: Image.Image) -> str:
+def jpeg_uri(image: Image.Image) -> str:
+    """A thumbnail as a data URI; the image itself is made smaller."""
     file = io.BytesIO()
     image.thumbnail((SIDE_PX, SIDE_PX))
     image.save(file, "JPEG", quality=85)

@@ -22,6 +22,8 @@ except ImportError as error:
 
 PAGE = "index.html"
 
+_REPORT_FOOTER = "from the runs' own records. The plots are also beside it as PNG"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -53,7 +55,7 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Repo
         ResourceError: it cannot be written.
     """
     chapters = make_chapters(runs)
-    page = _page(chapters)
+    page = render_page(chapters, "report", _REPORT_FOOTER)
     blocks = (b for chapter in chapters for section in chapter.sections for b in section.blocks)
     plots = {f"{block.name}.png": block.picture for block in blocks if isinstance(block, Plot)}
     folder = runs[0].run.path / "report" if output is None else output
@@ -64,8 +66,14 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Repo
     return Report(final(), tuple(plots))
 
 
-def _page(chapters: Sequence[Chapter]) -> str:
-    """One self-contained HTML file without scripts; every text in it is escaped."""
+def render_page(chapters: Sequence[Chapter], kind: str, footer: str) -> str:
+    """One self-contained HTML file without scripts; every text in it is escaped.
+
+    Args:
+        chapters: its contents, one or more.
+        kind: what it is, in one word for its title.
+        footer: what it was made from, after "Made by kdedge VERSION".
+    """
     environment = Environment(
         loader=PackageLoader("kdedge.reporting"),
         autoescape=True,
@@ -76,4 +84,5 @@ def _page(chapters: Sequence[Chapter]) -> str:
     first = chapters[0]  # for several runs, the comparison, whose subtitle names them
     title = first.title if len(chapters) == 1 else first.subtitle
     template = environment.get_template("page.html.j2")
-    return template.render(chapters=chapters, title=title, version=__version__) + "\n"
+    values = {"chapters": chapters, "title": title, "kind": kind, "footer": footer}
+    return template.render(**values, version=__version__) + "\n"

@@ -197,6 +197,7 @@ def _store_filler(
         indices=parts.images.indices,
         dim=known.dim,
         n_views=n_stored_views(recipe, setup.choice),
+        digests=parts.images.digests,
     )
     return StoreFiller(
         store=store,

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 NO_MISTAKES = {
     *("__version__", "doctor", "list_methods", "schema", "list_runs", "list_sets"),  # take no input
-    *("Run", "LoadedModel", "Predictions", "Recipe"),  # what the calls give
+    *("Run", "LoadedModel", "Predictions", "Comparison", "Recipe"),  # what the calls give
     "progress_to",
 }
 RECIPE = "nowhere.yaml"
@@ -60,6 +60,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "cpu_choice": (lambda: kdedge.cpu_choice("art"), ("show", "art")),
     "load": (lambda: kdedge.load("art"), ("predict", "art", "bad.txt")),
     "predict": (lambda: kdedge.predict("art", "x.jpg"), ("predict", "art", "x.jpg")),
+    "compare": (lambda: kdedge.compare("art", "art", "x"), ("compare", "art", "art", "x")),
     "change_classes": (
         lambda: kdedge.change_classes("art", remove="cat"),
         ("classes", "art", "--remove", "cat"),
@@ -76,6 +77,10 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "write_deepstream": (
         lambda: kdedge.write_deepstream("art", "ds"),
         ("export", "art", "--deepstream", "ds"),
+    ),
+    "write_browser": (
+        lambda: kdedge.write_browser("art", "page"),
+        ("export", "art", "--browser", "page"),
     ),
     "open_set": (lambda: kdedge.open_set("sun"), ("data", "show", "sun")),
     "fetch_set": (lambda: kdedge.fetch_set("sun"), ("data", "fetch", "sun")),

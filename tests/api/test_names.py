@@ -14,6 +14,7 @@ from kdedge.runtime.artifact import Artifact
 
 NAMES = [
     "CellsFailed",
+    "Comparison",
     "DataError",
     "DivergedError",
     "GateError",
@@ -32,6 +33,7 @@ NAMES = [
     "change_classes",
     "check",
     "check_speed",
+    "compare",
     "cpu_choice",
     "demo",
     "distill",
@@ -63,6 +65,7 @@ NAMES = [
     "train",
     "verify_client",
     "verify_set",
+    "write_browser",
     "write_deepstream",
     "write_triton",
 ]

@@ -199,6 +199,21 @@ def test_predict_says_none_in_every_format(project: Path, kdedge: Kdedge) -> Non
     assert api.predict("both", image).to_csv() == text
 
 
+def test_none_is_an_answer_that_compare_compares(project: Path, kdedge: Kdedge) -> None:
+    shutil.copytree("both", "never")
+    everything_is_none(project / "never")
+    done = kdedge("compare", "both", "never", "test", "--labels", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    alone = [one.is_none for one in api.predict("both", "test").classified]
+    assert found["n_agree"] == sum(alone)
+    assert len(found["changed"]) == len(alone) - sum(alone)
+    assert all(one["new"]["is_none"] for one in found["changed"])
+    counts = {one["class_name"]: (one["n_old"], one["n_new"]) for one in found["classes"]}
+    assert counts["none"] == (sum(alone), len(alone))
+    assert found["labeled"]["new_accuracy_percent"] == 0
+
+
 def test_a_low_score_is_still_no_name_where_the_image_is_known(
     project: Path, kdedge: Kdedge
 ) -> None:

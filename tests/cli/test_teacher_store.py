@@ -99,16 +99,24 @@ def test_a_warm_store_serves_other_seeds_losses_and_class_lists(trained: Path) -
     assert len(stores()) == 1
 
 
-def test_an_image_that_was_added_makes_another_store_and_the_log_says_so(
+def test_an_image_that_was_added_is_the_only_one_that_the_teacher_sees(
     trained: Path, kdedge: Any, draw_picture: Callable[..., None]
 ) -> None:
-    command = ("distill", *TAUGHT, "--set", "student.views=1")
-    assert kdedge(*command).code == 0
+    distilled("student.views=1")
     draw_picture(trained / "pool/new.jpg", label=1, number=99)
-    done = kdedge(*command)
-    assert done.code == 0
-    assert len(stores()) == 2
-    assert re.search(r"cannot be used for this run: images .*; n_images 40", done.err)
+    command = ("check", *TAUGHT, "--set", "student.views=1")
+    assert "1 of 1 files to compute" in kdedge(*command).out
+    _, teacher = distilled("student.views=1")
+    assert teacher.n_images == 1 + 2 * 1  # with two trials for the estimate
+    again, _ = distilled("student.views=1", "seed=3", "student.view_seed=1")
+    shutil.rmtree(trained / "runs/.cache/teacher_store")
+    alone, teacher = distilled("student.views=1", "seed=3", "student.view_seed=1", "name=alone")
+    assert teacher.n_images > 41
+    assert again.weights.read_bytes() == alone.weights.read_bytes()
+    draw_picture(trained / "pool/0_00.jpg", label=1, number=98)  # before most others
+    done = kdedge("distill", *TAUGHT, "--set", "student.views=1", "--set", "student.view_seed=1")
+    assert re.search(r"^Features of 1 of 42 images are taken from", done.err, re.MULTILINE)
+    assert re.search(r"^40 images have features of other crops", done.err, re.MULTILINE)
 
 
 def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> None:

@@ -71,6 +71,18 @@ def test_predicting_loads_nothing_heavy(predict: str) -> None:
     assert [line.split(",")[1] for line in stdout.splitlines()] == ["class", "red", "blue"]
 
 
+def test_comparing_works_where_torch_and_onnx_cannot_be_imported(
+    predict: str, artifact: Artifact
+) -> None:
+    del predict  # it has painted the pictures
+    pictures = str(artifact.path.parent / "pictures")
+    arguments = ["compare", str(artifact.path), str(artifact.path), pictures, "--json"]
+    what = f"from kdedge.cli.main import run\ncode = run({arguments!r})"
+    stdout, said = drive(what, blocked=HEAVY)
+    assert said == {"code": 0, "loaded": []}
+    assert json.loads(stdout)["n_agree"] == 2
+
+
 def test_predicting_works_where_torch_and_onnx_cannot_be_imported(predict: str) -> None:
     stdout, said = drive(predict, blocked=HEAVY)
     assert said == {"code": 0, "loaded": []}

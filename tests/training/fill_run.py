@@ -7,6 +7,7 @@ and prints how many passes it took.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import logging
 import sys
@@ -77,11 +78,19 @@ def make_filler(
 ) -> StoreFiller:
     """A filler with everything that is not given filled in."""
     source, augment = Drawn(n_images), Augmentation(1, 0.5, flip=True)
-    digests = {i: f"digest of {i}" for i in range(n_images)}
+    digests = {i: hashlib.sha256(str(i).encode()).hexdigest() for i in range(n_images)}
     images = Images(source, tuple(range(n_images)), (), digests)
     given = {"provenance": "t", "images": images, "preprocess": PREPROCESS}
     description = describe_store(**{**given, "augment": augment, "precision": "fp32", **of})
-    store = TeacherStore(root, description, indices=images.indices, dim=DIM, n_views=n_views)
+    images = given["images"] if "images" not in of else of["images"]
+    store = TeacherStore(
+        root,
+        description,
+        indices=images.indices,
+        dim=DIM,
+        n_views=n_views,
+        digests=images.digests,
+    )
     return StoreFiller(
         store=store,
         teacher=teacher or SlowTeacher(),

@@ -127,7 +127,14 @@ class PoolFeatures:
             precision=optim.precision,
         )
         root = self._setup.workspace.root / ".cache" / "features"
-        store = TeacherStore(root, description, indices=images.indices, dim=dim, n_views=1)
+        store = TeacherStore(
+            root,
+            description,
+            indices=images.indices,
+            dim=dim,
+            n_views=1,
+            digests=images.digests,
+        )
         return StoreFiller(
             store,
             model,

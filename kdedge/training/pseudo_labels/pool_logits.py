@@ -79,6 +79,7 @@ class PoolLogits:
             n_views=1,
             dtype=torch.float32,
             name="Logits",
+            digests=images.digests,
         )
         answering, workers = AnsweringModel(model), workspace.workers
         self._filler = StoreFiller(

@@ -24,6 +24,7 @@ from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runtime.preprocess import Preprocess, UnusableImage
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.claims import Claims
+from kdedge.training.teacher_store.reuse import OtherStores
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
 from kdedge.workers.protocol import HERE, DoPieces, Share, Work, Workers
 
@@ -93,19 +94,37 @@ class StoreFiller:
         """
         chunks = self.store.chunks(shard)
         missing = self.store.load(chunks)
+        self.store.note_images()
         if not missing:
             log.info("%s. %s: the teacher is not run.", self.store, _state(shard, len(chunks)))
             return
         check_room(self.store, missing)
-        self.store.create()
+        self.store.create(is_told=not self._others.n_images)
         log.info(
             "%s. Computing %d of %d files%s.",
             *(self.store, len(missing), len(chunks), self._about(missing)),
         )
+        self._tell_of_others()
         began = time.monotonic()
         self._fill(missing)
         took = rough_duration(time.monotonic() - began)
         log.info("%s filled in %s.", self.store.name, took)
+
+    def _tell_of_others(self) -> None:
+        """Logs how many images another store has, and why it has no more of them."""
+        if self._others.n_images:
+            n_all = len(self.store.indices)
+            log.info(
+                "Features of %d of %d images are taken from %s: the teacher is run for new ones.",
+                *(self._others.n_images, n_all, self._others.path),
+            )
+        if self._others.n_moved:
+            log.info(
+                "%d images have features of other crops, as their position in the order of the"
+                " images has changed. Add new images at the end: in a folder whose name sorts"
+                " last, or below the other rows of a list.",
+                self._others.n_moved,
+            )
 
     def _about(self, missing: Sequence[Chunk]) -> str:
         """How long chunks take, in words; nothing of other machines, which may be faster."""
@@ -115,16 +134,16 @@ class StoreFiller:
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates how long chunks take, from forward passes over the first images of one."""
-        if not missing:
+        n_images = sum(len(self._wanted(chunk)) for chunk in missing)
+        if not n_images:
             return 0.0
-        trial = next(self._passes(missing[0]))
+        trial = next(batch for chunk in missing for batch in self._passes(chunk))
         times: list[float] = []
         began = time.perf_counter()
         for images in self._images([trial] * _N_TRIALS, n_workers=0):
             self._features(images)
             before, began = began, time.perf_counter()
             times.append(began - before)
-        n_images = sum(len(self.store.positions(chunk)) for chunk in missing)
         return times[-1] / len(trial) * n_images
 
     def _fill(self, missing: list[Chunk]) -> None:
@@ -163,7 +182,9 @@ class StoreFiller:
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Computes and writes the chunks that no other process computes or has computed."""
-        chunks = list(chunks)
+        n_wanted = {chunk: len(self._wanted(chunk)) for chunk in chunks}
+        taken_over = [chunk for chunk, n in n_wanted.items() if not n]
+        chunks = [chunk for chunk, n in n_wanted.items() if n]
         claimed: list[Chunk] = []
 
         def passes() -> Iterator[list[Wanted]]:
@@ -177,25 +198,41 @@ class StoreFiller:
                     claimed.append(chunk)
                     yield from self._passes(chunk)
 
-        n_images = sum(len(self.store.positions(chunk)) for chunk in chunks)
+        n_images = sum(n_wanted.values())
         n_workers = choose_n_workers(self.n_workers, n_images)
         features: list[Tensor] = []
         with (
             Claims(self._claims) as claims,
             contextlib.closing(self._images(passes(), n_workers=n_workers)) as loaded,
         ):
+            for chunk in taken_over:
+                if claims.take(chunk.claim):
+                    if not self.store.has(chunk):
+                        self.store.tidy(chunk)
+                        self._write(chunk, ())
+                        yield chunk
+                    claims.give_back(chunk.claim)
             for images in loaded:
                 chunk = claimed[0]
                 features.append(self._features(images))
-                if sum(map(len, features)) == len(self.store.positions(chunk)):
+                if sum(map(len, features)) == n_wanted[chunk]:
                     self._write(chunk, torch.cat(features))
                     features = []
                     claims.give_back(claimed.pop(0).claim)
                     yield chunk
 
+    @functools.cached_property
+    def _others(self) -> OtherStores:
+        return OtherStores(self.store)
+
+    def _wanted(self, chunk: Chunk) -> list[int]:
+        """Positions of a chunk's images whose features no other store has."""
+        rows = self._others.rows(chunk)
+        return [position for position in self.store.positions(chunk) if position not in rows]
+
     def _passes(self, chunk: Chunk) -> Iterator[list[Wanted]]:
         """The images of each forward pass. Batches are always the same, so features are, too."""
-        wanted = [(position, chunk.view) for position in self.store.positions(chunk)]
+        wanted = [(position, chunk.view) for position in self._wanted(chunk)]
         for start in range(0, len(wanted), FORWARD_BATCH):
             yield wanted[start : start + FORWARD_BATCH]
 
@@ -222,7 +259,15 @@ class StoreFiller:
             features = self.teacher.forward_features(images)
         return features.to(self.store.dtype).cpu()
 
-    def _write(self, chunk: Chunk, features: Tensor) -> None:
+    def _write(self, chunk: Chunk, computed: Iterable[Tensor]) -> None:
+        """Writes a chunk: what another store has, and the computed features of the others."""
+        stored, new = self._others.features(chunk), iter(computed)
+        features = torch.stack(
+            [
+                stored[position] if position in stored else next(new)
+                for position in self.store.positions(chunk)
+            ]
+        )
         odd = (~features.isfinite().all(dim=1)).nonzero()
         if len(odd):
             key = self.source.items[self.store.positions(chunk)[int(odd[0])]].key

@@ -5,6 +5,7 @@ logits, so the class list may change. A view is the crop and flip that `data/vie
 student sees exactly the crop from which a feature was computed.
 
     <root>/<key>/store.json                       what features depend on; `key` is its hash
+    <root>/<key>/images.safetensors               its images: positions and hashes of their bytes
     <root>/<key>/view-0001/00000.safetensors      features of the first chunk of images in view 1
 
 The number of views is not part of the key: a run that needs more of them adds files. Each file is
@@ -36,6 +37,7 @@ from kdedge.files import explain_os_error, read_json, sha256_json, write_atomic,
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images
+from kdedge.training.teacher_store.image_list import write_image_list
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,9 @@ class TeacherStore:
         n_views: number of views that are needed.
         dtype: of the stored values.
         name: what it is called in messages.
+        description: what its features depend on.
+        digests: position -> SHA-256 of each image's bytes, in hex, so that a store of more images
+            can take features from this one; None if only `images.safetensors` has them.
         chunk_images: images per file; the last file of a view may have fewer.
     """
 
@@ -134,6 +139,7 @@ class TeacherStore:
         n_views: int,
         dtype: torch.dtype = torch.float16,
         name: str = "Teacher store",
+        digests: Mapping[int, str] | None = None,
     ) -> None:
         self.key = sha256_json(dict(description))
         self.path = root / self.key[:16]
@@ -142,7 +148,8 @@ class TeacherStore:
         self.dtype, self.name = dtype, name
         passes = math.ceil(len(self.indices) / _MAX_FILES_A_VIEW / FORWARD_BATCH)
         self.chunk_images = max(_MIN_CHUNK, passes * FORWARD_BATCH)
-        self._root, self._description = root, dict(description)
+        self._root, self.description = root, dict(description)
+        self.digests = None if digests is None else {i: digests[i] for i in self.indices}
         self._features: dict[Chunk, Tensor] = {}
 
     @property
@@ -246,7 +253,8 @@ class TeacherStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process may work in another folder, and maps the files itself."""
-        return {**vars(self), "path": self.path.absolute(), "_features": {}}
+        places = {"path": self.path.absolute(), "_root": self._root.absolute()}
+        return {**vars(self), **places, "_features": {}, "digests": None}
 
     def tidy(self, chunk: Chunk) -> None:
         """Deletes the partial files that killed processes have left of a chunk."""
@@ -254,8 +262,11 @@ class TeacherStore:
         for left in file.parent.glob(f".{file.name}.*"):
             left.unlink(missing_ok=True)
 
-    def create(self) -> None:
-        """Creates the folders and store.json if they are missing.
+    def create(self, *, is_told: bool = True) -> None:
+        """Creates the folders, store.json and the list of images if they are missing.
+
+        Args:
+            is_told: log why no existing store can be used instead.
 
         Raises:
             ResourceError: the folder is not writable, or the disk is full.
@@ -266,9 +277,15 @@ class TeacherStore:
                 (self.path / f"view-{view:04d}").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain_os_error(error, self.path) from error
-        write_json(self.path / "store.json", self._description)
-        if is_new:
+        write_json(self.path / "store.json", self.description)
+        self.note_images()
+        if is_new and is_told:
             self._tell_of_nearest()
+
+    def note_images(self) -> None:
+        """Writes the list of images where it is known and missing, as in older versions' stores."""
+        if self.digests and self.path.exists():
+            write_image_list(self.path, self.key, self.digests)
 
     def _tell_of_nearest(self) -> None:
         """Logs why the most similar existing store cannot be used instead of this new one."""
@@ -279,7 +296,7 @@ class TeacherStore:
             except DataError:
                 continue  # store.json is read only for this message
             if file.parent != self.path and isinstance(other, dict):
-                differing = _differences(other, self._description)
+                differing = _differences(other, self.description)
                 found.append((len(differing), str(file.parent), "; ".join(differing)))
         if found:
             _, path, why = min(found)
@@ -308,10 +325,19 @@ class TeacherStore:
         """
         found = []
         for position in positions:
-            row = bisect.bisect_left(self.indices, position)
-            number, offset = divmod(row, self.chunk_images)
-            found.append(self._features[Chunk(view, number)][offset])
+            chunk, row = self.place(position, view)
+            found.append(self._features[chunk][row])
         return torch.stack(found).float()
+
+    def place(self, position: int, view: int) -> tuple[Chunk, int]:
+        """The chunk of an image's features in a view, and their row in it."""
+        row = bisect.bisect_left(self.indices, position)
+        number, offset = divmod(row, self.chunk_images)
+        return Chunk(view, number), offset
+
+    def features(self, chunk: Chunk) -> Tensor:
+        """[chunk's images, D_teacher]: a loaded chunk's features, as they are stored."""
+        return self._features[chunk]
 
 
 def _sha256(features: Tensor) -> str:

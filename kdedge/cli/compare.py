@@ -1,0 +1,126 @@
+"""Compare two artifacts on the same images: what changed, and whether the new one is as good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kdedge.cli._options import options_as, threads_value_option, use_threads
+from kdedge.cli._output import json_option, print_result, table
+
+if TYPE_CHECKING:
+    from kdedge.api.comparison import Comparison
+
+_MOST_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What to compare and to write.
+
+    Attributes:
+        labels: read labels.
+        require_no_worse: apply the gate.
+        output: new folder; None writes nothing.
+    """
+
+    labels: bool
+    require_no_worse: bool
+    output: Path | None
+
+
+@click.command("compare")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option(
+    "--labels",
+    is_flag=True,
+    help="The images have labels: a folder has a subfolder for each class, a CSV list a column of"
+    " labels, a shard cls members. A number is a position in OLD's class list.",
+)
+@click.option(
+    "--require-no-worse",
+    is_flag=True,
+    help="End in exit code 6 if McNemar's exact test shows NEW to be worse (p below 0.05). Needs"
+    " --labels.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write index.html with pictures, comparison.json and changed.csv into this new folder"
+    " (needs kdedge[report]).",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images per call. [default: as many as each artifact takes]",
+)
+@options_as(_Wanted, "wanted")
+@threads_value_option
+@json_option
+def command(
+    old: Path,
+    new: Path,
+    paths: tuple[str, ...],
+    wanted: _Wanted,
+    batch: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compare what the artifacts OLD and NEW answer on the same images.
+
+    OLD and NEW are folders that `kdedge export` wrote, runs, or model files in an artifact's
+    folder, such as model.int8.onnx. PATH is an image, a folder, a shard (.tar), a CSV list or a
+    video.
+
+    Class lists may differ in order and in names; agreement and accuracy are those of the classes
+    that both have. An image that cannot be read is counted and does not stop the others.
+    """
+    from kdedge.api.compare import check_no_worse, make_comparison, no_labels_error
+    from kdedge.api.predict import Engine
+
+    if wanted.require_no_worse and not wanted.labels:
+        raise no_labels_error()
+    use_threads(threads)
+    engine = Engine(batch=batch, threads=threads)
+    found = make_comparison((old, new), paths, engine, labels=wanted.labels, output=wanted.output)
+    print_result(found, as_json=as_json, text=_as_text(found))
+    if wanted.require_no_worse:
+        check_no_worse(found)
+
+
+def _as_text(found: Comparison) -> str:
+    from kdedge.api.comparison import facts
+    from kdedge.inference.lines import visible
+
+    parts = [table([list(row) for row in facts(found)])]
+    header, rows = found.changes()
+    if rows:
+        shown = table(rows[:_MOST_SHOWN], header=header, align="llrlrl"[: len(header)])
+        more = len(rows) - _MOST_SHOWN
+        parts.append(shown + (f"\n... and {more:,} more changed answers" if more > 0 else ""))
+    else:
+        parts.append("No answer has changed.")
+    counts = [one for one in found.found.classes if one.n_old != one.n_new]
+    if counts:
+        counts.sort(key=lambda one: -abs(one.n_new - one.n_old))
+        cells = [
+            [visible(x.class_name), f"{x.n_old:,}", f"{x.n_new:,}"] for x in counts[:_MOST_SHOWN]
+        ]
+        more = len(counts) - _MOST_SHOWN
+        text = table(cells, header=("class", "old", "new"), align="lrr")
+        parts.append(text + (f"\n... and {more:,} more classes" if more > 0 else ""))
+    if found.unreadable:
+        lines = [f"{visible(one.image)}: {one.reason}" for one in found.unreadable[:_MOST_SHOWN]]
+        more = len(found.unreadable) - _MOST_SHOWN
+        lines += [f"... and {more:,} more"] if more > 0 else []
+        parts.append("\n".join(["Unreadable:", *lines]))
+    if found.folder is not None:
+        parts.append(f"Wrote {found.folder / 'index.html'}")
+    return "\n\n".join(parts)

@@ -1,0 +1,350 @@
+"""Comparison of two classifiers' answers on the same images, and whether the new one is as good.
+
+`agreement.py` compares the logits of a file with those of its own float32 student. This file
+compares what two artifacts answer, whose class lists may differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from kdedge.errors import DataError
+from kdedge.inference.results import NonFiniteLogits, Prediction
+from kdedge.runtime.none_of_these import NONE
+
+ALPHA = 0.05
+"""Probability below which a difference counts as shown: the usual level of a test."""
+
+_FEWEST = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
+"""With fewer images that only one gets right, no outcome of the test is below `ALPHA`."""
+
+Verdict = Literal["better", "worse", "no difference shown"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A classifier's answer for an image.
+
+    Attributes:
+        class_name: its best class; None if it answers "none of these", or nothing.
+        score_percent: score of its best class; None without scores.
+        is_none: whether it answers "none of these".
+    """
+
+    class_name: str | None
+    score_percent: float | None = None
+    is_none: bool = False
+
+    @classmethod
+    def of(cls, result: Prediction | NonFiniteLogits) -> Answer:
+        """The answer of a classifier's result; without finite logits there is none."""
+        if isinstance(result, NonFiniteLogits):
+            return cls(None)
+        best = result.top[0]
+        return cls(None if result.is_none else best.class_name, best.score_percent, result.is_none)
+
+    def __str__(self) -> str:
+        """The class's name, `none`, or a dash for no answer."""
+        return self.class_name or (NONE if self.is_none else "-")
+
+    def is_same_as(self, other: Answer) -> bool:
+        """Whether both are the same class, or both none; no answer is like no other."""
+        is_answer = self.class_name is not None or self.is_none
+        return is_answer and (self.class_name, self.is_none) == (other.class_name, other.is_none)
+
+
+@dataclass(frozen=True)
+class AnsweredImage:
+    """An image with two classifiers' answers.
+
+    Attributes:
+        image: its key.
+        old: the old classifier's answer.
+        new: the new one's.
+        label: name of its class; None without a label.
+    """
+
+    image: str
+    old: Answer
+    new: Answer
+    label: str | None = None
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the answers differ."""
+        return not self.old.is_same_as(self.new)
+
+    @property
+    def became(self) -> Literal["wrong", "right"] | None:
+        """Whether a right answer became wrong, or a wrong one right; None if neither."""
+        was, is_right = (self.label == a.class_name for a in (self.old, self.new))
+        if self.label is None or was == is_right:
+            return None
+        return "right" if is_right else "wrong"
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """How often two classifiers answer a class.
+
+    Attributes:
+        class_name: the class, `none` for none of them.
+        n_old: images that the old classifier answers with it.
+        n_new: images that the new one answers with it.
+        n_labeled: images of the class, of those whose class both have.
+        n_old_right: those that the old one gets right.
+        n_new_right: those that the new one gets right.
+    """
+
+    class_name: str
+    n_old: int
+    n_new: int
+    n_labeled: int
+    n_old_right: int
+    n_new_right: int
+
+
+@dataclass(frozen=True)
+class LabeledComparison:
+    """Whether the new classifier is at least as good, on images with labels.
+
+    Attributes:
+        n_labeled: images with a label of a class that both have.
+        n_left_out: images with a label of a class that only one has.
+        n_both_right: images that both get right.
+        n_only_old_right: images that only the old one gets right.
+        n_only_new_right: images that only the new one gets right.
+        p_value: of McNemar's exact test, two-sided.
+    """
+
+    n_labeled: int
+    n_left_out: int
+    n_both_right: int
+    n_only_old_right: int
+    n_only_new_right: int
+    p_value: float
+
+    @property
+    def old_accuracy_percent(self) -> float:
+        """Top-1 accuracy of the old classifier."""
+        return 100 * (self.n_both_right + self.n_only_old_right) / self.n_labeled
+
+    @property
+    def new_accuracy_percent(self) -> float:
+        """Top-1 accuracy of the new classifier."""
+        return 100 * (self.n_both_right + self.n_only_new_right) / self.n_labeled
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the test shows about the new classifier."""
+        if self.p_value >= ALPHA:
+            return "no difference shown"
+        return "better" if self.n_only_new_right > self.n_only_old_right else "worse"
+
+    def sentence(self) -> str:
+        """The verdict in words, with what it rests on."""
+        n = self.n_only_old_right + self.n_only_new_right
+        if not n:
+            return "Both get the same images right, so the new one is exactly as good on them."
+        image = "the one image" if n == 1 else f"the {n:,} images"
+        rests = (
+            f"of {image} that only one of them gets right, the old one gets"
+            f" {self.n_only_old_right:,} and the new one {self.n_only_new_right:,} (McNemar's exact"
+            f" test, p = {self.p_value:.2g})"
+        )
+        if self.verdict != "no difference shown":
+            return f"The new one is {self.verdict}: {rests}."
+        few = f" Fewer than {_FEWEST} cannot show one: compare on more." if n < _FEWEST else ""
+        return f"No difference is shown: {rests}.{few}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **asdict(self),
+            "old_accuracy_percent": self.old_accuracy_percent,
+            "new_accuracy_percent": self.new_accuracy_percent,
+            "verdict": self.verdict,
+            "sentence": self.sentence(),
+        }
+
+
+@dataclass(frozen=True)
+class AnswerComparison:
+    """Two classifiers' answers on the same images.
+
+    Attributes:
+        n_images: images that were classified.
+        n_unshared: images that one answers with a class that the other does not have; agreement
+            leaves them out.
+        n_agree: images with the same answer.
+        mean_score_difference: the new score of the best class minus the old one, percentage points;
+            None if one of them has no scores.
+        mean_absolute_score_difference: the same without the sign.
+        only_old: classes that only the old classifier has.
+        only_new: classes that only the new one has.
+        n_shared: number of classes that both have.
+        changed: the images whose answers differ, in their order.
+        classes: counts of each class, in the old order, then new classes, then `none`.
+        labeled: accuracies; None without labels.
+    """
+
+    n_images: int
+    n_unshared: int
+    n_agree: int
+    mean_score_difference: float | None
+    mean_absolute_score_difference: float | None
+    only_old: tuple[str, ...]
+    only_new: tuple[str, ...]
+    n_shared: int
+    changed: tuple[AnsweredImage, ...]
+    classes: tuple[ClassCounts, ...]
+    labeled: LabeledComparison | None
+
+    @property
+    def agreement_percent(self) -> float | None:
+        """Share of the images with the same answer; None if each is answered with unshared ones."""
+        n_compared = self.n_images - self.n_unshared
+        return 100 * self.n_agree / n_compared if n_compared else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **{name: value for name, value in asdict(self).items() if name != "labeled"},
+            "agreement_percent": self.agreement_percent,
+            "labeled": None if self.labeled is None else self.labeled.to_dict(),
+        }
+
+
+def compare_answers(
+    images: Iterable[AnsweredImage], *, old_names: Sequence[str], new_names: Sequence[str]
+) -> AnswerComparison:
+    """Compares two classifiers' answers; classes are the same if their names are.
+
+    Args:
+        images: with both answers; read once.
+        old_names: the old classifier's classes, in any order.
+        new_names: the new one's.
+
+    Raises:
+        DataError: they have no class in common, or there are no images.
+    """
+    shared = set(old_names) & set(new_names)
+    if not shared:
+        raise DataError(
+            f"The two class lists have no name in common: {_some(old_names)} and"
+            f" {_some(new_names)}.\n  Compare artifacts of the same classes."
+        )
+    tally = _Tally(shared)
+    for image in images:
+        tally.add(image)
+    if not tally.n_images:
+        raise DataError("There are no images to compare two artifacts on.")
+    only_old = tuple(name for name in old_names if name not in shared)
+    only_new = tuple(name for name in new_names if name not in shared)
+    return tally.result(only_old, only_new, (*old_names, *only_new))
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+class _Tally:
+    """Counts of images, one at a time."""
+
+    def __init__(self, shared: set[str]) -> None:
+        self.n_images = 0
+        self._shared = shared
+        self._n_unshared = self._n_agree = self._n_left_out = self._n_both_right = 0
+        self._changed: list[AnsweredImage] = []
+        self._differences: list[float] = []
+        self._answers: tuple[Counter[str | None], Counter[str | None]] = Counter(), Counter()
+        self._right: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+        self._labels: Counter[str] = Counter()
+        self._became: Counter[str | None] = Counter()
+
+    def add(self, image: AnsweredImage) -> None:
+        self.n_images += 1
+        old, new = image.old, image.new
+        if any(a.class_name is not None and a.class_name not in self._shared for a in (old, new)):
+            self._n_unshared += 1
+        elif not image.is_changed:
+            self._n_agree += 1
+        if image.is_changed:
+            self._changed.append(image)
+        if old.score_percent is not None and new.score_percent is not None:
+            self._differences.append(new.score_percent - old.score_percent)
+        for answer, count in zip((old, new), self._answers, strict=True):
+            if answer.class_name is not None or answer.is_none:
+                count[answer.class_name] += 1
+        if image.label is not None:
+            self._add_label(image, image.label)
+
+    def _add_label(self, image: AnsweredImage, label: str) -> None:
+        if label not in self._shared:
+            self._n_left_out += 1
+            return
+        self._labels[label] += 1
+        self._became[image.became] += 1
+        for answer, count in zip((image.old, image.new), self._right, strict=True):
+            count[label] += answer.class_name == label
+        self._n_both_right += image.old.class_name == label == image.new.class_name
+
+    def result(
+        self, only_old: tuple[str, ...], only_new: tuple[str, ...], names: Sequence[str]
+    ) -> AnswerComparison:
+        n = len(self._differences)
+        return AnswerComparison(
+            n_images=self.n_images,
+            n_unshared=self._n_unshared,
+            n_agree=self._n_agree,
+            mean_score_difference=math.fsum(self._differences) / n if n else None,
+            mean_absolute_score_difference=math.fsum(map(abs, self._differences)) / n
+            if n
+            else None,
+            only_old=only_old,
+            only_new=only_new,
+            n_shared=len(self._shared),
+            changed=tuple(self._changed),
+            classes=tuple(self._classes(names)),
+            labeled=self._labeled(),
+        )
+
+    def _classes(self, names: Sequence[str]) -> Iterable[ClassCounts]:
+        old, new = self._answers
+        for name in names:
+            right = (count[name] for count in self._right)
+            yield ClassCounts(name, old[name], new[name], self._labels[name], *right)
+        if old[None] or new[None]:
+            yield ClassCounts(NONE, old[None], new[None], 0, 0, 0)
+
+    def _labeled(self) -> LabeledComparison | None:
+        n_labeled = self._labels.total()
+        if not n_labeled:
+            return None
+        b, c = self._became["wrong"], self._became["right"]
+        return LabeledComparison(
+            n_labeled, self._n_left_out, self._n_both_right, b, c, mcnemar_p(b, c)
+        )
+
+
+def mcnemar_p(n_only_old_right: int, n_only_new_right: int) -> float:
+    """Two-sided p-value of McNemar's exact test (McNemar 1947, doi:10.1007/BF02295996).
+
+    If both classifiers are equally good, each image that only one gets right is a fair coin: the
+    smaller count is binomial with probability 1/2.
+
+    Args:
+        n_only_old_right: images that only the old classifier gets right.
+        n_only_new_right: images that only the new one gets right.
+    """
+    n = n_only_old_right + n_only_new_right
+    term, tail = 1, 0  # binomial coefficients, exact
+    for k in range(min(n_only_old_right, n_only_new_right) + 1):
+        tail += term
+        term = term * (n - k) // (k + 1)
+    halves: int = 1 << n
+    return min(1.0, 2 * tail / halves)

@@ -1,0 +1,113 @@
+"""Features that other stores have of the same images, so that only new images are computed.
+
+A set of images that has grown has another store. Its features are those of an older store where
+teacher, preprocessing, precision and views are the same, and for random crops also the image's
+position in its source, by which crops are drawn. Both hold for images that were added at the end.
+A feature that is computed in another batch may differ in its last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kdedge.errors import DataError
+from kdedge.files import read_json, sha256_json
+from kdedge.training.teacher_store.image_list import read_image_list
+from kdedge.training.teacher_store.store import Chunk, TeacherStore
+
+_OF_THE_IMAGES = ("images", "n_images")
+"""Keys of a store's description in which a store of other images differs."""
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another store, and where it has this one's images: own position -> its position."""
+
+    store: TeacherStore
+    places: Mapping[int, int]
+
+
+class OtherStores:
+    """The stores in the same folder that have features of a store's images.
+
+    Attributes:
+        n_images: number of the store's images that one of them has.
+        n_moved: number of other images that one has at another position, so of other crops.
+        path: the one with the most of them; None if there is none.
+    """
+
+    def __init__(self, store: TeacherStore) -> None:
+        self._store = store
+        own = store.digests or read_image_list(store.path, store.key) or {}
+        known: set[str] = set()
+        others = []
+        for file in sorted(store.path.parent.glob("*/store.json")):
+            found = _opened(file, store) if own and file.parent.name != store.path.name else None
+            if found is not None:
+                other, digests = found
+                known.update(digests.values())
+                others.append(_Other(other, self._places(own, digests)))
+        others = sorted(others, key=lambda one: -len(one.places))
+        self._others = [one for one in others if one.places]
+        placed = set[int]().union(*(one.places for one in others))
+        self.n_images = len(placed)
+        self.n_moved = sum(d in known and p not in placed for p, d in own.items())
+        self.path = self._others[0].store.path if self._others else None
+
+    def _places(self, own: Mapping[int, str], other: Mapping[int, str]) -> dict[int, int]:
+        if self._store.description.get("views") == "evaluation":  # prepared without chance
+            at = {digest: position for position, digest in other.items()}
+            return {p: at[digest] for p, digest in own.items() if digest in at}
+        return {p: p for p, digest in own.items() if other.get(p) == digest}
+
+    def rows(self, chunk: Chunk) -> dict[int, tuple[TeacherStore, Chunk, int]]:
+        """Position -> store, chunk and row of the features of a chunk's images."""
+        found: dict[int, tuple[TeacherStore, Chunk, int]] = {}
+        for other in self._others:
+            is_there: dict[Chunk, bool] = {}
+            for position in self._store.positions(chunk):
+                if position not in other.places or position in found:
+                    continue
+                there, row = other.store.place(other.places[position], chunk.view)
+                if there not in is_there:
+                    is_there[there] = other.store.has(there)
+                if is_there[there]:
+                    found[position] = other.store, there, row
+        return found
+
+    def features(self, chunk: Chunk) -> dict[int, Tensor]:
+        """Position -> stored features, [D_teacher], of a chunk's images."""
+        rows = self.rows(chunk).items()
+        return {position: store.features(there)[row] for position, (store, there, row) in rows}
+
+
+def _opened(file: Path, like: TeacherStore) -> tuple[TeacherStore, dict[int, str]] | None:
+    """A store and its images; None if its features are of another kind, or it is damaged."""
+    try:
+        description = read_json(file)
+    except DataError:
+        return None
+    if not isinstance(description, dict) or _kind(description) != _kind(like.description):
+        return None
+    digests = read_image_list(file.parent, sha256_json(description))
+    if digests is None:
+        return None
+    other = TeacherStore(
+        file.parent.parent,
+        description,
+        indices=digests,
+        dim=like.dim,
+        n_views=like.n_views,
+        dtype=like.dtype,
+        name=like.name,
+    )
+    return (other, digests) if other.path.name == file.parent.name else None
+
+
+def _kind(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in description.items() if key not in _OF_THE_IMAGES}

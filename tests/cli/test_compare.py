@@ -1,0 +1,315 @@
+"""`kdedge compare`: two artifacts on the same images, whatever the images and the class lists."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdedge as package
+from kdedge.errors import GateError, RecipeError
+from kdedge.runtime.artifact import load_artifact
+
+Run = Callable[..., Any]
+COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (0, 10, 240), "dark thing": (3, 0, 0)}
+
+
+@pytest.fixture
+def colors() -> Any:
+    """Makes artifacts that name the color of a picture; a module of the test's own."""
+    import importlib.util
+
+    pytest.importorskip("onnxruntime")
+    path = Path(__file__).parents[1] / "device.py"
+    spec = importlib.util.spec_from_file_location("device_of_compare", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def work(colors: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: an old artifact, a new one that takes green for blue, and pictures."""
+    colors._make_artifact(tmp_path / "old")
+    right = colors.WEIGHT
+    colors.WEIGHT = right[:, [0, 2, 1, 3]]
+    colors._make_artifact(tmp_path / "new")
+    colors.WEIGHT = right
+    for name, color in COLORS.items():
+        for number in range(3):
+            shade = tuple(max(0, value - 2 * number) for value in color)
+            colors._paint(tmp_path / f"pics/{name.replace(' ', '_')}/{number}.png", shade)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def compared(kdedge: Run, *arguments: str) -> Any:
+    done = kdedge("compare", *arguments, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+@pytest.mark.usefixtures("work")
+def test_answers_and_scores_are_those_that_predict_gives(kdedge: Run) -> None:
+    found = compared(kdedge, "old", "new", "pics")
+    answers = []
+    for which in ("old", "new"):
+        done = kdedge("predict", which, "pics", "--format", "csv")
+        answers.append({row["image"]: row for row in csv.DictReader(io.StringIO(done.out))})
+    old, new = answers
+    changed = [key for key in old if old[key]["class"] != new[key]["class"]]
+    assert [one["image"] for one in found["changed"]] == changed
+    for one in found["changed"]:
+        for which, rows in (("old", old), ("new", new)):
+            row = rows[one["image"]]
+            assert one[which]["class_name"] == row["class"]
+            assert f"{one[which]['score_percent']:.4f}" == row["score_percent"]
+    assert len(changed) == 6
+    assert (found["n_images"], found["n_agree"], found["agreement_percent"]) == (12, 6, 50.0)
+    counts = {one["class_name"]: (one["n_old"], one["n_new"]) for one in found["classes"]}
+    assert counts == dict.fromkeys(COLORS, (3, 3))
+    assert found["labeled"] is None
+
+
+@pytest.mark.usefixtures("work")
+def test_with_labels_the_new_one_is_tested_and_the_gate_ends_in_exit_code_6(kdedge: Run) -> None:
+    done = kdedge("compare", "old", "new", "pics", "--labels")
+    assert done.code == 0
+    assert "old 100.00 %, new 50.00 % on 12 images with labels" in done.out
+    assert "The new one is worse: of the 6 images" in done.out
+    gated = kdedge("compare", "old", "new", "pics", "--labels", "--require-no-worse")
+    assert (gated.code, gated.out) == (6, done.out)
+    assert "The new one is worse" in gated.err
+    assert kdedge("compare", "new", "old", "pics", "--labels", "--require-no-worse").code == 0
+    with pytest.raises(GateError, match="The new one is worse"):
+        package.compare("old", "new", "pics", labels=True, require_no_worse=True)
+    without = kdedge("compare", "old", "new", "pics", "--require-no-worse")
+    assert without.code == 2
+    assert "Add --labels" in without.err
+    with pytest.raises(RecipeError, match="Add --labels"):
+        package.compare("old", "new", "pics", require_no_worse=True)
+
+
+@pytest.mark.usefixtures("work")
+def test_a_single_file_of_an_artifact_and_its_record_name_it(kdedge: Run) -> None:
+    found = compared(kdedge, "old/model.onnx", "new/artifact.json", "pics")
+    assert (found["old"]["file"], found["new"]["file"]) == ("old/model.onnx", "new/model.onnx")
+    assert found["n_agree"] == 6
+    for wrong, said in (
+        ("old/nothing.onnx", "not an artifact"),
+        ("pics/red/0.png", "has no artifact.json"),
+        ("old/README.md", "has no model file 'README.md'; it has model.onnx"),
+    ):
+        Path("old/README.md").write_text("a card")
+        done = kdedge("compare", "new", wrong, "pics")
+        assert done.code == 3
+        assert said in done.err
+
+
+def test_a_class_list_in_another_order_changes_nothing(
+    colors: Any, work: Path, kdedge: Run
+) -> None:
+    order = [3, 1, 0, 2]
+    colors.WEIGHT, colors.BIAS = colors.WEIGHT[:, order], colors.BIAS[order]
+    colors.CLASS_NAMES = tuple(colors.CLASS_NAMES[i] for i in order)
+    colors._make_artifact(work / "ordered")
+    found = compared(kdedge, "old", "ordered", "pics", "--labels")
+    assert (found["agreement_percent"], found["changed"]) == (100.0, [])
+    assert found["labeled"]["new_accuracy_percent"] == 100.0
+    assert found["mean_absolute_score_difference"] < 1e-3
+
+
+def test_other_class_names_are_said_and_compared_on_the_shared_ones(
+    work: Path, kdedge: Run
+) -> None:
+    artifact = load_artifact(work / "new")
+    names = ("red", "green", "sky", "dark thing")
+    dataclasses.replace(artifact, class_names=names).save()
+    done = kdedge("compare", "old", "new", "pics", "--labels")
+    assert "Compared on the 3 classes that both have; only the old one has blue" in done.out
+    assert "only the new one has sky." in done.out
+    assert "old 100.00 %, new 66.67 % on 9 images with labels; 3 images of classes" in done.out
+    found = compared(kdedge, "old", "new", "pics")
+    # The new one takes green for sky, and blue for green: none of these is on shared names
+    assert (found["n_unshared"], found["n_agree"], found["agreement_percent"]) == (6, 6, 100.0)
+    assert len(found["changed"]) == 6
+    others = ("a", "b", "c", "d")
+    dataclasses.replace(artifact, class_names=others).save()
+    none = kdedge("compare", "old", "new", "pics")
+    assert none.code == 3
+    assert "no name in common: red, green, blue, ... and a, b, c, ..." in none.err
+
+
+def test_unreadable_images_are_counted_and_listed_and_none_is_an_error(
+    work: Path, kdedge: Run
+) -> None:
+    (work / "pics/broken.jpg").write_bytes(b"no image")
+    odd = b"pics/odd-\xff\x1b[2J.jpg"  # no UTF-8, and a terminal's control characters
+    Path(os.fsdecode(odd)).write_bytes(b"no image")
+    assert "pics/odd-\\xff\\x1b[2J.jpg: not a" in kdedge("compare", "old", "new", "pics").out
+    Path(os.fsdecode(odd)).unlink()
+    found = compared(kdedge, "old", "new", "pics")
+    assert (found["n_images"], [one["image"] for one in found["unreadable"]]) == (
+        12,
+        ["pics/broken.jpg"],
+    )
+    assert "12 images, and 1 unreadable" in kdedge("compare", "old", "new", "pics").out
+    alone = kdedge("compare", "old", "new", "pics/broken.jpg", "--output", "page")
+    assert alone.code == 3
+    assert "None of 1 image can be read.\n  The first is pics/broken.jpg: " in alone.err
+    (work / "empty").mkdir()
+    assert kdedge("compare", "old", "new", "empty", "--output", "page").code == 3
+    assert kdedge("compare", "old", "new", "--output", "page").code == 2
+    assert kdedge("compare", "old", "new", "-").code == 2
+    assert not Path("page").exists()
+    assert not list(work.glob(".page*"))
+
+
+@pytest.mark.usefixtures("work")
+def test_one_image_is_enough_and_an_artifact_agrees_with_itself(kdedge: Run) -> None:
+    done = kdedge("compare", "old", "old", "pics/red/0.png")
+    assert done.code == 0
+    assert "100.00 %: 1 of 1 image" in done.out
+    assert "No answer has changed." in done.out
+    assert "is compared with itself" in done.err
+
+
+def test_a_head_without_scores_is_compared_by_its_answers(
+    colors: Any, work: Path, kdedge: Run
+) -> None:
+    colors._make_artifact(work / "ranks", head="argmax")
+    found = compared(kdedge, "ranks", "new", "pics")
+    assert (found["n_agree"], found["mean_score_difference"]) == (6, None)
+    assert found["changed"][0]["old"]["score_percent"] is None
+    assert found["changed"][0]["new"]["score_percent"] > 0
+    done = kdedge("compare", "ranks", "new", "pics", "--output", "page")
+    assert "--head argmax, which gives no scores" in done.out
+
+
+def test_a_model_that_gives_nan_has_no_answer_and_counts_as_changed(
+    colors: Any, work: Path, kdedge: Run
+) -> None:
+    colors._make_artifact(work / "nan", factor=float("nan"))
+    found = compared(kdedge, "old", "nan", "pics", "--labels")
+    assert (found["n_agree"], len(found["changed"])) == (0, 12)
+    assert len(found["without_answer"]) == 12
+    assert found["without_answer"][0]["reason"].startswith("new: the model gives NaN")
+    assert found["labeled"]["new_accuracy_percent"] == 0.0
+    assert "12 answers with NaN" in kdedge("compare", "old", "nan", "pics").out
+
+
+def test_labels_come_from_lists_and_shards_too_and_unknown_ones_are_errors(
+    work: Path, kdedge: Run
+) -> None:
+    lines = [f"pics/{name.replace(' ', '_')}/0.png,{name}" for name in COLORS]
+    (work / "list.csv").write_text("\n".join(lines) + "\npics/red/1.png,\n")
+    found = compared(kdedge, "old", "new", "list.csv", "--labels")
+    assert (found["n_images"], found["labeled"]["n_labeled"]) == (5, 4)
+    assert found["labeled"]["new_accuracy_percent"] == 50.0
+    (work / "wrong.csv").write_text("pics/red/0.png,crimson\n")
+    wrong = kdedge("compare", "old", "new", "wrong.csv", "--labels")
+    assert wrong.code == 3
+    assert 'wrong.csv:1: "crimson" is not a class name' in wrong.err
+    assert kdedge("compare", "old", "new", "wrong.csv").code == 0  # labels are not read
+    shutil.copytree("pics", "more")
+    Path("more/red").rename("more/crimson")
+    folder = kdedge("compare", "old", "new", "more", "--labels")
+    assert folder.code == 3
+    assert "crimson" in folder.err
+    flat = kdedge("compare", "old", "new", "pics/red/0.png", "--labels")
+    assert flat.code == 3
+    assert "No image has a label" in flat.err
+    pytest.importorskip("webdataset")
+    with tarfile.open("shard.tar", "w") as tar:
+        for name, data in (("0.png", Path("pics/blue/0.png").read_bytes()), ("0.cls", b"2")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    shard = compared(kdedge, "old", "new", "shard.tar", "--labels")
+    assert shard["changed"][0]["label"] == "blue"
+
+
+def test_the_page_is_self_contained_escaped_and_bounded_and_files_beside_it_have_all(
+    colors: Any, work: Path, kdedge: Run
+) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    for number in range(62):
+        colors._paint(work / f"pics/green/more-{number}.png", (0, 190 + number, 0))
+    Path("pics/blue/0.png").rename("pics/blue/<script>alert(1)<.png")
+    done = kdedge("compare", "old", "new", "pics", "--labels", "--output", "out/page")
+    assert done.code == 0, done.err
+    assert done.out.endswith("Wrote out/page/index.html\n")
+    page = Path("out/page/index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 60
+    assert "60 of 68 changed images" in page
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "http" not in page.replace("http-equiv", "")
+    rows = list(csv.DictReader(io.StringIO(Path("out/page/changed.csv").read_text())))
+    assert [row["became"] for row in rows] == ["wrong"] * 68
+    record = json.loads(Path("out/page/comparison.json").read_text())
+    assert [one["image"] for one in record["changed"]] == [row["image"] for row in rows]
+    again = kdedge("compare", "old", "new", "pics", "--output", "out/page")
+    assert again.code == 2
+    assert "out/page exists, and nothing is overwritten" in again.err
+    assert Path("out/page/index.html").read_text() == page
+
+
+def test_ctrl_c_leaves_nothing(work: Path, kdedge: Run) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+
+    def interrupt(what: str, done: int, total: int | None) -> None:
+        if what == "comparing" and done == 5:
+            raise KeyboardInterrupt
+
+    with package.progress_to(interrupt):
+        done = kdedge("compare", "old", "new", "pics", "--output", "page")
+    assert (done.code, done.out) == (130, "")
+    assert not [path for path in work.iterdir() if "page" in path.name]
+
+
+def test_the_images_are_the_same_whatever_the_two_preparations_are(
+    colors: Any, work: Path, kdedge: Run
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        pixels = rng.integers(0, 256, (37 + 5 * number, 50, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(work / f"{number}.png")
+    artifact = load_artifact(work / "new")
+    squash = dataclasses.replace(artifact.preprocess, resize_mode="squash")
+    dataclasses.replace(artifact, preprocess=squash).save()
+    named = [f"{number}.png" for number in range(6)]
+    found = package.compare("old", "new", *named, batch=2)
+    for which in ("old", "new"):
+        alone = {one.key: one.top[0] for one in package.predict(which, *named, batch=2).classified}
+        for one in found.found.changed:
+            answer = getattr(one, which)
+            assert (answer.class_name, answer.score_percent) == alone[one.image]
+    assert len(found.found.changed) > 0
+    with pytest.raises(RecipeError, match="batch size is 99"):
+        package.compare("old", "new", *named, batch=99)
+
+
+@pytest.mark.usefixtures("work")
+def test_in_python_it_prints_as_a_table_of_changes() -> None:
+    found = package.compare("old", "new", "pics", labels=True)
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["image", "old", "score", "new", "score", "label"]
+    assert len(lines) == 1 + 6 + 2
+    assert lines[-1].startswith("The new one is worse")
+    assert "<table>" in found._repr_html_()

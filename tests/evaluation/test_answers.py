@@ -1,0 +1,132 @@
+"""Two classifiers' answers against a plain count, and McNemar's test against all outcomes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdedge.errors import DataError
+from kdedge.evaluation.answers import (
+    Answer,
+    AnsweredImage,
+    LabeledComparison,
+    compare_answers,
+    mcnemar_p,
+)
+from kdedge.inference.results import ClassScore, NonFiniteLogits, Prediction
+
+NAMES = ("cat", "dog", "fox")
+
+
+def answered(old: str | None, new: str | None, label: str | None = None) -> AnsweredImage:
+    """An image; None: none of the classes."""
+    answers = [Answer(name, 50.0, is_none=name is None) for name in (old, new)]
+    return AnsweredImage("x.jpg", *answers, label)
+
+
+def compared(*images: AnsweredImage, new_names: tuple[str, ...] = NAMES) -> Any:
+    return compare_answers(images, old_names=NAMES, new_names=new_names)
+
+
+@pytest.mark.parametrize("n", range(9))
+def test_the_p_value_is_the_share_of_outcomes_that_are_at_least_as_uneven(n: int) -> None:
+    for b in range(n + 1):
+        outcomes = list(itertools.product((0, 1), repeat=n))
+        uneven = [o for o in outcomes if abs(2 * sum(o) - n) >= abs(2 * b - n)]
+        assert mcnemar_p(b, n - b) == len(uneven) / len(outcomes)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 6), (40, 43), (1200, 1000), (5, 20_000)])
+def test_it_is_that_of_scipys_binomial_test(b: int, c: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert mcnemar_p(b, c) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar_p(b, c) == mcnemar_p(c, b)
+
+
+_answers = st.sampled_from([*NAMES, None])
+
+
+@given(st.lists(st.tuples(_answers, _answers, _answers), min_size=1, max_size=40))
+def test_counts_are_those_of_a_plain_count(rows: list[tuple[str | None, ...]]) -> None:
+    found = compared(*(answered(*row) for row in rows))
+    assert found.n_images == len(rows)
+    assert found.agreement_percent == 100 * sum(a == b for a, b, _ in rows) / len(rows)
+    assert len(found.changed) == sum(a != b for a, b, _ in rows)
+    for one in found.classes:
+        name = None if one.class_name == "none" else one.class_name
+        assert (one.n_old, one.n_new) == tuple(sum(r[i] == name for r in rows) for i in (0, 1))
+    labeled = [row for row in rows if row[2] is not None]
+    if not labeled:
+        assert found.labeled is None
+        return
+    old, new = (100 * sum(r[i] == r[2] for r in labeled) / len(labeled) for i in (0, 1))
+    assert found.labeled.old_accuracy_percent == old
+    assert found.labeled.new_accuracy_percent == new
+    assert found.labeled.n_only_old_right == sum(a == c != b for a, b, c in labeled)
+    assert found.labeled.n_only_new_right == sum(b == c != a for a, b, c in labeled)
+
+
+def test_scores_are_compared_with_and_without_their_sign() -> None:
+    images = [
+        AnsweredImage("a", Answer("cat", 60.0), Answer("cat", 70.0)),
+        AnsweredImage("b", Answer("cat", 60.0), Answer("dog", 30.0)),
+    ]
+    found = compared(*images)
+    assert (found.mean_score_difference, found.mean_absolute_score_difference) == (-10.0, 20.0)
+    no_scores = AnsweredImage("a", Answer("cat"), Answer("cat", 70.0))
+    assert compared(no_scores).mean_score_difference is None
+
+
+def test_none_is_an_answer_and_a_missing_answer_is_none_of_them() -> None:
+    top = (ClassScore("cat", 40.0),)
+    none = Answer.of(Prediction("x", top, is_none=True))
+    lost = Answer.of(NonFiniteLogits("x", "NaN"))
+    assert (str(none), none.score_percent, str(lost)) == ("none", 40.0, "-")
+    assert none.is_same_as(none)
+    assert not lost.is_same_as(lost)
+    assert not none.is_same_as(Answer("none"))  # a class of that name
+    assert not none.is_same_as(Answer("cat"))
+
+
+def test_classes_that_only_one_has_are_named_and_left_out_of_agreement_and_accuracy() -> None:
+    images = [
+        answered("cat", "cat", "cat"),
+        answered("dog", "owl", "dog"),  # the new answer is a class that the old one lacks
+        answered("fox", "cat", "owl"),  # so is the label
+    ]
+    found = compared(*images, new_names=("owl", "dog", "cat"))
+    assert (found.only_old, found.only_new, found.n_shared) == (("fox",), ("owl",), 2)
+    assert (found.n_unshared, found.n_agree, found.agreement_percent) == (2, 1, 100.0)
+    assert len(found.changed) == 2
+    assert (found.labeled.n_labeled, found.labeled.n_left_out) == (2, 1)
+    assert (found.labeled.n_both_right, found.labeled.n_only_old_right) == (1, 1)
+    assert [one.class_name for one in found.classes] == ["cat", "dog", "fox", "owl"]
+
+
+def test_lists_without_a_common_class_and_no_images_are_errors() -> None:
+    with pytest.raises(DataError, match="no name in common: cat, dog, fox and owl"):
+        compared(answered("cat", "owl"), new_names=("owl",))
+    with pytest.raises(DataError, match="no images"):
+        compared()
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "verdict", "said"),
+    [
+        (0, 0, "no difference shown", "exactly as good"),
+        (5, 0, "no difference shown", "Fewer than 6 cannot show one: compare on more"),
+        (6, 0, "worse", "The new one is worse: of the 6 images that only one of them gets right"),
+        (0, 6, "better", "The new one is better"),
+        (1, 0, "no difference shown", "of the one image that only one of them gets right"),
+        (10, 12, "no difference shown", "No difference is shown: of the 22 images"),
+    ],
+)
+def test_the_verdict_is_a_sentence(b: int, c: int, verdict: str, said: str) -> None:
+    labeled = LabeledComparison(100, 0, 50, b, c, mcnemar_p(b, c))
+    assert labeled.verdict == verdict
+    assert said in labeled.sentence()
