@@ -61,7 +61,10 @@ class App:
     def __init__(self, name: str, current: CurrentModel, limits: Limits) -> None:
         self._name, self._current, self._limits = name, current, limits
         self._n_waiting, self._uploads = 0, Uploads(limits)
-        self.metrics, self.is_draining = Metrics(lambda: self._n_waiting), False
+        self.metrics, self.is_draining = (
+            Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes),
+            False,
+        )
         with current.used() as model:
             self._batcher = Batcher(model.n_decoders, self.metrics.count_batch)
         # JSON takes many times its size in memory: one request at a time

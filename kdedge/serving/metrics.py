@@ -24,9 +24,10 @@ class Metrics:
 
     Args:
         n_waiting: gives the number of requests that wait for an answer.
+        n_bytes: gives the size of the bodies that are in.
     """
 
-    def __init__(self, n_waiting: Callable[[], int]) -> None:
+    def __init__(self, n_waiting: Callable[[], int], n_bytes: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -55,6 +56,10 @@ class Metrics:
             "kdedge_requests_waiting", "Requests that wait for an answer.", registry=registry
         )
         waiting.set_function(n_waiting)
+        bodies = Gauge(
+            "kdedge_body_bytes", "Bytes of the request bodies that are in.", registry=registry
+        )
+        bodies.set_function(n_bytes)
 
     def count_request(self, path: str, code: int, seconds: float) -> None:
         """Counts an answered request."""

@@ -19,10 +19,14 @@ _NO_IMAGE = ("text/", "application/json", "application/xml")
 
 
 class Uploads:
-    """The bodies that are in."""
+    """The bodies that are in.
+
+    Attributes:
+        n_bytes: their size together.
+    """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self._n_bytes = limits, 0
+        self._limits, self.n_bytes = limits, 0
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request, timeout_s: float) -> AsyncIterator[bytes]:
@@ -49,7 +53,7 @@ class Uploads:
             chunks[:] = [b"".join(chunks)]
             yield chunks[0]
         finally:
-            self._n_bytes -= sum(map(len, chunks))
+            self.n_bytes -= sum(map(len, chunks))
 
     async def _read(self, request: Request, chunks: list[bytes]) -> None:
         n_bytes = 0
@@ -59,10 +63,10 @@ class Uploads:
             n_bytes += len(chunk)
             if n_bytes > self._limits.body_bytes:
                 raise self._too_large()
-            if self._n_bytes + len(chunk) > self._limits.all_bodies_bytes:
+            if self.n_bytes + len(chunk) > self._limits.all_bodies_bytes:
                 raise too_busy("too much is being uploaded at once")
             chunks.append(chunk)
-            self._n_bytes += len(chunk)
+            self.n_bytes += len(chunk)
 
     def _too_large(self) -> Refusal:
         return Refusal(

@@ -61,6 +61,8 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "load": (lambda: kdedge.load("art"), ("predict", "art", "bad.txt")),
     "predict": (lambda: kdedge.predict("art", "x.jpg"), ("predict", "art", "x.jpg")),
     "compare": (lambda: kdedge.compare("art", "art", "x"), ("compare", "art", "art", "x")),
+    "serve": (lambda: kdedge.serve("art"), ("serve", "art")),
+    "watch": (lambda: list(kdedge.watch("art", "x")), ("watch", "art", "x")),
     "change_classes": (
         lambda: kdedge.change_classes("art", remove="cat"),
         ("classes", "art", "--remove", "cat"),

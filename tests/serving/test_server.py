@@ -31,10 +31,14 @@ def until(is_so: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def waiting(ask: Any, server: Any) -> int:
+def gauge(ask: Any, server: Any, name: str) -> int:
     text = ask(server.url, "/metrics").body.decode()
-    (line,) = [one for one in text.splitlines() if one.startswith("kdedge_requests_waiting ")]
+    (line,) = [one for one in text.splitlines() if one.startswith(f"{name} ")]
     return int(float(line.split()[1]))
+
+
+def waiting(ask: Any, server: Any) -> int:
+    return gauge(ask, server, "kdedge_requests_waiting")
 
 
 @pytest.fixture
@@ -91,7 +95,9 @@ def test_bodies_that_are_in_are_limited_together(gated: Any, ask: Any, pool: Any
     try:
         for one in slow:
             one.sendall(head + bytes(999_000))
-        until(lambda: ask(server.url, "/predict", bytes(900_000)).status == 503)
+        # One body more while these come in would have some of them refused
+        until(lambda: gauge(ask, server, "kdedge_body_bytes") == 8 * 999_000)
+        assert ask(server.url, "/predict", bytes(900_000)).status == 503
     finally:
         for one in slow:
             one.close()
