@@ -1,6 +1,7 @@
 """The search for an INT8 model that answers as the float one does, within a time.
 
-Steps follow in order of cost, until the agreement to expect reaches a target on held-out images:
+Steps follow in order of cost, until the agreement to expect reaches a target on held-out images.
+Steps 1 to 5 cost nothing on the device; the last one costs speed, and ends with less agreement:
 
 1. channels centered, SmoothQuant with alpha 0.5, ranges to the largest values;
 2. other ranges: one kind for all layers, or for each layer the kind with the least error;
@@ -105,6 +106,7 @@ def search(
     held_out: Tensor,
     *,
     target_percent: float,
+    enough_percent: float | None = None,
     minutes: float,
     class_matrix: Tensor | None = None,
 ) -> Found:
@@ -117,6 +119,8 @@ def search(
         held_out: [M, 3, S, S], other images, which decide between candidates. With none, the first
             candidate is the result.
         target_percent: agreement to expect, by the held-out images, that ends the search.
+        enough_percent: agreement to expect for which no more layers are left in float, as these
+            make the file slower; None for the target's.
         minutes: time for the search; it ends before a step that would take longer.
         class_matrix: [C, D], for a model with open classes, which gives features [B, D].
 
@@ -126,7 +130,8 @@ def search(
     for images in (calibration, held_out):
         if images.is_floating_point() and not images.isfinite().all():
             raise DataError("INT8: an image has NaN or infinite pixels.\n  Check data.unlabeled.")
-    running = _Search(model, sites, held_out, target_percent, minutes, class_matrix)
+    enough = target_percent if enough_percent is None else enough_percent
+    running = _Search(model, sites, held_out, target_percent, enough, minutes, class_matrix)
     with torch.no_grad():
         running.run(calibration)
     return running.found()
@@ -138,6 +143,7 @@ class _Search:
     sites: Sequence[Site]
     held_out: Tensor
     target: float
+    enough: float
     minutes: float
     class_matrix: Tensor | None
     observed: dict[str, Observed] = field(default_factory=dict)
@@ -191,6 +197,7 @@ class _Search:
         record = {
             "n_held_out": len(self.held_out),
             "target_agreement_percent": self.target,
+            "enough_agreement_percent": self.enough,
             "minutes": self.minutes,
             "seconds": round(time.monotonic() - self._began, 1),
             "ended": self.ended,
@@ -258,6 +265,7 @@ class _Search:
         """Leaves the most sensitive layers in float: 1, then more, until the target holds."""
         best = self.best
         assert best is not None
+        self._check_enough()
         some, expected = self.held_out[:_N_SENSITIVITY], self._expected[:_N_SENSITIVITY]
         whole = _error(_logits_of(best, some, self.class_matrix), expected)
         with progress("INT8: sensitivity", len(best.layers), unit="layers") as advance:
@@ -272,6 +280,7 @@ class _Search:
         while n_left < len(worst):
             self._check_time()
             self._try(f"{n_left} layers in float", without(best, worst[:n_left]))
+            self._check_enough()
             n_left, step = n_left + step, step + (n_left >= 4)
 
     def _try(self, name: str, candidate: Candidate) -> None:
@@ -294,6 +303,11 @@ class _Search:
             self.best, self.score = candidate, measured
         if self.score is not None and self.score.expected_percent >= self.target:
             raise _Stop("the target was reached")
+
+    def _check_enough(self) -> None:
+        """Ends the search if the agreement is worth no more layers in float."""
+        if self.score is not None and self.score.expected_percent >= self.enough:
+            raise _Stop("enough agreement for the layers left in float")
 
     def _check_time(self) -> None:
         """Ends the search if the next candidate would take too long."""

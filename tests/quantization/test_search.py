@@ -187,6 +187,18 @@ def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
         assert torch.equal(value, before[name])
 
 
+def test_no_layer_is_left_in_float_for_agreement_above_what_is_enough(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    found = search(
+        folded, sites, pictures[:32], pictures[32:64],
+        target_percent=101, enough_percent=1, minutes=20,
+    )  # fmt: skip
+    assert found.record["ended"] == "enough agreement for the layers left in float"
+    assert found.record["steps"][-1]["step"] == "weights rounded by layer"
+    assert (len(found.layers), found.record["in_float"]) == (18, [])
+
+
 def test_with_no_images_to_choose_by_the_first_candidate_is_the_result(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
