@@ -29,6 +29,7 @@ _HEADERS_S = 10.0
 _KEEP_ALIVE_S = 30
 _MORE_S = 5.0  # for an answer to go out, after the time of its request
 _LAST_REQUESTS_S = 0.5  # clients with open connections are told to close them
+_HANGING_S = 3.0  # for a model to end what it runs, after the last answer
 _OTHER_FILES = 128  # open files that are no connections
 
 
@@ -113,7 +114,8 @@ class Server:
     def close(self) -> None:
         """Answers the requests that are in, refuses new ones, and frees the model.
 
-        An exception in between, such as a second Ctrl-C, ends it at once.
+        An exception in between, such as a second Ctrl-C, ends it at once. A model that hangs is
+        left alone some seconds after its last request was given up, and is not freed.
         """
         try:
             self._app.is_draining = True
@@ -123,9 +125,15 @@ class Server:
         except BaseException:
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
             raise
-        self._takeover.close()
-        self._app.close()
+        self._takeover.close(patience_s=_HANGING_S)
+        has_ended = self._app.close(patience_s=_HANGING_S)
         self._current.close()
+        if not has_ended:
+            _LOG.error(
+                "The model still runs a batch, %g seconds after its last request was given up: it"
+                " hangs.\n  The server ends without it. Look at the device and its driver.",
+                _HANGING_S,
+            )
 
     def __enter__(self) -> Server:
         return self

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
+import select
 import shutil
 import socket
 import threading
@@ -151,6 +153,43 @@ def test_the_end_answers_what_is_in_and_refuses_what_comes(gated: Any, send: Any
     ends.join(20)
     assert not ends.is_alive()
     assert taken.result().json["class"] == "red"
+
+
+def test_a_model_that_hangs_does_not_keep_the_server_from_its_end(
+    gated: Any, send: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdedge.serving.server._HANGING_S", 0.2)
+    server, device = gated(timeout=0.5)
+    device.gate.clear()
+    taken = send(server)
+    device.begun.acquire()
+    began = time.monotonic()
+    server.close()
+    assert time.monotonic() - began < 0.5 + 0.5 + 10  # the bounds of an answer
+    assert taken.result().status == 503
+    assert caplog.text.count("it hangs.") == 1
+    assert not device.is_closed  # under a batch that it runs
+    device.gate.set()
+    until(lambda: device.is_closed)
+
+
+def test_a_client_that_never_reads_its_answers_is_closed_while_others_get_theirs(
+    gated: Any, send: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdedge.serving.server._MORE_S", 0.5)
+    server, _ = gated(timeout=0.5)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as deaf:
+        deaf.setblocking(False)
+        poll = select.poll()
+        poll.register(deaf, select.POLLERR)
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"  # for the page, the largest answer
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while True:  # until the system holds no more for either side
+                deaf.send(1000 * request)
+        assert send(server).result().json["class"] == "red"
+        until(lambda: poll.poll(0))
+    assert send(server).result().status == 200
 
 
 def _is_refused(server: Any) -> bool:
