@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
-import select
 import shutil
 import socket
 import threading
@@ -174,22 +173,33 @@ def test_a_model_that_hangs_does_not_keep_the_server_from_its_end(
 
 
 def test_a_client_that_never_reads_its_answers_is_closed_while_others_get_theirs(
-    gated: Any, send: Any, monkeypatch: pytest.MonkeyPatch
+    gated: Any, send: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdedge.serving.server._MORE_S", 0.5)
     server, _ = gated(timeout=0.5)
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as deaf:
-        deaf.setblocking(False)
-        poll = select.poll()
-        poll.register(deaf, select.POLLERR)
-        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"  # for the page, the largest answer
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while True:  # until the system holds no more for either side
-                deaf.send(1000 * request)
+    n_before = _n_sockets()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((host, int(port)))
+        until(lambda: _n_sockets() == n_before + 2)  # the server has the other one
+        # Whole requests for the page, the largest answer, and more of it than the system holds
+        n_requests = 4000
+        deaf.sendall(n_requests * b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert send(server).result().json["class"] == "red"
-        until(lambda: poll.poll(0))
+        until(lambda: _n_sockets() == n_before + 1)
+        n_bytes = 0
+        with contextlib.suppress(ConnectionError):
+            while more := deaf.recv(2**20):
+                n_bytes += len(more)
+        assert n_bytes < n_requests * len(ask(server.url, "/").body)
     assert send(server).result().status == 200
+
+
+def _n_sockets() -> int:
+    """The open sockets of this process."""
+    found = Path("/proc/self/fd").iterdir()
+    return sum(path.is_socket() for path in found if path.exists())
 
 
 def _is_refused(server: Any) -> bool:
