@@ -144,7 +144,7 @@ def test_each_file_has_a_limit_and_keeps_the_share_of_the_known_images(project: 
     artifact = load_artifact(project / "both")
     assert artifact.none_of_these is not None
     assert artifact.none_of_these.share_percent == 90
-    assert artifact.none_of_these.n_images == 10  # and as many for the Gaussians
+    assert artifact.none_of_these.n_images == 20
     assert all(file.none_below is not None for file in artifact.files)
     for precision in ("fp32", "int8"):
         found = api.predict("both", "pool", precision=precision).classified
@@ -170,6 +170,33 @@ def test_fitting_images_are_neither_test_images_nor_those_of_int8s_calibration(
     assert drawn is not None
     assert used
     assert not used & drawn.digests
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_class_with_enough_labels_has_a_limit_of_its_own(
+    kdedge: Kdedge, draw_picture: Callable[..., None]
+) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        Path("val", name).mkdir(parents=True)
+        for number in range(14):
+            draw_picture(Path("val", name, f"{number}.png"), label=label, number=100 + number)
+    Path("names.txt").write_text("cat\ndog\n")
+    given = ("--set", "data.validation.folder=val", "--classes", "names.txt", "--output", "own")
+    done = kdedge("export", "tiny/02", "--none-of-these", "50%", *given, "--fp16", *LOOSE)
+    assert done.code == 0, done.err
+    artifact = load_artifact(Path("own"))
+    assert artifact.none_of_these is not None
+    assert artifact.none_of_these.labeled_images == "28 images of data.validation"
+    assert "1 of 2 classes have a limit of their own" in done.out
+    for file in artifact.files:  # the tiny student answers the same for all images
+        assert file.none_below is not None
+        (name,) = file.none_below.of_classes or ()
+        found = api.predict("own", f"val/{name}", precision=file.precision).classified
+        assert {one.top[0].class_name for one in found} == {name}
+        # The limit is the score of the seventh of 14
+        assert sum(one.is_none for one in found) == 6
+    shown = (Path("own") / "README.md").read_text()
+    assert "`none_below.of_classes`" in shown
 
 
 def everything_is_none(folder: Path) -> None:
