@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import shutil
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +226,31 @@ def test_predict_says_none_in_every_format(project: Path, kdedge: Kdedge) -> Non
     assert float(cells["known_percent"]) == pytest.approx(row["known_percent"], abs=1e-4)
     assert "none" in str(api.predict("both", image))
     assert api.predict("both", image).to_csv() == text
+
+
+@pytest.mark.parametrize("folder", ["both", "open"])
+def test_the_example_in_an_artifact_says_none_where_predict_does(
+    project: Path, kdedge: Kdedge, folder: str
+) -> None:
+    artifact = load_artifact(project / folder)
+    file = artifact.files[0]
+    assert file.none_below is not None
+    best = api.predict(folder, "test").classified[0].top[0].class_name
+    own = dataclasses.replace(file.none_below, of_classes={best: file.none_below.percentiles[50]})
+    artifact.with_files(dataclasses.replace(file, none_below=own)).save()
+    images = sorted(map(str, Path("test").rglob("*.jpg")))
+    expected = api.predict(folder, *images).classified
+    assert len({one.is_none for one in expected}) == 2
+    command = [sys.executable, "-I", f"{folder}/example.py", *images]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    answers = [line.split("\t")[1] for line in done.stdout.splitlines()]
+    assert answers == ["none" if one.is_none else one.top[0].class_name for one in expected]
+    # With a model, it prints what `kdedge verify` asks for: the class, and that it is none
+    command[3:3] = [f"{folder}/model.onnx"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["is_none"] for row in rows] == [one.is_none for one in expected]
+    assert [row["label"] for row in rows] == [one.top[0].class_name for one in expected]
 
 
 def test_none_is_an_answer_that_compare_compares(project: Path, kdedge: Kdedge) -> None:
