@@ -27,11 +27,17 @@ from kdedge.inference.results import Prediction
 from kdedge.runs.find import find_run
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.batches import to_input
 from kdedge.setup.device import choose_device
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 
 MOST_OF_POOL = 5000
+FILES = ("model.onnx", "model.int8.onnx", "model.int8-cpu.onnx")
+HEADS = (
+    *("file", "right %", "ECE before", "ECE after"),
+    *("keep their class %", "of those that are right", "by class", "others of the pool"),
+)
 
 Array = np.ndarray
 
@@ -89,8 +95,6 @@ def row_of(
 
 def to_graph(classifier: Classifier, pixels: Array) -> Array:
     """[N, S, S, 3] -> [N, 3, S, S], as the file takes them."""
-    from kdedge.runtime.batches import to_input
-
     return to_input(pixels, classifier.artifact.pixels)
 
 
@@ -99,9 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("artifact", type=Path)
-    parser.add_argument(
-        "--files", nargs="+", default=["model.onnx", "model.int8.onnx", "model.int8-cpu.onnx"]
-    )
+    parser.add_argument("--files", nargs="+", default=FILES)
     arguments = parser.parse_args()
     artifact = load_artifact(arguments.artifact)
     found = find_run(str(arguments.run), arguments.run.parent)
@@ -115,11 +117,9 @@ def main() -> None:
     rest_pixels = None if rest is None else pixels_of(trained, rest)
     temperature = 1.0 if artifact.temperature is None else artifact.temperature.value
     n_rest = 0 if rest is None else len(rest.indices)
-    print(f"{len(pixels)} test images, {n_rest} others of the pool; temperature {temperature:.4g}")
-    print(
-        "| file | right % | ECE before | ECE | known % | of the right | by class | others of the pool |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"{len(pixels)} test images, {n_rest} others of the pool, temperature {temperature:.4g}")
+    print(f"| {' | '.join(HEADS)} |")
+    print(f"|---|{'---:|' * (len(HEADS) - 1)}")
     for name in arguments.files:
         classifier: Any = Classifier.load_named(artifact.path / name, n_threads=1)
         cells = row_of(classifier, pixels, labels, rest_pixels, temperature)

@@ -62,6 +62,12 @@ def project(calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return folder
 
 
+def torch_of(values: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(values)
+
+
 def open_run(project: Path, *overrides: str) -> Any:
     from kdedge.runs.folder import RunFolder
     from kdedge.runs.model import load_run
@@ -172,6 +178,27 @@ def test_fitting_images_are_neither_test_images_nor_those_of_int8s_calibration(
     assert drawn is not None
     assert used
     assert not used & drawn.digests
+
+
+def test_eval_gives_the_calibration_error_before_and_after(project: Path, kdedge: Kdedge) -> None:
+    from kdedge.evaluation.accuracy import calibration_error_percent
+    from kdedge.runs.measure import compute_logits
+
+    calibrate = ("--set", "export.calibrate=true", "--set", "data.labeled=null")
+    done = kdedge("eval", "tiny/02", *calibrate, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["student"]
+    student = open_run(project)
+    images = student.images("test")
+    labels = np.array(student.labels_of(images))
+    logits = compute_logits(student, images, what="").numpy()
+    # The temperature is that of an export, which leaves out the same test images
+    exported = load_artifact(project / "both").temperature
+    assert exported is not None
+    assert found["temperature"] == pytest.approx(exported.value, rel=1e-6)
+    for key, divisor in (("ece_percent", 1.0), ("calibrated_ece_percent", exported.value)):
+        expected = calibration_error_percent(*map(torch_of, (logits / divisor, labels)))
+        assert found[key] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.usefixtures("trained")
