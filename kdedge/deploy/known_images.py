@@ -33,7 +33,7 @@ MOST_IMAGES = 4000
 """The share of known images below a limit that so many give is exact to 0.34 points (one standard
 deviation, at 5 %)."""
 
-MOST_LABELED = 10_000
+MOST_LABELED = 5000
 """Labeled images besides those, as many of each class."""
 
 _BATCH = 32

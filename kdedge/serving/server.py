@@ -77,7 +77,7 @@ class Server:
         self._thread.start()
 
     def _config(self) -> Any:
-        request_s = self._limits.timeout + _MORE_S
+        request_s = self._limits.timeout + min(_MORE_S, self._limits.timeout)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
         limits = ConnectionLimits(min(_HEADERS_S, self._limits.timeout), request_s, max(most, 1))
         return uvicorn.Config(
@@ -125,14 +125,15 @@ class Server:
         except BaseException:
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
             raise
-        self._takeover.close(patience_s=_HANGING_S)
-        has_ended = self._app.close(patience_s=_HANGING_S)
+        patience_s = min(_HANGING_S, self._limits.timeout)
+        self._takeover.close(patience_s=patience_s)
+        has_ended = self._app.close(patience_s=patience_s)
         self._current.close()
         if not has_ended:
             _LOG.error(
                 "The model still runs a batch, %g seconds after its last request was given up: it"
                 " hangs.\n  The server ends without it. Look at the device and its driver.",
-                _HANGING_S,
+                patience_s,
             )
 
     def __enter__(self) -> Server:
