@@ -187,7 +187,7 @@ def test_eval_gives_the_calibration_error_before_and_after(project: Path, kdedge
     calibrate = ("--set", "export.calibrate=true", "--set", "data.labeled=null")
     done = kdedge("eval", "tiny/02", *calibrate, "--json")
     assert done.code == 0, done.err
-    found = json.loads(done.out)["student"]
+    found = json.loads(done.out)
     student = open_run(project)
     images = student.images("test")
     labels = np.array(student.labels_of(images))
