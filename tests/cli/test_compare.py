@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -9,7 +10,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,22 @@ Run = Callable[..., Any]
 COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (0, 10, 240), "dark thing": (3, 0, 0)}
 
 
+@contextlib.contextmanager
+def changed(device: Any, **parts: Any) -> Iterator[None]:
+    """Context in which the artifacts that are made have other weights or names."""
+    before = {name: getattr(device, name) for name in parts}
+    vars(device).update(parts)
+    try:
+        yield
+    finally:
+        vars(device).update(before)
+
+
 @pytest.fixture
 def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: an old artifact, a new one that takes green for blue, and pictures."""
     device._make_artifact(tmp_path / "old")
-    with monkeypatch.context() as changed:
-        changed.setattr(device, "WEIGHT", device.WEIGHT[:, [0, 2, 1, 3]])
+    with changed(device, WEIGHT=device.WEIGHT[:, [0, 2, 1, 3]]):
         device._make_artifact(tmp_path / "new")
     for name, color in COLORS.items():
         for number in range(3):
@@ -104,13 +115,13 @@ def test_a_single_file_of_an_artifact_and_its_record_name_it(kdedge: Run) -> Non
 
 
 def test_a_class_list_in_another_order_changes_nothing(
-    device: Any, work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
+    device: Any, work: Path, kdedge: Run
 ) -> None:
     order = [3, 1, 0, 2]
-    monkeypatch.setattr(device, "WEIGHT", device.WEIGHT[:, order])
-    monkeypatch.setattr(device, "BIAS", device.BIAS[order])
-    monkeypatch.setattr(device, "CLASS_NAMES", tuple(device.CLASS_NAMES[i] for i in order))
-    device._make_artifact(work / "ordered")
+    names = tuple(device.CLASS_NAMES[i] for i in order)
+    parts = {"WEIGHT": device.WEIGHT[:, order], "BIAS": device.BIAS[order]}
+    with changed(device, CLASS_NAMES=names, **parts):
+        device._make_artifact(work / "ordered")
     found = compared(kdedge, "old", "ordered", "pics", "--labels")
     assert (found["agreement_percent"], found["changed"]) == (100.0, [])
     assert found["labeled"]["new_accuracy_percent"] == 100.0
