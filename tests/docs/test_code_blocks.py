@@ -49,7 +49,12 @@ DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
 DRAWN = "tests/docs/test_examples.py runs it"
 GPU = "needs a GPU with NVIDIA's libraries"
-NEEDED = {"openvino": "openvino", "executorch": "executorch", "coreml": "coremltools"}
+NEEDED = {
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "litert": "litert_torch",
+    "coreml": "coremltools",
+}
 """The packages of pages about targets."""
 
 INSTALL = "installs packages"
@@ -114,6 +119,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/executorch.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
+    },
+    "docs/deploy/litert.md": {
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,litert]'": INSTALL,
     },
     "docs/deploy/serve.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[runtime,serve]'": INSTALL,

@@ -104,7 +104,10 @@ def converted(request: BuildRequest) -> bytes:
     """The folded model as a float32 file, for the artifact's smallest batch."""
     low, size_px = request.artifact.batches[0], request.artifact.preprocess.size_px
     images = example_images(request.model, size_px=size_px, batches=(low, low))
-    with torch.no_grad(), tempfile.TemporaryDirectory(dir=request.folder, prefix=".litert.") as folder:
+    with (
+        torch.no_grad(),
+        tempfile.TemporaryDirectory(dir=request.folder, prefix=".litert.") as folder,
+    ):
         written = Path(folder) / "model.tflite"
         _import_converter().convert(
             request.model.eval(), sample_kwargs={INPUT_NAME: images}
@@ -136,7 +139,9 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
     batches = np.concatenate([images, images[-1:].repeat(missing, 0)])
     feeds = [{INPUT_NAME: part} for part in np.split(batches, len(batches) // n_images)]
     # By the smallest and the largest value of all images: the quantizer's own choice is an average
-    ranges = calibrator.Calibrator(data, num_threads=torch.get_num_threads(), qsv_update_func=_widest)
+    ranges = calibrator.Calibrator(
+        data, num_threads=torch.get_num_threads(), qsv_update_func=_widest
+    )
     ranges.calibrate({run.SIGNATURE: feeds}, recipe)
     made = quantizer.Quantizer(data, recipe.get_quantization_recipe())
     found = made.quantize(ranges.get_model_qsvs(), enable_progress_report=False)

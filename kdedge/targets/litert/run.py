@@ -1,4 +1,4 @@
-"""Runs LiteRT (TensorFlow Lite) files on the CPU with XNNPACK; a device needs neither torch nor ONNX.
+"""Runs LiteRT (TensorFlow Lite) files on the CPU, with XNNPACK. It takes neither torch nor ONNX.
 
 API: ai-edge-litert 2.3, https://ai.google.dev/edge/litert.
 """
@@ -65,9 +65,9 @@ def load(
     runtime = _import()
     data, lines = read_bytes(path), list[str]()
     n_threads = n_threads or number_of_threads() or physical_cores()
+    if data[4:8] != _IDENTIFIER:
+        raise _explain(ValueError("it does not begin as a LiteRT file"), path, "loaded", lines)
     try:
-        if data[4:8] != _IDENTIFIER:
-            raise ValueError("it does not begin as a LiteRT file")
         with lines_held(_LOG_LINE) as lines:
             interpreter = runtime.Interpreter(model_content=data, num_threads=n_threads)
             interpreter.allocate_tensors()
@@ -178,7 +178,7 @@ def _broken(error: Exception) -> SetupError:
 
 def _described(ports: Any) -> list[str]:
     """Name, type and shape of a file's inputs or outputs."""
-    return [f"{one['name']} {np.dtype(one['dtype'])} {list(one['shape'])}" for one in ports]
+    return [f"{one['name']} {np.dtype(one['dtype'])} {one['shape'].tolist()}" for one in ports]
 
 
 def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:
