@@ -59,7 +59,6 @@ def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
     found = predict(kdedge, "--backend", "litert")
     assert [one["top"][0]["class"] for one in found] == [one["top"][0]["class"] for one in expected]
     assert len(predict(kdedge, "--backend", "litert", "--precision", "int8")) == len(expected)
-    assert kdedge("verify", str(ARTIFACT)).code == 0
 
     done = kdedge(
         *("bench", str(ARTIFACT), "--batch", "1", "--seconds", "0.01", "--calls", "3"),
