@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import logging
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +32,7 @@ from kdedge.targets.litert.describe import CONVERTER
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
+from kdedge.targets.quiet import quiet
 
 _FILES: dict[Precision, PlannedFile] = {
     "fp32": PlannedFile("model.tflite", "fp32", "cpu"),
@@ -79,7 +78,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             "  Real images are needed: add data.unlabeled to the recipe."
         )
     try:
-        with quiet():
+        with silent():
             data = converted(request)
             if file.precision == "int8":
                 assert request.images is not None
@@ -177,20 +176,10 @@ def _widest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Context manager without lines and warnings, of which the converter and JAX have many."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with (
-            lines_held(_ANY_LINE),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+def silent() -> Iterator[None]:
+    """Context manager without lines of the converter, which prints its steps, and JAX."""
+    with lines_held(_ANY_LINE), contextlib.redirect_stdout(io.StringIO()), quiet():
+        yield
 
 
 def _import_converter() -> Any:
@@ -201,7 +190,7 @@ def _import_converter() -> Any:
         SetupError: it is installed, but cannot be imported.
     """
     try:
-        with quiet():
+        with silent():
             converter = importlib.import_module(_CONVERTER)
     except ModuleNotFoundError as error:
         if error.name != _CONVERTER:

@@ -196,7 +196,7 @@ def test_a_fixed_batch_of_bytes_is_calibrated_and_built(artifact: Artifact) -> N
     fixed = dataclasses.replace(artifact, batch=2, max_batch=2, pixels="uint8")
     images = (255 * draw_images(3)).astype(np.uint8)
     request = BuildRequest(fixed, artifact.path, model=model, images=images)
-    with target.quiet():
+    with target.silent():
         assert layer_names(target.converted(request)) == {"second"}
     (file,) = target.plan("int8")
     target.build(file, request)

@@ -114,14 +114,14 @@ def test_a_changed_file_is_not_loaded(files: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
-    from kdedge.targets.litert.build import quiet
+    from kdedge.targets.litert.build import silent
 
     class Doubles(torch.nn.Module):
         def forward(self, values: Any) -> Any:
             return 2 * values
 
     path = tmp_path / "double.tflite"
-    with quiet():
+    with silent():
         import litert_torch
 
         litert_torch.convert(Doubles(), (torch.zeros(2, 3),)).export(str(path))
