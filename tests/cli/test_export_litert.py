@@ -75,9 +75,9 @@ def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
 def test_without_the_package_the_onnx_files_are_written_and_the_line_is_told(
     trained: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
     done = kdedge("export", "tiny/02", "--litert")
     assert done.code == 4
-    assert "pip install ai-edge-litert" in done.err
+    assert "pip install 'kdedge[litert]'" in done.err
     assert (ARTIFACT / "model.onnx").is_file()
     assert not (ARTIFACT / "model.tflite").exists()

@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,11 @@ def check_environment() -> None:
     """Checks for LiteRT's converter and runtime.
 
     Raises:
-        MissingPackage: they are not installed.
-        SetupError: they are installed, but cannot be imported.
+        MissingPackage: the converter is not installed.
+        SetupError: the runtime is not installed, or one of them cannot be imported.
     """
+    if find_spec(_CONVERTER) is None:
+        raise CONVERTER.missing("Building LiteRT files")
     run.check_environment()
     _import_converter()
 
