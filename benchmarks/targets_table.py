@@ -14,7 +14,6 @@ INT8 files are compared with the INT8 peak, though some of their products are in
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
@@ -46,6 +45,25 @@ from open_classes import by_round
 EAGER = "student in eager PyTorch"
 SIDE = 2048  # as the other products of `measure_peaks`
 
+# Without this module's imports, of which torch is the largest
+RUN_ONE = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.batches import to_input
+from kdedge.targets.load import load_file
+
+artifact = load_artifact(Path(sys.argv[1]))
+backend = load_file(artifact, artifact.file(sys.argv[2]), n_threads=int(sys.argv[3]))
+size = artifact.preprocess.size_px
+pixels = np.zeros((artifact.batches[0], size, size, 3), np.uint8)
+for _ in range(3):
+    backend.run(to_input(pixels, artifact.pixels))
+status = Path("/proc/self/status").read_text()
+print(float(re.findall(r"VmHWM:\\s+(\\d+) kB", status)[0]) / 1e3)
+"""
+
 
 def files_for_cpus(artifact: Artifact) -> list[ModelFile]:
     """The artifact's files that run on a CPU."""
@@ -55,23 +73,8 @@ def files_for_cpus(artifact: Artifact) -> list[ModelFile]:
 
 def peak_memory(artifact: Path, name: str, n_threads: int) -> float:
     """Largest resident memory, in MB, of a process that loads a file and runs it three times."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--run-one", name, str(artifact), str(n_threads)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return float(done.stdout)
-
-
-def run_one(name: str, folder: Path, n_threads: int) -> None:
-    """Loads a file, runs it, and prints the process's largest memory."""
-    artifact = load_artifact(folder)
-    size = artifact.preprocess.size_px
-    pixels = np.zeros((artifact.batches[0], size, size, 3), np.uint8)
-    backend = load_file(artifact, artifact.file(name), n_threads=n_threads)
-    for _ in range(3):
-        backend.run(to_input(pixels, artifact.pixels))
-    status = Path("/proc/self/status").read_text()
-    print(float(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1e3)
+    command = [sys.executable, "-c", RUN_ONE, str(artifact), name, str(n_threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def peaks(n_threads: int) -> dict[str, tuple[float, str]]:
@@ -156,7 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run-one"]:
-        run_one(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
-    else:
-        main()
+    main()
