@@ -3,12 +3,13 @@
     python benchmarks/targets_table.py RUN ARTIFACT [--threads 1] [--rounds 10]
 
 ARTIFACT is from `kdedge export RUN --openvino --executorch --litert --int8`; any target may be left
-out. All rows run one image a call, in one process, interleaved. A ratio is that of each round's two
-smallest times, which other processes change least: of the rounds, the median and the quartiles.
-Agreement is the export's. Memory is the largest of a process that loads one file and runs it, with
-Python and the runtime; ExecuTorch's has torch. The share of the peak is that of the fastest product
-of two 2048 x 2048 matrices in the row's precision that a library reaches here, in the same process.
-INT8 files are compared with the INT8 peak, though some of their products are in float32.
+out. The first row is the model that `kdedge eval` runs. All rows run one image a call, in one
+process, interleaved. A ratio is that of each round's two smallest times, which other processes
+change least: of the rounds, the median and the quartiles. Agreement is the export's. Memory is the
+largest of a process that loads one file and runs it, with Python and the runtime; ExecuTorch's has
+torch. The share of the peak is that of the fastest product of two 2048 x 2048 matrices in the row's
+precision that a library reaches here, in the same process. INT8 files are compared with the INT8
+peak, though some of their products are in float32.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from kdedge.targets.onnx.counts import count
 from kdedge.targets.registry import list_targets
 
 sys.path.insert(0, str(Path(__file__).parent))
-from export.run import unfused
 from interleaved import interleaved
 from open_classes import by_round
 
@@ -116,7 +116,7 @@ def main() -> None:
 
     def eager() -> Any:
         with torch.no_grad():
-            return unfused(trained, batch)
+            return trained.logits(batch)
 
     files = files_for_cpus(artifact)
     memory = {file.name: peak_memory(artifact.path, file.name, arguments.threads) for file in files}
