@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kdedge.deploy.known_images import fit_gaussians, fit_limits
+from kdedge.deploy.known_fit import fit_gaussians, fit_limits
 from kdedge.runs.find import find_run
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, load_artifact

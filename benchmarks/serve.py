@@ -1,7 +1,7 @@
 """`kdedge serve` beside the model in this process, over a long load, and under hostile requests.
 
     python benchmarks/serve.py ARTIFACT [--rounds 3] [--seconds 10]     speed at 1, 8 and 32 clients
-    python benchmarks/serve.py ARTIFACT --minutes 60                    memory over a long load
+    python benchmarks/serve.py ARTIFACT --minutes 60 [--pause 0.5]      memory over a long load
     python benchmarks/serve.py ARTIFACT --hostile 1000                  hostile requests
     python benchmarks/serve.py ARTIFACT --burst 10000                   requests at once
 
@@ -112,13 +112,14 @@ def read_answer(connection: socket.socket) -> tuple[int, bytes]:
     return int(head[9:12]), body
 
 
-def be_clients(url: str, n_clients: int, seconds: float, tensor: str) -> None:
+def be_clients(url: str, n_clients: int, seconds: float, pause: float, tensor: str) -> None:
     """Sends photos from so many connections, and prints each answer's milliseconds as JSON.
 
     Args:
         url: of the server.
         n_clients: number of connections.
         seconds: how long.
+        pause: seconds between an answer and the client's next request.
         tensor: in the place of photos, the arguments of `infer` as JSON; null for photos.
     """
     given = json.loads(tensor)
@@ -138,6 +139,7 @@ def be_clients(url: str, n_clients: int, seconds: float, tensor: str) -> None:
                 code, _ = read_answer(connection)
                 took.append(1000 * (time.perf_counter() - began))
                 codes[code] += 1
+                time.sleep(pause)
 
     threads = [threading.Thread(target=be_client, args=(i,)) for i in range(n_clients)]
     for thread in threads:
@@ -148,10 +150,10 @@ def be_clients(url: str, n_clients: int, seconds: float, tensor: str) -> None:
 
 
 def load_from_elsewhere(
-    url: str, n_clients: int, seconds: float, tensor: Any = None
+    url: str, n_clients: int, seconds: float, *, pause: float = 0.0, tensor: Any = None
 ) -> dict[str, Any]:
     """The same in a process of its own."""
-    clients = [url, str(n_clients), str(seconds), json.dumps(tensor)]
+    clients = [url, str(n_clients), str(seconds), str(pause), json.dumps(tensor)]
     command = [sys.executable, __file__, "-", "--clients", *clients]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -208,7 +210,7 @@ def measure_speed(artifact: Path, rounds: int, seconds: float, options: list[str
                 ("tensors, 2 clients", 2, tensor),
             ):
                 cpu = cpu_seconds(process.pid)
-                found = load_from_elsewhere(url, n_clients, seconds, sent)["ms"]
+                found = load_from_elsewhere(url, n_clients, seconds, tensor=sent)["ms"]
                 took[what] += found
                 n_images = len(found) * (1 if sent is None else largest)
                 rates[what].append(n_images * 1000 * n_clients / sum(found))
@@ -236,7 +238,7 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def measure_memory(artifact: Path, minutes: float, options: list[str]) -> None:
+def measure_memory(artifact: Path, minutes: float, pause: float, options: list[str]) -> None:
     """Prints the server's memory after every twentieth of a long load."""
     with served(artifact, *options) as (url, process):
         load_from_elsewhere(url, 8, 5)
@@ -249,7 +251,7 @@ def measure_memory(artifact: Path, minutes: float, options: list[str]) -> None:
                 flush=True,
             )
             if step < 20:
-                n_requests += len(load_from_elsewhere(url, 8, minutes * 3)["ms"])
+                n_requests += len(load_from_elsewhere(url, 8, minutes * 3, pause=pause)["ms"])
 
 
 def png_bomb(width: int, height: int) -> bytes:
@@ -415,15 +417,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--hostile", type=int)
     parser.add_argument("--burst", type=int)
-    parser.add_argument("--clients", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--clients", nargs=5, help=argparse.SUPPRESS)
     wanted, options = parser.parse_known_args()
     if wanted.clients:
-        url, n_clients, seconds, tensor = wanted.clients
-        be_clients(url, int(n_clients), float(seconds), tensor)
+        url, n_clients, seconds, pause, tensor = wanted.clients
+        be_clients(url, int(n_clients), float(seconds), float(pause), tensor)
     elif wanted.minutes is not None:
-        measure_memory(wanted.artifact, wanted.minutes, options)
+        measure_memory(wanted.artifact, wanted.minutes, wanted.pause, options)
     elif wanted.hostile is not None:
         be_hostile(wanted.artifact, wanted.hostile, options)
     elif wanted.burst is not None:

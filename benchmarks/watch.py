@@ -5,9 +5,11 @@ to three percent of its side. Logits and thumbnails of four positions of each im
 once, and streams are drawn from them, so that long ones are cheap. The alarm is the product's own.
 
     python benchmarks/watch.py ARTIFACT --images FOLDER_OR_SHARDS --other NAME=FOLDER ...
-        [--seeds 20] [--frames 10000] [--threads 1]
+        [--seeds 20] [--frames 10000] [--threads 1] [--learn]
 
-ARTIFACT has at least 100 images in its smoke set; those are left out of the streams. The streams
+ARTIFACT has at least 100 images in its smoke set; those are left out of the streams. With --learn,
+the reference is learned from the stream, as with a smaller smoke set: the change comes after as
+many frames more. The streams
 without change are of `--images`. After 1,000 of its frames, the others change to a folder of
 `--other`, or to images of `--images` that are darker (30 % of the brightness), blurred (Gaussian of
 4 % of the side) or noisy (standard deviation 40 of 255).
@@ -39,6 +41,8 @@ from kdedge.watching.source import Source as Watched
 from kdedge.watching.watch import SHOT, Settings, watch_source
 
 N_POSITIONS, N_BEFORE, N_AFTER, N_IMAGES = 4, 1000, 2000, 1000
+N_LEARNING = 5000
+"""Frames from which the alarm learns a reference."""
 
 Domain = tuple[np.ndarray, np.ndarray]
 """Scores [N, positions, C] and thumbnails [N, positions, 16, 16]."""
@@ -101,7 +105,7 @@ def stream(domain: Domain, n_frames: int, rng: np.random.Generator):
             n += 1
 
 
-def frames_until(reference: Reference, parts: list, *, n_ahead: int) -> int | None:
+def frames_until(reference: Reference | None, parts: list, *, n_ahead: int) -> int | None:
     """Number of frames from the change to the first alarm; negative for one before it."""
     monitor, n = DriftMonitor(reference, shot=SHOT), 0
     for part in parts:
@@ -112,16 +116,17 @@ def frames_until(reference: Reference, parts: list, *, n_ahead: int) -> int | No
     return None
 
 
-def delays(reference: Reference, domains: dict[str, Domain], seeds: int) -> None:
+def delays(reference: Reference | None, domains: dict[str, Domain], seeds: int) -> None:
     """Prints the row of each domain."""
+    n_before = N_BEFORE + (N_LEARNING if reference is None else 0)
     for name, domain in domains.items():
         if name == "unchanged":
             continue
         found = []
         for seed in range(seeds):
             rng = np.random.default_rng([1, seed])
-            parts = [stream(domains["unchanged"], N_BEFORE, rng), stream(domain, N_AFTER, rng)]
-            found.append(frames_until(reference, parts, n_ahead=N_BEFORE))
+            parts = [stream(domains["unchanged"], n_before, rng), stream(domain, N_AFTER, rng)]
+            found.append(frames_until(reference, parts, n_ahead=n_before))
         after = [one if one is not None and one > 0 else N_AFTER for one in found]
         early = sum(one is not None and one <= 0 for one in found)
         within = sum(one is not None and 0 < one <= 500 for one in found)
@@ -129,7 +134,7 @@ def delays(reference: Reference, domains: dict[str, Domain], seeds: int) -> None
         print(f"| {' | '.join(row)} | {early} |", flush=True)
 
 
-def false_alarms(reference: Reference, domain: Domain, seeds: int, frames: int) -> None:
+def false_alarms(reference: Reference | None, domain: Domain, seeds: int, frames: int) -> None:
     """Prints the number of unchanged streams with an alarm."""
     rngs = [np.random.default_rng([2, seed]) for seed in range(seeds)]
     found = [frames_until(reference, [stream(domain, frames, rng)], n_ahead=0) for rng in rngs]
@@ -177,12 +182,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--learn", action="store_true")
     given = parser.parse_args()
     classifier = Classifier.load(given.artifact, precision="fp32", n_threads=given.threads)
     preprocess = classifier.artifact.preprocess
     smoke = load_smoke_set(classifier.artifact).pixels
     scores = softmax(classifier.logits(smoke))
-    reference = Reference([Scored(one) for one in scores])
+    reference = None if given.learn else Reference([Scored(one) for one in scores])
 
     def size(image: Image.Image) -> bytes:
         return np.asarray(resize_and_crop(image, preprocess)).tobytes()
@@ -198,7 +204,7 @@ def main() -> None:
         name, _, place = pair.partition("=")
         images = some(listed(place), N_IMAGES, 4, set(), size)
         domains[name] = scored(classifier, iter(images), 5)
-    print(f"reference: {len(scores)} images; {given.seeds} seeds\n")
+    print(f"reference: {'stream' if given.learn else len(scores)}; {given.seeds} seeds\n")
     print("| change to | median frames | most | within 500 | alarms before it |")
     print("|---|---:|---:|---:|---:|")
     delays(reference, domains, given.seeds)

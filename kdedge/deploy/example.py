@@ -6,6 +6,7 @@
 Needs NumPy, Pillow and ONNX Runtime, but neither kdedge nor torch. Class names, image size,
 resizing and the graph's input are read from `artifact.json`. Images are not normalized here, as
 mean and standard deviation are in the graph. A model.image.onnx resizes and crops by itself, too.
+An artifact that was exported with --none-of-these gives none for an image of none of its classes.
 """
 
 from __future__ import annotations
@@ -63,6 +64,35 @@ def run(session: Any, path: str, artifact: dict[str, Any]) -> tuple[Any, Any]:
     return session.run(None, {"images": np.stack([values] * n_copies)})[0][0], pixels
 
 
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Reads the arrays of a file in the format of safetensors, all float64."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    arrays = {}
+    for name, entry in json.loads(data[8:start]).items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        arrays[name] = np.frombuffer(data[begin:end], "<f8").reshape(entry["shape"])
+    return arrays
+
+
+class NoneOfThese:
+    """Tells images that look like none of the classes."""
+
+    def __init__(self, artifact: dict[str, Any], model: Path) -> None:
+        files = {file["name"]: file for file in artifact["files"]}
+        self.below = files.get(model.name, {}).get("none_below")
+        if self.below is not None:
+            self.arrays = read_arrays(model.parent / artifact["none_of_these"]["file"])
+
+    def __call__(self, output: Any, label: str) -> bool:
+        """Whether what the graph gives for an image is too far from that of known images."""
+        if self.below is None:
+            return False
+        distances = self.arrays["whitening"] @ output.astype(np.float64) - self.arrays["means"]
+        limit = self.below.get("of_classes", {}).get(label, self.below["limit"])
+        return bool(-(distances**2).sum(axis=1).min() < limit)
+
+
 def main() -> None:
     """Prints the best class of each image, and its score in percent if the model has scores."""
     arguments = sys.argv[1:]
@@ -74,9 +104,11 @@ def main() -> None:
     artifact = json.loads((model.parent / "artifact.json").read_text(encoding="utf-8"))
     classes = artifact.get("open_classes")
     matrix = None if classes is None else np.load(model.parent / classes["file"])
+    none = NoneOfThese(artifact, model) if "none_of_these" in artifact else None
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     for path in arguments:
         logits, pixels = run(session, path, artifact)
+        output = logits
         if matrix is not None:
             logits = matrix @ logits  # with open classes, the graph gives image features
         best = int(logits.argmax())
@@ -84,11 +116,13 @@ def main() -> None:
         if artifact["output"]["head"] == "scores":
             shares = np.exp(logits.astype(np.float64) - logits.max())
             score = 100 * float(shares[best] / shares.sum())
+        is_none = none is not None and none(output, label)
         if as_json:
-            mean = pixels.mean(axis=(1, 2)).tolist()
-            print(json.dumps({"label": label, "score": score, "rgb_mean": mean}))
+            found = {"label": label, "score": score, "rgb_mean": pixels.mean(axis=(1, 2)).tolist()}
+            print(json.dumps(found if none is None else {**found, "is_none": is_none}))
         else:
-            print(f"{path}\t{label}" + ("" if score is None else f"\t{score:.2f}"))
+            shown = "" if score is None else f"\t{score:.2f}"
+            print(f"{path}\t{'none' if is_none else label}{shown}")
 
 
 if __name__ == "__main__":

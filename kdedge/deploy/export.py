@@ -26,7 +26,7 @@ from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, check_disjoint, choose_calibration_images
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.int8 import scratch_folder, search_int8
-from kdedge.deploy.known_images import KnownImages, choose_known_images
+from kdedge.deploy.known_images import KnownImages, KnownLimits, choose_known_images
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
 from kdedge.deploy.pixels import read_pixels
@@ -140,7 +140,7 @@ def export_artifact(
         writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
     compare = functools.partial(reference.compare, artifact)
-    limits = None if known is None else functools.partial(known.limits, artifact)
+    limits = None if writer.limits is None else functools.partial(writer.limits.of, artifact)
     inputs = RunInputs(model, compare, writer.calibration, limits)
     return Exported(artifact, inputs, _gflops(trained, model))
 
@@ -151,6 +151,7 @@ class _Writer:
     Attributes:
         artifact: the artifact with the files written so far.
         calibration: [N, 3, S, S], the calibration set of INT8 as the graph takes it; None without.
+        limits: fits the files' limits of "none of these"; None without.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class _Writer:
             temperature=reference.temperature,
         )
         self.calibration: npt.NDArray[Any] | None = None
+        self.limits: KnownLimits | None = None
         if spec.open_classes:
             self.artifact = write_classes(
                 self.artifact, trained.vectors.vectors.numpy(), scale=reference.scale
@@ -354,11 +356,9 @@ class _Writer:
         try:
             logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
             parity = reference.compared(self.artifact, logits, runtime=backend.describe())
-            limits = None
-            if self._known is not None:
-                if self.artifact.none_of_these is None:  # the float32 file is the first
-                    self.artifact = self._known.write(self.artifact, backend)
-                limits = self._known.limits(self.artifact, backend)
+            if self._known is not None and self.limits is None:  # the float32 file is the first
+                self.artifact, self.limits = self._known.fit(self.artifact, backend)
+            limits = None if self.limits is None else self.limits.of(self.artifact, backend)
         finally:
             backend.close()
         # Rounding errors in float32 may be as large as a level where a layer is INT8

@@ -24,7 +24,7 @@ from kdedge.runtime.none_of_these import NoneOfThese
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.runtime.temperature import Temperature
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """An artifact is of the oldest format that can hold it, so that older versions can run it."""
 
 Head = Literal["scores", "argmax"]
@@ -35,10 +35,15 @@ def format_of(
     temperature: Temperature | None,
     none_of_these: NoneOfThese | None,
 ) -> int:
-    """The oldest format for an artifact with these: 3 for open classes, 4 for the others."""
+    """The oldest format for an artifact with these.
+
+    Returns:
+        3 for open classes, 4 for a temperature or "none of these", 5 for limits of single classes.
+    """
     if temperature is None and none_of_these is None:
         return 2 if open_classes is None else 3
-    return FORMAT_VERSION
+    has_own_limits = none_of_these is not None and none_of_these.labeled_images is not None
+    return FORMAT_VERSION if has_own_limits else 4
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Contents1(_Contents):
 
 @dataclass(frozen=True)
 class Contents2(_Contents):
-    """Formats 2 to 4: with a seal; mean and standard deviation are in the graph."""
+    """Formats 2 to 5: with a seal; mean and standard deviation are in the graph."""
 
     preprocess: Preparation
     input: _DescribedInput

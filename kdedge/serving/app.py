@@ -92,10 +92,10 @@ class App:
             exception_handlers={HTTPException: self._no_such_path, Exception: _failed},
         )
 
-    def close(self) -> None:
-        """Ends the threads, after the last answer."""
+    def close(self, *, patience_s: float) -> bool:
+        """Ends the threads, after the last answer; see `Batcher.close`."""
         self._parsing.shutdown()
-        self._batcher.close()
+        return self._batcher.close(patience_s=patience_s)
 
     def _counted(self, path: str, handler: Handler) -> Handler:
         """A handler whose refusals are answers, and whose answers are counted."""

@@ -62,13 +62,21 @@ class Batcher:
         self._pool.submit(self._prepare, model, prepare, future)
         return future
 
-    def close(self) -> None:
-        """Ends the threads, once everything that waits was run."""
+    def close(self, *, patience_s: float) -> bool:
+        """Ends the threads, once everything that waits was run.
+
+        Args:
+            patience_s: seconds for the model to end what it runs.
+
+        Returns:
+            Whether it did; its thread is left alone otherwise.
+        """
         self._pool.shutdown()
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(patience_s)
+        return not self._thread.is_alive()
 
     def _prepare(
         self, model: ServedModel, prepare: Callable[[], Inputs], future: Future[Outputs]

@@ -29,6 +29,7 @@ _HEADERS_S = 10.0
 _KEEP_ALIVE_S = 30
 _MORE_S = 5.0  # for an answer to go out, after the time of its request
 _LAST_REQUESTS_S = 0.5  # clients with open connections are told to close them
+_HANGING_S = 3.0  # for a model to end what it runs, after the last answer
 _OTHER_FILES = 128  # open files that are no connections
 
 
@@ -76,7 +77,7 @@ class Server:
         self._thread.start()
 
     def _config(self) -> Any:
-        request_s = self._limits.timeout + _MORE_S
+        request_s = self._limits.timeout + min(_MORE_S, self._limits.timeout)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
         limits = ConnectionLimits(min(_HEADERS_S, self._limits.timeout), request_s, max(most, 1))
         return uvicorn.Config(
@@ -113,7 +114,8 @@ class Server:
     def close(self) -> None:
         """Answers the requests that are in, refuses new ones, and frees the model.
 
-        An exception in between, such as a second Ctrl-C, ends it at once.
+        An exception in between, such as a second Ctrl-C, ends it at once. A model that hangs is
+        left alone some seconds after its last request was given up, and is not freed.
         """
         try:
             self._app.is_draining = True
@@ -123,9 +125,16 @@ class Server:
         except BaseException:
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
             raise
-        self._takeover.close()
-        self._app.close()
+        patience_s = min(_HANGING_S, self._limits.timeout)
+        self._takeover.close(patience_s=patience_s)
+        has_ended = self._app.close(patience_s=patience_s)
         self._current.close()
+        if not has_ended:
+            _LOG.error(
+                "The model still runs a batch, %g seconds after its last request was given up: it"
+                " hangs.\n  The server ends without it. Look at the device and its driver.",
+                patience_s,
+            )
 
     def __enter__(self) -> Server:
         return self

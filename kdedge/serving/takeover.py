@@ -62,10 +62,10 @@ class Takeover:
         self._thread = threading.Thread(target=self._watch, name="takeover", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends the thread."""
+    def close(self, *, patience_s: float) -> None:
+        """Ends the thread; one that is still loading is left alone after so many seconds."""
         self._ends.set()
-        self._thread.join()
+        self._thread.join(patience_s)
 
     def _watch(self) -> None:
         while not self._ends.wait(self._every_s):
@@ -95,6 +95,9 @@ class Takeover:
                 str(error) or type(error).__name__,
             )
             self._on_outcome("refused")
+            return
+        if self._ends.is_set():  # nobody waits for it any more
+            model.replaced()
             return
         self._current.replace(model)
         self._on_outcome("taken")

@@ -15,14 +15,27 @@ Run = Callable[..., Any]
 VIEWS = ("--set", "student.views=1", "--set", "teacher.run=runs/tiny/01")
 
 
-def _keep_frames(folder: Path, draw_picture: Callable[..., None]) -> int:
-    """Frames as a camera gives them: JPEG files of another size, one of them cut short."""
-    for label in range(4):
-        draw_picture(folder / f"{label}.png", label=label, number=50, side_px=64)
-        frame = Image.open(folder / f"{label}.png").resize((96, 64))
-        frame.save(folder / f"camera0-{label:06d}.jpg", quality=90)
-        (folder / f"{label}.png").unlink()
-    return 4
+def _watch_and_keep(
+    kdedge: Run, artifact: str, folder: Path, draw_picture: Callable[..., None]
+) -> int:
+    """Runs `kdedge watch --keep` on a video of four scenes."""
+    av = pytest.importorskip("av")
+    with av.open("camera0.avi", "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj444p"
+        for label in range(4):
+            draw_picture(Path("scene.png"), label=label, number=50, side_px=64)
+            scene = Image.open("scene.png").resize((96, 64))
+            for _ in range(3):
+                container.mux(stream.encode(av.VideoFrame.from_image(scene)))
+        container.mux(stream.encode())
+    watched = kdedge("watch", artifact, "camera0.avi", "--keep", str(folder))
+    assert watched.code == 0, watched.err
+    events = [json.loads(line) for line in watched.out.splitlines()]
+    assert events[-1]["classified"] == 12
+    kept = list(folder.glob("*.jpg"))
+    assert len(kept) == 4, "one of each scene"
+    return len(kept)
 
 
 @pytest.mark.usefixtures("exported")
@@ -33,7 +46,8 @@ def test_kept_frames_are_distilled_from_with_the_teacher_run_on_them_alone_and_c
     filled = kdedge("teach", "r.yaml", *VIEWS, "--store")
     assert filled.code == 0, filled.err
 
-    n_kept = _keep_frames(Path("pool/kept-1"), draw_picture)
+    device = str(next(Path("runs/tiny/02/artifacts").iterdir()))
+    n_kept = _watch_and_keep(kdedge, device, Path("pool/kept-1"), draw_picture)
     distilled = kdedge("distill", "r.yaml", *VIEWS)
     assert distilled.code == 0, distilled.err
     taken = rf"^Features of 40 of {40 + n_kept} images are taken from runs/\.cache/teacher_store/"

@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import shutil
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,12 @@ def project(calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         recipe.write_text(recipe.read_text().replace(str(calibrated), str(folder)))
     monkeypatch.chdir(folder)
     return folder
+
+
+def torch_of(values: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(values)
 
 
 def open_run(project: Path, *overrides: str) -> Any:
@@ -144,7 +152,7 @@ def test_each_file_has_a_limit_and_keeps_the_share_of_the_known_images(project: 
     artifact = load_artifact(project / "both")
     assert artifact.none_of_these is not None
     assert artifact.none_of_these.share_percent == 90
-    assert artifact.none_of_these.n_images == 10  # and as many for the Gaussians
+    assert artifact.none_of_these.n_images == 20
     assert all(file.none_below is not None for file in artifact.files)
     for precision in ("fp32", "int8"):
         found = api.predict("both", "pool", precision=precision).classified
@@ -172,6 +180,54 @@ def test_fitting_images_are_neither_test_images_nor_those_of_int8s_calibration(
     assert not used & drawn.digests
 
 
+def test_eval_gives_the_calibration_error_before_and_after(project: Path, kdedge: Kdedge) -> None:
+    from kdedge.evaluation.accuracy import calibration_error_percent
+    from kdedge.runs.measure import compute_logits
+
+    calibrate = ("--set", "export.calibrate=true", "--set", "data.labeled=null")
+    done = kdedge("eval", "tiny/02", *calibrate, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    student = open_run(project)
+    images = student.images("test")
+    labels = np.array(student.labels_of(images))
+    logits = compute_logits(student, images, what="").numpy()
+    # The temperature is that of an export, which leaves out the same test images
+    exported = load_artifact(project / "both").temperature
+    assert exported is not None
+    assert found["temperature"] == pytest.approx(exported.value, rel=1e-6)
+    for key, divisor in (("ece_percent", 1.0), ("calibrated_ece_percent", exported.value)):
+        expected = calibration_error_percent(*map(torch_of, (logits / divisor, labels)))
+        assert found[key] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_class_with_enough_labels_has_a_limit_of_its_own(
+    kdedge: Kdedge, draw_picture: Callable[..., None]
+) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        Path("val", name).mkdir(parents=True)
+        for number in range(14):
+            draw_picture(Path("val", name, f"{number}.png"), label=label, number=100 + number)
+    Path("names.txt").write_text("cat\ndog\n")
+    given = ("--set", "data.validation.folder=val", "--classes", "names.txt", "--output", "own")
+    done = kdedge("export", "tiny/02", "--none-of-these", "50%", *given, "--fp16", *LOOSE)
+    assert done.code == 0, done.err
+    artifact = load_artifact(Path("own"))
+    assert artifact.none_of_these is not None
+    assert artifact.none_of_these.labeled_images == "28 images of data.validation"
+    assert "1 of 2 classes have a limit of their own" in done.out
+    for file in artifact.files:  # the tiny student answers the same for all images
+        assert file.none_below is not None
+        (name,) = file.none_below.of_classes or ()
+        found = api.predict("own", f"val/{name}", precision=file.precision).classified
+        assert {one.top[0].class_name for one in found} == {name}
+        # The limit is the score of the seventh of 14
+        assert sum(one.is_none for one in found) == 6
+    shown = (Path("own") / "README.md").read_text()
+    assert "`none_below.of_classes`" in shown
+
+
 def everything_is_none(folder: Path) -> None:
     """Raises the float32 file's limit above every score."""
     artifact = load_artifact(folder)
@@ -197,6 +253,31 @@ def test_predict_says_none_in_every_format(project: Path, kdedge: Kdedge) -> Non
     assert float(cells["known_percent"]) == pytest.approx(row["known_percent"], abs=1e-4)
     assert "none" in str(api.predict("both", image))
     assert api.predict("both", image).to_csv() == text
+
+
+@pytest.mark.parametrize("folder", ["both", "open"])
+def test_the_example_in_an_artifact_says_none_where_predict_does(
+    project: Path, kdedge: Kdedge, folder: str
+) -> None:
+    artifact = load_artifact(project / folder)
+    file = artifact.files[0]
+    assert file.none_below is not None
+    best = api.predict(folder, "test").classified[0].top[0].class_name
+    own = dataclasses.replace(file.none_below, of_classes={best: file.none_below.percentiles[50]})
+    artifact.with_files(dataclasses.replace(file, none_below=own)).save()
+    images = sorted(map(str, Path("test").rglob("*.jpg")))
+    expected = api.predict(folder, *images).classified
+    assert len({one.is_none for one in expected}) == 2
+    command = [sys.executable, "-I", f"{folder}/example.py", *images]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    answers = [line.split("\t")[1] for line in done.stdout.splitlines()]
+    assert answers == ["none" if one.is_none else one.top[0].class_name for one in expected]
+    # With a model, it prints what `kdedge verify` asks for: the class, and that it is none
+    command[3:3] = [f"{folder}/model.onnx"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["is_none"] for row in rows] == [one.is_none for one in expected]
+    assert [row["label"] for row in rows] == [one.top[0].class_name for one in expected]
 
 
 def test_none_is_an_answer_that_compare_compares(project: Path, kdedge: Kdedge) -> None:

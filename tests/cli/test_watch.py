@@ -10,6 +10,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -294,7 +295,7 @@ def test_a_folder_is_watched_until_a_signal_and_each_file_has_a_line(
 
 
 @pytest.mark.usefixtures("work")
-def test_files_of_the_start_are_taken_when_asked_for_and_a_closed_pipe_ends_it(
+def test_files_of_the_start_are_taken_when_asked_for_and_ctrl_c_ends_it(
     start: Callable[..., Any],
 ) -> None:
     Path("in").mkdir()
@@ -304,6 +305,40 @@ def test_files_of_the_start_are_taken_when_asked_for_and_a_closed_pipe_ends_it(
     running.send(signal.SIGINT)
     assert running.wait() == 130
     assert events(running.stdout, "frame")[0]["class"] == "blue"
+
+
+@pytest.mark.usefixtures("work")
+def test_a_reader_that_ends_ends_it_quietly_with_whole_pictures() -> None:
+    """As by `| head`: the line that finds no reader is that of the second file."""
+    Path("in").mkdir()
+    picture("blue").save("in/a.jpg")
+    command = [sys.executable, "-m", "kdedge", "watch", "art", "in", "--existing", "--keep", "kept"]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])},
+    )  # fmt: skip
+    assert running.stdout is not None
+    assert running.stderr is not None
+    try:
+        first = [json.loads(running.stdout.readline())["event"] for _ in range(3)]
+        assert first == ["start", "frame", "decision"]
+        running.stdout.close()
+        picture("red").save("b.part", "JPEG")
+        Path("b.part").rename("in/b.jpg")
+        assert running.wait(60) == 141  # a shell's code for SIGPIPE
+        told = running.stderr.read()
+    finally:
+        running.kill()
+        running.stderr.close()
+    assert "Traceback" not in told
+    assert told.count("\n") == 1  # the summary
+    assert "in: 2 frames classified." in told
+    kept = sorted(Path("kept").glob("*.jpg"))
+    assert kept
+    for path in kept:
+        Image.open(path).load()
+    listed = json.loads(Path("kept/.kdedge-watch.json").read_text())
+    assert all(path.name in json.dumps(listed) for path in kept)
 
 
 class _Camera(BaseHTTPRequestHandler):

@@ -108,7 +108,7 @@ def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:
 
 def test_a_newer_format_says_to_update(written: Artifact) -> None:
     edit(written, "format", value=FORMAT_VERSION + 1)
-    with pytest.raises(SetupError, match=r"a newer kdedge, in format 5.*up to 4") as caught:
+    with pytest.raises(SetupError, match=r"a newer kdedge, in format 6.*up to 5") as caught:
         load_artifact(written.path)
     assert "Install the newer kdedge here, from its wheel or its folder." in str(caught.value)
     assert "pip install" not in str(caught.value)  # on PyPI another project has the name

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdedge.deploy.known_images import fit_gaussians, fit_limits, least_images
+from kdedge.deploy.known_fit import (
+    N_FOLDS,
+    fit_gaussians,
+    fit_held_out,
+    fit_limits,
+    held_out_scores,
+    least_images,
+)
 from kdedge.errors import DataError
 
 
@@ -94,3 +101,31 @@ def test_an_image_without_finite_outputs_has_no_part_in_them() -> None:
 def test_outputs_that_are_all_equal_or_not_finite_are_refused(value: float) -> None:
     with pytest.raises(DataError, match="the same outputs for all known images"):
         fit_gaussians(np.full((30, 4), value, np.float32), np.zeros(30, int))
+
+
+def test_held_out_scores_are_those_of_gaussians_without_the_images_fold() -> None:
+    outputs, classes, _ = draw(57)
+    others = outputs + 0.25  # of another file
+    found = held_out_scores(fit_held_out(outputs, classes), others)
+    for i in range(len(outputs)):
+        kept = [j for j in range(len(outputs)) if j % N_FOLDS != i % N_FOLDS]
+        expected = fit_gaussians(outputs[kept], classes[kept]).scores(others[i : i + 1])
+        assert found[i] == pytest.approx(expected[0], rel=1e-12)
+
+
+def test_few_images_keep_the_share_of_further_ones_as_held_out_scores_do_not_flatter() -> None:
+    """80 images of 24 outputs: their own Gaussians fit them far better than further ones."""
+    own, held_out = [], []
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        outputs = rng.normal(0, 1, (580, 24)).astype(np.float32)
+        known, further, classes = outputs[:80], outputs[80:], np.arange(80) % 3
+        gaussians = fit_gaussians(known, classes)
+        scores = gaussians.scores(known), held_out_scores(fit_held_out(known, classes), known)
+        for kept, one in zip((own, held_out), scores, strict=True):
+            limits = fit_limits(one, 95.0)
+            assert limits is not None
+            kept.append((gaussians.scores(further) >= limits.limit).mean())
+    assert np.mean(own) < 0.93
+    # 80 images and 40 draws: exact to 0.4 points; Gaussians of all images know a little more
+    assert 0.94 < np.mean(held_out) < 0.98
