@@ -54,7 +54,8 @@ def add_cpu_files(
     for target in list_targets():
         for precision in target.cpu_precisions:
             try:
-                if target.name == "onnx":  # written by the run's export alone
+                if target.name == "onnx" or (run is None and target.source == "folded model"):
+                    # Written by the run's export alone
                     names = _names(artifact, target, precision)
                 else:
                     artifact, names = build_files(artifact, target.name, [precision], run=run)
@@ -62,8 +63,8 @@ def add_cpu_files(
                 missing[f"{target.label} {precision}"] = _in_one_line(error)
             else:
                 if not names:
-                    is_onnx = target.name == "onnx"
-                    reason = _FROM_RUN if is_onnx else "this machine makes none. " + target.remark
+                    of_run = target.name == "onnx" or target.source == "folded model"
+                    reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
                     missing[f"{target.label} {precision}"] = reason
     return artifact, missing
 

@@ -32,6 +32,8 @@ def predict(kdedge: Kdedge, *options: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.out.splitlines()]
 
 
+@pytest.mark.slow  # lowering takes a minute of computing, and five on a busy machine
+@pytest.mark.timeout(900)
 def test_a_run_gets_programs_that_are_compared_predicted_measured_and_reported(
     trained: Path, kdedge: Kdedge
 ) -> None:

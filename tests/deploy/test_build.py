@@ -332,7 +332,8 @@ def test_an_artifact_without_onnx_files_says_so(artifact: Artifact) -> None:
 
 def test_an_unknown_target_is_told_with_those_there_are(artifact: Artifact) -> None:
     with pytest.raises(
-        RecipeError, match="There are: coreml, executorch, onnx, onnx-image, openvino, tensorrt,"
+        RecipeError,
+        match="There are: coreml, executorch, litert, onnx, onnx-image, openvino, tensorrt,",
     ):
         build_files(artifact, "abacus", ["fp16"])
 

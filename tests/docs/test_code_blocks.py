@@ -49,7 +49,12 @@ DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
 DRAWN = "tests/docs/test_examples.py runs it"
 GPU = "needs a GPU with NVIDIA's libraries"
-NEEDED = {"openvino": "openvino", "executorch": "executorch", "coreml": "coremltools"}
+NEEDED = {
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "litert": "litert_torch",
+    "coreml": "coremltools",
+}
 """The packages of pages about targets."""
 
 INSTALL = "installs packages"
@@ -66,6 +71,7 @@ SERVER = "needs the server"
 SERVED = "tests/serving runs it"
 SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
+WARNS = "imports a package with deprecated calls, and these tests take warnings as errors"
 
 EXPORT = "kdedge export --onnx --fp16 --int8"
 
@@ -114,6 +120,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/executorch.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
+        'folder = Path("runs/line3/02/artifacts/02")': WARNS,
+    },
+    "docs/deploy/litert.md": {
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,litert]'": INSTALL,
     },
     "docs/deploy/serve.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[runtime,serve]'": INSTALL,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from kdedge.deploy.build import RunInputs
+from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.batches import to_input
+from kdedge.runtime.preprocess import Preprocess
+
 if TYPE_CHECKING:
     from kdedge.clip.backbone import Backbone
     from kdedge.fold import FoldedModel
 
 MAX_BATCH = 4
+GATES = {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1}
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +69,59 @@ def _fold_tiny(tiny_backbone: Backbone, **options: Any) -> FoldedModel:
 
 
 @pytest.fixture(scope="session")
+def block_model() -> FoldedModel:
+    """A folded student of one block, for converters that take seconds a block: 32x32 pixels."""
+    import torch
+    from open_clip.transformer import VisionTransformer
+
+    from kdedge.clip.blocks import make_wrappable
+    from kdedge.fold import fold
+    from kdedge.methods.protocol import ImagePath
+
+    torch.manual_seed(0)
+    visual = VisionTransformer(32, 8, 32, 1, 2, 2.0, output_dim=16).eval().requires_grad_(False)
+    make_wrappable(visual.transformer)
+    vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
+    preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return fold(ImagePath(visual), vectors, scale=20.0, preprocess=preprocess)
+
+
+@pytest.fixture(scope="session")
+def block_artifact(tmp_path_factory: pytest.TempPathFactory, block_model: FoldedModel) -> Artifact:
+    """The artifact of `block_model` with a smoke set, and without model files."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("bare")
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    write_smoke_set(
+        folder / SMOKE_SET, pixels, block_model(torch.from_numpy(to_input(pixels, "float"))).numpy()
+    )
+    artifact = Artifact(
+        path=folder,
+        name="tiny",
+        class_names=tuple("abcde"),
+        preprocess=Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        pixels="float",
+        head="scores",
+        max_batch=MAX_BATCH,
+        batch="dynamic",
+        others={SMOKE_SET: hashlib.sha256((folder / SMOKE_SET).read_bytes()).hexdigest()},
+        gates=GATES,
+    )
+    artifact.save()
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def block_inputs(block_model: FoldedModel) -> Callable[[Artifact], RunInputs]:
+    """What the export of `block_model`'s run has, for an artifact."""
+    images = np.random.default_rng(2).random((8, 3, 32, 32), dtype=np.float32)
+    return lambda artifact: RunInputs(
+        block_model, functools.partial(parity_on_smoke_set, artifact), images
+    )
+
+
+@pytest.fixture(scope="session")
 def onnx_files(
     tiny_model: FoldedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
@@ -93,7 +155,6 @@ def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
-    from kdedge.runtime.preprocess import Preprocess
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.quantize import to_int8
     from kdedge.targets.onnx.trace import write_onnx

@@ -26,7 +26,7 @@ from kdedge.targets.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
-    *("coreml", "executorch", "onnx", "onnx-image", "openvino"),
+    *("coreml", "executorch", "litert", "onnx", "onnx-image", "openvino"),
     *("tensorrt", "tensorrt-rtx", "torch-tensorrt"),
 )
 
@@ -36,8 +36,10 @@ RESIZES = {"onnx-image"}
 
 def test_the_folder_holds_these_targets_and_backends() -> None:
     assert tuple(target.name for target in list_targets())[: len(NAMES)] == NAMES
-    assert list_backends()[:4] == (*("executorch", "onnxruntime", "onnxruntime-image", "openvino"),)
-    assert list_backends()[4:6] == ("tensorrt", "tensorrt-rtx")
+    assert list_backends()[:5] == (
+        *("executorch", "litert", "onnxruntime", "onnxruntime-image", "openvino"),
+    )
+    assert list_backends()[5:7] == ("tensorrt", "tensorrt-rtx")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,8 +96,8 @@ def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
 def test_listing_imports_nothing_heavy() -> None:
     code = (
         "import sys; from kdedge.targets.registry import list_targets; list_targets();"
-        " heavy = {'torch', 'coremltools', 'executorch', 'onnx', 'onnxruntime', 'openvino',"
-        " 'tensorrt', 'tensorrt_rtx', 'torch_tensorrt'};"
+        " heavy = {'torch', 'ai_edge_litert', 'coremltools', 'executorch', 'onnx', 'onnxruntime',"
+        " 'openvino', 'tensorrt', 'tensorrt_rtx', 'torch_tensorrt'};"
         " print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -113,7 +115,7 @@ def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
         find_target("tensort")
     with pytest.raises(
         RecipeError,
-        match="There are: coreml, executorch, onnx, onnx-image, openvino, tensorrt, tensorrt-rtx,",
+        match="There are: coreml, executorch, litert, onnx, onnx-image, openvino, tensorrt,",
     ):
         find_target("../x")
 
@@ -123,7 +125,7 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
         target_of_backend("tensort")
     with pytest.raises(
         RecipeError,
-        match="There are: executorch, onnxruntime, onnxruntime-image, openvino, tensorrt,",
+        match="There are: executorch, litert, onnxruntime, onnxruntime-image, openvino, tensorrt,",
     ):
         target_of_backend("../x")
 
@@ -133,6 +135,7 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
     [
         ("onnxruntime", "onnxruntime", r"'kdedge\[runtime\]'"),
         ("executorch", "executorch.runtime", r"'kdedge\[executorch\]'"),
+        ("litert", "ai_edge_litert.interpreter", "ai-edge-litert"),
         ("openvino", "openvino", r"'kdedge\[openvino\]'"),
         ("tensorrt", "tensorrt", "tensorrt\n"),
         ("tensorrt-rtx", "tensorrt_rtx", r"'kdedge\[trt-rtx\]'"),

@@ -28,12 +28,12 @@ from kdedge.targets.executorch.run import (
     SMALLEST_BATCH,
     check_environment,
     import_runtime,
-    quiet,
     version_of,
 )
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, export_program
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
+from kdedge.targets.quiet import quiet
 
 __all__ = ["build", "check_environment", "plan"]
 

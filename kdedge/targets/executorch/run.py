@@ -6,14 +6,12 @@ be changed only while no program is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import re
 import threading
-import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import number_of_threads
 from kdedge.targets.executorch.describe import EXECUTORCH
+from kdedge.targets.quiet import quiet
 
 NAME = "executorch"
 SMALLEST_BATCH = "smallest_batch"
@@ -205,22 +204,6 @@ def import_runtime() -> Any:
     except (ImportError, OSError) as error:
         raise _broken(error) from error
     return runtime
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Context manager without warnings, of which ExecuTorch and torchao have many.
-
-    They call their interfaces experimental, use deprecated ones, and look for GPU libraries.
-    """
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def version_of() -> str:

@@ -8,7 +8,8 @@ with real photos and a small CLIP's ViT:
 - Q/DQ on attention's products, on the residual branches and on the inputs of LayerNorm, as ModelOpt
   places it by default, costs four more points of agreement; FP16 attention is one fused kernel;
 - ranges by the largest value give the same agreement as those by entropy;
-- on CPUs, ranges from each call (dynamic) give better agreement and run faster than fixed ones.
+- on CPUs, ranges of linear layers from each call (dynamic) give better agreement and run faster
+  than fixed ones. ONNX Runtime's convolutions of bytes are fast with fixed ranges alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from kdedge.targets.onnx.graph import (
     weight_matmuls,
 )
 from kdedge.targets.onnx.insert import insert_qdq, quantizable
-from kdedge.targets.onnx.int8_convs import make_convs_dynamic
+from kdedge.targets.onnx.int8_convs import quantize_convs
 from kdedge.targets.onnx.qdq import check_qdq
 from kdedge.targets.onnx.smoothquant import smooth
 from kdedge.targets.protocol import CPU_WEIGHT_LEVELS
@@ -90,14 +91,14 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
 
     Linear layers multiply bytes: 7-bit weights with one scale per output channel, and activations
     with a scale computed from each batch. The rest is float32. Without linear layers, as in a CNN,
-    convolutions multiply bytes: the file is a quarter as large, but ONNX Runtime's convolutions of
-    bytes are four to six times slower than those in float32. Node names, metadata and opset are
-    kept.
+    convolutions multiply bytes, with fixed ranges (`int8_convs`). Node names, metadata and opset
+    are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
-        calibration: [N, 3, S, S], as the graph takes them; real images, for the smoothing.
+        calibration: [N, 3, S, S], as the graph takes them; real images, for the smoothing and a
+            CNN's ranges.
 
     Raises:
         DataError: no images, images that do not fit the graph, or a broken file.
@@ -109,7 +110,7 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     if weight_matmuls(model):
         _make_dynamic(model)
     else:
-        make_convs_dynamic(model, CPU_WEIGHT_LEVELS)
+        quantize_convs(model, calibration, CPU_WEIGHT_LEVELS)
     drop_unused(model)
     save_graph(model, output)
 

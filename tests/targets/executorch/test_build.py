@@ -26,6 +26,7 @@ torch = pytest.importorskip("torch")
 from kdedge.targets.executorch import build as target  # noqa: E402
 from kdedge.targets.executorch import run  # noqa: E402
 from kdedge.targets.program import example_images, export_program  # noqa: E402
+from kdedge.targets.quiet import quiet  # noqa: E402
 
 MAX_BATCH = 4
 LINEAR = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")
@@ -37,7 +38,7 @@ def draw_images(n_images: int) -> np.ndarray:
 
 def quantize(model: Any, images: Any) -> Any:
     """The tiny student's program as a module with quantized layers."""
-    with run.quiet():
+    with quiet():
         example = example_images(model, size_px=32, batches=(1, MAX_BATCH))
         program = export_program(model, example, batches=(1, MAX_BATCH))
         return target.quantized(program.module(), images)

@@ -23,6 +23,7 @@ pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
 
 from kdedge.targets.executorch import run as target  # noqa: E402
+from kdedge.targets.quiet import quiet  # noqa: E402
 
 MAX_BATCH = 4
 
@@ -51,7 +52,7 @@ def test_int8_computes_what_its_quantized_module_computes(
     from kdedge.targets.program import example_images, export_program
 
     parts = [torch.from_numpy(part) for part in np.split(draw_images(8), 2)]
-    with target.quiet():
+    with quiet():
         example = example_images(tiny_model, size_px=32, batches=(1, MAX_BATCH))
         program = export_program(tiny_model, example, batches=(1, MAX_BATCH))
         module = quantized(program.module(), parts)
@@ -161,7 +162,7 @@ def test_a_changed_program_is_not_loaded(files: Path) -> None:
 
 
 def test_a_program_of_another_kind_is_told(tmp_path: Path) -> None:
-    with target.quiet():
+    with quiet():
         from executorch.exir import to_edge_transform_and_lower
 
     class Doubles(torch.nn.Module):
@@ -169,7 +170,7 @@ def test_a_program_of_another_kind_is_told(tmp_path: Path) -> None:
             return 2 * values
 
     path = tmp_path / "double.pte"
-    with target.quiet():
+    with quiet():
         program = torch.export.export(Doubles(), (torch.zeros(2, 3),))
         path.write_bytes(to_edge_transform_and_lower(program).to_executorch().buffer)
     with pytest.raises(DataError, match=r"takes \[\(6, \[2, 3\]\)\] and gives .*\n  Expected imag"):
@@ -193,3 +194,17 @@ def test_logs_are_as_loud_as_before(files: Path, caplog: pytest.LogCaptureFixtur
     target.load(files / "model.pte", n_threads=1).close()
     logging.getLogger("kdedge").warning("still heard")
     assert "still heard" in caplog.text
+
+
+def test_lines_are_not_printed_twice_after_a_build() -> None:
+    """XNNPACK's partitioner gives the root logger a handler."""
+    code = (
+        "import logging\n"
+        "from kdedge.targets.quiet import quiet\n"
+        "with quiet():\n"
+        "    import executorch.backends.xnnpack.partition.xnnpack_partitioner\n"
+        "print(logging.root.handlers, logging.root.level == logging.WARNING)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[] True\n"

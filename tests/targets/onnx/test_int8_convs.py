@@ -89,6 +89,29 @@ def test_wide_convolutions_have_one_scale_for_each_output_channel(
         assert ((largest >= 126) | (largest == 0)).all()
 
 
+def test_a_cnns_wide_convolutions_are_computed_in_bytes_on_a_cpu(
+    tower_onnx: Path, folded_images: np.ndarray, tmp_path: Path
+) -> None:
+    """ONNX Runtime's own graph has a product of bytes for each."""
+    import onnxruntime
+
+    original = onnx.load(tower_onnx)
+    if any(node.op_type == "MatMul" for node in original.graph.node):
+        pytest.skip("its linear layers are in INT8, and its convolutions are not")
+    path = tmp_path / "model.onnx"
+    to_int8_cpu(tower_onnx, path, calibration=folded_images)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert found.count("QLinearConv") == len(wide_convs(original)) > 0
+    constants = initializers(onnx.load(path))
+    for node in wide_convs(original):
+        levels = onnx.numpy_helper.to_array(constants[f"{node.name}/weight/levels"])
+        assert (levels.dtype, np.abs(levels.astype(int)).max()) in ((np.int8, 64), (np.int8, 0))
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-cpu"])
 def test_lower_precisions_follow_the_float32_file(
     tower_onnx: Path, precision: str, folded_images: np.ndarray, folded_run: Run, request: Any,

@@ -1,0 +1,221 @@
+"""Builds LiteRT (TensorFlow Lite) files, in float32 and in INT8.
+
+API: litert-torch 0.10, https://github.com/google-ai-edge/litert-torch, converts the folded model;
+ai-edge-quantizer 0.10, https://github.com/google-ai-edge/ai-edge-quantizer, quantizes the file.
+Linear layers and wide convolutions get ranges from real images, one for each activation and one for
+each output channel of a weight. The first convolution, depthwise ones, attention's own two
+products, normalization and the head stay in float32, as in the other INT8 files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdedge.errors import DataError, RecipeError, SetupError, is_out_of_memory
+from kdedge.files import explain_os_error, refuse_existing, write_atomic
+from kdedge.runtime.artifact import INPUT_NAME, Precision
+from kdedge.runtime.native_lines import lines_held
+from kdedge.targets.litert import run
+from kdedge.targets.litert.describe import CONVERTER
+from kdedge.targets.onnx.graph import MIN_CHANNELS
+from kdedge.targets.program import example_images
+from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
+from kdedge.targets.quiet import quiet
+
+_FILES: dict[Precision, PlannedFile] = {
+    "fp32": PlannedFile("model.tflite", "fp32", "cpu"),
+    "int8": PlannedFile("model.int8.tflite", "int8", "cpu"),
+}
+_CONVERTER = "litert_torch"
+# A weight's name ends with its layer's class and name: .../torch.nn.modules.linear.Linear_hidden;1
+_HEAD = re.compile(rf"_({'|'.join(name.rstrip('/') for name in HEAD_LAYERS)})(\.\w+)?;\d*$")
+_ANY_LINE = re.compile(rb"")
+
+
+def check_environment() -> None:
+    """Checks for LiteRT's converter and runtime.
+
+    Raises:
+        MissingPackage: the converter is not installed.
+        SetupError: the runtime is not installed, or one of them cannot be imported.
+    """
+    if find_spec(_CONVERTER) is None:
+        raise CONVERTER.missing("Building LiteRT files")
+    run.check_environment()
+    _import_converter()
+
+
+def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+    """The file of a precision, which runs on any device."""
+    return (_FILES[precision],)
+
+
+def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
+    """Builds one file.
+
+    Raises:
+        DataError: the file exists, or there are no images for the ranges of INT8.
+        MissingPackage: LiteRT's converter is not installed.
+        RecipeError: LiteRT cannot express a step of the model.
+        ResourceError: memory ran out, or the file cannot be written.
+    """
+    path = request.folder / file.name
+    refuse_existing(path)
+    check_environment()
+    if file.precision == "int8" and (request.images is None or len(request.images) == 0):
+        raise DataError(
+            "There are no images for INT8 calibration.\n"
+            "  Real images are needed: add data.unlabeled to the recipe."
+        )
+    try:
+        with silent():
+            data = converted(request)
+            if file.precision == "int8":
+                assert request.images is not None
+                data = quantized(data, request.images, n_images=request.artifact.batches[0])
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    except Exception as error:  # of the converter and the quantizer, without a common class
+        if is_out_of_memory(error):
+            raise
+        raise _not_expressible(path, error) from error
+    refuse_existing(path)  # the conversion takes a while
+    write_atomic(path, data)
+    return {
+        "tool": "LiteRT Torch",
+        "version": version("litert-torch"),
+        "torch": torch.__version__,
+        **({"quantizer": version("ai-edge-quantizer")} if file.precision == "int8" else {}),
+    }
+
+
+def converted(request: BuildRequest) -> bytes:
+    """The folded model as a float32 file, for the artifact's smallest batch."""
+    low, size_px = request.artifact.batches[0], request.artifact.preprocess.size_px
+    images = example_images(request.model, size_px=size_px, batches=(low, low))
+    with (
+        torch.no_grad(),
+        tempfile.TemporaryDirectory(dir=request.folder, prefix=".litert.") as folder,
+    ):
+        written = Path(folder) / "model.tflite"
+        _import_converter().convert(
+            request.model.eval(), sample_kwargs={INPUT_NAME: images}
+        ).export(str(written))
+        return written.read_bytes()
+
+
+def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
+    """A float32 file with INT8 layers.
+
+    Args:
+        data: the file.
+        images: [N, 3, S, S], real images as it takes them.
+        n_images: images that it takes; copies of the last one fill a batch that is too small.
+    """
+    calibrator = importlib.import_module("ai_edge_quantizer.calibrator")
+    recipes = importlib.import_module("ai_edge_quantizer.recipe_manager")
+    quantizer = importlib.import_module("ai_edge_quantizer.quantizer")
+
+    recipe = recipes.RecipeManager()
+    for operator, scope in quantized_layers(data):
+        recipe.add_static_config(
+            regex=f"^{re.escape(scope)}$",
+            operation_name=operator,
+            activation_num_bits=8,
+            weight_num_bits=8,
+        )
+    missing = -len(images) % n_images
+    batches = np.concatenate([images, images[-1:].repeat(missing, 0)])
+    feeds = [{INPUT_NAME: part} for part in np.split(batches, len(batches) // n_images)]
+    # By the smallest and the largest value of all images: the quantizer's own choice is an average
+    ranges = calibrator.Calibrator(
+        data, num_threads=torch.get_num_threads(), qsv_update_func=_widest
+    )
+    ranges.calibrate({run.SIGNATURE: feeds}, recipe)
+    made = quantizer.Quantizer(data, recipe.get_quantization_recipe())
+    found = made.quantize(ranges.get_model_qsvs(), enable_progress_report=False)
+    return bytes(found.quantized_model)
+
+
+def quantized_layers(data: bytes) -> Iterator[tuple[str, str]]:
+    """Operators and scopes of a file's layers that become INT8, as the quantizer names them."""
+    tools = importlib.import_module("ai_edge_quantizer.utils.tfl_flatbuffer_utils")
+    model = tools.read_model(data)
+    (graph,) = model.subgraphs
+    for step in graph.operators:
+        operator = tools.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[step.opcodeIndex].builtinCode)
+        if operator not in ("FULLY_CONNECTED", "CONV_2D"):
+            continue
+        weight = graph.tensors[step.inputs[1]]
+        is_constant = model.buffers[weight.buffer].data is not None
+        is_head = _HEAD.search(tools.get_tensor_name(weight)) is not None
+        # [C_out, H, W, C_in] of a convolution; the encoder's linear layers are quantized all
+        is_wide = operator == "FULLY_CONNECTED" or weight.shape[-1] >= MIN_CHANNELS
+        if is_constant and is_wide and not is_head:
+            yield operator, tools.get_op_scope(step, graph.tensors)
+
+
+def _widest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The range that spans two."""
+    if not before:
+        return now
+    return {
+        "min": np.minimum(before["min"], now["min"]),
+        "max": np.maximum(before["max"], now["max"]),
+    }
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Context manager without lines of the converter, which prints its steps, and JAX."""
+    with lines_held(_ANY_LINE), contextlib.redirect_stdout(io.StringIO()), quiet():
+        yield
+
+
+def _import_converter() -> Any:
+    """The module `litert_torch`.
+
+    Raises:
+        MissingPackage: it is not installed.
+        SetupError: it is installed, but cannot be imported.
+    """
+    try:
+        with silent():
+            converter = importlib.import_module(_CONVERTER)
+    except ModuleNotFoundError as error:
+        if error.name != _CONVERTER:
+            raise _broken(error) from error
+        converter = None
+    except (ImportError, OSError, AttributeError) as error:
+        raise _broken(error) from error
+    if not hasattr(converter, "convert"):  # a folder of type stubs can be imported too
+        raise CONVERTER.missing("Building LiteRT files")
+    return converter
+
+
+def _broken(error: Exception) -> SetupError:
+    return SetupError(
+        f"litert-torch is installed, but cannot be imported: {error}.\n"
+        f"  Reinstall it with: {CONVERTER.install_line}"
+    )
+
+
+def _not_expressible(path: Path, error: Exception) -> RecipeError:
+    reason = " ".join(str(error).split())[:300].rstrip(".: ") or type(error).__name__
+    return RecipeError(
+        f"{path.name} cannot be converted by litert-torch {version('litert-torch')}: {reason}.\n"
+        "  Leave --litert out, or distill another image encoder: a plain ViT or CNN."
+    )
