@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, Terminated
 from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,
@@ -42,7 +42,7 @@ from kdedge.quantization.candidate import (
     smooth_sites,
     with_plain_functions,
 )
-from kdedge.quantization.fake import QuantizedLayer, attach, detach
+from kdedge.quantization.fake import QuantizedLayer, attach
 from kdedge.quantization.ranges import RANGES
 from kdedge.quantization.rounding import round_weight
 from kdedge.quantization.sites import Observed, Site, observe_layers
@@ -112,6 +112,8 @@ def search(
 ) -> Found:
     """Finds an INT8 model; the first candidate is made whatever the time.
 
+    Ctrl-C ends it with the best so far, once there is one.
+
     Args:
         model: the folded model, float32 on the CPU; not changed.
         sites: where it is quantized.
@@ -177,6 +179,14 @@ class _Search:
                     )
             except _Stop as stop:
                 self.ended = str(stop)
+            except Terminated:
+                raise
+            except KeyboardInterrupt:
+                if self.best is None:
+                    raise
+                self.ended = "Ctrl-C ended it"
+                log.warning("INT8: Ctrl-C ends the search; the best so far is written. Once more"
+                            " ends the export without an artifact.")  # fmt: skip
 
     def found(self) -> Found:
         """The best candidate, and the record of the search."""
@@ -341,12 +351,10 @@ def score(candidate: Candidate, images: Tensor, model: nn.Module) -> Score:
 
 
 def _logits_of(candidate: Candidate, images: Tensor, class_matrix: Tensor | None) -> Tensor:
-    attach(candidate.model, candidate.layers)
-    try:
-        with parametrize.cached():
-            return _logits(candidate.model, images, class_matrix)
-    finally:
-        detach(candidate.model)
+    model = copy.deepcopy(candidate.model)  # Ctrl-C may end it half-way
+    attach(model, candidate.layers)
+    with parametrize.cached():
+        return _logits(model, images, class_matrix)
 
 
 def _logits(model: nn.Module, images: Tensor, class_matrix: Tensor | None) -> Tensor:
