@@ -2,7 +2,7 @@
 
     pip install nvidia-modelopt       # for ModelOpt's row; without it the row is left out
     python benchmarks/int8_table.py RUN [--planted] [--compressed RUN ...] [--control RUN]
-        [--images 5000] [--threads 1] [--rounds 10] [--output FILE.json]
+        [--set KEY=VALUE ...] [--images 5000] [--threads 1] [--rounds 10] [--output FILE.json]
     python benchmarks/int8_table.py RUN --make-control RUNS [--set KEY=VALUE ...]
 
 Ranges come from unlabeled images and candidates of the search are chosen on others, as `kdedge
@@ -24,7 +24,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -39,6 +39,7 @@ import torch
 from int8_quantizers import modelopt, ort_static, ours
 from interleaved import interleaved
 from planted_outliers import plant
+from torch import nn
 
 from kdedge.cli.main import run as kdedge
 from kdedge.data.images import spread
@@ -48,7 +49,6 @@ from kdedge.deploy.int8 import search_int8
 from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.fold import FoldedModel, fold
 from kdedge.progress import progress
-from kdedge.quantization.search import Found
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.batches import run_batches, to_input
@@ -70,7 +70,6 @@ RECIPES: dict[str, Callable[[Path, Path, Images], None]] = {
     "ONNX Runtime static": ort_static,
     "linear layers, largest values": partial(ours, smoothed=False),
     "linear layers, SmoothQuant 0.5": ours,
-    "INT8 for CPUs": partial(ours, make=to_int8_cpu),
     "FP8 (computed on the CPU)": lambda source, output, images: to_fp8(
         source, output, calibration=images
     ),
@@ -150,16 +149,17 @@ class Table:
                             gate_percent=gate_percent, minutes=minutes, class_matrix=None,
                             )  # fmt: skip
         seconds = time.monotonic() - began
-        path = self._write(found)
+        path = self._write(found.model, partial(to_int8, layers=found.layers))
         facts = {"in_float": len(found.record["in_float"]), "ended": found.record["ended"],
                  "n_layers": len(found.record["layers"])}  # fmt: skip
         self.add(name, path, search_seconds=seconds, **facts)
+        self.add(f"{name}, file for CPUs", self._write(found.exact, to_int8_cpu))
 
-    def _write(self, found: Found) -> Path:
+    def _write(self, model: nn.Module, make: Callable[..., None]) -> Path:
         traced = self._folder / "traced.onnx"
         path = self._folder / f"{len(self._files)}.onnx"
-        write_onnx(found.model, traced, size_px=self._trained.preprocess.size_px)
-        to_int8(traced, path, calibration=self.ranges, layers=found.layers)
+        write_onnx(model, traced, size_px=self._trained.preprocess.size_px)
+        make(traced, path, calibration=self.ranges)
         return path
 
     def add_run(self, run: Path, *, is_control: bool = False) -> None:
@@ -198,10 +198,10 @@ class Table:
             self.rows[name]["ratio"] = statistics.median(taken[FLOAT32]) / self.rows[name]["ms"]
 
 
-def open_run(run: Path) -> RunModel:
+def open_run(run: Path, overrides: Sequence[str] = ()) -> RunModel:
     """A finished run on the CPU."""
     folder = RunFolder.open(run)
-    return load_run(folder, Workspace(folder.root, torch.device("cpu")))
+    return load_run(folder, Workspace(folder.root, torch.device("cpu")), overrides=overrides)
 
 
 def folded(trained: RunModel) -> FoldedModel:
@@ -241,7 +241,7 @@ def make_control(run: Path, runs: Path, overrides: list[str], n_threads: int) ->
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Makes every file and gives the table's rows."""
     torch.set_num_threads(given.threads)
-    trained = open_run(given.run)
+    trained = open_run(given.run, given.set)
     if given.planted:
         visual = trained.image_path().visual
         visual.load_state_dict(plant(visual.state_dict()))
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--compressed", type=Path, nargs="*", default=[])
     parser.add_argument("--control", type=Path)
     parser.add_argument("--make-control", type=Path, metavar="RUNS")
-    parser.add_argument("--set", action="append", default=[], help="for --make-control")
+    parser.add_argument("--set", action="append", default=[], help="as kdedge has it")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)

@@ -192,9 +192,7 @@ class _Search:
                 if self.best is None:
                     raise
                 self.ended = "Ctrl-C ended it"
-                log.warning(
-                    "INT8: Ctrl-C ends the search with the best so far; once more: no file."
-                )
+                log.warning("INT8: Ctrl-C ends the search with the best so far.")
 
     def _affordable(self, images: Tensor, least: int, share: float) -> Tensor:
         """As many images as a run of the model takes a share of the search's time for."""
