@@ -1,8 +1,9 @@
 """What each way to eight bits costs a student: agreement, accuracy, size, speed, layers in FP16.
 
-    pip install nvidia-modelopt       # for ModelOpt's row; without it the row is left out
+    pip install 'nvidia-modelopt[onnx]'       # for --modelopt
     python benchmarks/int8_table.py RUN [--planted] [--compressed RUN ...] [--control RUN]
-        [--set KEY=VALUE ...] [--images 5000] [--threads 1] [--rounds 10] [--output FILE.json]
+        [--set KEY=VALUE ...] [--modelopt] [--images 5000] [--threads 1] [--rounds 10]
+        [--output FILE.json]
     python benchmarks/int8_table.py RUN --make-control RUNS [--set KEY=VALUE ...]
 
 Ranges come from unlabeled images and candidates of the search are chosen on others, as `kdedge
@@ -27,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -254,7 +254,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         if given.control is not None:
             table.add_run(given.control, is_control=True)
         for name in RECIPES:
-            if RECIPES[name] is not modelopt or find_spec("modelopt"):
+            if RECIPES[name] is not modelopt or given.modelopt:
                 table.add_recipe(name)
         table.time_files(given.threads, given.rounds)
         return {"run": trained.run.name, "planted": given.planted, "threads": given.threads,
@@ -294,6 +294,7 @@ def main() -> None:
     parser.add_argument("--control", type=Path)
     parser.add_argument("--make-control", type=Path, metavar="RUNS")
     parser.add_argument("--set", action="append", default=[], help="as kdedge has it")
+    parser.add_argument("--modelopt", action="store_true", help="with a row of ModelOpt's")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)
