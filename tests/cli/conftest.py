@@ -182,9 +182,8 @@ def kdedge(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
         yield run_command
 
 
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"cli_{name}", path)
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"cli_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -196,7 +195,20 @@ def _load(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def public_layout() -> ModuleType:
     """Makes checkpoints of the public code."""
-    return _load("public_layout")
+    return _load(Path(__file__).with_name("public_layout.py"))
+
+
+@pytest.fixture(scope="module")
+def device() -> ModuleType:
+    """Makes artifacts that name the color of a picture, and pictures; the module's own copy."""
+    pytest.importorskip("onnxruntime")
+    return _load(Path(__file__).parents[1] / "device.py")
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> ModuleType:
+    """Two nodes of a Ray cluster."""
+    return _load(Path(__file__).parents[1] / "ray_nodes.py")
 
 
 @pytest.fixture

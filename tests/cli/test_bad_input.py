@@ -196,7 +196,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
     assert 'no images of "red fox"' in done.out
     text = Path("line3.yaml").read_text()
     assert "    prompt_depth_vision: 4\n" in text  # the teacher has four image layers
-    assert "    prompt_depth: 3\n" in text
+    assert "    prompt_depth: 3\n" in text  # for tune: prompts
     few = ("--set", "teacher.settings.n_anchor_templates=2")
     checked = kdedge("check", "line3.yaml", *few)
     assert checked.code == 0, checked.err

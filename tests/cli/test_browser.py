@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import http.server
-import importlib.util
 import json
 import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,27 +35,16 @@ FLAGS = [
 ]
 
 
-def _device() -> Any:
-    path = Path(__file__).parents[1] / "device.py"
-    spec = importlib.util.spec_from_file_location("device_of_browser", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An artifact with a file for images, whose class names are none for HTML or JavaScript."""
     from kdedge.cli.main import run
 
-    made = _device()._make_artifact(tmp_path_factory.mktemp("browser") / "art")
+    made = device._make_artifact(tmp_path_factory.mktemp("browser") / "art")
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)) for _ in range(4)]
     pixels = np.stack([np.asarray(resize_and_crop(image, made.preprocess)) for image in images])
     means = pixels.mean(axis=(1, 2)) / 255
-    device = _device()
     write_smoke_set(
         made.path / SMOKE_SET, pixels, (means @ device.WEIGHT + device.BIAS).astype(np.float32)
     )

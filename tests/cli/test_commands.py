@@ -82,6 +82,17 @@ def test_init_explains_every_key_of_training_and_export_from_the_schema(folder, 
             assert f"{' '.join(field.description.split())} {name}:" in text
 
 
+def test_init_tunes_all_weights_and_says_how_to_tune_prompts(folder):
+    run_init("line3", *BASE)
+    student = load_recipe("line3.yaml").recipe.student
+    assert student.settings["tune"] == "full"
+    assert (student.optim.algorithm, student.optim.ema_decay) == ("adamw", 0.999)
+    text = " ".join(Path("line3.yaml").read_text().replace("#", " ").split())
+    said = re.search(r"--set (\S+=prompts) --set (student.optim=null)", text)
+    student = load_recipe("line3.yaml", overrides=said.groups()).recipe.student
+    assert (student.settings["tune"], student.optim) == ("prompts", None)
+
+
 def test_init_asks_for_fp16_and_writes_the_gates_out(folder):
     run_init("line3", *BASE)
     recipe = load_recipe("line3.yaml").recipe

@@ -26,32 +26,16 @@ COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (0, 10, 240), "dar
 
 
 @pytest.fixture
-def colors() -> Any:
-    """Makes artifacts that name the color of a picture; a module of the test's own."""
-    import importlib.util
-
-    pytest.importorskip("onnxruntime")
-    path = Path(__file__).parents[1] / "device.py"
-    spec = importlib.util.spec_from_file_location("device_of_compare", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def work(colors: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: an old artifact, a new one that takes green for blue, and pictures."""
-    colors._make_artifact(tmp_path / "old")
-    right = colors.WEIGHT
-    colors.WEIGHT = right[:, [0, 2, 1, 3]]
-    colors._make_artifact(tmp_path / "new")
-    colors.WEIGHT = right
+    device._make_artifact(tmp_path / "old")
+    with monkeypatch.context() as changed:
+        changed.setattr(device, "WEIGHT", device.WEIGHT[:, [0, 2, 1, 3]])
+        device._make_artifact(tmp_path / "new")
     for name, color in COLORS.items():
         for number in range(3):
             shade = tuple(max(0, value - 2 * number) for value in color)
-            colors._paint(tmp_path / f"pics/{name.replace(' ', '_')}/{number}.png", shade)
+            device._paint(tmp_path / f"pics/{name.replace(' ', '_')}/{number}.png", shade)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -120,12 +104,13 @@ def test_a_single_file_of_an_artifact_and_its_record_name_it(kdedge: Run) -> Non
 
 
 def test_a_class_list_in_another_order_changes_nothing(
-    colors: Any, work: Path, kdedge: Run
+    device: Any, work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = [3, 1, 0, 2]
-    colors.WEIGHT, colors.BIAS = colors.WEIGHT[:, order], colors.BIAS[order]
-    colors.CLASS_NAMES = tuple(colors.CLASS_NAMES[i] for i in order)
-    colors._make_artifact(work / "ordered")
+    monkeypatch.setattr(device, "WEIGHT", device.WEIGHT[:, order])
+    monkeypatch.setattr(device, "BIAS", device.BIAS[order])
+    monkeypatch.setattr(device, "CLASS_NAMES", tuple(device.CLASS_NAMES[i] for i in order))
+    device._make_artifact(work / "ordered")
     found = compared(kdedge, "old", "ordered", "pics", "--labels")
     assert (found["agreement_percent"], found["changed"]) == (100.0, [])
     assert found["labeled"]["new_accuracy_percent"] == 100.0
@@ -188,9 +173,9 @@ def test_one_image_is_enough_and_an_artifact_agrees_with_itself(kdedge: Run) -> 
 
 
 def test_a_head_without_scores_is_compared_by_its_answers(
-    colors: Any, work: Path, kdedge: Run
+    device: Any, work: Path, kdedge: Run
 ) -> None:
-    colors._make_artifact(work / "ranks", head="argmax")
+    device._make_artifact(work / "ranks", head="argmax")
     found = compared(kdedge, "ranks", "new", "pics")
     assert (found["n_agree"], found["mean_score_difference"]) == (6, None)
     assert found["changed"][0]["old"]["score_percent"] is None
@@ -200,9 +185,9 @@ def test_a_head_without_scores_is_compared_by_its_answers(
 
 
 def test_a_model_that_gives_nan_has_no_answer_and_counts_as_changed(
-    colors: Any, work: Path, kdedge: Run
+    device: Any, work: Path, kdedge: Run
 ) -> None:
-    colors._make_artifact(work / "nan", factor=float("nan"))
+    device._make_artifact(work / "nan", factor=float("nan"))
     found = compared(kdedge, "old", "nan", "pics", "--labels")
     assert (found["n_agree"], len(found["changed"])) == (0, 12)
     assert len(found["without_answer"]) == 12
@@ -243,12 +228,12 @@ def test_labels_come_from_lists_and_shards_too_and_unknown_ones_are_errors(
 
 
 def test_the_page_is_self_contained_escaped_and_bounded_and_files_beside_it_have_all(
-    colors: Any, work: Path, kdedge: Run
+    device: Any, work: Path, kdedge: Run
 ) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
     for number in range(62):
-        colors._paint(work / f"pics/green/more-{number}.png", (0, 190 + number, 0))
+        device._paint(work / f"pics/green/more-{number}.png", (0, 190 + number, 0))
     Path("pics/blue/0.png").rename("pics/blue/<script>alert(1)<.png")
     done = kdedge("compare", "old", "new", "pics", "--labels", "--output", "out/page")
     assert done.code == 0, done.err
@@ -284,7 +269,7 @@ def test_ctrl_c_leaves_nothing(work: Path, kdedge: Run) -> None:
 
 
 def test_the_images_are_the_same_whatever_the_two_preparations_are(
-    colors: Any, work: Path, kdedge: Run
+    device: Any, work: Path, kdedge: Run
 ) -> None:
     rng = np.random.default_rng(0)
     for number in range(6):

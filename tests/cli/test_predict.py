@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fcntl
-import importlib.util
 import io
 import json
 import math
@@ -32,29 +31,13 @@ from kdedge.errors import SetupError
 Run = Callable[..., Any]
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("device_of_predict", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def colors() -> ModuleType:
-    """Makes the artifact that names the color of a picture, and pictures."""
-    pytest.importorskip("onnxruntime")
-    return _load(Path(__file__).parents[1] / "device.py")
-
-
 @pytest.fixture
-def work(colors: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with an artifact and pictures, one of them broken."""
-    colors._make_artifact(tmp_path / "art")
-    colors._paint(tmp_path / "pics/a.jpg", (250, 10, 10))
-    colors._paint(tmp_path / "pics/sub/b.png", (0, 230, 0))
-    colors._paint(tmp_path / "pics/z.jpg", (3, 0, 0))
+    device._make_artifact(tmp_path / "art")
+    device._paint(tmp_path / "pics/a.jpg", (250, 10, 10))
+    device._paint(tmp_path / "pics/sub/b.png", (0, 230, 0))
+    device._paint(tmp_path / "pics/z.jpg", (3, 0, 0))
     (tmp_path / "pics/broken.jpg").write_bytes((tmp_path / "pics/a.jpg").read_bytes()[:-40])
     (tmp_path / "pics/notes.txt").write_text("no image")
     monkeypatch.chdir(tmp_path)
@@ -170,8 +153,8 @@ def test_a_score_that_just_reaches_the_minimum_is_enough(kdedge: Run) -> None:
 
 
 @pytest.mark.usefixtures("work")
-def test_a_minimum_score_needs_scores(kdedge: Run, colors: ModuleType) -> None:
-    colors._make_artifact(Path("ranks"), head="argmax")
+def test_a_minimum_score_needs_scores(kdedge: Run, device: ModuleType) -> None:
+    device._make_artifact(Path("ranks"), head="argmax")
     done = kdedge("predict", "ranks", "pics", "--min-score", "50")
     assert done.code == 2
     assert "head argmax" in done.err
@@ -183,9 +166,9 @@ def test_a_minimum_score_needs_scores(kdedge: Run, colors: ModuleType) -> None:
 @pytest.mark.parametrize("shape", [{"pixels": "uint8"}, {"batch": 3}, {"external": True}])
 @pytest.mark.usefixtures("work")
 def test_batches_and_kinds_of_graphs_change_no_answer(
-    kdedge: Run, colors: ModuleType, batch: str | None, shape: dict[str, Any]
+    kdedge: Run, device: ModuleType, batch: str | None, shape: dict[str, Any]
 ) -> None:
-    colors._make_artifact(Path("other"), **shape)
+    device._make_artifact(Path("other"), **shape)
     options = ("--batch", batch) if batch else ()
     assert kdedge("predict", "other", "pics", *options).out == kdedge("predict", "art", "pics").out
 
@@ -340,9 +323,9 @@ def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> N
     ],
 )
 def test_answers_that_are_not_finite_have_a_count_and_a_message_of_their_own(
-    work: Path, kdedge: Run, colors: ModuleType, precision: str, hint: str, remedy: str
+    work: Path, kdedge: Run, device: ModuleType, precision: str, hint: str, remedy: str
 ) -> None:
-    artifact = colors._make_artifact(work / "overflow", factor=float("nan"))
+    artifact = device._make_artifact(work / "overflow", factor=float("nan"))
     file = dataclasses.replace(artifact.files[0], precision=precision)
     artifact.with_files(file).save()
     done = kdedge("predict", "overflow", "pics")
@@ -364,9 +347,9 @@ def test_answers_that_are_not_finite_have_a_count_and_a_message_of_their_own(
 
 
 def test_a_class_name_that_would_steer_a_terminal_is_shown_escaped(
-    work: Path, kdedge: Run, colors: ModuleType
+    work: Path, kdedge: Run, device: ModuleType
 ) -> None:
-    artifact = colors._make_artifact(work / "bidi")
+    artifact = device._make_artifact(work / "bidi")
     names = ("right\u202eleft", "green", "blue", "dark thing")
     dataclasses.replace(artifact, class_names=names).save()
     assert kdedge("predict", "bidi", "pics/a.jpg").out.startswith("pics/a.jpg  right\\u202eleft  ")
@@ -608,10 +591,10 @@ def begin(monkeypatch: pytest.MonkeyPatch, kdedge: Run, *command: str) -> None:
 
 
 def test_a_file_of_other_weights_behind_the_same_graph_is_not_continued(
-    work: Path, colors: ModuleType, kdedge: Run, monkeypatch: pytest.MonkeyPatch
+    work: Path, device: ModuleType, kdedge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    colors._make_artifact(work / "one", external=True)
-    colors._make_artifact(work / "two", external=True, factor=2.0)
+    device._make_artifact(work / "one", external=True)
+    device._make_artifact(work / "two", external=True, factor=2.0)
     graphs = {(work / name / "model.onnx").read_bytes() for name in ("one", "two")}
     assert len(graphs) == 1
     command = ("pics", "--format", "csv", "--output", "o.csv")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
 import sys
@@ -18,19 +17,6 @@ from kdedge.errors import RecipeError, SetupError
 
 Run = Callable[..., Any]
 COLORS = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
-
-
-@pytest.fixture(scope="module")
-def device() -> Any:
-    """Makes the artifact that names the color of a picture, and pictures."""
-    pytest.importorskip("onnxruntime")
-    path = Path(__file__).parents[1] / "device.py"
-    spec = importlib.util.spec_from_file_location("device_of_pictures", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

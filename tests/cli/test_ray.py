@@ -18,19 +18,9 @@ HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed")
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    nodes = _load(Path(__file__).parents[1] / "ray_nodes.py").Nodes()
+def nodes(ray_nodes: ModuleType) -> Iterator[Any]:
+    nodes = ray_nodes.Nodes()
     yield nodes
     nodes.close()
 
@@ -84,11 +74,9 @@ def test_pseudo_labels_are_the_local_ones(trained: Path, kdedge: Any, nodes: Any
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pictures(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with an artifact, a folder of pictures and a shard of others."""
-    pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    device = _load(Path(__file__).parents[1] / "device.py")
     device._make_artifact(tmp_path / "art")
     for number in range(40):
         device._paint(tmp_path / f"pics/{number}.png", (6 * number, 200 - 5 * number, 90))

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -32,19 +31,6 @@ from kdedge.runtime.none_of_these import FILE_NAME, Gaussians, NoneBelow, NoneOf
 
 Run = Callable[..., Any]
 COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (5, 5, 240), "gray": (99, 99, 99)}
-
-
-@pytest.fixture(scope="module")
-def device() -> ModuleType:
-    """Makes the artifact that names the color of a picture."""
-    pytest.importorskip("onnxruntime")
-    path = Path(__file__).parents[1] / "device.py"
-    spec = importlib.util.spec_from_file_location("device_of_watch", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""Speed of students that merge tokens or have fewer blocks, as ONNX files in ONNX Runtime.
+"""Speed of students of several sizes, as ONNX files in ONNX Runtime.
 
-ViT-B/16 with 9 x 4 visual prompts and a projector, 397 classes, random weights: accuracy does not
+ViT-B/16 with 9 x 4 visual prompts, alone, with merged tokens and with fewer blocks; and the smaller
+students of `--size`. All have a projector and 397 classes and random weights: accuracy does not
 matter here, but the merging sees random images and is as much work as on real ones. All files are
 measured in one process, in turns, so that drift of the machine hits all alike; a ratio is the
-median of those of the rounds.
+median of those of the rounds, to the first student.
 
-    python benchmarks/token_merging.py [--merge 0 8 16] [--depth 9 6] [--threads 1 2] [--rounds 5]
+    python benchmarks/student_speed.py [--merge 0 8 16] [--depth 9 6] [--sizes small nano]
+        [--threads 1 2] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from interleaved import N_CALLS, interleaved
 from plain_loop import random_backbone
 
-from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.backbone import unit_length
+from kdedge.clip.image_backbone import AnyBackbone, make_image_backbone
+from kdedge.config.student_sizes import student_size
 from kdedge.fold import fold
 from kdedge.methods import promptkd
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.counts import count
 from kdedge.targets.onnx.run import load
 from kdedge.targets.onnx.trace import write_onnx
@@ -42,7 +48,16 @@ class Vectors:
         return unit_length(torch.randn(N_CLASSES, TEACHER_DIM, generator=generator))
 
 
-def export(backbone: Backbone, path: Path, **settings: Any) -> float:
+def random_tower(name: str) -> AnyBackbone:
+    """The image encoder of an open_clip model, with random weights."""
+    model = open_clip.create_model(name).eval()
+    preprocess = Preprocess(size_px=model.visual.image_size[0], mean=(0.0,) * 3, std=(1.0,) * 3)
+    return make_image_backbone(
+        model.visual, name=name, preprocess=preprocess, is_trained_with_texts=True
+    )
+
+
+def export(backbone: AnyBackbone, path: Path, **settings: Any) -> float:
     """Writes a student's ONNX file and gives its GFLOPs an image."""
     student = promptkd.Method.build(
         backbone,
@@ -74,24 +89,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--merge", type=int, nargs="*", default=[0, 8, 16], help="values of r")
     parser.add_argument("--depth", type=int, nargs="*", default=[9, 6], help="blocks, without r")
+    parser.add_argument("--sizes", nargs="*", default=["small", "nano"], help="as of --size")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    backbone = random_backbone("ViT-B-16")
-    students = {f"merge_tokens: {r}": {"merge_tokens": r} for r in arguments.merge}
+    vit = random_backbone("ViT-B-16")
+    students: dict[str, tuple[AnyBackbone, dict[str, Any]]] = {}
+    for r in arguments.merge:
+        students[f"merge_tokens: {r}"] = vit, {"merge_tokens": r}
     for depth in arguments.depth:
-        students[f"depth: {depth}"] = {"depth": depth, "prompt_depth": min(9, depth)}
-    images = np.random.default_rng(0).random((arguments.batch, 3, 224, 224), dtype=np.float32)
+        students[f"depth: {depth}"] = vit, {"depth": depth, "prompt_depth": min(9, depth)}
+    for name in arguments.sizes:
+        size = student_size(name)
+        tower = random_tower(size.backbone)
+        students[f"--size {name} ({size.backbone})"] = tower, dict(size.settings)
+    random = np.random.default_rng(0)
     gflops, calls = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for index, (name, settings) in enumerate(students.items()):
+        for index, (name, (backbone, settings)) in enumerate(students.items()):
             path = Path(folder) / f"{index}.onnx"
             gflops[name] = export(backbone, path, **settings)
+            size_px = backbone.preprocess.size_px
+            images = random.random((arguments.batch, 3, size_px, size_px), dtype=np.float32)
             for n_threads in arguments.threads:
-                session = load(path, n_threads=n_threads)
-                calls[name, n_threads] = lambda session=session: session.run(images)
+                run = load(path, n_threads=n_threads).run
+                calls[name, n_threads] = lambda run=run, images=images: run(images)
     keys = {f"{name}, {n} threads": (name, n) for name, n in calls}
     timed = interleaved({key: calls[pair] for key, pair in keys.items()}, arguments.rounds)
     rounds = {keys[key]: by_round(samples) for key, samples in timed.items()}
@@ -105,7 +129,7 @@ def main() -> None:
         for n_threads in arguments.threads:
             own, plain = rounds[name, n_threads], rounds[first, n_threads]
             ratios = [before / now for before, now in zip(plain, own, strict=True)]
-            cells.append(f"{statistics.median(own):.0f}")
+            cells.append(f"{statistics.median(own):.1f}")
             spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
             cells.append(f"{statistics.median(ratios):.2f} ({spread})")
         print(f"| {' | '.join(cells)} |")
