@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdedge.errors import DataError
+from kdedge.progress import progress_to
 from kdedge.quantization.candidate import (
     Candidate,
     Centered,
@@ -185,6 +186,27 @@ def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
     assert set(record["in_float"]) == record["layers"].keys() - found.layers.keys()
     for name, value in folded.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_ctrl_c_ends_it_with_the_best_so_far_and_before_that_ends_everything(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    def run(at: str) -> Any:
+        def told(what: str, done: int, total: int | None) -> None:
+            if what == at and done:
+                raise KeyboardInterrupt
+
+        with progress_to(told):
+            return search(
+                folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=20
+            )
+
+    found = run("INT8: searching")
+    assert found.record["ended"] == "Ctrl-C ended it"
+    assert len(found.record["steps"]) == 1
+    assert len(found.layers) == 18
+    with pytest.raises(KeyboardInterrupt):
+        run("INT8: reading ranges")
 
 
 def test_no_layer_is_left_in_float_for_agreement_above_what_is_enough(
