@@ -33,8 +33,9 @@ import torch
 from interleaved import interleaved
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+from kdedge.data.images import spread
 from kdedge.deploy.calibrate import choose_calibration_images
-from kdedge.deploy.pixels import PixelArray, read_pixels, spread
+from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.evaluation.agreement import compare
 from kdedge.fold import fold
 from kdedge.runs.folder import RunFolder

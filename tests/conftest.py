@@ -235,9 +235,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def _load(name: str) -> ModuleType:
-    """A module beside this file."""
-    path = Path(__file__).with_name(f"{name}.py")
+def _load(name: str, folder: Path = Path(__file__).parent) -> ModuleType:
+    """A module beside this file, or in another folder."""
+    path = folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -270,8 +270,8 @@ def file_server() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def planted_outliers() -> ModuleType:
-    """Plants outliers in a CLIP: `tests/planted_outliers.py`."""
-    return _load("planted_outliers")
+    """Plants outliers in a CLIP: `benchmarks/planted_outliers.py`."""
+    return _load("planted_outliers", Path(__file__).parents[1] / "benchmarks")
 
 
 @pytest.fixture

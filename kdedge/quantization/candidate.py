@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,11 +251,23 @@ def _lost(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Tensor:
 
 
 def best_ranges(
-    model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Observed]
+    model: nn.Module,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Observed],
+    *,
+    check: Callable[[], object],
 ) -> dict[str, Range]:
-    """By layer, the range with the least error of the layers that read its tensor."""
+    """By layer, the range with the least error of the layers that read its tensor.
+
+    Args:
+        model: float.
+        sites: its sites.
+        inputs: what its layers read.
+        check: called before each site; it may raise.
+    """
     found: dict[str, Range] = {}
     for site in sites:
+        check()
         for tensor in dict.fromkeys(site.tensors):
             names = [n for n, t in zip(site.layers, site.tensors, strict=True) if t == tensor]
             errors: dict[Range, float] = {}
@@ -275,15 +287,26 @@ def _nearest_error(
 
 
 def best_alphas(
-    model: nn.Module, sites: Sequence[Site], observed: Mapping[str, Observed]
+    model: nn.Module,
+    sites: Sequence[Site],
+    observed: Mapping[str, Observed],
+    *,
+    check: Callable[[], object],
 ) -> dict[str, float]:
     """By each site's first layer, the strength of smoothing with the least error of its layers.
 
     Ranges reach the largest values meanwhile. A site that no smoothing helps is left out.
+
+    Args:
+        model: the centered model.
+        sites: its sites.
+        observed: what its layers read.
+        check: called before each site; it may raise.
     """
     found = {}
     for site in sites:
-        if site.norm is None and site.block is None:
+        check()
+        if not site.can_be_smoothed:
             continue
         tried: dict[float | None, float] = dict.fromkeys((None, *ALPHAS), 0.0)
         for alpha in tried:

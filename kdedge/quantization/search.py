@@ -3,9 +3,10 @@
 Steps follow in order of cost, until the agreement to expect reaches a target on held-out images.
 Steps 1 to 5 cost nothing on the device; the last one costs speed, and ends with less agreement:
 
-1. channels centered, SmoothQuant with alpha 0.5, ranges to the largest values;
+1. channels centered, SmoothQuant with alpha 0.5, also for attention's values, ranges to the
+   largest values;
 2. other ranges: one kind for all layers, or for each layer the kind with the least error;
-3. SmoothQuant's alpha for each site by the error of its layers, also for attention's values;
+3. SmoothQuant's alpha for each site by the error of its layers;
 4. biases corrected by what quantized layers lack on average (Nagel et al., arXiv:1906.04721);
 5. layer-wise rounding of weights (`rounding`);
 6. the fewest layers left in float, by their sensitivity: the logits' error with all layers in INT8,
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, Terminated
 from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,
@@ -42,8 +43,8 @@ from kdedge.quantization.candidate import (
     smooth_sites,
     with_plain_functions,
 )
-from kdedge.quantization.fake import QuantizedLayer, attach, detach
-from kdedge.quantization.ranges import RANGES
+from kdedge.quantization.fake import QuantizedLayer, attach
+from kdedge.quantization.ranges import RANGES, Range
 from kdedge.quantization.rounding import round_weight
 from kdedge.quantization.sites import Observed, Site, observe_layers
 
@@ -54,6 +55,10 @@ BATCH = 16
 
 _N_SENSITIVITY = 64
 """Images on which each layer's sensitivity is measured: the error of logits needs few."""
+
+_LEAST_IMAGES, _CANDIDATE_SHARE, _SENSITIVITY_SHARE = 16, 1 / 25, 1 / 4
+"""A slow model is measured on fewer images: a candidate may take this share of the time, but four
+times the least images count for it; the sensitivity of all layers may take the other share."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ def search(
 ) -> Found:
     """Finds an INT8 model; the first candidate is made whatever the time.
 
+    Ctrl-C ends it with the best so far, once there is one.
+
     Args:
         model: the folded model, float32 on the CPU; not changed.
         sites: where it is quantized.
@@ -161,6 +168,8 @@ class _Search:
             self.observed = observe_layers(
                 self.folded, names, calibration, batch=BATCH, advance=advance
             )
+        self._per_image = (time.monotonic() - self._began) / max(1, len(calibration))
+        self.held_out = self._affordable(self.held_out, 4 * _LEAST_IMAGES, _CANDIDATE_SHARE)
         self._expected = _logits(self.folded, self.held_out, self.class_matrix)
         self._seconds = 0.0  # that a candidate takes on the held-out images
         kinds: list[Callable[[], None]] = [
@@ -177,6 +186,19 @@ class _Search:
                     )
             except _Stop as stop:
                 self.ended = str(stop)
+            except Terminated:
+                raise
+            except KeyboardInterrupt:
+                if self.best is None:
+                    raise
+                self.ended = "Ctrl-C ended it"
+                log.warning("INT8: Ctrl-C ends the search with the best so far.")
+
+    def _affordable(self, images: Tensor, least: int, share: float) -> Tensor:
+        """As many images as a run of the model takes a share of the search's time for."""
+        n_images = max(least, int(60 * self.minutes * share / self._per_image))
+        n_images = min(n_images, len(images))
+        return images[torch.linspace(0, len(images) - 1, n_images).long()]
 
     def found(self) -> Found:
         """The best candidate, and the record of the search."""
@@ -211,7 +233,7 @@ class _Search:
         return Found(exact, best.model, best.layers, record)
 
     def _smooth_alike(self) -> None:
-        alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.norm is not None}
+        alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
         self._centered = center_sites(self.folded, self.sites, self.observed)
         self._smoothed = self._smooth(alphas)
         self._alphas = alphas
@@ -222,18 +244,22 @@ class _Search:
             self._check_time()
             self._try(f"ranges {method}", self._with_ranges(method))
         self._check_time()
-        chosen = best_ranges(self._smoothed[0], self.sites, self._smoothed[1])
+        chosen = self._best_ranges()
         self._try("ranges by layer", self._with_ranges(chosen))
 
     def _choose_alphas(self) -> None:
         self._check_time()
         model, inputs = self._centered
-        self._alphas = best_alphas(model, self.sites, inputs)
+        self._alphas = best_alphas(model, self.sites, inputs, check=self._check_time)
         self._smoothed = self._smooth(self._alphas)
         self._try("alpha by site, ranges max", self._with_ranges("max"))
         self._check_time()
-        chosen = best_ranges(self._smoothed[0], self.sites, self._smoothed[1])
+        chosen = self._best_ranges()
         self._try("alpha by site, ranges by layer", self._with_ranges(chosen))
+
+    def _best_ranges(self) -> dict[str, Range]:
+        model, inputs = self._smoothed
+        return best_ranges(model, self.sites, inputs, check=self._check_time)
 
     def _smooth(self, alphas: Mapping[str, float]) -> tuple[nn.Module, dict[str, Observed]]:
         model, inputs = self._centered
@@ -266,7 +292,9 @@ class _Search:
         best = self.best
         assert best is not None
         self._check_enough()
-        some, expected = self.held_out[:_N_SENSITIVITY], self._expected[:_N_SENSITIVITY]
+        some = self.held_out[:_N_SENSITIVITY]
+        some = self._affordable(some, _LEAST_IMAGES, _SENSITIVITY_SHARE / len(best.layers))
+        expected = _logits(self.folded, some, self.class_matrix)
         whole = _error(_logits_of(best, some, self.class_matrix), expected)
         with progress("INT8: sensitivity", len(best.layers), unit="layers") as advance:
             for number, name in enumerate(best.layers):
@@ -295,12 +323,12 @@ class _Search:
         is_kept = self.score is None or measured.beats(self.score)
         self.steps.append({"step": name, **dataclasses.asdict(measured), "kept": is_kept,
                            "at_seconds": round(time.monotonic() - self._began, 1)})  # fmt: skip
+        if is_kept:
+            self.best, self.score = candidate, measured
         log.info("INT8: %s: agreement %.2f %%, %.2f %% to expect; error of logits %.2f %%%s.",
                  name, measured.agreement_percent, measured.expected_percent,
                  measured.logit_error_percent,
                  "" if is_kept else ", not kept")  # fmt: skip
-        if is_kept:
-            self.best, self.score = candidate, measured
         if self.score is not None and self.score.expected_percent >= self.target:
             raise _Stop("the target was reached")
 
@@ -341,12 +369,10 @@ def score(candidate: Candidate, images: Tensor, model: nn.Module) -> Score:
 
 
 def _logits_of(candidate: Candidate, images: Tensor, class_matrix: Tensor | None) -> Tensor:
-    attach(candidate.model, candidate.layers)
-    try:
-        with parametrize.cached():
-            return _logits(candidate.model, images, class_matrix)
-    finally:
-        detach(candidate.model)
+    model = copy.deepcopy(candidate.model)  # Ctrl-C may end it half-way
+    attach(model, candidate.layers)
+    with parametrize.cached():
+        return _logits(model, images, class_matrix)
 
 
 def _logits(model: nn.Module, images: Tensor, class_matrix: Tensor | None) -> Tensor:

@@ -39,6 +39,11 @@ class Site:
     block: str | None = None
     activation: str | None = None
 
+    @property
+    def can_be_smoothed(self) -> bool:
+        """Whether something before the layers takes factors of their channels."""
+        return self.norm is not None or self.block is not None
+
 
 @dataclass(frozen=True)
 class Observed:

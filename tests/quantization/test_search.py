@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdedge.errors import DataError
+from kdedge.progress import progress_to
 from kdedge.quantization.candidate import (
     Candidate,
     Centered,
@@ -187,6 +188,27 @@ def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
         assert torch.equal(value, before[name])
 
 
+def test_ctrl_c_ends_it_with_the_best_so_far_and_before_that_ends_everything(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    def run(at: str) -> Any:
+        def told(what: str, done: int, total: int | None) -> None:
+            if what == at and done:
+                raise KeyboardInterrupt
+
+        with progress_to(told):
+            return search(
+                folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=20
+            )
+
+    found = run("INT8: searching")
+    assert found.record["ended"] == "Ctrl-C ended it"
+    assert len(found.record["steps"]) == 1
+    assert len(found.layers) == 18
+    with pytest.raises(KeyboardInterrupt):
+        run("INT8: reading ranges")
+
+
 def test_no_layer_is_left_in_float_for_agreement_above_what_is_enough(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
@@ -223,7 +245,7 @@ def test_dead_channels_stay_finite(folded: Any, sites: Any, pictures: torch.Tens
         model.blocks[1].value.weight[7] = model.blocks[1].value.bias[7] = 0
         model.blocks[1].mlp.c_fc.weight[3] = 0
     seen = observed(model, sites, pictures[:32])
-    alphas = best_alphas(model, sites, seen)
+    alphas = best_alphas(model, sites, seen, check=lambda: None)
     smoothed, inputs = smooth_sites(model, sites, seen, alphas)
     torch.testing.assert_close(smoothed(pictures[:8]), model(pictures[:8]), rtol=0, atol=1e-4)
     layers, _ = quantize_all(smoothed, sites, inputs, "mse")

@@ -13,13 +13,19 @@ linear layers. In each block, two channels
   projection 50 times smaller. Attention averages values channel by channel.
 
 GELU is not homogeneous, so the input of the MLP's second layer has no planted channel.
+
+    python benchmarks/planted_outliers.py WEIGHTS.safetensors PLANTED.safetensors
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 FACTOR, CHANNELS = 50.0, (3, 17)
 
@@ -50,3 +56,17 @@ def plant(state: Mapping[str, Any], *, factor: float = FACTOR) -> dict[str, Any]
         bias[values] *= factor
         planted[f"{block}attn.out_proj.weight"][:, channels] /= factor
     return planted
+
+
+def main() -> None:
+    """Writes a CLIP's weights with planted outliers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("output", type=Path)
+    given = parser.parse_args()
+    save_file(plant(load_file(given.weights)), given.output)
+    print(f"Wrote {given.output}")
+
+
+if __name__ == "__main__":
+    main()

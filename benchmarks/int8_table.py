@@ -1,0 +1,313 @@
+"""What each way to eight bits costs a student: agreement, accuracy, size, speed, layers in FP16.
+
+    pip install 'nvidia-modelopt[onnx]'       # for --modelopt
+    python benchmarks/int8_table.py RUN [--planted] [--compressed RUN ...] [--control RUN]
+        [--set KEY=VALUE ...] [--modelopt] [--images 5000] [--threads 1] [--rounds 10]
+        [--output FILE.json]
+    python benchmarks/int8_table.py RUN --make-control RUNS [--set KEY=VALUE ...]
+
+Ranges come from unlabeled images and candidates of the search are chosen on others, as `kdedge
+export` does; figures come from evenly spaced test images, or from unlabeled ones that nothing else
+uses where the recipe has no test images. Agreement is the share of images with the top-1 of RUN's
+unfused float32 model. Layers in FP16 are those that INT8 quantizes by default and here does not.
+Latency is a median on this CPU, one image a call, all files in one process and in turns; the ratio
+is float32's latency by the file's. Q/DQ files are meant for GPUs, and no CPU has FP8.
+
+--planted plants outliers in RUN's image encoder first (`planted_outliers.py`). --compressed names
+students that were made from RUN by `kdedge distill --resume-from`. --control is RUN trained on by
+the same steps without rounding, which --make-control does: what more epochs alone change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from int8_quantizers import modelopt, ort_static, ours
+from interleaved import interleaved
+from planted_outliers import plant
+from torch import nn
+
+from kdedge.cli.main import run as kdedge
+from kdedge.data.images import spread
+from kdedge.deploy.calibrate import check_disjoint, choose_calibration_images
+from kdedge.deploy.export import N_HELD_OUT
+from kdedge.deploy.int8 import search_int8
+from kdedge.deploy.pixels import PixelArray, read_pixels
+from kdedge.fold import FoldedModel, fold
+from kdedge.progress import progress
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import RunModel, load_run
+from kdedge.runtime.batches import run_batches, to_input
+from kdedge.runtime.preprocess import normalize
+from kdedge.setup.workspace import Workspace
+from kdedge.targets.onnx import run as backend
+from kdedge.targets.onnx.fp8 import to_fp8
+from kdedge.targets.onnx.half import to_fp16
+from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
+from kdedge.targets.onnx.trace import write_onnx
+from kdedge.targets.onnx.trained import add_trained_qdq
+
+FLOAT32 = "float32"
+BATCH = 32
+Images = npt.NDArray[Any]
+
+RECIPES: dict[str, Callable[[Path, Path, Images], None]] = {
+    "FP16": lambda source, output, images: to_fp16(source, output, images=images),
+    "ONNX Runtime static": ort_static,
+    "linear layers, largest values": partial(ours, smoothed=False),
+    "linear layers, SmoothQuant 0.5": ours,
+    "FP8 (computed on the CPU)": lambda source, output, images: to_fp8(
+        source, output, calibration=images
+    ),
+    "ModelOpt's own placement": modelopt,  # replaces parts of ONNX Runtime's quantizer
+}
+GATES = {"search, gate 98": 98.0, "search, gate 99": 99.0}
+
+
+class Table:
+    """A student, the images that its files are made with and compared on, and the rows so far.
+
+    Attributes:
+        rows: by the file's name.
+    """
+
+    def __init__(self, trained: RunModel, folder: Path, n_images: int) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._trained, self._folder = trained, folder
+        self._files: dict[str, Path] = {}
+        self.model = folded(trained)
+        self.source = folder / "float32.onnx"
+        write_onnx(self.model, self.source, size_px=trained.preprocess.size_px)
+        self._choose_images(n_images)
+        self._expected = unfused_logits(trained, self._pixels)
+        self.add(FLOAT32, self.source)
+
+    def _choose_images(self, n_images: int) -> None:
+        """Images for ranges, to choose by, and to compare on: no content is in two of them."""
+        trained = self._trained
+        pool, test = trained.images("unlabeled"), trained.images("test")
+        assert pool is not None, "the run's recipe has no unlabeled images"
+        compared = pool if test is None else test
+        compared = compared.only(
+            [compared.indices[i] for i in spread(len(compared.indices), n_images)]
+        )
+        digests = {compared.digests[index] for index in compared.indices}
+        chosen = choose_calibration_images(
+            pool.source,
+            {i: pool.digests[i] for i in pool.indices if pool.digests[i] not in digests},
+            n_images=trained.loaded.recipe.export.calibration_images + N_HELD_OUT,
+            seed=trained.loaded.recipe.seed,
+            predict=partial(
+                run_batches, backend.load(self.source), pixels="float", max_batch=BATCH
+            ),
+            preprocess=trained.preprocess,
+        )
+        ranges, held_out = chosen.hold_out(N_HELD_OUT)
+        check_disjoint(ranges, held_out, digests)
+        self.ranges, self.held_out = (to_input(s.pixels, "float") for s in (ranges, held_out))
+        self._pixels = read_pixels(compared.source, compared.indices, trained.preprocess)
+        self._labels = np.array(
+            [-1 if label is None else label for label in trained.labels_of(compared)]
+        )
+
+    def add(self, name: str, path: Path, **facts: Any) -> None:
+        """Compares a file."""
+        session = backend.load(path)
+        logits = run_batches(session, self._pixels, pixels="float", max_batch=BATCH)
+        self._files[name] = path
+        self.rows[name] = {
+            **self._compared(logits),
+            "megabytes": path.stat().st_size / 1e6,
+            **facts,
+        }
+        print(f"{name}: {self.rows[name]}", flush=True)
+
+    def add_recipe(self, name: str) -> None:
+        """Makes a file by a recipe without a search."""
+        path = self._folder / f"{len(self._files)}.onnx"
+        RECIPES[name](self.source, path, self.ranges)
+        self.add(name, path)
+
+    def add_search(self, name: str, gate_percent: float, minutes: float) -> None:
+        """Makes a file by `kdedge export`'s search."""
+        began = time.monotonic()
+        found = search_int8(self.model, self.source, self.ranges, self.held_out,
+                            gate_percent=gate_percent, minutes=minutes, class_matrix=None,
+                            )  # fmt: skip
+        seconds = time.monotonic() - began
+        path = self._write(found.model, partial(to_int8, layers=found.layers))
+        facts = {"in_float": len(found.record["in_float"]), "ended": found.record["ended"],
+                 "n_layers": len(found.record["layers"])}  # fmt: skip
+        self.add(name, path, search_seconds=seconds, **facts)
+        self.add(f"{name}, file for CPUs", self._write(found.exact, to_int8_cpu))
+
+    def _write(self, model: nn.Module, make: Callable[..., None]) -> Path:
+        traced = self._folder / "traced.onnx"
+        path = self._folder / f"{len(self._files)}.onnx"
+        write_onnx(model, traced, size_px=self._trained.preprocess.size_px)
+        make(traced, path, calibration=self.ranges)
+        return path
+
+    def add_run(self, run: Path, *, is_control: bool = False) -> None:
+        """Compares another run of the same classes, by its float32 file or that with its Q/DQ."""
+        with without_rounding() if is_control else nullcontext():
+            other = open_run(run)
+            model = folded(other)
+        path = self._folder / f"{len(self._files)}.onnx"
+        write_onnx(model, path, size_px=other.preprocess.size_px)
+        if model.quantized:
+            add_trained_qdq(path, model.quantized)
+        kind = other.setup.compression
+        what = "control, in float" if is_control else "quantization-aware"
+        if kind is not None and kind.is_sparse:
+            what = "2:4 and quantization-aware" if kind.is_quantized else "2:4"
+        self.add(what, path)
+
+    def _compared(self, logits: npt.NDArray[np.float32]) -> dict[str, float | None]:
+        top, expected = logits.argmax(axis=1), self._expected.argmax(axis=1)
+        known = self._labels >= 0
+        row: dict[str, float | None] = {"agreement": 100 * float((top == expected).mean())}
+        row["accuracy"] = row["drop"] = None
+        if known.any():
+            right = [100 * float((t == self._labels)[known].mean()) for t in (expected, top)]
+            row |= {"accuracy": right[1], "drop": right[0] - right[1]}
+        return row
+
+    def time_files(self, n_threads: int, n_rounds: int) -> None:
+        """Median milliseconds of every file, one image a call."""
+        image = to_input(self._pixels[:1], "float")
+        sessions = {n: backend.load(path, n_threads=n_threads) for n, path in self._files.items()}
+        calls = {name: partial(session.run, image) for name, session in sessions.items()}
+        taken = interleaved(calls, n_rounds)
+        for name, times in taken.items():
+            self.rows[name]["ms"] = statistics.median(times)
+            self.rows[name]["ratio"] = statistics.median(taken[FLOAT32]) / self.rows[name]["ms"]
+
+
+def open_run(run: Path, overrides: Sequence[str] = ()) -> RunModel:
+    """A finished run on the CPU."""
+    folder = RunFolder.open(run)
+    return load_run(folder, Workspace(folder.root, torch.device("cpu")), overrides=overrides)
+
+
+def folded(trained: RunModel) -> FoldedModel:
+    """Its folded model."""
+    path, vectors = trained.image_path(), trained.vectors.vectors
+    return fold(path, vectors, scale=trained.scale, preprocess=trained.preprocess)
+
+
+@torch.no_grad()
+def unfused_logits(trained: RunModel, pixels: PixelArray) -> npt.NDArray[np.float32]:
+    """[N, C], of the model as it was trained."""
+    parts, vectors = [], trained.vectors.vectors
+    with progress("reference", len(pixels), unit="images") as advance:
+        for start in range(0, len(pixels), BATCH):
+            some = pixels[start : start + BATCH]
+            batch = torch.from_numpy(np.stack([normalize(p, trained.preprocess) for p in some]))
+            parts.append(trained.scale * trained.forward_features(batch) @ vectors.T)
+            advance(start + len(some))
+    return torch.cat(parts).numpy()
+
+
+@contextmanager
+def without_rounding() -> Iterator[None]:
+    """Context in which a student "trained for INT8" is folded and trained, but never rounded."""
+    with patch("kdedge.compression.student.learn_int8", lambda *_: None):
+        yield
+
+
+def make_control(run: Path, runs: Path, overrides: list[str], n_threads: int) -> int:
+    """Trains on as `kdedge distill --resume-from RUN --quantize int8` does, but in float."""
+    command = ["distill", "--resume-from", str(run), "--quantize", "int8", "--runs", str(runs)]
+    command += [part for override in ["name=control", *overrides] for part in ("--set", override)]
+    with without_rounding():
+        return kdedge([*command, "--threads", str(n_threads)])
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Makes every file and gives the table's rows."""
+    torch.set_num_threads(given.threads)
+    trained = open_run(given.run, given.set)
+    if given.planted:
+        visual = trained.image_path().visual
+        visual.load_state_dict(plant(visual.state_dict()))
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table(trained, Path(folder), given.images)
+        for name, gate in GATES.items():
+            table.add_search(name, gate, given.minutes)
+        for run in given.compressed:
+            table.add_run(run)
+        if given.control is not None:
+            table.add_run(given.control, is_control=True)
+        for name in RECIPES:
+            if RECIPES[name] is not modelopt or given.modelopt:
+                table.add_recipe(name)
+        table.time_files(given.threads, given.rounds)
+        return {"run": trained.run.name, "planted": given.planted, "threads": given.threads,
+                "n_images": given.images, "n_ranges": len(table.ranges),
+                "n_held_out": len(table.held_out), "onnxruntime": onnxruntime.__version__,
+                "rows": table.rows}  # fmt: skip
+
+
+COLUMNS = {
+    "agreement": 2,
+    "drop": 2,
+    "megabytes": 2,
+    "ratio": 2,
+    "in_float": 0,
+    "search_seconds": 0,
+}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the table as Markdown."""
+    print(f"\n{json.dumps({key: value for key, value in result.items() if key != 'rows'})}\n")
+    print("| way | agreement % | drop, points | MB | CPU ratio | layers in FP16 | search, s |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, row in result["rows"].items():
+        values = [row.get(key) for key in COLUMNS]
+        cells = ["-" if value is None else f"{value:.{digits}f}"
+                 for value, digits in zip(values, COLUMNS.values(), strict=True)]  # fmt: skip
+        print(f"| {' | '.join([name, *cells])} |")
+
+
+def main() -> None:
+    """Measures a run, or makes its control."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--planted", action="store_true")
+    parser.add_argument("--compressed", type=Path, nargs="*", default=[])
+    parser.add_argument("--control", type=Path)
+    parser.add_argument("--make-control", type=Path, metavar="RUNS")
+    parser.add_argument("--set", action="append", default=[], help="as kdedge has it")
+    parser.add_argument("--modelopt", action="store_true", help="with a row of ModelOpt's")
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=10, help="time of each search")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    if given.make_control:
+        raise SystemExit(make_control(given.run, given.make_control, given.set, given.threads))
+    result = measure(given)
+    if given.output:
+        given.output.write_text(json.dumps(result, indent=2) + "\n")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()
