@@ -174,32 +174,35 @@ def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
     assert not Path("again").exists()
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_file_that_misses_its_gate_is_marked_kept_and_ends_in_exit_code_6(
-    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     import onnxruntime
 
+    name = f"model.{precision}.onnx"
+
     class Reversed(onnxruntime.InferenceSession):
-        """An ONNX Runtime that gives the FP16 file's logits with the other sign."""
+        """An ONNX Runtime that gives the file's logits with the other sign."""
 
         def __init__(self, path: Any, *arguments: Any, **options: Any) -> None:
             super().__init__(path, *arguments, **options)
-            self.sign = -1 if str(path).endswith("model.fp16.onnx") else 1
+            self.sign = -1 if str(path).endswith(name) else 1
 
         def run(self, *arguments: Any) -> Any:
             return [self.sign * values for values in super().run(*arguments)]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Reversed)
-    done = kdedge("export", "tiny/02", "--fp16")
+    done = kdedge("export", "tiny/02", f"--{precision}", "--int8-minutes", "0")
     assert done.code == 6
-    assert "model.fp16.onnx" in done.err
+    assert name in done.err
     assert "missed its gates against the float32 student: agreement" in done.err
-    files = {file["precision"]: file for file in read(ARTIFACT / "artifact.json")["files"]}
-    assert files["fp32"]["gate"] == "passed"
-    assert files["fp16"]["gate"] == "missed"
-    assert files["fp16"]["parity"]["agreement_percent"] < 50
-    assert len(files["fp16"]["parity"]["worst"]) == 10
-    assert (ARTIFACT / "model.fp16.onnx").is_file()
+    files = {file["name"]: file for file in read(ARTIFACT / "artifact.json")["files"]}
+    assert files["model.onnx"]["gate"] == "passed"
+    assert files[name]["gate"] == "missed"
+    assert files[name]["parity"]["agreement_percent"] < 50
+    assert len(files[name]["parity"]["worst"]) == 10
+    assert (ARTIFACT / name).is_file()
 
 
 def test_a_target_that_cannot_be_built_here_leaves_the_onnx_files_and_names_the_step_that_is_left(
@@ -510,11 +513,16 @@ def test_an_interrupted_export_leaves_no_artifact(trained: Path, start: Callable
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(("kib", "options"), [(200, ()), (2000, ("--int8",))])
 def test_a_full_disk_leaves_no_artifact(
-    trained: Path, kdedge: Callable[..., Any], small_disk: Callable[[int], Path]
+    trained: Path,
+    kdedge: Callable[..., Any],
+    small_disk: Callable[[int], Path],
+    kib: int,
+    options: tuple[str, ...],
 ) -> None:
-    folder = small_disk(200)
-    done = kdedge("export", "tiny/02", "--output", str(folder / "artifact"))
+    folder = small_disk(kib)
+    done = kdedge("export", "tiny/02", *options, "--output", str(folder / "artifact"))
     assert done.code == 7
     assert "disk is full" in done.err
     assert list(folder.iterdir()) == []
