@@ -45,3 +45,10 @@ class EnsembleSpec(Strict):
         description="Divides the entropy under weights: entropy, in nats. Small values follow the"
         " most confident teacher alone. 1 is our choice.",
     )
+    match_confidence: bool = Field(
+        True,
+        description="Divide the logits of each further teacher by a temperature, so that its mean"
+        " confidence is the first teacher's. Turn it off where a teacher is more confident because"
+        " it is better: a linear probe on a strong encoder beside a CLIP that hardly knows the"
+        " classes.",
+    )

@@ -133,6 +133,16 @@ def test_stored_features_of_each_teacher_give_what_live_teachers_give(
     assert again.weights.read_bytes() == stored.weights.read_bytes()
 
 
+def test_a_teachers_own_confidence_counts_where_it_is_not_matched(trained: Path) -> None:
+    matched, own = (
+        taught(write_recipe(TRAINED, PROBE, ensemble=f"{{match_confidence: {value}}}"))
+        for value in ("true", "false")
+    )
+    found = [record(run)["summary"]["teachers"][1]["temperature"] for run in (matched, own)]
+    assert found[0] != 1
+    assert found[1] == 1
+
+
 def test_what_the_teachers_reached_and_how_often_each_was_followed_is_told(
     trained: Path, kdedge: Any
 ) -> None:

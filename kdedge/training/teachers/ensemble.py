@@ -56,11 +56,17 @@ class Ensemble:
     def provenance(self) -> str:
         """Hash of what the answers of all together depend on."""
         teachers = [teacher.provenance for teacher in self.teachers]
-        return sha256_json([teachers, self._settings.model_dump(), self._fit_on.list_hash])
+        settings = self._settings.model_dump()
+        if settings["match_confidence"]:
+            del settings["match_confidence"]  # runs without the key have this hash
+        return sha256_json([teachers, settings, self._fit_on.list_hash])
 
     def fit(self) -> None:
-        """Finds the temperatures, once: each teacher's mean confidence becomes the first's."""
-        if self._is_fit:
+        """Finds the temperatures, once: each teacher's mean confidence becomes the first's.
+
+        With `match_confidence: false` they stay 1.
+        """
+        if self._is_fit or not self._settings.match_confidence:
             return
         reference = self.ask(self.first, self._fit_on)
         for number, teacher in enumerate(self.teachers[1:], start=1):
