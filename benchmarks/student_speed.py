@@ -1,4 +1,4 @@
-"""Speed of students of several sizes, as ONNX files in ONNX Runtime.
+"""Speed of students of several sizes, as ONNX files in ONNX Runtime or OpenVINO.
 
 ViT-B/16 with 9 x 4 visual prompts, alone, with merged tokens and with fewer blocks; and the smaller
 students of `--size`. All have a projector and 397 classes and random weights: accuracy does not
@@ -7,7 +7,7 @@ measured in one process, in turns, so that drift of the machine hits all alike; 
 median of those of the rounds, to the first student.
 
     python benchmarks/student_speed.py [--merge 0 8 16] [--depth 9 6] [--sizes small nano]
-        [--threads 1 2] [--rounds 5]
+        [--threads 1 2] [--rounds 5] [--openvino]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,24 @@ def export(backbone: AnyBackbone, path: Path, **settings: Any) -> float:
     return 2 * count(path)["gmacs"]
 
 
+def onnxruntime_call(path: Path, images: np.ndarray, n_threads: int) -> Callable[[], object]:
+    """A call of a file on images."""
+    session = load(path, n_threads=n_threads)
+    return lambda: session.run(images)
+
+
+def openvino_call(path: Path, images: np.ndarray, n_threads: int) -> Callable[[], object]:
+    """The same in OpenVINO, in float32."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    model.reshape(list(images.shape))
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    hints["INFERENCE_NUM_THREADS"] = n_threads
+    request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+    return lambda: request.infer([images])
+
+
 def by_round(samples: list[float]) -> list[float]:
     """The median of each round's calls."""
     starts = range(0, len(samples), N_CALLS)
@@ -93,6 +112,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--openvino", action="store_true", help="in place of ONNX Runtime")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     vit = random_backbone("ViT-B-16")
@@ -114,8 +134,8 @@ def main() -> None:
             size_px = backbone.preprocess.size_px
             images = random.random((arguments.batch, 3, size_px, size_px), dtype=np.float32)
             for n_threads in arguments.threads:
-                run = load(path, n_threads=n_threads).run
-                calls[name, n_threads] = lambda run=run, images=images: run(images)
+                call = openvino_call if arguments.openvino else onnxruntime_call
+                calls[name, n_threads] = call(path, images, n_threads)
     keys = {f"{name}, {n} threads": (name, n) for name, n in calls}
     timed = interleaved({key: calls[pair] for key, pair in keys.items()}, arguments.rounds)
     rounds = {keys[key]: by_round(samples) for key, samples in timed.items()}
