@@ -29,7 +29,7 @@ from kdedge.files import explain_os_error, refuse_existing, write_atomic
 from kdedge.runtime.artifact import INPUT_NAME, Precision
 from kdedge.runtime.native_lines import lines_held
 from kdedge.targets.litert import run
-from kdedge.targets.litert.describe import CONVERTER
+from kdedge.targets.litert.describe import CONVERTER, QUANTIZER
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
@@ -68,13 +68,15 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
     Raises:
         DataError: the file exists, or there are no images for the ranges of INT8.
-        MissingPackage: LiteRT's converter is not installed.
+        MissingPackage: LiteRT's converter or quantizer is not installed.
         RecipeError: LiteRT cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
     path = request.folder / file.name
     refuse_existing(path)
     check_environment()
+    if file.precision == "int8" and find_spec(QUANTIZER.module) is None:
+        raise QUANTIZER.missing("Building LiteRT files in INT8")
     if file.precision == "int8" and (request.images is None or len(request.images) == 0):
         raise DataError(
             "There are no images for INT8 calibration.\n"

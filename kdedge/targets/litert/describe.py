@@ -12,6 +12,9 @@ LITERT = Package(
     install="pip install ai-edge-litert",
 )
 CONVERTER = Package("litert_torch", ("litert-torch",), "building LiteRT files", extra="litert")
+QUANTIZER = Package(
+    "ai_edge_quantizer", ("ai-edge-quantizer",), "building LiteRT files in INT8", extra="litert"
+)
 
 TARGET = Target(
     name="litert",
@@ -22,7 +25,7 @@ TARGET = Target(
     source="folded model",
     precisions=("fp32", "int8"),
     cpu_precisions=("fp32", "int8"),
-    packages=(CONVERTER, LITERT),
+    packages=(CONVERTER, QUANTIZER, LITERT),
     backend="litert",
     base_precision="fp32",
     remark="A file takes one batch size: `export.batch`, or one image.",
