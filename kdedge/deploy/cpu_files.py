@@ -52,10 +52,10 @@ def add_cpu_files(
     """
     missing: dict[str, str] = {}
     for target in list_targets():
+        of_run = target.name == "onnx" or target.source == "folded model"
         for precision in target.cpu_precisions:
             try:
-                if target.name == "onnx" or (run is None and target.source == "folded model"):
-                    # Written by the run's export alone
+                if of_run and (run is None or target.name == "onnx"):  # the run's export writes it
                     names = _names(artifact, target, precision)
                 else:
                     artifact, names = build_files(artifact, target.name, [precision], run=run)
@@ -63,7 +63,6 @@ def add_cpu_files(
                 missing[f"{target.label} {precision}"] = _in_one_line(error)
             else:
                 if not names:
-                    of_run = target.name == "onnx" or target.source == "folded model"
                     reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
                     missing[f"{target.label} {precision}"] = reason
     return artifact, missing
