@@ -87,6 +87,62 @@ def block_model() -> FoldedModel:
 
 
 @pytest.fixture(scope="session")
+def block_model_in_int8(block_model: FoldedModel) -> Any:
+    """A slow, obvious version: `block_model` with the blocks' linear layers in eight bits.
+
+    A weight has one range for each output, around 0; an input has one for each token, with 0 in it.
+    """
+    import copy
+
+    import torch
+
+    class Linear(torch.nn.Module):
+        def __init__(self, exact: torch.nn.Linear) -> None:
+            super().__init__()
+            step = exact.weight.abs().amax(dim=1, keepdim=True) / 127
+            self.weight, self.bias = (exact.weight / step).round() * step, exact.bias
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            low = tokens.amin(dim=-1, keepdim=True).clamp(max=0)
+            high = tokens.amax(dim=-1, keepdim=True).clamp(min=0)
+            step = (high - low) / 255
+            zero = (-128 - low / step).round()
+            rounded = ((tokens / step).round() + zero).clamp(-128, 127)
+            return torch.nn.functional.linear((rounded - zero) * step, self.weight, self.bias)
+
+    model = copy.deepcopy(block_model)
+    for name, layer in list(model.named_modules()):
+        if name.startswith("blocks.") and isinstance(layer, torch.nn.Linear):
+            model.set_submodule(name, Linear(layer))
+    return model
+
+
+@pytest.fixture(scope="session")
+def cnn_model() -> Any:
+    """Convolutions over 3 and 16 channels and a depthwise one, with a head; it takes bytes."""
+    import torch
+
+    class Small(torch.nn.Module):
+        pixels = "uint8"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, 16, 8, 8)
+            self.depthwise = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+            self.second = torch.nn.Conv2d(16, 16, 4)
+            self.fused_head = torch.nn.Linear(16, 5)
+
+        def before_second(self, images: torch.Tensor) -> torch.Tensor:
+            return self.depthwise(self.first(images.float() / 255).relu()).relu()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fused_head(self.second(self.before_second(images)).flatten(1))
+
+    torch.manual_seed(0)
+    return Small().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
 def block_artifact(tmp_path_factory: pytest.TempPathFactory, block_model: FoldedModel) -> Artifact:
     """The artifact of `block_model` with a smoke set, and without model files."""
     import torch

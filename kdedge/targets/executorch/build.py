@@ -1,9 +1,10 @@
 """Builds ExecuTorch programs whose layers XNNPACK computes, in float32 and in INT8.
 
 API: executorch 1.5, https://docs.pytorch.org/executorch/1.5/backends-xnnpack.html. INT8 is pt2e's:
-linear layers and wide convolutions get ranges from real images, one for each activation and one for
-each output channel of a weight. The first convolution, depthwise ones, attention's own two
-products, normalization and the head stay in float32, as in the other INT8 files.
+linear layers and wide convolutions are quantized, weights with a range for each output channel. A
+linear layer takes the range of its input from each token as it comes, a convolution from real
+images. The first convolution, depthwise ones, attention's own two products, normalization and the
+head stay in float32, as in the other INT8 files.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import dataclasses
 import operator
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,7 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
 
     Args:
         module: `program.module()`, from images to logits; changed.
-        parts: batches of calibration images, whose values the ranges span.
+        parts: batches of calibration images, one or more; a convolution's ranges span their values.
 
     Returns:
         The module with quantized layers, which computes what XNNPACK does with float32 numbers.
@@ -134,17 +136,21 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
     from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    of_linear = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    quantizer = XNNPACKQuantizer().set_filter_function(_is_quantized)
+    quantizer.set_operator_type(torch.ops.aten.linear.default, of_linear)
     config = get_symmetric_quantization_config(is_per_channel=True)
     # By the largest value: on photos100, ranges by entropy give the same agreement
     by_largest = MinMaxObserver.with_args(eps=_EPS)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=by_largest)
     config = dataclasses.replace(config, input_activation=activation, output_activation=activation)
-    quantizer = XNNPACKQuantizer().set_filter_function(_is_quantized)
-    for kind in (torch.ops.aten.linear.default, *_CONVOLUTIONS):
+    for kind in _CONVOLUTIONS:
         quantizer.set_operator_type(kind, config)
+    convolutions = [node for node in module.graph.nodes if node.target in _CONVOLUTIONS]
+    has_ranges = any(map(_is_quantized, convolutions))
     prepared = prepare_pt2e(module, quantizer)
     with torch.no_grad():
-        for part in parts:
+        for part in parts if has_ranges else islice(parts, 1):  # one shows it the weights
             prepared(part)
     return convert_pt2e(prepared)
 

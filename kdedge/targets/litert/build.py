@@ -2,9 +2,10 @@
 
 API: litert-torch 0.10, https://github.com/google-ai-edge/litert-torch, converts the folded model;
 ai-edge-quantizer 0.10, https://github.com/google-ai-edge/ai-edge-quantizer, quantizes the file.
-Linear layers and wide convolutions get ranges from real images, one for each activation and one for
-each output channel of a weight. The first convolution, depthwise ones, attention's own two
-products, normalization and the head stay in float32, as in the other INT8 files.
+Linear layers and wide convolutions are quantized, weights with a range for each output channel. A
+linear layer takes the range of its input from each token as it comes, a convolution from real
+images. The first convolution, depthwise ones, attention's own two products, normalization and the
+head stay in float32, as in the other INT8 files.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _FILES: dict[Precision, PlannedFile] = {
     "int8": PlannedFile("model.int8.tflite", "int8", "cpu"),
 }
 _CONVERTER = "litert_torch"
+_LINEAR = "FULLY_CONNECTED"
 # A weight's name ends with its layer's class and name: .../torch.nn.modules.linear.Linear_hidden;1
 _HEAD = re.compile(rf"_({'|'.join(name.rstrip('/') for name in HEAD_LAYERS)})(\.\w+)?;\d*$")
 _ANY_LINE = re.compile(rb"")
@@ -127,18 +129,25 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
         images: [N, 3, S, S], real images as it takes them.
         n_images: images that it takes; copies of the last one fill a batch that is too small.
     """
-    calibrator = importlib.import_module("ai_edge_quantizer.calibrator")
     recipes = importlib.import_module("ai_edge_quantizer.recipe_manager")
     quantizer = importlib.import_module("ai_edge_quantizer.quantizer")
 
     recipe = recipes.RecipeManager()
     for operator, scope in quantized_layers(data):
-        recipe.add_static_config(
-            regex=f"^{re.escape(scope)}$",
-            operation_name=operator,
-            activation_num_bits=8,
-            weight_num_bits=8,
-        )
+        layer = {"regex": f"^{re.escape(scope)}$", "operation_name": operator}
+        if operator == _LINEAR:
+            recipe.add_dynamic_config(num_bits=8, **layer)
+        else:
+            recipe.add_static_config(activation_num_bits=8, weight_num_bits=8, **layer)
+    made = quantizer.Quantizer(data, recipe.get_quantization_recipe())
+    ranges = _ranges(data, recipe, images, n_images) if made.need_calibration else None
+    found = made.quantize(ranges, enable_progress_report=False)
+    return bytes(found.quantized_model)
+
+
+def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -> Any:
+    """Ranges of the values in a file as the quantizer takes them; arguments as in `quantized`."""
+    calibrator = importlib.import_module("ai_edge_quantizer.calibrator")
     missing = -len(images) % n_images
     batches = np.concatenate([images, images[-1:].repeat(missing, 0)])
     feeds = [{INPUT_NAME: part} for part in np.split(batches, len(batches) // n_images)]
@@ -147,9 +156,7 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
         data, num_threads=torch.get_num_threads(), qsv_update_func=_widest
     )
     ranges.calibrate({run.SIGNATURE: feeds}, recipe)
-    made = quantizer.Quantizer(data, recipe.get_quantization_recipe())
-    found = made.quantize(ranges.get_model_qsvs(), enable_progress_report=False)
-    return bytes(found.quantized_model)
+    return ranges.get_model_qsvs()
 
 
 def quantized_layers(data: bytes) -> Iterator[tuple[str, str]]:
@@ -159,13 +166,13 @@ def quantized_layers(data: bytes) -> Iterator[tuple[str, str]]:
     (graph,) = model.subgraphs
     for step in graph.operators:
         operator = tools.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[step.opcodeIndex].builtinCode)
-        if operator not in ("FULLY_CONNECTED", "CONV_2D"):
+        if operator not in (_LINEAR, "CONV_2D"):
             continue
         weight = graph.tensors[step.inputs[1]]
         is_constant = model.buffers[weight.buffer].data is not None
         is_head = _HEAD.search(tools.get_tensor_name(weight)) is not None
         # [C_out, H, W, C_in] of a convolution; the encoder's linear layers are quantized all
-        is_wide = operator == "FULLY_CONNECTED" or weight.shape[-1] >= MIN_CHANNELS
+        is_wide = operator == _LINEAR or weight.shape[-1] >= MIN_CHANNELS
         if is_constant and is_wide and not is_head:
             yield operator, tools.get_op_scope(step, graph.tensors)
 

@@ -38,6 +38,19 @@ def test_its_logits_are_those_of_the_model(files: Path, tiny_model: FoldedModel)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
+def test_int8_rounds_weights_by_output_and_inputs_by_token(
+    files: Path, tiny_model: FoldedModel, block_model_in_int8: Any
+) -> None:
+    images = draw_images(1)
+    with torch.no_grad():
+        expected = block_model_in_int8(torch.from_numpy(images)).numpy()
+    logits = target.load(files / "model.int8.tflite", n_threads=1).run(images)
+    # Another order of sums over at most 192 float32 products
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    exact = tiny_model(torch.from_numpy(images)).numpy()
+    assert np.abs(exact - expected).max() > 1e-3
+
+
 def test_a_result_is_not_changed_by_the_next_call(files: Path) -> None:
     backend = target.load(files / "model.tflite", n_threads=1)
     first = backend.run(draw_images(1))
