@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 
@@ -17,6 +18,7 @@ from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, percent
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import GateError, KdedgeError
 from kdedge.progress import working
+from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import Candidate, CpuChoice, CpuMachine
@@ -31,6 +33,7 @@ EQUAL = 0.03
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
 _N_WITH_OTHER_THREADS = 2
+_UNLIKELY = 0.01
 _QUICK = 10  # the percentile of calls that decides
 
 
@@ -39,9 +42,10 @@ def fastest_on_cpu(
 ) -> CpuChoice:
     """Measures an artifact's files for CPUs, and chooses one.
 
-    A file can be chosen if it passed its gate when it was made, and passes it on the smoke set on
-    this machine, too: processors multiply bytes in different ways. Of files that are equally fast,
-    the one that agrees best is chosen, then the one with the fewest threads.
+    A file can be chosen if it passed its gate when it was made, and agrees as well on the smoke set
+    on this machine (`is_worse`): processors multiply bytes in different ways. One that was compared
+    on no other images must pass on these. Of files that are equally fast, the one that agrees best
+    is chosen, then the one with the fewest threads.
 
     Args:
         artifact: the artifact; calls have as many images as its smallest batch.
@@ -106,6 +110,22 @@ def choose(candidates: Sequence[Candidate], *, where: str) -> Candidate:
     return min(equal, key=lambda one: (-(one.agreement_percent or 0), one.threads, -_speedup(one)))
 
 
+def is_worse(here: ParityResult, made: ParityResult) -> bool:
+    """Whether a file agrees less on this machine than when it was made, beyond chance.
+
+    With the agreement of `made`, so few images or fewer would agree in less than 1 % of draws.
+    """
+    agreeing, share = (
+        round(here.n_images * here.agreement_percent / 100),
+        made.agreement_percent / 100,
+    )
+    chance = sum(
+        math.comb(here.n_images, n) * share**n * (1 - share) ** (here.n_images - n)
+        for n in range(agreeing + 1)
+    )
+    return here.n_nonfinite > made.n_nonfinite or chance < _UNLIKELY
+
+
 class _Trial:
     """Runs candidates; compares each file with the model once."""
 
@@ -153,12 +173,12 @@ class _Trial:
 
     def _compare(self, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
         """Agreement here, and which gate the file misses, here or when it was made."""
-        gates = self._artifact.gates
-        here = parity_on_smoke_set(self._artifact, backend)
-        missed = misses(here, file.precision, gates)
-        if not missed and file.gate == "missed" and file.parity is not None:
-            missed = misses(file.parity, file.precision, gates)
-        return here.agreement_percent, "; ".join(missed) or None
+        here, made = parity_on_smoke_set(self._artifact, backend), file.parity
+        compared = [here] if made is None else [made, here]
+        if made is not None and made.n_images > here.n_images and not is_worse(here, made):
+            compared = [made]  # of more images: few alone would put out every other close file
+        found = (misses(one, file.precision, self._artifact.gates) for one in compared)
+        return here.agreement_percent, "; ".join(next(filter(None, found), ())) or None
 
     def _with_time(self, candidate: Candidate, timed: Timed, first: Timed | None) -> Candidate:
         """A candidate with its times, compared with those of the first one."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.benchmarking.cpu_files import EQUAL, choose, cpu_files, fastest_on_cpu
+from kdedge.benchmarking.cpu_files import EQUAL, choose, cpu_files, fastest_on_cpu, is_worse
 from kdedge.benchmarking.timing import TimingPlan
-from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.errors import GateError
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
@@ -123,29 +123,73 @@ def test_files_for_cpus_are_measured_and_one_that_misses_its_gate_here_is_out(
     assert choice.not_tried == {"Other fp32": "why"}
 
 
-def test_a_file_that_missed_its_gate_on_all_images_is_out_even_if_it_agrees_here(
-    measurable: Artifact,
-) -> None:
-    file = measurable.file("model.int8-cpu.onnx")
-    parity = ParityResult(
-        n_images=1000,
+def parity(n_images: int, agreement_percent: float, n_nonfinite: int = 0) -> ParityResult:
+    return ParityResult(
+        n_images=n_images,
         n_labeled=0,
-        n_nonfinite=0,
-        agreement_percent=90.0,
+        n_nonfinite=n_nonfinite,
+        agreement_percent=agreement_percent,
         mean_softmax_distance=0.01,
         max_softmax_distance=0.1,
         accuracy_percent=None,
         reference_accuracy_percent=None,
         accuracy_drop=None,
         worst=(),
-        images="1,000 images",
+        images="some images",
         runtime="some 1.0",
     )
-    measurable = measurable.with_files(dataclasses.replace(file, gate="missed", parity=parity))
-    choice = fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
+
+
+def test_a_file_that_missed_its_gate_on_all_images_is_out_even_if_it_agrees_here(
+    measurable: Artifact,
+) -> None:
+    file = measurable.file("model.int8-cpu.onnx")
+    made = dataclasses.replace(file, gate="missed", parity=parity(1000, 90.0))
+    choice = fastest_on_cpu(measurable.with_files(made), not_tried={}, plan=SHORT)
     out = {one.file: one.out for one in choice.candidates}
     assert "agreement 90.00 %" in str(out["model.int8-cpu.onnx"])
     assert choice.file == "model.onnx"
+
+
+def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
+    measurable: Artifact,
+) -> None:
+    """One of six images has another class: 83.33 %, where the gate is 98 %."""
+    smoke = read_smoke_set(measurable.path / SMOKE_SET)
+    (measurable.path / SMOKE_SET).unlink()
+    write_smoke_set(
+        measurable.path / SMOKE_SET,
+        smoke.pixels,
+        np.concatenate([smoke.logits[:5], -smoke.logits[5:]]),
+    )
+    others = {**measurable.others, SMOKE_SET: digest(measurable.path / SMOKE_SET)}
+    measurable = dataclasses.replace(measurable, others=others)
+    made = [
+        dataclasses.replace(measurable.file(name), gate="passed", parity=parity(1000, 98.5))
+        for name in ("model.int8-cpu.onnx", "model.wrong.onnx")
+    ]
+    choice = fastest_on_cpu(measurable.with_files(*made), not_tried={}, plan=SHORT)
+    found = {one.file: (one.agreement_percent, one.out) for one in choice.candidates}
+    assert found["model.int8-cpu.onnx"] == (pytest.approx(100 * 5 / 6), None)
+    assert "agreement 16.67 %" in str(found["model.wrong.onnx"])
+    assert choice.file == "model.int8-cpu.onnx"
+    assert "agreement 83.33 %" in str(found["model.onnx"])  # was compared on no other images
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [
+        (parity(200, 98.5), False),
+        (parity(200, 95.5), False),
+        (parity(200, 95.0), True),
+        (parity(200, 100.0, n_nonfinite=1), True),
+    ],
+)
+def test_worse_is_what_chance_does_not_explain(here: ParityResult, expected: bool) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    chance = stats.binom.cdf(round(2 * here.agreement_percent), n=200, p=0.98)
+    assert is_worse(here, parity(5000, 98.0)) is expected
+    assert expected is bool(chance < 0.01 or here.n_nonfinite)
 
 
 @pytest.mark.parametrize(

@@ -181,9 +181,7 @@ def test_a_step_that_cannot_be_expressed_is_named(
     assert not list(artifact.path.glob("*.pte"))
 
 
-def test_a_fixed_batch_of_bytes_is_calibrated_and_built(
-    artifact: Artifact, cnn_model: Any
-) -> None:
+def test_a_fixed_batch_of_bytes_is_calibrated_and_built(artifact: Artifact, cnn_model: Any) -> None:
     fixed = dataclasses.replace(artifact, batch=2, max_batch=2, pixels="uint8")
     images = draw_bytes(3)
     (file,) = target.plan("int8")

@@ -96,8 +96,13 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
     largest = float(cnn_model.before_second(torch.from_numpy(images)).max())  # 0 is the least
     tools = pytest.importorskip("ai_edge_quantizer.utils.tfl_flatbuffer_utils")
     (graph,) = tools.read_model((artifact.path / file.name).read_bytes()).subgraphs
-    (step,) = (one for one in graph.operators if "Conv2d_second" in tools.get_op_scope(one, graph.tensors)
-               and len(one.inputs) == 3 and graph.tensors[one.inputs[1]].type == 9)  # fmt: skip
+    (step,) = (
+        one
+        for one in graph.operators
+        if "Conv2d_second" in tools.get_op_scope(one, graph.tensors)
+        and len(one.inputs) == 3
+        and graph.tensors[one.inputs[1]].type == 9  # INT8
+    )
     values = graph.tensors[step.inputs[0]].quantization
     assert values.scale == pytest.approx([largest / 255], rel=1e-3)
     assert values.zeroPoint == [-128]
@@ -174,9 +179,7 @@ def test_a_step_that_cannot_be_expressed_is_named(artifact: Artifact, capfd: Any
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_fixed_batch_of_bytes_is_calibrated_and_built(
-    artifact: Artifact, cnn_model: Any
-) -> None:
+def test_a_fixed_batch_of_bytes_is_calibrated_and_built(artifact: Artifact, cnn_model: Any) -> None:
     """A convolution over 16 channels is quantized; the first, depthwise ones and the head not."""
     fixed = dataclasses.replace(artifact, batch=2, max_batch=2, pixels="uint8")
     images = draw_bytes(3)
