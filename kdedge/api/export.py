@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from kdedge.deploy.build import RunInputs
 
 log = logging.getLogger(__name__)
+
+_EARLIER = ("those of its export, before the gates in artifact.json were changed",)
 
 
 class ExportOptions(TypedDict, total=False):
@@ -114,7 +116,7 @@ class Export:
         for file in self.artifact.files:
             if file.name in self.names and file.gate == "missed":
                 assert file.parity is not None  # a missed gate was measured
-                missed = misses(file.parity, file.precision, self.artifact.gates)
+                missed = misses(file.parity, file.precision, self.artifact.gates) or _EARLIER
                 errors.append(gate_error(file.name, file.precision, file.parity, missed))
         return [*errors, *self.failed]
 
@@ -138,29 +140,26 @@ class Export:
         if self.artifact != before and before.path not in self.written:
             self.written.append(before.path)
 
-    def choose_for_cpu(
-        self, *, run: RunInputs | None = None, not_tried: Mapping[str, str] | None = None
-    ) -> None:
+    def choose_for_cpu(self, *, run: RunInputs | None = None) -> None:
         """Makes the files that may be the fastest on this CPU, measures them, and keeps the choice.
 
         Args:
             run: what a run's export has.
-            not_tried: why some of the ONNX files were not made.
         """
         from kdedge.benchmarking.cpu_files import fastest_on_cpu
         from kdedge.deploy.cpu_files import add_cpu_files
         from kdedge.deploy.model_card import renew_model_card
 
-        path = self.artifact.path
+        before = self.artifact
         try:
             self.artifact, missing = add_cpu_files(self.artifact, run=run)
-            self.choice = fastest_on_cpu(self.artifact, not_tried={**missing, **(not_tried or {})})
+            self.choice = fastest_on_cpu(self.artifact, not_tried=missing)
             self.artifact, _ = renew_model_card(keep_choice(self.artifact, self.choice))
         except KdedgeError as error:
             self.failed.append(error)
-            self.artifact = load_artifact(path)
-        if path not in self.written:
-            self.written.append(path)
+            self.artifact = load_artifact(before.path)
+        if self.artifact != before and before.path not in self.written:
+            self.written.append(before.path)
 
     def add_servers(
         self,
@@ -309,7 +308,7 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
         warn_where_unbuildable(target, chosen)
         if target.source == "ONNX file" and target.base_precision is None:
             needed.update(chosen)
-    for_cpu, not_tried = onnx_precisions(trained) if request.cpu else (set(), {})
+    for_cpu = onnx_precisions(trained) if request.cpu else set()
     output = options.get("output")
     exported = export_artifact(
         trained,
@@ -324,5 +323,5 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     for target in request.targets:
         made.add_target(target, built_from, run=exported.inputs)
     if request.cpu:
-        made.choose_for_cpu(run=exported.inputs, not_tried=not_tried)
+        made.choose_for_cpu(run=exported.inputs)
     return made

@@ -8,30 +8,20 @@ from kdedge.deploy.build import RunInputs, build_files
 from kdedge.errors import KdedgeError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import find_target, list_targets, load_build
+from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # a device has no torch
     from kdedge.runs.model import RunModel
 
 _FROM_RUN = "the artifact has none; it is made when a run is exported: kdedge export RUN --cpu"
+_NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
+_TRAINED = "it was trained with INT8 layers: the ONNX files have them as they were trained"
 
 
-def onnx_precisions(trained: RunModel) -> tuple[set[Precision], dict[str, str]]:
-    """Precisions of ONNX files for CPUs that the export of a run can make, besides float32.
-
-    Returns:
-        The precisions; and why INT8 is not among them, by its name, if it is not.
-    """
-    target = find_target("onnx")
-    name = f"{target.label} int8"
+def onnx_precisions(trained: RunModel) -> set[Precision]:
+    """Precisions of ONNX files for CPUs that the export of a run can make, besides float32."""
     pool = trained.images("unlabeled")
-    if pool is None or not pool.indices:
-        return set(), {name: "the recipe has no unlabeled images to calibrate with: data.unlabeled"}
-    try:
-        load_build(target).plan("int8")
-    except SetupError as error:
-        return set(), {name: _in_one_line(error)}
-    return {"int8"}, {}
+    return set() if pool is None or not pool.indices else {"int8"}
 
 
 def add_cpu_files(
@@ -54,17 +44,18 @@ def add_cpu_files(
     for target in list_targets():
         of_run = target.name == "onnx" or target.source == "folded model"
         for precision in target.cpu_precisions:
-            try:
-                if of_run and (run is None or target.name == "onnx"):  # the run's export writes it
-                    names = _names(artifact, target, precision)
-                else:
+            # A file from the folded model is there already if its target was asked for, too
+            names = _names(artifact, target, precision) if of_run else ()
+            reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
+            if of_run and precision == "int8" and run is not None and run.calibration is None:
+                reason = _TRAINED if run.model.quantized else _NO_IMAGES
+            elif not names and not (of_run and (run is None or target.name == "onnx")):
+                try:
                     artifact, names = build_files(artifact, target.name, [precision], run=run)
-            except (RecipeError, SetupError) as error:
-                missing[f"{target.label} {precision}"] = _in_one_line(error)
-            else:
-                if not names:
-                    reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
-                    missing[f"{target.label} {precision}"] = reason
+                except (RecipeError, SetupError) as error:
+                    reason = _in_one_line(error)
+            if not names:
+                missing[f"{target.label} {precision}"] = reason
     return artifact, missing
 
 

@@ -175,10 +175,12 @@ def _rank(target: Target, file: ModelFile, chosen: str | None) -> tuple[Any, int
 
 
 def _only_when_asked(artifact: Artifact, files: Sequence[ModelFile]) -> GateError:
+    whys = [
+        "missed its gate" if file.gate == "missed" else f"is {file.precision}" for file in files
+    ]
     reasons = "\n".join(
-        f"  {file.name}: {'it missed its gate' if file.gate == 'missed' else 'it is int8'}; to use"
-        f" it anyway, add --precision {file.precision}"
-        for file in files
+        f"  {file.name}: it {why}; to use it anyway, add --precision {file.precision}"
+        for file, why in zip(files, whys, strict=True)
     )
     return GateError(f"{artifact.path} has only files that need --precision.\n{reasons}")
 

@@ -105,3 +105,15 @@ def test_a_file_that_misses_its_gate_is_out_and_the_command_succeeds(
     assert (out["model.int8-cpu.onnx"] is None) == (gate == "passed")
     if gate == "missed":
         assert used(kdedge)[0] == "model.onnx"
+
+
+def test_a_choice_that_cannot_be_kept_overwrites_nothing_and_is_not_called_written(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (ARTIFACT / CPU_CHOICE).write_text("mine")
+    done = kdedge("export", str(ARTIFACT), "--cpu")
+    assert done.code == 3
+    assert f"{CPU_CHOICE} exists, and nothing is overwritten" in done.err
+    assert "Wrote" not in done.out
+    assert (ARTIFACT / CPU_CHOICE).read_text() == "mine"

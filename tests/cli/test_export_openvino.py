@@ -102,3 +102,17 @@ def test_without_the_package_the_onnx_files_are_written_and_the_line_is_told(
     assert "pip install 'kdedge[openvino]'" in done.err
     assert (ARTIFACT / "model.onnx").is_file()
     assert not (ARTIFACT / "model.xml").exists()
+
+
+def test_a_miss_before_the_gates_were_changed_by_hand_says_so(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    assert kdedge("export", str(ARTIFACT), "--openvino").code == 0
+    record = read(ARTIFACT / "artifact.json")
+    (file,) = (file for file in record["files"] if file["name"] == "model.xml")
+    file["gate"] = "missed"
+    (ARTIFACT / "artifact.json").write_text(json.dumps(record))
+    assert kdedge("export", str(ARTIFACT), "--reseal").code == 0
+    done = kdedge("export", str(ARTIFACT), "--openvino")
+    assert done.code == 6
+    assert "before the gates in artifact.json were changed" in done.err

@@ -73,9 +73,11 @@ def test_a_file_that_missed_its_gate_is_used_only_when_asked_for(artifact: Artif
     assert candidates(artifact, precision="fp16", backend=None) == [missed]
 
 
-def test_int8_is_used_only_when_asked_for(artifact: Artifact) -> None:
-    with pytest.raises(GateError, match=r"model\.int8\.onnx: it is int8; .*--precision int8"):
-        candidates(with_entries(artifact, ALL[1]), precision=None, backend=None)
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_eight_bits_are_used_only_when_asked_for(artifact: Artifact, precision: Any) -> None:
+    file = entry(f"model.{precision}.onnx", precision=precision)
+    with pytest.raises(GateError, match=rf": it is {precision}; .*--precision {precision}"):
+        candidates(with_entries(artifact, file), precision=None, backend=None)
 
 
 def test_a_wish_that_no_file_fulfills_lists_what_there_is(artifact: Artifact) -> None:

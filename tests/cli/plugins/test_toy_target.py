@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import kdedge
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
@@ -93,6 +95,32 @@ def test_bench_has_a_row_of_it(
     rows = {row["model"]: row for row in json.loads(done.out)["rows"]}
     assert rows["model.fp32.npz"]["runtime"].startswith("toy numpy ")
     assert rows["model.fp32.npz"]["measurements"]
+
+
+@pytest.mark.parametrize("targets", [(), ("toy",)])
+def test_the_fastest_file_is_looked_for_among_its_files_too_asked_for_or_not(
+    project: Path,
+    toy_site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    targets: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", [str(toy_site), *sys.path])
+    for package in ("executorch.runtime", "litert_torch", "openvino"):  # quicker without
+        monkeypatch.setitem(sys.modules, package, None)
+    artifact = kdedge.export(
+        "tiny/02",
+        targets=targets,
+        cpu=True,
+        output=tmp_path / "artifact",
+        overrides={"data.unlabeled": None},
+    )
+    choice = kdedge.cpu_choice(artifact)
+    assert choice is not None
+    assert {one.file for one in choice.candidates} == {"model.onnx", "model.fp32.npz"}
+    for label in ("ONNX", "LiteRT", "ExecuTorch"):
+        assert "no unlabeled images" in choice.not_tried[f"{label} int8"]
 
 
 def test_doctor_schema_and_help_know_it(run: Run) -> None:

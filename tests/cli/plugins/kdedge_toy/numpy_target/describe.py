@@ -10,6 +10,7 @@ TARGET = Target(
     files="model.*.npz",
     source="folded model",
     precisions=("fp32",),
+    cpu_precisions=("fp32",),
     packages=(
         Package("toy_engine", ("toy-engine",), "toy models", install="pip install toy-engine"),
     ),
