@@ -2,7 +2,7 @@
 
 The candidates of a round are all in memory and timed in turns, so that a busy machine slows all
 alike. First every file runs with one thread per physical core; then the fastest two are timed again
-with other numbers of threads.
+with other numbers of threads, one number after the other.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def fastest_on_cpu(
     best = sorted(filter(_is_fit, found), key=_speedup, reverse=True)[:_N_WITH_OTHER_THREADS]
     if best and len(counts) > 1:
         first = next(one for one in found if one.time is not None)  # others are compared with it
-        again = [(first.file, first.threads)]
-        again += [(one.file, count) for one in best for count in counts]
-        more = trial.measure([(artifact.file(name), n) for name, n in dict.fromkeys(again)])
-        merged = {(one.file, one.threads): one for one in (*found, *more)}
+        merged = {(one.file, one.threads): one for one in found}
+        for count in counts:  # one at a time: programs of ExecuTorch share their threads
+            again = [(first.file, first.threads), *((one.file, count) for one in best)]
+            more = trial.measure([(artifact.file(name), n) for name, n in dict.fromkeys(again)])
+            merged |= {(one.file, one.threads): one for one in more}
         found = list(merged.values())
     chosen = choose(found, where=str(artifact.path))
     return CpuChoice(

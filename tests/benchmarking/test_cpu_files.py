@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,31 @@ def test_other_numbers_of_threads_are_tried_unless_the_user_gave_one(
     assert len(tried) == len(set(tried))
     if number is None:  # the one that is out has no second try
         assert [n for name, n in tried if name == "model.wrong.onnx"] == [6]
+
+
+def test_one_other_number_of_threads_is_in_memory_at_a_time(
+    measurable: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some runtimes have one number of threads for all files of a process."""
+    import onnxruntime
+
+    loaded: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+    numbers: list[set[int]] = []
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, path: str, options: Any, **others: Any) -> None:
+            super().__init__(path, options, **others)
+            loaded[self] = options.intra_op_num_threads
+            numbers.append(set(loaded.values()))
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEDGE_CHOSEN"):
+        monkeypatch.delenv(name, raising=False)
+    six = set(range(6))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: six, raising=False)
+    fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
+    assert set().union(*numbers) == {1, 2, 4, 6}
+    assert all(len(some - {6}) <= 1 for some in numbers)
 
 
 def test_a_damaged_file_is_out_and_the_others_are_measured(measurable: Artifact) -> None:
