@@ -1,12 +1,13 @@
 """Calibration error and "none of these" of an artifact's files, on all test images of its run.
 
-    python benchmarks/scores.py RUN ARTIFACT [--files NAME ...]
+    python benchmarks/scores.py RUN ARTIFACT [--files NAME ...] [--set KEY=VALUE ...]
 
 Prints Markdown, a row for each file that runs here: expected calibration error with and without the
-temperature, and the percentage of test images that keep their class: of all of them; of those that
-the file answers rightly; of the class that keeps the least and of the one that keeps the most. It
-prints the same for images of the pool that the limits were not fitted to, which tells a test set
-that differs from the pool from a limit that is wrong.
+temperature, and the percentage of test images that keep their class: of all of them; of the class
+that keeps the least and of the one that keeps the most; and the same for those that the file
+answers rightly. It prints the share for images of the pool that the limits were not fitted to, too,
+which tells a test set that differs from the pool from a limit that is wrong. With --set, test
+images and pool are others than the run's; the pool has to be that of the export.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MOST_OF_POOL = 5000
 FILES = ("model.onnx", "model.int8.onnx", "model.int8-cpu.onnx")
 HEADS = (
     *("file", "right %", "ECE before", "ECE after"),
-    *("keep their class %", "of those that are right", "by class", "others of the pool"),
+    *("keep their class %", "by class", "right ones", "by class", "others of the pool"),
 )
 
 Array = np.ndarray
@@ -86,9 +87,10 @@ def row_of(
         return cells
     kept = is_known(classifier, outputs)
     is_right = logits.argmax(axis=1) == labels
-    by_class = [100 * kept[labels == c].mean() for c in np.unique(labels[has_label])]
-    cells += [f"{100 * part.mean():.2f}" for part in (kept, kept[is_right])]
-    cells += [f"{min(by_class):.0f} to {max(by_class):.0f}"]
+    for chosen in (has_label, is_right):
+        own = [kept[chosen & (labels == c)] for c in np.unique(labels[has_label])]
+        by_class = [100 * one.mean() for one in own if len(one)]
+        cells += [f"{100 * kept[chosen].mean():.2f}", f"{min(by_class):.0f} to {max(by_class):.0f}"]
     cells += [] if rest is None else [f"{100 * is_known(classifier, run(rest)).mean():.2f}"]
     return cells
 
@@ -104,10 +106,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--files", nargs="+", default=FILES)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     artifact = load_artifact(arguments.artifact)
     found = find_run(str(arguments.run), arguments.run.parent)
-    trained = load_run(found, Workspace(found.root, choose_device("cpu")))
+    workspace = Workspace(found.root, choose_device("cpu"))
+    trained = load_run(found, workspace, overrides=arguments.set)
     test = trained.images("test")
     assert test is not None
     labels = np.array([-1 if c is None else c for c in trained.labels_of(test)])

@@ -6,6 +6,7 @@ once, and streams are drawn from them, so that long ones are cheap. The alarm is
 
     python benchmarks/watch.py ARTIFACT --images FOLDER_OR_SHARDS --other NAME=FOLDER ...
         [--seeds 20] [--frames 10000] [--threads 1] [--learn]
+    python benchmarks/watch.py ARTIFACT ... --videos FOLDER [--codec h264] [--file NAME]
 
 ARTIFACT has at least 100 images in its smoke set; those are left out of the streams. With --learn,
 the reference is learned from the stream, as with a smaller smoke set: the change comes after as
@@ -13,6 +14,9 @@ many frames more. The streams
 without change are of `--images`. After 1,000 of its frames, the others change to a folder of
 `--other`, or to images of `--images` that are darker (30 % of the brightness), blurred (Gaussian of
 4 % of the side) or noisy (standard deviation 40 of 255).
+
+With --videos, each stream is a video file of 480x480 pixels that PyAV writes into FOLDER, and that
+source and loop of `kdedge watch` play until an alarm. `--file` names the model file that watches.
 """
 
 from __future__ import annotations
@@ -21,11 +25,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from kdedge.data.sources import Source
 from kdedge.data.sources.folder import open_source as open_folder
@@ -35,15 +38,21 @@ from kdedge.inference.classify import Classifier
 from kdedge.runtime.batches import softmax
 from kdedge.runtime.machine import cpu_model
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
+from kdedge.runtime.video import import_pyav
 from kdedge.watching.drift import DriftMonitor, Reference, Scored
 from kdedge.watching.frame import Frame, thumbnail
 from kdedge.watching.source import Source as Watched
+from kdedge.watching.source import open_source as open_watched
 from kdedge.watching.watch import SHOT, Settings, watch_source
 
 N_POSITIONS, N_BEFORE, N_AFTER, N_IMAGES = 4, 1000, 2000, 1000
 N_LEARNING = 5000
 """Frames from which the alarm learns a reference."""
 
+VIDEO_SIZE = (480, 480)
+"""Square as the photos are, so that the model sees as much of them as in the smoke set."""
+
+Images = list[Image.Image]
 Domain = tuple[np.ndarray, np.ndarray]
 """Scores [N, positions, C] and thumbnails [N, positions, 16, 16]."""
 
@@ -93,16 +102,22 @@ def some(source: Source, number: int, seed: int, left_out: set[bytes], size: Cal
     return [image for image, _ in zip(kept, range(number), strict=False)]
 
 
+def shots(n_images: int, n_frames: int, rng: np.random.Generator) -> Iterator[int]:
+    """The image of each frame."""
+    n = 0
+    while n < n_frames:
+        image = int(rng.integers(n_images))
+        for _ in range(min(rng.integers(10, 31), n_frames - n)):
+            yield image
+            n += 1
+
+
 def stream(domain: Domain, n_frames: int, rng: np.random.Generator):
     """Frames in shots."""
     scores, small = domain
-    n = 0
-    while n < n_frames:
-        image = rng.integers(len(scores))
-        for _ in range(min(rng.integers(10, 31), n_frames - n)):
-            position = rng.integers(N_POSITIONS)
-            yield Scored(scores[image, position]), small[image, position]
-            n += 1
+    for image in shots(len(scores), n_frames, rng):
+        position = rng.integers(N_POSITIONS)
+        yield Scored(scores[image, position]), small[image, position]
 
 
 def frames_until(reference: Reference | None, parts: list, *, n_ahead: int) -> int | None:
@@ -140,6 +155,51 @@ def false_alarms(reference: Reference | None, domain: Domain, seeds: int, frames
     found = [frames_until(reference, [stream(domain, frames, rng)], n_ahead=0) for rng in rngs]
     n = sum(one is not None for one in found)
     print(f"\n{seeds} streams of {frames:,} frames without change: {n} with an alarm")
+
+
+def write_video(path: Path, codec: str, parts: list[tuple[Images, int]], seed: int) -> None:
+    """Writes shots of each part's images, as many frames as it says."""
+    av, rng = import_pyav(), np.random.default_rng([3, seed])
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=25)
+        video.width, video.height = VIDEO_SIZE
+        video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        video.thread_count = 1
+        if codec == "mjpeg":  # FFmpeg's bit rates are those of a preview
+            video.qmin = video.qmax = 3
+        else:
+            video.bit_rate = 2_000_000
+        for images, n_frames in parts:
+            for i in shots(len(images), n_frames, rng):
+                image = ImageOps.fit(moved(images[i], rng), VIDEO_SIZE)
+                container.mux(video.encode(av.VideoFrame.from_image(image)))
+        container.mux(video.encode())
+
+
+def played(path: Path, classifier: Classifier) -> tuple[int, str] | None:
+    """The frame of the first alarm of `kdedge watch` on a video, and what has changed."""
+    events = watch_source(open_watched(str(path)), classifier, Settings(drift="artifact"))
+    found = ((one["frame"], one["statistic"]) for one in events if one["event"] == "drift")
+    first = next(found, None)
+    events.close()
+    return first
+
+
+def play_videos(given: argparse.Namespace, domains: dict[str, Images]) -> None:
+    """Prints the first alarm in videos that change, and in one that does not."""
+    given.videos.mkdir(parents=True, exist_ok=True)
+    classifier = Classifier.load_named(given.artifact / given.file, n_threads=given.threads)
+    path, known = given.videos / "played.mkv", domains.pop("unchanged")
+    print(f"{given.codec}, {given.file}\n\n| change to | frames until the alarm |\n|---|---|")
+    for name, images in domains.items():
+        cells = []
+        for seed in range(given.seeds):
+            write_video(path, given.codec, [(known, N_BEFORE), (images, N_BEFORE)], seed)
+            first = played(path, classifier)
+            cells.append("none" if first is None else f"{first[0] - N_BEFORE} ({first[1]})")
+        print(f"| {name} | {', '.join(cells)} |", flush=True)
+    write_video(path, given.codec, [(known, given.frames)], given.seeds)
+    print(f"\n{given.frames:,} frames without change, first alarm: {played(path, classifier)}")
 
 
 def cost(classifier: Classifier, images: list[Image.Image], rounds: int = 7) -> None:
@@ -183,6 +243,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--learn", action="store_true")
+    parser.add_argument("--videos", type=Path)
+    parser.add_argument("--codec", default="mjpeg", choices=("mjpeg", "h264"))
+    parser.add_argument("--file", default="model.onnx")
     given = parser.parse_args()
     classifier = Classifier.load(given.artifact, precision="fp32", n_threads=given.threads)
     preprocess = classifier.artifact.preprocess
@@ -195,15 +258,20 @@ def main() -> None:
 
     source, left_out = listed(given.images), {one.tobytes() for one in smoke}
     known = some(source, 4 * N_IMAGES, 1, left_out, size)
-    domains = {"unchanged": scored(classifier, iter(known), 1)}
+    images = {"unchanged": known}
     rng = np.random.default_rng(2)
     for kind in ("darker", "blurred", "noisy"):
-        worse = map(partial(changed, kind, rng=rng), known[:N_IMAGES])
-        domains[kind] = scored(classifier, worse, 3)
+        images[kind] = [changed(kind, image, rng) for image in known[:N_IMAGES]]
     for pair in given.other:
         name, _, place = pair.partition("=")
-        images = some(listed(place), N_IMAGES, 4, set(), size)
-        domains[name] = scored(classifier, iter(images), 5)
+        images[name] = some(listed(place), N_IMAGES, 4, set(), size)
+    if given.videos is not None:
+        play_videos(given, images)
+        return
+    seeds = {"unchanged": 1} | dict.fromkeys(("darker", "blurred", "noisy"), 3)
+    domains = {
+        name: scored(classifier, iter(own), seeds.get(name, 5)) for name, own in images.items()
+    }
     print(f"reference: {'stream' if given.learn else len(scores)}; {given.seeds} seeds\n")
     print("| change to | median frames | most | within 500 | alarms before it |")
     print("|---|---:|---:|---:|---:|")

@@ -15,6 +15,7 @@ from kdedge.errors import DataError, MissingPackage
 from kdedge.files import write_atomic, write_json
 from kdedge.folders import new_folder
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, Precision
+from kdedge.runtime.none_of_these import FILE_NAME
 
 PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
 SETTINGS, PAGE = "settings.json", "index.html"
@@ -56,12 +57,19 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
         "head": artifact.head,
         "top": _TOP,
         "class_names": list(artifact.class_names),
+        "none_of_these": None,
     }
+    none, below = artifact.none_of_these, artifact.none_below(file)
+    if none is not None and below is not None:
+        limits = [below.of(name) for name in artifact.class_names]
+        settings["none_of_these"] = {"file": FILE_NAME, "limits": limits}
     with new_folder(folder) as (part, _):
         for name in _FILES:
             write_atomic(part / name, (files(__package__) / "browser_page" / name).read_bytes())
         for name, data in _halves(artifact.checked(file.name)).items():
             write_atomic(part / name, data)
+        if none is not None and below is not None:
+            write_atomic(part / FILE_NAME, artifact.checked(none.file).read_bytes())
         write_json(part / SETTINGS, settings)
     return folder / PAGE
 

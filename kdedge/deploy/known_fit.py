@@ -11,7 +11,9 @@ import numpy.typing as npt
 from kdedge.errors import DataError
 from kdedge.runtime.none_of_these import N_PERCENTILES, Gaussians, NoneBelow
 
-N_FOLDS = 10
+N_FOLDS = 20
+"""With ten, the covariance of nine tenths of the images is shrunk more than that of all, so that
+distances are smaller: with features, 0.3 points too few images kept their class (benchmarks)."""
 
 
 def fit_gaussians(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import http.server
@@ -19,9 +20,11 @@ import pytest
 from PIL import Image
 
 import kdedge as package
+from kdedge.deploy.known_fit import fit_gaussians, fit_limits
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.files import sha256_file
 from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.none_of_these import FILE_NAME, NoneOfThese
 from kdedge.runtime.preprocess import resize_and_crop
 
 pytest.importorskip("onnx")
@@ -53,6 +56,29 @@ def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ar
     dataclasses.replace(made, class_names=names, others=smoke).save()
     assert run(["export", str(made.path), "--with-preprocess"]) == 0
     return load_artifact(made.path)
+
+
+@pytest.fixture
+def telling(artifact: Artifact, tmp_path: Path) -> Artifact:
+    """The artifact with limits for "none of these", which no picture of class green reaches."""
+    folder = tmp_path / "telling"
+    shutil.copytree(artifact.path, folder)
+    rng = np.random.default_rng(5)
+    with package.load(folder) as model:
+        pixels = np.eye(3)[rng.integers(0, 3, 200)] * 200 + rng.normal(25, 10, (200, 3))
+        pixels = pixels.clip(0, 255).astype(np.uint8)[:, None, None]
+        logits = model.logits(np.broadcast_to(pixels, (200, 16, 16, 3)))
+    gaussians = fit_gaussians(logits, logits.argmax(axis=1))
+    limits = fit_limits(gaussians.scores(logits), 95.0)
+    assert limits is not None
+    limits = dataclasses.replace(limits, of_classes={"green": 1.0})
+    (folder / FILE_NAME).write_bytes(gaussians.to_bytes())
+    files = tuple(dataclasses.replace(file, none_below=limits) for file in artifact.files)
+    none = NoneOfThese("mahalanobis", FILE_NAME, 95.0, "colors", 200)
+    others = {**artifact.others, FILE_NAME: sha256_file(folder / FILE_NAME)}
+    changes: dict[str, Any] = {"files": files, "none_of_these": none, "others": others}
+    dataclasses.replace(artifact, path=folder, **changes).save()
+    return load_artifact(folder)
 
 
 @pytest.fixture
@@ -91,16 +117,25 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def served(page: Path) -> Iterator[str]:
-    """Address of the page on a server that has nothing else."""
+@contextlib.contextmanager
+def serving(page: Path) -> Iterator[str]:
+    """Address of a folder on a server that has nothing else."""
     handler = functools.partial(_Quiet, directory=str(page))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def served(page: Path) -> Iterator[str]:
+    """Address of the page."""
+    with serving(page) as address:
+        yield address
 
 
 @pytest.fixture
@@ -124,10 +159,14 @@ def answers(tab: Any) -> list[tuple[str, float]]:
     return [(name, float(score.removesuffix(" %"))) for name, score in texts]
 
 
-def choose(tab: Any, file: Path) -> list[tuple[str, float]]:
+def give(tab: Any, file: Path) -> None:
     tab.evaluate("document.querySelector('#answers').replaceChildren()")
     tab.set_input_files("#file", str(file))
     tab.wait_for_selector("#answers li")
+
+
+def choose(tab: Any, file: Path) -> list[tuple[str, float]]:
+    give(tab, file)
     return answers(tab)
 
 
@@ -157,6 +196,32 @@ def test_pictures_of_any_size_are_answered_as_predict_answers_them(
     assert opened.inner_text("h1") == "colors"
     assert "4 classes, WebAssembly" in opened.inner_text("#status")
     assert not opened.query_selector("#error").is_visible()
+
+
+def test_a_picture_of_none_of_the_classes_is_answered_none_as_predict_answers_it(
+    telling: Artifact, browser: Any, modules: Path, tmp_path: Path
+) -> None:
+    page = package.write_browser(telling, tmp_path / "telling_page").parent
+    (page / "node_modules").mkdir()
+    (page / "node_modules" / "onnxruntime-web").symlink_to(modules / "onnxruntime-web")
+    colors = [(225, 25, 25), (25, 225, 25), (25, 25, 225), (128, 128, 128), (255, 255, 255)]
+    with serving(page) as address:
+        tab = browser.new_page()
+        tab.goto(address)
+        tab.wait_for_selector("#file:not([disabled])")
+        found = []
+        for number, color in enumerate(colors):
+            file = tmp_path / f"{number}.png"
+            Image.new("RGB", (40, 30), color).save(file)
+            (expected,) = package.predict(telling, file, top=4).classified
+            give(tab, file)
+            spans = tab.query_selector_all("#answers span:first-child")
+            names = [span.inner_text() for span in spans]
+            shown = [name for name, _ in expected.top]
+            assert names == (["none", *shown] if expected.is_none else shown)
+            found.append(expected.is_none)
+        assert found == [False, True, False, True, True]
+        tab.close()
 
 
 def test_what_is_no_picture_is_said_and_the_next_picture_is_answered(
@@ -287,6 +352,19 @@ def test_the_folder_has_the_model_the_names_and_what_to_do(artifact: Artifact, p
     np.testing.assert_array_equal(logits, whole.run(["logits"], {"image": image})[0])
     assert "npm install" in (page / "README.md").read_text()
     assert "https://" not in (page / "index.html").read_text()
+
+
+def test_the_folder_has_the_limit_of_each_class_where_the_artifact_tells_none(
+    artifact: Artifact, telling: Artifact, page: Path, tmp_path: Path
+) -> None:
+    assert json.loads((page / "settings.json").read_text())["none_of_these"] is None
+    assert artifact.none_of_these is None
+    own = package.write_browser(telling, tmp_path / "telling_page").parent
+    none = json.loads((own / "settings.json").read_text())["none_of_these"]
+    assert (own / none["file"]).read_bytes() == (telling.path / FILE_NAME).read_bytes()
+    limits = telling.files[0].none_below
+    assert limits is not None
+    assert none["limits"] == [limits.limit, 1.0, limits.limit, limits.limit]
 
 
 def test_what_a_page_cannot_be_made_of_is_an_error_and_nothing_is_overwritten(

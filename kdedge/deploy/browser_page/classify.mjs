@@ -42,6 +42,22 @@ function toTensor(ort, { data, width, height }) {
   return new ort.Tensor("uint8", rgb, [height, width, 3]);
 }
 
+// The matrices of a file in the format of safetensors, all float64, as lists of rows.
+function readMatrices(buffer) {
+  const start = 8 + Number(new DataView(buffer).getBigUint64(0, true));
+  const entries = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
+  return Object.fromEntries(Object.entries(entries).map(([name, { shape, data_offsets }]) => {
+    const values = new Float64Array(buffer.slice(start + data_offsets[0], start + data_offsets[1]));
+    return [name, Array.from({ length: shape[0] }, (_, r) => values.subarray(r * shape[1], (r + 1) * shape[1]))];
+  }));
+}
+
+// Minus the squared distance of logits to the nearest mean of the known images.
+function knownScore({ whitening, means }, logits) {
+  const white = whitening.map((row) => row.reduce((sum, weight, c) => sum + weight * logits[c], 0));
+  return -Math.min(...means.map((mean) => mean.reduce((sum, value, r) => sum + (white[r] - value) ** 2, 0)));
+}
+
 // Gives { name, about, classify(imageData) }; `say` is told what happens.
 export async function loadClassifier(say) {
   if (typeof WebAssembly !== "object" || !WebAssembly.validate(SIMD)) {
@@ -52,6 +68,8 @@ export async function loadClassifier(say) {
   }
   say("Loading the model");
   const settings = await (await fetched("settings.json")).json();
+  const none = settings.none_of_these;
+  const gaussians = none && readMatrices(await (await fetched(none.file)).arrayBuffer());
   const [preparation, model] = await Promise.all(
     [settings.preprocess, settings.model].map(async (name) =>
       new Uint8Array(await (await fetched(name)).arrayBuffer())),
@@ -97,7 +115,8 @@ export async function loadClassifier(say) {
         label: settings.class_names[c],
         score: settings.head === "scores" ? (100 * exps[c]) / sum : null,
       }));
-      return { answers, ms };
+      const isNone = gaussians !== null && knownScore(gaussians, logits) < none.limits[order[0]];
+      return { answers, isNone, ms };
     },
   };
 }

@@ -18,9 +18,10 @@ function fail(error) {
   at("error").textContent = error?.message ?? String(error);
 }
 
-function show({ answers, ms }, note = "") {
+function show({ answers, isNone, ms }, note = "") {
   at("error").hidden = true;
-  at("answers").replaceChildren(...answers.map(({ label, score }) => {
+  const rows = isNone ? [{ label: "none", score: null }, ...answers] : answers;
+  at("answers").replaceChildren(...rows.map(({ label, score }) => {
     const row = document.createElement("li");
     const [name, percent] = [document.createElement("span"), document.createElement("span")];
     name.textContent = label;
