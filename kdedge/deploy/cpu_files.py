@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdedge.deploy.build import RunInputs, build_files
-from kdedge.errors import KdedgeError, RecipeError, SetupError
+from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
@@ -37,7 +37,6 @@ def add_cpu_files(
         The artifact, and why a target's precision is missing, by their names.
 
     Raises:
-        DataError: a file has changed since the export, or a file of another export is in the way.
         ResourceError: memory or disk ran out.
     """
     missing: dict[str, str] = {}
@@ -52,7 +51,7 @@ def add_cpu_files(
             elif not names and not (of_run and (run is None or target.name == "onnx")):
                 try:
                     artifact, names = build_files(artifact, target.name, [precision], run=run)
-                except (RecipeError, SetupError) as error:
+                except (DataError, RecipeError, SetupError) as error:
                     reason = _in_one_line(error)
             if not names:
                 missing[f"{target.label} {precision}"] = reason

@@ -241,10 +241,12 @@ class Classifier:
         """
         size = self.max_batch if batch is None else batch
         if not 1 <= size <= self.max_batch:
+            low, high = self.backend.batches
+            key = "batch" if low == high else "max_batch"
             raise RecipeError(
                 f"The batch size is {size}, but {self.artifact.path / self.file.name} takes 1 to"
                 f" {self.max_batch} images.\n"
-                "  Choose such a batch size, or export again with another export.max_batch."
+                f"  Choose such a batch size, or export again with another export.{key}."
             )
         return self._classify_many(images, top=top, size=size)
 

@@ -357,9 +357,16 @@ def corrected(candidate: Candidate) -> Candidate:
 
 
 def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
-    """A candidate with some layers in float."""
+    """A candidate with some layers in float, and with their exact biases: they lack nothing."""
     layers = {name: layer for name, layer in candidate.layers.items() if name not in names}
-    return dataclasses.replace(candidate, layers=layers)
+    model = candidate.model
+    if model is not candidate.exact:
+        model = copy.deepcopy(model)
+        for name in names:
+            layer: Any = model.get_submodule(name)
+            if layer.bias is not None:
+                layer.bias.copy_(candidate.exact.get_submodule(name).bias)
+    return dataclasses.replace(candidate, model=model, layers=layers)
 
 
 @torch.no_grad()

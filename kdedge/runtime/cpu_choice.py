@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, SetupError
 from kdedge.files import refuse_existing, sha256_file, write_json
 from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
@@ -177,7 +177,7 @@ def readable_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
     """The choices of all machines that measured; empty if the record cannot be read."""
     try:
         return read_choices(artifact)
-    except DataError:
+    except (DataError, SetupError):
         return ()
 
 
@@ -200,13 +200,18 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     Raises:
         DataError: the artifact does not list the file that is in the way.
         ResourceError: the folder cannot be written.
+        SetupError: a newer kdedge wrote the record.
     """
     path = artifact.path / CPU_CHOICE
     if CPU_CHOICE not in artifact.others:
         refuse_existing(path)
-    others = [one for one in readable_choices(artifact) if one.machine != choice.machine]
+    try:
+        known = read_choices(artifact)
+    except DataError:
+        known = ()
+    others = [one for one in known if one.machine != choice.machine]
     write_json(path, _Choices(FORMAT_VERSION, (*others, choice)).to_dict())
-    known = {**artifact.others, CPU_CHOICE: sha256_file(path)}
-    artifact = dataclasses.replace(artifact, others=known)
+    listed = {**artifact.others, CPU_CHOICE: sha256_file(path)}
+    artifact = dataclasses.replace(artifact, others=listed)
     artifact.save()
     return artifact

@@ -292,6 +292,15 @@ def test_a_batch_that_the_artifact_does_not_take_is_refused_at_once(
         Classifier.load(artifact.path).classify_many([], batch=batch)
 
 
+def test_a_file_of_a_fixed_batch_names_the_key_that_sets_it(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier.load(artifact.path)
+    monkeypatch.setattr(classifier.backend, "batches", (1, 1))
+    with pytest.raises(RecipeError, match=r"takes 1 to 1 images.*\n.*another export\.batch\."):
+        classifier.classify_many([], batch=2)
+
+
 def test_another_number_of_class_names_is_refused(artifact: Artifact) -> None:
     dataclasses.replace(artifact, class_names=("a", "b")).save()
     with pytest.raises(ShapeError, match=r"gives logits for 4 classes, but artifact\.json has 2"):

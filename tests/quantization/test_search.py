@@ -24,7 +24,7 @@ from kdedge.quantization.candidate import (
 from kdedge.quantization.fake import attach, detach
 from kdedge.quantization.ranges import RANGES, find_range
 from kdedge.quantization.rounding import round_weight
-from kdedge.quantization.search import score, search
+from kdedge.quantization.search import corrected, score, search, without
 from kdedge.quantization.sites import observe_layers
 
 
@@ -111,6 +111,27 @@ def test_rounding_by_layer_loses_less_than_the_nearest_levels(
         assert layer_error(layer, rounded, fresh[name]) < 1.2 * layer_error(
             layer, layers[name], fresh[name]
         )
+
+
+@torch.no_grad()
+def test_a_layer_left_in_float_has_the_exact_bias_and_the_others_the_corrected_one(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    seen = observed(folded, sites, pictures[:64])
+    layers, ranges = quantize_all(folded, sites, seen, "max")
+    with_biases = corrected(Candidate(folded, folded, layers, seen, {}, ranges))
+    left, kept = "blocks.0.mlp.c_fc", "blocks.1.mlp.c_fc"
+    found = without(with_biases, [left])
+    assert found.layers.keys() == layers.keys() - {left}
+
+    def bias(model: Any, name: str) -> torch.Tensor:
+        return model.get_submodule(name).bias
+
+    assert not torch.equal(bias(with_biases.model, left), bias(folded, left))
+    assert torch.equal(bias(found.model, left), bias(folded, left))
+    assert torch.equal(bias(found.model, kept), bias(with_biases.model, kept))
+    every = without(with_biases, list(layers)).model(pictures[:8])
+    torch.testing.assert_close(every, folded(pictures[:8]))
 
 
 def test_the_agreement_to_expect_adds_every_images_error_to_every_images_logits(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
 import pytest
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import (
     CPU_CHOICE,
@@ -18,6 +19,7 @@ from kdedge.runtime.cpu_choice import (
     choice_here,
     keep_choice,
     read_choices,
+    readable_choices,
 )
 from kdedge.speed_results import Measurement
 
@@ -89,6 +91,19 @@ def test_a_changed_record_is_not_used_and_measuring_again_replaces_it(artifact: 
         read_choices(artifact)
     artifact = keep_choice(artifact, choice_of(artifact, threads=1))
     assert [one.threads for one in read_choices(artifact)] == [1]
+
+
+def test_a_newer_record_is_kept_and_no_page_fails_by_it(artifact: Artifact) -> None:
+    artifact = keep_choice(artifact, choice_of(artifact))
+    path = artifact.path / CPU_CHOICE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    before = path.read_bytes()
+    listed = {**artifact.others, CPU_CHOICE: hashlib.sha256(before).hexdigest()}
+    artifact = dataclasses.replace(artifact, others=listed)
+    assert readable_choices(artifact) == ()
+    with pytest.raises(SetupError, match="newer kdedge"):
+        keep_choice(artifact, choice_of(artifact, threads=1))
+    assert path.read_bytes() == before
 
 
 def test_a_file_of_that_name_that_is_not_the_artifacts_is_kept(artifact: Artifact) -> None:
