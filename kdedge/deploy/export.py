@@ -145,6 +145,17 @@ def export_artifact(
     return Exported(artifact, inputs, _gflops(trained, model))
 
 
+def _gates_of(model: FoldedModel, gates: GatesSpec) -> dict[str, Any]:
+    """The recipe's gates; float32 has INT8's where the student was trained with INT8 layers.
+
+    An error of rounding in float32 may be as large as a level there.
+    """
+    record = gates.as_record()
+    if model.quantized:
+        record["agreement"]["fp32"] = record["agreement"]["int8"]
+    return record
+
+
 class _Writer:
     """Writes and compares the files of an artifact.
 
@@ -169,7 +180,6 @@ class _Writer:
         self._model = model
         self._folder = folder
         self._spec = spec
-        self._gates = gates
         self._reference, self._known = reference, known
         self._sparse = sparse_layers_of(trained)
         self.artifact = Artifact(
@@ -181,7 +191,7 @@ class _Writer:
             head=spec.head,
             max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
             batch=spec.batch,
-            gates=gates.as_record(),
+            gates=_gates_of(model, gates),
             provenance={"kdedge": __version__, **trained.provenance()},
             temperature=reference.temperature,
         )
@@ -361,9 +371,7 @@ class _Writer:
             limits = None if self.limits is None else self.limits.of(self.artifact, backend)
         finally:
             backend.close()
-        # Rounding errors in float32 may be as large as a level where a layer is INT8
-        judged_as = "int8" if self._model.quantized else file.precision
-        missed = misses(parity, judged_as, self.artifact.gates)
+        missed = misses(parity, file.precision, self.artifact.gates)
         return ModelFile(
             name=file.name,
             target="onnx",

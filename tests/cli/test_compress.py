@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdedge.runtime.artifact import load_artifact
+
 Kdedge = Callable[..., Any]
 QUICK = ("--epochs", "1", "--lr", "0.001")
 SPARSE = ("r.yaml", "--resume-from", "tiny/02", "--sparsity", "2:4")
@@ -67,6 +69,13 @@ def test_the_run_says_what_it_started_from_and_what_was_done_to_its_layers(
         assert done.code == 0, done.err
     after = json.loads((compressed / "runs/tiny/03/eval.json").read_text())
     assert after["student"]["all"] == before["student"]["all"]
+
+
+def test_its_float32_file_is_judged_as_int8_by_every_command(compressed: Path) -> None:
+    artifact = load_artifact(compressed / "runs/tiny/03/artifacts/01")
+    agreement = artifact.gates["agreement"]
+    assert agreement["fp32"] == agreement["int8"] == 90
+    assert artifact.file("model.onnx").gate == "passed"
 
 
 def test_each_file_has_the_trained_scales_and_levels_bit_by_bit(compressed: Path) -> None:
