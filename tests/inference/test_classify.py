@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -292,11 +293,10 @@ def test_a_batch_that_the_artifact_does_not_take_is_refused_at_once(
         Classifier.load(artifact.path).classify_many([], batch=batch)
 
 
-def test_a_file_of_a_fixed_batch_names_the_key_that_sets_it(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classifier = Classifier.load(artifact.path)
-    monkeypatch.setattr(classifier.backend, "batches", (1, 1))
+def test_a_file_of_a_fixed_batch_names_the_key_that_sets_it(artifact: Artifact) -> None:
+    loaded = Classifier.load(artifact.path)
+    fixed = SimpleNamespace(batches=(1, 1), run=loaded.backend.run)
+    classifier = Classifier(artifact, loaded.file, fixed)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"takes 1 to 1 images.*\n.*another export\.batch\."):
         classifier.classify_many([], batch=2)
 
