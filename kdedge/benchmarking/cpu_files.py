@@ -116,10 +116,8 @@ def is_worse(here: ParityResult, made: ParityResult) -> bool:
 
     With the agreement of `made`, so few images or fewer would agree in less than 1 % of draws.
     """
-    agreeing, share = (
-        round(here.n_images * here.agreement_percent / 100),
-        made.agreement_percent / 100,
-    )
+    agreeing = round(here.n_images * here.agreement_percent / 100)
+    share = made.agreement_percent / 100
     chance = sum(
         math.comb(here.n_images, n) * share**n * (1 - share) ** (here.n_images - n)
         for n in range(agreeing + 1)

@@ -59,8 +59,9 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
         "class_names": list(artifact.class_names),
         "none_of_these": None,
     }
-    none, below = artifact.none_of_these, artifact.none_below(file)
+    none, below, gaussians = artifact.none_of_these, artifact.none_below(file), None
     if none is not None and below is not None:
+        gaussians = artifact.checked(none.file).read_bytes()
         limits = [below.of(name) for name in artifact.class_names]
         settings["none_of_these"] = {"file": FILE_NAME, "limits": limits}
     with new_folder(folder) as (part, _):
@@ -68,8 +69,8 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
             write_atomic(part / name, (files(__package__) / "browser_page" / name).read_bytes())
         for name, data in _halves(artifact.checked(file.name)).items():
             write_atomic(part / name, data)
-        if none is not None and below is not None:
-            write_atomic(part / FILE_NAME, artifact.checked(none.file).read_bytes())
+        if gaussians is not None:
+            write_atomic(part / FILE_NAME, gaussians)
         write_json(part / SETTINGS, settings)
     return folder / PAGE
 

@@ -42,13 +42,14 @@ def add_cpu_files(
     missing: dict[str, str] = {}
     for target in list_targets():
         of_run = target.name == "onnx" or target.source == "folded model"
+        is_built_here = not of_run or (target.name != "onnx" and run is not None)
         for precision in target.cpu_precisions:
             # A file from the folded model is there already if its target was asked for, too
             names = _names(artifact, target, precision) if of_run else ()
             reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
             if of_run and precision == "int8" and run is not None and run.calibration is None:
                 reason = _TRAINED if run.model.quantized else _NO_IMAGES
-            elif not names and not (of_run and (run is None or target.name == "onnx")):
+            elif is_built_here and not names:
                 try:
                     artifact, names = build_files(artifact, target.name, [precision], run=run)
                 except (DataError, RecipeError, SetupError) as error:

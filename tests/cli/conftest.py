@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +182,19 @@ def kdedge(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
 
     with one_thread():
         yield run_command
+
+
+@pytest.fixture
+def predict(kdedge: Run) -> Callable[..., list[dict[str, Any]]]:
+    """Gives the lines of `kdedge predict` on the test images, by the first export of tiny/02."""
+
+    def predict(*options: str) -> list[dict[str, Any]]:
+        artifact = "runs/tiny/02/artifacts/01"
+        done = kdedge("predict", artifact, "test", "--format", "jsonl", "--top", "4", *options)
+        assert done.code == 0, done.err
+        return [json.loads(line) for line in done.out.splitlines()]
+
+    return predict
 
 
 def _load(path: Path) -> ModuleType:

@@ -34,14 +34,8 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def predict(kdedge: Kdedge, *options: str) -> list[dict[str, Any]]:
-    done = kdedge("predict", str(ARTIFACT), "test", "--format", "jsonl", "--top", "4", *options)
-    assert done.code == 0, done.err
-    return [json.loads(line) for line in done.out.splitlines()]
-
-
 def test_a_run_gets_openvino_files_that_are_compared_predicted_measured_and_reported(
-    trained: Path, kdedge: Kdedge
+    trained: Path, kdedge: Kdedge, predict: Callable[..., list[dict[str, Any]]]
 ) -> None:
     done = kdedge("export", "tiny/02", "--openvino", "--int8", *LOOSE)
     assert done.code == 0, done.err
@@ -64,11 +58,11 @@ def test_a_run_gets_openvino_files_that_are_compared_predicted_measured_and_repo
     card = (ARTIFACT / "README.md").read_text()
     assert all(f"| `{name}` |" in card for name in files)
 
-    expected = predict(kdedge, "--backend", "onnxruntime")
-    found = predict(kdedge)  # takes OpenVINO's
+    expected = predict("--backend", "onnxruntime")
+    found = predict()  # takes OpenVINO's
     assert [one["top"][0]["class"] for one in found] == [one["top"][0]["class"] for one in expected]
     for precision in NAMES:
-        answers = predict(kdedge, "--backend", "openvino", "--precision", precision)
+        answers = predict("--backend", "openvino", "--precision", precision)
         assert len(answers) == len(expected)
 
     done = kdedge(

@@ -26,12 +26,6 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def predict(kdedge: Kdedge, *options: str) -> list[dict[str, Any]]:
-    done = kdedge("predict", str(ARTIFACT), "test", "--format", "jsonl", "--top", "4", *options)
-    assert done.code == 0, done.err
-    return [json.loads(line) for line in done.out.splitlines()]
-
-
 # ExecuTorch's lowering takes a minute of computing, and five on a busy machine
 SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
 
@@ -44,7 +38,12 @@ SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
     ],
 )
 def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
-    trained: Path, kdedge: Kdedge, target: str, package: str, suffix: str
+    trained: Path,
+    kdedge: Kdedge,
+    predict: Callable[..., list[dict[str, Any]]],
+    target: str,
+    package: str,
+    suffix: str,
 ) -> None:
     pytest.importorskip(package)
     done = kdedge("export", "tiny/02", f"--{target}", "--int8", *LOOSE)
@@ -66,10 +65,10 @@ def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
     card = (ARTIFACT / "README.md").read_text()
     assert all(f"| `{name}` |" in card for name in files)
 
-    expected = predict(kdedge, "--backend", "onnxruntime")
-    found = predict(kdedge, "--backend", target)
+    expected = predict("--backend", "onnxruntime")
+    found = predict("--backend", target)
     assert [one["top"][0]["class"] for one in found] == [one["top"][0]["class"] for one in expected]
-    assert len(predict(kdedge, "--backend", target, "--precision", "int8")) == len(expected)
+    assert len(predict("--backend", target, "--precision", "int8")) == len(expected)
 
     done = kdedge(
         *("bench", str(ARTIFACT), "--batch", "1", "--seconds", "0.01", "--calls", "3"),

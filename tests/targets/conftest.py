@@ -20,6 +20,7 @@ from kdedge.runtime.preprocess import Preprocess
 if TYPE_CHECKING:
     from kdedge.clip.backbone import Backbone
     from kdedge.fold import FoldedModel
+    from kdedge.runtime.backend import Backend
 
 MAX_BATCH = 4
 GATES = {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1}
@@ -115,6 +116,26 @@ def block_model_in_int8(block_model: FoldedModel) -> Any:
         if name.startswith("blocks.") and isinstance(layer, torch.nn.Linear):
             model.set_submodule(name, Linear(layer))
     return model
+
+
+@pytest.fixture(scope="session")
+def check_int8_by_token(
+    block_model: FoldedModel, block_model_in_int8: Any
+) -> Callable[[Backend], None]:
+    """Checks that an INT8 file of `block_model` gives what `block_model_in_int8` gives."""
+    import torch
+
+    images = np.random.default_rng(2).random((1, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        expected = block_model_in_int8(torch.from_numpy(images)).numpy()
+    exact = block_model(torch.from_numpy(images)).numpy()
+    assert np.abs(exact - expected).max() > 1e-3
+
+    def check(backend: Backend) -> None:
+        # Another order of sums over at most 192 float32 products
+        np.testing.assert_allclose(backend.run(images), expected, rtol=0, atol=1e-4)
+
+    return check
 
 
 @pytest.fixture(scope="session")
