@@ -41,12 +41,14 @@ class LoadedRecipe:
         path: the recipe's file.
         lines: the line of each key.
         text: the file's text.
+        override_folder: where relative paths in overrides start.
     """
 
     recipe: Recipe
     path: Path
     lines: LineMap
     text: str
+    override_folder: Path
 
 
 def load_recipe(
@@ -70,12 +72,13 @@ def load_recipe(
     """
     values, lines, path, text = _read(source)
     values, lines = _with_overrides(values, lines, overrides)
+    override_folder = override_folder or Path.cwd()
     context = {"folder": path.absolute().parent, "override_folder": override_folder}
     try:
         recipe = Recipe.model_validate(values, context=context)
     except ValidationError as error:
         raise explain_validation(error, model=Recipe, lines=lines) from error
-    return LoadedRecipe(recipe, path, lines, text)
+    return LoadedRecipe(recipe, path, lines, text, override_folder)
 
 
 def _read(
@@ -275,18 +278,23 @@ def check_paths(loaded: LoadedRecipe) -> None:
         DataError: some do not; all are listed, each with the line of its key.
     """
     problems = [
-        f"{loaded.lines.where(key)}: {dotted(key)}: {problem}"
+        (key, problem)
         for key, path, kind in _named_paths(loaded.recipe)
         if (problem := _path_problem(str(path), kind)) is not None
     ]
-    if problems:
-        shown = problems[:MAX_SHOWN]
-        if len(problems) > MAX_SHOWN:
-            shown.append(f"and {len(problems) - MAX_SHOWN} more.")
-        raise DataError(
-            "\n".join(shown) + "\n  Relative paths start at the recipe's folder,"
-            f" {loaded.path.absolute().parent}."
-        )
+    if not problems:
+        return
+    where, override = loaded.lines.where, loaded.lines.override
+    shown = [f"{where(key)}: {dotted(key)}: {problem}" for key, problem in problems[:MAX_SHOWN]]
+    if len(problems) > MAX_SHOWN:
+        shown.append(f"and {len(problems) - MAX_SHOWN} more.")
+    are_overrides = {override(key) is not None for key, _ in problems}
+    if False in are_overrides:
+        folder = loaded.path.absolute().parent
+        shown.append(f"  Relative paths start at the recipe's folder, {folder}.")
+    if True in are_overrides:
+        shown.append(f"  Relative paths of --set start at {loaded.override_folder}.")
+    raise DataError("\n".join(shown))
 
 
 def _named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, Path | str, str]]:

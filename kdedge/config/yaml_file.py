@@ -67,18 +67,24 @@ class LineMap:
 
     def where(self, path: Sequence[str | int]) -> str:
         """Returns `file:line` or `--set a.b` of a key, or of the closest key around it."""
-        for n_parts in range(len(path), 0, -1):
-            key = tuple(path[:n_parts])
-            if key in self.overrides:
-                return f"--set {dotted(key)}"
-            if key in self.lines:
-                return f"{self.file}:{self.lines[key]}"
-        return self.file
+        override = self.override(path)
+        if override is not None:
+            return f"--set {dotted(override)}"
+        line = self.line(path)
+        return f"{self.file}:{line}" if line else self.file
+
+    def override(self, path: Sequence[str | int]) -> KeyPath | None:
+        """Returns the key that `--set` gave and that holds this one, or is it; None if none is."""
+        return next((key for key in _around(path) if key in self.overrides), None)
 
     def line(self, path: Sequence[str | int]) -> int:
         """Returns the line of a key in the file, or of the closest key around it; 0 for neither."""
-        keys = (tuple(path[:n_parts]) for n_parts in range(len(path), 0, -1))
-        return next((self.lines[key] for key in keys if key in self.lines), 0)
+        return next((self.lines[key] for key in _around(path) if key in self.lines), 0)
+
+
+def _around(path: Sequence[str | int]) -> Iterator[KeyPath]:
+    """A key and those that hold it, from the inside out."""
+    return (tuple(path[:n_parts]) for n_parts in range(len(path), 0, -1))
 
 
 def dotted(path: Sequence[str | int]) -> str:
