@@ -126,8 +126,8 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
             rows.append((label, result))
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_tables(rows)] if rows else ["No test images: accuracy was not measured."]
-    lines += filter(None, map(unlabeled_text, runs))
-    lines += filter(None, map(headline_of, runs))
+    trained = runs[-1]  # the others taught it; one of them may be a student of its own
+    lines += filter(None, [unlabeled_text(trained), headline_of(trained)])
     for run in runs:
         verb = "Used" if run.path.resolve() in used else "Wrote"
         lines.append(f"{verb} {run.path} ({run.weights.name}, {run.class_vectors.name})")

@@ -255,9 +255,11 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
         if below is None:
             below = target[key] = {}
         if not isinstance(below, dict):
+            is_entry = isinstance(below, list) and keys[depth].isdecimal()
+            whole = "[...]" if is_entry else f"{{{keys[depth]}: ...}}"
             raise RecipeError(
                 f"--set {dotted(keys)}: {dotted(keys[:depth])} is {_kind(below)} and has no keys.\n"
-                f"  Set it as a whole: --set '{dotted(keys[:depth])}={{{keys[depth]}: ...}}'"
+                f"  Set it as a whole: --set '{dotted(keys[:depth])}={whole}'"
             )
         target = below
     target[keys[-1]] = value

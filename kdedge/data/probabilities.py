@@ -132,7 +132,8 @@ def _in_order(
     if missing:
         raise DataError(
             f"{path} has no line for {len(missing)} of {len(keys)} images, first"
-            f" {missing[0]!r}.\n  Add them: a teacher answers for every image, by its key."
+            f" {missing[0]!r}.\n  Add them: a teacher answers for every image, by its path within"
+            " the folder or its name in the shard."
         )
     order = np.argsort(columns, kind="stable")
     values = np.stack([found[key] for key in keys])[:, order]

@@ -134,11 +134,14 @@ def check_has_class_vectors(choice: MethodChoice) -> None:
         RecipeError: it has no class vectors.
     """
     if not has_class_vectors(choice):
+        may_follow = issubclass(choice.module.Method, HasClassifier)
         raise RecipeError(
             f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
-            " vectors: it can neither teach a student nor be exported.\n"
-            "  Choose another method, such as promptsrc. To measure this one, run"
-            f" `kdedge train RECIPE --method {choice.name}`."
+            f" vectors: it can neither teach a student{' alone' if may_follow else ''} nor be"
+            " exported.\n"
+            "  Choose another method, such as promptsrc"
+            f"{', or list such a teacher before this one' if may_follow else ''}. To measure this"
+            f" one, run `kdedge train RECIPE --method {choice.name}`."
         )
 
 

@@ -244,11 +244,15 @@ def _connect(ray: Any) -> None:
     try:
         _check_listens(address)
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too, such as on a busy machine
+        otherwise = (
+            "or unset RAY_ADDRESS to start one for this command."
+            if address
+            else "or try again when the machine is less busy."
+        )
         raise SetupError(
             f"No Ray cluster could be used at {address or 'this machine'}: {_last(error)}\n"
-            "  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, or unset"
-            " RAY_ADDRESS to start one for this command."
+            f"  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, {otherwise}"
         ) from error
     _keep_handler(before)
     logging.getLogger("ray.data").setLevel(logging.ERROR)

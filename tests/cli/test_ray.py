@@ -123,6 +123,25 @@ def test_an_address_where_nothing_listens_is_named(pictures: Path, nodes: Any) -
     assert "No Ray cluster could be used at 127.0.0.1:1: " in done.err
 
 
+def test_a_cluster_that_does_not_start_is_named(
+    trained: Path, kdedge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine Ray gives up with an exception of no kind of its own."""
+
+    def init(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray
+
+    ray: Any = ModuleType("ray")
+    ray.init, ray.is_initialized = init, lambda: False
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ModuleType("ray.data"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = kdedge("teach", "r.yaml", "--store", "--set", "student.views=1", *RAY)
+    assert (done.code, done.out) == (4, "")
+    assert "at this machine: The current node timed out during startup.\n" in done.err
+    assert "try again when the machine is less busy" in done.err
+
+
 def test_without_ray_the_install_line_is_given(
     trained: Path, kdedge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,7 +234,12 @@ def test_a_path_in_an_override_starts_at_the_current_folder(tmp_path, monkeypatc
         ("=1", "--set =1 has no key and value."),
         ("a..b=1", "has no key and value."),
         ("name.x=1", "--set name.x: name is a single value and has no keys."),
-        ("classes.x=1", "--set classes.x: classes is a list and has no keys."),
+        (
+            "classes.x=1",
+            "--set classes.x: classes is a list and has no keys.\n"
+            "  Set it as a whole: --set 'classes={x: ...}'",
+        ),
+        ("classes.0=dog", "Set it as a whole: --set 'classes=[...]'"),
         ("seed=[1", "--set seed:1: this is not valid YAML"),
         ("seed=*x", "a recipe has no anchors"),
     ],

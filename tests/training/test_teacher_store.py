@@ -124,8 +124,7 @@ def test_a_new_store_says_why_the_nearest_one_is_not_used(
     caplog.set_level(logging.INFO)
     filled(filling, tmp_path, n_images=4, provenance="b" * 64)
     expected = (
-        f"The teacher store in {first.path} cannot be used for this run:"
-        " teacher t, not bbbbbbbbbbbb."
+        f"The most similar store, {first.path}, has other features: teacher t, not bbbbbbbbbbbb."
     )
     assert expected in caplog.messages
 

@@ -300,7 +300,7 @@ class TeacherStore:
                 found.append((len(differing), str(file.parent), "; ".join(differing)))
         if found:
             _, path, why = min(found)
-            log.info("The teacher store in %s cannot be used for this run: %s.", path, why)
+            log.info("The most similar store, %s, has other features: %s.", path, why)
 
     def write(self, chunk: Chunk, features: Tensor) -> None:
         """Writes a chunk atomically.
