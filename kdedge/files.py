@@ -100,6 +100,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     _sync_folder(path)
 
 
+def check_writable(folder: Path) -> None:
+    """Checks that files can be written to a folder, before work whose result is to go there.
+
+    Raises:
+        ResourceError: it may not be written.
+    """
+    if not os.access(folder, os.W_OK):
+        raise ResourceError(
+            f"{folder} may not be written.\n  Get the right to write it, or work on a copy of it."
+        )
+
+
 def refuse_existing(path: Path) -> None:
     """Raises DataError if the file exists."""
     if path.exists() or path.is_symlink():

@@ -14,7 +14,7 @@ from kdedge.api.recipe import Overrides, set_texts
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
-from kdedge.runtime.cpu_choice import CpuChoice, keep_choice
+from kdedge.runtime.cpu_choice import CpuChoice, check_can_keep, keep_choice
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import find_target
 
@@ -152,6 +152,7 @@ class Export:
 
         before = self.artifact
         try:
+            check_can_keep(self.artifact)
             self.artifact, missing = add_cpu_files(self.artifact, run=run)
             self.choice = fastest_on_cpu(self.artifact, not_tried=missing)
             self.artifact, _ = renew_model_card(keep_choice(self.artifact, self.choice))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from kdedge.errors import DataError, SetupError
-from kdedge.files import refuse_existing, sha256_file, write_json
+from kdedge.files import check_writable, refuse_existing, sha256_file, write_json
 from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
@@ -192,6 +192,18 @@ def choice_here(artifact: Artifact) -> CpuChoice | None:
     return next((one for one in read_choices(artifact) if one.machine == here), None)
 
 
+def check_can_keep(artifact: Artifact) -> None:
+    """Checks that a choice can be kept, before the files are measured.
+
+    Raises:
+        DataError: the artifact does not list the file that is in the way.
+        ResourceError: the folder cannot be written.
+    """
+    check_writable(artifact.path)
+    if CPU_CHOICE not in artifact.others:
+        refuse_existing(artifact.path / CPU_CHOICE)
+
+
 def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     """Writes a choice, instead of an earlier one of the same machine; returns the artifact, saved.
 
@@ -202,14 +214,13 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
         ResourceError: the folder cannot be written.
         SetupError: a newer kdedge wrote the record.
     """
-    path = artifact.path / CPU_CHOICE
-    if CPU_CHOICE not in artifact.others:
-        refuse_existing(path)
+    check_can_keep(artifact)
     try:
         known = read_choices(artifact)
     except DataError:
         known = ()
     others = [one for one in known if one.machine != choice.machine]
+    path = artifact.path / CPU_CHOICE
     write_json(path, _Choices(FORMAT_VERSION, (*others, choice)).to_dict())
     listed = {**artifact.others, CPU_CHOICE: sha256_file(path)}
     artifact = dataclasses.replace(artifact, others=listed)

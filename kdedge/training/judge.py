@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 Measured = tuple[EvalResult, EvalDetails]
 
+_ENOUGH = 100
+"""Test images from which on a low accuracy says something."""
+
 
 def measure_job(job: Job, images: Images) -> Measured:
     """Measures the accuracy of a job's method with its current weights."""
@@ -133,24 +136,43 @@ def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:
     return count_gmacs(logits, torch.zeros(1, 3, size, size, device=model.device))
 
 
-def warn_of_guesses(job: Job, found: EvalDetails) -> None:
-    """Warns if a model always predicts the same class, or is no better than chance."""
-    tested, answered = ({pair[i] for pair in found.confusion} for i in (0, 1))
-    chance = 1 / len(found.class_names)
-    deviation = math.sqrt(chance * (1 - chance) / found.n_images)
-    if len(tested) == 1:
-        return
-    if len(answered) == 1:
-        what = f"predicts {found.class_names[answered.pop()]!r} for every test image"
-    elif found.n_images >= 100 and found.accuracy_percent / 100 <= chance + 2 * deviation:
-        what = (
-            f"is right on {found.accuracy_percent:.2f} % of {found.n_images:,} test images, which"
-            f" is no better than guessing among {len(found.class_names)} classes"
+def warn_of_failure(job: Job, found: Evaluations) -> None:
+    """Warns if a model guesses, or if training made it worse than zero-shot CLIP."""
+    role = str(job.setup.role)
+    own = found[role][1]
+    zero_shot = found["zeroshot"][1] if "zeroshot" in found else None
+    guess = _guess(own)
+    if guess is not None:
+        remedy = "Check that the images match the class names, or change optim.lr and optim.epochs."
+        log.warning("The %s %s.\n  %s", role, guess, remedy)
+    elif zero_shot is not None and _is_worse(own, zero_shot):
+        log.warning(
+            "The %s is right on %.2f %% of %s test images, and zero-shot CLIP on its backbone on"
+            " %.2f %%: training made it worse.\n"
+            "  Change optim.lr, optim.epochs or the method's settings.",
+            *(role, own.accuracy_percent, f"{own.n_images:,}", zero_shot.accuracy_percent),
         )
-    else:
-        return
-    log.warning(
-        "The %s %s.\n"
-        "  Check that the images match the class names, or change optim.lr and optim.epochs.",
-        *(job.setup.role, what),
-    )
+
+
+def _guess(own: EvalDetails) -> str | None:
+    """How a model shows that it guesses; None if it does not, or nothing shows it."""
+    tested, answered = ({pair[i] for pair in own.confusion} for i in (0, 1))
+    if len(tested) == 1:
+        return None
+    if len(answered) == 1:
+        return f"predicts {own.class_names[answered.pop()]!r} for every test image"
+    chance = 1 / len(own.class_names)
+    deviation = math.sqrt(chance * (1 - chance) / own.n_images)
+    if own.n_images >= _ENOUGH and own.accuracy_percent / 100 <= chance + 2 * deviation:
+        return (
+            f"is right on {own.accuracy_percent:.2f} % of {own.n_images:,} test images, which"
+            f" is no better than guessing among {len(own.class_names)} classes"
+        )
+    return None
+
+
+def _is_worse(own: EvalDetails, other: EvalDetails) -> bool:
+    """Whether a model's accuracy is lower by more than chance explains: two deviations."""
+    shares = [one.accuracy_percent / 100 for one in (own, other)]
+    deviation = math.sqrt(sum(share * (1 - share) for share in shares) / own.n_images)
+    return own.n_images >= _ENOUGH and shares[1] - shares[0] > 2 * deviation

@@ -31,7 +31,7 @@ from kdedge.training.judge import (
     judged_images,
     measure_job,
     unlabeled_result,
-    warn_of_guesses,
+    warn_of_failure,
     work,
 )
 from kdedge.training.loop.checkpoint import rng_kept
@@ -347,7 +347,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     found = evaluations(job)
     if found:
         write_evaluations(run, found)
-        warn_of_guesses(job, found[str(job.setup.role)][1])
+        warn_of_failure(job, found)
     test, judged = job.held_out.test, judged_images(job)
     if judged is not None:
         write_json(run.unlabeled_evaluation, unlabeled_result(job, *judged).to_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -117,3 +118,20 @@ def test_a_choice_that_cannot_be_kept_overwrites_nothing_and_is_not_called_writt
     assert f"{CPU_CHOICE} exists, and nothing is overwritten" in done.err
     assert "Wrote" not in done.out
     assert (ARTIFACT / CPU_CHOICE).read_text() == "mine"
+
+
+def test_an_artifact_that_may_not_be_written_is_told_before_anything_is_made(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access  # root may write everywhere, so the system's answer is replaced
+
+    def read_only(path: Any, mode: int) -> bool:
+        return access(path, mode) and not (mode & os.W_OK and Path(path) == ARTIFACT)
+
+    monkeypatch.setattr(os, "access", read_only)
+    before = {path.name for path in ARTIFACT.iterdir()}
+    done = kdedge("export", str(ARTIFACT), "--cpu")
+    assert done.code == 7
+    assert f"{ARTIFACT} may not be written." in done.err
+    assert "Wrote" not in done.out
+    assert {path.name for path in ARTIFACT.iterdir()} == before

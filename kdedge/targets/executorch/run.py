@@ -42,6 +42,7 @@ LOG_LINE = re.compile(rb"^\[\w+\.(cpp|h):\d+\]")
 """How lines begin that the runtime writes to stderr, of facts and of errors."""
 
 _XNNPACK = "XnnpackBackend"
+_N_REASONS = 2
 _MODULE = f"{NAME}.runtime"
 # Numbers of torch's types in a program
 _PIXELS: dict[int, Pixels] = {6: "float", 0: "uint8"}
@@ -249,7 +250,8 @@ def _broken(error: Exception) -> SetupError:
 
 def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:
     """The error for a program that cannot be loaded or run."""
-    reasons = [LOG_LINE.sub(b"", line.encode()).decode().strip() for line in lines]
+    # The last lines say why it failed; those before are of the machine's processors
+    reasons = [LOG_LINE.sub(b"", line.encode()).decode().strip() for line in lines[-_N_REASONS:]]
     text = " ".join(" ".join([str(error), *reasons]).split()).rstrip(".")
     problem = f"{path} cannot be {what} by executorch {version_of()}: {text[:300]}.\n"
     if is_out_of_memory(error):

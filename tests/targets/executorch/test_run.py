@@ -140,6 +140,18 @@ def test_a_damaged_program_is_told(files: Path, damage: str, capfd: Any) -> None
     assert capfd.readouterr().err == ""
 
 
+def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path) -> None:
+    path = files / "model.pte"  # the first load writes lines about the machine's processors
+    path.write_bytes(path.read_bytes()[:-3000])
+    script = "import sys; from pathlib import Path; from kdedge.targets.executorch import run;"
+    script += " run.load(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "DataError" in done.stderr
+    assert "File size is too small" in done.stderr
+    assert "/sys/" not in done.stderr
+
+
 def test_a_changed_program_is_not_loaded(files: Path) -> None:
     path = files / "model.pte"
     path.write_bytes(path.read_bytes() + b"?")

@@ -1,0 +1,58 @@
+"""What is said of a model that training has not made better."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kdedge.eval_details import CalibrationBin, EvalDetails
+from kdedge.training.judge import warn_of_failure
+
+
+def details(n_right: int, n_images: int) -> EvalDetails:
+    """A model that takes cats for dogs, but for some; dogs are always right."""
+    n_dogs = n_images // 10
+    pairs = ((0, 0, n_right - n_dogs), (0, 1, n_images - n_right), (1, 1, n_dogs))
+    bins = (CalibrationBin(n_images, 50.0, 100 * n_right / n_images),)
+    return EvalDetails(
+        class_names=("cat", "dog", *(f"other {number}" for number in range(98))),
+        n_images=n_images,
+        confusion=pairs,
+        bins=bins,
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_right", "n_zero_shot", "n_images", "is_said"),
+    [
+        (110, 150, 1000, True),  # 4 points, deviation 1.5
+        (125, 150, 1000, False),
+        (160, 150, 1000, False),
+        (11, 40, 99, False),  # too few images
+    ],
+)
+def test_a_model_that_training_made_worse_is_warned_of(
+    n_right: int, n_zero_shot: int, n_images: int, is_said: bool, caplog: Any
+) -> None:
+    job: Any = SimpleNamespace(setup=SimpleNamespace(role="teacher"))
+    result: Any = None  # the accuracies of its halves are not asked for
+    found = {
+        "teacher": (result, details(n_right, n_images)),
+        "zeroshot": (result, details(n_zero_shot, n_images)),
+    }
+    warn_of_failure(job, found)
+    told = (
+        f"The teacher is right on {n_right / n_images:.2%} of {n_images:,} test images, and"
+        f" zero-shot CLIP on its backbone on {n_zero_shot / n_images:.2%}: training made it"
+        " worse.\n  Change optim.lr, optim.epochs or the method's settings."
+    ).replace("%", " %")
+    assert caplog.messages == [told] * is_said
+
+
+def test_a_model_without_zero_shot_results_is_not_compared(caplog: Any) -> None:
+    job: Any = SimpleNamespace(setup=SimpleNamespace(role="student"))
+    result: Any = None
+    warn_of_failure(job, {"student": (result, details(110, 1000))})
+    assert caplog.messages == []
