@@ -395,7 +395,8 @@ def test_a_student_of_several_teachers_learns_from_labels_too(kdedge: Run, train
     assert kdedge("distill", "several.yaml").code == 0
     done = kdedge("distill", "several.yaml", *TARGETS)
     assert done.code == 0, done.err
-    assert "Transductive labels of 40 images" in done.err
+    said = "Transductive labels of 40 images, 0 of them labeled and 8 labeled ones beside them, by "
+    assert said in done.err
     plain, labeled = (RunFolder.open(Path(f"runs/tiny/{number:02}")) for number in (4, 5))
     assert plain.weights.read_bytes() != labeled.weights.read_bytes()
     hashes = json.loads(labeled.provenance.read_text())["hashes"]

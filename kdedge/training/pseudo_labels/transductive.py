@@ -163,10 +163,12 @@ class TransductiveLabels:
         for filler in () if is_there else self.fillers.values():
             filler.fill()
         result = self._setup.workspace.group.on_rank0(self._result_of if is_there else self._find)
+        n_beside = len(self._members.labels) - result.n_labeled
+        beside = f" and {n_beside} labeled ones beside them" if n_beside else ""
         log.info(
-            "Transductive labels of %d images, %d of them labeled, by %s features: %s.\n"
+            "Transductive labels of %d images, %d of them labeled%s, by %s features: %s.\n"
             "  Images of each class, by the teacher -> by the labels: %s.",
-            *(result.n_images, result.n_labeled, self._spec.features, _gain(result)),
+            *(result.n_images, result.n_labeled, beside, self._spec.features, _gain(result)),
             _histogram(result),
         )
         return result
