@@ -229,7 +229,7 @@ def _open_prepared(
 def named_teachers(loaded: LoadedRecipe, workspace: Workspace) -> list[RunFolder | None]:
     """The finished runs that the recipe names as its teachers; None for each that is to be trained.
 
-    Files of probabilities are left out. One of several teachers may be a run of any kind.
+    Files of probabilities are left out. A run in the list `teachers` may be of any kind.
 
     Raises:
         RecipeError: there is no such run, or the recipe has no teacher section.
@@ -239,7 +239,7 @@ def named_teachers(loaded: LoadedRecipe, workspace: Workspace) -> list[RunFolder
         raise RecipeError(
             "The recipe has no teacher section, but a student learns from a teacher.\n  Add one."
         )
-    is_any_kind = len(loaded.recipe.teacher_specs) > 1
+    is_any_kind = loaded.recipe.teachers is not None
     return [_named_teacher(one, workspace, is_any_kind=is_any_kind) for one in teachers]
 
 

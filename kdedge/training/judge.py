@@ -81,8 +81,8 @@ def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
     wanted = test.hash_with(job.classes.names)
     if isinstance(teacher, RunModel):
         try:
-            result = read_evaluation(teacher.run).get("teacher")
-            details = read_details(teacher.run).get("teacher")
+            result = read_evaluation(teacher.run).get(teacher.run.kind)
+            details = read_details(teacher.run).get(teacher.run.kind)
         except DataError:  # damaged
             result = details = None
         if result is not None and details is not None and result.images_hash == wanted:

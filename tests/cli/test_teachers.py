@@ -229,6 +229,14 @@ def test_a_student_may_teach_beside_others(trained: Path, kdedge: Any) -> None:
     assert "The most similar store, " in done.err
 
 
+def test_a_student_may_teach_alone(trained: Path) -> None:
+    student = taught(write_recipe("{run: runs/tiny/02}"), "student.views=1")
+    assert (
+        read_evaluation(student)["teacher"]
+        == read_evaluation(RunFolder.open(Path("runs/tiny/02")))["student"]
+    )
+
+
 def test_class_lists_in_another_order_go_by_name(trained: Path) -> None:
     """The same teachers of the same classes in another order say the same of each class."""
     recipe = write_recipe(TRAINED, PROBE)
