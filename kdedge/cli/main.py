@@ -159,6 +159,7 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
 
 def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
     """Writes an error's message to stderr and returns the exit code."""
+    error = _signal_in_import(error) or error
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -193,6 +194,16 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             7,
         )
     return _report_bug(error, arguments, run_log)
+
+
+def _signal_in_import(error: BaseException) -> KeyboardInterrupt | None:
+    """The signal that ended the import of an extension module, which made an ImportError of it."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, ImportError) and isinstance(link.__cause__, KeyboardInterrupt):
+            return link.__cause__
+        link = link.__cause__
+    return None
 
 
 def _could_be_key(error: click.NoSuchOption) -> bool:

@@ -188,6 +188,18 @@ def test_an_error_is_its_message_and_its_exit_code(raises, code, message):
 
 
 @pytest.mark.parametrize(
+    ("signal", "code"), [("KeyboardInterrupt()", 130), ("errors.Terminated()", 143)]
+)
+def test_a_signal_in_the_import_of_an_extension_is_no_missing_package(signal, code):
+    # What pybind11 raises from an exception, any exception, in a module's initialization
+    raises = f"""failed = ImportError("initialization failed")
+        failed.__cause__ = {signal}
+        raise errors.MissingPackage("matplotlib", extra="report", purpose="A report") from failed"""
+    done = run_python(RAISE.format(raises=raises))
+    assert (done.returncode, done.stderr) == (code, "kdedge: interrupted.\n")
+
+
+@pytest.mark.parametrize(
     "raises",
     [
         "raise MemoryError",
