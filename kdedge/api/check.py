@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.recipe import AnyRecipe, Overrides, with_size
-from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.config.paths import check_paths
 from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:

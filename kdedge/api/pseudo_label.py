@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.recipe import AnyRecipe, Overrides, set_texts
-from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.config.paths import check_paths
 from kdedge.errors import RecipeError
 from kdedge.setup.packages import need_training_packages
 from kdedge.workers.open import open_workers

@@ -12,7 +12,8 @@ from kdedge.api.compress import from_run
 from kdedge.api.evaluate import run_argument
 from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with, with_size
 from kdedge.api.run import Run
-from kdedge.config.load import LoadedRecipe, check_paths
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.paths import check_paths
 from kdedge.errors import RecipeError
 from kdedge.runs.find import finished_runs
 from kdedge.runs.folder import RunFolder

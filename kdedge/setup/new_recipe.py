@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kdedge.config.fields import NAME
-from kdedge.config.load import check_paths, load_recipe
+from kdedge.config.load import load_recipe
+from kdedge.config.paths import check_paths
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
 from kdedge.config.student_sizes import StudentSize, student_size
 from kdedge.config.yaml_file import dump_value

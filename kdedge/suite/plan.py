@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdedge.config.load import LoadedRecipe, check_paths, load_recipe, recipe_values
+from kdedge.config.load import LoadedRecipe, load_recipe, recipe_values
+from kdedge.config.paths import check_paths
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
     AVERAGE,

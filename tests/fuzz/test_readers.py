@@ -33,7 +33,8 @@ from kdedge.clip.find import find_backbone
 from kdedge.clip.public_checkpoint import read_public_checkpoint
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import infer_config, read_weights
-from kdedge.config.load import check_paths, load_recipe
+from kdedge.config.load import load_recipe
+from kdedge.config.paths import check_paths
 from kdedge.config.suite import load_suite
 from kdedge.data.benchmarks import Download
 from kdedge.data.benchmarks._coop_split import read_split

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kdedge.config.paths import MAX_SHARDS
 from kdedge.data.sources._labels import LabelIndex
 from kdedge.data.sources._protocol import (
     IMAGE_EXTENSIONS,
@@ -29,9 +30,6 @@ from kdedge.data.tar_reader import TarReader
 from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.formats import more_extensions
 from kdedge.runtime.preprocess import UnusableImage
-
-MAX_SHARDS = 100_000
-"""Largest number of shards of a pattern; more are taken for a typing error."""
 
 _MAX_LABEL_BYTES = 1024
 _MAX_OPEN_SHARDS = 128
