@@ -29,7 +29,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.teachers import teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.tables import text_table
-from kdedge.training.distill import named_teachers, trained_teacher
+from kdedge.training.find_teachers import named_teachers, trained_teacher
 from kdedge.training.run_job import run_job
 from kdedge.training.teach import teacher_job
 from kdedge.training.teachers.combine import combine, matching_temperature

@@ -19,14 +19,9 @@ from kdedge.setup.teachers import teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import Cell
 from kdedge.training.baseline import baseline_job
-from kdedge.training.distill import (
-    named_teachers,
-    open_teacher,
-    student_job,
-    student_parts,
-    teaching_of,
-)
+from kdedge.training.find_teachers import named_teachers, open_teacher
 from kdedge.training.job.key import key_of_run
+from kdedge.training.student import student_job, student_parts, teaching_of
 from kdedge.training.teach import teacher_job
 
 

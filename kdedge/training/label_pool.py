@@ -21,7 +21,7 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.distill import labels_by, teachers_and_parts
+from kdedge.training.distill import teachers_and_parts
 from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.job.job import Job
 from kdedge.training.pseudo_labels.labels import (
@@ -33,6 +33,7 @@ from kdedge.training.pseudo_labels.labels import (
 )
 from kdedge.training.pseudo_labels.pool_logits import AnsweringModel, PoolLogits
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
+from kdedge.training.student import labels_by
 from kdedge.workers.protocol import Share
 
 

@@ -25,20 +25,13 @@ from kdedge.setup.images import Images
 from kdedge.setup.teachers import teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
-from kdedge.training.distill import (
-    named_teachers,
-    open_teacher,
-    student_job,
-    student_parts,
-    teaching_of,
-    untrained_teacher,
-)
+from kdedge.training.find_teachers import known_teachers, named_teachers
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.pseudo_labels.rounds import trial_round
+from kdedge.training.student import student_job, student_parts, teaching_of
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teachers.known import KnownTeacher
 
 _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
@@ -92,7 +85,8 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     """
     check_paths(loaded)
     findings = [Finding("recipe", f"{loaded.path}: valid")]
-    jobs = _jobs(loaded, workspace)
+    jobs, runs = _jobs(loaded, workspace)
+    findings += [Finding("teacher", f"{run.path} is finished and is used") for run in runs]
     device = workspace.device
     seconds = 0.0
     for job in jobs:
@@ -114,28 +108,26 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     return Preflight(tuple(findings), seconds)
 
 
-def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
-    """A recipe's jobs: the teacher unless it is a finished run, the student, the baseline."""
-    jobs: list[Job] = []
+def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], list[RunFolder]]:
+    """What a recipe trains, and the finished runs that teach: teachers, the student, the baseline.
+
+    A teacher without a student is trained though there may be a finished run of it.
+    """
     recipe = loaded.recipe
-    teachers = teacher_recipes(loaded)
-    named: list[RunFolder | None] = [None] * len(teachers)
-    if recipe.student is not None:
+    runs: list[RunFolder] = []
+    if recipe.student is None:
+        jobs = [teacher_job(one, workspace) for one in teacher_recipes(loaded)]
+    else:
         named = named_teachers(loaded, workspace)
-    # First, as by `distill`: it compares the sizes of the models
-    parts = None if recipe.student is None else student_parts(loaded, workspace)
-    known: list[KnownTeacher] = []
-    for one, run in zip(teachers, named, strict=True):
-        if parts is not None and run is not None:
-            known.append(open_teacher(run, parts))
-        else:
-            jobs.append(teacher_job(one, workspace))
-            known.append(untrained_teacher(jobs[-1]))
-    if parts is not None:
+        # First, as by `distill`: it compares the sizes of the models
+        parts = student_parts(loaded, workspace)
+        found, known = known_teachers(named, parts)
+        runs = [one for one in found if isinstance(one, RunFolder)]
+        jobs = [one for one in found if isinstance(one, Job)]
         jobs.append(student_job(parts, teaching_of(known, parts)))
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
-    return [trial_round(job) if job.data.pool is not None else job for job in jobs]
+    return [trial_round(job) if job.data.pool is not None else job for job in jobs], runs
 
 
 def describe(job: Job) -> list[Finding]:

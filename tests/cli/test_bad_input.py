@@ -417,6 +417,14 @@ def test_what_check_refuses_distill_refuses_alike_before_a_teacher_is_trained(
     assert runs() == []
 
 
+def test_check_counts_no_training_of_a_teacher_that_is_finished(kdedge: Run, trained: Path) -> None:
+    known = kdedge("check", "r.yaml").out
+    assert re.search(r"^teacher +runs/tiny/01 is finished and is used$", known, re.MULTILINE)
+    assert re.findall(r"^\w+: time", known, re.MULTILINE) == ["student: time"]
+    new = kdedge("check", "r.yaml", "--set", "seed=7").out
+    assert re.findall(r"^\w+: time", new, re.MULTILINE) == ["teacher: time", "student: time"]
+
+
 def test_a_student_is_no_teacher(kdedge: Run, trained: Path) -> None:
     done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/02")
     fails(done, 2, "teacher.run: ", "tiny/02 is not a finished teacher run.\n", "kdedge teach")

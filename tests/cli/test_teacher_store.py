@@ -19,8 +19,9 @@ from kdedge.config.load import load_recipe
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import open_teacher, student_job, student_parts, teaching_of
+from kdedge.training.find_teachers import open_teacher
 from kdedge.training.run_job import run_job
+from kdedge.training.student import student_job, student_parts, teaching_of
 
 CPU = torch.device("cpu")
 Start = Callable[..., Any]

@@ -22,14 +22,10 @@ from kdedge.methods.protocol import CombinesTeachers
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import (
-    distill,
-    open_teacher,
-    student_job,
-    student_parts,
-    teaching_of,
-)
+from kdedge.training.distill import distill
+from kdedge.training.find_teachers import open_teacher
 from kdedge.training.job.job import batches_of
+from kdedge.training.student import student_job, student_parts, teaching_of
 
 NAMES = ("cat", "dog", "red fox", "school bus")
 TRAINED = "{run: runs/tiny/01}"
@@ -151,7 +147,7 @@ def test_what_the_teachers_reached_and_how_often_each_was_followed_is_told(
     recipe = write_recipe(TRAINED, PROBE, FILES, ensemble="{weights: confidence}")
     done = kdedge("distill", recipe)
     assert done.code == 0, done.err
-    assert re.search(r"Teacher 1/3: using .*tiny/01, which teacher\.run names", done.err)
+    assert re.search(r"Teacher 1/3: using .*tiny/01, which the recipe names", done.err)
     assert "Teacher 2/3: training linear_probe on " in done.err
     assert "Student 3/3: training promptkd" in done.err
     student = RunFolder.open(Path("runs/tiny/04"))

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from kdedge.config.load import load_recipe
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import open_teacher, student_job, student_parts, teaching_of
+from kdedge.training.find_teachers import open_teacher
 from kdedge.training.job.job import batches_of
+from kdedge.training.student import student_job, student_parts, teaching_of
 
 Run = Callable[..., Any]
 Start = Callable[..., Any]

@@ -21,7 +21,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
-from kdedge.training.distill import named_teachers
+from kdedge.training.find_teachers import named_teachers
 from kdedge.training.job.job import HeldOut
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.teach import teacher_job
