@@ -199,9 +199,11 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
 def _signal_in_import(error: BaseException) -> KeyboardInterrupt | None:
     """The signal that ended the import of an extension module, which made an ImportError of it."""
     link: BaseException | None = error
-    while link is not None:
+    seen: set[int] = set()  # an error may be its own cause
+    while link is not None and id(link) not in seen:
         if isinstance(link, ImportError) and isinstance(link.__cause__, KeyboardInterrupt):
             return link.__cause__
+        seen.add(id(link))
         link = link.__cause__
     return None
 

@@ -91,6 +91,8 @@ def build_files(
     try:
         module.check_environment()
     except SetupError as error:
+        if not target.is_engine or target.source != "ONNX file":
+            raise
         raise _elsewhere(artifact, target, precisions, error) from error
     sources = {
         precision: _source(artifact, target, precision) if target.source == "ONNX file" else None
@@ -299,9 +301,7 @@ def _load(artifact: Artifact, target: Target, entry: ModelFile) -> Backend:
 def _elsewhere(
     artifact: Artifact, target: Target, precisions: Sequence[Precision], error: SetupError
 ) -> SetupError:
-    """The error of a machine that cannot build, with the command for one that can."""
-    if not target.is_engine or target.source != "ONNX file":
-        return error
+    """The error of a machine that cannot build engines, with the command for one that can."""
     words = ["kdedge", "export", str(artifact.path), target.flag]
     words += [f"--{precision}" for precision in ("fp8", "int8") if precision in precisions]
     return SetupError(

@@ -177,6 +177,7 @@ def test_the_version_is_printed():
         ("raise errors.ResourceError('a')", 7, "kdedge: a\n"),
         ("raise errors.InUseError('a')", 8, "kdedge: a\n"),
         ("raise errors.Interrupted('a', signum=15)", 143, "kdedge: a\n"),
+        ("error = errors.SetupError('a'); raise error from error", 4, "kdedge: a\n"),
         ("raise KeyboardInterrupt", 130, "kdedge: interrupted.\n"),
         ("raise click.Abort", 130, "kdedge: interrupted.\n"),
         ("sys.exit(9)", 9, ""),
