@@ -27,7 +27,7 @@ from kdedge.targets.engines.layers import (
     find_products,
     summarize_layers,
 )
-from kdedge.targets.engines.log import make_log
+from kdedge.targets.engines.log import open_log
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class EngineBuilder:
 
     def _serialize(self, request: EngineRequest, cancel: Cancel) -> tuple[bytes, dict[str, Any]]:
         """Builds the engine; returns its bytes and their record."""
-        said = make_log(self._module)
+        said = open_log(self._module)
         try:
             builder = self._trt.Builder(said)
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
@@ -230,7 +230,7 @@ class EngineBuilder:
         if not self._has_gpu:
             return _NOT_MEASURED
         try:
-            runtime = self._trt.Runtime(make_log(self._module))
+            runtime = self._trt.Runtime(open_log(self._module))
         except (
             RuntimeError,
             TypeError,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kdedge.errors import DataError, SetupError
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.cuda import Cuda, open_cuda
-from kdedge.targets.engines.log import make_log
+from kdedge.targets.engines.log import open_log
 from kdedge.targets.protocol import Target
 
 _DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
@@ -72,7 +72,7 @@ def _deserialize(
         SetupError: TensorRT cannot start, or refuses the engine; the message says why.
     """
     name = f"{target.backend} {trt.__version__}"
-    log = make_log(trt)
+    log = open_log(trt)
     try:
         data = path.read_bytes()
     except OSError as error:

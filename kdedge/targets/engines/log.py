@@ -1,7 +1,8 @@
-"""A logger for TensorRT, which stores errors for messages and prints nothing."""
+"""The logger for TensorRT, which keeps errors for messages and prints nothing."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,23 @@ from typing import TYPE_CHECKING, Any
 log = logging.getLogger(__name__)
 
 
-def make_log(module: ModuleType) -> Any:
-    """Makes a logger whose `errors` are TensorRT's errors, each in one line.
+def open_log(module: ModuleType) -> Any:
+    """The logger whose `errors` are TensorRT's errors from now on, each in one line.
+
+    It is the same for all engines and builders of a process. TensorRT warns by a second logger,
+    while it holds a lock: if Python collects garbage in that call, and frees another engine, that
+    waits for the lock forever.
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
     """
+    found = _shared(module)
+    found.errors.clear()
+    return found
+
+
+@functools.cache
+def _shared(module: ModuleType) -> Any:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:

@@ -11,6 +11,7 @@ import pytest
 
 from kdedge.errors import DataError, MissingPackage, SetupError
 from kdedge.runtime.cuda import open_cuda
+from kdedge.targets.engines.log import open_log
 from kdedge.targets.tensorrt_rtx import run as target
 
 WriteModel = Callable[..., Path]
@@ -35,7 +36,7 @@ def trt() -> Any:
 @pytest.fixture(scope="module")
 def engine(trt: Any, write_model: WriteModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engine")
-    log = trt.Logger(trt.Logger.ERROR)
+    log = open_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)

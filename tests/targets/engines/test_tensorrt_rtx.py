@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
 from kdedge.targets.engines.callbacks import in_a_thread, make_cancel
-from kdedge.targets.engines.log import make_log
+from kdedge.targets.engines.log import open_log
 from kdedge.targets.protocol import BuildRequest
 from kdedge.targets.tensorrt_rtx import build as target
 
@@ -171,7 +172,7 @@ def test_the_file_is_an_engine_in_the_eyes_of_the_package(
     onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     built = build(onnx_files["fp16"], tmp_path, precision="fp16")
-    log = make_log(tensorrt_rtx)
+    log = open_log(tensorrt_rtx)
     runtime = tensorrt_rtx.Runtime(log)
     malformed = int(tensorrt_rtx.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
     _, of_engine = runtime.get_engine_validity(built.path.read_bytes())
@@ -503,11 +504,38 @@ def test_a_long_build_says_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> 
 def test_the_log_keeps_errors_and_leaves_the_terminal_alone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    log, kinds = make_log(tensorrt_rtx), tensorrt_rtx.ILogger
+    log, kinds = open_log(tensorrt_rtx), tensorrt_rtx.ILogger
     for severity in (kinds.VERBOSE, kinds.INFO, kinds.WARNING, kinds.ERROR, kinds.INTERNAL_ERROR):
         log.log(severity, f" {severity.name} \n")
     assert log.errors == ["ERROR", "INTERNAL_ERROR"]
     assert capfd.readouterr() == ("", "")
+
+
+COLLECTS = """
+import gc, logging
+import tensorrt_rtx as trt
+from kdedge.targets.engines.log import open_log
+
+class Collect(logging.Handler):
+    def emit(self, record):
+        gc.collect()
+
+logging.getLogger("kdedge").addHandler(Collect())
+logging.getLogger("kdedge").setLevel(logging.DEBUG)
+gc.disable()
+cycle = [trt.Runtime(open_log(trt))]
+cycle.append(cycle)
+del cycle
+trt.Runtime(open_log(trt))
+print(gc.collect() > 0)
+"""
+
+
+def test_garbage_that_is_an_engine_does_not_stop_the_next_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_a_build_leaves_the_terminal_alone(
