@@ -1,4 +1,4 @@
-"""The rules that tools check: lint, format, types, imports, signatures, and what a wheel holds."""
+"""The rules that tools check: lint, format, types, imports, and what a wheel holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAX_PARAMETERS = 8
 
 
 def run(*arguments: str) -> None:
@@ -172,23 +171,6 @@ def test_no_test_replaces_a_part_of_kdedge() -> None:
                 if origin.startswith("kdedge"):
                     found.append(f"{path}:{target.lineno}: {ast.unparse(target)}")
     assert not found, "\n".join(["replaced in tests:", *found])
-
-
-def test_no_function_takes_more_than_eight_parameters() -> None:
-    found = []
-    for path, tree in sources().items():
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-                continue
-            arguments = node.args
-            names = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
-            n_parameters = len(names[names[:1] in (["self"], ["cls"]) :])
-            n_parameters += len(arguments.kwonlyargs)
-            n_parameters += sum(one is not None for one in (arguments.vararg, arguments.kwarg))
-            if n_parameters > MAX_PARAMETERS:
-                name = getattr(node, "name", "lambda")
-                found.append(f"{path}:{node.lineno}: {name} takes {n_parameters}")
-    assert not found, "\n".join([f"more than {MAX_PARAMETERS} parameters:", *found])
 
 
 def test_a_wheel_holds_the_recipes_the_templates_and_the_demos_clips(tmp_path: Path) -> None:
