@@ -7,7 +7,7 @@ of its own. Recipes and run folders of version 1 keep their meaning:
 |---|---|
 | `loss: X`, `loss_weight: W` | `losses: {X: {weight: W}}` |
 | `more_losses: {Y: V}` | `losses: {X: {...}, Y: {weight: V}}` |
-| `kd_weight`, `kd_weight_per_image`, `max_kd_weight_per_image` | `losses.kl`: `weight`, ... |
+| `kd_weight`, `kd_weight_per_image` | `losses.kl`: `weight`, `weight_per_image` |
 | `temperature` | `losses.kl.temperature` |
 """
 
@@ -28,7 +28,6 @@ SETTINGS: tuple[str, ...] = ("student", "settings")
 _KL = {
     "kd_weight": "weight",
     "kd_weight_per_image": "weight_per_image",
-    "max_kd_weight_per_image": "max_weight_per_image",
     "temperature": "temperature",
 }
 OLD_KEYS = frozenset({"loss", "loss_weight", "more_losses", *_KL})

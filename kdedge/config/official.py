@@ -1,7 +1,6 @@
 """Applies `official: true`: precision and epoch selection as in PromptKD's public code.
 
-Its other settings are defaults or are in the recipes. Two differences remain:
-supervised methods compute their losses in float32, and only trained tensors are averaged.
+Its other settings are defaults or are in the recipes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from kdedge.config.yaml_file import dotted, dump_value
 _KeyPath = tuple[str, ...]
 
 OFFICIAL: Mapping[_KeyPath, object] = {
-    # trainers/promptkd.py: CLIP converted to fp16, losses in the features' format, no loss scaling
+    # trainers/promptkd.py: CLIP and projector converted to fp16, logits too, no loss scaling
     ("optim", "precision"): "fp16-unscaled",
     ("student", "settings", "float32_losses"): False,
     # configs/trainers/PromptKD: the best epoch on the validation loader, which has test images
@@ -26,7 +25,6 @@ OFFICIAL: Mapping[_KeyPath, object] = {
 _ROLES = ("teacher", "student", "baseline")
 
 STABILIZERS: tuple[_KeyPath, ...] = (
-    ("student", "settings", "losses", "kl", "max_weight_per_image"),
     ("optim", "clip_grad_norm"),
     *((role, "optim", "clip_grad_norm") for role in _ROLES),
 )

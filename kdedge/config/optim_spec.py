@@ -97,8 +97,8 @@ class OptimSettings(Strict):
         "fp32",
         description="Precision of the forward pass; losses and trained tensors stay fp32. Default:"
         " fp32, our choice, which works on every device. fp16-unscaled reproduces the public code"
-        " for official: true: no loss scaling, and linear layers and the first layer's context are"
-        " rounded to fp16 after every step.",
+        " for official: true: no loss scaling, and what this code keeps in fp16 is rounded to fp16"
+        " after every step.",
     )
     clip_grad_norm: float | None = Field(
         None,

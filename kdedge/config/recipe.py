@@ -240,8 +240,9 @@ class Recipe(Strict):
     official: bool = Field(
         False,
         description="Follow PromptKD's public code, to compare with its figures: fp16 without loss"
-        " scaling, losses in fp16, and the student's epoch that is best on the test images (of base"
-        " classes under base-to-novel). Results are marked. Use false for everything else.",
+        " scaling, also of projector and logits, and the student's epoch that is best on the test"
+        " images (of base classes under base-to-novel). Results are marked. Use false for"
+        " everything else.",
     )
     classes: Annotated[ClassesSpec, BeforeValidator(_names_to_spec)] = Field(
         description="Class names: a list, or one of file, benchmark, synthetic."

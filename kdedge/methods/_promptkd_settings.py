@@ -10,7 +10,7 @@ from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.reduction import why_not_merged
 from kdedge.methods._lora import LoraSettings
 from kdedge.methods.losses import DEFAULT, ChosenLosses, chosen_losses_model, load_loss
-from kdedge.methods.protocol import Encoder, MethodSettings, SettingsNotes
+from kdedge.methods.protocol import Encoder, MethodSettings
 
 if TYPE_CHECKING:
     Losses = ChosenLosses
@@ -234,10 +234,7 @@ class Settings(MethodSettings):
         why = why_not_merged(self.merge_tokens, n_patches=sizes.n_patches, n_blocks=n_blocks)
         return {} if why is None else {"merge_tokens": why}
 
-    def notes(self, n_classes: int) -> SettingsNotes:
-        """See `MethodSettings.notes`; the losses' notes together."""
-        notes = [loss.notes(n_classes) for _, loss in self.losses.items()]
-        return SettingsNotes(
-            {key: value for one in notes for key, value in one.record.items()},
-            tuple(message for one in notes for message in one.messages),
-        )
+    def recorded(self, n_classes: int) -> dict[str, float]:
+        """See `MethodSettings.recorded`; the entries of all losses."""
+        entries = [loss.recorded(n_classes) for _, loss in self.losses.items()]
+        return {key: value for own in entries for key, value in own.items()}

@@ -177,9 +177,6 @@ def _why_not(job: Job) -> str:
 
 def _new_run(job: Job, key: str) -> RunFolder:
     job.prepare()  # so that its errors are raised before there is a folder
-    notes = job.choice.settings.notes(len(job.classes.names))
-    for message in notes.messages:
-        log.info(message)
     recipe, test = job.setup.loaded.recipe, job.held_out.test
     return RunFolder.create(
         job.setup.workspace.root,
@@ -194,7 +191,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             "threads": torch.get_num_threads(),
             "seed": recipe.seed,
             **settings_record(job.choice),
-            **notes.record,
+            **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
             "measured_on": None if test is None else test.list_hash,
             "teacher_run": None if job.teaching is None else job.teaching.run,

@@ -99,15 +99,6 @@ def test_a_loss_that_is_not_the_divergence_has_no_weight_per_image(
     assert before["kd_weight_per_image"] == 250.0
 
 
-def test_a_weight_that_is_limited_is_told_and_recorded(kdedge: Run, trained: Path) -> None:
-    done = distill(kdedge, "student.settings.losses.kl.max_weight_per_image=2.5")
-    assert "max_weight_per_image limits the loss weight of one image to 2.5, " in done.err
-    assert "instead of 250." in done.err
-    assert json.loads((STUDENT / "provenance.json").read_text())["kd_weight_per_image"] == 2.5
-    wide = distill(kdedge, "student.settings.losses.kl.max_weight_per_image=300")
-    assert "limits the loss weight" not in wide.err
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -42,8 +42,8 @@ def settings(path: Path, *overrides: str) -> dict[str, Any]:
             {"kl": {"weight": None, "weight_per_image": 2}},
         ),
         (
-            "{temperature: 1.0, kd_weight: 1000.0, max_kd_weight_per_image: 2.52}",
-            {"kl": {"weight": 1000.0, "max_weight_per_image": 2.52, "temperature": 1.0}},
+            "{temperature: 1.0, kd_weight: 1000.0}",
+            {"kl": {"weight": 1000.0, "temperature": 1.0}},
         ),
         ("{loss: feature}", {"feature": {}}),
         ("{loss: relational, loss_weight: 3.0}", {"relational": {"weight": 3.0}}),
@@ -51,7 +51,7 @@ def settings(path: Path, *overrides: str) -> dict[str, Any]:
         ("{more_losses: {feature: 2.0}}", {"kl": {}, "feature": {"weight": 2.0}}),
         (
             "{loss: interactive, more_losses: {kl: 7, feature: 2}, temperature: 2.0,"
-            " kd_weight: 9.0, max_kd_weight_per_image: 1.0}",
+            " kd_weight: 9.0}",
             {
                 "interactive": {},
                 "kl": {"temperature": 2.0, "weight": 7},
@@ -89,8 +89,6 @@ def weights_of_version_1(given: dict[str, Any], n_classes: int) -> dict[str, flo
         if given.get("kd_weight_per_image") is not None:
             weight = given["kd_weight_per_image"] * n_classes
         weight = 1000.0 if weight is None else weight
-        limit = given.get("max_kd_weight_per_image")
-        weight = weight if limit is None else min(weight, limit * n_classes)
     elif weight is None:
         weight = PUBLISHED.get(name, 1.0)
     return {name: weight, **given.get("more_losses", {})}
@@ -102,7 +100,6 @@ def weights_of_version_1(given: dict[str, Any], n_classes: int) -> dict[str, flo
         {},
         optional={
             "kd_weight": OPTIONAL,
-            "max_kd_weight_per_image": OPTIONAL,
             "temperature": st.floats(0.5, 8),
         },
     ),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdedge.errors import SetupError
+from kdedge.methods._projector import Projector
 from kdedge.training.loop.precision import Precision
 
 CPU = torch.device("cpu")
@@ -71,13 +72,14 @@ class Trained(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(3, 3)
-        self.batch_norm = nn.BatchNorm1d(3)
+        self.projector = Projector(3, 3, torch.Generator().manual_seed(1))
+        self.classifier = nn.Linear(3, 3)
         self.context = nn.Parameter(torch.randn(2, 3))
         self.deep_context = nn.Parameter(torch.randn(2, 3))
 
 
-HALVED = {"linear.weight", "linear.bias", "context"}
+LINEARS = ("projector.linear1", "projector.linear2")
+HALVED = {"context", *(f"{name}.{part}" for name in LINEARS for part in ("weight", "bias"))}
 
 
 def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> None:
@@ -106,11 +108,11 @@ def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> Non
 
 
 def test_an_update_below_half_a_unit_in_the_last_place_is_lost_as_there() -> None:
-    module = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(module.weight)
+    module = nn.Module()
+    module.context = nn.Parameter(torch.ones(1))
     precision = Precision("fp16-unscaled", CPU, module)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-5)
     for _ in range(100):
-        module.weight.grad = torch.ones(1, 1)
+        module.context.grad = torch.ones(1)
         precision.step(optimizer)
-    assert module.weight.item() == 1.0
+    assert module.context.item() == 1.0

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from kdedge.data.soft_targets import SoftTargets
-from kdedge.methods.protocol import MethodSettings, SettingsNotes
+from kdedge.methods.protocol import MethodSettings
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class LossSettings(BaseModel):
         assert self.weight is not None  # a loss with an optional weight overrides this method
         return self.weight
 
-    def notes(self, n_classes: int) -> SettingsNotes:
-        """See `MethodSettings.notes`; nothing unless a loss says more."""
-        return SettingsNotes()
+    def recorded(self, n_classes: int) -> dict[str, float]:
+        """See `MethodSettings.recorded`; nothing unless a loss overrides it."""
+        return {}
 
 
 class DistillationLoss(nn.Module):

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from kdedge.errors import ShapeError
 from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
-from kdedge.methods.protocol import SettingsNotes
 
 WEIGHT = 1000.0
 """The authors' launch script; 200 for Flowers102, FGVCAircraft and DTD."""
@@ -39,12 +38,6 @@ class Settings(LossSettings):
         description="kd_weight_per_image: multiplies the divergence averaged over images only, so"
         " that it does not depend on the number of classes C. Equals weight / C.",
     )
-    max_weight_per_image: float | None = Field(
-        None,
-        gt=0,
-        description="Upper limit of one image's weight. The default, none, is the paper's. With few"
-        " classes weight / C is large, and results differ more between seeds; the limit is ours.",
-    )
     temperature: float = Field(
         1.0,
         gt=0,
@@ -61,25 +54,13 @@ class Settings(LossSettings):
 
     def weight_for(self, n_classes: int) -> float:
         """`kd_weight`, whichever way it was given; one image weighs 1 / n_classes of it."""
-        weight = self._unlimited_weight(n_classes)
-        limit = self.max_weight_per_image
-        return weight if limit is None else min(weight, limit * n_classes)
-
-    def _unlimited_weight(self, n_classes: int) -> float:
         if self.weight_per_image is not None:
             return self.weight_per_image * n_classes
         return WEIGHT if self.weight is None else self.weight
 
-    def notes(self, n_classes: int) -> SettingsNotes:
-        """Records the weight of one image, which depends on the number of classes."""
-        weight, unlimited = self.weight_for(n_classes), self._unlimited_weight(n_classes)
-        messages = (
-            "student.settings.losses.kl.max_weight_per_image limits the loss weight of one image"
-            f" to {weight / n_classes:.4g}, instead of {unlimited / n_classes:.4g}.",
-        )
-        return SettingsNotes(
-            {"kd_weight_per_image": weight / n_classes}, messages if weight < unlimited else ()
-        )
+    def recorded(self, n_classes: int) -> dict[str, float]:
+        """The weight of one image, which depends on the number of classes."""
+        return {"kd_weight_per_image": self.weight_for(n_classes) / n_classes}
 
 
 def distillation_loss(

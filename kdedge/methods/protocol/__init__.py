@@ -33,19 +33,6 @@ from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 Encoder = Literal["image", "text"]
 
 
-@dataclass(frozen=True)
-class SettingsNotes:
-    """What a run records and logs of settings whose effect depends on the number of classes.
-
-    Attributes:
-        record: entries of the run's provenance.
-        messages: lines for the log of a new run.
-    """
-
-    record: dict[str, float] = field(default_factory=dict)
-    messages: tuple[str, ...] = ()
-
-
 class MethodSettings(BaseModel):
     """Base class of every method's `Settings`: types are strict, unknown keys are errors."""
 
@@ -93,9 +80,9 @@ class MethodSettings(BaseModel):
         """Other settings that do not fit a CLIP: name -> why, and on a second line what fits."""
         return {}
 
-    def notes(self, n_classes: int) -> SettingsNotes:
-        """What a run of C classes records and logs of these settings, beyond their values."""
-        return SettingsNotes()
+    def recorded(self, n_classes: int) -> dict[str, float]:
+        """Entries of a run's provenance that follow from these settings and C classes."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.errors import SetupError
 
+_PUBLISHED_IN_HALF = re.compile(
+    r"(^|\.)(context|contexts|attribute_context)$|^projector\.linear|^meta_net\.|^couplings\.0\."
+)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
 
 
@@ -98,19 +102,10 @@ class Precision:
 def published_in_half(module: nn.Module) -> list[nn.Parameter]:
     """Parameters that the papers' code keeps in half precision.
 
-    These are the parameters of linear layers and the first layer's context. In the papers' code,
-    prompts of deeper layers, batch norm and MaPLe's couplings of deeper layers stay float32. Here
-    the couplings are rounded, too.
+    These are the contexts of the first text layer, the linear layers of PromptKD's projector and of
+    CoCoOp's meta-net, and MaPLe's first coupling. All other parameters are float32 there, too.
     """
-    # Query, key and value of a trained image encoder stay float32, as when they were one tensor
-    linears = [
-        layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and not name.endswith((".attn.q", ".attn.k", ".attn.v"))
-    ]
-    found = [parameter for layer in linears for parameter in layer.parameters()]
-    context = [p for name, p in module.named_parameters() if name.split(".")[-1] == "context"]
-    return found + context
+    return [p for name, p in module.named_parameters() if _PUBLISHED_IN_HALF.search(name)]
 
 
 @torch.no_grad()
