@@ -1,10 +1,9 @@
 """What each way to eight bits costs a student: agreement, accuracy, size, speed, layers in FP16.
 
     pip install 'nvidia-modelopt[onnx]'       # for --modelopt
-    python benchmarks/int8_table.py RUN [--planted] [--compressed RUN ...] [--control RUN]
+    python benchmarks/int8_table.py RUN [--planted]
         [--set KEY=VALUE ...] [--modelopt] [--images 5000] [--threads 1] [--rounds 10]
         [--output FILE.json]
-    python benchmarks/int8_table.py RUN --make-control RUNS [--set KEY=VALUE ...]
 
 Ranges come from unlabeled images and candidates of the search are chosen on others, as `kdedge
 export` does; figures come from evenly spaced test images, or from unlabeled ones that nothing else
@@ -13,9 +12,7 @@ unfused float32 model. Layers in FP16 are those that INT8 quantizes by default a
 Latency is a median on this CPU, one image a call, all files in one process and in turns; the ratio
 is float32's latency by the file's. Q/DQ files are meant for GPUs, and no CPU has FP8.
 
---planted plants outliers in RUN's image encoder first (`planted_outliers.py`). --compressed names
-students that were made from RUN by `kdedge distill --resume-from`. --control is RUN trained on by
-the same steps without rounding, which --make-control does: what more epochs alone change.
+--planted plants outliers in RUN's image encoder first (`planted_outliers.py`).
 """
 
 from __future__ import annotations
@@ -25,12 +22,10 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +36,6 @@ from interleaved import interleaved
 from planted_outliers import plant
 from torch import nn
 
-from kdedge.cli.main import run as kdedge
 from kdedge.data.images import spread
 from kdedge.deploy.calibrate import check_disjoint, choose_calibration_images
 from kdedge.deploy.export import N_HELD_OUT
@@ -59,7 +53,6 @@ from kdedge.targets.onnx.fp8 import to_fp8
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import write_onnx
-from kdedge.targets.onnx.trained import add_trained_qdq
 
 FLOAT32 = "float32"
 BATCH = 32
@@ -162,21 +155,6 @@ class Table:
         make(traced, path, calibration=self.ranges)
         return path
 
-    def add_run(self, run: Path, *, is_control: bool = False) -> None:
-        """Compares another run of the same classes, by its float32 file or that with its Q/DQ."""
-        with without_rounding() if is_control else nullcontext():
-            other = open_run(run)
-            model = folded(other)
-        path = self._folder / f"{len(self._files)}.onnx"
-        write_onnx(model, path, size_px=other.preprocess.size_px)
-        if model.quantized:
-            add_trained_qdq(path, model.quantized)
-        kind = other.setup.compression
-        what = "control, in float" if is_control else "quantization-aware"
-        if kind is not None and kind.is_sparse:
-            what = "2:4 and quantization-aware" if kind.is_quantized else "2:4"
-        self.add(what, path)
-
     def _compared(self, logits: npt.NDArray[np.float32]) -> dict[str, float | None]:
         top, expected = logits.argmax(axis=1), self._expected.argmax(axis=1)
         known = self._labels >= 0
@@ -223,21 +201,6 @@ def unfused_logits(trained: RunModel, pixels: PixelArray) -> npt.NDArray[np.floa
     return torch.cat(parts).numpy()
 
 
-@contextmanager
-def without_rounding() -> Iterator[None]:
-    """Context in which a student "trained for INT8" is folded and trained, but never rounded."""
-    with patch("kdedge.compression.student.learn_int8", lambda *_: None):
-        yield
-
-
-def make_control(run: Path, runs: Path, overrides: list[str], n_threads: int) -> int:
-    """Trains on as `kdedge distill --resume-from RUN --quantize int8` does, but in float."""
-    command = ["distill", "--resume-from", str(run), "--quantize", "int8", "--runs", str(runs)]
-    command += [part for override in ["name=control", *overrides] for part in ("--set", override)]
-    with without_rounding():
-        return kdedge([*command, "--threads", str(n_threads)])
-
-
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Makes every file and gives the table's rows."""
     torch.set_num_threads(given.threads)
@@ -249,10 +212,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         table = Table(trained, Path(folder), given.images)
         for name, gate in GATES.items():
             table.add_search(name, gate, given.minutes)
-        for run in given.compressed:
-            table.add_run(run)
-        if given.control is not None:
-            table.add_run(given.control, is_control=True)
         for name in RECIPES:
             if RECIPES[name] is not modelopt or given.modelopt:
                 table.add_recipe(name)
@@ -286,13 +245,10 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measures a run, or makes its control."""
+    """Measures a run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--planted", action="store_true")
-    parser.add_argument("--compressed", type=Path, nargs="*", default=[])
-    parser.add_argument("--control", type=Path)
-    parser.add_argument("--make-control", type=Path, metavar="RUNS")
     parser.add_argument("--set", action="append", default=[], help="as kdedge has it")
     parser.add_argument("--modelopt", action="store_true", help="with a row of ModelOpt's")
     parser.add_argument("--images", type=int, default=5000)
@@ -301,8 +257,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="time of each search")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    if given.make_control:
-        raise SystemExit(make_control(given.run, given.make_control, given.set, given.threads))
     result = measure(given)
     if given.output:
         given.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -299,10 +299,8 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     check_has_class_vectors(trained.setup.choice)
     recipe = trained.loaded.recipe
     needed = request.precisions | set(recipe.export.precisions)
-    if trained.is_quantized and not (request.fp16 or request.fp8):
-        needed = {"int8"}
     built_from = set(needed)
-    if {"fp8", "int8"} & needed and not trained.is_quantized:
+    if {"fp8", "int8"} & needed:
         built_from.add("fp16")
     for target in request.targets:
         chosen = precisions_of(target, built_from)

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdedge.api.compress import from_run
-from kdedge.api.evaluate import run_argument
 from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with, with_size
 from kdedge.api.run import Run
 from kdedge.config.load import LoadedRecipe
@@ -143,29 +141,15 @@ def fill_teacher_stores(
     return make_teacher(loaded, place, is_stored=True, shard=shard).stores
 
 
-class Compress(Shorthands, total=False):
-    """Further keywords of `distill`: how a finished student is compressed.
-
-    Attributes:
-        resume_from: the finished run: a `Run`, its folder, `name/NN`, or a recipe's name.
-        quantize: `int8`.
-        sparsity: `2:4`.
-    """
-
-    resume_from: Any
-    quantize: str
-    sparsity: str
-
-
 def distill(
-    recipe: AnyRecipe | None = None,
+    recipe: AnyRecipe,
     *,
     size: str | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
-    **keywords: Unpack[Compress],
+    **shorthands: Unpack[Shorthands],
 ) -> Run:
     """Distills the student of a recipe on unlabeled images; trains its teacher first if needed.
 
@@ -173,16 +157,13 @@ def distill(
     `teacher`.
 
     Args:
-        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`; None
-            for that of `resume_from`.
+        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         size: `nano`, `small` or `base`, a student in place of the recipe's.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs of the same teacher and student.
-        keywords: `epochs`, `batch_size` and `lr` of the student, and `seed`. To compress a
-            finished student: `resume_from`, its run, and `quantize` ("int8"), `sparsity` ("2:4")
-            or both.
+        shorthands: `epochs`, `batch_size` and `lr` of the student, and `seed`.
 
     Returns:
         The student's finished run.
@@ -194,13 +175,7 @@ def distill(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    shorthands: dict[str, Any] = dict(keywords)
-    source = shorthands.pop("resume_from", None)
-    how = {key: shorthands.pop(key, None) for key in ("quantize", "sparsity")}
-    run = None if source is None else run_argument(source)
-    started = from_run(recipe, run, Path(root), **how)
-    texts = [*started.texts, *with_size(overrides, size)]
-    loaded = loaded_with(started.recipe, "student", texts, shorthands)
+    loaded = loaded_with(recipe, "student", with_size(overrides, size), shorthands)
     return Run(make_student(loaded, Place(Path(root), device, resume)).runs[-1])
 
 

@@ -156,42 +156,6 @@ class StudentSpec(ModelSpec):
         description="Soft labels of the unlabeled images beside the teacher's probabilities."
         " Default: none, the student learns from the teacher alone.",
     )
-    resume_from: RecipeFolder | None = Field(
-        None,
-        description="Folder of a finished run of this student, whose weights the compressed student"
-        " starts with. Needs quantize or sparsity.",
-    )
-    quantize: Literal["int8"] | None = Field(
-        None,
-        description="Trains the student of resume_from with the rounding of this precision in its"
-        " image encoder's layers, and with learned scales (LSQ, arXiv:1902.08153). An export writes"
-        " the INT8 files as they were trained.",
-    )
-    sparsity: Literal["2:4"] | None = Field(
-        None,
-        description="Zeros in the layers of the image encoder that resume_from names. 2:4: of"
-        " each four weights along a layer's input, the two smaller ones are zero, in training and"
-        " on the device, where TensorRT may skip them (arXiv:2104.08378).",
-    )
-
-    @model_validator(mode="after")
-    def _compresses_a_run(self) -> StudentSpec:
-        if self.compression and self.resume_from is None:
-            raise ValueError(
-                f"has {' and '.join(self.compression)} without resume_from; name the finished run"
-                " that is compressed, or give it with --resume-from"
-            )
-        if self.resume_from is not None and not self.compression:
-            raise ValueError(
-                "has resume_from without quantize or sparsity; add one, or remove resume_from"
-            )
-        return self
-
-    @property
-    def compression(self) -> dict[str, str]:
-        """The keys that compress a trained student, with their values; empty for a plain one."""
-        given = {"quantize": self.quantize, "sparsity": self.sparsity}
-        return {key: value for key, value in given.items() if value is not None}
 
 
 class BaselineSpec(Strict):

@@ -85,8 +85,6 @@ def build_files(
             f"{artifact.path} has no folded model, from which {target.label} is built.\n"
             "  Give the run that it was exported from instead of the artifact."
         )
-    if target.source == "folded model" and run is not None and run.model.quantized:
-        _check_not_int8(target, precisions)
     module = load_build(target)
     try:
         module.check_environment()
@@ -147,16 +145,6 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
                 f" {', '.join(target.precisions)}.\n"
                 f"  Leave --{precision} out.{remark}"
             )
-
-
-def _check_not_int8(target: Target, precisions: Sequence[Precision]) -> None:
-    """Raises an error for INT8 of a student that was trained with INT8 layers."""
-    if "int8" in precisions:
-        raise RecipeError(
-            f"The student was trained with INT8 layers, but {target.label}'s INT8 files round as"
-            " their quantizer does, not as it was trained.\n"
-            f"  Leave --{target.name} out, or export the student that it was compressed from."
-        )
 
 
 def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFile:

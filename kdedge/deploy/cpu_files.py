@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # a device has no torch
 
 _FROM_RUN = "the artifact has none; it is made when a run is exported: kdedge export RUN --cpu"
 _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
-_TRAINED = "it was trained with INT8 layers: the ONNX files have them as they were trained"
 
 
 def onnx_precisions(trained: RunModel) -> set[Precision]:
@@ -48,7 +47,7 @@ def add_cpu_files(
             names = _names(artifact, target, precision) if of_run else ()
             reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
             if of_run and precision == "int8" and run is not None and run.calibration is None:
-                reason = _TRAINED if run.model.quantized else _NO_IMAGES
+                reason = _NO_IMAGES
             elif is_built_here and not names:
                 try:
                     artifact, names = build_files(artifact, target.name, [precision], run=run)

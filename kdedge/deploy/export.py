@@ -44,7 +44,6 @@ from kdedge.runtime.open_classes import load_matrix, with_classes
 from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx import run as onnx_run
-from kdedge.targets.onnx.sparse import check_sparse
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
@@ -88,8 +87,7 @@ def export_artifact(
         trained: a run opened by `load_run`.
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
-        precisions: precisions besides fp32, which is always written; int8 implies fp16. A student
-            that was trained with INT8 layers has fp32, with these layers inside, and int8.
+        precisions: precisions besides fp32, which is always written; int8 implies fp16.
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
 
@@ -100,19 +98,13 @@ def export_artifact(
         ResourceError: the disk is full.
     """
     onnx_build.check_environment()
-    is_quantized = trained.is_quantized
-    if is_quantized and {"fp8", "fp16"} & set(precisions):
-        raise RecipeError(
-            f"{trained.run.path} was trained with INT8 layers, so it has no FP16 and no FP8 files."
-            "\n  Leave --fp16 and --fp8 out, or export the student that it was compressed from."
-        )
     for precision in precisions:
         onnx_build.plan(precision)  # checks its requirements before anything slow is done
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Choose another folder.")
     pool = trained.images("unlabeled")
     in_bytes = [name.upper() for name in PRECISIONS_IN_BYTES if name in precisions]
-    if in_bytes and not is_quantized and (pool is None or not pool.indices):
+    if in_bytes and (pool is None or not pool.indices):
         raise DataError(
             f"{trained.run.path}: its recipe has no unlabeled images, but {in_bytes[0]} needs real"
             " images for calibration.\n"
@@ -145,17 +137,6 @@ def export_artifact(
     return Exported(artifact, inputs, _gflops(trained, model))
 
 
-def _gates_of(model: FoldedModel, gates: GatesSpec) -> dict[str, Any]:
-    """The recipe's gates; float32 has INT8's where the student was trained with INT8 layers.
-
-    An error of rounding in float32 may be as large as a level there.
-    """
-    record = gates.as_record()
-    if model.quantized:
-        record["agreement"]["fp32"] = record["agreement"]["int8"]
-    return record
-
-
 class _Writer:
     """Writes and compares the files of an artifact.
 
@@ -181,7 +162,6 @@ class _Writer:
         self._folder = folder
         self._spec = spec
         self._reference, self._known = reference, known
-        self._sparse = sparse_layers_of(trained)
         self.artifact = Artifact(
             path=folder,
             name=trained.loaded.recipe.name,
@@ -191,7 +171,7 @@ class _Writer:
             head=spec.head,
             max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
             batch=spec.batch,
-            gates=_gates_of(model, gates),
+            gates=gates.as_record(),
             provenance={"kdedge": __version__, **trained.provenance()},
             temperature=reference.temperature,
         )
@@ -204,17 +184,11 @@ class _Writer:
 
     def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
-        is_quantized = bool(self._model.quantized)
-        options = {
-            "external_data": self._spec.external_data and not is_quantized,
-            "metadata": self._metadata(),
-        }
+        options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
         self._add(
             "fp32", BuildRequest(self.artifact, self._folder, model=self._model, options=options)
         )
-        if is_quantized:
-            self._add("int8", self._from_float32(self._range_images(pool), is_quantized=True))
-        elif set(PRECISIONS_IN_BYTES) & set(precisions):
+        if set(PRECISIONS_IN_BYTES) & set(precisions):
             assert pool is not None  # checked before anything was written
             ranges, held_out = self._calibration_set(pool).hold_out(N_HELD_OUT)
             check_disjoint(ranges, held_out, self._reference.digests)
@@ -260,19 +234,11 @@ class _Writer:
             "provenance": artifact.provenance,
         }
 
-    def _from_float32(
-        self, images: npt.NDArray[Any], *, is_quantized: bool = False
-    ) -> BuildRequest:
+    def _from_float32(self, images: npt.NDArray[Any]) -> BuildRequest:
         """Source of a file of lower precision, with images that decide the ranges."""
         (float32,) = onnx_build.plan("fp32")
         onnx_path = self._folder / float32.name
-        return BuildRequest(
-            self.artifact,
-            self._folder,
-            onnx_path=onnx_path,
-            images=images,
-            options={"is_quantized": is_quantized},
-        )
+        return BuildRequest(self.artifact, self._folder, onnx_path=onnx_path, images=images)
 
     def _add_int8(
         self, images: npt.NDArray[Any], held_out: npt.NDArray[Any], options: dict[str, Any]
@@ -348,8 +314,6 @@ class _Writer:
         facts: dict[str, Any] = {"normalized": self._model.normalization, "seconds": seconds}
         if search:
             facts["search"] = dict(search)
-        if self._sparse:
-            check_sparse(self._folder / file.name, self._sparse)
         entry = self._compared(file, {**built_with, **facts})
         self.artifact = self.artifact.with_files(entry)
 
@@ -390,14 +354,6 @@ class _Writer:
         """Lists a file that no backend runs by itself."""
         others = {**self.artifact.others, path.name: sha256_file(path)}
         self.artifact = dataclasses.replace(self.artifact, others=others)
-
-
-def sparse_layers_of(trained: RunModel) -> list[str]:
-    """Names of the folded model's layers that have 2:4 zeros; empty for a dense student."""
-    compression = trained.setup.compression
-    if compression is None:
-        return []
-    return [f"encoder.{name}" for name in compression.layers(trained.method).sparse]
 
 
 def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:

@@ -10,9 +10,8 @@ head `scores`, and `scale` and the class vectors are a file beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from torch.nn import functional as F
 
 from kdedge.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.protocol import Projector
-from kdedge.quantization.fake import QuantizedLayer
 from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 
@@ -95,13 +93,9 @@ class FoldedModel(nn.Module):
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         output_name: name of the graph's output.
         normalization: where the graph computes `(pixels - mean) / std`, in words.
-        quantized: what files store of the layers that training has quantized, by name. The module
-            itself computes with the weights before quantization; `quantization.fake.attach` gives
-            it the levels.
     """
 
     normalization = IN_CONVOLUTION
-    quantized: Mapping[str, QuantizedLayer] = MappingProxyType({})
 
     def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()

@@ -1,6 +1,5 @@
 """The exact folds of any image encoder other than CLIP's ViT.
 
-- Sparse layers become plain ones with zeros; of quantized ones, scales and levels are kept beside.
 - Re-parameterizable blocks (RepVGG, MobileOne, FastViT, LeViT and others) become one convolution or
   linear layer by their own methods, as timm's `reparameterize_model` calls them.
 - Convolutions that standardize their weights at each call get the standardized weights.
@@ -36,8 +35,6 @@ from kdedge.fold.linear import plain_weight_and_bias, with_batch_norm
 from kdedge.fold.observe import Call, Observed, Operation, observe
 from kdedge.fold.pooling import fold_pooling
 from kdedge.fold.stem import fold_pixels, pixel_statistics
-from kdedge.quantization.fake import QuantizedLayer, attached, detach
-from kdedge.quantization.plain import make_plain
 
 _PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
@@ -55,7 +52,6 @@ class FoldedTower(FoldedModel):
     gain: Tensor | None
 
     def __init__(self, encoder: nn.Module, request: FoldRequest) -> None:
-        quantized = release_layers(encoder)
         _simplify(encoder)
         size_px = request.preprocess.size_px
         images = torch.zeros(1, 3, size_px, size_px)
@@ -71,7 +67,6 @@ class FoldedTower(FoldedModel):
         is_outside = self.normalization == BEFORE_CONVOLUTION
         self.register_buffer("gain", (1 / std).float() if is_outside else None)
         self.encoder = encoder
-        self.quantized = {f"encoder.{name}": layer for name, layer in quantized.items()}
 
     def encode(self, images: Tensor) -> Tensor:
         """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> [B, D_encoded]."""
@@ -101,20 +96,6 @@ def _simplify(encoder: nn.Module) -> None:
         pooling = fold_pooling(module)
         if pooling is not None:
             _replace(encoder, module, pooling)
-
-
-def release_layers(encoder: nn.Module) -> dict[str, QuantizedLayer]:
-    """Makes parametrized layers plain ones, such as sparse and quantized layers, in place.
-
-    Returns:
-        What a file stores of the quantized layers, by name; their weights here are those before
-        quantization.
-    """
-    quantized = attached(encoder)
-    detach(encoder)
-    for module in list(encoder.modules()):
-        make_plain(module)
-    return quantized
 
 
 def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:

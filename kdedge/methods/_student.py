@@ -33,12 +33,9 @@ class Student(nn.Module):
         label_head: a second head for labels, if there is one.
         losses: the losses by name; most have nothing to train.
         scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
-        is_folded: whether `visual` is a folded encoder, which has prompts and low-rank changes
-            inside.
     """
 
     scale: Tensor | None
-    is_folded = False
 
     def __init__(
         self,
@@ -62,14 +59,6 @@ class Student(nn.Module):
         self.losses = losses.build()
         self.register_buffer("scale", None if scale is None else torch.tensor(scale))
 
-    def with_encoder(self, encoder: nn.Module) -> Student:
-        """The same parts with a folded image encoder, in the place of prompts and changes."""
-        folded = copy.copy(self)
-        folded._modules, folded._parameters = dict(self._modules), dict(self._parameters)
-        folded.visual_prompts = folded.lora = None
-        folded.visual, folded.is_folded = encoder, True
-        return folded
-
     def encoder(self, frozen: nn.Module) -> nn.Module:
         """The image encoder in training: the backbone's, the student's copy, or one with `lora`."""
         if self.lora is not None:
@@ -85,8 +74,6 @@ class Student(nn.Module):
 
     def layers_above(self, frozen: nn.Module) -> dict[str, int]:
         """See `methods.protocol.TrainsLayers`."""
-        if self.is_folded:
-            return {}
         above = layers_above(frozen)
         if self.visual is not None:
             return {f"visual.{name}": n_layers for name, n_layers in above.items()}

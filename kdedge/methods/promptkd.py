@@ -75,8 +75,7 @@ class Method:
         self._train_classes = list(train_classes)
         self._frozen = first_blocks(backbone.visual, settings.depth)
         self.visual = module.encoder(self._frozen)
-        # A folded encoder merges tokens by itself
-        self._merge_tokens = 0 if module.is_folded else settings.merge_tokens
+        self._merge_tokens = settings.merge_tokens
 
     @classmethod
     def build(
@@ -300,16 +299,4 @@ class Method:
             self.module.visual_prompts,
             self.module.projector,
             merge_tokens=self._merge_tokens,
-        )
-
-    def with_encoder(self, encoder: nn.Module) -> Method:
-        """See `TakesEncoder`."""
-        return Method(
-            self._backbone,
-            self.module.with_encoder(encoder),
-            self._settings,
-            teacher=self._teacher,
-            class_vectors=self._class_vectors,
-            train_classes=self._train_classes,
-            texts=self._texts,
         )

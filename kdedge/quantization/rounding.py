@@ -40,14 +40,13 @@ def round_weight(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Quant
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     upper = torch.linalg.cholesky(inverse, upper=True)
     rest = layer.weight.detach().double().clone()
-    levels, zeros = torch.zeros_like(rest), rest == 0
+    levels = torch.zeros_like(rest)
     for start in range(0, rest.shape[1], _BLOCK):
         stop = min(start + _BLOCK, rest.shape[1])
         lost = torch.zeros(len(rest), stop - start, dtype=torch.float64)
         for at in range(start, stop):
             column = rest[:, at]
             levels[:, at] = (column / scale[:, 0]).round().clamp(WEIGHT_LOWEST, HIGHEST)
-            levels[zeros[:, at], at] = 0  # of sparse weights, which what others lose must not fill
             lost[:, at - start] = (column - levels[:, at] * scale[:, 0]) / upper[at, at]
             rest[:, at:stop] -= lost[:, at - start, None] * upper[at, at:stop]
         rest[:, stop:] -= lost @ upper[start:stop, stop:]

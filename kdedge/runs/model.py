@@ -334,27 +334,6 @@ class RunModel:
         return teacher
 
     @property
-    def is_quantized(self) -> bool:
-        """Whether it was trained with INT8 layers, and computes with them."""
-        return self.setup.compression is not None and self.setup.compression.is_quantized
-
-    @property
-    def trained_hash(self) -> str:
-        """Hash of its trained tensors."""
-        return self._tensors.trained
-
-    def give_to(self, method: Method) -> Method:
-        """Gives its trained tensors to a newly built method of the same settings.
-
-        Returns:
-            The method, or its compressed form if this run is compressed.
-        """
-        if self.setup.compression is not None:
-            method = self.setup.compression.apply(method)
-        self._tensors.load_into(method)
-        return method
-
-    @property
     def stored_provenance(self) -> str:
         """Provenance hash of the class vectors in the run's folder."""
         return self._stored.provenance

@@ -122,8 +122,6 @@ class Provenance(_Tolerant):
         hashes: hash by input: backbone, class list, image lists.
         measured_on: hash of the test images; None without any, and in runs of version 0.1.
         teacher_run: the teacher's run, as `name/NN`; of several, the first one's.
-        started_from: the run of the student that a compressed student started from.
-        compression: layers of a compressed student, by what was done to them.
         official: whether the run follows the public code's protocol.
         resumed: later starts.
         summary: results; empty until the run is finished.
@@ -150,8 +148,6 @@ class Provenance(_Tolerant):
     hashes: dict[str, Any] = {}
     measured_on: str | None = None
     teacher_run: str | None = None
-    started_from: str | None = None
-    compression: dict[str, list[str]] = {}
     official: bool = False
     resumed: list[Resumed] = []
     summary: Summary = Summary()

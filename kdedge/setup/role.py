@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from kdedge.clip.find import FoundBackbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.compression.student import Compression, compression_of
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.methods.protocol import Method, Teacher
@@ -32,7 +30,6 @@ class RoleSetup:
         classes: the class list.
         backbone: identified, not built.
         workspace: builds the backbone.
-        compression: how the student's image encoder is compressed; None for a plain model.
     """
 
     role: Role
@@ -41,7 +38,6 @@ class RoleSetup:
     classes: Classes
     backbone: FoundBackbone
     workspace: Workspace
-    compression: Compression | None = None
 
     @property
     def seed(self) -> int:
@@ -69,20 +65,13 @@ class RoleSetup:
         return self.workspace.load_backbone(self.backbone)
 
     def build(
-        self,
-        *,
-        class_vectors: Tensor | None = None,
-        teacher: Teacher | None = None,
-        start: Callable[[Method], Method] | None = None,
-        calibration: Callable[[], Tensor] | None = None,
+        self, *, class_vectors: Tensor | None = None, teacher: Teacher | None = None
     ) -> Method:
         """Builds the method; its initial values are drawn from the recipe's seed.
 
         Args:
             class_vectors: [C, D], for a student; default: its teacher's.
             teacher: for a student that is trained.
-            start: gives a plain method the values that it is compressed from.
-            calibration: gives images [N, 3, S, S], for the first scales of a quantized student.
         """
         taught = {} if class_vectors is None else {"class_vectors": class_vectors}
         method: Method = self.choice.module.Method.build(
@@ -95,13 +84,7 @@ class RoleSetup:
             generator=torch.Generator().manual_seed(self.seed),
             **taught,
         )
-        if start is not None:
-            method = start(method)
-        if self.compression is None:
-            return method
-        if calibration is None or not self.compression.is_quantized:
-            return self.compression.apply(method)
-        return self.compression.apply(method, calibration())
+        return method
 
 
 def set_up_role(
@@ -129,10 +112,7 @@ def set_up_role(
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
     found = workspace.identify(backbone_spec(spec), needs_texts=choice.settings.needs_texts)
-    compression = None
-    if role == "student":
-        compression = compression_of(loaded.recipe.student, found.preprocess)
-    return RoleSetup(role, loaded, choice, classes, found, workspace, compression)
+    return RoleSetup(role, loaded, choice, classes, found, workspace)
 
 
 def backbone_spec(spec: ModelSpec) -> BackboneSpec:

@@ -153,14 +153,6 @@ class BuildRequest:
     images: npt.NDArray[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def is_sparse(self) -> bool:
-        """Whether the ONNX file has layers with 2:4 zeros, which its engine may skip."""
-        return self.onnx_path is not None and any(
-            file.name == self.onnx_path.name and file.built_with.get("sparse_layers")
-            for file in self.artifact.files
-        )
-
 
 class BuildModule(Protocol):
     """A target's build.py; it may import torch and onnx.

@@ -56,7 +56,6 @@ _HASHED = {
     "teacher": "class vectors of its teacher",
     "teachers": "teachers, or another way to combine them",
     "targets": "soft labels",
-    "resume_from": "weights to start with",
 }
 """What each hash of a run stands for, in the words of messages."""
 
@@ -195,20 +194,9 @@ def _new_run(job: Job, key: str) -> RunFolder:
             "hashes": job.hashes(),
             "measured_on": None if test is None else test.list_hash,
             "teacher_run": None if job.teaching is None else job.teaching.run,
-            **_compression_record(job),
             "official": recipe.official,
         },
     )
-
-
-def _compression_record(job: Job) -> dict[str, Any]:
-    """What a new compressed run records of its start and of its layers; logs the layers."""
-    compression = job.setup.compression
-    if compression is None or job.start is None:
-        return {}
-    layers = compression.layers(job.method)
-    log.info("Compressing %s: %s.", job.start.run.path, layers)
-    return {"started_from": job.start.run.name, "compression": layers.to_dict()}
 
 
 @contextlib.contextmanager

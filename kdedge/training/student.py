@@ -23,7 +23,6 @@ from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
 from kdedge.training.job.key import n_stored_views
-from kdedge.training.job.start import check_same_teacher, start_of
 from kdedge.training.pseudo_labels.transductive import TransductiveLabels
 from kdedge.training.teach import labeled_beside, teacher_setup
 from kdedge.training.teacher_input import as_prepared_for
@@ -44,14 +43,12 @@ class StudentParts:
         images: unlabeled training images.
         held_out: test and validation images.
         labeled: labeled training images, if its method learns from both kinds.
-        start: the run whose student is compressed; None for a plain student.
     """
 
     setup: RoleSetup
     images: Images
     held_out: HeldOut
     labeled: LabeledImages | None = None
-    start: RunModel | None = None
 
 
 def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
@@ -73,7 +70,7 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     labeled = labeled_beside(setup, images)  # before validation images: the order of draws matters
     held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
-    return StudentParts(setup, unlabeled, held_out, labeled, start_of(setup))
+    return StudentParts(setup, unlabeled, held_out, labeled)
 
 
 def _check_targets(loaded: LoadedRecipe, choice: MethodChoice) -> None:
@@ -95,10 +92,8 @@ def _check_targets(loaded: LoadedRecipe, choice: MethodChoice) -> None:
 
 def student_job(parts: StudentParts, teaching: Teaching) -> Job:
     """The job that trains a student from a teacher, or from the teacher's stored features."""
-    if parts.start is not None:
-        check_same_teacher(parts.start, parts.setup, teaching)
     data = TrainingData(images=parts.images, labeled=parts.labeled)
-    return Job(parts.setup, data, parts.held_out, teaching, parts.start)
+    return Job(parts.setup, data, parts.held_out, teaching)
 
 
 def teaching_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Teaching:

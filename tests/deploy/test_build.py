@@ -10,13 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import RunInputs, build_files
+from kdedge.deploy.build import build_files
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
@@ -329,16 +328,6 @@ def test_a_precision_that_was_not_exported_is_told_before_anything_is_built(
 def test_an_artifact_without_onnx_files_says_so(artifact: Artifact) -> None:
     with pytest.raises(RecipeError, match=r"it has none\.\n.*kdedge export RUN$"):
         build_files(dataclasses.replace(artifact, files=()), "tensorrt-rtx", ["fp32"])
-
-
-@pytest.mark.parametrize("name", ["litert", "executorch"])
-def test_int8_of_a_student_that_was_trained_with_int8_layers_is_refused(
-    artifact: Artifact, name: str
-) -> None:
-    trained = SimpleNamespace(quantized={"layer": object()})
-    run = RunInputs(trained, compare=lambda _: pytest.fail("nothing is built"))
-    with pytest.raises(RecipeError, match=rf"trained with INT8 layers.*\n.*Leave --{name} out"):
-        build_files(artifact, name, ["fp32", "int8"], run=run)
 
 
 def test_an_unknown_target_is_told_with_those_there_are(artifact: Artifact) -> None:

@@ -65,7 +65,6 @@ BEGIN = "made what the page begins with"
 MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
 FRONT = "trains for minutes; tests/cli/test_front.py runs a smaller one"
-COMPRESS = "tests/cli/test_compress.py runs it"
 NONE = "needs 38 known images; tests/cli/test_none_of_these.py runs it with fewer"
 SERVER = "needs the server"
 SERVED = "tests/serving runs it"
@@ -92,7 +91,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/how-it-works.md": {
         "kdedge distill line3.yaml --set student.settings.merge_tokens=8": LARGE,
-        "kdedge distill --resume-from line3 --quantize int8": COMPRESS,
     },
     "docs/deploy/artifacts.md": {
         "pip wheel --no-deps --wheel-dir dist .": INSTALL,

@@ -273,23 +273,6 @@ class TrainsLayers(Protocol):
 
 
 @runtime_checkable
-class TakesEncoder(Protocol):
-    """The extra member of a student whose image encoder can be replaced by a folded one.
-
-    Compression needs it (`student.quantize`, `student.sparsity`).
-    """
-
-    def with_encoder(self, encoder: nn.Module) -> Method:
-        """The same student with an image encoder of its own, all of which is trained.
-
-        Args:
-            encoder: normalized images [B, 3, H, W] -> [B, D_student], before the projector; visual
-                prompts are folded into it.
-        """
-        ...
-
-
-@runtime_checkable
 class HasClassifier(Protocol):
     """The extra members of a method whose logits come from a classifier on its image features.
 

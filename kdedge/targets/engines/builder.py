@@ -43,13 +43,11 @@ class EngineRequest:
         onnx_path: the graph, with one input [B, 3, S, S] and any number of outputs.
         precision: precision that the graph must have; it is checked, not converted.
         batches: smallest and largest batch.
-        is_sparse: whether layers have 2:4 zeros, which the builder then may skip.
     """
 
     onnx_path: Path
     precision: Precision
     batches: tuple[int, int]
-    is_sparse: bool = False
 
 
 class EngineBuilder:
@@ -167,9 +165,7 @@ class EngineBuilder:
         return 0 if flag is None else 1 << int(flag)
 
     def _set_flags(self, config: Any, request: EngineRequest) -> None:
-        """In TensorRT 8, the precision that its builder may choose besides float32; zeros."""
-        if request.is_sparse:
-            config.set_flag(self._trt.BuilderFlag.SPARSE_WEIGHTS)
+        """In TensorRT 8, the precision that its builder may choose besides float32."""
         if not self.is_strongly_typed and request.precision == "fp16":
             config.set_flag(self._trt.BuilderFlag.FP16)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from kdedge.files import write_atomic
 from kdedge.runtime.artifact import Precision
 from kdedge.targets.onnx import run
 from kdedge.targets.onnx.counts import count
@@ -15,9 +13,7 @@ from kdedge.targets.onnx.describe import ONNX, ONNXSCRIPT
 from kdedge.targets.onnx.fp8 import to_fp8
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
-from kdedge.targets.onnx.sparse import sparse_layers
 from kdedge.targets.onnx.trace import write_onnx
-from kdedge.targets.onnx.trained import add_trained_qdq
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 _FILES: dict[Precision, tuple[PlannedFile, ...]] = {
@@ -50,12 +46,11 @@ def plan(precision: Precision) -> tuple[PlannedFile, ...]:
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds one file, and counts its multiply-adds, parameters and layers with 2:4 zeros.
+    """Builds one file, and counts its multiply-adds and parameters.
 
     `options` may have `external_data`, which stores the float32 file's weights in a second file,
     and `metadata`, the float32 file's properties. Files of lower precision keep both. INT8 for
-    TensorRT has `layers`, what is quantized. `is_quantized` says of a file of lower precision that
-    the float32 file has trained Q/DQ.
+    TensorRT has `layers`, what is quantized.
 
     Raises:
         DataError: there are no images for the ranges, or they do not fit the graph.
@@ -75,14 +70,10 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             max_batch=artifact.max_batch,
             **request.options,
         )
-        if request.model.quantized:
-            add_trained_qdq(path, request.model.quantized)
     else:
         assert request.onnx_path is not None
         assert request.images is not None
-        if request.options.get("is_quantized") and file.device == "cpu":
-            write_atomic(path, request.onnx_path.read_bytes())
-        elif file.precision == "fp16" or request.options.get("is_quantized"):
+        if file.precision == "fp16":
             to_fp16(request.onnx_path, path, images=request.images)
         elif file.precision == "fp8":
             to_fp8(request.onnx_path, path, calibration=request.images)
@@ -95,10 +86,4 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
                 calibration=request.images,
                 layers=request.options["layers"],
             )
-    return {"tool": tool, "version": version(tool), **count(path), **_zeros(path)}
-
-
-def _zeros(path: Path) -> dict[str, int]:
-    """`sparse_layers`, which tells TensorRT to look for zeros; empty for a dense file."""
-    n_sparse = len(sparse_layers(path))
-    return {"sparse_layers": n_sparse} if n_sparse else {}
+    return {"tool": tool, "version": version(tool), **count(path)}

@@ -63,9 +63,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     module, gpu = _find()
     cache = timing_cache_path(_tag(module, gpu), os.environ)
     builder = EngineBuilder(module, title="TensorRT", timing_cache=cache, has_gpu=True)
-    engine = EngineRequest(
-        request.onnx_path, file.precision, request.artifact.batches, request.is_sparse
-    )
+    engine = EngineRequest(request.onnx_path, file.precision, request.artifact.batches)
     return {
         "tool": "TensorRT",
         "version": module.__version__,

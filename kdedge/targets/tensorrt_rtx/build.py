@@ -46,9 +46,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     assert request.onnx_path is not None
     module = _find()
     builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None, has_gpu=_has_gpu())
-    engine = EngineRequest(
-        request.onnx_path, file.precision, request.artifact.batches, request.is_sparse
-    )
+    engine = EngineRequest(request.onnx_path, file.precision, request.artifact.batches)
     return {
         "tool": "TensorRT-RTX",
         "version": module.__version__,

@@ -5,15 +5,12 @@ A job is cheap: its key is a hash of hashes, and the method is built on first us
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from kdedge.clip.find import FoundBackbone
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
@@ -29,13 +26,12 @@ from kdedge.data.loader import (
 )
 from kdedge.data.soft_targets import SoftTargets, TargetsOf
 from kdedge.data.views import Augmentation
-from kdedge.distributed import SINGLE_PROCESS
 from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
 from kdedge.progress import working
 from kdedge.results import PoolLabelsResult
-from kdedge.runs.model import MethodModel, Model, RunModel
+from kdedge.runs.model import MethodModel, Model
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
@@ -47,9 +43,6 @@ from kdedge.training.loop.train import Epochs
 from kdedge.training.teacher_input import teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teachers.ensemble import Ensemble
-
-_N_CALIBRATION = 64
-"""Images that give the first scales of a quantized student; training changes them."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +164,12 @@ class Job:
         data: training data.
         held_out: test and validation images.
         teaching: what a student learns from; None without a teacher.
-        start: the run whose student is compressed; None for a plain model.
     """
 
     setup: RoleSetup
     data: TrainingData
     held_out: HeldOut = field(default_factory=HeldOut)
     teaching: Teaching | None = None
-    start: RunModel | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -187,25 +178,11 @@ class Job:
             if self.teaching is None:
                 method = self.setup.build()
             else:
-                method = self.setup.build(
-                    teacher=self.teaching.teacher_of(self.setup.backbone),
-                    start=None if self.start is None else self.start.give_to,
-                    calibration=None if self.start is None else self._first_images,
-                )
+                method = self.setup.build(teacher=self.teaching.teacher_of(self.setup.backbone))
         if self.data.sentences is not None:
             assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
         return method
-
-    def _first_images(self) -> Tensor:
-        """The first training images, up to 64; the same in every process."""
-        workspace = copy.copy(self.setup.workspace)
-        workspace.group = SINGLE_PROCESS
-        optim = self.choice.optim.model_copy(update={"n_workers": 0})
-        setup = replace(self.setup, workspace=workspace, choice=replace(self.choice, optim=optim))
-        n_batches = min(-(-_N_CALIBRATION // optim.batch_size), self.n_steps)
-        batches = itertools.islice(batches_of(replace(self, setup=setup), 1, 0), n_batches)
-        return torch.cat([batch.images for batch in batches])[:_N_CALIBRATION]
 
     def prepare(self) -> None:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""
@@ -318,7 +295,6 @@ class Job:
             **{name: images.list_hash for name, images in lists.items() if images is not None},
             **self._store_hash,
             **({} if self.teaching is None else self.teaching.hashes),
-            **({} if self.start is None else {"resume_from": self.start.trained_hash}),
             **self.data.hashes,
         }
 
@@ -373,5 +349,5 @@ def batches_of(
 def zero_shot_model(job: Job) -> MethodModel:
     """Zero-shot CLIP with the recipe's template; the backbone must have a text encoder."""
     choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
-    setup = replace(job.setup, choice=choice, compression=None)
+    setup = replace(job.setup, choice=choice)
     return MethodModel(setup, setup.build())

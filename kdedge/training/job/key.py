@@ -35,7 +35,6 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
             "split": recipe.data.split,
             "seed": recipe.seed,
             **(_views(recipe, choice, hashes) if role == "student" else {}),
-            **(_compression(recipe) if role == "student" else {}),
             **hashes,
         }
     )
@@ -48,11 +47,6 @@ def _views(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> d
         **({} if seed is None else {"view_seed": seed}),
         **({"views": n_stored_views(recipe, choice)} if "teacher_store" in hashes else {}),
     }
-
-
-def _compression(recipe: Recipe) -> dict[str, str]:
-    """How the student is compressed; the run that it started from is one of the hashes."""
-    return {} if recipe.student is None else recipe.student.compression
 
 
 def own_view_seed(recipe: Recipe) -> int | None:

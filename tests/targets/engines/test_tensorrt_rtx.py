@@ -147,15 +147,6 @@ def test_an_engine_is_built_without_a_gpu_and_its_record_says_how(
     }
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_builder_is_told_of_zeros(
-    builder: EngineBuilder, onnx_files: dict[str, Path], tmp_path: Path, precision: Any
-) -> None:
-    request = EngineRequest(onnx_files[precision], precision, (1, 4), is_sparse=True)
-    record = builder.build(request, tmp_path / "a.engine")
-    assert record["flags"] == ["SPARSE_WEIGHTS", "TF32"]
-
-
 def test_with_a_gpu_the_layers_are_recorded_too(
     cudart: Any, monkeypatch: pytest.MonkeyPatch, write_graph: WriteGraph, tmp_path: Path
 ) -> None:
