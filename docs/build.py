@@ -141,7 +141,8 @@ def methods_page() -> str:
         "",
         "The methods that `teacher.method`, `student.method` and `kdedge train --method` can name,"
         " each in one file of `kdedge/methods/`. *Labels*: it learns from `data.labeled`."
-        " *Unlabeled*: from `data.unlabeled`. *Novel names*: class names without labels take part.",
+        " *Unlabeled*: from `data.unlabeled`. *Novel names*: class names without labels take part."
+        " [What differs from the public code](differences.md) is a page of its own.",
         "",
         "| name | method | labels | unlabeled | novel names | paper |",
         "|---|---|---|---|---|---|",

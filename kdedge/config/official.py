@@ -1,6 +1,7 @@
 """Applies `official: true`: precision and epoch selection as in PromptKD's public code.
 
-Its other settings are defaults or are in the recipes.
+Its other settings are defaults or are in the recipes. The page "What differs from the public code"
+has what remains.
 """
 
 from __future__ import annotations

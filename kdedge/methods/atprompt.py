@@ -11,11 +11,7 @@ teacher, whose visual prompts, losses and average are unchanged. With `self_regu
 ""` it is the paper's CoOp + ATPrompt, which the authors train as CoOp for 100 epochs (lr 0.002,
 batch_size 32).
 
-Differs from the authors' code: an attribute may have several tokens (theirs takes the first one);
-the text encoder runs over no more positions than the longest prompt; weights stay in float32 under
-autocast. The search for attributes, which asks a language model, is left out: the recipes have the
-published ones. The authors' code has no teacher of PromptKD; that its text side is this one is our
-reading of the paper.
+An attribute may have several tokens. The recipes have the published attributes.
 """
 
 from __future__ import annotations

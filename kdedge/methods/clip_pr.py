@@ -4,19 +4,6 @@ Paper: Kahana et al., Improving Zero-Shot Models with Label Distribution Priors 
 arXiv:2212.00784. The method changes CLIP's predictions little, and brings the mean prediction close
 to a prior over the labels. L = CE(g(f), y) + w · KL(prior ‖ mean softmax g(f)), with f the
 unit-length image feature, g the adapter, y zero-shot CLIP's class of the same view, w a weight.
-
-Differs from the authors' code:
-
-* It normalizes images with ImageNet's mean and standard deviation. Here: CLIP's.
-* It squashes images, in tests too. Here: in training the largest central crop between 3:4 and 4:3,
-  in tests as for every method.
-* Its texts are "a photo of a {}" without a full stop. Here: the recipe's template.
-* Its weight decay is a part of the gradient. Here: AdamW's.
-* It keeps the epoch with the lowest loss on test images.
-* It trains the image encoder for some epochs at 1e-6 between two stages of the adapter, although
-  the paper's adapter is on a frozen CLIP.
-* Its mean runs over four batches of 128, except at the start of an epoch. Here: one batch of 512.
-* On ImageNet its mean runs over a queue of 300 batches, and the adapter has batch norm.
 """
 
 from __future__ import annotations
@@ -45,8 +32,7 @@ METHOD = Declaration(
     label="CLIP-PR",
     paper="arXiv:2212.00784",
     sees=Sees(unlabeled_images=True, novel_class_names=True),
-    # The authors' code on CIFAR-10. It multiplies the rate by 0.3 every ten epochs; here the rate
-    # follows the recipe's schedule.
+    # The authors' code on CIFAR-10; four of its batches of 128 are one here.
     optim=OptimSpec(
         algorithm="adamw",
         lr=0.001,

@@ -2,9 +2,7 @@
 
 Paper: Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022,
 arXiv:2203.05557, section 3.2: v_m(x) = v_m + π with π = h_θ(x), and logits <x, g(t_i(x))> / τ.
-Differs from the authors' code: pairs of image and class are encoded in chunks, so that memory does
-not grow with images times classes, the text encoder runs over no more positions than the longest
-prompt, and weights stay in float32 under autocast.
+Pairs of image and class are encoded in chunks, so that memory does not grow with their number.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Paper: Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, arXiv:2109.01134,
 section 3.2: t = [V]_1 ... [V]_M [CLASS], p(y = i | x) = softmax_i(<w_i, f> / τ), w_i = g(t_i).
-Differs from the authors' code: the text encoder runs over no more positions than the longest
-prompt, and weights stay in float32 under autocast.
 """
 
 from __future__ import annotations

@@ -2,9 +2,7 @@
 
 Papers: the independent V-L prompting of Khattak et al., MaPLe, CVPR 2023, arXiv:2210.03117, section
 4.2, and the baseline of Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948,
-section 3.1, whose convention `clip.text` and `clip.vision` describe. Differs from the authors'
-code: the text encoder runs over no more positions than the longest prompt, and weights stay in
-float32 under autocast.
+section 3.1, whose convention `clip.text` and `clip.vision` describe.
 """
 
 from __future__ import annotations

@@ -8,18 +8,6 @@ Image Collections, NeurIPS 2023, arXiv:2305.18287.
 2. The classifier, visual prompts and all layer norms of the image encoder learn an image's
    pseudo-label from a strong view of it. The view's features are not normalized: a CLIP image
    feature is about ten times as long as the classifier's texts, and its softmax that much sharper.
-
-Differs from the authors' code:
-
-* Its pseudo-labels drift, as they come through the layer norms in training. Here: the frozen image
-  encoder's features.
-* It predicts from features of any length. Here: unit length times one mean length, which leaves the
-  ranking of an image's classes unchanged.
-* It inserts prompts after `ln_pre`, drawn from the uniform distribution for patches of 16 pixels
-  even if patches have another size. Here: as all visual prompts, see `clip.vision`.
-* Its layer norms have weight decay on weights only. Here: on biases, too.
-* It assigns sentences to classes by position. Here: by name.
-* It reports the best epoch on test images.
 """
 
 from __future__ import annotations
@@ -87,7 +75,7 @@ class Settings(MethodSettings):
         600,
         ge=1,
         description="Training steps of the text classifier, each on all texts. The authors' code"
-        " has 400 to 5500, and 600 on Oxford Flowers.",
+        " has 400 to 600, and 600 on Oxford Flowers.",
     )
     text_lr: float = Field(
         5e-4, gt=0, description="Learning rate of the text classifier's training steps (AdamW)."

@@ -1,9 +1,7 @@
 """MaPLe: text prompts in several layers, and visual prompts that are linear maps of them.
 
 Paper: Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023, arXiv:2210.03117, section 3.2:
-visual prompts are P~_k = F_k(P_k) for each of the first J layers. Differs from the authors' code:
-the widths of both encoders are read from the backbone, the text encoder runs over no more positions
-than the longest prompt, and weights stay in float32 under autocast.
+visual prompts are P~_k = F_k(P_k) for each of the first J layers.
 """
 
 from __future__ import annotations

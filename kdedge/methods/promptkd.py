@@ -6,10 +6,7 @@ equation 5 by other distillation losses, or adds them. Not from the paper are `t
 changes of the image encoder (arXiv:2405.18541), `labeled_weight`, a loss on labeled images
 (arXiv:2505.07675), and smaller image encoders: `depth` drops the last blocks, `merge_tokens` merges
 tokens (ToMe, arXiv:2210.09461).
-Differs from the authors' code: class vectors are computed once, after the teacher's weights are
-loaded, and not in every step; the student's text encoder does not run if the class vectors are the
-teacher's; weights stay in float32 under autocast. That code has no ablations; the settings'
-descriptions say what the paper leaves open.
+The settings' descriptions say what the paper leaves open.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """PromptSRC: text and visual prompts, kept near the frozen CLIP by three losses and averaging.
 
 Paper: Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948, section 3.2 and
-equations 3 to 8. Differs from the authors' code: only the prompts are averaged over epochs (theirs
-averages the frozen half-precision weights too, which moves them by rounding), the text encoder runs
-over no more positions than the longest prompt, and the unprompted image encoder shares the weights.
+equations 3 to 8.
 """
 
 from __future__ import annotations

@@ -14,20 +14,6 @@ rates of a full training. The loss is CE(labeled) + (n_labeled / n_pseudo) CE(ps
 the mean over its part of a batch, over all classes; the learner's other losses are unchanged. The
 pool holds images of all classes except the labeled images; a class's even share is the pool over
 all classes. Under `split: all` all classes get pseudo-labels.
-
-Differs from the authors' code:
-
-* It knows that the unlabeled images are of novel classes, and its probabilities are over these.
-* It sorts a class's list of images only when it replaces one, so that before it compares with the
-  image that came last. It offers an image that does not fit into its class to all other classes,
-  where it may enter several.
-* Its first round's texts are "a photo of a {}NAME", without the name put in; context stands in
-  "<context> NAME" without a full stop.
-* Later rounds of its textual prompt continue from the trained values, as parameter and initial
-  values share memory.
-* It holds 20 % of the images out for a validation that chooses nothing.
-* It uses weight decay 0.1, learning rate 0.1 after a warm-up epoch at 0, 150 epochs per round and
-  no crops. Here: the learner's optimization and crops.
 """
 
 from __future__ import annotations

@@ -10,10 +10,6 @@ in one pass over the images, each by its own cross-entropy; the loss is their su
 `optim.clip_grad_norm` the runs' gradients are clipped together.) The image encoder is not trained,
 so the average of the logits equals the logits of the averaged class vectors, at one run's cost.
 These vectors are shorter than unit length.
-
-Differs from the authors' code: there each run draws its own order and crops of the images; weights
-and context are half precision. UPL*, whose pseudo-labels come from eight backbones, is not
-implemented.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """VPT: deep visual prompts learned by cross-entropy; the texts are unchanged.
 
 Paper: Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv:2203.12119, section 3.2, VPT-deep; on CLIP
-as the baseline of MaPLe, arXiv:2210.03117, section 4.2. Differs from the authors' code: prompts
-stay in float32 unless autocast is on.
+as the baseline of MaPLe, arXiv:2210.03117, section 4.2.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ they come from open_clip's IMAGENET_CLASSNAMES, a later revision of the same lis
 some names (both are CLIP's, github.com/openai/CLIP).
 
 CLIP's list has "missile" and "sunglasses" twice. kdedge identifies classes by name, so one of each
-pair gets WordNet's name here. Two of ImageNet's 1000 texts thus differ from CoOp's, whose equal
-texts can never predict the second class of a pair.
+pair gets WordNet's name here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """ImageNet: photos of 1000 classes (ILSVRC 2012; Russakovsky et al., arXiv:1409.0575).
 
 The published tables test on the official validation images, which are the part `test` here; there
-is no part `val`. Labels are sorted WordNet ids. CoOp reads each folder in the order in which the
-file system gives it, so that its few-shot samples differ between machines; files are sorted here
+is no part `val`. Labels are sorted WordNet ids, files are sorted by path
 (github.com/KaiyangZhou/CoOp, datasets/imagenet.py).
 """
 

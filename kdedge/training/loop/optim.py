@@ -155,9 +155,8 @@ def learning_rate(settings: OptimSettings, *, epoch: int, step: int, n_steps: in
 class ParameterAverage:
     """Weighted sum of the trained parameters over the epochs.
 
-    Source: Gaussian weighted prompt aggregation, PromptSRC (arXiv:2307.06948, 3.2). Unlike its
-    reference code, only trained parameters are averaged, in float64 on the CPU, and the sum
-    survives an interruption.
+    Source: Gaussian weighted prompt aggregation, PromptSRC (arXiv:2307.06948, 3.2). Only trained
+    parameters are averaged, in float64 on the CPU, and the sum survives an interruption.
 
     Args:
         weights: one per epoch; they sum to 1.

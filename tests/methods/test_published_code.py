@@ -1,0 +1,99 @@
+"""What the methods' public code does in a step: the scale of its gradient, and its precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.config.load import load_recipe, shipped_recipes
+from kdedge.data.batch import Batch
+from kdedge.methods import zeroshot
+from kdedge.methods.registry import load_method
+from kdedge.training.loop.precision import published_in_half
+
+BOTH = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
+
+
+def build(name: str, settings: dict[str, Any], backbone: Backbone, n_classes: int = 3) -> Any:
+    names = [f"class {number}" for number in range(n_classes)]
+    given: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(n_classes)}
+    teacher = zeroshot.Method.build(
+        backbone, names, zeroshot.Settings(), teacher=None, generator=torch.Generator(), **given
+    )
+    module, generator = load_method(name), torch.Generator().manual_seed(1)
+    return module.Method.build(
+        backbone, names, module.Settings(**settings), teacher=teacher, generator=generator, **given
+    )
+
+
+def linear(name: str) -> set[str]:
+    return {f"{name}.weight", f"{name}.bias"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        # CoOp repository, trainers/coop.py and cocoop.py: ctx in CLIP's dtype, meta_net.half()
+        ("coop", {}, {"context"}),
+        ("cocoop", {}, {"context", *linear("meta_net.linear1"), *linear("meta_net.linear2")}),
+        # PromptSRC repository, trainers/promptsrc.py: ctx; clip/model.py: VPT_shallow float32
+        ("ivlp", BOTH, {"text_prompts.context"}),
+        ("promptsrc", BOTH, {"text_prompts.context"}),
+        # MaPLe repository, trainers/maple.py: ctx and proj.half(), the compound layers float32
+        ("maple", {"prompt_depth": 2}, {"text_prompts.context", *linear("couplings.0")}),
+        # MaPLe repository, trainers/vpt.py: the whole model float32
+        ("vpt", {"prompt_depth": 2}, set()),
+        # ATPrompt repository, trainers/coop_atp.py: ctx and ctx_att1 to ctx_att3
+        ("atprompt", BOTH, {"text_prompts.context", "attribute_context"}),
+        # UPL repository, trainers/upltrainer.py: ctx
+        ("upl", {}, {"contexts"}),
+        # PromptKD repository, trainers/promptkd.py: convert_weights(VPT_image_trans)
+        (
+            "promptkd",
+            {"prompt_depth": 2},
+            linear("projector.linear1") | linear("projector.linear2"),
+        ),
+        # LaFTer repository, utils/utils.py: model.float(); CLIPPR repository, model.py: float()
+        ("lafter", {}, set()),
+        ("clip_pr", {}, set()),
+    ],
+)
+def test_in_half_precision_is_what_the_public_code_keeps_in_it(
+    name: str, settings: dict[str, Any], expected: set[str], tiny_backbone: Backbone
+) -> None:
+    module = build(name, settings, tiny_backbone).module
+    names = {id(parameter): own for own, parameter in module.named_parameters()}
+    assert {names[id(parameter)] for parameter in published_in_half(module)} == expected
+
+
+def divergence_of_an_image(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """[B, C] -> the mean over images of KL(teacher || student)."""
+    student, teacher = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "n_classes", "weight_of_an_image"),
+    [("eurosat", 10, 100.0), ("eurosat_cross", 10, 100.0), ("dtd", 47, 200 / 47)],
+)
+def test_a_step_of_a_recipe_has_the_gradient_of_the_launch_scripts_weight(
+    recipe: str, n_classes: int, weight_of_an_image: float, tiny_backbone: Backbone
+) -> None:
+    student = load_recipe(shipped_recipes()[recipe]).recipe.student
+    assert student is not None
+    settings = {**student.settings, "prompt_depth": 2}
+    method = build("promptkd", settings, tiny_backbone, n_classes)
+    method.module.train()
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    parameters = list(method.trainable_parameters().values())
+    step = torch.autograd.grad(method.training_step(Batch(images, None)).loss, parameters)
+    outputs = method.outputs(Batch(images, None))
+    loss = divergence_of_an_image(outputs.student_logits, outputs.teacher_logits)
+    plain = torch.autograd.grad(weight_of_an_image * loss, parameters)
+    largest = max(float(gradient.abs().max()) for gradient in plain)
+    assert largest > 0
+    torch.testing.assert_close(step, plain, rtol=1e-4, atol=1e-6 * largest)

@@ -1,0 +1,93 @@
+"""Recipes and suites train with what the methods' public code has: `published.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.config.recipe import OptimSettings, resolve_optim
+from kdedge.config.suite import load_suite
+from kdedge.config.yaml_file import parse_yaml
+from kdedge.methods.registry import load_method
+from kdedge.setup.method import choose_method
+from kdedge.suite.plan import Cell, Plan, make_plan
+
+SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"
+FILE = Path(__file__).with_name("published.yaml")
+PUBLISHED: Any = parse_yaml(FILE.read_text(encoding="utf-8"), name=FILE.name)[0]
+CASES = [
+    (suite, row, published)
+    for published in PUBLISHED["rows"]
+    for suite in published["suites"]
+    for row in ([published["row"]] if isinstance(published["row"], str) else published["row"])
+]
+
+
+@cache
+def plan_of(suite: str, folder: Path) -> Plan:
+    """The plan of a suite, copied to a folder that has the run of the teacher it names."""
+    (folder / "runs" / "imagenet_all" / "01").mkdir(parents=True, exist_ok=True)
+    copy = folder / "benchmarks" / "suites" / f"{suite}.yaml"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text((SUITES / copy.name).read_text(encoding="utf-8"), encoding="utf-8")
+    return make_plan(load_suite(copy))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("suites")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def check(optim: OptimSettings, settings: Mapping[str, Any], published: Mapping[str, Any]) -> None:
+    """Compares every published value with the one that is used."""
+    used, own = optim.model_dump(), flat(settings)
+    assert {key: used[key] for key in published.get("optim", {})} == published.get("optim", {})
+    assert {key: own[key] for key in published["settings"]} == published["settings"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "row", "published"), CASES, ids=[f"{suite}, {row}" for suite, row, _ in CASES]
+)
+def test_a_row_trains_with_the_published_values(
+    suite: str, row: str, published: dict[str, Any], folder: Path
+) -> None:
+    plan = plan_of(suite, folder)
+    cells: list[Cell] = [cell for cell in plan.cells if cell.row == row]
+    cells = [cell for cell in cells if cell.source is None]
+    sets = published.get("sets")
+    if sets is not None:
+        cells = [cell for cell in cells if cell.recipe in sets]
+        assert {cell.recipe for cell in cells} == set(sets)
+    assert cells
+    shared = {**PUBLISHED["dassl"]["optim"], **published["optim"]}
+    for cell in cells:
+        choice = choose_method(cell.loaded, cell.role)
+        assert not cell.is_official
+        check(choice.optim, choice.settings.model_dump(), {**published, "optim": shared})
+
+
+@pytest.mark.parametrize("published", PUBLISHED["methods"], ids=lambda one: one["method"])
+def test_a_methods_defaults_are_the_published_ones(published: dict[str, Any]) -> None:
+    module = load_method(published["method"])
+    optim = resolve_optim(module.METHOD.optim, None)
+    check(optim, module.Settings().model_dump(), published)
+
+
+def test_every_value_has_its_repository_and_every_published_row_of_promptkd_a_value() -> None:
+    for entry in (*PUBLISHED["rows"], *PUBLISHED["methods"]):
+        assert entry["source"].partition(":")[0] in PUBLISHED["repositories"]
+    sets = [set(one["sets"]) for _, row, one in CASES if row == "PromptKD" and "sets" in one]
+    assert set.union(*sets) == set(load_suite(SUITES / "table1.yaml").suite.recipes)
