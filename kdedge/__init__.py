@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kdedge.api.run import Run, list_runs, open_run
     from kdedge.api.serve import serve
     from kdedge.api.suite import run_suite
-    from kdedge.api.train import distill, fill_teacher_stores, teach, train
+    from kdedge.api.train import distill, fill_teacher_store, teach, train
     from kdedge.api.verify import verify_client
     from kdedge.api.watch import watch
     from kdedge.config.load import load_recipe
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from kdedge.progress import progress_to
 
 _HOMES = {
-    "kdedge.api.train": ("teach", "fill_teacher_stores", "distill", "train"),
+    "kdedge.api.train": ("teach", "fill_teacher_store", "distill", "train"),
     "kdedge.api.init": ("init",),
     "kdedge.api.check": ("check",),
     "kdedge.api.demo": ("demo",),
@@ -123,7 +123,7 @@ __all__ = [
     "evaluate",
     "export",
     "fetch_set",
-    "fill_teacher_stores",
+    "fill_teacher_store",
     "front",
     "import_checkpoint",
     "init",

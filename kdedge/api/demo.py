@@ -74,7 +74,8 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     began = time.monotonic()
     root = Path(root)
     workspace = Workspace(root, choose_device(device))
-    (teacher,), student = distill(load_recipe("demo"), workspace, resume=resume)
+    teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
+    assert teacher is not None  # the recipe names no file
     pictures = []
     for prediction, data in predict_examples(student, workspace):
         name, score = prediction.top[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +49,16 @@ class Trained:
     """The result of a call that trains.
 
     Attributes:
-        runs: the finished runs; a student's teachers come first.
+        runs: the finished runs; a student's teacher comes first.
         used: folders of the runs that were finished before.
         is_rank0: whether this process prints, of all that torchrun started.
-        stores: the teacher stores that were filled.
+        store: the teacher store that was filled.
     """
 
     runs: tuple[RunFolder, ...]
     used: set[Path]
     is_rank0: bool
-    stores: tuple[TeacherStore, ...] = ()
+    store: TeacherStore | None = None
 
 
 def teach(
@@ -71,8 +71,6 @@ def teach(
     **shorthands: Unpack[Shorthands],
 ) -> Run:
     """Trains the teacher of a recipe on its labeled images and stores its class vectors.
-
-    Of several teachers, each that is no finished run is trained, and the first of these is given.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
@@ -96,7 +94,7 @@ def teach(
     return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[0])
 
 
-def fill_teacher_stores(
+def fill_teacher_store(
     recipe: AnyRecipe,
     *,
     shard: Shard = (1, 1),
@@ -106,11 +104,11 @@ def fill_teacher_stores(
     resume: bool = False,
     engine: EngineName = "local",
     **shorthands: Unpack[Shorthands],
-) -> tuple[TeacherStore, ...]:
-    """Stores each teacher's features of `student.views` crops of each unlabeled image.
+) -> TeacherStore:
+    """Stores the teacher's features of `student.views` crops of each unlabeled image.
 
-    Finished teachers of the recipe are used; missing ones are trained first. `distill` uses the
-    stores.
+    A finished teacher of the recipe is used; a missing one is trained first. `distill` uses the
+    store.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
@@ -124,7 +122,7 @@ def fill_teacher_stores(
         shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
 
     Returns:
-        A store for each teacher that is a model; `path` is its folder.
+        The store; `path` is its folder.
 
     Raises:
         RecipeError: the recipe is wrong or has no student.views, or the shard is wrong.
@@ -138,7 +136,9 @@ def fill_teacher_stores(
         raise RecipeError(f"shard is ({part}, {n_parts}); it must be (I, N) with I from 1 to N.")
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
     place = Place(Path(root), device, resume, engine)
-    return make_teacher(loaded, place, is_stored=True, shard=shard).stores
+    store = make_teacher(loaded, place, is_stored=True, shard=shard).store
+    assert store is not None
+    return store
 
 
 def distill(
@@ -217,39 +217,39 @@ def train(
 def make_teacher(
     loaded: LoadedRecipe, place: Place, *, is_stored: bool = False, shard: Shard = (1, 1)
 ) -> Trained:
-    """Trains a recipe's teacher, or each of several that is not a finished run.
+    """Trains a recipe's teacher.
 
     Args:
         loaded: the recipe.
         place: folder of runs, device, and whether to resume.
-        is_stored: also fill the teacher stores; finished teachers are then used again.
+        is_stored: also fill the teacher store; a finished teacher is then used again.
         shard: part of each store to fill, from 1, and number of parts.
     """
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
         from kdedge.training.distill import store_features
-        from kdedge.training.teach import teach as train_teachers
+        from kdedge.training.teach import teach as train_teacher
 
         warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
-        stores: list[TeacherStore] = []
+        store: TeacherStore | None = None
         if is_stored:
-            runs, stores = store_features(loaded, workspace, resume=place.resume, shard=shard)
+            run, store = store_features(loaded, workspace, resume=place.resume, shard=shard)
+            used |= _given(loaded, run)
         else:
-            runs = tuple(train_teachers(loaded, workspace, resume=place.resume))
-    given = used | (_given(loaded, runs) if is_stored else set())
-    return Trained(runs, given, workspace.group.is_rank0, tuple(stores))
+            run = train_teacher(loaded, workspace, resume=place.resume)
+    return Trained((run,), used, workspace.group.is_rank0, store)
 
 
 def make_student(loaded: LoadedRecipe, place: Place) -> Trained:
-    """Trains a recipe's student, and its teachers first if needed."""
+    """Trains a recipe's student, and its teacher first if needed."""
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
         from kdedge.training.distill import distill as distill_student
 
         warn_of_unused_optim(loaded, *trained_roles(loaded))
-        teachers, student = distill_student(loaded, workspace, resume=place.resume)
-    given = used | _given(loaded, teachers)
-    return Trained((*teachers, student), given, workspace.group.is_rank0)
+        teacher, student = distill_student(loaded, workspace, resume=place.resume)
+    runs = (student,) if teacher is None else (teacher, student)
+    return Trained(runs, used | _given(loaded, teacher), workspace.group.is_rank0)
 
 
 def make_baseline(loaded: LoadedRecipe, place: Place, method: str | None) -> Trained:
@@ -287,9 +287,8 @@ def _ready(loaded: LoadedRecipe, place: Place) -> Iterator[tuple[Workspace, set[
             yield Workspace(place.root, chosen, group=group, workers=workers), used
 
 
-def _given(loaded: LoadedRecipe, teachers: Sequence[RunFolder]) -> set[Path]:
-    """The teachers that a recipe names, which may be in another folder of runs."""
-    from kdedge.setup.teachers import names_teacher_run, teacher_recipes
-
-    named = [names_teacher_run(one) for one in teacher_recipes(loaded)]
-    return {run.path.resolve() for run, is_named in zip(teachers, named, strict=True) if is_named}
+def _given(loaded: LoadedRecipe, teacher: RunFolder | None) -> set[Path]:
+    """The teacher that a recipe names, which may be in another folder of runs."""
+    spec = loaded.recipe.teacher
+    is_named = teacher is not None and spec is not None and spec.run is not None
+    return {teacher.path.resolve()} if teacher is not None and is_named else set()

@@ -97,8 +97,8 @@ def run_subjects(
         teacher = _teacher(run, trained, left_out)
         if teacher is not None:
             folder, model = teacher
-            kept = _first_teacher(run)  # on the student's test images
-            of, key = (folder, folder.kind) if kept is None else (run, kept)
+            is_kept = "teacher" in _evaluation(run)  # on the student's test images
+            of, key = (run, "teacher") if is_kept else (folder, folder.kind)
             add(model, _known(of, key, compared))
     add(own_model(trained), _own(_known(run, run.kind, compared), compared))
     return rows, left_out
@@ -172,13 +172,6 @@ def _teacher(
     except KdedgeError as error:
         left_out["teacher"] = str(error).splitlines()[0]
         return None
-
-
-def _first_teacher(run: RunFolder) -> str | None:
-    """What a student's evaluation calls its teacher, or the first of several; None if nothing."""
-    several = run.read_provenance().has_several_teachers
-    names = [n for n in _evaluation(run) if n.startswith("teacher 1: " if several else "teacher")]
-    return names[0] if names else None
 
 
 def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:

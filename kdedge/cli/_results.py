@@ -101,17 +101,6 @@ def run_record(run: RunFolder) -> dict[str, Any]:
     return record if said is None else {**record, "headline": said}
 
 
-def _rows_of(run: RunFolder, runs: Sequence[RunFolder]) -> list[tuple[str, EvalResult]]:
-    """A run's results in a table of several runs, where several teachers are told apart."""
-    last = runs[-1]
-    if run != last and last.read_provenance().has_several_teachers:
-        return []  # the student's record has the accuracy of each of them
-    rows = evaluation_rows(run)
-    if run.kind == "teacher" and sum(one.kind == "teacher" for one in runs) > 1:
-        return [(f"{run.name}: {label}", result) for label, result in rows]
-    return rows
-
-
 def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     """Formats one table of the runs' accuracies, and the files that they wrote.
 
@@ -120,7 +109,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
         used: folders of the runs that were finished before this command.
     """
     rows: list[tuple[str, EvalResult]] = []
-    for label, result in (row for run in runs for row in _rows_of(run, runs)):
+    for label, result in (row for run in runs for row in evaluation_rows(run)):
         # A student's record has its teacher's accuracy too
         if not any(label == other and are_same_images(result, known) for other, known in rows):
             rows.append((label, result))

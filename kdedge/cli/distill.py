@@ -50,10 +50,11 @@ def command(
     made = make_student(loaded, Place(root, device, resume))
     if not made.is_rank0:
         return
-    *teachers, student = made.runs
+    *teacher, student = made.runs
     following = "export" if loaded.recipe.data.test is None else "eval"
     text = f"{run_text(list(made.runs), used=made.used)}\n{next_line(following, student.path)}"
-    record: dict[str, Any] = {"teacher": run_record(teachers[0]), "student": run_record(student)}
-    if len(teachers) > 1:
-        record["teachers"] = [run_record(teacher) for teacher in teachers]
+    record: dict[str, Any] = {
+        "teacher": run_record(teacher[0]) if teacher else None,
+        "student": run_record(student),
+    }
     print_result(record, as_json=as_json, text=text)

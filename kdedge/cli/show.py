@@ -21,7 +21,7 @@ from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import fastest_file, headline_of, speed_of
 from kdedge.runs.listing import files_of, size_of
-from kdedge.runs.provenance import Provenance, RoundSummary, TeacherSummary
+from kdedge.runs.provenance import Provenance, RoundSummary
 
 
 @click.command("show")
@@ -85,14 +85,13 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
     fastest = None if speed is None else fastest_file(speed)
     facts = {
         "method": record.method,
-        "teacher": record.taught_by,
+        "teacher": record.teacher_run,
         "imported from": record.imported_from,
         "protocol": "official, as in the public code" if record.official else None,
         "seed": record.seed,
         "device": record.device,
         "threads": record.threads,
         "trained": training and f"{training.steps:,} steps in {training.seconds:.0f} s",
-        "followed": _followed(record.summary.teachers),
         "pseudo-labels": _rounds(record.summary.rounds),
         "finished": record.finished_at,
         "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
@@ -107,11 +106,6 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
             "hashes": _plain({key: str(value)[:12] for key, value in record.hashes.items()}),
         }
     return [[key, str(value)] for key, value in facts.items() if value not in (None, "", {})]
-
-
-def _followed(teachers: Sequence[TeacherSummary]) -> str:
-    """How often the answer of several teachers together was that of each."""
-    return ", ".join(f"{one.name} {one.followed_percent:.2f} %" for one in teachers)
 
 
 def _rounds(rounds: Sequence[RoundSummary]) -> str:

@@ -78,18 +78,17 @@ def command(
     made = make_teacher(loaded, place, is_stored=is_stored, shard=shard or (1, 1))
     if not made.is_rank0:
         return
-    runs, stores = list(made.runs), [store.to_dict() for store in made.stores]
-    part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
-    stored = "".join(f"{store}{part}\n" for store in made.stores)
-    record: dict[str, Any] = {"teacher": run_record(runs[0])}
-    if len(runs) > 1:
-        record["teachers"] = [run_record(run) for run in runs]
-    if stores:
-        record |= {"store": stores[0]} if len(stores) == 1 else {"stores": stores}
+    (run,) = made.runs
+    record: dict[str, Any] = {"teacher": run_record(run)}
+    stored = ""
+    if made.store is not None:
+        record["store"] = made.store.to_dict()
+        part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
+        stored = f"{made.store}{part}\n"
     following = (
-        next_line("show" if loaded.recipe.data.test is None else "eval", runs[-1].path)
+        next_line("show" if loaded.recipe.data.test is None else "eval", run.path)
         if loaded.recipe.student is None
         else next_line("distill", recipe, *same_options(overrides))
     )
-    text = f"{run_text(runs, used=made.used)}\n{stored}{following}"
+    text = f"{run_text([run], used=made.used)}\n{stored}{following}"
     print_result(record, as_json=as_json, text=text)

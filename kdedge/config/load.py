@@ -289,12 +289,8 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     for name, spec in specs.items():
         if spec is not None:
             _write_given(values[name], spec)
-    for number, listed in enumerate(recipe.teachers or []):
-        if listed.probabilities is None:
-            _write_given(values["teachers"][number], listed)
-        else:
-            files = values["teachers"][number]["probabilities"]
-            values["teachers"][number] = {"probabilities": files}
+    if recipe.teacher is not None and recipe.teacher.file is not None:
+        values["teacher"] = {"file": values["teacher"]["file"]}
     return values
 
 

@@ -29,21 +29,17 @@ from kdedge.config.fields import (
 from kdedge.config.official import apply_official
 from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
 from kdedge.config.targets_spec import TargetsSpec
-from kdedge.config.teachers_spec import EnsembleSpec, ProbabilitiesSpec
 
 __all__ = [
     "BaselineSpec",
     "ClassesSpec",
     "DataSpec",
-    "EnsembleSpec",
     "ExportSpec",
     "GatesSpec",
     "LabeledSpec",
-    "ListedTeacherSpec",
     "ModelSpec",
     "OptimSettings",
     "OptimSpec",
-    "ProbabilitiesSpec",
     "Recipe",
     "SourceSpec",
     "StudentSpec",
@@ -93,7 +89,7 @@ class ModelSpec(Strict):
     def _check(self) -> ModelSpec:
         if self.backbone is not None and self.config is not None:
             raise ValueError("has backbone and config; remove one of them")
-        is_given = any(getattr(self, key, None) is not None for key in ("run", "probabilities"))
+        is_given = any(getattr(self, key, None) is not None for key in ("run", "file"))
         if not is_given and self.backbone is None and self.config is None and self.weights is None:
             raise ValueError("needs backbone, config, or weights that tell the model's sizes")
         return self
@@ -108,26 +104,27 @@ class TeacherSpec(ModelSpec):
     )
     run: RecipeFolder | None = Field(
         None,
-        description="Folder of a finished teacher run to use instead of training a teacher. The"
-        " teacher's other keys then come from that run.",
+        description="Folder of a finished run to use instead of training a teacher. The teacher's"
+        " other keys then come from that run.",
     )
-
-
-class ListedTeacherSpec(TeacherSpec):
-    """One of several teachers."""
-
-    probabilities: ProbabilitiesSpec | None = Field(
+    file: RecipeFile | None = Field(
         None,
-        description="Files with the class probabilities that a model outside of kdedge gives to the"
-        " images; no other key stands beside it. Not for the first teacher.",
+        description="CSV file with the class probabilities that any model gives to the images of"
+        " data.unlabeled, in the place of a teacher; no other key stands beside it. The first line"
+        " is image and the class names, every other line an image's key and its probabilities.",
     )
 
     @model_validator(mode="after")
-    def _names_one_thing(self) -> ListedTeacherSpec:
-        others = sorted(self.model_fields_set - {"probabilities"})
-        if self.probabilities is not None and others:
-            raise ValueError(f"has probabilities and {others[0]}; remove one of them")
+    def _names_one_thing(self) -> TeacherSpec:
+        others = sorted(self.model_fields_set - {"file"})
+        if self.file is not None and others:
+            raise ValueError(f"has file and {others[0]}; remove one of them")
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a method that is trained here, no finished run and no file."""
+        return self.run is None and self.file is None
 
 
 class StudentSpec(ModelSpec):
@@ -213,16 +210,6 @@ class Recipe(Strict):
     )
     data: DataSpec = Field(description="Images for training and evaluation.")
     teacher: TeacherSpec | None = Field(None, description="The large model, which teaches.")
-    teachers: list[ListedTeacherSpec] | None = Field(
-        None,
-        min_length=1,
-        description="Several teachers in the place of teacher, a list. Each has the keys of"
-        " teacher, or probabilities: {unlabeled: FILE, test: FILE}, files of what another model"
-        " says. The student answers with the class vectors of the first.",
-    )
-    ensemble: EnsembleSpec | None = Field(
-        None, description="How the probabilities of several teachers are combined."
-    )
     student: StudentSpec | None = Field(None, description="The small model, which is deployed.")
     baseline: BaselineSpec | None = Field(
         None, description="A method to compare with, on the student's backbone."
@@ -243,24 +230,12 @@ class Recipe(Strict):
     def _apply_official(cls, values: object) -> object:
         return apply_official(values)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_or_several_teachers(cls, values: object) -> object:
-        # First: half a teacher, as of --set teacher.optim.epochs, would be told of otherwise
-        if isinstance(values, dict) and None not in map(values.get, ("teacher", "teachers")):
-            raise ValueError(
-                "has teacher and teachers; remove one of them: teachers is a list of several, and"
-                " what one of these needs stands there"
-            )
-        return values
-
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if not self.teacher_specs and self.student is None:
+        if self.teacher is None and self.student is None:
             raise ValueError("has neither teacher nor student; a recipe needs at least one")
-        self._check_teachers()
         models: list[ModelSpec | BaselineSpec | None] = [
-            *self.teacher_specs,
+            self.teacher,
             self.student,
             self.baseline,
         ]
@@ -271,24 +246,3 @@ class Recipe(Strict):
                 " worthless; use last or validation, or official: true"
             )
         return self
-
-    def _check_teachers(self) -> None:
-        if self.ensemble is not None and self.teachers is None:
-            raise ValueError("has ensemble without teachers; remove it, or list several teachers")
-        first = self.teacher_specs[0] if self.teacher_specs else None
-        if isinstance(first, ListedTeacherSpec) and first.probabilities is not None:
-            raise ValueError(
-                "has probabilities as its first teacher, whose class vectors the student needs;"
-                " list a CLIP first"
-            )
-        if self.official and len(self.teacher_specs) > 1:
-            raise ValueError(
-                "has official: true and several teachers; PromptKD's public code has one"
-            )
-
-    @property
-    def teacher_specs(self) -> list[TeacherSpec]:
-        """What it says of its teachers, none, one or several."""
-        if self.teachers is not None:
-            return list(self.teachers)
-        return [] if self.teacher is None else [self.teacher]

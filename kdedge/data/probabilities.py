@@ -41,31 +41,28 @@ class ImageProbabilities:
 
     Attributes:
         rows: an image's key -> its row.
-        values: [N, n], float32; rows sum to 1.
-        classes: the n classes of the columns, positions in the class list, ascending.
+        values: [N, C], float32, in class-list order; rows sum to 1.
     """
 
     rows: Mapping[str, int]
     values: npt.NDArray[np.float32]
-    classes: tuple[int, ...]
 
     @property
     def sha256(self) -> str:
-        """Hash of keys, classes and values."""
+        """Hash of keys and values."""
         values = hashlib.sha256(self.values.tobytes()).hexdigest()
-        return sha256_json([list(self.rows), list(self.classes), values])
+        return sha256_json([list(self.rows), values])
 
 
 def read_probabilities(
-    path: Path, *, keys: Sequence[str], class_names: Sequence[str], labeled: Sequence[int]
+    path: Path, *, keys: Sequence[str], class_names: Sequence[str]
 ) -> ImageProbabilities:
     """Reads the probabilities of some images.
 
     Args:
         path: the file.
         keys: the images'; each has to have one line.
-        class_names: all C. The file has all of them or those of `labeled` alone.
-        labeled: the classes whose labels may be read: the base classes under base-to-novel.
+        class_names: all C, each of which is a column of the file, in any order.
 
     Returns:
         The rows of the images, in their order.
@@ -83,7 +80,7 @@ def read_probabilities(
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            columns = _read_header(path, next(reader, []), class_names, labeled)
+            columns = _read_header(path, next(reader, []), class_names)
             lines = ((reader.line_num, cells) for cells in reader if cells)
             found = _read_lines(path, lines, len(columns), set(keys))
     except OSError as error:
@@ -138,12 +135,10 @@ def _in_order(
     order = np.argsort(columns, kind="stable")
     values = np.stack([found[key] for key in keys])[:, order]
     rows = {key: row for row, key in enumerate(keys)}
-    return ImageProbabilities(rows, np.ascontiguousarray(values), tuple(sorted(columns)))
+    return ImageProbabilities(rows, np.ascontiguousarray(values))
 
 
-def _read_header(
-    path: Path, cells: Sequence[str], class_names: Sequence[str], labeled: Sequence[int]
-) -> list[int]:
+def _read_header(path: Path, cells: Sequence[str], class_names: Sequence[str]) -> list[int]:
     """The class of each column after the first."""
     if len(cells) < 2 or cells[0] != _KEY_COLUMN:
         raise DataError(
@@ -162,12 +157,11 @@ def _read_header(
     if len(set(columns)) < len(columns):
         name = next(name for name in cells[1:] if cells[1:].count(name) > 1)
         raise DataError(f"{path}:1: the class {name!r} is there twice.\n  Keep one column of it.")
-    if set(columns) not in (set(range(len(class_names))), set(labeled)):
-        lacking = next(n for n, name in enumerate(class_names) if n not in set(columns))
+    lacking = [name for name in class_names if name not in cells[1:]]
+    if lacking:
         raise DataError(
-            f"{path}:1: {len(columns)} of {len(class_names)} classes, without"
-            f" {class_names[lacking]!r}.\n  Add the others: a file has every class, or exactly the"
-            f" {len(labeled)} whose labels are read."
+            f"{path}:1: {len(columns)} of {len(class_names)} classes, without {lacking[0]!r}.\n"
+            "  Add the others: a teacher answers for every class."
         )
     return columns
 

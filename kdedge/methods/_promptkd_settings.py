@@ -200,6 +200,11 @@ class Settings(MethodSettings):
         return self.class_vectors == "student" or self.label_head_share is not None
 
     @property
+    def needs_teacher_vectors(self) -> bool:
+        """See `MethodSettings.needs_teacher_vectors`."""
+        return self.class_vectors == "teacher"
+
+    @property
     def needs_texts(self) -> bool:
         """See `MethodSettings.needs_texts`."""
         return self.class_vectors == "student"

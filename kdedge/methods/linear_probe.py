@@ -9,9 +9,7 @@ The encoder needs no texts: a timm model, such as timm/resnet50.tv_in1k with tor
 or the image encoder of any CLIP.
 
 Under base-to-novel it is trained on the base classes and abstains on the others: it gives them a
-logit so low that their probability is exactly 0, so its novel accuracy is chance. As one of several
-teachers it divides among the base classes the probability that the other teachers give to all of
-them together, and leaves the novel classes to these (`training/teachers/combine.py`).
+logit so low that their probability is exactly 0, so its novel accuracy is chance.
 """
 
 from __future__ import annotations
@@ -129,28 +127,26 @@ class Method:
             logits = self.module(features.float())
         return cross_entropy_step(logits, labels, batch.weights)
 
-    def known_classes(self) -> Sequence[int]:
-        """See `methods.protocol.HasClassifier`."""
-        return self._known
-
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
-        """[B, D], unit length -> [B, n], float32, with the running statistics of batch norm."""
+        """See `methods.protocol.HasClassifier`; batch norm with its running statistics.
+
+        `IMPOSSIBLE` for classes that it was not trained on.
+        """
         norm = self.module.norm
         with torch.autocast(features.device.type, enabled=False):
             normed = F.batch_norm(
                 features.float(), norm.running_mean, norm.running_var, eps=norm.eps
             )
-            logits: Tensor = self.module.linear(normed)
-        return logits
-
-    def own_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32; `IMPOSSIBLE` for classes that it was not trained on."""
-        known = self.classify(self.forward_features(images))
+            known: Tensor = self.module.linear(normed)
         columns = torch.tensor(self._known, device=known.device)
         return known.new_full((len(known), self._n_classes), IMPOSSIBLE).index_copy(
             1, columns, known
         )
+
+    def own_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32."""
+        return self.classify(self.forward_features(images))
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The linear layer's; batch norm has buffers alone."""

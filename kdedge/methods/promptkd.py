@@ -33,7 +33,7 @@ from kdedge.methods._projector import Projector
 from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods._student import Student, make_student
 from kdedge.methods.losses import DistillationLoss, Outputs
-from kdedge.methods.protocol import CombinesTeachers, ImagePath, StepOutput, Teacher
+from kdedge.methods.protocol import ImagePath, StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import labels_of
 
@@ -208,9 +208,9 @@ class Method:
         if teacher_features is None:
             with torch.no_grad():
                 teacher_features = encode_images(batch, teacher.forward_features)
-        combined = None
-        if isinstance(teacher, CombinesTeachers):
-            teacher_features, combined = teacher.combine(teacher_features, batch.keys)
+        given = None
+        if self._class_vectors.shape[1] == 0:  # the teacher has none
+            given = teacher.teacher_logits(teacher_features, batch.keys)
         return Outputs(
             student_features=student_features,
             teacher_features=teacher_features,
@@ -218,7 +218,7 @@ class Method:
             teacher_vectors=self._class_vectors,
             student_scale=self.scale,
             teacher_scale=teacher.scale,
-            combined_logits=combined,
+            given_logits=given,
             targets=batch.targets,
         )
 

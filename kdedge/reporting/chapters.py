@@ -23,7 +23,6 @@ from kdedge.reporting.records import RunRecords
 from kdedge.reporting.samples import labeled_samples
 from kdedge.reporting.speed import how, machine, named_rows, sizes, speed_blocks, throughputs
 from kdedge.reporting.targets import target_blocks
-from kdedge.reporting.teachers import teachers_blocks
 from kdedge.reporting.unlabeled import unlabeled_blocks
 from kdedge.results import by_images
 from kdedge.runs.headline import fastest_file, headline
@@ -81,8 +80,6 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
         named, measured = named_rows(records.speed), how(records.speed)
         accuracies += front_blocks(named, measured, f"{prefix}accuracy-latency")
     yield "accuracy", "Accuracy", accuracies
-    teachers = teachers_blocks(records.provenance.summary.teachers, results)
-    yield "teachers", "Teachers", teachers
     own = details.get(run.kind)
     if own is not None and own.samples:
         yield "samples", "Sample images", labeled_samples(own.samples, records.recipe)

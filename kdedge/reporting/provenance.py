@@ -23,7 +23,7 @@ def done_blocks(records: RunRecords) -> list[Block]:
         "method": provenance.method,
         "settings": _plain(provenance.settings),
         "backbone": _backbone(records),
-        "teacher": provenance.taught_by,
+        "teacher": provenance.teacher_run,
         "imported from": provenance.imported_from,
         "classes": _classes(records),
         **_images(records),

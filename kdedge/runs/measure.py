@@ -25,7 +25,7 @@ EVALUATION_BATCH = 100
 
 @runtime_checkable
 class AnswersImages(Protocol):
-    """Computes logits from images, not from pixels alone: several teachers together."""
+    """Computes logits from images, not from pixels: a file of probabilities."""
 
     def logits_of(self, images: Images) -> Tensor:
         """[N, C] float32, on the CPU, in the images' order."""
@@ -80,7 +80,7 @@ def finite_logits(model: Model | AnswersImages, images: Images, *, what: str) ->
     return logits
 
 
-def predict_logits(model: Model, images: Images) -> tuple[Tensor, Tensor]:
+def predict_logits(model: Model | AnswersImages, images: Images) -> tuple[Tensor, Tensor]:
     """Logits of all images against all classes, and their labels.
 
     Returns:
@@ -92,7 +92,7 @@ def predict_logits(model: Model, images: Images) -> tuple[Tensor, Tensor]:
 
 
 def measure(
-    model: Model,
+    model: Model | AnswersImages,
     images: Images,
     classes: Classes,
     *,

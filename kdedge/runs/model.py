@@ -18,7 +18,7 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
+from kdedge.methods.protocol import HasClassifier, ImagePath, Method, WithoutClassVectors
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.weights import (
     TrainedTensors,
@@ -71,6 +71,10 @@ class Model(Protocol):
         """[B, 3, H, W] -> [B, C], float32, no graph."""
         ...
 
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """See `methods.protocol.Teacher`; not for a method that is neither of its two kinds."""
+        ...
+
 
 class MethodModel:
     """A method with its current tensors; class vectors are computed once.
@@ -121,6 +125,14 @@ class MethodModel:
         if isinstance(self.method, WithoutClassVectors):
             return self.method.own_logits(images)
         return self.scale * self.forward_features(images) @ self._vectors.T
+
+    @torch.no_grad()
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """See `Model`."""
+        if isinstance(self.method, HasClassifier):
+            return self.method.classify(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * features.float() @ self._vectors.T
 
 
 class RunModel:
@@ -246,7 +258,18 @@ class RunModel:
         """See `Model`."""
         if not isinstance(self.method, WithoutClassVectors):
             return self.scale * self.forward_features(images) @ self._vectors_on_device.T
-        logits = self.method.own_logits(images)
+        return self._in_order(self.method.own_logits(images))
+
+    @torch.no_grad()
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """See `Model`."""
+        if isinstance(self.method, HasClassifier):
+            return self._in_order(self.method.classify(features))
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * features.float() @ self._vectors_on_device.T
+
+    def _in_order(self, logits: Tensor) -> Tensor:
+        """Logits of `class_names`, from those of the classes that the method was built for."""
         if not self._is_class_specific:
             return logits
         position = self.setup.classes.positions(self.class_names)

@@ -59,26 +59,6 @@ class RoundSummary(_Tolerant):
     seconds: float | None = None
 
 
-class TeacherSummary(_Tolerant):
-    """One of the several teachers of a student, on the images that the student was measured on.
-
-    Attributes:
-        name: what tables call it.
-        run: name of its run, as `name/NN`; None where it has none.
-        temperature: divides its logits before the teachers are combined.
-        weight_percent: its mean weight.
-        followed_percent: images whose class by all teachers together is the class by this one.
-        n_images: number of those images.
-    """
-
-    name: str
-    run: str | None = None
-    temperature: float
-    weight_percent: float
-    followed_percent: float
-    n_images: int
-
-
 class Summary(_Tolerant):
     """Results of a finished run.
 
@@ -86,15 +66,13 @@ class Summary(_Tolerant):
         training: summary of its training loop.
         rounds: summaries of the rounds of a method that labels its pool.
         gmacs: multiply-adds per image, 1e9, of a student before folding, with stored class vectors.
-        teacher_gmacs: the same for its teacher, or for all of them together.
-        teachers: a summary of each of several teachers.
+        teacher_gmacs: the same for its teacher; None for a file of probabilities.
     """
 
     training: TrainingSummary | None = None
     rounds: list[RoundSummary] = []
     gmacs: float | None = None
     teacher_gmacs: float | None = None
-    teachers: list[TeacherSummary] = []
 
 
 class Provenance(_Tolerant):
@@ -121,7 +99,7 @@ class Provenance(_Tolerant):
         kd_weight_per_image: weight of one image in the distillation loss.
         hashes: hash by input: backbone, class list, image lists.
         measured_on: hash of the test images; None without any, and in runs of version 0.1.
-        teacher_run: the teacher's run, as `name/NN`; of several, the first one's.
+        teacher_run: the teacher's run, as `name/NN`.
         official: whether the run follows the public code's protocol.
         resumed: later starts.
         summary: results; empty until the run is finished.
@@ -151,17 +129,6 @@ class Provenance(_Tolerant):
     official: bool = False
     resumed: list[Resumed] = []
     summary: Summary = Summary()
-
-    @property
-    def has_several_teachers(self) -> bool:
-        """Whether a student learned from several teachers together."""
-        return "teachers" in self.hashes
-
-    @property
-    def taught_by(self) -> str | None:
-        """The teacher's run; if there were several teachers, the runs of all, joined by "and"."""
-        several = [one.run or one.name for one in self.summary.teachers]
-        return " and ".join(several) or self.teacher_run
 
     @property
     def is_finished(self) -> bool:

@@ -154,8 +154,6 @@ def model_label(run: RunFolder, name: str) -> str:
     """The label of an evaluated model of a run in tables."""
     if name == "teacher" and run.kind == "student":
         record = run.read_provenance()
-        if record.has_several_teachers:
-            return "teachers together"
         return "teacher, official" if record.official else "teacher"
     if name == "zeroshot":
         # A baseline has the student's backbone

@@ -12,12 +12,8 @@ log = logging.getLogger(__name__)
 
 
 def teacher_of(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None if it is missing or has several, and for other models."""
-    record = model.run.read_provenance()
-    name = record.teacher_run
-    if record.has_several_teachers:
-        log.info("Several teachers together are left out: only distillation runs them.")
-        return None
+    """The teacher of a student; None if it is missing or a file, and for other models."""
+    name = model.run.read_provenance().teacher_run
     if name is None:
         return None
     try:

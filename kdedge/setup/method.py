@@ -48,10 +48,10 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
     if role == "baseline":
         return _baseline_spec(recipe)
     spec = recipe.teacher if role == "teacher" else recipe.student
-    if spec is None and role == "teacher" and recipe.teachers is not None:
+    if role == "teacher" and recipe.teacher is not None and recipe.teacher.file is not None:
         raise RecipeError(
-            f"The recipe {recipe.name} has several teachers, and one is needed here.\n"
-            "  Name it as teacher, in the place of teachers."
+            f"The teacher of {recipe.name} is a file: there is nothing to train.\n"
+            "  Run: kdedge distill"
         )
     if spec is None:
         raise RecipeError(
@@ -128,35 +128,21 @@ def has_class_vectors(choice: MethodChoice) -> bool:
 
 
 def check_has_class_vectors(choice: MethodChoice) -> None:
-    """Refuses a method that can neither teach nor be exported.
+    """Refuses a method that cannot be exported.
 
     Raises:
         RecipeError: it has no class vectors.
     """
     if not has_class_vectors(choice):
-        may_follow = issubclass(choice.module.Method, HasClassifier)
         raise RecipeError(
             f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
-            f" vectors: it can neither teach a student{' alone' if may_follow else ''} nor be"
-            " exported.\n"
-            "  Choose another method, such as promptsrc"
-            f"{', or list such a teacher before this one' if may_follow else ''}. To measure this"
-            f" one, run `kdedge train RECIPE --method {choice.name}`."
+            " vectors and cannot be exported.\n"
+            "  Choose another method, such as promptsrc."
         )
 
 
-def check_can_be_listed(choice: MethodChoice) -> None:
-    """Refuses a method as one of several teachers.
-
-    Raises:
-        RecipeError: it has neither class vectors nor a classifier on its image features.
-    """
-    if not issubclass(choice.module.Method, HasClassifier):
-        check_has_class_vectors(choice)
-
-
 def check_can_teach(choice: MethodChoice) -> None:
-    """Refuses a method that cannot be trained as a teacher, alone or beside others.
+    """Refuses a method that cannot be trained as a teacher.
 
     Raises:
         RecipeError: it learns from a teacher, or has neither class vectors nor a classifier.
@@ -166,4 +152,29 @@ def check_can_teach(choice: MethodChoice) -> None:
             f"{choice.name} needs a teacher itself, so it cannot be one.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."
         )
-    check_can_be_listed(choice)
+    if not has_class_vectors(choice) and not issubclass(choice.module.Method, HasClassifier):
+        raise RecipeError(
+            f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
+            " vectors and cannot teach a student.\n"
+            f"  Choose another method, such as promptsrc. To measure this one, run"
+            f" `kdedge train RECIPE --method {choice.name}`."
+        )
+
+
+def check_needs_no_vectors(student: MethodChoice, teacher: str) -> None:
+    """Refuses a student that would use class vectors which its teacher does not have.
+
+    Args:
+        student: its method.
+        teacher: the teacher and why it has none, in words.
+
+    Raises:
+        RecipeError: the student needs them.
+    """
+    if student.settings.needs_teacher_vectors:
+        raise RecipeError(
+            f"The teacher, {teacher}, has no class vectors, which {student.name} would compare"
+            " images with.\n"
+            "  Set student.settings.class_vectors: student, or choose a teacher with class vectors,"
+            " such as promptsrc or zeroshot."
+        )

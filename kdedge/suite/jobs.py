@@ -15,14 +15,14 @@ from kdedge.runs.provenance import Provenance
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
-from kdedge.setup.teachers import teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import Cell
 from kdedge.training.baseline import baseline_job
-from kdedge.training.find_teachers import named_teachers, open_teacher
+from kdedge.training.find_teacher import named_teacher, open_teacher
 from kdedge.training.job.key import key_of_run
-from kdedge.training.student import student_job, student_parts, teaching_of
+from kdedge.training.student import file_teacher, student_job, student_parts, teaching_of
 from kdedge.training.teach import teacher_job
+from kdedge.training.teachers import AnyTeacher
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,19 @@ class KnownJob:
     Attributes:
         test: images and class names that it is measured on.
         backbone: identity of its backbone; None for a cell that trains nothing.
-        key: key of its job; None for a cell that trains nothing, or until its teachers are trained.
-        teachers: keys of the jobs of the teachers that are trained for it.
+        key: key of its job; None for a cell that trains nothing, or until its teacher is trained.
+        teacher: key of the job of the teacher that is trained for it.
     """
 
     test: EvalSet
     backbone: str | None = None
     key: str | None = None
-    teachers: tuple[str, ...] = ()
+    teacher: str | None = None
 
     @property
     def keys(self) -> set[str]:
         """The keys that are known."""
-        return {key for key in (self.key, *self.teachers) if key is not None}
+        return {key for key in (self.key, self.teacher) if key is not None}
 
 
 def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
@@ -145,16 +145,15 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
 
 
 def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
-    """The key of a student's job; it depends on the trained teachers."""
+    """The key of a student's job; it depends on the trained teacher."""
     parts = student_parts(cell.loaded, workspace)
-    named = named_teachers(cell.loaded, workspace)
-    key, trained, found = None, [], []
-    for one, run in zip(teacher_recipes(cell.loaded), named, strict=True):
-        if run is None:
-            trained.append(teacher_job(one, workspace).key())
-            run = next((done.folder for done in runs.finished(trained[-1])), None)
-        found += [] if run is None else [open_teacher(run, parts)]
-    if len(found) == len(named):
-        key = student_job(parts, teaching_of(found, parts)).key()
+    run, trained = named_teacher(cell.loaded, workspace), None
+    teacher: AnyTeacher | None = file_teacher(parts)
+    if teacher is None and run is None:
+        trained = teacher_job(cell.loaded, workspace).key()
+        run = next((done.folder for done in runs.finished(trained)), None)
+    if run is not None:
+        teacher = open_teacher(run, parts)
+    key = None if teacher is None else student_job(parts, teaching_of(teacher, parts)).key()
     test = EvalSet.of(parts.held_out.test, parts.setup.classes)
-    return KnownJob(test, parts.setup.backbone.identity, key, tuple(trained))
+    return KnownJob(test, parts.setup.backbone.identity, key, trained)

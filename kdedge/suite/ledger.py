@@ -93,9 +93,9 @@ class Ledger:
         if cell not in self._jobs:
             return True
         job = self._jobs[cell]
-        if job is None or job.key is not None or not job.teachers:
+        if job is None or job.key is not None or job.teacher is None:
             return False
-        return all(map(self._runs.finished, job.teachers))
+        return bool(self._runs.finished(job.teacher))
 
     def _find_job(self, cell: Cell, workspace: Workspace) -> KnownJob | None:
         try:
@@ -153,7 +153,7 @@ class Ledger:
     def fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
         """Records that a cell has failed."""
         job = self._jobs.get(cell)
-        keys = () if job is None else (job.key, *job.teachers)
+        keys = () if job is None else (job.key, job.teacher)
         key = next((key for key in keys if key is not None), None)
         self.folder.write(cell, Failure(key, exit_code, last_lines))
 

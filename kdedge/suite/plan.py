@@ -30,7 +30,6 @@ from kdedge.setup.method import (
     model_spec,
 )
 from kdedge.setup.sizes import check_named_sizes
-from kdedge.setup.teachers import names_teacher_run, teacher_recipes
 from kdedge.suite.sees import row_sees
 from kdedge.suite.trained_on import check_answers_for_others, check_names
 from kdedge.training.baseline import with_baseline
@@ -44,7 +43,7 @@ _UNREAD: dict[Role, tuple[str, ...]] = {
     "teacher": ("student", "baseline"),
     "student": ("baseline",),
     "baseline": (
-        *("teacher", "teachers", "ensemble"),
+        "teacher",
         *(f"student.{key}" for key in ("method", "settings", "optim", "views", "view_seed")),
     ),
 }
@@ -296,10 +295,9 @@ def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
     """Checks the settings of all models that a row trains."""
     trained = [(resolved, role)]
     if role == "student":
-        teachers = teacher_recipes(resolved)
-        if not teachers:
-            choose_method(resolved, "teacher")  # says that there is none
-        trained[:0] = [(one, "teacher") for one in teachers if not names_teacher_run(one)]
+        teacher = resolved.recipe.teacher
+        if teacher is None or teacher.is_trained:
+            trained.insert(0, (resolved, "teacher"))
     for loaded, one in trained:
         choice = choose_method(loaded, one)
         if one != "student":

@@ -11,16 +11,18 @@ from kdedge.errors import KdedgeError
 from kdedge.methods.registry import Sees, load_method
 from kdedge.runs.find import find_run
 from kdedge.setup.method import Role, choose_method
-from kdedge.setup.teachers import teacher_recipes
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
-    """The kinds of data that a role's model learns from; a student's include its teachers'."""
+    """The kinds of data that a role's model learns from; a student's include its teacher's.
+
+    What the model behind a file of probabilities has learned from is unknown.
+    """
     recipe = loaded.recipe
     own = _with_data(choose_method(loaded, role).sees, recipe.data)
-    for one in teacher_recipes(loaded) if role == "student" else []:
-        assert one.recipe.teacher is not None  # each has one
-        own |= _with_data(load_method(_teacher_method(one.recipe.teacher)).METHOD.sees, recipe.data)
+    teacher = recipe.teacher
+    if role == "student" and teacher is not None and teacher.file is None:
+        own |= _with_data(load_method(_teacher_method(teacher)).METHOD.sees, recipe.data)
     return own
 
 

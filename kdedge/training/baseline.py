@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import BaselineSpec, OptimSpec, TeacherSpec, resolve_optim
+from kdedge.config.recipe import BaselineSpec, OptimSpec, resolve_optim
 from kdedge.errors import RecipeError
 from kdedge.methods.registry import load_method
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.role import set_up_role
-from kdedge.setup.teachers import names_teacher_run, teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import Job
 from kdedge.training.run_job import run_job
@@ -42,21 +41,15 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
             f"  Set student.method: {name} and run `kdedge distill`."
         )
     settings, optim = {}, module.METHOD.optim
-    for teacher in _trained_teachers(loaded):
-        if teacher.method == name:
-            settings, optim = teacher.settings, teacher.optim
-            break
+    teacher = recipe.teacher
+    if teacher is not None and teacher.is_trained and teacher.method == name:
+        settings, optim = teacher.settings, teacher.optim
     spec = BaselineSpec(
         method=name,
         settings={**settings, **own.settings},
         optim=OptimSpec(**resolve_optim(recipe.optim, optim, own.optim).model_dump()),
     )
     return replace(loaded, recipe=recipe.model_copy(update={"baseline": spec}))
-
-
-def _trained_teachers(loaded: LoadedRecipe) -> list[TeacherSpec]:
-    specs = [one.recipe.teacher for one in teacher_recipes(loaded) if not names_teacher_run(one)]
-    return [spec for spec in specs if spec is not None]
 
 
 def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Distills a student from frozen teachers' logits on unlabeled images; trains missing teachers."""
+"""Distills a student from its frozen teacher on unlabeled images; trains a missing teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdedge.progress import working
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
-from kdedge.training.find_teachers import known_teachers, named_teachers, open_teacher
+from kdedge.training.find_teacher import find_teacher, named_teacher, open_teacher
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
@@ -19,30 +19,29 @@ from kdedge.training.run_job import run_job
 from kdedge.training.student import StudentParts, student_job, student_parts, teaching_of
 from kdedge.training.teacher_store.fill import Shard
 from kdedge.training.teacher_store.store import TeacherStore
-from kdedge.training.teachers.known import KnownTeacher
+from kdedge.training.teachers import AnyTeacher
 
 log = logging.getLogger(__name__)
 
 
 def distill(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
-) -> tuple[tuple[RunFolder, ...], RunFolder]:
-    """Trains the recipe's student, and first the teachers that are missing.
+) -> tuple[RunFolder | None, RunFolder]:
+    """Trains the recipe's student, and first its teacher if it is missing.
 
     Args:
         loaded: the recipe.
         workspace: where the command works; its processes fill a teacher store together.
-        resume: continue interrupted runs of the same teachers and student.
+        resume: continue interrupted runs of the same teacher and student.
 
     Returns:
-        The teachers' runs, in their order, and the student's.
+        The teacher's run, None for a file, and the student's.
     """
-    runs, known, parts = teachers_and_parts(loaded, workspace, resume=resume)
-    job = student_job(parts, teaching_of(known, parts))
+    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume)
+    job = student_job(parts, teaching_of(teacher, parts))
     if workspace.device.type == "cpu":
         keep_freed_memory()
-    stage = f"Student {len(runs) + 1}/{len(runs) + 1}"
-    return tuple(runs), _run_stage(stage, job, resume=resume)
+    return run, _run_stage("Student 2/2", job, resume=resume)
 
 
 def store_features(
@@ -51,14 +50,14 @@ def store_features(
     *,
     resume: bool = False,
     shard: Shard = (1, 1),
-) -> tuple[tuple[RunFolder, ...], list[TeacherStore]]:
-    """Fills the teacher stores that the recipe's distillation reads, or one shard of each.
+) -> tuple[RunFolder, TeacherStore]:
+    """Fills the teacher store that the recipe's distillation reads, or one shard of it.
 
-    Trains missing teachers first, but not if there are several shards. Processes that run at the
+    Trains a missing teacher first, but not if there are several shards. Processes that run at the
     same time share the work.
 
     Returns:
-        The teachers' runs and their stores.
+        The teacher's run and its store.
 
     Raises:
         RecipeError: student.views is 0, so that nothing is stored.
@@ -71,34 +70,35 @@ def store_features(
             " student.views=4."
         )
     may_train = shard[1] == 1
-    runs, known, parts = teachers_and_parts(loaded, workspace, resume=resume, may_train=may_train)
-    fillers = teaching_of(known, parts).fillers
-    for filler in fillers:
-        filler.fill(shard)
-    return tuple(runs), [filler.store for filler in fillers]
+    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume, may_train=may_train)
+    filler = teaching_of(teacher, parts).filler
+    assert run is not None  # of a file, nothing is stored, which was said
+    assert filler is not None
+    filler.fill(shard)
+    return run, filler.store
 
 
-def teachers_and_parts(
+def teacher_and_parts(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, may_train: bool = True
-) -> tuple[list[RunFolder], list[KnownTeacher], StudentParts]:
-    """The teachers' runs, trained if there are none, the opened teachers, and the student's parts.
+) -> tuple[RunFolder | None, AnyTeacher, StudentParts]:
+    """The teacher's run, trained if there is none, the opened teacher, and the student's parts.
 
     Before a teacher is trained, runs one student step, so that the student's errors surface.
 
     Raises:
         RecipeError: there is no finished teacher, and `may_train` is false.
     """
-    named = named_teachers(loaded, workspace)
+    named = named_teacher(loaded, workspace)
     parts = student_parts(loaded, workspace)
-    found, known = known_teachers(named, parts)
-    stages = [f"Teacher {number}/{len(found) + 1}" for number in range(1, len(found) + 1)]
-    for stage, one, name in zip(stages, found, named, strict=True):
-        if isinstance(one, RunFolder):
-            why = "which the recipe names" if name else "trained with the same settings and data"
-            log.info("%s: using %s, %s%s.", stage, one.path, why, _reached(one))
-    runs = [one for one in found if isinstance(one, RunFolder)]
-    if len(runs) == len(found):
-        return runs, known, parts
+    found, teacher = find_teacher(named, parts)
+    if found is None:
+        assert loaded.recipe.teacher is not None
+        log.info("Teacher 1/2: using the probabilities of %s.", loaded.recipe.teacher.file)
+        return None, teacher, parts
+    if isinstance(found, RunFolder):
+        why = "which the recipe names" if named else "trained with the same settings and data"
+        log.info("Teacher 1/2: using %s, %s%s.", found.path, why, _reached(found))
+        return found, teacher, parts
     if not may_train:
         raise RecipeError(
             f"{workspace.root} has no finished teacher for this recipe, and each shard would train"
@@ -106,12 +106,9 @@ def teachers_and_parts(
             "  Run `kdedge teach` without --shard first, or set teacher.run to a finished run."
         )
     with working("trying a step of the student"):
-        trial_steps(student_job(parts, teaching_of(known, parts)), 1)
-    runs = [
-        _run_stage(stage, one, resume=resume) if isinstance(one, Job) else one
-        for stage, one in zip(stages, found, strict=True)
-    ]
-    return runs, [open_teacher(run, parts) for run in runs], parts
+        trial_steps(student_job(parts, teaching_of(teacher, parts)), 1)
+    run = _run_stage("Teacher 1/2", found, resume=resume)
+    return run, open_teacher(run, parts), parts
 
 
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +21,8 @@ from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
-from kdedge.training.job.job import Job, Teaching, zero_shot_model
-from kdedge.training.teachers.ensemble import Ensemble
-from kdedge.training.teachers.measure import measure_teachers
+from kdedge.training.job.job import Job, zero_shot_model
+from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +38,10 @@ def measure_job(job: Job, images: Images) -> Measured:
 
 
 def evaluations(job: Job) -> Evaluations:
-    """Results of the trained method, its teachers and zero-shot CLIP on the same backbone.
+    """Results of the trained method, its teacher and zero-shot CLIP on the same backbone.
 
-    A backbone without a text encoder has no zero-shot result. With several teachers, `teacher` is
-    the result of all of them together.
+    A backbone without a text encoder has no zero-shot result. A teacher that
+    is a file is measured if the test images are among those that it answers.
     """
     test = job.held_out.test
     if test is None:
@@ -53,41 +51,38 @@ def evaluations(job: Job) -> Evaluations:
         test,
         job.classes,
         selection=job.choice.optim.selection,
-        teacher=None if job.teaching is None else _answering(job.teaching, test),
+        teacher=None if job.teaching is None else _answering(job.teaching.teacher, test),
     )
     found = {str(job.setup.role): own}
     if job.teaching is not None:
-        found |= _of_teachers(job, job.teaching, test)
+        result = _of_teacher(job, job.teaching.teacher, test)
+        if result is not None:
+            found["teacher"] = result
     if job.setup.backbone.has_texts:
         found["zeroshot"] = measure(zero_shot_model(job), test, job.classes, selection="last")
     return found
 
 
-def _answering(teaching: Teaching, images: Images) -> Model | Ensemble | None:
-    """The teacher, or all teachers together, if they have predictions for these images."""
-    if teaching.ensemble is None:
-        return teaching.teacher
-    return teaching.ensemble if teaching.ensemble.can_answer(images) else None
+def _answering(teacher: AnyTeacher, images: Images) -> Model | FileTeacher | None:
+    """The teacher, if it has predictions for these images."""
+    if isinstance(teacher, ModelTeacher):
+        return teacher.model
+    return teacher if teacher.can_answer(images) else None
 
 
-def _of_teachers(job: Job, teaching: Teaching, test: Images) -> Evaluations:
-    if teaching.ensemble is None:
-        return {"teacher": _of_teacher(job, teaching.teacher, test)}
-    return measure_teachers(teaching.ensemble, test, job.classes)
-
-
-def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
+def _of_teacher(job: Job, teacher: AnyTeacher, test: Images) -> Measured | None:
     """The teacher's result: that of its own run if the images are the same, else measured."""
     wanted = test.hash_with(job.classes.names)
-    if isinstance(teacher, RunModel):
+    asked = _answering(teacher, test)
+    if isinstance(asked, RunModel):
         try:
-            result = read_evaluation(teacher.run).get(teacher.run.kind)
-            details = read_details(teacher.run).get(teacher.run.kind)
+            result = read_evaluation(asked.run).get(asked.run.kind)
+            details = read_details(asked.run).get(asked.run.kind)
         except DataError:  # damaged
             result = details = None
         if result is not None and details is not None and result.images_hash == wanted:
             return result, replace(details, samples=None)
-    return measure(teacher, test, job.classes, selection="last")
+    return None if asked is None else measure(asked, test, job.classes, selection="last")
 
 
 def judged_images(job: Job) -> tuple[Images, str] | None:
@@ -103,32 +98,24 @@ def judged_images(job: Job) -> tuple[Images, str] | None:
 def unlabeled_result(job: Job, images: Images, what: str) -> UnlabeledResult:
     """Evaluates a student on unlabeled images; see `judged_images`."""
     assert job.teaching is not None
-    return judge(job.model(), images, what, teacher=_answering(job.teaching, images))
-
-
-def followed(job: Job, images: Images | None) -> dict[str, Any]:
-    """How often each of a student's several teachers was followed on images; else empty."""
-    ensemble = None if job.teaching is None else job.teaching.ensemble
-    if ensemble is None or images is None or not ensemble.can_answer(images):
-        return {}
-    return {"teachers": [one.model_dump() for one in ensemble.summarize(ensemble.answers(images))]}
+    return judge(job.model(), images, what, teacher=_answering(job.teaching.teacher, images))
 
 
 def work(job: Job) -> dict[str, float]:
-    """GMACs (1e9 multiply-adds) per image of student and teachers; empty without a teacher."""
+    """GMACs (1e9 multiply-adds) per image of a student and its teacher; else empty."""
     if job.teaching is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
-    own, models = job.model(), job.teaching.models
-    # All are known before the counter runs, as its tensors have no values
+    own, teacher = job.model(), job.teaching.teacher
+    # Known before the counter runs, as its tensors have no values
     vectors = own.class_vectors()
-    for teacher in models:
-        _ = teacher.class_vectors(), teacher.scale
-    return {
-        # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
-        "gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T),
-        "teacher_gmacs": sum(_gmacs(teacher, teacher.logits) for teacher in models),
-    }
+    # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
+    found = {"gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T)}
+    if isinstance(teacher, ModelTeacher):
+        model = teacher.model
+        _ = model.class_vectors(), model.scale
+        found["teacher_gmacs"] = _gmacs(model, model.logits)
+    return found
 
 
 def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:

@@ -21,7 +21,7 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.distill import teachers_and_parts
+from kdedge.training.distill import teacher_and_parts
 from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.job.job import Job
 from kdedge.training.pseudo_labels.labels import (
@@ -34,6 +34,7 @@ from kdedge.training.pseudo_labels.labels import (
 from kdedge.training.pseudo_labels.pool_logits import AnsweringModel, PoolLogits
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.student import labels_by
+from kdedge.training.teachers import FileTeacher
 from kdedge.workers.protocol import Share
 
 
@@ -47,7 +48,7 @@ class LabeledPool:
         n_images: number of images with a pseudo-label.
         n_classes: number of classes with a pseudo-label.
         accuracy_percent: share of correct pseudo-labels; None if the source has no labels.
-        run: the method's run, or the first teacher's for transductive labels; None if it needs no
+        run: the method's run, or the teacher's for transductive labels; None if it needs no
             training.
         soft: for transductive labels, what was found, and the file of class probabilities.
     """
@@ -133,7 +134,7 @@ def label_transductively(
 ) -> LabeledPool:
     """Writes transductive labels of a recipe's unlabeled images, as distillation uses them.
 
-    Trains the recipe's teachers that have no finished run first. Settings are those of
+    Trains the recipe's teacher first if it has no finished run. Settings are those of
     `student.targets`, or their defaults. A second file, with the ending `.safetensors`, has the
     class probabilities of all images, in the order of the images' source.
 
@@ -156,12 +157,17 @@ def label_transductively(
         )
     _check_free(path)
     _check_free(beside)
-    runs, known, parts = teachers_and_parts(loaded, workspace, resume=True)
+    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=True)
     classes, student = parts.setup.classes, loaded.recipe.student
     assert student is not None  # its parts were read
     if per_class is not None:
         check_enough(len(parts.images.indices), per_class, n_classes=len(classes.names))
-    labels = labels_by(known, parts, student.targets or TargetsSpec(kind="transductive"))
+    if isinstance(teacher, FileTeacher):
+        raise RecipeError(
+            "Transductive labels are found from a teacher's image features, but the teacher is a"
+            " file of probabilities.\n  Choose another teacher."
+        )
+    labels = labels_by(teacher, parts, student.targets or TargetsSpec(kind="transductive"))
     found = labels.make()
     written = labels.write(path, per_class)
     labels.write_probabilities(beside)
@@ -172,7 +178,7 @@ def label_transductively(
         n_images=len(given),
         n_classes=len(set(given.values())),
         accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, parts.images)),
-        run=runs[0],
+        run=run,
         soft=(found, beside),
     )
 

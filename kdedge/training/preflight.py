@@ -9,7 +9,6 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from kdedge.errors import ResourceError
 from kdedge.progress import rough_duration
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
-from kdedge.setup.teachers import teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
-from kdedge.training.find_teachers import known_teachers, named_teachers
+from kdedge.training.find_teacher import find_teacher, named_teacher
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.pseudo_labels.rounds import trial_round
@@ -85,14 +83,15 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     """
     check_paths(loaded)
     findings = [Finding("recipe", f"{loaded.path}: valid")]
-    jobs, runs = _jobs(loaded, workspace)
-    findings += [Finding("teacher", f"{run.path} is finished and is used") for run in runs]
+    jobs, run = _jobs(loaded, workspace)
+    if run is not None:
+        findings.append(Finding("teacher", f"{run.path} is finished and is used"))
     device = workspace.device
     seconds = 0.0
     for job in jobs:
         findings += describe(job)
-        for filler in job.fillers:
-            found, took = look_at_store(filler)
+        if job.filler is not None:
+            found, took = look_at_store(job.filler)
             findings.append(found)
             seconds += took
         for name, filler in ({} if job.labels is None else job.labels.fillers).items():
@@ -108,26 +107,29 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     return Preflight(tuple(findings), seconds)
 
 
-def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], list[RunFolder]]:
-    """What a recipe trains, and the finished runs that teach: teachers, the student, the baseline.
+def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFolder | None]:
+    """What a recipe trains, and the finished run that teaches: teacher, student, baseline.
 
     A teacher without a student is trained though there may be a finished run of it.
     """
     recipe = loaded.recipe
-    runs: list[RunFolder] = []
+    run: RunFolder | None = None
+    jobs: list[Job] = []
     if recipe.student is None:
-        jobs = [teacher_job(one, workspace) for one in teacher_recipes(loaded)]
+        jobs.append(teacher_job(loaded, workspace))
     else:
-        named = named_teachers(loaded, workspace)
+        named = named_teacher(loaded, workspace)
         # First, as by `distill`: it compares the sizes of the models
         parts = student_parts(loaded, workspace)
-        found, known = known_teachers(named, parts)
-        runs = [one for one in found if isinstance(one, RunFolder)]
-        jobs = [one for one in found if isinstance(one, Job)]
-        jobs.append(student_job(parts, teaching_of(known, parts)))
+        found, teacher = find_teacher(named, parts)
+        if isinstance(found, Job):
+            jobs.append(found)
+        else:
+            run = found
+        jobs.append(student_job(parts, teaching_of(teacher, parts)))
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
-    return [trial_round(job) if job.data.pool is not None else job for job in jobs], runs
+    return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
 
 
 def describe(job: Job) -> list[Finding]:
@@ -139,9 +141,7 @@ def describe(job: Job) -> list[Finding]:
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teaching is not None:
         measured = "none: agreement with the teacher is measured instead"
-    ensemble = None if job.teaching is None else job.teaching.ensemble
     rows = [
-        *([] if ensemble is None else [(f"{role}: teachers", str(ensemble))]),
         (f"{role}: classes", f"{len(classes.names)}{half}"),
         (f"{role}: images", count(data.images) if data.images else "none are needed"),
         (f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
@@ -175,8 +175,7 @@ def estimate_seconds(job: Job) -> float:
     The first half of the steps is left out, as it has one-time work and images loaded ahead.
     Made-up features replace a teacher store, as their values do not change the time.
     """
-    dims = [filler.store.dim for filler in job.fillers]
-    features = _stand_in(dims) if dims else None
+    features = None if job.filler is None else _stand_in(job.filler.store.dim)
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:
         return 0.0
@@ -186,9 +185,9 @@ def estimate_seconds(job: Job) -> float:
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 
 
-def _stand_in(dims: Sequence[int]) -> FeaturesOfViews:
-    """Gives every view the same unit-length features of each teacher, side by side."""
-    row = torch.cat([torch.full((dim,), dim**-0.5) for dim in dims])
+def _stand_in(dim: int) -> FeaturesOfViews:
+    """Gives every view the same unit-length features."""
+    row = torch.full((dim,), dim**-0.5)
     return lambda positions, view: row.repeat(len(positions), 1)
 
 
@@ -288,7 +287,8 @@ def disk(jobs: list[Job], root: Path) -> Finding:
     )
     for job in jobs:
         of_labels = [] if job.labels is None else job.labels.fillers.values()
-        for store in (filler.store for filler in (*job.fillers, *of_labels)):
+        fillers = [*of_labels, *([] if job.filler is None else [job.filler])]
+        for store in (filler.store for filler in fillers):
             needed += store.bytes_of(chunk for chunk in store.chunks() if not store.has(chunk))
     if free < needed:
         raise ResourceError(

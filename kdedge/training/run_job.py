@@ -27,7 +27,6 @@ from kdedge.training.job.job import Job
 from kdedge.training.job.key import KEY_VERSION, key_of_run
 from kdedge.training.judge import (
     evaluations,
-    followed,
     judged_images,
     measure_job,
     unlabeled_result,
@@ -53,8 +52,7 @@ _HASHED = {
     "test_list": "test images",
     "class_list": "class names",
     "backbone": "weights",
-    "teacher": "class vectors of its teacher",
-    "teachers": "teachers, or another way to combine them",
+    "teacher": "teacher",
     "targets": "soft labels",
 }
 """What each hash of a run stands for, in the words of messages."""
@@ -193,7 +191,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
             "measured_on": None if test is None else test.list_hash,
-            "teacher_run": None if job.teaching is None else job.teaching.run,
+            "teacher_run": None if job.teaching is None else job.teaching.teacher.run,
             "official": recipe.official,
         },
     )
@@ -298,8 +296,8 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
             "  Raise optim.epochs, or lower optim.warmup_epochs.",
             *(job.setup.role, settings.epochs, settings.warmup_lr),
         )
-    for filler in job.fillers:
-        filler.fill()
+    if job.filler is not None:
+        job.filler.fill()
     targets = None
     if job.labels is not None:
         found, targets = job.labels.make(), job.labels.read
@@ -307,7 +305,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
             write_json(run.targets, found.to_dict())
     result = train(
         job.method,
-        job.epochs(job.stored_features(), targets),
+        job.epochs(None if job.filler is None else job.filler.store.read, targets),
         settings=settings,
         run=run,
         validate=_validation(job),
@@ -341,7 +339,6 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
         measured_on=measured_on,
         **summary,
         **work(job),
-        **followed(job, test if judged is None else judged[0]),
     )
 
 

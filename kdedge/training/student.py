@@ -14,23 +14,25 @@ from kdedge.errors import RecipeError
 from kdedge.runs.model import RunModel
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
-from kdedge.setup.method import MethodChoice, check_has_class_vectors, choose_method
+from kdedge.setup.method import (
+    MethodChoice,
+    check_needs_no_vectors,
+    choose_method,
+    has_class_vectors,
+)
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
-from kdedge.setup.teachers import names_teacher_run, teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
-from kdedge.training.job.key import n_stored_views
+from kdedge.training.job.key import n_stored_views, own_view_seed
 from kdedge.training.pseudo_labels.transductive import TransductiveLabels
 from kdedge.training.teach import labeled_beside, teacher_setup
 from kdedge.training.teacher_input import as_prepared_for
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.training.teachers.ensemble import Ensemble
-from kdedge.training.teachers.known import KnownTeacher
-from kdedge.training.teachers.open import open_ensemble
+from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
 from kdedge.workers.protocol import Share
 
 
@@ -61,11 +63,13 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
         )
     _check_targets(loaded, choice)
     setup = set_up_role(loaded, "student", workspace, choice=choice)
-    teachers = teacher_recipes(loaded)
-    trained = [teacher_setup(one, workspace) for one in teachers if not names_teacher_run(one)]
-    if trained and not names_teacher_run(teachers[0]):
-        check_has_class_vectors(trained[0].choice)
-    check_sizes(*trained, setup)
+    teacher = loaded.recipe.teacher
+    if teacher is not None and teacher.is_trained:
+        trained = teacher_setup(loaded, workspace)
+        check_teaches(trained, setup)
+        check_sizes(trained, setup)
+    else:
+        check_sizes(setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     labeled = labeled_beside(setup, images)  # before validation images: the order of draws matters
@@ -96,67 +100,82 @@ def student_job(parts: StudentParts, teaching: Teaching) -> Job:
     return Job(parts.setup, data, parts.held_out, teaching)
 
 
-def teaching_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Teaching:
-    """Teaching by one teacher or several, with their stored features if the recipe stores them.
+def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
+    """Checks that a teacher has what its student asks of it.
 
-    Args:
-        known: the teachers of the recipe that are models, in its order.
-        parts: the student.
+    Raises:
+        RecipeError: the student needs class vectors, and the teacher has none; or the teacher does
+            not know every class.
     """
-    first = known[0]
-    setup = parts.setup
-    ensemble = _ensemble_of(known, parts)
-    fillers = [_store_filler(one, parts, is_single=ensemble is None) for one in known]
-    spec, labels = setup.loaded.recipe.student, None
-    if spec is not None and spec.targets is not None:
-        labels = TransductiveLabels(spec.targets, setup, parts.images, first, ensemble)
+    if has_class_vectors(teacher.choice):
+        return
+    why = teacher.choice.module.Method.why_no_class_vectors
+    check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which {why}")
+    known = {teacher.classes.names[label] for label in teacher.train_classes}
+    unknown = [name for name in student.classes.names if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"The teacher, {teacher.choice.name}, was trained on {len(known)} of"
+            f" {len(student.classes.names)} classes, without {unknown[0]!r}: it has no answer for"
+            " the others.\n"
+            "  Choose a teacher with class vectors, such as promptsrc or zeroshot, or set"
+            " data.split: all."
+        )
+
+
+def file_teacher(parts: StudentParts) -> FileTeacher | None:
+    """The file of probabilities that teaches; None where a model does.
+
+    Raises:
+        RecipeError: the student needs class vectors or image features of its teacher.
+        DataError: the file is wrong, or lacks an image.
+    """
+    setup, recipe = parts.setup, parts.setup.loaded.recipe
+    if recipe.teacher is None or recipe.teacher.file is None:
+        return None
+    check_needs_no_vectors(setup.choice, f"{recipe.teacher.file.name}, a file of probabilities")
+    assert recipe.student is not None  # its parts were read from it
+    for key in ("views", "targets"):
+        if getattr(recipe.student, key):
+            raise RecipeError(
+                f"{setup.loaded.lines.where(('student', key))}: student.{key} needs the image"
+                " features of a teacher, but the teacher is a file of probabilities.\n"
+                f"  Leave student.{key} out."
+            )
+    held_out = RecipeData(recipe, setup.classes, setup.workspace).held_out()
+    beside = () if held_out is None else held_out.indices
+    pool = parts.images.only(sorted({*parts.images.indices, *beside}))
+    return FileTeacher(recipe.teacher.file, setup.classes, pool)
+
+
+def teaching_of(teacher: AnyTeacher, parts: StudentParts) -> Teaching:
+    """Teaching by a teacher, with its stored features if the recipe stores them."""
+    if isinstance(teacher, FileTeacher):
+        return Teaching(teacher)
+    spec = parts.setup.loaded.recipe.student
+    assert spec is not None  # its parts were read from it
     return Teaching(
-        first.model,
-        first.vectors_provenance,
-        first.run,
-        tuple(filler for filler in fillers if filler is not None),
-        ensemble,
-        labels,
+        teacher,
+        _store_filler(teacher, parts) if spec.views else None,
+        None if spec.targets is None else labels_by(teacher, parts, spec.targets),
     )
 
 
-def labels_by(
-    known: Sequence[KnownTeacher], parts: StudentParts, spec: TargetsSpec
-) -> TransductiveLabels:
-    """Soft labels of a student's unlabeled images, by the probabilities of its teachers."""
-    ensemble = _ensemble_of(known, parts)
-    return TransductiveLabels(spec, parts.setup, parts.images, known[0], ensemble)
+def labels_by(teacher: ModelTeacher, parts: StudentParts, spec: TargetsSpec) -> TransductiveLabels:
+    """Soft labels of a student's unlabeled images, by the probabilities of its teacher."""
+    return TransductiveLabels(spec, parts.setup, parts.images, teacher)
 
 
-def _ensemble_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Ensemble | None:
-    """The teachers together; None for a single one."""
-    if len(parts.setup.loaded.recipe.teacher_specs) == 1:
-        return None
-    return open_ensemble(known, parts.setup, parts.images, parts.held_out.test)
-
-
-def _store_filler(
-    known: KnownTeacher, parts: StudentParts, *, is_single: bool
-) -> StoreFiller | None:
-    """Stores a teacher's features; None if the recipe runs the teacher in every step."""
-    setup, teacher = parts.setup, known.model
+def _store_filler(teacher: ModelTeacher, parts: StudentParts) -> StoreFiller:
+    """Stores a teacher's features."""
+    setup = parts.setup
     recipe, optim = setup.loaded.recipe, setup.choice.optim
-    spec = recipe.student
-    assert spec is not None  # its parts were read from it
-    if spec.views == 0:
-        return None
     prepares = setup.backbone.preprocess
-    if is_single and teacher.preprocess != prepares:
-        raise RecipeError(
-            f"student.views is {spec.views}, but the teacher ({teacher.setup.backbone.name}) and"
-            f" the student ({setup.backbone.name}) preprocess images differently, so they cannot"
-            " share stored crops.\n"
-            "  Set student.views: 0 to run the teacher in every step."
-        )
-    seed = recipe.seed if spec.view_seed is None else spec.view_seed
+    own_seed = own_view_seed(recipe)
+    seed = recipe.seed if own_seed is None else own_seed
     augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     description = describe_store(
-        provenance=known.features_provenance,
+        provenance=teacher.features_provenance,
         images=parts.images,
         preprocess=prepares,
         augment=augment,
@@ -166,27 +185,27 @@ def _store_filler(
         setup.workspace.teacher_stores,
         description,
         indices=parts.images.indices,
-        dim=known.dim,
+        dim=teacher.dim,
         n_views=n_stored_views(recipe, setup.choice),
         digests=parts.images.digests,
     )
     return StoreFiller(
         store=store,
-        teacher=as_prepared_for(setup.backbone, teacher),
+        teacher=as_prepared_for(setup.backbone, teacher.model),
         source=parts.images.source,
         augment=augment,
         precision=optim.precision,
         n_workers=optim.n_workers,
-        opens=_opens(known, setup),
+        opens=_opens(teacher, setup),
         workers=setup.workspace.workers,
     )
 
 
-def _opens(known: KnownTeacher, student: RoleSetup) -> Callable[[Share], FeatureModel] | None:
+def _opens(teacher: ModelTeacher, student: RoleSetup) -> Callable[[Share], FeatureModel] | None:
     """Opens a student's teacher in another process; None where it is not trained."""
-    if not isinstance(known.model, RunModel):
+    if not isinstance(teacher.model, RunModel):
         return None
-    run, root = known.model.run.path.absolute(), student.workspace.root.absolute()
+    run, root = teacher.model.run.path.absolute(), student.workspace.root.absolute()
     return partial(_open_prepared, student.loaded, run, student.classes.names, root)
 
 

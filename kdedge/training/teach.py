@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.class_texts import read_class_texts
-from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
 from kdedge.methods.protocol import LearnsFromTexts
 from kdedge.runs.folder import RunFolder
@@ -14,7 +13,6 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
-from kdedge.setup.teachers import names_teacher_run, teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import Job, LabeledImages, TrainingData
@@ -23,28 +21,15 @@ from kdedge.training.pseudo_labels.rounds import trial_labels
 from kdedge.training.run_job import run_job
 
 
-def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -> list[RunFolder]:
-    """Trains the recipe's teacher, and stores its class vectors; of several, each.
-
-    Those of several that are finished runs or files are left out.
+def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -> RunFolder:
+    """Trains the recipe's teacher, and stores its class vectors.
 
     Args:
         loaded: the recipe.
         workspace: where the command works.
-        resume: continue interrupted runs of the same teachers.
-
-    Raises:
-        RecipeError: there is nothing to train.
+        resume: continue an interrupted run of the same teacher.
     """
-    if loaded.recipe.teachers is None:
-        return [run_job(teacher_job(loaded, workspace), resume=resume)]
-    jobs = [teacher_job(o, workspace) for o in teacher_recipes(loaded) if not names_teacher_run(o)]
-    if not jobs:
-        raise RecipeError(
-            "Every teacher of the recipe is a finished run or a file: there is nothing to train.\n"
-            "  Run: kdedge distill"
-        )
-    return [run_job(job, resume=resume) for job in jobs]
+    return run_job(teacher_job(loaded, workspace), resume=resume)
 
 
 def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,10 @@ class _PreparedAgain:
     def class_vectors(self) -> Tensor:
         """[C, D_teacher]."""
         return self._teacher.class_vectors()
+
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """[B, D_teacher] -> [B, C]."""
+        return self._teacher.teacher_logits(features, keys)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], normalized for the student -> [B, D_teacher]."""

@@ -24,8 +24,8 @@ RECIPE = "nowhere.yaml"
 # Name -> the call, and the command line that makes the same mistake
 CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "teach": (lambda: kdedge.teach(RECIPE), ("teach", RECIPE)),
-    "fill_teacher_stores": (
-        lambda: kdedge.fill_teacher_stores(RECIPE, shard=(2, 3)),
+    "fill_teacher_store": (
+        lambda: kdedge.fill_teacher_store(RECIPE, shard=(2, 3)),
         ("teach", RECIPE, "--store", "--shard", "2/3"),
     ),
     "distill": (lambda: kdedge.distill(RECIPE), ("distill", RECIPE)),

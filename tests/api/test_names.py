@@ -41,7 +41,7 @@ NAMES = [
     "evaluate",
     "export",
     "fetch_set",
-    "fill_teacher_stores",
+    "fill_teacher_store",
     "front",
     "import_checkpoint",
     "init",

@@ -425,11 +425,6 @@ def test_check_counts_no_training_of_a_teacher_that_is_finished(kdedge: Run, tra
     assert re.findall(r"^\w+: time", new, re.MULTILINE) == ["teacher: time", "student: time"]
 
 
-def test_a_student_is_no_teacher(kdedge: Run, trained: Path) -> None:
-    done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/02")
-    fails(done, 2, "teacher.run: ", "tiny/02 is not a finished teacher run.\n", "kdedge teach")
-
-
 def test_weights_that_are_cut_off_end_the_run_before_a_teacher_is_trained(
     kdedge: Run, project: Path
 ) -> None:

@@ -179,7 +179,9 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path
     reason = "clip_pr classifies image features with a network"
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
-    fails(kdedge("export", "tiny/01"), 2, reason, "it can neither teach a student nor be exported")
+    fails(
+        kdedge("export", "tiny/01"), 2, reason, "so it has no class vectors and cannot be exported"
+    )
     fails(kdedge("bench", "tiny/01"), 2, "it can only be measured beside another run")
     assert "kdedge bench" not in kdedge("report", "tiny/01").out
     shutil.rmtree("runs")

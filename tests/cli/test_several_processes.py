@@ -77,31 +77,6 @@ def test_two_processes_learn_what_one_does(project: Path, kdedge: Any, torchrun:
     assert [path.name for path in sorted(Path("runs/tiny").iterdir())] == ["01", "02"]
 
 
-def test_two_teachers_teach_two_processes_what_they_teach_one(
-    trained: Path, kdedge: Any, torchrun: Torchrun
-) -> None:
-    head, _, tail = Path("r.yaml").read_text().partition("teacher:\n")
-    teachers = "[{run: runs/tiny/01}, {method: zeroshot, weights: student.pt}]"
-    together = f"teachers: {teachers}\nensemble: {{weights: entropy}}\n"
-    Path("several.yaml").write_text(head + together + tail[tail.index("student:") :])
-    command = ("distill", "several.yaml", *DISTILL[2:])
-    alone = kdedge(*command, "--runs", "alone")
-    assert alone.code == 0, alone.err
-    _, said = (process := torchrun(2, *command, "--runs", "pair")).communicate()
-    assert process.returncode == 0, said
-    (one,), (other,) = (
-        [path.parent for path in Path(runs).glob("tiny/*/student.safetensors")]
-        for runs in ("alone", "pair")
-    )
-    assert_same_training(one, other, "student.safetensors")
-    records = [json.loads((run / "provenance.json").read_text()) for run in (one, other)]
-    assert [record["n_processes"] for record in records] == [1, 2]
-    alike, together = (record["summary"]["teachers"] for record in records)
-    assert [teacher["weight_percent"] for teacher in together] == pytest.approx(
-        [teacher["weight_percent"] for teacher in alike], rel=1e-3
-    )
-
-
 def workers(process: subprocess.Popen[str]) -> dict[int, int]:
     """Rank -> process id of what torchrun has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

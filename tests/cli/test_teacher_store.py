@@ -19,7 +19,7 @@ from kdedge.config.load import load_recipe
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
-from kdedge.training.find_teachers import open_teacher
+from kdedge.training.find_teacher import open_teacher
 from kdedge.training.run_job import run_job
 from kdedge.training.student import student_job, student_parts, teaching_of
 
@@ -53,7 +53,7 @@ def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     parts = student_parts(loaded, Workspace(Path("runs"), CPU))
     known = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
     teacher: Any = Counted(known.model)
-    teaching = teaching_of([replace(known, model=teacher)], parts)
+    teaching = teaching_of(replace(known, model=teacher), parts)
     return run_job(student_job(parts, teaching), resume=False), teacher
 
 

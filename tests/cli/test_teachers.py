@@ -1,4 +1,4 @@
-"""Several teachers: one as before, stored as live, resumed, recorded, and wrong ones."""
+"""A teacher of each kind: a run, a classifier on any encoder, a file; and wrong ones."""
 
 from __future__ import annotations
 
@@ -14,43 +14,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from kdedge.config.load import load_recipe
 from kdedge.data.sources import folder
-from kdedge.methods.protocol import CombinesTeachers
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import distill
-from kdedge.training.find_teachers import open_teacher
-from kdedge.training.job.job import batches_of
+from kdedge.training.find_teacher import find_teacher, named_teacher
+from kdedge.training.job.job import Job, batches_of
 from kdedge.training.student import student_job, student_parts, teaching_of
 
 NAMES = ("cat", "dog", "red fox", "school bus")
-TRAINED = "{run: runs/tiny/01}"
-PROMPTED = (
-    "{weights: teacher.pt, settings: {prompt_depth_text: 2, prompt_depth_vision: 2,"
-    " n_anchor_templates: 4}}"
-)
-ZERO_SHOT = "{method: zeroshot, weights: student.pt}"
 PROBE = "{method: linear_probe, weights: student.pt, optim: {batch_size: 4}}"
-FILE = "{probabilities: {unlabeled: pool.csv}}"
-FILES = "{probabilities: {unlabeled: pool.csv, test: test.csv}}"
+FILE = "{file: pool.csv}"
 CPU = torch.device("cpu")
 Start = Callable[..., Any]
 
 
-def write_recipe(*teachers: str, ensemble: str = "", **data: str) -> str:
-    """The tiny project's recipe with a list of teachers; gives its name."""
-    text = Path("r.yaml").read_text()
-    head, _, tail = text.partition("teacher:\n")
-    listed = "teachers: [{}]\n".format(", ".join(teachers))
-    together = f"ensemble: {ensemble}\n" if ensemble else ""
-    Path("several.yaml").write_text(
-        f"{head}{listed}{together}student:{tail.partition('student:')[2]}"
-    )
-    return "several.yaml"
+def write_recipe(teacher: str, *, has_own_texts: bool = True) -> str:
+    """The tiny project's recipe, for all classes, with another teacher; gives its name."""
+    head, _, tail = Path("r.yaml").read_text().partition("teacher:\n")
+    student = tail.partition("student:")[2]
+    if has_own_texts:
+        own = "class_vectors: student, prompt_depth_text: 2, prompt_depth: 2"
+        student = student.replace("prompt_depth: 2", own)
+    text = f"{head}teacher: {teacher}\nstudent:{student}"
+    Path("t.yaml").write_text(text.replace("base-to-novel", "all"))
+    return "t.yaml"
 
 
 def write_probabilities(
@@ -65,190 +56,115 @@ def write_probabilities(
             writer.writerow([item.key, *rng.dirichlet([0.5] * len(names))])
 
 
-def taught(recipe: str, *overrides: str, root: str = "runs") -> RunFolder:
-    _, student = distill(load_recipe(recipe, overrides), Workspace(Path(root), CPU))
+def taught(recipe: str, *overrides: str) -> RunFolder:
+    _, student = distill(load_recipe(recipe, overrides), Workspace(Path("runs"), CPU))
     return student
+
+
+def job_of(recipe: str, *overrides: str) -> Job:
+    loaded, workspace = load_recipe(recipe, overrides), Workspace(Path("runs"), CPU)
+    parts = student_parts(loaded, workspace)
+    _, teacher = find_teacher(named_teacher(loaded, workspace), parts)
+    return student_job(parts, teaching_of(teacher, parts))
 
 
 def record(run: RunFolder) -> dict[str, Any]:
     return json.loads(run.provenance.read_text())
 
 
-def assert_close(one: RunFolder, other: RunFolder, *, atol: float) -> None:
-    first, second = load_file(one.weights), load_file(other.weights)
-    for key, value in first.items():
-        torch.testing.assert_close(value, second[key], atol=atol, rtol=1e-4)
-
-
-def test_a_list_of_one_teacher_is_that_teacher_bit_for_bit(trained: Path) -> None:
-    alone = taught("r.yaml", "teacher.run=runs/tiny/01")
-    listed = taught(write_recipe(TRAINED))
-    assert listed.weights.read_bytes() == alone.weights.read_bytes()
-    assert record(listed)["key"] == record(alone)["key"]
-    assert record(listed)["hashes"] == record(alone)["hashes"]
-
-
-@pytest.mark.parametrize("weights", ["equal", "entropy", "confidence"])
-def test_two_equal_teachers_give_what_one_gives(trained: Path, weights: str) -> None:
-    alone = taught("r.yaml", "teacher.run=runs/tiny/01")
-    twice = taught(write_recipe(TRAINED, TRAINED, ensemble=f"{{weights: {weights}}}"))
-    assert_close(alone, twice, atol=2e-5)
-    teachers = record(twice)["summary"]["teachers"]
-    assert [one["temperature"] for one in teachers] == [1, 1]
-    assert [one["weight_percent"] for one in teachers] == [50, 50]
-    assert [one["followed_percent"] for one in teachers] == [100, 100]
-
-
-def test_stored_features_of_each_teacher_give_what_live_teachers_give(
+def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
     trained: Path, write_clip: Callable[..., Path], tiny_sizes: dict[str, int]
 ) -> None:
     shutil.copy(write_clip({**tiny_sizes, "image_size": 24}, tag=3), "small.pt")
-    small = "{method: zeroshot, weights: small.pt}"  # prepares images in another way
-    write_probabilities("pool.csv", "pool")
-    recipe = write_recipe(TRAINED, small, PROBE, FILE, ensemble="{weights: entropy}")
+    recipe = write_recipe(PROBE.replace("student.pt", "small.pt"))  # prepares images otherwise
     stored = taught(recipe, "student.views=2")
-    loaded = load_recipe(recipe, ["student.views=2"])
-    parts = student_parts(loaded, Workspace(Path("runs"), CPU))
-    runs = [RunFolder.open(Path(f"runs/tiny/{number:02}")) for number in (1, 3, 4)]
-    job = student_job(parts, teaching_of([open_teacher(run, parts) for run in runs], parts))
-    for filler in job.fillers:
-        filler.fill()
-    assert job.teaching is not None
-    teacher = job.teaching.teacher_of(job.setup.backbone)
-    assert isinstance(teacher, CombinesTeachers)
-    warm, live = (next(batches_of(job, 2, 3, features=f)) for f in (job.stored_features(), None))
+    job = job_of(recipe, "student.views=2")
+    assert job.filler is not None
+    assert not job.filler.store.load(job.filler.store.chunks())
+    teacher = job.teaching.teacher.for_student(job.setup.backbone)
+    warm, live = (next(batches_of(job, 2, 3, features=f)) for f in (job.filler.store.read, None))
     assert torch.equal(warm.images, live.images)
-    kept = teacher.combine(warm.teacher_features, warm.keys)
-    asked = teacher.combine(teacher.forward_features(live.images), live.keys)
-    torch.testing.assert_close(kept[0], asked[0], atol=2**-11, rtol=0)  # features in float16
-    torch.testing.assert_close(kept[1].exp(), asked[1].exp(), atol=0.01, rtol=0)
-    stores = sorted(Path("runs/.cache/teacher_store").iterdir())
-    assert len(stores) == 3
-    shutil.rmtree(stores[0])  # one of the teachers has no store any more
-    again = taught(recipe, "student.views=2")
+    assert teacher.class_vectors().shape == (4, 0)
+    kept = teacher.teacher_logits(warm.teacher_features, warm.keys)
+    asked = teacher.teacher_logits(teacher.forward_features(live.images), live.keys)
+    assert kept.shape == (4, 4)
+    torch.testing.assert_close(kept.softmax(1), asked.softmax(1), atol=0.01, rtol=0)
+    again = taught(recipe, "student.views=2", "name=again")
     assert again.weights.read_bytes() == stored.weights.read_bytes()
+    probe = RunFolder.open(Path("runs/tiny/03"))
+    assert read_evaluation(stored)["teacher"] == read_evaluation(probe)["teacher"]
 
 
-def test_a_teachers_own_confidence_counts_where_it_is_not_matched(trained: Path) -> None:
-    matched, own = (
-        taught(write_recipe(TRAINED, PROBE, ensemble=f"{{match_confidence: {value}}}"))
-        for value in ("true", "false")
-    )
-    found = [record(run)["summary"]["teachers"][1]["temperature"] for run in (matched, own)]
-    assert found[0] != 1
-    assert found[1] == 1
+def test_a_teacher_with_class_vectors_gives_its_cosines(trained: Path) -> None:
+    job = job_of("r.yaml")
+    teacher = job.teaching.teacher.for_student(job.setup.backbone)
+    features = torch.nn.functional.normalize(torch.randn(3, teacher.class_vectors().shape[1]))
+    expected = teacher.scale * features @ teacher.class_vectors().T
+    torch.testing.assert_close(teacher.teacher_logits(features, ("a", "b", "c")), expected)
 
 
-def test_what_the_teachers_reached_and_how_often_each_was_followed_is_told(
-    trained: Path, kdedge: Any
-) -> None:
+def test_a_file_of_probabilities_teaches_and_is_judged(trained: Path, kdedge: Any) -> None:
     write_probabilities("pool.csv", "pool")
-    write_probabilities("test.csv", "test", seed=1)
-    recipe = write_recipe(TRAINED, PROBE, FILES, ensemble="{weights: confidence}")
-    done = kdedge("distill", recipe)
+    done = kdedge("distill", write_recipe(FILE), "--set", "data.unlabeled.hold_out=10%", "--json")
     assert done.code == 0, done.err
-    assert re.search(r"Teacher 1/3: using .*tiny/01, which the recipe names", done.err)
-    assert "Teacher 2/3: training linear_probe on " in done.err
-    assert "Student 3/3: training promptkd" in done.err
-    student = RunFolder.open(Path("runs/tiny/04"))
-    results = read_evaluation(student)
-    names = [name for name in results if name.startswith("teacher")]
-    assert [name.partition(" on ")[0] for name in names] == [
-        *("teacher", "teacher 1: promptsrc", "teacher 2: linear_probe", "teacher 3: pool.csv")
-    ]
-    own = read_evaluation(RunFolder.open(Path("runs/tiny/01")))["teacher"]
-    assert results[names[1]].all == own.all
-    probe = results[names[2]]
-    assert probe.novel == 50, "it chooses among two classes that it does not know by chance"
-    teachers = record(student)["summary"]["teachers"]
-    assert [one["run"] for one in teachers] == ["tiny/01", "tiny/03", None]
-    assert sum(one["weight_percent"] for one in teachers) == pytest.approx(100)
-    assert {one["n_images"] for one in teachers} == {20}
-    assert teachers[0]["temperature"] == 1
-    shown = kdedge("show", "tiny/04")
-    assert re.search(r"teacher +tiny/01 and tiny/03 and pool\.csv", shown.out)
-    assert "teachers together" in shown.out
-    assert re.search(r"followed +promptsrc on .* \d+\.\d\d %, linear_probe", shown.out)
-    assert kdedge("eval", "tiny/04").code == 0
-    pytest.importorskip("matplotlib")
-    assert kdedge("report", "tiny/04").code == 0
-    (page,) = student.path.glob("report/*/*.html")
-    assert "mean weight, %" in page.read_text()
-
-
-def test_check_says_what_teaches_and_writes_nothing(trained: Path, kdedge: Any) -> None:
-    write_probabilities("pool.csv", "pool")
-    recipe = write_recipe(TRAINED, ZERO_SHOT, FILE)
-    before = sorted(Path("runs").rglob("*"))
-    done = kdedge("check", recipe, "--set", "student.views=1")
-    assert done.code == 0, done.err
-    assert re.search(r"student: teachers +3 together, weights equal: promptsrc on ", done.out)
-    assert len(re.findall(r"^student: teacher store", done.out, re.MULTILINE)) == 2
-    assert sorted(Path("runs").rglob("*")) == before
-
-
-def test_without_test_images_of_a_file_the_teachers_together_are_not_measured(
-    trained: Path, kdedge: Any
-) -> None:
-    write_probabilities("pool.csv", "pool")
-    done = kdedge("distill", write_recipe(TRAINED, FILE))
-    assert done.code == 0, done.err
-    assert "The accuracy of the teachers together is not measured" in done.err
+    assert re.search(r"Teacher 1/2: using the probabilities of .*pool\.csv", done.err)
+    assert "Student 2/2: training promptkd" in done.err
+    assert json.loads(done.out)["teacher"] is None
     student = RunFolder.open(Path("runs/tiny/03"))
-    assert [name.partition(":")[0] for name in read_evaluation(student)] == [
-        *("student", "teacher 1", "zeroshot")
-    ]
-    assert "teachers" not in record(student)["summary"]
+    assert list(read_evaluation(student)) == ["student", "zeroshot"]
+    assert record(student)["teacher_run"] is None
+    again = load_recipe(student.recipe).recipe
+    assert again.teacher is not None
+    assert again.teacher.file == Path("pool.csv").absolute()
+    job = job_of("t.yaml")
+    batch = next(batches_of(job, 1, 0))
+    teacher = job.teaching.teacher.for_student(job.setup.backbone)
+    found = teacher.teacher_logits(teacher.forward_features(batch.images), batch.keys)
+    lines = {row[0]: row[1:] for row in csv.reader(Path("pool.csv").read_text().splitlines())}
+    expected = torch.tensor([[float(value) for value in lines[key]] for key in batch.keys])
+    torch.testing.assert_close(found.exp(), expected)
+    for command in (["show"], ["eval"]):
+        assert kdedge(*command, "tiny/03").code == 0
+    unlabeled = kdedge("distill", "t.yaml", "--set", "data.test=null", "--set", "data.labeled=null",
+                       "--set", "data.unlabeled.hold_out=10%")  # fmt: skip
+    assert unlabeled.code == 0, unlabeled.err
+    judged = json.loads(RunFolder.open(Path("runs/tiny/04")).unlabeled_evaluation.read_text())
+    assert judged["agreement_percent"] is not None
 
 
-def test_without_any_labels_several_teachers_teach_and_are_judged(
-    trained: Path, kdedge: Any
-) -> None:
-    larger = "{method: zeroshot, weights: teacher.pt}"
-    recipe = write_recipe(larger, ZERO_SHOT, ensemble="{weights: entropy}")
-    options = ("data.labeled=null", "data.test=null", "data.split=all")
-    done = kdedge("distill", recipe, *(part for one in options for part in ("--set", one)))
-    assert done.code == 0, done.err
-    student = RunFolder.open(Path("runs/tiny/05"))
-    assert json.loads(student.unlabeled_evaluation.read_text())["agreement_percent"] is not None
-    assert [one["n_images"] for one in record(student)["summary"]["teachers"]] == [40, 40]
+def test_a_file_is_measured_where_the_test_images_are_among_its_images(trained: Path) -> None:
+    for path in Path("test").rglob("*.jpg"):
+        shutil.copy(path, f"pool/{path.parent.name}-{path.name}")
+    write_probabilities("pool.csv", "pool")
+    assert "teacher" in read_evaluation(taught(write_recipe(FILE)))
 
 
-def test_a_student_may_teach_beside_others(trained: Path, kdedge: Any) -> None:
-    recipe = write_recipe(TRAINED, "{run: runs/tiny/02}")
-    done = kdedge("distill", recipe, "--set", "student.views=1")
-    student = RunFolder.open(Path("runs/tiny/03"))
-    names = list(read_evaluation(student))
-    assert any(name.startswith("teacher 2: promptkd on ") for name in names)
-    said = [line for line in done.out.splitlines() if "fewer operations" in line]
-    assert len(said) == 1, "the one that teaches is not told of again"
-    assert "The most similar store, " in done.err
-
-
-def test_a_student_may_teach_alone(trained: Path) -> None:
-    student = taught(write_recipe("{run: runs/tiny/02}"), "student.views=1")
+def test_a_student_may_teach(trained: Path) -> None:
+    recipe = write_recipe("{run: runs/tiny/02}", has_own_texts=False)
+    student = taught(recipe, "student.views=1", "data.split=base-to-novel")
     assert (
         read_evaluation(student)["teacher"]
         == read_evaluation(RunFolder.open(Path("runs/tiny/02")))["student"]
     )
 
 
-def test_class_lists_in_another_order_go_by_name(trained: Path) -> None:
-    """The same teachers of the same classes in another order say the same of each class."""
-    recipe = write_recipe(TRAINED, PROBE)
-    options = ("data.split=all", "data.labeled.shots=6")
-    taught(recipe, *options)
-    probe = "{run: runs/tiny/03}"
-    assert record(RunFolder.open(Path("runs/tiny/03")))["method"] == "linear_probe"
+def test_class_lists_in_another_order_go_by_name(trained: Path, kdedge: Any) -> None:
+    """The same probe of the same classes in another order says the same of each class."""
+    assert kdedge("teach", write_recipe(PROBE)).code == 0
+    recipe = write_recipe("{run: runs/tiny/03}")
     Path("turned.txt").write_text("\n".join(reversed(NAMES)) + "\n")
-    runs = [
-        taught(write_recipe(TRAINED, probe), *options, *other)
-        for other in ((), ("classes.file=turned.txt",))
-    ]
-    one, other = (read_evaluation(run) for run in runs)
-    for name in ("teacher", *(key for key in one if key.startswith("teacher 2"))):
-        assert one[name].all == other[name].all
-        assert one[name].per_class == other[name].per_class
+    runs = [taught(recipe, *other) for other in ((), ("classes.file=turned.txt",))]
+    one, other = (read_evaluation(run)["teacher"] for run in runs)
+    assert (one.all, one.per_class) == (other.all, other.per_class)
+
+
+def test_check_says_what_teaches_and_writes_nothing(trained: Path, kdedge: Any) -> None:
+    write_probabilities("pool.csv", "pool")
+    before = sorted(Path("runs").rglob("*"))
+    for teacher in (FILE, PROBE):
+        done = kdedge("check", write_recipe(teacher))
+        assert done.code == 0, done.err
+    assert sorted(Path("runs").rglob("*")) == before
 
 
 def replace_line(path: str, number: int, text: str) -> None:
@@ -258,42 +174,35 @@ def replace_line(path: str, number: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("teachers", "wrong", "code", "message"),
+    ("teacher", "options", "wrong", "code", "message"),
     [
-        (
-            (PROBE, TRAINED),
-            None,
-            2,
-            "linear_probe classifies by a linear layer(?s:.)*list such a teacher before this one",
-        ),
-        (
-            (TRAINED, "{method: promptkd, weights: student.pt}"),
-            None,
-            2,
-            "needs a teacher itself, so it cannot be one",
-        ),
-        (
-            (TRAINED, "{method: cocoop, weights: student.pt}"),
-            None,
-            2,
-            "makes texts for every image",
-        ),
-        ((TRAINED, "{run: runs}"), None, 2, "runs"),
-        ((TRAINED, "{run: nowhere}"), None, 3, r"teachers\.1\.run: there is no folder"),
-        ((TRAINED, FILE), "rm", 3, r"teachers\.1\.probabilities\.unlabeled: there is no file"),
-        ((TRAINED, FILE), "image,cat,dog,wolf", 3, "are not in the class list, first 'wolf'"),
-        ((TRAINED, FILE), "image,cat,red fox", 3, "2 of 4 classes, without 'dog'"),
-        ((TRAINED, FILE), "0_0.jpg,1,0,0,nan", 3, "a probability is not finite"),
-        ((TRAINED, FILE), "0_0.jpg,2,-1,0,0", 3, "a probability is -1"),
-        ((TRAINED, FILE), "0_0.jpg,1,1,0,0", 3, "the probabilities sum to 2"),
-        ((TRAINED, FILE), "0_1.jpg,1,0,0,0", 3, "is there twice"),
-        ((TRAINED, FILE), "other.jpg,1,0,0,0", 3, "has no line for 1 of 40 images"),
+        (PROBE, ("student.settings.class_vectors=teacher",), None, 2,
+         "linear_probe, which classifies by a linear layer, has no class vectors(?s:.)*"
+         "Set student.settings.class_vectors: student"),
+        (FILE, ("student.settings.class_vectors=teacher",), None, 2,
+         r"pool\.csv, a file of probabilities, has no class vectors"),
+        (PROBE, ("data.split=base-to-novel",), None, 2,
+         "was trained on 2 of 4 classes, without 'red fox'"),
+        (FILE, ("student.views=2",), None, 2, "student.views needs the image features"),
+        (FILE, ("student.targets={kind: transductive}",), None, 2,
+         "student.targets needs the image features"),
+        ("{method: promptkd, weights: student.pt}", (), None, 2, "needs a teacher itself"),
+        ("{method: cocoop, weights: student.pt}", (), None, 2, "makes texts for every image"),
+        ("{run: nowhere}", (), None, 3, r"teacher\.run: there is no folder"),
+        (FILE, (), "rm", 3, r"teacher\.file: there is no file"),
+        (FILE, (), "image,cat,dog,wolf", 3, "are not in the class list, first 'wolf'"),
+        (FILE, (), "image,cat,red fox", 3, "2 of 4 classes, without 'dog'"),
+        (FILE, (), "0_0.jpg,1,0,0,nan", 3, "a probability is not finite"),
+        (FILE, (), "0_0.jpg,2,-1,0,0", 3, "a probability is -1"),
+        (FILE, (), "0_0.jpg,1,1,0,0", 3, "the probabilities sum to 2"),
+        (FILE, (), "0_1.jpg,1,0,0,0", 3, "is there twice"),
+        (FILE, (), "other.jpg,1,0,0,0", 3, "has no line for 1 of 40 images"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("command", ["check", "distill"])
 def test_what_cannot_teach_is_said_before_anything_is_trained(
-    trained: Path, kdedge: Any, command: str, teachers: tuple[str, ...], wrong: str | None,
-    code: int, message: str,
+    trained: Path, kdedge: Any, command: str, teacher: str, options: tuple[str, ...],
+    wrong: str | None, code: int, message: str,
 ) -> None:  # fmt: skip
     write_probabilities("pool.csv", "pool")
     if wrong == "rm":
@@ -301,24 +210,36 @@ def test_what_cannot_teach_is_said_before_anything_is_trained(
     elif wrong is not None:
         replace_line("pool.csv", 0 if wrong.startswith("image") else 1, wrong)
     before = sorted(path.name for path in Path("runs/tiny").iterdir())
-    done = kdedge(command, write_recipe(*teachers))
+    given = [part for option in options for part in ("--set", option)]
+    done = kdedge(command, write_recipe(teacher), *given)
     assert done.code == code, done.err
     assert re.search(message, done.err)
     assert sorted(path.name for path in Path("runs/tiny").iterdir()) == before
 
 
-def test_teachers_that_changed_are_named_as_the_reason_for_a_new_run(
+def test_a_file_leaves_nothing_to_teach_and_nothing_to_store(trained: Path, kdedge: Any) -> None:
+    write_probabilities("pool.csv", "pool")
+    done = kdedge("teach", write_recipe(FILE))
+    assert done.code == 2
+    assert "is a file: there is nothing to train" in done.err
+    stored = kdedge("teach", "t.yaml", "--store", "--set", "student.views=1")
+    assert (stored.code, "student.views needs" in stored.err) == (2, True)
+    labels = kdedge("pseudo-label", "t.yaml", "--method", "transductive", "-o", "labels.jsonl")
+    assert (labels.code, "found from a teacher's image features" in labels.err) == (2, True)
+
+
+def test_a_file_that_changed_is_named_as_the_reason_for_a_new_run(
     trained: Path, kdedge: Any
 ) -> None:
     write_probabilities("pool.csv", "pool")
-    recipe = write_recipe(TRAINED, FILE)
+    recipe = write_recipe(FILE)
     assert kdedge("distill", recipe).code == 0
     run = RunFolder.open(Path("runs/tiny/03"))
     run.provenance.write_text(run.provenance.read_text().replace('"finished"', '"interrupted"'))
     write_probabilities("pool.csv", "pool", seed=5)
     done = kdedge("distill", recipe, "--resume")
     assert done.code == 0, done.err
-    assert "was interrupted with different teachers, or another way to combine them." in done.err
+    assert "was interrupted with different teacher." in done.err
 
 
 def steps_done(run: Path) -> int:
@@ -327,20 +248,17 @@ def steps_done(run: Path) -> int:
 
 
 def test_a_run_killed_at_each_stage_ends_as_an_undisturbed_one(trained: Path, start: Start) -> None:
-    write_probabilities("pool.csv", "pool")
-    recipe = write_recipe(PROMPTED, PROBE, FILE, ensemble="{weights: entropy}")
     options = ("--set", "student.views=2", "--set", "optim.epochs=3", "--set", "seed=2")
-    command = ("distill", recipe, *options)
+    command = ("distill", write_recipe(PROBE), *options)
     first = start(*command)
     assert first.wait() == 0, first.stderr
-    teacher, probe, student = (trained / f"runs/tiny/{number:02}" for number in (3, 4, 5))
+    probe, student = (trained / f"runs/tiny/{number:02}" for number in (3, 4))
     expected = (student / "student.safetensors").read_bytes()
     cache = trained / "runs/.cache/teacher_store"
-    for path in (teacher, probe, student, cache):
+    for path in (probe, student, cache):
         shutil.rmtree(path)
     often = ("--set", "optim.checkpoint_every_s=0.001", "--resume")
     moments: list[Callable[[], object]] = [
-        lambda: steps_done(teacher) > 2,
         lambda: steps_done(probe) > 2,
         lambda: any(cache.glob("*/view-*/*.safetensors")),
         lambda: steps_done(student) > 12,
@@ -353,18 +271,3 @@ def test_a_run_killed_at_each_stage_ends_as_an_undisturbed_one(trained: Path, st
     process = start(*command, *often)
     assert process.wait() == 0, process.stderr
     assert (student / "student.safetensors").read_bytes() == expected
-
-
-def test_teach_trains_each_teacher_of_a_list_and_stores_their_features(
-    trained: Path, kdedge: Any
-) -> None:
-    recipe = write_recipe(TRAINED, ZERO_SHOT, PROBE)
-    done = kdedge("teach", recipe, "--store", "--set", "student.views=1", "--json")
-    assert done.code == 0, done.err
-    made = json.loads(done.out)
-    assert len(made["teachers"]) == len(made["stores"]) == 3
-    again = kdedge("distill", recipe, "--set", "student.views=1")
-    assert again.err.count("It is complete: the teacher is not run.") == 3
-    nothing = kdedge("teach", write_recipe(TRAINED, TRAINED))
-    assert nothing.code == 2
-    assert "there is nothing to train" in nothing.err

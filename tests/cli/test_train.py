@@ -239,14 +239,8 @@ def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run, proj
     pytest.importorskip("onnx")
     assert kdedge("train", "r.yaml", *options("cocoop")).code == 0
     done = kdedge("export", "tiny/01")
-    fails(done, 2, "cocoop makes texts for every image", "it can neither teach a student nor be")
+    fails(done, 2, "cocoop makes texts for every image", "so it has no class vectors and cannot be")
     assert not list(Path("runs").rglob("*.onnx"))
-
-
-def test_a_baseline_is_no_teacher_run(kdedge: Run, project: Path) -> None:
-    assert kdedge("train", "r.yaml", *options("coop")).code == 0
-    done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01")
-    fails(done, 2, "tiny/01 is not a finished teacher run")
 
 
 # Class lists that changed

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from kdedge.config.load import load_recipe
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
-from kdedge.training.find_teachers import open_teacher
+from kdedge.training.find_teacher import open_teacher
 from kdedge.training.job.job import batches_of
 from kdedge.training.student import student_job, student_parts, teaching_of
 
@@ -164,7 +164,7 @@ def test_a_student_learns_from_its_images_labels(kdedge: Run, trained: Path) -> 
     loaded = load_recipe("r.yaml", ("teacher.run=runs/tiny/01", TARGETS[1]))
     parts = student_parts(loaded, Workspace(Path("runs"), CPU))
     teacher = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
-    job = student_job(parts, teaching_of([teacher], parts))
+    job = student_job(parts, teaching_of(teacher, parts))
     assert job.labels is not None
     job.labels.make()
     assert kdedge(*WRITE, "-o", LABELS).code == 0
@@ -350,55 +350,3 @@ def test_losses_that_read_no_probabilities_are_named(kdedge: Run, project: Path)
     losses = ("--set", "student.settings.losses={affinity: {}}")
     fails(kdedge("distill", "r.yaml", *TARGETS, *losses), 2, "student.targets has no effect")
     assert not Path("runs/tiny").exists()
-
-
-# Several teachers
-
-
-def write_several() -> None:
-    """several.yaml: the tiny project with a trained teacher and a zero-shot one."""
-    head, _, tail = Path("r.yaml").read_text().partition("teacher:\n")
-    listed = "teachers: [{run: runs/tiny/01}, {method: zeroshot, weights: student.pt}]\n"
-    together = "ensemble: {weights: entropy, tau: 0.5}\n"
-    Path("several.yaml").write_text(
-        f"{head}{listed}{together}student:{tail.partition('student:')[2]}"
-    )
-
-
-def test_labels_start_from_the_probabilities_of_all_teachers_together(
-    kdedge: Run, trained: Path
-) -> None:
-    """Without neighbors and class means, a label is what the teachers say: z = p."""
-    write_several()
-    alone = (
-        "student.targets={kind: transductive, n_neighbors: 0, mixture_weight: 0, labeled_weight: 0,"
-        " prior_weight: 1}"
-    )
-    command = ("pseudo-label", "several.yaml", *WRITE[2:], "--set", alone)
-    done = kdedge(*command, "-o", LABELS)
-    assert done.code == 0, done.err
-    z, _ = read_soft("labels.safetensors")
-    parts = student_parts(load_recipe("several.yaml", ()), Workspace(Path("runs"), CPU))
-    known = [open_teacher(RunFolder.open(Path(f"runs/tiny/{n:02}")), parts) for n in (1, 3)]
-    ensemble = teaching_of(known, parts).ensemble
-    assert ensemble is not None
-    ensemble.fit()
-    together = ensemble.logits_of(parts.images).exp()
-    torch.testing.assert_close(z.float(), together, atol=2**-11, rtol=0)
-    first = ensemble.ask(ensemble.first, parts.images).softmax(dim=1)
-    assert (first - together).abs().max() > 0.01, "the second teacher has a say"
-    assert kdedge(*command, "-o", "b.jsonl", "--set", "ensemble.weights=equal").code == 0
-    assert len(cached()) == 2, "put together in another way, they make other labels"
-
-
-def test_a_student_of_several_teachers_learns_from_labels_too(kdedge: Run, trained: Path) -> None:
-    write_several()
-    assert kdedge("distill", "several.yaml").code == 0
-    done = kdedge("distill", "several.yaml", *TARGETS)
-    assert done.code == 0, done.err
-    said = "Transductive labels of 40 images, 0 of them labeled and 8 labeled ones beside them, by "
-    assert said in done.err
-    plain, labeled = (RunFolder.open(Path(f"runs/tiny/{number:02}")) for number in (4, 5))
-    assert plain.weights.read_bytes() != labeled.weights.read_bytes()
-    hashes = json.loads(labeled.provenance.read_text())["hashes"]
-    assert {"teachers", "targets"} <= set(hashes)

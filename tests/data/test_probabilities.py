@@ -18,7 +18,7 @@ FIRST, SECOND = "a/1.jpg,0.7,0.1,0.1,0.1", "a/2.jpg,0,0,0,1"
 def read(path: Path, text: str | bytes, **changes: object) -> ImageProbabilities:
     file = path / "p.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    given = {"keys": KEYS, "class_names": NAMES, "labeled": range(2)} | changes
+    given = {"keys": KEYS, "class_names": NAMES} | changes
     return read_probabilities(file, **given)  # type: ignore[arg-type]
 
 
@@ -27,7 +27,6 @@ def test_rows_are_those_of_the_images_and_columns_those_of_the_class_list(tmp_pa
     other = "b/9.jpg,0.25,0.25,0.25,0.25"
     text = f"\ufeff{header}\n{other}\n\na/2.jpg,1,0,0,0\r\na/1.jpg,0.1,0.1,0.1,0.7\n"
     found = read(tmp_path, text)
-    assert found.classes == (0, 1, 2, 3)
     assert found.values[found.rows["a/1.jpg"]] == pytest.approx([0.7, 0.1, 0.1, 0.1])
     assert found.values[found.rows["a/2.jpg"]].tolist() == [0, 0, 0, 1]
     same = read(tmp_path, f"{HEADER}\n{FIRST}\n{SECOND}\n")
@@ -39,12 +38,6 @@ def test_rows_are_those_of_the_images_and_columns_those_of_the_class_list(tmp_pa
 def test_rounded_probabilities_are_made_to_sum_to_one(tmp_path: Path) -> None:
     found = read(tmp_path, f"{HEADER}\na/1.jpg,0.3333,0.3333,0.3333,0\n{SECOND}\n")
     assert found.values.sum(axis=1) == pytest.approx([1, 1], abs=1e-7)
-
-
-def test_a_file_may_have_the_labeled_classes_alone(tmp_path: Path) -> None:
-    found = read(tmp_path, 'image,"cat, black",red fox\na/1.jpg,0.2,0.8\na/2.jpg,1,0\n')
-    assert found.classes == (0, 1)
-    assert found.values.ravel() == pytest.approx([0.8, 0.2, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -93,4 +86,4 @@ def test_images_that_share_a_name_cannot_be_told_apart(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: "):
-        read_probabilities(tmp_path, keys=KEYS, class_names=NAMES, labeled=range(2))
+        read_probabilities(tmp_path, keys=KEYS, class_names=NAMES)

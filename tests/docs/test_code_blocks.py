@@ -300,8 +300,8 @@ class Folder:
 
         (whole,) = [block.text for block in blocks("docs/recipes.md") if block.title == RECIPE]
         (values, _), (changes, _) = (parse_yaml(text, name="r") for text in (whole, part))
-        if "teachers" in changes:
-            del values["teacher"]  # the list takes its place
+        if "file" in changes.get("teacher", {}):
+            del values["teacher"]  # no other key stands beside it
         load_recipe(_merged(values, changes))
 
 

@@ -57,7 +57,7 @@ def test_it_learns_and_its_logits_are_those_of_the_equation(
     features = method.forward_features(batch().images)
     assert torch.equal(features, tiny_backbone.image_features(batch().images))
     expected = slow(method, features)
-    torch.testing.assert_close(method.classify(features), expected)
+    torch.testing.assert_close(method.classify(features)[:, list(BASE)], expected)
     assert method.module.training, "the mode is its owner's"
 
 
@@ -65,7 +65,6 @@ def test_classes_that_it_was_not_trained_on_are_impossible(tiny_backbone: Backbo
     method = build(tiny_backbone)
     logits = method.own_logits(batch().images)
     assert logits.softmax(dim=-1)[:, 2:].tolist() == [[0.0, 0.0]] * 8
-    assert list(method.known_classes()) == [0, 1]
     assert method.class_vectors().shape == (4, 0)
     assert isinstance(method, HasClassifier)
     assert isinstance(method, WithoutClassVectors)

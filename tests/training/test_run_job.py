@@ -21,7 +21,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
-from kdedge.training.find_teachers import named_teachers
+from kdedge.training.find_teacher import named_teacher
 from kdedge.training.job.job import HeldOut
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.teach import teacher_job
@@ -104,5 +104,5 @@ def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:
         f"name: x\nclasses: [cat, dog]\ndata: {{}}\nteacher: {{run: {run.path}}}\n"
         "student: {backbone: kdedge-demo-student, weights: builtin}\n"
     )
-    with pytest.raises(RecipeError, match="is not a finished teacher run"):
-        named_teachers(load_recipe(recipe), Workspace(tmp_path, torch.device("cpu")))
+    with pytest.raises(RecipeError, match="is not a finished run"):
+        named_teacher(load_recipe(recipe), Workspace(tmp_path, torch.device("cpu")))

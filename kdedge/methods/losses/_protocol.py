@@ -24,8 +24,8 @@ class Outputs:
         teacher_vectors: [C, D_teacher], unit length; constant.
         student_scale: the student's `logit_scale.exp()`.
         teacher_scale: the teacher's `logit_scale.exp()`.
-        combined_logits: [B, C], of several teachers together, log-probabilities; the features, the
-            class vectors and the scale are then the first one's. None of a single teacher.
+        given_logits: [B, C], of a teacher without class vectors, `teacher_vectors` is then [C, 0];
+            None of others.
         targets: soft labels that are combined with the teacher's probabilities; None without them.
     """
 
@@ -35,7 +35,7 @@ class Outputs:
     teacher_vectors: Tensor
     student_scale: float
     teacher_scale: float
-    combined_logits: Tensor | None = None
+    given_logits: Tensor | None = None
     targets: SoftTargets | None = None
 
     @property
@@ -45,9 +45,9 @@ class Outputs:
 
     @property
     def teacher_logits(self) -> Tensor:
-        """[B, C], scaled; of several teachers together where there are several."""
-        if self.combined_logits is not None:
-            return self.combined_logits
+        """[B, C], scaled."""
+        if self.given_logits is not None:
+            return self.given_logits
         return self.teacher_scale * self.teacher_features @ self.teacher_vectors.T
 
     @property

@@ -49,6 +49,11 @@ class MethodSettings(BaseModel):
         return False
 
     @property
+    def needs_teacher_vectors(self) -> bool:
+        """Whether a student uses its teacher's class vectors; if not, any teacher will do."""
+        return True
+
+    @property
     def learns_from_labels(self) -> bool:
         """Whether the method uses labels with these settings, though `METHOD.sees` declares none.
 
@@ -139,28 +144,25 @@ class Teacher(Protocol):
         ...
 
     def class_vectors(self) -> Tensor:
-        """[C, D_teacher], unit length, float32, in class-list order, no graph."""
+        """[C, D_teacher], unit length, float32, in class-list order, no graph.
+
+        [C, 0] of a teacher without class vectors: a classifier, or a file of probabilities.
+        """
         ...
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], unit length, float32, no graph."""
         ...
 
-
-@runtime_checkable
-class CombinesTeachers(Protocol):
-    """The extra member of a teacher that is several: its features are theirs, side by side."""
-
-    def combine(self, features: Tensor, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Takes the teachers' features apart, and combines what they say of a batch.
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """What it says of a batch, by its class vectors, its classifier or its file.
 
         Args:
-            features: [B, sum of D], computed or stored.
+            features: [B, D_teacher], computed or stored.
             keys: the B images' names.
 
         Returns:
-            The first teacher's features, [B, D_teacher], and the log-probabilities of all teachers
-            together, [B, C]; float32, no graph.
+            [B, C], scaled logits or log-probabilities, float32, no graph.
         """
         ...
 
@@ -246,9 +248,9 @@ class Method(Protocol):
 class WithoutClassVectors(Protocol):
     """The extra members of a method whose logits are not cosines with one vector per class.
 
-    It is trained and evaluated like any other. It has no class vectors to store, so it can neither
-    teach a student nor be exported. Its class attribute `why_no_class_vectors` says what it does
-    instead, as in "makes texts for every image".
+    It is trained and evaluated like any other. It has no class vectors to store, so it cannot
+    be exported, and teaches only if it `HasClassifier`. Its class attribute `why_no_class_vectors`
+    says what it does instead, as in "makes texts for every image".
     """
 
     def own_logits(self, images: Tensor) -> Tensor:
@@ -274,18 +276,13 @@ class TrainsLayers(Protocol):
 
 @runtime_checkable
 class HasClassifier(Protocol):
-    """The extra members of a method whose logits come from a classifier on its image features.
+    """The extra member of a method whose logits come from a classifier on its image features.
 
-    It is `WithoutClassVectors` too. It cannot teach a student by itself, but beside a teacher that
-    has class vectors.
+    It is `WithoutClassVectors` too. It teaches students that need no class vectors of a teacher.
     """
 
-    def known_classes(self) -> Sequence[int]:
-        """The n classes that it was trained on, positions in its class list."""
-        ...
-
     def classify(self, features: Tensor) -> Tensor:
-        """[B, D], as `forward_features` gives them -> [B, n], float32, for the known classes."""
+        """[B, D], as `forward_features` gives them -> [B, C], scaled, float32, no graph."""
         ...
 
 

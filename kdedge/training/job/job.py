@@ -12,7 +12,6 @@ from typing import Protocol
 
 import torch
 
-from kdedge.clip.find import FoundBackbone
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import (
@@ -26,12 +25,11 @@ from kdedge.data.loader import (
 )
 from kdedge.data.soft_targets import SoftTargets, TargetsOf
 from kdedge.data.views import Augmentation
-from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
+from kdedge.methods.protocol import LearnsFromTexts, Method
 from kdedge.progress import working
 from kdedge.results import PoolLabelsResult
-from kdedge.runs.model import MethodModel, Model
+from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
@@ -40,9 +38,8 @@ from kdedge.setup.role import RoleSetup
 from kdedge.training.job.key import job_key, own_view_seed
 from kdedge.training.loop.optim import check_fits
 from kdedge.training.loop.train import Epochs
-from kdedge.training.teacher_input import teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teachers.ensemble import Ensemble
+from kdedge.training.teachers import AnyTeacher
 
 
 @dataclass(frozen=True)
@@ -117,42 +114,22 @@ class Teaching:
     """What a student learns from.
 
     Attributes:
-        teacher: the frozen teacher; the first of several.
-        provenance: provenance hash of its class vectors.
-        run: name of the teacher's run; None for an untrained teacher.
-        fillers: store the features of each teacher that is a model; empty if the teachers run in
-            every step.
-        ensemble: the teachers together, if there are several.
+        teacher: the frozen teacher.
+        filler: stores its features; None if it runs in every step.
         labels: soft labels of the images, beside the teacher's probabilities; None without
             student.targets.
     """
 
-    teacher: Model
-    provenance: str
-    run: str | None = None
-    fillers: tuple[StoreFiller, ...] = ()
-    ensemble: Ensemble | None = None
+    teacher: AnyTeacher
+    filler: StoreFiller | None = None
     labels: SoftLabels | None = None
-
-    @property
-    def models(self) -> list[Model]:
-        """The teacher, or all of several that are models."""
-        if self.ensemble is None:
-            return [self.teacher]
-        return [one.model for one in self.ensemble.models]
 
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes of what teaches, by name."""
-        together = {} if self.ensemble is None else {"teachers": self.ensemble.provenance}
         labels = {} if self.labels is None else {"targets": self.labels.targets_key}
-        return {"teacher": self.provenance, **together, **labels}
-
-    def teacher_of(self, student: FoundBackbone) -> Teacher:
-        """What teaches, for images that were prepared for a student."""
-        if self.ensemble is None:
-            return teacher_for(student, self.teacher)
-        return self.ensemble.for_student(student)
+        store = {} if self.filler is None else {"teacher_store": self.filler.store.key}
+        return {**store, "teacher": self.teacher.provenance, **labels}
 
 
 @dataclass(frozen=True)
@@ -178,7 +155,9 @@ class Job:
             if self.teaching is None:
                 method = self.setup.build()
             else:
-                method = self.setup.build(teacher=self.teaching.teacher_of(self.setup.backbone))
+                method = self.setup.build(
+                    teacher=self.teaching.teacher.for_student(self.setup.backbone)
+                )
         if self.data.sentences is not None:
             assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
@@ -187,9 +166,7 @@ class Job:
     def prepare(self) -> None:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""
         if self.teaching is not None:
-            _ = self.teaching.teacher.scale
-            if self.teaching.ensemble is not None:
-                self.teaching.ensemble.fit()
+            self.teaching.teacher.load()
         check_fits(self.method, self.choice.optim)
 
     def with_data(self, data: TrainingData) -> Job:
@@ -240,18 +217,9 @@ class Job:
         return self.data.images
 
     @property
-    def fillers(self) -> tuple[StoreFiller, ...]:
-        """Store the features of each teacher; empty if they are not stored."""
-        return () if self.teaching is None else self.teaching.fillers
-
-    def stored_features(self) -> FeaturesOfViews | None:
-        """Reads the features of all teachers, side by side; None if none are stored."""
-        stores = [filler.store for filler in self.fillers]
-        if len(stores) < 2:
-            return stores[0].read if stores else None
-        return lambda positions, view: torch.cat(
-            [store.read(positions, view) for store in stores], dim=1
-        )
+    def filler(self) -> StoreFiller | None:
+        """Stores the teacher's features; None if they are not stored."""
+        return None if self.teaching is None else self.teaching.filler
 
     @property
     def labels(self) -> SoftLabels | None:
@@ -275,7 +243,7 @@ class Job:
     def provenance(self) -> str:
         """Provenance hash of the class vectors, with the tensors as they are now."""
         if self.teaching is not None and not self.choice.settings.has_own_class_vectors:
-            return self.teaching.provenance
+            return self.teaching.teacher.provenance
         return class_vectors_provenance(self.setup, hash_trained(self.method), self.classes)
 
     def hashes(self) -> dict[str, str]:
@@ -293,17 +261,9 @@ class Job:
             "weights": backbone.weights_hash,
             "class_list": class_list_hash(self.classes.names),
             **{name: images.list_hash for name, images in lists.items() if images is not None},
-            **self._store_hash,
             **({} if self.teaching is None else self.teaching.hashes),
             **self.data.hashes,
         }
-
-    @property
-    def _store_hash(self) -> dict[str, str]:
-        keys = [filler.store.key for filler in self.fillers]
-        if not keys:
-            return {}
-        return {"teacher_store": keys[0] if len(keys) == 1 else sha256_json(keys)}
 
     def key(self) -> str:
         """The job's key: equal keys mean equal trained weights."""
@@ -323,7 +283,7 @@ def batches_of(
     With stored features, the epochs cycle through the stored views.
     """
     optim, setup, data = job.choice.optim, job.setup, job.data
-    n_views = job.fillers[0].store.n_views if job.fillers else optim.epochs
+    n_views = optim.epochs if job.filler is None else job.filler.store.n_views
     own_seed = own_view_seed(setup.loaded.recipe) if setup.role == "student" else None
     view_seed = setup.seed if own_seed is None else own_seed
     images, labeled = job.training_images, None

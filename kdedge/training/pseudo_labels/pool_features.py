@@ -22,7 +22,7 @@ from kdedge.setup.role import RoleSetup
 from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.training.teachers.known import KnownTeacher
+from kdedge.training.teachers import ModelTeacher
 from kdedge.workers.protocol import Share
 
 
@@ -96,7 +96,7 @@ class PoolFeatures:
         which: Literal["teacher", "student", "both"],
         setup: RoleSetup,
         images: Images,
-        teacher: KnownTeacher,
+        teacher: ModelTeacher,
     ) -> None:
         self._which, self._setup, self._images = which, setup, images
         root, model = setup.workspace.root.absolute(), teacher.model

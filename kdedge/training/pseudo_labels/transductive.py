@@ -59,8 +59,7 @@ from kdedge.training.pseudo_labels.labels import (
 from kdedge.training.pseudo_labels.pool_features import PoolFeatures, members_of
 from kdedge.training.pseudo_labels.probabilities import read_probabilities, write_probabilities
 from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teachers.ensemble import Ensemble
-from kdedge.training.teachers.known import KnownTeacher
+from kdedge.training.teachers import ModelTeacher
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +78,7 @@ class TransductiveLabels:
         spec: TargetsSpec,
         setup: RoleSetup,
         pool: Images,
-        teacher: KnownTeacher,
-        ensemble: Ensemble | None,
+        teacher: ModelTeacher,
     ) -> None:
         """Reads which images are labeled; computes nothing.
 
@@ -88,14 +86,12 @@ class TransductiveLabels:
             spec: the settings.
             setup: the student's method, classes and backbone.
             pool: its unlabeled images.
-            teacher: the frozen teacher; the first of several, whose features count.
-            ensemble: several teachers together, whose probabilities count; None for one teacher.
+            teacher: the frozen teacher.
 
         Raises:
             DataError: fewer than two classes have labels.
         """
         self._spec, self._setup, self._pool, self._teacher = spec, setup, pool, teacher
-        self._ensemble = ensemble
         recipe, labeled = setup.loaded.recipe, None
         if recipe.data.labeled is not None and spec.labeled_weight > 0:
             labeled = RecipeData(recipe, setup.classes, setup.workspace).labeled("student")
@@ -124,10 +120,8 @@ class TransductiveLabels:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that the labels depend on, as plain values."""
-        together = {} if self._ensemble is None else {"teachers": self._ensemble.provenance}
         return {
             "format": "kdedge-transductive-1",
-            **together,
             "features": self._spec.features,
             **asdict(self.objective),
             "rounds": [N_ROUNDS, N_SWEEPS, N_FIRST],
@@ -204,13 +198,9 @@ class TransductiveLabels:
         return log_p.exp().cpu(), z.cpu()
 
     def _log_probabilities(self) -> Tensor:
-        """[N, C], of the pool's images by the teacher, or by several together."""
-        if self._ensemble is not None:
-            self._ensemble.fit()
-            return self._ensemble.logits_of(self._pool).to(self._setup.device)
+        """[N, C], of the pool's images by the teacher."""
         features = self._features.of("teacher", self._pool.indices)
-        vectors = self._teacher.model.class_vectors().to(features)
-        return (self._teacher.model.scale * features @ vectors.T).log_softmax(dim=1)
+        return self._teacher.model.teacher_logits(features, ()).log_softmax(dim=1)
 
     def _result(self, before: Tensor, z: Tensor, seconds: float) -> PoolLabelsResult:
         names, pool = self._setup.classes.names, self._pool

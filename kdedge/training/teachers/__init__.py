@@ -1,5 +1,12 @@
-"""Several teachers of one student: one file a kind of teacher.
+"""A student's frozen teacher: one file a kind.
 
 `model.ModelTeacher` is a run of kdedge, trained for this student or before; `file.FileTeacher` is a
-file of probabilities. `combine` has the equations, and `ensemble.Ensemble` puts teachers together.
+file of probabilities. What a student asks of either is `methods.protocol.Teacher`.
 """
+
+from kdedge.training.teachers.file import FileTeacher
+from kdedge.training.teachers.model import ModelTeacher
+
+__all__ = ["AnyTeacher", "FileTeacher", "ModelTeacher"]
+
+AnyTeacher = ModelTeacher | FileTeacher

@@ -1,79 +1,55 @@
 """A teacher that is a model of kdedge: a run, trained for this student or before.
 
 Its method has class vectors, or a classifier on its image features (`methods.protocol
-.HasClassifier`), such as a linear probe. Under base-to-novel the latter knows the base classes
-alone.
+.HasClassifier`), such as a linear probe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from kdedge.files import sha256_json
-from kdedge.methods.protocol import HasClassifier
-from kdedge.runs.measure import compute_logits
+from kdedge.clip.find import FoundBackbone
+from kdedge.methods.protocol import Teacher
 from kdedge.runs.model import MethodModel, RunModel
-from kdedge.setup.images import Images
-from kdedge.setup.method import check_can_be_listed
-from kdedge.training.teachers.known import KnownTeacher
+from kdedge.training.teacher_input import teacher_for
 
 
+@dataclass(frozen=True)
 class ModelTeacher:
-    """A run, or a method that is not trained yet, as one of several teachers.
+    """A frozen model that teaches.
 
-    Raises:
-        RecipeError: its method has neither class vectors nor a classifier.
+    Attributes:
+        model: a run, or a method that is not trained yet.
+        features_provenance: hash of what its image features depend on.
+        vectors_provenance: hash of what its class vectors, or its classifier, depend on.
+        run: name of its run; None where it is not trained.
     """
 
-    def __init__(self, known: KnownTeacher) -> None:
-        check_can_be_listed(known.model.setup.choice)
-        self._known = known
-        self.model: MethodModel | RunModel = known.model
-        self.run = known.run
-        self.provenance = sha256_json([known.features_provenance, known.vectors_provenance])
+    model: MethodModel | RunModel
+    features_provenance: str
+    vectors_provenance: str
+    run: str | None = None
 
     @property
-    def name(self) -> str:
-        """See `ListedTeacher`."""
-        return f"{self.model.setup.choice.name} on {self.model.setup.backbone.name}"
-
-    @property
-    def classes(self) -> Sequence[int]:
-        """See `ListedTeacher`."""
-        return [position for position, _ in self._columns]
-
-    @cached_property
-    def _columns(self) -> list[tuple[int, int]]:
-        """Each class that it knows, and the column of its logits; its own list may be another."""
-        method, names = self.model.method, self.model.class_names
-        if not isinstance(method, HasClassifier):
-            return [(position, position) for position in range(len(names))]
-        trained = self.model.setup.classes.names
-        position = {name: number for number, name in enumerate(names)}
-        known = [trained[label] for label in method.known_classes()]
-        return sorted((position[n], column) for column, n in enumerate(known) if n in position)
+    def provenance(self) -> str:
+        """Hash of what it teaches."""
+        return self.vectors_provenance
 
     @property
     def dim(self) -> int:
         """D, the size of its image features."""
-        return self._known.dim
+        if self.model.setup.role == "student":  # its projector decides
+            return self.model.class_vectors().shape[1]
+        return self.model.setup.backbone.embed_dim
 
-    def can_answer(self, images: Images) -> bool:
-        """See `ListedTeacher`."""
-        return True
+    def for_student(self, student: FoundBackbone) -> Teacher:
+        """What teaches, for images that were prepared for a student.
 
-    def logits_of(self, images: Images, *, what: str) -> Tensor:
-        """See `ListedTeacher`."""
-        return compute_logits(self.model, images, what=what)[:, list(self.classes)]
+        Raises:
+            RecipeError: as of `teacher_for`.
+        """
+        return teacher_for(student, self.model)
 
-    @torch.no_grad()
-    def logits_of_features(self, features: Tensor) -> Tensor:
-        """[B, D] -> [B, n], scaled; features as `forward_features` gives them, or stored ones."""
-        method = self.model.method
-        if isinstance(method, HasClassifier):
-            return method.classify(features)[:, [column for _, column in self._columns]]
-        return self.model.scale * features @ self.model.class_vectors().T
+    def load(self) -> None:
+        """Loads its weights, so that their errors are raised."""
+        _ = self.model.scale
