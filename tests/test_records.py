@@ -1,4 +1,4 @@
-"""Every record on disk: files of version 0.1 are read, and damaged ones never give a traceback."""
+"""Every record on disk is read as it was written, and damaged ones never give a traceback."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _read(name: str, data: bytes) -> Any:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_file_of_version_0_1_is_read_and_written_again_alike(name: str) -> None:
+def test_a_file_is_read_and_written_again_alike(name: str) -> None:
     text = (GOLDEN / name).read_text(encoding="utf-8")
     indent, separators = (None, (",", ":")) if name == "eval_details.json" else (2, None)
     again = json.dumps(
@@ -101,7 +101,7 @@ def _pseudo_labels(data: bytes) -> list[Any]:
         )
 
 
-def test_pseudo_labels_of_version_0_1_are_read() -> None:
+def test_pseudo_labels_are_read() -> None:
     data = (GOLDEN / "pseudo_labels.jsonl").read_bytes()
     labels = _pseudo_labels(data)
     assert [label.image for label in labels] == list(range(data.count(b"\n") - 1))
@@ -119,7 +119,7 @@ def _training(data: bytes) -> tuple[Any, tuple[str, ...]]:
     return records.training, problems
 
 
-def test_the_metrics_of_version_0_1_are_read() -> None:
+def test_metrics_are_read() -> None:
     data = (GOLDEN / "metrics.jsonl").read_bytes()
     log, problems = _training(data)
     lines = [json.loads(line) for line in data.splitlines()]

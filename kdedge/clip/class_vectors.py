@@ -95,7 +95,7 @@ def _sha256(features: Tensor) -> str:
 
 
 def load_class_vectors(path: Path) -> ClassVectors:
-    """Reads a file of `ClassVectors.save`; files of version 0.1 have no hash of the names.
+    """Reads a file of `ClassVectors.save`.
 
     Raises:
         DataError: the file is missing or damaged, or holds something else.
@@ -104,7 +104,9 @@ def load_class_vectors(path: Path) -> ClassVectors:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             vectors = file.get_tensor("class_vectors")
-        texts, provenance, sha256 = (metadata[key] for key in ("class_names", "made_by", "sha256"))
+        texts, provenance, sha256, sha256_names = (
+            metadata[key] for key in ("class_names", "made_by", "sha256", "sha256_names")
+        )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(
             f"{path} does not hold class vectors: {error}.\n"
@@ -121,7 +123,7 @@ def load_class_vectors(path: Path) -> ClassVectors:
             f"{path} is damaged: its class vectors have changed since they were written.\n"
             f"  {_REMEDY}"
         )
-    if metadata.get("sha256_names", sha256_json(list(names))) != sha256_json(list(names)):
+    if sha256_names != sha256_json(list(names)):
         raise DataError(
             f"{path} is damaged: its class names have changed since they were written.\n  {_REMEDY}"
         )

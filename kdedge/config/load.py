@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +13,8 @@ from pydantic import ValidationError
 
 from kdedge.config.explain import explain_validation, suggestion
 from kdedge.config.fields import CommandLineText
-from kdedge.config.migrate import OLD_KEYS, SETTINGS, has_losses, migrate, old_keys
 from kdedge.config.recipe import BaselineSpec, ModelSpec, Recipe
-from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_yaml, parse_yaml
+from kdedge.config.yaml_file import LineMap, dotted, dump_yaml, parse_yaml
 from kdedge.errors import RecipeError
 
 log = logging.getLogger(__name__)
@@ -54,8 +51,6 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Reads and validates a recipe, without checking the files and folders that it names.
 
-    A recipe in the keys of version 1 is migrated, with a warning unless it says `version: 1`.
-
     Args:
         source: a file, the name of a recipe in the current folder or a shipped one, or the values
             of a recipe, whose relative paths start at the current folder.
@@ -66,7 +61,7 @@ def load_recipe(
         RecipeError: no such recipe, not YAML, unknown keys, wrong types, numbers out of range.
     """
     values, lines, path, text = _read(source)
-    values, lines = _with_overrides(values, lines, overrides)
+    lines = _apply_overrides(values, lines, overrides)
     override_folder = override_folder or Path.cwd()
     context = {"folder": path.absolute().parent, "override_folder": override_folder}
     try:
@@ -171,60 +166,6 @@ def read_text(path: Path, *, what: str = "recipe") -> str:
 
 def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a single value"
-
-
-def _with_overrides(
-    values: dict[str, Any], lines: LineMap, overrides: Sequence[str]
-) -> tuple[dict[str, Any], LineMap]:
-    """Applies overrides to a recipe, and migrates it to the current version.
-
-    Later overrides win. Consecutive keys of version 1 are migrated together, since their meaning
-    depends on each other.
-    """
-    written = old_keys(values)
-    if written and has_losses(values):
-        raise RecipeError(
-            f"{lines.where((*SETTINGS, written[0]))}: student.settings has losses, and {written[0]}"
-            f" of version 1.\n  Write it below losses, and remove {written[0]}."
-        )
-    is_version_1 = values.get("version") == 1
-    groups = [list(group) for _, group in itertools.groupby(overrides, key=_sets_old_key)]
-    if not groups or not _sets_old_key(groups[0][0]):
-        groups.insert(0, [])  # migrates the file's own keys before the overrides
-    for group in groups:
-        lines = _apply_overrides(values, lines, group)
-        migrated = migrate(values)
-        if migrated.moved and not is_version_1:
-            _advise(lines.file, ", ".join(old_keys(values)), migrated.new_form)
-        if migrated.unused and not is_version_1:
-            unused = ", ".join(migrated.unused)
-            log.warning("student.settings.%s has no effect: kl is not among the losses.", unused)
-        values, lines = migrated.values, _moved(lines, migrated.moved)
-    return values, lines
-
-
-def _sets_old_key(override: str) -> bool:
-    key = override.partition("=")[0]
-    name = key.removeprefix("student.settings.")
-    return name != key and name.partition(".")[0] in OLD_KEYS
-
-
-def _moved(lines: LineMap, moved: Mapping[KeyPath, KeyPath]) -> LineMap:
-    """The line map with new keys at the places of the old ones."""
-    written = {new: lines.lines[old] for new, old in moved.items() if old in lines.lines}
-    overridden = {new for new, old in moved.items() if old in lines.overrides}
-    return replace(lines, lines={**lines.lines, **written}, overrides=lines.overrides | overridden)
-
-
-@functools.cache  # a command may read its recipe several times
-def _advise(file: str, keys: str, new_form: str) -> None:
-    log.warning(
-        "%s: student.settings has keys of recipes of version 1 (%s). They still work.\n"
-        "  The new form, below student.settings: %s",
-        file,
-        keys,
-        new_form,
-    )
 
 
 def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Sequence[str]) -> LineMap:

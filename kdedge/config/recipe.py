@@ -184,9 +184,7 @@ def _names_to_spec(value: object) -> object:
 class Recipe(Strict):
     """One experiment, from images and class names to a student on the device."""
 
-    version: Literal[2] = Field(
-        2, description="Version of this schema. Recipes of version 1 are migrated when read."
-    )
+    version: Literal[2] = Field(2, description="Version of this schema.")
     name: Name = Field(
         description="Name of the experiment: letters, digits, dot, underscore, hyphen. Its runs are"
         " in runs/<name>.",

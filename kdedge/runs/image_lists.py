@@ -46,8 +46,8 @@ def write_image_lists(run: RunFolder, lists: Lists, class_names: Sequence[str]) 
 def describe_changes(run: RunFolder, lists: Lists, class_names: Sequence[str]) -> str | None:
     """Describes how many images differ from those that a run recorded; None if none do.
 
-    A renamed image with the same bytes and class is no change. Version 0.1 recorded only one hash
-    per list; for its runs the text says only that a list differs.
+    A renamed image with the same bytes and class is no change. Without a record nothing is known to
+    differ.
 
     Args:
         run: the run.
@@ -57,11 +57,7 @@ def describe_changes(run: RunFolder, lists: Lists, class_names: Sequence[str]) -
     recorded = _read(run)
     said = []
     for key, images in lists.items():
-        if images is None:
-            continue
-        if recorded is None:
-            said += _by_hash(run, key, images)
-        elif key in recorded:
+        if images is not None and key in recorded:
             said += _counted(key, recorded[key], _rows(images, class_names))
     return "; ".join(said) or None
 
@@ -105,8 +101,8 @@ def _short_hash(text: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def _read(run: RunFolder) -> dict[str, _Rows] | None:
-    """The recorded hashes; None without a record, or if it is damaged."""
+def _read(run: RunFolder) -> dict[str, _Rows]:
+    """The recorded hashes; empty without a record, or if it is damaged."""
     try:
         tensors = safetensors.numpy.load(run.image_lists.read_bytes())
         return {
@@ -114,10 +110,10 @@ def _read(run: RunFolder) -> dict[str, _Rows] | None:
             for key, rows in tensors.items()
         }
     except FileNotFoundError:
-        return None
+        return {}
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         log.info("%s is ignored: %s", run.image_lists, error)
-        return None
+        return {}
 
 
 def _counted(key: str, before: _Rows, now: _Rows) -> list[str]:
@@ -135,13 +131,3 @@ def _counted(key: str, before: _Rows, now: _Rows) -> list[str]:
     said = [f"{n} of {len(before)} {key} images {what}" for what, n in counts.items() if n]
     n_new = len(new) - renamed
     return [*said, f"{n_new} {key} images are new"] if n_new else said
-
-
-def _by_hash(run: RunFolder, key: str, images: Images) -> list[str]:
-    record = run.read_provenance()
-    recorded = record.measured_on if key == "test" else record.hashes.get(f"{key}_list")
-    if key == "unlabeled" and recorded is None and run.kind == "student":
-        recorded = record.hashes.get("image_list")
-    if recorded in (None, images.list_hash):
-        return []
-    return [f"the {key} images differ; how many is not recorded"]

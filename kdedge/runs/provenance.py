@@ -76,7 +76,7 @@ class Summary(_Tolerant):
 
 
 class Provenance(_Tolerant):
-    """The content of a run's provenance.json, in version 0.1's order of keys.
+    """The content of a run's provenance.json.
 
     Attributes:
         kind: kind of the model that was trained.
@@ -87,7 +87,6 @@ class Provenance(_Tolerant):
         versions: version by package at the first start; None if a package is not installed.
         platform: operating system at the first start.
         key: hash of the job; runs with equal keys have the same weights.
-        key_version: how the key is computed; None in runs of version 0.1.
         device: torch device at the first start.
         n_processes: world size at the first start.
         threads: torch's threads in each process at the first start; None in older records.
@@ -98,7 +97,7 @@ class Provenance(_Tolerant):
         epoch: epoch of that checkpoint.
         kd_weight_per_image: weight of one image in the distillation loss.
         hashes: hash by input: backbone, class list, image lists.
-        measured_on: hash of the test images; None without any, and in runs of version 0.1.
+        measured_on: hash of the test images; None without any.
         teacher_run: the teacher's run, as `name/NN`.
         official: whether the run follows the public code's protocol.
         resumed: later starts.
@@ -113,7 +112,6 @@ class Provenance(_Tolerant):
     versions: dict[str, str | None] = {}
     platform: str | None = None
     key: str | None = None
-    key_version: int | None = None
     device: str | None = None
     n_processes: int | None = None
     threads: int | None = None

@@ -19,7 +19,6 @@ from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import Cell
 from kdedge.training.baseline import baseline_job
 from kdedge.training.find_teacher import named_teacher, open_teacher
-from kdedge.training.job.key import key_of_run
 from kdedge.training.student import file_teacher, student_job, student_parts, teaching_of
 from kdedge.training.teach import teacher_job
 from kdedge.training.teachers import AnyTeacher
@@ -57,7 +56,7 @@ class Runs:
         self._begun = set()
         for run, record in runs_in(self.root, but=self._finished):
             if run.path not in self._keys:
-                self._keys[run.path] = key_of_run(run, record)
+                self._keys[run.path] = record.key
             key = self._keys[run.path]
             if record.is_finished:
                 self._finished[run.path] = Run(run, record, key)

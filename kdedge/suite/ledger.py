@@ -202,22 +202,16 @@ def _evaluation(run: Run) -> dict[str, EvalResult]:
 
 
 def _is_measured_on(run: Run, result: EvalResult, cell: Cell, job: KnownJob) -> bool:
-    """Whether a run's evaluation is on a cell's current test images and class names.
-
-    A run of version 0.1 does not record which images it was measured on. It counts if its recipe
-    names the same source, and the number of images, the class names and the split are the same.
-    """
-    test, measured_on = job.test, run.record.measured_on
-    if not test.fits(result) or measured_on not in (None, test.list_hash):
+    """Whether a run's evaluation is on a cell's current test images and class names."""
+    test = job.test
+    if not test.fits(result) or run.record.measured_on != test.list_hash:
         return False
-    if run.key == job.key and measured_on is not None:
+    if run.key == job.key:
         return True  # the key includes the template
     try:
-        then, now = run.recipe, cell.loaded.recipe
+        return run.recipe.classes.template == cell.loaded.recipe.classes.template
     except KdedgeError:
         return False
-    is_there = (then.data.test, then.data.root) == (now.data.test, now.data.root)
-    return then.classes.template == now.classes.template and (measured_on is not None or is_there)
 
 
 def _seconds(run: Run) -> float | None:

@@ -24,7 +24,6 @@ from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
 from kdedge.setup.method import settings_record
 from kdedge.training.job.job import Job
-from kdedge.training.job.key import KEY_VERSION, key_of_run
 from kdedge.training.judge import (
     evaluations,
     judged_images,
@@ -72,7 +71,7 @@ def _newest_of(root: Path, key: str, *, is_finished: bool) -> RunFolder | None:
     found = [
         (str(record.finished_at if is_finished else record.started_at), run)
         for run, record in runs_in(root)
-        if record.is_finished == is_finished and key_of_run(run, record) == key
+        if record.is_finished == is_finished and record.key == key
     ]
     return max(found, key=lambda entry: entry[0])[1] if found else None
 
@@ -182,7 +181,6 @@ def _new_run(job: Job, key: str) -> RunFolder:
         recipe_text=dump_recipe(recipe),
         provenance={
             "key": key,
-            "key_version": KEY_VERSION,
             "device": str(job.device),
             "n_processes": job.setup.workspace.group.world_size,
             "threads": torch.get_num_threads(),

@@ -114,10 +114,6 @@ def test_a_loss_that_is_not_the_divergence_has_no_weight_per_image(
             "tune=all",
             "--set student.settings.tune must be prompts, projector, full, lora or prompts+lora",
         ),
-        (
-            "loss_weight=2",
-            "student.settings has loss_weight with loss: kl, whose weight is kd_weight.",
-        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_a_mistake_in_the_recipe(

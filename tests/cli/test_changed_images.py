@@ -70,17 +70,6 @@ def test_export_says_how_many_unlabeled_images_are_gone_but_not_of_others_named_
     assert "have changed" not in done.err
 
 
-def test_of_a_run_without_image_lists_it_is_said_that_they_differ(
-    trained: Path, kdedge: Callable[..., Any]
-) -> None:
-    change_one_test_image()
-    (STUDENT / "image_lists.safetensors").unlink()
-    done = kdedge("eval", "tiny/02")
-    assert "the test images differ; how many is not recorded" in done.err
-    (STUDENT / "image_lists.safetensors").write_bytes(b"damaged")
-    assert "the test images differ" in kdedge("eval", "tiny/02").err
-
-
 def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(
     trained: Path, kdedge: Callable[..., Any]
 ) -> None:

@@ -92,7 +92,7 @@ def test_a_warm_store_serves_other_seeds_losses_and_class_lists(trained: Path) -
     for change in (
         ("seed=2",),
         ("student.settings.loss=feature", "student.optim.lr=0.001"),
-        ("student.settings.loss=interactive", "student.optim.epochs=1"),
+        ("student.settings.losses={feature: {}}", "student.optim.epochs=1"),
         ("classes.file=fewer.txt", "data.split=all", "data.test=null"),
     ):
         _, teacher = distilled(*shared, *change)

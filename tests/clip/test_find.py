@@ -1,4 +1,4 @@
-"""Backbones found before they are built: the hashes of version 0.1, without a value in memory."""
+"""Backbones found before they are built: pinned hashes, without a value in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from kdedge.errors import DataError
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 64, "patch_size": 8}
 GOLDEN = json.loads(Path(__file__).with_name("backbones.json").read_text())
-"""Kind -> weights hash, identity and embed_dim that version 0.1 gave the loaded backbone."""
+"""Kind -> weights hash, identity and embed_dim of the loaded backbone."""
 
 
 def config(vision: dict[str, Any], **text: Any) -> dict[str, Any]:

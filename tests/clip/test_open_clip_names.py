@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from open_clip import CLIP
-from torch import Tensor, nn
+from torch import nn
 
 from kdedge.clip.backbone import Backbone, hash_weights, make_backbone
-from kdedge.clip.open_clip_names import split_all, split_attention, split_optimizer_state
 
 BLOCK = "visual.transformer.resblocks.0.attn."
 KINDS = ("weight", "bias")
@@ -87,87 +85,3 @@ def test_an_attention_with_a_wrapped_layer_keeps_the_names_of_its_layers(
     }
     assert "transformer.resblocks.1.attn.in_proj_weight" in state
     visual.load_state_dict(state)
-
-
-def test_averages_are_split_by_name() -> None:
-    fused = torch.arange(12.0).reshape(6, 2)
-    values = {"prompts": fused, f"{BLOCK}in_proj_weight": fused, f"{BLOCK}out_proj.bias": fused[0]}
-    split = split_all(values)
-    assert split.keys() == {"prompts", *(f"{BLOCK}{x}.weight" for x in "qkv"), f"{BLOCK}out.bias"}
-    assert torch.equal(split[f"{BLOCK}k.weight"], fused[2:4])
-
-
-# The optimizer's state
-
-
-def make_optimizer(kind: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = [
-        {"params": [one for one in parameters if one.ndim > 0]},
-        {"params": [one for one in parameters if one.ndim == 0], "weight_decay": 0.0},
-    ]
-    if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=0.1, weight_decay=0.01)
-    return torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01)
-
-
-def take_steps(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], seeds: range
-) -> None:
-    """Steps with drawn gradients, the same values for fused and for split parameters."""
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        fused = {
-            "norm": torch.randn(4, generator=generator),
-            "attn.in_proj_weight": torch.randn(12, 4, generator=generator),
-            "attn.in_proj_bias": torch.randn(12, generator=generator),
-            "attn.out_proj.weight": torch.randn(4, 4, generator=generator),
-            "attn.out_proj.bias": torch.randn(4, generator=generator),
-            "scale": torch.randn((), generator=generator),
-        }
-        gradients = dict(fused)
-        if "attn.q.weight" in parameters:
-            split_attention(gradients, "attn.")
-        for name, parameter in parameters.items():
-            parameter.grad = gradients[name]
-        optimizer.step()
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_a_split_optimizer_goes_on_to_the_bit(kind: str) -> None:
-    shapes = {
-        "norm": (4,),
-        "attn.in_proj_weight": (12, 4),
-        "attn.in_proj_bias": (12,),
-        "attn.out_proj.weight": (4, 4),
-        "attn.out_proj.bias": (4,),
-        "scale": (),
-    }
-    fused = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
-    before = make_optimizer(kind, list(fused.values()))
-    take_steps(before, fused, range(3))
-
-    values: dict[str, Tensor] = {name: p.detach().clone() for name, p in fused.items()}
-    split_attention(values, "attn.")
-    order = ["norm", *(f"attn.{x}.{kind}" for x in ("q", "k", "v", "out") for kind in KINDS)]
-    split = {name: nn.Parameter(values[name].clone()) for name in [*order, "scale"]}
-    after = make_optimizer(kind, list(split.values()))
-    state = copy.deepcopy(before.state_dict())
-    after.load_state_dict(split_optimizer_state(state, after, split))
-    take_steps(before, fused, range(3, 6))
-    take_steps(after, split, range(3, 6))
-
-    expected = {name: p.detach() for name, p in fused.items()}
-    split_attention(expected, "attn.")
-    assert all(torch.equal(split[name], expected[name]) for name in split)
-
-
-def test_a_state_with_as_many_parameters_as_now_stays_as_it_is() -> None:
-    parameters = {name: nn.Parameter(torch.ones(4)) for name in ("attn.q.bias", "prompts")}
-    optimizer = make_optimizer("sgd", list(parameters.values()))
-    for parameter in parameters.values():
-        parameter.grad = torch.ones(4)
-    optimizer.step()
-    state = optimizer.state_dict()
-    same = split_optimizer_state(state, optimizer, parameters)
-    assert same["param_groups"] == state["param_groups"]
-    torch.testing.assert_close(same["state"], state["state"], rtol=0, atol=0)

@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 from kdedge.cli.main import run as run_command
-from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.find import find_backbone
 from kdedge.clip.public_checkpoint import read_public_checkpoint
 from kdedge.clip.resolve import BackboneSpec
@@ -61,7 +61,6 @@ from kdedge.training.pseudo_labels.probabilities import read_probabilities, writ
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "tests" / "golden" / "records"
-RUN = ROOT / "tests" / "golden" / "v0_1" / "finished" / "runs" / "student" / "01"
 NAMES = ("cat", "dog")
 
 Seeds = Callable[[Path], Iterator[Path]]
@@ -327,19 +326,28 @@ SPLIT = {
 
 # Records
 
+RECIPE = """\
+name: r
+classes: [cat, dog]
+data: {}
+student: {backbone: kdedge-demo-student, weights: builtin}
+"""
+
 
 def _runs(folder: Path) -> Iterator[Path]:
     run = folder / "runs" / "r" / "01"
-    shutil.copytree(RUN, run)
     bench = run / "bench"
-    bench.mkdir(exist_ok=True)
+    bench.mkdir(parents=True)
+    shutil.copy(RECORDS / "provenance_student.json", run / "provenance.json")
+    for name in ("eval.json", "eval_details.json", "metrics.jsonl"):
+        shutil.copy(RECORDS / name, run)
+    (run / "recipe.yaml").write_text(RECIPE)
     shutil.copy(RECORDS / "bench.json", bench / "01.json")
     artifact = run / "artifacts" / "01"
     artifact.mkdir(parents=True, exist_ok=True)
     shutil.copy(RECORDS / "artifact.json", artifact)
     for name in ("provenance.json", "eval.json", "eval_details.json"):
-        if (run / name).exists():
-            yield run / name
+        yield run / name
     yield bench / "01.json"
     yield artifact / "artifact.json"
 
@@ -386,7 +394,9 @@ def _probabilities(folder: Path) -> Iterator[Path]:
 
 
 def _class_vectors(folder: Path) -> Iterator[Path]:
-    yield Path(shutil.copy(RUN / "class_vectors.safetensors", folder))
+    path = folder / "class_vectors.safetensors"
+    ClassVectors(torch.eye(2, 4), NAMES, "9f3c").save(path)
+    yield path
 
 
 def _smoke_sets(folder: Path) -> Iterator[Path]:

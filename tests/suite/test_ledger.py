@@ -100,32 +100,6 @@ def test_images_count_with_their_contents(
     assert states(ledger_of()) == {**ALL_FINISHED, **changed}
 
 
-def change_provenance(project: Path, **changes: object) -> None:
-    """Writes other values into all runs' provenance; None takes a key out."""
-    for file in project.glob("runs/tiny/*/provenance.json"):
-        values = {**json.loads(file.read_text()), **changes}
-        kept = {key: value for key, value in values.items() if value is not None}
-        file.write_text(json.dumps(kept))
-
-
-def test_a_run_of_version_0_1_counts_where_its_recipe_names_the_same_place(
-    finished_project: Path, finished: Path, ledger_of: LedgerOf
-) -> None:
-    change_provenance(finished, measured_on=None, key_version=None, key="0" * 64)
-    for file in finished.glob("runs/tiny/*/recipe.yaml"):
-        file.write_text(file.read_text().replace(str(finished_project), str(finished)))
-    assert states(ledger_of()) == ALL_FINISHED
-    recipe = finished / "tiny.yaml"
-    recipe.write_text(recipe.read_text().replace("test: {folder: test}", "test: {folder: pool}"))
-    assert states(ledger_of())["coop"] == "not measured"
-    recipe.write_text(
-        recipe.read_text().replace("folder: pool}\n  split", "folder: test}\n  split")
-    )
-    assert states(ledger_of()) == ALL_FINISHED
-    (finished / "test/cat/0.png").unlink()
-    assert states(ledger_of())["coop"] == "not measured"
-
-
 def test_a_measurement_belongs_to_a_run_and_to_test_images(
     finished: Path, ledger_of: LedgerOf
 ) -> None:

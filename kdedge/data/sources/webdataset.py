@@ -393,8 +393,7 @@ def _label_text(sample: dict[str, Any], path: Path) -> str | None:
 def _position(text: str, labels: LabelIndex) -> int | None:
     """A number is a position, as in WebDataset; anything else is a class name.
 
-    Lists and tables differ: there, a number that is a class name means that class. Shards keep the
-    rule of version 0.1.
+    Lists and tables differ: there, a number that is a class name means that class.
     """
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text) if int(text) < len(labels.class_names) else None

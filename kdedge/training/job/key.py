@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
-from kdedge.errors import KdedgeError
 from kdedge.files import sha256_json
-from kdedge.runs.folder import RunFolder
-from kdedge.runs.provenance import Provenance
-from kdedge.setup.method import MethodChoice, Role, choose_method, settings_record
+from kdedge.setup.method import MethodChoice, Role, settings_record
 from kdedge.training.loop.optim import decisive_settings
-
-KEY_VERSION = 2
-"""Recorded beside each key. Runs of version 0.1 record none: their key is computed again."""
 
 
 def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:
@@ -60,18 +53,3 @@ def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
     """Views per image in a student's teacher store; at most the number of epochs."""
     assert recipe.student is not None  # its method was chosen
     return min(recipe.student.views, choice.optim.epochs)
-
-
-def key_of_run(run: RunFolder, record: Provenance) -> str | None:
-    """The key of a run's job, as `job_key` computes it now.
-
-    The key of a run with an older key version is computed again from its recipe and its recorded
-    hashes, so that the run is still found.
-    """
-    if record.key is None or record.key_version == KEY_VERSION:
-        return record.key
-    try:
-        loaded = load_recipe(run.recipe)
-        return job_key(run.kind, loaded.recipe, choose_method(loaded, run.kind), record.hashes)
-    except KdedgeError:  # a damaged recipe, or a method that is not installed here
-        return record.key

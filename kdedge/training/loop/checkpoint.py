@@ -187,9 +187,8 @@ def _state(values: Any) -> TrainingState:
     """
     names = [entry.name for entry in fields(TrainingState)]
     kinds = {name: int if name in ("epoch", "step") else dict for name in names}
-    if not isinstance(values, dict) or {"moving_average", *values} != kinds.keys():
+    if not isinstance(values, dict) or values.keys() != kinds.keys():
         raise ValueError(f"expected {', '.join(kinds)}")
-    values = {"moving_average": {}, **values}  # version 0.1 wrote none
     for name, kind in kinds.items():
         if type(values[name]) is not kind:
             raise ValueError(f"{name} is {values[name]!r:.60}")

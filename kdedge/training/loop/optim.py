@@ -16,15 +16,15 @@ from kdedge.errors import RecipeError
 from kdedge.methods.protocol import Method, TrainsLayers
 
 _FREE_SETTINGS = ("n_workers", "checkpoint_every_s", "micro_batch")
-_LATER_SETTINGS = ("labeled_batch_size", "layer_decay", "ema_decay")
-"""Settings that version 0.1 did not have; left out if not given, so that its keys stay the same."""
+_OPTIONAL_SETTINGS = ("labeled_batch_size", "layer_decay", "ema_decay")
+"""Settings that are left out of a job's key if they are not given."""
 
 _NO_FACTORS: Mapping[nn.Parameter, float] = MappingProxyType({})
 
 
 def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
     """The settings that change what is learned, not only how fast; plain values."""
-    absent = {name for name in _LATER_SETTINGS if getattr(settings, name) is None}
+    absent = {name for name in _OPTIONAL_SETTINGS if getattr(settings, name) is None}
     return settings.model_dump(mode="json", exclude={*_FREE_SETTINGS, *absent})
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdedge.clip.open_clip_names import split_all, split_optimizer_state
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import ProcessGroup
@@ -118,12 +117,10 @@ class Training:
         if state.epoch > self._settings.epochs + 1 or state.step > self._n_steps:
             raise ValueError(f"it is of epoch {state.epoch}, step {state.step}")
         self._method.module.load_state_dict(state.module)
-        self._stepper.optimizer.load_state_dict(
-            split_optimizer_state(state.optimizer, self._stepper.optimizer, self._parameters)
-        )
+        self._stepper.optimizer.load_state_dict(state.optimizer)
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
-            self._average.load_state_dict(split_all(state.average))
+            self._average.load_state_dict(state.average)
         if self._moving is not None:
             self._moving.load_state_dict(state.moving_average)
         self.epoch, self.step = state.epoch, state.step

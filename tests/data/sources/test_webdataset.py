@@ -45,7 +45,7 @@ def test_a_sample_may_be_of_another_kind_and_without_a_label(tmp_path):
     write_shard(
         tmp_path / "s.tar",
         *(("a.gif", b"1"), ("a.cls", b"1")),
-        *(("b.jpg", b"2"), ("b.gif", b"3")),  # version 0.1 took the usual kind
+        *(("b.jpg", b"2"), ("b.gif", b"3")),
     )
     source = read(tmp_path / "s.tar", labeled=True)
     assert [item.label for item in source.items] == [1, None]
