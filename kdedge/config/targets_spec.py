@@ -12,7 +12,7 @@ from kdedge.config.fields import Strict
 class TargetsSpec(Strict):
     """Soft labels of the unlabeled images, combined with the teacher's probabilities.
 
-    Only losses of class probabilities read them: kl, relational and interactive.
+    Only losses of class probabilities read them, such as kl.
     """
 
     kind: Literal["transductive"] = Field(

@@ -6,22 +6,29 @@ describe.py cannot be imported stays in the list, and raises the reason when it 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from types import ModuleType
+from importlib.metadata import EntryPoint
 from typing import Any, cast
 
 from kdedge.errors import RecipeError, SetupError
+from kdedge.plugins import Plugins, near
 from kdedge.targets.protocol import BuildModule, RunModule, Target
 
-GROUP = "kdedge.targets"
-
-_FOLDER = Path(__file__).parent
-_FUNCTIONS = {"build": ("check_environment", "plan", "build"), "run": ("check_environment", "load")}
+_TARGETS = Plugins(
+    noun="target",
+    package="kdedge.targets",
+    group="kdedge.targets",
+    parts={
+        "describe": {"TARGET": "a kdedge.targets.protocol.Target."},
+        "build": dict.fromkeys(
+            ("check_environment", "plan", "build"), "see kdedge.targets.protocol.BuildModule."
+        ),
+        "run": dict.fromkeys(
+            ("check_environment", "load"), "see kdedge.targets.protocol.RunModule."
+        ),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,31 @@ def list_targets() -> tuple[Target, ...]:
 
     A package's target cannot take the name, flag or backend of one of kdedge's own.
     """
-    own = [_described(_own_package(name)) for name in _own_names()]
-    found = {target.name: target for target in own}
-    for name, point in sorted(_outside().items()):
-        if name not in found:
-            found[name] = _outside_target(point, found.values())
+    found = {name: _described(name) for name in _TARGETS.own()}
+    for name, point in _TARGETS.outside().items():
+        try:
+            target = _described(name)
+            problem = _problem(target, name, found.values())
+            if problem:
+                problem = f'The target "{name}" from {point.value} cannot be used. {problem}'
+        except SetupError as error:
+            target, problem = None, str(error)
+        found[name] = _broken(point, problem) if target is None or problem else target
     return tuple(found.values())
+
+
+def _described(name: str) -> Any:
+    return _TARGETS.load(name, "describe").TARGET
+
+
+def _problem(target: Any, name: str, others: Iterable[Target]) -> str:
+    """Why an installed package's target cannot be used; empty if it can."""
+    if not isinstance(target, Target) or target.name != name:
+        return f"TARGET in its describe.py is not a Target named {name!r}."
+    for other in others:
+        if target.flag == other.flag or target.backend in (other.backend or "", other.name):
+            return f"Its flag or its backend's name is already that of {other.name}."
+    return ""
 
 
 def find_target(name: str) -> Target:
@@ -57,7 +83,7 @@ def find_target(name: str) -> Target:
     """
     targets = {target.name: target for target in list_targets()}
     if name not in targets:
-        raise RecipeError(f'There is no target "{name}".\n  {_near(name, targets)}')
+        raise RecipeError(f'There is no target "{name}".\n  {near(name, targets)}')
     return _usable(targets[name])
 
 
@@ -76,7 +102,7 @@ def target_of_backend(name: str) -> Target:
     for target in list_targets():
         if target.backend == name:
             return _usable(target)
-    raise RecipeError(f'There is no backend "{name}".\n  {_near(name, list_backends())}')
+    raise RecipeError(f'There is no backend "{name}".\n  {near(name, list_backends())}')
 
 
 def load_build(target: Target) -> BuildModule:
@@ -85,7 +111,7 @@ def load_build(target: Target) -> BuildModule:
     Raises:
         SetupError: it is an outside package's and does not load, or lacks a function.
     """
-    return cast("BuildModule", _load(target, "build"))
+    return cast("BuildModule", _TARGETS.load(_usable(target).name, "build"))
 
 
 def load_run(target: Target) -> RunModule:
@@ -94,47 +120,10 @@ def load_run(target: Target) -> RunModule:
     Raises:
         SetupError: it is an outside package's and does not load, or lacks a function.
     """
-    return cast("RunModule", _load(target, "run"))
+    return cast("RunModule", _TARGETS.load(_usable(target).name, "run"))
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
-
-
-def _own_names() -> list[str]:
-    folders = (path.parent.name for path in _FOLDER.glob("*/describe.py"))
-    return sorted(name.replace("_", "-") for name in folders if not name.startswith("_"))
-
-
-def _own_package(name: str) -> str:
-    return f"{__package__}.{name.replace('-', '_')}"
-
-
-def _described(package: str) -> Target:
-    target = importlib.import_module(f"{package}.describe").TARGET
-    assert isinstance(target, Target)
-    return target
-
-
-def _outside() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _outside_target(point: EntryPoint, others: Iterable[Target]) -> Target:
-    try:
-        target: Any = _import(point, "describe").TARGET
-    except (SetupError, AttributeError) as error:
-        return _broken(point, str(error))
-    if not isinstance(target, Target) or target.name != point.name:
-        return _broken(point, f"TARGET in its describe.py is not a Target named {point.name!r}")
-    for other in others:
-        if target.flag == other.flag or target.backend in (other.backend or "", other.name):
-            return _broken(point, f"its flag or its backend's name is already that of {other.name}")
-    return target
-
-
-def _broken(point: EntryPoint, reason: str) -> BrokenTarget:
+def _broken(point: EntryPoint, problem: str) -> BrokenTarget:
     return BrokenTarget(
         name=point.name,
         label=point.name,
@@ -144,9 +133,7 @@ def _broken(point: EntryPoint, reason: str) -> BrokenTarget:
         source="folded model",
         precisions=("fp32",),
         backend=point.name,
-        problem=f'The target "{point.name}" from {point.value} cannot be used: {reason}.\n'
-        f"  Update or remove that package. An entry point of the group {GROUP} must name a package"
-        " with the modules describe, build and run.",
+        problem=problem,
     )
 
 
@@ -154,32 +141,3 @@ def _usable(target: Target) -> Target:
     if isinstance(target, BrokenTarget):
         raise SetupError(target.problem)
     return target
-
-
-def _load(target: Target, part: str) -> ModuleType:
-    _usable(target)
-    if target.name in _own_names():
-        return importlib.import_module(f"{_own_package(target.name)}.{part}")
-    point = _outside()[target.name]
-    try:
-        module = _import(point, part)
-    except SetupError as error:
-        raise SetupError(_broken(point, str(error)).problem) from error
-    lacking = [name for name in _FUNCTIONS[part] if not hasattr(module, name)]
-    if lacking:
-        reason = f"its {part}.py has no {' and no '.join(lacking)}"
-        raise SetupError(_broken(point, reason).problem)
-    return module
-
-
-def _import(point: EntryPoint, part: str) -> ModuleType:
-    """Imports a module of an outside package.
-
-    Raises:
-        SetupError: it cannot be imported; another package's module may raise anything.
-    """
-    try:
-        return importlib.import_module(f"{point.module}.{part}")
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise SetupError(f"{part}.py cannot be imported ({reason})") from error

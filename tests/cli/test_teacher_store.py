@@ -91,8 +91,8 @@ def test_a_warm_store_serves_other_seeds_losses_and_class_lists(trained: Path) -
     Path("fewer.txt").write_text("dog\nschool bus\n")
     for change in (
         ("seed=2",),
-        ("student.settings.loss=feature", "student.optim.lr=0.001"),
-        ("student.settings.losses={feature: {}}", "student.optim.epochs=1"),
+        ("student.settings.losses={feature: {}}", "student.optim.lr=0.001"),
+        ("student.settings.losses={feature_l1: {}}", "student.optim.epochs=1"),
         ("classes.file=fewer.txt", "data.split=all", "data.test=null"),
     ):
         _, teacher = distilled(*shared, *change)

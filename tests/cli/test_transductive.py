@@ -347,6 +347,6 @@ def test_one_image_and_equal_images_are_labeled(kdedge: Run, trained: Path) -> N
 
 
 def test_losses_that_read_no_probabilities_are_named(kdedge: Run, project: Path) -> None:
-    losses = ("--set", "student.settings.losses={affinity: {}}")
+    losses = ("--set", "student.settings.losses={feature: {}}")
     fails(kdedge("distill", "r.yaml", *TARGETS, *losses), 2, "student.targets has no effect")
     assert not Path("runs/tiny").exists()

@@ -24,9 +24,7 @@ TAUGHT = {"prompt_depth": 2}
 BOTH = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "kl": (promptkd, TAUGHT),
-    "relational": (promptkd, {**TAUGHT, "losses": {"relational": {}}}),
-    "interactive": (promptkd, {**TAUGHT, "losses": {"interactive": {}}}),
-    "affinity": (promptkd, {**TAUGHT, "losses": {"affinity": {}, "feature": {}}}),
+    "feature": (promptkd, {**TAUGHT, "losses": {"kl": {}, "feature": {}}}),
     "own vectors": (promptkd, {**TAUGHT, "class_vectors": "student", "prompt_depth_text": 2}),
     "full": (promptkd, {"tune": "full"}),
     "lora": (promptkd, {**TAUGHT, "tune": "prompts+lora"}),

@@ -199,7 +199,7 @@ def test_a_student_learns_by_every_loss(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, loss: str, chosen: Any
 ) -> None:
     teacher = tiny_teacher_backbone
-    if chosen and loss in {"feature", "feature_l1", "interactive"}:
+    if chosen and loss in {"feature", "feature_l1"}:
         teacher = tiny_backbone  # of its own dimension, as there is no projector
     method = build(tiny_backbone, teacher, losses={loss: {}}, **chosen)
     parameters = method.trainable_parameters()
@@ -214,8 +214,6 @@ def test_a_student_learns_by_every_loss(
     assert losses[-1] < losses[0]
     assert "teacher_agreement_percent" in step.scalars
     assert ("divergence_per_image" in step.scalars) is (loss == "kl")
-    own = {name for name in parameters if name.startswith("losses.")}
-    assert own == ({"losses.interactive.log_scale"} if loss == "interactive" else set())
 
 
 @pytest.mark.parametrize("loss", list_losses())
@@ -249,9 +247,9 @@ def test_losses_add_up_with_their_weights(
         method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
         return method.training_step(Batch(images(), None)).loss.detach()
 
-    kl, relational = {"kl": {"weight": 30.0}}, {"relational": {"weight": 0.5}}
-    both = loss(losses={"feature": {}, **kl, **relational})
-    expected = loss(losses={"feature": {}}) + loss(losses=kl) + loss(losses=relational)
+    kl, other = {"kl": {"weight": 30.0}}, {"feature_l1": {"weight": 0.5}}
+    both = loss(losses={"feature": {}, **kl, **other})
+    expected = loss(losses={"feature": {}}) + loss(losses=kl) + loss(losses=other)
     torch.testing.assert_close(both, expected)
 
 
@@ -261,10 +259,9 @@ def test_losses_add_up_with_their_weights(
         ({}, {"kl": 1000.0}),
         ({"losses": {"kl": {"weight_per_image": 2.0}}}, {"kl": 20.0}),
         ({"losses": {"feature": {}}}, {"feature": 2000.0}),
-        ({"losses": {"relational": {"weight": 3.0}}}, {"relational": 3.0}),
         (
-            {"losses": {"interactive": {}, "affinity": {}, "kl": {"weight": 7}}},
-            {"interactive": 1.0, "affinity": 1.0, "kl": 7.0},
+            {"losses": {"feature_l1": {"weight": 3.0}, "feature": {}, "kl": {"weight": 7}}},
+            {"feature_l1": 3.0, "feature": 2000.0, "kl": 7.0},
         ),
     ],
 )
@@ -279,8 +276,8 @@ def test_each_loss_has_its_authors_weight_or_the_recipes_in_the_recipes_order(
 
 
 def test_a_record_of_settings_holds_the_chosen_losses_only() -> None:
-    record = promptkd.Settings(losses={"affinity": {"scale": 20.0}}).model_dump(mode="json")
-    assert record["losses"] == {"affinity": {"weight": 1.0, "scale": 20.0}}
+    record = promptkd.Settings(losses={"feature": {"weight": 20.0}}).model_dump(mode="json")
+    assert record["losses"] == {"feature": {"weight": 20.0}}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +288,6 @@ def test_a_record_of_settings_holds_the_chosen_losses_only() -> None:
         ({"losses": {"feature": {"weight": 0.0}}}, "greater than 0"),
         ({"losses": {"feature": {"temperature": 1.0}}}, "Extra inputs"),
         ({"losses": {"fature": {}}}, "Extra inputs"),
-        ({"losses": {"interactive": {"initial_scale": 200.0}}}, "initial_scale above max_scale"),
         ({"projector_depth": 4}, "less than or equal to 3"),
         ({"tune": "everything"}, "'full'"),
     ],

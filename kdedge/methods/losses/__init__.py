@@ -8,13 +8,17 @@ In the class-prompt setting the texts are the C classes, not a batch's captions:
 B rows and the text side C.
 """
 
-from kdedge.methods.losses._chosen import ChosenLosses, chosen_losses_model
+from kdedge.methods.losses._chosen import (
+    DEFAULT,
+    ChosenLosses,
+    chosen_losses_model,
+    list_losses,
+    load_loss,
+)
 from kdedge.methods.losses._protocol import DistillationLoss, LossSettings, Outputs
-from kdedge.methods.losses._registry import DEFAULT, GROUP, list_losses, load_loss
 
 __all__ = [
     "DEFAULT",
-    "GROUP",
     "ChosenLosses",
     "DistillationLoss",
     "LossSettings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import (
@@ -19,8 +20,40 @@ from torch import nn
 
 from kdedge.errors import KdedgeError, SetupError
 from kdedge.methods.losses._protocol import LossSettings
-from kdedge.methods.losses._registry import DEFAULT, list_losses, load_loss
 from kdedge.methods.protocol import MethodSettings
+from kdedge.plugins import Plugins
+
+DEFAULT = "kl"
+"""The loss of settings that name none: PromptKD's own."""
+
+_LOSSES = Plugins(
+    noun="loss",
+    package="kdedge.methods.losses",
+    group="kdedge.losses",
+    parts={
+        "": {
+            "Settings": "a subclass of kdedge.methods.losses.LossSettings.",
+            "Loss": "a subclass of kdedge.methods.losses.DistillationLoss.",
+        }
+    },
+)
+
+
+def list_losses() -> tuple[str, ...]:
+    """Names of all losses, sorted: kdedge's own and those of installed packages."""
+    return _LOSSES.names()
+
+
+def load_loss(name: str) -> ModuleType:
+    """Imports a loss's module, which holds `Settings` and `Loss`.
+
+    A package's loss cannot take the name of one of kdedge's own.
+
+    Raises:
+        RecipeError: there is no such loss.
+        SetupError: an installed package's loss cannot be imported or lacks a part.
+    """
+    return _LOSSES.load(name)
 
 
 class ChosenLosses(BaseModel):

@@ -7,15 +7,12 @@ shared code. Installed packages join through the entry-point group `kdedge.metho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.registry._modules import ModuleRegistry
+from kdedge.plugins import Plugins
 
-__all__ = ["GROUP", "Declaration", "ModuleRegistry", "Sees", "list_methods", "load_method"]
-
-GROUP = "kdedge.methods"
+__all__ = ["Declaration", "Sees", "list_methods", "load_method"]
 
 
 @dataclass(frozen=True)
@@ -65,23 +62,24 @@ class Declaration:
     optim: OptimSpec | None = None
 
 
-_REGISTRY = ModuleRegistry(
+_METHODS = Plugins(
     noun="method",
     package="kdedge.methods",
-    folder=Path(__file__).parents[1],
-    group=GROUP,
+    group="kdedge.methods",
     parts={
-        "METHOD": 'METHOD = Declaration(label="...", paper="arXiv:...", sees=Sees(labels=True)),'
-        " from kdedge.methods.registry; it replaces SEES, OPTIM and needs_teacher.",
-        "Settings": "a subclass of kdedge.methods.protocol.MethodSettings.",
-        "Method": "a class with the protocol kdedge.methods.protocol.Method.",
+        "": {
+            "METHOD": 'METHOD = Declaration(label="...", paper="arXiv:...",'
+            " sees=Sees(labels=True)), from kdedge.methods.registry.",
+            "Settings": "a subclass of kdedge.methods.protocol.MethodSettings.",
+            "Method": "a class with the protocol kdedge.methods.protocol.Method.",
+        }
     },
 )
 
 
 def list_methods() -> tuple[str, ...]:
     """Names of all methods, sorted: kdedge's own and those of installed packages."""
-    return _REGISTRY.names()
+    return _METHODS.names()
 
 
 def load_method(name: str) -> ModuleType:
@@ -94,4 +92,4 @@ def load_method(name: str) -> ModuleType:
         MissingPackage: the method needs a package, such as torch, that is not installed.
         SetupError: an installed package's method cannot be imported or lacks a part.
     """
-    return _REGISTRY.load(name)
+    return _METHODS.load(name)

@@ -1,0 +1,108 @@
+"""Methods, losses and targets by name: kdedge's own, and those of installed packages.
+
+kdedge's own are the files of a folder, or folders with certain files; names with a leading
+underscore hold shared code. Installed packages join through a group of entry points. Listing
+imports nothing; loading imports one module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+
+from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError
+
+# Module name -> distribution that holds it, all in the extra "train".
+_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The plugins of one kind.
+
+    Attributes:
+        noun: what one is called in messages.
+        package: the package of kdedge's own.
+        group: the group of entry points.
+        parts: for each module of a plugin, the names that it has to hold, with what each is. A
+            plugin that is a single module has one, named "".
+    """
+
+    noun: str
+    package: str
+    group: str
+    parts: Mapping[str, Mapping[str, str]]
+
+    def own(self) -> list[str]:
+        """Names of kdedge's own, sorted."""
+        folder = Path(__file__).parents[1].joinpath(*self.package.split("."))
+        first = next(iter(self.parts))
+        if first:
+            paths = [file.parent.name.replace("_", "-") for file in folder.glob(f"*/{first}.py")]
+        else:
+            paths = [file.stem for file in folder.glob("*.py")]
+        return sorted(name for name in paths if not name.startswith("_"))
+
+    def outside(self) -> dict[str, EntryPoint]:
+        """Entry points of installed packages, by name; kdedge's own names are left out."""
+        own = self.own()
+        found = {point.name: point for point in entry_points(group=self.group)}
+        return {name: found[name] for name in sorted(found) if name not in own}
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all, sorted."""
+        return tuple(sorted([*self.own(), *self.outside()]))
+
+    def load(self, name: str, module: str = "") -> ModuleType:
+        """Imports a plugin's module.
+
+        Raises:
+            RecipeError: there is no plugin of this name.
+            MissingPackage: the module needs a package, such as torch, that is not installed.
+            SetupError: an installed package's module cannot be imported or lacks a part.
+        """
+        if name in self.own():
+            return self._load_own(name, module)
+        point = self.outside().get(name)
+        if point is None:
+            raise RecipeError(f'There is no {self.noun} "{name}".\n  {near(name, self.names())}')
+        what = f'The {self.noun} "{name}" from {point.value}'
+        try:
+            found = importlib.import_module(f"{point.module}.{module}".rstrip("."))
+        except KdedgeError:
+            raise
+        except Exception as error:  # another package may raise anything at import
+            reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+            raise SetupError(
+                f"{what} cannot be imported: {reason}.\n"
+                "  Update or remove the package that it comes from."
+            ) from error
+        lacking = [part for part in self.parts[module] if not hasattr(found, part)]
+        if lacking:
+            texts = "".join(f"\n  {part}: {self.parts[module][part]}" for part in lacking)
+            raise SetupError(f"{what} lacks {' and '.join(lacking)}.{texts}")
+        return found
+
+    def _load_own(self, name: str, module: str) -> ModuleType:
+        path = f"{self.package}.{name.replace('-', '_')}.{module}".rstrip(".")
+        try:
+            return importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _PACKAGES:
+                raise
+            raise MissingPackage(
+                _PACKAGES[package], extra="train", purpose=f"The {self.noun} {name}"
+            ) from error
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Names the known name that is most like an unknown one, or all of them."""
+    known = list(known)
+    guess = get_close_matches(name, known, n=1)
+    return f"Did you mean {guess[0]}?" if guess else f"There are: {', '.join(known)}."
