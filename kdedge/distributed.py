@@ -30,10 +30,6 @@ _T = TypeVar("_T")
 _LONGEST_WAIT = datetime.timedelta(days=1)
 
 
-class PeerOutOfMemory(ResourceError):  # noqa: N818 - the name says what is wrong
-    """Another process of the training ran out of memory in its shard of a step."""
-
-
 class ProcessGroup:
     """The processes that train one model together, seen from one of them.
 
@@ -64,7 +60,6 @@ class ProcessGroup:
         whole batch.
 
         Raises:
-            PeerOutOfMemory: another process signalled it.
             ResourceError: another process has ended.
         """
         if self.world_size == 1:
@@ -76,7 +71,6 @@ class ProcessGroup:
         """Replaces gradients by their means over all processes.
 
         Raises:
-            PeerOutOfMemory: another process signalled it.
             ResourceError: another process has ended.
         """
         if self.world_size == 1:
@@ -87,11 +81,6 @@ class ProcessGroup:
         means = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
-
-    def signal_out_of_memory(self) -> None:
-        """Makes the next `gather` or `all_reduce_mean` of all others raise `PeerOutOfMemory`."""
-        if self.world_size > 1:
-            self.all_reduce_max(1)
 
     def all_reduce_max(self, value: int) -> int:
         """The maximum over all processes."""
@@ -121,12 +110,7 @@ class ProcessGroup:
         return value
 
     def _sum(self, tensor: Tensor) -> None:
-        """Adds up the processes' tensors in place, once every process has room for its own."""
-        if self.all_reduce_max(0):
-            raise PeerOutOfMemory(
-                "Another process of this training ran out of memory.\n"
-                "  Set optim.micro_batch to a smaller number, or use more processes."
-            )
+        """Adds up the processes' tensors in place."""
         with _all_alive():
             dist.all_reduce(tensor)
 

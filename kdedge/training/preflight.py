@@ -34,8 +34,6 @@ from kdedge.training.teacher_store.fill import StoreFiller
 _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
 _TRIAL_S = 5.0
-_CHECKPOINT_COPIES = 6
-"""Bytes of a run per byte of its trained tensors: two checkpoints with momentum and averages."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
         findings.append(
             Finding(f"{job.setup.role}: time", f"about {rough_duration(took)} on {device}")
         )
-    findings += [memory(device), disk(jobs, workspace.root)]
+    findings += [memory(device), disk(workspace.root)]
     return Preflight(tuple(findings), seconds)
 
 
@@ -211,41 +209,14 @@ def memory(device: torch.device) -> Finding:
 
     Args:
         device: device of the steps. On the CPU, the memory of data workers is not counted.
-
-    Raises:
-        ResourceError: the run needs more memory than this machine has available.
     """
     if device.type == "cuda":
         peak_bytes = torch.cuda.max_memory_allocated(device)
         total_bytes = torch.cuda.get_device_properties(device).total_memory
         return Finding("memory", f"{_share(peak_bytes, total_bytes)} at the peak on {device}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return check_memory(
-        peak_bytes=peak if sys.platform == "darwin" else peak * 1024,
-        total_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        usable_bytes=_usable_bytes(),
-    )
-
-
-def check_memory(*, peak_bytes: int, total_bytes: int, usable_bytes: int | None) -> Finding:
-    """Compares the check's peak memory with what a run would have available.
-
-    Args:
-        peak_bytes: peak memory of this process.
-        total_bytes: memory of this machine.
-        usable_bytes: what is free once this process has ended; None if unknown.
-
-    Raises:
-        ResourceError: the run would have less than the check used: memory was swapped out, or
-            other processes have taken it since.
-    """
-    if usable_bytes is not None and usable_bytes < peak_bytes:
-        raise ResourceError(
-            f"The first steps took {peak_bytes / 2**30:.1f} GiB of memory, but only"
-            f" {usable_bytes / 2**30:.1f} GiB of this machine's {total_bytes / 2**30:.1f} GiB are"
-            " free.\n"
-            "  End other processes, or set optim.batch_size to a smaller number."
-        )
+    peak_bytes = peak if sys.platform == "darwin" else peak * 1024
+    total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Finding("memory", f"{_share(peak_bytes, total_bytes)} at the peak")
 
 
@@ -253,22 +224,11 @@ def _share(part_bytes: int, total_bytes: int) -> str:
     return f"{part_bytes / 2**30:.1f} GiB of {total_bytes / 2**30:.1f} GiB"
 
 
-def _usable_bytes() -> int | None:
-    """Memory that is available on Linux, plus what this process would free."""
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    return available + resident_pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def disk(jobs: list[Job], root: Path) -> Finding:
-    """Compares free disk space with what a run writes.
+def disk(root: Path) -> Finding:
+    """Free space where the runs are written.
 
     Raises:
-        ResourceError: there is not enough space, or the folder cannot be written.
+        ResourceError: the folder cannot be written.
     """
     place = next(
         folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists()
@@ -279,23 +239,4 @@ def disk(jobs: list[Job], root: Path) -> Finding:
             f"{root} cannot be the folder of the runs: {place} {what}.\n"
             "  Choose another one with --runs."
         )
-    free = shutil.disk_usage(place).free
-    needed = _CHECKPOINT_COPIES * sum(
-        max(1, job.choice.settings.n_rounds) * tensor.nbytes
-        for job in jobs
-        for tensor in job.method.module.state_dict().values()
-    )
-    for job in jobs:
-        of_labels = [] if job.labels is None else job.labels.fillers.values()
-        fillers = [*of_labels, *([] if job.filler is None else [job.filler])]
-        for store in (filler.store for filler in fillers):
-            needed += store.bytes_of(chunk for chunk in store.chunks() if not store.has(chunk))
-    if free < needed:
-        raise ResourceError(
-            f"{place} has {free / 2**20:.0f} MiB free, and these runs write about"
-            f" {needed / 2**20:.0f} MiB.\n"
-            "  Free some space, or name another folder with --runs."
-        )
-    return Finding(
-        "disk", f"about {needed / 2**20:.0f} MiB needed, {free / 2**30:.1f} GiB free in {place}"
-    )
+    return Finding("disk", f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free in {place}")

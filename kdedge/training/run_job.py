@@ -19,6 +19,7 @@ from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.files import write_json
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.image_lists import describe_changes, write_image_lists
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
@@ -35,11 +36,6 @@ from kdedge.training.judge import (
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.rounds import train_rounds
-from kdedge.training.recorded_images import (
-    describe_other_images,
-    images_by_source,
-    record_images,
-)
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +160,7 @@ def _why_not(job: Job) -> str:
     now = job.hashes()
     other = [what for key, what in _HASHED.items() if hashes.get(key) != now.get(key)]
     said = f"\n  {run.path} was interrupted with different {' and '.join(other or ['settings'])}"
-    has_other_images = any(what.endswith("images") for what in other)
-    changes = describe_other_images(run, job) if has_other_images else None
-    if changes is None:
-        return f"{said}."
-    return f"{said}: {changes}.\n  Restore them and run the command again to resume it."
+    return f"{said}."
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
@@ -260,8 +252,7 @@ def _fill(run: RunFolder, job: Job) -> None:
     """Trains, stores and evaluates; rank 0 alone does everything but training."""
     is_rank0 = job.setup.workspace.group.is_rank0
     if is_rank0:
-        _write_skipped(run, job)
-        record_images(run, job)
+        _record_images(run, job)
         _keep_few_shot_list(job)
     with _own_rng(job):
         summary = _train(run, job)
@@ -314,12 +305,23 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     return {"training": result.to_dict()}
 
 
-def _write_skipped(run: RunFolder, job: Job) -> None:
-    """Records which images are left out, and why."""
-    sources = images_by_source(job)
+def _record_images(run: RunFolder, job: Job) -> None:
+    """Records a run's images, and which are left out and why."""
+    data = job.data
+    sources = {
+        "unlabeled" if data.labels is None else "labeled": data.images,
+        **({} if data.labeled is None else {"labeled": data.labeled.images}),
+        **({} if data.pool is None else {"unlabeled": data.pool}),
+        "validation": job.held_out.validation,
+        "test": job.held_out.test,
+    }
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
     )
+    changes = None if run.is_new else describe_changes(run, sources, job.classes.names)
+    if changes is not None:
+        log.warning("The images of %s have changed since it began: %s.", run.path, changes)
+    write_image_lists(run, sources, job.classes.names)
 
 
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:

@@ -77,9 +77,7 @@ def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(
     remove_ten_unlabeled_images()
     done = kdedge("distill", "r.yaml", "--resume")
     assert done.code == 0, done.err
-    changes = "10 of 40 unlabeled images are missing or unreadable"
-    assert f"was interrupted with different training images: {changes}.\n  Restore them" in done.err
-    assert done.err.count(changes) == 1
+    assert "was interrupted with different training images.\n" in done.err
     assert Path("runs/tiny/03/student.safetensors").is_file()
 
 

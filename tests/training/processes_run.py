@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kdedge.distributed import PeerOutOfMemory, ProcessGroup, joined
+from kdedge.distributed import ProcessGroup, joined
 from kdedge.errors import KdedgeError
 
 N_ROWS = 5
@@ -39,57 +39,9 @@ def exchange(group: ProcessGroup) -> Any:
     }
 
 
-def memory(group: ProcessGroup) -> Any:
-    """A training in which the second process alone has room for one image at a time."""
-    toy = _toy()
-    asked = []
-
-    class Narrow(toy.ToyMethod):
-        def training_step(self, batch: Any) -> Any:
-            asked.append(batch.micro_batch)
-            output = super().training_step(batch)
-            if group.rank == 1 and batch.micro_batch != 1:
-                raise MemoryError
-            return output
-
-    toy.seed_everything(1)
-    method = Narrow()
-    with tempfile.TemporaryDirectory() as folder:
-        toy.train_toy(toy.make_run(Path(folder)), method, group=group)
-    weights = {name: value.flatten().tolist() for name, value in toy.weights_of(method).items()}
-    return {"asked": asked, "weights": weights}
-
-
-def room(group: ProcessGroup) -> Any:
-    """An exchange for which the second process has no room at first."""
-    if group.rank == 1:
-        _fail_once()
-    own = torch.arange(N_ROWS, dtype=torch.float32)[:, None][group.shard(N_ROWS)]
-    where = "nowhere"
-    try:
-        group.gather(own, N_ROWS)
-    except PeerOutOfMemory:
-        where = "elsewhere"
-    except MemoryError:
-        where = "here"
-        group.signal_out_of_memory()
-    return {"where": where, "whole": group.gather(own, N_ROWS).flatten().tolist()}
-
-
-def _fail_once() -> None:
-    """Makes the next `new_zeros` find no memory."""
-    plain = torch.Tensor.new_zeros
-
-    def fail(*_: Any, **__: Any) -> Any:
-        torch.Tensor.new_zeros = plain
-        raise MemoryError
-
-    torch.Tensor.new_zeros = fail
-
-
 def work(group: ProcessGroup) -> Any:
-    """All three."""
-    return {name.__name__: name(group) for name in (exchange, memory, room)}
+    """What they exchange."""
+    return {"exchange": exchange(group)}
 
 
 def death(group: ProcessGroup) -> Any:

@@ -19,13 +19,13 @@ from PIL import Image
 from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
 from kdedge.data.sources import Item, Source
-from kdedge.errors import DivergedError, ResourceError
+from kdedge.errors import DivergedError
 from kdedge.methods import promptsrc
 from kdedge.methods.protocol import StepOutput
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import Job, batches_of
 from kdedge.training.job.trial import trial_steps
-from kdedge.training.preflight import check, check_memory, estimate_seconds, memory
+from kdedge.training.preflight import check, estimate_seconds, memory
 from kdedge.training.teach import teacher_job
 
 CPU = torch.device("cpu")
@@ -197,21 +197,6 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_it_ends_a_run(job: Job) -> 
 
 
 GIB = 2**30
-
-
-def test_memory_is_the_peak_of_the_machines() -> None:
-    found = check_memory(peak_bytes=3 * GIB, total_bytes=16 * GIB, usable_bytes=4 * GIB)
-    assert found.found == "3.0 GiB of 16.0 GiB at the peak"
-    check_memory(peak_bytes=3 * GIB, total_bytes=16 * GIB, usable_bytes=None)
-
-
-def test_a_machine_with_less_memory_left_than_the_steps_took_is_a_resource_error() -> None:
-    with pytest.raises(ResourceError) as caught:
-        check_memory(peak_bytes=3 * GIB, total_bytes=16 * GIB, usable_bytes=2 * GIB)
-    text = str(caught.value)
-    assert "took 3.0 GiB" in text
-    assert "2.0 GiB of this machine's 16.0 GiB are free" in text
-    assert "optim.batch_size" in text
 
 
 def test_memory_on_the_cpu_is_that_of_this_process_and_this_machine() -> None:

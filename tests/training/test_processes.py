@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -91,24 +90,6 @@ def test_shares_are_put_together_and_gradients_are_those_of_one_process(worked: 
     for one in (found["exchange"] for found in worked):
         assert one["gradients"] == pytest.approx(expected["gradients"], rel=1e-6)
         assert {**one, "gradients": expected["gradients"]} == expected
-
-
-def test_all_take_smaller_parts_where_one_has_no_room_and_learn_what_one_learns(
-    worked: list[Any], toy: ModuleType, tmp_path: Path
-) -> None:
-    first, second = (found["memory"] for found in worked)
-    assert first["asked"] == second["asked"] == [None, *[1] * 3 * toy.N_STEPS]
-    toy.seed_everything(1)
-    alone = toy.ToyMethod()
-    toy.train_toy(toy.make_run(tmp_path), alone)
-    for name, value in toy.weights_of(alone).items():
-        assert first["weights"][name] == pytest.approx(value.flatten().tolist(), rel=1e-5)
-
-
-def test_an_exchange_that_one_has_no_room_for_is_given_up_by_all(worked: list[Any]) -> None:
-    found = [each["room"] for each in worked]
-    assert [each["where"] for each in found] == ["elsewhere", "here"]
-    assert all(each["whole"] == [0, 1, 2, 3, 4] for each in found)
 
 
 def test_a_process_that_dies_ends_the_others_with_a_message(pair: Pair) -> None:

@@ -2,7 +2,7 @@
 
 If memory runs out, the step is repeated with half as many images at a time in the image encoder,
 and all later steps use that number. Gradients stay those of the whole batch (`methods/_encode.py`).
-If there are several processes, all of them change together.
+Several processes do not change it: they have `optim.micro_batch` as a number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
-from kdedge.distributed import SINGLE_PROCESS, PeerOutOfMemory, ProcessGroup
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer, set_learning_rate
@@ -110,7 +110,7 @@ class Stepper:
             try:
                 with self._undone_on_error():
                     return self._passes(batch.in_micro_batches(self.micro_batch), diverged)
-            except (RuntimeError, MemoryError, PeerOutOfMemory) as error:
+            except (RuntimeError, MemoryError) as error:
                 micro_batch = self._smaller(batch, error)
             # The failed passes' tensors are freed with the error, so their memory is free only here
             if self._device.type == "cuda":
@@ -148,15 +148,10 @@ class Stepper:
 
     def _smaller(self, batch: Batch, error: Exception) -> int:
         """Half as many images at a time; raises the error if that cannot help."""
-        is_elsewhere = isinstance(error, PeerOutOfMemory)
-        if not is_elsewhere and not is_out_of_memory(error):
-            raise error
-        if not is_elsewhere:
-            self._group.signal_out_of_memory()
-        n_images = max(part.n_images for part in (batch, batch.labeled) if part is not None)
-        largest = math.ceil(n_images / self._group.world_size)
+        largest = max(part.n_images for part in (batch, batch.labeled) if part is not None)
         now = min(self.micro_batch or largest, largest)
-        if self._settings.micro_batch != "auto" or now == 1 or not self._method.can_split_batches:
+        can_split = self._settings.micro_batch == "auto" and self._method.can_split_batches
+        if not is_out_of_memory(error) or self._group.world_size > 1 or now == 1 or not can_split:
             raise error
         _LOG.warning(
             "Memory ran out with %d images at a time. Continuing with %d, which gives the same"
