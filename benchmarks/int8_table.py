@@ -10,7 +10,7 @@ export` does; figures come from evenly spaced test images, or from unlabeled one
 uses where the recipe has no test images. Agreement is the share of images with the top-1 of RUN's
 unfused float32 model. Layers in FP16 are those that INT8 quantizes by default and here does not.
 Latency is a median on this CPU, one image a call, all files in one process and in turns; the ratio
-is float32's latency by the file's. Q/DQ files are meant for GPUs, and no CPU has FP8.
+is float32's latency by the file's. Q/DQ files are meant for GPUs.
 
 --planted plants outliers in RUN's image encoder first (`planted_outliers.py`).
 """
@@ -49,7 +49,6 @@ from kdedge.runtime.batches import run_batches, to_input
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as backend
-from kdedge.targets.onnx.fp8 import to_fp8
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import write_onnx
@@ -63,9 +62,6 @@ RECIPES: dict[str, Callable[[Path, Path, Images], None]] = {
     "ONNX Runtime static": ort_static,
     "linear layers, largest values": partial(ours, smoothed=False),
     "linear layers, SmoothQuant 0.5": ours,
-    "FP8 (computed on the CPU)": lambda source, output, images: to_fp8(
-        source, output, calibration=images
-    ),
     "ModelOpt's own placement": modelopt,  # replaces parts of ONNX Runtime's quantizer
 }
 GATES = {"search, gate 98": 98.0, "search, gate 99": 99.0}

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         open_artifact,
         reseal,
         write_browser,
-        write_deepstream,
         write_triton,
     )
     from kdedge.api.bench import bench, check_speed
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from kdedge.api.serve import serve
     from kdedge.api.suite import run_suite
     from kdedge.api.train import distill, fill_teacher_store, teach, train
-    from kdedge.api.verify import verify_client
+    from kdedge.api.verify import verify_client, write_smoke_images
     from kdedge.api.watch import watch
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
@@ -67,7 +66,7 @@ _HOMES = {
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": (
-        *("open_artifact", "cpu_choice", "reseal", "write_triton", "write_deepstream"),
+        *("open_artifact", "cpu_choice", "reseal", "write_triton"),
         "write_browser",
     ),
     "kdedge.api.classes": ("change_classes",),
@@ -81,7 +80,7 @@ _HOMES = {
     "kdedge.api.comparison": ("Comparison",),
     "kdedge.api.serve": ("serve",),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
-    "kdedge.api.verify": ("verify_client",),
+    "kdedge.api.verify": ("verify_client", "write_smoke_images"),
     "kdedge.api.watch": ("watch",),
     "kdedge.api.about": ("doctor", "list_methods", "schema"),
     "kdedge.config.recipe": ("Recipe",),
@@ -150,7 +149,7 @@ __all__ = [
     "verify_set",
     "watch",
     "write_browser",
-    "write_deepstream",
+    "write_smoke_images",
     "write_triton",
 ]
 

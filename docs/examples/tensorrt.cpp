@@ -1,4 +1,4 @@
-// Classifies an image with an engine and TensorRT's C++ API, 8.6 or later.
+// Classifies an image with an engine and TensorRT's C++ API, 10 or later.
 //
 //     c++ -std=c++17 tensorrt.cpp -lnvinfer -lcudart -o classify
 //     ./classify model.fp16.engine image.rgb

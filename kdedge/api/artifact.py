@@ -96,27 +96,6 @@ def write_triton(source: Any, folder: str | Path, *, precision: Precision | None
     return triton.write_triton(open_artifact(source), Path(folder), precision=precision)
 
 
-def write_deepstream(source: Any, folder: str | Path) -> Path:
-    """Writes a folder for DeepStream's nvinfer, which builds the engine itself.
-
-    Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
-        folder: a new folder.
-
-    Returns:
-        Path of the configuration.
-
-    Raises:
-        RecipeError: the folder exists, or nvinfer cannot run artifacts of this kind.
-        DataError: the artifact has no file for it, or the file has changed since the export.
-        SetupError: onnx is not installed.
-        ResourceError: the folder cannot be written.
-    """
-    from kdedge.deploy import deepstream
-
-    return deepstream.write_deepstream(open_artifact(source), Path(folder))
-
-
 def write_browser(source: Any, folder: str | Path, *, precision: Precision | None = None) -> Path:
     """Writes a page that classifies pictures and the camera in a browser.
 

@@ -57,7 +57,6 @@ class ExportRequest:
         targets: besides the ONNX files, which a run's export always has.
         fp16: make FP16 files.
         int8: make INT8 files, and FP16 ones to compare them with.
-        fp8: make FP8 files, and FP16 ones to compare them with.
         cpu: find the fastest file for this CPU, and make all that could be it.
     """
 
@@ -65,7 +64,6 @@ class ExportRequest:
     targets: tuple[Target, ...] = ()
     fp16: bool = False
     int8: bool = False
-    fp8: bool = False
     cpu: bool = False
 
     @property
@@ -75,15 +73,13 @@ class ExportRequest:
 
     @property
     def precisions(self) -> set[Precision]:
-        """The precisions to make; INT8 and FP8 add FP16, to compare with."""
-        return {*self.lowest, "fp16"} if self.lowest else set()
+        """The precisions to make; INT8 adds FP16, to compare with."""
+        return set() if self.lowest is None else {self.lowest, "fp16"}
 
     @property
-    def lowest(self) -> list[Precision]:
-        """The lowest precision asked for, of INT8 and FP8 both; empty if none is."""
-        in_bytes: dict[Precision, bool] = {"int8": self.int8, "fp8": self.fp8}
-        lowest: list[Precision] = [name for name, is_asked in in_bytes.items() if is_asked]
-        return lowest or (["fp16"] if self.fp16 else [])
+    def lowest(self) -> Precision | None:
+        """The lowest precision asked for."""
+        return "int8" if self.int8 else "fp16" if self.fp16 else None
 
 
 @dataclass
@@ -165,13 +161,11 @@ class Export:
     def add_servers(
         self,
         triton: Path | None,
-        deepstream: Path | None,
         browser: Path | None,
         precision: Precision | None,
     ) -> None:
-        """Writes the folders for Triton, DeepStream and browsers that were asked for."""
+        """Writes the folders for Triton and browsers that were asked for."""
         from kdedge.deploy.browser import write_browser
-        from kdedge.deploy.deepstream import write_deepstream
         from kdedge.deploy.triton import write_triton
 
         try:
@@ -179,13 +173,6 @@ class Export:
                 self.written.append(
                     write_triton(self.artifact, triton, precision=precision, built=self.names)
                 )
-            if deepstream is not None:
-                if precision == "int8":
-                    log.warning(
-                        "The DeepStream config does not use the INT8 file: DeepStream runs INT8"
-                        " only with a calibration table of its own."
-                    )
-                self.written.append(write_deepstream(self.artifact, deepstream))
             if browser is not None:
                 self.written.append(write_browser(self.artifact, browser, precision=precision))
         except KdedgeError as error:
@@ -198,7 +185,6 @@ def export(
     targets: Sequence[str] = (),
     fp16: bool = False,
     int8: bool = False,
-    fp8: bool = False,
     cpu: bool = False,
     **options: Unpack[ExportOptions],
 ) -> Artifact:
@@ -212,7 +198,6 @@ def export(
         targets: besides the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
         fp16: make FP16 files.
         int8: make INT8 files, and FP16 ones to compare them with.
-        fp8: make FP8 files, and FP16 ones to compare them with.
         cpu: make and measure all files that run on a CPU. `predict` and `load` then take the
             fastest one that passed its gate, on machines like this; `cpu_choice` has the table.
         options: `classes` (names or a file), `output` (the artifact's folder), `overrides` (keys of
@@ -234,7 +219,7 @@ def export(
     )
     names = [targets] if isinstance(targets, str) else targets
     chosen = tuple(find_target(name) for name in names if name != "onnx")
-    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8, fp8=fp8, cpu=cpu)
+    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8, cpu=cpu)
     if request.is_artifact and options.keys() - {"root"}:
         raise RecipeError(
             f"{request.source} is an artifact, and {', '.join(sorted(options))} can only be given"
@@ -253,7 +238,7 @@ def make_export(request: ExportRequest, options: ExportOptions) -> Export:
     from kdedge.deploy.build import check_precisions
 
     for target in request.targets:  # fail before the slow work
-        check_precisions(target, request.lowest)
+        check_precisions(target, [] if request.lowest is None else [request.lowest])
     if not request.is_artifact:
         return _export_run(request, options)
     made = Export(load_artifact(Path(str(request.source))))
@@ -300,7 +285,7 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     recipe = trained.loaded.recipe
     needed = request.precisions | set(recipe.export.precisions)
     built_from = set(needed)
-    if {"fp8", "int8"} & needed:
+    if "int8" in needed:
         built_from.add("fp16")
     for target in request.targets:
         chosen = precisions_of(target, built_from)

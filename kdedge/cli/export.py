@@ -70,14 +70,12 @@ class _Wanted:
         targets: targets whose flags are set.
         fp16: `--fp16`.
         int8: `--int8`.
-        fp8: `--fp8`.
         cpu: `--cpu`.
     """
 
     targets: tuple[Target, ...]
     fp16: bool
     int8: bool
-    fp8: bool
     cpu: bool
 
 
@@ -86,7 +84,6 @@ class _Servers:
     """Folders for inference servers and browsers."""
 
     triton: Path | None
-    deepstream: Path | None
     browser: Path | None
 
 
@@ -111,11 +108,6 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @_target_flags
 @click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
 @click.option("--int8", is_flag=True, help="Write INT8 files, and FP16 ones to compare them with.")
-@click.option(
-    "--fp8",
-    is_flag=True,
-    help="Write an FP8 file for GPUs since Ada and Hopper, and an FP16 one to compare it with.",
-)
 @click.option(
     "--cpu",
     is_flag=True,
@@ -177,11 +169,6 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Write a model repository for Triton into this new folder.",
 )
 @click.option(
-    "--deepstream",
-    type=click.Path(path_type=Path),
-    help="Write a DeepStream config into this new folder.",
-)
-@click.option(
     "--browser",
     type=click.Path(path_type=Path),
     help="Write a page that classifies pictures and the camera in a browser into this new folder;"
@@ -218,13 +205,7 @@ def command(
     from kdedge.api.export import ExportRequest, make_export
 
     targets = tuple(target for target in wanted.targets if target.name != "onnx")
-    request = ExportRequest(
-        *(source, targets),
-        fp16=wanted.fp16,
-        int8=wanted.int8,
-        fp8=wanted.fp8,
-        cpu=wanted.cpu,
-    )
+    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8, cpu=wanted.cpu)
     if reseal:
         given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
         if source is None or not request.is_artifact or any(given):
@@ -236,15 +217,13 @@ def command(
         if not (targets or wanted.cpu or any(vars(servers).values())):
             raise click.UsageError(
                 f"{source} is an artifact. Name what to build from it:"
-                f" {', '.join(_flags_for_artifacts())}, --cpu, --triton DIR, --deepstream DIR"
-                " or --browser DIR."
+                f" {', '.join(_flags_for_artifacts())}, --cpu, --triton DIR or --browser DIR."
             )
     else:
         need_training_packages("Folding a run")
     made = make_export(request, for_run.as_options(root))
     if not made.failed:  # else a server would get another file than the one that failed
-        lowest = next(iter(request.lowest), None)
-        made.add_servers(servers.triton, servers.deepstream, servers.browser, lowest)
+        made.add_servers(servers.triton, servers.browser, request.lowest)
     record = {
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,

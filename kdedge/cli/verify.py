@@ -1,4 +1,4 @@
-"""Check a client program in any language against an artifact."""
+"""Check the answers of a client program in any language against an artifact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._output import FiniteRange, json_option, print_result
+from kdedge.cli._output import json_option, print_result
 
 if TYPE_CHECKING:
     from kdedge.deploy.client import ClientCheck, Pictures
@@ -16,17 +16,12 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("answers", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--client",
-    required=True,
-    metavar="CMD",
-    help='The program and its first arguments, as one text: "python client.py".',
-)
-@click.option(
-    "--file",
-    metavar="NAME",
-    help="The artifact's model file that the client gets. [default: model.image.onnx, or else"
-    " model.onnx]",
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the images of the smoke set into this new folder, for the program to classify.",
 )
 @click.option(
     "--pictures",
@@ -36,30 +31,41 @@ if TYPE_CHECKING:
     help="Format of the images. Both are lossless; a PPM file is read without a library.",
 )
 @click.option(
-    "--timeout",
-    type=FiniteRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time for all images; a client that takes longer is ended.",
+    "--file",
+    metavar="NAME",
+    help="The artifact's model file that the program ran. [default: model.image.onnx, or else"
+    " model.onnx]",
 )
 @json_option
 def command(
-    artifact: Path, client: str, file: str | None, pictures: Pictures, timeout: float, as_json: bool
+    artifact: Path,
+    answers: Path | None,
+    images: Path | None,
+    pictures: Pictures,
+    file: str | None,
+    as_json: bool,
 ) -> None:
     """Check that a program answers as ARTIFACT does on the images of its smoke set.
 
-    The program is called once, as CMD MODEL IMAGE ..., and prints a JSON object a line for each
-    image, in their order: {"label": "cat", "score": 93.1}. The score, in percent, may be left out.
-    With "rgb_mean", the means of red, green and blue over the square that the model sees, 0 to 255,
-    the message also tells whether resize, crop and channels are right.
+    First, --images DIR writes the images. ANSWERS is a file with the program's answers: a JSON
+    object a line for each image, in the order of their names: {"label": "cat", "score": 93.1}. The
+    score, in percent, may be left out. With "rgb_mean", the means of red, green and blue over the
+    square that the model sees, 0 to 255, the message also tells whether resize, crop and channels
+    are right.
 
-    The exit code is 6 if an answer differs, or if the program fails, hangs or prints something
-    else.
+    The exit code is 6 if an answer differs or ANSWERS is something else.
     """
-    from kdedge.api.verify import make_client_check
+    from kdedge.api.verify import compare_answers, write_smoke_images
 
-    found = make_client_check(artifact, client, file=file, pictures=pictures, timeout_s=timeout)
+    if (answers is None) == (images is None):
+        raise click.UsageError("Give either ANSWERS or --images DIR.")
+    if images is not None:
+        written = write_smoke_images(artifact, images, pictures=pictures)
+        paths = [str(path) for path in written]
+        print_result(paths, as_json=as_json, text=f"Wrote {len(paths)} images into {images}.")
+        return
+    assert answers is not None
+    found = compare_answers(artifact, answers, file=file)
     print_result(asdict(found), as_json=as_json, text=_as_text(found))
     if found.error is not None:
         raise found.error

@@ -23,12 +23,11 @@ KnownShare = Annotated[Percent, AfterValidator(_check_share)]
 class ExportSpec(Strict):
     """The exported files. model.onnx, the float32 graph, is always made."""
 
-    precisions: tuple[Literal["fp16", "fp8", "int8"], ...] = Field(
+    precisions: tuple[Literal["fp16", "int8"], ...] = Field(
         (),
         strict=False,
         description="Precisions to export besides float32. fp16: half-precision weights and"
-        " arithmetic. fp8: E4M3 in a ViT's linear layers, for GPUs since Ada and Hopper; needs"
-        " calibration images. int8: explicit quantization (Q/DQ), which needs calibration images."
+        " arithmetic. int8: explicit quantization (Q/DQ), which needs calibration images."
         " On a ViT int8 is often no faster than fp16, so measure both.",
     )
     head: Literal["scores", "argmax"] = Field(
@@ -56,8 +55,8 @@ class ExportSpec(Strict):
     )
     pixels: Literal["float", "uint8"] = Field(
         "float",
-        description="Input of the graph. float: float32 pixels, 0-1, as DeepStream feeds them."
-        " uint8: 0-255, a quarter of the bytes to copy. The graph applies mean and std itself.",
+        description="Input of the graph. float: float32 pixels, 0-1. uint8: 0-255,"
+        " a quarter of the bytes to copy. The graph applies mean and std itself.",
     )
     batch: Literal["dynamic"] | Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(
         "dynamic",
@@ -128,9 +127,6 @@ class AgreementSpec(Strict):
     )
     fp16: Percent = Field(
         "99.5%", description="Lowest agreement of fp16 files. The default is our choice."
-    )
-    fp8: Percent = Field(
-        "99%", description="Lowest agreement of fp8 files. The default is our choice."
     )
     int8: Percent = Field(
         "98%", description="Lowest agreement of int8 files. The default is our choice."

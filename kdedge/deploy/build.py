@@ -291,7 +291,7 @@ def _elsewhere(
 ) -> SetupError:
     """The error of a machine that cannot build engines, with the command for one that can."""
     words = ["kdedge", "export", str(artifact.path), target.flag]
-    words += [f"--{precision}" for precision in ("fp8", "int8") if precision in precisions]
+    words += ["--int8"] if "int8" in precisions else []
     return SetupError(
         f"{error}\n"
         f"  The artifact {artifact.path} is complete without engines. To build them, copy it to"

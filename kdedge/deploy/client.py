@@ -1,7 +1,7 @@
-"""Checks a program in any language against an artifact's smoke set.
+"""Checks the answers of a program in any language against an artifact's smoke set.
 
-The program is called once, as `CMD MODEL IMAGE ...`, and prints one JSON object a line for each
-image, in their order:
+The program classifies the smoke set's images and writes one JSON object a line for each image, in
+the order of the images' names:
 
     {"label": "cat", "score": 93.1, "rgb_mean": [118.2, 110.9, 98.4]}
 
@@ -11,16 +11,9 @@ red, green and blue over the square that the model sees, 0 to 255; both may be l
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import shlex
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +23,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
-from kdedge.errors import GateError, RecipeError
+from kdedge.errors import DataError, GateError
+from kdedge.folders import new_folder
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.batches import softmax
 from kdedge.targets.load import load_file
@@ -45,7 +39,6 @@ MEAN_TOLERANCE = 0.5
 """Largest difference of a channel's mean, of 255."""
 
 _MAX_ANSWER_BYTES = 10_000_000
-_LOOK_EVERY_S = 0.02
 _N_SHOWN = 3
 
 
@@ -69,7 +62,7 @@ class ClientCheck:
     """How a client's answers compare with the artifact's.
 
     Attributes:
-        file: name of the model file that the client was given.
+        file: name of the model file that the client ran.
         n_images: number of images.
         n_whole: how many of them the client had to resize and crop.
         max_score_difference: percentage points; None if no score was compared.
@@ -108,41 +101,55 @@ class _Answer:
     rgb_mean: tuple[float, ...] | None
 
 
-def check_client(
-    artifact: Artifact,
-    client: Sequence[str],
-    *,
-    file: ModelFile,
-    pictures: Pictures = "ppm",
-    timeout_s: float = 60.0,
-) -> ClientCheck:
-    """Runs a client on the images of the smoke set, and compares its answers.
+def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> list[Path]:
+    """Writes the smoke set's images, which a client classifies, into a new folder.
+
+    Args:
+        artifact: the artifact, with a smoke set.
+        folder: the folder, which must not exist.
+        pictures: format of the images: both are lossless.
+
+    Raises:
+        RecipeError: the folder exists.
+        DataError: the smoke set is missing, or has changed since the export.
+        ResourceError: the folder cannot be written.
+    """
+    whole = _chosen(load_smoke_set(artifact)).whole()
+    names = [f"{number:03}.{pictures}" for number in range(len(whole))]
+    with new_folder(folder) as (part, _):
+        for name, image in zip(names, whole, strict=True):
+            Image.fromarray(image).save(part / name)
+    return [folder / name for name in names]
+
+
+def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientCheck:
+    """Compares a client's answers with the artifact's.
 
     A float32 file's answers are those of the smoke set. Another file is run by kdedge here, for
     the answers that it gives.
 
     Args:
         artifact: the artifact, with a smoke set.
-        client: the program and its first arguments.
-        file: the model file that the client gets.
-        pictures: format of the images: both are lossless.
-        timeout_s: time for all images, seconds.
+        path: the file of the client's answers.
+        file: the model file that the client ran.
 
     Raises:
-        RecipeError: the program cannot be started.
-        GateError: it fails, does not end in time, or does not print an answer for each image.
-        DataError: the smoke set or the file is missing, or has changed since the export.
+        GateError: the file does not have an answer for each image.
+        DataError: it cannot be read; the smoke set or the model file is missing, or has changed
+            since the export.
     """
-    model = artifact.checked(file.name).resolve()
+    artifact.checked(file.name)
     smoke = _chosen(load_smoke_set(artifact))
+    try:
+        if path.stat().st_size > _MAX_ANSWER_BYTES:
+            raise GateError(f"{path} has more than {_MAX_ANSWER_BYTES:,} bytes.\n  {_FORMAT}")
+        answers = _parse(path.read_text(encoding="utf-8"), len(smoke.pixels), artifact.class_names)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path} cannot be read: {reason}.\n  {_FORMAT}") from error
+    except UnicodeDecodeError as error:
+        raise GateError(f"{path} is no UTF-8 text: {error}.\n  {_FORMAT}") from error
     scores = 100 * softmax(_expected_logits(artifact, file, smoke))
-    with tempfile.TemporaryDirectory(prefix="kdedge-verify-") as folder:
-        paths = []
-        for number, image in enumerate(smoke.whole()):
-            paths.append(Path(folder) / f"{number:03}.{pictures}")
-            Image.fromarray(image).save(paths[-1])
-        text = _run(client, [str(model), *map(str, paths)], Path(folder), timeout_s)
-    answers = _parse(text, len(smoke.pixels), artifact.class_names)
     return _compare(artifact, file, smoke, scores, answers)
 
 
@@ -164,79 +171,6 @@ def _expected_logits(
         backend.close()
 
 
-def _run(client: Sequence[str], arguments: list[str], folder: Path, timeout_s: float) -> str:
-    """Runs a program to its end, and returns what it printed.
-
-    Raises:
-        RecipeError: it cannot be started.
-        GateError: it fails, does not end in time, or prints too much or no text.
-    """
-    out, err = folder / "stdout", folder / "stderr"
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        try:
-            process = subprocess.Popen(  # noqa: S603 - the user's own program, without a shell
-                [*client, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            reason = (getattr(error, "strerror", None) or str(error)).lower()
-            raise RecipeError(
-                f"The client {client[0]} cannot be started: {reason}.\n"
-                '  Give a program and its arguments: --client "python client.py"'
-            ) from error
-        with _ended(process):
-            problem = _wait(process, (out, err), timeout_s)
-    if problem is None and process.returncode:
-        problem = f"ended with {_code(process.returncode)}"
-    if problem is not None:
-        last = err.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()[-5:]
-        told = "".join(f"\n  {line[:300]}" for line in last)
-        raise GateError(f"The client {problem}: {shlex.join(client)[:200]} MODEL IMAGE ...{told}")
-    try:
-        return out.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise GateError(f"The client prints no UTF-8 text: {error}.\n  {_FORMAT}") from error
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Context after which the process has ended, with those that it started."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait(
-    process: subprocess.Popen[bytes], outputs: Sequence[Path], timeout_s: float
-) -> str | None:
-    """Waits for a process; returns what is wrong with it, or None if it has ended."""
-    end = time.monotonic() + timeout_s
-    while True:
-        has_ended = process.poll() is not None
-        if any(path.stat().st_size > _MAX_ANSWER_BYTES for path in outputs):
-            return f"printed more than {_MAX_ANSWER_BYTES:,} bytes"
-        if has_ended:
-            return None
-        if time.monotonic() > end:
-            return f"did not end within {timeout_s:g} s"
-        time.sleep(_LOOK_EVERY_S)
-
-
-def _code(code: int) -> str:
-    if code > 0:
-        return f"exit code {code}"
-    try:
-        return f"the signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"the signal {-code}"
-
-
 _FORMAT = (
     'Expected one line for each image, in their order, such as {"label": "cat", "score": 93.1}.'
 )
@@ -253,7 +187,7 @@ def _parse(text: str, n_images: int, class_names: Sequence[str]) -> list[_Answer
     answers = [_answer(line, number, known) for number, line in enumerate(lines, 1)]
     if len(answers) != n_images:
         raise GateError(
-            f"The client printed {len(answers)} answers for {n_images} images.\n  {_FORMAT}"
+            f"The client gave {len(answers)} answers for {n_images} images.\n  {_FORMAT}"
         )
     return answers
 

@@ -48,7 +48,6 @@ from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
 
-PRECISIONS_IN_BYTES: tuple[Precision, ...] = ("int8", "fp8")
 CALIBRATION_RECORD = "calibration.json"
 N_HELD_OUT = 256
 """Images besides those for ranges, on which INT8 models are chosen: one is 0.4 points."""
@@ -103,13 +102,11 @@ def export_artifact(
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Choose another folder.")
     pool = trained.images("unlabeled")
-    in_bytes = [name.upper() for name in PRECISIONS_IN_BYTES if name in precisions]
-    if in_bytes and (pool is None or not pool.indices):
+    if "int8" in precisions and (pool is None or not pool.indices):
         raise DataError(
-            f"{trained.run.path}: its recipe has no unlabeled images, but {in_bytes[0]} needs real"
+            f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real"
             " images for calibration.\n"
-            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave"
-            f" {in_bytes[0]} out."
+            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave INT8 out."
         )
     lists = {"unlabeled": pool, "test": trained.images("test")}
     warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
@@ -188,7 +185,7 @@ class _Writer:
         self._add(
             "fp32", BuildRequest(self.artifact, self._folder, model=self._model, options=options)
         )
-        if set(PRECISIONS_IN_BYTES) & set(precisions):
+        if "int8" in precisions:
             assert pool is not None  # checked before anything was written
             ranges, held_out = self._calibration_set(pool).hold_out(N_HELD_OUT)
             check_disjoint(ranges, held_out, self._reference.digests)
@@ -197,10 +194,7 @@ class _Writer:
             self._keep(record)
             self.calibration = images = to_input(ranges.pixels, self._spec.pixels)
             self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
-            if "int8" in precisions:
-                self._add_int8(images, to_input(held_out.pixels, self._spec.pixels), options)
-            if "fp8" in precisions:
-                self._add("fp8", self._from_float32(images))
+            self._add_int8(images, to_input(held_out.pixels, self._spec.pixels), options)
         elif "fp16" in precisions:
             self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET

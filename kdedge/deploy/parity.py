@@ -172,8 +172,6 @@ def gate_error(
     remedies = {
         "int8": "Calibrate on more images (export.calibration_images), leave int8 out of"
         " export.precisions",
-        "fp8": "Calibrate on more images (export.calibration_images), leave fp8 out of"
-        " export.precisions",
         "fp16": "Leave fp16 out of export.precisions",
         "bf16": "Use the float32 file",
         "fp32": "Export again, as float32 files should differ by rounding only",

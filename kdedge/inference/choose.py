@@ -151,11 +151,7 @@ def candidates(
         )
     if precision is None:
         asked = found
-        free = [
-            file
-            for file in found
-            if file.precision not in ("fp8", "int8") and file.gate != "missed"
-        ]
+        free = [file for file in found if file.precision != "int8" and file.gate != "missed"]
         found = [file for file in found if file in free or file.name == chosen]
         if not found:
             raise _only_when_asked(artifact, asked)

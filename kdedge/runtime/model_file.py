@@ -18,7 +18,7 @@ from kdedge.records import (
 from kdedge.results import ParityResult
 from kdedge.runtime.none_of_these import NoneBelow
 
-Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Device = Literal["any", "cpu", "gpu"]
 Gate = Literal["passed", "missed", "not measured"]
 

@@ -68,17 +68,17 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         ("classes", "art", "--remove", "cat"),
     ),
     "verify_client": (
-        lambda: kdedge.verify_client("art", "true"),
-        ("verify", "art", "--client", "true"),
+        lambda: kdedge.verify_client("art", "answers"),
+        ("verify", "art", "answers"),
+    ),
+    "write_smoke_images": (
+        lambda: kdedge.write_smoke_images("art", "images"),
+        ("verify", "art", "--images", "images"),
     ),
     "reseal": (lambda: kdedge.reseal("art"), ("export", "art", "--reseal")),
     "write_triton": (
         lambda: kdedge.write_triton("art", "models"),
         ("export", "art", "--triton", "models"),
-    ),
-    "write_deepstream": (
-        lambda: kdedge.write_deepstream("art", "ds"),
-        ("export", "art", "--deepstream", "ds"),
     ),
     "write_browser": (
         lambda: kdedge.write_browser("art", "page"),

@@ -40,9 +40,8 @@ def test_servers_get_their_folders(make_artifact: MakeArtifact, tmp_path: Path) 
     made = make_artifact(tmp_path / "artifact")
     model = kdedge.write_triton(made, tmp_path / "models", precision="fp32")
     assert (model / "1" / "model.onnx").is_file()
-    assert kdedge.write_deepstream(made, tmp_path / "ds").parent == tmp_path / "ds"
     with pytest.raises(kdedge.RecipeError, match="exists"):
-        kdedge.write_deepstream(made, tmp_path / "ds")
+        kdedge.write_triton(made, tmp_path / "models", precision="fp32")
 
 
 def test_benchmark_sets_are_listed_and_compared(tmp_path: Path) -> None:

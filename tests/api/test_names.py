@@ -68,7 +68,7 @@ NAMES = [
     "verify_set",
     "watch",
     "write_browser",
-    "write_deepstream",
+    "write_smoke_images",
     "write_triton",
 ]
 

@@ -190,7 +190,7 @@ def test_schema_explains_every_key_of_a_recipe_and_of_the_methods():
     for key in ("name", "data.labeled.shots", "teacher.run", "optim.schedule_per"):
         assert f"\n  {key}  (" in text
     assert "optim.lr  (number more than 0, at most 10, default 0.005)" in text
-    assert "\n  export.precisions  (list of fp16 | fp8 | int8, default [])" in text
+    assert "\n  export.precisions  (list of fp16 | int8, default [])" in text
     assert "\n  gates.agreement.int8  (text, default 98%)" in text
     assert "settings of the method promptkd" in text
     assert "n_ctx_vision  (whole number" in text

@@ -39,7 +39,7 @@ def test_a_recipe_without_the_keys_has_the_defaults(recipe: Path) -> None:
 
 def test_the_gates_give_numbers() -> None:
     assert GatesSpec().as_record() == {
-        "agreement": {"fp32": 99.9, "fp16": 99.5, "fp8": 99.0, "int8": 98.0},
+        "agreement": {"fp32": 99.9, "fp16": 99.5, "int8": 98.0},
         "max_drop": 1.0,
     }
 
@@ -47,7 +47,7 @@ def test_the_gates_give_numbers() -> None:
 def test_gates_that_are_not_named_keep_their_defaults(recipe: Path) -> None:
     loaded = load_recipe(recipe, ["gates.agreement={int8: 97.25%}", "gates.max_drop=2"]).recipe
     assert loaded.gates.as_record() == {
-        "agreement": {"fp32": 99.9, "fp16": 99.5, "fp8": 99.0, "int8": 97.25},
+        "agreement": {"fp32": 99.9, "fp16": 99.5, "int8": 97.25},
         "max_drop": 2.0,
     }
 
@@ -71,7 +71,6 @@ def test_a_stored_recipe_holds_the_gates_as_percentages(recipe: Path) -> None:
     assert values["gates"]["agreement"] == {
         "fp32": "99.9%",
         "fp16": "99.5%",
-        "fp8": "99%",
         "int8": "98%",
     }
     assert values["export"]["precisions"] == []
@@ -80,8 +79,8 @@ def test_a_stored_recipe_holds_the_gates_as_percentages(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("export.precisions=[fp4]", "export.precisions.0 must be fp16, fp8 or int8"),
-        ("export.precisions=[fp32]", "must be fp16, fp8 or int8"),
+        ("export.precisions=[fp4]", "export.precisions.0 must be fp16 or int8"),
+        ("export.precisions=[fp32]", "must be fp16 or int8"),
         ("export.precisions=fp16", "must be a list"),
         ("export.precisions=[int8, int8]", "int8 more than once"),
         ("export.head=logits", "must be scores or argmax"),

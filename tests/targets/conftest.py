@@ -205,19 +205,17 @@ def onnx_files(
     """Precision -> the student's ONNX file, for batches of 1 to 4."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    from kdedge.targets.onnx.fp8 import to_fp8
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.quantize import to_int8
     from kdedge.targets.onnx.trace import write_onnx
 
     folder = tmp_path_factory.mktemp("onnx")
     images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
-    names = ("model.onnx", "model.fp16.onnx", "model.fp8.onnx", "model.int8.onnx")
-    precisions = ("fp32", "fp16", "fp8", "int8")
+    names = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
+    precisions = ("fp32", "fp16", "int8")
     files = {key: folder / name for key, name in zip(precisions, names, strict=True)}
     write_onnx(tiny_model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
     to_fp16(files["fp32"], files["fp16"], images=images)
-    to_fp8(files["fp32"], files["fp8"], calibration=images)
     to_int8(files["fp32"], files["int8"], calibration=images)
     return files
 

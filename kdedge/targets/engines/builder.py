@@ -1,8 +1,7 @@
-"""Builds engines, with TensorRT 8.6 to 11 or TensorRT for RTX.
+"""Builds engines, with TensorRT 10 or 11 or TensorRT for RTX.
 
-The two packages have the same Python API. Features are probed by name, not by version: 11 has no
-precision flags and builds the precision of the file, 10 does the same for strongly typed networks,
-8 chooses the precision of each layer by flags.
+The two packages have the same Python API. Networks are strongly typed: the engine has the precision
+of the file.
 
 Polygraphy is not used: an environment variable, read at import, binds it to one of the two packages
 per process, but `kdedge export` may build for both. Its parser drops the names of refused nodes.
@@ -72,22 +71,19 @@ class EngineBuilder:
             self._trt = module
         self._module, self._timing_cache, self._has_gpu = module, timing_cache, has_gpu
         self._title = f"{title} {module.__version__}"
-        # Probed by name: 8 has no strong typing, 11 has only strong typing
-        self.is_strongly_typed = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     def build(self, request: EngineRequest, path: Path) -> dict[str, Any]:
         """Builds an engine and writes it atomically.
 
-        Ctrl-C cancels the build in TensorRT 10 and later. In older versions it takes effect after
-        the build.
+        Ctrl-C cancels the build.
 
         Args:
             request: source and options.
             path: the engine file, which must not exist.
 
         Returns:
-            Profiles (batch min, opt, max), flags, whether it is strongly_typed, the types of its
-            multiplications as parsed, the layers of the engine ("not measured" without a GPU).
+            Profiles (batch min, opt, max), flags, the types of its multiplications as parsed, the
+            layers of the engine ("not measured" without a GPU).
 
         Raises:
             DataError: the ONNX file is broken or has another precision or batch than requested, or
@@ -96,13 +92,6 @@ class EngineBuilder:
             ResourceError: memory or disk ran out.
         """
         refuse_existing(path)
-        if request.precision in ("fp8", "int8") and not self.is_strongly_typed:
-            raise SetupError(
-                f"{self._title} cannot build {request.onnx_path}: its {request.precision.upper()}"
-                " scales are in half precision (opset 19), which needs TensorRT 10 or later.\n"
-                f"  Leave --{request.precision} out, or install TensorRT 10 (on a Jetson:"
-                " JetPack 6.1)."
-            )
         cancel = make_cancel(self._module)
         data, record = in_a_thread(
             lambda: self._serialize(request, cancel), cancel, f"Building {path.name}"
@@ -118,7 +107,9 @@ class EngineBuilder:
             builder = self._trt.Builder(said)
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
             raise self._failure("cannot start to build", said, request) from error
-        network = builder.create_network(self._network_flags())
+        kinds = self._trt.NetworkDefinitionCreationFlag
+        strong = getattr(kinds, "STRONGLY_TYPED", None)  # a version may know no other typing
+        network = builder.create_network(0 if strong is None else 1 << int(strong))
         parser = self._trt.OnnxParser(network, said)
         is_parsed = parser.parse_from_file(str(request.onnx_path))
         if not is_parsed or parser.num_errors:
@@ -127,11 +118,9 @@ class EngineBuilder:
         products = self._check_products(network, request)
         config = builder.create_builder_config()
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED
-        self._set_flags(config, request)
         profiles = self._add_profiles(builder, config, images, request)
         self._read_timing_cache(config)
-        if cancel.monitor is not None:
-            config.progress_monitor = cancel.monitor
+        config.progress_monitor = cancel.monitor
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise self._failure("could not build", said, request)
@@ -140,7 +129,6 @@ class EngineBuilder:
         return data, {
             "profiles": profiles,
             "flags": self._flag_names(config),
-            "strongly_typed": self.is_strongly_typed,
             "multiplications": count_types(products),
             "layers": self._inspect(data),
         }
@@ -154,20 +142,8 @@ class EngineBuilder:
                 " convolutions.\n"
                 "  Export the run again."
             )
-        if self.is_strongly_typed:
-            check_precision(products, request.precision, request.onnx_path)
+        check_precision(products, request.precision, request.onnx_path)
         return products
-
-    def _network_flags(self) -> int:
-        kinds = self._trt.NetworkDefinitionCreationFlag
-        name = "STRONGLY_TYPED" if self.is_strongly_typed else "EXPLICIT_BATCH"
-        flag = getattr(kinds, name, None)
-        return 0 if flag is None else 1 << int(flag)
-
-    def _set_flags(self, config: Any, request: EngineRequest) -> None:
-        """In TensorRT 8, the precision that its builder may choose besides float32."""
-        if not self.is_strongly_typed and request.precision == "fp16":
-            config.set_flag(self._trt.BuilderFlag.FP16)
 
     def _flag_names(self, config: Any) -> list[str]:
         known = self._trt.BuilderFlag.__members__
@@ -296,9 +272,8 @@ def _only_input(network: Any, request: EngineRequest) -> Any:
 
 
 def _describe_node(error: Any) -> str:
-    """One parser error in words; TensorRT 10 and later give node names and operators."""
-    name = error.node_name() if hasattr(error, "node_name") else ""
-    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    """One parser error in words."""
+    name, operator = error.node_name(), error.node_operator()
     place = f"{name or f'number {error.node()}'}{f' ({operator})' if operator else ''}"
     return f"node {place}: {error.code().name.lower().replace('_', ' ')}: {error.desc()}"
 

@@ -17,7 +17,7 @@ class Cancel:
     """Switch that cancels a build in another thread.
 
     Attributes:
-        monitor: TensorRT's progress monitor that reads the switch; None if the package has none.
+        monitor: TensorRT's progress monitor, which reads the switch.
     """
 
     def __init__(self) -> None:
@@ -26,14 +26,12 @@ class Cancel:
 
 
 def make_cancel(module: ModuleType) -> Cancel:
-    """Makes the switch, with a monitor if the package has monitors (10 and later)."""
+    """Makes the switch, with its monitor."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
         trt = module
     cancel = Cancel()
-    if not hasattr(trt, "IProgressMonitor"):
-        return cancel
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Runs engines of TensorRT and of TensorRT for RTX, and explains failures.
 
-One code path works for 8.6, 10, 11 and TensorRT for RTX, by the name-based tensor API of TensorRT
-8.5 and later. Polygraphy's runner is not used: it supports only one of the two packages per
-process, as builder.py says, and would be one more package on the device.
+One code path works for 10, 11 and TensorRT for RTX, by the name-based tensor API. Polygraphy's
+runner is not used: it supports only one of the two packages per process, as builder.py says, and
+would be one more package on the device.
 """
 
 from __future__ import annotations

@@ -27,13 +27,11 @@ class Product:
         name: name of its layer, and of its node in the ONNX file.
         type: type of its operands, as TensorRT names it: FLOAT, HALF.
         is_int8: whether both operands come from 8-bit integers, so that it can run in INT8.
-        is_fp8: the same for FP8.
     """
 
     name: str
     type: str
     is_int8: bool = False
-    is_fp8: bool = False
 
 
 def find_products(network: Any) -> list[Product]:
@@ -60,19 +58,13 @@ def find_products(network: Any) -> list[Product]:
         inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
         operands = [tensor for tensor in inputs if tensor is not None][:2]
         stored = {stored_type(tensor) for tensor in operands} if len(operands) == 2 else {None}
-        is_fp8 = stored == {"FP8"}
-        is_int8 = None not in stored and not is_fp8
-        products.append(Product(layer.name, operands[0].dtype.name, is_int8, is_fp8))
+        products.append(Product(layer.name, operands[0].dtype.name, None not in stored))
     return products
 
 
 def count_types(products: Sequence[Product]) -> dict[str, int]:
-    """Number of products by type: INT8, FP8, HALF, FLOAT."""
-    return dict(
-        Counter(
-            "INT8" if item.is_int8 else "FP8" if item.is_fp8 else item.type for item in products
-        )
-    )
+    """Number of products by type: INT8, HALF, FLOAT."""
+    return dict(Counter("INT8" if item.is_int8 else item.type for item in products))
 
 
 def check_precision(products: Sequence[Product], precision: Precision, path: Path) -> None:
@@ -91,15 +83,14 @@ def check_precision(products: Sequence[Product], precision: Precision, path: Pat
     """
     body = [item for item in products if not item.name.startswith(HEAD_LAYERS)]
     in_int8 = [item for item in products if item.is_int8]
-    in_fp8 = [item for item in products if item.is_fp8]
     in_float = [item for item in body if item.type == "FLOAT"]
     if precision == "fp32":
-        wrong = [i for i in products if i.is_int8 or i.is_fp8 or i.type != "FLOAT"]
-    elif precision == "fp16" and in_int8 + in_fp8:
-        wrong = in_int8 + in_fp8
-    elif not {"int8": in_int8, "fp8": in_fp8}.get(precision, products):
+        wrong = [item for item in products if item.is_int8 or item.type != "FLOAT"]
+    elif precision == "fp16" and in_int8:
+        wrong = in_int8
+    elif precision == "int8" and not in_int8:
         wrong = body or list(products)
-    else:  # in an INT8 or FP8 graph, the type is that of the other layers
+    else:  # in an INT8 graph, the type is that of the other layers
         wrong = in_float if 2 * len(in_float) >= len(body) else []
     if wrong:
         raise _wrong_precision(wrong, len(products), precision, path)
@@ -112,8 +103,6 @@ def _wrong_precision(
     found = {"HALF": "half precision", "FLOAT": "float32"}.get(first.type, first.type)
     if first.is_int8:
         found = f"8-bit integers and {found}"
-    elif first.is_fp8:
-        found = f"FP8 and {found}"
     if precision == "fp32":
         file, option = "model.onnx", ""
     else:

@@ -10,7 +10,6 @@ from kdedge.runtime.artifact import Precision
 from kdedge.targets.onnx import run
 from kdedge.targets.onnx.counts import count
 from kdedge.targets.onnx.describe import ONNX, ONNXSCRIPT
-from kdedge.targets.onnx.fp8 import to_fp8
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import write_onnx
@@ -19,7 +18,6 @@ from kdedge.targets.protocol import BuildRequest, PlannedFile
 _FILES: dict[Precision, tuple[PlannedFile, ...]] = {
     "fp32": (PlannedFile("model.onnx", "fp32", "any"),),
     "fp16": (PlannedFile("model.fp16.onnx", "fp16", "gpu"),),
-    "fp8": (PlannedFile("model.fp8.onnx", "fp8", "gpu"),),
     "int8": (
         PlannedFile("model.int8.onnx", "int8", "gpu"),
         PlannedFile("model.int8-cpu.onnx", "int8", "cpu"),
@@ -75,8 +73,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         assert request.images is not None
         if file.precision == "fp16":
             to_fp16(request.onnx_path, path, images=request.images)
-        elif file.precision == "fp8":
-            to_fp8(request.onnx_path, path, calibration=request.images)
         elif file.device == "cpu":
             to_int8_cpu(request.onnx_path, path, calibration=request.images)
         else:

@@ -10,7 +10,7 @@ from kdedge.errors import DataError
 from kdedge.targets.onnx.graph import load_graph
 
 _PRODUCTS = frozenset({"MatMul", "MatMulInteger", "Gemm", "Conv", "ConvInteger"})
-_WEIGHTS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "INT8", "UINT8"})
+_WEIGHTS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8"})
 
 
 def count(path: Path) -> dict[str, float | int]:

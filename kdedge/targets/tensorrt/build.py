@@ -25,6 +25,8 @@ from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
 
+_OLDEST = 10  # the first whose networks are strongly typed and have INT8's scales in half precision
+
 
 def check_environment() -> None:
     """Checks for TensorRT and a GPU.
@@ -79,6 +81,11 @@ def _find() -> tuple[ModuleType, Gpu]:
     if module is None:
         raise SetupError(
             f"TensorRT engines need tensorrt, which is not installed.\n  {tensorrt_install_hint()}"
+        )
+    if int(module.__version__.partition(".")[0]) < _OLDEST:
+        raise SetupError(
+            f"TensorRT {module.__version__} is too old; engines need TensorRT {_OLDEST} or later.\n"
+            "  Install it. On a Jetson, JetPack 6.1 brings it."
         )
     return module, find_gpu()
 

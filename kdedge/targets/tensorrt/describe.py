@@ -12,7 +12,7 @@ TARGET = Target(
     help="TensorRT engines, for the GPU of this machine.",
     files="model.*.trt*.engine",
     source="ONNX file",
-    precisions=("fp16", "fp32", "fp8", "int8"),
+    precisions=("fp16", "fp32", "int8"),
     packages=(
         Package(
             "tensorrt",
@@ -25,7 +25,6 @@ TARGET = Target(
     backend="tensorrt",
     preference=20,
     is_engine=True,
-    remark="Needs TensorRT 8.6 to 11 (FP8 and INT8: 10 or later) and an NVIDIA GPU, such as that"
-    " of a Jetson.",
+    remark="Needs TensorRT 10 or 11 and an NVIDIA GPU, such as that of a Jetson.",
     find_problem=jetson_wheel_problem,
 )

@@ -57,10 +57,6 @@ class Built(NamedTuple):
     built_with: dict[str, Any]
 
 
-class NetworkFlagsOf8(enum.IntEnum):
-    EXPLICIT_BATCH = 0
-
-
 class NetworkFlagsOf10(enum.IntEnum):
     EXPLICIT_BATCH = 0
     STRONGLY_TYPED = 1
@@ -118,7 +114,6 @@ class Version:
     Args:
         number: its version.
         network_flags: its `NetworkDefinitionCreationFlag`.
-        hidden: names that it lacks.
 
     Attributes:
         networks: the flags of each network.
@@ -128,18 +123,15 @@ class Version:
         instead: called for the engine in place of RTX's builder, with the log.
     """
 
-    def __init__(
-        self, number: str, network_flags: type[enum.IntEnum], *, hidden: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, number: str, network_flags: type[enum.IntEnum]) -> None:
         self.networks: list[int] = []
         self.flags: list[PrecisionFlags] = []
         self.settings: dict[str, Any] = {}
         self.caches: list[bytes] = []
         self.instead: Callable[[Any], Any] | None = None
         self.module = ModuleType("tensorrt")
-        kept = {name: value for name, value in vars(tensorrt_rtx).items() if name not in hidden}
         vars(self.module).update(
-            kept,
+            vars(tensorrt_rtx),
             __name__="tensorrt",
             __spec__=None,
             __version__=number,
@@ -170,11 +162,6 @@ class Version:
     def builder(self, **options: Any) -> EngineBuilder:
         values = {"title": "TensorRT", "timing_cache": None, "has_gpu": False, **options}
         return EngineBuilder(self.module, **values)
-
-
-@pytest.fixture
-def version_8() -> Version:
-    return Version("8.6.2", NetworkFlagsOf8, hidden=("IProgressMonitor",))
 
 
 @pytest.fixture
@@ -406,6 +393,12 @@ def test_without_a_device_nothing_can_be_built(
             call()
 
 
+def test_a_tensorrt_before_10_is_refused(monkeypatch: pytest.MonkeyPatch, device: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", Version("8.6.2", NetworkFlagsOf10).module)
+    with pytest.raises(SetupError, match=r"TensorRT 8\.6\.2 is too old.*\n.*JetPack 6\.1"):
+        target.check_environment()
+
+
 @pytest.mark.parametrize("home", ["", None])
 def test_timing_caches_lie_in_the_users_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str | None
@@ -451,7 +444,6 @@ def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
     for precision in ("fp32", "fp16", "int8"):
         request = EngineRequest(onnx_files[precision], precision, (1, 4))
         built = version_10.builder().build(request, tmp_path / f"{precision}.engine")
-        assert built["strongly_typed"] is True
         assert built["flags"] == []
     assert version_10.networks == [1 << NetworkFlagsOf10.STRONGLY_TYPED] * 3
     assert version_10.settings["profiling_verbosity"] == tensorrt_rtx.ProfilingVerbosity.DETAILED
@@ -459,52 +451,6 @@ def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
     request = EngineRequest(onnx_files["fp32"], "fp16", (1, 4))
     with pytest.raises(DataError, match="is not fp16"):
         version_10.builder().build(request, tmp_path / "a.engine")
-
-
-@pytest.mark.parametrize(
-    ("held", "asked", "flags"),
-    [
-        ("fp32", "fp32", []),
-        ("fp16", "fp16", ["FP16"]),
-        ("fp32", "fp16", ["FP16"]),  # its builder picks each layer's precision
-    ],
-)
-def test_version_8_is_given_the_precisions_by_flags(
-    version_8: Version,
-    onnx_files: dict[str, Path],
-    tmp_path: Path,
-    held: str,
-    asked: Any,
-    flags: list[str],
-) -> None:
-    request = EngineRequest(onnx_files[held], asked, (1, 4))
-    built = version_8.builder().build(request, tmp_path / "a.engine")
-    assert built["strongly_typed"] is False
-    assert built["flags"] == flags
-    assert version_8.networks == [1 << NetworkFlagsOf8.EXPLICIT_BATCH]
-    assert "progress_monitor" not in version_8.settings
-
-
-def test_version_8_is_given_no_int8_which_it_would_misread(
-    version_8: Version, onnx_files: dict[str, Path], tmp_path: Path
-) -> None:
-    request = EngineRequest(onnx_files["int8"], "int8", (1, 4))
-    with pytest.raises(
-        SetupError, match=r"half precision \(opset 19\).*TensorRT 10 or later\.\n.*JetPack 6\.1"
-    ):
-        version_8.builder().build(request, tmp_path / "a.engine")
-    assert version_8.networks == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_version_8_too_needs_a_graph_with_products(
-    version_8: Version, write_graph: Callable[..., Path], tmp_path: Path
-) -> None:
-    shape = ("batch", 3, 32, 32)
-    path = write_graph(tmp_path / "a.onnx", {"images": shape}, [("Relu", ("images",))], shape)
-    request = EngineRequest(path, "fp16", (1, 4))
-    with pytest.raises(DataError, match="is not an image encoder"):
-        version_8.builder().build(request, tmp_path / "a.engine")
 
 
 def test_a_version_without_network_flags_is_asked_for_none(
@@ -703,15 +649,21 @@ def test_layers_are_counted_in_engines_of_every_verbosity(
 
 
 def test_a_parser_error_without_names_tells_the_nodes_number(
-    version_8: Version, small: EngineRequest, tmp_path: Path
+    version_10: Version, small: EngineRequest, tmp_path: Path
 ) -> None:
     code = SimpleNamespace(name="UNSUPPORTED_NODE")
-    error = SimpleNamespace(node=lambda: 7, code=lambda: code, desc=lambda: "no importer")
-    version_8.module.OnnxParser = lambda network, log: SimpleNamespace(
+    error = SimpleNamespace(
+        node=lambda: 7,
+        node_name=str,
+        node_operator=str,
+        code=lambda: code,
+        desc=lambda: "no importer",
+    )
+    version_10.module.OnnxParser = lambda network, log: SimpleNamespace(
         parse_from_file=lambda path: False, num_errors=1, get_error=lambda index: error
     )
     with pytest.raises(SetupError, match="  node number 7: unsupported node: no importer\n"):
-        version_8.builder().build(small, tmp_path / "a.engine")
+        version_10.builder().build(small, tmp_path / "a.engine")
 
 
 def test_of_many_refused_nodes_the_first_are_told(

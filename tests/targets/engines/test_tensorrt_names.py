@@ -139,7 +139,7 @@ def test_every_name_of_tensorrts_is_one_of_tensorrt_10(check_names: CheckNames) 
         (ENGINE, "builder.create_builder_config(", "builder.create_config("),
         (ENGINE, "builder.create_optimization_profile(", "builder.create_profile("),
         (ENGINE, "config.progress_monitor =", "config.monitor ="),
-        (ENGINE, ".BuilderFlag.FP16", ".BuilderFlag.HALF"),
+        (ENGINE, ".ProfilingVerbosity.DETAILED", ".ProfilingVerbosity.ALL"),
         (ENGINE, "config.get_timing_cache(", "config.timing_cache("),
         (ENGINE, "profile.set_shape(", "profile.set_shapes("),
         (ENGINE, "runtime.deserialize_cuda_engine(", "runtime.deserialize_engine("),
