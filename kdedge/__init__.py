@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from kdedge.api.artifact import (
         cpu_choice,
         open_artifact,
-        reseal,
         write_browser,
         write_triton,
     )
@@ -66,7 +65,7 @@ _HOMES = {
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": (
-        *("open_artifact", "cpu_choice", "reseal", "write_triton"),
+        *("open_artifact", "cpu_choice", "write_triton"),
         "write_browser",
     ),
     "kdedge.api.classes": ("change_classes",),
@@ -138,7 +137,6 @@ __all__ = [
     "progress_to",
     "pseudo_label",
     "report",
-    "reseal",
     "run_suite",
     "scan_images",
     "schema",

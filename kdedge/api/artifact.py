@@ -1,32 +1,14 @@
-"""Reads an existing artifact, accepts changes made by hand, and prepares it for a server."""
+"""Reads an existing artifact, and prepares it for a server."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdedge.errors import DataError
 from kdedge.files import highest_number
-from kdedge.runtime import artifact as artifacts
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here
-
-
-@dataclass(frozen=True)
-class ResealedArtifact:
-    """An artifact whose changed record was accepted.
-
-    Attributes:
-        artifact: its current state.
-        problem: the change that was found; None if there was none.
-        has_card: whether the model card agrees with the record; a card that was changed by hand is
-            kept.
-    """
-
-    artifact: Artifact
-    problem: str | None
-    has_card: bool
 
 
 def open_artifact(source: Any) -> Artifact:
@@ -36,25 +18,10 @@ def open_artifact(source: Any) -> Artifact:
         source: an artifact's folder; or a run or its folder, for its newest artifact.
 
     Raises:
-        DataError: there is no artifact, or its record was changed or damaged.
+        DataError: there is no artifact, or its record is damaged.
         SetupError: a newer kdedge wrote it.
     """
     return load_artifact(artifact_folder(source))
-
-
-def reseal(source: Any) -> Artifact:
-    """Accepts an `artifact.json` that was changed by hand; the change is recorded.
-
-    The model card is written again, unless it was changed by hand, too.
-
-    Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
-
-    Raises:
-        DataError: there is no artifact, or the changed record is not valid.
-        ResourceError: the folder cannot be written.
-    """
-    return make_reseal(artifact_folder(source)).artifact
 
 
 def cpu_choice(source: Any) -> CpuChoice | None:
@@ -117,17 +84,6 @@ def write_browser(source: Any, folder: str | Path, *, precision: Precision | Non
     from kdedge.deploy import browser
 
     return browser.write_browser(open_artifact(source), Path(folder), precision=precision)
-
-
-def make_reseal(folder: Path) -> ResealedArtifact:
-    """Accepts a changed record, and writes the model card again."""
-    from kdedge.deploy.model_card import renew_model_card
-
-    artifact, problem = artifacts.reseal(folder)
-    if not artifact.resealed:
-        return ResealedArtifact(artifact, problem, has_card=True)
-    artifact, has_card = renew_model_card(artifact)
-    return ResealedArtifact(artifact, problem, has_card)
 
 
 def artifact_folder(source: Any) -> Path:

@@ -151,7 +151,7 @@ class Export:
             check_can_keep(self.artifact)
             self.artifact, missing = add_cpu_files(self.artifact, run=run)
             self.choice = fastest_on_cpu(self.artifact, not_tried=missing)
-            self.artifact, _ = renew_model_card(keep_choice(self.artifact, self.choice))
+            self.artifact = renew_model_card(keep_choice(self.artifact, self.choice))
         except KdedgeError as error:
             self.failed.append(error)
             self.artifact = load_artifact(before.path)
@@ -267,6 +267,7 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.cpu_files import onnx_precisions
     from kdedge.deploy.export import export_artifact
+    from kdedge.runs.exports import record_export
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.device import choose_device
@@ -308,4 +309,5 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
         made.add_target(target, built_from, run=exported.inputs)
     if request.cpu:
         made.choose_for_cpu(run=exported.inputs)
+    record_export(run, made.artifact.path)
     return made

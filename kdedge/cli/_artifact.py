@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdedge.cli._output import percent, table
-from kdedge.errors import KdedgeError
-from kdedge.runs.folder import RunFolder
-from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.artifact import Artifact
 
 
 def artifact_record(artifact: Artifact) -> dict[str, Any]:
@@ -20,7 +18,6 @@ def artifact_record(artifact: Artifact) -> dict[str, Any]:
         **artifact.usage(),
         "files": [file.to_dict() for file in artifact.files],
         "provenance": artifact.provenance,
-        "resealed": [one.to_dict() for one in artifact.resealed],
     }
 
 
@@ -35,7 +32,6 @@ def artifact_text(artifact: Artifact) -> str:
         "classes": f"{len(artifact.class_names)}: {shown}{more}{_open(artifact)}",
         "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
         f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{_where(artifact)}",
-        "record": _sealed(artifact),
     }
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
     files = [
@@ -63,27 +59,3 @@ def _where(artifact: Artifact) -> str:
     """Where the graph normalizes the pixels, if the artifact records it."""
     found = (file.built_with.get("normalized") for file in artifact.files)
     return next((f": {where}" for where in found if where), "")
-
-
-def resealed_artifacts(run: RunFolder) -> str | None:
-    """Names the exports of a run that were changed by hand; None if there are none."""
-    said = []
-    for folder in run.exports:
-        try:
-            artifact = load_artifact(folder)
-        except KdedgeError as error:
-            said.append(str(error).partition("\n")[0])
-            continue
-        if artifact.resealed:
-            said.append(f"artifacts/{folder.name} was {_sealed(artifact)}")
-    return "; ".join(said) or None
-
-
-def _sealed(artifact: Artifact) -> str:
-    if not artifact.is_sealed:
-        return (
-            "from version 0.1, which has no hash of artifact.json: changes by hand are not noticed"
-        )
-    if not artifact.resealed:
-        return "unchanged since its export"
-    return f"changed by hand and accepted with --reseal at {artifact.resealed[-1].at}"

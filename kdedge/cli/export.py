@@ -159,11 +159,6 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     help="The artifact's folder. [default: artifacts/NN in the run]",
 )
 @click.option(
-    "--reseal",
-    is_flag=True,
-    help="Accept an artifact.json of ARTIFACT that was changed by hand; the change is recorded.",
-)
-@click.option(
     "--triton",
     type=click.Path(path_type=Path),
     help="Write a model repository for Triton into this new folder.",
@@ -188,7 +183,6 @@ def command(
     servers: _Servers,
     for_run: _RunOptions,
     root: Path,
-    reseal: bool,
     as_json: bool,
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
@@ -206,12 +200,6 @@ def command(
 
     targets = tuple(target for target in wanted.targets if target.name != "onnx")
     request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8, cpu=wanted.cpu)
-    if reseal:
-        given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
-        if source is None or not request.is_artifact or any(given):
-            raise click.UsageError("--reseal takes an artifact's folder and no other option.")
-        _reseal(Path(source), as_json=as_json)
-        return
     if request.is_artifact:
         _refuse_run_options(str(source), wanted, for_run)
         if not (targets or wanted.cpu or any(vars(servers).values())):
@@ -236,25 +224,6 @@ def command(
         log.warning("%s", other)
     if errors:
         raise errors[0]
-
-
-def _reseal(path: Path, *, as_json: bool) -> None:
-    """Accepts a record that was changed by hand, and prints that."""
-    from kdedge.api.artifact import make_reseal
-
-    done = make_reseal(path)
-    artifact = done.artifact
-    text = f"{artifact.path} was not changed: there is nothing to accept."
-    if done.problem is not None:
-        text = f"Accepted {artifact.path}: {done.problem}. artifact.json records that."
-    if not done.has_card:
-        log.warning(
-            "%s was changed by hand, or is not from the export, and is kept.\n"
-            "  Check that its class names and settings are those of artifact.json.",
-            artifact.path / "README.md",
-        )
-    record = {"artifact": str(artifact.path), "resealed": done.problem is not None}
-    print_result(record, as_json=as_json, text=text)
 
 
 def _flags_for_artifacts() -> list[str]:

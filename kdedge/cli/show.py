@@ -17,6 +17,7 @@ from kdedge.cli._results import (
     run_record,
     unlabeled_text,
 )
+from kdedge.runs.exports import changed_exports
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import fastest_file, headline_of, speed_of
@@ -56,20 +57,16 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
         headline_of(run),
         accuracy_tables(rows) if rows else None,
         unlabeled_text(run),
-        table([*_facts(run, record, is_whole=is_whole), *_resealed(run)]),
+        table([*_facts(run, record, is_whole=is_whole), *_changed(run)]),
         table(_files(run), align="lr") if is_whole else _summary(run),
     ]
     return "\n\n".join(part for part in parts if part is not None)
 
 
-def _resealed(run: RunFolder) -> list[list[str]]:
-    """Changes by hand to the run's exports."""
-    if not (run.path / "artifacts").is_dir():
-        return []
-    from kdedge.cli._artifact import resealed_artifacts
-
-    told = resealed_artifacts(run)
-    return [["artifacts", told]] if told else []
+def _changed(run: RunFolder) -> list[list[str]]:
+    """Exports whose record is another one than when they were exported."""
+    changed = [f"artifacts/{folder.name}" for folder in changed_exports(run)]
+    return [["changed since the export", ", ".join(changed)]] if changed else []
 
 
 def _summary(run: RunFolder) -> str:

@@ -113,7 +113,7 @@ def build_files(
                 log.warning("%s missed its gate, and is used only with --precision %s.",
                             file.name, file.precision)  # fmt: skip
     if artifact != before:
-        artifact, _ = renew_model_card(artifact)
+        artifact = renew_model_card(artifact)
     return artifact, tuple(names)
 
 

@@ -114,7 +114,7 @@ def change_classes(
         classes = dataclasses.replace(classes, file=file, changes=changes)
         artifact = _with_matrix(artifact, matrix, classes)
         artifact.save()
-        return renew_model_card(artifact)[0]
+        return renew_model_card(artifact)
 
 
 def changed_names(

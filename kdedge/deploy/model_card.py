@@ -30,13 +30,13 @@ def write_model_card(artifact: Artifact, folder: Path) -> tuple[Path, Path]:
     return card, example
 
 
-def renew_model_card(artifact: Artifact) -> tuple[Artifact, bool]:
-    """Writes the model card again, after the record was changed by hand or files were added.
+def renew_model_card(artifact: Artifact) -> Artifact:
+    """Writes the model card again, after files were added.
 
-    A card that was changed by hand, too, is kept, and an artifact that lists no card gets none.
+    A card that was changed by hand is kept, and an artifact that lists no card gets none.
 
     Returns:
-        The artifact, saved with the card's hash; and whether the card was written.
+        The artifact, saved with the card's hash.
 
     Raises:
         ResourceError: the card cannot be written.
@@ -44,13 +44,13 @@ def renew_model_card(artifact: Artifact) -> tuple[Artifact, bool]:
     card = artifact.path / CARD
     known = artifact.others.get(CARD)
     if known is None or (card.is_file() and sha256_file(card) != known):
-        return artifact, False
+        return artifact
     write_atomic(card, _card(artifact).encode())
     others = {**artifact.others, CARD: sha256_file(card)}
     if others != artifact.others:
         artifact = dataclasses.replace(artifact, others=others)
         artifact.save()
-    return artifact, True
+    return artifact
 
 
 def _card(artifact: Artifact) -> str:

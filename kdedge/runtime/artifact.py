@@ -1,16 +1,13 @@
 """The artifact: the folder that goes to the device, and `artifact.json`, which describes it.
 
 `artifact.json` has the SHA-256 of every file in the folder. A file is used only if it has not
-changed: `Artifact.checked` compares its hash before anything is deserialized. `artifact.json` has a
-seal, the hash of its own content; only `reseal` accepts a change of it.
+changed: `Artifact.checked` compares its hash before anything is deserialized.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +16,8 @@ from kdedge.errors import DataError
 from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
 from kdedge.records import parse_record
 from kdedge.runtime._contents import FORMAT_VERSION as FORMAT_VERSION
-from kdedge.runtime._contents import Contents1, Contents2, format_of
+from kdedge.runtime._contents import Contents
 from kdedge.runtime._contents import Head as Head
-from kdedge.runtime._seal import Resealed, is_format_1, seal_of
 from kdedge.runtime.class_file import OpenClasses
 from kdedge.runtime.image_input import InGraph, describe_preparation, describe_tensor
 from kdedge.runtime.image_input import Pixels as Pixels
@@ -61,8 +57,6 @@ class Artifact:
         files: the model files.
         others: SHA-256 in hex of each other file in the folder, by name.
         provenance: command, versions, seeds and hashes of everything it was made from.
-        resealed: records of accepted changes by hand.
-        is_sealed: whether `artifact.json` has a seal; that of version 0.1 gets one when saved.
         open_classes: the file with the class matrix; None if the classes are in the graphs.
         temperature: what the logits were divided by, so that scores are calibrated; None if they
             are the model's own.
@@ -81,8 +75,6 @@ class Artifact:
     files: tuple[ModelFile, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-    resealed: tuple[Resealed, ...] = ()
-    is_sealed: bool = field(default=True, compare=False)
     open_classes: OpenClasses | None = None
     temperature: Temperature | None = None
     none_of_these: NoneOfThese | None = None
@@ -174,7 +166,7 @@ class Artifact:
         return path
 
     def save(self) -> Path:
-        """Writes `artifact.json` with its seal, atomically, and returns its path.
+        """Writes `artifact.json` atomically, and returns its path.
 
         Raises:
             ResourceError: the file cannot be written.
@@ -186,7 +178,7 @@ class Artifact:
             "none_of_these": self.none_of_these,
         }
         values: dict[str, Any] = {
-            "format": format_of(self.open_classes, self.temperature, self.none_of_these),
+            "format": FORMAT_VERSION,
             "kdedge": __version__,
             "name": self.name,
             "class_names": list(self.class_names),
@@ -197,11 +189,8 @@ class Artifact:
             "files": [file.to_dict() for file in self.files],
             "others": self.others,
             "provenance": self.provenance,
-            "resealed": [one.to_dict() for one in self.resealed],
         }
-        # Hash of the content as it is read back: JSON has no tuples
-        seal = seal_of(json.loads(json.dumps(values)))
-        write_json(path, {**values, "seal": seal})
+        write_json(path, values)
         return path
 
     def usage(self) -> dict[str, Any]:
@@ -227,72 +216,22 @@ def load_artifact(path: Path) -> Artifact:
         path: the folder, or its `artifact.json`.
 
     Raises:
-        DataError: it is missing, was not written by an export, or has changed since.
+        DataError: it is missing, was not written by an export, or has other class names since.
         SetupError: a newer version of kdedge wrote it.
     """
-    artifact, seal, problem = _read(_folder(path))
-    del seal
-    if problem is not None:
-        raise DataError(
-            f"{artifact.path / FILE_NAME}: {problem}.\n"
-            f"  {_REMEDY} If the change is intended, accept it with: kdedge export {artifact.path}"
-            " --reseal"
-        )
-    return artifact
-
-
-def reseal(path: Path) -> tuple[Artifact, str | None]:
-    """Accepts an `artifact.json` that was changed by hand, and records this.
-
-    Args:
-        path: the folder, or its `artifact.json`.
-
-    Returns:
-        The artifact, and what showed the change; None if nothing had changed, so that nothing is
-        written.
-
-    Raises:
-        DataError: the changed content is not valid.
-        ResourceError: the file cannot be written.
-    """
-    artifact, seal, problem = _read(_folder(path))
-    if problem is not None:
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        entry = Resealed(now, __version__, seal)
-        entries = (*artifact.resealed, entry)
-        artifact = dataclasses.replace(artifact, resealed=entries, is_sealed=True)
-        artifact.save()
-    return artifact, problem
-
-
-def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
-    """Reads an artifact, its seal, and what shows that `artifact.json` was changed."""
+    folder = _folder(path)
     file = folder / FILE_NAME
-    data = read_bytes(file)
-    found: Contents1 | Contents2
-    resealed: tuple[Resealed, ...] = ()
-    seal, extra = None, dict[str, Any]()
-    if is_format_1(data):
-        found = parse_record(Contents1, data, where=str(file), remedy=_REMEDY)
-        preprocess = found.preprocess
-    else:
-        found = parse_record(Contents2, data, where=str(file), remedy=_REMEDY)
-        resealed, seal = found.resealed, found.seal
-        extra = {
-            "open_classes": found.open_classes,
-            "temperature": found.temperature,
-            "none_of_these": found.none_of_these,
-        }
-        try:
-            preprocess = Preprocess(
-                size_px=found.preprocess.size_px,
-                mean=found.in_graph.mean,
-                std=found.in_graph.std,
-                interpolation=found.preprocess.interpolation,
-                resize_mode=found.preprocess.resize_mode,
-            )
-        except DataError as error:
-            raise DataError(f"{file}: {error}\n  {_REMEDY}") from error
+    found = parse_record(Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
+    try:
+        preprocess = Preprocess(
+            size_px=found.preprocess.size_px,
+            mean=found.in_graph.mean,
+            std=found.in_graph.std,
+            interpolation=found.preprocess.interpolation,
+            resize_mode=found.preprocess.resize_mode,
+        )
+    except DataError as error:
+        raise DataError(f"{file}: {error}\n  {_REMEDY}") from error
     artifact = Artifact(
         path=folder,
         name=found.name,
@@ -306,17 +245,17 @@ def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
         files=found.files,
         others=found.others,
         provenance=found.provenance,
-        resealed=resealed,
-        is_sealed=seal is not None,
-        **extra,
+        open_classes=found.open_classes,
+        temperature=found.temperature,
+        none_of_these=found.none_of_these,
     )
-    if seal is not None and seal_of(json.loads(data)) != seal:
-        return artifact, seal, "its content has changed since it was written"
     classes = artifact.open_classes
-    is_as_exported = not resealed and not (classes and classes.changes)
-    if is_as_exported and not _has_exported_names(artifact):
-        return artifact, seal, "class_names differ from those of the export"
-    return artifact, seal, None
+    if not (classes and classes.changes) and not _has_exported_names(artifact):
+        raise DataError(
+            f"{file}: class_names differ from those of the export.\n"
+            "  Export the run again, with the wanted names as --classes."
+        )
+    return artifact
 
 
 def _has_exported_names(artifact: Artifact) -> bool:

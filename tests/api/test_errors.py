@@ -75,7 +75,6 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: kdedge.write_smoke_images("art", "images"),
         ("verify", "art", "--images", "images"),
     ),
-    "reseal": (lambda: kdedge.reseal("art"), ("export", "art", "--reseal")),
     "write_triton": (
         lambda: kdedge.write_triton("art", "models"),
         ("export", "art", "--triton", "models"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,17 +21,6 @@ def test_an_artifact_and_a_run_with_one_are_opened(
     made = make_artifact(tmp_path / "line3" / "02" / "artifacts" / "01")
     for source in (made, made.path, str(tmp_path / "line3" / "02")):
         assert kdedge.open_artifact(source) == made
-
-
-def test_a_changed_record_is_accepted_once(make_artifact: MakeArtifact, tmp_path: Path) -> None:
-    made = make_artifact(tmp_path / "artifact")
-    file = made.path / "artifact.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "name": "other"}))
-    with pytest.raises(kdedge.DataError, match="its content has changed"):
-        kdedge.open_artifact(made)
-    accepted = kdedge.reseal(made)
-    assert (accepted.name, len(accepted.resealed)) == ("other", 1)
-    assert kdedge.open_artifact(made) == accepted == kdedge.reseal(made)
 
 
 def test_servers_get_their_folders(make_artifact: MakeArtifact, tmp_path: Path) -> None:

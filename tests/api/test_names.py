@@ -57,7 +57,6 @@ NAMES = [
     "progress_to",
     "pseudo_label",
     "report",
-    "reseal",
     "run_suite",
     "scan_images",
     "schema",

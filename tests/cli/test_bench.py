@@ -399,7 +399,6 @@ def test_ratios_are_against_one_row_or_there_is_none(exported: Path, kdedge: Kde
     record = read(path)
     record["files"][0]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     path.write_text(json.dumps(record))
-    assert kdedge("export", ARTIFACT, "--reseal").code == 0
     assert kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json").code == 0
     record = read("b.json")
     assert record["baseline"] == "model.onnx"

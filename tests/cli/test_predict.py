@@ -309,7 +309,7 @@ def test_a_tampered_artifact_is_refused(work: Path, kdedge: Run) -> None:
 
 def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> None:
     path = work / "art/artifact.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
+    path.write_text(path.read_text().replace('"format": 6', '"format": 99'))
     done = kdedge("predict", "art", "pics")
     assert done.code == 4
     assert "Install the newer kdedge here, from its wheel or its folder." in done.err

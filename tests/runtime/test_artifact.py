@@ -17,9 +17,7 @@ from kdedge.runtime.artifact import (
     FORMAT_VERSION,
     Artifact,
     ModelFile,
-    Resealed,
     load_artifact,
-    reseal,
 )
 from kdedge.runtime.preprocess import Preprocess
 
@@ -70,7 +68,6 @@ def written(tmp_path: Path) -> Artifact:
         ),
         others={"model.onnx.data": SHA, "calibration.json": SHA},
         provenance={"command": "kdedge export", "seed": 1},
-        resealed=(Resealed("2026-11-26T18:00:00+00:00", "0.1.0", None),),
     )
     artifact.save()
     return artifact
@@ -95,7 +92,7 @@ def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:
     values = json.loads((written.path / "artifact.json").read_text(encoding="utf-8"))
     assert list(values) == [
         *("format", "kdedge", "name", "class_names", "preprocess", "input", "in_graph", "output"),
-        *("gates", "files", "others", "provenance", "resealed", "seal"),
+        *("gates", "files", "others", "provenance"),
     ]
     assert values["input"] == {
         "name": "images", "pixels": "uint8", "batch": "dynamic", "max_batch": 8,
@@ -108,7 +105,7 @@ def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:
 
 def test_a_newer_format_says_to_update(written: Artifact) -> None:
     edit(written, "format", value=FORMAT_VERSION + 1)
-    with pytest.raises(SetupError, match=r"a newer kdedge, in format 6.*up to 5") as caught:
+    with pytest.raises(SetupError, match=r"a newer kdedge, in format 7.*up to 6") as caught:
         load_artifact(written.path)
     assert "Install the newer kdedge here, from its wheel or its folder." in str(caught.value)
     assert "pip install" not in str(caught.value)  # on PyPI another project has the name
@@ -312,63 +309,14 @@ def test_with_files_replaces_the_entry_of_the_same_name(written: Artifact) -> No
     assert written.files[0].gate == "not measured"
 
 
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        (("class_names",), ["größer", "scratch", "ok"]),
-        (("in_graph", "std", 0), 0.27),
-        (("preprocess", "interpolation"), "bicubic"),
-        (("files", 1, "gate"), "missed"),
-        (("resealed",), []),
-    ],
-)
-def test_a_value_changed_by_hand_is_refused_until_it_is_resealed(
-    written: Artifact, keys: tuple[str | int, ...], value: Any
-) -> None:
-    edit(written, *keys, value=value)
-    with pytest.raises(DataError, match=r"has changed since it was written.*\n.*--reseal"):
-        load_artifact(written.path)
-    resealed, problem = reseal(written.path)
-    assert problem is not None
-    assert load_artifact(written.path) == resealed
-    before = json.loads((written.path / "artifact.json").read_text())["resealed"][-1]["before"]
-    assert before is not None
-    assert reseal(written.path) == (resealed, None)
-
-
-def test_names_that_are_not_those_of_the_export_are_refused_without_a_seal_too(
-    written: Artifact,
-) -> None:
+def test_names_that_are_not_those_of_the_export_are_refused(written: Artifact) -> None:
     names = ["scratch", "größer", "ok"]
     hashes = {"exported_class_list": sha256_json(names)}
-    dataclasses.replace(written, provenance={"hashes": hashes}, resealed=()).save()
-    assert load_artifact(written.path).is_sealed
-    as_format_1(written.path / "artifact.json")
+    dataclasses.replace(written, provenance={"hashes": hashes}).save()
     assert load_artifact(written.path).class_names == tuple(names)
-    assert not load_artifact(written.path).is_sealed
     edit(written, "class_names", value=names[::-1])
     with pytest.raises(DataError, match="class_names differ from those of the export"):
         load_artifact(written.path)
-    resealed, _ = reseal(written.path)
-    assert load_artifact(written.path) == resealed
-    assert resealed.class_names == tuple(names[::-1])
-
-
-def as_format_1(path: Path) -> None:
-    """Writes an artifact.json as version 0.1 did."""
-    values = json.loads(path.read_text())
-    preprocess, facts = values["preprocess"], values["input"]
-    values |= {
-        "format": 1,
-        "preprocess": {
-            **{key: preprocess[key] for key in ("size_px", "interpolation", "resize_mode")},
-            **values["in_graph"],
-        },
-        "input": {key: facts[key] for key in ("name", "pixels", "batch", "max_batch")},
-    }
-    for key in ("in_graph", "resealed", "seal"):
-        del values[key]
-    path.write_text(json.dumps(values))
 
 
 def test_saving_replaces_the_old_record_in_one_step(written: Artifact) -> None:

@@ -95,18 +95,17 @@ def test_gaussians_are_read_back_equal_and_damaged_ones_are_named(tmp_path: Path
             read_gaussians(path)
 
 
-def test_an_artifact_with_limits_is_read_back_equal_in_a_newer_format(artifact: Artifact) -> None:
+def test_an_artifact_with_limits_is_read_back_equal(artifact: Artifact) -> None:
     temperature = Temperature(1.5, "teacher", "all", 12)
     saved = with_none(artifact, temperature=temperature)
     assert load_artifact(artifact.path) == saved
     record = json.loads((artifact.path / "artifact.json").read_text())
-    assert record["format"] == 4
     assert "of_classes" not in record["files"][0]["none_below"]
     assert record["temperature"]["value"] == 1.5
     assert record["none_of_these"]["share_percent"] == 95
 
 
-def test_limits_of_single_classes_are_read_back_equal_in_the_newest_format(
+def test_limits_of_single_classes_are_read_back_equal(
     artifact: Artifact,
 ) -> None:
     own = dataclasses.replace(limits(0.5), of_classes={"red": 0.75})
@@ -115,13 +114,11 @@ def test_limits_of_single_classes_are_read_back_equal_in_the_newest_format(
     saved = with_none(artifact, none_of_these=record, files=(file,))
     assert load_artifact(artifact.path) == saved
     text = json.loads((artifact.path / "artifact.json").read_text())
-    assert text["format"] == 5
     assert text["files"][0]["none_below"]["of_classes"] == {"red": 0.75}
 
 
-def test_an_artifact_without_both_stays_in_the_older_format(artifact: Artifact) -> None:
+def test_an_artifact_without_both_has_no_keys_of_them(artifact: Artifact) -> None:
     record = json.loads((artifact.path / "artifact.json").read_text())
-    assert record["format"] == 2
     assert not {"temperature", "none_of_these"} & record.keys()
     assert "none_below" not in record["files"][0]
     assert load_artifact(artifact.path).none_of_these is None
