@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate
     from kdedge.api.export import export
-    from kdedge.api.front import front
     from kdedge.api.import_checkpoint import import_checkpoint
     from kdedge.api.init import init
     from kdedge.api.model import LoadedModel, load
@@ -70,7 +69,6 @@ _HOMES = {
     ),
     "kdedge.api.classes": ("change_classes",),
     "kdedge.api.bench": ("bench", "check_speed"),
-    "kdedge.api.front": ("front",),
     "kdedge.api.report": ("report",),
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
@@ -122,7 +120,6 @@ __all__ = [
     "export",
     "fetch_set",
     "fill_teacher_store",
-    "front",
     "import_checkpoint",
     "init",
     "list_methods",

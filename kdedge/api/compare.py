@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.comparison import Compared, Comparison, FailedImage, accuracies_text, facts
+from kdedge.api.comparison import Compared, Comparison, FailedImage, accuracies_text
 from kdedge.api.inputs import Item, Wanted, open_inputs, read_item
-from kdedge.api.predict import Engine, images_text
+from kdedge.api.predict import images_text
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.evaluation.answers import Answer, AnsweredImage, compare_answers
-from kdedge.files import write_atomic, write_json
-from kdedge.folders import new_folder
 from kdedge.inference.results import NonFiniteLogits, Result, UnreadableImage
 from kdedge.progress import Advance, progress, working
 from kdedge.runtime.artifact import FILE_NAME
@@ -25,12 +23,8 @@ from kdedge.runtime.threads import check_threads
 
 if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier
-    from kdedge.reporting.comparison import Thumbnails
 
 _LOG = logging.getLogger(__name__)
-
-RECORD, TABLE, PAGE = "comparison.json", "changed.csv", "index.html"
-"""Files of the folder that a comparison is written to."""
 
 
 def compare(
@@ -39,7 +33,6 @@ def compare(
     *paths: str | Path,
     labels: bool = False,
     require_no_worse: bool = False,
-    output: str | Path | None = None,
     batch: int | None = None,
     threads: int | None = None,
 ) -> Comparison:
@@ -54,7 +47,6 @@ def compare(
             labels, a shard cls members. A number is a position in the old class list.
         require_no_worse: raise an error if McNemar's exact test shows that the new one is worse;
             needs `labels`.
-        output: a new folder for `index.html` with pictures, `comparison.json` and `changed.csv`.
         batch: images per call; by default as many as each artifact takes.
         threads: CPU threads; by default the engine's choice.
 
@@ -65,61 +57,24 @@ def compare(
         GateError: the new one is worse, and `require_no_worse` is set.
         DataError: there is no artifact, no image can be read, a label is unknown, or the artifacts
             have no class in common.
-        RecipeError: an argument is wrong, or the output folder exists.
-        SetupError: this machine cannot run a file; or the output needs the extra `report`.
+        RecipeError: an argument is wrong.
+        SetupError: this machine cannot run a file.
     """
     if require_no_worse and not labels:
         raise no_labels_error()
-    engine = Engine(batch=batch, threads=threads)
-    found = make_comparison((old, new), paths, engine, labels=labels, output=output)
-    if require_no_worse:
-        check_no_worse(found)
-    return found
-
-
-def make_comparison(
-    sources: tuple[Any, Any],
-    paths: Sequence[str | Path],
-    engine: Engine,
-    *,
-    labels: bool,
-    output: str | Path | None,
-) -> Comparison:
-    """Compares two artifacts; `check_no_worse` of the result applies the gate."""
     if not paths:
         raise RecipeError("No path is given.\n  Name images, folders, shards or CSV lists.")
     if "-" in map(str, paths):
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
-    check_threads(engine.threads)
-    if output is None:
-        return _compared(sources, paths, engine, labels=labels, thumbnails=None)
-    from kdedge.reporting.comparison import Thumbnails, page_of_comparison
-
-    with new_folder(Path(output)) as (part, final):  # checked before an hour of work
-        thumbnails = Thumbnails()
-        found = _compared(sources, paths, engine, labels=labels, thumbnails=thumbnails)
-        write_json(part / RECORD, found.to_dict())
-        write_atomic(part / TABLE, found.to_csv().encode())
-        page = page_of_comparison(found.found, facts(found), thumbnails)
-        write_atomic(part / PAGE, page.encode())
-    found.folder = final()
-    return found
-
-
-def _compared(
-    sources: tuple[Any, Any],
-    paths: Sequence[str | Path],
-    engine: Engine,
-    *,
-    labels: bool,
-    thumbnails: Thumbnails | None,
-) -> Comparison:
-    with _opened(sources[0], engine) as old, _opened(sources[1], engine) as new:
-        files = [(one.artifact.path / one.file.name).resolve() for one in (old, new)]
+    check_threads(threads)
+    with _opened(old, threads) as first, _opened(new, threads) as second:
+        files = [(one.artifact.path / one.file.name).resolve() for one in (first, second)]
         if files[0] == files[1]:
             _LOG.warning("%s is compared with itself. Name another artifact or file.", files[0])
-        asker = _Asker(old, new, paths, thumbnails, reads_labels=labels)
-        return asker.compare(engine.batch)
+        found = _Asker(first, second, paths, reads_labels=labels).compare(batch)
+    if require_no_worse:
+        check_no_worse(found)
+    return found
 
 
 def check_no_worse(comparison: Comparison) -> None:
@@ -148,17 +103,17 @@ def no_labels_error() -> RecipeError:
 
 
 @contextlib.contextmanager
-def _opened(source: Any, engine: Engine) -> Iterator[Classifier]:
+def _opened(source: Any, threads: int | None) -> Iterator[Classifier]:
     """Context with a loaded file of an artifact: the one named, or the one that suits."""
     from kdedge.inference.classify import Classifier
 
     path = Path(getattr(source, "path", source)).expanduser()
     with working(f"loading {path}"):
         if path.is_file() and path.name != FILE_NAME:
-            loaded = Classifier.load_named(path, n_threads=engine.threads)
+            loaded = Classifier.load_named(path, n_threads=threads)
         else:
             folder = path.parent if path.name == FILE_NAME and path.is_file() else path
-            loaded = Classifier.load(artifact_folder(folder), n_threads=engine.threads)
+            loaded = Classifier.load(artifact_folder(folder), n_threads=threads)
     try:
         yield loaded
     finally:
@@ -173,11 +128,10 @@ class _Asker:
         old: Classifier,
         new: Classifier,
         paths: Sequence[str | Path],
-        thumbnails: Thumbnails | None,
         *,
         reads_labels: bool,
     ) -> None:
-        self._old, self._new, self._thumbnails = old, new, thumbnails
+        self._old, self._new = old, new
         both = (*old.artifact.class_names, *new.artifact.class_names)
         self._label_names = tuple(dict.fromkeys(both))  # positions are those of the old list
         self._reads_labels = reads_labels
@@ -220,7 +174,7 @@ class _Asker:
 
         n_answered = 0
         pairs = classify_with_both(self._old, self._new, reads(), batch=batch)
-        for number, (image, old, new) in enumerate(pairs, 1):
+        for number, (old, new) in enumerate(pairs, 1):
             item = asked.popleft()
             advance(number)
             if isinstance(old, UnreadableImage) or isinstance(new, UnreadableImage):
@@ -230,11 +184,8 @@ class _Asker:
                 continue
             self._note_failed(item.key, old, new)
             label = None if item.label is None else self._label_names[item.label]
-            one = AnsweredImage(item.key, Answer.of(old), Answer.of(new), label)
-            if self._thumbnails is not None and one.is_changed:
-                self._thumbnails.offer(one, image)
             n_answered += 1
-            yield one
+            yield AnsweredImage(item.key, Answer.of(old), Answer.of(new), label)
         if not n_answered:
             first = self._unreadable[0]
             raise DataError(

@@ -1,13 +1,10 @@
-"""What a comparison of two artifacts found, as text, table, CSV and JSON."""
+"""What a comparison of two artifacts found, as text, table and JSON."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kdedge.api.predict import images_text
@@ -16,7 +13,6 @@ from kdedge.inference.lines import printed_key, visible
 from kdedge.tables import Table, Tabled
 
 _MOST_NAMED = 10  # class names in a sentence; the record has all
-_HEADING = ("image", "old", "old_score_percent", "new", "new_score_percent", "label", "became")
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,6 @@ class Comparison(Tabled):
         found: agreement, changed answers, counts by class, and accuracies where there are labels.
         unreadable: images that cannot be read, which are left out.
         without_answer: images for which a model gives NaN or infinity; they count as changed.
-        folder: the folder with the page, if one was written.
     """
 
     def __init__(
@@ -71,7 +66,6 @@ class Comparison(Tabled):
     ) -> None:
         self.old, self.new, self.found = old, new, found
         self.unreadable, self.without_answer = tuple(unreadable), tuple(without_answer)
-        self.folder: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -88,19 +82,6 @@ class Comparison(Tabled):
                 for name, images in failed.items()
             },
         }
-
-    def to_csv(self) -> str:
-        """The changed answers as CSV, with a heading."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_HEADING)
-        for one in self.found.changed:
-            cells = [printed_key(one.image)]
-            for answer in (one.old, one.new):
-                score = answer.score_percent
-                cells += [str(answer), "" if score is None else f"{score:.4f}"]
-            writer.writerow([*cells, one.label or "", one.became or ""])
-        return text.getvalue()
 
     def classes_text(self) -> str:
         """How the two class lists differ, in a sentence."""

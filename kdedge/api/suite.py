@@ -21,6 +21,7 @@ def run_suite(
     jobs: int = 1,
     root: str | Path = "runs",
     device: str | None = None,
+    export: bool = False,
 ) -> dict[str, Any]:
     """Runs a suite: recipes x methods x seeds, each cell in its own process.
 
@@ -34,10 +35,13 @@ def run_suite(
         jobs: cells to run at the same time.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        export: export the first finished run of each row, and time all files against each other.
 
     Returns:
         The content of `results.json`: `lines`, one for each recipe and method, with means, spreads
-        and the paper's figures; and `cells`, with each cell's status and run.
+        and the paper's figures; and `cells`, with each cell's status and run. With `export`, also
+        `exported`: the files with accuracy, latency, size, and whether they are on the Pareto
+        front.
 
     Raises:
         CellsFailed: some cells failed; the others are finished and in the table.
@@ -50,9 +54,16 @@ def run_suite(
 
     ledger = open_suite(Path(file), Path(suites), Path(root))
     make_suite(ledger, Path(root), device, n_jobs=jobs)
+    made = None
+    if export:
+        from kdedge.api.suite_export import export_students
+        from kdedge.benchmarking.run import Machine
+
+        made = export_students(ledger, Path(root), device, machine=Machine())
     check_failed(ledger)
     outcomes = ledger.outcomes()
-    return to_record(ledger.plan, outcomes, make_lines(ledger.plan, outcomes))
+    record = to_record(ledger.plan, outcomes, make_lines(ledger.plan, outcomes))
+    return record if made is None else {**record, "exported": made.to_dict()}
 
 
 def open_suite(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:

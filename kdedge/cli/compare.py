@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._options import options_as, threads_value_option, use_threads
+from kdedge.cli._options import threads_value_option, use_threads
 from kdedge.cli._output import json_option, print_result, table
 
 if TYPE_CHECKING:
     from kdedge.api.comparison import Comparison
 
 _MOST_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What to compare and to write.
-
-    Attributes:
-        labels: read labels.
-        require_no_worse: apply the gate.
-        output: new folder; None writes nothing.
-    """
-
-    labels: bool
-    require_no_worse: bool
-    output: Path | None
 
 
 @click.command("compare")
@@ -49,26 +33,19 @@ class _Wanted:
     " --labels.",
 )
 @click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write index.html with pictures, comparison.json and changed.csv into this new folder"
-    " (needs kdedge[report]).",
-)
-@click.option(
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
     help="Images per call. [default: as many as each artifact takes]",
 )
-@options_as(_Wanted, "wanted")
 @threads_value_option
 @json_option
 def command(
     old: Path,
     new: Path,
     paths: tuple[str, ...],
-    wanted: _Wanted,
+    labels: bool,
+    require_no_worse: bool,
     batch: int | None,
     threads: int | None,
     as_json: bool,
@@ -82,16 +59,14 @@ def command(
     Class lists may differ in order and in names; agreement and accuracy are those of the classes
     that both have. An image that cannot be read is counted and does not stop the others.
     """
-    from kdedge.api.compare import check_no_worse, make_comparison, no_labels_error
-    from kdedge.api.predict import Engine
+    from kdedge.api.compare import check_no_worse, compare, no_labels_error
 
-    if wanted.require_no_worse and not wanted.labels:
+    if require_no_worse and not labels:
         raise no_labels_error()
     use_threads(threads)
-    engine = Engine(batch=batch, threads=threads)
-    found = make_comparison((old, new), paths, engine, labels=wanted.labels, output=wanted.output)
+    found = compare(old, new, *paths, labels=labels, batch=batch, threads=threads)
     print_result(found, as_json=as_json, text=_as_text(found))
-    if wanted.require_no_worse:
+    if require_no_worse:
         check_no_worse(found)
 
 
@@ -121,6 +96,4 @@ def _as_text(found: Comparison) -> str:
         more = len(found.unreadable) - _MOST_SHOWN
         lines += [f"... and {more:,} more"] if more > 0 else []
         parts.append("\n".join(["Unreadable:", *lines]))
-    if found.folder is not None:
-        parts.append(f"Wrote {found.folder / 'index.html'}")
     return "\n\n".join(parts)

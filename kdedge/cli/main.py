@@ -34,7 +34,7 @@ _GROUPS = {
     "Train": ("distill", "teach", "train", "pseudo-label", "suite"),
     "Look": ("runs", "show", "eval", "report"),
     "Deploy": (
-        *("export", "classes", "bench", "front", "predict", "compare"),
+        *("export", "classes", "bench", "predict", "compare"),
         *("serve", "watch", "verify"),
     ),
     "Data": ("data",),

@@ -12,6 +12,8 @@ from kdedge.cli._options import device_option, runs_option, suites_option, threa
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 
 if TYPE_CHECKING:
+    from kdedge.api.suite_export import ExportedStudents
+    from kdedge.benchmarking.run import Machine
     from kdedge.suite.ledger import Ledger
     from kdedge.suite.plan import Plan
 
@@ -29,15 +31,25 @@ if TYPE_CHECKING:
     help="Cells to run at the same time. On a CPU they share its cores: --threads is per cell.",
 )
 @click.option("--dry-run", is_flag=True, help="List the cells and their state; run nothing.")
+@click.option(
+    "--export",
+    "is_exported",
+    is_flag=True,
+    help="Export the first finished run of each row, time all files against each other, and mark"
+    " the Pareto front of accuracy and latency.",
+)
 @runs_option
 @device_option
 @threads_option
 @json_option
+@click.pass_obj
 def command(
+    machine: Machine | None,
     file: Path,
     suites: Path,
     n_jobs: int,
     dry_run: bool,
+    is_exported: bool,
     root: Path,
     device: str | None,
     as_json: bool,
@@ -53,6 +65,10 @@ def command(
     Cells that share a teacher wait until one of them has trained it. A row with trained_on is
     trained on that recipe only, and evaluated on the suite's recipes.
 
+    With --export, files are made as by `kdedge export` with the keys of each recipe; a run's newest
+    artifact is used if it has one. Files that missed their gates, and times that other processes
+    disturbed, are marked with ! and not ranked. suites/NAME gets exported.md and exported.json.
+
     A failed cell does not stop the others. The exit code is that of the first failed cell.
     """
     if dry_run:
@@ -60,13 +76,19 @@ def command(
         return
     ledger = open_suite(file, suites, root)
     make_suite(ledger, root, device, n_jobs=n_jobs)
-    _print(ledger, as_json=as_json)
+    made = None
+    if is_exported:
+        from kdedge.api.suite_export import export_students
+        from kdedge.benchmarking.run import Machine
+
+        made = export_students(ledger, root, device, machine=machine or Machine())
+    _print(ledger, made, as_json=as_json)
     from kdedge.suite.run import check_failed
 
     check_failed(ledger)
 
 
-def _print(ledger: Ledger, *, as_json: bool) -> None:
+def _print(ledger: Ledger, made: ExportedStudents | None, *, as_json: bool) -> None:
     from kdedge.suite.tables import make_grids, make_lines, notes, to_record
 
     plan, outcomes = ledger.plan, ledger.outcomes()
@@ -76,12 +98,19 @@ def _print(ledger: Ledger, *, as_json: bool) -> None:
         align = "l" + "r" * (len(grid.header) - 1)
         blocks.append(f"{grid.title}\n{table(grid.rows, header=grid.header, align=align)}")
     files = "table.md, table.csv, results.json"
+    record = to_record(plan, outcomes, lines)
+    if made is not None:
+        header, rows = made.table()
+        text = table(rows, header=header, align="lll" + "r" * (len(header) - 3))
+        blocks.append("\n".join([text, "", *made.notes]))
+        files += ", exported.md, exported.json"
+        record["exported"] = made.to_dict()
     ending = [*notes(plan, lines), f"Wrote {ledger.folder.path} ({files})"]
     runs = [outcome.run for outcome in outcomes.values() if outcome.run is not None]
     if runs:
         ending.append(next_line("show", runs[0]))
     text = "\n\n".join([*blocks, "\n".join(ending)])
-    print_result(to_record(plan, outcomes, lines), as_json=as_json, text=text)
+    print_result(record, as_json=as_json, text=text)
 
 
 def _list_cells(ledger: Ledger, *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
 
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import Result
@@ -20,17 +19,9 @@ Read = Callable[[], ImageInput]
 """Gives an image; it is called once, in a thread."""
 
 
-class Pair(NamedTuple):
-    """An image, as far as it was prepared, with two classifiers' results."""
-
-    image: ImageInput
-    old: Result
-    new: Result
-
-
 def classify_with_both(
     old: Classifier, new: Classifier, reads: Iterable[Read], *, batch: int | None = None
-) -> Iterator[Pair]:
+) -> Iterator[tuple[Result, Result]]:
     """Classifies images with two classifiers, in their order: the results of each alone.
 
     Args:
@@ -57,7 +48,7 @@ def classify_with_both(
             ahead = submit_next()
             keyed = [("", image) for image in images]
             results = [list(one.classify_many(keyed, batch=batch)) for one in (old, new)]
-            yield from map(Pair, images, *results)
+            yield from zip(*results, strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -42,7 +42,6 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         ("init", "a/b", "--images", ".", "--classes", "bad.txt"),
     ),
     "run_suite": (lambda: kdedge.run_suite("bad.txt"), ("suite", "bad.txt")),
-    "front": (lambda: kdedge.front("bad.txt"), ("front", "bad.txt")),
     "import_checkpoint": (
         lambda: kdedge.import_checkpoint("bad.txt", "promptsrc", weights="openai"),
         ("import", "bad.txt", "--as", "promptsrc", "--weights", "openai"),

@@ -42,7 +42,6 @@ NAMES = [
     "export",
     "fetch_set",
     "fill_teacher_store",
-    "front",
     "import_checkpoint",
     "init",
     "list_methods",

@@ -238,47 +238,6 @@ def test_labels_come_from_lists_and_shards_too_and_unknown_ones_are_errors(
     assert shard["changed"][0]["label"] == "blue"
 
 
-def test_the_page_is_self_contained_escaped_and_bounded_and_files_beside_it_have_all(
-    device: Any, work: Path, kdedge: Run
-) -> None:
-    pytest.importorskip("jinja2")
-    pytest.importorskip("matplotlib")
-    for number in range(62):
-        device._paint(work / f"pics/green/more-{number}.png", (0, 190 + number, 0))
-    Path("pics/blue/0.png").rename("pics/blue/<script>alert(1)<.png")
-    done = kdedge("compare", "old", "new", "pics", "--labels", "--output", "out/page")
-    assert done.code == 0, done.err
-    assert done.out.endswith("Wrote out/page/index.html\n")
-    page = Path("out/page/index.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 60
-    assert "60 of 68 changed images" in page
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)" in page
-    assert "http" not in page.replace("http-equiv", "")
-    rows = list(csv.DictReader(io.StringIO(Path("out/page/changed.csv").read_text())))
-    assert [row["became"] for row in rows] == ["wrong"] * 68
-    record = json.loads(Path("out/page/comparison.json").read_text())
-    assert [one["image"] for one in record["changed"]] == [row["image"] for row in rows]
-    again = kdedge("compare", "old", "new", "pics", "--output", "out/page")
-    assert again.code == 2
-    assert "out/page exists, and nothing is overwritten" in again.err
-    assert Path("out/page/index.html").read_text() == page
-
-
-def test_ctrl_c_leaves_nothing(work: Path, kdedge: Run) -> None:
-    pytest.importorskip("jinja2")
-    pytest.importorskip("matplotlib")
-
-    def interrupt(what: str, done: int, total: int | None) -> None:
-        if what == "comparing" and done == 5:
-            raise KeyboardInterrupt
-
-    with package.progress_to(interrupt):
-        done = kdedge("compare", "old", "new", "pics", "--output", "page")
-    assert (done.code, done.out) == (130, "")
-    assert not [path for path in work.iterdir() if "page" in path.name]
-
-
 def test_the_images_are_the_same_whatever_the_two_preparations_are(
     device: Any, work: Path, kdedge: Run
 ) -> None:

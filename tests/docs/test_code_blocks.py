@@ -64,7 +64,7 @@ APPLE = "needs Xcode"
 BEGIN = "made what the page begins with"
 MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
-FRONT = "trains for minutes; tests/cli/test_front.py runs a smaller one"
+FRONT = "trains for minutes; tests/cli/test_suite_export.py runs a smaller one"
 NONE = "needs 38 known images; tests/cli/test_none_of_these.py runs it with fewer"
 SERVER = "needs the server"
 SERVED = "tests/serving runs it"
@@ -203,7 +203,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/suites.md": {
         "kdedge suite line3-suite.yaml --jobs 2": MANY,
         "kdedge suite benchmarks/suites/table1.yaml --jobs 2": DOWNLOAD,
-        "kdedge front line3-sizes.yaml": FRONT,
+        "kdedge suite line3-sizes.yaml --export": FRONT,
     },
 }
 
