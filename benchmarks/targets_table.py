@@ -7,9 +7,7 @@ out. The first row is the model that `kdedge eval` runs. All rows run one image 
 process, interleaved. A ratio is that of each round's two smallest times, which other processes
 change least: of the rounds, the median and the quartiles. Agreement is the export's. Memory is the
 largest of a process that loads one file and runs it, with Python and the runtime; ExecuTorch's has
-torch. The share of the peak is that of the fastest product of two 768 x 768 matrices in the row's
-precision that a library reaches here, in the same process, of many over half a minute. INT8 files
-are compared with the INT8 peak, though some of their products are in float32.
+torch.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdedge.benchmarking.peak import Effort, measure_peaks
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
@@ -43,8 +39,6 @@ from interleaved import interleaved
 from open_classes import by_round
 
 EAGER = "student in eager PyTorch"
-EFFORT = Effort(side=768, copy_bytes=1 << 20, seconds=0.05)
-N_PEAKS = 60
 
 # Without this module's imports, of which torch is the largest
 RUN_ONE = """
@@ -76,21 +70,6 @@ def peak_memory(artifact: Path, name: str, n_threads: int) -> float:
     """Largest resident memory, in MB, of a process that loads a file and runs it three times."""
     command = [sys.executable, "-c", RUN_ONE, str(artifact), name, str(n_threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def peaks(n_threads: int) -> dict[str, tuple[float, str]]:
-    """Precision -> the fastest product, in 1e9 multiply-adds a second, and the library."""
-    found: dict[str, tuple[float, str]] = {}
-    a, torch_name = torch.randn(EFFORT.side, EFFORT.side).bfloat16(), f"PyTorch {torch.__version__}"
-    for _ in range(N_PEAKS):  # other processes slow any one of them
-        rates = measure_peaks(n_threads=n_threads, effort=EFFORT)["CPU"]["gmacs_per_second"]
-        tried = [(precision, rate["rate"], rate["by"]) for precision, rate in rates.items()]
-        began = time.perf_counter()
-        a @ a
-        rate = EFFORT.side**3 / (time.perf_counter() - began) / 1e9
-        for precision, value, by in [*tried, ("bf16", rate, torch_name)]:
-            found[precision] = max(found.get(precision, (0.0, "")), (value, by))
-    return found
 
 
 def spread(before: list[float], after: list[float]) -> str:
@@ -128,16 +107,13 @@ def main() -> None:
     calls |= {name: lambda one=one: one.run(images) for name, one in loaded.items()}
     times = interleaved(calls, arguments.rounds)
     gmacs = count(artifact.checked("model.onnx"))["gmacs"]
-    rates = peaks(arguments.threads)
     names = ["file", "runtime", "MB", "export s", "agreement %", "ms", "x eager PyTorch"]
-    names += ["x model.onnx", "peak MB", "% of peak"]
+    names += ["x model.onnx", "peak MB"]
     print(f"| {' | '.join(names)} |\n|---|---|{'---:|' * (len(names) - 2)}")
     for name in calls:
         milliseconds = times[name]
         file = None if name == EAGER else artifact.file(name)
         parity = None if file is None else file.parity
-        precision = "fp32" if file is None or file.precision == "fp16" else file.precision
-        share = 100 * gmacs / (min(milliseconds) / 1e3) / rates[precision][0]
         cells = [
             name,
             f"torch {torch.__version__}" if file is None else loaded[name].name,
@@ -148,15 +124,13 @@ def main() -> None:
             spread(times[EAGER], milliseconds),
             spread(times["model.onnx"], milliseconds),
             "-" if file is None else f"{memory[name]:.0f}",
-            f"{share:.0f}",
         ]
         print(f"| {' | '.join(cells)} |")
     runtimes = sorted({backend.describe() for backend in loaded.values()})
-    reached = [f"{key} {rate:.0f} ({by})" for key, (rate, by) in sorted(rates.items())]
     parity = artifact.file("model.onnx").parity
     print(
         f"\n{cpu_model()}, {arguments.threads} threads, {', '.join(runtimes)};"
-        f" {gmacs:.3g} GMACs an image; peaks in GMACs a second: {', '.join(reached)};"
+        f" {gmacs:.3g} GMACs an image;"
         f" agreement on {0 if parity is None else parity.n_images} images"
     )
 

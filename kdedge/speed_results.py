@@ -223,9 +223,6 @@ class SpeedRow(ModelFacts):
         runtime: its name and version; - if the model could not be loaded.
         device: `CPU` or `GPU`.
         memory_bytes: peak resident memory that loading it and a first call of one image added.
-        compute_percent: share of the machine's measured matrix-product peak, at the batch where it
-            is highest.
-        copy_percent: share of its copy bandwidth, if a call reads the file once; likewise.
         problem: why the measurement ended early; None if it did not.
         measurements: by batch.
     """
@@ -233,8 +230,6 @@ class SpeedRow(ModelFacts):
     runtime: Annotated[str, Check(_check_runtime)]
     device: str
     memory_bytes: Bytes | None
-    compute_percent: NonNegative | None
-    copy_percent: NonNegative | None
     problem: str | None
     measurements: tuple[Measurement, ...]
 
@@ -285,18 +280,6 @@ class _Device(Shape):
 
 
 @dataclass(frozen=True)
-class _Rate(Shape):
-    rate: Positive
-    by: str
-
-
-@dataclass(frozen=True)
-class _Peak(Shape):
-    gmacs_per_second: dict[str, _Rate]
-    copy_bytes_per_second: Annotated[Positive, OPTIONAL]
-
-
-@dataclass(frozen=True)
 class SpeedResult(Record, Tabled):
     """One call of `kdedge bench`.
 
@@ -306,7 +289,6 @@ class SpeedResult(Record, Tabled):
         measured_at: when, ISO 8601.
         settings: seconds, calls and rounds asked for, batches, threads.
         device: the device sheet, from `benchmarking.device.device_sheet`.
-        peaks: the machine's measured limits, from `benchmarking.peak.measure_peaks`.
         baseline: label of the row that ratios compare with; None if nothing ran.
         rows: the models, in the order of the table.
         left_out: what could not be measured here, and why.
@@ -319,7 +301,6 @@ class SpeedResult(Record, Tabled):
     measured_at: str
     settings: Annotated[dict[str, Any], Holds(_Settings)]
     device: Annotated[dict[str, Any], Holds(_Device)]
-    peaks: Annotated[dict[str, Any], Holds(dict[str, _Peak])]
     baseline: str | None
     rows: tuple[SpeedRow, ...]
     left_out: dict[str, str]

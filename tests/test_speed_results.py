@@ -25,14 +25,13 @@ def result() -> SpeedResult:
         runtime="onnxruntime 1.24.4", device="CPU", n_parameters=12, n_bytes=48, gmacs_image=0.1,
         gmacs_call=0.0, memory_bytes=None,
         accuracy=Accuracy(None, None, None, 50.0, 99.5, "5 images"), gate="passed",
-        compute_percent=103.5, copy_percent=None, problem=None, measurements=(found,),
+        problem=None, measurements=(found,),
     )  # fmt: skip
     settings = {"batches": [8], "threads": None, "n_calls": 3, "n_rounds": 1, "seconds": 2.0}
     device = {"cpu": "A CPU", "cpu_cores": 2, "gpus": [{"name": "A GPU", "driver": "1"}]}
-    peaks = {"CPU": {"gmacs_per_second": {"fp32": {"rate": 1.5, "by": "NumPy"}}}}
     return SpeedResult(
         command="kdedge bench", measured_at="2026-01-01T00:00:00+00:00", settings=settings,
-        device=device, peaks=peaks, baseline="model.onnx", rows=(row,),
+        device=device, baseline="model.onnx", rows=(row,),
         left_out={"teacher": "it is gone"},
     )  # fmt: skip
 
@@ -45,7 +44,7 @@ def test_nothing_is_lost_on_the_way_through_json(result: SpeedResult) -> None:
     assert read(result.to_dict()) == result
 
 
-@pytest.mark.parametrize("key", ["rows", "device", "peaks", "left_out", "command"])
+@pytest.mark.parametrize("key", ["rows", "device", "left_out", "command"])
 def test_a_missing_key_is_named(result: SpeedResult, key: str) -> None:
     values = result.to_dict()
     del values[key]
@@ -69,8 +68,6 @@ def test_a_wrong_value_is_named_with_its_place(result: SpeedResult) -> None:
         (("device", "gpus"), 5),
         (("device", "gpus", 0, "driver"), 1),
         (("device", "jetson"), None),
-        (("peaks", "CPU"), None),
-        (("peaks", "CPU", "gmacs_per_second", "fp32", "rate"), "fast"),
     ],
 )
 def test_what_tables_show_of_the_machine_and_the_settings_is_checked(

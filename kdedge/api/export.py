@@ -142,8 +142,7 @@ class Export:
         Args:
             run: what a run's export has.
         """
-        from kdedge.benchmarking.cpu_files import fastest_on_cpu
-        from kdedge.deploy.cpu_files import add_cpu_files
+        from kdedge.benchmarking.cpu_files import add_cpu_files, fastest_on_cpu
         from kdedge.deploy.model_card import renew_model_card
 
         before = self.artifact
@@ -264,8 +263,8 @@ def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]
 
 def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     """Folds a run, writes its artifact, and adds the targets that can be built on this machine."""
+    from kdedge.benchmarking.cpu_files import onnx_precisions
     from kdedge.deploy.build import warn_where_unbuildable
-    from kdedge.deploy.cpu_files import onnx_precisions
     from kdedge.deploy.export import export_artifact
     from kdedge.runs.exports import record_export
     from kdedge.runs.model import load_run

@@ -138,7 +138,7 @@ def export_students(
         ledger: of the suite, whose cells have run.
         root: folder of all runs.
         device: torch's, for the export.
-        machine: measures peaks and power.
+        machine: measures power, and watches other processes.
 
     Raises:
         KdedgeError: no row could be exported and measured; it is the first one's error.

@@ -1,8 +1,6 @@
-"""Finds the fastest file of an artifact on this CPU among those that pass their gates here.
+"""Makes the files that may be the fastest on this CPU, and finds the one that passes its gate.
 
-The candidates of a round are all in memory and timed in turns, so that a busy machine slows all
-alike. First every file runs with one thread per physical core; then the fastest two are timed again
-with other numbers of threads, one number after the other.
+The candidates are all in memory and timed in turns, so that a busy machine slows all alike.
 """
 
 from __future__ import annotations
@@ -10,31 +8,91 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, percentile, summarize
+from kdedge.deploy.build import RunInputs, build_files
 from kdedge.deploy.parity import misses, parity_on_smoke_set
-from kdedge.errors import GateError, KdedgeError
+from kdedge.errors import DataError, GateError, KdedgeError, RecipeError, SetupError
 from kdedge.progress import working
 from kdedge.results import ParityResult
-from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import Candidate, CpuChoice, CpuMachine
-from kdedge.runtime.machine import physical_cores, usable_cores
-from kdedge.runtime.threads import is_number_given, number_of_threads
 from kdedge.targets.load import load_file
+from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
+
+if TYPE_CHECKING:  # a device has no torch
+    from kdedge.runs.model import RunModel
 
 EQUAL = 0.03
 """Candidates this close to the fastest count as equally fast: rounds of one differ by more."""
 
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
-_N_WITH_OTHER_THREADS = 2
 _UNLIKELY = 0.01
 _QUICK = 10  # the percentile of calls that decides
+
+_FROM_RUN = "the artifact has none; it is made when a run is exported: kdedge export RUN --cpu"
+_NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
+
+
+def onnx_precisions(trained: RunModel) -> set[Precision]:
+    """Precisions of ONNX files for CPUs that the export of a run can make, besides float32."""
+    pool = trained.images("unlabeled")
+    return set() if pool is None or not pool.indices else {"int8"}
+
+
+def add_cpu_files(
+    artifact: Artifact, *, run: RunInputs | None = None
+) -> tuple[Artifact, dict[str, str]]:
+    """Builds the missing files of every target that has files for CPUs.
+
+    Args:
+        artifact: gets the files; ONNX files are those that it has.
+        run: what the run's export has; None for an artifact that was exported before.
+
+    Returns:
+        The artifact, and why a target's precision is missing, by their names.
+
+    Raises:
+        ResourceError: memory or disk ran out.
+    """
+    missing: dict[str, str] = {}
+    for target in list_targets():
+        of_run = target.name == "onnx" or target.source == "folded model"
+        is_built_here = not of_run or (target.name != "onnx" and run is not None)
+        for precision in target.cpu_precisions:
+            # A file from the folded model is there already if its target was asked for, too
+            names = _names(artifact, target, precision) if of_run else ()
+            reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
+            if of_run and precision == "int8" and run is not None and run.calibration is None:
+                reason = _NO_IMAGES
+            elif is_built_here and not names:
+                try:
+                    artifact, names = build_files(artifact, target.name, [precision], run=run)
+                except (DataError, RecipeError, SetupError) as error:
+                    reason = _in_one_line(error)
+            if not names:
+                missing[f"{target.label} {precision}"] = reason
+    return artifact, missing
+
+
+def _names(artifact: Artifact, target: Target, precision: Precision) -> tuple[str, ...]:
+    return tuple(
+        file.name
+        for file in artifact.files
+        if (file.target, file.precision) == (target.name, precision) and file.device != "gpu"
+    )
+
+
+def _in_one_line(error: KdedgeError) -> str:
+    """The message with its remedy, which has the line that installs a package."""
+    return " ".join(str(error).split())
 
 
 def fastest_on_cpu(
@@ -45,7 +103,7 @@ def fastest_on_cpu(
     A file can be chosen if it passed its gate when it was made, and agrees as well on the smoke set
     on this machine (`is_worse`): processors multiply bytes in different ways. One that was compared
     on no other images must pass on these. Of files that are equally fast, the one that agrees best
-    is chosen, then the one with the fewest threads.
+    is chosen.
 
     Args:
         artifact: the artifact; calls have as many images as its smallest batch.
@@ -55,24 +113,12 @@ def fastest_on_cpu(
     Raises:
         GateError: no file can be run and passes its gate here; the message says why of each.
     """
-    counts = _thread_counts()
-    trial = _Trial(artifact, plan)
-    found = trial.measure([(file, counts[0]) for file in cpu_files(artifact)])
-    best = sorted(filter(_is_fit, found), key=_speedup, reverse=True)[:_N_WITH_OTHER_THREADS]
-    if best and len(counts) > 1:
-        first = next(one for one in found if one.time is not None)  # others are compared with it
-        merged = {(one.file, one.threads): one for one in found}
-        for count in counts:  # one at a time: programs of ExecuTorch share their threads
-            again = [(first.file, first.threads), *((one.file, count) for one in best)]
-            more = trial.measure([(artifact.file(name), n) for name, n in dict.fromkeys(again)])
-            merged |= {(one.file, one.threads): one for one in more}
-        found = list(merged.values())
+    found = _measure(artifact, plan)
     chosen = choose(found, where=str(artifact.path))
     return CpuChoice(
         machine=CpuMachine.this(),
         file=chosen.file,
         sha256=artifact.file(chosen.file).sha256,
-        threads=chosen.threads,
         batch=artifact.batches[0],
         candidates=tuple(found),
         not_tried=not_tried,
@@ -108,7 +154,7 @@ def choose(candidates: Sequence[Candidate], *, where: str) -> Candidate:
         )
     least = (1 - EQUAL) * max(map(_speedup, fit))
     equal = [one for one in fit if _speedup(one) >= least]
-    return min(equal, key=lambda one: (-(one.agreement_percent or 0), one.threads, -_speedup(one)))
+    return min(equal, key=lambda one: (-(one.agreement_percent or 0), -_speedup(one)))
 
 
 def is_worse(here: ParityResult, made: ParityResult) -> bool:
@@ -125,69 +171,53 @@ def is_worse(here: ParityResult, made: ParityResult) -> bool:
     return here.n_nonfinite > made.n_nonfinite or chance < _UNLIKELY
 
 
-class _Trial:
-    """Runs candidates; compares each file with the model once."""
+def _measure(artifact: Artifact, plan: TimingPlan) -> list[Candidate]:
+    """Loads the files, compares them with the model, and times those that load in turns."""
+    found: dict[str, Candidate] = {}
+    calls: dict[str, Call] = {}
+    with contextlib.ExitStack() as opened:
+        for file in cpu_files(artifact):
+            found[file.name] = Candidate(file.name, file.precision, None, None, None, None, None)
+            try:
+                with working(f"comparing {file.name}"):
+                    backend = load_file(artifact, file)
+                    opened.callback(backend.close)
+                    agreement, out = _compare(artifact, file, backend)
+            except KdedgeError as error:
+                reason = str(error).partition("\n")[0].rstrip(".")
+                found[file.name] = dataclasses.replace(found[file.name], out=reason)
+                continue
+            loaded = LoadedModelFile(artifact, backend)
+            calls[file.name] = loaded.call(artifact.batches[0], "on device")
+            found[file.name] = dataclasses.replace(
+                found[file.name], runtime=loaded.runtime, agreement_percent=agreement, out=out
+            )
+        with working(f"timing {len(calls)} candidates in turns"):
+            timed = measure(calls, plan)
+    first = next((one for one in timed.values() if one.rounds), None)
+    for name, one in timed.items():
+        found[name] = _with_time(found[name], one, first, batch=artifact.batches[0])
+    return list(found.values())
 
-    def __init__(self, artifact: Artifact, plan: TimingPlan) -> None:
-        self._artifact, self._plan = artifact, plan
-        self._compared: dict[str, tuple[float, str | None]] = {}
 
-    def measure(self, wanted: Iterable[tuple[ModelFile, int]]) -> list[Candidate]:
-        """Loads files with numbers of threads, and times those that load in turns."""
-        found: dict[str, Candidate] = {}
-        calls: dict[str, Call] = {}
-        with contextlib.ExitStack() as opened:
-            for file, threads in wanted:
-                key = f"{file.name} {threads}"
-                found[key] = Candidate(
-                    file.name, file.precision, threads, None, None, None, None, None
-                )
-                try:
-                    found[key], calls[key] = self._loaded(file, found[key], opened)
-                except KdedgeError as error:
-                    reason = str(error).partition("\n")[0].rstrip(".")
-                    found[key] = dataclasses.replace(found[key], out=reason)
-            with working(f"timing {len(calls)} candidates in turns"):
-                timed = measure(calls, self._plan)
-        first = next((one for one in timed.values() if one.rounds), None)
-        for key, one in timed.items():
-            found[key] = self._with_time(found[key], one, first)
-        return list(found.values())
+def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
+    """Agreement here, and which gate the file misses, here or when it was made."""
+    here, made = parity_on_smoke_set(artifact, backend), file.parity
+    compared = [here] if made is None else [made, here]
+    if made is not None and made.n_images > here.n_images and not is_worse(here, made):
+        compared = [made]  # of more images: few alone would put out every other close file
+    missed = (misses(one, file.precision, artifact.gates) for one in compared)
+    return here.agreement_percent, "; ".join(next(filter(None, missed), ())) or None
 
-    def _loaded(
-        self, file: ModelFile, candidate: Candidate, opened: contextlib.ExitStack
-    ) -> tuple[Candidate, Call]:
-        """A candidate with its comparison, and its call; it is freed with `opened`."""
-        with working(f"comparing {file.name}"):
-            backend = load_file(self._artifact, file, n_threads=candidate.threads)
-            opened.callback(backend.close)
-            if file.name not in self._compared:
-                self._compared[file.name] = self._compare(file, backend)
-        loaded = LoadedModelFile(self._artifact, backend)
-        agreement, out = self._compared[file.name]
-        candidate = dataclasses.replace(
-            candidate, runtime=loaded.runtime, agreement_percent=agreement, out=out
-        )
-        return candidate, loaded.call(self._artifact.batches[0], "on device")
 
-    def _compare(self, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
-        """Agreement here, and which gate the file misses, here or when it was made."""
-        here, made = parity_on_smoke_set(self._artifact, backend), file.parity
-        compared = [here] if made is None else [made, here]
-        if made is not None and made.n_images > here.n_images and not is_worse(here, made):
-            compared = [made]  # of more images: few alone would put out every other close file
-        found = (misses(one, file.precision, self._artifact.gates) for one in compared)
-        return here.agreement_percent, "; ".join(next(filter(None, found), ())) or None
-
-    def _with_time(self, candidate: Candidate, timed: Timed, first: Timed | None) -> Candidate:
-        """A candidate with its times, compared with those of the first one."""
-        batch = self._artifact.batches[0]
-        time = summarize(timed, batch=batch, inputs="on device", baseline=first)
-        if time is None or first is None:
-            return dataclasses.replace(candidate, out=candidate.out or str(timed.problem))
-        speedup = percentile(first.samples, _QUICK) / percentile(timed.samples, _QUICK)
-        time = dataclasses.replace(time, samples_ms=())
-        return dataclasses.replace(candidate, time=time, speedup=speedup)
+def _with_time(candidate: Candidate, timed: Timed, first: Timed | None, *, batch: int) -> Candidate:
+    """A candidate with its times, compared with those of the first one."""
+    time = summarize(timed, batch=batch, inputs="on device", baseline=first)
+    if time is None or first is None:
+        return dataclasses.replace(candidate, out=candidate.out or str(timed.problem))
+    speedup = percentile(first.samples, _QUICK) / percentile(timed.samples, _QUICK)
+    time = dataclasses.replace(time, samples_ms=())
+    return dataclasses.replace(candidate, time=time, speedup=speedup)
 
 
 def _is_fit(candidate: Candidate) -> bool:
@@ -198,13 +228,3 @@ def _speedup(candidate: Candidate) -> float:
     """That of a candidate that can be chosen."""
     assert candidate.speedup is not None
     return candidate.speedup
-
-
-def _thread_counts() -> list[int]:
-    """Numbers of threads to try, the default first; only the user's, if there is one."""
-    given = number_of_threads()
-    if given is not None and is_number_given():
-        return [given]
-    cores = usable_cores()
-    powers = [2**i for i in range(cores.bit_length()) if 2**i < cores]
-    return list(dict.fromkeys([physical_cores(), *powers, cores]))

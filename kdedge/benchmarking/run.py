@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from kdedge.benchmarking.device import conditions, device_sheet, was_throttled
-from kdedge.benchmarking.peak import measure_peaks
 from kdedge.benchmarking.power import find_power
 from kdedge.benchmarking.subject import LoadedSubject, Subject, watching_peak
 from kdedge.benchmarking.timing import Power, TimingPlan, measure, summarize
@@ -31,13 +30,14 @@ class _Row:
     subject: Subject
     loaded: LoadedSubject | None = None
     memory_bytes: int | None = None
+    first_ms: float = 0.0
     problem: Exception | None = None
     is_baseline: bool = False
     measurements: list[Measurement] = field(default_factory=list)
 
     @property
     def device(self) -> str:
-        """The device whose peaks its shares refer to."""
+        """The device that computes."""
         return "GPU" if self.loaded is not None and self.loaded.is_gpu else "CPU"
 
 
@@ -46,13 +46,11 @@ class Machine:
     """Functions that measure this machine.
 
     Attributes:
-        peaks: returns its highest rates, like `benchmarking.peak.measure_peaks`.
         power: returns its power sensor.
         watch: watches the load of other processes, like `watch_contention`.
         wait: called before each turn; it may wait until the machine is quiet.
     """
 
-    peaks: Callable[..., dict[str, Any]] = measure_peaks
     power: Callable[[], Power] = find_power
     watch: Watch = watch_contention
     wait: Callable[[], None] = lambda: None
@@ -80,7 +78,7 @@ def run_bench(
         command: the command line, for the record.
         when_interrupted: called with the measurements so far, if any, on Ctrl-C or SIGTERM; the
             interrupt is then raised again.
-        machine: measures peaks and power, and watches other processes.
+        machine: measures power, and watches other processes.
 
     Raises:
         KdedgeError: no model could be measured; it is the first model's error.
@@ -90,15 +88,15 @@ def run_bench(
     interrupt: KeyboardInterrupt | None = None
     with ExitStack() as held:
         machine.wait()
-        rows, peaks = _load_all(subjects, held, plan, machine, n_threads, left_out)
+        rows = _load_all(subjects, held, left_out)
         try:
-            _measure_all(rows, plan, batches, peaks, machine, left_out)
+            _measure_all(rows, plan, batches, machine, left_out)
         except KeyboardInterrupt as error:
             if not any(row.measurements for row in rows):
                 raise
             interrupt = error
             left_out["the remaining measurements"] = "the measurement was interrupted"
-        finished = [_finish(row, peaks) for row in rows]
+        finished = [_finish(row) for row in rows]
     errors = [row.problem for row in rows if row.problem is not None]
     if errors and not any(row.measurements for row in finished):
         raise errors[0]
@@ -113,7 +111,6 @@ def run_bench(
             "after": after,
             "throttled": was_throttled(before, after),
         },
-        peaks=peaks,
         baseline=next((row.subject.label for row in rows if row.is_baseline), None),
         rows=tuple(finished),
         left_out=left_out,
@@ -124,38 +121,20 @@ def run_bench(
     return result
 
 
-def _load_all(
-    subjects: Sequence[Subject],
-    held: ExitStack,
-    plan: TimingPlan,
-    machine: Machine,
-    n_threads: int | None,
-    left_out: dict[str, str],
-) -> tuple[list[_Row], dict[str, Any]]:
-    """Loads the models that this machine can run, and measures its peaks; failures are recorded.
-
-    Peaks are measured after the first row. They tell which first calls would take too long.
+def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
+    """Loads the models that this machine can run; failures are recorded.
 
     Raises:
         MissingPackage, BackendUnavailable: nothing can run here; it is the first model's error.
     """
     rows: list[_Row] = []
     absent: list[KdedgeError] = []
-    measured: list[tuple[bool, dict[str, Any]]] = []
-
-    def peaks() -> dict[str, Any]:
-        has_gpu = any(row.device == "GPU" for row in rows)
-        if not measured or measured[-1][0] != has_gpu:
-            measured.append((has_gpu, machine.peaks(n_threads=n_threads, gpu=has_gpu)))
-        return measured[-1][1]
-
     with progress("loading", len(subjects)) as advance:
         for number, subject in enumerate(subjects):
             advance(number, subject.label)
             row = _Row(subject)
-            known = peaks() if rows else {}
             try:
-                _load(row, held, plan, known)
+                _load(row, held)
             except (MissingPackage, BackendUnavailable) as error:
                 left_out[subject.label] = str(error).splitlines()[0]
                 absent.append(error)
@@ -166,17 +145,15 @@ def _load_all(
             rows.append(row)
     if absent and not rows:
         raise absent[0]
-    return rows, peaks()
+    return rows
 
 
-def _load(row: _Row, held: ExitStack, plan: TimingPlan, peaks: dict[str, Any]) -> None:
-    """Loads a row's model; a first call, if it is not too slow, measures its memory."""
+def _load(row: _Row, held: ExitStack) -> None:
+    """Loads a row's model; a first call measures its memory, and about how long calls take."""
     with watching_peak() as added:
         row.loaded = held.enter_context(row.subject.load())
         low, _ = row.loaded.batches
-        if _seconds(row, low, peaks) > plan.call_seconds:
-            return
-        row.loaded.call(low, row.loaded.inputs[0])()
+        row.first_ms = row.loaded.call(low, row.loaded.inputs[0])()
         extra = added()
     row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
 
@@ -185,7 +162,6 @@ def _measure_all(
     rows: Sequence[_Row],
     plan: TimingPlan,
     batches: Sequence[int],
-    peaks: dict[str, Any],
     machine: Machine,
     left_out: dict[str, str],
 ) -> None:
@@ -194,7 +170,7 @@ def _measure_all(
         (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
     ]
     turns.append((1, "image file"))
-    able = [_able(rows, batch, inputs, plan, peaks, left_out) for batch, inputs in turns]
+    able = [_able(rows, batch, inputs, plan, left_out) for batch, inputs in turns]
     baseline: _Row | None = None
     power = machine.power()
     done = 0
@@ -218,7 +194,6 @@ def _able(
     batch: int,
     inputs: Inputs,
     plan: TimingPlan,
-    peaks: dict[str, Any],
     left_out: dict[str, str],
 ) -> list[_Row]:
     """The rows that can be timed at this batch and input; the others are added to `left_out`."""
@@ -226,7 +201,7 @@ def _able(
     for row in rows:
         if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
             continue
-        why_not = _why_not(row, batch, row.loaded.batches, plan, peaks)
+        why_not = _why_not(row, batch, row.loaded.batches, plan)
         if why_not is None:
             able.append(row)
         else:
@@ -235,11 +210,7 @@ def _able(
 
 
 def _why_not(
-    row: _Row,
-    batch: int,
-    batches: tuple[int, int | None],
-    plan: TimingPlan,
-    peaks: dict[str, Any],
+    row: _Row, batch: int, batches: tuple[int, int | None], plan: TimingPlan
 ) -> str | None:
     """Why a row is not timed at a batch size; None if it is."""
     low, high = batches
@@ -249,26 +220,17 @@ def _why_not(
             if low != high
             else f"it takes {low} per call"
         )
-    seconds = _seconds(row, batch, peaks)
+    seconds = _seconds(row, batch, low)
     if seconds > plan.call_seconds:
-        return f"a call would take at least {seconds:.0f} s"
+        return f"a call would take about {seconds:.0f} s"
     return None
 
 
-def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
-    """Lower bound of a call's time from its work and the machine's peak; 0 if unknown."""
-    rate, gmacs = _peak(row, peaks), row.subject.gmacs(batch)
-    return 0.0 if rate is None or gmacs is None else gmacs * batch / rate
-
-
-def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
-    """Peak GMACs per second of the row's device in its precision, or for bf16 None on a CPU."""
-    rates = peaks.get(row.device, {}).get("gmacs_per_second", {})
-    precision = row.subject.precision
-    # A CPU computes with FP16 weights in float32
-    if precision not in rates and row.device == "CPU" and precision != "bf16":
-        precision = "fp32"
-    return rates[precision]["rate"] if precision in rates else None
+def _seconds(row: _Row, batch: int, first: int) -> float:
+    """A call's time by its work and the time of the first call, which had `first` images."""
+    now, then = row.subject.gmacs(batch), row.subject.gmacs(first)
+    work = batch / first * (now / then if now and then else 1)
+    return work * row.first_ms / 1000
 
 
 def _measure_turn(
@@ -315,35 +277,13 @@ def _keep_problem(row: _Row, error: Exception) -> None:
     row.problem = error
 
 
-def _finish(row: _Row, peaks: dict[str, Any]) -> SpeedRow:
-    compute, copy = _shares(row, peaks)
+def _finish(row: _Row) -> SpeedRow:
     facts = {entry.name: getattr(row.subject, entry.name) for entry in fields(ModelFacts)}
     return SpeedRow(
         **facts,
         runtime="-" if row.loaded is None else row.loaded.runtime,
         device=row.device,
         memory_bytes=row.memory_bytes,
-        compute_percent=compute,
-        copy_percent=copy,
         problem=None if row.problem is None else str(row.problem).splitlines()[0],
         measurements=tuple(row.measurements),
     )
-
-
-def _shares(row: _Row, peaks: dict[str, Any]) -> tuple[float | None, float | None]:
-    """The largest shares of peak products and peak copies over all batches, in percent."""
-    rate = _peak(row, peaks)
-    bandwidth = peaks.get(row.device, {}).get("copy_bytes_per_second")
-    n_bytes = row.subject.n_bytes
-    if n_bytes is None and row.subject.n_parameters is not None:
-        n_bytes = 4 * row.subject.n_parameters  # in memory as float32
-    compute, copy = [], []
-    for found in row.measurements:
-        seconds, gmacs = found.p50_ms / 1000, row.subject.gmacs(found.batch)
-        if found.inputs == "image file":
-            continue
-        if rate is not None and gmacs is not None:
-            compute.append(100 * gmacs * found.batch / seconds / rate)
-        if bandwidth is not None and n_bytes is not None:
-            copy.append(100 * n_bytes / seconds / bandwidth)
-    return max(compute, default=None), max(copy, default=None)

@@ -128,19 +128,10 @@ def _sizes(result: SpeedResult, labels: Sequence[str]) -> Grid:
 
 def _work(result: SpeedResult, labels: Sequence[str]) -> Grid:
     rows = [
-        [
-            label,
-            _figure(row.gmacs(1)),
-            _figure(_doubled(row.gmacs(1))),
-            _share(row.compute_percent),
-            _share(row.copy_percent),
-        ]
+        [label, _figure(row.gmacs(1)), _figure(_doubled(row.gmacs(1)))]
         for label, row in zip(labels, result.rows, strict=True)
     ]
-    title = (
-        "Work for one image, and shares of this machine's fastest matrix product and copy, percent"
-    )
-    return Grid(title, ["model", "GMACs", "GFLOPs", "product", "copy"], rows)
+    return Grid("Work for one image", ["model", "GMACs", "GFLOPs"], rows)
 
 
 def _first(result: SpeedResult, inputs: Inputs) -> list[Measurement | None]:
@@ -264,25 +255,7 @@ def doubts(result: SpeedResult) -> list[str]:
         lines.append("! The device was throttled during the measurement (heat, power or current).")
     elif result.device.get("throttled") is None:
         lines.append("This machine does not tell whether it was throttled during the measurement.")
-    fast = [row for row in result.rows if (row.compute_percent or 0) > 100]
-    if any(_may_use_tf32(row) for row in fast):
-        lines.append(
-            "Shares of the product above 100 % in fp32 on a GPU: engines multiply in TF32, and the"
-            " measured product in float32."
-        )
-    if not all(_may_use_tf32(row) for row in fast):
-        lines.append(
-            "! Shares of the product above 100 %: other programs slowed down the measurement of the"
-            " product. Measure on a quiet machine."
-        )
-    if any((row.copy_percent or 0) > 100 for row in result.rows):
-        lines.append("Shares of the copy above 100 %: the model fits in the processor's caches.")
     return lines
-
-
-def _may_use_tf32(row: SpeedRow) -> bool:
-    """Whether it may compute in TF32, which is TensorRT's default for fp32."""
-    return row.device == "GPU" and row.precision == "fp32" and row.runtime.startswith("tensorrt")
 
 
 def _device_line(result: SpeedResult) -> str:
@@ -299,12 +272,7 @@ def _device_line(result: SpeedResult) -> str:
     if "jetson" in device:
         parts += [device["jetson"]["board"], device["jetson"]["power_mode"]]
     runtimes = dict.fromkeys(row.runtime for row in result.rows if row.runtime != "-")
-    peaks = [
-        f"{kind} {precision} {2 * found['rate']:.0f} GOPS ({found['by']})"
-        for kind, values in result.peaks.items()
-        for precision, found in values["gmacs_per_second"].items()
-    ]
-    return f"Measured on {', '.join(parts)}; {', '.join(runtimes)}. Peaks: {', '.join(peaks)}."
+    return f"Measured on {', '.join(parts)}; {', '.join(runtimes)}."
 
 
 def as_markdown(result: SpeedResult) -> str:
@@ -380,10 +348,6 @@ def _doubled(gmacs: float | None) -> float | None:
 
 def _scaled(value: float | None, unit: float) -> str:
     return "-" if value is None else _figure(value / unit)
-
-
-def _share(percent: float | None) -> str:
-    return "-" if percent is None else f"{percent:.0f}"
 
 
 def _figure(value: float | None) -> str:

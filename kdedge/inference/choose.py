@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeError, SetupError
-from kdedge.inference.cpu_preference import CpuPreference
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
+from kdedge.runtime.cpu_choice import CpuPreference
 from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.load import load_file
 from kdedge.targets.protocol import Target
@@ -34,7 +34,7 @@ def choose_and_load(
     """Loads the first file, in the order of `candidates`, that this machine can run.
 
     Before other files for CPUs comes the one that `kdedge export --cpu` chose on a machine like
-    this, with its number of threads; but not if a precision or a backend is asked for.
+    this; but not if a precision or a backend is asked for.
 
     Engines that were built for a GPU of another size come after those for this GPU. TensorRT loads
     them if the GPU generation is the same, but guarantees neither their speed nor their results.
@@ -43,7 +43,7 @@ def choose_and_load(
         artifact: the artifact.
         precision: the wanted precision; None for any.
         backend: the wanted backend; None for any.
-        n_threads: CPU threads; None for the measured number, or the engine's own choice.
+        n_threads: CPU threads; None for the engine's own choice.
 
     Raises:
         DataError: the file has changed since the export.
@@ -60,11 +60,8 @@ def choose_and_load(
     files.sort(key=lambda file: (_group(targets[file.target], file, chosen), not _fits(file, size)))
     for file in files:
         target = targets[file.target]
-        threads = n_threads
-        if measured is not None and file.name == chosen:
-            threads = measured.threads(n_threads)
         try:
-            loaded = load_file(artifact, file, n_threads=threads)
+            loaded = load_file(artifact, file, n_threads=n_threads)
         except SetupError as error:
             failures.append((target, file, _bare(error)))
             continue

@@ -11,8 +11,7 @@ from kdedge.reporting.accuracy import (
     confusion_blocks,
     gain_blocks,
 )
-from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
-from kdedge.reporting.cpu import cpu_tables
+from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section, Table
 from kdedge.reporting.disagreements import galleries
 from kdedge.reporting.figures import training_curves
 from kdedge.reporting.front import front_blocks
@@ -27,6 +26,7 @@ from kdedge.reporting.unlabeled import unlabeled_blocks
 from kdedge.results import by_images
 from kdedge.runs.headline import fastest_file, headline
 from kdedge.runs.results import labeled_results, model_label, run_label
+from kdedge.runtime.cpu_choice import readable_choices
 from kdedge.speed_results import SpeedResult
 
 
@@ -108,8 +108,16 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
         blocks = confusion_blocks(run_label(run), own, f"{prefix}confusion")
         yield "confusions", "Confusions", blocks
     if records.artifact is not None:
-        tables = [files_table(records.artifact), *cpu_tables(records.artifact)]
-        yield "files", "Exported files", tables
+        fastest = [
+            Table(
+                f"Fastest on {choice.machine.cpu}: {choice.file}",
+                *choice.table,
+                " ".join(choice.notes),
+                n_text=2,
+            )
+            for choice in readable_choices(records.artifact)
+        ]
+        yield "files", "Exported files", [files_table(records.artifact), *fastest]
         yield "int8", "INT8 by layer", search_blocks(records.artifact, f"{prefix}int8")
     if records.speed is not None:
         yield "speed", "Speed", speed_blocks(records.speed)

@@ -7,16 +7,19 @@ machines of the same processor and number of cores, and for the file that was me
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
-from kdedge.errors import DataError, SetupError
+from kdedge.errors import DataError, KdedgeError, SetupError
 from kdedge.files import check_writable, refuse_existing, sha256_file, write_json
 from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 from kdedge.speed_results import Measurement
 from kdedge.tables import Table, Tabled
+
+_LOG = logging.getLogger(__name__)
 
 CPU_CHOICE = "cpu_choice.json"
 FORMAT_VERSION = 1
@@ -48,12 +51,11 @@ class CpuMachine(Record):
 
 @dataclass(frozen=True)
 class Candidate(Record):
-    """A file with a number of threads.
+    """A file that was measured.
 
     Attributes:
         file: the file's name.
         precision: its precision.
-        threads: CPU threads of a call.
         runtime: the runtime and its version; None if it could not be loaded.
         agreement_percent: equal top-1 classes on the smoke set, on this machine; None if unknown.
         time: one call, beside the others in rounds; ratios are to the first candidate. None if it
@@ -65,7 +67,6 @@ class Candidate(Record):
 
     file: str
     precision: Precision
-    threads: PositiveCount
     runtime: str | None
     agreement_percent: Percent | None
     time: Measurement | None
@@ -81,7 +82,6 @@ class CpuChoice(Record, Tabled):
         machine: the machine.
         file: name of the file.
         sha256: SHA-256 of the file.
-        threads: number of CPU threads that was the fastest.
         batch: images per call.
         candidates: all that were measured, or failed.
         not_tried: why a target's precision was not tried, by their names.
@@ -91,7 +91,6 @@ class CpuChoice(Record, Tabled):
     machine: CpuMachine
     file: str
     sha256: Sha256
-    threads: PositiveCount
     batch: PositiveCount
     candidates: tuple[Candidate, ...]
     not_tried: dict[str, str]
@@ -99,7 +98,7 @@ class CpuChoice(Record, Tabled):
 
     def is_chosen(self, candidate: Candidate) -> bool:
         """Whether a candidate is the fastest one."""
-        return (candidate.file, candidate.threads) == (self.file, self.threads)
+        return candidate.file == self.file
 
     def holds_for(self, entry: ModelFile) -> bool:
         """Whether an artifact's file is the one that was measured."""
@@ -115,7 +114,7 @@ class CpuChoice(Record, Tabled):
     @property
     def table(self) -> Table:
         """Header and cells of the table that it prints."""
-        header = ["file", "runtime", "threads", "agreement", "ms", "speedup", "ratio"]
+        header = ["file", "runtime", "agreement", "ms", "speedup", "ratio"]
         header += ["range", "result"]
         return header, [self._row(one) for one in self.candidates]
 
@@ -123,7 +122,7 @@ class CpuChoice(Record, Tabled):
         return self.table
 
     def _row(self, one: Candidate) -> list[str]:
-        cells = [one.file, one.runtime or "-", str(one.threads)]
+        cells = [one.file, one.runtime or "-"]
         cells.append("-" if one.agreement_percent is None else f"{one.agreement_percent:.2f}")
         time = one.time
         if time is None or time.ratio is None:
@@ -226,3 +225,53 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     artifact = dataclasses.replace(artifact, others=listed)
     artifact.save()
     return artifact
+
+
+@dataclass(frozen=True)
+class CpuPreference:
+    """The measured file of this machine, or why there is none.
+
+    Attributes:
+        choice: the choice that holds here; None without one.
+        problem: what to tell if no file is preferred; None if there is nothing to tell.
+        remedy: the command that measures here.
+    """
+
+    choice: CpuChoice | None
+    problem: str | None
+    remedy: str
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> CpuPreference:
+        """The preference of an artifact on this machine."""
+        remedy = f"Measure here with: kdedge export {artifact.path} --cpu"
+        try:
+            choices = read_choices(artifact)
+        except KdedgeError as error:
+            return cls(None, str(error).partition("\n")[0].rstrip("."), remedy)
+        if not choices:
+            return cls(None, None, remedy)
+        here = CpuMachine.this()
+        choice = next((one for one in choices if one.machine == here), None)
+        if choice is None:
+            elsewhere = "; ".join(str(one.machine) for one in choices)
+            problem = (
+                f"The fastest file was measured on another machine ({elsewhere}), not on {here}"
+            )
+            return cls(None, problem, remedy)
+        if not any(map(choice.holds_for, artifact.files)):
+            return cls(None, f"{choice.file} was built again after it was measured", remedy)
+        return cls(choice, None, remedy)
+
+    @property
+    def file(self) -> str | None:
+        """Name of the preferred file."""
+        return None if self.choice is None else self.choice.file
+
+    def warn(self, used: ModelFile) -> None:
+        """Warns if the file in use is not the fastest as far as known."""
+        problem = self.problem
+        if self.choice is not None and used.name != self.choice.file:
+            problem = f"{self.choice.file} was measured as the fastest, but cannot be used here"
+        if problem is not None:
+            _LOG.warning("%s: using %s. %s", problem, used.name, self.remedy)

@@ -42,8 +42,6 @@ def _row(model: str = "CLIP", *measurements: Measurement, **other: Any) -> Speed
         "memory_bytes": 500 << 20,
         "accuracy": Accuracy(70.1, 60.2, 64.77, 55.5, None, "line3/02"),
         "gate": None,
-        "compute_percent": 71.0,
-        "copy_percent": 12.0,
         "problem": None,
     }
     return SpeedRow(model=model, measurements=measurements, **(values | other))
@@ -71,7 +69,6 @@ def make_result() -> Callable[..., SpeedResult]:
             "measured_at": "2026-01-01T00:00:00+00:00",
             "settings": {"n_calls": 20, "n_rounds": 5, "batches": [1, 8], "threads": 2},
             "device": {"cpu": "A CPU", "cpu_cores": 2, "throttled": None},
-            "peaks": {"CPU": {"gmacs_per_second": {"fp32": {"rate": 90.0, "by": "NumPy 2"}}}},
             "baseline": rows[0].label if rows else None,
             "left_out": {},
         }

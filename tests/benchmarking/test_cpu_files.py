@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ SHORT = TimingPlan(seconds=0.0, n_calls=4, n_rounds=2)
 
 
 def candidate(name: str, ratio: float | None, **changes: Any) -> Candidate:
-    values: dict[str, Any] = {"precision": "fp32", "threads": 2, "runtime": "some 1.0"}
+    values: dict[str, Any] = {"precision": "fp32", "runtime": "some 1.0"}
     values |= {"agreement_percent": 100.0, "out": None, "speedup": ratio, **changes}
     return Candidate(name, time=None if ratio is None else timed(ratio), **values)
 
@@ -62,7 +60,6 @@ BYTES = candidate("model.int8.xml", 3.0, agreement_percent=98.5)
         ([candidate("broken", None, out="cannot be loaded")], "model.int8.xml"),
         ([candidate("exact", 3.0 * (1 - EQUAL / 2))], "exact"),
         ([candidate("exact", 3.0 * (1 - 2 * EQUAL))], "model.int8.xml"),
-        ([candidate("thrifty", 2.99, agreement_percent=98.5, threads=1)], "thrifty"),
     ],
 )
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_exact_one(
@@ -191,54 +188,6 @@ def test_worse_is_what_chance_does_not_explain(here: ParityResult, expected: boo
     chance = stats.binom.cdf(round(2 * here.agreement_percent), n=200, p=0.98)
     assert is_worse(here, parity(5000, 98.0)) is expected
     assert expected is bool(chance < 0.01 or here.n_nonfinite)
-
-
-@pytest.mark.parametrize(
-    ("number", "counts"), [(None, {1, 2, 4, 6}), ("3", {3})], ids=["free", "given"]
-)
-def test_other_numbers_of_threads_are_tried_unless_the_user_gave_one(
-    measurable: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
-    number: str | None,
-    counts: set[int],
-) -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEDGE_CHOSEN"):
-        monkeypatch.delenv(name, raising=False)
-    if number is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", number)
-    six = set(range(6))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: six, raising=False)
-    choice = fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
-    assert {one.threads for one in choice.candidates} == counts
-    tried = [(one.file, one.threads) for one in choice.candidates]
-    assert len(tried) == len(set(tried))
-    if number is None:  # the one that is out has no second try
-        assert [n for name, n in tried if name == "model.wrong.onnx"] == [6]
-
-
-def test_one_other_number_of_threads_is_in_memory_at_a_time(
-    measurable: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some runtimes have one number of threads for all files of a process."""
-    import onnxruntime
-
-    loaded: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-    numbers: list[set[int]] = []
-
-    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
-        def __init__(self, path: str, options: Any, **others: Any) -> None:
-            super().__init__(path, options, **others)
-            loaded[self] = options.intra_op_num_threads
-            numbers.append(set(loaded.values()))
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEDGE_CHOSEN"):
-        monkeypatch.delenv(name, raising=False)
-    six = set(range(6))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: six, raising=False)
-    fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
-    assert set().union(*numbers) == {1, 2, 4, 6}
-    assert all(len(some - {6}) <= 1 for some in numbers)
 
 
 def test_a_damaged_file_is_out_and_the_others_are_measured(measurable: Artifact) -> None:

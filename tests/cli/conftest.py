@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -234,13 +233,11 @@ def forked_cells(_forking: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_machine(monkeypatch: pytest.MonkeyPatch) -> object:
-    """For `bench`: peaks of small products and copies. What pauses does so for no time."""
-    from kdedge.benchmarking.peak import Effort, measure_peaks
+    """For `bench`: what pauses does so for no time."""
     from kdedge.benchmarking.run import Machine
 
-    effort = Effort(side=64, copy_bytes=1 << 16, seconds=0.001)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return Machine(peaks=functools.partial(measure_peaks, effort=effort))
+    return Machine()
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ def test_a_tensorrt_without_its_libraries_is_told_before_the_cpu_is_used(
 
 
 def measured(artifact: Artifact, write_model: Any, **changes: Any) -> Artifact:
-    """The artifact with an INT8 file that was the fastest on this machine, in five threads."""
+    """The artifact with an INT8 file that was the fastest on this machine."""
     path = write_model(artifact.path / "model.int8-cpu.onnx")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     entry = ModelFile(path.name, "onnx", "int8", "cpu", sha256=digest, n_bytes=9, gate="passed")
@@ -306,7 +306,6 @@ def measured(artifact: Artifact, write_model: Any, **changes: Any) -> Artifact:
         "machine": CpuMachine.this(),
         "file": entry.name,
         "sha256": digest,
-        "threads": 5,
         "batch": 1,
         "candidates": (),
         "not_tried": {},
@@ -315,42 +314,15 @@ def measured(artifact: Artifact, write_model: Any, **changes: Any) -> Artifact:
     return keep_choice(artifact.with_files(entry), CpuChoice(**{**values, **changes}))
 
 
-@pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """Threads of the files that ONNX Runtime loads; the user's variables are not set."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEDGE_CHOSEN"):
-        monkeypatch.delenv(name, raising=False)
-    ort = pytest.importorskip("onnxruntime")
-    found: list[int | None] = []
-    session = ort.InferenceSession
-
-    def open_session(path: str, options: Any, **more: Any) -> Any:
-        found.append(options.intra_op_num_threads)
-        return session(path, options, **more)
-
-    monkeypatch.setattr(ort, "InferenceSession", open_session)
-    return found
-
-
-def test_the_file_that_was_the_fastest_here_is_used_with_its_threads_and_nothing_is_said(
-    artifact: Artifact,
-    write_model: Any,
-    sessions: list[int | None],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_file_that_was_the_fastest_here_is_used_and_nothing_is_said(
+    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    artifact = measured(artifact, write_model)
-    file, _ = load(artifact)
-    assert (file.name, sessions) == ("model.int8-cpu.onnx", [5])
-    load(artifact, n_threads=1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    load(artifact)
-    assert sessions == [5, 1, 2]
+    file, _ = load(measured(artifact, write_model))
+    assert file.name == "model.int8-cpu.onnx"
     assert caplog.messages == []
 
 
 @pytest.mark.parametrize("wishes", [{"precision": "fp32"}, {"backend": "onnxruntime"}])
-@pytest.mark.usefixtures("sessions")
 def test_what_is_asked_for_comes_before_what_was_measured(
     artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture, wishes: dict[str, Any]
 ) -> None:

@@ -107,8 +107,8 @@ def speed_row(model: str, ms: float, accuracy: float | None, n_bytes: int | None
     return SpeedRow(
         source="tiny", model=model, protocol="cached", precision="fp32", n_parameters=1000,
         n_bytes=n_bytes, gmacs_image=0.5, gmacs_call=0.0, accuracy=known, gate=None,
-        runtime="onnxruntime 1", device="CPU", memory_bytes=2**20, compute_percent=None,
-        copy_percent=None, problem=None, measurements=(times,),
+        runtime="onnxruntime 1", device="CPU", memory_bytes=2**20, problem=None,
+        measurements=(times,),
     )  # fmt: skip
 
 
@@ -118,7 +118,6 @@ def draw_speed(cpu: str = "A processor") -> SpeedResult:
         measured_at="2026-01-02T03:04:05+00:00",
         settings={"batches": [1], "threads": None, "n_rounds": 5, "n_calls": 9},
         device={"cpu": cpu, "cpu_cores": 2, "throttled": None},
-        peaks={},
         baseline="CLIP",
         rows=(
             speed_row("CLIP", 4.0, 50.0, None),

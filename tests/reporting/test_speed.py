@@ -30,7 +30,7 @@ def speed_row(model: str, *measurements: Measurement, **other: Any) -> SpeedRow:
     return SpeedRow(
         source="tiny", model=model, protocol="cached", precision="fp32", n_parameters=2_500_000,
         gmacs_image=1.5, gmacs_call=0.0, gate=None, runtime="onnxruntime 1", device="CPU",
-        memory_bytes=3 << 20, compute_percent=None, copy_percent=None, problem=None,
+        memory_bytes=3 << 20, problem=None,
         measurements=measurements, **(values | other),
     )  # fmt: skip
 
@@ -41,7 +41,6 @@ def result_of(*rows: SpeedRow) -> SpeedResult:
         measured_at="2026-01-02T03:04:05+00:00",
         settings={"batches": [1, 8], "threads": None, "n_rounds": 5, "n_calls": 20},
         device={"cpu": "A CPU", "cpu_cores": 2, "throttled": False},
-        peaks={},
         baseline="CLIP",
         rows=rows,
         left_out={},

@@ -48,17 +48,16 @@ def timed(ratio: float) -> Measurement:
 def choice_of(artifact: Artifact, **changes: Any) -> CpuChoice:
     file = artifact.files[0]
     candidates = (
-        Candidate(file.name, "fp32", 2, "some 1.0", 100.0, timed(1.0), 1.0, None),
+        Candidate(file.name, "fp32", "some 1.0", 100.0, timed(1.0), 1.0, None),
         Candidate(
-            "model.int8.xml", "int8", 2, "other 2.0", 97.0, timed(3.0), 3.5, "agreement 97.00 %"
+            "model.int8.xml", "int8", "other 2.0", 97.0, timed(3.0), 3.5, "agreement 97.00 %"
         ),
-        Candidate("model.xml", "fp32", 2, None, None, None, None, "cannot be loaded"),
+        Candidate("model.xml", "fp32", None, None, None, None, "cannot be loaded"),
     )
     values: dict[str, Any] = {
         "machine": CpuMachine.this(),
         "file": file.name,
         "sha256": file.sha256,
-        "threads": 2,
         "batch": 1,
         "candidates": candidates,
         "not_tried": {"Other int8": "pip install other"},
@@ -73,7 +72,7 @@ def test_each_machine_has_one_choice_and_a_new_one_replaces_it(artifact: Artifac
     artifact = keep_choice(artifact, there)
     assert choice_here(artifact) is None
     artifact = keep_choice(artifact, here)
-    again = dataclasses.replace(here, threads=1)
+    again = dataclasses.replace(here, batch=2)
     artifact = keep_choice(artifact, again)
     found = load_artifact(artifact.path)
     assert found == artifact
@@ -85,12 +84,12 @@ def test_a_changed_record_is_not_used_and_measuring_again_replaces_it(artifact: 
     artifact = keep_choice(artifact, choice_of(artifact))
     path = artifact.path / CPU_CHOICE
     record = json.loads(path.read_text())
-    record["choices"][0]["threads"] = 7
+    record["choices"][0]["batch"] = 7
     path.write_text(json.dumps(record))
     with pytest.raises(DataError, match=r"cpu_choice\.json has changed since the export"):
         read_choices(artifact)
-    artifact = keep_choice(artifact, choice_of(artifact, threads=1))
-    assert [one.threads for one in read_choices(artifact)] == [1]
+    artifact = keep_choice(artifact, choice_of(artifact, batch=2))
+    assert [one.batch for one in read_choices(artifact)] == [2]
 
 
 def test_a_newer_record_is_kept_and_no_page_fails_by_it(artifact: Artifact) -> None:
@@ -102,7 +101,7 @@ def test_a_newer_record_is_kept_and_no_page_fails_by_it(artifact: Artifact) -> N
     artifact = dataclasses.replace(artifact, others=listed)
     assert readable_choices(artifact) == ()
     with pytest.raises(SetupError, match="newer kdedge"):
-        keep_choice(artifact, choice_of(artifact, threads=1))
+        keep_choice(artifact, choice_of(artifact, batch=2))
     assert path.read_bytes() == before
 
 

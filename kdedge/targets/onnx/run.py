@@ -6,9 +6,7 @@ import contextlib
 import importlib
 import re
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +22,6 @@ from kdedge.targets.onnx.describe import ONNX_RUNTIME
 NAME = "onnxruntime"
 
 _FATAL = 4
-_LOOK_EVERY_S = 0.5
-# Enough for a first call on the slowest device; stops a graph with an endless loop
-_CALL_LIMIT_S, _IMAGE_LIMIT_S = 60, 60
 _PIXELS: dict[str, Pixels] = {"tensor(float)": "float", "tensor(uint8)": "uint8"}
 # A newer opset or operator than this ONNX Runtime knows; other failures are the file's own.
 _TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
@@ -110,7 +105,7 @@ def open_session(kind: type[_Session], path: Path, n_threads: int | None) -> _Se
 
 
 class Session:
-    """ONNX Runtime's session: calls have explained errors, and the first one has a time limit.
+    """ONNX Runtime's session: calls have explained errors.
 
     Args:
         session: ONNX Runtime's session.
@@ -121,59 +116,24 @@ class Session:
     def __init__(self, session: Any, path: Path, ort: Any) -> None:
         self._session, self._path, self._ort, self._version = session, path, ort, ort.__version__
         self._errors = _errors(ort)
-        self._is_first = True
 
     def ports(self) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]:
         """Name, type and number of axes of each input and of each output."""
         takes, gives = self._session.get_inputs(), self._session.get_outputs()
         return _described(takes), _described(gives)
 
-    def call(self, outputs: list[str], feeds: dict[str, Any], *, n_images: int = 1) -> list[Any]:
+    def call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Computes outputs.
 
         Raises:
-            DataError: the graph does not take these inputs, or fails, or its first call takes too
-                long.
+            DataError: the graph does not take these inputs, or fails.
             ResourceError: memory ran out.
         """
         try:
-            with self._limited(n_images) as options:
-                found: list[Any] = self._session.run(outputs, feeds, options)
+            found: list[Any] = self._session.run(outputs, feeds)
         except self._errors as error:
             raise _explain(error, self._path, self._version, "run") from error
         return found
-
-    @contextlib.contextmanager
-    def _limited(self, n_images: int) -> Iterator[Any]:
-        """Context manager of a call, with its options: the first call has a time limit."""
-        if not self._is_first:
-            yield None
-            return
-        options, is_done = self._ort.RunOptions(), threading.Event()
-        limit_s = _CALL_LIMIT_S + _IMAGE_LIMIT_S * n_images
-        end = time.monotonic() + limit_s
-
-        def watch() -> None:
-            while not is_done.wait(_LOOK_EVERY_S):
-                if time.monotonic() > end:
-                    options.terminate = True
-
-        watcher = threading.Thread(target=watch, name="time limit", daemon=True)
-        watcher.start()
-        try:
-            yield options
-        except self._errors as error:
-            if options.terminate:
-                raise DataError(
-                    f"{self._path} did not finish a batch of {n_images} within {limit_s} s.\n"
-                    "  On a slow device, use smaller batches, such as --batch 1. Otherwise the"
-                    " file is damaged: export again."
-                ) from error
-            raise
-        finally:
-            is_done.set()
-            watcher.join()
-        self._is_first = False
 
     def describe(self) -> str:
         """ONNX Runtime's version and where it runs."""
@@ -219,7 +179,7 @@ class OnnxSession(Session):
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C], or features [B, D]; see `Backend.run` and `call`."""
-        (outputs,) = self.call([self._output], {INPUT_NAME: images}, n_images=len(images))
+        (outputs,) = self.call([self._output], {INPUT_NAME: images})
         return np.asarray(outputs, dtype=np.float32)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,45 +254,6 @@ def test_threads_are_those_of_the_environment_and_spin_as_it_says(
         assert options.get_session_config_entry("session.force_spinning_stop") == "1"
         if spin is not None:
             assert options.get_session_config_entry("session.intra_op.allow_spinning") == spin
-
-
-def test_a_graph_that_never_ends_is_ended(
-    load_onnx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
-    def value(name: str, kind: int, shape: list[Any]) -> Any:
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Neg", ["x"], ["y"])],
-        "body",
-        [
-            value("number", TensorProto.INT64, []),
-            value("go", TensorProto.BOOL, []),
-            value("x", TensorProto.FLOAT, ["b", 768]),
-        ],
-        [value("goes", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, ["b", 768])],
-    )
-    graph = helper.make_graph(
-        [
-            helper.make_node("Flatten", ["images"], ["flat"]),
-            helper.make_node("Loop", ["", "true", "flat"], ["logits"], body=body),
-        ],
-        "endless",
-        [value("images", TensorProto.FLOAT, ["b", 3, 16, 16])],
-        [value("logits", TensorProto.FLOAT, ["b", 768])],
-        [numpy_helper.from_array(np.array(True), "true")],
-    )
-    path = tmp_path / "m.onnx"
-    opsets = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
-    backend = load_onnx(path)
-    minutes = itertools.count(0, 60)
-    monkeypatch.setattr(time, "monotonic", lambda: next(minutes))
-    with pytest.raises(DataError, match=r"m\.onnx did not finish a batch of 1 within 120 s"):
-        backend.run(np.zeros((1, 3, 16, 16), np.float32))
 
 
 @pytest.mark.parametrize("place", range(8))
