@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kdedge.deploy.known_fit import fit_gaussians, fit_limits
+from kdedge.deploy.known_images import fit_gaussians, fit_limit
 from kdedge.runs.find import find_run
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -88,7 +88,7 @@ def auroc(known: Array, other: Array) -> float:
 
 def coverage(pool: Array, known: Array) -> float:
     """Share of known images that reach the limit of 95 % of the pool, in percent."""
-    limit = fit_limits(pool.astype(np.float64), 95.0)
+    limit = fit_limit(pool.astype(np.float64), 95.0)
     assert limit is not None
     return float(100 * (known >= limit.limit).mean())
 

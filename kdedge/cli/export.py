@@ -295,12 +295,6 @@ def _fitted_lines(artifact: Artifact) -> list[str]:
         lines.append(
             f'Answers "none" below the score that {none.share_percent:g} % of {none.images} reach.'
         )
-        own = [file.none_below.of_classes for file in artifact.files if file.none_below]
-        if own and own[0]:
-            lines.append(
-                f"{len(own[0])} of {len(artifact.class_names)} classes have a limit of their own,"
-                f" fitted to {none.labeled_images}."
-            )
     return lines
 
 

@@ -62,8 +62,7 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     none, below, gaussians = artifact.none_of_these, artifact.none_below(file), None
     if none is not None and below is not None:
         gaussians = artifact.checked(none.file).read_bytes()
-        limits = [below.of(name) for name in artifact.class_names]
-        settings["none_of_these"] = {"file": FILE_NAME, "limits": limits}
+        settings["none_of_these"] = {"file": FILE_NAME, "limit": below.limit}
     with new_folder(folder) as (part, _):
         for name in _FILES:
             write_atomic(part / name, (files(__package__) / "browser_page" / name).read_bytes())

@@ -43,13 +43,13 @@ class RunInputs:
         compare: compares a loaded file with the unfused model, on all images of the comparison.
         calibration: [N, 3, S, S], images as the graph takes them that decide the ranges of INT8;
             None without INT8.
-        limits: fits a loaded file's limits of "none of these"; None if the artifact has none.
+        limit: fits a loaded file's limit of "none of these"; None if the artifact has none.
     """
 
     model: Any
     compare: Callable[[Backend], ParityResult]
     calibration: npt.NDArray[Any] | None = None
-    limits: Callable[[Backend], NoneBelow | None] | None = None
+    limit: Callable[[Backend], NoneBelow | None] | None = None
 
 
 def build_files(
@@ -268,7 +268,7 @@ def _measured(
         backend = _load(artifact, target, entry)
         try:
             parity = parity_on_smoke_set(artifact, backend) if run is None else run.compare(backend)
-            limits = None if run is None or run.limits is None else run.limits(backend)
+            limit = None if run is None or run.limit is None else run.limit(backend)
         finally:
             backend.close()
     except SetupError as error:
@@ -276,7 +276,7 @@ def _measured(
         return entry
     missed = misses(parity, entry.precision, artifact.gates)
     gate: Gate = "missed" if missed else "passed"
-    return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limits)
+    return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)
 
 
 def _load(artifact: Artifact, target: Target, entry: ModelFile) -> Backend:

@@ -84,13 +84,12 @@ class NoneOfThese:
         if self.below is not None:
             self.arrays = read_arrays(model.parent / artifact["none_of_these"]["file"])
 
-    def __call__(self, output: Any, label: str) -> bool:
+    def __call__(self, output: Any) -> bool:
         """Whether what the graph gives for an image is too far from that of known images."""
         if self.below is None:
             return False
         distances = self.arrays["whitening"] @ output.astype(np.float64) - self.arrays["means"]
-        limit = self.below.get("of_classes", {}).get(label, self.below["limit"])
-        return bool(-(distances**2).sum(axis=1).min() < limit)
+        return bool(-(distances**2).sum(axis=1).min() < self.below["limit"])
 
 
 def main() -> None:
@@ -116,7 +115,7 @@ def main() -> None:
         if artifact["output"]["head"] == "scores":
             shares = np.exp(logits.astype(np.float64) - logits.max())
             score = 100 * float(shares[best] / shares.sum())
-        is_none = none is not None and none(output, label)
+        is_none = none is not None and none(output)
         if as_json:
             found = {"label": label, "score": score, "rgb_mean": pixels.mean(axis=(1, 2)).tolist()}
             print(json.dumps(found if none is None else {**found, "is_none": is_none}))

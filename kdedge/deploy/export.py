@@ -26,7 +26,7 @@ from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, check_disjoint, choose_calibration_images
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.int8 import scratch_folder, search_int8
-from kdedge.deploy.known_images import KnownImages, KnownLimits, choose_known_images
+from kdedge.deploy.known_images import KnownImages, choose_known_images
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
 from kdedge.deploy.pixels import read_pixels
@@ -40,6 +40,7 @@ from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.batches import to_input
+from kdedge.runtime.none_of_these import Gaussians
 from kdedge.runtime.open_classes import load_matrix, with_classes
 from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
@@ -129,8 +130,10 @@ def export_artifact(
         writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
     compare = functools.partial(reference.compare, artifact)
-    limits = None if writer.limits is None else functools.partial(writer.limits.of, artifact)
-    inputs = RunInputs(model, compare, writer.calibration, limits)
+    limit = None
+    if known is not None and writer.gaussians is not None:
+        limit = functools.partial(known.limit, writer.gaussians, artifact)
+    inputs = RunInputs(model, compare, writer.calibration, limit)
     return Exported(artifact, inputs, _gflops(trained, model))
 
 
@@ -140,7 +143,7 @@ class _Writer:
     Attributes:
         artifact: the artifact with the files written so far.
         calibration: [N, 3, S, S], the calibration set of INT8 as the graph takes it; None without.
-        limits: fits the files' limits of "none of these"; None without.
+        gaussians: those of "none of these"; None without.
     """
 
     def __init__(
@@ -173,7 +176,7 @@ class _Writer:
             temperature=reference.temperature,
         )
         self.calibration: npt.NDArray[Any] | None = None
-        self.limits: KnownLimits | None = None
+        self.gaussians: Gaussians | None = None
         if spec.open_classes:
             self.artifact = write_classes(
                 self.artifact, trained.vectors.vectors.numpy(), scale=reference.scale
@@ -324,9 +327,11 @@ class _Writer:
         try:
             logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
             parity = reference.compared(self.artifact, logits, runtime=backend.describe())
-            if self._known is not None and self.limits is None:  # the float32 file is the first
-                self.artifact, self.limits = self._known.fit(self.artifact, backend)
-            limits = None if self.limits is None else self.limits.of(self.artifact, backend)
+            limit = None
+            if self._known is not None:
+                if self.gaussians is None:  # the float32 file is the first
+                    self.artifact, self.gaussians = self._known.fit(self.artifact, backend)
+                limit = self._known.limit(self.gaussians, self.artifact, backend)
         finally:
             backend.close()
         missed = misses(parity, file.precision, self.artifact.gates)
@@ -341,7 +346,7 @@ class _Writer:
             built_with=built_with,
             parity=parity,
             gate="missed" if missed else "passed",
-            none_below=limits,
+            none_below=limit,
         )
 
     def _keep(self, path: Path) -> None:

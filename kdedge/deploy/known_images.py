@@ -1,42 +1,45 @@
-"""Known images, and the limits of "none of these" that are fitted to them for each file."""
+"""Known images, the Gaussians of a model's outputs for them, and each file's "none of these" limit.
+
+Half of the images give the Gaussians, the other half the limit: distances to Gaussians that an
+image has a part in are too small, those of images that the device has already seen.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdedge.config.fields import percent_value
-from kdedge.deploy.known_fit import (
-    fit_gaussians,
-    fit_held_out,
-    fit_limits,
-    held_out_scores,
-    least_images,
-)
 from kdedge.deploy.pixels import PixelArray, read_images, read_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_file, write_atomic
 from kdedge.runs.model import RunModel
-from kdedge.runs.temperature import labeled_apart
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches
-from kdedge.runtime.none_of_these import FILE_NAME, NONE, Gaussians, NoneBelow, NoneOfThese
+from kdedge.runtime.none_of_these import (
+    FILE_NAME,
+    N_PERCENTILES,
+    NONE,
+    Gaussians,
+    NoneBelow,
+    NoneOfThese,
+)
 from kdedge.runtime.open_classes import class_logits, graph_of
 from kdedge.setup.images import Images
 
-MOST_IMAGES = 4000
-"""The share of known images below a limit that so many give is exact to 0.34 points (one standard
+MOST_IMAGES = 8000
+"""Of so many, the share of known images below the limit is exact to 0.34 points (one standard
 deviation, at 5 %)."""
 
-MOST_LABELED = 5000
-"""Labeled images besides those, as many of each class."""
-
 _BATCH = 32
+_OF_GAUSSIANS, _OF_LIMIT = slice(0, None, 2), slice(1, None, 2)
 
 
 @dataclass(frozen=True)
@@ -44,56 +47,50 @@ class KnownImages:
     """Images like those that the model is made for.
 
     Attributes:
-        chosen: the images: unlabeled ones, and then labeled ones that are not among them.
-        n_unlabeled: number of the first.
-        labels: [N], the class of each image in the exported list; -1 where it is not known.
+        chosen: the images.
         pixels: [N, S, S, 3], uint8, after resize and crop.
         share_percent: wanted share of such images that keep their class.
-        what: describes the unlabeled images.
-        what_labeled: describes the labeled ones.
+        what: describes them.
     """
 
     chosen: Images
-    n_unlabeled: int
-    labels: npt.NDArray[np.int64]
     pixels: PixelArray
     share_percent: float
     what: str
-    what_labeled: str
 
     @property
     def digests(self) -> frozenset[str]:
         """SHA-256 of the images."""
         return frozenset(self.chosen.digests[index] for index in self.chosen.indices)
 
-    def fit(self, artifact: Artifact, backend: Backend) -> tuple[Artifact, KnownLimits]:
+    def fit(self, artifact: Artifact, backend: Backend) -> tuple[Artifact, Gaussians]:
         """Fits Gaussians to the float32 file's outputs, and writes them into the artifact's folder.
 
         Returns:
-            The artifact that lists them, and what fits the limits of its files.
+            The artifact that lists them, and the Gaussians.
 
         Raises:
             DataError: no output is finite.
             ResourceError: the file cannot be written.
         """
-        outputs, answers = self.outputs(artifact, backend)
-        some = slice(self.n_unlabeled)
-        gaussians = fit_gaussians(outputs[some], answers[some])
-        held_out = fit_held_out(outputs[some], answers[some])
-        is_right = np.logical_and(answers == self.labels, np.isfinite(outputs).all(axis=1))
-        counts = np.bincount(answers[is_right], minlength=len(artifact.class_names))
-        enough = np.flatnonzero(counts >= enough_labels(self.share_percent))
-        fitted = KnownLimits(self, gaussians, held_out, tuple(enough.tolist()))
+        outputs, answers = self._outputs(artifact, backend)
+        gaussians = fit_gaussians(outputs[_OF_GAUSSIANS], answers[_OF_GAUSSIANS])
         path = artifact.path / FILE_NAME
         write_atomic(path, gaussians.to_bytes())
         none = NoneOfThese(
-            *("mahalanobis", FILE_NAME, self.share_percent, self.what, self.n_unlabeled),
-            labeled_images=self.what_labeled if len(enough) else None,
+            "mahalanobis", FILE_NAME, self.share_percent, self.what, len(self.chosen.indices)
         )
         others = {**artifact.others, FILE_NAME: sha256_file(path)}
-        return dataclasses.replace(artifact, none_of_these=none, others=others), fitted
+        return dataclasses.replace(artifact, none_of_these=none, others=others), gaussians
 
-    def outputs(
+    def limit(self, gaussians: Gaussians, artifact: Artifact, backend: Backend) -> NoneBelow | None:
+        """The limit of one of the artifact's files, which is loaded; see `fit_limit`."""
+        outputs, _ = self._outputs(artifact, backend)
+        held_out = outputs[_OF_LIMIT]
+        finite = held_out[np.isfinite(held_out).all(axis=1)]
+        return fit_limit(gaussians.scores(finite), self.share_percent)
+
+    def _outputs(
         self, artifact: Artifact, backend: Backend
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """What the graph of a loaded file gives, [N, C] or [N, D], and its answers, [N]."""
@@ -108,59 +105,81 @@ class KnownImages:
         return outputs, logits.argmax(axis=1)
 
 
-@dataclass(frozen=True)
-class KnownLimits:
-    """Fits the limits of an artifact's files.
+def fit_gaussians(
+    outputs: npt.NDArray[np.float32], answers: npt.NDArray[np.integer[Any]]
+) -> Gaussians:
+    """A Gaussian for each class that was answered, with one covariance for all.
 
-    Attributes:
-        images: the known images.
-        gaussians: those of the artifact, fitted to all unlabeled images.
-        held_out: those of `fit_held_out`.
-        classes: positions of the classes that have limits of their own.
+    The covariance is shrunk towards its mean variance, the more the fewer images there are (Ledoit
+    and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that fewer images than outputs do.
+
+    Args:
+        outputs: [N, O]; images whose outputs are not finite are left out.
+        answers: [N], each image's class.
+
+    Raises:
+        DataError: all outputs are equal, or none is finite.
     """
-
-    images: KnownImages
-    gaussians: Gaussians
-    held_out: tuple[Gaussians, ...]
-    classes: tuple[int, ...]
-
-    def of(self, artifact: Artifact, backend: Backend) -> NoneBelow | None:
-        """The limits of one of the artifact's files, which is loaded; see `fit_limits`.
-
-        The unlabeled images' scores are those of Gaussians that were fitted without them.
-        """
-        images, n_unlabeled = self.images, self.images.n_unlabeled
-        outputs, answers = images.outputs(artifact, backend)
-        is_finite = np.atleast_1d(np.isfinite(outputs).all(axis=1))
-        scores = np.full(len(outputs), np.nan)
-        scores[:n_unlabeled] = held_out_scores(self.held_out, outputs[:n_unlabeled])
-        scores[n_unlabeled:] = self.gaussians.scores(outputs[n_unlabeled:])
-        found = fit_limits(scores[:n_unlabeled][is_finite[:n_unlabeled]], images.share_percent)
-        if found is None or not self.classes:
-            return found
-        of_classes = dict[str, float]()
-        for c in self.classes:
-            is_own = np.logical_and.reduce([is_finite, answers == c, images.labels == c])
-            own = scores[is_own]
-            limits = fit_limits(own, images.share_percent)
-            if len(own) >= enough_labels(images.share_percent) and limits is not None:
-                of_classes[artifact.class_names[c]] = limits.limit
-        return dataclasses.replace(found, of_classes=of_classes)
+    is_finite = np.isfinite(outputs).all(axis=1)
+    values, answers = outputs[is_finite].astype(np.float64), answers[is_finite]
+    classes, own = np.unique(answers, return_inverse=True)
+    means = np.stack([values[own == c].mean(axis=0) for c in range(len(classes))] or [[]])
+    centered = values - means[own] if len(values) else values
+    n_images, n_outputs = centered.shape
+    covariance = centered.T @ centered / max(1, n_images)
+    variance = np.trace(covariance) / n_outputs
+    if not variance > 0:
+        raise DataError(
+            '"None of these": the model gives the same outputs for all known images, or none that'
+            " are finite.\n"
+            "  Check data.unlabeled: it needs real images of the deployment."
+        )
+    apart = (covariance**2).sum() - n_outputs * variance**2  # squared distance to the target
+    noise = ((centered**2).sum(axis=1) ** 2).sum() / n_images - (covariance**2).sum()
+    share = 1.0 if apart <= 0 else min(1.0, max(0.0, noise / n_images / apart))
+    shrunk = (1 - share) * covariance + share * variance * np.eye(n_outputs)
+    variances, directions = np.linalg.eigh(shrunk)
+    is_used = variances > variances.max() * n_outputs * np.finfo(np.float32).eps
+    whitening = (directions[:, is_used] / np.sqrt(variances[is_used])).T
+    return Gaussians(whitening, means @ whitening.T)
 
 
-def enough_labels(share_percent: float) -> int:
-    """The fewest rightly answered images of a class that give it a limit of its own: 99 for 95 %.
+def fit_limit(scores: npt.NDArray[np.float64], share_percent: float) -> NoneBelow | None:
+    """The score that a share of known images reaches.
 
-    Its limit is then the fifth lowest score or a higher one, and the share exact to 2.2 points (one
-    standard deviation, at 95 %). With 39 images it is 3.4 points, more than classes differ by.
+    Of N known images, the limit is the score of the k-th lowest, `k = floor((1 - share) (N + 1))`:
+    a further known image is below it with a probability of at most `k / (N + 1)` (conformal
+    prediction, Vovk et al. 2005; arXiv:2107.07511, section 1.1).
+
+    Args:
+        scores: [N], finite, of a file on known images that gave no Gaussian.
+        share_percent: wanted share of known images that are not below the limit.
+
+    Returns:
+        The limit; None if there are too few images for one.
     """
-    return least_images(share_percent, position=5)
+    scores = np.sort(scores)
+    position = math.floor((1 - share_percent / 100) * (len(scores) + 1) + 1e-9)
+    if position < 1:
+        return None
+    percentiles = np.quantile(scores, np.linspace(0, 1, N_PERCENTILES))
+    percentiles = np.maximum.accumulate(percentiles)  # rounding may turn equal ones around
+    return NoneBelow(float(scores[position - 1]), tuple(map(float, percentiles)))
+
+
+def least_images(share_percent: float) -> int:
+    """The fewest known images that a limit for this share can be fitted to: 19 for 95 %.
+
+    Args:
+        share_percent: wanted share of known images that are not below the limit.
+    """
+    return math.ceil(1 / (1 - share_percent / 100) - 1 - 1e-9)
 
 
 def choose_known_images(
     trained: RunModel, pool: Images | None, share: str | None, *, apart_from: Collection[str]
 ) -> KnownImages | None:
-    """Draws known images: unlabeled ones, at most half of them, and labeled ones.
+    """Draws known images: at most half of the unlabeled ones.
 
     Args:
         trained: the model and its recipe, whose seed draws.
@@ -183,7 +202,7 @@ def choose_known_images(
             " classes.\n  Give the class another name, or leave export.none_of_these out."
         )
     share_percent = percent_value(share)
-    least = 2 * least_images(share_percent)  # so that others than those of a fold are left
+    least = 2 * least_images(share_percent)
     drawn = [] if pool is None else _drawn(pool, trained.loaded.recipe.seed, apart_from)
     few = drawn[: min(MOST_IMAGES, max(least, len(drawn) // 2))]
     if pool is None or len(few) < least:
@@ -199,54 +218,14 @@ def choose_known_images(
             f" {pool.source.items[few[0]].key}, so they show no limit.\n"
             "  Check data.unlabeled: it needs real images of the deployment."
         )
-    classes, labeled, key = _labeled(trained, apart_from)
-    chosen = pool.only(few)
-    if labeled is not None:
-        others = labeled.without(pool)
-        others = others.only(_some_of_each(others, classes, trained, share_percent))
-        chosen = chosen.with_those_of(others)
-        more = read_pixels(others.source, others.indices, trained.preprocess)
-        pixels = np.concatenate([pixels, more])
-    labels = [classes.get(chosen.digests[index], -1) for index in chosen.indices]
-    return KnownImages(
-        chosen,
-        n_unlabeled=len(few),
-        labels=np.array(labels),
-        pixels=pixels,
-        share_percent=share_percent,
-        what=f"{len(few)} of {len(pool.indices)} images of data.unlabeled",
-        what_labeled=f"{len(labels) - labels.count(-1)} images of {key}",
-    )
+    what = f"{len(few)} of {len(pool.indices)} images of data.unlabeled"
+    return KnownImages(pool.only(few), pixels, share_percent, what)
 
 
-def _drawn(images: Images, seed: int, apart_from: Collection[str] = ()) -> list[int]:
+def _drawn(images: Images, seed: int, apart_from: Collection[str]) -> list[int]:
     """Positions of the images in an order that the seed draws, each content once."""
     drawn: dict[str, int] = {}
     for index in np.random.default_rng(seed).permutation(sorted(images.indices)).tolist():
         if images.digests[index] not in apart_from:
             drawn.setdefault(images.digests[index], index)
     return list(drawn.values())
-
-
-def _labeled(
-    trained: RunModel, apart_from: Collection[str]
-) -> tuple[dict[str, int], Images | None, str]:
-    """The class of each labeled image by its SHA-256, the images, and their key in the recipe."""
-    found = labeled_apart(trained, apart_from)
-    if found is None:
-        return {}, None, ""
-    images, key = found
-    labels = zip(images.indices, trained.labels_of(images), strict=True)
-    return {images.digests[i]: c for i, c in labels if c is not None}, images, key
-
-
-def _some_of_each(
-    images: Images, classes: Mapping[str, int], trained: RunModel, share_percent: float
-) -> list[int]:
-    """Positions of as many images of each class; none of a class that has too few for a limit."""
-    of_classes: dict[int, list[int]] = {}
-    for index in _drawn(images, trained.loaded.recipe.seed):
-        of_classes.setdefault(classes[images.digests[index]], []).append(index)
-    most = MOST_LABELED // len(trained.class_names)
-    least = enough_labels(share_percent)
-    return [i for own in of_classes.values() if len(own) >= least for i in own[:most]]

@@ -157,11 +157,6 @@ def _scores(artifact: Artifact) -> str:
             f"`-min(((whitening @ output - means) ** 2).sum(axis=1))`, with the two arrays of"
             f" `{none.file}`.\n"
         )
-    if none is not None and none.labeled_images is not None:
-        text += (
-            "An image whose best class is in `none_below.of_classes` has that limit instead,"
-            f" fitted to\n{_plain(none.labeled_images)} with their labels.\n"
-        )
     return text
 
 

@@ -316,7 +316,7 @@ class Classifier:
         known: Sequence[KnownScore | None] = [None] * len(finite)
         if self._gaussians is not None and self.none_below is not None:
             found = self._gaussians.scores(np.where(is_finite[:, None], outputs, np.float32(0)))
-            known = known_scores(found, [names[c] for c in finite.argmax(axis=1)], self.none_below)
+            known = known_scores(found, self.none_below)
         for row, row_scores, one, is_good in zip(logits, scores, known, is_finite, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]

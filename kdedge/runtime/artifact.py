@@ -126,9 +126,9 @@ class Artifact:
         raise DataError(f"{self.path} has no model file {name!r}; it has {known}.")
 
     def none_below(self, file: ModelFile) -> NoneBelow | None:
-        """The limits below which one of its files answers "none of these"; None if it cannot.
+        """The limit below which one of its files answers "none of these"; None if it cannot.
 
-        A file that was built elsewhere has those of the file that it was made from.
+        A file that was built elsewhere has that of the file that it was made from.
         """
         if self.none_of_these is None or file.none_below is not None:
             return file.none_below

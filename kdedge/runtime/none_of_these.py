@@ -4,13 +4,12 @@ The outputs of a graph for images like those that the model was made for, the kn
 Gaussian around a mean for each class, with one covariance for all (Lee et al. 2018,
 arXiv:1807.03888). The score of an image is minus its squared Mahalanobis distance to the nearest
 mean, and an image whose score is below a limit shows none of the classes. Outputs are logits, or
-features with open classes. Each file has limits of its own, as INT8 shifts its outputs.
+features with open classes. Each file has a limit of its own, as INT8 shifts its outputs.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -22,7 +21,7 @@ import safetensors.numpy
 
 from kdedge.errors import DataError, ShapeError
 from kdedge.files import read_bytes
-from kdedge.records import OPTIONAL, Bounds, Check, PositiveCount, Record
+from kdedge.records import Bounds, Check, PositiveCount, Record
 
 NONE = "none"
 """The answer for an image that shows none of the classes; no class may have this name."""
@@ -113,22 +112,15 @@ def _check_percentiles(values: tuple[float, ...], before: dict[str, Any]) -> Non
 
 @dataclass(frozen=True)
 class NoneBelow(Record):
-    """The limits of one file.
+    """The limit of one file.
 
     Attributes:
         limit: an image with a lower score shows none of the classes.
         percentiles: scores of the known images at 0, 1, ..., 100 percent.
-        of_classes: for an image whose best class is one of these, the limit in the place of
-            `limit`; None if no class has one of its own.
     """
 
     limit: float
     percentiles: Annotated[tuple[float, ...], Check(_check_percentiles)]
-    of_classes: Annotated[dict[str, float] | None, OPTIONAL] = None
-
-    def of(self, class_name: str) -> float:
-        """The limit of an image whose best class this is."""
-        return (self.of_classes or {}).get(class_name, self.limit)
 
 
 @dataclass(frozen=True)
@@ -140,9 +132,7 @@ class NoneOfThese(Record):
         file: name of the file with the Gaussians.
         share_percent: wanted share of known images that keep their class.
         images: describes the known images.
-        n_images: number of those that the limits were fitted to.
-        labeled_images: describes the images that the limits of single classes were fitted to; None
-            if there are no such limits.
+        n_images: their number.
     """
 
     score: Literal["mahalanobis"]
@@ -150,21 +140,17 @@ class NoneOfThese(Record):
     share_percent: Annotated[float, Bounds(ge=50, le=99.9)]
     images: str
     n_images: PositiveCount
-    labeled_images: Annotated[str | None, OPTIONAL] = None
 
 
-def known_scores(
-    scores: npt.NDArray[np.float64], best: Sequence[str], limits: NoneBelow
-) -> list[KnownScore]:
+def known_scores(scores: npt.NDArray[np.float64], limits: NoneBelow) -> list[KnownScore]:
     """How much each image looks like the known ones, and whether it shows none of the classes.
 
     Args:
         scores: [B], of the images.
-        best: the best class of each.
         limits: those of the file that gave the outputs.
     """
     percents = np.interp(scores, limits.percentiles, np.arange(N_PERCENTILES))
     return [
-        KnownScore(float(percent), bool(score < limits.of(name)))
-        for percent, score, name in zip(percents, scores, best, strict=True)
+        KnownScore(float(percent), bool(score < limits.limit))
+        for percent, score in zip(percents, scores, strict=True)
     ]

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import kdedge as package
-from kdedge.deploy.known_fit import fit_gaussians, fit_limits
+from kdedge.deploy.known_images import fit_gaussians, fit_limit
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.files import sha256_file
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -60,7 +60,7 @@ def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ar
 
 @pytest.fixture
 def telling(artifact: Artifact, tmp_path: Path) -> Artifact:
-    """The artifact with limits for "none of these", which no picture of class green reaches."""
+    """The artifact with "none of these", for which no picture of class green is known."""
     folder = tmp_path / "telling"
     shutil.copytree(artifact.path, folder)
     rng = np.random.default_rng(5)
@@ -68,10 +68,10 @@ def telling(artifact: Artifact, tmp_path: Path) -> Artifact:
         pixels = np.eye(3)[rng.integers(0, 3, 200)] * 200 + rng.normal(25, 10, (200, 3))
         pixels = pixels.clip(0, 255).astype(np.uint8)[:, None, None]
         logits = model.logits(np.broadcast_to(pixels, (200, 16, 16, 3)))
+    logits = logits[logits.argmax(axis=1) != artifact.class_names.index("green")]
     gaussians = fit_gaussians(logits, logits.argmax(axis=1))
-    limits = fit_limits(gaussians.scores(logits), 95.0)
+    limits = fit_limit(gaussians.scores(logits), 95.0)
     assert limits is not None
-    limits = dataclasses.replace(limits, of_classes={"green": 1.0})
     (folder / FILE_NAME).write_bytes(gaussians.to_bytes())
     files = tuple(dataclasses.replace(file, none_below=limits) for file in artifact.files)
     none = NoneOfThese("mahalanobis", FILE_NAME, 95.0, "colors", 200)
@@ -354,7 +354,7 @@ def test_the_folder_has_the_model_the_names_and_what_to_do(artifact: Artifact, p
     assert "https://" not in (page / "index.html").read_text()
 
 
-def test_the_folder_has_the_limit_of_each_class_where_the_artifact_tells_none(
+def test_the_folder_has_the_limit_where_the_artifact_tells_none(
     artifact: Artifact, telling: Artifact, page: Path, tmp_path: Path
 ) -> None:
     assert json.loads((page / "settings.json").read_text())["none_of_these"] is None
@@ -364,7 +364,7 @@ def test_the_folder_has_the_limit_of_each_class_where_the_artifact_tells_none(
     assert (own / none["file"]).read_bytes() == (telling.path / FILE_NAME).read_bytes()
     limits = telling.files[0].none_below
     assert limits is not None
-    assert none["limits"] == [limits.limit, 1.0, limits.limit, limits.limit]
+    assert none["limit"] == limits.limit
 
 
 def test_what_a_page_cannot_be_made_of_is_an_error_and_nothing_is_overwritten(

@@ -40,19 +40,10 @@ def with_none(artifact: Artifact, **changes: object) -> Artifact:
 
 
 def test_an_image_is_none_below_the_limit() -> None:
-    found = known_scores(np.array([4.0, 0.4, 0.5, -8.0, 99.0]), ["a"] * 5, limits(0.5))
+    found = known_scores(np.array([4.0, 0.4, 0.5, -8.0, 99.0]), limits(0.5))
     assert [one.is_none for one in found] == [False, True, False, True, False]
     # Of scores from 0 to 10, 40 % are below 4
     np.testing.assert_allclose([one.percent for one in found], [40, 4, 5, 0, 100], atol=1e-9)
-
-
-def test_a_class_may_have_a_limit_of_its_own() -> None:
-    """The share of known images with a lower score stays that of all of them."""
-    own = dataclasses.replace(limits(0.5), of_classes={"b": 3.0, "c": -1.0})
-    scores = np.array([2.0, 2.0, 0.4, 0.4, -2.0])
-    found = known_scores(scores, ["a", "b", "a", "c", "c"], own)
-    assert [one.is_none for one in found] == [False, True, True, False, True]
-    np.testing.assert_allclose([one.percent for one in found], [20, 20, 4, 4, 0], atol=1e-9)
 
 
 def test_a_score_is_the_distance_to_the_nearest_mean() -> None:
@@ -100,21 +91,8 @@ def test_an_artifact_with_limits_is_read_back_equal(artifact: Artifact) -> None:
     saved = with_none(artifact, temperature=temperature)
     assert load_artifact(artifact.path) == saved
     record = json.loads((artifact.path / "artifact.json").read_text())
-    assert "of_classes" not in record["files"][0]["none_below"]
     assert record["temperature"]["value"] == 1.5
     assert record["none_of_these"]["share_percent"] == 95
-
-
-def test_limits_of_single_classes_are_read_back_equal(
-    artifact: Artifact,
-) -> None:
-    own = dataclasses.replace(limits(0.5), of_classes={"red": 0.75})
-    record = dataclasses.replace(RECORD, labeled_images="400 images of data.validation")
-    file = dataclasses.replace(artifact.files[0], none_below=own)
-    saved = with_none(artifact, none_of_these=record, files=(file,))
-    assert load_artifact(artifact.path) == saved
-    text = json.loads((artifact.path / "artifact.json").read_text())
-    assert text["files"][0]["none_below"]["of_classes"] == {"red": 0.75}
 
 
 def test_an_artifact_without_both_has_no_keys_of_them(artifact: Artifact) -> None:
@@ -142,7 +120,7 @@ def test_a_file_that_was_built_from_another_has_its_limits(artifact: Artifact) -
         ({"percentiles": [0.0] * 100}, "101 scores in ascending order"),
         ({"percentiles": [1.0, *[0.0] * 100]}, "101 scores in ascending order"),
         ({"limit": None}, "files[0].none_below.limit is null"),
-        ({"of_classes": {"red": "low"}}, "files[0].none_below.of_classes.red is "),
+        ({"of_classes": {"red": 1.0}}, "files[0].none_below.of_classes"),
     ],
 )
 def test_damaged_limits_are_named(artifact: Artifact, change: dict[str, object], said: str) -> None:

@@ -115,7 +115,7 @@ export async function loadClassifier(say) {
         label: settings.class_names[c],
         score: settings.head === "scores" ? (100 * exps[c]) / sum : null,
       }));
-      const isNone = gaussians !== null && knownScore(gaussians, logits) < none.limits[order[0]];
+      const isNone = gaussians !== null && knownScore(gaussians, logits) < none.limit;
       return { answers, isNone, ms };
     },
   };
