@@ -39,11 +39,11 @@ from kdedge.runtime.batches import softmax
 from kdedge.runtime.machine import cpu_model
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.runtime.video import import_pyav
-from kdedge.watching.drift import DriftMonitor, Reference, Scored
-from kdedge.watching.frame import Frame, thumbnail
-from kdedge.watching.source import Source as Watched
-from kdedge.watching.source import open_source as open_watched
-from kdedge.watching.watch import SHOT, Settings, watch_source
+from kdedge.serving.drift import DriftMonitor, Reference, Scored
+from kdedge.serving.source import Frame
+from kdedge.serving.source import Source as Watched
+from kdedge.serving.source import open_source as open_watched
+from kdedge.serving.watch import SHOT, Settings, watch_source
 
 N_POSITIONS, N_BEFORE, N_AFTER, N_IMAGES = 4, 1000, 2000, 1000
 N_LEARNING = 5000
@@ -88,7 +88,7 @@ def scored(classifier: Classifier, images: Iterator[Image.Image], seed: int) -> 
         for _ in range(N_POSITIONS):
             part = moved(image, rng)
             pixels.append(np.asarray(resize_and_crop(part, classifier.artifact.preprocess)))
-            small.append(thumbnail(part))
+            small.append(np.asarray(part.resize((16, 16), Image.Resampling.BOX).convert("L")))
     scores = softmax(classifier.logits(np.stack(pixels)))
     shape = (-1, N_POSITIONS)
     return scores.reshape(*shape, scores.shape[1]), np.stack(small).reshape(*shape, 16, 16)
@@ -126,7 +126,7 @@ def frames_until(reference: Reference | None, parts: list, *, n_ahead: int) -> i
     for part in parts:
         for one, small in part:
             n += 1
-            if any(not found.is_over for found in monitor.add(one, lambda small=small: small)):
+            if any(not found.is_over for found in monitor.add(one, Image.fromarray(small))):
                 return n - n_ahead
     return None
 

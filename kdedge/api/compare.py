@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.comparison import Compared, Comparison, FailedImage, accuracies_text
-from kdedge.api.inputs import Item, Wanted, open_inputs, read_item
+from kdedge.api.inputs import Item, open_inputs, read_item
 from kdedge.api.predict import images_text
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.evaluation.answers import Answer, AnsweredImage, compare_answers
@@ -136,7 +136,7 @@ class _Asker:
         self._label_names = tuple(dict.fromkeys(both))  # positions are those of the old list
         self._reads_labels = reads_labels
         self._inputs = open_inputs(
-            Wanted(tuple(map(str, paths)), None, 1),
+            tuple(map(str, paths)),
             label_names=self._label_names if reads_labels else None,
         )
         self._unreadable: list[FailedImage] = []

@@ -1,9 +1,8 @@
-"""Reads images from files, folders, videos, a stream or a camera; needs no torch."""
+"""Reads images from files, folders, videos or standard input; needs no torch."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, TypedDict
 from kdedge.errors import DataError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from kdedge.data.sources import FileSource
     from kdedge.inference.classify import ImageInput
 
 _LOG = logging.getLogger(__name__)
-_BLOCK_BYTES = 1 << 16
+_MOST_BYTES = 1 << 29  # of an image on standard input: no photo is larger
 
 
 class _Labels(TypedDict):
@@ -29,21 +26,6 @@ class _Labels(TypedDict):
 
     class_names: Sequence[str]
     labeled: bool
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to classify: files and folders, - for standard input, or a camera.
-
-    Attributes:
-        paths: as on the command line.
-        camera: its number.
-        every: take the first and then every Nth frame of a video, a stream or a camera.
-    """
-
-    paths: tuple[str, ...]
-    camera: int | None
-    every: int
 
 
 @dataclass(frozen=True)
@@ -71,13 +53,11 @@ class Inputs:
     Attributes:
         items: the images; frames are decoded one at a time.
         keys: all keys; None if there are frames, whose number is unknown.
-        is_live: they arrive one by one, and each is classified before the next.
         paths: the files and folders that they are in.
     """
 
     items: Iterator[Item]
     keys: Sequence[str] | None
-    is_live: bool = False
     paths: tuple[Path, ...] = ()
 
     @property
@@ -91,11 +71,14 @@ class Inputs:
         return replace(self, items=islice(self.items, n_images, None), keys=self.keys[n_images:])
 
 
-def open_inputs(wanted: Wanted, *, label_names: Sequence[str] | None = None) -> Inputs:
+def open_inputs(
+    paths: Sequence[str], *, every: int = 1, label_names: Sequence[str] | None = None
+) -> Inputs:
     """Opens the images to classify; lists folders, shards and CSV lists at once.
 
     Args:
-        wanted: what to classify.
+        paths: files and folders, or - alone for standard input.
+        every: take the first and then every Nth frame of a video.
         label_names: the class names to read labels with: of a folder's subfolders, of a CSV list,
             and of a shard's cls members. None reads no labels.
 
@@ -103,18 +86,11 @@ def open_inputs(wanted: Wanted, *, label_names: Sequence[str] | None = None) -> 
         DataError: a file or a folder does not exist, or a label is none of the names.
         MissingPackage: a video is named and PyAV is not installed.
     """
-    if wanted.camera is None and wanted.paths != ("-",):
-        return _listed(wanted.paths, wanted.every, label_names)
-    from kdedge.runtime.frames import frames_from_camera, frames_from_stream
-
-    if wanted.camera is not None:
-        name = f"camera{wanted.camera}"
-        return Inputs(
-            _numbered(name, frames_from_camera(wanted.camera), wanted.every), None, is_live=True
-        )
-    stdin = sys.stdin.fileno()
-    stream = frames_from_stream(lambda: os.read(stdin, _BLOCK_BYTES))
-    return Inputs(_numbered("stdin", stream, wanted.every), None, is_live=True)
+    if tuple(paths) != ("-",):
+        return _listed(paths, every, label_names)
+    data = sys.stdin.buffer.read(_MOST_BYTES)
+    found = [Item("stdin", "stdin.jpg", _giver(data))] if data else []
+    return Inputs(iter(found), None)
 
 
 def read_item(item: Item) -> ImageInput:
@@ -130,13 +106,6 @@ def read_image(read: Callable[[], ImageInput]) -> ImageInput:
         return read()
     except UnusableImage as error:
         return error
-
-
-def _numbered(name: str, frames: Iterator[bytes | Image.Image], every: int) -> Iterator[Item]:
-    """The frames of a camera or of standard input, numbered from 1."""
-    for number, frame in enumerate(frames, 1):
-        if (number - 1) % every == 0:
-            yield Item(f"{name}:{number}", f"{name}-{number:06d}.jpg", _giver(frame))
 
 
 def _giver(image: ImageInput) -> Callable[[], ImageInput]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_image, read_item
+from kdedge.api.inputs import Inputs, Item, open_inputs, read_image, read_item
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.lines import best_name, lines_as
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
@@ -170,7 +170,7 @@ def predict(
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
     wanted = Engine(**options)
     check_threads(wanted.threads)
-    inputs = open_inputs(Wanted(tuple(map(str, paths)), None, every))
+    inputs = open_inputs(tuple(map(str, paths)), every=every)
     with (
         opened(artifact_folder(source), wanted) as classifier,
         workers_for(classifier, engine) as workers,
@@ -236,13 +236,13 @@ class ResultStream:
         """
         if not workers.are_here and inputs.keys is None:
             raise RecipeError(
-                "Videos, cameras and standard input are read in this process.\n"
+                "Videos and standard input are read in this process.\n"
                 "  Leave --engine out, or name images, folders and shards."
             )
         self._workers = workers
         self.counts: Counter[str] = Counter()
         self._inputs, self._classifier = inputs, classifier
-        self._top, self._batch = top, batch or (1 if inputs.is_live else None)
+        self._top, self._batch = top, batch
         self._first_failed: UnreadableImage | NonFiniteLogits | None = None
 
     def __iter__(self) -> Iterator[tuple[Result, Item]]:
@@ -300,11 +300,7 @@ class ResultStream:
             return
         first = self._first_failed
         if first is None:
-            raise DataError(
-                "Standard input has no image.\n"
-                "  Pipe an image into it, or JPEGs one after the other"
-                " (ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -)."
-            )
+            raise DataError("Standard input has no image.\n  Pipe an image into it.")
         file = self._classifier.artifact.path / self._classifier.file.name
         if not self.counts["unanswered"]:
             raise DataError(

@@ -11,8 +11,8 @@ from kdedge.api.keywords import check_keywords
 from kdedge.api.predict import Engine, opened
 from kdedge.errors import RecipeError
 from kdedge.runtime.threads import check_threads
-from kdedge.watching.source import open_source
-from kdedge.watching.watch import Settings, watch_source
+from kdedge.serving.source import open_source
+from kdedge.serving.watch import Settings, watch_source
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,10 +28,6 @@ class WatchOptions(TypedDict, total=False):
     each: bool
     window: int | None
     min_score: float | None
-    save: Path | str | None
-    save_max: int | str
-    keep: Path | str | None
-    keep_max: int | str
     drift: str | None
     shot: int | None
     precision: Precision | None
@@ -59,9 +55,7 @@ def watch(
         existing: of a folder, take the files that are there already, too.
         options: `each=True` yields every frame's answer, too. `window` is the number of frames of a
             decision, by default 7, and 1 for a folder. A frame below `min_score` percent supports
-            no class. `save` is a folder for pictures with the answer, `keep` one for the least
-            certain frames; `save_max` and `keep_max` bound them, as a number of pictures or a size
-            such as "500MB", by default 1000. `drift` is the drift alarm's reference: `artifact`,
+            no class. `drift` is the drift alarm's reference: `artifact`,
             `stream` or `off`; `shot` the number of frames that may show the same thing.
             `precision`, `backend` and `threads` are those of `kdedge.predict`.
 
@@ -72,7 +66,6 @@ def watch(
         DataError: no such file or folder, there is no artifact, or a video has no usable frame.
         RecipeError: an option is wrong.
         SetupError: the camera cannot be opened, or a package is missing.
-        InUseError: another watch writes to the same folder.
     """
     check_keywords(options, WatchOptions.__annotations__)
     values: dict[str, Any] = dict(options)
@@ -80,7 +73,7 @@ def watch(
     check_threads(engine.threads)
     if every < 1:
         raise RecipeError(f"every is {every}; it must be 1 or more.")
-    settings = Settings.of(**values)
+    settings = Settings(**values)
     return _events(artifact_folder(source), str(watched), every, existing, engine, settings)
 
 

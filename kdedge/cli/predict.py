@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_item
+from kdedge.api.inputs import Inputs, Item, open_inputs, read_item
 from kdedge.api.predict import Engine, ResultStream, images_text, opened, workers_for
 from kdedge.cli._options import engine_option, options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
@@ -72,14 +72,11 @@ class _Format:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(
-    "--camera", type=click.IntRange(min=0), metavar="N", help="Read camera N (/dev/videoN)."
-)
-@click.option(
     "--every",
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="Take the first and then every Nth frame of a video, a stream or a camera.",
+    help="Take the first and then every Nth frame of a video.",
 )
 @click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes per image."
@@ -130,22 +127,26 @@ class _Format:
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images per call. [default: as many as the artifact takes; 1 for - and cameras]",
+    help="Images per call. [default: as many as the artifact takes]",
 )
 @threads_value_option
-@options_as(Wanted, "wanted")
 @options_as(_Format, "shape")
 @engine_option
 @options_as(Engine, "runtime")
 def command(
-    artifact: Path, wanted: Wanted, shape: _Format, engine: EngineName, runtime: Engine
+    artifact: Path,
+    paths: tuple[str, ...],
+    every: int,
+    shape: _Format,
+    engine: EngineName,
+    runtime: Engine,
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
     PATH is an image, a video (needs kdedge[video]), a WebDataset shard (.tar), a CSV list, or a
     folder, which is searched with all its subfolders. A video's frames are named
-    FILE:NUMBER@SECONDS. With - the command reads standard input: one image, or a stream of JPEGs as
-    `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -` writes it. Each is classified as it arrives.
+    FILE:NUMBER@SECONDS. With - the command reads an image from standard input.
+    Cameras and streams are for `kdedge watch`.
 
     An artifact that was exported with --none-of-these answers none for an image that looks like
     none of its classes, and gives known_percent in csv and jsonl: the share of the known images
@@ -160,14 +161,9 @@ def command(
     if not shape.resume:
         _check_new(shape.output)
     _check_new(shape.save)
-    if shape.uncertain is not None and wanted.camera is not None:
-        raise click.UsageError(
-            "--uncertain needs all images first, and --camera never ends. Record a video and"
-            " name it."
-        )
     use_threads(runtime.threads)
-    _check_named(wanted.paths, wanted.camera)
-    inputs = open_inputs(wanted)
+    _check_named(paths)
+    inputs = open_inputs(paths, every=every)
     with (
         opened(artifact, runtime) as classifier,
         workers_for(classifier, engine) as workers,
@@ -205,7 +201,7 @@ def _check_resumes(shape: _Format) -> None:
 
 
 def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> UnfinishedLines | None:
-    """The file of lines, if the command can be continued; None for a video or a stream."""
+    """The file of lines, if the command can be continued; None for a video."""
     output, keys = shape.output, inputs.keys
     if output is None or keys is None or not shape.is_table or shape.uncertain is not None:
         return None
@@ -219,11 +215,9 @@ def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> Unfin
     return UnfinishedLines(output, "csv" if shape.kind == "csv" else "jsonl", made_from)
 
 
-def _check_named(paths: Sequence[str], camera: int | None) -> None:
-    if camera is not None and paths:
-        raise click.UsageError("--camera and PATH exclude each other: give only one of them.")
-    if camera is None and not paths:
-        raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
+def _check_named(paths: Sequence[str]) -> None:
+    if not paths:
+        raise click.UsageError("Name images, a folder, or - for standard input.")
     if "" in paths:
         raise click.UsageError(
             "PATH is empty text. Name an image or a folder; . is the current folder."
@@ -268,7 +262,7 @@ def _write_all(
     )
     pictures = None if shape.save is None else PictureFolder(shape.save)
     # On one terminal, a bar would mix with the lines
-    has_bar = not inputs.is_live and (not is_shown or shape.uncertain is not None)
+    has_bar = not is_shown or shape.uncertain is not None
     shown: Counter[str] = Counter()
 
     def put(result: Result, item: Item) -> None:

@@ -41,32 +41,6 @@ from kdedge.cli._runtime import backend_option, precision_option
 )
 @click.option("--existing", is_flag=True, help="Take a folder's present files, too, first.")
 @click.option(
-    "--save",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Save a picture with the answer at each decision; with --each, of each frame.",
-)
-@click.option(
-    "--save-max",
-    metavar="N|SIZE",
-    default="1000",
-    show_default=True,
-    help="Pictures, or a size such as 500MB, in DIR; the oldest are replaced.",
-)
-@click.option(
-    "--keep",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Keep the frame of each scene that has the lowest score: the next unlabeled images.",
-)
-@click.option(
-    "--keep-max",
-    metavar="N|SIZE",
-    default="1000",
-    show_default=True,
-    help="Pictures, or a size such as 2GB, in DIR; those with the highest score are replaced.",
-)
-@click.option(
     "--drift",
     type=click.Choice(("artifact", "stream", "off")),
     help="What the drift alarm compares with: the artifact's smoke set, or the start of the stream."
@@ -86,7 +60,7 @@ def command(artifact: Path, source: str, threads: int | None, **options: Any) ->
     """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote.
 
     SOURCE is a camera (0 or /dev/video0), an address (rtsp://..., http://...), a video, or a folder
-    that image files drop into. All but folders need kdedge[video].
+    that image files drop into. Needs kdedge[watch].
 
     Prints one JSON object a line: `start`, a `decision` when it changes, `lost` and `back` for a
     source that goes away, `drift`, and `end`. A camera or stream that is lost is opened again. If

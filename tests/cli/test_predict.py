@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import fcntl
 import io
 import json
 import math
@@ -15,18 +14,16 @@ import signal
 import subprocess
 import sys
 import tarfile
-import termios
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 import kdedge as package
-from kdedge.errors import SetupError
 
 Run = Callable[..., Any]
 
@@ -216,7 +213,7 @@ def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
     assert "Standard input has no image" in err
     assert not Path("o.csv").exists()
     assert feed((work / "pics/a.jpg").read_bytes(), *arguments)[0] == 0
-    assert Path("o.csv").read_text().startswith("image,class,score_percent,error\nstdin:1,red,")
+    assert Path("o.csv").read_text().startswith("image,class,score_percent,error\nstdin,red,")
 
 
 @pytest.mark.usefixtures("work")
@@ -270,8 +267,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
         (("art", "x" * 300), 3, "cannot be read: file name too long"),
         (("x" * 300, "pics"), 3, "cannot be read: file name too long"),
         (("art", "pics", "--output", "x" * 300), 7, "could not be written: file name too long"),
-        (("art",), 2, "Name images, a folder, - for standard input, or --camera N."),
-        (("art", "pics", "--camera", "0"), 2, "give only one of them"),
+        (("art",), 2, "Name images, a folder, or - for standard input."),
         (("art", "-", "pics"), 2, "cannot be combined"),
         (("art", "nowhere.jpg"), 3, "nowhere.jpg does not exist"),
         (("art", "empty"), 3, "empty has no image files; found nothing at all"),
@@ -355,18 +351,6 @@ def test_a_class_name_that_would_steer_a_terminal_is_shown_escaped(
     assert kdedge("predict", "bidi", "pics/a.jpg").out.startswith("pics/a.jpg  right\\u202eleft  ")
 
 
-def test_a_multipart_answer_is_a_stream_of_its_images(work: Path) -> None:
-    boundary = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
-    images = [(work / f"pics/{name}.jpg").read_bytes() for name in "az"]
-    stream = b"".join(boundary + image + b"\r\n" for image in images)
-    code, lines, _ = feed(stream, "predict", "art", "-")
-    assert code == 0
-    assert [line.split("  ")[:2] for line in lines] == [
-        ["stdin:1", "red"],
-        ["stdin:2", "dark thing"],
-    ]
-
-
 @pytest.mark.usefixtures("work")
 def test_where_memory_runs_out_the_option_of_predict_is_named_too(
     kdedge: Run, monkeypatch: pytest.MonkeyPatch
@@ -400,23 +384,7 @@ def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
 def test_stdin_may_hold_one_image_of_any_kind(work: Path) -> None:
     code, lines, _ = feed((work / "pics/sub/b.png").read_bytes(), "predict", "art", "-")
     assert code == 0
-    assert [line.split("  ")[:2] for line in lines] == [["stdin:1", "green"]]
-
-
-def test_a_stream_of_jpegs_is_classified_frame_by_frame_as_they_arrive(work: Path) -> None:
-    red, dark = ((work / f"pics/{name}.jpg").read_bytes() for name in "az")
-    process = start("predict", "art", "-", stdin=subprocess.PIPE, bufsize=0)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    for number, (data, name) in enumerate([(red, b"red"), (dark, b"dark thing")], 1):
-        process.stdin.write(data)
-        # The line comes although the stream goes on
-        assert process.stdout.readline().startswith(b"stdin:%d  %s  " % (number, name))
-    process.stdin.write(red[:300])
-    out, err = process.communicate()
-    assert out.startswith(b"stdin:3  unreadable: ")
-    assert b"3 images: 2 classified, 1 unreadable" in err
-    assert process.returncode == 0
+    assert [line.split("  ")[:2] for line in lines] == [["stdin", "green"]]
 
 
 @pytest.mark.usefixtures("work")
@@ -426,47 +394,44 @@ def test_an_empty_stream_is_an_error() -> None:
     assert err.startswith("kdedge: Standard input has no image.")
 
 
-def test_ctrl_c_keeps_the_lines_that_were_written(work: Path) -> None:
-    arguments = ("predict", "art", "-", "--format", "csv", "--output", "o.csv")
-    process = start(*arguments, stdin=subprocess.PIPE, bufsize=0)
-    assert process.stdin is not None
-    process.stdin.write((work / "pics/a.jpg").read_bytes())
-    while not (work / "o.csv").exists() or (work / "o.csv").read_text().count("\n") < 2:
+@pytest.fixture
+def many(work: Path) -> Path:
+    """A folder of more images than are classified before a signal."""
+    (work / "many").mkdir()
+    for number in range(20_000):
+        os.link(work / "pics/a.jpg", work / f"many/{number:05}.jpg")
+    return work
+
+
+def test_ctrl_c_keeps_the_lines_that_were_written(many: Path) -> None:
+    process = start("predict", "art", "many", "--format", "csv", "--output", "o.csv")
+    written = many / ".o.csv.part"
+    while not any(path.stat().st_size > 500 for path in many.glob("*o.csv*")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert (work / "o.csv").read_text().splitlines()[1].startswith("stdin:1,red,")
-    assert b"1 image: 1 classified; " in err
-    assert b"Wrote o.csv" in err
+    del written
+    (lines,) = (path.read_text().splitlines() for path in many.glob("*o.csv*"))
+    assert lines[1].startswith("many/00000.jpg,red,")
+    assert b" classified; " in err
 
 
-def test_ctrl_c_keeps_the_least_certain_images_so_far(work: Path) -> None:
-    arguments = ("predict", "art", "-", "--uncertain", "3", "--format", "csv", "--output", "o.csv")
-    process = start(*arguments, stdin=subprocess.PIPE, bufsize=0)
-    assert process.stdin is not None
-    for name in "az":  # the second is read once the first is answered
-        process.stdin.write((work / f"pics/{name}.jpg").read_bytes())
-        while waiting_bytes(process.stdin):
-            assert process.poll() is None
-            time.sleep(0.01)
-    assert not (work / "o.csv").exists()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
-    heading, *lines = (work / "o.csv").read_text().splitlines()
+def test_ctrl_c_keeps_the_least_certain_images_so_far(many: Path, kdedge: Run) -> None:
+    def interrupt(what: str, done: int, total: int | None) -> None:
+        if done == 40:
+            raise KeyboardInterrupt
+
+    with package.progress_to(interrupt):
+        options = ("--uncertain", "3", "--format", "csv", "--output", "o.csv")
+        done = kdedge("predict", "art", "many", *options)
+    assert done.code == 130
+    heading, *lines = (many / "o.csv").read_text().splitlines()
     assert heading.startswith("image,class,")
-    assert any(line.startswith("stdin:1,red,") for line in lines)
-    assert b"classified; " in err
-    assert b"Wrote o.csv" in err
-
-
-def waiting_bytes(pipe: IO[bytes]) -> int:
-    """Bytes of a pipe that nobody has read yet."""
-    count = bytearray(4)
-    fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return int.from_bytes(count, sys.byteorder)
+    assert len(lines) == 3
+    assert all(line.split(",")[1] == "red" for line in lines)
+    assert "Wrote o.csv" in done.err
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:
@@ -504,16 +469,6 @@ def test_on_a_terminal_the_columns_are_aligned() -> None:
     assert {
         line.index(name) for line, name in zip(good, ("red", "green", "dark"), strict=True)
     } == {len("pics/broken.jpg  ")}
-
-
-@pytest.mark.usefixtures("work")
-def test_a_camera_without_opencv_names_the_package(
-    kdedge: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    done = kdedge("predict", "art", "--camera", "0")
-    assert done.code == SetupError.exit_code
-    assert "pip install opencv-python-headless" in done.err
 
 
 # Continued files and shards

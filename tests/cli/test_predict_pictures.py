@@ -98,14 +98,11 @@ def test_the_least_certain_images_come_lowest_score_first_and_are_copied(kdedge:
 
 
 @pytest.mark.usefixtures("work")
-def test_uncertainty_needs_scores_and_an_end(kdedge: Run, device: Any) -> None:
+def test_uncertainty_needs_scores(kdedge: Run, device: Any) -> None:
     device._make_artifact(Path("ranks"), head="argmax")
     refused = kdedge("predict", "ranks", "pics", "--uncertain", "1")
     assert refused.code == RecipeError.exit_code
     assert "--uncertain: ranks was exported with --head argmax" in refused.err
-    endless = kdedge("predict", "art", "--camera", "0", "--uncertain", "1")
-    assert endless.code == RecipeError.exit_code
-    assert "--uncertain needs all images first" in endless.err
 
 
 @pytest.mark.usefixtures("work")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -102,26 +101,6 @@ def test_a_frame_below_the_minimum_supports_no_class(kdedge: Run) -> None:
     assert {one["decision"] for one in events(done.out, "frame")} == {None}
 
 
-@pytest.mark.usefixtures("work")
-def test_pictures_are_saved_with_the_answer_and_least_certain_ones_kept_as_they_are(
-    kdedge: Run,
-) -> None:
-    write_video(Path("v.avi"), ["red", "green", "blue", "red", "blue"])
-    done = kdedge(
-        *("watch", "art", "v.avi", "--save", "saved", "--save-max", "2"),
-        *("--keep", "kept", "--keep-max", "3", "--window", "3"),
-    )
-    assert done.code == 0
-    saved, kept = sorted(Path("saved").glob("*.jpg")), sorted(Path("kept").glob("*.jpg"))
-    assert (len(saved), len(kept)) == (2, 3)
-    with Image.open(saved[0]) as answered, Image.open(kept[0]) as plain:
-        assert answered.height > answered.width * 2 / 3
-        assert plain.size == (48, 32)
-    again = kdedge("watch", "art", "v.avi", "--keep", "kept", "--keep-max", "3")
-    assert again.code == 0
-    assert len(list(Path("kept").glob("*.jpg"))) == 3
-
-
 @pytest.mark.parametrize("what", ["empty", "no frame", "truncated at once", "no video"])
 @pytest.mark.usefixtures("work")
 def test_a_video_without_a_frame_is_one_message(kdedge: Run, what: str) -> None:
@@ -187,11 +166,8 @@ def test_without_pyav_the_message_says_how_to_install_it(
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--keep-max", "0"), 2, "keep_max is '0'"),
-        (("--save-max", "2TB"), 2, "save_max is '2TB'"),
         (("--window", "0"), 2, "--window"),
         (("--min-score", "nan"), 2, "nan"),
-        (("--keep", "x", "--save", "x"), 2, "save and keep are both x"),
         (("--drift", "artifact"), 3, "--drift stream"),
         (("--existing",), 2, "existing is for a folder"),
     ],
@@ -205,16 +181,7 @@ def test_wrong_options_are_refused(
     assert (done.code, message in done.err) == (code, True)
 
 
-@pytest.mark.usefixtures("work")
-def test_pictures_are_not_written_into_the_watched_folder(kdedge: Run) -> None:
-    Path("in").mkdir()
-    for option in ("--keep", "--save"):
-        done = kdedge("watch", "art", "in", option, "art/../in")
-        assert done.code == 2
-        assert "is the watched folder" in done.err
-
-
-def test_an_artifact_without_scores_decides_and_does_not_keep(
+def test_an_artifact_without_scores_decides_and_has_no_drift_alarm(
     kdedge: Run, device: ModuleType, work: Path
 ) -> None:
     device._make_artifact(work / "ranks", head="argmax")
@@ -223,44 +190,24 @@ def test_an_artifact_without_scores_decides_and_does_not_keep(
     (decision,) = events(done.out, "decision")
     assert (decision["class"], decision["score_percent"]) == ("red", None)
     assert events(done.out, "start")[0]["drift"] == "off"
-    refused = kdedge("watch", "ranks", "v.avi", "--keep", "kept")
+    refused = kdedge("watch", "ranks", "v.avi", "--drift", "stream")
     assert refused.code == 2
-    assert "keep needs scores" in refused.err
-    assert not Path("kept").exists()
+    assert "drift needs scores" in refused.err
 
 
+@pytest.mark.parametrize(("module", "source"), [("watchfiles", "in"), ("scipy.stats", "v.avi")])
 @pytest.mark.usefixtures("work")
-def test_a_second_watch_may_not_keep_into_the_same_folder(kdedge: Run) -> None:
-    from kdedge.watching.bounded_folder import Limit, bounded_folder
-
-    write_video(Path("v.avi"), ["red"])
-    with bounded_folder(Path("kept"), Limit()):
-        done = kdedge("watch", "art", "v.avi", "--keep", "kept")
-    assert done.code == 8
-    assert "Give each watch a folder of its own." in done.err
-
-
-@pytest.mark.usefixtures("work")
-def test_a_full_disk_is_one_warning_and_watching_goes_on(
-    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_package_is_told_with_the_line_that_installs_it(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch, module: str, source: str
 ) -> None:
-    from kdedge.watching import bounded_folder
-
-    write_video(Path("v.avi"), ["red", "green", "blue"] * 3)
-    real = os.fsync
-
-    def no_room(descriptor: int) -> None:
-        if "kept" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", no_room)
-    done = kdedge("watch", "art", "v.avi", "--keep", "kept")
-    assert done.code == 0
-    assert done.err.count("the disk is full") == 1
-    assert events(done.out, "end")[0]["classified"] == 54
-    assert [path.name for path in Path("kept").iterdir()] == [".kdedge-watch.lock"]
-    assert bounded_folder.STATE == ".kdedge-watch.json"
+    Path("in").mkdir()
+    write_video(Path("v.avi"), ["red"])
+    monkeypatch.setitem(sys.modules, module, None)
+    done = kdedge("watch", "art", source)
+    assert (done.code, done.out) == (4, "")
+    assert "pip install 'kdedge[watch]'" in done.err
+    if source == "v.avi":
+        assert kdedge("watch", "art", source, "--drift", "off").code == 0
 
 
 @pytest.mark.usefixtures("work")
@@ -270,7 +217,7 @@ def test_a_folder_is_watched_until_a_signal_and_each_file_has_a_line(
     folder = Path("in")
     folder.mkdir()
     picture("blue").save(folder / "there-before.jpg")
-    running = start("watch", "art", "in", "--keep", "kept")
+    running = start("watch", "art", "in")
     running.wait_until(lambda: "start" in running.stdout)
     picture("red").save("a.part", "JPEG")
     Path("a.part").rename(folder / "a.jpg")
@@ -289,7 +236,6 @@ def test_a_folder_is_watched_until_a_signal_and_each_file_has_a_line(
     ]
     assert (found[1]["file"], found[1]["class"]) == ("a.jpg", "red")
     assert found[3]["file"] == "broken.jpg"
-    assert [path.name for path in Path("kept").glob("*.jpg")] == ["a.jpg"]
     assert "in: 1 frame classified, 1 unreadable." in running.stderr
     assert "Traceback" not in running.stderr
 
@@ -308,11 +254,11 @@ def test_files_of_the_start_are_taken_when_asked_for_and_ctrl_c_ends_it(
 
 
 @pytest.mark.usefixtures("work")
-def test_a_reader_that_ends_ends_it_quietly_with_whole_pictures() -> None:
+def test_a_reader_that_ends_ends_it_quietly() -> None:
     """As by `| head`: the line that finds no reader is that of the second file."""
     Path("in").mkdir()
     picture("blue").save("in/a.jpg")
-    command = [sys.executable, "-m", "kdedge", "watch", "art", "in", "--existing", "--keep", "kept"]
+    command = [sys.executable, "-m", "kdedge", "watch", "art", "in", "--existing"]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])},
@@ -333,12 +279,6 @@ def test_a_reader_that_ends_ends_it_quietly_with_whole_pictures() -> None:
     assert "Traceback" not in told
     assert told.count("\n") == 1  # the summary
     assert "in: 2 frames classified." in told
-    kept = sorted(Path("kept").glob("*.jpg"))
-    assert kept
-    for path in kept:
-        Image.open(path).load()
-    listed = json.loads(Path("kept/.kdedge-watch.json").read_text())
-    assert all(path.name in json.dumps(listed) for path in kept)
 
 
 class _Camera(BaseHTTPRequestHandler):
@@ -420,7 +360,7 @@ def test_python_refuses_the_same(options: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("work")
 def test_a_folder_in_dev_is_no_camera() -> None:
-    from kdedge.watching.source import open_source
+    from kdedge.serving.source import open_source
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         assert open_source(folder).kind == "folder"

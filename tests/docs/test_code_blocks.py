@@ -94,7 +94,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/artifacts.md": {
         "pip wheel --no-deps --wheel-dir dist .": INSTALL,
-        "kdedge predict artifacts/01 --camera 0": CAMERA,
     },
     "docs/deploy/scores.md": {
         "kdedge export line3 --calibrate --none-of-these 95%": NONE,
@@ -111,7 +110,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/watch.md": {
         "kdedge watch artifacts/01 /dev/video0": CAMERA,
-        'for event in kdedge.watch("artifacts/01", 0, keep="unsure", keep_max="2GB"):': CAMERA,
+        'for event in kdedge.watch("artifacts/01", 0):': CAMERA,
     },
     "docs/deploy/openvino.md": {
         "pip install numpy pillow openvino": INSTALL,

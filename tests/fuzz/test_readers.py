@@ -48,7 +48,6 @@ from kdedge.deploy.parity import read_smoke_set
 from kdedge.errors import KdedgeError
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.class_file import matrix_bytes, read_matrix
-from kdedge.runtime.frames import frames_from_stream
 from kdedge.runtime.preprocess import decode_image
 from kdedge.speed_results import read_speed
 from kdedge.training.loop.checkpoint import (
@@ -447,10 +446,6 @@ READERS = {
     "archives": Reader(_unpack, lambda folder: (*_tar(folder), *_zip(folder)), ("damage_bytes",)),
     "archives, members": Reader(_unpack, _tar, ("damage_tar",)),
     "images": Reader(lambda path: decode_image(path.read_bytes()), _files(**_images())),
-    "streams": Reader(
-        lambda path: list(frames_from_stream(io.BytesIO(path.read_bytes()).read1)),
-        _files(stream=3 * _images()["JPEG_RGB"]),
-    ),
     "records, show": Reader(_show, _runs, ("damage_json", "damage_bytes")),
     "records, report": Reader(_report, _runs, ("damage_json", "damage_bytes"), cost=20),
     "speed": Reader(read_speed, _copies(RECORDS / "bench.json"), ("damage_json", "damage_bytes")),

@@ -42,9 +42,9 @@ def drive(what: str, *, blocked: tuple[str, ...] = ()) -> tuple[str, dict[str, o
 @pytest.mark.parametrize(
     "module",
     [
-        *("runtime.artifact", "runtime.frames", "runtime.preprocess", "runtime.cuda"),
+        *("runtime.artifact", "runtime.preprocess", "runtime.cuda"),
         *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
-        *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "watching.watch"),
+        *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "serving.watch"),
         *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "deploy.build"),
     ],
 )

@@ -17,16 +17,15 @@ again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from kdedge.watching.frame import Thumbnail, is_changed
-from kdedge.watching.mean_test import MeanTest, binomial_tail
+from kdedge.errors import MissingPackage
 
 FALSE_ALARMS_PER_FRAME = 2e-6
 """The bound on the expected number: two in a million frames."""
@@ -36,13 +35,16 @@ MIN_REFERENCE = 100
 
 _N_LEARNED = 200
 _WINDOWS = (4, 8, 12, 16, 20)
-_N_DIRECTIONS = 8
-_IMAGES_PER_DIRECTION = 25
+_N_DIRECTIONS, _IMAGES_PER_DIRECTION = 8, 25
 _OVER = 0.05
 _LEAST = 1e-300
 _N_NAMED = 3
+_SIDE, _CHANGED = 16, 6.0
+"""A scene is another one if the brightness of 16 x 16 parts differs by 6 of 255 on average."""
 
 Statistic = Literal["classes", "confidence", "none"]
+_MEANS: tuple[Statistic, ...] = ("classes", "confidence")
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Scored:
         is_none: it shows none of the classes.
     """
 
-    scores: npt.NDArray[np.float64]
+    scores: Array
     is_none: bool = False
 
 
@@ -70,7 +72,17 @@ class Summary:
 
     mean_score_percent: float
     none_percent: float
-    class_percent: npt.NDArray[np.float64]
+    class_percent: Array
+
+    @classmethod
+    def of(cls, frames: Sequence[Scored]) -> Summary:
+        """The numbers of frames."""
+        best = [int(one.scores.argmax()) for one in frames]
+        return cls(
+            100 * float(np.mean([one.scores.max() for one in frames])),
+            100 * float(np.mean([one.is_none for one in frames])),
+            100 * np.bincount(best, minlength=len(frames[0].scores)) / len(frames),
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,24 @@ class Drift:
     reference: Summary
     now: Summary
 
+    def most_changed(self, class_names: Sequence[str]) -> list[tuple[str, float, float]]:
+        """The classes whose share has changed most: name, percent in the reference, percent now."""
+        before, now = self.reference.class_percent, self.now.class_percent
+        order = np.argsort(-np.abs(now - before), kind="stable")[:_N_NAMED]
+        return [(class_names[c], float(before[c]), float(now[c])) for c in order]
+
+
+def check_environment() -> None:
+    """Checks for SciPy, whose distributions the tests need.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        import scipy.stats  # noqa: F401
+    except ImportError as error:
+        raise MissingPackage("scipy", extra="watch", purpose="The drift alarm") from error
+
 
 class Reference:
     """What frames are like where nothing has changed.
@@ -103,35 +133,65 @@ class Reference:
 
     Args:
         scored: independent images, at least 20.
+
+    Attributes:
+        n_images: their number.
+        summary: they in numbers.
+        statistics: those that can be tested besides "none".
     """
 
     def __init__(self, scored: Sequence[Scored]) -> None:
-        self.n_images = len(scored)
-        self.summary = summary(scored)
+        self.n_images, self.summary = len(scored), Summary.of(scored)
         scores = np.stack([one.scores for one in scored])
         logs = _log_scores(scores)
         self._center = logs.mean(axis=0)
         n_directions = min(_N_DIRECTIONS, logs.shape[1] - 1, len(logs) // _IMAGES_PER_DIRECTION)
         self._directions = np.linalg.svd(logs - self._center, full_matrices=False)[2][:n_directions]
-        self._ranks: dict[Statistic, list[_Ranks]] = {}
-        self.tests: dict[Statistic, MeanTest] = {}
-        for name in _MEANS if logs.shape[1] > 1 else ():
-            values = self._raw(scores, name)
-            self._ranks[name] = [_Ranks(column) for column in values.T]
-            self.tests[name] = MeanTest(self.values(scored, name))
+        self.statistics = _MEANS if logs.shape[1] > 1 else ()
+        self._normal = {
+            name: [_normal_scores(column) for column in self._raw(scores, name).T]
+            for name in self.statistics
+        }
+        self._means, self._precisions = dict[Statistic, Array](), dict[Statistic, Array]()
+        for name in self.statistics:
+            values = self.values(scored, name)
+            covariance = np.atleast_2d(np.cov(values, rowvar=False))
+            # A value that never varies in the reference would make every later one infinitely far
+            floor = max(1e-12, 1e-6 * float(np.trace(covariance)) / len(covariance))
+            self._means[name] = values.mean(axis=0)
+            shrunk = covariance + floor * np.eye(len(covariance))
+            self._precisions[name] = np.linalg.inv(shrunk).astype(np.float64)
         n_none = sum(one.is_none for one in scored)
-        self.none_share = (n_none + 1) / (len(scored) + 2)  # Laplace's estimate: never 0
+        self._none_share = (n_none + 1) / (len(scored) + 2)  # Laplace's estimate: never 0
 
-    def values(self, frames: Sequence[Scored], name: Statistic) -> npt.NDArray[np.float64]:
+    def values(self, frames: Sequence[Scored], name: Statistic) -> Array:
         """The values of a statistic, [n, k]."""
         if name == "none":
             return np.array([[float(one.is_none)] for one in frames])
         raw = self._raw(np.stack([one.scores for one in frames]), name)
-        return np.stack(
-            [ranks(column) for ranks, column in zip(self._ranks[name], raw.T, strict=True)], axis=1
-        )
+        columns = zip(self._normal[name], raw.T, strict=True)
+        return np.stack([np.interp(column, *known) for known, column in columns], axis=1)
 
-    def _raw(self, scores: npt.NDArray[np.float64], name: Statistic) -> npt.NDArray[np.float64]:
+    def p_value(self, name: Statistic, observations: Array) -> float:
+        """Probability of a mean at least this far away if nothing has changed: [W, k] -> 0 to 1.
+
+        Hotelling's two-sample T-squared test, with the covariance S of the reference alone (1931,
+        "The generalization of Student's ratio", section 3). With n rows of k values there and the
+        mean of W further ones, T2 = d' S^-1 d / (1/n + 1/W), and T2 (n - k) / (k (n - 1)) has the
+        distribution F(k, n - k).
+        """
+        from scipy.stats import binom, f
+
+        n_seen, k = observations.shape
+        if name == "none":
+            count = (observations > 0.5).sum()
+            return float(binom.sf(count - 1, n_seen, self._none_share))
+        n = self.n_images
+        distance = observations.mean(axis=0) - self._means[name]
+        t_squared = distance @ self._precisions[name] @ distance / (1 / n + 1 / n_seen)
+        return float(f.sf(t_squared * (n - k) / (k * (n - 1)), k, n - k))
+
+    def _raw(self, scores: Array, name: Statistic) -> Array:
         """[n, C] -> [n, k].
 
         `classes`: the main directions in which the reference's log scores vary.
@@ -139,7 +199,7 @@ class Reference:
         """
         logs = _log_scores(scores)
         if name == "classes":
-            directed: npt.NDArray[np.float64] = (logs - self._center) @ self._directions.T
+            directed: Array = (logs - self._center) @ self._directions.T
             return directed
         ordered = np.sort(scores, axis=1)
         others = np.maximum(ordered[:, :-1].sum(axis=1), _LEAST)
@@ -147,29 +207,13 @@ class Reference:
         return np.stack([odds, logs.std(axis=1)], axis=1)
 
 
-class _Ranks:
-    """Normal scores of values by their place among known ones, which end with the known ones."""
+def _normal_scores(known: Array) -> tuple[Array, Array]:
+    """The known values without repetition, and the mean normal score of each one's places."""
+    from scipy.stats import norm
 
-    def __init__(self, known: npt.NDArray[np.float64]) -> None:
-        places = (np.arange(len(known)) + 0.5) / len(known)
-        normal = np.array([NormalDist().inv_cdf(place) for place in places])
-        self._known, counts = np.unique(known, return_counts=True)
-        ends = np.cumsum(counts)
-        sums = np.concatenate([[0.0], np.cumsum(normal)])
-        self._scores = (sums[ends] - sums[ends - counts]) / counts
-
-    def __call__(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        scores: npt.NDArray[np.float64] = np.interp(values, self._known, self._scores)
-        return scores
-
-
-@dataclass(frozen=True)
-class _Observation:
-    frames: list[Scored]
-    values: dict[Statistic, npt.NDArray[np.float64]]
-
-
-_MEANS: tuple[Statistic, ...] = ("classes", "confidence")
+    normal = norm.ppf((np.arange(len(known)) + 0.5) / len(known))
+    values, inverse = np.unique(np.sort(known), return_inverse=True)
+    return values, np.bincount(inverse, normal) / np.bincount(inverse)
 
 
 class DriftMonitor:
@@ -191,44 +235,43 @@ class DriftMonitor:
         n_learned: int = _N_LEARNED,
     ) -> None:
         self.reference = reference
-        self._shot, self._n_learned = shot, n_learned
-        self._statistics: tuple[Statistic, ...] = (*_MEANS, *(("none",) if has_none else ()))
-        self._limit = FALSE_ALARMS_PER_FRAME * shot / (len(_WINDOWS) * len(self._statistics))
+        self._shot, self._n_learned, self._has_none = shot, n_learned, has_none
+        n_tests = len(_WINDOWS) * (len(_MEANS) + has_none)
+        self._limit = FALSE_ALARMS_PER_FRAME * shot / n_tests
         self._learned: list[Scored] = []
         self._frames: list[Scored] = []
-        self._last: deque[_Observation] = deque(maxlen=max(_WINDOWS))
-        self._scene: Thumbnail | None = None
+        self._last: deque[list[Scored]] = deque(maxlen=max(_WINDOWS))
+        self._scene: npt.NDArray[np.float32] | None = None
         self._raised: set[Statistic] = set()
 
-    def add(self, scored: Scored, small: Callable[[], Thumbnail]) -> list[Drift]:
+    def add(self, scored: Scored, image: Image.Image) -> list[Drift]:
         """Adds a frame; returns what has changed with it.
 
         Args:
             scored: its scores.
-            small: gives its thumbnail, which few frames need.
+            image: its picture.
         """
         self._frames.append(scored)
         if len(self._frames) < self._shot:
             return []
         frames, self._frames = self._frames, []
-        picture = small()
-        if not is_changed(self._scene, picture):
+        small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=1.0)
+        scene = np.asarray(small.convert("L"), np.float32)
+        if self._scene is not None and np.abs(self._scene - scene).mean() <= _CHANGED:
             return []
-        self._scene = picture
+        self._scene = scene
         if self.reference is None:
             self._learned.append(scored)  # one frame: the mean of several varies less
             if len(self._learned) == self._n_learned:
                 self.reference, self._learned = Reference(self._learned), []
             return []
-        names = [
-            name for name in self._statistics if name == "none" or name in self.reference.tests
-        ]
-        values = {name: self.reference.values(frames, name).mean(axis=0) for name in names}
-        self._last.append(_Observation(frames, values))
+        self._last.append(frames)
+        names = (*self.reference.statistics, *(("none",) if self._has_none else ()))
         return [found for name in names for found in self._test(name, self.reference)]
 
     def _test(self, name: Statistic, reference: Reference) -> Iterator[Drift]:
-        p_values = {n: self._p_value(name, reference, n) for n in _WINDOWS if n <= len(self._last)}
+        rows = np.stack([reference.values(frames, name).mean(axis=0) for frames in self._last])
+        p_values = {n: reference.p_value(name, rows[-n:]) for n in _WINDOWS if n <= len(rows)}
         if name in self._raised:
             if max(_WINDOWS) in p_values and min(p_values.values()) > _OVER:
                 self._raised.discard(name)
@@ -240,12 +283,6 @@ class DriftMonitor:
                 yield self._drift(name, reference, n, p_values, is_over=False)
                 return
 
-    def _p_value(self, name: Statistic, reference: Reference, n: int) -> float:
-        rows = np.stack([one.values[name] for one in list(self._last)[-n:]])
-        if name == "none":
-            return binomial_tail(int((rows > 0.5).sum()), n, reference.none_share)
-        return reference.tests[name].p_value(rows)
-
     def _drift(
         self,
         name: Statistic,
@@ -255,30 +292,13 @@ class DriftMonitor:
         *,
         is_over: bool,
     ) -> Drift:
-        frames = [frame for one in list(self._last)[-n:] for frame in one.frames]
-        return Drift(name, is_over, p_values[n], len(frames), reference.summary, summary(frames))
+        frames = [frame for observation in list(self._last)[-n:] for frame in observation]
+        now = Summary.of(frames)
+        return Drift(name, is_over, p_values[n], len(frames), reference.summary, now)
 
 
-def summary(frames: Sequence[Scored]) -> Summary:
-    """Frames in numbers for people."""
-    best = [int(one.scores.argmax()) for one in frames]
-    counts = np.bincount(best, minlength=len(frames[0].scores))
-    return Summary(
-        100 * float(np.mean([one.scores.max() for one in frames])),
-        100 * float(np.mean([one.is_none for one in frames])),
-        100 * counts / len(frames),
-    )
-
-
-def most_changed(drift: Drift, class_names: Sequence[str]) -> list[tuple[str, float, float]]:
-    """The classes whose share has changed most: name, percent in the reference, percent now."""
-    before, now = drift.reference.class_percent, drift.now.class_percent
-    order = np.argsort(-np.abs(now - before), kind="stable")[:_N_NAMED]
-    return [(class_names[c], float(before[c]), float(now[c])) for c in order]
-
-
-def _log_scores(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _log_scores(scores: Array) -> Array:
     """[n, C] -> [n, C], the logits less their mean: that is all of them that scores hold."""
-    logs: npt.NDArray[np.float64] = np.log(np.maximum(scores, _LEAST))
+    logs: Array = np.log(np.maximum(scores, _LEAST))
     logs -= logs.mean(axis=1, keepdims=True)
     return logs

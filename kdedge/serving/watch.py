@@ -1,33 +1,26 @@
-"""Watches a source with a classifier: events, pictures with answers, kept frames, drift."""
+"""Watches a source with a classifier: decisions and the drift alarm, as events."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
-from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.pictures import with_answer
 from kdedge.inference.results import Prediction, Result
 from kdedge.runtime.preprocess import UnusableImage
-from kdedge.watching import events
-from kdedge.watching.bounded_folder import DEFAULT_LIMIT, Limit, as_jpeg, bounded_folder
-from kdedge.watching.decide import UNDECIDED, Answer, Decider, Decision
-from kdedge.watching.drift import MIN_REFERENCE, DriftMonitor, Reference, Scored
-from kdedge.watching.frame import Frame, Lost, thumbnail
-from kdedge.watching.keep import Keeper
-from kdedge.watching.source import Source
+from kdedge.serving import drift, watch_events
+from kdedge.serving.decide import UNDECIDED, Answer, Decider
+from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, Reference, Scored
+from kdedge.serving.source import Frame, Lost, Source
 
 _LOG = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
@@ -43,10 +36,6 @@ class Settings:
         each: an event for each frame.
         window: frames of a decision; None for 7, and 1 for a folder.
         min_score: percent; a frame with a lower score supports no answer.
-        save: folder for pictures with the answer drawn below.
-        save_max: its limit.
-        keep: folder for the least certain frames.
-        keep_max: its limit.
         drift: the reference of the drift alarm: the artifact's smoke set, the start of the stream,
             or no alarm. None for the artifact's if it has enough images, or else the stream's.
         shot: frames that may show the same and count as one; None for 25, and 1 for a folder.
@@ -55,35 +44,18 @@ class Settings:
     each: bool = False
     window: int | None = None
     min_score: float | None = None
-    save: Path | None = None
-    save_max: Limit = DEFAULT_LIMIT
-    keep: Path | None = None
-    keep_max: Limit = DEFAULT_LIMIT
     drift: str | None = None
     shot: int | None = None
 
-    @classmethod
-    def of(cls, **values: Any) -> Settings:
-        """Settings from plain values: folders as text, limits as numbers or text.
-
-        Raises:
-            RecipeError: a value is wrong.
-        """
-        for name in ("save", "keep"):
-            if values.get(name) is not None:
-                values[name] = Path(values[name])
-            if f"{name}_max" in values:
-                values[f"{name}_max"] = Limit.parse(f"{name}_max", values[f"{name}_max"])
-        settings = cls(**values)
+    def __post_init__(self) -> None:
         for name in ("window", "shot"):
-            number = getattr(settings, name)
+            number = getattr(self, name)
             if number is not None and number < 1:
                 raise RecipeError(f"{name} is {number}; it must be 1 or more.")
-        if settings.min_score is not None and not 0 <= settings.min_score <= 100:
-            raise RecipeError(f"min_score is {settings.min_score}; expected 0 to 100.")
-        if settings.drift not in (None, *DRIFT):
-            raise RecipeError(f"drift is {settings.drift!r}; expected {', '.join(DRIFT)}.")
-        return settings
+        if self.min_score is not None and not 0 <= self.min_score <= 100:
+            raise RecipeError(f"min_score is {self.min_score}; expected 0 to 100.")
+        if self.drift not in (None, *DRIFT):
+            raise RecipeError(f"drift is {self.drift!r}; expected {', '.join(DRIFT)}.")
 
 
 def watch_source(
@@ -94,12 +66,10 @@ def watch_source(
     Raises:
         RecipeError: the artifact gives no scores, and a setting needs them.
         DataError: a video has no frame, or none could be classified.
-        InUseError: another watch keeps pictures in one of the folders.
-        ResourceError: a folder cannot be made.
+        MissingPackage: SciPy is not installed, and the drift alarm is on.
     """
-    with contextlib.ExitStack() as stack:
-        stack.callback(source.items.close)
-        watching = _Watching(source, classifier, settings, stack)
+    with contextlib.closing(source.items):
+        watching = _Watching(source, classifier, settings)
         try:
             yield from watching.events()
         except (KeyboardInterrupt, GeneratorExit):
@@ -111,37 +81,24 @@ def watch_source(
 class _Watching:
     """The state of one watch."""
 
-    def __init__(
-        self,
-        source: Source,
-        classifier: Classifier,
-        settings: Settings,
-        stack: contextlib.ExitStack,
-    ) -> None:
+    def __init__(self, source: Source, classifier: Classifier, settings: Settings) -> None:
         self._source, self._classifier, self._settings = source, classifier, settings
         is_folder = source.kind == "folder"
         self._each = settings.each or (is_folder and settings.window is None)
         self._window = settings.window or (1 if is_folder else WINDOW)
         self._decider = Decider(self._window)
         self._has_scores = classifier.artifact.head == "scores"
-        _check_folders(source, settings)
         _check_scores(classifier, settings, has_scores=self._has_scores)
-        self._save = self._keeper = None
-        if settings.save is not None:
-            self._save = stack.enter_context(bounded_folder(settings.save, settings.save_max))
-        if settings.keep is not None:
-            folder = stack.enter_context(bounded_folder(settings.keep, settings.keep_max))
-            self._keeper = Keeper(folder)
         self._drift, self._reference = self._open_drift(1 if is_folder else SHOT)
-        self._counts = events.Counts()
+        self._counts = watch_events.Counts()
         self._first_failed: str | None = None
-        self._disk_failed = False
 
     def _open_drift(self, shot: int) -> tuple[DriftMonitor | None, str]:
         """The drift alarm, and where its reference is from."""
         wanted = self._settings.drift
         if wanted == "off" or not self._has_scores:
             return None, "off"
+        drift.check_environment()
         shot = self._settings.shot or shot
         reference = None
         if wanted != "stream":
@@ -151,7 +108,7 @@ class _Watching:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yields the events of the whole source."""
-        yield events.start(
+        yield watch_events.start(
             self._source, self._classifier, window=self._window, reference=self._reference
         )
         waiting: deque[Frame] = deque()
@@ -160,7 +117,7 @@ class _Watching:
         def images() -> Iterator[tuple[str, ImageInput]]:
             for item in self._source.items:
                 if not isinstance(item, Frame):
-                    notices.append(events.notice(item))
+                    notices.append(watch_events.notice(item))
                     if isinstance(item, Lost):
                         _LOG.warning("%s is lost: %s.", self._source.name, item.reason)
                     yield "", UnusableImage("")  # so that the event is not held until a frame
@@ -176,14 +133,14 @@ class _Watching:
                 yield from self._frame(waiting.popleft(), result)
         self._check_any()
         self._counts.dropped = self._source.n_dropped()
-        yield events.end(self._counts)
+        yield watch_events.end(self._counts)
 
     def _frame(self, frame: Frame, result: Result) -> Iterator[dict[str, Any]]:
         """The events of one frame."""
         if not isinstance(result, Prediction):
             self._counts.unreadable += 1
             self._first_failed = self._first_failed or result.reason
-            yield events.unreadable(frame, result.reason)
+            yield watch_events.unreadable(frame, result.reason)
             return
         assert isinstance(frame.image, Image.Image)
         self._counts.classified += 1
@@ -194,56 +151,22 @@ class _Watching:
         )
         changed = self._decider.add(answer if is_sure else UNDECIDED, best.score_percent, frame)
         if self._each:
-            decision = self._decider.decision()
-            yield events.frame(frame, answer, result, decision)
+            yield watch_events.frame(frame, answer, result, self._decider.decision())
         if changed is not None:
-            yield events.decision(frame, changed)
-        if changed is not None or self._each:
-            self._try(lambda: self._save_picture(frame, self._decider.decision()))
-        if self._keeper is not None or self._drift is not None:
-            yield from self._look(frame, result)
-
-    def _look(self, frame: Frame, result: Prediction) -> Iterator[dict[str, Any]]:
-        """Keeps a frame, and tests for drift."""
-        assert isinstance(frame.image, Image.Image)
-        image = frame.image
-        small = functools.cache(lambda: thumbnail(image))
-        keeper, score = self._keeper, result.top[0].score_percent
-        if keeper is not None and score is not None:
-            self._try(lambda: keeper.add(_picture_name(frame), score, image, small()))
+            yield watch_events.decision(frame, changed)
         if self._drift is None:
             return
         was_learning = self._drift.reference is None
         names = self._classifier.artifact.class_names
-        for found in self._drift.add(_scored(result, names), small):
-            event = events.drift(frame, found, names)
+        for found in self._drift.add(_scored(result, names), frame.image):
             if not found.is_over:
-                _LOG.warning("%s", events.drift_text(found, self._source.name))
-            yield event
+                _LOG.warning("%s", watch_events.drift_text(found, self._source.name))
+            yield watch_events.drift(frame, found, names)
         if was_learning and self._drift.reference is not None:
-            yield events.learned(frame, self._drift.reference.n_images)
-
-    def _save_picture(self, frame: Frame, decision: Decision) -> None:
-        if self._save is None:
-            return
-        assert isinstance(frame.image, Image.Image)
-        lines = [events.answer_text(decision)]
-        picture = as_jpeg(with_answer(frame.image, lines))
-        self._save.write(_picture_name(frame), -frame.time, picture)
-
-    def _try(self, write: Callable[[], None]) -> None:
-        """Writes a picture; a full disk is one warning, until a picture can be written again."""
-        try:
-            write()
-        except ResourceError as error:
-            if not self._disk_failed:
-                _LOG.warning("%s\n  Watching goes on without pictures.", error)
-            self._disk_failed = True
+            yield watch_events.learned(frame, self._drift.reference.n_images)
 
     def finish(self) -> None:
-        """Writes what is still to be kept, and tells the numbers of frames."""
-        if self._keeper is not None:
-            self._try(self._keeper.finish)
+        """Tells the numbers of frames."""
         self._counts.dropped = self._source.n_dropped()
         _LOG.info("%s: %s.", self._source.name, self._counts.text())
 
@@ -257,24 +180,9 @@ class _Watching:
         )
 
 
-def _check_folders(source: Source, settings: Settings) -> None:
-    """Checks that pictures are not written into the watched folder, nor both kinds into one."""
-    folders = {"save": settings.save, "keep": settings.keep}
-    named = {name: path.resolve() for name, path in folders.items() if path is not None}
-    if len(set(named.values())) < len(named):
-        raise RecipeError(f"save and keep are both {settings.save}.\n  Name two folders.")
-    for name, path in named.items():
-        if source.kind == "folder" and path == Path(source.name).resolve():
-            raise RecipeError(
-                f"{name} is the watched folder, so its pictures would be watched, too.\n"
-                "  Name another folder."
-            )
-
-
 def _check_scores(classifier: Classifier, settings: Settings, *, has_scores: bool) -> None:
     needs = {
         "min_score": settings.min_score is not None,
-        "keep": settings.keep is not None,
         "drift": settings.drift in ("artifact", "stream"),
     }
     named = [name for name, is_needed in needs.items() if is_needed]
@@ -322,11 +230,3 @@ def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> Scored:
     """The scores in the artifact's order."""
     by_name = {name: score or 0.0 for name, score in prediction.top}
     return Scored(np.array([by_name[name] for name in class_names]) / 100, prediction.is_none)
-
-
-def _picture_name(frame: Frame) -> str:
-    """A file name that tells when the frame was, or from which file it is."""
-    if frame.file is not None:
-        stem = re.sub(r"[^\w.-]", "_", Path(frame.file).stem)[:50].lstrip(".")
-        return f"{stem or 'picture'}.jpg"
-    return f"{events.clock_text(frame.time, compact=True)}-{frame.number:08d}.jpg"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdedge.runtime.batches import softmax
-from kdedge.watching.drift import (
+from kdedge.serving.drift import (
     FALSE_ALARMS_PER_FRAME,
     Drift,
     DriftMonitor,
     Reference,
     Scored,
-    most_changed,
-    summary,
+    Summary,
 )
-from kdedge.watching.mean_test import MeanTest
+
+stats = pytest.importorskip("scipy.stats")
 
 N_CLASSES = 6
 
@@ -34,13 +35,13 @@ def draw(
 def play(
     monitor: DriftMonitor, shots: list[Scored], *, length: int = 20
 ) -> list[tuple[int, Drift]]:
-    """Shows each image for several frames, every shot with another thumbnail."""
+    """Shows each image for several frames, every shot with another picture."""
     found, n = [], 0
     for number, one in enumerate(shots):
-        small = np.full((16, 16), 20.0 * (number % 12), np.float32)
+        image = Image.new("L", (16, 16), 20 * (number % 12))
         for _ in range(length):
             n += 1
-            found += [(n, drift) for drift in monitor.add(one, lambda small=small: small)]
+            found += [(n, drift) for drift in monitor.add(one, image)]
     return found
 
 
@@ -84,14 +85,13 @@ def test_an_alarm_has_the_numbers_of_both_sides(reference: Reference) -> None:
     shots = draw(rng, 40, shift=4)
     (_, alarm), *_ = play(monitor, shots, length=1)
     assert alarm.reference == reference.summary
-    assert alarm.now.mean_score_percent == summary(shots[: alarm.n_frames]).mean_score_percent
-    name, before, now = most_changed(alarm, "abcdef")[0]
+    assert alarm.now.mean_score_percent == Summary.of(shots[: alarm.n_frames]).mean_score_percent
+    name, before, now = alarm.most_changed("abcdef")[0]
     assert name == "a"
     assert now > before + 20
 
 
 def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -> None:
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(4)
     known, seen = draw(rng, 100), draw(rng, 4)
     reference = Reference(known)
@@ -109,15 +109,18 @@ def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -
     moved = np.stack(
         [np.interp(now[:, i], np.sort(before[:, i]), normal) for i in range(4)], axis=1
     )
-    expected = MeanTest(scores).p_value(moved)
+    distance = moved.mean(axis=0) - scores.mean(axis=0)
+    t_squared = distance @ np.linalg.inv(np.cov(scores.T)) @ distance / (1 / 100 + 1 / 4)
+    expected = stats.f.sf(t_squared * 96 / (4 * 99), 4, 96)
     values = reference.values(seen, "classes")
-    assert reference.tests["classes"].p_value(values) == pytest.approx(expected, rel=1e-6)
+    # A floor keeps the covariance from being singular
+    assert reference.p_value("classes", values) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_still_scene_counts_once(reference: Reference) -> None:
-    monitor, small = DriftMonitor(reference, shot=5), np.zeros((16, 16), np.float32)
+    monitor, image = DriftMonitor(reference, shot=5), Image.new("L", (16, 16))
     (odd,) = draw(np.random.default_rng(6), 1, shift=9)
-    assert [monitor.add(odd, lambda: small) for _ in range(2000)] == [[]] * 2000
+    assert [monitor.add(odd, image) for _ in range(2000)] == [[]] * 2000
 
 
 def test_without_a_reference_it_is_learned_from_the_stream() -> None:
@@ -144,3 +147,33 @@ def test_scores_of_exactly_zero_and_one_are_finite(reference: Reference) -> None
     sure = Scored(np.eye(N_CLASSES)[0])
     assert np.isfinite(reference.values([sure], "classes")).all()
     assert np.isfinite(reference.values([sure], "confidence")).all()
+
+
+def test_a_p_value_below_a_tenth_comes_in_a_tenth_of_the_cases() -> None:
+    rng = np.random.default_rng(9)
+    p_values = []
+    for _ in range(200):
+        known = Reference(draw(rng, 100))
+        for _ in range(5):
+            p_values.append(known.p_value("classes", known.values(draw(rng, 4), "classes")))
+    for level in (0.01, 0.1, 0.5):
+        # Five values share a reference, so the share varies a little more than by chance
+        assert np.mean(np.array(p_values) < level) == pytest.approx(level, abs=0.06)
+
+
+def test_noise_and_small_movement_are_the_same_scene_and_another_picture_is_not() -> None:
+    rng = np.random.default_rng(10)
+    pixels = rng.normal(128, 40, (4, 4)).repeat(16, 0).repeat(16, 1)
+    monitor = DriftMonitor(None, shot=1, n_learned=50)
+
+    def show(values: np.ndarray) -> None:
+        monitor.add(*draw(rng, 1), Image.fromarray(values.clip(0, 255).astype(np.uint8)))
+
+    show(pixels)
+    show(pixels + rng.normal(0, 10, pixels.shape))
+    show(np.roll(pixels, 1, axis=1))
+    for i in range(48):
+        show(pixels[::-1] if i % 2 == 0 else pixels)
+    assert monitor.reference is None  # 49 scenes
+    show(pixels[::-1])
+    assert monitor.reference is not None

@@ -10,10 +10,9 @@ from typing import Any
 from kdedge.inference.classify import Classifier
 from kdedge.inference.results import Prediction
 from kdedge.runtime.none_of_these import NONE
-from kdedge.watching.decide import UNDECIDED, Answer, Decision
-from kdedge.watching.drift import Drift, Summary, most_changed
-from kdedge.watching.frame import Back, Frame, Lost
-from kdedge.watching.source import Source
+from kdedge.serving.decide import Answer, Decision
+from kdedge.serving.drift import Drift, Summary
+from kdedge.serving.source import Back, Frame, Lost, Source
 
 
 @dataclass
@@ -102,7 +101,7 @@ def drift(one: Frame, found: Drift, class_names: Sequence[str]) -> dict[str, Any
     """The drift alarm, or its end."""
     changed = [
         {"class": name, "reference_percent": round(before, 1), "now_percent": round(now, 1)}
-        for name, before, now in most_changed(found, class_names)
+        for name, before, now in found.most_changed(class_names)
     ]
     return {
         "event": "drift over" if found.is_over else "drift",
@@ -139,17 +138,9 @@ def end(counts: Counts) -> dict[str, Any]:
     }
 
 
-def answer_text(made: Decision) -> str:
-    """A decision as a picture shows it."""
-    name = "-" if made.answer == UNDECIDED else str(_named(made.answer))
-    return name if made.score_percent is None else f"{name}  {made.score_percent:.2f} %"
-
-
-def clock_text(seconds: float, *, compact: bool = False) -> str:
-    """A time in UTC, as ISO 8601 with milliseconds; compact: for file names."""
+def clock_text(seconds: float) -> str:
+    """A time in UTC, as ISO 8601 with milliseconds."""
     at = datetime.fromtimestamp(seconds, timezone.utc)
-    if compact:
-        return at.strftime("%Y%m%dT%H%M%SZ")
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

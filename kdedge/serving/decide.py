@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import NamedTuple
 
-from kdedge.watching.frame import Frame
+from kdedge.serving.source import Frame
 
 
 class Answer(NamedTuple):

@@ -9,10 +9,9 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from kdedge.runtime.live_video import LiveVideo, StreamLost, without_password
 from kdedge.runtime.preprocess import UnusableImage
-from kdedge.watching.frame import Back, Frame, Lost
-from kdedge.watching.newest import Newest
+from kdedge.runtime.video import LiveVideo, StreamLost, without_password
+from kdedge.serving.source import Back, Frame, Lost, Newest
 
 
 def picture(number: int) -> Image.Image:

@@ -1,0 +1,387 @@
+"""What to watch: a camera, a stream, a video, or a folder that files drop into."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from kdedge.data.sources import IMAGE_EXTENSIONS, printable, read_file
+from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
+from kdedge.inference.classify import ImageInput
+from kdedge.runtime.formats import more_extensions
+from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.runtime.video import (
+    LiveVideo,
+    StreamLost,
+    frames_of_video,
+    import_pyav,
+    open_live,
+    without_password,
+)
+
+_SETTLE_S, _POLL_S = 1.0, 0.5
+"""A file that has not changed for so long is complete; how often a folder is looked at."""
+
+_LONGEST_WAIT_S = 30.0
+_END_S = 2.0
+
+_CAMERA = re.compile(r"/dev/(video\d|v4l/)")
+
+_Stamp = tuple[int, int]
+"""Time of change, nanoseconds, and size of a file."""
+
+Kind = Literal["camera", "stream", "video", "folder"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source.
+
+    Attributes:
+        number: counted from 1 over all frames of the source, the dropped ones too.
+        time: when it was read, seconds since 1970.
+        image: RGB, or why there is none.
+        seconds: position in a video; None for other sources.
+        file: file name in a folder; None for other sources.
+    """
+
+    number: int
+    time: float
+    image: ImageInput
+    seconds: float | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The source went away; it is tried again until it is back.
+
+    Attributes:
+        reason: why, as a sentence without a full stop.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Back:
+    """The source is there again.
+
+    Attributes:
+        after_s: seconds since it was lost.
+    """
+
+    after_s: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open source.
+
+    Attributes:
+        name: for output; an address is without its password.
+        kind: what it is.
+        items: frames, and when the source is lost and back.
+        n_dropped: number of frames so far that newer ones replaced, of a camera or stream.
+    """
+
+    name: str
+    kind: Kind
+    items: Generator[Frame | Lost | Back, None, None]
+    n_dropped: Callable[[], int] = lambda: 0
+
+
+def open_source(text: str, *, every: int = 1, existing: bool = False) -> Source:
+    """Opens what a text names.
+
+    Args:
+        text: a camera's number or /dev/video0, an address (rtsp, http), a video, or a folder.
+        every: take the first and then every Nth frame or file.
+        existing: of a folder, take the files that are there already, too.
+
+    Raises:
+        DataError: there is no such file or folder, or it cannot be read.
+        RecipeError: `existing` for what is no folder.
+        SetupError: PyAV is not installed; or the camera or address cannot be opened.
+    """
+    source = _opened(text, every=every, existing=existing)
+    if existing and source.kind != "folder":
+        raise RecipeError(
+            f"existing is for a folder, and {source.name} is a {source.kind}.\n  Leave it out."
+        )
+    return source
+
+
+def _opened(text: str, *, every: int, existing: bool) -> Source:
+    if re.fullmatch(r"\d{1,3}", text):
+        return _live(f"/dev/video{int(text)}", "camera", every)
+    if "://" in text:
+        return _live(text, "stream", every)
+    path = Path(text)
+    try:
+        if _CAMERA.match(text) or path.is_char_device():
+            return _live(text, "camera", every)
+        if text and path.is_dir():
+            _import_watchfiles()  # fail before the model is loaded
+            return Source(printable(text), "folder", _files(path, every, existing=existing))
+        is_there = path.is_file()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"{printable(text)} cannot be read: {str(reason).lower()}.\n"
+            "  Name a file or folder that you may read."
+        ) from error
+    if not text or not is_there:
+        raise DataError(
+            f"{printable(text) or 'SOURCE'} {'does not exist' if text else 'is empty text'}.\n"
+            "  Name a camera (0 or /dev/video0), an address (rtsp://...), a video, or a folder."
+        )
+    import_pyav()  # fail before the model is loaded
+    return Source(printable(text), "video", _video(path, every))
+
+
+def _live(address: str, kind: Kind, every: int) -> Source:
+    name = without_password(address)
+    try:
+        video = open_live(address)
+    except StreamLost as lost:
+        if kind == "camera":
+            remedy = "Check that it is connected, not in use, and readable for this user (ls -l"
+            remedy += " /dev/video*)."
+        else:
+            remedy = "Check the address, its user and password, and that the camera is on."
+        raise SetupError(f"{name} cannot be opened: {lost.reason}.\n  {remedy}") from lost
+    if video.has_end:
+        return Source(name, "video", _finite(video, every))
+    newest = Newest(video, partial(open_live, address), every=every)
+    return Source(name, kind, iter(newest), lambda: newest.n_dropped)
+
+
+def _finite(video: LiveVideo, every: int) -> Generator[Frame, None, None]:
+    """A video that a web server gives: all its frames; at damage, a last one without an image."""
+    number = 0
+    try:
+        for number, image in enumerate(video.frames, 1):
+            if (number - 1) % every == 0:
+                yield Frame(number, time.time(), _read(image))
+    except StreamLost as lost:
+        yield Frame(number + 1, time.time(), UnusableImage(lost.reason))
+    finally:
+        video.close()
+
+
+def _video(path: Path, every: int) -> Generator[Frame, None, None]:
+    """A video's frames; at damage, a last one without an image."""
+    number = 0
+    try:
+        for number, seconds, image in frames_of_video(path, every=every):
+            yield Frame(number, time.time(), image, seconds=seconds)
+    except UnusableImage as error:
+        yield Frame(number + 1, time.time(), error)
+
+
+def _files(
+    folder: Path, every: int, *, existing: bool
+) -> Generator[Frame | Lost | Back, None, None]:
+    """The pictures of a folder, numbered; it never ends."""
+    number = 0
+    for item in new_files(folder, existing=existing):
+        if not isinstance(item, Path):
+            yield item
+            continue
+        number += 1
+        if (number - 1) % every == 0:
+            image = _read(lambda path=item: decode_image(read_file(path)))  # type: ignore[misc]
+            yield Frame(number, time.time(), image, file=printable(item.name))
+
+
+def new_files(
+    folder: Path, *, existing: bool = False, settle_s: float = _SETTLE_S, poll_s: float = _POLL_S
+) -> Generator[Path | Lost | Back, None, None]:
+    """Yields new image files, and when the folder is gone and back; never ends.
+
+    A file is taken once, when it has not changed for `settle_s`; one that is written anew is new.
+    Subfolders and hidden files are left out.
+
+    Args:
+        folder: the folder.
+        existing: take the files that are there at the start, too, the oldest first.
+        settle_s: seconds.
+        poll_s: seconds between two looks at waiting files.
+    """
+    watchfiles = _import_watchfiles()
+    taken = {} if existing else _stamps(folder)
+    while True:
+        growing: dict[Path, tuple[_Stamp, float]] = {}
+        is_first = True  # files may have come before the watch began
+        for changes in watchfiles.watch(
+            folder,
+            watch_filter=None,
+            recursive=False,
+            yield_on_timeout=True,
+            debounce=round(1000 * poll_s),
+            rust_timeout=round(1000 * poll_s),
+            raise_interrupt=True,
+        ):
+            if not folder.is_dir():
+                break
+            if not (changes or growing or is_first):
+                continue
+            is_first, now = False, time.monotonic()
+            for path, stamp in _stamps(folder).items():
+                if taken.get(path) == stamp:
+                    continue
+                before, since = growing.get(path, (None, now))
+                if before != stamp:
+                    growing[path] = stamp, now
+                elif now - since >= settle_s:
+                    del growing[path]
+                    taken[path] = stamp
+                    yield path
+            growing = {path: one for path, one in growing.items() if path.exists()}
+        gone = time.monotonic()
+        yield Lost("no such file or directory")
+        while not folder.is_dir():
+            time.sleep(poll_s)
+        yield Back(time.monotonic() - gone)
+
+
+def _stamps(folder: Path) -> dict[Path, _Stamp]:
+    """Size and time of change of the folder's image files, the oldest first."""
+    found = dict[Path, _Stamp]()
+    for path in folder.glob("*"):
+        extension = path.suffix[1:].lower()
+        is_image = extension in IMAGE_EXTENSIONS or extension in more_extensions()
+        if is_image and not path.name.startswith("."):
+            try:
+                status = path.stat()
+            except OSError:  # deleted meanwhile
+                continue
+            if status.st_size and path.is_file():
+                found[path] = (status.st_mtime_ns, status.st_size)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _import_watchfiles() -> Any:
+    try:
+        import watchfiles
+    except ImportError as error:
+        raise MissingPackage("watchfiles", extra="watch", purpose="Watching a folder") from error
+    return watchfiles
+
+
+def _read(read: Callable[[], ImageInput]) -> ImageInput:
+    try:
+        return read()
+    except UnusableImage as error:
+        return error
+
+
+_Taken = tuple[int, float, Callable[[], Image.Image]]
+
+
+class Newest:
+    """Reads a live source in a thread of its own; a slow reader gets its newest frame.
+
+    Args:
+        video: the source, open.
+        reopen: opens it again.
+        every: take the first and then every Nth frame.
+        first_wait_s: seconds before it is opened again; doubled after each failure, up to 30.
+
+    Attributes:
+        n_dropped: frames that were replaced by newer ones before they were taken.
+    """
+
+    def __init__(
+        self,
+        video: LiveVideo,
+        reopen: Callable[[], LiveVideo],
+        *,
+        every: int = 1,
+        first_wait_s: float = 1.0,
+    ) -> None:
+        self.n_dropped = 0
+        self._video, self._reopen, self._every = video, reopen, every
+        self._first_wait_s = first_wait_s
+        self._waiting: deque[_Taken | Lost | Back | BaseException] = deque()
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+
+    def __iter__(self) -> Generator[Frame | Lost | Back, None, None]:
+        """Yields frames, and when the source is lost and back, until the caller stops."""
+        reader = threading.Thread(target=self._read, name="camera", daemon=True)
+        reader.start()
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: bool(self._waiting))
+                    item = self._waiting.popleft()
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, tuple):
+                    number, at, image = item
+                    try:
+                        yield Frame(number, at, image())
+                    except UnusableImage as error:
+                        yield Frame(number, at, error)
+                else:
+                    yield item
+        finally:
+            self._stopped.set()
+            reader.join(_END_S)  # it may wait for the network
+
+    def _put(self, item: _Taken | Lost | Back | BaseException) -> None:
+        with self._changed:
+            is_frame = isinstance(item, tuple)
+            if is_frame and self._waiting and isinstance(self._waiting[-1], tuple):
+                self._waiting.pop()
+                self.n_dropped += 1
+            self._waiting.append(item)
+            self._changed.notify()
+
+    def _read(self) -> None:
+        """The thread: frames until the source is lost, then attempts to open it again."""
+        video, number = self._video, 0
+        try:
+            while True:
+                try:
+                    for image in video.frames:
+                        number += 1
+                        if self._stopped.is_set():
+                            return
+                        if (number - 1) % self._every == 0:
+                            self._put((number, time.time(), image))
+                    self._put(Lost("it has ended"))
+                except StreamLost as lost:
+                    self._put(Lost(lost.reason))
+                finally:
+                    video.close()
+                opened = self._open_again()
+                if opened is None:
+                    return
+                video = opened
+        except BaseException as error:
+            self._put(error)
+
+    def _open_again(self) -> LiveVideo | None:
+        """The source, open again; None if the caller has stopped before that."""
+        since, wait_s = time.monotonic(), self._first_wait_s
+        while not self._stopped.wait(wait_s):
+            try:
+                video = self._reopen()
+            except StreamLost:
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                continue
+            self._put(Back(time.monotonic() - since))
+            return video
+        return None

@@ -1,1 +1,0 @@
-"""Watches a camera, a stream, a video or a folder with an artifact; loads no torch."""
