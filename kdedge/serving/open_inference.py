@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from kdedge import __version__
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact
@@ -29,6 +30,39 @@ SERVER = {"name": "kdedge", "version": __version__, "extensions": ["binary_tenso
 
 _VERSION = "1"
 _MAX_FILES = 1024
+
+
+class _InputParameters(BaseModel):
+    binary_data_size: StrictInt | None = None
+
+
+class _Input(BaseModel):
+    name: str
+    datatype: str
+    shape: list[Annotated[StrictInt, Field(ge=0, lt=2**31)]] = Field(min_length=1, max_length=8)
+    parameters: _InputParameters = _InputParameters()
+    data: Any = None
+
+
+class _OutputParameters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    binary_data: StrictBool | None = None
+
+
+class _Output(BaseModel):
+    name: Literal["logits"]
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _Parameters(BaseModel):
+    binary_data_output: StrictBool = False
+
+
+class _Request(BaseModel):
+    id: str | None = None
+    inputs: list[_Input] = Field(min_length=1, max_length=1)
+    outputs: list[_Output] = Field([], max_length=1)
+    parameters: _Parameters = _Parameters()
 
 
 @dataclass(frozen=True)
@@ -77,18 +111,16 @@ def parse_request(body: bytes, length: str | None, artifact: Artifact) -> InferR
         raise _bad(f"{LENGTH_HEADER} is {str(length)[:40]!r}, the body has {len(body)} bytes")
     n_bytes = len(body) if length is None else int(length)
     try:
-        request = json.loads(body[:n_bytes])
-    except (ValueError, RecursionError) as error:
-        raise _bad("the body is no JSON object") from error
-    inputs = request.get("inputs") if isinstance(request, dict) else None
-    if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
-        raise _bad(f"`inputs` must be a list of one input, {INPUT_NAME} or {FILES_NAME}")
-    given_id = request.get("id")
-    if not isinstance(given_id, str | None):
-        raise _bad("`id` must be a text")
-    is_binary = _wants_binary(request)
-    prepare = _read_input(inputs[0], body[n_bytes:], artifact)
-    return InferRequest(given_id, prepare, is_binary)
+        request = _Request.model_validate_json(body[:n_bytes])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _bad(f"{place}: {first['msg']}" if place else first["msg"]) from error
+    is_binary = request.parameters.binary_data_output
+    if request.outputs and request.outputs[0].parameters.binary_data is not None:
+        is_binary = request.outputs[0].parameters.binary_data
+    prepare = _read_input(request.inputs[0], body[n_bytes:], artifact)
+    return InferRequest(request.id, prepare, is_binary)
 
 
 def format_answer(
@@ -124,78 +156,41 @@ def _datatype(artifact: Artifact) -> str:
     return "FP32" if artifact.pixels == "float" else "UINT8"
 
 
-def _parameters(of: dict[str, Any]) -> dict[str, Any]:
-    found = of.get("parameters", {})
-    if not isinstance(found, dict):
-        raise _bad("`parameters` must be an object")
-    return found
-
-
-def _wants_binary(request: dict[str, Any]) -> bool:
-    """Whether the logits are wanted as binary data.
-
-    Raises:
-        Refusal: another output is wanted, or in another form.
-    """
-    by_default = _parameters(request).get("binary_data_output", False)
-    outputs = request.get("outputs", [])
-    if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
-        raise _bad("`outputs` must be a list of objects")
-    if not outputs:
-        return bool(by_default)
-    parameters = _parameters(outputs[0])
-    if len(outputs) > 1 or outputs[0].get("name") != OUTPUT_NAME:
-        raise _bad(f"the only output is {OUTPUT_NAME}")
-    unknown = parameters.keys() - {"binary_data"}
-    if unknown:
-        raise _bad(f"the output's parameter {min(unknown)[:40]!r} is not known")
-    return bool(parameters.get("binary_data", by_default))
-
-
 def _read_input(
-    given: dict[str, Any], rest: bytes, artifact: Artifact
+    given: _Input, rest: bytes, artifact: Artifact
 ) -> Callable[[ServedModel, int], npt.NDArray[Any]]:
     """What makes the graph's input of a request's input.
 
     Raises:
         Refusal: name, shape, type or data are not what the graph takes.
     """
-    shape = _shape(given.get("shape"))
-    parameters = _parameters(given)
-    n_bytes = parameters.get("binary_data_size")
-    if n_bytes is not None and (not isinstance(n_bytes, int) or n_bytes != len(rest)):
-        raise _bad(f"binary_data_size is {str(n_bytes)[:40]}, there are {len(rest)} bytes")
+    shape, n_bytes = given.shape, given.parameters.binary_data_size
+    if n_bytes is not None and n_bytes != len(rest):
+        raise _bad(f"binary_data_size is {n_bytes}, there are {len(rest)} bytes")
     if n_bytes is None and rest:
         raise _bad("there is binary data, but the input has no binary_data_size")
-    if given.get("name") == FILES_NAME:
-        if given.get("datatype") != "BYTES" or len(shape) != 1 or n_bytes is None:
+    if given.name == FILES_NAME:
+        if given.datatype != "BYTES" or len(shape) != 1 or n_bytes is None:
             raise _bad(f"{FILES_NAME} must be BYTES of the shape [N], as binary data")
         files = _files(rest, shape[0])
         return lambda model, max_pixels: np.concatenate(
             [model.prepare(file, max_pixels=max_pixels) for file in files]
         )
-    if given.get("name") != INPUT_NAME:
+    if given.name != INPUT_NAME:
         raise _bad(f"there is no such input; there are {INPUT_NAME} and {FILES_NAME}")
     size_px = artifact.preprocess.size_px
     expected, datatype = [3, size_px, size_px], _datatype(artifact)
-    if shape[1:] != expected or shape[0] < 1 or given.get("datatype") != datatype:
+    if shape[1:] != expected or shape[0] < 1 or given.datatype != datatype:
         raise _bad(
             f"{INPUT_NAME} must be {datatype} of the shape [N, 3, {size_px}, {size_px}], N at"
-            f" least 1; got {str(given.get('datatype'))[:40]} {shape[:8]}"
+            f" least 1; got {given.datatype[:40]} {shape}"
         )
-    data = given.get("data")
-    tensor = _from_json(data, datatype) if n_bytes is None else _from_bytes(rest, datatype)
+    is_json = n_bytes is None
+    tensor = _from_json(given.data, datatype) if is_json else _from_bytes(rest, datatype)
     if tensor.size != math.prod(shape):
         raise _bad(f"{INPUT_NAME} has {tensor.size} values; its shape has {math.prod(shape)}")
     images = tensor.reshape(shape)
     return lambda model, max_pixels: images
-
-
-def _shape(given: Any) -> list[int]:
-    is_shape = isinstance(given, list) and 1 <= len(given) <= 8
-    if not (is_shape and all(type(side) is int and 0 <= side < 2**31 for side in given)):
-        raise _bad("`shape` must be a list of numbers")
-    return list(given)
 
 
 def _from_bytes(data: bytes, datatype: str) -> npt.NDArray[Any]:

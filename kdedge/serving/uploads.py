@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Message
 
 from kdedge.serving.limits import Limits
 from kdedge.serving.refusal import Refusal, too_busy
@@ -93,19 +94,17 @@ async def image_in(request: Request, body: bytes) -> bytes:
 
 
 async def _first_file(request: Request, body: bytes) -> bytes:
-    async def stream() -> AsyncIterator[bytes]:
-        yield body
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
 
-    parser = MultiPartParser(request.headers, stream(), max_files=1, max_fields=_MAX_FIELDS)
-    parser.spool_max_size = len(body) + 1  # nothing is written to the disk
+    read = Request(request.scope, receive)
     try:
-        form = await parser.parse()
-    except (MultiPartException, FormParserError) as error:
-        raise Refusal(400, f"the form cannot be read: {str(error).rstrip('.')}") from error
-    async with contextlib.AsyncExitStack() as closing:
-        closing.push_async_callback(form.close)
-        for _, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                data: bytes = await value.read()
-                return data
+        async with read.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+            for _, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    data: bytes = await value.read()
+                    return data
+    except (HTTPException, FormParserError) as error:
+        reason = getattr(error, "detail", None) or str(error)
+        raise Refusal(400, f"the form cannot be read: {reason.rstrip('.')}") from error
     raise Refusal(400, "the form has no file; send the image as a file of it")
