@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -218,41 +220,62 @@ def new_files(
         settle_s: seconds.
         poll_s: seconds between two looks at waiting files.
     """
-    watchfiles = _import_watchfiles()
     taken = {} if existing else _stamps(folder)
     while True:
         growing: dict[Path, tuple[_Stamp, float]] = {}
-        is_first = True  # files may have come before the watch began
-        for changes in watchfiles.watch(
-            folder,
-            watch_filter=None,
-            recursive=False,
-            yield_on_timeout=True,
-            debounce=round(1000 * poll_s),
-            rust_timeout=round(1000 * poll_s),
-            raise_interrupt=True,
-        ):
-            if not folder.is_dir():
-                break
-            if not (changes or growing or is_first):
-                continue
-            is_first, now = False, time.monotonic()
-            for path, stamp in _stamps(folder).items():
-                if taken.get(path) == stamp:
-                    continue
-                before, since = growing.get(path, (None, now))
-                if before != stamp:
-                    growing[path] = stamp, now
-                elif now - since >= settle_s:
-                    del growing[path]
-                    taken[path] = stamp
-                    yield path
-            growing = {path: one for path, one in growing.items() if path.exists()}
+        with _changes(folder) as changes:
+            changes.put(None)  # files may have come before the watch began
+            while folder.is_dir():
+                try:
+                    error = changes.get(timeout=poll_s)
+                except queue.Empty:
+                    if not growing:
+                        continue
+                    error = None
+                if error is not None:
+                    raise error
+                now = time.monotonic()
+                there = _stamps(folder)
+                growing = {path: one for path, one in growing.items() if path in there}
+                for path, stamp in there.items():
+                    if taken.get(path) == stamp:
+                        continue
+                    before, since = growing.get(path, (None, now))
+                    if before != stamp:
+                        growing[path] = stamp, now
+                    elif now - since >= settle_s:
+                        del growing[path]
+                        taken[path] = stamp
+                        yield path
         gone = time.monotonic()
         yield Lost("no such file or directory")
         while not folder.is_dir():
             time.sleep(poll_s)
         yield Back(time.monotonic() - gone)
+
+
+@contextlib.contextmanager
+def _changes(folder: Path) -> Iterator[queue.SimpleQueue[BaseException | None]]:
+    """Context with a queue that gets an entry at changes in a folder, or why it cannot be watched.
+
+    A thread watches, as watchfiles would take a signal in the main thread for Ctrl-C.
+    """
+    watchfiles = _import_watchfiles()
+    changes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def watch() -> None:
+        try:
+            for _ in watchfiles.watch(folder, watch_filter=None, stop_event=stop, recursive=False):
+                changes.put(None)
+        except Exception as error:
+            changes.put(error if folder.is_dir() else None)
+
+    threading.Thread(target=watch, name="folder", daemon=True).start()
+    try:
+        yield changes
+    finally:
+        stop.set()
 
 
 def _stamps(folder: Path) -> dict[Path, _Stamp]:

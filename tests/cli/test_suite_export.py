@@ -20,7 +20,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 ROOT = Path(__file__).parents[2]
-CALL_MS = 1000 / 1024
+CALL_MS = 1000 / 8
 SUITE = """\
 name: small
 recipes: [r.yaml]
@@ -41,7 +41,7 @@ Kdedge = Callable[..., Any]
 def kdedge(kdedge: Kdedge, quick_machine: Any, monkeypatch: pytest.MonkeyPatch) -> Kdedge:
     """Runs a command in this process; every call of a model takes CALL_MS, on a quiet machine."""
     ticks = itertools.count()
-    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 1024)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 8)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     quiet = replace(quick_machine, watch=lambda: lambda: Contention(1.0, 1, 0.0, 0))
     return functools.partial(kdedge, obj=quiet)
