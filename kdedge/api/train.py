@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from kdedge.setup.workspace import Workspace
-    from kdedge.training.teacher_store.fill import Shard
     from kdedge.training.teacher_store.store import TeacherStore
 
 
@@ -97,7 +96,6 @@ def teach(
 def fill_teacher_store(
     recipe: AnyRecipe,
     *,
-    shard: Shard = (1, 1),
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
@@ -112,7 +110,6 @@ def fill_teacher_store(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
-        shard: compute only part I of N, given as (I, N). Copy the parts' files into one folder.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -125,18 +122,15 @@ def fill_teacher_store(
         The store; `path` is its folder.
 
     Raises:
-        RecipeError: the recipe is wrong or has no student.views, or the shard is wrong.
+        RecipeError: the recipe is wrong or has no student.views.
         DataError: images, labels or class names are wrong or missing.
         SetupError: torch, weights or the device are missing; or Ray, or a node of its cluster does
             not see a file.
         ResourceError: memory or disk ran out.
     """
-    part, n_parts = shard
-    if not 1 <= part <= n_parts:
-        raise RecipeError(f"shard is ({part}, {n_parts}); it must be (I, N) with I from 1 to N.")
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
     place = Place(Path(root), device, resume, engine)
-    store = make_teacher(loaded, place, is_stored=True, shard=shard).store
+    store = make_teacher(loaded, place, is_stored=True).store
     assert store is not None
     return store
 
@@ -214,16 +208,13 @@ def train(
     return Run(make_baseline(loaded, Place(Path(root), device, resume), method).runs[-1])
 
 
-def make_teacher(
-    loaded: LoadedRecipe, place: Place, *, is_stored: bool = False, shard: Shard = (1, 1)
-) -> Trained:
+def make_teacher(loaded: LoadedRecipe, place: Place, *, is_stored: bool = False) -> Trained:
     """Trains a recipe's teacher.
 
     Args:
         loaded: the recipe.
         place: folder of runs, device, and whether to resume.
         is_stored: also fill the teacher store; a finished teacher is then used again.
-        shard: part of each store to fill, from 1, and number of parts.
     """
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
@@ -233,7 +224,7 @@ def make_teacher(
         warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
         store: TeacherStore | None = None
         if is_stored:
-            run, store = store_features(loaded, workspace, resume=place.resume, shard=shard)
+            run, store = store_features(loaded, workspace, resume=place.resume)
             used |= _given(loaded, run)
         else:
             run = train_teacher(loaded, workspace, resume=place.resume)

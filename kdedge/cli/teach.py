@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
@@ -22,19 +21,6 @@ from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import load_recipe
 
 
-def _read_shard(
-    ctx: click.Context, param: click.Parameter, text: str | None
-) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
-    if match is None or int(match[1]) > int(match[2]):
-        raise click.BadParameter(
-            f"{text} is not a part of the form I/N with I from 1 to N, such as 2/8."
-        )
-    return int(match[1]), int(match[2])
-
-
 @click.command("teach")
 @click.argument("recipe")
 @set_options("teacher")
@@ -44,12 +30,6 @@ def _read_shard(
     is_flag=True,
     help="Also store the teacher's features of student.views crops of each unlabeled image, for"
     " distillation. A finished teacher of RECIPE is used again.",
-)
-@click.option(
-    "--shard",
-    metavar="I/N",
-    callback=_read_shard,
-    help="With --store: compute only part I of N. Copy the parts' files into one folder.",
 )
 @engine_option
 @resume_option
@@ -62,7 +42,6 @@ def command(
     recipe: str,
     overrides: tuple[str, ...],
     is_stored: bool,
-    shard: tuple[int, int] | None,
     place: Place,
     as_json: bool,
 ) -> None:
@@ -70,12 +49,10 @@ def command(
 
     RECIPE is a file, or the name of a shipped recipe.
     """
-    if shard is not None and not is_stored:
-        raise click.UsageError("--shard works only with --store: add --store.")
     if place.engine != "local" and not is_stored:
         raise click.UsageError(f"--engine {place.engine} works only with --store: add --store.")
     loaded = load_recipe(recipe, overrides)
-    made = make_teacher(loaded, place, is_stored=is_stored, shard=shard or (1, 1))
+    made = make_teacher(loaded, place, is_stored=is_stored)
     if not made.is_rank0:
         return
     (run,) = made.runs
@@ -83,8 +60,7 @@ def command(
     stored = ""
     if made.store is not None:
         record["store"] = made.store.to_dict()
-        part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
-        stored = f"{made.store}{part}\n"
+        stored = f"{made.store}\n"
     following = (
         next_line("show" if loaded.recipe.data.test is None else "eval", run.path)
         if loaded.recipe.student is None

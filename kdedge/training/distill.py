@@ -17,7 +17,6 @@ from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
 from kdedge.training.run_job import run_job
 from kdedge.training.student import StudentParts, student_job, student_parts, teaching_of
-from kdedge.training.teacher_store.fill import Shard
 from kdedge.training.teacher_store.store import TeacherStore
 from kdedge.training.teachers import AnyTeacher
 
@@ -45,16 +44,9 @@ def distill(
 
 
 def store_features(
-    loaded: LoadedRecipe,
-    workspace: Workspace,
-    *,
-    resume: bool = False,
-    shard: Shard = (1, 1),
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
 ) -> tuple[RunFolder, TeacherStore]:
-    """Fills the teacher store that the recipe's distillation reads, or one shard of it.
-
-    Trains a missing teacher first, but not if there are several shards. Processes that run at the
-    same time share the work.
+    """Fills the teacher store that the recipe's distillation reads; trains a missing teacher first.
 
     Returns:
         The teacher's run and its store.
@@ -69,24 +61,20 @@ def store_features(
             "  Set it to the number of crops to store of each image, for example --set"
             " student.views=4."
         )
-    may_train = shard[1] == 1
-    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume, may_train=may_train)
+    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume)
     filler = teaching_of(teacher, parts).filler
     assert run is not None  # of a file, nothing is stored, which was said
     assert filler is not None
-    filler.fill(shard)
+    filler.fill()
     return run, filler.store
 
 
 def teacher_and_parts(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, may_train: bool = True
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool
 ) -> tuple[RunFolder | None, AnyTeacher, StudentParts]:
     """The teacher's run, trained if there is none, the opened teacher, and the student's parts.
 
     Before a teacher is trained, runs one student step, so that the student's errors surface.
-
-    Raises:
-        RecipeError: there is no finished teacher, and `may_train` is false.
     """
     named = named_teacher(loaded, workspace)
     parts = student_parts(loaded, workspace)
@@ -99,12 +87,6 @@ def teacher_and_parts(
         why = "which the recipe names" if named else "trained with the same settings and data"
         log.info("Teacher 1/2: using %s, %s%s.", found.path, why, _reached(found))
         return found, teacher, parts
-    if not may_train:
-        raise RecipeError(
-            f"{workspace.root} has no finished teacher for this recipe, and each shard would train"
-            " its own.\n"
-            "  Run `kdedge teach` without --shard first, or set teacher.run to a finished run."
-        )
     with working("trying a step of the student"):
         trial_steps(student_job(parts, teaching_of(teacher, parts)), 1)
     run = _run_stage("Teacher 1/2", found, resume=resume)

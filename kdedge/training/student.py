@@ -198,6 +198,7 @@ def _store_filler(teacher: ModelTeacher, parts: StudentParts) -> StoreFiller:
         n_workers=optim.n_workers,
         opens=_opens(teacher, setup),
         workers=setup.workspace.workers,
+        group=setup.workspace.group,
     )
 
 

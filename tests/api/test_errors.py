@@ -25,8 +25,8 @@ RECIPE = "nowhere.yaml"
 CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "teach": (lambda: kdedge.teach(RECIPE), ("teach", RECIPE)),
     "fill_teacher_store": (
-        lambda: kdedge.fill_teacher_store(RECIPE, shard=(2, 3)),
-        ("teach", RECIPE, "--store", "--shard", "2/3"),
+        lambda: kdedge.fill_teacher_store(RECIPE),
+        ("teach", RECIPE, "--store"),
     ),
     "distill": (lambda: kdedge.distill(RECIPE), ("distill", RECIPE)),
     "train": (lambda: kdedge.train(RECIPE, "coop"), ("train", RECIPE, "--method", "coop")),

@@ -137,33 +137,11 @@ def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> Non
     assert hashes["teacher_store"].startswith(store.name)
 
 
-def test_shards_fill_their_part_and_distill_the_rest(trained: Path, kdedge: Any) -> None:
-    options = ("r.yaml", "--set", "student.views=2")
-    done = kdedge("teach", *options, "--store", "--shard", "2/2", "--json")
-    store = json.loads(done.out)["store"]
-    assert (store["n_images"], store["n_views"], store["bytes"]) == (40, 2, 40 * 2 * 40 * 2)
-    files = [path.parent.name for path in Path(store["path"]).glob("view-*/*.safetensors")]
-    assert files == ["view-0002"]
-    again = kdedge("teach", *options, "--store", "--shard", "2/2")
-    assert "Part 2 of 2 is complete: the teacher is not run." in again.err
-    assert re.search(r"^Teacher store .* = 6\.4 kB, part 2 of 2$", again.out, re.MULTILINE)
-    none = kdedge("teach", *options, "--store", "--shard", "3/3")
-    assert "Part 3 of 3 has no files: the teacher is not run." in none.err
-    assert "Computing 1 of 2 files" in kdedge("distill", *options).err
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--store",), 2, "student.views is 0: the teacher runs in every step"),
-        (("--shard", "1/2"), 2, "add --store"),
-        (("--store", "--shard", "3/2"), 2, "3/2 is not a part of the form I/N with I from 1 to N"),
-        (("--store", "--shard", "two"), 2, "two is not a part"),
-        (
-            ("--store", "--shard", "1/2", "--set", "student.views=1", "--set", "seed=7"),
-            2,
-            "each shard would train its own",
-        ),
+        (("--engine", "ray"), 2, "add --store"),
     ],
 )
 def test_what_teach_cannot_store_it_says(

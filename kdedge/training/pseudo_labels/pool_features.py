@@ -144,6 +144,7 @@ class PoolFeatures:
             optim.n_workers,
             opens,
             self._setup.workspace.workers,
+            self._setup.workspace.group,
         )
 
     def of(self, name: str, positions: Sequence[int]) -> Tensor:

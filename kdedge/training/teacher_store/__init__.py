@@ -1,5 +1,4 @@
 """Teacher features per image and view, kept on disk.
 
-`store.TeacherStore` reads and writes the files, `fill.StoreFiller` computes what is missing,
-`claims.Claims` shares the work among processes.
+`store.TeacherStore` reads and writes the files, `fill.StoreFiller` computes what is missing.
 """

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -19,19 +19,17 @@ from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.loader import MAX_WORKERS, Wanted, choose_n_workers, view_batches
 from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError, SetupError
+from kdedge.lock import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runtime.preprocess import Preprocess, UnusableImage
 from kdedge.training.loop.precision import Precision
-from kdedge.training.teacher_store.claims import Claims
 from kdedge.training.teacher_store.reuse import OtherStores
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
 from kdedge.workers.protocol import HERE, DoPieces, Share, Work, Workers
 
 log = logging.getLogger(__name__)
-
-Shard = tuple[int, int]
-"""Number of a shard, from 1, and the number of shards."""
 
 _N_TRIALS = 2
 """Forward passes for an estimate of the time; the first one includes one-time work."""
@@ -69,6 +67,7 @@ class StoreFiller:
         opens: opens the model in another process, on a device. It can be pickled. None for a model
             that exists only in this process.
         workers: who computes the chunks.
+        group: processes of one training, which fill the store together.
     """
 
     store: TeacherStore
@@ -79,12 +78,13 @@ class StoreFiller:
     n_workers: int | Literal["auto"]
     opens: Callable[[Share], FeatureModel] | None = None
     workers: Workers = HERE
+    group: ProcessGroup = SINGLE_PROCESS
 
-    def fill(self, shard: Shard = (1, 1)) -> None:
-        """Computes the missing files of a shard.
+    def fill(self) -> None:
+        """Computes the missing files.
 
-        Processes that fill one store at the same time share the work. A killed process loses only
-        the chunks that it was computing.
+        Another command that fills the store at the same time is waited for. A killed process loses
+        only the chunks that it was computing.
 
         Raises:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
@@ -92,23 +92,46 @@ class StoreFiller:
             DataError: an image that was readable before is no longer readable.
             SetupError: another process does not see a run, the store or the images.
         """
-        chunks = self.store.chunks(shard)
-        missing = self.store.load(chunks)
+        chunks = self.store.chunks()
         self.store.note_images()
+        missing = self.group.on_rank0(lambda: self.store.load(chunks))
         if not missing:
-            log.info("%s. %s: the teacher is not run.", self.store, _state(shard, len(chunks)))
+            self._is_complete(chunks)
             return
-        check_room(self.store, missing)
-        self.store.create(is_told=not self._others.n_images)
-        log.info(
-            "%s. Computing %d of %d files%s.",
-            *(self.store, len(missing), len(chunks), self._about(missing)),
-        )
-        self._tell_of_others()
-        began = time.monotonic()
-        self._fill(missing)
-        took = rough_duration(time.monotonic() - began)
-        log.info("%s filled in %s.", self.store.name, took)
+        if self.group.is_rank0:
+            check_room(self.store, missing)
+            self.store.create(is_told=not self._others.n_images)
+        with self._alone():
+            # Another command may have filled it since; all processes go by what rank 0 sees
+            absent = self.group.on_rank0(lambda: [c for c in missing if not self.store.has(c)])
+            if not absent:
+                self._is_complete(chunks)
+                return
+            log.info(
+                "%s. Computing %d of %d files%s.",
+                *(self.store, len(absent), len(chunks), self._about(absent)),
+            )
+            self._tell_of_others()
+            began = time.monotonic()
+            self._fill(absent)
+            took = rough_duration(time.monotonic() - began)
+            log.info("%s filled in %s.", self.store.name, took)
+
+    def _is_complete(self, chunks: Sequence[Chunk]) -> None:
+        if not self.group.is_rank0:
+            self.store.load(chunks)
+        log.info("%s. It is complete: the teacher is not run.", self.store)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Context in which no other command fills the store; rank 0 holds the lock for all."""
+        lock = self.store.path / ".lock"
+        with contextlib.ExitStack() as stack:
+            if self.group.is_rank0:
+                if is_locked(lock):
+                    log.info("Waiting for another process that is filling %s.", self.store.path)
+                stack.enter_context(locked(lock, wait_s=math.inf))
+            yield
 
     def _tell_of_others(self) -> None:
         """Logs how many images another store has, and why it has no more of them."""
@@ -147,78 +170,46 @@ class StoreFiller:
         return times[-1] / len(trial) * n_images
 
     def _fill(self, missing: list[Chunk]) -> None:
-        n_crops = {chunk: len(self.store.positions(chunk)) for chunk in missing}
-        n_all = sum(n_crops.values())
-        what = f"filling the {self.store.name.lower()}"
-        with progress(what, n_all, unit="crops") as advance:
-            while missing:
-                written = set()
-                for chunk in self.workers.run(missing, self._work):
-                    written.add(chunk)
-                    n_left = sum(n_crops[other] for other in missing if other not in written)
-                    advance(n_all - n_left)
-                missing = self.store.load(missing)
-                for chunk in written.intersection(missing):
-                    raise ResourceError(
-                        f"{self.store.file(chunk)} was damaged while it was written.\n"
-                        "  Check the disk, or choose another folder with --runs."
-                    )
-                if missing:
-                    log.info("Waiting for another process that is filling %s.", self.store.path)
-                    with Claims(self._claims) as claims:
-                        claims.wait_for(missing[0].claim)
-                    missing = self.store.load(missing)
-
-    @property
-    def _claims(self) -> Path:
-        return self.store.path / ".claims"
+        own = missing[self.group.rank :: self.group.world_size]
+        n_done, n_all = 0, sum(len(self.store.positions(chunk)) for chunk in own)
+        with progress(f"filling the {self.store.name.lower()}", n_all, unit="crops") as advance:
+            for chunk in self.workers.run(own, self._work):
+                n_done += len(self.store.positions(chunk))
+                advance(n_done)
+        self.group.all_reduce_max(0)  # until each process has written its chunks
+        damaged = self.store.load(self.store.chunks())
+        if damaged:
+            raise ResourceError(
+                f"{self.store.file(damaged[0])} was damaged while it was written.\n"
+                "  Check the disk, or choose another folder with --runs."
+            )
 
     @property
     def _work(self) -> Work[Chunk, Chunk]:
-        """Chunks as pieces; the result is the chunk, if no other process has computed it."""
+        """Chunks as pieces, which are results, too."""
         of = self.store, self.source, self.augment, self.precision, self.n_workers, self.opens
         elsewhere = functools.partial(_fill_elsewhere, *of)
         return Work(self.compute, elsewhere, (self.store.path.absolute(),))
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Computes and writes the chunks that no other process computes or has computed."""
+        """Computes and writes chunks, those first that other stores have."""
         n_wanted = {chunk: len(self._wanted(chunk)) for chunk in chunks}
-        taken_over = [chunk for chunk, n in n_wanted.items() if not n]
-        chunks = [chunk for chunk, n in n_wanted.items() if n]
-        claimed: list[Chunk] = []
-
-        def passes() -> Iterator[list[Wanted]]:
-            for chunk in chunks:
-                if not claims.take(chunk.claim):
-                    continue
-                if self.store.has(chunk):
-                    claims.give_back(chunk.claim)
-                else:
-                    self.store.tidy(chunk)
-                    claimed.append(chunk)
-                    yield from self._passes(chunk)
-
-        n_images = sum(n_wanted.values())
-        n_workers = choose_n_workers(self.n_workers, n_images)
+        for chunk in n_wanted:
+            self.store.tidy(chunk)
+            if not n_wanted[chunk]:
+                self._write(chunk, ())
+                yield chunk
+        computed = [chunk for chunk, n in n_wanted.items() if n]
+        passes = (one for chunk in list(computed) for one in self._passes(chunk))
+        n_workers = choose_n_workers(self.n_workers, sum(n_wanted.values()))
         features: list[Tensor] = []
-        with (
-            Claims(self._claims) as claims,
-            contextlib.closing(self._images(passes(), n_workers=n_workers)) as loaded,
-        ):
-            for chunk in taken_over:
-                if claims.take(chunk.claim):
-                    if not self.store.has(chunk):
-                        self.store.tidy(chunk)
-                        self._write(chunk, ())
-                        yield chunk
-                    claims.give_back(chunk.claim)
+        with contextlib.closing(self._images(passes, n_workers=n_workers)) as loaded:
             for images in loaded:
-                chunk = claimed[0]
                 features.append(self._features(images))
-                if sum(map(len, features)) == n_wanted[chunk]:
+                if sum(map(len, features)) == n_wanted[computed[0]]:
+                    chunk = computed.pop(0)
                     self._write(chunk, torch.cat(features))
                     features = []
-                    claims.give_back(claimed.pop(0).claim)
                     yield chunk
 
     @functools.cached_property
@@ -294,14 +285,6 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
             f" {readable_bytes(needed)}.\n"
             "  Free some space, choose another folder with --runs, or lower student.views."
         )
-
-
-def _state(shard: Shard, n_files: int) -> str:
-    """Says in words that a shard is complete."""
-    i, n = shard
-    if n == 1:
-        return "It is complete"
-    return f"Part {i} of {n} is complete" if n_files else f"Part {i} of {n} has no files"
 
 
 def _fill_elsewhere(

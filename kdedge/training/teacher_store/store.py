@@ -10,9 +10,8 @@ student sees exactly the crop from which a feature was computed.
 
 The number of views is not part of the key: a run that needs more of them adds files. Each file is
 written atomically, names its store, view and chunk, and has a SHA-256. A file that is damaged or of
-another store is computed again. So several processes can fill one store, and stores can be put
-together from several machines. Features are float16: components of a unit vector are off by at most
-2^-12, which changes logits at CLIP's scale of 100 by thousandths. Files are memory-mapped.
+another store is computed again. Features are float16: components of a unit vector are off by at
+most 2^-12, which changes logits at CLIP's scale of 100 by thousandths. Files are memory-mapped.
 """
 
 from __future__ import annotations
@@ -62,11 +61,6 @@ class Chunk:
 
     view: int
     number: int
-
-    @property
-    def claim(self) -> int:
-        """The number by which a process claims the chunk; unique in its store."""
-        return self.view << 20 | self.number
 
 
 def describe_store(
@@ -178,13 +172,12 @@ class TeacherStore:
         """Size of the chunks' features in bytes."""
         return sum(len(self.positions(chunk)) for chunk in chunks) * self.dim * self.dtype.itemsize
 
-    def chunks(self, shard: tuple[int, int] = (1, 1)) -> list[Chunk]:
-        """The chunks of a shard (i, n), i from 1 to n: every n-th, view by view."""
+    def chunks(self) -> list[Chunk]:
+        """All chunks, view by view."""
         n_chunks = math.ceil(len(self.indices) / self.chunk_images)
-        chunks = [
+        return [
             Chunk(view, number) for view in range(1, self.n_views + 1) for number in range(n_chunks)
         ]
-        return chunks[shard[0] - 1 :: shard[1]]
 
     def positions(self, chunk: Chunk) -> list[int]:
         """Positions in the source of a chunk's images."""
@@ -283,7 +276,7 @@ class TeacherStore:
             self._tell_of_nearest()
 
     def note_images(self) -> None:
-        """Writes the list of images where it is known and missing, as in older versions' stores."""
+        """Writes the list of images where it is known and missing."""
         if self.digests and self.path.exists():
             write_image_list(self.path, self.key, self.digests)
 
