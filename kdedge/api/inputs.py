@@ -35,8 +35,7 @@ class Item:
     Attributes:
         key: its name in results.
         name: file name to save it under.
-        read: returns it or raises UnusableImage; reads an image file anew at each call. It can be
-            pickled if it is no frame.
+        read: returns it or raises UnusableImage; reads an image file anew at each call.
         label: its class, as a position in the names that labels were read with; None without one.
     """
 
@@ -53,12 +52,10 @@ class Inputs:
     Attributes:
         items: the images; frames are decoded one at a time.
         keys: all keys; None if there are frames, whose number is unknown.
-        paths: the files and folders that they are in.
     """
 
     items: Iterator[Item]
     keys: Sequence[str] | None
-    paths: tuple[Path, ...] = ()
 
     @property
     def n_images(self) -> int | None:
@@ -95,15 +92,10 @@ def open_inputs(
 
 def read_item(item: Item) -> ImageInput:
     """An item's image, or why it cannot be read."""
-    return read_image(item.read)
-
-
-def read_image(read: Callable[[], ImageInput]) -> ImageInput:
-    """The image that a function reads, or why it cannot."""
     from kdedge.runtime.preprocess import UnusableImage
 
     try:
-        return read()
+        return item.read()
     except UnusableImage as error:
         return error
 
@@ -147,8 +139,7 @@ def _listed(paths: Sequence[str], every: int, label_names: Sequence[str] | None)
     if has_video:
         return Inputs(items, None)
     listed = list(items)
-    places = tuple(Path(name).absolute() for name in paths)
-    return Inputs(iter(listed), [item.key for item in listed], paths=places)
+    return Inputs(iter(listed), [item.key for item in listed])
 
 
 def _folder(path: Path, labels: _Labels) -> list[Item]:

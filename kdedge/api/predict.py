@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.inputs import Inputs, Item, open_inputs, read_image, read_item
+from kdedge.api.inputs import Inputs, Item, open_inputs, read_item
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.lines import best_name, lines_as
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
@@ -20,18 +18,12 @@ from kdedge.inference.uncertain import LeastCertain
 from kdedge.progress import progress, working
 from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
-from kdedge.targets.registry import list_targets
-from kdedge.workers.open import open_workers
-from kdedge.workers.protocol import HERE, DoPieces, EngineName, Share, Work, Workers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from kdedge.inference.classify import Classifier, ImageInput
     from kdedge.runtime.artifact import Precision
-
-_N_PARTS, _MAX_PART = 200, 1024
-"""Parts that other processes are given, and the most images of one, up to whole batches."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +127,6 @@ def predict(
     *paths: str | Path,
     top: int = 1,
     every: int = 1,
-    engine: EngineName = "local",
     **options: Unpack[EngineOptions],
 ) -> Predictions:
     """Classifies images, folders and videos; a failed image does not stop the others.
@@ -147,7 +138,6 @@ def predict(
         paths: images, videos, and folders, which are searched with all their subfolders.
         top: classes per image.
         every: take the first and then every Nth frame of a video.
-        engine: who classifies: this process, or the workers of a Ray cluster.
         options: `precision` is `fp32`, `bf16`, `fp16` or `int8`; by default an engine that this
             machine's GPU runs, or else the float32 file, and INT8 only when asked for. `backend` is
             the runtime, such as `onnxruntime`; `batch` the images per call, by default as many as
@@ -160,8 +150,7 @@ def predict(
     Raises:
         DataError: a path does not exist, there is no artifact, or no image could be classified.
         RecipeError: a number is too small, or no file of that precision for that backend.
-        SetupError: this machine can run no file of the artifact; or Ray is not installed, or a node
-            of its cluster does not see a file.
+        SetupError: this machine can run no file of the artifact.
     """
     for what, number in (("top", top), ("every", every)):
         if number < 1:
@@ -171,11 +160,8 @@ def predict(
     wanted = Engine(**options)
     check_threads(wanted.threads)
     inputs = open_inputs(tuple(map(str, paths)), every=every)
-    with (
-        opened(artifact_folder(source), wanted) as classifier,
-        workers_for(classifier, engine) as workers,
-    ):
-        stream = ResultStream(inputs, classifier, top=top, batch=wanted.batch, workers=workers)
+    with opened(artifact_folder(source), wanted) as classifier:
+        stream = ResultStream(inputs, classifier, top=top, batch=wanted.batch)
         with progress("classifying", inputs.n_images, unit="images") as advance:
             results = []
             for result, _ in stream:
@@ -204,15 +190,6 @@ def opened(artifact: Path, engine: Engine) -> Iterator[Classifier]:
         classifier.backend.close()
 
 
-@contextlib.contextmanager
-def workers_for(classifier: Classifier, engine: EngineName) -> Iterator[Workers]:
-    """Context with the workers of an engine, with GPUs if the artifact's file needs one."""
-    targets = {target.name: target for target in list_targets()}
-    needs_gpu = targets[classifier.file.target].is_engine
-    with open_workers(engine, "cuda" if needs_gpu else "cpu") as workers:
-        yield workers
-
-
 class ResultStream:
     """Yields each image's result with the image, in order, as soon as it is known.
 
@@ -221,25 +198,8 @@ class ResultStream:
     """
 
     def __init__(
-        self,
-        inputs: Inputs,
-        classifier: Classifier,
-        *,
-        top: int,
-        batch: int | None,
-        workers: Workers = HERE,
+        self, inputs: Inputs, classifier: Classifier, *, top: int, batch: int | None
     ) -> None:
-        """Prepares to classify; `workers` do it in parts if they are in other processes.
-
-        Raises:
-            RecipeError: they are, and the inputs are frames, which only this process has.
-        """
-        if not workers.are_here and inputs.keys is None:
-            raise RecipeError(
-                "Videos and standard input are read in this process.\n"
-                "  Leave --engine out, or name images, folders and shards."
-            )
-        self._workers = workers
         self.counts: Counter[str] = Counter()
         self._inputs, self._classifier = inputs, classifier
         self._top, self._batch = top, batch
@@ -247,12 +207,6 @@ class ResultStream:
 
     def __iter__(self) -> Iterator[tuple[Result, Item]]:
         """Yields each result once, and counts it when the caller asks for the next."""
-        results = self._here() if self._workers.are_here else self._in_parts()
-        for result, item in results:
-            yield result, item
-            self._count(result)
-
-    def _here(self) -> Iterator[tuple[Result, Item]]:
         waiting: deque[Item] = deque()
 
         def images() -> Iterator[tuple[str, ImageInput]]:
@@ -260,27 +214,9 @@ class ResultStream:
                 waiting.append(item)
                 yield item.key, read_item(item)
 
-        results = self._classifier.classify_many(images(), top=self._top, batch=self._batch)
-        for result in results:
+        for result in self._classifier.classify_many(images(), top=self._top, batch=self._batch):
             yield result, waiting.popleft()
-
-    def _in_parts(self) -> Iterator[tuple[Result, Item]]:
-        """Results of workers, from parts of whole batches: the same batches as `_here`."""
-        items = list(self._inputs.items)
-        size = self._batch or self._classifier.max_batch
-        wanted = min(_MAX_PART, math.ceil(len(items) / _N_PARTS)) or 1
-        step = size * math.ceil(wanted / size)
-        parts = [
-            [(item.key, item.read) for item in items[start : start + step]]
-            for start in range(0, len(items), step)
-        ]
-        classifier = self._classifier
-        here = partial(_classify_parts, classifier, self._top, self._batch)
-        file = classifier.file.precision, classifier.backend.name
-        path = classifier.artifact.path.absolute()
-        elsewhere = partial(_classify_elsewhere, path, *file, self._top, self._batch)
-        work = Work(here, elsewhere, (path, *self._inputs.paths))
-        yield from zip(self._workers.run(parts, work), items, strict=True)
+            self._count(result)
 
     def _count(self, result: Result) -> None:
         if isinstance(result, Prediction):
@@ -313,29 +249,6 @@ class ResultStream:
             f"{file} gives NaN or infinity for {images_text(self.counts['unanswered'])}, and no"
             f" image was classified.\n  {remedy}."
         )
-
-
-_Part = list[tuple[str, Callable[[], "ImageInput"]]]
-"""Keys and how their images are read."""
-
-
-def _classify_elsewhere(
-    artifact: Path, precision: Precision, backend: str, top: int, batch: int | None, share: Share
-) -> DoPieces[_Part, Result]:
-    from kdedge.inference.classify import Classifier
-
-    loaded = Classifier.load(
-        artifact, precision=precision, backend=backend, n_threads=share.n_cores
-    )
-    return partial(_classify_parts, loaded, top, batch)
-
-
-def _classify_parts(
-    classifier: Classifier, top: int, batch: int | None, parts: Iterable[_Part]
-) -> Iterator[Result]:
-    for part in parts:
-        images = ((key, read_image(read)) for key, read in part)
-        yield from classifier.classify_many(images, top=top, batch=batch)
 
 
 def images_text(number: int) -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kdedge.api.inputs import Inputs, Item, open_inputs, read_item
-from kdedge.api.predict import Engine, ResultStream, images_text, opened, workers_for
-from kdedge.cli._options import engine_option, options_as, threads_value_option, use_threads
+from kdedge.api.predict import Engine, ResultStream, images_text, opened
+from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._runtime import backend_option, precision_option
 from kdedge.errors import KdedgeError, ResourceError
@@ -32,7 +32,6 @@ from kdedge.inference.results import Prediction, Result
 from kdedge.inference.uncertain import LeastCertain
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
-from kdedge.workers.protocol import EngineName
 
 if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier
@@ -131,14 +130,12 @@ class _Format:
 )
 @threads_value_option
 @options_as(_Format, "shape")
-@engine_option
 @options_as(Engine, "runtime")
 def command(
     artifact: Path,
     paths: tuple[str, ...],
     every: int,
     shape: _Format,
-    engine: EngineName,
     runtime: Engine,
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
@@ -164,10 +161,7 @@ def command(
     use_threads(runtime.threads)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
-    with (
-        opened(artifact, runtime) as classifier,
-        workers_for(classifier, engine) as workers,
-    ):
+    with opened(artifact, runtime) as classifier:
         option = "--min-score" if shape.uncertain is None else "--uncertain"
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
@@ -183,9 +177,7 @@ def command(
             inputs = inputs.without_first(n_done)
             if not n_done:
                 unfinished.output.unlink()  # at most a heading
-        results = ResultStream(
-            inputs, classifier, top=shape.top, batch=runtime.batch, workers=workers
-        )
+        results = ResultStream(inputs, classifier, top=shape.top, batch=runtime.batch)
         with contextlib.nullcontext() if unfinished is None else unfinished.until_end():
             _write_all(inputs, results, classifier, shape, is_begun=n_done > 0)
         if not n_done:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -73,51 +72,18 @@ def test_pseudo_labels_are_the_local_ones(trained: Path, kdedge: Any, nodes: Any
     assert list(Path("runs/.cache/logits").iterdir()) == []
 
 
-@pytest.fixture
-def pictures(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, the current one, with an artifact, a folder of pictures and a shard of others."""
-    monkeypatch.chdir(tmp_path)
-    device._make_artifact(tmp_path / "art")
-    for number in range(40):
-        device._paint(tmp_path / f"pics/{number}.png", (6 * number, 200 - 5 * number, 90))
-    with tarfile.open(tmp_path / "more.tar", "w") as shard:
-        for number in range(10):
-            shard.add(tmp_path / f"pics/{number}.png", f"{number}.png")
-    (tmp_path / "pics/broken.png").write_bytes(b"no image")
-    return tmp_path
-
-
 @needs_ray
-def test_predictions_are_the_local_ones_with_the_reasons_of_broken_images(
-    pictures: Path, kdedge: Any, nodes: Any
-) -> None:
-    command = ("predict", "art", "pics", "more.tar", "--format", "csv")
-    here = kdedge(*command)
-    done = nodes.kdedge(*command, "--output", "there.csv", *RAY)
-    assert done.code == 0, done.err
-    assert Path("there.csv").read_text() == here.out
-    assert not Path(".there.csv.unfinished.json").exists()
-    assert "51 images: 50 classified, 1 unreadable" in done.err
-    assert len(here.out.splitlines()) == 52
-
-
-@needs_ray
-def test_what_a_node_does_not_see_and_what_only_this_process_reads_is_named(
-    pictures: Path, nodes: Any
-) -> None:
-    done = nodes.kdedge("predict", "art", "-", *RAY)
-    assert done.code == 2
-    assert "standard input are read in this process" in done.err
+def test_what_a_node_does_not_see_is_named(trained: Path, nodes: Any) -> None:
     # Its own current folder is another one in each process
-    done = nodes.kdedge("predict", "art", "/proc/self/cwd/pics", *RAY)
+    images = ("--set", "data.unlabeled.folder=/proc/self/cwd/pool")
+    done = nodes.kdedge("teach", "r.yaml", "--store", "--set", "student.views=1", *images, *RAY)
     assert (done.code, done.out) == (4, "")
-    assert "/proc/self/cwd/pics does not exist on a node of the Ray cluster.\n" in done.err
     assert "This is the message of a Ray worker on" in done.err
 
 
 @needs_ray
-def test_an_address_where_nothing_listens_is_named(pictures: Path, nodes: Any) -> None:
-    command = ("predict", "art", "pics", *RAY)
+def test_an_address_where_nothing_listens_is_named(trained: Path, nodes: Any) -> None:
+    command = ("teach", "r.yaml", "--store", "--set", "student.views=1", *RAY)
     done = nodes.kdedge(*command, address="127.0.0.1:1")
     assert (done.code, done.out) == (4, "")
     assert "No Ray cluster could be used at 127.0.0.1:1: " in done.err
