@@ -31,10 +31,6 @@ Selection = Literal["last", "validation", "test"]
 _CHOSEN_ON_TEST = (
     "its epoch was chosen on the test images, as in the public code; do not compare it with others."
 )
-_OWN_SPLIT = (
-    "CoOp's split file was missing, so its test images are those of another split; do not compare"
-    " it with published figures."
-)
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -106,8 +102,6 @@ class EvalResult(Record, Tabled):
         ece_percent: expected calibration error of the softmax over all C names, 15 bins, L1.
         per_class: accuracy of each class's images against all C names, in class-list order; None
             for a class without test images.
-        is_own_split: whether a benchmark set's test images are of another split, as the file of
-            the published one was missing.
         images_hash: as in `OnImages`; None in older records.
         temperature: what the logits are divided by in an export with `export.calibrate`; None if
             the recipe does not ask for it, or no temperature fits.
@@ -123,7 +117,6 @@ class EvalResult(Record, Tabled):
     harmonic_mean: Percent | None
     ece_percent: Percent
     per_class: dict[str, Percent | None] = field(default_factory=dict)
-    is_own_split: Annotated[bool, OPTIONAL] = False
     images_hash: Annotated[str | None, OPTIONAL] = None
     temperature: Annotated[Positive | None, OPTIONAL] = None
     calibrated_ece_percent: Annotated[Percent | None, OPTIONAL, null_as("temperature")] = None
@@ -131,8 +124,7 @@ class EvalResult(Record, Tabled):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Warnings about comparing this result, for the lines below a table."""
-        found = {_CHOSEN_ON_TEST: self.selection == "test", _OWN_SPLIT: self.is_own_split}
-        return tuple(text for text, is_so in found.items() if is_so)
+        return (_CHOSEN_ON_TEST,) if self.selection == "test" else ()
 
     def _notes(self) -> Sequence[str]:
         return self.remarks

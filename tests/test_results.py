@@ -51,22 +51,10 @@ def test_a_record_survives_json_without_loss() -> None:
     assert list(again.per_class) == ["b", "a"]
 
 
-@pytest.mark.parametrize("is_own_split", [False, True])
-def test_a_record_says_that_its_split_is_not_the_published_one_where_it_is_so(
-    is_own_split: bool,
-) -> None:
-    own = replace(RESULT, is_own_split=is_own_split)
-    assert ("is_own_split" in own.to_dict()) is is_own_split
-    assert read(EvalResult, own.to_dict()) == own
-    assert read(EvalResult, asdict(own)) == own  # as records that hold one have it
-    assert len(own.remarks) == is_own_split
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("split", "both"),
-        ("is_own_split", 1),
         ("selection", "first"),
         ("n_images", 2.5),
         ("n_images", True),

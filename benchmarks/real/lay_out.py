@@ -9,8 +9,7 @@ Each REPO is a checkout or a git directory without one; leave out what is not ne
                   data/EuroSAT/2750, 27,000 images
     --caltech101  github.com/MachineLearning2020/Homework2-Caltech101:
                   101_ObjectCategories, 9,144 images
-    --splits      github.com/linzhiqiu/cross_modal_adaptation: splits/ has CoOp's split files,
-                  indices/ the few-shot lists that CoOp's code draws; written where kdedge looks
+    --splits      github.com/linzhiqiu/cross_modal_adaptation: splits/ has CoOp's split files
     --dtd         github.com/pan8915/DeepTexture: images/ has ten of DTD's classes. They become a
                   set of own images, dtd10/{train,val,test}/<class>, in the parts of CoOp's split
                   of all 47 classes, which --splits gives
@@ -24,21 +23,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from kdedge.config.recipe import DataSpec
 from kdedge.data.benchmarks import PARTS, CoopSet, list_benchmarks, load_benchmark
 from kdedge.data.classes import benchmark_root
-from kdedge.data.few_shot import list_file
 from kdedge.files import write_atomic
 
 IMAGES = {"eurosat": "data/EuroSAT/2750", "caltech101": "101_ObjectCategories"}
-SEEDS, SHOTS = (1, 2, 3), (1, 2, 4, 8, 16)
 JUNK = {".DS_Store", "tmp"}
 
 
@@ -150,55 +145,26 @@ def coop_sets() -> dict[str, CoopSet]:
     return {
         name: one
         for name, one in loaded.items()
-        if isinstance(one, CoopSet) and one.split_file is not None
+        if isinstance(one, CoopSet) and one.lists[0].startswith("split_")
     }
 
 
 def write_splits(snapshot: Snapshot, root: Path) -> None:
-    """Writes the split file and the 15 few-shot lists of each set that the snapshot has."""
-    splits, lists = snapshot.list("splits"), snapshot.list("indices")
+    """Writes the split file of each set that the snapshot has."""
+    splits = snapshot.list("splits")
     for name, one in coop_sets().items():
-        folder = root / one.folder
-        split_file = str(one.split_file)
-        (data,) = snapshot.read([splits[split_file]]) if split_file in splits else (None,)
+        file = root / one.folder / one.lists[0]
+        (data,) = snapshot.read([splits[file.name]]) if file.name in splits else (None,)
         if data is None:
-            print(f"{name}: the snapshot does not have {split_file}; nothing is written.")
-            continue
-        n_new = int(write_new(folder / split_file, data))
-        tests = json.loads(data)["test"]
-        for shots in SHOTS:
-            for seed in SEEDS:
-                (public,) = snapshot.read([lists[f"{name}/shot_{shots}-seed_{seed}.json"]])
-                if public is None:
-                    raise fail(f"the snapshot lacks the {shots} shots of seed {seed} of {name}.")
-                rows = {**read_list(public, one), "test": tests}
-                text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"  # as kdedge's own
-                n_new += write_new(list_file(folder, shots=shots, seed=seed), text.encode())
-        print(f"{folder}: {n_new} of 16 split files and few-shot lists are new.")
-
-
-def read_list(data: bytes, one: CoopSet) -> dict[str, list[list[Any]]]:
-    """Part -> rows [path below the image folder, label, class name] of a public list."""
-    top = "/".join(part for part in (one.folder, one.image_root) if part)
-    value = json.loads(data)
-    return {
-        part: [
-            [
-                re.sub(rf"^\./data/{re.escape(top)}/", "", row["impath"]),
-                row["label"],
-                row["classname"],
-            ]
-            for row in value[part]["data"]
-        ]
-        for part in PARTS
-        if part in value
-    }
+            print(f"{name}: the snapshot does not have {file.name}; nothing is written.")
+        elif write_new(file, data):
+            print(f"Wrote {file}.")
 
 
 def write_dtd10(snapshot: Snapshot, root: Path) -> None:
     """Writes ten of DTD's classes as three folders of own images."""
     one = coop_sets()["dtd"]
-    split_file = root / one.folder / str(one.split_file)
+    split_file = root / one.folder / one.lists[0]
     if not split_file.is_file():
         raise fail(
             f"{split_file} is missing: it says which images are in which part.\n  Give --splits."

@@ -58,14 +58,6 @@ def open_source(
     )
 
 
-def is_own_split(spec: SourceSpec, *, data: DataSpec) -> bool:
-    """Whether kdedge splits a benchmark set itself, because its published split is missing."""
-    if spec.benchmark is None:
-        return False
-    benchmark = load_benchmark(spec.benchmark)
-    return not benchmark.has_published_parts(benchmark_root(data) / benchmark.folder)
-
-
 def _open_synthetic(name: str, part: str, class_names: Sequence[str], *, labeled: bool) -> Source:
     from kdedge.data.sources import synthetic
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks import (
-    Benchmark,
-    CoopSet,
-    MissingPartsError,
-)
+from kdedge.data.benchmarks import Benchmark, CoopSet, MissingPartsError
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
 from kdedge.data.sources import FileSource, is_file
-from kdedge.errors import DataError, KdedgeError
+from kdedge.errors import DataError
 from kdedge.files import sha256_file
 from kdedge.progress import progress
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,8 +86,6 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         problems.append(str(error))
     for found in parts:
         problems += _part_problems(found, len(class_names or ()))
-    if class_names is not None:
-        problems += _other_classes(benchmark, folder, class_names)
     if class_names is not None and len(class_names) != benchmark.n_classes:
         problems.append(
             f"It has {len(class_names)} classes, the published set has {benchmark.n_classes}."
@@ -103,7 +93,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     return Verification(
         name=benchmark.name,
         folder=folder,
-        split=_split(benchmark, folder),
+        split=_split(benchmark),
         n_classes_published=benchmark.n_classes,
         n_classes=None if class_names is None else len(class_names),
         parts=tuple(parts),
@@ -119,38 +109,6 @@ def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
             found = sha256_file(path)
             if found != wanted.sha256:
                 yield f"{path} has the SHA-256 {found}, the published file {wanted.sha256}."
-
-
-def _other_classes(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
-    """Class names, and classes of images, that a split file has other than the set's own files."""
-    if not isinstance(benchmark, CoopSet) or not benchmark.has_split(folder):
-        return
-    if not all((folder / path).exists() for path in benchmark.own_reads):
-        return
-    try:
-        own = benchmark.own_split(folder)
-    except KdedgeError as error:
-        log.info("Class names were not compared: %s", error)
-        return
-    pairs = itertools.zip_longest(class_names, own.class_names)
-    wrong = [pair for pair in pairs if pair[0] != pair[1]]
-    if wrong:
-        named, expected = wrong[0]
-        yield (
-            f"{len(wrong)} class names of {benchmark.split_file} are not those of the set's own"
-            f' files, first "{named}", there "{expected}".'
-        )
-        return
-    labels = dict(itertools.chain.from_iterable(own.parts.values()))
-    rows = itertools.chain.from_iterable(benchmark.read_split(folder).parts.values())
-    moved = [(path, label) for path, label in rows if labels.get(path, label) != label]
-    if moved:
-        path, label = moved[0]
-        yield (
-            f"{len(moved)} images have another class in {benchmark.split_file} than in the set's"
-            f' own files, first {path}: "{class_names[label]}", there'
-            f' "{class_names[labels[path]]}".'
-        )
 
 
 def _look_at(
@@ -189,10 +147,7 @@ def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
         yield f"{found.part} has {n_broken} images that cannot be read."
 
 
-def _split(benchmark: Benchmark, folder: Path) -> str:
-    """Names the origin of the parts: CoOp's file, the set's official parts, or kdedge."""
-    if not isinstance(benchmark, CoopSet) or benchmark.split_file is None:
-        return "the set's own"
-    if benchmark.has_split(folder):
-        return f"CoOp's, {benchmark.split_file}"
-    return f"not CoOp's: {benchmark.split_file} is missing"
+def _split(benchmark: Benchmark) -> str:
+    """Names the origin of the parts."""
+    name = benchmark.lists[0] if isinstance(benchmark, CoopSet) else ""
+    return f"CoOp's, {name}" if name.endswith(".json") else "the set's own"

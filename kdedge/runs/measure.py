@@ -127,9 +127,7 @@ def measure_logits(
     result = evaluate(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )
-    result = replace(
-        result, is_own_split=images.is_own_split, images_hash=images.hash_with(classes.names)
-    )
+    result = replace(result, images_hash=images.hash_with(classes.names))
     if temperature is not None:
         error = calibration_error_percent(logits / temperature, labels)
         result = replace(result, temperature=temperature, calibrated_ece_percent=error)

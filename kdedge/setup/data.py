@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 from kdedge.config.data_spec import n_of
 from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
 from kdedge.data.classes import benchmark_root
-from kdedge.data.few_shot import Draws
 from kdedge.data.images import check_limit, put_together, scan_by
-from kdedge.data.open import is_own_split, open_source
+from kdedge.data.open import open_source
 from kdedge.data.sources import Source, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
+from kdedge.data.split import few_shot
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
 from kdedge.progress import progress
@@ -41,10 +43,9 @@ class RecipeData:
 
     def __init__(self, recipe: Recipe, classes: Classes, workspace: Workspace) -> None:
         self._recipe, self._classes, self._workspace = recipe, classes, workspace
-        spec = recipe.data.labeled
-        shots = None if spec is None else spec.shots
-        say = workspace.say_once
-        self._draws = Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data, say=say)
+        # The protocol seeds Python's global generator; a separate one gives the same stream.
+        self._stream = random.Random(recipe.seed)  # noqa: S311
+        self._has_drawn = False
 
     def load(self, key: Key) -> Images | None:
         """Opens a source and scans its images; None if the recipe does not name it.
@@ -132,7 +133,7 @@ class RecipeData:
         images = self.require("validation", _selects("validation"))
         spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
         assert spec is not None  # require has seen to it
-        is_first_draw = spec.shots is not None and not self._draws.has_begun
+        is_first_draw = spec.shots is not None and not self._has_drawn
         if is_first_draw and labeled is not None and labeled.shots is not None:
             drawn_before = self.load("labeled")
             assert drawn_before is not None  # as it is named
@@ -145,11 +146,8 @@ class RecipeData:
         """The number of images per class that the source's spec asks for, or all."""
         if spec.shots is None:
             return images
-        return images.only(self._draw(self._draws, spec, images, spec.shots))
-
-    def _draw(self, draws: Draws, spec: SourceSpec, images: Images, shots: int) -> list[int]:
-        names = self._classes.names
-        return draws.take(spec, images.source, images.indices, shots=shots, class_names=names)
+        self._has_drawn = True
+        return images.only(draw_shots(spec, images, spec.shots, self._stream))
 
     def _unlabeled(self, spec: UnlabeledSpec, *, held_out: bool) -> Images:
         """The unlabeled images for training, or the held-out ones.
@@ -178,8 +176,8 @@ class RecipeData:
     def _draw_unlabeled(self, spec: UnlabeledSpec, per_class: int) -> Images:
         """Draws readable images of every class; labels are used for this draw only."""
         images = self._readable(spec, "unlabeled", labeled=True)
-        draws = Draws(spec, shots=per_class, seed=self._recipe.seed, data=self._recipe.data)
-        drawn = tuple(self._draw(draws, spec, images, per_class))
+        stream = random.Random(self._recipe.seed)  # noqa: S311
+        drawn = tuple(draw_shots(spec, images, per_class, stream))
         return replace(images, source=WithoutLabels(images.source), indices=drawn)
 
     def _readable(self, spec: SourceSpec, key: Key, *, labeled: bool) -> Images:
@@ -199,8 +197,7 @@ class RecipeData:
                     f" needs their labels:\n{error}\n  Remove per_class to use all images without"
                     " labels."
                 ) from error
-            is_own = is_own_split(spec, data=data)
-            images = replace(self._scan(source, key), is_own_split=is_own)
+            images = self._scan(source, key)
             known[read] = images.only(tuple(images.labels())) if labeled else images
             if self._workspace.group.is_rank0:
                 self._say_what_is_left_out(images, key, labeled=labeled)
@@ -267,3 +264,15 @@ class RecipeData:
 
 def _selects(key: Key) -> str:
     return f"selection: {key} chooses the epoch on it"
+
+
+def draw_shots(spec: SourceSpec, images: Images, shots: int, stream: random.Random) -> list[int]:
+    """Draws images of every class; gives their positions, class by class.
+
+    As in CoOp's code, a benchmark set's draw is from all its images; unreadable ones are then left
+    out without changing the others.
+    """
+    labels = [item.label for item in images.source.items]
+    pool: Iterable[int] = images.indices if spec.benchmark is None else range(len(labels))
+    readable = set(images.indices)
+    return [i for i in few_shot(labels, pool, shots=shots, stream=stream) if i in readable]

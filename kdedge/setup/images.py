@@ -20,15 +20,12 @@ class Images:
         indices: positions in the source that are used.
         skipped: unreadable images and why.
         digests: position -> hash of the image's bytes, for each readable image.
-        is_own_split: whether they are of another split of a benchmark set, as the file of the
-            published one was missing.
     """
 
     source: Source
     indices: tuple[int, ...]
     skipped: tuple[BadImage, ...]
     digests: Mapping[int, str]
-    is_own_split: bool = False
 
     @cached_property
     def list_hash(self) -> str:

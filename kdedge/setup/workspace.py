@@ -100,13 +100,9 @@ class Workspace:
 
     def warn_once(self, message: str) -> None:
         """Logs a warning once per workspace, on rank 0 only."""
-        self.say_once(logging.WARNING, message)
-
-    def say_once(self, level: int, message: str) -> None:
-        """Logs a message of a level once per workspace, on rank 0 only."""
         if self.group.is_rank0 and message not in self._said:
             self._said.add(message)
-            log.log(level, "%s", message)
+            log.warning("%s", message)
 
     def forget_tensors(self) -> None:
         """Frees the tensors that `identify` had to read, if nothing will be built."""

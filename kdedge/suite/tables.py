@@ -21,9 +21,6 @@ FIGURES = ("base", "novel", "harmonic_mean", "all")
 OFFICIAL_MARK = "†"
 """Mark after the label of a row whose recipe says `official: true`."""
 
-_OWN_SPLIT_MARK = "‡"
-"""Mark after the label of a row whose test images are not those of the published split."""
-
 _TITLES = {"base": "base", "novel": "novel", "harmonic_mean": "HM", "all": "all"}
 _SEEN = {
     "labels": "labels",
@@ -52,8 +49,6 @@ class Line:
         paper: published figures, if the suite has them.
         sees: data that the row's model learns from.
         is_official: whether one of its recipes says `official: true`.
-        is_own_split: whether test images are of another split, as the file of the published one
-            was missing.
     """
 
     recipe: str
@@ -65,13 +60,11 @@ class Line:
     paper: PaperFigures | None
     sees: Sees
     is_official: bool
-    is_own_split: bool
 
     @property
     def label(self) -> str:
-        """The row's label with its marks."""
-        marks = {OFFICIAL_MARK: self.is_official, _OWN_SPLIT_MARK: self.is_own_split}
-        return " ".join([self.row, *(mark for mark, is_so in marks.items() if is_so)])
+        """The row's label with its mark."""
+        return f"{self.row} {OFFICIAL_MARK}" if self.is_official else self.row
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,11 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     lines = []
     for (recipe, label), results in found.items():
         seeds = [_values(result) for result in results.values()]
-        lines.append(_line(plan, recipe, label, seeds, _is_own_split(results)))
+        lines.append(_line(plan, recipe, label, seeds))
     if len(plan.recipes) > 1:
         for row in suite.methods:
             own = [found[recipe, row.name] for recipe in plan.recipes]
-            is_own_split = any(map(_is_own_split, own))
-            lines.append(_line(plan, AVERAGE, row.name, _averages(own), is_own_split))
+            lines.append(_line(plan, AVERAGE, row.name, _averages(own)))
     return lines
 
 
@@ -112,10 +104,6 @@ def _by_seed(plan: Plan, outcomes: Outcomes, recipe: str, row: str) -> dict[int,
 
 def _values(result: EvalResult) -> Values:
     return {name: getattr(result, name) for name in FIGURES}
-
-
-def _is_own_split(results: Mapping[int, EvalResult]) -> bool:
-    return any(result.is_own_split for result in results.values())
 
 
 def _averages(recipes: Sequence[Mapping[int, EvalResult]]) -> list[Values]:
@@ -132,7 +120,7 @@ def _averages(recipes: Sequence[Mapping[int, EvalResult]]) -> list[Values]:
     return averages
 
 
-def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values], is_own_split: bool) -> Line:
+def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
     mean = {name: _mean(values[name] for values in seeds) for name in FIGURES}
     mean["harmonic_mean"] = _harmonic_mean(mean)
     std = {name: _std(values[name] for values in seeds) for name in FIGURES}
@@ -149,7 +137,6 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values], is_own_spl
         paper=figures,
         sees=planned[0].sees,
         is_official=any(cell.is_official for cell in plan.cells if cell.row == row),
-        is_own_split=is_own_split,
     )
 
 
@@ -225,11 +212,6 @@ def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
             f"{OFFICIAL_MARK} official: true, as in PromptKD's public code; epochs of students"
             " are chosen on the test images. Do not compare these rows with others."
         )
-    if any(line.is_own_split for line in lines):
-        found.append(
-            f"{_OWN_SPLIT_MARK} not CoOp's test images, as its split file was missing. Do not"
-            " compare these figures with published ones."
-        )
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 
 
@@ -262,14 +244,13 @@ def to_csv(lines: Sequence[Line]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     published = [f"paper_{name}" for name in FIGURES]
-    known = ["recipe", "method", *_SEEN, "official", "own_split", "n_seeds", "n_planned"]
+    known = ["recipe", "method", *_SEEN, "official", "n_seeds", "n_planned"]
     writer.writerow([*known, *names, *published])
     for line in lines:
         ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
         paper = [_published(line, name) for name in FIGURES]
         marks = [getattr(line.sees, name) for name in _SEEN]
-        marks += [line.is_official, line.is_own_split]
-        row = [line.recipe, line.row, *map(_yes_or_no, marks)]
+        row = [line.recipe, line.row, *map(_yes_or_no, [*marks, line.is_official])]
         writer.writerow([*row, line.n_seeds, line.n_planned, *ours, *paper])
     return out.getvalue()
 

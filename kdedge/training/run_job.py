@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from kdedge.config.load import dump_recipe
-from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares, choose_n_workers
 from kdedge.errors import Interrupted, RecipeError, Terminated
@@ -253,7 +252,6 @@ def _fill(run: RunFolder, job: Job) -> None:
     is_rank0 = job.setup.workspace.group.is_rank0
     if is_rank0:
         _record_images(run, job)
-        _keep_few_shot_list(job)
     with _own_rng(job):
         summary = _train(run, job)
     if is_rank0:
@@ -340,15 +338,6 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
         **summary,
         **work(job),
     )
-
-
-def _keep_few_shot_list(job: Job) -> None:
-    """Writes the list of shots of a benchmark set next to the set, once."""
-    recipe = job.setup.loaded.recipe
-    spec = recipe.data.labeled
-    has_labels = job.data.labels is not None or job.data.labeled is not None
-    if has_labels and spec is not None and spec.shots is not None:
-        keep_list(spec, shots=spec.shots, seed=recipe.seed, data=recipe.data)
 
 
 def _validation(job: Job) -> Callable[[], float] | None:

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from kdedge.clip.class_vectors import load_class_vectors
-from kdedge.data.benchmarks import dtd
+from kdedge.data.benchmarks import load_benchmark
+
+DTD = load_benchmark("dtd")
 
 NAMES = ("banded", "blotchy", "zigzagged")
 N_IMAGES = {"train": 24, "val": 3, "test": 6}
@@ -35,7 +37,7 @@ def textures(
 ) -> Path:
     """The set's folder in the current project, with a split file in CoOp's format."""
     generator = np.random.default_rng(0)
-    folder = trained / "data" / dtd.SET.folder
+    folder = trained / "data" / DTD.folder
     split: dict[str, list[list[Any]]] = {}
     for part, n_images in N_IMAGES.items():
         split[part] = []
@@ -47,7 +49,7 @@ def textures(
             Image.fromarray(pixels).save(path)
             split[part].append([f"{name}/{path.name}", i % 3, name])
     (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-    small = replace(dtd.SET, name="small", n_classes=3, n_images=N_IMAGES)
+    small = replace(DTD, name="small", n_classes=3, n_images=N_IMAGES)
     install_benchmark(small, name="small")
     recipe = Path(__file__).parents[2] / "recipes" / "dtd.yaml"
     (trained / "dtd.yaml").write_text(
@@ -76,21 +78,6 @@ def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[...,
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert tuple(found["per_class"]) == NAMES
-    assert "is_own_split" not in found
-
-
-def test_a_result_says_that_its_test_images_are_not_those_of_coops_split(
-    kdedge: Callable[..., Any], textures: Path, install_benchmark: Callable[..., None]
-) -> None:
-    (textures / "split_zhou_DescribableTextures.json").unlink()
-    by_rule = {"train": 18, "val": 6, "test": 9}
-    small = replace(dtd.SET, name="small", n_classes=3, n_images=by_rule)
-    install_benchmark(small, name="small")
-    values = ("classes={benchmark: small}", "data.test={benchmark: small, part: test}")
-    options = [word for value in values for word in ("--set", value)]
-    done = kdedge("eval", "tiny/01", *options)
-    assert "teacher: CoOp's split file was missing" in done.out, done.err
-    assert json.loads(kdedge("eval", "tiny/01", *options, "--json").out)["is_own_split"] is True
 
 
 @pytest.fixture
@@ -106,29 +93,6 @@ def teach(kdedge: Callable[..., Any], textures: Path) -> Callable[..., Any]:
     }
     options = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
     return lambda command, *more: kdedge(command, "dtd.yaml", *options, *more)
-
-
-def test_training_lists_its_shots_beside_the_set_and_takes_them_from_there(
-    teach: Callable[..., Any], textures: Path
-) -> None:
-    lists = textures / "split_fewshot"
-    assert teach("check").code == 0
-    assert not lists.exists()
-    first = teach("teach")
-    assert first.code == 0, first.err
-    (file,) = lists.iterdir()
-    assert file.name == "shot_2-seed_1.json"
-    assert [len(rows) for rows in json.loads(file.read_text()).values()] == [6, 3, 6]
-    assert "The shots are listed in" in first.err
-    again = teach("teach")
-    assert (
-        f"Using the images of part train that data/dtd/split_fewshot/{file.name} lists" in again.err
-    )
-    hashes = [
-        json.loads((Path("runs/dtd") / run / "provenance.json").read_text())["hashes"]
-        for run in ("01", "02")
-    ]
-    assert hashes[0] == hashes[1]
 
 
 def test_a_validation_part_of_few_shots_chooses_an_epoch(teach: Callable[..., Any]) -> None:

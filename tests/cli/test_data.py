@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from kdedge.cli.main import run
-from kdedge.data.benchmarks import Download, list_benchmarks, sun397
+from kdedge.data.benchmarks import Download, list_benchmarks, load_benchmark
+
+SUN397 = load_benchmark("sun397")
 
 SPLIT = {
     "train": [["1.png", 0, "abbey"], ["2.png", 1, "church"]],
@@ -40,13 +42,13 @@ def published(
             tar.addfile(member, io.BytesIO(picture.getvalue()))
     images = server.give("/images", file_server.Answer(archive.getvalue()))
     split = server.give("/split", file_server.Answer(json.dumps(SPLIT).encode()))
-    name = sun397.SPLIT_FILE
+    name = SUN397.lists[0]
     downloads = (
         Download(name="SUN397.tar.gz", urls=(images,), gives="SUN397", unpack="tar"),
         Download(name=name, urls=(split,), gives=name, n_bytes=len(json.dumps(SPLIT))),
     )
     n_images = {"train": 2, "val": 2, "test": 2}
-    small = replace(sun397.SET, name="small", downloads=downloads, n_classes=2, n_images=n_images)
+    small = replace(SUN397, name="small", downloads=downloads, n_classes=2, n_images=n_images)
     install_benchmark(small, name="small")
     return images, split
 
@@ -72,7 +74,7 @@ def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
     code, out, err = kdedge("fetch", "small")
     assert (code, out) == (
         0,
-        f"Wrote data/sun397 (SUN397, {sun397.SPLIT_FILE})\nNext: kdedge data verify small\n",
+        f"Wrote data/sun397 (SUN397, {SUN397.lists[0]})\nNext: kdedge data verify small\n",
     )
     assert err.startswith("Fetching SUN397.tar.gz from http://127.0.0.1")
     code, out, _ = kdedge("verify", "small", "--images")
@@ -100,7 +102,7 @@ def test_json_is_one_object_on_stdout(kdedge):
     assert code == 0
     assert json.loads(out) == {
         "folder": "data/sun397",
-        "new": ["SUN397", sun397.SPLIT_FILE],
+        "new": ["SUN397", SUN397.lists[0]],
         "kept": [],
     }
     _, out, _ = kdedge("list", "--json")
@@ -134,9 +136,7 @@ def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, published, 
     (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
     _, out, _ = kdedge("show", "small")
     assert "SUN397: here, from SUN397.tar.gz\n  size and SHA-256 are not known" in out
-    assert (
-        f"{sun397.SPLIT_FILE}: missing\n  {len(json.dumps(SPLIT))} bytes\n  {published[1]}" in out
-    )
+    assert f"{SUN397.lists[0]}: missing\n  {len(json.dumps(SPLIT))} bytes\n  {published[1]}" in out
     assert out.endswith("Next: kdedge data fetch small\n")
 
 
@@ -157,7 +157,7 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
 
 def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
     kdedge("fetch", "small")
-    (tmp_path / "data/sun397" / sun397.SPLIT_FILE).unlink()
+    (tmp_path / "data/sun397" / SUN397.lists[0]).unlink()
     code, _, err = kdedge("verify", "small")
     assert code == 3
     assert err.endswith("Fetch what is missing: kdedge data fetch small\n")
@@ -165,7 +165,7 @@ def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
 
 def test_without_a_network_the_exit_code_is_4(kdedge, install_benchmark):
     unreachable = Download(name="a", urls=("http://127.0.0.1:9/a",), gives="a")
-    install_benchmark(replace(sun397.SET, name="small", downloads=(unreachable,)), name="small")
+    install_benchmark(replace(SUN397, name="small", downloads=(unreachable,)), name="small")
     code, out, err = kdedge("fetch", "small")
     assert (code, out) == (4, "")
     assert "put it at data/sun397/a. It is at:\n      http://127.0.0.1:9/a\n" in err

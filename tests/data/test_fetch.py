@@ -27,9 +27,11 @@ from typing import Any
 import pytest
 
 import kdedge
-from kdedge.data.benchmarks import Download, sun397
+from kdedge.data.benchmarks import Download, load_benchmark
 from kdedge.data.fetch import Fetched, fetch
 from kdedge.errors import DataError, InUseError, KdedgeError, ResourceError, SetupError
+
+SUN397 = load_benchmark("sun397")
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -50,7 +52,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where the set's files come."""
-    return tmp_path / sun397.SET.folder
+    return tmp_path / SUN397.folder
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def fetch_files(tmp_path: Path) -> Callable[..., Fetched]:
     """Fetches a set of these files."""
 
     def run(*files: Download, root: Path = tmp_path) -> Fetched:
-        return fetch(replace(sun397.SET, downloads=files), root, waits_s=AT_ONCE)
+        return fetch(replace(SUN397, downloads=files), root, waits_s=AT_ONCE)
 
     return run
 
@@ -549,7 +551,7 @@ def test_a_disk_that_fills_up_keeps_what_came(server, file_server, fetch_files, 
         ResourceError, match=r"the disk is full.*\n.*\n.*run the same command again to continue"
     ):
         fetch_files(plain(url), root=disk)
-    kept = disk / sun397.SET.folder / f"{FILE}.part"
+    kept = disk / SUN397.folder / f"{FILE}.part"
     assert kept.stat().st_size > 300_000
     assert BODY.startswith(kept.read_bytes())
 
@@ -631,11 +633,11 @@ FETCH = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from kdedge.data.benchmarks import sun397
+from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.benchmarks import Download
 from kdedge.data.fetch import fetch
 archive = Download(name="a.tgz", urls=(sys.argv[2],), gives="images", unpack="tar")
-fetch(replace(sun397.SET, downloads=(archive,)), Path(sys.argv[1]))
+fetch(replace(load_benchmark("sun397"), downloads=(archive,)), Path(sys.argv[1]))
 """
 
 

@@ -7,7 +7,6 @@ import io
 import random
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,23 +235,7 @@ def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, outcomes:
     assert to_record(plan, outcomes, lines)["lines"][2]["is_official"]
 
 
-def test_rows_on_other_test_images_than_the_published_are_marked(
-    plan_of: PlanOf, outcomes: Outcomes
-) -> None:
-    plan = plan_of("coop, promptkd", more="seeds: [1, 2]\n")
-    for cell in plan.cells:
-        is_own = (cell.row, cell.seed) == ("promptkd", 2)
-        finish(outcomes, cell, replace(result(60.0, 40.0, 30.0), is_own_split=is_own))
-    lines = make_lines(plan, outcomes)
-    (grid,) = make_grids(plan, lines)
-    assert [row[0] for row in grid.rows] == ["coop", "promptkd ‡"]
-    assert "‡ not CoOp's test images" in to_markdown(plan, lines)
-    rows = csv.DictReader(io.StringIO(to_csv(lines)))
-    assert [row["own_split"] for row in rows] == ["no", "yes"]
-
-
 def test_without_official_rows_nothing_is_said_of_them(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of("coop", more="seeds: [1]\n")
     text = to_markdown(plan, make_lines(plan, outcomes))
     assert "†" not in text
-    assert "‡" not in text

@@ -1,20 +1,18 @@
-"""The benchmark sets: one file per set, named after CoOp's config file.
+"""The benchmark sets: two tables, of sets in CoOp's layout and of ImageNet's family.
 
-A set's file holds `SET`. Installed packages join through the entry-point group
-`kdedge.benchmarks`: an entry point's name is that of the `Benchmark` that it points to.
+Installed packages join through the entry-point group `kdedge.benchmarks`: an entry point's name is
+that of the `Benchmark` that it points to.
 """
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 
-from kdedge.data.benchmarks._benchmark import Benchmark
-from kdedge.data.benchmarks._coop_set import CoopSet
+from kdedge.data.benchmarks._benchmark import Benchmark, Download
+from kdedge.data.benchmarks._coop import COOP_SETS, CoopSet
 from kdedge.data.benchmarks._coop_split import PARTS, Split, open_part, read_split
-from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import MissingPartsError, is_there
+from kdedge.data.benchmarks._files import MissingPartsError, is_there
+from kdedge.data.benchmarks._imagenet import IMAGENET_SETS
 from kdedge.errors import DataError, SetupError
 
 __all__ = [
@@ -31,13 +29,13 @@ __all__ = [
     "read_split",
 ]
 
-
 _GROUP = "kdedge.benchmarks"
+_OWN: dict[str, Benchmark] = {one.name: one for one in (*COOP_SETS, *IMAGENET_SETS)}
 
 
 def list_benchmarks() -> list[str]:
-    """Returns the names of the sets, without importing them."""
-    return sorted({*_own_names(), *_outside()})
+    """Returns the names of the sets, without importing those of packages."""
+    return sorted({*_OWN, *_outside()})
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -47,19 +45,13 @@ def load_benchmark(name: str) -> Benchmark:
         DataError: there is none of that name.
         SetupError: an installed package's set cannot be loaded.
     """
-    if name in _own_names():
-        benchmark: Benchmark = importlib.import_module(f"{__name__}.{name}").SET
-        return benchmark
+    if name in _OWN:
+        return _OWN[name]
     point = _outside().get(name)
     if point is None:
         known = ", ".join(list_benchmarks())
         raise DataError(f"{name} is not a known benchmark set.\n  Known: {known}.")
     return _load_outside(point)
-
-
-def _own_names() -> set[str]:
-    files = Path(__file__).parent.glob("*.py")
-    return {file.stem for file in files if not file.name.startswith("_")}
 
 
 def _outside() -> dict[str, EntryPoint]:

@@ -1,4 +1,4 @@
-"""The interface of a benchmark set."""
+"""The interface of a benchmark set, and its files' addresses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,44 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from kdedge.data.benchmarks._download import Download
 from kdedge.data.sources import FileSource
+
+MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
+"""One zip per set with its split file, but not ImageNet (PromptKD repository, DATASETS.md)."""
+
+_DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file of a benchmark set.
+
+    Attributes:
+        name: file name in the set's folder.
+        urls: the official URL first, then mirrors; empty if its terms require a manual download.
+        gives: a path below the set's folder that exists once the file is complete, or unpacked.
+        manual: instructions for a manual download, one sentence; None if there are `urls`.
+        sha256: of the file, in hex; None if unknown.
+        n_bytes: its size; None if unknown.
+        unpack: `tar` (any compression), `zip`, or None for a file that stays as it is.
+        into: folder below the set's, into which it is unpacked; "" for the set's own.
+        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it;
+            None for `gives` alone, in whichever folder of the archive that is.
+        mirror: another archive with the same content, used if no URL provides this one.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    gives: str
+    manual: str | None = None
+    sha256: str | None = None
+    n_bytes: int | None = None
+    unpack: Literal["tar", "zip"] | None = None
+    into: str = ""
+    top: str | None = ""
+    mirror: Download | None = None
 
 
 @dataclass(frozen=True)
@@ -16,33 +51,25 @@ class Benchmark(ABC):
     """One set.
 
     Attributes:
-        name: name of CoOp's config file and of the set's file here.
-        about: description; the first line is its title.
+        name: that of CoOp's config file.
+        about: its title, one sentence.
         folder: its folder below the root of all sets, as in CoOp's DATASETS.md.
         template: text with `{}` for the class name, from CoOp's trainers/zsclip.py
             (CUSTOM_TEMPLATES).
         license: terms of its images, one sentence.
         n_classes: classes of the published split.
         n_images: part (train, val or test) -> images of the published split.
-        downloads: files of the published set, without those that only kdedge's own split reads.
+        downloads: files of the published set; the last has the parts or the class names.
     """
 
     name: str
-    about: str | None
+    about: str
     folder: str
     template: str
     license: str
     n_classes: int
     n_images: Mapping[str, int]
     downloads: tuple[Download, ...]
-
-    def has_published_parts(self, folder: Path) -> bool:
-        """Whether its parts are those of the published tables; otherwise kdedge splits the images.
-
-        Args:
-            folder: the set's folder.
-        """
-        return True
 
     @abstractmethod
     def class_names(self, root: Path) -> tuple[str, ...]:
@@ -73,3 +100,48 @@ class Benchmark(ABC):
                 or the class list lacks some of the set's names.
             MissingPackage: ImageNet's list of names is missing, and so is open_clip.
         """
+
+
+def google_drive(file_id: str) -> str:
+    """Returns a Google Drive file's download address that skips the warning page of large files."""
+    return f"{_DRIVE}{file_id}"
+
+
+def mirror(
+    name: str,
+    gives: str,
+    *,
+    top: str | None = None,
+    sha256: str | None = None,
+    n_bytes: int | None = None,
+) -> Download:
+    """Returns a set's zip in the mirror, for one part of it.
+
+    Args:
+        name: of the zip.
+        gives: see `Download`, as all others.
+        top: None takes `gives` alone, wherever it is in the zip.
+        sha256: as the mirror's page has it.
+        n_bytes: as above.
+    """
+    return Download(
+        name=name,
+        urls=(f"{MIRROR}/resolve/main/{name}",),
+        gives=gives,
+        sha256=sha256,
+        n_bytes=n_bytes,
+        unpack="zip",
+        top=top,
+    )
+
+
+def describe(download: Download) -> str:
+    """Describes how to get a file, without a full stop."""
+    if download.manual is not None:
+        return download.manual.rstrip(".")
+    url = download.urls[0]
+    what = f"the content of {download.top} in {download.name}" if download.top else download.name
+    if url.startswith(_DRIVE):
+        origin = f"Google Drive file {url.removeprefix(_DRIVE)}"
+        return origin if download.unpack is None else f"Unpack {what}, {origin}"
+    return url if download.unpack is None else f"Unpack {what} from {url}"

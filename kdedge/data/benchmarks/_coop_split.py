@@ -87,11 +87,12 @@ def _read_entry(entry: Any, where: str) -> tuple[str, int, str]:
     )
     if not is_entry:
         raise DataError(f"{where} is {entry!r:.80}, expected [path, label, class name].")
-    _check_path(entry[0], where)
+    check_path(entry[0], where)
     return PurePosixPath(entry[0]).as_posix(), entry[1], entry[2]
 
 
-def _check_path(text: str, where: str) -> None:
+def check_path(text: str, where: str) -> None:
+    """Raises DataError for a path that leaves the image folder, or that no file can have."""
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or "\0" in text or "\\" in text:
         raise DataError(f"{where}: {text!r:.200} is outside of the image folder.")
@@ -99,27 +100,6 @@ def _check_path(text: str, where: str) -> None:
         os.fsencode(text)
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: {text!r:.200} cannot be a file name.") from error
-
-
-def check_rows(split: Split, *, what: str) -> None:
-    """Checks a split that kdedge made from untrusted annotations.
-
-    Args:
-        split: as made.
-        what: its origin, for messages.
-
-    Raises:
-        DataError: a path leaves the image folder, a label has no name, a name has two labels.
-    """
-    if len(set(split.class_names)) != len(split.class_names):
-        raise DataError(f"{what} has a class name twice.\n  Download the set's files again.")
-    for path, label in itertools.chain.from_iterable(split.parts.values()):
-        _check_path(path, what)
-        if not 0 <= label < len(split.class_names):
-            raise DataError(
-                f"{what}: {path} is of class {label}, counted from 0, and there are names of"
-                f" {len(split.class_names)}.\n  Get the set's files again."
-            )
 
 
 def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Common parts of ImageNet and its variants: class names by WordNet id, folders of images.
+"""ImageNet and its variants: class names by WordNet id, folders of images.
 
 Names come from CoOp's `classnames.txt` in the set's folder or ImageNet's, if it exists. Otherwise
 they come from open_clip's IMAGENET_CLASSNAMES, a later revision of the same list that differs in
@@ -16,25 +16,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks._annotations import folders_in, images_in, read_lines, unexpected
-from kdedge.data.benchmarks._benchmark import Benchmark
+from kdedge.data.benchmarks._benchmark import Benchmark, Download, describe, google_drive, mirror
 from kdedge.data.benchmarks._coop_split import Split, open_part
-from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import describe, google_drive, is_there, require
+from kdedge.data.benchmarks._files import (
+    folders_in,
+    images_in,
+    is_there,
+    read_lines,
+    require,
+    unexpected,
+)
 from kdedge.data.sources import FileSource
 from kdedge.errors import DataError, MissingPackage
 
 log = logging.getLogger(__name__)
 
-CLASS_NAMES = "classnames.txt"
-CLASS_NAMES_DOWNLOAD = Download(
-    name=CLASS_NAMES,
+_CLASS_NAMES = "classnames.txt"
+_CLASS_NAMES_FILE = Download(
+    name=_CLASS_NAMES,
     urls=(google_drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"),),
-    gives=CLASS_NAMES,
+    gives=_CLASS_NAMES,
 )
 """CoOp's DATASETS.md."""
 
-LICENSE_OF_VARIANTS = (
+_LICENSE_OF_VARIANTS = (
     "MIT license for the collection; the pictures belong to their makers: non-commercial research,"
     " as with ImageNet"
 )
@@ -116,7 +121,7 @@ class FolderSet(Benchmark):
 
 def _read_names(root: Path, folder: str) -> dict[str, str]:
     """WordNet id -> class name, of all 1000 and in their order, no name twice."""
-    files = [root / place / CLASS_NAMES for place in (folder, _IMAGENET)]
+    files = [root / place / _CLASS_NAMES for place in (folder, _IMAGENET)]
     file = next((file for file in files if is_there(file)), None)
     names = _names_of_open_clip(files[0]) if file is None else _names_of_file(file)
     counts = Counter(names.values())
@@ -141,13 +146,160 @@ def _names_of_open_clip(file: Path) -> dict[str, str]:
         from timm.data import ImageNetInfo
     except ImportError as error:
         raise MissingPackage(
-            "open_clip_torch", extra="train", purpose=f"ImageNet without {CLASS_NAMES}"
+            "open_clip_torch", extra="train", purpose=f"ImageNet without {_CLASS_NAMES}"
         ) from error
     log.warning(
         "%s is missing: ImageNet's class names are open_clip's, some of which differ from"
         " CoOp's.\n  To get it: %s.",
         file,
-        describe(CLASS_NAMES_DOWNLOAD),
+        describe(_CLASS_NAMES_FILE),
     )
     wordnet_ids = ImageNetInfo("imagenet-1k").label_names()
     return dict(zip(wordnet_ids, IMAGENET_CLASSNAMES, strict=True))
+
+
+# The variants have no training part: the public code of PromptKD distills on the images that it is
+# then tested on, without their labels (arXiv:2403.02781, section 4.1, and its datasets folder), and
+# so do `train` and `test` here name the same images. Addresses are from CoOp's DATASETS.md.
+IMAGENET_SETS = (
+    # The published tables test on the official validation images, which are the part `test` here;
+    # there is no part `val`. Labels are sorted WordNet ids, files are sorted by path
+    # (github.com/KaiyangZhou/CoOp, datasets/imagenet.py).
+    FolderSet(
+        name="imagenet",
+        about="ImageNet: photos of 1000 classes (ILSVRC 2012; arXiv:1409.0575).",
+        folder="imagenet",
+        template="a photo of a {}.",
+        license="for non-commercial research and education, after registering at image-net.org",
+        n_classes=1000,
+        # arXiv:2403.02781, table 8
+        n_images={"train": 1_281_167, "test": 50_000},
+        images={"train": "images/train", "test": "images/val"},
+        downloads=(
+            Download(
+                name="images/train",
+                urls=(),
+                gives="images/train",
+                manual="Register at https://image-net.org, fetch ILSVRC2012_img_train.tar, and"
+                " unpack it and the tar file of each class, into a folder named as that.",
+            ),
+            Download(
+                name="images/val",
+                urls=(),
+                gives="images/val",
+                manual="Register at https://image-net.org, fetch ILSVRC2012_img_val.tar, and sort"
+                " its images into class folders as those of the training images.",
+            ),
+            _CLASS_NAMES_FILE,
+        ),
+    ),
+    # The class folders 0 to 999 are positions in the list of names (github.com/KaiyangZhou/CoOp,
+    # datasets/imagenetv2.py).
+    FolderSet(
+        name="imagenetv2",
+        about="ImageNet-V2, matched frequency: new photos of its classes (arXiv:1902.10811).",
+        folder="imagenetv2",
+        template="a photo of a {}.",
+        license="Flickr's pictures, to be used as ImageNet is (github.com/modestyachts/ImageNetV2)",
+        n_classes=1000,
+        # arXiv:1902.10811
+        n_images={"test": 10_000},
+        images=dict.fromkeys(("train", "test"), "imagenetv2-matched-frequency-format-val"),
+        is_numbered=True,
+        # Hash from tensorflow_datasets, imagenet_v2/checksums.tsv
+        downloads=(
+            Download(
+                name="imagenetv2-matched-frequency.tar.gz",
+                urls=(
+                    "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
+                    "https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz",
+                ),
+                gives="imagenetv2-matched-frequency-format-val",
+                sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
+                n_bytes=1_264_079_360,
+                unpack="tar",
+                mirror=mirror("imagenetv2.zip", "imagenetv2-matched-frequency-format-val"),
+            ),
+            _CLASS_NAMES_FILE,
+        ),
+    ),
+    # Labels are sorted WordNet ids (github.com/KaiyangZhou/CoOp, datasets/imagenet_sketch.py).
+    FolderSet(
+        name="imagenet_sketch",
+        about="ImageNet-Sketch: black-and-white sketches of ImageNet's classes (arXiv:1905.13549).",
+        folder="imagenet-sketch",
+        template="a photo of a {}.",
+        license=_LICENSE_OF_VARIANTS,
+        n_classes=1000,
+        # arXiv:1905.13549
+        n_images={"test": 50_889},
+        images=dict.fromkeys(("train", "test"), "images"),
+        # Hash from tensorflow_datasets, imagenet_sketch/checksums.tsv
+        downloads=(
+            Download(
+                name="ImageNet-Sketch.zip",
+                urls=(google_drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"),),
+                gives="images",
+                sha256="4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed",
+                n_bytes=7_593_573_012,
+                unpack="zip",
+                into="images",
+                top="sketch",
+                mirror=mirror("imagenet-sketch.zip", "images"),
+            ),
+            _CLASS_NAMES_FILE,
+        ),
+    ),
+    # Labels are sorted WordNet ids of the folders that are there, and only their 200 names compete
+    # (github.com/KaiyangZhou/CoOp, datasets/imagenet_a.py).
+    FolderSet(
+        name="imagenet_a",
+        about="ImageNet-A: photos of 200 classes that fool its models (arXiv:1907.07174).",
+        folder="imagenet-adversarial",
+        template="a photo of a {}.",
+        license=_LICENSE_OF_VARIANTS,
+        n_classes=200,
+        # arXiv:1907.07174
+        n_images={"test": 7_500},
+        images=dict.fromkeys(("train", "test"), "imagenet-a"),
+        # Hash from tensorflow_datasets, imagenet_a/checksums.tsv
+        downloads=(
+            Download(
+                name="imagenet-a.tar",
+                urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",),
+                gives="imagenet-a",
+                sha256="3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
+                n_bytes=687_552_512,
+                unpack="tar",
+                mirror=mirror("imagenet-adversarial.zip", "imagenet-a"),
+            ),
+            _CLASS_NAMES_FILE,
+        ),
+    ),
+    # Labels are sorted WordNet ids of the folders that are there, and only their 200 names compete
+    # (github.com/KaiyangZhou/CoOp, datasets/imagenet_r.py).
+    FolderSet(
+        name="imagenet_r",
+        about="ImageNet-R: drawings, toys and other renditions of 200 classes (arXiv:2006.16241).",
+        folder="imagenet-rendition",
+        template="a photo of a {}.",
+        license=_LICENSE_OF_VARIANTS,
+        n_classes=200,
+        # arXiv:2006.16241
+        n_images={"test": 30_000},
+        images=dict.fromkeys(("train", "test"), "imagenet-r"),
+        # Hash from tensorflow_datasets, imagenet_r/checksums.tsv
+        downloads=(
+            Download(
+                name="imagenet-r.tar",
+                urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",),
+                gives="imagenet-r",
+                sha256="18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
+                n_bytes=2_191_079_936,
+                unpack="tar",
+                mirror=mirror("imagenet-rendition.zip", "imagenet-r"),
+            ),
+            _CLASS_NAMES_FILE,
+        ),
+    ),
+)

@@ -3,8 +3,10 @@ import pickle
 
 import pytest
 
-from kdedge.data.benchmarks import open_part, read_split, sun397
+from kdedge.data.benchmarks import load_benchmark, open_part, read_split
 from kdedge.errors import DataError
+
+SUN397 = load_benchmark("sun397")
 
 SPLIT = {
     "train": [["c/a.jpg", 1, "church"], ["a/b.jpg", 0, "abbey"]],
@@ -85,7 +87,7 @@ def test_what_is_no_split_file_is_refused(tmp_path, value):
 
 def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):
     with pytest.raises(DataError) as caught:
-        sun397.SET.open_source(tmp_path, part="train", class_names=(), labeled=False)
+        SUN397.open_source(tmp_path, part="train", class_names=(), labeled=False)
     message = str(caught.value)
     assert f"{tmp_path}/sun397/SUN397: Unpack SUN397.tar.gz" in message
     assert f"{tmp_path}/sun397/split_zhou_SUN397.json: Google Drive file" in message
@@ -93,8 +95,8 @@ def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):
 
 
 def published_like_split():
-    rows = {part: [] for part in sun397.SET.n_images}
-    for part, count in sun397.SET.n_images.items():
+    rows = {part: [] for part in SUN397.n_images}
+    for part, count in SUN397.n_images.items():
         for i in range(count):
             label = i % 397
             rows[part].append([f"{part}/{i}.jpg", label, f"scene {label}"])
@@ -106,11 +108,11 @@ def test_sun397_has_the_published_counts(tmp_path):
     (folder / "SUN397").mkdir(parents=True)
     rows = published_like_split()
     (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
-    names = sun397.SET.class_names(tmp_path)
+    names = SUN397.class_names(tmp_path)
     assert len(names) == 397
-    source = sun397.SET.open_source(tmp_path, part="test", class_names=names, labeled=True)
+    source = SUN397.open_source(tmp_path, part="test", class_names=names, labeled=True)
     assert len(source.items) == 19_850
     rows["train"].pop()
     (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match="the published split 397"):
-        sun397.SET.class_names(tmp_path)
+        SUN397.class_names(tmp_path)

@@ -46,7 +46,7 @@ def textures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def splits(tmp_path: Path) -> Path:
-    """A checkout with DTD's split file and its 15 few-shot lists."""
+    """A checkout with DTD's split file."""
     folder = tmp_path / "splits"
     rows = {
         part: [
@@ -57,21 +57,6 @@ def splits(tmp_path: Path) -> Path:
         for part, images in PARTS.items()
     }
     write(folder / "splits" / "split_zhou_DescribableTextures.json", json.dumps(rows).encode())
-    public = {
-        part: {
-            "data": [
-                {"impath": f"./data/dtd/images/{path}", "label": label, "classname": name}
-                for path, label, name in rows[part]
-            ]
-        }
-        for part in ("train", "val")
-    }
-    for shots in (1, 2, 4, 8, 16):
-        for seed in (1, 2, 3):
-            write(
-                folder / "indices" / "dtd" / f"shot_{shots}-seed_{seed}.json",
-                json.dumps(public).encode(),
-            )
     return folder
 
 
@@ -109,14 +94,6 @@ def test_a_git_directory_gives_the_same_as_its_checkout(
         for part, images in PARTS.items()
         for name in CLASSES
         for i in images
-    )
-
-
-def test_a_few_shot_list_is_a_split_file_where_kdedge_looks(splits: Path, tmp_path: Path) -> None:
-    lay_out(tmp_path / "sets", splits=splits)
-    rows = json.loads((tmp_path / "sets/dtd/split_fewshot/shot_16-seed_2.json").read_text())
-    assert rows == json.loads(
-        (tmp_path / "sets/dtd/split_zhou_DescribableTextures.json").read_text()
     )
 
 

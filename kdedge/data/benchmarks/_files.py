@@ -1,4 +1,4 @@
-"""URLs of the sets' files, and the error for missing files."""
+"""What a set's folder has, and the error for what it lacks."""
 
 from __future__ import annotations
 
@@ -6,62 +6,15 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks._benchmark import MIRROR, Download, describe
+from kdedge.data.sources import IMAGE_EXTENSIONS
 from kdedge.errors import DataError
 
-MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
-"""One zip per set with its split file, but not ImageNet (PromptKD repository, DATASETS.md)."""
-
-_DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 class MissingPartsError(DataError):
     """Parts of a set are missing from its folder."""
-
-
-def google_drive(file_id: str) -> str:
-    """Returns a Google Drive file's download address that skips the warning page of large files."""
-    return f"{_DRIVE}{file_id}"
-
-
-def mirror(
-    name: str,
-    gives: str,
-    *,
-    top: str | None = None,
-    sha256: str | None = None,
-    n_bytes: int | None = None,
-) -> Download:
-    """Returns a set's zip in the mirror, for one part of it.
-
-    Args:
-        name: of the zip.
-        gives: see `Download`, as all others.
-        top: None takes `gives` alone, wherever it is in the zip.
-        sha256: as the mirror's page has it.
-        n_bytes: as above.
-    """
-    return Download(
-        name=name,
-        urls=(f"{MIRROR}/resolve/main/{name}",),
-        gives=gives,
-        sha256=sha256,
-        n_bytes=n_bytes,
-        unpack="zip",
-        top=top,
-    )
-
-
-def describe(download: Download) -> str:
-    """Describes how to get a file, without a full stop."""
-    if download.manual is not None:
-        return download.manual.rstrip(".")
-    url = download.urls[0]
-    what = f"the content of {download.top} in {download.name}" if download.top else download.name
-    if url.startswith(_DRIVE):
-        origin = f"Google Drive file {url.removeprefix(_DRIVE)}"
-        return origin if download.unpack is None else f"Unpack {what}, {origin}"
-    return url if download.unpack is None else f"Unpack {what} from {url}"
 
 
 def is_there(path: Path) -> bool:
@@ -117,3 +70,53 @@ def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[
         f" {folder.parent}.\n"
         "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
     )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the stripped, non-empty lines of a UTF-8 text file.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise DataError(
+            f"{path} cannot be read: {str(reason).lower()}.\n  Get the set's file again."
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def unexpected(path: Path, got: str, expected: str) -> DataError:
+    """Returns the error for an annotation that differs from the published files."""
+    return DataError(f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file again.")
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Returns the sorted names of the folders in a folder, without hidden ones.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    return sorted(path.name for path in _listed(folder) if path.is_dir())
+
+
+def images_in(folder: Path) -> list[str]:
+    """Returns the sorted names of the image files in a folder, without hidden ones.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    return sorted(path.name for path in _listed(folder) if path.name.lower().endswith(_SUFFIXES))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The entries of a folder that are not hidden."""
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be listed: {str(error.strerror).lower()}.\n"
+            "  Get the set's images again."
+        ) from error

@@ -1,0 +1,454 @@
+"""Ten sets in CoOp's layout: nine with its split file, and one in parts of its own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge.data.benchmarks._benchmark import Benchmark, Download, describe, google_drive, mirror
+from kdedge.data.benchmarks._coop_split import (
+    PARTS,
+    Split,
+    check_counts,
+    check_path,
+    open_part,
+    read_split,
+)
+from kdedge.data.benchmarks._files import is_there, nested, read_lines, require, unexpected
+from kdedge.data.sources import FileSource, is_file
+
+
+@dataclass(frozen=True)
+class CoopSet(Benchmark):
+    """One set.
+
+    Attributes:
+        image_root: folder, below the set's, that paths in the split file start at; "" for the
+            set's.
+        images: paths below its folder that hold the images.
+        lists: files below its folder that name the images of each part: CoOp's split file.
+    """
+
+    image_root: str
+    images: tuple[str, ...]
+    lists: tuple[str, ...]
+
+    def class_names(self, root: Path) -> tuple[str, ...]:
+        """See `Benchmark.class_names`."""
+        return self._read(root, with_images=False).class_names
+
+    def open_source(
+        self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
+    ) -> FileSource:
+        """See `Benchmark.open_source`."""
+        split = self._read(root, with_images=True)
+        folder = root / self.folder
+        self._refuse_nested(folder, split)
+        return open_part(
+            folder / self.image_root, split, part=part, class_names=class_names, labeled=labeled
+        )
+
+    def read_split(self, folder: Path) -> Split:
+        """Reads the parts from CoOp's split file in the set's folder.
+
+        Raises:
+            DataError: it is not a split file.
+        """
+        root = shlex.quote(str(folder.parent))
+        remedy = (
+            f"Remove it and run: kdedge data fetch {self.name} --data {root}\n"
+            f"  Or put the published file in its place: {self._origin}."
+        )
+        return read_split(folder / self.lists[0], remedy=remedy)
+
+    def _refuse_nested(self, folder: Path, split: Split) -> None:
+        """Raises DataError where an archive was unpacked into the folder that it makes."""
+        first = next((folder / self.image_root / path for path, _ in split.parts["train"]), None)
+        if first is None or is_file(first):
+            return
+        for outer in (folder / path for path in self.images):
+            inner = outer / outer.name
+            if first.is_relative_to(outer) and is_file(inner / first.relative_to(outer)):
+                raise nested(outer, inner)
+
+    @property
+    def _origin(self) -> str:
+        """Where to get what defines the parts: the last download."""
+        return describe(self.downloads[-1])
+
+    def _read(self, root: Path, *, with_images: bool) -> Split:
+        folder = root / self.folder
+        needed = (*(self.images if with_images else ()), *self.lists)
+        if not all(is_there(folder / path) for path in needed):
+            wanted = [download.gives for download in self.downloads]
+            require(self.name, folder, wanted, self.downloads)
+        split = self.read_split(folder)
+        check_counts(
+            split,
+            what=str(folder / self.lists[0]),
+            n_classes=self.n_classes,
+            n_images=self.n_images,
+            remedy=f"Get the published file: {self._origin}.",
+        )
+        return split
+
+
+class AircraftSet(CoopSet):
+    """FGVC-Aircraft, whose lists are the class names and then, for each part, image and name."""
+
+    def read_split(self, folder: Path) -> Split:
+        """Reads the official parts.
+
+        Raises:
+            DataError: a list differs from the published one.
+        """
+        variants, *lists = self.lists
+        names = read_lines(folder / variants)
+        labels = {name: label for label, name in enumerate(names)}
+        parts = {}
+        for part, file in zip(PARTS, lists, strict=True):
+            rows = []
+            for line in read_lines(folder / file):
+                image, _, name = line.partition(" ")
+                if name not in labels:
+                    raise unexpected(folder / file, line, f"an image and a line of {variants}")
+                check_path(f"{image}.jpg", str(folder / file))
+                rows.append((f"{image}.jpg", labels[name]))
+            parts[part] = tuple(rows)
+        return Split(tuple(names), parts)
+
+
+def _split_file(
+    name: str, drive_id: str, *, sha256: str | None = None, n_bytes: int | None = None
+) -> Download:
+    """CoOp's split file, from the address in its DATASETS.md."""
+    urls = (google_drive(drive_id),)
+    return Download(name=name, urls=urls, gives=name, sha256=sha256, n_bytes=n_bytes)
+
+
+# Counts are from arXiv:2403.02781, table 8; val by difference; addresses from CoOp's DATASETS.md.
+COOP_SETS: tuple[CoopSet, ...] = (
+    # 100 of the 102 folders are classes, in byte order, so that names with capitals come first.
+    # CoOp leaves out the background and the second folder of faces and renames four
+    # (github.com/KaiyangZhou/CoOp, datasets/caltech101.py).
+    CoopSet(
+        name="caltech101",
+        about="Caltech101: pictures of objects (Fei-Fei et al., 2004).",
+        folder="caltech-101",
+        template="a photo of a {}.",
+        license="CC BY 4.0 (data.caltech.edu/records/mzrjq-6wc02)",
+        n_classes=100,
+        n_images={"train": 4_128, "val": 1_649, "test": 2_465},
+        image_root="101_ObjectCategories",
+        images=("101_ObjectCategories",),
+        lists=("split_zhou_Caltech101.json",),
+        downloads=(
+            Download(
+                name="101_ObjectCategories.tar.gz",
+                urls=(
+                    "http://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
+                    google_drive("137RyRjvTBkBiIfeYBNZBtViDHQ6_Ewsp"),
+                ),
+                gives="101_ObjectCategories",
+                # Of the second address (tensorflow_datasets, caltech101/checksums.tsv)
+                sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
+                n_bytes=131_740_031,
+                unpack="tar",
+                mirror=mirror("caltech-101.zip", "101_ObjectCategories"),
+            ),
+            _split_file("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
+        ),
+    ),
+    # Labels are the annotation files' breed ids, in alphabetical order ignoring case. Class names
+    # are image file names without the number, in lower case (github.com/KaiyangZhou/CoOp,
+    # datasets/oxford_pets.py).
+    CoopSet(
+        name="oxford_pets",
+        about="OxfordPets: 37 breeds of cats and dogs (Parkhi et al., CVPR 2012).",
+        folder="oxford_pets",
+        template="a photo of a {}, a type of pet.",
+        license="CC BY-SA 4.0; the pictures belong to their makers"
+        " (www.robots.ox.ac.uk/~vgg/data/pets)",
+        n_classes=37,
+        n_images={"train": 2_944, "val": 736, "test": 3_669},
+        image_root="images",
+        images=("images",),
+        lists=("split_zhou_OxfordPets.json",),
+        # Hash from tensorflow_datasets, oxford_iiit_pet/checksums.tsv
+        downloads=(
+            Download(
+                name="images.tar.gz",
+                urls=(
+                    "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
+                    "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
+                ),
+                gives="images",
+                sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
+                n_bytes=791_918_971,
+                unpack="tar",
+                mirror=mirror("oxford_pets.zip", "images"),
+            ),
+            _split_file("split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
+        ),
+    ),
+    # Labels are the development kit's class numbers; a name has the year in front, which the kit
+    # has at the end (github.com/KaiyangZhou/CoOp, datasets/stanford_cars.py).
+    CoopSet(
+        name="stanford_cars",
+        about="StanfordCars: 196 models of cars (Krause et al., 3dRR 2013).",
+        folder="stanford_cars",
+        template="a photo of a {}.",
+        license="none stated with the files; see ai.stanford.edu/~jkrause/cars/car_dataset.html",
+        n_classes=196,
+        n_images={"train": 6_509, "val": 1_635, "test": 8_041},
+        image_root="",
+        images=("cars_train", "cars_test"),
+        lists=("split_zhou_StanfordCars.json",),
+        # Hashes from tensorflow_datasets, url_checksums/cars196.txt
+        downloads=(
+            Download(
+                name="cars_train.tgz",
+                urls=("http://ai.stanford.edu/~jkrause/car196/cars_train.tgz",),
+                gives="cars_train",
+                sha256="512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
+                n_bytes=979_269_282,
+                unpack="tar",
+                mirror=mirror("stanford_cars.zip", "cars_train"),
+            ),
+            Download(
+                name="cars_test.tgz",
+                urls=("http://ai.stanford.edu/~jkrause/car196/cars_test.tgz",),
+                gives="cars_test",
+                sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
+                n_bytes=977_350_468,
+                unpack="tar",
+                mirror=mirror("stanford_cars.zip", "cars_test"),
+            ),
+            _split_file("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
+        ),
+    ),
+    # Labels are the set's numbers 1 to 102, less one (github.com/KaiyangZhou/CoOp,
+    # datasets/oxford_flowers.py).
+    CoopSet(
+        name="oxford_flowers",
+        about="Flowers102: 102 kinds of flowers (Nilsback and Zisserman, ICVGIP 2008).",
+        folder="oxford_flowers",
+        template="a photo of a {}, a type of flower.",
+        license="none stated; the pictures belong to their makers"
+        " (www.robots.ox.ac.uk/~vgg/data/flowers)",
+        n_classes=102,
+        n_images={"train": 4_093, "val": 1_633, "test": 2_463},
+        image_root="jpg",
+        images=("jpg",),
+        lists=("split_zhou_OxfordFlowers.json",),
+        # Hash from tensorflow_datasets, oxford_flowers102/checksums.tsv
+        downloads=(
+            Download(
+                name="102flowers.tgz",
+                urls=("https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",),
+                gives="jpg",
+                sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+                n_bytes=344_862_509,
+                unpack="tar",
+                mirror=mirror("oxford_flowers.zip", "jpg"),
+            ),
+            _split_file("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
+        ),
+    ),
+    # CoOp's split is not the set's own in `meta/`: it is drawn from all images, so that its test
+    # images may be official training images. Labels are sorted folder names, names are those
+    # (github.com/KaiyangZhou/CoOp, datasets/food101.py).
+    CoopSet(
+        name="food101",
+        about="Food101: pictures of 101 dishes (Bossard et al., ECCV 2014).",
+        folder="food-101",
+        template="a photo of {}, a type of food.",
+        license="Foodspotting's pictures: beyond scientific fair use, ask their owners",
+        n_classes=101,
+        n_images={"train": 50_500, "val": 20_200, "test": 30_300},
+        image_root="images",
+        images=("images",),
+        lists=("split_zhou_Food101.json",),
+        # Hash from tensorflow_datasets, url_checksums/food101.txt
+        downloads=(
+            Download(
+                name="food-101.tar.gz",
+                urls=("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",),
+                gives="images",
+                sha256="d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
+                n_bytes=4_996_278_331,
+                unpack="tar",
+                top="food-101",
+                mirror=mirror("food101.zip", "images"),
+            ),
+            _split_file("split_zhou_Food101.json", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
+        ),
+    ),
+    # The parts are the set's own; labels follow `variants.txt`, names are its lines
+    # (github.com/KaiyangZhou/CoOp, datasets/fgvc_aircraft.py).
+    AircraftSet(
+        name="fgvc_aircraft",
+        about="FGVC-Aircraft: photos of 100 variants of aircraft (Maji et al., arXiv:1306.5151).",
+        folder="fgvc_aircraft",
+        template="a photo of a {}, a type of aircraft.",
+        license="for non-commercial research; the photos belong to their makers (the set's own"
+        " README)",
+        n_classes=100,
+        # arXiv:1306.5151; arXiv:2403.02781, table 8
+        n_images={"train": 3_334, "val": 3_333, "test": 3_333},
+        image_root="images",
+        images=("images",),
+        lists=("variants.txt", *(f"images_variant_{part}.txt" for part in PARTS)),
+        # Hash from tensorflow_datasets, url_checksums/fgvc.txt
+        downloads=(
+            Download(
+                name="fgvc-aircraft-2013b.tar.gz",
+                urls=(
+                    "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                ),
+                gives="images",
+                sha256="d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
+                n_bytes=2_770_575_360,
+                unpack="tar",
+                top="fgvc-aircraft-2013b/data",
+                mirror=mirror("fgvc_aircraft.zip", "images", top="fgvc_aircraft"),  # with its lists
+            ),
+        ),
+    ),
+    # Labels follow the order of the set's `ClassName.txt`; names are its paths without the first
+    # letter, read backwards: `/c/church/indoor` is "indoor church" (github.com/KaiyangZhou/CoOp,
+    # datasets/sun397.py).
+    CoopSet(
+        name="sun397",
+        about="SUN397: 397 kinds of scenes (Xiao et al., CVPR 2010).",
+        folder="sun397",
+        template="a photo of a {}.",
+        license="for research, under the SUN database's terms"
+        " (vision.princeton.edu/projects/2010/SUN)",
+        n_classes=397,
+        n_images={"train": 15_880, "val": 3_970, "test": 19_850},
+        image_root="SUN397",
+        images=("SUN397",),
+        lists=("split_zhou_SUN397.json",),
+        # Hash from tensorflow_datasets, sun397/checksums.tsv. The official URL is
+        # gone (github.com/pytorch/vision/issues/9348).
+        downloads=(
+            Download(
+                name="SUN397.tar.gz",
+                urls=("https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
+                gives="SUN397",
+                sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
+                n_bytes=39_077_296_924,
+                unpack="tar",
+                mirror=mirror(
+                    "sun397.zip",
+                    "SUN397",
+                    sha256="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722",
+                    n_bytes=39_182_693_483,
+                ),
+            ),
+            _split_file("split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
+        ),
+    ),
+    # CoOp's split is not one of the set's own ten in `labels/`: it is drawn from all images. Labels
+    # are sorted folder names, names are those (github.com/KaiyangZhou/CoOp, datasets/dtd.py).
+    CoopSet(
+        name="dtd",
+        about="DTD: 47 describable textures (Cimpoi et al., CVPR 2014).",
+        folder="dtd",
+        template="{} texture.",
+        license="for research (www.robots.ox.ac.uk/~vgg/data/dtd)",
+        n_classes=47,
+        n_images={"train": 2_820, "val": 1_128, "test": 1_692},
+        image_root="images",
+        images=("images",),
+        lists=("split_zhou_DescribableTextures.json",),
+        # The archive's hash from tensorflow_datasets, url_checksums/dtd.txt
+        downloads=(
+            Download(
+                name="dtd-r1.0.1.tar.gz",
+                urls=("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",),
+                gives="images",
+                sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
+                n_bytes=625_239_812,
+                unpack="tar",
+                top="dtd",
+                mirror=mirror(
+                    "dtd.zip",
+                    "images",
+                    sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b",
+                    n_bytes=626_071_992,
+                ),
+            ),
+            _split_file(
+                "split_zhou_DescribableTextures.json",
+                "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x",
+                sha256="f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38",
+                n_bytes=563_702,
+            ),
+        ),
+    ),
+    # Labels are sorted folder names; CoOp writes most of them out for the texts
+    # (github.com/KaiyangZhou/CoOp, datasets/eurosat.py).
+    CoopSet(
+        name="eurosat",
+        about="EuroSAT: satellite pictures of 10 kinds of land (Helber et al., arXiv:1709.00029).",
+        folder="eurosat",
+        template="a centered satellite photo of {}.",
+        license="MIT license (github.com/phelber/EuroSAT); Sentinel data are free to use",
+        n_classes=10,
+        n_images={"train": 13_500, "val": 5_400, "test": 8_100},
+        image_root="2750",
+        images=("2750",),
+        lists=("split_zhou_EuroSAT.json",),
+        # The archive's hash from tensorflow_datasets, url_checksums/eurosat.txt
+        downloads=(
+            Download(
+                name="EuroSAT.zip",
+                urls=("http://madm.dfki.de/files/sentinel/EuroSAT.zip",),
+                gives="2750",
+                sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
+                n_bytes=94_280_567,
+                unpack="zip",
+                mirror=mirror(
+                    "eurosat.zip",
+                    "2750",
+                    sha256="cedceda1690cad47bc3b41eb6bf2d0a134ec7413558128409928829f06c74613",
+                    n_bytes=94_808_536,
+                ),
+            ),
+            _split_file(
+                "split_zhou_EuroSAT.json",
+                "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o",
+                sha256="541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
+                n_bytes=3_006_492,
+            ),
+        ),
+    ),
+    # Labels are the numbers of `classInd.txt`, less one; a name is the action's with an underscore
+    # before each capital (github.com/KaiyangZhou/CoOp, datasets/ucf101.py).
+    CoopSet(
+        name="ucf101",
+        about="UCF101: middle frames of videos of 101 actions (Soomro et al., arXiv:1212.0402).",
+        folder="ucf101",
+        template="a photo of a person doing {}.",
+        license="none stated; videos of YouTube (www.crcv.ucf.edu/data/UCF101.php)",
+        n_classes=101,
+        n_images={"train": 7_639, "val": 1_898, "test": 3_783},
+        image_root="UCF-101-midframes",
+        images=("UCF-101-midframes",),
+        lists=("split_zhou_UCF101.json",),
+        downloads=(
+            Download(
+                name="UCF-101-midframes.zip",
+                urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
+                gives="UCF-101-midframes",
+                unpack="zip",
+                mirror=mirror("ucf101.zip", "UCF-101-midframes"),
+            ),
+            _split_file("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
+        ),
+    ),
+)
