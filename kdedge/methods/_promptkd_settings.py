@@ -123,9 +123,9 @@ class Settings(MethodSettings):
     )
     float32_losses: bool = Field(
         True,
-        description="Compute projector, logits and losses in float32 even if the forward pass is"
-        " in half precision; this default is ours. false: use the precision of the"
-        " forward pass, as in the authors' code.",
+        description="Compute projector and logits in float32 even if the forward pass is in half"
+        " precision; this default is ours. false: use the precision of the forward pass, as in the"
+        " authors' code. Losses are always computed in float32.",
     )
 
     @model_validator(mode="after")

@@ -172,7 +172,7 @@ class Method:
             return unit_length(raw if projector is None else projector(raw.float()))
 
     def _loss_precision(self, device: torch.device) -> AbstractContextManager[None]:
-        """Context manager: precision of projector, logits and losses, by `float32_losses`."""
+        """Context manager: precision of projector and logits, by `float32_losses`."""
         if self._settings.float32_losses:
             return torch.autocast(device.type, enabled=False)
         return contextlib.nullcontext()

@@ -244,7 +244,7 @@ def half(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("float32_losses", [True, False])
-def test_losses_are_in_the_forward_pass_format_only_where_that_is_asked_for(
+def test_projector_and_logits_are_in_half_precision_only_where_that_is_asked_for(
     float32_losses: bool, tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
     method = build(tiny_backbone, tiny_teacher_backbone, float32_losses=float32_losses)

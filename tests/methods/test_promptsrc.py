@@ -101,6 +101,15 @@ def test_every_prompt_learns_and_the_backbone_stays_frozen(tiny_backbone: Backbo
     assert all(p.grad is None for p in tiny_backbone.model.parameters())
 
 
+def test_the_unprompted_image_encoder_is_the_backbones_own(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, image_loss_weight=1.0)
+    trained = {id(parameter) for parameter in method.trainable_parameters().values()}
+    assert {id(parameter) for parameter in method.module.parameters()} == trained
+    unprompted = tiny_backbone.image_features(batch().images)
+    distance = (method.training_features(batch().images) - unprompted).abs().mean()
+    torch.testing.assert_close(method.losses(batch()).image, distance)
+
+
 def test_context_starts_as_the_words_embeddings(tiny_backbone: Backbone) -> None:
     table: Tensor = tiny_backbone.model.token_embedding.weight
     context = build(tiny_backbone).module.text_prompts.context

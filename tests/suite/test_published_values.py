@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.config.recipe import OptimSettings, resolve_optim
 from kdedge.config.suite import load_suite
 from kdedge.config.yaml_file import parse_yaml
@@ -54,7 +55,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check(optim: OptimSettings, settings: Mapping[str, Any], published: Mapping[str, Any]) -> None:
     """Compares every published value with the one that is used."""
     used, own = optim.model_dump(), flat(settings)
-    assert {key: used[key] for key in published.get("optim", {})} == published.get("optim", {})
+    expected = {**published.get("optim", {}), **published.get("ours", {})}
+    assert {key: used[key] for key in expected} == expected
     assert {key: own[key] for key in published["settings"]} == published["settings"]
 
 
@@ -77,6 +79,18 @@ def test_a_row_trains_with_the_published_values(
         choice = choose_method(cell.loaded, cell.role)
         assert not cell.is_official
         check(choice.optim, choice.settings.model_dump(), {**published, "optim": shared})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "published"),
+    [(name, one) for one in PUBLISHED["rows"] for name in one.get("teachers", [])],
+)
+def test_a_teacher_of_many_suites_trains_with_the_published_values(
+    recipe: str, published: dict[str, Any]
+) -> None:
+    choice = choose_method(load_recipe(shipped_recipes()[recipe]), "teacher")
+    shared = {**PUBLISHED["dassl"]["optim"], **published["optim"]}
+    check(choice.optim, choice.settings.model_dump(), {**published, "optim": shared})
 
 
 @pytest.mark.parametrize("published", PUBLISHED["methods"], ids=lambda one: one["method"])
