@@ -13,7 +13,7 @@ from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.data.batch import Batch
 from kdedge.methods import zeroshot
 from kdedge.methods.registry import load_method
-from kdedge.training.loop.precision import published_in_half
+from kdedge.training.loop.precision import Precision, published_in_half
 
 BOTH = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
 
@@ -68,6 +68,31 @@ def test_in_half_precision_is_what_the_public_code_keeps_in_it(
     module = build(name, settings, tiny_backbone).module
     names = {id(parameter): own for own, parameter in module.named_parameters()}
     assert {names[id(parameter)] for parameter in published_in_half(module)} == expected
+
+
+def test_in_half_precision_products_are_rounded_and_prompts_and_sums_are_not(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build("ivlp", BOTH, tiny_backbone)
+    seen: dict[str, set[torch.dtype]] = {"sums": set(), "products": set()}
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, inputs, output, kind=kind: seen[kind].add(
+                (inputs[0] if kind == "sums" else output).dtype
+            )
+        )
+        for name, module in tiny_backbone.model.named_modules()
+        for ending, kind in ((".ln_1", "sums"), (".ln_2", "sums"), (".c_fc", "products"))
+        if name.endswith(ending)
+    ]
+    batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    precision = Precision("fp16-unscaled", torch.device("cpu"), method.module)
+    with precision.autocast():
+        method.training_step(batch)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {"sums": {torch.float32}, "products": {torch.float16}}
+    assert {p.dtype for p in method.module.parameters()} == {torch.float32}
 
 
 def divergence_of_an_image(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
