@@ -35,7 +35,7 @@ def change_classes(
     matrix; the earlier ones stay. Removing needs no run and no torch.
 
     Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         add: names of new classes. The teacher of `run` makes their vectors.
         remove: names of classes to remove.
         run: the run that the artifact was exported from; needed to add classes.
@@ -56,7 +56,7 @@ def change_classes(
 
     added = (add,) if isinstance(add, str) else tuple(add)
     removed = (remove,) if isinstance(remove, str) else tuple(remove)
-    artifact = load_artifact(artifact_folder(source))
+    artifact = load_artifact(artifact_folder(source, root))
     if not added and not removed:
         raise RecipeError("There is no class to add or to remove.\n  Name at least one.")
     names = classes.changed_names(artifact, added, removed)  # before the slow work

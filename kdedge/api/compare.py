@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.comparison import Compared, Comparison, FailedImage, accuracies_text
-from kdedge.api.inputs import Item, open_inputs, read_item
+from kdedge.api.inputs import AnyPath, Item, open_inputs, path_list, read_item
 from kdedge.api.predict import images_text
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.evaluation.answers import Answer, AnsweredImage, compare_answers
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 def compare(
     old: Any,
     new: Any,
-    *paths: str | Path,
+    *paths: AnyPath,
     labels: bool = False,
     require_no_worse: bool = False,
     batch: int | None = None,
@@ -39,10 +39,11 @@ def compare(
     """Compares what two artifacts answer on the same images.
 
     Args:
-        old: an artifact or its folder; a run or its folder, for its newest artifact; or a file in
-            an artifact's folder, such as `model.int8.onnx`.
+        old: an artifact or a run (its newest artifact): the object, its folder, or a run's name; or
+            a file in an artifact's folder, such as `model.int8.onnx`.
         new: the same, for the one that may replace it.
-        paths: images, videos, folders with all their subfolders, shards and CSV lists.
+        paths: images, videos, folders with all their subfolders, shards and CSV lists; each a
+            path or a list of paths.
         labels: the images have labels: a folder has a subfolder for each class, a list a column of
             labels, a shard cls members. A number is a position in the old class list.
         require_no_worse: raise an error if McNemar's exact test shows that the new one is worse;
@@ -62,16 +63,17 @@ def compare(
     """
     if require_no_worse and not labels:
         raise no_labels_error()
-    if not paths:
+    named = path_list(paths)
+    if not named:
         raise RecipeError("No path is given.\n  Name images, folders, shards or CSV lists.")
-    if "-" in map(str, paths):
+    if "-" in named:
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_threads(threads)
     with _opened(old, threads) as first, _opened(new, threads) as second:
         files = [(one.artifact.path / one.file.name).resolve() for one in (first, second)]
         if files[0] == files[1]:
             _LOG.warning("%s is compared with itself. Name another artifact or file.", files[0])
-        found = _Asker(first, second, paths, reads_labels=labels).compare(batch)
+        found = _Asker(first, second, named, reads_labels=labels).compare(batch)
     if require_no_worse:
         check_no_worse(found)
     return found
@@ -112,8 +114,7 @@ def _opened(source: Any, threads: int | None) -> Iterator[Classifier]:
         if path.is_file() and path.name != FILE_NAME:
             loaded = Classifier.load_named(path, n_threads=threads)
         else:
-            folder = path.parent if path.name == FILE_NAME and path.is_file() else path
-            loaded = Classifier.load(artifact_folder(folder), n_threads=threads)
+            loaded = Classifier.load(artifact_folder(path), n_threads=threads)
     try:
         yield loaded
     finally:
@@ -127,7 +128,7 @@ class _Asker:
         self,
         old: Classifier,
         new: Classifier,
-        paths: Sequence[str | Path],
+        paths: Sequence[str],
         *,
         reads_labels: bool,
     ) -> None:
@@ -136,7 +137,7 @@ class _Asker:
         self._label_names = tuple(dict.fromkeys(both))  # positions are those of the old list
         self._reads_labels = reads_labels
         self._inputs = open_inputs(
-            tuple(map(str, paths)),
+            paths,
             label_names=self._label_names if reads_labels else None,
         )
         self._unreadable: list[FailedImage] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -66,6 +66,16 @@ class Inputs:
         """Returns the inputs without the first images; only with all keys known."""
         assert self.keys is not None
         return replace(self, items=islice(self.items, n_images, None), keys=self.keys[n_images:])
+
+
+AnyPath = str | Path | Iterable[str | Path]
+"""A path, or several."""
+
+
+def path_list(paths: Iterable[AnyPath]) -> tuple[str, ...]:
+    """The paths of arguments, each of which is a path or a list of paths."""
+    lists = [[one] if isinstance(one, str | Path) else one for one in paths]
+    return tuple(str(path) for one in lists for path in one)
 
 
 def open_inputs(

@@ -151,7 +151,7 @@ def load(
     """Loads an exported model to classify images with. Works on a device without torch.
 
     Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
             or else the float32 file. INT8 is used only when asked for.
         backend: the runtime, such as `onnxruntime`; None to choose one.

@@ -6,11 +6,10 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.inputs import Inputs, Item, open_inputs, read_item
+from kdedge.api.inputs import AnyPath, Inputs, Item, open_inputs, path_list, read_item
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.lines import best_name, lines_as
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
@@ -124,7 +123,7 @@ class Predictions(Tabled, Sequence[Result]):
 
 def predict(
     source: Any,
-    *paths: str | Path,
+    *paths: AnyPath,
     top: int = 1,
     every: int = 1,
     **options: Unpack[EngineOptions],
@@ -134,8 +133,9 @@ def predict(
     `kdedge.load` keeps the model loaded, and also classifies images in memory.
 
     Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
-        paths: images, videos, and folders, which are searched with all their subfolders.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        paths: images, videos, and folders, which are searched with all their subfolders; each a
+            path or a list of paths.
         top: classes per image.
         every: take the first and then every Nth frame of a video.
         options: `precision` is `fp32`, `bf16`, `fp16` or `int8`; by default an engine that this
@@ -155,12 +155,13 @@ def predict(
     for what, number in (("top", top), ("every", every)):
         if number < 1:
             raise RecipeError(f"{what} is {number}; it must be 1 or more.")
-    if not paths:
+    named = path_list(paths)
+    if not named:
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
     wanted = Engine(**options)
     check_threads(wanted.threads)
-    inputs = open_inputs(tuple(map(str, paths)), every=every)
-    with opened(artifact_folder(source), wanted) as classifier:
+    inputs = open_inputs(named, every=every)
+    with opened(source, wanted) as classifier:
         stream = ResultStream(inputs, classifier, top=top, batch=wanted.batch)
         with progress("classifying", inputs.n_images, unit="images") as advance:
             results = []
@@ -173,10 +174,11 @@ def predict(
 
 
 @contextlib.contextmanager
-def opened(artifact: Path, engine: Engine) -> Iterator[Classifier]:
-    """Context with the loaded model of an artifact."""
+def opened(source: Any, engine: Engine) -> Iterator[Classifier]:
+    """Context with the loaded model of an artifact, or of a run's newest one."""
     from kdedge.inference.classify import Classifier
 
+    artifact = artifact_folder(source)
     with working(f"loading {artifact}"):
         classifier = Classifier.load(
             artifact,

@@ -36,7 +36,7 @@ def serve(
     changes, or a run has a newer one, the new one is checked and served without a pause.
 
     Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         host: the address to listen on. The default takes requests of this machine alone.
         port: the port; 0 for a free one.
         limits: limits of requests; None for the defaults.

@@ -21,7 +21,7 @@ def write_smoke_images(
     """Writes the images of an artifact's smoke set, for a client program to classify.
 
     Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         folder: a new folder.
         pictures: format of the images, `ppm` or `png`; both are lossless.
 
@@ -48,7 +48,7 @@ def verify_client(source: Any, answers: str | Path, *, file: str | None = None) 
     score within one percentage point.
 
     Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         answers: the file of answers.
         file: the model file that the program ran; None for `model.image.onnx` if there is one, and
             else `model.onnx`.

@@ -48,7 +48,7 @@ def watch(
     The events are the objects that `kdedge watch` prints, one a line. Close the iterator to stop.
 
     Args:
-        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         watched: a camera's number or `/dev/video0`, an address (`rtsp://...`, `http://...`), a
             video file, or a folder that image files drop into.
         every: take the first and then every Nth frame or file.

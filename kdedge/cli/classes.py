@@ -38,7 +38,7 @@ def command(
     names it; earlier files stay. To a device that has the artifact, copy the new file, README.md
     and artifact.json. Agreement and accuracy in artifact.json are those of the exported classes.
     """
-    from kdedge.api.artifact import open_artifact
+    from kdedge.api.artifact import artifact_folder, open_artifact
     from kdedge.api.classes import change_classes
 
     if run is not None and not add:
@@ -48,7 +48,7 @@ def command(
     if add:
         need_training_packages("Making class vectors")
     if not add and not remove:
-        found = open_artifact(artifact)
+        found = open_artifact(artifact_folder(artifact, root))
         text = "\n".join(found.class_names)
     else:
         found = change_classes(artifact, add=add, remove=remove, run=run, root=root, device=device)

@@ -138,7 +138,7 @@ def command(
     shape: _Format,
     runtime: Engine,
 ) -> None:
-    """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
+    """Classify images with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 
     PATH is an image, a video (needs kdedge[video]), a WebDataset shard (.tar), a CSV list, or a
     folder, which is searched with all its subfolders. A video's frames are named

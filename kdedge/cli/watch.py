@@ -57,7 +57,7 @@ from kdedge.cli._runtime import backend_option, precision_option
 @backend_option
 @threads_value_option
 def command(artifact: Path, source: str, threads: int | None, **options: Any) -> None:
-    """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote.
+    """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 
     SOURCE is a camera (0 or /dev/video0), an address (rtsp://..., http://...), a video, or a folder
     that image files drop into. Needs kdedge[watch].

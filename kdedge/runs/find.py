@@ -40,7 +40,12 @@ def finished_runs(root: Path) -> set[Path]:
 
 
 def newest(
-    root: Path, name: str | None = None, *, finished: bool = True, kind: Kind | None = None
+    root: Path,
+    name: str | None = None,
+    *,
+    finished: bool = True,
+    kind: Kind | None = None,
+    exported: bool = False,
 ) -> RunFolder | None:
     """Finds the run that finished last, or None.
 
@@ -51,6 +56,7 @@ def newest(
         name: only runs of this recipe name.
         finished: only finished runs; else unfinished runs count by their start.
         kind: only runs of this kind.
+        exported: only runs with an artifact.
     """
     found = [
         (str(record.finished_at or record.started_at), run.name, run)
@@ -58,6 +64,7 @@ def newest(
         if (name is None or run.path.parent.name == name)
         and (kind is None or run.kind == kind)
         and (not finished or record.is_finished)
+        and (not exported or run.exports)
     ]
     return max(found, key=lambda entry: entry[:2])[2] if found else None
 
@@ -66,8 +73,9 @@ def find_run(argument: str | None, root: Path, *, prefer: Kind | None = None) ->
     """Finds the run that a command's RUN argument means.
 
     Args:
-        argument: a run folder, `name/NN`, or a recipe's name or its folder (its newest finished
-            run); None for the newest finished student, or any finished run without one.
+        argument: a run folder or an artifact in it, `name/NN`, or a recipe's name or its folder
+            (its newest finished run); None for the newest finished student, or any finished run
+            without one.
         root: folder of all runs.
         prefer: kind of run to prefer, for a name.
 
@@ -83,6 +91,8 @@ def find_run(argument: str | None, root: Path, *, prefer: Kind | None = None) ->
             )
         return run
     for path in (Path(argument).expanduser(), root / argument):
+        if (path / "artifact.json").is_file():
+            path = path.resolve().parents[1]
         if (path / "provenance.json").is_file():
             return RunFolder.open(path)
     for path in (root / argument, Path(argument).expanduser()):
