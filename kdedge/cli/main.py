@@ -225,7 +225,7 @@ def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | 
     if place is None:
         try:
             handle, place = tempfile.mkstemp(prefix="kdedge-crash-", suffix=".log")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except OSError:
             return _say(f"{what} Its traceback could not be written:\n{text}", 1)

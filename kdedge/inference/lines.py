@@ -165,8 +165,8 @@ class _JsonLines:
 
 def _csv_row(cells: Sequence[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    csv.writer(text).writerow(cells)
+    return text.getvalue().removesuffix("\r\n")  # a terminator of csv, so that it quotes both
 
 
 def printed_key(name: str) -> str:

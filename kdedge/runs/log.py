@@ -16,7 +16,7 @@ def logged_to(path: Path) -> Iterator[None]:
     """Context that also writes kdedge's messages, and the traceback of an error, to a file."""
     logger = logging.getLogger("kdedge")
     try:
-        handler = _LogFile(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise explain_os_error(error, path) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -197,7 +197,8 @@ def _from_bytes(data: bytes, datatype: str) -> npt.NDArray[Any]:
     kind = np.dtype("<f4") if datatype == "FP32" else np.dtype(np.uint8)
     if len(data) % kind.itemsize:
         raise _bad(f"{len(data)} bytes are no whole number of {datatype} values")
-    return _finite(np.frombuffer(data, kind))
+    values = np.frombuffer(data, kind)
+    return _in_range(values) if datatype == "FP32" else values
 
 
 def _from_json(data: Any, datatype: str) -> npt.NDArray[Any]:
@@ -209,15 +210,17 @@ def _from_json(data: Any, datatype: str) -> npt.NDArray[Any]:
         raise _bad(f"the data of {INPUT_NAME} is no array of numbers")
     if datatype == "FP32":
         with np.errstate(over="ignore"):  # found as infinity
-            return _finite(values.astype(np.float32))
+            return _in_range(values.astype(np.float32))
     if not np.isin(values, np.arange(256)).all():
         raise _bad(f"{INPUT_NAME} must have whole numbers from 0 to 255")
     return values.astype(np.uint8)
 
 
-def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _in_range(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not np.isfinite(values).all():
         raise _bad(f"{INPUT_NAME} has NaN or infinity")
+    if np.any((values < -1) | (values > 2)):  # bicubic resizing overshoots
+        raise _bad(f"{INPUT_NAME} must have values from 0 to 1")
     return values
 
 

@@ -311,8 +311,8 @@ def test_vectors_of_another_dimension_are_refused(project: Path) -> None:
 
 def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) -> None:
     good = np.load(OPEN / "classes.1.npy")
-    hole = good.copy()
-    hole[2, 5] = np.nan
+    hole, infinite = good.copy(), good.copy()
+    hole[2, 5], infinite[1, 0] = np.nan, np.inf
     for matrix, message in (
         (
             good[:, :24],
@@ -320,6 +320,7 @@ def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) ->
         ),
         (good[:3], "has 3 rows of 40 values"),
         (hole, "has NaN or infinity in row 3"),
+        (infinite, "has NaN or infinity in row 2"),
         (good.astype(np.float64), "holds float64 [4, 40]; expected float32 [classes, 40]"),
     ):
         replace_matrix(OPEN, matrix)

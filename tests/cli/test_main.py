@@ -276,6 +276,21 @@ def test_a_bug_is_one_line_and_a_traceback_in_a_file(tmp_path, monkeypatch):
     assert "Traceback (most recent call last)" in logs[0].read_text()
 
 
+def test_the_file_and_the_log_take_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    done = run_python(RAISE.format(raises="raise ValueError('b\\udcff')"))
+    assert done.returncode == 1
+    (crash,) = tmp_path.glob("kdedge-crash-*.log")
+    assert "ValueError: b\\udcff" in crash.read_text()
+    done = run_python(f"""
+        import logging; from pathlib import Path; from kdedge.runs.log import logged_to
+        with logged_to(Path({str(tmp_path)!r}) / "log.txt"):
+            logging.getLogger("kdedge").warning("b\\udcff cannot be read")
+    """)
+    assert "Traceback" not in done.stderr
+    assert "b\\udcff cannot be read" in (tmp_path / "log.txt").read_text()
+
+
 def test_a_bug_during_a_run_is_told_in_the_runs_log(tmp_path):
     log = tmp_path / "log.txt"
     raises = (

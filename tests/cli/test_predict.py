@@ -10,6 +10,7 @@ import math
 import os
 import pty
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -379,6 +380,24 @@ def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
     assert second.startswith("odd/y.jpg  unreadable: cannot be read")
     record = json.loads(kdedge("predict", "art", "odd", "--format", "jsonl").out.splitlines()[1])
     assert record["image"] == "odd/\\xff\nx.jpg"
+
+
+def test_csv_quotes_the_line_breaks_of_a_file_name(work: Path, kdedge: Run) -> None:
+    (work / "odd").mkdir()
+    names = ["odd/a\nx.jpg", "odd/b\rx.jpg"]
+    for name in names:
+        os.link(work / "pics/a.jpg", work / name)
+    kdedge("predict", "art", "odd", "--format", "csv", "--output", "o.csv")
+    with Path("o.csv").open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["image", *names]
+
+
+def test_an_artifact_in_a_folder_whose_name_is_not_utf_8(work: Path, kdedge: Run) -> None:
+    folder = os.fsdecode(b"b\xff")
+    shutil.copytree("art", folder)
+    done = kdedge("predict", folder, "pics/a.jpg")
+    assert done.code == 3
+    assert "udcff/model.onnx' is not UTF-8, and runtimes cannot open it" in done.err
 
 
 def test_stdin_may_hold_one_image_of_any_kind(work: Path) -> None:

@@ -68,6 +68,15 @@ def test_a_crop_is_torchvisions_for_the_same_random_numbers(width, height, scale
     assert 0 <= top <= top + h <= height
 
 
+@pytest.mark.parametrize("n_failed", [9, 10])
+def test_a_crop_is_drawn_ten_times_at_most(n_failed):
+    # A square with the whole area is too high for this image; one with the smallest area fits
+    numbers = [1.0, 0.5] * n_failed + [0.0, 0.5, 0.5, 0.5]
+    box = crop_box(100, 50, scale_min=0.08, generator=Recorded(numbers))
+    assert box == torchvision_box(100, 50, 0.08, numbers)
+    assert box[2:] == ((20, 20) if n_failed == 9 else (67, 50))
+
+
 def test_crops_are_distributed_as_torchvisions():
     transforms = pytest.importorskip("torchvision.transforms")
     image = torch.zeros(3, 90, 160)

@@ -127,6 +127,24 @@ def folded(method: Any, backbone: Backbone, **options: Any) -> FoldedModel:
     )
 
 
+def test_a_constant_leaves_the_values_of_a_block_and_its_memory() -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0)
+    block: Any = folded(make_student(backbone, depth=3), backbone).blocks[0]
+    assert block.has_memory
+    tokens, center = torch.randn(2, 5, 32), torch.randn(32)
+    expected, _ = block(tokens, n_patches=4)
+    block.subtract_from_values(center)
+    block.out.bias.add_(block.out.weight @ center)
+    torch.testing.assert_close(block(tokens, n_patches=4)[0], expected)
+
+
+def test_prompts_of_every_block_are_never_tokens() -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0)
+    models = [folded(make_student(backbone, depth=depth), backbone) for depth in (1, 2, 3)]
+    assert [model.appended_at for model in models] == [0, 1, None]
+    assert [sum(block.has_memory for block in model.blocks) for model in models] == [0, 1, 3]
+
+
 def assert_equal_logits(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(
         actual, expected, rtol=0, atol=RELATIVE * float(expected.abs().max())

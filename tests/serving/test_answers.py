@@ -305,6 +305,8 @@ SMALL = np.zeros((1, 3, 16, 16), np.float32)
         (tensor_request(SMALL, data=["1"] * 768), "no array of numbers"),
         (tensor_request(SMALL, data=[[1], [1, 2]]), "no array of numbers"),
         (tensor_request(SMALL, data=[1e39] * 768), "NaN or infinity"),
+        (tensor_request(SMALL, data=[1e30] * 768), "must have values from 0 to 1"),
+        (tensor_request(SMALL, data=[200.0] * 768), "must have values from 0 to 1"),
         (tensor_request(SMALL, data=[float("nan")] * 768), "NaN or infinity"),
         (tensor_request(SMALL, parameters={"binary_data_size": 3072}), "there are 0 bytes"),
         (tensor_request(SMALL, name="image_bytes", datatype="BYTES", shape=[1]), "binary data"),
