@@ -22,7 +22,7 @@ from kdedge.files import highest_number, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.contention import QuietWait
-from kdedge.runtime.threads import set_up_threads
+from kdedge.runtime.threads import given_number, set_up_threads
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
 
@@ -129,6 +129,7 @@ def bench(
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Name another file.")
     wait = QuietWait(options.get("wait_quiet", 0.0), most_percent=MOST_OTHERS_PERCENT)
     wait()
+    threads = given_number() if threads is None else threads
     set_up_threads(threads)
     names = [against] if isinstance(against, str) else against
     gathered = Gathered(Path(root), against=names, device=device, n_threads=threads)

@@ -18,7 +18,7 @@ from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.evaluation.answers import Answer, AnsweredImage, compare_answers
 from kdedge.inference.results import NonFiniteLogits, Result, UnreadableImage
 from kdedge.progress import Advance, progress, working
-from kdedge.runtime.artifact import FILE_NAME
+from kdedge.runtime.artifact import FILE_NAME, Precision
 from kdedge.runtime.threads import check_threads
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def compare(
     threads: int | None = None,
 ) -> Comparison:
     """Compares what two artifacts answer on the same images.
+
+    If `predict` would take files of different precisions, the float32 files are compared.
 
     Args:
         old: an artifact or a run (its newest artifact): the object, its folder, or a run's name; or
@@ -69,7 +71,12 @@ def compare(
     if "-" in named:
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_threads(threads)
-    with _opened(old, threads) as first, _opened(new, threads) as second:
+    with contextlib.ExitStack() as opened:
+        first, second = (opened.enter_context(_opened(one, threads)) for one in (old, new))
+        if first.file.precision != second.file.precision:  # or its effect would be the new one's
+            first, second = (
+                opened.enter_context(_opened(one, threads, "fp32")) for one in (old, new)
+            )
         files = [(one.artifact.path / one.file.name).resolve() for one in (first, second)]
         if files[0] == files[1]:
             _LOG.warning("%s is compared with itself. Name another artifact or file.", files[0])
@@ -91,7 +98,7 @@ def check_no_worse(comparison: Comparison) -> None:
         raise no_labels_error()
     if labeled.verdict == "worse":
         raise GateError(
-            f"{labeled.sentence()}\n  Accuracy: {accuracies_text(labeled)}."
+            f"{comparison.verdict}\n  Accuracy: {accuracies_text(labeled)}."
             " Keep the old one, or train again."
         )
 
@@ -105,8 +112,16 @@ def no_labels_error() -> RecipeError:
 
 
 @contextlib.contextmanager
-def _opened(source: Any, threads: int | None) -> Iterator[Classifier]:
-    """Context with a loaded file of an artifact: the one named, or the one that suits."""
+def _opened(
+    source: Any, threads: int | None, precision: Precision | None = None
+) -> Iterator[Classifier]:
+    """Context with a loaded file of an artifact: the one named, or the one that suits.
+
+    Args:
+        source: a file, or what `artifact_folder` takes.
+        threads: CPU threads.
+        precision: of the file, unless one is named.
+    """
     from kdedge.inference.classify import Classifier
 
     path = Path(getattr(source, "path", source)).expanduser()
@@ -114,7 +129,8 @@ def _opened(source: Any, threads: int | None) -> Iterator[Classifier]:
         if path.is_file() and path.name != FILE_NAME:
             loaded = Classifier.load_named(path, n_threads=threads)
         else:
-            loaded = Classifier.load(artifact_folder(path), n_threads=threads)
+            folder = artifact_folder(path)
+            loaded = Classifier.load(folder, precision=precision, n_threads=threads)
     try:
         yield loaded
     finally:

@@ -115,9 +115,16 @@ class Comparison(Tabled):
     def _has_labels(self) -> bool:
         return self.found.labeled is not None
 
+    @property
+    def verdict(self) -> str:
+        """Whether the new one is as good, in words; empty without labels."""
+        labeled, old, new = self.found.labeled, self.old.precision, self.new.precision
+        said = "" if labeled is None else labeled.sentence()
+        return said if old == new else f"{said} The old file is {old} and the new one {new}."
+
     def _notes(self) -> list[str]:
         labeled = self.found.labeled
-        return [self.classes_text(), *([] if labeled is None else [labeled.sentence()])]
+        return [self.classes_text(), *([] if labeled is None else [self.verdict])]
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -153,7 +160,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         )
     if found.labeled is not None:
         rows.append(("accuracy", accuracies_text(found.labeled)))
-        rows.append(("as good?", found.labeled.sentence()))
+        rows.append(("as good?", comparison.verdict))
     return rows
 
 

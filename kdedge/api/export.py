@@ -122,11 +122,12 @@ class Export:
         """Builds one target's files into the artifact; some need what a run's export has."""
         from kdedge.deploy.build import build_files
 
-        before = self.artifact
+        before, chosen = self.artifact, precisions_of(target, precisions)
+        left_out = sorted(precisions - set(target.precisions))
+        if left_out and set(chosen) & precisions:
+            log.info("%s has no %s files.", target.label, " and no ".join(left_out))
         try:
-            self.artifact, names = build_files(
-                before, target.name, precisions_of(target, precisions), run=run
-            )
+            self.artifact, names = build_files(before, target.name, chosen, run=run)
         except KdedgeError as error:
             self.failed.append(error)
             # It has the files that were built before the one that failed
@@ -254,11 +255,7 @@ def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]
     A target with a base precision always has that, too.
     """
     base = set() if target.base_precision is None else {target.base_precision}
-    chosen = sorted((precisions | base) & set(target.precisions))
-    left_out = sorted(precisions - set(target.precisions))
-    if chosen and left_out:
-        log.info("%s has no %s files.", target.label, " and no ".join(left_out))
-    return chosen or [target.precisions[0]]
+    return sorted((precisions | base) & set(target.precisions)) or [target.precisions[0]]
 
 
 def _export_run(request: ExportRequest, options: ExportOptions) -> Export:

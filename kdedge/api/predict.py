@@ -139,9 +139,9 @@ def predict(
         top: classes per image.
         every: take the first and then every Nth frame of a video.
         options: `precision` is `fp32`, `bf16`, `fp16` or `int8`; by default an engine that this
-            machine's GPU runs, or else the float32 file, and INT8 only when asked for. `backend` is
-            the runtime, such as `onnxruntime`; `batch` the images per call, by default as many as
-            the artifact takes; `threads` the CPU threads.
+            machine's GPU runs, or else the file that `export(cpu=True)` chose on a machine like
+            this, or else float32. `backend` is the runtime, such as `onnxruntime`; `batch` the
+            images per call, by default as many as the artifact takes; `threads` the CPU threads.
 
     Returns:
         A result for each image, in order: a `Prediction`, an `UnreadableImage` or a

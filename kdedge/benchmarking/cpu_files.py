@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
@@ -37,7 +38,7 @@ PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 _UNLIKELY = 0.01
 _QUICK = 10  # the percentile of calls that decides
 
-_FROM_RUN = "the artifact has none; it is made when a run is exported: kdedge export RUN --cpu"
+_FROM_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
 _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
 
 
@@ -69,7 +70,7 @@ def add_cpu_files(
         for precision in target.cpu_precisions:
             # A file from the folded model is there already if its target was asked for, too
             names = _names(artifact, target, precision) if of_run else ()
-            reason = _FROM_RUN if of_run else "this machine makes none. " + target.remark
+            reason = _from_run(target) if of_run else "this machine makes none. " + target.remark
             if of_run and precision == "int8" and run is not None and run.calibration is None:
                 reason = _NO_IMAGES
             elif is_built_here and not names:
@@ -80,6 +81,13 @@ def add_cpu_files(
             if not names:
                 missing[f"{target.label} {precision}"] = reason
     return artifact, missing
+
+
+def _from_run(target: Target) -> str:
+    """Why an artifact that was exported before has no file of a target, and what makes one."""
+    lines = [one.install_line for one in target.packages if find_spec(one.module) is None]
+    install = f"first {lines[0]}; then " if lines else ""
+    return f"the artifact has none; {install}{_FROM_RUN}"
 
 
 def _names(artifact: Artifact, target: Target, precision: Precision) -> tuple[str, ...]:

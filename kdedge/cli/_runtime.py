@@ -21,8 +21,9 @@ def _backend_names() -> str:
 precision_option = click.option(
     "--precision",
     type=click.Choice(_precisions()),
-    help="Precision of the file to use. int8, and files that missed their gates, are used only"
-    " when asked for.",
+    help="Precision of the file to use. [default: the file that `kdedge export --cpu` chose on a"
+    " machine like this; else fp32, or an engine that this GPU runs. Files that missed their gates"
+    " are used only when asked for.]",
 )
 """`--precision`, given to the command as `precision`."""
 

@@ -40,6 +40,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import ResourceError
 from kdedge.runtime.contention import QuietWait
+from kdedge.runtime.threads import given_number
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,8 @@ def command(
 
     Speed and work depend on a method's architecture only. Accuracies come from finished runs.
     """
-    baseline, threads = comparison.baseline, models.threads
+    baseline = comparison.baseline
+    threads = given_number() if models.threads is None else models.threads
     if comparison.max_regress is not None and baseline is None:
         raise click.UsageError("--max-regress needs --baseline FILE to compare with.")
     before = None if baseline is None else read_baseline(baseline)

@@ -53,7 +53,8 @@ def command(
     """Compare what the artifacts OLD and NEW answer on the same images.
 
     OLD and NEW are folders that `kdedge export` wrote, runs, or model files in an artifact's
-    folder, such as model.int8.onnx. PATH is an image, a folder, a shard (.tar), a CSV list or a
+    folder, such as model.int8.onnx. If `kdedge predict` would take files of different precisions,
+    the float32 files are compared. PATH is an image, a folder, a shard (.tar), a CSV list or a
     video.
 
     Class lists may differ in order and in names; agreement and accuracy are those of the classes

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,7 @@ class _Format:
     help="csv has a heading; jsonl has one JSON object per line. In both, `error` says why an image"
     " has no prediction.",
 )
+@click.option("--json", "kind", flag_value="jsonl", help="The same as --format jsonl.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -170,6 +171,7 @@ def command(
                 " Export again with --head scores."
             )
         unfinished = _unfinished(inputs, classifier, shape)
+        _LOG.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
         n_done = 0
         if unfinished is not None and shape.resume and unfinished.output.exists():
             n_done = unfinished.n_done(inputs.keys or ())
@@ -229,7 +231,11 @@ def _check_new(path: Path | None) -> None:
     except OSError as error:  # a name that is too long, a folder that may not be searched
         raise explain_os_error(error, path) from error
     if is_there:
-        raise click.UsageError(f"{path} exists, and nothing is overwritten. Name another one.")
+        raise _exists(path)
+
+
+def _exists(path: Path) -> click.UsageError:
+    return click.UsageError(f"{path} exists, and nothing is overwritten. Name another one.")
 
 
 def _write_all(
@@ -276,8 +282,10 @@ def _write_all(
             into(shape.output, lines.heading()) as write,
         ):
             _put_all(results, put, advance, n_kept=shape.uncertain)
-    except (KeyboardInterrupt, KdedgeError):
+    except (KeyboardInterrupt, KdedgeError) as error:
         if results.counts:
+            if isinstance(error, ResourceError):  # the message names the file that failed
+                shape = replace(shape, output=None, save=None)
             _LOG.info(_summary(results.counts, shown, classifier, shape))
         raise
     if results.counts:
@@ -360,6 +368,8 @@ def _streamed(output: Path | None, heading: str | None) -> Iterator[Callable[[st
         return
     try:
         file = output.open("x", encoding="utf-8", newline="")
+    except FileExistsError as error:  # since `_check_new`: another command writes it
+        raise _exists(output) from error
     except OSError as error:
         raise explain_os_error(error, output) from error
     n_written = 0
@@ -399,7 +409,7 @@ def _appended(output: Path | None, heading: str | None) -> Iterator[Callable[[st
 def _summary(
     counts: Counter[str], shown: Counter[str], classifier: Classifier, shape: _Format
 ) -> str:
-    """The counts of results, the model file, and the files written."""
+    """The counts of results, and the files written."""
     parts = [f"{counts['classified']:,} classified"]
     if classifier.tells_none:
         parts.append(f"{shown['none']:,} of them none of the classes")
@@ -409,7 +419,6 @@ def _summary(
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
         parts.append(f"{counts['unanswered']:,} without finite logits")
-    what = f"{classifier.file.name} on {classifier.backend.describe()}"
     wrote = [str(path) for path in (shape.output, shape.save) if path is not None and path.exists()]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
-    return f"{images_text(counts.total())}: {', '.join(parts)}; {what}{written}"
+    return f"{images_text(counts.total())}: {', '.join(parts)}{written}"

@@ -62,8 +62,14 @@ def _text(found: list[dict[str, Any]]) -> str:
                 " kdedge eval %s",
                 *(one["path"], name, one["path"]),
             )
-    newest = max(found, key=lambda one: str(one["started_at"]))
-    return f"{table(rows, header=header, align='llllrlrrr')}\n{next_line('show', newest['path'])}"
+    found.sort(key=lambda one: str(one["started_at"]))
+    last = {(one["run"].split("/")[0], one["kind"], one["method"]): one for one in found}
+    unfinished = [one for one in last.values() if one["status"] == "interrupted"]
+    next_one = next_line("show", found[-1]["path"])
+    program, *words = unfinished[-1]["command"] if unfinished else [""]
+    if Path(program).name in {"kdedge", "__main__.py"}:  # or a script that calls the Python API
+        next_one = next_line(*words, *(["--resume"] if "--resume" not in words else []))
+    return f"{table(rows, header=header, align='llllrlrrr')}\n{next_one}"
 
 
 def _accuracy(one: dict[str, Any]) -> tuple[str, str]:

@@ -202,13 +202,14 @@ def _examine(source: Source, i: int) -> ImageFacts:
     return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
 
 
-def check_limit(scan: Scan, limit: int, what: str) -> None:
+def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = None) -> None:
     """Refuses a source with too many unreadable images.
 
     Args:
         scan: the source's scan.
         limit: how many unreadable images are accepted.
         what: the source's name in the message, such as `data.unlabeled (/data/cams)`.
+        share: the value of `data.max_bad_images`, such as 1%.
 
     Raises:
         DataError: more than `limit` are unreadable, or none is readable.
@@ -225,9 +226,10 @@ def check_limit(scan: Scan, limit: int, what: str) -> None:
         if scan.good
         else "  No image can be read; check that these are image files."
     )
+    rounded = f": {share} of {n_images}, rounded down" if isinstance(share, str) else ""
     raise DataError(
         f"{what}: {len(scan.bad)} of {n_images} images are unreadable, and the limit"
-        f" is {limit}.\n{named}\n" + (f"  And {more} more.\n" if more > 0 else "") + remedy
+        f" is {limit}{rounded}.\n{named}\n" + (f"  And {more} more.\n" if more > 0 else "") + remedy
     )
 
 

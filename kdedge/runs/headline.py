@@ -76,7 +76,7 @@ def headline(
         return None
     if kept is None:
         kept, less = f"needs {less} than its teacher", None
-    cost = None if artifact is None else _cost(artifact, None if fastest is None else fastest[0])
+    cost = None if artifact is None else _cost(artifact)
     parts = [kept, less, None if fastest is None else fastest[1], cost]
     return "student " + ", ".join(part for part in parts if part is not None)
 
@@ -92,25 +92,24 @@ def newest_artifact(run: RunFolder) -> Path | None:
     return None if newest is None else newest / FILE_NAME
 
 
-def _cost(artifact: Artifact, fastest: str | None) -> str | None:
-    """Agreement of a compressed file with the student: of the fastest, else of INT8 or FP16.
+def _cost(artifact: Artifact) -> str | None:
+    """Agreement of the first INT8 file, else of the first in FP16, with the student.
 
-    Of several files of a precision: one that passed its gate, and of these the one with the least
-    agreement.
+    Files that are built later, such as by `export --cpu`, do not change it: they are compared on
+    other images.
     """
     found = [
-        (
-            (file.name != fastest, file.precision != "int8", file.gate == "missed"),
-            file.parity.agreement_percent,
-            file.precision,
-        )
-        for file in artifact.files
+        ((file.precision != "int8", file.gate == "missed", number), file.precision, file.parity)
+        for number, file in enumerate(artifact.files)
         if file.parity is not None and file.precision != "fp32"
     ]
     if not found:
         return None
-    _, agreement, precision = min(found)
-    return f"{precision.upper()} agrees on {agreement:.1f} %"
+    _, precision, parity = min(found, key=lambda one: one[0])
+    return (
+        f"{precision.upper()} agrees on {parity.agreement_percent:.1f} % of"
+        f" {parity.n_images:,} images"
+    )
 
 
 def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) -> str | None:

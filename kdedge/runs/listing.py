@@ -31,6 +31,7 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
         "method": record.method,
         "status": _status(run, record),
         "started_at": record.started_at,
+        "command": record.command,
         "measure": which,
         "percent": value,
         "n_images": n_images,

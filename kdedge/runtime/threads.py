@@ -127,6 +127,11 @@ def number_of_threads() -> int | None:
     return next((int(text) for text in texts if text.isdecimal() and int(text) > 0), None)
 
 
+def given_number() -> int | None:
+    """The number of threads that the user has set, by a variable or an option; None if not set."""
+    return number_of_threads() if is_number_given() else None
+
+
 def may_spin() -> bool:
     """Whether threads may spin while they wait."""
     return os.environ.get(_POLICY, "").strip().lower() != "passive"

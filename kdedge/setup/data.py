@@ -244,8 +244,9 @@ class RecipeData:
                 cache=self._workspace.scans,
             )
         result = put_together(group.all_gather(found))
-        limit = self._recipe.data.bad_image_limit(len(source.items))
-        check_limit(result, limit=limit, what=f"data.{key}")
+        spec = self._recipe.data
+        limit = spec.bad_image_limit(len(source.items))
+        check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
         if result.bad and group.is_rank0:
             log.warning(
                 "%d of %d images of data.%s cannot be read and are skipped.",

@@ -134,7 +134,8 @@ def describe(job: Job) -> list[Finding]:
     """Findings about a job's classes, images, weights and method."""
     setup, data, test = job.setup, job.data, job.held_out.test
     recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
-    reads_labels = job.choice.sees.labels and recipe.data.labeled is not None
+    is_half = len(classes.labeled) < len(classes.names)
+    reads_labels = is_half and job.choice.sees.labels and recipe.data.labeled is not None
     half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teaching is not None:

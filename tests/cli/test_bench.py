@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pytest
 
+import kdedge as api
 from kdedge.cli import bench
 
 pytest.importorskip("onnx")
@@ -56,6 +57,17 @@ def before_each_run(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, int], N
 
 def read(path: str | Path) -> Any:
     return json.loads(Path(path).read_text())
+
+
+def test_the_number_of_threads_of_the_environment_is_recorded(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    done = kdedge("bench", f"{ARTIFACT}/model.onnx", *QUICK, "--output", "speed.json")
+    assert read("speed.json")["settings"]["threads"] == 1
+    assert "1 threads" in done.out
+    api.bench(f"{ARTIFACT}/model.onnx", seconds=0.01, calls=3, output="again.json")
+    assert read("again.json")["settings"]["threads"] == 1
 
 
 def test_a_bare_call_measures_the_newest_student_against_everything(

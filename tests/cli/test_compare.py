@@ -21,6 +21,7 @@ from PIL import Image
 import kdedge as package
 from kdedge.errors import GateError, RecipeError
 from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, keep_choice
 
 Run = Callable[..., Any]
 COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (0, 10, 240), "dark thing": (3, 0, 0)}
@@ -96,6 +97,25 @@ def test_with_labels_the_new_one_is_tested_and_the_gate_ends_in_exit_code_6(kded
     assert "Add --labels" in without.err
     with pytest.raises(RecipeError, match="Add --labels"):
         package.compare("old", "new", "pics", require_no_worse=True)
+
+
+def test_files_of_one_precision_are_compared_or_the_verdict_says_so(
+    work: Path, kdedge: Run, device: Any
+) -> None:
+    old = load_artifact(work / "old")
+    path = shutil.copy(old.path / "model.onnx", old.path / "model.int8-cpu.onnx")
+    int8 = device.entry(path, precision="int8", gate="passed")
+    choice = CpuChoice(
+        CpuMachine.this(), int8.name, int8.sha256, 1, (), {}, "2026-01-02T03:04:05+00:00"
+    )
+    keep_choice(old.with_files(int8), choice)
+    assert kdedge("predict", "old", "pics").err.count("model.int8-cpu.onnx") == 1
+    found = compared(kdedge, "old", "new", "pics")
+    assert (found["old"]["precision"], found["new"]["precision"]) == ("fp32", "fp32")
+    found = compared(kdedge, "old", "old", "pics")
+    assert (found["old"]["precision"], found["new"]["precision"]) == ("int8", "int8")
+    done = kdedge("compare", "old/model.int8-cpu.onnx", "new", "pics", "--labels")
+    assert "The old file is int8 and the new one fp32." in done.out
 
 
 @pytest.mark.usefixtures("work")

@@ -83,9 +83,14 @@ def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
 def test_what_is_missing_is_listed_with_the_line_that_installs_it(
     exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    for package in ("openvino", "litert_torch"):
+        monkeypatch.setitem(sys.modules, package, None)
     done = kdedge("export", str(ARTIFACT), "--cpu")
     assert done.code == 0, done.err
+    assert (
+        "Not tried: LiteRT int8: the artifact has none; first pip install 'kdedge[litert]'; then"
+        " it is made when a run is exported: kdedge export RUN --cpu" in done.out
+    )
     assert "Not tried: OpenVINO int8: " in done.out
     assert "pip install 'kdedge[openvino]'" in done.out
     choice = api.cpu_choice(ARTIFACT)

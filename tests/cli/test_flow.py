@@ -356,6 +356,12 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     shown = kdedge("runs", "tiny").out
     assert re.search(rf"^tiny/02 .* {result['harmonic_mean']:.2f} +HM +20 ", shown, re.MULTILINE)
     assert re.search(r"^tiny/03 .*interrupted +- +- +- ", shown, re.MULTILINE)
+    record = json.loads(killed.read_text()) | {"command": ["kdedge", "distill", "r.yaml"]}
+    killed.write_text(json.dumps(record))
+    assert kdedge("runs").out.endswith("Next: kdedge distill r.yaml --resume\n")
+    shutil.copytree("runs/tiny/02", "runs/tiny/04")  # a later one of its kind is finished
+    assert "Next: kdedge show " in kdedge("runs").out
+    shutil.rmtree("runs/tiny/04")
     killed.write_text("{")
     done = kdedge("runs", "other")
     assert "There is no run of other" in done.out

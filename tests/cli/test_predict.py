@@ -74,7 +74,9 @@ def test_a_folder_is_searched_and_every_image_gets_a_line(kdedge: Run) -> None:
         ["pics/z.jpg", "dark thing"],
     ]
     assert "\t" not in done.out
-    assert "4 images: 3 classified, 1 unreadable; model.onnx on onnxruntime" in done.err
+    lines = done.err.splitlines()
+    assert lines[0].startswith("Using model.onnx on onnxruntime")
+    assert lines[-1] == "4 images: 3 classified, 1 unreadable"
 
 
 @pytest.mark.usefixtures("work")
@@ -243,6 +245,20 @@ def test_with_stdout_closed_results_need_an_output_file(
 
 
 @pytest.mark.usefixtures("work")
+def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(path: Path | None) -> None:  # the other command begins right after this check
+        if path is not None:
+            path.write_text("of the other\n")
+
+    monkeypatch.setattr("kdedge.cli.predict._check_new", check)
+    done = kdedge("predict", "art", "pics", "--output", "o.txt")
+    assert (done.code, "o.txt exists, and nothing is overwritten" in done.err) == (2, True)
+    assert Path("o.txt").read_text() == "of the other\n"
+
+
+@pytest.mark.usefixtures("work")
 def test_an_output_folder_that_is_not_there_is_told(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "--output", "no/where.csv")
     assert done.code == 7
@@ -258,6 +274,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
     done = kdedge("predict", "art", "pics", "--output", str(output))
     assert done.code == 7
     assert f"{output} could not be written: the disk is full" in done.err
+    assert "Wrote" not in done.err
     assert output.read_text().startswith("pics/000")
 
 
@@ -380,6 +397,13 @@ def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
     assert second.startswith("odd/y.jpg  unreadable: cannot be read")
     record = json.loads(kdedge("predict", "art", "odd", "--format", "jsonl").out.splitlines()[1])
     assert record["image"] == "odd/\\xff\nx.jpg"
+
+
+@pytest.mark.usefixtures("work")
+def test_json_is_asked_for_as_in_other_commands(kdedge: Run) -> None:
+    lines = kdedge("predict", "art", "pics", "--format", "jsonl").out
+    assert kdedge("predict", "art", "pics", "--json").out == lines
+    assert kdedge("predict", "art", "pics").out != lines
 
 
 def test_csv_quotes_the_line_breaks_of_a_file_name(work: Path, kdedge: Run) -> None:

@@ -398,6 +398,10 @@ def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run, project: P
     [
         (("--set", "baseline={method: upl, settings: {n_ctx: 3, n_runs: 2}}"), "4"),
         (("--set", "baseline={method: coop, settings: {n_ctx: 3}}"), "4, labels of the first 2"),
+        (
+            ("--set", "data.split=all", "--set", "baseline={method: coop, settings: {n_ctx: 3}}"),
+            "4",
+        ),
     ],
 )
 def test_check_says_whose_labels_are_read(

@@ -197,14 +197,15 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
     headline = (
         "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8"
-        " agrees on 95.0 %"
+        " agrees on 95.0 % of 40 images"
     )
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
     found["teacher"]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     assert make_chapters([gather(run)])[0].headline == (
-        "student needs 86x fewer operations than its teacher, 1 ms, INT8 agrees on 95.0 %"
+        "student needs 86x fewer operations than its teacher, 1 ms, INT8 agrees on 95.0 % of 40"
+        " images"
     )
 
 
@@ -343,10 +344,11 @@ def test_of_compressed_files_one_that_passed_its_gate_is_in_the_headline(make_ru
     plain, int8 = artifact.files
     assert int8.parity is not None
     better = replace(int8, name="b.onnx", parity=replace(int8.parity, agreement_percent=98.14))
-    for gates, expected in [
-        (("not measured", "not measured"), "95.0"),  # the least
-        (("missed", "passed"), "98.1"),
+    for first, second, expected in [
+        (int8, replace(better, gate="passed"), "95.0"),  # what is built later changes nothing
+        (better, int8, "98.1"),
+        (replace(int8, gate="missed"), replace(better, gate="passed"), "98.1"),
     ]:
-        files = [replace(file, gate=gate) for file, gate in zip((int8, better), gates, strict=True)]
-        replace(artifact, files=(plain, *files)).save()
-        assert str(headline_of(run)).endswith(f", INT8 agrees on {expected} %")
+        replace(artifact, files=(plain, first, second)).save()
+        n = f"{int8.parity.n_images:,}"
+        assert str(headline_of(run)).endswith(f", INT8 agrees on {expected} % of {n} images")

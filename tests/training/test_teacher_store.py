@@ -116,19 +116,6 @@ def test_images_named_in_any_order_have_their_own_features(tmp_path: Path) -> No
     assert store.read([5, 7, 2], 1).flatten().tolist() == [5, 7, 2]
 
 
-def test_a_new_store_says_why_the_nearest_one_is_not_used(
-    filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = filled(filling, tmp_path, n_images=4)
-    filled(filling, tmp_path, n_images=4, provenance="a" * 64, precision="bf16")
-    caplog.set_level(logging.INFO)
-    filled(filling, tmp_path, n_images=4, provenance="b" * 64)
-    expected = (
-        f"The most similar store, {first.path}, has other features: teacher t, not bbbbbbbbbbbb."
-    )
-    assert expected in caplog.messages
-
-
 def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(
     filling: Filling, tmp_path: Path
 ) -> None:

@@ -100,7 +100,7 @@ class StoreFiller:
             return
         if self.group.is_rank0:
             check_room(self.store, missing)
-            self.store.create(is_told=not self._others.n_images)
+            self.store.create()
         with self._alone():
             # Another command may have filled it since; all processes go by what rank 0 sees
             absent = self.group.on_rank0(lambda: [c for c in missing if not self.store.has(c)])

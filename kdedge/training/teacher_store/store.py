@@ -31,8 +31,7 @@ from torch import Tensor
 
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.data.views import RATIO, Augmentation
-from kdedge.errors import DataError
-from kdedge.files import explain_os_error, read_json, sha256_json, write_atomic, write_json
+from kdedge.files import explain_os_error, sha256_json, write_atomic, write_json
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images
@@ -142,7 +141,7 @@ class TeacherStore:
         self.dtype, self.name = dtype, name
         passes = math.ceil(len(self.indices) / _MAX_FILES_A_VIEW / FORWARD_BATCH)
         self.chunk_images = max(_MIN_CHUNK, passes * FORWARD_BATCH)
-        self._root, self.description = root, dict(description)
+        self.description = dict(description)
         self.digests = None if digests is None else {i: digests[i] for i in self.indices}
         self._features: dict[Chunk, Tensor] = {}
 
@@ -246,8 +245,7 @@ class TeacherStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process may work in another folder, and maps the files itself."""
-        places = {"path": self.path.absolute(), "_root": self._root.absolute()}
-        return {**vars(self), **places, "_features": {}, "digests": None}
+        return {**vars(self), "path": self.path.absolute(), "_features": {}, "digests": None}
 
     def tidy(self, chunk: Chunk) -> None:
         """Deletes the partial files that killed processes have left of a chunk."""
@@ -255,16 +253,12 @@ class TeacherStore:
         for left in file.parent.glob(f".{file.name}.*"):
             left.unlink(missing_ok=True)
 
-    def create(self, *, is_told: bool = True) -> None:
+    def create(self) -> None:
         """Creates the folders, store.json and the list of images if they are missing.
-
-        Args:
-            is_told: log why no existing store can be used instead.
 
         Raises:
             ResourceError: the folder is not writable, or the disk is full.
         """
-        is_new = not self.path.exists()
         try:
             for view in range(1, self.n_views + 1):
                 (self.path / f"view-{view:04d}").mkdir(parents=True, exist_ok=True)
@@ -272,28 +266,11 @@ class TeacherStore:
             raise explain_os_error(error, self.path) from error
         write_json(self.path / "store.json", self.description)
         self.note_images()
-        if is_new and is_told:
-            self._tell_of_nearest()
 
     def note_images(self) -> None:
         """Writes the list of images where it is known and missing."""
         if self.digests and self.path.exists():
             write_image_list(self.path, self.key, self.digests)
-
-    def _tell_of_nearest(self) -> None:
-        """Logs why the most similar existing store cannot be used instead of this new one."""
-        found: list[tuple[int, str, str]] = []
-        for file in sorted(self._root.glob("*/store.json")):
-            try:
-                other = read_json(file)
-            except DataError:
-                continue  # store.json is read only for this message
-            if file.parent != self.path and isinstance(other, dict):
-                differing = _differences(other, self.description)
-                found.append((len(differing), str(file.parent), "; ".join(differing)))
-        if found:
-            _, path, why = min(found)
-            log.info("The most similar store, %s, has other features: %s.", path, why)
 
     def write(self, chunk: Chunk, features: Tensor) -> None:
         """Writes a chunk atomically.
@@ -335,17 +312,3 @@ class TeacherStore:
 
 def _sha256(features: Tensor) -> str:
     return hashlib.sha256(features.numpy().data).hexdigest()
-
-
-def _differences(other: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """The differences between two stores' descriptions, in words; hashes are shortened."""
-
-    def short(value: object) -> str:
-        text = str(value)
-        return text[:12] if len(text) == 64 else text
-
-    return [
-        f"{key} {short(other.get(key, 'not set'))}, not {short(own.get(key, 'not set'))}"
-        for key in sorted(own.keys() | other.keys())
-        if own.get(key) != other.get(key)
-    ]
