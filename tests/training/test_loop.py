@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,12 @@ from torch import nn
 
 from kdedge.errors import DataError, DivergedError, RecipeError, ResourceError
 from kdedge.methods.protocol import StepOutput
-from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from kdedge.training.loop.checkpoint import (
+    capture_rng,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from kdedge.training.loop.optim import learning_rate
 
 
@@ -458,6 +464,7 @@ def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
         *({name: {}} for name in ("module", "optimizer", "rng", "best", "record")),
         {"optimizer": {"state": {5: 6}, "param_groups": 7}},
         {"rng": {"python": (), "numpy": (), "torch": None}},
+        *({"rng": {**capture_rng(), "python": (3, (value,) * 625, None)}} for value in (-1, 2**70)),
     ],
 )
 def test_a_checkpoint_whose_content_does_not_fit_is_told(
@@ -469,5 +476,28 @@ def test_a_checkpoint_whose_content_does_not_fit_is_told(
     state = replace(load_checkpoint(newest), **changes)
     newest.unlink()
     save_checkpoint(run.checkpoints, state)
-    with pytest.raises(RecipeError, match="does not fit this run"):
+    with pytest.raises(DataError, match="does not fit this run"):
+        toy.train_toy(run, toy.ToyMethod())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["state"][0].update(momentum_buffer=torch.zeros(1)),
+        lambda state: state["state"][0].update(
+            momentum_buffer=state["state"][0]["momentum_buffer"].double()
+        ),
+        lambda state: state["param_groups"][0].update(momentum=math.nan),
+        lambda state: state["param_groups"][0].update(weight_decay=5.0),
+    ],
+)
+def test_an_optimizer_s_state_that_does_not_fit_is_told(
+    tmp_path: Path, toy: ModuleType, change: Callable[[dict[str, Any]], None]
+) -> None:
+    run = toy.make_run(tmp_path)
+    toy.train_toy(run, toy.ToyMethod())
+    state = load_checkpoint(list_checkpoints(run.checkpoints)[0])
+    change(state.optimizer)
+    save_checkpoint(run.checkpoints, state)
+    with pytest.raises(DataError, match="does not fit this run"):
         toy.train_toy(run, toy.ToyMethod())

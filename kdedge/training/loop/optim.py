@@ -77,6 +77,28 @@ def _by_factor(
     return [{"params": own, "lr_factor": factor} for factor, own in groups.items()]
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Loads the state dict of an optimizer that was made alike.
+
+    Raises:
+        ValueError: its settings differ, or a buffer has not its parameter's shape and dtype, which
+            torch would broadcast or convert.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    for mine, group in zip(own, stored["param_groups"], strict=True):
+        differing = [key for key in mine if key != "lr" and group.get(key, mine[key]) != mine[key]]
+        if differing:
+            raise ValueError(f"its optimizer has another {', '.join(differing)}")
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for number, buffers in stored["state"].items():
+        like = parameters[number]
+        for name, one in buffers.items():
+            is_like = isinstance(one, Tensor) and name != "step"
+            if is_like and (one.shape, one.dtype) != (like.shape, like.dtype):
+                raise ValueError(f"{name} is {one.dtype} {list(one.shape)}")
+    optimizer.load_state_dict(dict(stored))
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets each parameter group's learning rate: `lr` times the group's factor."""
     for group in optimizer.param_groups:

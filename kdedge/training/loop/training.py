@@ -18,7 +18,6 @@ from kdedge.errors import (
     DataError,
     DivergedError,
     Interrupted,
-    RecipeError,
     ResourceError,
 )
 from kdedge.runs.folder import RunFolder
@@ -34,7 +33,7 @@ from kdedge.training.loop.checkpoint import (
 from kdedge.training.loop.divergence import diverged
 from kdedge.training.loop.loggers import MetricsLog
 from kdedge.training.loop.moving_average import MovingAverage
-from kdedge.training.loop.optim import ParameterAverage, learning_rate
+from kdedge.training.loop.optim import ParameterAverage, learning_rate, load_optimizer
 from kdedge.training.loop.selection import BestWeights, Kept, TrainingResult
 from kdedge.training.loop.signals import StopSignals
 from kdedge.training.loop.step import Stepper
@@ -106,10 +105,13 @@ class Training:
         check_identity(state, self._identity, where=self._run.path)
         try:
             self._take_up(state)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise RecipeError(
+        except (
+            *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+            OverflowError,  # a random generator's state
+        ) as error:
+            raise DataError(
                 f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
-                "  Resume it with the recipe.yaml in that folder, or start a new run."
+                "  Delete the newest one to resume from the one before it, or start a new run."
             ) from error
         _LOG.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
 
@@ -117,7 +119,7 @@ class Training:
         if state.epoch > self._settings.epochs + 1 or state.step > self._n_steps:
             raise ValueError(f"it is of epoch {state.epoch}, step {state.step}")
         self._method.module.load_state_dict(state.module)
-        self._stepper.optimizer.load_state_dict(state.optimizer)
+        load_optimizer(self._stepper.optimizer, state.optimizer)
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
             self._average.load_state_dict(state.average)
