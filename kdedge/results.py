@@ -6,6 +6,7 @@ show.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from kdedge.records import (
     OPTIONAL,
     Bounds,
+    Check,
     Count,
     Fraction,
     NonNegative,
@@ -41,6 +43,23 @@ def harmonic_mean(base: float, novel: float) -> float:
     if base <= 0 or novel <= 0:
         return 0.0
     return 2 * base * novel / (base + novel)
+
+
+def _is_of_both(value: float | None, before: dict[str, Any]) -> None:
+    """Checks a record's harmonic mean."""
+    if not {"base", "novel"} <= before.keys():
+        return  # what is wrong with them is told
+    base, novel = before["base"], before["novel"]
+    expected = None if None in (base, novel) else harmonic_mean(base, novel)
+    if value != expected and not math.isclose(value or 0, expected or 0, rel_tol=1e-9):
+        raise ValueError(f"the harmonic mean of base and novel, {expected}")
+
+
+def _are_around_all(value: dict[str, float | None], before: dict[str, Any]) -> None:
+    """Checks that the accuracy of all images lies between those of the classes."""
+    known = [one for one in value.values() if one is not None] if "all" in before else []
+    if known and not min(known) - 1e-6 <= before["all"] <= max(known) + 1e-6:
+        raise ValueError(f"accuracies around that of all images, {before['all']}")
 
 
 class OnImages(Protocol):
@@ -114,9 +133,11 @@ class EvalResult(Record, Tabled):
     all: Percent
     base: Percent | None
     novel: Percent | None
-    harmonic_mean: Percent | None
+    harmonic_mean: Annotated[Percent | None, Check(_is_of_both)]
     ece_percent: Percent
-    per_class: dict[str, Percent | None] = field(default_factory=dict)
+    per_class: Annotated[dict[str, Percent | None], Check(_are_around_all)] = field(
+        default_factory=dict
+    )
     images_hash: Annotated[str | None, OPTIONAL] = None
     temperature: Annotated[Positive | None, OPTIONAL] = None
     calibrated_ece_percent: Annotated[Percent | None, OPTIONAL, null_as("temperature")] = None

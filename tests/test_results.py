@@ -21,7 +21,7 @@ RESULT = EvalResult(
     novel=100.0,
     harmonic_mean=50.0,
     ece_percent=1.23456789012345,
-    per_class={"b": 100 / 3, "a": None},
+    per_class={"b": 200 / 3, "a": None},
 )
 
 
@@ -43,6 +43,12 @@ PARITY = ParityResult(
 
 def read(kind: type, values: Any) -> Any:
     return parse_record(kind, json.dumps(values), where="x.json", remedy="Measure again.")
+
+
+@pytest.mark.parametrize("edit", [{"harmonic_mean": 60.0}, {"all": 99.0}, {"novel": 90.0}])
+def test_edited_accuracies_that_contradict_each_other_are_refused(edit: dict[str, float]) -> None:
+    with pytest.raises(DataError, match=r"(harmonic_mean|per_class) is .* expected "):
+        read(EvalResult, {**RESULT.to_dict(), **edit})
 
 
 def test_a_record_survives_json_without_loss() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result
+
+log = logging.getLogger(__name__)
 
 
 @click.command("report")
@@ -30,6 +33,8 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     from kdedge.api.report import make_report
 
     report, runs = make_report(list(sources), output, root)
+    for problem in (problem for run in runs for problem in run.problems):
+        log.warning("%s", problem)
     # The command that makes a missing record, if one is missing
     following = next(iter(runs[0].missing.values()), ["show", str(runs[0].run.path)])
     text = f"Wrote {report.page} and {len(report.pictures)} pictures\n{next_line(*following)}"

@@ -114,6 +114,12 @@ def test_a_missing_package_is_named_with_its_extra(
     assert not Path("runs/tiny/02/report").exists()
 
 
+def test_a_damaged_record_is_told(kdedge, trained) -> None:
+    Path("runs/tiny/02/eval.json").write_text("{")
+    done = kdedge("report", "tiny")
+    assert (done.code, "runs/tiny/02/eval.json is not valid JSON" in done.err) == (0, True)
+
+
 def test_a_report_loads_no_model(trained, tmp_path) -> None:
     import subprocess
 

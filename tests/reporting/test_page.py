@@ -186,8 +186,8 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     run = make_run()
     assert make_chapters([gather(run)])[0].headline is None  # an older run
     found = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    found["teacher"] = {**found["student"], "all": 80.0}
-    found["student"]["all"] = 40.0
+    found["teacher"] = {**found["student"], "all": 80.0, "per_class": {}}
+    found["student"] |= {"all": 40.0, "per_class": {}}
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     record = json.loads(run.provenance.read_text(encoding="utf-8"))
     record["summary"] = {"gmacs": 0.5, "teacher_gmacs": 43.0}
