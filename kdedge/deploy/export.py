@@ -112,6 +112,13 @@ def export_artifact(
     lists = {"unlabeled": pool, "test": trained.images("test")}
     warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
     reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
+    if (one := reference.only_class) is not None:
+        log.warning(
+            "The model predicts %r for each of %s, such as %s: files that agree with it are of no"
+            " use.\n  Look whether these images are black or all the same, then at those of the"
+            " training.",
+            *(trained.class_names[one], reference.images, reference.keys[0]),
+        )
     known = choose_known_images(trained, pool, spec.none_of_these, apart_from=reference.digests)
     model = fold(
         trained.image_path(),
@@ -162,6 +169,7 @@ class _Writer:
         self._folder = folder
         self._spec = spec
         self._reference, self._known = reference, known
+        one = reference.only_class
         self.artifact = Artifact(
             path=folder,
             name=trained.loaded.recipe.name,
@@ -172,7 +180,11 @@ class _Writer:
             max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
             batch=spec.batch,
             gates=gates.as_record(),
-            provenance={"kdedge": __version__, **trained.provenance()},
+            provenance={
+                "kdedge": __version__,
+                **trained.provenance(),
+                **({} if one is None else {"predicts_only": trained.class_names[one]}),
+            },
             temperature=reference.temperature,
         )
         self.calibration: npt.NDArray[Any] | None = None

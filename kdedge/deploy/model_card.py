@@ -80,7 +80,7 @@ tags: [onnx, clip, kdedge]
 
 An image classifier with {len(names)} classes, exported by kdedge. `artifact.json` has the same
 facts in a form for programs.
-
+{_degenerate(artifact)}
 ## Run it
 
     kdedge predict FOLDER IMAGE       # needs the extra kdedge[runtime]
@@ -113,6 +113,14 @@ Compared with the float32 model on real images{note}; agreement is the share of 
 
 {classes}
 """
+
+
+def _degenerate(artifact: Artifact) -> str:
+    """A warning about a model that predicts one class; else empty."""
+    only = artifact.provenance.get("predicts_only")
+    if only is None:
+        return ""
+    return f"\n**It predicts {_plain(only)} for every image that it was compared on.**\n"
 
 
 def _image_files(artifact: Artifact) -> str:

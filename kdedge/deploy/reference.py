@@ -83,6 +83,13 @@ class Reference:
             logits = predict_each_way(backend, self.pixels, artifact)
         return self.compared(artifact, logits, runtime=backend.describe())
 
+    @property
+    def only_class(self) -> int | None:
+        """The class that the model predicts for every image, although not all are of one class."""
+        answered = set(self.logits.argmax(axis=1).tolist())
+        is_told = len(self.labels) > 1 and len(set(self.labels) - {None}) != 1
+        return answered.pop() if is_told and len(answered) == 1 else None
+
     def smoke_set(self, *, open_classes: bool) -> SmokeSet:
         """Images for the artifact: first those before resize and crop, then others, spread.
 

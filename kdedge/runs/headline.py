@@ -77,7 +77,9 @@ def headline(
     if kept is None:
         kept, less = f"needs {less} than its teacher", None
     cost = None if artifact is None else _cost(artifact)
-    parts = [kept, less, None if fastest is None else fastest[1], cost]
+    only = None if artifact is None else artifact.provenance.get("predicts_only")
+    only = only and f"but predicts {only!r} for every image"
+    parts = [kept, less, None if fastest is None else fastest[1], cost, only]
     return "student " + ", ".join(part for part in parts if part is not None)
 
 

@@ -131,6 +131,13 @@ def warn_of_failure(job: Job, found: Evaluations) -> None:
     guess = _guess(own)
     if guess is not None:
         remedy = "Check that the images match the class names, or change optim.lr and optim.epochs."
+        test = job.held_out.test
+        counts = {_n_answered(one) for one in (own, zero_shot) if one is not None}
+        if test is not None and zero_shot is not None and counts == {1}:
+            remedy = (
+                "Zero-shot CLIP predicts one class, too: look whether the test images are black or"
+                f" all the same, such as {test.source.items[test.indices[0]].key}."
+            )
         log.warning("The %s %s.\n  %s", role, guess, remedy)
     elif zero_shot is not None and _is_worse(own, zero_shot):
         log.warning(
@@ -143,11 +150,10 @@ def warn_of_failure(job: Job, found: Evaluations) -> None:
 
 def _guess(own: EvalDetails) -> str | None:
     """How a model shows that it guesses; None if it does not, or nothing shows it."""
-    tested, answered = ({pair[i] for pair in own.confusion} for i in (0, 1))
-    if len(tested) == 1:
+    if len({label for label, _, _ in own.confusion}) == 1:
         return None
-    if len(answered) == 1:
-        return f"predicts {own.class_names[answered.pop()]!r} for every test image"
+    if _n_answered(own) == 1:
+        return f"predicts {own.class_names[own.confusion[0][1]]!r} for every test image"
     chance = 1 / len(own.class_names)
     deviation = math.sqrt(chance * (1 - chance) / own.n_images)
     if own.n_images >= _ENOUGH and own.accuracy_percent / 100 <= chance + 2 * deviation:
@@ -156,6 +162,11 @@ def _guess(own: EvalDetails) -> str | None:
             f" is no better than guessing among {len(own.class_names)} classes"
         )
     return None
+
+
+def _n_answered(details: EvalDetails) -> int:
+    """Number of classes that a model predicts."""
+    return len({answer for _, answer, _ in details.confusion})
 
 
 def _is_worse(own: EvalDetails, other: EvalDetails) -> bool:

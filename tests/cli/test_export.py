@@ -351,6 +351,20 @@ def test_a_files_line_has_its_size_in_megabytes_and_its_figures_in_order(
     ]
 
 
+def test_a_student_that_predicts_one_class_is_told_of(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    for image in Path("test").rglob("*.jpg"):
+        Image.new("RGB", (40, 40)).save(image)
+    done = kdedge("export", "tiny/02")
+    assert done.code == 0
+    only = read(ARTIFACT / "artifact.json")["provenance"]["predicts_only"]
+    told = f"The model predicts {only!r} for each of 20 of 20 images of data.test, such as "
+    assert told in done.err
+    assert f"**It predicts {only} for every image" in (ARTIFACT / "README.md").read_text()
+    assert f"but predicts {only!r} for every image" in kdedge("show", "tiny/02").out
+
+
 def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[..., Any]) -> None:
     pytest.importorskip("tensorrt_rtx")
     done = kdedge("export", "--trt-rtx", "--set", "export.precisions=[int8]", *LOOSE)

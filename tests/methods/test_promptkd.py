@@ -117,9 +117,14 @@ def test_both_spellings_at_once_are_refused() -> None:
         promptkd.Settings(losses={"kl": {"weight": 1.0, "weight_per_image": 1.0}})
 
 
-def test_a_temperature_whose_square_no_float_holds_is_refused() -> None:
-    with pytest.raises(ValidationError, match="less than or equal to 1000"):
-        promptkd.Settings(losses={"kl": {"temperature": 1e300}})
+@pytest.mark.parametrize(
+    ("temperature", "bound"), [(1e300, "less than or equal to 1000"), (1e-38, "equal to 0.01")]
+)
+def test_a_temperature_that_makes_the_loss_infinite_is_refused(
+    temperature: float, bound: str
+) -> None:
+    with pytest.raises(ValidationError, match=bound):
+        promptkd.Settings(losses={"kl": {"temperature": temperature}})
 
 
 def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,23 @@ def test_a_model_that_training_made_worse_is_warned_of(
         " worse.\n  Change optim.lr, optim.epochs or the method's settings."
     ).replace("%", " %")
     assert caplog.messages == [told] * is_said
+
+
+@pytest.mark.parametrize("zero_shot_too", [True, False])
+def test_test_images_that_look_alike_are_named_and_not_blamed_on_the_student(
+    zero_shot_too: bool, caplog: Any
+) -> None:
+    source = SimpleNamespace(items=[SimpleNamespace(key="cat/0.jpg")])
+    held_out = SimpleNamespace(test=SimpleNamespace(source=source, indices=[0]))
+    job: Any = SimpleNamespace(setup=SimpleNamespace(role="student"), held_out=held_out)
+    one_class = replace(details(110, 1000), confusion=((0, 0, 500), (1, 0, 500)))
+    zero_shot = one_class if zero_shot_too else details(110, 1000)
+    result: Any = None
+    warn_of_failure(job, {"student": (result, one_class), "zeroshot": (result, zero_shot)})
+    (message,) = caplog.messages
+    assert message.startswith("The student predicts 'cat' for every test image.\n")
+    assert ("all the same, such as cat/0.jpg." in message) == zero_shot_too
+    assert ("optim.lr" in message) != zero_shot_too
 
 
 def test_a_model_without_zero_shot_results_is_not_compared(caplog: Any) -> None:

@@ -40,7 +40,7 @@ class Settings(LossSettings):
     )
     temperature: float = Field(
         1.0,
-        gt=0,
+        ge=0.01,
         le=1000,
         description="Divides both logits before the divergence. The default 1 is that of"
         " arXiv:2403.02781, section 4.1.",
