@@ -173,6 +173,11 @@ class UnlabeledSpec(SourceSpec):
         " them, else on images that were trained on. `kdedge init` writes 5% if there are no test"
         " images. Default: none, all images are trained on.",
     )
+    include_test: bool | None = Field(
+        None,
+        description="Train on images that are in data.test, too. Default: they are left out, by"
+        " their contents, except of a benchmark set, whose parts are published.",
+    )
 
 
 class DataSpec(Strict):

@@ -185,7 +185,8 @@ class RecipeData:
         data, known = self._recipe.data, self._workspace.images
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         names = self._classes.names
-        read = (key, labeled, place, names, benchmark_root(data), data.max_bad_images)
+        tested = str(data.test) if key == "unlabeled" else ""
+        read = (key, labeled, place, names, benchmark_root(data), data.max_bad_images, tested)
         if read not in known:
             try:
                 source = open_source(spec, class_names=names, labeled=labeled, data=data)
@@ -198,10 +199,27 @@ class RecipeData:
                     " labels."
                 ) from error
             images = self._scan(source, key)
+            if isinstance(spec, UnlabeledSpec) and not spec.include_test:
+                images = images if spec.benchmark else self._without_test(images)
             known[read] = images.only(tuple(images.labels())) if labeled else images
             if self._workspace.group.is_rank0:
                 self._say_what_is_left_out(images, key, labeled=labeled)
         return known[read]
+
+    def _without_test(self, images: Images) -> Images:
+        """The unlabeled images that are not test images; warns of the others."""
+        spec = self._recipe.data.test
+        if spec is None:
+            return images
+        test = self._readable(spec, "test", labeled=True)
+        shared = [images.source.items[i].key for i in images.shared_with(test)]
+        if shared and self._workspace.group.is_rank0:
+            log.warning(
+                "%d of %d images of data.unlabeled are in data.test, too, and are left out: %s.\n"
+                "  To train on them all the same, set data.unlabeled.include_test.",
+                *(len(shared), len(images.indices), name_some(shared)),
+            )
+        return images.without(test)
 
     def _say_what_is_left_out(self, images: Images, key: Key, *, labeled: bool) -> None:
         """Warns about files and images that are skipped, and about classes without images."""

@@ -337,6 +337,19 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
     assert (done.code, "leaves none to train on" in done.err) == (3, True)
 
 
+def test_test_images_in_the_unlabeled_pool_are_left_out_and_named(kdedge, project) -> None:
+    shutil.copy("test/cat/0.jpg", "pool/copy.jpg")
+    done = kdedge("check", "r.yaml", "--json")
+    assert done.code == 0, done.err
+    left_out = '1 of 41 images of data.unlabeled are in data.test, too, and are left out: "copy.jpg"'
+    assert done.err.count(left_out) == 1
+    findings = {one["what"]: one["found"] for one in json.loads(done.out)["findings"]}
+    assert findings["student: images"] == "40 used of 41"
+    done = kdedge("check", "r.yaml", "--set", "data.unlabeled.include_test=true")
+    assert "left out" not in done.err
+    assert re.search("student: images +41 used of 41", done.out)
+
+
 def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     shutil.copytree("runs/tiny/02", "runs/tiny/03")
     killed = Path("runs/tiny/03/provenance.json")

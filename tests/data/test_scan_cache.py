@@ -336,7 +336,7 @@ def test_roles_of_a_recipe_that_share_a_folder_decode_it_once(
             "classes": {"names": ["0", "1", "2"]},
             "data": {
                 "labeled": {"folder": str(images)},
-                "unlabeled": {"folder": str(images)},
+                "unlabeled": {"folder": str(images), "include_test": True},
                 "test": {"folder": str(images)},
                 "max_bad_images": 2,
             },
