@@ -341,7 +341,9 @@ def test_test_images_in_the_unlabeled_pool_are_left_out_and_named(kdedge, projec
     shutil.copy("test/cat/0.jpg", "pool/copy.jpg")
     done = kdedge("check", "r.yaml", "--json")
     assert done.code == 0, done.err
-    left_out = '1 of 41 images of data.unlabeled are in data.test, too, and are left out: "copy.jpg"'
+    left_out = (
+        '1 of 41 images of data.unlabeled are in data.test, too, and are left out: "copy.jpg"'
+    )
     assert done.err.count(left_out) == 1
     findings = {one["what"]: one["found"] for one in json.loads(done.out)["findings"]}
     assert findings["student: images"] == "40 used of 41"
