@@ -42,6 +42,7 @@ def new_folder(
     above = folder if is_numbered else folder.parent
     part = above / f".{folder.name}.part-{secrets.token_hex(4)}"
     final: list[Path] = []
+    is_made = not above.exists()
     try:
         above.mkdir(parents=True, exist_ok=True)
         _delete_left_behind(above, f".{folder.name}.part-")
@@ -55,6 +56,9 @@ def new_folder(
         raise explain_os_error(error, folder) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        if is_made:
+            with contextlib.suppress(OSError):  # it has the new folder
+                above.rmdir()
 
 
 @contextlib.contextmanager

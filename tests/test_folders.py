@@ -7,7 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kdedge.folders import new_folder
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_that_failed_leaves_no_folder_above_it(tmp_path: Path, is_there: bool) -> None:
+    above = tmp_path / "repository"
+    if is_there:
+        above.mkdir()
+    with pytest.raises(ZeroDivisionError), new_folder(above / "model"):
+        raise ZeroDivisionError
+    assert above.exists() == is_there
 
 
 def test_what_a_killed_process_left_is_deleted_and_takes_no_number(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from kdedge.workers.protocol import EngineName
 if TYPE_CHECKING:
     from kdedge.training.label_pool import LabeledPool
 
-TRANSDUCTIVE = "transductive"
-"""The method that labels all images together, from the recipe's teacher."""
+TEACHER, TRANSDUCTIVE = "teacher", "transductive"
+"""In place of a method: the recipe's teacher labels each image, or all images together."""
 
 
 def pseudo_label(
@@ -25,13 +25,13 @@ def pseudo_label(
     output: str | Path,
     *,
     per_class: int | None = None,
-    method: str = "zeroshot",
+    method: str | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     engine: EngineName = "local",
 ) -> LabeledPool:
-    """Labels unlabeled images of a recipe with a model on the student's backbone.
+    """Labels unlabeled images of a recipe with its teacher, or a model on the student's backbone.
 
     Each class gets the images with the highest probability of it. An image that several classes
     claim goes to the most probable one. Each line of the file has an image, its class and the
@@ -45,8 +45,9 @@ def pseudo_label(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         output: the file to write, as JSON lines; it must not exist.
         per_class: images of each class; None for every image, with `transductive` only.
-        method: `zeroshot`, `transductive`, or a method that is trained first unless a finished run
-            of it exists.
+        method: `zeroshot`, `transductive`, `teacher` (the recipe's), or a method; teachers and
+            methods are trained first unless a finished run exists. None for the teacher if the
+            recipe has labeled images and a student, else `zeroshot`.
         overrides: keys of the recipe with other values.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -61,13 +62,18 @@ def pseudo_label(
         SetupError: torch, weights or the device is missing; or Ray, or a node of its cluster does
             not see a file.
     """
+    texts = set_texts(overrides)
+    if method is None:
+        given = load_recipe(recipe, texts).recipe
+        is_taught = None not in (given.teacher, given.student, given.data.labeled)
+        method = TEACHER if is_taught else "zeroshot"
     is_transductive = method == TRANSDUCTIVE
     if per_class is None and not is_transductive:
         raise RecipeError(
             f"{method} labels a number of images of each class, and per_class is missing.\n"
             "  Set per_class (--per-class), or use the method transductive to label every image."
         )
-    loaded = _load_for(None if is_transductive else method, recipe, set_texts(overrides))
+    loaded = _load_for(None if method in {TRANSDUCTIVE, TEACHER} else method, recipe, texts)
     check_paths(loaded)
     need_training_packages("Labeling images")
     from kdedge.setup.device import choose_device

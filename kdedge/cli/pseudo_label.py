@@ -43,10 +43,9 @@ class _Place:
 @click.option(
     "--method",
     metavar="NAME",
-    default="zeroshot",
-    show_default=True,
-    help="What labels the images: zeroshot; a method that is trained first, unless a finished run"
-    " of it exists; or transductive: the recipe's teacher, from all images together.",
+    help="What labels the images: teacher, the recipe's; zeroshot; a method; or transductive, the"
+    " teacher from all images together. Teachers and methods are trained first unless a finished"
+    " run exists. [default: teacher if the recipe has labeled images, else zeroshot]",
 )
 @click.option(
     "--per-class",
@@ -73,14 +72,14 @@ class _Place:
 @json_option
 def command(
     recipe: str,
-    method: str,
+    method: str | None,
     per_class: int | None,
     path: Path,
     overrides: tuple[str, ...],
     place: _Place,
     as_json: bool,
 ) -> None:
-    """Label unlabeled images of RECIPE, K per class, with a model on the student's backbone.
+    """Label unlabeled images of RECIPE, K per class, with its teacher or another model.
 
     RECIPE is a file, or the name of a shipped recipe. If several classes claim an image, the one
     with the highest probability gets it. Each line of the file has an image, its class and the
@@ -115,17 +114,21 @@ def command(
             before = percent(result.accuracy_before_percent)
             lines.append(f"The teacher alone: {before} % of the images without a label.")
     lines.append(f"Wrote {' and '.join(written)}")
-    lines.append(next_line("train", recipe, *_options_of_training(recipe, overrides, path)))
+    lines.append(_next_line(recipe, overrides, path))
     print_result(found, as_json=as_json, text="\n".join(lines))
 
 
-def _options_of_training(recipe: str, overrides: tuple[str, ...], path: Path) -> list[str]:
-    """Options of `kdedge train` that train CoOp on the file, without other methods' settings."""
+def _next_line(recipe: str, overrides: tuple[str, ...], path: Path) -> str:
+    """The command that trains on the file: the recipe's student, or CoOp if there is none."""
     kept = [text for text in overrides if text.partition("=")[0].split(".")[0] != "baseline"]
-    baseline = load_recipe(recipe, kept).recipe.baseline
+    given = load_recipe(recipe, kept).recipe
+    if given.teacher is not None and given.student is not None:
+        labels = override_texts({"data.pseudo_labels": str(path)})
+        return next_line("distill", recipe, *same_options([*kept, *labels]))
+    baseline = given.baseline  # without another method's settings
     room: dict[str, Any] = (
         {} if baseline is None or baseline.method in {None, "coop"} else {"baseline": {}}
     )
     # Last, as later overrides win
     kept += override_texts({**room, "data.pseudo_labels": str(path)})
-    return ["--method", "coop", *same_options(kept)]
+    return next_line("train", recipe, "--method", "coop", *same_options(kept))

@@ -37,6 +37,9 @@ from kdedge.training.student import labels_by
 from kdedge.training.teachers import FileTeacher
 from kdedge.workers.protocol import Share
 
+TEACHER = "teacher"
+"""Instead of a method's name: the recipe's teacher labels the images."""
+
 
 @dataclass(frozen=True)
 class LabeledPool:
@@ -89,7 +92,7 @@ def label_pool(
     Args:
         loaded: the recipe. If it names a file of pseudo-labels, they are trained on like labels.
         workspace: where the command works.
-        method: predicts the labels; uses the student's backbone.
+        method: predicts the labels, on the student's backbone; or `teacher`, the recipe's.
         path: the file to write; must not exist yet.
         per_class: number of images per class.
 
@@ -98,13 +101,13 @@ def label_pool(
         DataError: there are fewer unlabeled images than classes x `per_class`.
     """
     _check_free(path)
-    loaded = with_baseline(loaded, method)
+    loaded = loaded if method == TEACHER else with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)
     everything = range(len(classes.names))
     images = RecipeData(loaded.recipe, classes, workspace)
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    found = _find_model(loaded, workspace)
+    found = _find_model(loaded, workspace, method)
     logits = PoolLogits(
         found.model,
         pool,
@@ -218,14 +221,23 @@ class _Found:
         return sha256_json([self.provenance, self.features])
 
 
-def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
-    """The recipe's baseline: from its finished run, or untrained if it needs no training."""
-    job = baseline_job(loaded, workspace)
-    if not job.method.trainable_parameters():
-        features = features_provenance(job.setup, hash_trained(job.method))
-        opens = partial(_open_untrained, loaded, workspace.root.absolute())
-        return _Found(job.model(), job.provenance(), features, opens, None)
-    run = finished_run(workspace.root, job.key()) or _train(job)
+def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Found:
+    """The teacher, or the recipe's baseline, which is untrained if it needs no training."""
+    run: RunFolder | None
+    if method == TEACHER:
+        run, _, _ = teacher_and_parts(loaded, workspace, resume=True)
+        if run is None:
+            raise RecipeError(
+                "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
+                "  Name another method with --method."
+            )
+    else:
+        job = baseline_job(loaded, workspace)
+        if not job.method.trainable_parameters():
+            features = features_provenance(job.setup, hash_trained(job.method))
+            opens = partial(_open_untrained, loaded, workspace.root.absolute())
+            return _Found(job.model(), job.provenance(), features, opens, None)
+        run = finished_run(workspace.root, job.key()) or _train(job)
     model = load_run(run, workspace)
     of = run.path.absolute(), model.class_names, workspace.root.absolute()
     opens = partial(_open_trained, *of)

@@ -35,7 +35,9 @@ SUPERVISED = {
 
 
 def write(kdedge: Run, *more: str, per_class: int = 3, path: str = LABELS) -> Any:
-    return kdedge("pseudo-label", "r.yaml", "--per-class", str(per_class), "-o", path, *more)
+    method = () if "--method" in more else ("--method", "zeroshot")
+    arguments = ("r.yaml", "--per-class", str(per_class), "-o", path, *method, *more)
+    return kdedge("pseudo-label", *arguments)
 
 
 def lines_of(path: str | Path) -> list[dict[str, Any]]:
@@ -74,7 +76,7 @@ def test_zero_shot_labels_are_written_and_the_command_that_trains_on_them_works(
     assert done.out == (
         "12 images of 4 classes by zeroshot.\n"
         "Wrote labels.jsonl\n"
-        "Next: kdedge train r.yaml --method coop --set data.pseudo_labels=labels.jsonl\n"
+        "Next: kdedge distill r.yaml --set data.pseudo_labels=labels.jsonl\n"
     )
     origin, *labels = lines_of(LABELS)
     assert origin["method"] == "zeroshot"
@@ -108,9 +110,23 @@ def test_a_trained_methods_labels_use_a_finished_run_and_name_it(
     assert lines_of(LABELS)[0]["made_by"] != lines_of("plain.jsonl")[0]["made_by"]
 
 
+def test_the_teacher_labels_where_there_are_labels_to_train_it(kdedge: Run, trained: Path) -> None:
+    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", LABELS)
+    assert done.code == 0, done.err
+    assert "12 images of 4 classes by teacher.\n" in done.out
+    assert "using runs/tiny/01" in done.err
+    assert write(kdedge, path="zeroshot.jsonl").code == 0
+    assert lines_of(LABELS) != lines_of("zeroshot.jsonl")
+    without = ("--set", "data.labeled=null", "--set", "data.split=all")
+    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "other.jsonl", *without)
+    assert "by zeroshot." in done.out
+
+
 def test_the_next_command_trains_whatever_made_the_labels(kdedge: Run, project: Path) -> None:
-    with Path("r.yaml").open("a") as recipe:
-        recipe.write("baseline: {method: vpt, settings: {prompt_depth: 2}}\n")
+    lines = Path("r.yaml").read_text().splitlines()
+    first, last = lines.index("teacher:"), lines.index("student:")
+    kept = [*lines[:first], *lines[last:], "baseline: {method: vpt, settings: {prompt_depth: 2}}"]
+    Path("r.yaml").write_text("\n".join([*kept, ""]))
     settings = "baseline.settings={prompt_depth_text: 2, prompt_depth_vision: 2}"
     done = write(kdedge, "--method", "ivlp", "--set", settings, *SHORT, "--set", "seed=3")
     assert done.code == 0, done.err

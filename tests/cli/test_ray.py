@@ -64,7 +64,7 @@ def test_ctrl_c_ends_the_command_and_keeps_what_is_finished(trained: Path, nodes
 
 @needs_ray
 def test_pseudo_labels_are_the_local_ones(trained: Path, kdedge: Any, nodes: Any) -> None:
-    command = ("pseudo-label", "r.yaml", "--per-class", "3", "-o")
+    command = ("pseudo-label", "r.yaml", "--method", "zeroshot", "--per-class", "3", "-o")
     assert kdedge(*command, "here.jsonl").code == 0
     done = nodes.kdedge(*command, "there.jsonl", *RAY)
     assert done.code == 0, done.err

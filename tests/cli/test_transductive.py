@@ -63,7 +63,7 @@ def test_every_image_of_the_pool_gets_a_line_and_class_probabilities(
     assert done.code == 0, done.err
     assert "40 images of " in done.out
     assert "Wrote labels.jsonl and labels.safetensors\n" in done.out
-    assert "Next: kdedge train r.yaml --method coop --set data.pseudo_labels=labels.j" in done.out
+    assert "Next: kdedge distill r.yaml --set data.pseudo_labels=labels.jsonl" in done.out
     assert "by the teacher -> by the labels: " in done.err
     origin, *labels = lines_of(LABELS)
     z, metadata = read_soft("labels.safetensors")
