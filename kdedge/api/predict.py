@@ -176,6 +176,7 @@ def predict(
 @contextlib.contextmanager
 def opened(source: Any, engine: Engine) -> Iterator[Classifier]:
     """Context with the loaded model of an artifact, or of a run's newest one."""
+    from kdedge.deploy.parity import warn_of_misses
     from kdedge.inference.classify import Classifier
 
     artifact = artifact_folder(source)
@@ -187,6 +188,7 @@ def opened(source: Any, engine: Engine) -> Iterator[Classifier]:
             n_threads=engine.threads,
         )
     try:
+        warn_of_misses(classifier.artifact, classifier.file, classifier.backend)
         yield classifier
     finally:
         classifier.backend.close()

@@ -6,6 +6,8 @@ exported files, compares the results with the gates, and stores a smoke set for 
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from kdedge.evaluation.agreement import compare
 from kdedge.files import write_atomic
 from kdedge.progress import progress
 from kdedge.results import ParityResult, WorstImage
-from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, Precision
+from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches
 from kdedge.runtime.open_classes import class_logits, load_matrix
@@ -32,6 +34,7 @@ SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
 """Enough to detect a wrong build on the device; 30 MB at 224 pixels."""
 
+_LOG = logging.getLogger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
 _N_NAMED = 3  # of the worst images, in a message
 _GATES: dict[Precision, Precision] = {"bf16": "fp16"}  # both are half precision
@@ -282,7 +285,15 @@ def load_smoke_set(artifact: Artifact) -> SmokeSet:
         DataError: the smoke set or the class matrix is missing or damaged, or does not fit.
         ShapeError: its features have another dimension than the class matrix.
     """
-    stored = read_smoke_set(artifact.checked(SMOKE_SET), artifact.output_name)
+    path = artifact.checked(SMOKE_SET)
+    stored = read_smoke_set(path, artifact.output_name)
+    size_px = stored.pixels.shape[1]
+    if size_px != artifact.preprocess.size_px:
+        raise DataError(
+            f"{path} has images of {size_px} pixels, but the artifact's model takes"
+            f" {artifact.preprocess.size_px}.\n"
+            "  Export again."
+        )
     if artifact.open_classes is None:
         return stored
     logits = class_logits(stored.logits, load_matrix(artifact))
@@ -363,15 +374,8 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     Raises:
         DataError: the smoke set is missing, has changed since the export, or is of another model.
     """
-    path = artifact.path / SMOKE_SET
     smoke_set = load_smoke_set(artifact)
-    n_images, size_px = smoke_set.pixels.shape[:2]
-    if size_px != artifact.preprocess.size_px:
-        raise DataError(
-            f"{path} has images of {size_px} pixels, but the artifact's model takes"
-            f" {artifact.preprocess.size_px}.\n"
-            "  Export again."
-        )
+    n_images = len(smoke_set.pixels)
     return compare(
         smoke_set.logits,
         smoke_logits(artifact, backend, smoke_set),
@@ -382,3 +386,29 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
         runtime=backend.describe(),
         head=artifact.head,
     )
+
+
+def warn_of_misses(
+    artifact: Artifact, file: ModelFile, backend: Backend, *, seconds: float = 1.0
+) -> None:
+    """Warns if a loaded file misses its gates on this machine, by the smoke set.
+
+    Processors multiply bytes in different ways, and files are damaged by more than what their
+    hashes tell. Nothing is compared if it would take longer than `seconds`.
+
+    Raises:
+        DataError: the smoke set has changed since the export.
+    """
+    if file.gate == "missed" or not (artifact.path / SMOKE_SET).is_file():
+        return
+    stored = load_smoke_set(artifact)
+    few = SmokeSet(stored.pixels[:2], stored.logits[:2], stored.images[:2])
+    smoke_logits(artifact, backend, few)  # the first call is slower
+    began = time.monotonic()
+    smoke_logits(artifact, backend, few)
+    if (time.monotonic() - began) * len(stored.pixels) / len(few.pixels) > seconds:
+        return
+    result = parity_on_smoke_set(artifact, backend)
+    missed = misses(result, file.precision, artifact.gates)
+    if missed:
+        _LOG.warning("%s", gate_error(file.name, file.precision, result, missed))

@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 
+from kdedge.deploy.parity import warn_of_misses
 from kdedge.deploy.triton import model_name
 from kdedge.errors import InUseError, RecipeError
 from kdedge.serving.app import App
@@ -55,7 +56,9 @@ class Server:
         """
         self._socket = _take(host, port)
         try:
-            self.model = ServedModel(source.load(source.find()), source.batch)
+            loaded = source.load(source.find())
+            warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
+            self.model = ServedModel(loaded, source.batch)
             self.model.warm_up()
             _listen(self._socket)
         except BaseException:

@@ -361,6 +361,21 @@ def test_a_new_artifact_is_served_without_a_lost_request_and_a_damaged_one_is_no
     assert "Serving the new artifact" in caplog.text
 
 
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_model_that_misses_its_gates_on_this_machine_is_warned_of(
+    make_checked: Callable[..., Artifact],
+    tmp_path: Path,
+    paint: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    wrong: bool,
+) -> None:
+    artifact = make_checked(tmp_path / "1", wrong=wrong)
+    quick(artifact.path).close()
+    kdedge.predict(artifact, paint(tmp_path / "red.png", (250, 0, 0)))
+    told = "model.onnx missed its gates against the float32 student"
+    assert [told in message for message in caplog.messages].count(True) == 2 * wrong
+
+
 def quick(source: Path) -> Any:
     """A server that looks for a new artifact many times a second."""
     from functools import partial
