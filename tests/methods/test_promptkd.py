@@ -210,6 +210,20 @@ class TrainableTeacher:
         return torch.nn.functional.normalize(images.flatten(1) @ self.weight, dim=-1)
 
 
+def test_no_step_encodes_the_teachers_texts(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method, calls = build(tiny_backbone, tiny_teacher_backbone), []
+    block = tiny_teacher_backbone.model.transformer.resblocks[0]
+    hook = block.ln_1.register_forward_hook(lambda *_: calls.append(1))
+    method.training_step(Batch(images(), None))
+    method.forward_features(images())
+    assert calls == []
+    tiny_teacher_backbone.text_features_raw(["a text that no cache has"])
+    hook.remove()
+    assert calls == [1]
+
+
 def test_a_teacher_is_run_without_a_graph(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone, TrainableTeacher())
     assert not method.outputs(Batch(images(), None)).teacher_features.requires_grad

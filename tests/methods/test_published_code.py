@@ -88,9 +88,11 @@ def test_in_half_precision_products_are_rounded_and_prompts_and_sums_are_not(
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     precision = Precision("fp16-unscaled", torch.device("cpu"), method.module)
     with precision.autocast():
-        method.training_step(batch)
+        loss = method.training_step(batch).loss
+        logits = method.class_logits(torch.ones(2, tiny_backbone.embed_dim))
     for hook in hooks:
         hook.remove()
+    assert (loss.dtype, logits.dtype) == (torch.float32, torch.float32)
     assert seen == {"sums": {torch.float32}, "products": {torch.float16}}
     assert {p.dtype for p in method.module.parameters()} == {torch.float32}
 

@@ -151,6 +151,18 @@ def test_a_set_is_read_from_its_own_layout(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("name", [n for n in list_benchmarks() if n.startswith("imagenet")])
+def test_images_of_a_class_are_in_order_whatever_the_file_system_lists(
+    name: str, miniature: Make
+) -> None:
+    mini = miniature(name)
+    root, names = mini.folder.parent, mini.names
+    source = mini.benchmark.open_source(root, part="test", class_names=names, labeled=True)
+    for label in range(len(names)):
+        keys = [item.key for item in source.items if item.label == label]
+        assert keys == sorted(keys)
+
+
 @pytest.mark.parametrize("name", list_benchmarks())
 def test_labels_are_positions_in_the_class_list_that_is_used(name: str, miniature: Make) -> None:
     mini = miniature(name)
