@@ -142,7 +142,7 @@ def test_labels_are_found_again_where_an_input_changes(kdedge: Run, trained: Pat
     assert kdedge(*WRITE, "-o", LABELS).code == 0
     other = "student.targets={kind: transductive, n_neighbors: 5}"
     assert kdedge(*WRITE, "-o", "b.jsonl", "--set", other).code == 0
-    shutil.copy("test/cat/0.jpg", "pool/new.jpg")
+    shutil.copy("labeled/cat/0.jpg", "pool/new.jpg")
     assert kdedge(*WRITE, "-o", "c.jsonl").code == 0
     assert len(lines_of("c.jsonl")) == 42
     retaught = ("--set", "teacher.method=zeroshot", "--set", "teacher.settings={}")
