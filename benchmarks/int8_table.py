@@ -36,6 +36,7 @@ from interleaved import interleaved
 from planted_outliers import plant
 from torch import nn
 
+from kdedge.config.load import parse_overrides
 from kdedge.data.images import spread
 from kdedge.deploy.calibrate import check_disjoint, choose_calibration_images
 from kdedge.deploy.export import N_HELD_OUT
@@ -175,7 +176,9 @@ class Table:
 def open_run(run: Path, overrides: Sequence[str] = ()) -> RunModel:
     """A finished run on the CPU."""
     folder = RunFolder.open(run)
-    return load_run(folder, Workspace(folder.root, torch.device("cpu")), overrides=overrides)
+    return load_run(
+        folder, Workspace(folder.root, torch.device("cpu")), overrides=parse_overrides(overrides)
+    )
 
 
 def folded(trained: RunModel) -> FoldedModel:

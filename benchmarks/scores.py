@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdedge.config.load import parse_overrides
 from kdedge.data.images import spread
 from kdedge.deploy.known_images import choose_known_images
 from kdedge.deploy.pixels import read_pixels
@@ -111,7 +112,7 @@ def main() -> None:
     artifact = load_artifact(arguments.artifact)
     found = find_run(str(arguments.run), arguments.run.parent)
     workspace = Workspace(found.root, choose_device("cpu"))
-    trained = load_run(found, workspace, overrides=arguments.set)
+    trained = load_run(found, workspace, overrides=parse_overrides(arguments.set))
     test = trained.images("test")
     assert test is not None
     labels = np.array([-1 if c is None else c for c in trained.labels_of(test)])

@@ -13,30 +13,27 @@ if TYPE_CHECKING:
     from kdedge.api.artifact import (
         cpu_choice,
         open_artifact,
+        verify_client,
         write_browser,
+        write_smoke_images,
         write_triton,
     )
     from kdedge.api.bench import bench, check_speed
-    from kdedge.api.check import check
     from kdedge.api.classes import change_classes
-    from kdedge.api.compare import compare
-    from kdedge.api.comparison import Comparison
+    from kdedge.api.compare import Comparison, compare
     from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
     from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate
     from kdedge.api.export import export
     from kdedge.api.import_checkpoint import import_checkpoint
-    from kdedge.api.init import init
     from kdedge.api.model import LoadedModel, load
     from kdedge.api.predict import Predictions, predict
-    from kdedge.api.pseudo_label import pseudo_label
+    from kdedge.api.recipe import init
     from kdedge.api.report import report
     from kdedge.api.run import Run, list_runs, open_run
-    from kdedge.api.serve import serve
+    from kdedge.api.serve import serve, watch
     from kdedge.api.suite import run_suite
-    from kdedge.api.train import distill, fill_teacher_store, teach, train
-    from kdedge.api.verify import verify_client, write_smoke_images
-    from kdedge.api.watch import watch
+    from kdedge.api.train import check, distill, fill_teacher_store, pseudo_label, teach, train
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
     from kdedge.errors import (
@@ -54,18 +51,27 @@ if TYPE_CHECKING:
     from kdedge.progress import progress_to
 
 _HOMES = {
-    "kdedge.api.train": ("teach", "fill_teacher_store", "distill", "train"),
-    "kdedge.api.init": ("init",),
-    "kdedge.api.check": ("check",),
+    "kdedge.api.train": (
+        "teach",
+        "fill_teacher_store",
+        "distill",
+        "train",
+        "check",
+        "pseudo_label",
+    ),
+    "kdedge.api.recipe": ("init",),
     "kdedge.api.demo": ("demo",),
-    "kdedge.api.pseudo_label": ("pseudo_label",),
     "kdedge.api.suite": ("run_suite",),
     "kdedge.api.import_checkpoint": ("import_checkpoint",),
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": (
-        *("open_artifact", "cpu_choice", "write_triton"),
+        "open_artifact",
+        "cpu_choice",
+        "write_triton",
         "write_browser",
+        "verify_client",
+        "write_smoke_images",
     ),
     "kdedge.api.classes": ("change_classes",),
     "kdedge.api.bench": ("bench", "check_speed"),
@@ -73,19 +79,27 @@ _HOMES = {
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.api.predict": ("predict", "Predictions"),
-    "kdedge.api.compare": ("compare",),
-    "kdedge.api.comparison": ("Comparison",),
-    "kdedge.api.serve": ("serve",),
+    "kdedge.api.compare": ("compare", "Comparison"),
+    "kdedge.api.serve": ("serve", "watch"),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
-    "kdedge.api.verify": ("verify_client", "write_smoke_images"),
-    "kdedge.api.watch": ("watch",),
     "kdedge.api.about": ("doctor", "list_methods", "schema"),
     "kdedge.config.recipe": ("Recipe",),
     "kdedge.config.load": ("load_recipe",),
     "kdedge.progress": ("progress_to",),
     "kdedge.errors": (
-        *("KdedgeError", "RecipeError", "DataError", "SetupError", "DivergedError"),
-        *("GateError", "ResourceError", "InUseError", "CellsFailed", "Interrupted"),
+        *(
+            "KdedgeError",
+            "RecipeError",
+            "DataError",
+            "SetupError",
+            "DivergedError",
+            "GateError",
+            "ResourceError",
+            "InUseError",
+            "CellsFailed",
+            "Interrupted",
+        ),
+        *(),
     ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

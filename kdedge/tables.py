@@ -1,10 +1,12 @@
-"""Small tables of results, as text and for notebooks."""
+"""Small tables of results: as text, as Markdown, and for notebooks."""
 
 from __future__ import annotations
 
 import html
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 Table = tuple[list[str], list[list[str]]]
 """A header and rows of as many cells."""
@@ -29,17 +31,48 @@ class Tabled:
         return html_table(*self._table()) + notes
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out cells in columns, two spaces apart: the first on the left, others on the right."""
-    lines = [header, *rows]
+@dataclass(frozen=True)
+class Grid:
+    """A table with a title; the first column names the row, and the others are on the right."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str | None = None
+) -> str:
+    """Lays out cells in columns, two spaces apart.
+
+    Args:
+        header: column titles; empty for none.
+        rows: cells of each row; all rows have the same number.
+        align: `l` or `r` for each column, `l` where it ends; default: the first on the left, others
+            on the right.
+    """
+    lines = [header, *rows] if header else rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    n_columns = len(widths)
+    sides = "l" + "r" * (n_columns - 1) if align is None else align.ljust(n_columns, "l")
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(line, widths, sides, strict=True)
         ).rstrip()
         for line in lines
     )
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str | None = None
+) -> str:
+    """Writes the same as Markdown."""
+    n_columns = len(header)
+    sides = "l" + "r" * (n_columns - 1) if align is None else align.ljust(n_columns, "l")
+    marks = ["---:" if side == "r" else "---" for side in sides]
+    cells = [[re.sub(r"([\\|])", r"\\\1", cell) for cell in line] for line in (header, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], marks, *cells[1:]))
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,8 +14,7 @@ import pytest
 
 from kdedge.errors import ResourceError
 from kdedge.files import write_atomic
-from kdedge.folders import new_folder
-from kdedge.lock import is_locked, locked
+from kdedge.folders import is_locked, locked, new_folder
 
 CALLS = ("fsync", "chmod", "flock")
 
@@ -54,7 +53,7 @@ def test_each_lack_is_said_once() -> None:
 import errno, fcntl, logging, os, tempfile
 from pathlib import Path
 from kdedge.files import write_atomic
-from kdedge.lock import locked
+from kdedge.folders import locked
 
 def fail(*_, **__):
     raise OSError(errno.EPERM, "")

@@ -23,8 +23,7 @@ from pathlib import Path
 
 from kdedge.data.images import scan
 from kdedge.data.sources import Source, folder, webdataset
-from kdedge.workers.open import open_workers
-from kdedge.workers.protocol import Share, Work
+from kdedge.workers import Share, Work, open_workers
 
 MINI = Path(__file__).parents[2] / "../shared/mini"
 RECIPE = Path(__file__).parents[1] / "mini/photos100.yaml"

@@ -19,8 +19,8 @@ from kdedge.setup.workspace import Workspace
 def main(run: str, images: str, output: str, root: str = "runs") -> None:
     """Writes `features` [N, D], float32, unit length, and `paths` [N] into a NumPy file."""
     workspace = Workspace(Path(root), choose_device(None))
-    folder = f"data.unlabeled={{folder: '{Path(images).resolve()}', hold_out: 0}}"
-    model = load_run(find_run(run, workspace.root), workspace, overrides=[folder])
+    folder = {"data.unlabeled": {"folder": Path(images).resolve(), "hold_out": 0}}
+    model = load_run(find_run(run, workspace.root), workspace, overrides=folder)
     found = model.images("unlabeled")
     batches = evaluation_batches(
         found.source,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
+
+from kdedge.errors import KdedgeError
+from kdedge.methods.registry import load_method
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,8 +36,8 @@ def list_methods() -> dict[str, dict[str, Any]]:
         and `novel_class_names`, and the `losses` that its settings can name. A method that cannot
         be loaded has an empty entry, and a warning says why.
     """
+    from kdedge.api.about import describe
     from kdedge.methods import registry
-    from kdedge.setup.about_methods import describe
 
     modules = _loaded_methods("only the names are listed")
     return {
@@ -57,10 +62,52 @@ def schema() -> dict[str, Any]:
 
 def _loaded_methods(effect: str) -> dict[str, ModuleType]:
     """The methods that can be loaded; a warning names the others and says what their lack means."""
+    from kdedge.api.about import load_all
     from kdedge.methods.registry import list_methods
-    from kdedge.setup.about_methods import load_all
 
     modules, problems = load_all(list_methods())
     for problem, names in problems.items():
         _LOG.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
     return modules
+
+
+def load_all(names: Sequence[str]) -> tuple[dict[str, ModuleType], dict[str, list[str]]]:
+    """Loads methods.
+
+    Returns:
+        The loaded modules by name; and for the others, message -> their names.
+    """
+    modules: dict[str, ModuleType] = {}
+    problems: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            modules[name] = load_method(name)
+        except KdedgeError as error:
+            is_missing = str(error).startswith("The method")
+            remedy = str(error).partition("\n")[2].strip()
+            problems.setdefault(remedy if is_missing and remedy else str(error), []).append(name)
+    return modules, problems
+
+
+def describe(module: ModuleType) -> dict[str, Any]:
+    """A method's declared facts, and the losses that its settings can name, if any."""
+    declared = module.METHOD
+    losses = _losses(module)
+    return {
+        "label": declared.label,
+        "paper": declared.paper,
+        "about": (module.__doc__ or "").partition("\n")[0],
+        **asdict(declared.sees),
+        **({"losses": losses} if losses else {}),
+    }
+
+
+def _losses(module: ModuleType) -> dict[str, str]:
+    """Names and first lines of the losses that a method's settings can name."""
+    from kdedge.methods.losses import ChosenLosses
+
+    field = module.Settings.model_fields.get("losses")
+    kind = None if field is None else field.annotation
+    if not (isinstance(kind, type) and issubclass(kind, ChosenLosses)):
+        return {}
+    return {name: str(one.description) for name, one in kind.model_fields.items()}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from kdedge.api.evaluate import run_argument
-from kdedge.api.keywords import check_keywords
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
 from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.run import Machine, run_bench
@@ -26,54 +26,10 @@ from kdedge.runtime.threads import given_number, set_up_threads
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+_LOG = logging.getLogger(__name__)
 
 AGAINST = ("coop", "cocoop", "promptsrc")
 """Methods whose architectures a run is compared with by default."""
-
-
-class BenchOptions(TypedDict, total=False):
-    """How models are timed.
-
-    Attributes:
-        calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
-        slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
-        wait_quiet: longest time in total to wait until other processes leave the cores, in seconds.
-        output: a new file for the measurements; by default `bench/NN.json` in the first run.
-    """
-
-    calls: int
-    slowest: float
-    wait_quiet: float
-    output: str | Path | None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Batch sizes, and time per model.
-
-    Attributes:
-        batches: images per call.
-        seconds: shortest measurement of each model at each batch size.
-        calls: smallest number of calls.
-        slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
-    """
-
-    batches: tuple[int, ...]
-    seconds: float
-    calls: int = 20
-    slowest: float = 10.0
-
-    @property
-    def plan(self) -> TimingPlan:
-        """The plan that the measurement follows."""
-        return TimingPlan(
-            seconds=self.seconds,
-            n_calls=self.calls,
-            most_seconds=10 * self.seconds,
-            call_seconds=self.slowest,
-        )
 
 
 def bench(
@@ -84,7 +40,12 @@ def bench(
     threads: int | None = None,
     root: str | Path = "runs",
     device: str | None = None,
-    **options: Unpack[BenchOptions],
+    calls: int = 20,
+    slowest: float = 10.0,
+    wait_quiet: float = 0.0,
+    output: str | Path | None = None,
+    show: Callable[[SpeedResult], object] = lambda _: None,
+    machine: Machine | None = None,
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -99,9 +60,12 @@ def bench(
         threads: CPU threads; None for one per physical core.
         root: folder of all runs.
         device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
-        options: `calls` (smallest number of calls), `slowest` (batch sizes at which one call of a
-            model would take longer, in seconds, are skipped), `wait_quiet` (longest wait for a
-            quiet machine, in seconds) and `output` (a new file for the measurements).
+        calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
+        slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
+        wait_quiet: longest time in total to wait until other processes leave the cores, in seconds.
+        output: a new file for the measurements; by default `bench/NN.json` in the first run.
+        show: gets the measurements before they are written, and what there is of them on Ctrl-C.
+        machine: what measures power and the load of other processes; None for this machine's.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
@@ -112,37 +76,45 @@ def bench(
         SetupError: torch or the device is missing; artifacts need no torch.
         ResourceError: the measurements cannot be written.
     """
-    check_keywords(options, BenchOptions.__annotations__)
     if not batches or min(batches) < 1 or not seconds > 0:
         raise RecipeError(
             f"batches is {list(batches)} and seconds is {seconds:g}. Give batches of 1 or more, and"
             " more than 0 seconds."
         )
-    calls, slowest = options.get("calls", 20), options.get("slowest", 10.0)
     if calls < 3 or not slowest > 0:
         raise RecipeError(
             f"calls is {calls} and slowest is {slowest:g}. Give 3 calls or more, and more than 0"
             " seconds."
         )
-    output = options.get("output")
-    if output is not None and Path(output).exists():
+    file = None if output is None else Path(output)
+    if file is not None and file.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Name another file.")
-    wait = QuietWait(options.get("wait_quiet", 0.0), most_percent=MOST_OTHERS_PERCENT)
-    wait()
+    wait = QuietWait(wait_quiet, most_percent=MOST_OTHERS_PERCENT)
+    wait()  # the load of the machine decides how threads wait
     threads = given_number() if threads is None else threads
     set_up_threads(threads)
     names = [against] if isinstance(against, str) else against
     gathered = Gathered(Path(root), against=names, device=device, n_threads=threads)
     for source in sources or (None,):
         gathered.add(run_argument(source))
-    file = None if output is None else Path(output)
-    result = gathered.measure(
-        Timing(tuple(batches), seconds, calls, slowest),
-        shlex.join(sys.argv),
-        machine=Machine(wait=wait),
-        when_interrupted=lambda so_far: gathered.write(so_far, file),
+
+    def take(result: SpeedResult) -> None:
+        show(result)
+        written = gathered.write(result, file)
+        if written is not None:
+            _LOG.info("Wrote %s", written)
+
+    result = run_bench(
+        gathered.subjects,
+        plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
+        batches=tuple(batches),
+        n_threads=threads,
+        left_out=gathered.left_out,
+        command=shlex.join(["kdedge", *sys.argv[1:]]),
+        when_interrupted=take,
+        machine=replace(machine or Machine(), wait=wait),
     )
-    gathered.write(result, file)
+    take(result)
     return result
 
 
@@ -209,30 +181,6 @@ class Gathered:
             is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
             found += rows if is_alone else [replace(row, source=name) for row in rows]
         return found
-
-    def measure(
-        self,
-        timing: Timing,
-        command: str,
-        *,
-        machine: Machine | None = None,
-        when_interrupted: Callable[[SpeedResult], object] = lambda _: None,
-    ) -> SpeedResult:
-        """Measures them; see `run_bench`.
-
-        Raises:
-            KdedgeError: none of them could be measured; the first one's error.
-        """
-        return run_bench(
-            self.subjects,
-            plan=timing.plan,
-            batches=timing.batches,
-            n_threads=self._n_threads,
-            left_out=self.left_out,
-            command=command,
-            when_interrupted=when_interrupted,
-            machine=machine or Machine(),
-        )
 
     def write(self, result: SpeedResult, output: Path | None) -> Path | None:
         """Writes the measurements; gives the file, or None where there is no place for one.

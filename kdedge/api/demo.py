@@ -14,7 +14,7 @@ from PIL import Image
 
 from kdedge.api.bench import AGAINST, Gathered
 from kdedge.api.export import ExportRequest, make_export
-from kdedge.api.report import make_report
+from kdedge.api.report import report
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe
@@ -111,9 +111,8 @@ def _is_installed(*modules: str) -> bool:
 
 def _report(student: RunFolder) -> Path:
     """Writes the student's report beside the demo's runs; it replaces that of an earlier demo."""
-    report, _ = make_report([str(student.path)], None, student.root)
     page = student.path.parent / "report.html"
-    shutil.copyfile(report.page, page)
+    shutil.copyfile(report(student, root=student.root), page)
     return page
 
 

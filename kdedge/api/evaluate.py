@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdedge.api.recipe import Overrides, set_texts
+from kdedge.api.recipe import Overrides
 from kdedge.errors import ResourceError
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
-from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import add_evaluation, add_unlabeled, has_samples
 from kdedge.setup.packages import need_training_packages
 
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The evaluation of a run.
-
-    Attributes:
-        run: the run.
-        result: its accuracies, or its measurements without labels.
-        written: files that the run did not have before.
-    """
-
-    run: RunFolder
-    result: EvalResult | UnlabeledResult
-    written: list[Path]
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -63,38 +47,31 @@ def evaluate(
         SetupError: torch, weights or the device is missing.
     """
     found = find_run(run_argument(run), Path(root))
-    return make_evaluation(found, Path(root), device, set_texts(overrides)).result
-
-
-def make_evaluation(
-    run: RunFolder, root: Path, device: str | None, overrides: Sequence[str]
-) -> Evaluated:
-    """Evaluates a run, and adds the result to a run without one unless keys are overridden."""
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run, judge_run
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
-    workspace = Workspace(root, choose_device(device))
+    workspace = Workspace(Path(root), choose_device(device))
     result: EvalResult | UnlabeledResult
-    unlabeled = judge_run(run, workspace, overrides=overrides)
+    unlabeled = judge_run(found, workspace, overrides=overrides)
     if unlabeled is not None:
-        result, add = unlabeled, functools.partial(add_unlabeled, run, unlabeled)
+        result, add = unlabeled, functools.partial(add_unlabeled, found, unlabeled)
     else:
         result, details = evaluate_run(
-            run,
+            found,
             workspace,
             overrides=overrides,
-            with_samples=not overrides and not has_samples(run),
+            with_samples=not overrides and not has_samples(found),
         )
-        add = functools.partial(add_evaluation, run, result, details)
-    written: list[Path] = []
+        add = functools.partial(add_evaluation, found, result, details)
     if not overrides:
         try:
-            written = add()
+            for path in add():
+                log.info("Wrote %s", path)
         except ResourceError as error:  # return the result all the same
-            logging.getLogger(__name__).warning("%s", error)
-    return Evaluated(run, result, written)
+            log.warning("%s", error)
+    return result
 
 
 def run_argument(run: Any) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from kdedge.api.evaluate import run_argument
 from kdedge.api.keywords import check_keywords
-from kdedge.api.recipe import Overrides, set_texts
+from kdedge.api.recipe import Overrides
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
@@ -275,7 +275,7 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     trained = load_run(
         run,
         Workspace(run.root, choose_device(options.get("device"))),
-        overrides=set_texts(options.get("overrides")),
+        overrides=options.get("overrides"),
         names=None if classes is None else given_class_names(classes),
     )
     check_has_class_vectors(trained.setup.choice)

@@ -2,81 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal
 
 from kdedge.api.evaluate import run_argument
-from kdedge.api.keywords import check_keywords
+from kdedge.api.run import Run
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run
 from kdedge.setup.packages import need_training_packages
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from kdedge.api.run import Run
-    from kdedge.training.import_public import Imported
-
-CheckpointKind = Literal["promptsrc", "promptkd"]
-
-
-class CheckpointOptions(TypedDict, total=False):
-    """The backbone that a checkpoint was trained on, and where its run goes.
-
-    Attributes:
-        backbone: an open_clip model name such as `ViT-L-14`.
-        config: your own model config (JSON) instead of a name.
-        quick_gelu: activation of the backbone, if its weights do not tell it.
-        name: name of the run; by default the file's name and the kind.
-        exact: use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc
-            only).
-        root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
-    """
-
-    backbone: str | None
-    config: str | Path | None
-    quick_gelu: bool | None
-    name: str | None
-    exact: bool
-    root: str | Path
-    device: str | None
-
-
-@dataclass(frozen=True)
-class CheckpointRequest:
-    """The kind of checkpoint, and what it does not hold itself.
-
-    Attributes:
-        file: the checkpoint.
-        kind: a PromptSRC teacher or a PromptKD student.
-        weights: weights of the backbone: a pretrained tag or a file.
-        classes: class names, or a file with one per line. promptsrc needs them: the checkpoint has
-            no names.
-        teacher: run of the teacher. promptkd needs it: the checkpoint has no class vectors.
-    """
-
-    file: Path
-    kind: CheckpointKind
-    weights: str
-    classes: str | Path | Sequence[str] | None = None
-    teacher: str | None = None
+log = logging.getLogger(__name__)
 
 
 def import_checkpoint(
     file: str | Path,
-    kind: CheckpointKind,
+    kind: Literal["promptsrc", "promptkd"],
     *,
     weights: str,
     classes: str | Path | Sequence[str] | None = None,
     teacher: Any = None,
-    **options: Unpack[CheckpointOptions],
+    backbone: str | None = None,
+    config: str | Path | None = None,
+    quick_gelu: bool | None = None,
+    name: str | None = None,
+    exact: bool = False,
+    root: str | Path = "runs",
+    device: str | None = None,
 ) -> Run:
     """Imports a checkpoint of the public PromptSRC or PromptKD code as a finished run.
 
-    Nothing in the file is executed.
+    Nothing in the file is executed. The log lists what was not used of it.
 
     Args:
         file: the checkpoint.
@@ -86,9 +43,14 @@ def import_checkpoint(
             no names.
         teacher: a `Run`, its folder or name. promptkd needs it: the checkpoint has no class
             vectors.
-        options: `backbone` (an open_clip model name) or `config` (your own model config),
-            `quick_gelu`, `name` (of the run), `exact` (use the checkpoint's own backbone), `root`
-            (folder of all runs) and `device`.
+        backbone: an open_clip model name such as `ViT-L-14`.
+        config: your own model config (JSON) instead of a name.
+        quick_gelu: activation of the backbone, if its weights do not tell it.
+        name: name of the run; by default the file's name and the kind.
+        exact: use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc
+            only).
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         The run.
@@ -98,16 +60,21 @@ def import_checkpoint(
         DataError: the file is no such checkpoint, or is of another backbone or teacher.
         SetupError: torch, weights or the device is missing.
     """
-    from kdedge.api.run import Run
-
-    check_keywords(options, CheckpointOptions.__annotations__)
-    request = CheckpointRequest(Path(file), kind, weights, classes, run_argument(teacher))
-    return Run(make_import(request, options).run)
-
-
-def make_import(request: CheckpointRequest, options: CheckpointOptions) -> Imported:
-    """Makes the run; the result also lists what was not used of the file."""
-    _check(request)
+    if kind not in ("promptsrc", "promptkd"):
+        raise RecipeError(
+            f"{kind!r} is not a kind of public checkpoint.\n"
+            "  Choose promptsrc for a teacher or promptkd for a student."
+        )
+    if kind == "promptkd" and teacher is None:
+        raise RecipeError(
+            f"{file} is a promptkd checkpoint, which has no class vectors.\n"
+            "  Name its teacher's run: --teacher RUN, in Python teacher=RUN."
+        )
+    if kind == "promptsrc" and classes is None:
+        raise RecipeError(
+            f"{file} is a promptsrc checkpoint, which has no class names.\n"
+            "  Give them: --classes FILE, in Python classes=FILE or a list."
+        )
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.classes import given_class_names
@@ -115,38 +82,20 @@ def make_import(request: CheckpointRequest, options: CheckpointOptions) -> Impor
     from kdedge.setup.workspace import Workspace
     from kdedge.training.import_public import import_student, import_teacher
 
-    file, config = request.file, options.get("config")
-    on = BackboneSpec(
-        options.get("backbone"),
-        request.weights,
-        None if config is None else Path(config),
-        options.get("quick_gelu"),
+    file, root = Path(file), Path(root)
+    on = BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu)
+    name = name or f"{file.name.split('.')[0]}-{kind}"
+    workspace = Workspace(root, choose_device(device))
+    if classes is not None and kind == "promptsrc":
+        names = given_class_names(classes)
+        found = import_teacher(file, workspace, name=name, on=on, class_names=names, is_exact=exact)
+    else:
+        of = find_run(run_argument(teacher), root)
+        found = import_student(file, workspace, name=name, on=on, teacher=of)
+    log.info(
+        "%s: not needed: %s; not read, beside state_dict: %s. Its backbone differs from %s by at"
+        " most %.2g (relative, at %s).",
+        *(file, ", ".join(found.left_out) or "no key", ", ".join(found.unread) or "no entry"),
+        *(backbone or weights, *found.largest_deviation),
     )
-    name = options.get("name") or f"{file.name.split('.')[0]}-{request.kind}"
-    root = Path(options.get("root", "runs"))
-    workspace = Workspace(root, choose_device(options.get("device")))
-    if request.kind == "promptsrc":
-        assert request.classes is not None
-        names = given_class_names(request.classes)
-        exact = options.get("exact", False)
-        return import_teacher(file, workspace, name=name, on=on, class_names=names, is_exact=exact)
-    teacher = find_run(request.teacher, root)
-    return import_student(file, workspace, name=name, on=on, teacher=teacher)
-
-
-def _check(request: CheckpointRequest) -> None:
-    if request.kind not in ("promptsrc", "promptkd"):
-        raise RecipeError(
-            f"{request.kind!r} is not a kind of public checkpoint.\n"
-            "  Choose promptsrc for a teacher or promptkd for a student."
-        )
-    if request.kind == "promptsrc" and request.classes is None:
-        raise RecipeError(
-            f"{request.file} is a promptsrc checkpoint, which has no class names.\n"
-            "  Give them: --classes FILE, in Python classes=FILE or a list."
-        )
-    if request.kind == "promptkd" and request.teacher is None:
-        raise RecipeError(
-            f"{request.file} is a promptkd checkpoint, which has no class vectors.\n"
-            "  Name its teacher's run: --teacher RUN, in Python teacher=RUN."
-        )
+    return Run(found.run)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.inputs import AnyPath, Inputs, Item, open_inputs, path_list, read_item
@@ -19,36 +18,8 @@ from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from kdedge.inference.classify import Classifier, ImageInput
     from kdedge.runtime.artifact import Precision
-
-
-@dataclass(frozen=True)
-class Engine:
-    """The artifact's file to use, and how to run it.
-
-    Attributes:
-        precision: precision of the file; None to choose one.
-        backend: the runtime; None to choose one.
-        batch: images per call; None for as many as the artifact takes.
-        threads: CPU threads; None for the engine's default.
-    """
-
-    precision: Precision | None = None
-    backend: str | None = None
-    batch: int | None = None
-    threads: int | None = None
-
-
-class EngineOptions(TypedDict, total=False):
-    """The same as keywords."""
-
-    precision: Precision | None
-    backend: str | None
-    batch: int | None
-    threads: int | None
 
 
 class Predictions(Tabled, Sequence[Result]):
@@ -126,7 +97,10 @@ def predict(
     *paths: AnyPath,
     top: int = 1,
     every: int = 1,
-    **options: Unpack[EngineOptions],
+    precision: Precision | None = None,
+    backend: str | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
 ) -> Predictions:
     """Classifies images, folders and videos; a failed image does not stop the others.
 
@@ -138,10 +112,11 @@ def predict(
             path or a list of paths.
         top: classes per image.
         every: take the first and then every Nth frame of a video.
-        options: `precision` is `fp32`, `bf16`, `fp16` or `int8`; by default an engine that this
-            machine's GPU runs, or else the file that `export(cpu=True)` chose on a machine like
-            this, or else float32. `backend` is the runtime, such as `onnxruntime`; `batch` the
-            images per call, by default as many as the artifact takes; `threads` the CPU threads.
+        precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
+            or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
+        backend: the runtime, such as `onnxruntime`; None to choose one.
+        batch: images per call; None for as many as the artifact takes.
+        threads: CPU threads; None for the engine's default.
 
     Returns:
         A result for each image, in order: a `Prediction`, an `UnreadableImage` or a
@@ -158,11 +133,10 @@ def predict(
     named = path_list(paths)
     if not named:
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
-    wanted = Engine(**options)
-    check_threads(wanted.threads)
+    check_threads(threads)
     inputs = open_inputs(named, every=every)
-    with opened(source, wanted) as classifier:
-        stream = ResultStream(inputs, classifier, top=top, batch=wanted.batch)
+    with opened(source, precision=precision, backend=backend, threads=threads) as classifier:
+        stream = ResultStream(inputs, classifier, top=top, batch=batch)
         with progress("classifying", inputs.n_images, unit="images") as advance:
             results = []
             for result, _ in stream:
@@ -174,7 +148,9 @@ def predict(
 
 
 @contextlib.contextmanager
-def opened(source: Any, engine: Engine) -> Iterator[Classifier]:
+def opened(
+    source: Any, *, precision: Precision | None, backend: str | None, threads: int | None
+) -> Iterator[Classifier]:
     """Context with the loaded model of an artifact, or of a run's newest one."""
     from kdedge.deploy.parity import warn_of_misses
     from kdedge.inference.classify import Classifier
@@ -182,10 +158,7 @@ def opened(source: Any, engine: Engine) -> Iterator[Classifier]:
     artifact = artifact_folder(source)
     with working(f"loading {artifact}"):
         classifier = Classifier.load(
-            artifact,
-            precision=engine.precision,
-            backend=engine.backend,
-            n_threads=engine.threads,
+            artifact, precision=precision, backend=backend, n_threads=threads
         )
     try:
         warn_of_misses(classifier.artifact, classifier.file, classifier.backend)

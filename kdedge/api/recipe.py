@@ -1,85 +1,94 @@
-"""Loads a recipe given as a file, a shipped name, a mapping or a `Recipe`."""
+"""Loads a recipe given as a file, a shipped name, a mapping or a `Recipe`, and writes a new one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from kdedge.api.keywords import check_keywords
-from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.config.load import LoadedRecipe, in_order, load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import student_size
-from kdedge.config.suite import override_texts
+from kdedge.setup.new_recipe import Given, write_new_recipe
 
 if TYPE_CHECKING:
     from kdedge.setup.method import Role
 
+
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
 
-Overrides = Mapping[str, Any] | Sequence[str]
-"""Dotted keys with values, or texts in the form of `--set`: `student.optim.epochs=10`."""
-
-SHORTHANDS: dict[str, tuple[type[int] | type[float], str]] = {
-    "epochs": (int, "Passes over the training images"),
-    "batch_size": (int, "Images per step"),
-    "lr": (float, "Learning rate after warm-up"),
-    "seed": (int, "Seed of all random draws"),
-}
-"""Recipe keys that calls take as keywords and commands as options: their type and meaning."""
+Overrides = Mapping[str, Any]
+"""Dotted keys with values, such as `{"student.optim.epochs": 10}`."""
 
 
-class Shorthands(TypedDict, total=False):
-    """Recipe keys that a call takes as keywords.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step.
-        lr: learning rate after warm-up.
-        seed: of all random draws.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    seed: int
+def role_keys(role: Role, short: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `epochs`, `batch_size`, `lr` and `seed` for the model that is trained."""
+    return {
+        key if key == "seed" else f"{role}.optim.{key}": value
+        for key, value in short.items()
+        if value is not None
+    }
 
 
-def shorthand_keys(role: Role) -> dict[str, str]:
-    """Shorthand -> recipe key of the trained model: `epochs` -> `student.optim.epochs`."""
-    return {name: name if name == "seed" else f"{role}.optim.{name}" for name in SHORTHANDS}
-
-
-def loaded_with(
-    recipe: AnyRecipe,
+def load_for(
     role: Role,
+    recipe: AnyRecipe,
     overrides: Overrides | None,
-    shorthands: Mapping[str, Any],
+    *,
+    size: str | None = None,
+    **short: int | float | None,
 ) -> LoadedRecipe:
-    """Loads a recipe with a call's overrides and shorthands."""
-    keys = shorthand_keys(role)
-    check_keywords(
-        shorthands,
-        keys,
-        remedy="Give other keys of the recipe as overrides={'student.optim.momentum': 0.9}.",
-    )
-    short = {keys[name]: value for name, value in shorthands.items()}
-    return load_recipe(recipe, [*set_texts(overrides), *override_texts(short)])
-
-
-def with_size(overrides: Overrides | None, size: str | None) -> list[str]:
-    """Returns overrides behind those of a student's size, in the form of `--set`.
+    """Loads a recipe with a call's overrides, student size and `role_keys`; later ones win.
 
     Raises:
-        RecipeError: there is no such size.
+        RecipeError: the recipe is wrong, or there is no such size.
     """
     of_size = {} if size is None else student_size(size).overrides()
-    return [*override_texts(of_size), *set_texts(overrides)]
+    return load_recipe(recipe, in_order(of_size, overrides or {}, role_keys(role, short)))
 
 
-def set_texts(overrides: Overrides | None) -> list[str]:
-    """Returns overrides in the form of `--set`."""
-    if isinstance(overrides, Mapping):
-        return override_texts(overrides)
-    return list(overrides or ())
+def init(
+    name: str,
+    *,
+    images: str | Path,
+    classes: str | Path,
+    labeled: str | Path | None = None,
+    test: str | Path | None = None,
+    teacher: str | None = None,
+    student: str | None = None,
+    size: str | None = None,
+) -> Path:
+    """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
+
+    It checks the folders first and writes no recipe that cannot work. An existing file is never
+    overwritten.
+
+    Args:
+        name: the recipe's name.
+        images: folder of unlabeled images that the student is trained on.
+        classes: text file of class names, one per line.
+        labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
+        test: labeled images for measuring accuracy, one subfolder per class.
+        teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
+        student: the student's CLIP, for the device; None for that of `size`.
+        size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
+
+    Returns:
+        The recipe's file.
+
+    Raises:
+        RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
+        DataError: a folder or the class list is missing or wrong.
+        SetupError: a CLIP is named and torch is missing.
+    """
+    given = Given(
+        images=Path(images),
+        classes=Path(classes),
+        labeled=None if labeled is None else Path(labeled),
+        test=None if test is None else Path(test),
+        teacher=teacher,
+        student=student,
+        size=size,
+    )
+    return write_new_recipe(name, given).path

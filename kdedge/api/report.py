@@ -7,8 +7,8 @@ from typing import Any
 
 from kdedge.api.evaluate import run_argument
 from kdedge.errors import RecipeError
-from kdedge.reporting.records import RunRecords, gather
-from kdedge.reporting.write import Report, write_report
+from kdedge.reporting.records import gather
+from kdedge.reporting.write import write_report
 from kdedge.runs.find import find_run
 
 
@@ -29,18 +29,11 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path = "run
         RecipeError: no such run, or the output folder exists.
         MissingPackage: the extra `report` is not installed.
     """
-    return make_report([run_argument(run) for run in runs], output, root)[0].page
-
-
-def make_report(
-    sources: list[str | None], output: str | Path | None, root: str | Path
-) -> tuple[Report, list[RunRecords]]:
-    """Writes the report; returns it with the records that it shows."""
     folder = None if output is None else Path(output)
     if folder is not None and (folder.exists() or folder.is_symlink()):  # before reading runs
         raise RecipeError(
             f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
         )
-    found = [find_run(name, Path(root)) for name in sources or [None]]
+    found = [find_run(run_argument(run), Path(root)) for run in runs or (None,)]
     records = [gather(run) for run in {run.path.resolve(): run for run in found}.values()]
-    return write_report(records, folder), records
+    return write_report(records, folder).page

@@ -28,71 +28,76 @@ class Run:
     """A run folder of a teacher, a student or a baseline.
 
     Attributes:
-        path: the folder.
+        folder: its files.
+        path: the folder's path.
         name: `name/NN`.
         kind: `teacher`, `student` or `baseline`.
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+        self.folder = folder
         self.path, self.name, self.kind = folder.path, folder.name, folder.kind
 
     @property
     def provenance(self) -> Provenance:
         """How the run was made: command, versions, device, seed, hashes."""
-        return self._folder.read_provenance()
+        return self.folder.read_provenance()
 
     @property
     def recipe(self) -> Recipe:
         """The recipe of the run, with all defaults written out."""
-        return load_recipe(self._folder.recipe).recipe
+        return load_recipe(self.folder.recipe).recipe
 
     @property
     def results(self) -> dict[str, EvalResult]:
         """Accuracies on the test images, by model: the run's own and zero-shot CLIP's."""
-        return dict(labeled_results(self._folder, read_evaluation(self._folder)))
+        return dict(labeled_results(self.folder, read_evaluation(self.folder)))
 
     @property
     def result(self) -> EvalResult | None:
         """The run's own accuracies; None if the recipe has no test images."""
-        return read_evaluation(self._folder).get(self.kind)
+        return read_evaluation(self.folder).get(self.kind)
 
     @property
     def teacher(self) -> Run | None:
         """The run of a student's teacher; None for other runs, and if it is missing."""
-        name = self.provenance.teacher_run
+        name, spec = self.provenance.teacher_run, self.recipe.teacher
         if name is None:
             return None
+        named = None if spec is None else spec.run  # it may be in another folder of runs
+        root, here = self.folder.root, Path.cwd()
+        if not self.path.is_absolute() and root.is_relative_to(here):
+            root = root.relative_to(here)
         try:
-            return open_run(name, root=self._folder.root)
+            return open_run(named or name, root=root)
         except KdedgeError:
             return None
 
     @property
     def artifacts(self) -> list[Path]:
         """Folders of the run's artifacts, by number; `open_artifact` reads one."""
-        return self._folder.exports
+        return self.folder.exports
 
     @property
     def headline(self) -> str | None:
         """What the student keeps of its teacher's accuracy, in one sentence; None if unknown."""
-        return headline_of(self._folder)
+        return headline_of(self.folder)
 
     def evaluate(self, **options: Any) -> EvalResult | UnlabeledResult:
         """Evaluates the run again; see `kdedge.evaluate`."""
-        return evaluate(self, **{"root": self._folder.root, **options})
+        return evaluate(self, **{"root": self.folder.root, **options})
 
     def export(self, **options: Any) -> Artifact:
         """Exports the run for the device; see `kdedge.export`."""
-        return export(self, **{"root": self._folder.root, **options})
+        return export(self, **{"root": self.folder.root, **options})
 
     def bench(self, **options: Any) -> SpeedResult:
         """Measures the run's models and its newest artifact; see `kdedge.bench`."""
-        return bench(self, **{"root": self._folder.root, **options})
+        return bench(self, **{"root": self.folder.root, **options})
 
     def report(self, **options: Any) -> Path:
         """Writes one HTML file about the run; see `kdedge.report`."""
-        return report(self, **{"root": self._folder.root, **options})
+        return report(self, **{"root": self.folder.root, **options})
 
     def load(self, **options: Any) -> LoadedModel:
         """Loads the newest artifact of the run; see `kdedge.load`."""

@@ -1,22 +1,26 @@
-"""Serves an artifact over HTTP."""
+"""Serves an artifact over HTTP, and watches a camera, a stream, a video or a folder with one."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.predict import Engine, EngineOptions
+from kdedge.api.predict import opened
 from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.threads import check_threads
 from kdedge.serving.limits import Limits
+from kdedge.serving.source import open_source
+from kdedge.serving.watch import Settings, watch_source
 from kdedge.setup.packages import need_serving_packages
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
+    from kdedge.runtime.artifact import Precision
     from kdedge.serving.server import Server
+
 
 PORT = 8000
 
@@ -27,7 +31,10 @@ def serve(
     host: str = "127.0.0.1",
     port: int = PORT,
     limits: Limits | None = None,
-    **options: Unpack[EngineOptions],
+    precision: Precision | None = None,
+    backend: str | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
 ) -> Server:
     """Serves an artifact over HTTP, in threads of this process, until the server is closed.
 
@@ -40,8 +47,10 @@ def serve(
         host: the address to listen on. The default takes requests of this machine alone.
         port: the port; 0 for a free one.
         limits: limits of requests; None for the defaults.
-        options: `precision`, `backend` and `threads` as in `kdedge.load`; `batch` is the largest
-            batch that requests are joined to, by default the artifact's.
+        precision: as in `kdedge.load`, and so are `backend` and `threads`.
+        backend: the runtime, such as `onnxruntime`; None to choose one.
+        batch: the largest batch that requests are joined to; None for the artifact's.
+        threads: CPU threads; None for the engine's default.
 
     Returns:
         The running server with its `url`; a context manager that ends it.
@@ -52,21 +61,72 @@ def serve(
         DataError: there is no artifact, or it was changed or damaged.
         SetupError: a package is missing, or this machine can run no file of the artifact.
     """
-    wanted = Engine(**options)
-    check_threads(wanted.threads)
-    if wanted.batch is not None and wanted.batch < 1:
-        raise RecipeError(f"batch is {wanted.batch}; it must be 1 or more.")
+    check_threads(threads)
+    if batch is not None and batch < 1:
+        raise RecipeError(f"batch is {batch}; it must be 1 or more.")
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
     need_serving_packages()
     from kdedge.serving.server import Server
     from kdedge.serving.takeover import Source
 
-    load = partial(
-        Classifier.load,
-        precision=wanted.precision,
-        backend=wanted.backend,
-        n_threads=wanted.threads,
-    )
-    found = Source(partial(artifact_folder, source), load, wanted.batch)
+    load = partial(Classifier.load, precision=precision, backend=backend, n_threads=threads)
+    found = Source(partial(artifact_folder, source), load, batch)
     return Server(found, host=host, port=port, limits=limits or Limits())
+
+
+def watch(
+    source: Any,
+    watched: str | Path | int,
+    *,
+    every: int = 1,
+    existing: bool = False,
+    each: bool = False,
+    window: int | None = None,
+    min_score: float | None = None,
+    drift: str | None = None,
+    shot: int | None = None,
+    precision: Precision | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """Classifies what a camera sees, and yields an event when the decision changes.
+
+    The events are the objects that `kdedge watch` prints, one a line. Close the iterator to stop.
+
+    Args:
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        watched: a camera's number or `/dev/video0`, an address (`rtsp://...`, `http://...`), a
+            video file, or a folder that image files drop into.
+        every: take the first and then every Nth frame or file.
+        existing: of a folder, take the files that are there already, too.
+        each: yield every frame's answer, too.
+        window: frames of a decision; None for 7, and 1 for a folder.
+        min_score: percent; a frame with a lower score supports no class.
+        drift: the drift alarm's reference: `artifact`, `stream` or `off`; None for the artifact's
+            if it has enough images, or else the stream's.
+        shot: frames that may show the same thing; None for 25, and 1 for a folder.
+        precision: as in `kdedge.predict`, and so are `backend` and `threads`.
+        backend: the runtime; None to choose one.
+        threads: CPU threads; None for the engine's default.
+
+    Yields:
+        Events, as dictionaries with the key `event`.
+
+    Raises:
+        DataError: no such file or folder, there is no artifact, or a video has no usable frame.
+        RecipeError: an option is wrong.
+        SetupError: the camera cannot be opened, or a package is missing.
+    """
+    check_threads(threads)
+    if every < 1:
+        raise RecipeError(f"every is {every}; it must be 1 or more.")
+    settings = Settings(each, window, min_score, drift, shot)
+    folder = artifact_folder(source)
+
+    def events() -> Generator[dict[str, Any], None, None]:
+        opened_source = open_source(str(watched), every=every, existing=existing)
+        with opened(folder, precision=precision, backend=backend, threads=threads) as classifier:
+            yield from watch_source(opened_source, classifier, settings)
+
+    return events()

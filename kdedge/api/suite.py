@@ -49,7 +49,7 @@ def run_suite(
         SetupError: torch or the device is missing.
         ResourceError: the suite's folder cannot be written.
     """
-    from kdedge.suite.run import check_failed
+    from kdedge.suite.runner import check_failed
     from kdedge.suite.tables import make_lines, to_record
 
     ledger = open_suite(Path(file), Path(suites), Path(root))
@@ -70,8 +70,7 @@ def open_suite(file: Path, suites: Path, root: Path, *, is_read_only: bool = Fal
     """Reads a suite and plans its cells, without looking at their state."""
     need_training_packages("Training")
     from kdedge.config.suite import load_suite
-    from kdedge.suite.folder import SuiteFolder
-    from kdedge.suite.ledger import Ledger
+    from kdedge.suite.ledger import Ledger, SuiteFolder
     from kdedge.suite.plan import make_plan
 
     plan = make_plan(load_suite(file))
@@ -92,7 +91,7 @@ def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
 
 def make_suite(ledger: Ledger, root: Path, device: str | None, *, n_jobs: int) -> None:
     """Runs the unfinished cells of a suite, and writes its tables after each."""
-    from kdedge.suite.run import run_suite as run_cells
+    from kdedge.suite.runner import run_cells
     from kdedge.suite.tables import write_tables
 
     def write() -> None:

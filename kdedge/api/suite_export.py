@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.bench import Timing
 from kdedge.api.export import ExportRequest, make_export
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import KdedgeError
 from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
 from kdedge.records import Record
@@ -25,7 +25,7 @@ from kdedge.reporting.speed import model_alone
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.speed_results import SpeedRow
-from kdedge.tables import Table, Tabled
+from kdedge.tables import Table, Tabled, markdown_table
 
 if TYPE_CHECKING:
     from kdedge.suite.ledger import Ledger
@@ -115,9 +115,8 @@ class ExportedStudents(Record, Tabled):
     def to_markdown(self) -> str:
         """The table and its notes."""
         header, rows = self.table()
-        lines = [header, ["---"] * 3 + ["---:"] * (len(header) - 3), *rows]
-        cells = ["| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines]
-        return "\n".join([*cells, "", *(f"* {note}" for note in self.notes), ""])
+        table = markdown_table(header, rows, align="lll" + "r" * (len(header) - 3))
+        return "\n".join([table, "", *(f"* {note}" for note in self.notes), ""])
 
     def _table(self) -> Table:
         return self.table()
@@ -159,7 +158,6 @@ def export_students(
             left_out[label] = str(error).partition("\n")[0]
     if not artifacts:
         raise first or KdedgeError(f"{ledger.plan.loaded.path} has no run to export.")
-    timing = Timing((1,), 2.0)
     subjects = [
         dataclasses.replace(subject, source=label)
         for label, (_, artifact) in artifacts.items()
@@ -167,8 +165,8 @@ def export_students(
     ]
     speed = run_bench(
         subjects,
-        plan=timing.plan,
-        batches=timing.batches,
+        plan=TimingPlan(),
+        batches=(1,),
         n_threads=None,
         left_out=left_out,
         command=shlex.join(sys.argv),

@@ -1,83 +1,51 @@
-"""Trains a teacher, a student or a baseline."""
+"""Checks a recipe; trains a teacher, a student or a baseline; labels images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with, with_size
+from kdedge.api.recipe import AnyRecipe, Overrides, load_for
 from kdedge.api.run import Run
-from kdedge.config.load import LoadedRecipe
+from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.paths import check_paths
 from kdedge.errors import RecipeError
-from kdedge.runs.find import finished_runs
-from kdedge.runs.folder import RunFolder
 from kdedge.setup.packages import need_training_packages
-from kdedge.workers.open import open_workers
-from kdedge.workers.protocol import EngineName
+from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from kdedge.setup.workspace import Workspace
+    from kdedge.training.label_pool import LabeledPool
+    from kdedge.training.preflight import Preflight
     from kdedge.training.teacher_store.store import TeacherStore
-
-
-@dataclass(frozen=True)
-class Place:
-    """Folder of runs and device of a call that trains.
-
-    Attributes:
-        root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
-        resume: continue interrupted runs of the same models.
-        engine: who reads images and fills teacher stores.
-    """
-
-    root: Path
-    device: str | None
-    resume: bool
-    engine: EngineName = "local"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The result of a call that trains.
-
-    Attributes:
-        runs: the finished runs; a student's teacher comes first.
-        used: folders of the runs that were finished before.
-        is_rank0: whether this process prints, of all that torchrun started.
-        store: the teacher store that was filled.
-    """
-
-    runs: tuple[RunFolder, ...]
-    used: set[Path]
-    is_rank0: bool
-    store: TeacherStore | None = None
 
 
 def teach(
     recipe: AnyRecipe,
     *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
-    **shorthands: Unpack[Shorthands],
 ) -> Run:
     """Trains the teacher of a recipe on its labeled images and stores its class vectors.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        epochs: passes of the teacher over its images; None for the recipe's, as below.
+        batch_size: images of a step.
+        lr: learning rate after warm-up.
+        seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"teacher.optim.lr": 0.01}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
-        shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
 
     Returns:
         The finished run.
@@ -89,19 +57,29 @@ def teach(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    loaded = loaded_with(recipe, "teacher", overrides, shorthands)
-    return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[0])
+    loaded = load_for(
+        "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+    )
+    with _ready(loaded, root, device) as workspace:
+        from kdedge.setup.method import trained_roles, warn_of_unused_optim
+        from kdedge.training.teach import teach as train_teacher
+
+        warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
+        return Run(train_teacher(loaded, workspace, resume=resume))
 
 
 def fill_teacher_store(
     recipe: AnyRecipe,
     *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
     engine: EngineName = "local",
-    **shorthands: Unpack[Shorthands],
 ) -> TeacherStore:
     """Stores the teacher's features of `student.views` crops of each unlabeled image.
 
@@ -110,13 +88,16 @@ def fill_teacher_store(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        epochs: passes of the teacher over its images; None for the recipe's, as below.
+        batch_size: images of a step.
+        lr: learning rate after warm-up.
+        seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
         engine: who reads the images and fills the stores: this process, or the workers of a Ray
             cluster.
-        shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
 
     Returns:
         The store; `path` is its folder.
@@ -128,22 +109,27 @@ def fill_teacher_store(
             not see a file.
         ResourceError: memory or disk ran out.
     """
-    loaded = loaded_with(recipe, "teacher", overrides, shorthands)
-    place = Place(Path(root), device, resume, engine)
-    store = make_teacher(loaded, place, is_stored=True).store
-    assert store is not None
-    return store
+    loaded = load_for(
+        "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+    )
+    with _ready(loaded, root, device, engine) as workspace:
+        from kdedge.training.distill import store_features
+
+        return store_features(loaded, workspace, resume=resume)
 
 
 def distill(
     recipe: AnyRecipe,
     *,
     size: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
-    **shorthands: Unpack[Shorthands],
 ) -> Run:
     """Distills the student of a recipe on unlabeled images; trains its teacher first if needed.
 
@@ -153,11 +139,14 @@ def distill(
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         size: `nano`, `small` or `base`, a student in place of the recipe's.
+        epochs: passes of the student over its images; None for the recipe's, as below.
+        batch_size: images of a step.
+        lr: learning rate after warm-up.
+        seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs of the same teacher and student.
-        shorthands: `epochs`, `batch_size` and `lr` of the student, and `seed`.
 
     Returns:
         The student's finished run.
@@ -169,30 +158,50 @@ def distill(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    loaded = loaded_with(recipe, "student", with_size(overrides, size), shorthands)
-    return Run(make_student(loaded, Place(Path(root), device, resume)).runs[-1])
+    loaded = load_for(
+        "student",
+        recipe,
+        overrides,
+        size=size,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+    )
+    with _ready(loaded, root, device) as workspace:
+        from kdedge.setup.method import trained_roles, warn_of_unused_optim
+        from kdedge.training.distill import distill as distill_student
+
+        warn_of_unused_optim(loaded, *trained_roles(loaded))
+        return Run(distill_student(loaded, workspace, resume=resume)[1])
 
 
 def train(
     recipe: AnyRecipe,
     method: str | None = None,
     *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
-    **shorthands: Unpack[Shorthands],
 ) -> Run:
     """Trains a baseline: a method on the student's backbone, without a teacher.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         method: its name, such as `coop`; None for the recipe's `baseline.method`.
+        epochs: passes of the baseline over its images; None for the recipe's, as below.
+        batch_size: images of a step.
+        lr: learning rate after warm-up.
+        seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"baseline.settings.n_ctx": 16}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same baseline.
-        shorthands: `epochs`, `batch_size` and `lr` of the baseline, and `seed`.
 
     Returns:
         The finished run.
@@ -204,82 +213,155 @@ def train(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    loaded = loaded_with(recipe, "baseline", overrides, shorthands)
-    return Run(make_baseline(loaded, Place(Path(root), device, resume), method).runs[-1])
-
-
-def make_teacher(loaded: LoadedRecipe, place: Place, *, is_stored: bool = False) -> Trained:
-    """Trains a recipe's teacher.
-
-    Args:
-        loaded: the recipe.
-        place: folder of runs, device, and whether to resume.
-        is_stored: also fill the teacher store; a finished teacher is then used again.
-    """
-    with _ready(loaded, place) as (workspace, used):
-        from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
-        from kdedge.training.distill import store_features
-        from kdedge.training.teach import teach as train_teacher
-
-        warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
-        store: TeacherStore | None = None
-        if is_stored:
-            run, store = store_features(loaded, workspace, resume=place.resume)
-            used |= _given(loaded, run)
-        else:
-            run = train_teacher(loaded, workspace, resume=place.resume)
-    return Trained((run,), used, workspace.group.is_rank0, store)
-
-
-def make_student(loaded: LoadedRecipe, place: Place) -> Trained:
-    """Trains a recipe's student, and its teacher first if needed."""
-    with _ready(loaded, place) as (workspace, used):
-        from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
-        from kdedge.training.distill import distill as distill_student
-
-        warn_of_unused_optim(loaded, *trained_roles(loaded))
-        teacher, student = distill_student(loaded, workspace, resume=place.resume)
-    runs = (student,) if teacher is None else (teacher, student)
-    return Trained(runs, used | _given(loaded, teacher), workspace.group.is_rank0)
-
-
-def make_baseline(loaded: LoadedRecipe, place: Place, method: str | None) -> Trained:
-    """Trains a baseline of a recipe; None for the method that the recipe names."""
-    with _ready(loaded, place) as (workspace, used):
-        from kdedge.setup.unused_optim import warn_of_unused_optim
+    loaded = load_for(
+        "baseline", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+    )
+    with _ready(loaded, root, device) as workspace:
+        from kdedge.setup.method import warn_of_unused_optim
         from kdedge.training.baseline import train_baseline, with_baseline
 
         warn_of_unused_optim(with_baseline(loaded, method), "baseline")
-        run = train_baseline(loaded, workspace, method, resume=place.resume)
-    return Trained((run,), used, workspace.group.is_rank0)
+        return Run(train_baseline(loaded, workspace, method, resume=resume))
 
 
 @contextmanager
-def _ready(loaded: LoadedRecipe, place: Place) -> Iterator[tuple[Workspace, set[Path]]]:
-    """Context with the workspace of a call that trains, joined with torchrun's other processes.
-
-    It also gives the folders of the runs that are finished already.
-    """
+def _ready(
+    loaded: LoadedRecipe, root: str | Path, device: str | None, engine: EngineName = "local"
+) -> Iterator[Workspace]:
+    """Context with the workspace of a call that trains, joined with torchrun's other processes."""
     check_paths(loaded)
     need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
-    used = finished_runs(place.root)
-    chosen = choose_device(place.device)
+    chosen = choose_device(device)
     with joined(chosen) as group:
-        if group.world_size > 1 and place.engine != "local":
+        if group.world_size > 1 and engine != "local":
             raise RecipeError(
-                f"torchrun has started {group.world_size} processes, and the engine {place.engine}"
+                f"torchrun has started {group.world_size} processes, and the engine {engine}"
                 " starts its own.\n  Run the command without torchrun."
             )
-        with open_workers(place.engine, place.device) as workers:
-            yield Workspace(place.root, chosen, group=group, workers=workers), used
+        with open_workers(engine, device) as workers:
+            yield Workspace(Path(root), chosen, group=group, workers=workers)
 
 
-def _given(loaded: LoadedRecipe, teacher: RunFolder | None) -> set[Path]:
-    """The teacher that a recipe names, which may be in another folder of runs."""
-    spec = loaded.recipe.teacher
-    is_named = teacher is not None and spec is not None and spec.run is not None
-    return {teacher.path.resolve()} if teacher is not None and is_named else set()
+def check(
+    recipe: AnyRecipe,
+    *,
+    size: str | None = None,
+    overrides: Overrides | None = None,
+    root: str | Path = "runs",
+    device: str | None = None,
+) -> Preflight:
+    """Checks a recipe before a run: classes, images, weights, memory, disk, time.
+
+    It reads every image once, loads the weights and times a few steps. Nothing is written, except
+    that open_clip downloads pretrained weights into its cache.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        size: `nano`, `small` or `base`, a student in place of the recipe's, as for `distill`.
+        overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+
+    Returns:
+        The findings, line by line, and the estimated training time in seconds.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        DataError: images, labels or class names are wrong or missing.
+        SetupError: torch, weights or the device is missing.
+        ResourceError: memory or disk would run out.
+    """
+    loaded = load_for("student", recipe, overrides, size=size)
+    check_paths(loaded)
+    need_training_packages("The check of weights and steps")
+    from kdedge.setup.device import choose_device
+    from kdedge.setup.method import trained_roles, warn_of_unused_optim
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training import preflight
+
+    warn_of_unused_optim(loaded, *trained_roles(loaded))
+    return preflight.check(loaded, Workspace(Path(root), choose_device(device), is_read_only=True))
+
+
+TEACHER, TRANSDUCTIVE = "teacher", "transductive"
+"""In place of a method: the recipe's teacher labels each image, or all images together."""
+
+
+def pseudo_label(
+    recipe: AnyRecipe,
+    output: str | Path,
+    *,
+    per_class: int | None = None,
+    method: str | None = None,
+    overrides: Overrides | None = None,
+    root: str | Path = "runs",
+    device: str | None = None,
+    engine: EngineName = "local",
+) -> LabeledPool:
+    """Labels unlabeled images of a recipe with its teacher, or a model on the student's backbone.
+
+    Each class gets the images with the highest probability of it. An image that several classes
+    claim goes to the most probable one. Each line of the file has an image, its class and the
+    model's confidence. Train on the file with the key `data.pseudo_labels`.
+
+    The method `transductive` labels all images together, from the features and probabilities of the
+    recipe's teacher (TransCLIP, arXiv:2406.01837), as distillation does under `student.targets`.
+    It also writes class probabilities, to a second file with the ending `.safetensors`.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        output: the file to write, as JSON lines; it must not exist.
+        per_class: images of each class; None for every image, with `transductive` only.
+        method: `zeroshot`, `transductive`, `teacher` (the recipe's), or a method; teachers and
+            methods are trained first unless a finished run exists. None for the teacher if the
+            recipe has labeled images and a student, else `zeroshot`.
+        overrides: keys of the recipe with other values.
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        engine: who reads and labels the images: this process, or the workers of a Ray cluster.
+
+    Returns:
+        What was written, and the share of correct labels if known.
+
+    Raises:
+        RecipeError: the recipe is wrong, the file exists, or `per_class` is missing.
+        DataError: there are too few unlabeled images.
+        SetupError: torch, weights or the device is missing; or Ray, or a node of its cluster does
+            not see a file.
+    """
+    overrides = overrides or {}
+    if method is None:
+        given = load_recipe(recipe, overrides).recipe
+        is_taught = None not in (given.teacher, given.student, given.data.labeled)
+        method = TEACHER if is_taught else "zeroshot"
+    is_transductive = method == TRANSDUCTIVE
+    if per_class is None and not is_transductive:
+        raise RecipeError(
+            f"{method} labels a number of images of each class, and per_class is missing.\n"
+            "  Set per_class (--per-class), or use the method transductive to label every image."
+        )
+    loaded = _load_for(None if method in {TRANSDUCTIVE, TEACHER} else method, recipe, overrides)
+    check_paths(loaded)
+    need_training_packages("Labeling images")
+    from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training.label_pool import label_pool, label_transductively
+
+    with open_workers(engine, device) as workers:
+        workspace = Workspace(Path(root), choose_device(device), workers=workers)
+        if per_class is None or is_transductive:
+            return label_transductively(loaded, workspace, Path(output), per_class=per_class)
+        return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
+
+
+def _load_for(method: str | None, recipe: AnyRecipe, overrides: Overrides) -> LoadedRecipe:
+    """Loads the recipe, without its baseline section if that names another method than given."""
+    loaded = load_recipe(recipe, overrides)
+    baseline = loaded.recipe.baseline
+    if method is None or baseline is None or baseline.method in {None, method}:
+        return loaded
+    return load_recipe(recipe, {"baseline": {}, **overrides})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdedge.benchmarking.grid import Grid
 from kdedge.speed_results import Accuracy, ModelFacts, accuracy_sets
+from kdedge.tables import Grid
 
 
 def accuracy_columns(sets: Sequence[Accuracy]) -> list[tuple[str, Accuracy]]:

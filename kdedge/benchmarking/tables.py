@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from kdedge.benchmarking.accuracies import accuracy_columns, accuracy_grids, agreement_grid, percent
-from kdedge.benchmarking.grid import Grid
 from kdedge.speed_results import (
     Inputs,
     Measurement,
@@ -20,6 +19,7 @@ from kdedge.speed_results import (
     SpeedRow,
     accuracy_sets,
 )
+from kdedge.tables import Grid, markdown_table
 
 _MOST_SETS = 2  # largest number of image sets with accuracies in the first table
 
@@ -279,16 +279,9 @@ def as_markdown(result: SpeedResult) -> str:
     """Formats the tables as Markdown."""
     blocks = []
     for grid in make_grids(result):
-        lines = [f"**{grid.title}**", "", _md_row(grid.header)]
-        lines.append(_md_row(["---"] + ["---:"] * (len(grid.header) - 1)))
-        lines += map(_md_row, grid.rows)
-        blocks.append("\n".join(lines))
+        blocks.append(f"**{grid.title}**\n\n{markdown_table(grid.header, grid.rows)}")
     blocks.append("\n".join(f"* {line}" for line in notes(result)))
     return "\n\n".join(blocks)
-
-
-def _md_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 _CSV_ROW = (

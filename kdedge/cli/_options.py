@@ -13,7 +13,7 @@ import click
 
 from kdedge.runtime.machine import cpu_cores
 from kdedge.runtime.threads import set_up_threads
-from kdedge.workers.protocol import ENGINES
+from kdedge.workers import ENGINES
 
 log = logging.getLogger(__name__)
 

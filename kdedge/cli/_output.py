@@ -9,13 +9,15 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
+
+from kdedge.tables import text_table
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[Any]
@@ -28,15 +30,6 @@ _TEXT_COLUMN = 12
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 """`--json`, given to the command as `as_json`."""
-
-set_option = click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override a key of the recipe, as in --set student.optim.epochs=10. Can be repeated.",
-)
-"""`--set a.b=c`, given to the command as the tuple `overrides`."""
 
 
 def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None:
@@ -90,10 +83,17 @@ def next_line(command: str, what: str | Path, *options: str) -> str:
     return f"Next: {shlex.join(['kdedge', command, str(what), *options])}"
 
 
-def same_options(overrides: Sequence[str] = ()) -> list[str]:
+def same_options(overrides: Mapping[str, Any]) -> list[str]:
     """Returns this command's `--set` and `--runs`, for a next command on the same recipe."""
-    options = [word for override in overrides for word in ("--set", override)]
+    from kdedge.config.load import override_texts
+
+    options = [word for text in override_texts(overrides) for word in ("--set", text)]
     return [*options, *given_options("root")]
+
+
+def is_first_process() -> bool:
+    """Whether this process prints, of all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def given_options(*names: str) -> list[str]:
@@ -129,14 +129,7 @@ def table(
     ]
     if sum(least) + gaps <= (n_columns := shown_columns()) < sum(widths) + gaps:
         return _narrow_table(lines, align, n_columns)
-    sides = align.replace("l", "<").replace("r", ">")
-    columns = list(zip(sides, widths, strict=True))
-    return "\n".join(
-        "  ".join(
-            f"{cell:{side}{width}}" for cell, (side, width) in zip(line, columns, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return text_table(header or (), rows, align=align)
 
 
 def shown_columns() -> float:

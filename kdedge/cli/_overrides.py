@@ -1,68 +1,48 @@
-"""Options of the commands that train: `--set` and its shorthands."""
+"""Options that set keys of the recipe: `--set`, its shorthands, and `--size`."""
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from kdedge.api.recipe import SHORTHANDS, shorthand_keys, with_size
-from kdedge.cli._output import set_option
+from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
-from kdedge.config.suite import override_texts
 
-if TYPE_CHECKING:
-    from kdedge.setup.method import Role
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=lambda ctx, parameter, texts: parse_overrides(texts),
+    help="Override a key of the recipe, as in --set student.optim.epochs=10. Can be repeated.",
+)
+"""`--set a.b=c`, given to the command as the mapping `overrides`."""
+
+_SHORTHANDS = {
+    "epochs": (int, "Passes over the training images"),
+    "batch_size": (int, "Images per step"),
+    "lr": (float, "Learning rate after warm-up"),
+    "seed": (int, "Seed of all random draws"),
+}
 
 
-def set_options(role: Role) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--set` and its shorthands, given to the command as the tuple `overrides`.
+def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--set`, `--epochs`, `--batch-size`, `--lr` and `--seed`, as the calls that train take them.
 
     Args:
-        role: the model that the command trains; the shorthands set its `optim`.
+        role: the model that the command trains; the short options set its `optim`.
     """
-    keys = shorthand_keys(role)
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def command(*arguments: Any, overrides: tuple[str, ...], **values: Any) -> Any:
-            numbers = {name: values.pop(name) for name in keys}
-            given = {name: number for name, number in numbers.items() if number is not None}
-            known = {text.partition("=")[0] for text in overrides}
-            texts = override_texts({keys[name]: number for name, number in given.items()})
-            for name, text in zip(given, texts, strict=True):
-                if keys[name] in known:
-                    raise click.UsageError(
-                        f"{_option(name)} and --set {keys[name]} set the same key: give only one"
-                        " of them."
-                    )
-                logging.getLogger(__name__).info("%s sets %s.", _option(name), text)
-            return function(*arguments, overrides=(*overrides, *texts), **values)
-
-        for name, (kind, what) in reversed(SHORTHANDS.items()):
-            text = f"{what}: short for --set {keys[name]}=N."
-            command = click.option(_option(name), metavar="N", type=kind, help=text)(command)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, (kind, what) in reversed(_SHORTHANDS.items()):
+            key = name if name == "seed" else f"{role}.optim.{name}"
+            option, text = f"--{name.replace('_', '-')}", f"{what}: short for --set {key}=N."
+            command = click.option(option, metavar="N", type=kind, help=text)(command)
         return set_option(command)
 
     return decorate
-
-
-def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--size`, turned into overrides of the student; `--set` may change them again."""
-
-    @functools.wraps(function)
-    def command(
-        *arguments: Any, size: str | None, overrides: tuple[str, ...], **values: Any
-    ) -> Any:
-        texts = with_size(None, size)
-        if texts:
-            logging.getLogger(__name__).info("--size %s sets %s.", size, ", ".join(texts))
-        return function(*arguments, overrides=(*texts, *overrides), **values)
-
-    return click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)(command)
 
 
 SIZE_HELP = (
@@ -74,6 +54,5 @@ SIZE_HELP = (
     + "."
 )
 
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+size_option = click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)
+"""`--size`, given to the command as `size`."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdedge.cli._output import percent, table
 from kdedge.errors import DataError
@@ -14,6 +14,9 @@ from kdedge.results import EvalResult, UnlabeledResult, are_same_images, by_imag
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
+
+if TYPE_CHECKING:
+    from kdedge.api.run import Run
 
 _N_MOST = 5  # most often predicted classes to name
 
@@ -86,8 +89,14 @@ def megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
 
 
-def run_record(run: RunFolder) -> dict[str, Any]:
+def folder_of(run: RunFolder | Run) -> RunFolder:
+    """The folder of a run that a call gave."""
+    return run if isinstance(run, RunFolder) else run.folder
+
+
+def run_record(made: RunFolder | Run) -> dict[str, Any]:
     """Returns a run as plain values."""
+    run = folder_of(made)
     evaluation, unlabeled = None, None
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned already
         if run.evaluation.exists():
@@ -101,13 +110,14 @@ def run_record(run: RunFolder) -> dict[str, Any]:
     return record if said is None else {**record, "headline": said}
 
 
-def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
+def run_text(made: Sequence[RunFolder | Run], *, used: Collection[Path]) -> str:
     """Formats one table of the runs' accuracies, and the files that they wrote.
 
     Args:
-        runs: finished runs.
+        made: finished runs, the last of which the command was for.
         used: folders of the runs that were finished before this command.
     """
+    runs = [folder_of(run) for run in made]
     rows: list[tuple[str, EvalResult]] = []
     for label, result in (row for run in runs for row in evaluation_rows(run)):
         # A student's record has its teacher's accuracy too
@@ -118,6 +128,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     trained = runs[-1]  # the others taught it; one of them may be a student of its own
     lines += filter(None, [unlabeled_text(trained), headline_of(trained)])
     for run in runs:
-        verb = "Used" if run.path.resolve() in used else "Wrote"
+        is_elsewhere = run.root.resolve() != trained.root.resolve()
+        verb = "Used" if is_elsewhere or run.path.resolve() in used else "Wrote"
         lines.append(f"{verb} {run.path} ({run.weights.name}, {run.class_vectors.name})")
     return "\n".join(lines)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from kdedge.api.bench import AGAINST, Gathered, Timing, read_baseline
+from kdedge.api.bench import AGAINST, bench, read_baseline
+from kdedge.benchmarking.artifact_subjects import find_artifact
 from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.device import device_sheet
-from kdedge.benchmarking.grid import Grid
 from kdedge.benchmarking.run import Machine
 from kdedge.benchmarking.tables import (
     as_csv,
@@ -32,16 +30,14 @@ from kdedge.cli._options import (
     calls_option,
     check_new_file,
     device_option,
-    options_as,
     runs_option,
     threads_value_option,
-    use_threads,
 )
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
-from kdedge.errors import ResourceError
-from kdedge.runtime.contention import QuietWait
+from kdedge.runs.find import find_run
 from kdedge.runtime.threads import given_number
-from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult
+from kdedge.speed_results import SpeedResult
+from kdedge.tables import Grid
 
 log = logging.getLogger(__name__)
 
@@ -70,48 +66,6 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     if not 0 <= number < 1000:
         raise click.BadParameter(f"{value!r} is not a percentage. Write it as 5%.")
     return number
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The models to measure.
-
-    Attributes:
-        sources: runs, artifacts and files.
-        against: methods to compare a run with, as typed.
-        root: folder of all runs.
-        device: torch's, for a run's models.
-        threads: of the CPU.
-    """
-
-    sources: tuple[str, ...]
-    against: str
-    root: Path
-    device: str | None
-    threads: int | None
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """Earlier measurements to compare with, and how much slower a median may be."""
-
-    baseline: Path | None
-    max_regress: float | None
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """Where the measurements go and how they are printed.
-
-    Attributes:
-        kind: one of `_FORMATS`.
-        is_whole: print every table of the text.
-        output: a new file for the measurements; None for the next one of the first run.
-    """
-
-    kind: str
-    is_whole: bool
-    output: Path | None
 
 
 @click.command("bench")
@@ -151,7 +105,8 @@ class _Shown:
 @click.option(
     "--wait-quiet",
     "wait_quiet",
-    type=FiniteRange(min=0.5),
+    type=FiniteRange(min=0),
+    default=0.0,
     metavar="SECONDS",
     help="Wait until other processes leave the cores, for at most this time in total. Times that"
     " they disturb are marked with ! and not ranked.",
@@ -190,18 +145,20 @@ class _Shown:
 )
 @runs_option
 @device_option
-@options_as(_Models, "models")
-@options_as(_Shown, "shown")
-@options_as(Timing, "timing")
-@options_as(_Comparison, "comparison")
 @click.pass_obj
 def command(
     machine: Machine | None,
-    models: _Models,
-    timing: Timing,
-    comparison: _Comparison,
-    shown: _Shown,
-    wait_quiet: float | None,
+    /,
+    sources: tuple[str, ...],
+    against: str,
+    threads: int | None,
+    root: Path,
+    kind: str,
+    is_whole: bool,
+    output: Path | None,
+    baseline: Path | None,
+    max_regress: float | None,
+    **options: Any,
 ) -> None:
     """Measure models against each other: work, latency, FPS, memory, accuracy.
 
@@ -212,66 +169,45 @@ def command(
 
     Speed and work depend on a method's architecture only. Accuracies come from finished runs.
     """
-    baseline = comparison.baseline
-    threads = given_number() if models.threads is None else models.threads
-    if comparison.max_regress is not None and baseline is None:
+    threads = given_number() if threads is None else threads
+    if max_regress is not None and baseline is None:
         raise click.UsageError("--max-regress needs --baseline FILE to compare with.")
     before = None if baseline is None else read_baseline(baseline)
     if before is not None:
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
-    check_new_file(shown.output)
-    wait = QuietWait(wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
-    wait()  # the load of the machine decides how threads wait
-    use_threads(threads)
-    names = [] if models.against == "none" else models.against.split(",")
-    gathered = Gathered(
-        models.root,
-        against=[name.strip() for name in names],
-        device=models.device,
-        n_threads=threads,
+    check_new_file(output)
+    names = [] if against == "none" else [name.strip() for name in against.split(",")]
+    result = bench(
+        *sources,
+        against=names,
+        threads=threads,
+        root=root,
+        output=output,
+        show=lambda found: _print(found, kind, is_whole=is_whole),
+        machine=machine,
+        **options,
     )
-    for source in models.sources or (None,):
-        gathered.add(source)
-
-    def show(result: SpeedResult) -> None:
-        try:
-            written = gathered.write(result, shown.output)
-        except ResourceError:
-            _print(result, shown, [])  # the file failed, but not the measurement
-            raise
-        lines = [f"Wrote {written}"] if written is not None else []
-        if gathered.run is not None:
-            lines.append(next_line("report", gathered.run))
-        _print(result, shown, lines)
-
-    result = gathered.measure(
-        timing,
-        shlex.join(["kdedge", *sys.argv[1:]]),
-        machine=replace(machine or Machine(), wait=wait),
-        when_interrupted=show,
-    )
-    show(result)
+    runs = [source for source in sources or (None,) if not (source and find_artifact(Path(source)))]
+    if runs:
+        log.info("%s", next_line("report", find_run(runs[0], root).path))
     if before is not None:
-        limit = 5.0 if comparison.max_regress is None else comparison.max_regress
+        limit = 5.0 if max_regress is None else max_regress
         for line in check_regressions(result, before, max_percent=limit, where=str(baseline)):
             log.info("%s", line)
 
 
-def _print(result: SpeedResult, shown: _Shown, lines: Sequence[str]) -> None:
-    if shown.kind == "json":
+def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
+    if kind == "json":
         print_result(result, as_json=True)
-    elif shown.kind == "text":
-        click.echo("\n\n".join([*_blocks(result, shown), "\n".join(lines)]).rstrip())
-        return
+    elif kind == "text":
+        click.echo("\n\n".join(_blocks(result, is_whole=is_whole)).rstrip())
     else:
-        click.echo(as_markdown(result) if shown.kind == "md" else as_csv(result))
-    for line in lines:
-        log.info("%s", line)
+        click.echo(as_markdown(result) if kind == "md" else as_csv(result))
 
 
-def _blocks(result: SpeedResult, shown: _Shown) -> list[str]:
+def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:
     """The first table with its caveats, or all tables and notes."""
-    if shown.is_whole:
+    if is_whole:
         blocks = [f"{grid.title}\n{_as_text(grid)}" for grid in make_grids(result)]
         return [*blocks, "\n".join(notes(result))]
     grid = summary(result)

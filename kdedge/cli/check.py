@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from kdedge.api.check import check_loaded
+from kdedge.api.train import check
 from kdedge.cli._options import device_option, runs_option, threads_option
-from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
-from kdedge.cli._overrides import size_option
+from kdedge.cli._output import (
+    given_options,
+    json_option,
+    next_line,
+    print_result,
+    same_options,
+    table,
+)
+from kdedge.cli._overrides import set_option, size_option
 from kdedge.config.load import load_recipe
 
 
@@ -23,7 +31,12 @@ from kdedge.config.load import load_recipe
 @threads_option
 @json_option
 def command(
-    recipe: str, overrides: tuple[str, ...], root: Path, device: str | None, as_json: bool
+    recipe: str,
+    size: str | None,
+    overrides: dict[str, Any],
+    root: Path,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Check RECIPE before a run: classes, images, weights, memory, disk, time.
 
@@ -31,10 +44,10 @@ def command(
     exit code that the run would end with. Nothing is written, except that open_clip downloads
     pretrained weights into its cache.
     """
-    loaded = load_recipe(recipe, overrides)
-    found = check_loaded(loaded, root, device)
+    found = check(recipe, size=size, overrides=overrides, root=root, device=device)
     rows = [[finding.what, finding.found] for finding in found.findings]
-    following = "teach" if loaded.recipe.student is None else "distill"
-    following = next_line(following, recipe, *same_options(overrides))
+    has_student = load_recipe(recipe, overrides).recipe.student is not None
+    options = [*given_options("size"), *same_options(overrides)]
+    following = next_line("distill" if has_student else "teach", recipe, *options)
     text = f"{table(rows)}\n{found.estimate}\n{following}"
     print_result(asdict(found), as_json=as_json, text=text)

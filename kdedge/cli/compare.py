@@ -11,7 +11,7 @@ from kdedge.cli._options import threads_value_option, use_threads
 from kdedge.cli._output import json_option, print_result, table
 
 if TYPE_CHECKING:
-    from kdedge.api.comparison import Comparison
+    from kdedge.api.compare import Comparison
 
 _MOST_SHOWN = 20
 
@@ -72,7 +72,7 @@ def command(
 
 
 def _as_text(found: Comparison) -> str:
-    from kdedge.api.comparison import facts
+    from kdedge.api.compare import facts
     from kdedge.inference.lines import visible
 
     parts = [table([list(row) for row in facts(found)])]

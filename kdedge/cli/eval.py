@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from kdedge.api.evaluate import make_evaluation
+from kdedge.api.evaluate import evaluate
 from kdedge.cli._options import (
     check_new_file,
     device_option,
     runs_option,
     threads_option,
 )
-from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
+from kdedge.cli._output import json_option, next_line, percent, print_result, table
+from kdedge.cli._overrides import set_option
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.files import write_json
 from kdedge.results import EvalResult, UnlabeledResult
@@ -38,7 +40,7 @@ from kdedge.runs.results import labeled_results, with_stored
 @json_option
 def command(
     run: str | None,
-    overrides: tuple[str, ...],
+    overrides: dict[str, Any],
     per_class: bool,
     output: Path | None,
     root: Path,
@@ -65,16 +67,15 @@ def command(
     With --set nothing is written.
     """
     check_new_file(output)
-    done = make_evaluation(find_run(run, root), root, device, overrides)
-    found, result, written = done.run, done.result, list(done.written)
+    found = find_run(run, root)
+    result = evaluate(found, overrides=overrides, root=root, device=device)
     if isinstance(result, UnlabeledResult):
         text = _unlabeled_text(found, result, per_class=per_class)
     else:
         text = _text(found, result, per_class=per_class, is_own=not overrides)
     if output is not None:
         write_json(output, result.to_dict())
-        written.append(output)
-    text += "".join(f"\nWrote {path}" for path in written)
+        text += f"\nWrote {output}"
     text += f"\n{next_line('show', found.path)}"
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)
 

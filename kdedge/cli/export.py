@@ -17,7 +17,8 @@ from kdedge.cli._options import (
     runs_option,
     threads_option,
 )
-from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
+from kdedge.cli._output import json_option, next_line, percent, print_result, table
+from kdedge.cli._overrides import set_option
 from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
@@ -41,19 +42,19 @@ class _RunOptions:
     none_of_these: str | None
     int8_minutes: float | None
     output: Path | None
-    overrides: tuple[str, ...]
+    overrides: dict[str, Any]
     device: str | None
 
     def as_options(self, root: Path) -> ExportOptions:
         """The options of the call; head, pixels and minutes are keys of the recipe."""
         keys = ("head", "pixels", "int8_minutes", "none_of_these")
         given = {key: getattr(self, key) for key in keys}
-        flags = [f"export.{key}={value}" for key, value in given.items() if value is not None]
-        flags += ["export.open_classes=true"] if self.open_classes else []
-        flags += ["export.calibrate=true"] if self.calibrate else []
+        flags = {f"export.{key}": value for key, value in given.items() if value is not None}
+        flags |= {"export.open_classes": True} if self.open_classes else {}
+        flags |= {"export.calibrate": True} if self.calibrate else {}
         options: ExportOptions = {
             "output": self.output,
-            "overrides": [*self.overrides, *flags],
+            "overrides": {**self.overrides, **flags},
             "root": root,
             "device": self.device,
         }
@@ -235,7 +236,7 @@ def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> N
     """Raises if an option applies only to a run's export."""
     named = {"--onnx": any(target.name == "onnx" for target in wanted.targets)}
     for name, value in vars(for_run).items():
-        is_given = value is not None and value is not False and value != ()
+        is_given = value is not None and value is not False and value != {}
         named[f"--{name.replace('_', '-')}"] = is_given
     for option, is_given in named.items():
         if is_given:

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
-from kdedge.api.import_checkpoint import CheckpointOptions, CheckpointRequest, make_import
-from kdedge.cli._options import (
-    device_option,
-    options_as,
-    runs_option,
-    threads_option,
-)
+from kdedge.api.import_checkpoint import import_checkpoint
+from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result
-
-
-@dataclass(frozen=True)
-class _Options:
-    """Backbone of the checkpoint; folder and name of the run, and the device."""
-
-    backbone: str | None
-    config: Path | None
-    quick_gelu: bool | None
-    name: str | None
-    exact: bool
-    root: Path
-    device: str | None
-
-    def as_call(self) -> CheckpointOptions:
-        """Returns the options of the call."""
-        return {
-            "backbone": self.backbone,
-            "config": self.config,
-            "quick_gelu": self.quick_gelu,
-            "name": self.name,
-            "exact": self.exact,
-            "root": self.root,
-            "device": self.device,
-        }
 
 
 @click.command("import")
@@ -85,31 +55,14 @@ class _Options:
 @device_option
 @threads_option
 @json_option
-@options_as(CheckpointRequest, "request")
-@options_as(_Options, "options")
-def command(request: CheckpointRequest, options: _Options, as_json: bool) -> None:
+def command(
+    file: Path, kind: Literal["promptsrc", "promptkd"], as_json: bool, **options: Any
+) -> None:
     """Import FILE, a checkpoint of the public PromptSRC or PromptKD code, as a finished run.
 
-    The output lists every key of the file that is not used. Nothing in the file is executed.
+    Every key of the file that is not used is listed. Nothing in the file is executed.
     """
-    found = make_import(request, options.as_call())
-    relative, key = found.largest_deviation
-    record = {
-        "path": str(found.run.path),
-        "epoch": found.epoch,
-        "left_out": list(found.left_out),
-        "unread": list(found.unread),
-        "largest_deviation": relative,
-        "largest_deviation_key": key,
-    }
-    epoch = "" if found.epoch is None else f", epoch {found.epoch}"
-    text = (
-        f"{request.file}{epoch}\n"
-        f"Not needed: {', '.join(found.left_out) or 'no key'}.\n"
-        f"Not read, beside state_dict: {', '.join(found.unread) or 'no entry'}.\n"
-        f"Its backbone differs from {options.backbone or request.weights} by at most"
-        f" {relative:.2g} (relative, at {key}).\n"
-        f"Wrote {found.run.path} ({found.run.weights.name}, {found.run.class_vectors.name})\n"
-        f"{next_line('show', found.run.path)}"
-    )
-    print_result(record, as_json=as_json, text=text)
+    run = import_checkpoint(file, kind, **options)
+    text = f"Wrote {run.path} ({run.folder.weights.name}, {run.folder.class_vectors.name})"
+    record = {"path": str(run.path), "epoch": run.provenance.epoch}
+    print_result(record, as_json=as_json, text=f"{text}\n{next_line('show', run.path)}")

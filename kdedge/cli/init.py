@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import options_as
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._overrides import SIZE_HELP
 from kdedge.config.student_sizes import SIZES
-from kdedge.data.first_look import FirstLook
+from kdedge.data.survey import FirstLook
 from kdedge.setup.new_recipe import STUDENT, TEACHER, Given, write_new_recipe
 
 _CLIP_HELP = (
@@ -61,15 +60,14 @@ _CLIP_HELP = (
 )
 @click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)
 @json_option
-@options_as(Given, "given")
-def command(name: str, given: Given, as_json: bool) -> None:
+def command(name: str, as_json: bool, **options: Any) -> None:
     """Write NAME.yaml, a commented recipe for your own images.
 
     It checks the folders first and writes no recipe that cannot work. An existing file is never
     overwritten. Without --labeled the teacher is zero-shot CLIP.
     """
-    made = write_new_recipe(name, given)
-    rows = [["classes", f"{len(made.class_names)} in {given.classes}"]]
+    made = write_new_recipe(name, Given(**options))
+    rows = [["classes", f"{len(made.class_names)} in {options['classes']}"]]
     rows += [
         [key if number == 0 else "", line]
         for key, look in made.looks.items()

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from kdedge.api.inputs import Inputs, Item, open_inputs, read_item
-from kdedge.api.predict import Engine, ResultStream, images_text, opened
+from kdedge.api.predict import ResultStream, images_text, opened
 from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._runtime import backend_option, precision_option
 from kdedge.errors import KdedgeError, ResourceError
-from kdedge.files import explain_os_error, sha256_json, write_atomic
+from kdedge.files import explain_os_error, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
     answer_lines,
@@ -35,6 +35,7 @@ from kdedge.progress import progress
 
 if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier
+    from kdedge.runtime.artifact import Precision
 
 _LOG = logging.getLogger(__name__)
 
@@ -131,13 +132,15 @@ class _Format:
 )
 @threads_value_option
 @options_as(_Format, "shape")
-@options_as(Engine, "runtime")
 def command(
     artifact: Path,
     paths: tuple[str, ...],
     every: int,
     shape: _Format,
-    runtime: Engine,
+    precision: Precision | None,
+    backend: str | None,
+    batch: int | None,
+    threads: int | None,
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 
@@ -159,10 +162,10 @@ def command(
     if not shape.resume:
         _check_new(shape.output)
     _check_new(shape.save)
-    use_threads(runtime.threads)
+    use_threads(threads)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
-    with opened(artifact, runtime) as classifier:
+    with opened(artifact, precision=precision, backend=backend, threads=threads) as classifier:
         option = "--min-score" if shape.uncertain is None else "--uncertain"
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
@@ -179,7 +182,7 @@ def command(
             inputs = inputs.without_first(n_done)
             if not n_done:
                 unfinished.output.unlink()  # at most a heading
-        results = ResultStream(inputs, classifier, top=shape.top, batch=runtime.batch)
+        results = ResultStream(inputs, classifier, top=shape.top, batch=batch)
         with contextlib.nullcontext() if unfinished is None else unfinished.until_end():
             _write_all(inputs, results, classifier, shape, is_begun=n_done > 0)
         if not n_done:
@@ -273,13 +276,11 @@ def _write_all(
             answer = answer_lines(result, shape.min_score) if shape.uncertain is None else None
             pictures.save(item.name, read_item(item), answer)
 
-    into = _streamed if shape.uncertain is None else _at_once
-    if is_begun:
-        into = _appended
+    heading = None if is_begun else lines.heading()
     try:
         with (
             _bar(inputs, is_shown=has_bar) as advance,
-            into(shape.output, lines.heading()) as write,
+            _streamed(shape.output, heading, is_begun=is_begun) as write,
         ):
             _put_all(results, put, advance, n_kept=shape.uncertain)
     except (KeyboardInterrupt, KdedgeError) as error:
@@ -327,39 +328,13 @@ def _bar(inputs: Inputs, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def _at_once(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
-    """Context with a function that takes lines; all are written at its end, however it ends.
+def _streamed(
+    output: Path | None, heading: str | None, *, is_begun: bool
+) -> Iterator[Callable[[str], None]]:
+    """Context with a function that writes one line to stdout or to a file, below its heading.
 
-    A file is complete or absent; if it cannot be written, the lines go to stdout.
-    """
-    lines: list[str] = []
-    head = [] if heading is None else [heading]
-    try:
-        if output is not None:
-            with _streamed(output, None):  # an error now, not after all images
-                pass
-        yield lines.append
-    finally:
-        if lines:
-            _write_text(output, "".join(f"{line}\n" for line in [*head, *lines]))
-
-
-def _write_text(output: Path | None, text: str) -> None:
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        write_atomic(output, text.encode())
-    except ResourceError:
-        click.echo(text, nl=False)  # the file failed, but not the predictions
-        raise
-
-
-@contextlib.contextmanager
-def _streamed(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
-    """Context with a function that writes one line to stdout or to a new file, below its heading.
-
-    The file keeps its lines whatever happens; a file without lines is deleted.
+    The file is new, or goes on if it `is_begun`. It keeps its lines whatever happens; a new file
+    without lines is deleted.
     """
     if output is None:
         if heading is not None:
@@ -367,7 +342,7 @@ def _streamed(output: Path | None, heading: str | None) -> Iterator[Callable[[st
         yield click.echo
         return
     try:
-        file = output.open("x", encoding="utf-8", newline="")
+        file = output.open("a" if is_begun else "x", encoding="utf-8", newline="")
     except FileExistsError as error:  # since `_check_new`: another command writes it
         raise _exists(output) from error
     except OSError as error:
@@ -390,20 +365,8 @@ def _streamed(output: Path | None, heading: str | None) -> Iterator[Callable[[st
         with file:
             yield write
     finally:
-        if not n_written:
+        if not n_written and not is_begun:
             output.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _appended(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
-    """Context with a function that writes one line to the end of a file, which has its heading."""
-    del heading
-    assert output is not None  # only a file is continued
-    try:
-        with output.open("a", encoding="utf-8", newline="") as file:
-            yield lambda line: click.echo(line, file=file)
-    except OSError as error:
-        raise explain_os_error(error, output) from error
 
 
 def _summary(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdedge.api.pseudo_label import pseudo_label
+from kdedge.api.train import pseudo_label
 from kdedge.cli._options import (
     device_option,
     engine_option,
-    options_as,
     runs_option,
     threads_option,
 )
@@ -22,20 +20,10 @@ from kdedge.cli._output import (
     percent,
     print_result,
     same_options,
-    set_option,
 )
-from kdedge.config.load import load_recipe
-from kdedge.config.suite import override_texts
-from kdedge.workers.protocol import EngineName
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Folder of runs, device, and who reads the images."""
-
-    root: Path
-    device: str | None
-    engine: EngineName
+from kdedge.cli._overrides import set_option
+from kdedge.config.load import in_order, load_recipe
+from kdedge.workers import EngineName
 
 
 @click.command("pseudo-label")
@@ -67,7 +55,6 @@ class _Place:
 @engine_option
 @runs_option
 @device_option
-@options_as(_Place, "place")
 @threads_option
 @json_option
 def command(
@@ -75,8 +62,10 @@ def command(
     method: str | None,
     per_class: int | None,
     path: Path,
-    overrides: tuple[str, ...],
-    place: _Place,
+    overrides: dict[str, Any],
+    root: Path,
+    device: str | None,
+    engine: EngineName,
     as_json: bool,
 ) -> None:
     """Label unlabeled images of RECIPE, K per class, with its teacher or another model.
@@ -98,9 +87,9 @@ def command(
         per_class=per_class,
         method=method,
         overrides=overrides,
-        root=place.root,
-        device=place.device,
-        engine=place.engine,
+        root=root,
+        device=device,
+        engine=engine,
     )
     lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
     if found.accuracy_percent is not None:
@@ -118,17 +107,14 @@ def command(
     print_result(found, as_json=as_json, text="\n".join(lines))
 
 
-def _next_line(recipe: str, overrides: tuple[str, ...], path: Path) -> str:
+def _next_line(recipe: str, overrides: dict[str, Any], path: Path) -> str:
     """The command that trains on the file: the recipe's student, or CoOp if there is none."""
-    kept = [text for text in overrides if text.partition("=")[0].split(".")[0] != "baseline"]
-    given = load_recipe(recipe, kept).recipe
+    kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
+    given, labels = load_recipe(recipe, kept).recipe, {"data.pseudo_labels": path}
     if given.teacher is not None and given.student is not None:
-        labels = override_texts({"data.pseudo_labels": str(path)})
-        return next_line("distill", recipe, *same_options([*kept, *labels]))
-    baseline = given.baseline  # without another method's settings
-    room: dict[str, Any] = (
-        {} if baseline is None or baseline.method in {None, "coop"} else {"baseline": {}}
-    )
-    # Last, as later overrides win
-    kept += override_texts({**room, "data.pseudo_labels": str(path)})
-    return next_line("train", recipe, "--method", "coop", *same_options(kept))
+        return next_line("distill", recipe, *same_options(in_order(kept, labels)))
+    # Without another method's settings
+    is_other = given.baseline is not None and given.baseline.method not in {None, "coop"}
+    room: dict[str, Any] = {"baseline": {}} if is_other else {}
+    options = same_options(in_order(kept, room, labels))
+    return next_line("train", recipe, "--method", "coop", *options)

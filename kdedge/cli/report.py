@@ -9,6 +9,7 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result
+from kdedge.runs.find import find_run
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,22 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
-    from kdedge.api.report import make_report
+    from kdedge.api.report import report
+    from kdedge.reporting.records import gather
 
-    report, runs = make_report(list(sources), output, root)
-    for problem in (problem for run in runs for problem in run.problems):
+    page = report(*sources, output=output, root=root)
+    pictures = sorted(page.parent.glob("*.png"))
+    runs = [find_run(source, root) for source in sources or (None,)]
+    records = [gather(run) for run in runs]
+    for problem in (problem for one in records for problem in one.problems):
         log.warning("%s", problem)
     # The command that makes a missing record, if one is missing
-    following = next(iter(runs[0].missing.values()), ["show", str(runs[0].run.path)])
-    text = f"Wrote {report.page} and {len(report.pictures)} pictures\n{next_line(*following)}"
-    record = {"runs": [str(records.run.path) for records in runs], **report.to_dict()}
+    following = next(iter(records[0].missing.values()), ["show", str(runs[0].path)])
+    text = f"Wrote {page} and {len(pictures)} pictures\n{next_line(*following)}"
+    record = {
+        "runs": list(dict.fromkeys(str(run.path) for run in runs)),
+        "folder": str(page.parent),
+        "page": str(page),
+        "pictures": [str(picture) for picture in pictures],
+    }
     print_result(record, as_json=as_json, text=text)

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import resource
 from pathlib import Path
+from typing import Any
 
 import click
 
-from kdedge.api.predict import Engine
 from kdedge.api.serve import PORT, serve
 from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
@@ -73,9 +73,8 @@ _LOG = logging.getLogger(__name__)
     metavar="SECONDS",
     help="Time of a request, from its headers to its answer.",
 )
-@options_as(Engine, "runtime")
 @options_as(Limits, "limits")
-def command(artifact: Path, host: str, port: int, runtime: Engine, limits: Limits) -> None:
+def command(artifact: Path, threads: int | None, **options: Any) -> None:
     """Serve ARTIFACT, the folder that `kdedge export` wrote, over HTTP.
 
     \b
@@ -90,10 +89,10 @@ def command(artifact: Path, host: str, port: int, runtime: Engine, limits: Limit
     Ctrl-C and SIGTERM end the server: requests that are in are answered, new ones are refused. The
     exit code is 0 then. A second Ctrl-C does not wait.
     """  # noqa: D301 - a raw text would not have click's mark of lines to keep
-    use_threads(runtime.threads)
+    use_threads(threads)
     _allow_connections()
     with working(f"loading {artifact}"):
-        server = serve(artifact, host=host, port=port, limits=limits, **vars(runtime))
+        server = serve(artifact, threads=threads, **options)
     with server:
         with contextlib.suppress(KeyboardInterrupt):  # SIGTERM raises one, too
             click.echo(f"Serving {server.name} at {server.url}, {server.model.describe()}")

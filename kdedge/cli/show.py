@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kdedge.cli._options import runs_option
-from kdedge.cli._output import json_option, print_result, table
+from kdedge.cli._output import json_option, percent, print_result, table
 from kdedge.cli._results import (
     accuracy_tables,
     evaluation_rows,
@@ -23,6 +23,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import fastest_file, headline_of, speed_of
 from kdedge.runs.listing import files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
+from kdedge.runtime.artifact import Artifact
 
 
 @click.command("show")
@@ -39,7 +40,7 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
     newest finished student, or any finished run if there is no student.
     """
     if run is not None and (Path(run) / "artifact.json").is_file():
-        from kdedge.cli._artifact import artifact_record, artifact_text
+        from kdedge.cli.show import artifact_record, artifact_text
         from kdedge.runtime.artifact import load_artifact
 
         artifact = load_artifact(Path(run))
@@ -125,3 +126,56 @@ def _files(run: RunFolder) -> list[list[str]]:
         [str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"]
         for path in sorted(files_of(run))
     ]
+
+
+def artifact_record(artifact: Artifact) -> dict[str, Any]:
+    """Returns the facts of an artifact that `show` prints, as plain values."""
+    return {
+        "artifact": str(artifact.path),
+        "name": artifact.name,
+        "class_names": list(artifact.class_names),
+        "open_classes": artifact.open_classes.to_dict() if artifact.open_classes else None,
+        **artifact.usage(),
+        "files": [file.to_dict() for file in artifact.files],
+        "provenance": artifact.provenance,
+    }
+
+
+def artifact_text(artifact: Artifact) -> str:
+    """Returns the facts of an artifact that `show` prints, as text."""
+    shown = ", ".join(artifact.class_names[:8])
+    more = ", ..." if len(artifact.class_names) > 8 else ""
+    provenance = artifact.provenance
+    facts = {
+        "run": provenance.get("run"),
+        "method": provenance.get("method"),
+        "classes": f"{len(artifact.class_names)}: {shown}{more}{_open(artifact)}",
+        "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
+        f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{_where(artifact)}",
+    }
+    rows = [[key, str(value)] for key, value in facts.items() if value is not None]
+    files = [
+        [
+            file.name,
+            file.precision,
+            f"{file.n_bytes:,} bytes",
+            percent(file.parity.agreement_percent if file.parity else None),
+            file.gate,
+        ]
+        for file in artifact.files
+    ]
+    header = ("file", "precision", "size", "agreement", "gate")
+    parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
+    return "\n\n".join([*parts, table(files, header=header, align="llrrl")])
+
+
+def _open(artifact: Artifact) -> str:
+    """Where the class vectors are, if they are not in the graph."""
+    classes = artifact.open_classes
+    return "" if classes is None else f"; open, in {classes.file}"
+
+
+def _where(artifact: Artifact) -> str:
+    """Where the graph normalizes the pixels, if the artifact records it."""
+    found = (file.built_with.get("normalized") for file in artifact.files)
+    return next((f": {where}" for where in found if where), "")

@@ -83,7 +83,7 @@ def command(
 
         made = export_students(ledger, root, device, machine=machine or Machine())
     _print(ledger, made, as_json=as_json)
-    from kdedge.suite.run import check_failed
+    from kdedge.suite.runner import check_failed
 
     check_failed(ledger)
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from kdedge.api.train import Place, make_teacher
+from kdedge.api.recipe import role_keys
 from kdedge.cli._options import (
     device_option,
     engine_option,
-    options_as,
     resume_option,
     runs_option,
     threads_option,
 )
-from kdedge.cli._output import json_option, next_line, print_result, same_options
-from kdedge.cli._overrides import set_options
+from kdedge.cli._output import (
+    is_first_process,
+    json_option,
+    next_line,
+    print_result,
+    same_options,
+)
+from kdedge.cli._overrides import training_options
 from kdedge.cli._results import run_record, run_text
-from kdedge.config.load import load_recipe
+from kdedge.runs.find import finished_runs
+from kdedge.workers import EngineName
 
 
 @click.command("teach")
 @click.argument("recipe")
-@set_options("teacher")
+@training_options("teacher")
 @click.option(
     "--store",
     "is_stored",
@@ -35,36 +42,43 @@ from kdedge.config.load import load_recipe
 @resume_option
 @runs_option
 @device_option
-@options_as(Place, "place")
 @threads_option
 @json_option
 def command(
     recipe: str,
-    overrides: tuple[str, ...],
+    overrides: dict[str, Any],
     is_stored: bool,
-    place: Place,
+    engine: EngineName,
+    resume: bool,
+    root: Path,
+    device: str | None,
     as_json: bool,
+    **short: Any,
 ) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
 
     RECIPE is a file, or the name of a shipped recipe.
     """
-    if place.engine != "local" and not is_stored:
-        raise click.UsageError(f"--engine {place.engine} works only with --store: add --store.")
-    loaded = load_recipe(recipe, overrides)
-    made = make_teacher(loaded, place, is_stored=is_stored)
-    if not made.is_rank0:
-        return
-    (run,) = made.runs
-    record: dict[str, Any] = {"teacher": run_record(run)}
-    stored = ""
-    if made.store is not None:
-        record["store"] = made.store.to_dict()
-        stored = f"{made.store}\n"
-    following = (
-        next_line("show" if loaded.recipe.data.test is None else "eval", run.path)
-        if loaded.recipe.student is None
-        else next_line("distill", recipe, *same_options(overrides))
+    from kdedge.api.train import fill_teacher_store, teach
+
+    if engine != "local" and not is_stored:
+        raise click.UsageError(f"--engine {engine} works only with --store: add --store.")
+    options = {"overrides": overrides, "root": root, "device": device, "resume": resume, **short}
+    distilling = next_line(
+        "distill", recipe, *same_options({**overrides, **role_keys("teacher", short)})
     )
-    text = f"{run_text([run], used=made.used)}\n{stored}{following}"
-    print_result(record, as_json=as_json, text=text)
+    if is_stored:
+        store = fill_teacher_store(recipe, engine=engine, **options)
+        if is_first_process():
+            text = f"{store}\n{distilling}"
+            print_result({"store": store.to_dict()}, as_json=as_json, text=text)
+        return
+    used = finished_runs(root)
+    run = teach(recipe, **options)
+    if not is_first_process():
+        return
+    following = distilling
+    if run.recipe.student is None:
+        following = next_line("show" if run.recipe.data.test is None else "eval", run.path)
+    text = f"{run_text([run], used=used)}\n{following}"
+    print_result({"teacher": run_record(run)}, as_json=as_json, text=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,10 +13,10 @@ from kdedge.cli._options import (
     runs_option,
     threads_option,
 )
-from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.cli._overrides import set_options
+from kdedge.cli._output import is_first_process, json_option, next_line, print_result
+from kdedge.cli._overrides import training_options
 from kdedge.cli._results import run_record, run_text
-from kdedge.config.load import load_recipe
+from kdedge.runs.find import finished_runs
 
 
 @click.command("train")
@@ -25,21 +26,13 @@ from kdedge.config.load import load_recipe
     metavar="NAME",
     help="Method; `kdedge methods` lists them. [default: the recipe's baseline.method]",
 )
-@set_options("baseline")
+@training_options("baseline")
 @resume_option
 @runs_option
 @device_option
 @threads_option
 @json_option
-def command(
-    recipe: str,
-    method: str | None,
-    overrides: tuple[str, ...],
-    resume: bool,
-    root: Path,
-    device: str | None,
-    as_json: bool,
-) -> None:
+def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     """Train a baseline of RECIPE: a method on the student's backbone, without a teacher.
 
     RECIPE is a file, or the name of a shipped recipe. The baseline uses its images, split and seed;
@@ -51,13 +44,12 @@ def command(
     baseline.settings.n_ctx=16 and --set baseline.optim.epochs=50, or in the recipe's baseline
     section. The run's recipe.yaml holds all values.
     """
-    from kdedge.api.train import Place, make_baseline
+    from kdedge.api.train import train
 
-    loaded = load_recipe(recipe, overrides)
-    made = make_baseline(loaded, Place(root, device, resume), method)
-    if not made.is_rank0:
+    used = finished_runs(root)
+    run = train(recipe, root=root, **options)
+    if not is_first_process():
         return
-    (run,) = made.runs
-    following = "show" if loaded.recipe.data.test is None else "eval"
-    text = f"{run_text([run], used=made.used)}\n{next_line(following, run.path)}"
+    following = "show" if run.recipe.data.test is None else "eval"
+    text = f"{run_text([run], used=used)}\n{next_line(following, run.path)}"
     print_result({"baseline": run_record(run)}, as_json=as_json, text=text)

@@ -55,7 +55,7 @@ def command(
 
     The exit code is 6 if an answer differs or ANSWERS is something else.
     """
-    from kdedge.api.verify import compare_answers, write_smoke_images
+    from kdedge.api.artifact import compare_answers, write_smoke_images
 
     if (answers is None) == (images is None):
         raise click.UsageError("Give either ANSWERS or --images DIR.")

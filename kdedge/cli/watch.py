@@ -69,7 +69,7 @@ def command(artifact: Path, source: str, threads: int | None, **options: Any) ->
     if sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed, where the events go.")
     use_threads(threads)
-    from kdedge.api.watch import watch
+    from kdedge.api.serve import watch
 
     with contextlib.closing(watch(artifact, source, threads=threads, **options)) as events:
         for event in events:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import open_clip
 import torch
@@ -23,7 +23,8 @@ from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTra
 from torch import nn
 
 from kdedge.clip.blocks import AttentionBlock
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import RecipeError
+from kdedge.records import OPTIONAL, Holds, Shape, read_record
 
 VOCAB_SIZE = 49408
 """Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""
@@ -38,33 +39,25 @@ _OTHER_TEXT_ENCODER = ("hf_model_name",)
 _OTHER_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
 
 
+@dataclass(frozen=True)
+class _Config(Shape):
+    """The keys of a config that are read here; open_clip knows the others."""
+
+    embed_dim: Any
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+    quick_gelu: Annotated[bool, OPTIONAL] = False
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Reads an open_clip model config.
 
     Raises:
         DataError: it is not a JSON object with `embed_dim`, `vision_cfg` and `text_cfg`.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as a model config: {error}.") from error
-    what = "  An open_clip model config is a JSON object with embed_dim, vision_cfg and text_cfg."
-    if not isinstance(config, dict):
-        raise DataError(f"{path} holds {_shortened(config)}; expected an object.\n{what}")
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
-    if missing:
-        raise DataError(
-            f"{path} is not an open_clip model config: {', '.join(missing)} missing.\n{what}"
-        )
-    for key in ("vision_cfg", "text_cfg"):
-        if not isinstance(config[key], dict):
-            raise DataError(
-                f"{path}: {key} is {_shortened(config[key])}; expected an object.\n{what}"
-            )
-    if not isinstance(config.get("quick_gelu", False), bool):
-        raise DataError(
-            f"{path}: quick_gelu is {_shortened(config['quick_gelu'])}; expected true or false."
-        )
+    kind: Any = Annotated[dict[str, Any], Holds(_Config)]
+    remedy = "An open_clip model config is an object with embed_dim, vision_cfg and text_cfg."
+    config: dict[str, Any] = read_record(kind, path, remedy=remedy)
     return config
 
 

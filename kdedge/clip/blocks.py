@@ -4,7 +4,8 @@ Both encoders are stacks of `x + attention(ln_1(x))`, then `x + MLP(ln_2(x))` (C
 arXiv:2103.00020). open_clip keeps the query, key and value weights in one tensor. Here `attn.q`,
 `attn.k`, `attn.v`, `attn.out`, `mlp.c_fc` and `mlp.c_proj` are `nn.Linear` modules, so that
 adapters, fake quantization, parametrizations and hooks apply to each. State dicts keep open_clip's
-names (`clip/open_clip_names.py`).
+names, so weight hashes, students, checkpoints and weight files do not depend on how the layers are
+built, and open_clip reads what kdedge writes.
 
 The blocks skip outputs that are not used, for which open_clip's block has no argument. Tokens whose
 outputs the next block replaces need keys and values only. The last block needs one query per image
@@ -14,6 +15,7 @@ or text.
 from __future__ import annotations
 
 import copy
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -21,7 +23,6 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.clip.open_clip_names import fuse_attention, split_attention
 from kdedge.errors import RecipeError
 
 _QUICK_GELU_SLOPE = 1.702
@@ -257,3 +258,40 @@ def _write_open_clip_names(
 
 def _read_open_clip_names(state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     split_attention(state_dict, prefix)
+
+
+_PARTS = ("q", "k", "v")
+_KINDS = ("weight", "bias")
+
+
+def split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
+    """Replaces open_clip's keys of one attention by those of its linear layers, in place.
+
+    Args:
+        state_dict: other keys are kept; the new tensors are views.
+        prefix: prefix of the attention's keys, with the dot at its end.
+    """
+    for kind in _KINDS:
+        fused = state_dict.pop(f"{prefix}in_proj_{kind}", None)
+        if fused is not None:
+            names = [f"{prefix}{part}.{kind}" for part in _PARTS]
+            state_dict.update(zip(names, fused.chunk(3), strict=True))
+        out = state_dict.pop(f"{prefix}out_proj.{kind}", None)
+        if out is not None:
+            state_dict[f"{prefix}out.{kind}"] = out
+
+
+def fuse_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
+    """The reverse of `split_attention`.
+
+    An attention with a wrapped or parametrized layer has other keys, for which open_clip has no
+    names: it is left as it is.
+    """
+    own = {f"{prefix}{part}.{kind}" for part in (*_PARTS, "out") for kind in _KINDS}
+    if own != {key for key in state_dict if key.startswith(prefix)}:
+        return
+    for kind in _KINDS:
+        parts = [state_dict.pop(f"{prefix}{part}.{kind}") for part in _PARTS]
+        state_dict[f"{prefix}in_proj_{kind}"] = torch.cat(parts)
+    for kind in _KINDS:
+        state_dict[f"{prefix}out_proj.{kind}"] = state_dict.pop(f"{prefix}out.{kind}")

@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdedge.clip._file_kind import kind_of
-from kdedge.clip._unpickle import ForeignArchive, StoredTensor, open_archive
+from kdedge.clip._unpickle import ForeignArchive, StoredTensor, kind_of, open_archive
 from kdedge.clip.weights import layout_of, printable
 from kdedge.errors import DataError, ShapeError
 

@@ -15,8 +15,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from kdedge.clip.download import fetch_from_hub
-from kdedge.clip.resolve import TIMM_PREFIX
+from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub
 from kdedge.config.explain import nearest
 from kdedge.config.fields import looks_like_path
 from kdedge.errors import RecipeError, SetupError

@@ -25,8 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge.clip._file_kind import REMEDY, kind_of
-from kdedge.clip._unpickle import MALFORMED, Inert, open_archive
+from kdedge.clip._unpickle import MALFORMED, REMEDY, Inert, kind_of, open_archive
 from kdedge.config.explain import nearest
 from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 

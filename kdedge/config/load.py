@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kdedge.config.explain import explain_validation, suggestion
 from kdedge.config.fields import CommandLineText
 from kdedge.config.recipe import BaselineSpec, ModelSpec, Recipe
-from kdedge.config.yaml_file import LineMap, dotted, dump_yaml, parse_yaml
+from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import RecipeError
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class LoadedRecipe:
 
 def load_recipe(
     source: str | Path | Mapping[str, Any] | Recipe,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
     *,
     override_folder: Path | None = None,
 ) -> LoadedRecipe:
@@ -54,14 +54,14 @@ def load_recipe(
     Args:
         source: a file, the name of a recipe in the current folder or a shipped one, or the values
             of a recipe, whose relative paths start at the current folder.
-        overrides: `a.b=c` texts; later ones win.
+        overrides: dotted keys, such as `student.optim.epochs`, and their values; later ones win.
         override_folder: where relative paths in overrides start; default: the current folder.
 
     Raises:
         RecipeError: no such recipe, not YAML, unknown keys, wrong types, numbers out of range.
     """
     values, lines, path, text = _read(source)
-    lines = _apply_overrides(values, lines, overrides)
+    lines = _apply_overrides(values, lines, overrides or {})
     override_folder = override_folder or Path.cwd()
     context = {"folder": path.absolute().parent, "override_folder": override_folder}
     try:
@@ -168,18 +168,49 @@ def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a single value"
 
 
-def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Sequence[str]) -> LineMap:
-    """Writes the overrides into the values and their places into the line map."""
-    places = set(lines.overrides)
-    for text in overrides:
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Reads the texts `a.b=c` of a command line's `--set`; later ones win.
+
+    Raises:
+        RecipeError: a text has no key, or its value is not YAML.
+    """
+    values: list[dict[str, Any]] = []
+    for text in texts:
         match = _OVERRIDE.fullmatch(text)
         if match is None:
             raise RecipeError(
                 f"--set {text} has no key and value.\n  Write it as --set student.optim.epochs=10"
             )
-        keys = tuple(match[1].split("."))
-        value, _ = parse_yaml(match[2], name=f"--set {match[1]}")
-        _set(values, keys, _from_command_line(value))
+        values.append({match[1]: parse_yaml(match[2], name=f"--set {match[1]}")[0]})
+    return in_order(*values)
+
+
+def in_order(*overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins overrides: a key that is given twice has the later value, and the later place.
+
+    The place matters: `{"student.settings": {}}` clears what stands before it.
+    """
+    joined: dict[str, Any] = {}
+    for values in overrides:
+        for key, value in values.items():
+            joined.pop(key, None)
+            joined[key] = value
+    return joined
+
+
+def override_texts(values: Mapping[str, Any]) -> list[str]:
+    """Writes overrides as `--set` takes them."""
+    return [f"{key}={dump_value(_plain(value))}" for key, value in values.items()]
+
+
+def _apply_overrides(
+    values: dict[str, Any], lines: LineMap, overrides: Mapping[str, Any]
+) -> LineMap:
+    """Writes the overrides into the values and their places into the line map."""
+    places = set(lines.overrides)
+    for key, value in overrides.items():
+        keys = tuple(key.split("."))
+        _set(values, keys, _from_command_line(_plain(value)))
         places = {place for place in places if place[: len(keys)] != keys} | {keys}
     return replace(lines, overrides=frozenset(places))
 

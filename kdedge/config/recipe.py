@@ -5,6 +5,8 @@ Relative paths start at the recipe's folder, given as `context={"folder": ...}`;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -26,9 +28,8 @@ from kdedge.config.fields import (
     Weights,
     plain_values,
 )
-from kdedge.config.official import apply_official
 from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
-from kdedge.config.targets_spec import TargetsSpec
+from kdedge.config.yaml_file import dotted, dump_value
 
 __all__ = [
     "BaselineSpec",
@@ -244,3 +245,126 @@ class Recipe(Strict):
                 " worthless; use last or validation, or official: true"
             )
         return self
+
+
+_KeyPath = tuple[str, ...]
+
+OFFICIAL: Mapping[_KeyPath, object] = {
+    # trainers/promptkd.py: CLIP and projector converted to fp16, logits too, no loss scaling
+    ("optim", "precision"): "fp16-unscaled",
+    ("student", "settings", "float32_losses"): False,
+    # configs/trainers/PromptKD: the best epoch on the validation loader, which has test images
+    ("student", "optim", "selection"): "test",
+}
+"""Key -> value in github.com/zhengli97/PromptKD. A recipe must not set another value."""
+
+_ROLES = ("teacher", "student", "baseline")
+
+STABILIZERS: tuple[_KeyPath, ...] = (
+    ("optim", "clip_grad_norm"),
+    *((role, "optim", "clip_grad_norm") for role in _ROLES),
+)
+"""Keys that keep training stable and that the public code lacks: they are removed."""
+
+
+def apply_official(values: object) -> object:
+    """Writes the public code's settings into the values of a recipe that says `official: true`.
+
+    Args:
+        values: as read, before validation; values of a wrong type are left for validation.
+
+    Raises:
+        ValueError: the recipe sets a key of `OFFICIAL` to another value.
+    """
+    if not isinstance(values, dict) or values.get("official") is not True:
+        return values
+    values = deepcopy(values)
+    for key, value in OFFICIAL.items():
+        if key[0] == "optim" or isinstance(values.get(key[0]), dict):
+            section = _section(values, key[:-1], make=True)
+            if section is not None:
+                _check_equal(key, section.setdefault(key[-1], value), value)
+    for key in STABILIZERS:
+        (_section(values, key[:-1]) or {}).pop(key[-1], None)
+    precision = OFFICIAL["optim", "precision"]
+    for role in _ROLES:
+        own = _section(values, (role, "optim")) or {}
+        _check_equal((role, "optim", "precision"), own.get("precision", precision), precision)
+    return values
+
+
+def _section(
+    values: dict[str, Any], path: _KeyPath, *, make: bool = False
+) -> dict[str, Any] | None:
+    """The mapping at a path, created on request; None if there is another kind of value."""
+    section = values
+    for part in path:
+        if make and section.get(part) is None:
+            section[part] = {}
+        below = section.get(part)
+        if not isinstance(below, dict):
+            return None
+        section = below
+    return section
+
+
+def _check_equal(key: _KeyPath, given: object, value: object) -> None:
+    if given != value:
+        raise ValueError(
+            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, but sets it"
+            f" to {dump_value(given)}; remove one of the two"
+        )
+
+
+class TargetsSpec(Strict):
+    """Soft labels of the unlabeled images, combined with the teacher's probabilities.
+
+    Only losses of class probabilities read them, such as kl.
+    """
+
+    kind: Literal["transductive"] = Field(
+        description="transductive: labels found from all unlabeled images together (TransCLIP,"
+        " arXiv:2406.01837), over all class names, never from test images.",
+    )
+    combine: Literal["replace", "mix", "multiply"] = Field(
+        "mix",
+        description="How an image's label z and the teacher's probabilities p of a crop become the"
+        " target. replace: z. mix: (1 - weight) p + weight z. multiply: p^(1 - weight) z^weight,"
+        " normalized. The default is ours.",
+    )
+    weight: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Weight of the label in the target; no effect under combine: replace.",
+    )
+    features: Literal["teacher", "student", "both"] = Field(
+        "teacher",
+        description="Image features that labels are found from: the teacher's, or those of the"
+        " first of several; those of the student's backbone before training; or both side by side,"
+        " each with half of the similarity.",
+    )
+    n_neighbors: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="Number of nearest neighbors whose labels pull an image's label. 3:"
+        " arXiv:2406.01837.",
+    )
+    prior_weight: float | None = Field(
+        None,
+        ge=0,
+        description="lambda of arXiv:2406.01837: weight of the teacher's probabilities relative to"
+        " features and neighbors. Default: 1, or 0.5 with labeled images, as published.",
+    )
+    mixture_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the distance to class means. 1 is the published update.",
+    )
+    labeled_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of all labeled images together in the class means, relative to all"
+        " unlabeled images. 0: labels are not used.",
+    )

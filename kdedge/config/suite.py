@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from kdedge.config.explain import explain_validation, nearest, suggestion
 from kdedge.config.fields import Name, PlainText, Strict
 from kdedge.config.load import read_text, shipped_recipes
-from kdedge.config.yaml_file import KeyPath, LineMap, dump_value, parse_yaml
+from kdedge.config.yaml_file import KeyPath, LineMap, parse_yaml
 from kdedge.errors import RecipeError
 
 AVERAGE = "average"
@@ -216,11 +216,6 @@ def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
         else f"Name a file, relative to {loaded.folder}, or one of: {', '.join(shipped)}."
     )
     raise RecipeError(f"{loaded.lines.where(key)}: there is no recipe {entry}.\n  {remedy}")
-
-
-def override_texts(values: Mapping[str, Any]) -> list[str]:
-    """Writes keys and values as `--set` takes them."""
-    return [f"{key}={dump_value(value)}" for key, value in values.items()]
 
 
 def check_set_on(loaded: LoadedSuite, recipes: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 """Downloads and unpacks a benchmark set's files; each is complete or absent.
 
-An interrupted fetch resumes. A downloaded archive is removed after unpacking; an archive that the
-user put there is used and kept.
+A downloaded archive is removed after unpacking; an archive that is there before is used and kept.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ import logging
 import shlex
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data._http import WAITS_S, AddressError, download
-from kdedge.data._partial import Partial
+from kdedge.data._http import WAITS_S, AddressError, download, size_of
 from kdedge.data.benchmarks import Benchmark, Download, is_there
 from kdedge.data.unpack import temporary_name, unpack
 from kdedge.errors import DataError, KdedgeError, SetupError
-from kdedge.files import explain_os_error, sha256_file
-from kdedge.lock import locked
+from kdedge.files import explain_os_error, sha256_file, sync
+from kdedge.folders import locked
 from kdedge.progress import progress
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ class Fetched:
     Attributes:
         folder: the set's folder.
         new: fetched paths below it.
-        kept: unpacked archives that the user put there.
+        kept: unpacked archives that were there before.
     """
 
     folder: Path
@@ -65,20 +63,22 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
     folder = root / benchmark.folder
     wanted = missing(benchmark.downloads, folder)
     if not wanted:
-        _tidy(benchmark.downloads, folder)
-        return Fetched(folder, (), _archives(benchmark.downloads, folder))
+        there = _archives(benchmark.downloads, folder)
+        _tidy(benchmark.downloads, folder, keep=there)
+        return Fetched(folder, (), there)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
     failed: dict[str, KdedgeError] = {}
+    there = _archives(benchmark.downloads, folder)
     with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
         for one in wanted:
             try:
                 _bring(one, folder, waits_s)
             except (SetupError, DataError) as error:
                 failed[one.name] = error
-        _tidy(benchmark.downloads, folder)
+        _tidy(benchmark.downloads, folder, keep=there)
     if failed:
         raise _summary(benchmark.name, root, benchmark.downloads, failed)
     new = tuple(one.gives for one in wanted)
@@ -92,7 +92,7 @@ def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
         _bring_itself(wanted, folder, waits_s)
         return
     failures: list[KdedgeError] = []
-    is_begun = (folder / mirror.name).exists() or Partial(folder / mirror.name).size() > 0
+    is_begun = (folder / mirror.name).exists() or _part(folder / mirror.name).exists()
     first, second = (mirror, wanted) if is_begun else (wanted, mirror)
     for one in (first, second):
         try:
@@ -113,28 +113,31 @@ def _worst(errors: Iterable[KdedgeError]) -> type[KdedgeError]:
 
 
 def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    partial = Partial(folder / wanted.name)
-    if not partial.path.exists():
-        _fetch_file(wanted, partial, waits_s)
+    path = folder / wanted.name
+    if not path.exists():
+        _fetch_file(wanted, path, waits_s)
     else:
-        problem = _what_is_wrong(wanted, partial.path)
+        problem = _what_is_wrong(wanted, path)
         if problem:
-            raise DataError(
-                f"{partial.path}: {problem}.\n  Remove it and run the command again to fetch it."
-            )
+            raise DataError(f"{path}: {problem}.\n  Remove it and run the command again.")
     if wanted.unpack is not None:
-        unpack(partial.path, folder, wanted)
+        unpack(path, folder, wanted)
 
 
-def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
+def _part(path: Path) -> Path:
+    """The part of a file that has been downloaded."""
+    return path.with_name(f"{path.name}.part")
+
+
+def _fetch_file(wanted: Download, path: Path, waits_s: Sequence[float]) -> None:
     if not wanted.urls:
         where = wanted.manual or "It is in another archive of the set, which is missing."
-        raise SetupError(f"{where}\n  Put it at {partial.path}.")
+        raise SetupError(f"{where}\n  Put it at {path}.")
     failures: list[AddressError] = []
     for url in wanted.urls:
         _LOG.info("Fetching %s from %s.", wanted.name, url)
         try:
-            _fetch_from(url, wanted, partial, waits_s)
+            _fetch_from(url, wanted, path, waits_s)
         except AddressError as error:
             failures.append(error)
             if url != wanted.urls[-1]:
@@ -144,7 +147,7 @@ def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) ->
     reasons = "\n".join(_sentence(str(error)) + "." for error in failures)
     places = "\n  ".join(wanted.urls)
     kind = DataError if any(error.kind == "wrong" for error in failures) else SetupError
-    raise kind(f"{reasons}\n  To fetch it by hand, put it at {partial.path}. It is at:\n  {places}")
+    raise kind(f"{reasons}\n  To fetch it by hand, put it at {path}. It is at:\n  {places}")
 
 
 def _sentence(text: str) -> str:
@@ -153,20 +156,26 @@ def _sentence(text: str) -> str:
     return text if "." in first else text[:1].upper() + text[1:]
 
 
-def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
+def _fetch_from(url: str, wanted: Download, path: Path, waits_s: Sequence[float]) -> None:
     """Downloads a file from one address, checks it and moves it into place."""
-    was_begun = partial.size() > 0
-    download(url, partial, wanted, waits_s=waits_s)
-    problem = _what_is_wrong(wanted, partial.part)
+    part = _part(path)
+    was_begun = size_of(part) > 0
+    download(url, part, wanted, waits_s=waits_s)
+    problem = _what_is_wrong(wanted, part)
     if problem and was_begun:
         # The part from an earlier fetch, or from another URL, may belong to another file
-        partial.drop()
-        download(url, partial, wanted, waits_s=waits_s)
-        problem = _what_is_wrong(wanted, partial.part)
+        part.unlink()
+        download(url, part, wanted, waits_s=waits_s)
+        problem = _what_is_wrong(wanted, part)
     if problem:
-        partial.drop()
+        part.unlink()
         raise AddressError(f"the file from {url} {problem}", "wrong")
-    partial.finish()
+    try:
+        with part.open("rb+") as file:
+            sync(file.fileno(), part)
+        part.replace(path)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def _what_is_wrong(wanted: Download, path: Path) -> str | None:
@@ -185,19 +194,19 @@ def _what_is_wrong(wanted: Download, path: Path) -> str | None:
     return None
 
 
-def _tidy(downloads: Sequence[Download], folder: Path) -> None:
-    """Removes leftovers of files that are complete, but nothing that the user put there."""
+def _tidy(downloads: Sequence[Download], folder: Path, *, keep: Collection[str]) -> None:
+    """Removes leftovers of files that are complete, but no archive that was there before."""
     both = with_mirrors(downloads)
     for one in both:
-        partial = Partial(folder / one.name)
+        path = folder / one.name
         # One archive may hold several
         if missing([other for other in both if other.name == one.name], folder):
             continue
         with contextlib.suppress(OSError):  # no error for a set that is complete
-            if one.unpack is not None and partial.is_finished():
-                partial.path.unlink(missing_ok=True)
-            partial.drop()
-        shutil.rmtree(folder / temporary_name(partial.path), ignore_errors=True)
+            if one.unpack is not None and one.name not in keep:
+                path.unlink(missing_ok=True)
+            _part(path).unlink(missing_ok=True)
+        shutil.rmtree(folder / temporary_name(path), ignore_errors=True)
 
 
 def _archives(downloads: Sequence[Download], folder: Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
-from kdedge.workers.protocol import DoPieces, Share, Work, Workers
+from kdedge.workers import DoPieces, Share, Work, Workers
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images

@@ -22,8 +22,7 @@ from kdedge.data._decoding import (
     load_images,
     n_cores,
 )
-from kdedge.data.batch import Batch, FeaturesOfViews, Weights
-from kdedge.data.soft_targets import TargetsOf
+from kdedge.data.batch import Batch, FeaturesOfViews, TargetsOf, Weights
 from kdedge.data.sources import Source
 from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup

@@ -23,7 +23,7 @@ from kdedge import __version__
 from kdedge.data.sources import InFiles, Location, Source, Stamp
 from kdedge.errors import InUseError, ResourceError
 from kdedge.files import write_atomic
-from kdedge.lock import locked
+from kdedge.folders import locked
 from kdedge.runtime.formats import register_heif
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS
 

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from kdedge.data.benchmarks import Download
 from kdedge.data.sources import printable
-from kdedge.data.tar_reader import TarReader
+from kdedge.data.sources.webdataset import TarReader
 from kdedge.errors import DataError, ResourceError
 from kdedge.files import explain_os_error
 from kdedge.progress import progress, readable_bytes

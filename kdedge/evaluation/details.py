@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdedge.eval_details import CalibrationBin, EvalDetails
 from kdedge.evaluation.accuracy import N_BINS
+from kdedge.results import CalibrationBin, EvalDetails
 
 
 def evaluation_details(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdedge.eval_details import EvalDetails
 from kdedge.reporting.blocks import Block, Plot, Table
 from kdedge.reporting.figures import (
     MOST_NAMED_CLASSES,
@@ -14,7 +13,7 @@ from kdedge.reporting.figures import (
     confusion,
 )
 from kdedge.reporting.numbers import percent, points
-from kdedge.results import EvalResult
+from kdedge.results import EvalDetails, EvalResult
 
 _N_CONFUSIONS = 15
 _N_GAINS = 10

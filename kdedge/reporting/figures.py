@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.eval_details import EvalDetails
 from kdedge.reporting.pareto import pareto_front
 from kdedge.reporting.plots import (
     Draw,
@@ -22,7 +21,7 @@ from kdedge.reporting.plots import (
     Theme,
 )
 from kdedge.reporting.records import TrainingLog
-from kdedge.results import UnlabeledResult
+from kdedge.results import EvalDetails, UnlabeledResult
 
 MOST_NAMED_CLASSES = 40
 """With more classes, names would be too small to read and are left out."""

@@ -12,10 +12,15 @@ from safetensors import SafetensorError, safe_open
 
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.eval_details import EvalDetails
 from kdedge.files import read_bytes
 from kdedge.records import parse_record
-from kdedge.results import EvalResult, PoolLabelsResult, UnlabeledResult, are_same_images
+from kdedge.results import (
+    EvalDetails,
+    EvalResult,
+    PoolLabelsResult,
+    UnlabeledResult,
+    are_same_images,
+)
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import newest_artifact, newest_speed
 from kdedge.runs.provenance import Provenance

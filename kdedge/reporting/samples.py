@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import KdedgeError
-from kdedge.eval_details import SampleKind
 from kdedge.reporting.blocks import SampleCard, Samples
 from kdedge.reporting.disagreements import Thumbnail, read_thumbnails
 from kdedge.reporting.numbers import percent
-from kdedge.results import SampleImage
+from kdedge.results import SampleImage, SampleKind
 
 _TITLES: Mapping[SampleKind, str] = {
     "right": "Right, evenly spaced",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kdedge.config.load import load_recipe
-from kdedge.eval_details import EvalDetails
-from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.measure import measure, predict_logits
@@ -29,7 +29,7 @@ def evaluate_run(
     run: RunFolder,
     workspace: Workspace,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
     with_samples: bool = False,
 ) -> tuple[EvalResult, EvalDetails]:
     """Measures a finished run on the test images of its recipe.
@@ -37,7 +37,7 @@ def evaluate_run(
     Args:
         run: teacher, student or baseline.
         workspace: the command's workspace.
-        overrides: `a.b=c` texts for the run's recipe, to measure on other images.
+        overrides: other keys of the run's recipe, to measure on other images.
         with_samples: whether to keep a few images with its predictions and its teacher's.
 
     Raises:
@@ -68,14 +68,14 @@ def evaluate_run(
 
 
 def judge_run(
-    run: RunFolder, workspace: Workspace, *, overrides: Sequence[str] = ()
+    run: RunFolder, workspace: Workspace, *, overrides: Mapping[str, Any] | None = None
 ) -> UnlabeledResult | None:
     """Measures a finished run without test images on its unlabeled images.
 
     Args:
         run: teacher, student or baseline.
         workspace: the command's workspace.
-        overrides: `a.b=c` texts over the run's recipe, to measure on other images.
+        overrides: other keys of the run's recipe, to measure on other images.
 
     Returns:
         The measurements; None if the recipe has test images, or no unlabeled images.
@@ -133,7 +133,7 @@ def predict_examples(
         n_images: number of images.
         n_top: predicted classes per image.
     """
-    model, images = _open_with_test_images(run, workspace, ())
+    model, images = _open_with_test_images(run, workspace, None)
     step = max(1, len(images.indices) // n_images)
     few = images.only(images.indices[step // 2 :: step][:n_images])
     logits, labels = predict_logits(model, few)
@@ -153,7 +153,7 @@ def predict_examples(
 
 
 def _open_with_test_images(
-    run: RunFolder, workspace: Workspace, overrides: Sequence[str]
+    run: RunFolder, workspace: Workspace, overrides: Mapping[str, Any] | None
 ) -> tuple[RunModel, Images]:
     """Opens a run for its recipe's current class list; returns it with the recipe's test images."""
     recipe = load_recipe(run.recipe, overrides).recipe

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DivergedError
-from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import calibration_error_percent, evaluate
 from kdedge.evaluation.details import evaluation_details
 from kdedge.progress import progress
-from kdedge.results import EvalResult, Selection
+from kdedge.results import EvalDetails, EvalResult, Selection
 from kdedge.runs.model import Model
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images

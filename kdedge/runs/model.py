@@ -6,7 +6,7 @@ together. The backbone is built and the trained tensors are read when they are f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -366,7 +366,7 @@ def load_run(
     run: RunFolder,
     workspace: Workspace,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
 ) -> RunModel:
     """Opens a finished run as a model.
@@ -374,7 +374,7 @@ def load_run(
     Args:
         run: run of a teacher, a student or a baseline.
         workspace: builds its backbone.
-        overrides: `a.b=c` texts for the run's recipe.
+        overrides: other keys of the run's recipe.
         names: the class list; default: that of the run's class vectors. Names without a stored
             vector are encoded by the run's text encoder, or by the teacher's for a student.
 

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdedge.errors import DataError
-from kdedge.eval_details import EvalDetails
 from kdedge.files import write_atomic, write_json
 from kdedge.records import read_record
-from kdedge.results import EvalResult, PoolLabelsResult, UnlabeledResult, are_same_images
+from kdedge.results import (
+    EvalDetails,
+    EvalResult,
+    PoolLabelsResult,
+    UnlabeledResult,
+    are_same_images,
+)
 from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]

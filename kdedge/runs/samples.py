@@ -8,8 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from kdedge.data.images import spread
-from kdedge.eval_details import EvalDetails, SampleKind
-from kdedge.results import EvalResult, SampleImage, Selection
+from kdedge.results import EvalDetails, EvalResult, SampleImage, SampleKind, Selection
 from kdedge.runs.measure import AnswersImages, compute_logits, measure_logits, predict_logits
 from kdedge.runs.model import Model
 from kdedge.setup.classes import Classes

@@ -17,7 +17,7 @@ from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 from kdedge.speed_results import Measurement
-from kdedge.tables import Table, Tabled
+from kdedge.tables import Table, Tabled, markdown_table
 
 _LOG = logging.getLogger(__name__)
 
@@ -106,10 +106,7 @@ class CpuChoice(Record, Tabled):
 
     def as_markdown(self) -> str:
         """The table and its notes, in Markdown."""
-        header, cells = self.table
-        lines = [header, ["---"] * len(header), *cells]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n\n".join([table, *self.notes])
+        return "\n\n".join([markdown_table(*self.table, align="l"), *self.notes])
 
     @property
     def table(self) -> Table:

@@ -18,7 +18,7 @@ from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec
 from kdedge.config.student_sizes import StudentSize, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
-from kdedge.data.first_look import FirstLook, look_at
+from kdedge.data.survey import FirstLook, look_at
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.files import explain_os_error
 from kdedge.setup.packages import need_training_packages

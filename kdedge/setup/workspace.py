@@ -15,7 +15,7 @@ from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.progress import working
 from kdedge.setup.images import Images
-from kdedge.workers.protocol import HERE, Workers
+from kdedge.workers import HERE, Workers
 
 log = logging.getLogger(__name__)
 

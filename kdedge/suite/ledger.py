@@ -1,24 +1,274 @@
-"""The state of a suite's cells, read from the runs of their jobs and from the suite's folder."""
+"""The state of a suite's cells, read from the runs of their jobs and from the suite's folder.
+
+Jobs are found by their keys; nothing is trained.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 
+from kdedge.config.load import dump_recipe, load_recipe
+from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
-from kdedge.lock import is_locked
+from kdedge.files import explain_os_error, write_atomic, write_json
 from kdedge.progress import progress
+from kdedge.records import Bounds, Record, Sha256, read_record
 from kdedge.results import EvalResult
+from kdedge.runs.find import runs_in
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_evaluation
+from kdedge.setup.classes import Classes, load_classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
-from kdedge.suite.folder import Failure, Measurement, SuiteFolder
-from kdedge.suite.jobs import KnownJob, Run, Runs, find_job
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
+from kdedge.training.baseline import baseline_job
+from kdedge.training.find_teacher import named_teacher, open_teacher
+from kdedge.training.student import file_teacher, student_job, student_parts, teaching_of
+from kdedge.training.teach import teacher_job
+from kdedge.training.teachers import AnyTeacher
 
-Status = Literal["not begun", "running", "interrupted", "not measured", "finished", "failed"]
+Status = Literal["not begun", "interrupted", "not measured", "finished", "failed"]
+
+
+_T = TypeVar("_T", bound=Record)
+
+
+@dataclass(frozen=True)
+class Failure(Record):
+    """How a cell's process failed.
+
+    Attributes:
+        job: key of the cell's job, or of its teacher's; None if unknown.
+        exit_code: negative for the signal that killed the process.
+        last_lines: the last lines of its log.
+    """
+
+    job: Sha256 | None
+    exit_code: Annotated[int, Bounds(ge=-255, le=255)]
+    last_lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measurement(Record):
+    """Accuracies of a run on other test images or class names than those of its own evaluation.
+
+    Attributes:
+        run: the run, as `name/NN`.
+        job: key of the run's job.
+        test_list: hash of the test images.
+        template: text pattern for the class names, which are in `result`.
+        result: the accuracies.
+    """
+
+    run: str
+    job: Sha256
+    test_list: Sha256
+    template: str
+    result: EvalResult
+
+
+@dataclass(frozen=True)
+class SuiteFolder:
+    """The files of a suite.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    def log(self, cell: Cell) -> Path:
+        """The log of the cell's processes, one after the other."""
+        return self._file(cell, ".log")
+
+    def failure(self, cell: Cell) -> Failure | None:
+        """The failure of a cell's last process; None if there is none."""
+        return _read(Failure, self._file(cell, ".failure.json"))
+
+    def measurement(self, cell: Cell) -> Measurement | None:
+        """The last measurement for a cell; None if there is none."""
+        return _read(Measurement, self._file(cell, ".eval.json"))
+
+    def write(self, cell: Cell, record: Failure | Measurement) -> None:
+        """Writes a record; it replaces an older one.
+
+        Raises:
+            ResourceError: the folder may not be written.
+        """
+        suffix = ".failure.json" if isinstance(record, Failure) else ".eval.json"
+        write_json(self._file(cell, suffix), record.to_dict())
+
+    def begin(self, cell: Cell) -> Path:
+        """Writes the recipe of a cell's process, and deletes the record of its last failure.
+
+        The process reads the recipe as planned, even if the suite's file is edited meanwhile.
+
+        Raises:
+            ResourceError: the folder may not be written.
+        """
+        recipe, failure = self._file(cell, ".yaml"), self._file(cell, ".failure.json")
+        try:
+            recipe.parent.mkdir(parents=True, exist_ok=True)
+            failure.unlink(missing_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, recipe.parent) from error
+        write_atomic(recipe, dump_recipe(cell.loaded.recipe).encode())
+        return recipe
+
+    def _file(self, cell: Cell, suffix: str) -> Path:
+        """A file of a cell; a hash distinguishes labels that would give the same file name."""
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.row).strip("-.") or "row"
+        if label != cell.row:
+            label += f"-{hashlib.sha256(cell.row.encode()).hexdigest()[:8]}"
+        return self.path / "cells" / cell.recipe / f"{label}-seed{cell.seed}{suffix}"
+
+
+def _read(kind: type[_T], file: Path) -> _T | None:
+    remedy = "Remove it and run the suite again: the cell runs again, or uses its finished run."
+    return read_record(kind, file, remedy=remedy) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with the key of its job."""
+
+    folder: RunFolder
+    record: Provenance
+    key: str | None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe in its folder."""
+        return load_recipe(self.folder.recipe).recipe
+
+
+class Runs:
+    """The runs in a folder, by the keys of their jobs.
+
+    Args:
+        root: folder of all runs.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._keys: dict[Path, str | None] = {}
+        self._finished: dict[Path, Run] = {}
+        self._begun: set[str | None] = set()
+
+    def look(self) -> None:
+        """Reads runs that are new or were unfinished."""
+        self._begun = set()
+        for run, record in runs_in(self.root, but=self._finished):
+            if run.path not in self._keys:
+                self._keys[run.path] = record.key
+            key = self._keys[run.path]
+            if record.is_finished:
+                self._finished[run.path] = Run(run, record, key)
+            else:
+                self._begun.add(key)
+
+    def finished(self, key: str | None = None) -> list[Run]:
+        """The finished runs of a job, or of all jobs, newest first."""
+        found = [run for run in self._finished.values() if key in (None, run.key)]
+        return sorted(found, key=lambda run: str(run.record.finished_at), reverse=True)
+
+    def has_begun(self, key: str) -> bool:
+        """Whether a job has an unfinished run."""
+        return key in self._begun
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The images and class names that accuracy is measured on.
+
+    Attributes:
+        list_hash: hash of the images.
+        n_images: number of images.
+        classes: the class names and their split.
+    """
+
+    list_hash: str
+    n_images: int
+    classes: Classes
+
+    @classmethod
+    def of(cls, images: Images | None, classes: Classes) -> EvalSet:
+        """The readable test images of a recipe with `data.test`."""
+        assert images is not None  # the plan refuses a recipe without it
+        return cls(images.list_hash, len(images.indices), classes)
+
+    def fits(self, result: EvalResult) -> bool:
+        """Whether a result has this number of images, these class names and this split."""
+        measured = (result.n_images, tuple(result.per_class), result.split)
+        return measured == (self.n_images, self.classes.names, self.classes.split)
+
+
+@dataclass(frozen=True)
+class KnownJob:
+    """The job of a cell.
+
+    Attributes:
+        test: images and class names that it is measured on.
+        backbone: identity of its backbone; None for a cell that trains nothing.
+        key: key of its job; None for a cell that trains nothing, or until its teacher is trained.
+        teacher: key of the job of the teacher that is trained for it.
+    """
+
+    test: EvalSet
+    backbone: str | None = None
+    key: str | None = None
+    teacher: str | None = None
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that are known."""
+        return {key for key in (self.key, self.teacher) if key is not None}
+
+
+def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
+    """Finds the job of a cell from hashes.
+
+    Raises:
+        KdedgeError: as the cell's command would raise at its start.
+    """
+    loaded = cell.loaded
+    try:
+        if cell.source is not None:
+            classes = load_classes(loaded.recipe)
+            images = RecipeData(loaded.recipe, classes, workspace)
+            return KnownJob(EvalSet.of(images.load("test"), classes))
+        if cell.role == "student":
+            return _students_job(cell, workspace, runs)
+        make = teacher_job if cell.role == "teacher" else baseline_job
+        job = make(loaded, workspace)
+        test = EvalSet.of(job.held_out.test, job.classes)
+        return KnownJob(test, job.setup.backbone.identity, job.key())
+    finally:
+        workspace.forget_tensors()
+
+
+def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
+    """The key of a student's job; it depends on the trained teacher."""
+    parts = student_parts(cell.loaded, workspace)
+    run, trained = named_teacher(cell.loaded, workspace), None
+    teacher: AnyTeacher | None = file_teacher(parts)
+    if teacher is None and run is None:
+        trained = teacher_job(cell.loaded, workspace).key()
+        run = next((done.folder for done in runs.finished(trained)), None)
+    if run is not None:
+        teacher = open_teacher(run, parts)
+    key = None if teacher is None else student_job(parts, teaching_of(teacher, parts)).key()
+    test = EvalSet.of(parts.held_out.test, parts.setup.classes)
+    return KnownJob(test, parts.setup.backbone.identity, key, trained)
 
 
 @dataclass(frozen=True)
@@ -111,8 +361,6 @@ class Ledger:
         failure = self.folder.failure(cell)
         if failure is not None and (failure.job in keys or (failure.job is None and not keys)):
             return Outcome("failed", failure=failure)
-        if is_locked(self.folder.lock(cell)):
-            return Outcome("running")
         if self.run_to_measure(cell) is not None:
             return Outcome("not measured")
         has_begun = any(map(self._runs.has_begun, keys))

@@ -1,27 +1,35 @@
-"""Plans the cells of a suite file: which commands run, in which order."""
+"""Plans the cells of a suite file: which commands run, in which order, on which data."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdedge.config.load import LoadedRecipe, load_recipe, recipe_values
+from kdedge.config.load import (
+    LoadedRecipe,
+    in_order,
+    load_recipe,
+    override_texts,
+    recipe_values,
+)
 from kdedge.config.paths import check_paths
-from kdedge.config.recipe import Recipe
+from kdedge.config.recipe import DataSpec, Recipe, TeacherSpec
 from kdedge.config.suite import (
     AVERAGE,
     LoadedSuite,
     Row,
     check_paper,
     check_set_on,
-    override_texts,
     recipe_file,
 )
 from kdedge.config.yaml_file import KeyPath
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.methods.registry import Sees, load_method
+from kdedge.runs.find import find_run
+from kdedge.setup.classes import load_classes
 from kdedge.setup.method import (
     Role,
     check_can_teach,
@@ -30,8 +38,6 @@ from kdedge.setup.method import (
     model_spec,
 )
 from kdedge.setup.sizes import check_named_sizes
-from kdedge.suite.sees import row_sees
-from kdedge.suite.trained_on import check_answers_for_others, check_names
 from kdedge.training.baseline import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
@@ -277,8 +283,8 @@ def _check_test(loaded: LoadedRecipe, file: Path) -> None:
 
 def _load(loaded: LoadedSuite, file: Path, given: Sequence[tuple[str, Any]]) -> LoadedRecipe:
     """A recipe with overrides, whose relative paths start at the suite's folder."""
-    texts = [text for key, value in given for text in override_texts({key: value})]
-    return load_recipe(file, texts, override_folder=loaded.folder)
+    overrides = in_order(*({key: value} for key, value in given))
+    return load_recipe(file, overrides, override_folder=loaded.folder)
 
 
 def _switch_to(name: str, recipe: Recipe, role: Role) -> dict[str, Any]:
@@ -337,3 +343,85 @@ def _depends_on(cell: Cell) -> Any:
         else:
             values.pop(model)
     return cell.role, values
+
+
+def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
+    """The kinds of data that a role's model learns from; a student's include its teacher's.
+
+    What the model behind a file of probabilities has learned from is unknown.
+    """
+    recipe = loaded.recipe
+    own = _with_data(choose_method(loaded, role).sees, recipe.data)
+    teacher = recipe.teacher
+    if role == "student" and teacher is not None and teacher.file is None:
+        own |= _with_data(load_method(_teacher_method(teacher)).METHOD.sees, recipe.data)
+    return own
+
+
+def _with_data(declared: Sees, data: DataSpec) -> Sees:
+    """The declaration, adapted if the labels are pseudo-labels from a file."""
+    if not declared.labels or data.pseudo_labels is None:
+        return declared
+    return Sees(labels=data.labeled is not None, unlabeled_images=True, novel_class_names=True)
+
+
+def _teacher_method(teacher: TeacherSpec) -> str:
+    """The method of the teacher, which may be an existing run."""
+    if teacher.run is not None:
+        with contextlib.suppress(KdedgeError):  # errors of that run are reported when it is used
+            return str(find_run(str(teacher.run), Path()).read_provenance().method)
+    return teacher.method
+
+
+_REMEDY = "  Remove trained_on from this row."
+
+
+def check_answers_for_others(where: str, row: str, *, role: Role, is_zero_shot: bool) -> None:
+    """Refuses rows that cannot classify another recipe's class names at all.
+
+    Args:
+        where: file and line, for the message.
+        row: the row's label.
+        role: the row's model.
+        is_zero_shot: whether it is zero-shot CLIP.
+
+    Raises:
+        RecipeError: it is a student, or zero-shot CLIP.
+    """
+    if role != "student" and not is_zero_shot:
+        return
+    why = (
+        "is not trained"
+        if is_zero_shot
+        else "can only predict the class names that its teacher knew"
+    )
+    raise RecipeError(f"{where}: {row} {why}.\n{_REMEDY}")
+
+
+def check_names(
+    where: str, row: str, *, trained: LoadedRecipe, role: Role, measured: Recipe
+) -> None:
+    """Refuses a row with trained tensors per class if the other recipe has other classes.
+
+    Args:
+        where: file and line, for the message.
+        row: the row's label.
+        trained: the recipe that it is trained on, with the row's settings.
+        role: the row's model in it.
+        measured: the recipe that it is measured on.
+
+    Raises:
+        RecipeError: a class name of that recipe is not among those trained.
+        DataError: a class list cannot be read.
+    """
+    if not choose_method(trained, role).settings.is_class_specific:
+        return
+    known = set(load_classes(trained.recipe).names)
+    names = load_classes(measured).names
+    new = [name for name in names if name not in known]
+    if new:
+        raise RecipeError(
+            f"{where}: {row} trains separate tensors for each class of {trained.recipe.name},"
+            f" and {len(new)} of the {len(names)} classes of {measured.name} are not among them,"
+            f' first "{new[0]}".\n{_REMEDY}'
+        )

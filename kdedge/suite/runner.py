@@ -1,25 +1,34 @@
-"""Starts, watches and interrupts the processes of a suite's cells, and records how they end."""
+"""Runs the unfinished cells of a suite, each in its own process, and records how they end.
+
+No two cells that run at once train the same model.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import math
+import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
-from kdedge.errors import DataError, Interrupted
-from kdedge.lock import is_locked
-from kdedge.progress import Advance
+from kdedge.errors import CellsFailed, DataError, Interrupted, Terminated
+from kdedge.files import explain_os_error
+from kdedge.folders import locked
+from kdedge.progress import Advance, progress
 from kdedge.records import parse_record
 from kdedge.results import EvalResult
-from kdedge.suite.jobs import Run
-from kdedge.suite.ledger import Ledger
+from kdedge.runtime.threads import shared_threads
+from kdedge.setup.device import choose_device
+from kdedge.suite.ledger import Ledger, Run
 from kdedge.suite.plan import Cell, measuring_overrides
-from kdedge.suite.process import CollectedSignals, Ended, KdedgeProcess
-from kdedge.suite.schedule import next_cell
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +36,86 @@ _POLL_EVERY_S = 0.1
 _LOOK_EVERY_S = 2.0
 """Seconds between two checks for cells that may start although none has ended: a teacher that
 others wait for is finished before the student of its cell."""
+_LAST_LINES = 12
+
+
+def run_cells(
+    ledger: Ledger,
+    *,
+    root: Path,
+    device: str | None,
+    n_jobs: int,
+    after_each: Callable[[], None],
+) -> None:
+    """Runs every unfinished cell; a failed one does not stop the others.
+
+    Args:
+        ledger: the suite's ledger.
+        root: folder of all runs.
+        device: where to train, as --device takes it; None for its default.
+        n_jobs: largest number of cells that run at the same time.
+        after_each: called when a cell has ended, whatever its result.
+
+    Raises:
+        Interrupted: a signal ended it; the running cells have saved their state.
+        ResourceError: the suite's folder may not be written.
+        InUseError: another process uses it.
+        SetupError: several cells are to share a device that does not exist.
+    """
+    folder = ledger.folder.path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    shares = n_jobs > 1 and choose_device(device).type == "cpu"
+    options = ("--runs", str(root.absolute()), *(() if device is None else ("--device", device)))
+    remedy = "Wait for that run of this suite or stop it; finished cells are kept."
+    with locked(folder / ".lock", remedy=remedy), _sigterm_as_exception():
+        ledger.look()
+        runner = Runner(
+            ledger,
+            options,
+            environment=shared_threads(n_jobs) if shares else {},
+            n_jobs=n_jobs,
+            after_each=after_each,
+        )
+        what = f"suite {ledger.plan.loaded.suite.name}"
+        with progress(what, len(ledger.plan.cells), done=runner.n_done) as advance:
+            runner.run(advance)
+
+
+@contextlib.contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Context in which SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A cell's process; `measures` is the run whose accuracy it measures, if it trains nothing."""
+    """A cell's process.
 
-    process: KdedgeProcess
+    Attributes:
+        process: the process, in a session of its own: a terminal's Ctrl-C does not reach it.
+        stdout: its output; a file needs no reader while it runs.
+        log_start: where its part of the cell's log begins.
+        measures: the run whose accuracy it measures, if it trains nothing.
+    """
+
+    process: subprocess.Popen[bytes]
+    stdout: IO[bytes]
+    log_start: int
     measures: Run | None
 
 
@@ -62,8 +144,6 @@ class Runner:
         self._n_jobs, self._after_each = n_jobs, after_each
         self._queue = [cell for cell in self._cells if not ledger.is_finished(cell)]
         self._running: dict[Cell, _Running] = {}
-        self._interrupted: list[Cell] = []
-        self._signals = CollectedSignals()
 
     @property
     def n_done(self) -> int:
@@ -81,65 +161,55 @@ class Runner:
         """
         if self.n_done:
             log.info("%d of %d cells are finished already.", self.n_done, len(self._cells))
-        for cell in self._outlived():
-            log.info(
-                "%s: its process still runs, from a suite that was killed; waiting for it.",
-                cell.label,
-            )
-        signals = self._signals
-        with signals:
-            try:
-                self._run(signals, advance)
-            except BaseException:
-                for running in self._running.values():
-                    running.process.send(signal.SIGTERM)
-                for running in self._running.values():
-                    running.process.wait()
-                raise
-        if signals.received is not None:
-            raise self._as_interrupted(signals.received)
+        try:
+            self._run(advance)
+        except KeyboardInterrupt as error:
+            signum = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            labels = " and ".join(cell.label for cell in self._running)
+            self._stop(signum)
+            self._ledger.look()
+            n_finished = sum(map(self._ledger.is_finished, self._cells))
+            raise Interrupted(
+                f"Interrupted{' in ' if labels else ''}{labels};"
+                f" {n_finished} of {len(self._cells)} cells are finished.\n"
+                "  Run the same command to continue.",
+                signum=signum,
+            ) from error
+        except BaseException:
+            self._stop(signal.SIGTERM)
+            raise
 
-    def _run(self, signals: CollectedSignals, advance: Advance) -> None:
-        looked = -math.inf
-        while self._running or (self._queue and signals.received is None):
-            for signum in signals.take():
-                self._interrupted = self._interrupted or list(self._running)
-                for running in self._running.values():
-                    running.process.send(signum)
+    def _stop(self, signum: int) -> None:
+        """Hands a signal on, and later ones too, until all processes have ended."""
+        processes = [running.process for running in self._running.values()]
+        while any(process.poll() is None for process in processes):
+            try:
+                for process in processes:
+                    process.send_signal(signum)
+                for process in processes:
+                    process.wait()
+            except KeyboardInterrupt as error:
+                signum = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        for running in self._running.values():
+            running.stdout.close()
+
+    def _run(self, advance: Advance) -> None:
+        looked = -_LOOK_EVERY_S
+        while self._running or self._queue:
             has_ended = self._take_ended()
-            is_time = has_ended or time.monotonic() - looked > _LOOK_EVERY_S
-            if signals.received is None and is_time:
+            if has_ended or time.monotonic() - looked > _LOOK_EVERY_S:
                 self._start_what_may()
                 looked = time.monotonic()
                 advance(self.n_done, "; ".join(cell.label for cell in self._running))
             time.sleep(_POLL_EVERY_S)
 
-    def _as_interrupted(self, signum: int) -> Interrupted:
-        n_finished = sum(map(self._ledger.is_finished, self._cells))
-        labels = " and ".join(cell.label for cell in self._interrupted)
-        return Interrupted(
-            f"Interrupted{' in ' if labels else ''}{labels};"
-            f" {n_finished} of {len(self._cells)} cells are finished.\n"
-            "  Run the same command to continue.",
-            signum=signum,
-        )
-
-    def _outlived(self) -> list[Cell]:
-        """Cells of the queue that a process of a killed suite still runs."""
-        return [cell for cell in self._queue if is_locked(self._folder.lock(cell))]
-
     def _start_what_may(self) -> None:
         """Starts cells of the queue that need not wait, up to `n_jobs`."""
-        if not self._signals.is_done(self._ledger.look):
-            return
+        self._ledger.look()
         while self._queue and len(self._running) < self._n_jobs:
-            outlived = self._outlived()
-            busy = [*self._running, *outlived]
-            if len(busy) >= self._n_jobs:
-                return
             cell = next_cell(
-                [cell for cell in self._queue if cell not in outlived],
-                busy,
+                self._queue,
+                list(self._running),
                 trains=self._ledger.trains,
                 zero_shot=self._ledger.zero_shot,
             )
@@ -171,40 +241,49 @@ class Runner:
                 log.info("%s was measured on other images; measuring it again.", run.folder.path)
         number = len(self._cells) - len(self._queue)
         log.info("[%d/%d] %s: %s", number, len(self._cells), cell.label, arguments[0])
-        process = KdedgeProcess(
-            (*arguments, *self._options, "--json"),
-            log_file=self._folder.log(cell),
-            lock_file=self._folder.lock(cell),
-            environment=self._environment,
-        )
-        self._running[cell] = _Running(process, run)
+        stdout = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
+        file = self._folder.log(cell)
+        try:
+            stderr = file.open("ab")
+        except OSError as error:
+            raise explain_os_error(error, file) from error
+        with stderr:
+            log_start = stderr.seek(0, os.SEEK_END)
+            process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
+                [sys.executable, "-m", "kdedge", *arguments, *self._options, "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env={**os.environ, **self._environment},
+                start_new_session=True,
+            )
+        self._running[cell] = _Running(process, stdout, log_start, run)
 
     def _take_ended(self) -> bool:
         """Records the cells whose processes have ended; returns whether there were any."""
-        found = [(cell, one, one.process.poll()) for cell, one in self._running.items()]
-        for cell, running, ended in found:
-            if ended is not None:
-                del self._running[cell]
-                self._take(cell, running, ended)
-        return any(ended is not None for _, _, ended in found)
+        ended = [cell for cell, one in self._running.items() if one.process.poll() is not None]
+        for cell in ended:
+            self._take(cell, self._running.pop(cell))
+        return bool(ended)
 
-    def _take(self, cell: Cell, running: _Running, ended: Ended) -> None:
-        if ended.code != 0 and cell in self._interrupted:
-            self._after_each()  # once all have ended, one message names them
-            return
-        if ended.code != 0:
-            killed = f"Its process was killed by signal {-ended.code}."
-            self._fail(cell, ended.code, *ended.last_lines, *([killed] if ended.code < 0 else []))
+    def _take(self, cell: Cell, running: _Running) -> None:
+        code = running.process.returncode
+        with running.stdout as file:
+            file.seek(0)
+            stdout = file.read().decode(errors="replace")
+        if code != 0:
+            lines = _last_lines(self._folder.log(cell), running.log_start)
+            killed = [f"Its process was killed by signal {-code}."] if code < 0 else []
+            self._fail(cell, code, *lines, *killed)
             return
         if running.measures is not None:
-            result = _read_answer(ended.stdout)
+            result = _read_answer(stdout)
             if result is None:
                 self._fail(cell, DataError.exit_code, "Its result cannot be read.")
                 return
             self._ledger.measured(cell, running.measures, result)
-        if not self._signals.is_done(lambda: self._ledger.look_for(cell)):
-            self._after_each()  # the next call of the suite finds its result
-        elif self._ledger.is_finished(cell):
+        self._ledger.look_for(cell)
+        if self._ledger.is_finished(cell):
             self._end(cell)
         elif running.measures is None and self._ledger.run_to_measure(cell) is not None:
             self._queue.insert(0, cell)
@@ -217,7 +296,7 @@ class Runner:
             )
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
-        self._signals.is_done(self._ledger.look)  # its teacher may be finished
+        self._ledger.look()  # its teacher may be finished
         self._ledger.fail(cell, exit_code, *last_lines)
         log.warning(
             "%s failed with exit code %s; its log is %s.\n  %s",
@@ -247,3 +326,80 @@ def _read_answer(stdout: str) -> EvalResult | None:
         return parse_record(EvalResult, json.dumps(values), where="The evaluation", remedy="")
     except (DataError, ValueError, AttributeError):
         return None
+
+
+def _last_lines(path: Path, start: int) -> tuple[str, ...]:
+    """The last error message, or the last lines if there is none."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(start, end - 10_000))
+        lines = file.read().decode(errors="replace").splitlines()
+    starts = [
+        number
+        for number, line in enumerate(lines)
+        if line.startswith("kdedge: ") and not line.startswith("kdedge: warning: ")
+    ]
+    return tuple(lines[starts[-1] if starts else 0 :][-_LAST_LINES:])
+
+
+def next_cell(
+    queue: Sequence[Cell],
+    running: Collection[Cell],
+    *,
+    trains: Callable[[Cell], set[str] | None],
+    zero_shot: Callable[[Cell], object],
+) -> Cell | None:
+    """The first cell of a queue that need not wait for another; None if all must.
+
+    A cell waits for one that trains the same model now, such as its teacher. If it is unknown what
+    a cell trains, as its weights are missing, it runs alone. Zero-shot CLIP waits for all earlier
+    cells whose runs measure it. A cell that measures another's run waits for that one.
+
+    Args:
+        queue: unfinished cells, in the plan's order.
+        running: cells whose processes run.
+        trains: returns the keys of the jobs that a cell's command would train now; None if unknown.
+        zero_shot: returns a value that is equal for cells whose runs measure the same zero-shot
+            CLIP; None for cells whose runs do not.
+    """
+    now = [trains(cell) for cell in running]
+    if None in now:
+        return None
+    for number, cell in enumerate(queue):
+        keys = trains(cell)
+        if keys is None and running:
+            continue
+        others = [*running, *queue[:number]] if cell.is_zero_shot else []
+        own = zero_shot(cell)
+        if not (
+            any(keys & others_keys for others_keys in now if keys and others_keys)
+            or (own is not None and any(zero_shot(other) == own for other in others))
+            or cell.source in (*running, *queue)
+        ):
+            return cell
+    return None
+
+
+def check_failed(ledger: Ledger) -> None:
+    """Raises an error that lists the failed cells.
+
+    Raises:
+        CellsFailed: some did.
+    """
+    outcomes = ledger.outcomes()
+    failed = {cell: one.failure for cell, one in outcomes.items() if one.failure is not None}
+    if not failed:
+        return
+    lines = [
+        f"  {cell.label}: exit code {failure.exit_code}, {ledger.folder.log(cell)}"
+        for cell, failure in failed.items()
+    ]
+    code = next(iter(failed.values())).exit_code
+    if code < 0:  # the signal that killed it
+        code = 128 - code
+    raise CellsFailed(
+        f"{len(failed)} of {len(outcomes)} cells failed.\n"
+        + "\n".join(lines)
+        + "\n  Run the same command to try them again; finished cells are kept.",
+        exit_code=code,
+    )

@@ -16,6 +16,7 @@ from kdedge.methods.registry import Sees
 from kdedge.results import EvalResult, harmonic_mean
 from kdedge.suite.ledger import Outcome
 from kdedge.suite.plan import Cell, Plan
+from kdedge.tables import Grid, markdown_table
 
 FIGURES = ("base", "novel", "harmonic_mean", "all")
 OFFICIAL_MARK = "†"
@@ -65,15 +66,6 @@ class Line:
     def label(self) -> str:
         """The row's label with its mark."""
         return f"{self.row} {OFFICIAL_MARK}" if self.is_official else self.row
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Cells of text; the first column is left-aligned, the others right-aligned."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
@@ -227,15 +219,8 @@ def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
     """Formats the tables as Markdown."""
     blocks = [f"# {plan.loaded.suite.name}"]
     for grid in make_grids(plan, lines):
-        columns = ["---", *["---:"] * (len(grid.header) - 1)]
-        table = [grid.header, columns, *grid.rows]
-        text = "\n".join("| " + " | ".join(map(_escape, row)) + " |" for row in table)
-        blocks += [f"## {grid.title}", text]
+        blocks += [f"## {grid.title}", markdown_table(grid.header, grid.rows)]
     return "\n\n".join([*blocks, *notes(plan, lines)]) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
 def to_csv(lines: Sequence[Line]) -> str:

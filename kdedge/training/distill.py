@@ -45,11 +45,8 @@ def distill(
 
 def store_features(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
-) -> tuple[RunFolder, TeacherStore]:
+) -> TeacherStore:
     """Fills the teacher store that the recipe's distillation reads; trains a missing teacher first.
-
-    Returns:
-        The teacher's run and its store.
 
     Raises:
         RecipeError: student.views is 0, so that nothing is stored.
@@ -61,12 +58,11 @@ def store_features(
             "  Set it to the number of crops to store of each image, for example --set"
             " student.views=4."
         )
-    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume)
+    _, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume)
     filler = teaching_of(teacher, parts).filler
-    assert run is not None  # of a file, nothing is stored, which was said
-    assert filler is not None
+    assert filler is not None  # of a file, nothing is stored, which was said
     filler.fill()
-    return run, filler.store
+    return filler.store
 
 
 def teacher_and_parts(

@@ -14,7 +14,7 @@ from kdedge.setup.device import choose_device
 from kdedge.setup.method import Role
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.workers.protocol import Share
+from kdedge.workers import Share
 
 
 def workspace_of(root: Path, share: Share) -> Workspace:

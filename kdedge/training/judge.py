@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kdedge.errors import DataError
-from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.measure import measure
 from kdedge.runs.model import Model, RunModel
 from kdedge.runs.results import Evaluations, read_details, read_evaluation

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.targets_spec import TargetsSpec
+from kdedge.config.recipe import TargetsSpec
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import sha256_json
@@ -35,7 +35,7 @@ from kdedge.training.pseudo_labels.pool_logits import AnsweringModel, PoolLogits
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.student import labels_by
 from kdedge.training.teachers import FileTeacher
-from kdedge.workers.protocol import Share
+from kdedge.workers import Share
 
 TEACHER = "teacher"
 """Instead of a method's name: the recipe's teacher labels the images."""

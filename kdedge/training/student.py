@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.targets_spec import TargetsSpec
+from kdedge.config.recipe import TargetsSpec
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.runs.model import RunModel
@@ -33,7 +33,7 @@ from kdedge.training.teacher_input import as_prepared_for
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
-from kdedge.workers.protocol import Share
+from kdedge.workers import Share
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from kdedge import __version__
 from kdedge.errors import KdedgeError, MissingPackage, ResourceError, SetupError
-from kdedge.workers.protocol import DoPieces, Piece, Result, Share, Work
+from kdedge.workers import DoPieces, Piece, Result, Share, Work
 
 _N_ATTEMPTS = 4
 """How often a piece is begun whose workers are killed."""
@@ -117,7 +117,7 @@ class RayWorkers:
         self._share, self._n_workers = share, n_workers
 
     def run(self, pieces: Sequence[Piece], work: Work[Piece, Result]) -> Iterator[Result]:
-        """See `kdedge.workers.protocol.Workers`."""
+        """See `kdedge.workers.Workers`."""
         if not pieces:
             return
         ray = _ray()

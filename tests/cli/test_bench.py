@@ -111,7 +111,7 @@ def test_a_bare_call_measures_the_newest_student_against_everything(
     assert by_name["CoOp", "cached"]["accuracy"] is None  # it was never trained here
     assert "Published: PromptKD" not in done.out
     assert max(map(len, done.out.splitlines())) <= 80
-    assert "Wrote runs/tiny/02/bench/01.json\nNext: kdedge report runs/tiny/02" in done.out
+    assert "Wrote runs/tiny/02/bench/01.json\nNext: kdedge report runs/tiny/02" in done.err
 
 
 def test_accuracies_are_known_on_the_images_that_the_files_were_compared_on(

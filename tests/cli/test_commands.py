@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from kdedge.cli import doctor, init, methods, schema
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.config.paths import check_paths
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
 from kdedge.errors import DataError, MissingPackage, RecipeError
@@ -90,7 +90,7 @@ def test_init_tunes_all_weights_and_says_how_to_tune_prompts(folder):
     assert (student.optim.algorithm, student.optim.ema_decay) == ("adamw", 0.999)
     text = " ".join(Path("line3.yaml").read_text().replace("#", " ").split())
     said = re.search(r"--set (\S+=prompts) --set (student.optim=null)", text)
-    student = load_recipe("line3.yaml", overrides=said.groups()).recipe.student
+    student = load_recipe("line3.yaml", overrides=parse_overrides(said.groups())).recipe.student
     assert (student.settings["tune"], student.optim) == ("prompts", None)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdedge.clip.class_vectors import load_class_vectors
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.device import choose_device
@@ -306,7 +306,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     file.unlink()
     measured = kdedge("eval", "tiny/02", "--per-class")
     assert measured.code == 0, measured.err
-    assert f"Wrote {file}" in measured.out
+    assert f"Wrote {file}" in measured.err
     assert json.loads(file.read_text()) == written
     assert f"teacher agrees     {written['agreement_percent']:.2f} %" in kdedge("show").out
     other = json.loads(kdedge("eval", "--set", "data.unlabeled.folder=labeled", "--json").out)
@@ -320,7 +320,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
 def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> None:
     def digests(**options: object) -> set[str]:
         given = [f"data.unlabeled.hold_out={options.get('n', 8)}", f"seed={options.get('seed', 1)}"]
-        loaded = load_recipe("r.yaml", given)
+        loaded = load_recipe("r.yaml", parse_overrides(given))
         classes = load_classes(loaded.recipe)
         workspace = Workspace(Path("runs"), choose_device("cpu"))
         held_out = RecipeData(loaded.recipe, classes, workspace).held_out()

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from kdedge.clip.class_vectors import load_class_vectors
-from kdedge.config.load import load_recipe
-from kdedge.suite.sees import row_sees
+from kdedge.config.load import load_recipe, parse_overrides
+from kdedge.suite.plan import row_sees
 
 Run = Callable[..., Any]
 
@@ -75,7 +75,7 @@ def test_the_mixed_class_vectors_are_the_students_own(kdedge: Run, trained: Path
 def test_a_student_sees_labels_where_it_learns_from_them(trained: Path) -> None:
     teacher = ("teacher.method=zeroshot", "teacher.settings={}")
     for changes, sees in (((), False), (TWO_HEADS[:1], True)):
-        loaded = load_recipe("r.yaml", [*teacher, *changes])
+        loaded = load_recipe("r.yaml", parse_overrides([*teacher, *changes]))
         assert row_sees(loaded, "student").labels is sees
 
 

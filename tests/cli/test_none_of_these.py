@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import kdedge as api
+from kdedge.config.load import parse_overrides
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.preprocess import normalize
 
@@ -75,7 +76,9 @@ def open_run(project: Path, *overrides: str) -> Any:
     from kdedge.setup.workspace import Workspace
 
     workspace = Workspace(project / "runs", choose_device("cpu"))
-    return load_run(RunFolder.open(project / "runs/tiny/02"), workspace, overrides=overrides)
+    return load_run(
+        RunFolder.open(project / "runs/tiny/02"), workspace, overrides=parse_overrides(overrides)
+    )
 
 
 def test_the_files_give_the_students_logits_divided_by_the_temperature(project: Path) -> None:
@@ -141,7 +144,7 @@ def test_without_labels_the_mean_confidence_is_the_share_with_the_teachers_class
     assert (found.fitted_to, found.images) == ("teacher", "30 of 30 images of data.unlabeled")
     logits = compute_logits(student, pool.only(pool.indices[10:]), what="")
     confidence = (logits.double() / found.value).softmax(dim=1).amax(dim=1).mean()
-    overrides = ["data.test=null", "data.labeled=null"]
+    overrides = {"data.test": None, "data.labeled": None}
     judged = api.evaluate(str(project / "runs/tiny/02"), overrides=overrides)
     # Of all 40 images; those left out may be a fourth of them
     assert 0 < float(confidence) < 1

@@ -56,19 +56,19 @@ def test_eval_adds_what_an_older_run_lacks(kdedge, trained) -> None:
     student = {key: value for key, value in kept[0]["student"].items() if key != "samples"}
     details.write_text(json.dumps({**kept[0], "student": student}))
     assert kdedge("report").out.endswith("\nNext: kdedge eval runs/tiny/02\n")
-    assert f"\nWrote {details}\n" in kdedge("eval").out
+    assert f"Wrote {details}\n" in kdedge("eval").err
     assert json.loads(details.read_text()) == kept[0]
     details.unlink()
     assert kdedge("report").out.endswith("\nNext: kdedge eval runs/tiny/02\n")
     assert kdedge("eval", "--set", "data.max_bad_images=0").code == 0
     assert not details.exists()
     done = kdedge("eval")
-    assert f"\nWrote {details}\n" in done.out
+    assert f"Wrote {details}\n" in done.err
     assert json.loads(details.read_text()) == {"student": kept[0]["student"]}
     evaluation.unlink()
-    assert f"\nWrote {evaluation}\n" in kdedge("eval").out
+    assert f"Wrote {evaluation}\n" in kdedge("eval").err
     assert json.loads(evaluation.read_text()) == {"student": kept[1]["student"]}
-    assert "Wrote" not in kdedge("eval").out
+    assert "Wrote" not in kdedge("eval").err
 
 
 def test_a_run_keeps_images_with_its_answers_and_its_teachers(trained) -> None:

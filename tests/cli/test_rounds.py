@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.data.pseudo_labels import most_probable
 from kdedge.errors import DivergedError
 from kdedge.runs.folder import RunFolder
@@ -37,7 +37,7 @@ def settings_of(variant: str) -> str:
 
 
 def job_of(variant: str) -> Job:
-    loaded = load_recipe("r.yaml", [settings_of(variant), OPTIM])
+    loaded = load_recipe("r.yaml", parse_overrides([settings_of(variant), OPTIM]))
     return baseline_job(loaded, Workspace(Path("runs"), torch.device("cpu")), "pseudo_label")
 
 

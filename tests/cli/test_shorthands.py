@@ -18,10 +18,9 @@ def provenance(run: str) -> Any:
     return json.loads(Path("runs", run, "provenance.json").read_text())
 
 
-def test_distill_sets_the_students_and_says_so(kdedge: Run, trained: Path) -> None:
+def test_distill_sets_the_students(kdedge: Run, trained: Path) -> None:
     done = kdedge("distill", "r.yaml", "--epochs", "1", "--lr", "0.5", "--batch-size", "20")
     assert done.code == 0, done.err
-    assert "--epochs sets student.optim.epochs=1.\n" in done.err
     assert "runs/tiny/01" in done.err  # the teacher is the one from before
     training = provenance("tiny/03")["summary"]["training"]
     assert (training["epochs"], training["steps"]) == (1, 2)
@@ -51,10 +50,6 @@ def test_train_sets_the_baselines_whatever_its_method_declares(kdedge: Run, proj
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ("--epochs", "1", "--set", "student.optim.epochs=2"),
-            "--epochs and --set student.optim.epochs set the same key: give only one of them.",
-        ),
         (("--epochs", "0"), "student.optim.epochs must be at least 1, got 0."),
         (("--lr", "nan"), "student.optim.lr must be a finite number, got nan."),
         (

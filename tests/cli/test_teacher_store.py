@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
@@ -49,7 +49,7 @@ class Counted:
 
 def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     """Distills from tiny/01 with a counted teacher."""
-    loaded = load_recipe("r.yaml", ("teacher.run=runs/tiny/01", *overrides))
+    loaded = load_recipe("r.yaml", parse_overrides(("teacher.run=runs/tiny/01", *overrides)))
     parts = student_parts(loaded, Workspace(Path("runs"), CPU))
     known = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
     teacher: Any = Counted(known.model)
@@ -126,8 +126,8 @@ def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> Non
     assert done.code == 0, done.err
     (store,) = stores()
     size = "40 images x 2 views x 40 dimensions x 2 bytes = 6.4 kB"
-    assert "Used runs/tiny/01" in done.out
-    assert f"\nTeacher store {store}: {size}\nNext: kdedge distill r.yaml" in done.out
+    assert "using runs/tiny/01, trained with the same settings and data" in done.err
+    assert done.out.startswith(f"Teacher store {store}: {size}\nNext: kdedge distill r.yaml")
     assert f"{size}. Computing 2 of 2 files: about " in done.err
     distilled = kdedge("distill", *options)
     assert f"{size}. It is complete: the teacher is not run." in distilled.err

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.data.sources import folder
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
@@ -57,12 +57,17 @@ def write_probabilities(
 
 
 def taught(recipe: str, *overrides: str) -> RunFolder:
-    _, student = distill(load_recipe(recipe, overrides), Workspace(Path("runs"), CPU))
+    _, student = distill(
+        load_recipe(recipe, parse_overrides(overrides)), Workspace(Path("runs"), CPU)
+    )
     return student
 
 
 def job_of(recipe: str, *overrides: str) -> Job:
-    loaded, workspace = load_recipe(recipe, overrides), Workspace(Path("runs"), CPU)
+    loaded, workspace = (
+        load_recipe(recipe, parse_overrides(overrides)),
+        Workspace(Path("runs"), CPU),
+    )
     parts = student_parts(loaded, workspace)
     _, teacher = find_teacher(named_teacher(loaded, workspace), parts)
     return student_job(parts, teaching_of(teacher, parts))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kdedge.clip.class_vectors import load_class_vectors
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.training.baseline import with_baseline
 
 Run = Callable[..., Any]
@@ -125,7 +125,9 @@ def test_contexts_of_all_classes_are_measured_by_halves_too(kdedge: Run, project
 
 def test_the_teachers_method_keeps_the_teachers_settings_and_optimization(project: Path) -> None:
     overrides = ("teacher.optim={lr: 0.03}", "baseline.settings.prompt_depth_vision=1")
-    baseline = with_baseline(load_recipe("r.yaml", overrides), "promptsrc").recipe.baseline
+    baseline = with_baseline(
+        load_recipe("r.yaml", parse_overrides(overrides)), "promptsrc"
+    ).recipe.baseline
     assert baseline.settings == {
         "prompt_depth_text": 2,
         "prompt_depth_vision": 1,
@@ -138,12 +140,14 @@ def test_another_method_is_optimized_as_published_and_by_the_recipe_for_the_rest
     project: Path,
 ) -> None:
     overrides = ("optim.flip=false", "teacher.optim={lr: 0.03}")
-    baseline = with_baseline(load_recipe("r.yaml", overrides), "coop").recipe.baseline
+    baseline = with_baseline(
+        load_recipe("r.yaml", parse_overrides(overrides)), "coop"
+    ).recipe.baseline
     assert baseline.settings == {}
     optim = baseline.optim
     assert (optim.lr, optim.epochs, optim.batch_size) == (0.002, 200, 32)
     assert (optim.warmup_epochs, optim.flip, optim.momentum) == (0, False, 0.9)
-    own = with_baseline(load_recipe("r.yaml", ["baseline.optim.epochs=7"]), "coop").recipe.baseline
+    own = with_baseline(load_recipe("r.yaml", {"baseline.optim.epochs": 7}), "coop").recipe.baseline
     assert (own.optim.lr, own.optim.epochs) == (0.002, 7)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.find_teacher import open_teacher
@@ -161,7 +161,7 @@ def test_labels_are_found_again_where_an_input_changes(kdedge: Run, trained: Pat
 
 
 def test_a_student_learns_from_its_images_labels(kdedge: Run, trained: Path) -> None:
-    loaded = load_recipe("r.yaml", ("teacher.run=runs/tiny/01", TARGETS[1]))
+    loaded = load_recipe("r.yaml", parse_overrides(("teacher.run=runs/tiny/01", TARGETS[1])))
     parts = student_parts(loaded, Workspace(Path("runs"), CPU))
     teacher = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
     job = student_job(parts, teaching_of(teacher, parts))

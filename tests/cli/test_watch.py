@@ -354,7 +354,7 @@ def test_the_drift_alarm_is_one_line_and_a_warning_and_ends_well(kdedge: Run) ->
 def test_python_refuses_the_same(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
         package.watch("art", "nowhere", **options)
-    with pytest.raises(TypeError, match="no such keyword"):
+    with pytest.raises(TypeError, match="unexpected keyword"):
         package.watch("art", "nowhere", widnow=3)  # type: ignore[call-arg]
 
 

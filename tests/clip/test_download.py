@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.clip.download import fetch_from_hub, fetch_pretrained
+from kdedge.clip.resolve import fetch_from_hub, fetch_pretrained
 
 HUB = {"hf_hub": "owner/clip/"}
 

@@ -90,7 +90,7 @@ def test_a_recipes_comment_has_the_published_attributes_of_atprompt(
     text = shipped_recipes()[name].read_text()
     path = tmp_path / "r.yaml"
     path.write_text(text.replace("# attributes:", "attributes:"))
-    loaded = load_recipe(path, ["teacher.method=atprompt"])
+    loaded = load_recipe(path, {"teacher.method": "atprompt"})
     settings = choose_method(loaded, "teacher").settings
     assert settings.model_dump()["attributes"] == ATTRIBUTES[name]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config.load import dump_recipe, load_recipe
+from kdedge.config.load import dump_recipe, load_recipe, parse_overrides
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
@@ -45,7 +45,9 @@ def test_the_gates_give_numbers() -> None:
 
 
 def test_gates_that_are_not_named_keep_their_defaults(recipe: Path) -> None:
-    loaded = load_recipe(recipe, ["gates.agreement={int8: 97.25%}", "gates.max_drop=2"]).recipe
+    loaded = load_recipe(
+        recipe, {"gates.agreement": {"int8": "97.25%"}, "gates.max_drop": 2}
+    ).recipe
     assert loaded.gates.as_record() == {
         "agreement": {"fp32": 99.9, "fp16": 99.5, "int8": 97.25},
         "max_drop": 2.0,
@@ -114,13 +116,13 @@ def test_a_stored_recipe_holds_the_gates_as_percentages(recipe: Path) -> None:
 )
 def test_a_wrong_value_is_named(recipe: Path, override: str, expected: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(recipe, [override])
+        load_recipe(recipe, parse_overrides([override]))
     assert override.partition("=")[0].rpartition(".")[0] in str(caught.value)
     assert expected in str(caught.value)
 
 
 def test_a_fixed_batch_up_to_the_largest_is_fine(recipe: Path) -> None:
-    loaded = load_recipe(recipe, ["export.batch=32"]).recipe
+    loaded = load_recipe(recipe, {"export.batch": 32}).recipe
     assert loaded.export.batch == 32
 
 

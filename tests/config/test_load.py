@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdedge.config.load import dump_recipe, load_recipe, shipped_recipes
+from kdedge.config.load import dump_recipe, load_recipe, parse_overrides, shipped_recipes
 from kdedge.config.recipe import Recipe, resolve_optim
 from kdedge.config.yaml_file import dump_yaml, parse_yaml
 from kdedge.errors import RecipeError
@@ -44,7 +44,7 @@ def write(folder: Path, text: str | bytes) -> Path:
 
 def problem(folder: Path, text: str | bytes, *overrides: str) -> str:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(write(folder, text), overrides)
+        load_recipe(write(folder, text), parse_overrides(overrides))
     return str(caught.value).replace(f"{folder}/", "")
 
 
@@ -200,20 +200,20 @@ def test_an_override_wins_and_is_read_as_yaml(tmp_path):
         "seed=1",
         "seed=2",
     ]
-    recipe = load_recipe(write(tmp_path, GOOD), overrides).recipe
+    recipe = load_recipe(write(tmp_path, GOOD), parse_overrides(overrides)).recipe
     assert recipe.student.settings == {"losses": {"kl": {"weight": 200}}}
     assert (recipe.student.optim.lr, recipe.student.optim.epochs, recipe.seed) == (0.1, 20, 2)
 
 
 def test_an_override_makes_the_mappings_it_needs(tmp_path):
-    recipe = load_recipe(write(tmp_path, GOOD), ["data.labeled.folder=/x"]).recipe
+    recipe = load_recipe(write(tmp_path, GOOD), {"data.labeled.folder": "/x"}).recipe
     assert recipe.data.labeled.folder == Path("/x")
 
 
 def test_a_path_in_an_override_starts_at_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    recipe = load_recipe(write(tmp_path, GOOD), ["data.test.folder=x"]).recipe
+    recipe = load_recipe(write(tmp_path, GOOD), {"data.test.folder": "x"}).recipe
     assert recipe.data.test.folder == tmp_path / "here" / "x"
     assert recipe.data.unlabeled.folder == tmp_path / "cams"
 
@@ -273,7 +273,9 @@ def test_a_name_means_the_file_here_before_the_shipped_one(tmp_path, monkeypatch
 
 def test_the_limit_of_bad_images_is_a_share_or_a_count(tmp_path):
     def limit(text: str) -> int:
-        recipe = load_recipe(write(tmp_path, GOOD), [f"data.max_bad_images={text}"]).recipe
+        recipe = load_recipe(
+            write(tmp_path, GOOD), parse_overrides([f"data.max_bad_images={text}"])
+        ).recipe
         return recipe.data.bad_image_limit(250)
 
     assert [limit(text) for text in ("1%", "0.5%", "0%", "7")] == [2, 1, 0, 7]
@@ -350,7 +352,7 @@ def test_a_dumped_recipe_loads_as_an_equal_one(tmp_path, values):
 
 
 def test_the_dump_holds_defaults_and_null_where_null_was_given(tmp_path):
-    recipe = load_recipe(write(tmp_path, GOOD), ["student.optim.clip_grad_norm=null"]).recipe
+    recipe = load_recipe(write(tmp_path, GOOD), {"student.optim.clip_grad_norm": None}).recipe
     values, _ = parse_yaml(dump_recipe(recipe), name="x")
     assert values["optim"]["momentum"] == 0.9
     assert values["student"]["optim"]["clip_grad_norm"] is None
@@ -369,7 +371,12 @@ def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in
     )
     monkeypatch.chdir(tmp_path)
     loaded = load_recipe(
-        recipe, ["data.test.webdataset=x/t.tar", "student.weights=w.pt", "data.unlabeled.folder=b"]
+        recipe,
+        {
+            "data.test.webdataset": "x/t.tar",
+            "student.weights": "w.pt",
+            "data.unlabeled.folder": "b",
+        },
     ).recipe
     assert loaded.data.test is not None
     assert loaded.data.test.webdataset == str(tmp_path / "x/t.tar")

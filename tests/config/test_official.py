@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config.load import dump_recipe, load_recipe, shipped_recipes
-from kdedge.config.official import OFFICIAL
-from kdedge.config.recipe import resolve_optim
+from kdedge.config.load import dump_recipe, load_recipe, parse_overrides, shipped_recipes
+from kdedge.config.recipe import OFFICIAL, resolve_optim
 from kdedge.errors import RecipeError
 
 RECIPE = """\
@@ -28,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_public_codes_ways_are_written_out(path: Path) -> None:
-    recipe = load_recipe(path, ["official=true"]).recipe
+    recipe = load_recipe(path, {"official": True}).recipe
     assert recipe.student is not None
     assert recipe.teacher is not None
     assert recipe.student.settings == {
@@ -45,7 +44,7 @@ def test_the_public_codes_ways_are_written_out(path: Path) -> None:
 def test_a_resolved_recipe_loads_as_an_equal_one(
     path: Path, override: list[str], tmp_path: Path
 ) -> None:
-    recipe = load_recipe(path, override).recipe
+    recipe = load_recipe(path, parse_overrides(override)).recipe
     again = tmp_path / "again.yaml"
     again.write_text(dump_recipe(recipe))
     assert load_recipe(again).recipe == recipe
@@ -55,7 +54,7 @@ def test_a_resolved_recipe_loads_as_an_equal_one(
 @pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - {"own-images", "demo"}))
 def test_every_recipe_of_a_benchmark_set_can_be_official(name: str) -> None:
     plain = load_recipe(shipped_recipes()[name]).recipe.model_dump()
-    recipe = load_recipe(shipped_recipes()[name], ["official=true"]).recipe.model_dump()
+    recipe = load_recipe(shipped_recipes()[name], {"official": True}).recipe.model_dump()
     for key, value in OFFICIAL.items():
         found, before = recipe, plain
         for part in key:
@@ -69,7 +68,7 @@ def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> Non
     options = [f"{model}.optim.clip_grad_norm=1" for model in models]
     for official, expected in (("false", 1.0), ("true", None)):
         options += ["optim.clip_grad_norm=3", f"official={official}"]
-        recipe = load_recipe(path, options).recipe
+        recipe = load_recipe(path, parse_overrides(options)).recipe
         for spec in (recipe.teacher, recipe.student, recipe.baseline):
             assert spec is not None
             assert resolve_optim(recipe.optim, spec.optim).clip_grad_norm == expected
@@ -87,16 +86,16 @@ def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> Non
 )
 def test_a_key_that_says_other_than_official_is_refused(path: Path, key: str, value: str) -> None:
     with pytest.raises(RecipeError, match=rf"official: true, which sets {key} to \S+, but sets it"):
-        load_recipe(path, ["official=true", f"{key}={value}"])
+        load_recipe(path, parse_overrides(["official=true", f"{key}={value}"]))
 
 
 @pytest.mark.parametrize("key", ["optim", "student.optim", "teacher.optim", "baseline.optim"])
 def test_no_epoch_is_chosen_on_test_images_unless_official(path: Path, key: str) -> None:
     with pytest.raises(RecipeError, match="chosen on test images makes the test worthless"):
-        load_recipe(path, [f"{key}.selection=test"])
+        load_recipe(path, parse_overrides([f"{key}.selection=test"]))
 
 
 def test_what_is_no_recipe_is_refused_as_ever(path: Path) -> None:
     for override in ("optim=3", "student=3", "student.optim=3", "official=yes"):
         with pytest.raises(RecipeError, match=override.partition("=")[0]):
-            load_recipe(path, ["official=true", override])
+            load_recipe(path, parse_overrides(["official=true", override]))

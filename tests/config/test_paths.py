@@ -29,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_path):
     text = GOOD.replace("[cat, dog]", "{file: names.txt}").replace("openai", "w/x.pt")
-    loaded = load_recipe(write(tmp_path, text), ["data.labeled.webdataset=/no/s-{0..2}.tar"])
+    loaded = load_recipe(write(tmp_path, text), {"data.labeled.webdataset": "/no/s-{0..2}.tar"})
     with pytest.raises(DataError) as caught:
         check_paths(loaded)
     assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
@@ -48,7 +48,7 @@ def test_a_missing_path_of_an_override_says_where_it_starts(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site").mkdir()
     path = write(tmp_path / "site", GOOD.replace("test: {folder: test}", "test: {folder: .}"))
-    loaded = load_recipe(path, ["data.unlabeled={folder: cams}"])
+    loaded = load_recipe(path, {"data.unlabeled": {"folder": "cams"}})
     with pytest.raises(DataError) as caught:
         check_paths(loaded)
     assert str(caught.value).splitlines() == [

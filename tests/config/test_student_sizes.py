@@ -5,9 +5,8 @@ from __future__ import annotations
 import open_clip
 import pytest
 
-from kdedge.api.recipe import with_size
+from kdedge.api.recipe import load_for
 from kdedge.clip.architecture import build_image_encoder
-from kdedge.config.load import load_recipe
 from kdedge.config.student_sizes import SIZES
 from kdedge.errors import RecipeError
 
@@ -25,16 +24,16 @@ def test_a_size_is_a_tower_with_weights_and_as_many_parameters_as_stated(name: s
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_shipped_recipe_takes_a_size_and_further_settings_go_before_it(name: str) -> None:
-    texts = with_size({"student.settings.tune": "projector"}, name)
-    student = load_recipe("sun397", texts).recipe.student
+    given = {"student.settings.tune": "projector"}
+    student = load_for("student", "sun397", given, size=name).recipe.student
     assert student is not None
     assert (student.backbone, student.weights) == (SIZES[name].backbone, SIZES[name].weights)
     assert student.settings["tune"] == "projector"
-    plain = load_recipe("sun397", with_size(None, name)).recipe.student
+    plain = load_for("student", "sun397", None, size=name).recipe.student
     assert plain is not None
     assert plain.settings.get("tune", "prompts") == ("prompts" if name == "base" else "full")
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="no student of size smal; sizes are nano, small, base"):
-        with_size(None, "smal")
+        load_for("student", "sun397", None, size="smal")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config.suite import check_paper, load_suite, override_texts, recipe_file
+from kdedge.config.load import override_texts
+from kdedge.config.suite import check_paper, load_suite, recipe_file
 from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
 

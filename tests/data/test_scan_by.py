@@ -13,7 +13,7 @@ from PIL import Image
 from kdedge.data.images import Scan, scan, scan_by
 from kdedge.data.scan_cache import ScanCache
 from kdedge.data.sources.folder import open_source
-from kdedge.workers.protocol import Share, Work
+from kdedge.workers import Share, Work
 
 
 class Sent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdedge.data.soft_targets import SoftTargets
+from kdedge.data.batch import SoftTargets
 
 TEACHER = torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 0.5]])
 Z = torch.tensor([[0.1, 0.7, 0.2], [0.0, 0.0, 1.0]])

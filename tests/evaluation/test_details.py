@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DataError
-from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import N_BINS, evaluate
 from kdedge.evaluation.details import evaluation_details
 from kdedge.records import parse_record
+from kdedge.results import EvalDetails
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 

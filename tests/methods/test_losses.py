@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.data.soft_targets import SoftTargets
+from kdedge.data.batch import SoftTargets
 from kdedge.methods.losses import DistillationLoss, Outputs, list_losses, load_loss
 from kdedge.methods.losses.kl import distillation_loss
 

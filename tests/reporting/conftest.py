@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdedge.eval_details import CalibrationBin, EvalDetails
 from kdedge.reporting.records import gather
 from kdedge.reporting.write import Report, write_report
-from kdedge.results import EvalResult, ParityResult, SampleImage, WorstImage
+from kdedge.results import (
+    CalibrationBin,
+    EvalDetails,
+    EvalResult,
+    ParityResult,
+    SampleImage,
+    WorstImage,
+)
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import write_evaluations
 from kdedge.runtime.artifact import Artifact, ModelFile

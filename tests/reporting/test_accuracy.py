@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdedge.eval_details import EvalDetails
 from kdedge.reporting.accuracy import confusion_blocks, gain_blocks
 from kdedge.reporting.blocks import Table
-from kdedge.results import EvalResult
+from kdedge.results import EvalDetails, EvalResult
 
 
 def evaluated(per_class: dict[str, float | None]) -> EvalResult:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.eval_details import CalibrationBin, EvalDetails
 from kdedge.reporting import figures
 from kdedge.reporting.plots import LIGHT, Draw, render
 from kdedge.reporting.records import TrainingLog
+from kdedge.results import CalibrationBin, EvalDetails
 
 
 def drawn_shares(draw: Draw) -> np.ndarray:

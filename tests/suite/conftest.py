@@ -128,7 +128,7 @@ def finished_project(images_and_weights: Path, tmp_path_factory: pytest.TempPath
     recipe.write_text(TRAINABLE.format(name="tiny", split="base-to-novel"))
     (project / "s.yaml").write_text(SUITE)
     workspace = Workspace(project / "runs", torch.device("cpu"))
-    loaded = load_recipe(recipe, ["seed=1", "baseline.optim={epochs: 1, batch_size: 8}"])
+    loaded = load_recipe(recipe, {"seed": 1, "baseline.optim": {"epochs": 1, "batch_size": 8}})
     distill(loaded, workspace)
     train_baseline(loaded, workspace, "coop")
     return project
@@ -145,8 +145,7 @@ def finished(finished_project: Path, tmp_path: Path) -> Path:
 def ledger_of(tmp_path: Path) -> Callable[..., Any]:
     """Looks at a plan's cells; without a plan, at those of `s.yaml`."""
     from kdedge.config.suite import load_suite
-    from kdedge.suite.folder import SuiteFolder
-    from kdedge.suite.ledger import Ledger
+    from kdedge.suite.ledger import Ledger, SuiteFolder
     from kdedge.suite.plan import make_plan
 
     def look(plan: Any = None) -> Any:

@@ -17,7 +17,7 @@ from kdedge.errors import DataError, ResourceError
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
-from kdedge.suite.folder import Failure, Measurement, SuiteFolder
+from kdedge.suite.ledger import Failure, Measurement, SuiteFolder
 
 LedgerOf = Callable[..., Any]
 PlanOf = Callable[..., Any]

@@ -10,7 +10,7 @@ import pytest
 
 from kdedge.config.suite import load_suite
 from kdedge.suite.plan import Cell, make_plan
-from kdedge.suite.schedule import next_cell
+from kdedge.suite.runner import next_cell
 
 PlanOf = Callable[..., Any]
 LedgerOf = Callable[..., Any]

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from kdedge.results import EvalResult
-from kdedge.suite.folder import Failure
-from kdedge.suite.ledger import Outcome
+from kdedge.suite.ledger import Failure, Outcome
 from kdedge.suite.plan import Cell
 from kdedge.suite.tables import make_grids, make_lines, to_csv, to_markdown, to_record
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.eval_details import CalibrationBin, EvalDetails
+from kdedge.results import CalibrationBin, EvalDetails
 from kdedge.training.judge import warn_of_failure
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.setup.method import Role, choose_method
 from kdedge.training.job.key import job_key
 
@@ -30,7 +30,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def key(path: Path, *overrides: str, role: Role = "student", stores: bool = False) -> str:
-    loaded = load_recipe(path, overrides)
+    loaded = load_recipe(path, parse_overrides(overrides))
     hashes = WITH if stores else WITHOUT
     return job_key(role, loaded.recipe, choose_method(loaded, role), hashes)
 

@@ -102,7 +102,9 @@ def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
 
 def test_trial_steps_take_the_rates_of_the_first_steps(job: Job, tmp_path: Path) -> None:
     """Per step, warm-up reaches its first rate only if a trial knows how many steps there are."""
-    loaded = load_recipe(tmp_path / "r.yaml", ["optim.schedule_per=step", "optim.warmup_epochs=1"])
+    loaded = load_recipe(
+        tmp_path / "r.yaml", {"optim.schedule_per": "step", "optim.warmup_epochs": 1}
+    )
     assert len(trial_steps(teacher_job(loaded, workspace(tmp_path)), 2)) == 2
 
 
@@ -121,7 +123,7 @@ def test_trial_steps_move_the_weights_while_they_last(job: Job) -> None:
 
 
 def test_another_seed_of_the_same_images_is_another_job(job: Job, tmp_path: Path) -> None:
-    other = teacher_job(load_recipe(tmp_path / "r.yaml", ["seed=2"]), workspace(tmp_path))
+    other = teacher_job(load_recipe(tmp_path / "r.yaml", {"seed": 2}), workspace(tmp_path))
     assert other.hashes() == job.hashes()
     assert other.key() != job.key()
 
@@ -175,7 +177,8 @@ def test_the_time_of_all_is_that_of_teacher_store_and_student(
     text = (tmp_path / "r.yaml").read_text().replace("data: {labeled", pool)
     (tmp_path / "r.yaml").write_text(text + student)
     long = load_recipe(
-        tmp_path / "r.yaml", ["teacher.optim.epochs=100000", "teacher.optim.batch_size=1"]
+        tmp_path / "r.yaml",
+        {"teacher.optim.epochs": 100000, "teacher.optim.batch_size": 1},
     )
     found = check(long, workspace(tmp_path))
     assert [one.what for one in found.findings if one.what.endswith(("time", "store"))] == [

@@ -19,8 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kdedge.data.sources._labels import LabelIndex, name_some
-from kdedge.data.sources._protocol import MAX_FILE_BYTES, Item, Location, Stamp, printable
+from kdedge.data.sources._protocol import (
+    MAX_FILE_BYTES,
+    Item,
+    LabelIndex,
+    Location,
+    Stamp,
+    name_some,
+    printable,
+)
 from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.preprocess import UnusableImage
 

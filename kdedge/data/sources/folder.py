@@ -7,8 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
-from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, FileSource, Item, printable
+from kdedge.data.sources._protocol import (
+    IMAGE_EXTENSIONS,
+    FileSource,
+    Item,
+    LabelIndex,
+    describe_mismatch,
+    name_some,
+    printable,
+)
 from kdedge.errors import DataError
 from kdedge.runtime.formats import UNREAD_PICTURES, more_extensions
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.sources._labels import LabelIndex
-from kdedge.data.sources._protocol import FileSource, Item, is_file, printable
+from kdedge.data.sources._protocol import FileSource, Item, LabelIndex, is_file, printable
 from kdedge.errors import DataError
 
 _IMAGE_HEADINGS = (

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from kdedge.data.soft_targets import SoftTargets
+from kdedge.data.batch import SoftTargets
 from kdedge.methods.protocol import MethodSettings
 
 

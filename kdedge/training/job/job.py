@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from kdedge.data.batch import Batch, FeaturesOfViews, Weights
+from kdedge.data.batch import Batch, FeaturesOfViews, SoftTargets, TargetsOf, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import (
     EpochPart,
@@ -23,7 +23,6 @@ from kdedge.data.loader import (
     n_steps,
     training_batches,
 )
-from kdedge.data.soft_targets import SoftTargets, TargetsOf
 from kdedge.data.views import Augmentation
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LearnsFromTexts, Method

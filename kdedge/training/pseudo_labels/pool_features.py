@@ -23,7 +23,7 @@ from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.training.teachers import ModelTeacher
-from kdedge.workers.protocol import Share
+from kdedge.workers import Share
 
 
 @dataclass(frozen=True)

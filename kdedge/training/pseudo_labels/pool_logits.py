@@ -20,7 +20,7 @@ from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.workers.protocol import Share
+from kdedge.workers import Share
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdedge.config.targets_spec import TargetsSpec
+from kdedge.config.recipe import TargetsSpec
+from kdedge.data.batch import SoftTargets
 from kdedge.data.classes import class_list_hash
 from kdedge.data.pseudo_labels import (
     Probabilities,
@@ -31,7 +32,6 @@ from kdedge.data.pseudo_labels import (
     most_confident_predicted,
     most_probable,
 )
-from kdedge.data.soft_targets import SoftTargets
 from kdedge.data.sources import name_some
 from kdedge.data.transductive import (
     N_FIRST,

@@ -21,13 +21,13 @@ from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError, SetupError
-from kdedge.lock import is_locked, locked
+from kdedge.folders import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runtime.preprocess import Preprocess, UnusableImage
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.reuse import OtherStores
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
-from kdedge.workers.protocol import HERE, DoPieces, Share, Work, Workers
+from kdedge.workers import HERE, DoPieces, Share, Work, Workers
 
 log = logging.getLogger(__name__)
 
