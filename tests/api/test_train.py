@@ -21,14 +21,15 @@ CLASSES = ("red", "green", "blue")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of small images of one color each."""
+    """Three classes of small images of one color each, and others of them in `pool`."""
     path = tmp_path_factory.mktemp("api")
     for position, name in enumerate(CLASSES):
-        (path / "images" / name).mkdir(parents=True)
-        for number in range(3):
-            pixels = np.zeros((40, 40, 3), np.uint8)
-            pixels[:, :, position] = 100 + 50 * number
-            Image.fromarray(pixels).save(path / "images" / name / f"{number}.png")
+        for above, least in (("images", 100), ("pool", 90)):
+            (path / above / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.zeros((40, 40, 3), np.uint8)
+                pixels[:, :, position] = least + 50 * number
+                Image.fromarray(pixels).save(path / above / name / f"{number}.png")
     return path
 
 
@@ -38,7 +39,11 @@ def recipe(folder: Path) -> dict[str, Any]:
     return {
         "name": "toy",
         "classes": list(CLASSES),
-        "data": {"unlabeled": images, "labeled": {**images, "shots": 1}, "test": images},
+        "data": {
+            "unlabeled": {"folder": folder / "pool"},
+            "labeled": {**images, "shots": 1},
+            "test": images,
+        },
         "teacher": {"method": "coop", "backbone": "kdedge-demo-teacher", "weights": "builtin"},
         "student": {
             "backbone": "kdedge-demo-student",
