@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     from kdedge.api.compare import Comparison, compare
     from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
     from kdedge.api.demo import demo
-    from kdedge.api.evaluate import evaluate
+    from kdedge.api.evaluate import evaluate, report
     from kdedge.api.export import export
     from kdedge.api.import_checkpoint import import_checkpoint
     from kdedge.api.model import LoadedModel, load
     from kdedge.api.predict import Predictions, predict
     from kdedge.api.recipe import init
-    from kdedge.api.report import report
     from kdedge.api.run import Run, list_runs, open_run
     from kdedge.api.serve import serve, watch
     from kdedge.api.suite import run_suite
@@ -63,7 +62,7 @@ _HOMES = {
     "kdedge.api.demo": ("demo",),
     "kdedge.api.suite": ("run_suite",),
     "kdedge.api.import_checkpoint": ("import_checkpoint",),
-    "kdedge.api.evaluate": ("evaluate",),
+    "kdedge.api.evaluate": ("evaluate", "report"),
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": (
         "open_artifact",
@@ -75,7 +74,6 @@ _HOMES = {
     ),
     "kdedge.api.classes": ("change_classes",),
     "kdedge.api.bench": ("bench", "check_speed"),
-    "kdedge.api.report": ("report",),
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.api.predict": ("predict", "Predictions"),

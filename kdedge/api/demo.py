@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from kdedge.api.bench import AGAINST, Gathered
+from kdedge.api.evaluate import report
 from kdedge.api.export import ExportRequest, make_export
-from kdedge.api.report import report
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.api.bench import bench
-from kdedge.api.evaluate import evaluate, run_argument
+from kdedge.api.evaluate import evaluate, report, run_argument
 from kdedge.api.export import export
 from kdedge.api.model import LoadedModel, load
-from kdedge.api.report import report
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError

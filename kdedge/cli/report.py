@@ -31,7 +31,7 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
-    from kdedge.api.report import report
+    from kdedge.api.evaluate import report
     from kdedge.reporting.records import gather
 
     page = report(*sources, output=output, root=root)

@@ -12,7 +12,7 @@ from kdedge.cli._options import device_option, runs_option, suites_option, threa
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 
 if TYPE_CHECKING:
-    from kdedge.api.suite_export import ExportedStudents
+    from kdedge.api.suite import ExportedStudents
     from kdedge.benchmarking.run import Machine
     from kdedge.suite.ledger import Ledger
     from kdedge.suite.plan import Plan
@@ -78,7 +78,7 @@ def command(
     make_suite(ledger, root, device, n_jobs=n_jobs)
     made = None
     if is_exported:
-        from kdedge.api.suite_export import export_students
+        from kdedge.api.suite import export_students
         from kdedge.benchmarking.run import Machine
 
         made = export_students(ledger, root, device, machine=machine or Machine())

@@ -101,7 +101,7 @@ def test_a_missing_package_is_named_with_its_extra(
     kdedge, trained, monkeypatch, package: str
 ) -> None:
     for name in [
-        name for name in sys.modules if name.startswith(("kdedge.reporting", "kdedge.api.report"))
+        name for name in sys.modules if name.startswith(("kdedge.reporting", "kdedge.api.evaluate"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
