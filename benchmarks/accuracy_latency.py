@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kdedge.benchmarking.tables import named_rows
 from kdedge.reporting.blocks import Plot
-from kdedge.reporting.front import front_blocks
-from kdedge.reporting.speed import how, named_rows
+from kdedge.reporting.speed import front_blocks, how
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import newest_speed
 from kdedge.speed_results import read_speed

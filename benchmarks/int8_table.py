@@ -18,11 +18,13 @@ is float32's latency by the file's. Q/DQ files are meant for GPUs.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,22 +33,25 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from int8_quantizers import modelopt, ort_static, ours
 from interleaved import interleaved
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from planted_outliers import plant
 from torch import nn
 
 from kdedge.config.load import parse_overrides
 from kdedge.data.images import spread
-from kdedge.deploy.calibrate import check_disjoint, choose_calibration_images
-from kdedge.deploy.export import N_HELD_OUT
-from kdedge.deploy.int8 import search_int8
-from kdedge.deploy.pixels import PixelArray, read_pixels
+from kdedge.deploy.calibrate import (
+    PixelArray,
+    check_disjoint,
+    choose_calibration_images,
+    read_pixels,
+)
+from kdedge.deploy.export import N_HELD_OUT, search_int8
 from kdedge.fold import FoldedModel, fold
 from kdedge.progress import progress
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
-from kdedge.runtime.batches import run_batches, to_input
+from kdedge.runtime.backend import run_batches, to_input
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as backend
@@ -58,11 +63,50 @@ FLOAT32 = "float32"
 BATCH = 32
 Images = npt.NDArray[Any]
 
+
+class Reader:
+    """Hands calibration images to ModelOpt and to ONNX Runtime's quantizer, eight at a time."""
+
+    def __init__(self, images: npt.NDArray[Any]) -> None:
+        self._runs = [{"images": images[at : at + 8]} for at in range(0, len(images), 8)]
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Starts over."""
+        self._rest = iter(self._runs)
+
+    def get_first(self) -> dict[str, npt.NDArray[Any]]:
+        """The first run of images."""
+        return self._runs[0]
+
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        """The next run of images, or None after the last."""
+        return next(self._rest, None)
+
+
+def modelopt(source: Path, output: Path, images: npt.NDArray[Any]) -> None:
+    """ModelOpt with its own placement of Q/DQ; ranges by the largest value, as ours."""
+    from modelopt.onnx.quantization import quantize
+
+    with redirect_stdout(io.StringIO()):
+        quantize(str(source), output_path=str(output), quantize_mode="int8",
+                 calibration_data_reader=Reader(images), calibration_method="max",
+                 calibration_eps=["cpu"], high_precision_dtype="fp32", log_level="ERROR",
+                 )  # fmt: skip
+
+
+def ort_static(source: Path, output: Path, images: npt.NDArray[Any]) -> None:
+    """ONNX Runtime's static quantizer, as TensorRT wants it: QDQ, symmetric, signed."""
+    int8 = QuantType.QInt8
+    quantize_static(source, output, Reader(images), quant_format=QuantFormat.QDQ, per_channel=True,
+                    activation_type=int8, weight_type=int8,
+                    extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+                    )  # fmt: skip
+
+
 RECIPES: dict[str, Callable[[Path, Path, Images], None]] = {
     "FP16": lambda source, output, images: to_fp16(source, output, images=images),
     "ONNX Runtime static": ort_static,
-    "linear layers, largest values": partial(ours, smoothed=False),
-    "linear layers, SmoothQuant 0.5": ours,
     "ModelOpt's own placement": modelopt,  # replaces parts of ONNX Runtime's quantizer
 }
 GATES = {"search, gate 98": 98.0, "search, gate 99": 99.0}

@@ -25,7 +25,7 @@ from kdedge.deploy.known_images import fit_gaussians, fit_limit
 from kdedge.runs.find import find_run
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.batches import run_batches, softmax
+from kdedge.runtime.backend import run_batches, softmax
 from kdedge.runtime.open_classes import load_matrix
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.setup.device import choose_device

@@ -30,7 +30,7 @@ import numpy as np
 
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.machine import cpu_model
 from kdedge.targets.openvino import run as openvino_run
 from kdedge.targets.registry import list_targets, load_run

@@ -21,15 +21,15 @@ import torch
 
 from kdedge.config.load import parse_overrides
 from kdedge.data.images import spread
+from kdedge.deploy.calibrate import read_pixels
 from kdedge.deploy.known_images import choose_known_images
-from kdedge.deploy.pixels import read_pixels
 from kdedge.evaluation.accuracy import calibration_error_percent
 from kdedge.inference.classify import Classifier
 from kdedge.inference.results import Prediction
 from kdedge.runs.find import find_run
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.setup.device import choose_device
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace

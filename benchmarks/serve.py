@@ -40,9 +40,9 @@ import numpy as np
 from PIL import Image
 
 import kdedge
-from kdedge.deploy.triton import model_name
+from kdedge.deploy.servers import model_name
 from kdedge.inference.classify import Classifier
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.machine import cpu_model
 from kdedge.runtime.preprocess import MAX_PIXELS
 from kdedge.serving.model import ServedModel

@@ -26,13 +26,11 @@ import torch
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.machine import cpu_model
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
-from kdedge.targets.load import load_file
-from kdedge.targets.onnx.counts import count
-from kdedge.targets.registry import list_targets
+from kdedge.targets.registry import list_targets, load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from interleaved import interleaved
@@ -46,8 +44,8 @@ import re, sys
 from pathlib import Path
 import numpy as np
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.batches import to_input
-from kdedge.targets.load import load_file
+from kdedge.runtime.backend import to_input
+from kdedge.targets.registry import load_file
 
 artifact = load_artifact(Path(sys.argv[1]))
 backend = load_file(artifact, artifact.file(sys.argv[2]), n_threads=int(sys.argv[3]))
@@ -106,7 +104,7 @@ def main() -> None:
     calls: dict[str, Callable[[], Any]] = {EAGER: eager}
     calls |= {name: lambda one=one: one.run(images) for name, one in loaded.items()}
     times = interleaved(calls, arguments.rounds)
-    gmacs = count(artifact.checked("model.onnx"))["gmacs"]
+    gmacs = artifact.file("model.onnx").built_with["gmacs"]
     names = ["file", "runtime", "MB", "export s", "agreement %", "ms", "x eager PyTorch"]
     names += ["x model.onnx", "peak MB"]
     print(f"| {' | '.join(names)} |\n|---|---|{'---:|' * (len(names) - 2)}")

@@ -35,7 +35,7 @@ from kdedge.data.sources.folder import open_source as open_folder
 from kdedge.data.sources.webdataset import open_source as open_shards
 from kdedge.deploy.parity import load_smoke_set
 from kdedge.inference.classify import Classifier
-from kdedge.runtime.batches import softmax
+from kdedge.runtime.backend import softmax
 from kdedge.runtime.machine import cpu_model
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.runtime.video import import_pyav

@@ -26,7 +26,7 @@ from kdedge.cli.main import cli
 from kdedge.config.keys import Key, explain
 from kdedge.config.recipe import Recipe
 from kdedge.methods.registry import list_methods, load_method
-from kdedge.targets.table import as_markdown
+from kdedge.targets.registry import as_markdown
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -29,8 +29,8 @@ class Plugins:
         noun: what one is called in messages.
         package: the package of kdedge's own.
         group: the group of entry points.
-        parts: for each module of a plugin, the names that it has to hold, with what each is. A
-            plugin that is a single module has one, named "".
+        parts: for each module of a plugin, the names that it has to hold, with what each is; the
+            plugin itself is "". Of folders, the first is a file that each has.
     """
 
     noun: str

@@ -244,6 +244,10 @@ class SpeedRow(ModelFacts):
         found = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
         return next(found, None)
 
+    def alone(self, batch: int) -> Measurement | None:
+        """The model without reading a file: on the device, or with copies if only that is known."""
+        return self.at(batch, "on device") or self.at(batch, "copied")
+
 
 @dataclass(frozen=True)
 class _Settings(Shape):

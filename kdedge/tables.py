@@ -1,4 +1,4 @@
-"""Small tables of results: as text, as Markdown, and for notebooks."""
+"""Small tables of results: as text, as Markdown, and for notebooks; numbers in their cells."""
 
 from __future__ import annotations
 
@@ -83,3 +83,23 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _html_row(tag: str, cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def percent(value: float | None) -> str:
+    """A percentage with two digits; a dash for None, here and below."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of percentages, with its sign."""
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def figure(value: float | None, unit: float = 1) -> str:
+    """A number in a unit, with three significant digits."""
+    if value is None:
+        return "-"
+    value /= unit
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

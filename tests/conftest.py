@@ -280,3 +280,38 @@ def server(file_server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with file_server.Server() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def int8_by_maxima() -> Callable[..., None]:
+    """Writes an INT8 file for TensorRT without a search: ranges reach the largest values."""
+    import torch
+    from onnx import numpy_helper
+
+    from kdedge.quantization.fake import (
+        HIGHEST,
+        QuantizedLayer,
+        round_scale,
+        weight_levels,
+        weight_scale,
+    )
+    from kdedge.targets.onnx.graph import check_images, initializers, load_graph
+    from kdedge.targets.onnx.half import absolute_maxima
+    from kdedge.targets.onnx.insert import quantizable
+    from kdedge.targets.onnx.quantize import to_int8
+
+    def write(source: Path, output: Path, *, calibration: np.ndarray) -> None:
+        model = load_graph(source)
+        check_images(model, calibration, purpose="INT8 calibration")
+        maxima, constants = absolute_maxima(model, calibration), initializers(model)
+        layers = {}
+        for name, (node, *_) in quantizable(model).items():
+            values = numpy_helper.to_array(constants[node.input[1]])
+            weight = torch.from_numpy((values if node.op_type == "Conv" else values.T).copy())
+            scale = weight_scale(weight)
+            step = round_scale(torch.tensor(maxima[node.input[0]] / HIGHEST))
+            levels = weight_levels(weight, scale)
+            layers[name] = QuantizedLayer(float(step), scale.numpy(), levels.numpy())
+        to_int8(source, output, calibration=calibration, layers=layers)
+
+    return write

@@ -33,7 +33,7 @@ from kdedge.clip.backbone import unit_length
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as onnxruntime_backend

@@ -53,7 +53,7 @@ def schema() -> dict[str, Any]:
         `targets`. A method that cannot be loaded is left out, and a warning says why.
     """
     from kdedge.config.recipe import Recipe
-    from kdedge.targets.table import target_records
+    from kdedge.targets.registry import target_records
 
     modules = _loaded_methods("the settings are not listed")
     settings = {name: module.Settings.model_json_schema() for name, module in modules.items()}

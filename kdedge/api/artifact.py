@@ -63,9 +63,9 @@ def write_triton(source: Any, folder: str | Path, *, precision: Precision | None
         DataError: the artifact has no file for Triton, or a file has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    from kdedge.deploy import triton
+    from kdedge.deploy import servers
 
-    return triton.write_triton(open_artifact(source), Path(folder), precision=precision)
+    return servers.write_triton(open_artifact(source), Path(folder), precision=precision)
 
 
 def write_browser(source: Any, folder: str | Path, *, precision: Precision | None = None) -> Path:
@@ -86,9 +86,9 @@ def write_browser(source: Any, folder: str | Path, *, precision: Precision | Non
         DataError: the artifact has no file with preprocessing, or it has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    from kdedge.deploy import browser
+    from kdedge.deploy import servers
 
-    return browser.write_browser(open_artifact(source), Path(folder), precision=precision)
+    return servers.write_browser(open_artifact(source), Path(folder), precision=precision)
 
 
 def artifact_folder(source: Any, root: str | Path | None = None) -> Path:

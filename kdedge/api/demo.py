@@ -14,7 +14,7 @@ from PIL import Image
 
 from kdedge.api.bench import AGAINST, Gathered
 from kdedge.api.evaluate import report
-from kdedge.api.export import ExportRequest, make_export
+from kdedge.api.export import export
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe
@@ -85,8 +85,7 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     write_atomic(picture, _side_by_side(pictures))
     artifact = None
     if _is_installed("onnx", "onnxscript", "onnxruntime"):
-        request = ExportRequest(str(student.path))
-        artifact = make_export(request, {"root": root, "device": device}).artifact
+        artifact = export(student.path, root=root, device=device)
     gathered = Gathered(root, against=AGAINST, device=device, n_threads=None)
     gathered.add(str(student.path))
     speed = run_bench(

@@ -2,84 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from kdedge.api.evaluate import run_argument
-from kdedge.api.keywords import check_keywords
 from kdedge.api.recipe import Overrides
 from kdedge.errors import KdedgeError, RecipeError
+from kdedge.runs.exports import record_export
 from kdedge.runs.find import find_run
+from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, check_can_keep, keep_choice
+from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import find_target
+from kdedge.targets.registry import find_target, list_targets
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from kdedge.deploy.build import RunInputs
 
 log = logging.getLogger(__name__)
 
 _EARLIER = ("those of its export, before the gates in artifact.json were changed",)
-
-
-class ExportOptions(TypedDict, total=False):
-    """Options of a run's export; an artifact that exists takes none of them.
-
-    Attributes:
-        classes: class names to export instead of the run's, or a file with one name per line. They
-            may be fewer or in another order; new ones need the teacher's run.
-        output: the artifact's folder; `artifacts/NN` in the run if left out.
-        overrides: keys of the recipe with other values, such as `{"export.head": "argmax"}`.
-        root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
-    """
-
-    classes: str | Path | Sequence[str]
-    output: str | Path | None
-    overrides: Overrides
-    root: str | Path
-    device: str | None
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export.
-
-    Attributes:
-        source: an artifact's folder, or a run's folder or name; None for the newest finished
-            student.
-        targets: besides the ONNX files, which a run's export always has.
-        fp16: make FP16 files.
-        int8: make INT8 files, and FP16 ones to compare them with.
-        cpu: find the fastest file for this CPU, and make all that could be it.
-    """
-
-    source: str | None
-    targets: tuple[Target, ...] = ()
-    fp16: bool = False
-    int8: bool = False
-    cpu: bool = False
-
-    @property
-    def is_artifact(self) -> bool:
-        """Whether the source is an artifact."""
-        return self.source is not None and (Path(self.source) / FILE_NAME).is_file()
-
-    @property
-    def precisions(self) -> set[Precision]:
-        """The precisions to make; INT8 adds FP16, to compare with."""
-        return set() if self.lowest is None else {self.lowest, "fp16"}
-
-    @property
-    def lowest(self) -> Precision | None:
-        """The lowest precision asked for."""
-        return "int8" if self.int8 else "fp16" if self.fp16 else None
 
 
 @dataclass
@@ -94,6 +41,8 @@ class Export:
         written: folders and files that were written.
         failed: errors of what could not be made; the other files stay.
         choice: the fastest file on this CPU, if it was asked for and could be found.
+        run: the run; None if the artifact existed before.
+        inputs: what only a run's export has; None as well.
     """
 
     artifact: Artifact
@@ -102,6 +51,8 @@ class Export:
     written: list[Path] = field(default_factory=list)
     failed: list[KdedgeError] = field(default_factory=list)
     choice: CpuChoice | None = None
+    run: RunFolder | None = None
+    inputs: RunInputs | None = None
 
     @property
     def errors(self) -> list[KdedgeError]:
@@ -116,67 +67,40 @@ class Export:
                 errors.append(gate_error(file.name, file.precision, file.parity, missed))
         return [*errors, *self.failed]
 
-    def add_target(
-        self, target: Target, precisions: set[Precision], *, run: RunInputs | None = None
-    ) -> None:
+    def add_target(self, target: Target, precisions: set[Precision]) -> None:
         """Builds one target's files into the artifact; some need what a run's export has."""
         from kdedge.deploy.build import build_files
 
-        before, chosen = self.artifact, precisions_of(target, precisions)
+        chosen = precisions_of(target, precisions)
         left_out = sorted(precisions - set(target.precisions))
         if left_out and set(chosen) & precisions:
             log.info("%s has no %s files.", target.label, " and no ".join(left_out))
-        try:
-            self.artifact, names = build_files(before, target.name, chosen, run=run)
-        except KdedgeError as error:
-            self.failed.append(error)
-            # It has the files that were built before the one that failed
-            self.artifact = load_artifact(before.path)
-        else:
+        with self._adding():
+            self.artifact, names = build_files(self.artifact, target.name, chosen, run=self.inputs)
             self.names += names
-        if self.artifact != before and before.path not in self.written:
-            self.written.append(before.path)
 
-    def choose_for_cpu(self, *, run: RunInputs | None = None) -> None:
-        """Makes the files that may be the fastest on this CPU, measures them, and keeps the choice.
-
-        Args:
-            run: what a run's export has.
-        """
+    def choose_for_cpu(self) -> None:
+        """Makes the files that may be the fastest on this CPU, measures them, keeps the choice."""
         from kdedge.benchmarking.cpu_files import add_cpu_files, fastest_on_cpu
         from kdedge.deploy.model_card import renew_model_card
 
-        before = self.artifact
-        try:
+        with self._adding():
             check_can_keep(self.artifact)
-            self.artifact, missing = add_cpu_files(self.artifact, run=run)
+            self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
             self.choice = fastest_on_cpu(self.artifact, not_tried=missing)
             self.artifact = renew_model_card(keep_choice(self.artifact, self.choice))
+
+    @contextlib.contextmanager
+    def _adding(self) -> Iterator[None]:
+        """Context that keeps an error, and the files that were made before it."""
+        before = self.artifact
+        try:
+            yield
         except KdedgeError as error:
             self.failed.append(error)
             self.artifact = load_artifact(before.path)
         if self.artifact != before and before.path not in self.written:
             self.written.append(before.path)
-
-    def add_servers(
-        self,
-        triton: Path | None,
-        browser: Path | None,
-        precision: Precision | None,
-    ) -> None:
-        """Writes the folders for Triton and browsers that were asked for."""
-        from kdedge.deploy.browser import write_browser
-        from kdedge.deploy.triton import write_triton
-
-        try:
-            if triton is not None:
-                self.written.append(
-                    write_triton(self.artifact, triton, precision=precision, built=self.names)
-                )
-            if browser is not None:
-                self.written.append(write_browser(self.artifact, browser, precision=precision))
-        except KdedgeError as error:
-            self.failed.append(error)
 
 
 def export(
@@ -186,7 +110,14 @@ def export(
     fp16: bool = False,
     int8: bool = False,
     cpu: bool = False,
-    **options: Unpack[ExportOptions],
+    triton: str | Path | None = None,
+    browser: str | Path | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    output: str | Path | None = None,
+    overrides: Overrides | None = None,
+    root: str | Path = "runs",
+    device: str | None = None,
+    show: Callable[[Export], object] = lambda _: None,
 ) -> Artifact:
     """Exports a run for the device, or builds engines from an artifact's ONNX files.
 
@@ -200,32 +131,58 @@ def export(
         int8: make INT8 files, and FP16 ones to compare them with.
         cpu: make and measure all files that run on a CPU. `predict` and `load` then take the
             fastest one that passed its gate, on machines like this; `cpu_choice` has the table.
-        options: `classes` (names or a file), `output` (the artifact's folder), `overrides` (keys of
-            the recipe), `root` (folder of all runs) and `device`.
+        triton: a new folder for a model repository of Triton.
+        browser: a new folder for a page that classifies pictures in a browser.
+        classes: class names to export instead of the run's, or a file with one name per line. They
+            may be fewer or in another order; new ones need the teacher's run.
+        output: the artifact's folder; `artifacts/NN` in the run if left out.
+        overrides: keys of the recipe with other values, such as `{"export.head": "argmax"}`.
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        show: called with what was made, before an error of some of it is raised.
 
     Returns:
         The artifact: a folder that runs without torch.
 
     Raises:
         GateError: a file misses the recipe's gates. The artifact is kept and marks the file.
-        RecipeError: no such run or target, or the output folder exists.
+        RecipeError: no such run or target, the output folder exists, or an artifact that exists is
+            given options of a run's export.
         DataError: images cannot be read, or there are none to calibrate INT8 with.
         SetupError: a package, weights or a device is missing.
     """
-    check_keywords(
-        options,
-        ExportOptions.__annotations__,
-        remedy="Give keys of the recipe as overrides={'export.head': 'argmax'}.",
-    )
-    names = [targets] if isinstance(targets, str) else targets
-    chosen = tuple(find_target(name) for name in names if name != "onnx")
-    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8, cpu=cpu)
-    if request.is_artifact and options.keys() - {"root"}:
-        raise RecipeError(
-            f"{request.source} is an artifact, and {', '.join(sorted(options))} can only be given"
-            " when a run is exported.\n  Name its run instead."
-        )
-    made = make_export(request, options)
+    from kdedge.deploy.build import check_precisions
+
+    name = run_argument(source)
+    lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
+    precisions: set[Precision] = set() if lowest is None else {lowest, "fp16"}
+    asked = [targets] if isinstance(targets, str) else targets
+    known = {target.name: target for target in list_targets()}  # one may be broken; see `failed`
+    chosen = [known.get(one) or find_target(one) for one in asked if one != "onnx"]
+    for target in chosen:  # fail before the slow work
+        check_precisions(target, [] if lowest is None else [lowest])
+    if is_artifact(name):
+        of_run = {"classes": classes, "output": output, "overrides": overrides, "device": device}
+        if given := [key for key, value in of_run.items() if value]:
+            raise RecipeError(
+                f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
+                " exported.\n  Name its run instead."
+            )
+        made = Export(load_artifact(Path(str(name))))
+    else:
+        made, precisions = _fold_run(
+            name, chosen, precisions, cpu=cpu, classes=classes, output=output,
+            overrides=overrides, root=Path(root), device=device,
+        )  # fmt: skip
+    for target in chosen:
+        made.add_target(target, precisions)
+    if cpu:
+        made.choose_for_cpu()
+    if made.run is not None:
+        record_export(made.run, made.artifact.path)
+    if not made.failed:  # else a server would get another file than the one that failed
+        _add_servers(made, triton, browser, lowest)
+    show(made)
     for error in made.errors[1:]:
         log.warning("%s", error)
     if made.errors:
@@ -233,20 +190,9 @@ def export(
     return made.artifact
 
 
-def make_export(request: ExportRequest, options: ExportOptions) -> Export:
-    """Makes the files; `errors` has those that could not be made or missed their gates."""
-    from kdedge.deploy.build import check_precisions
-
-    for target in request.targets:  # fail before the slow work
-        check_precisions(target, [] if request.lowest is None else [request.lowest])
-    if not request.is_artifact:
-        return _export_run(request, options)
-    made = Export(load_artifact(Path(str(request.source))))
-    for target in request.targets:
-        made.add_target(target, request.precisions)
-    if request.cpu:
-        made.choose_for_cpu()
-    return made
+def is_artifact(source: str | None) -> bool:
+    """Whether what is to be exported is an artifact that exists."""
+    return source is not None and (Path(source) / FILE_NAME).is_file()
 
 
 def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:
@@ -258,52 +204,82 @@ def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]
     return sorted((precisions | base) & set(target.precisions)) or [target.precisions[0]]
 
 
-def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
-    """Folds a run, writes its artifact, and adds the targets that can be built on this machine."""
+def _fold_run(
+    source: str | None,
+    targets: Sequence[Target],
+    precisions: set[Precision],
+    *,
+    cpu: bool,
+    classes: str | Path | Sequence[str] | None,
+    output: str | Path | None,
+    overrides: Overrides | None,
+    root: Path,
+    device: str | None,
+) -> tuple[Export, set[Precision]]:
+    """Folds a run and writes its artifact, with the ONNX files that the targets are built from.
+
+    Returns:
+        What was made, and the precisions that the targets are to have.
+    """
+    need_training_packages("Folding a run")
     from kdedge.benchmarking.cpu_files import onnx_precisions
     from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
-    from kdedge.runs.exports import record_export
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.device import choose_device
     from kdedge.setup.method import check_has_class_vectors
     from kdedge.setup.workspace import Workspace
 
-    run = find_run(request.source, Path(options.get("root", "runs")), prefer="student")
-    classes = options.get("classes")
+    run = find_run(source, root, prefer="student")
     trained = load_run(
         run,
-        Workspace(run.root, choose_device(options.get("device"))),
-        overrides=options.get("overrides"),
+        Workspace(run.root, choose_device(device)),
+        overrides=overrides,
         names=None if classes is None else given_class_names(classes),
     )
     check_has_class_vectors(trained.setup.choice)
     recipe = trained.loaded.recipe
-    needed = request.precisions | set(recipe.export.precisions)
+    needed = precisions | set(recipe.export.precisions)
     built_from = set(needed)
     if "int8" in needed:
         built_from.add("fp16")
-    for target in request.targets:
+    for target in targets:
         chosen = precisions_of(target, built_from)
         warn_where_unbuildable(target, chosen)
         if target.source == "ONNX file" and target.base_precision is None:
             needed.update(chosen)
-    for_cpu = onnx_precisions(trained) if request.cpu else set()
-    output = options.get("output")
     exported = export_artifact(
         trained,
         spec=recipe.export,
         gates=recipe.gates,
-        precisions=needed | for_cpu,
+        precisions=needed | (onnx_precisions(trained) if cpu else set()),
         output=None if output is None else Path(output),
     )
+    artifact = exported.artifact
     asked = {"fp32", *built_from, *needed}
-    names = [file.name for file in exported.artifact.files if file.precision in asked]
-    made = Export(exported.artifact, exported.gflops, names, [exported.artifact.path])
-    for target in request.targets:
-        made.add_target(target, built_from, run=exported.inputs)
-    if request.cpu:
-        made.choose_for_cpu(run=exported.inputs)
-    record_export(run, made.artifact.path)
-    return made
+    names = [file.name for file in artifact.files if file.precision in asked]
+    made = Export(
+        artifact, exported.gflops, names, [artifact.path], run=run, inputs=exported.inputs
+    )
+    return made, built_from
+
+
+def _add_servers(
+    made: Export,
+    triton: str | Path | None,
+    browser: str | Path | None,
+    precision: Precision | None,
+) -> None:
+    """Writes the folders for Triton and browsers that were asked for."""
+    from kdedge.deploy.servers import write_browser, write_triton
+
+    try:
+        if triton is not None:
+            made.written.append(
+                write_triton(made.artifact, Path(triton), precision=precision, built=made.names)
+            )
+        if browser is not None:
+            made.written.append(write_browser(made.artifact, Path(browser), precision=precision))
+    except KdedgeError as error:
+        made.failed.append(error)

@@ -11,8 +11,13 @@ from kdedge.api.artifact import artifact_folder
 from kdedge.api.inputs import AnyPath, Inputs, Item, open_inputs, path_list, read_item
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.lines import best_name, lines_as
-from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
-from kdedge.inference.uncertain import LeastCertain
+from kdedge.inference.results import (
+    LeastCertain,
+    NonFiniteLogits,
+    Prediction,
+    Result,
+    UnreadableImage,
+)
 from kdedge.progress import progress, working
 from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled

@@ -68,10 +68,10 @@ def serve(
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
     need_serving_packages()
     from kdedge.serving.server import Server
-    from kdedge.serving.takeover import Source
+    from kdedge.serving.takeover import ArtifactSource
 
     load = partial(Classifier.load, precision=precision, backend=backend, n_threads=threads)
-    found = Source(partial(artifact_folder, source), load, batch)
+    found = ArtifactSource(partial(artifact_folder, source), load, batch)
     return Server(found, host=host, port=port, limits=limits or Limits())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shlex
@@ -11,22 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdedge.api.export import ExportRequest, make_export
+from kdedge.api.export import export
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.tables import machine as machine_text
+from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
-from kdedge.errors import KdedgeError
+from kdedge.errors import GateError, KdedgeError
 from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
 from kdedge.records import Record
-from kdedge.reporting.numbers import figure, percent
-from kdedge.reporting.pareto import pareto_front
-from kdedge.reporting.speed import machine as machine_text
-from kdedge.reporting.speed import model_alone
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedRow
-from kdedge.tables import Table, Tabled, markdown_table
+from kdedge.tables import Table, Tabled, figure, markdown_table, percent
 
 if TYPE_CHECKING:
     from kdedge.suite.ledger import Ledger
@@ -290,16 +289,19 @@ def _cells(ledger: Ledger) -> Iterator[tuple[str, Cell]]:
 
 def _artifact(run: Path, root: Path, device: str | None) -> Artifact:
     """The run's newest artifact, or a new one by its recipe."""
-    newest = highest_number(RunFolder.open(run).exports)
-    if newest is not None:
-        return load_artifact(newest)
-    return make_export(ExportRequest(str(run)), {"root": root, "device": device}).artifact
+    folder = RunFolder.open(run)
+    if highest_number(folder.exports) is None:
+        with contextlib.suppress(GateError):  # the file is marked, and not ranked
+            return export(run, root=root, device=device)
+    newest = highest_number(folder.exports)
+    assert newest is not None
+    return load_artifact(newest)
 
 
 def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> ExportedFile:
     """The figures of a measured file."""
     file = artifact.file(row.model)
-    found, gmacs = model_alone(row, 1), row.gmacs(1)
+    found, gmacs = row.alone(1), row.gmacs(1)
     result, parity = ledger.outcomes()[cell].result, file.parity
     doubt = row.problem or (None if found is None else found.doubt)
     if found is None:

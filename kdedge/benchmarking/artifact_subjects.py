@@ -7,7 +7,6 @@ import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,10 @@ from kdedge.benchmarking.timing import Call, host_timed
 from kdedge.errors import DataError
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
-from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.speed_results import Accuracy, Inputs
-from kdedge.targets.load import load_file
-from kdedge.targets.registry import list_targets
+from kdedge.targets.registry import list_targets, load_file
 
 PHOTO_PX = (640, 480)
 """Size in pixels of the JPEG that calls from an image file decode."""
@@ -58,7 +55,8 @@ def find_artifact(path: Path) -> tuple[Path, str | None] | None:
 
 
 def _subject(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Subject:
-    counted = _counted(artifact, file)
+    # All files compute one model, whose operations the export counted
+    counted = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
     parity = file.parity
     accuracy = None
     if parity is not None:
@@ -94,14 +92,6 @@ def _subject(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Subj
         gate=file.gate,
         load=load,
     )
-
-
-def _counted(artifact: Artifact, file: ModelFile) -> dict[str, Any]:
-    """Operations counted in a file's graph at export; for an engine, those of its ONNX file."""
-    graphs = [file] + [other for other in artifact.files if other.sha256 == file.made_from]
-    keys = ("gmacs", "parameters")
-    found = [{key: f.built_with[key] for key in keys if key in f.built_with} for f in graphs]
-    return next((counted for counted in found if counted), {})
 
 
 class LoadedModelFile:

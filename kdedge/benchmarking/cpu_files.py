@@ -22,10 +22,9 @@ from kdedge.progress import working
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
-from kdedge.runtime.cpu_choice import Candidate, CpuChoice, CpuMachine
-from kdedge.targets.load import load_file
+from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import list_targets
+from kdedge.targets.registry import list_targets, load_file
 
 if TYPE_CHECKING:  # a device has no torch
     from kdedge.runs.model import RunModel
@@ -144,7 +143,7 @@ def cpu_files(artifact: Artifact) -> list[ModelFile]:
     ]
 
 
-def choose(candidates: Sequence[Candidate], *, where: str) -> Candidate:
+def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
     """The fastest of those that can be chosen; see `fastest_on_cpu` for equally fast ones.
 
     Args:
@@ -179,13 +178,13 @@ def is_worse(here: ParityResult, made: ParityResult) -> bool:
     return here.n_nonfinite > made.n_nonfinite or chance < _UNLIKELY
 
 
-def _measure(artifact: Artifact, plan: TimingPlan) -> list[Candidate]:
+def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
     """Loads the files, compares them with the model, and times those that load in turns."""
-    found: dict[str, Candidate] = {}
+    found: dict[str, TimedFile] = {}
     calls: dict[str, Call] = {}
     with contextlib.ExitStack() as opened:
         for file in cpu_files(artifact):
-            found[file.name] = Candidate(file.name, file.precision, None, None, None, None, None)
+            found[file.name] = TimedFile(file.name, file.precision, None, None, None, None, None)
             try:
                 with working(f"comparing {file.name}"):
                     backend = load_file(artifact, file)
@@ -218,7 +217,7 @@ def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[flo
     return here.agreement_percent, "; ".join(next(filter(None, missed), ())) or None
 
 
-def _with_time(candidate: Candidate, timed: Timed, first: Timed | None, *, batch: int) -> Candidate:
+def _with_time(candidate: TimedFile, timed: Timed, first: Timed | None, *, batch: int) -> TimedFile:
     """A candidate with its times, compared with those of the first one."""
     time = summarize(timed, batch=batch, inputs="on device", baseline=first)
     if time is None or first is None:
@@ -228,11 +227,11 @@ def _with_time(candidate: Candidate, timed: Timed, first: Timed | None, *, batch
     return dataclasses.replace(candidate, time=time, speedup=speedup)
 
 
-def _is_fit(candidate: Candidate) -> bool:
+def _is_fit(candidate: TimedFile) -> bool:
     return candidate.out is None and candidate.speedup is not None
 
 
-def _speedup(candidate: Candidate) -> float:
+def _speedup(candidate: TimedFile) -> float:
     """That of a candidate that can be chosen."""
     assert candidate.speedup is not None
     return candidate.speedup

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from kdedge.benchmarking.device import conditions, device_sheet, was_throttled
-from kdedge.benchmarking.power import find_power
+from kdedge.benchmarking.device import conditions, device_sheet, find_power, was_throttled
 from kdedge.benchmarking.subject import LoadedSubject, Subject, watching_peak
 from kdedge.benchmarking.timing import Power, TimingPlan, measure, summarize
 from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage

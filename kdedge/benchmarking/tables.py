@@ -11,17 +11,21 @@ import io
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
-from kdedge.benchmarking.accuracies import accuracy_columns, accuracy_grids, agreement_grid, percent
 from kdedge.speed_results import (
+    Accuracy,
     Inputs,
     Measurement,
     SpeedResult,
     SpeedRow,
     accuracy_sets,
 )
-from kdedge.tables import Grid, markdown_table
+from kdedge.tables import Grid, figure, markdown_table, percent
 
 _MOST_SETS = 2  # largest number of image sets with accuracies in the first table
+
+
+NamedRow = tuple[str, SpeedRow]
+"""A measured model's name in the tables, and its measurements."""
 
 TABLE_7 = (
     ("CoOp", 162.5, 1344.0, 71.66),
@@ -34,20 +38,28 @@ TABLE_7 = (
 
 def make_grids(result: SpeedResult) -> list[Grid]:
     """Returns the tables of a result, without empty ones."""
-    labels = _labels(result)
+    rows = named_rows(result)
     grids = [
         summary(result),
-        _sizes(result, labels),
-        _work(result, labels),
-        _latencies(result, labels, "on device"),
-        _ratios(result, labels, "on device"),
-        _latencies(result, labels, "copied"),
-        _throughputs(result, labels),
-        _end_to_end(result, labels),
-        _power(result, labels),
-        *accuracy_grids(result.rows, labels),
-        agreement_grid(result.rows, labels),
+        *speed_grids(result),
+        *_accuracies(rows),
+        _agreements(rows),
         _published(),
+    ]
+    return [grid for grid in grids if grid.rows]
+
+
+def speed_grids(result: SpeedResult) -> list[Grid]:
+    """The tables of size, work and time, without empty ones."""
+    rows = named_rows(result)
+    grids = [
+        sizes(rows),
+        _latencies(rows, "on device"),
+        _ratios(rows, result),
+        _latencies(rows, "copied"),
+        throughputs(rows),
+        _end_to_end(rows),
+        _power(rows),
     ]
     return [grid for grid in grids if grid.rows]
 
@@ -76,8 +88,8 @@ def summary(result: SpeedResult) -> Grid:
     """
     rows = []
     sets = accuracy_sets(result.rows)[:_MOST_SETS]
-    firsts = zip(_labels(result), result.rows, _first(result, "on device"), strict=True)
-    for label, row, first in firsts:
+    named = named_rows(result)
+    for (label, row), first in zip(named, _first(named, "on device"), strict=True):
         accuracies = [row.accuracy_beside(images) for images in sets]
         found = [m for m in row.measurements if m.inputs == "on device"]
         sure = [m for m in found if m.doubt is None] or found
@@ -85,14 +97,14 @@ def summary(result: SpeedResult) -> Grid:
         rows.append(
             [
                 label,
-                _figure(_doubled(row.gmacs(1))),
+                figure(_doubled(row.gmacs(1))),
                 "-" if first is None else _marked(first, first.p50_ms),
                 "-" if best is None else _marked(best, best.images_per_second),
                 _ratio_cells(result, first)[0],
                 *(percent(None if found is None else found.all) for found in accuracies),
             ]
         )
-    columns = accuracy_columns(sets)
+    columns = _accuracy_columns(sets)
     which = "; ".join(f"{name}: {images.images_text}" for name, images in columns)
     title = (
         f"GFLOPs of one image, median ms per call, FPS at the best batch, speed relative"
@@ -106,43 +118,39 @@ def summary(result: SpeedResult) -> Grid:
     return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", *names], rows)
 
 
-def _labels(result: SpeedResult) -> list[str]:
-    """Names of the rows, with their source if there are several sources."""
+def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
+    """Names the rows of a result; names include the source if there are several."""
     several = len({row.source for row in result.rows}) > 1
-    return [f"{row.source}: {row.label}" if several else row.label for row in result.rows]
+    return [
+        (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
+        for row in result.rows
+    ]
 
 
-def _sizes(result: SpeedResult, labels: Sequence[str]) -> Grid:
+def sizes(named: Sequence[NamedRow]) -> Grid:
+    """Parameters, file, memory and work of each model."""
     rows = [
         [
             label,
-            _scaled(row.n_parameters, 1e6),
-            _scaled(row.n_bytes, 1e6),
-            _scaled(row.memory_bytes, 2**20),
+            *(figure(row.n_parameters, 1e6), figure(row.n_bytes, 1e6)),
+            figure(row.memory_bytes, 2**20),
+            *(figure(row.gmacs(1)), figure(_doubled(row.gmacs(1)))),
         ]
-        for label, row in zip(labels, result.rows, strict=True)
+        for label, row in named
     ]
-    title = "Size: million parameters, MB of the file, MiB of memory for one image"
-    return Grid(title, ["model", "M par.", "MB", "MiB"], rows)
+    title = "Million parameters, MB of the file, MiB of memory and work for one image"
+    return Grid(title, ["model", "M par.", "MB", "MiB", "GMACs", "GFLOPs"], rows)
 
 
-def _work(result: SpeedResult, labels: Sequence[str]) -> Grid:
-    rows = [
-        [label, _figure(row.gmacs(1)), _figure(_doubled(row.gmacs(1)))]
-        for label, row in zip(labels, result.rows, strict=True)
-    ]
-    return Grid("Work for one image", ["model", "GMACs", "GFLOPs"], rows)
-
-
-def _first(result: SpeedResult, inputs: Inputs) -> list[Measurement | None]:
+def _first(named: Sequence[NamedRow], inputs: Inputs) -> list[Measurement | None]:
     """Each row's measurement at the smallest measured batch."""
-    batches = [m.batch for row in result.rows for m in row.measurements if m.inputs == inputs]
+    batches = [m.batch for _, row in named for m in row.measurements if m.inputs == inputs]
     smallest = min(batches, default=1)
-    return [row.at(smallest, inputs) for row in result.rows]
+    return [row.at(smallest, inputs) for _, row in named]
 
 
-def _latencies(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
-    found = [(label, m) for label, m in zip(labels, _first(result, inputs), strict=True) if m]
+def _latencies(named: Sequence[NamedRow], inputs: Inputs) -> Grid:
+    found = [(label, m) for (label, _), m in zip(named, _first(named, inputs), strict=True) if m]
     rows = [[label, *_percentiles(m)] for label, m in found]
     batch = found[0][1].batch if found else 1
     copied = ", images copied to the device and logits back" if inputs == "copied" else ""
@@ -151,9 +159,9 @@ def _latencies(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Gr
     )
 
 
-def _ratios(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
+def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Grid:
     rows = []
-    for label, found in zip(labels, _first(result, inputs), strict=True):
+    for (label, _), found in zip(named, _first(named, "on device"), strict=True):
         if found is not None:
             mark = "!" if found.doubt else ""
             rows.append([label, *_ratio_cells(result, found), f"{found.cv_percent:.1f}{mark}"])
@@ -164,11 +172,14 @@ def _ratios(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
     return Grid(title, ["model", "ratio", "low", "high", "cv %"], rows)
 
 
-def _throughputs(result: SpeedResult, labels: Sequence[str]) -> Grid:
-    batches = result.settings["batches"]
+def throughputs(named: Sequence[NamedRow]) -> Grid:
+    """Images per second of each model by batch."""
+    batches = sorted(
+        {m.batch for _, row in named for m in row.measurements if m.inputs != "image file"}
+    )
     rows = []
-    for label, row in zip(labels, result.rows, strict=True):
-        found = [row.at(batch, "on device") or row.at(batch, "copied") for batch in batches]
+    for label, row in named:
+        found = [row.alone(batch) for batch in batches]
         if any(found):
             rows.append(
                 [label, *("-" if m is None else _marked(m, m.images_per_second) for m in found)]
@@ -176,20 +187,20 @@ def _throughputs(result: SpeedResult, labels: Sequence[str]) -> Grid:
     return Grid("FPS: images per second by batch", ["model", *map(str, batches)], rows)
 
 
-def _end_to_end(result: SpeedResult, labels: Sequence[str]) -> Grid:
+def _end_to_end(named: Sequence[NamedRow]) -> Grid:
     rows = [
-        [label, *_percentiles(found), _figure(found.images_per_second)]
-        for label, row in zip(labels, result.rows, strict=True)
+        [label, *_percentiles(found), figure(found.images_per_second)]
+        for label, row in named
         if (found := row.at(1, "image file")) is not None
     ]
     header = ["model", "p50", "p90", "p99", "FPS"]
     return Grid("End to end, ms: a JPEG of 640x480 decoded, resized and classified", header, rows)
 
 
-def _power(result: SpeedResult, labels: Sequence[str]) -> Grid:
+def _power(named: Sequence[NamedRow]) -> Grid:
     rows = [
-        [label, str(found.batch), _figure(found.watts), _figure(found.joules_per_image)]
-        for label, row in zip(labels, result.rows, strict=True)
+        [label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
+        for label, row in named
         for found in row.measurements
         if found.watts is not None and found.inputs != "image file"
     ]
@@ -208,7 +219,8 @@ def _published() -> Grid:
 def notes(result: SpeedResult) -> list[str]:
     """Notes that explain the figures."""
     settings = result.settings
-    lines = [_device_line(result)]
+    runtimes = dict.fromkeys(row.runtime for row in result.rows if row.runtime != "-")
+    lines = [f"Measured on {machine(result)}; {', '.join(runtimes)}."]
     if any(row.protocol == "paper" for row in result.rows):
         lines.append(
             "paper: class texts are encoded with every batch, as the methods' public code"
@@ -258,7 +270,8 @@ def doubts(result: SpeedResult) -> list[str]:
     return lines
 
 
-def _device_line(result: SpeedResult) -> str:
+def machine(result: SpeedResult) -> str:
+    """The machine of a measurement."""
     device = result.device
     parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]
     threads = result.settings["threads"]
@@ -271,8 +284,7 @@ def _device_line(result: SpeedResult) -> str:
         parts.append(f"{gpu['name']}, driver {gpu['driver']}")
     if "jetson" in device:
         parts += [device["jetson"]["board"], device["jetson"]["power_mode"]]
-    runtimes = dict.fromkeys(row.runtime for row in result.rows if row.runtime != "-")
-    return f"Measured on {', '.join(parts)}; {', '.join(runtimes)}."
+    return ", ".join(parts)
 
 
 def as_markdown(result: SpeedResult) -> str:
@@ -319,11 +331,11 @@ def _csv_cells(row: SpeedRow, found: Measurement | None) -> list[object]:
 
 def _marked(found: Measurement, value: float) -> str:
     """A number, with a mark if its times are in doubt."""
-    return f"{_figure(value)}!" if found.doubt else _figure(value)
+    return f"{figure(value)}!" if found.doubt else figure(value)
 
 
 def _percentiles(found: Measurement) -> list[str]:
-    return [_marked(found, found.p50_ms), _figure(found.p90_ms), _figure(found.p99_ms)]
+    return [_marked(found, found.p50_ms), figure(found.p90_ms), figure(found.p99_ms)]
 
 
 def _ratio_cells(result: SpeedResult, found: Measurement | None) -> list[str]:
@@ -339,14 +351,49 @@ def _doubled(gmacs: float | None) -> float | None:
     return None if gmacs is None else 2 * gmacs
 
 
-def _scaled(value: float | None, unit: float) -> str:
-    return "-" if value is None else _figure(value / unit)
+def _accuracy_columns(sets: Sequence[Accuracy]) -> list[tuple[str, Accuracy]]:
+    """Column headings of the sets of images: `acc.`, from the second on with their number."""
+    return [
+        ("acc." if not number else f"acc. {'files' if one.n_images is None else one.n_images}", one)
+        for number, one in enumerate(sets)
+    ]
 
 
-def _figure(value: float | None) -> str:
-    """A number with three digits; a dash for None."""
-    if value is None:
-        return "-"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+def _accuracies(named: Sequence[NamedRow]) -> list[Grid]:
+    """One table per set of images."""
+    grids = []
+    for images in accuracy_sets([row for _, row in named]):
+        rows = []
+        for label, row in named:
+            found = row.accuracy_beside(images)
+            if found is not None:
+                values = (found.base, found.novel, found.harmonic_mean, found.all)
+                rows.append([label, *map(percent, values)])
+        title = f"Accuracy, top-1 in percent, on {images.images_text}"
+        grids.append(Grid(title, ["model", "base", "novel", "HM", "all"], rows))
+    return grids
+
+
+def _agreements(named: Sequence[NamedRow]) -> Grid:
+    """Agreement of files with their float32 model, and the images it was measured on."""
+    rows = [
+        [label, percent(row.accuracy.agreement), row.accuracy.source]
+        for label, row in named
+        if row.accuracy is not None and row.accuracy.agreement is not None
+    ]
+    title = "Top-1 agreement of files with the float32 model, percent"
+    return Grid(title, ["model", "agree", "images"], rows)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Returns the positions of the points (time, accuracy) on the Pareto front, sorted by time.
+
+    A point is dominated by one that is no slower and no less accurate, and better in one of the
+    two.
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][1] > points[front[-1]][1] or points[i] == points[front[-1]]:
+            front.append(i)
+    return front

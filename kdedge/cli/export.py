@@ -3,89 +3,24 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import (
-    device_option,
-    options_as,
-    runs_option,
-    threads_option,
-)
+from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, table
 from kdedge.cli._overrides import set_option
-from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
-    from kdedge.api.export import Export, ExportOptions
+    from kdedge.api.export import Export
     from kdedge.runtime.artifact import Artifact, ModelFile
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _RunOptions:
-    """Options of a run's export; an artifact that exists takes none of them."""
-
-    classes: Path | None
-    head: str | None
-    pixels: str | None
-    open_classes: bool
-    calibrate: bool
-    none_of_these: str | None
-    int8_minutes: float | None
-    output: Path | None
-    overrides: dict[str, Any]
-    device: str | None
-
-    def as_options(self, root: Path) -> ExportOptions:
-        """The options of the call; head, pixels and minutes are keys of the recipe."""
-        keys = ("head", "pixels", "int8_minutes", "none_of_these")
-        given = {key: getattr(self, key) for key in keys}
-        flags = {f"export.{key}": value for key, value in given.items() if value is not None}
-        flags |= {"export.open_classes": True} if self.open_classes else {}
-        flags |= {"export.calibrate": True} if self.calibrate else {}
-        options: ExportOptions = {
-            "output": self.output,
-            "overrides": {**self.overrides, **flags},
-            "root": root,
-            "device": self.device,
-        }
-        if self.classes is not None:
-            options["classes"] = self.classes
-        return options
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """Requested files besides the float32 ONNX file.
-
-    Attributes:
-        targets: targets whose flags are set.
-        fp16: `--fp16`.
-        int8: `--int8`.
-        cpu: `--cpu`.
-    """
-
-    targets: tuple[Target, ...]
-    fp16: bool
-    int8: bool
-    cpu: bool
-
-
-@dataclass(frozen=True)
-class _Servers:
-    """Folders for inference servers and browsers."""
-
-    triton: Path | None
-    browser: Path | None
+_RECIPE_KEYS = ("head", "pixels", "open_classes", "calibrate", "none_of_these", "int8_minutes")
+"""Options that are keys of the recipe's `export`."""
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,16 +110,16 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @device_option
 @threads_option
 @json_option
-@options_as(_RunOptions, "for_run")
-@options_as(_Servers, "servers")
-@options_as(_Wanted, "wanted")
 def command(
     source: str | None,
-    wanted: _Wanted,
-    servers: _Servers,
-    for_run: _RunOptions,
-    root: Path,
+    targets: tuple[Target, ...],
     as_json: bool,
+    classes: Path | None,
+    output: Path | None,
+    overrides: dict[str, Any],
+    root: Path,
+    device: str | None,
+    **options: Any,
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
@@ -197,22 +132,52 @@ def command(
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder,
     without torch.
     """
-    from kdedge.api.export import ExportRequest, make_export
+    from kdedge.api.export import export, is_artifact
 
-    targets = tuple(target for target in wanted.targets if target.name != "onnx")
-    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8, cpu=wanted.cpu)
-    if request.is_artifact:
-        _refuse_run_options(str(source), wanted, for_run)
-        if not (targets or wanted.cpu or any(vars(servers).values())):
+    flags = {key: options.pop(key) for key in _RECIPE_KEYS}
+    set_by_flags = {
+        f"export.{key}": value
+        for key, value in flags.items()
+        if value is not None and value is not False
+    }
+    if is_artifact(source):
+        onnx = any(target.name == "onnx" for target in targets)
+        of_run = {"onnx": onnx, "classes": classes, "output": output, "set": overrides, **flags}
+        _check_for_artifact(
+            str(source),
+            {**of_run, "device": device},
+            any((*targets, *map(options.get, ("cpu", "triton", "browser")))),
+        )
+    options["targets"] = [target.name for target in targets]
+    export(
+        source,
+        classes=classes,
+        output=output,
+        overrides={**overrides, **set_by_flags},
+        root=root,
+        device=device,
+        show=functools.partial(_print, as_json=as_json),
+        **options,
+    )
+
+
+def _check_for_artifact(source: str, of_run: dict[str, Any], has_targets: bool) -> None:
+    """Raises if an artifact is given options of a run's export, or nothing to build."""
+    for name, value in of_run.items():
+        if value is not None and value is not False and value != {}:
             raise click.UsageError(
-                f"{source} is an artifact. Name what to build from it:"
-                f" {', '.join(_flags_for_artifacts())}, --cpu, --triton DIR or --browser DIR."
+                f"{source} is an artifact, and --{name.replace('_', '-')} works only with a run."
+                " Name its run instead."
             )
-    else:
-        need_training_packages("Folding a run")
-    made = make_export(request, for_run.as_options(root))
-    if not made.failed:  # else a server would get another file than the one that failed
-        made.add_servers(servers.triton, servers.browser, request.lowest)
+    if not has_targets:
+        flags = [target.flag for target in list_targets() if target.source == "ONNX file"]
+        raise click.UsageError(
+            f"{source} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
+            " --triton DIR or --browser DIR."
+        )
+
+
+def _print(made: Export, *, as_json: bool) -> None:
     record = {
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,
@@ -220,31 +185,6 @@ def command(
         "cpu_choice": None if made.choice is None else made.choice.to_dict(),
     }
     print_result(record, as_json=as_json, text=_as_text(made))
-    errors = made.errors
-    for other in errors[1:]:
-        log.warning("%s", other)
-    if errors:
-        raise errors[0]
-
-
-def _flags_for_artifacts() -> list[str]:
-    """Flags of targets that are built from ONNX files, and so from an artifact."""
-    return [target.flag for target in list_targets() if target.source == "ONNX file"]
-
-
-def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> None:
-    """Raises if an option applies only to a run's export."""
-    named = {"--onnx": any(target.name == "onnx" for target in wanted.targets)}
-    for name, value in vars(for_run).items():
-        is_given = value is not None and value is not False and value != {}
-        named[f"--{name.replace('_', '-')}"] = is_given
-    for option, is_given in named.items():
-        if is_given:
-            option = "--set" if option == "--overrides" else option
-            raise click.UsageError(
-                f"{source} is an artifact, and {option} works only with a run. Name its run"
-                " instead."
-            )
 
 
 def _as_text(made: Export) -> str:

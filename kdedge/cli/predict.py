@@ -28,8 +28,7 @@ from kdedge.inference.lines import (
     lines_as,
     printed_key,
 )
-from kdedge.inference.results import Prediction, Result
-from kdedge.inference.uncertain import LeastCertain
+from kdedge.inference.results import LeastCertain, Prediction, Result
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
 

@@ -24,8 +24,7 @@ from kdedge.data.sources import InFiles, Location, Source, Stamp
 from kdedge.errors import InUseError, ResourceError
 from kdedge.files import write_atomic
 from kdedge.folders import locked
-from kdedge.runtime.formats import register_heif
-from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS
+from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, register_heif
 
 MAX_IMAGES = 4_000_000
 """Largest number of images in one file of the cache; about 200 bytes each."""

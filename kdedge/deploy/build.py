@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,14 @@ from kdedge.deploy.model_card import renew_model_card
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import refuse_existing, sha256_file
+from kdedge.progress import working
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.none_of_these import NoneBelow
 from kdedge.runtime.open_classes import with_classes
-from kdedge.targets.load import load_file
 from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target
-from kdedge.targets.registry import find_target, load_build, load_run
+from kdedge.targets.registry import find_target, load_build, load_file, load_run
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,17 @@ class RunInputs:
 
     Attributes:
         model: the folded model.
-        compare: compares a loaded file with the unfused model, on all images of the comparison.
+        compare: compares an artifact's loaded file with the unfused model, on all images of the
+            comparison.
         calibration: [N, 3, S, S], images as the graph takes them that decide the ranges of INT8;
             None without INT8.
         limit: fits a loaded file's limit of "none of these"; None if the artifact has none.
     """
 
     model: Any
-    compare: Callable[[Backend], ParityResult]
+    compare: Callable[[Artifact, Backend], ParityResult]
     calibration: npt.NDArray[Any] | None = None
-    limit: Callable[[Backend], NoneBelow | None] | None = None
+    limit: Callable[[Artifact, Backend], NoneBelow | None] | None = None
 
 
 def build_files(
@@ -101,9 +102,18 @@ def build_files(
         for file in module.plan(precision):
             entry = _kept(artifact, file.name, source)
             if entry is None:
-                artifact, entry = _build(artifact, target, module, file, source, run)
+                request = BuildRequest(
+                    artifact,
+                    artifact.path,
+                    model=None if run is None else run.model,
+                    onnx_path=None if source is None else artifact.checked(source.name),
+                    images=run.calibration if run and file.precision == "int8" else None,
+                )
+                artifact, entry = build_file(artifact, target, module, file, request, source=source)
                 artifact.save()
-            measured = _measured(artifact, target, entry, run) if entry.parity is None else entry
+            measured = entry
+            if entry.parity is None:
+                measured = _compared_if_it_runs(artifact, target, entry, run)
             if measured != entry:
                 artifact = artifact.with_files(measured)
                 artifact.save()
@@ -204,30 +214,34 @@ def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile 
     return entry
 
 
-def _build(
+def build_file(
     artifact: Artifact,
     target: Target,
     module: BuildModule,
     file: PlannedFile,
-    source: ModelFile | None,
-    run: RunInputs | None,
+    request: BuildRequest,
+    *,
+    source: ModelFile | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[Artifact, ModelFile]:
-    """Builds a file; returns the artifact that lists it, and its entry."""
-    request = BuildRequest(
-        artifact,
-        artifact.path,
-        model=None if run is None else run.model,
-        onnx_path=None if source is None else artifact.checked(source.name),
-        images=run.calibration if run is not None and file.precision == "int8" else None,
-    )
-    what = "the folded model" if source is None else source.name
-    log.info("Building %s from %s.", file.name, what)
+    """Builds a file; returns the artifact that lists it, and its entry, not yet compared.
+
+    Args:
+        artifact: gets the file, and the second file that has its weights.
+        target: the file's target.
+        module: the target's build.py.
+        file: a file that it plans.
+        request: source and options.
+        source: the artifact's ONNX file that it is built from; None for the folded model.
+        facts: what to record of it besides what `build` returns.
+    """
+    log.info("Building %s from %s.", file.name, source.name if source else "the folded model")
     began = time.monotonic()
     built_with = module.build(file, request)
+    seconds = round(time.monotonic() - began, 2)
     path = artifact.path / file.name
-    n_bytes = path.stat().st_size
-    if file.data is not None:
-        data = artifact.path / file.data
+    n_bytes, data = path.stat().st_size, path.with_name(file.data or f"{file.name}.data")
+    if data.exists():
         n_bytes += data.stat().st_size
         others = {**artifact.others, data.name: sha256_file(data)}
         artifact = dataclasses.replace(artifact, others=others)
@@ -238,18 +252,41 @@ def _build(
         device=file.device,
         sha256=sha256_file(path),
         n_bytes=n_bytes,
-        data=file.data,
+        data=data.name if data.exists() else None,
         made_from=None if source is None else source.sha256,
         built_with={
-            **built_with,
-            "seconds": round(time.monotonic() - began, 1),
-            **_weights(artifact, source),
+            **built_with, **(facts or {}), "seconds": seconds, **_weights(artifact, source)
         },
-    )
+    )  # fmt: skip
     return artifact.with_files(entry), entry
 
 
-def _measured(
+def compared(
+    artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
+) -> ModelFile:
+    """A file's entry with its parity and gate, and its limit of "none of these".
+
+    Raises:
+        SetupError: this machine cannot run the file.
+    """
+    if target.backend is not None:
+        backend = load_file(artifact, entry)
+    else:
+        module: Any = load_build(target)
+        backend = with_classes(artifact, module.load(artifact.checked(entry.name), artifact))
+    compare = parity_on_smoke_set if run is None else run.compare
+    try:
+        with working(f"comparing {entry.name}"):
+            parity = compare(artifact, backend)
+            limit = None if run is None or run.limit is None else run.limit(artifact, backend)
+    finally:
+        backend.close()
+    missed = misses(parity, entry.precision, artifact.gates)
+    gate: Gate = "missed" if missed else "passed"
+    return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)
+
+
+def _compared_if_it_runs(
     artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
 ) -> ModelFile:
     """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
@@ -257,33 +294,16 @@ def _measured(
         if target.backend is not None:
             load_run(target).check_environment()
     except SetupError as error:
-        first = str(error).partition("\n")[0]
         log.info(
             "%s is not compared with the model, as it cannot run on this machine: %s",
-            entry.name,
-            first,
+            *(entry.name, str(error).partition("\n")[0]),
         )
         return entry
     try:
-        backend = _load(artifact, target, entry)
-        try:
-            parity = parity_on_smoke_set(artifact, backend) if run is None else run.compare(backend)
-            limit = None if run is None or run.limit is None else run.limit(backend)
-        finally:
-            backend.close()
+        return compared(artifact, target, entry, run)
     except SetupError as error:
         log.warning("%s is not compared with the model: %s", entry.name, error)
         return entry
-    missed = misses(parity, entry.precision, artifact.gates)
-    gate: Gate = "missed" if missed else "passed"
-    return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)
-
-
-def _load(artifact: Artifact, target: Target, entry: ModelFile) -> Backend:
-    if target.backend is not None:
-        return load_file(artifact, entry)
-    module: Any = load_build(target)
-    return with_classes(artifact, module.load(artifact.checked(entry.name), artifact))
 
 
 def _elsewhere(

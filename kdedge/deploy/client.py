@@ -26,8 +26,8 @@ from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
 from kdedge.errors import DataError, GateError
 from kdedge.folders import new_folder
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.batches import softmax
-from kdedge.targets.load import load_file
+from kdedge.runtime.backend import softmax
+from kdedge.targets.registry import load_file
 
 Pictures = Literal["ppm", "png"]
 

@@ -10,42 +10,49 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import time
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from kdedge import __version__
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
-from kdedge.deploy.build import RunInputs
-from kdedge.deploy.calibrate import CalibrationSet, check_disjoint, choose_calibration_images
+from kdedge.deploy.build import RunInputs, build_file, compared
+from kdedge.deploy.calibrate import (
+    CalibrationSet,
+    check_disjoint,
+    choose_calibration_images,
+    read_pixels,
+)
 from kdedge.deploy.classes import write_classes
-from kdedge.deploy.int8 import scratch_folder, search_int8
 from kdedge.deploy.known_images import KnownImages, choose_known_images
 from kdedge.deploy.model_card import write_model_card
-from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
-from kdedge.deploy.pixels import read_pixels
+from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import sha256_file, write_json
 from kdedge.fold import FoldedModel, fold
 from kdedge.folders import new_folder
+from kdedge.quantization.search import Found, search
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
-from kdedge.runtime.artifact import Artifact, ModelFile, Precision
-from kdedge.runtime.batches import to_input
-from kdedge.runtime.none_of_these import Gaussians
-from kdedge.runtime.open_classes import load_matrix, with_classes
+from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.runtime.backend import to_input
+from kdedge.runtime.open_classes import load_matrix
 from kdedge.setup.images import Images
+from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
-from kdedge.targets.onnx import run as onnx_run
+from kdedge.targets.onnx.graph import load_graph
+from kdedge.targets.onnx.insert import find_sites
 from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.registry import load_file
 
 log = logging.getLogger(__name__)
 
@@ -136,12 +143,7 @@ def export_artifact(
         )
         writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
-    compare = functools.partial(reference.compare, artifact)
-    limit = None
-    if known is not None and writer.gaussians is not None:
-        limit = functools.partial(known.limit, writer.gaussians, artifact)
-    inputs = RunInputs(model, compare, writer.calibration, limit)
-    return Exported(artifact, inputs, _gflops(trained, model))
+    return Exported(artifact, writer.run, writer.gflops)
 
 
 class _Writer:
@@ -149,8 +151,8 @@ class _Writer:
 
     Attributes:
         artifact: the artifact with the files written so far.
-        calibration: [N, 3, S, S], the calibration set of INT8 as the graph takes it; None without.
-        gaussians: those of "none of these"; None without.
+        run: what all targets' files are built from and compared with.
+        gflops: see `Exported`.
     """
 
     def __init__(
@@ -187,8 +189,13 @@ class _Writer:
             },
             temperature=reference.temperature,
         )
-        self.calibration: npt.NDArray[Any] | None = None
-        self.gaussians: Gaussians | None = None
+        self.run = RunInputs(model, reference.compare)
+        self.gflops = _gflops(trained, model)
+        self._facts = {
+            "normalized": model.normalization,
+            "gmacs": self.gflops["folded"] / 2,
+            "parameters": sum(values.numel() for values in model.state_dict().values()),
+        }
         if spec.open_classes:
             self.artifact = write_classes(
                 self.artifact, trained.vectors.vectors.numpy(), scale=reference.scale
@@ -197,9 +204,9 @@ class _Writer:
     def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
         options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
-        self._add(
-            "fp32", BuildRequest(self.artifact, self._folder, model=self._model, options=options)
-        )
+        (float32,) = onnx_build.plan("fp32")
+        source = self._folder / float32.name
+        self._add(float32, self._request(model=self._model, options=options))
         if "int8" in precisions:
             assert pool is not None  # checked before anything was written
             ranges, held_out = self._calibration_set(pool).hold_out(N_HELD_OUT)
@@ -207,11 +214,12 @@ class _Writer:
             record = self._folder / CALIBRATION_RECORD
             write_json(record, {**ranges.record(), "held_out": held_out.record()})
             self._keep(record)
-            self.calibration = images = to_input(ranges.pixels, self._spec.pixels)
-            self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
-            self._add_int8(images, to_input(held_out.pixels, self._spec.pixels), options)
+            images = to_input(ranges.pixels, self._spec.pixels)
+            self.run = dataclasses.replace(self.run, calibration=images)
+            self._add_fp16(source, images[:N_RANGE_IMAGES])
+            self._add_int8(source, to_input(held_out.pixels, self._spec.pixels), options)
         elif "fp16" in precisions:
-            self._add("fp16", self._from_float32(self._range_images(pool)))
+            self._add_fp16(source, self._range_images(pool))
         smoke = self._folder / SMOKE_SET
         is_open = self.artifact.open_classes is not None
         shown = self._reference.smoke_set(open_classes=is_open)
@@ -243,37 +251,36 @@ class _Writer:
             "provenance": artifact.provenance,
         }
 
-    def _from_float32(self, images: npt.NDArray[Any]) -> BuildRequest:
-        """Source of a file of lower precision, with images that decide the ranges."""
-        (float32,) = onnx_build.plan("fp32")
-        onnx_path = self._folder / float32.name
-        return BuildRequest(self.artifact, self._folder, onnx_path=onnx_path, images=images)
+    def _request(self, **values: Any) -> BuildRequest:
+        return BuildRequest(self.artifact, self._folder, **values)
 
-    def _add_int8(
-        self, images: npt.NDArray[Any], held_out: npt.NDArray[Any], options: dict[str, Any]
-    ) -> None:
+    def _add_fp16(self, source: Path, images: npt.NDArray[Any]) -> None:
+        (file,) = onnx_build.plan("fp16")
+        self._add(file, self._request(onnx_path=source, images=images))
+
+    def _add_int8(self, float32: Path, held_out: npt.NDArray[Any], options: dict[str, Any]) -> None:
         """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
-        (float32,) = onnx_build.plan("fp32")
+        images = self.run.calibration
+        assert images is not None
         found = search_int8(
-            self._model, self._folder / float32.name, images, held_out,
+            self._model, float32, images, held_out,
             gate_percent=self.artifact.gates["agreement"]["int8"], minutes=self._spec.int8_minutes,
             class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
         )  # fmt: skip
-        with scratch_folder(self._folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".int8.") as scratch:
             traced: dict[int, Path] = {}  # both files may have one model
             for file in onnx_build.plan("int8"):
                 # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
                 model = found.exact if file.device == "cpu" else found.model
                 if id(model) not in traced:
-                    source = dataclasses.replace(float32, name=f"{len(traced)}.onnx")
-                    made = BuildRequest(self.artifact, scratch, model=model, options=options)
-                    onnx_build.build(source, made)
-                    traced[id(model)] = scratch / source.name
-                request = BuildRequest(
-                    self.artifact, self._folder, onnx_path=traced[id(model)], images=images,
-                    options={"layers": found.layers},
-                )  # fmt: skip
-                self._add_file(file, request, {} if file.device == "cpu" else found.record)
+                    path = traced[id(model)] = Path(scratch) / f"{len(traced)}.onnx"
+                    made = BuildRequest(self.artifact, path.parent, model=model, options=options)
+                    onnx_build.build(PlannedFile(path.name, "fp32", "any"), made)
+                request = self._request(
+                    onnx_path=traced[id(model)], images=images, options={"layers": found.layers}
+                )
+                search = {} if file.device == "cpu" else {"search": found.record}
+                self._add(file, request, **search)
 
     def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
         """A few images as the graph's input: unlabeled images if there are any."""
@@ -293,8 +300,7 @@ class _Writer:
 
     def _calibration_set(self, pool: Images) -> CalibrationSet:
         """Unlabeled images, spread over the classes that the float32 file predicts."""
-        (float32,) = onnx_build.plan("fp32")
-        backend = with_classes(self.artifact, onnx_run.load(self._folder / float32.name))
+        backend = load_file(self.artifact, self.artifact.files[0])
         try:
             return choose_calibration_images(
                 pool.source,
@@ -307,59 +313,20 @@ class _Writer:
         finally:
             backend.close()
 
-    def _add(self, precision: Precision, request: BuildRequest) -> None:
-        """Builds the files of a precision, compares them with the unfused model and lists them."""
-        for file in onnx_build.plan(precision):
-            self._add_file(file, request, {})
-
-    def _add_file(
-        self, file: PlannedFile, request: BuildRequest, search: Mapping[str, Any]
-    ) -> None:
-        """Builds, compares and lists one file; `search` is the record of its search."""
-        log.info("Writing %s.", file.name)
-        began = time.monotonic()
-        built_with = onnx_build.build(file, request)
-        seconds = round(time.monotonic() - began, 2)
-        facts: dict[str, Any] = {"normalized": self._model.normalization, "seconds": seconds}
-        if search:
-            facts["search"] = dict(search)
-        entry = self._compared(file, {**built_with, **facts})
-        self.artifact = self.artifact.with_files(entry)
-
-    def _compared(self, file: PlannedFile, built_with: dict[str, Any]) -> ModelFile:
-        """The entry of a built file, with its parity and gate."""
-        path = self._folder / file.name
-        data = path.with_name(f"{file.name}.data")
-        n_bytes = path.stat().st_size
-        if data.exists():
-            self._keep(data)
-            n_bytes += data.stat().st_size
-        reference = self._reference
-        backend = with_classes(self.artifact, onnx_run.load(path))
-        try:
-            logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
-            parity = reference.compared(self.artifact, logits, runtime=backend.describe())
-            limit = None
-            if self._known is not None:
-                if self.gaussians is None:  # the float32 file is the first
-                    self.artifact, self.gaussians = self._known.fit(self.artifact, backend)
-                limit = self._known.limit(self.gaussians, self.artifact, backend)
-        finally:
-            backend.close()
-        missed = misses(parity, file.precision, self.artifact.gates)
-        return ModelFile(
-            name=file.name,
-            target="onnx",
-            precision=file.precision,
-            device=file.device,
-            sha256=sha256_file(path),
-            n_bytes=n_bytes,
-            data=data.name if data.exists() else None,
-            built_with=built_with,
-            parity=parity,
-            gate="missed" if missed else "passed",
-            none_below=limit,
+    def _add(self, file: PlannedFile, request: BuildRequest, **facts: Any) -> None:
+        """Builds one file, compares it with the unfused model, and lists it."""
+        artifact, entry = build_file(
+            self.artifact, ONNX, onnx_build, file, request, facts={**self._facts, **facts}
         )
+        if self._known is not None and self.run.limit is None:  # the float32 file is the first
+            backend = load_file(artifact, entry)
+            try:
+                artifact, gaussians = self._known.fit(artifact, backend)
+            finally:
+                backend.close()
+            limit = functools.partial(self._known.limit, gaussians)
+            self.run = dataclasses.replace(self.run, limit=limit)
+        self.artifact = artifact.with_files(compared(artifact, ONNX, entry, self.run))
 
     def _keep(self, path: Path) -> None:
         """Lists a file that no backend runs by itself."""
@@ -378,3 +345,43 @@ def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:
         * count_gmacs(lambda batch: trained.forward_features(batch) @ vectors.T, images),
         "folded": 2 * count_gmacs(model, images.cpu()),
     }
+
+
+def search_int8(
+    model: nn.Module,
+    onnx_path: Path,
+    images: npt.NDArray[Any],
+    held_out: npt.NDArray[Any],
+    *,
+    gate_percent: float,
+    minutes: float,
+    class_matrix: npt.NDArray[Any] | None,
+) -> Found:
+    """Finds an INT8 model that should pass its gate on other images.
+
+    The best of several candidates is better on the images that chose it than on others. So the
+    search goes on until the agreement to expect is half-way from the gate to 100 %. Layers are left
+    in float, which costs speed, until it is a quarter of the way.
+
+    Args:
+        model: the folded model.
+        onnx_path: its float32 file.
+        images: [N, 3, S, S], as the model takes them, for ranges.
+        held_out: [M, 3, S, S], other images.
+        gate_percent: the agreement that the file needs.
+        minutes: time for the search.
+        class_matrix: [C, D], if classes are open; else None.
+
+    Raises:
+        DataError: an image or the model's values are not finite.
+    """
+    return search(
+        model,
+        find_sites(load_graph(onnx_path), model),
+        torch.from_numpy(images),
+        torch.from_numpy(held_out),
+        target_percent=(gate_percent + 100) / 2,
+        enough_percent=gate_percent + (100 - gate_percent) / 4,
+        minutes=minutes,
+        class_matrix=None if class_matrix is None else torch.tensor(class_matrix),  # a copy
+    )

@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.config.fields import percent_value
-from kdedge.deploy.pixels import PixelArray, read_images, read_pixels
+from kdedge.deploy.calibrate import PixelArray, read_images, read_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_file, write_atomic
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.backend import Backend, TakesImages
-from kdedge.runtime.batches import run_batches
+from kdedge.runtime.backend import Backend, TakesImages, run_batches
 from kdedge.runtime.none_of_these import (
     FILE_NAME,
     N_PERCENTILES,

@@ -25,8 +25,7 @@ from kdedge.files import write_atomic
 from kdedge.progress import progress
 from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
-from kdedge.runtime.backend import Backend, TakesImages
-from kdedge.runtime.batches import run_batches
+from kdedge.runtime.backend import Backend, TakesImages, run_batches
 from kdedge.runtime.open_classes import class_logits, load_matrix
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 

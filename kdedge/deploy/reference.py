@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from kdedge.data.images import spread
+from kdedge.deploy.calibrate import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way, predict_images
-from kdedge.deploy.pixels import read_images, read_pixels
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent
 from kdedge.evaluation.agreement import compare
@@ -20,10 +20,9 @@ from kdedge.progress import progress
 from kdedge.results import ParityResult, TestSet
 from kdedge.runs.model import RunModel
 from kdedge.runs.temperature import fit_temperature
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.preprocess import normalize, resize_and_crop
-from kdedge.runtime.temperature import Temperature
 from kdedge.setup.images import Images
 
 _BATCH = 32
@@ -81,7 +80,24 @@ class Reference:
             logits = predict_images(backend, images, artifact)
         else:
             logits = predict_each_way(backend, self.pixels, artifact)
-        return self.compared(artifact, logits, runtime=backend.describe())
+        parity = compare(
+            self.logits,
+            logits,
+            keys=self.keys,
+            labels=self.labels,
+            class_names=artifact.class_names,
+            images=self.images,
+            runtime=backend.describe(),
+            head=artifact.head,
+        )
+        before, after = self._calibration_errors(logits)
+        return replace(
+            parity,
+            images_hash=self.images_hash,
+            test_set=self.test_set,
+            ece_percent=after,
+            ece_percent_before=before,
+        )
 
     @property
     def only_class(self) -> int | None:
@@ -103,35 +119,6 @@ class Reference:
             np.concatenate([self.whole.pixels, self.pixels[some]]),
             np.concatenate([of_whole, outputs[some]]),
             self.whole.images,
-        )
-
-    def compared(
-        self, artifact: Artifact, logits: npt.NDArray[np.float32], *, runtime: str
-    ) -> ParityResult:
-        """Compares a file's logits.
-
-        Args:
-            artifact: the artifact of the file.
-            logits: [N, C], of the file.
-            runtime: what computed them, such as "onnxruntime 1.24.4 CPU".
-        """
-        parity = compare(
-            self.logits,
-            logits,
-            keys=self.keys,
-            labels=self.labels,
-            class_names=artifact.class_names,
-            images=self.images,
-            runtime=runtime,
-            head=artifact.head,
-        )
-        before, after = self._calibration_errors(logits)
-        return replace(
-            parity,
-            images_hash=self.images_hash,
-            test_set=self.test_set,
-            ece_percent=after,
-            ece_percent_before=before,
         )
 
     def _calibration_errors(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError, DivergedError, ShapeError
 from kdedge.results import ParityResult, WorstImage
-from kdedge.runtime.batches import softmax
+from kdedge.runtime.backend import softmax
 
 N_WORST = 10
 _ROWS = 256  # images at once, so that many classes need little memory

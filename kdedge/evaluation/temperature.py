@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.runtime.batches import softmax
+from kdedge.runtime.backend import softmax
 
 LARGEST = 20.0
 """Temperatures from 1 / `LARGEST` to `LARGEST` are searched. The range is our choice: no CLIP's

@@ -12,9 +12,8 @@ from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import CpuPreference
 from kdedge.runtime.cuda import find_gpu
-from kdedge.targets.load import load_file
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import list_targets, target_of_backend
+from kdedge.targets.registry import list_targets, load_file, target_of_backend
 
 _LOG = logging.getLogger(__name__)
 

@@ -23,13 +23,12 @@ from kdedge.inference.results import (
     UnreadableImage,
 )
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
-from kdedge.runtime.backend import Backend, TakesImages
-from kdedge.runtime.batches import run_batches, run_inputs, softmax
+from kdedge.runtime.backend import Backend, TakesImages, run_batches, run_inputs, softmax
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.none_of_these import Gaussians, KnownScore, known_scores, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
-from kdedge.targets.load import load_file
+from kdedge.targets.registry import load_file
 
 ImageInput = bytes | Image.Image | UnusableImage
 """An image file's bytes, a decoded RGB image, or the error that prevented both."""

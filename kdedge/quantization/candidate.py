@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from kdedge.quantization.fake import (
     HIGHEST,
+    WEIGHT_LOWEST,
     InputQuantizer,
     QuantizedLayer,
     round_scale,
@@ -335,3 +337,40 @@ def _smoothed_error(
         layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
         seen = seen.divided(factor)
     return layer_error(layer, quantize_weight(layer, input_scale(seen, "max")), seen)
+
+
+_DAMPING = 0.01
+"""Share of the mean second moment that is added to each channel, as in GPTQ's code."""
+
+_BLOCK = 128
+"""Columns whose losses are handed on together, as in GPTQ's code."""
+
+
+@torch.no_grad()
+def round_weight(layer: Any, quantized: QuantizedLayer, seen: Observed) -> QuantizedLayer:
+    """A linear layer with other levels.
+
+    Args:
+        layer: the float layer.
+        quantized: its scales are kept.
+        seen: what the layer reads.
+    """
+    scale = torch.from_numpy(quantized.weight_scale).double()[:, None]
+    x = InputQuantizer(quantized.input_scale)(seen.sample).double()
+    moments = x.T @ x / len(x)
+    moments.diagonal().add_(_DAMPING * moments.diagonal().mean().clamp(min=1e-12))
+    # Upper triangle U with moments^-1 = U^T U: row i has what column i's loss costs later columns
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    rest = layer.weight.detach().double().clone()
+    levels = torch.zeros_like(rest)
+    for start in range(0, rest.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, rest.shape[1])
+        lost = torch.zeros(len(rest), stop - start, dtype=torch.float64)
+        for at in range(start, stop):
+            column = rest[:, at]
+            levels[:, at] = (column / scale[:, 0]).round().clamp(WEIGHT_LOWEST, HIGHEST)
+            lost[:, at - start] = (column - levels[:, at] * scale[:, 0]) / upper[at, at]
+            rest[:, at:stop] -= lost[:, at - start, None] * upper[at, at:stop]
+        rest[:, stop:] -= lost @ upper[start:stop, stop:]
+    return dataclasses.replace(quantized, levels=levels.to(torch.int8).numpy())

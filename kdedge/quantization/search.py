@@ -40,12 +40,12 @@ from kdedge.quantization.candidate import (
     layer_error,
     output_shift,
     quantize_all,
+    round_weight,
     smooth_sites,
     with_plain_functions,
 )
 from kdedge.quantization.fake import QuantizedLayer, attach
 from kdedge.quantization.ranges import RANGES, Range
-from kdedge.quantization.rounding import round_weight
 from kdedge.quantization.sites import Observed, Site, observe_layers
 
 log = logging.getLogger(__name__)

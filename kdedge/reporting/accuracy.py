@@ -12,8 +12,8 @@ from kdedge.reporting.figures import (
     classes_a_cell,
     confusion,
 )
-from kdedge.reporting.numbers import percent, points
 from kdedge.results import EvalDetails, EvalResult
+from kdedge.tables import percent, points
 
 _N_CONFUSIONS = 15
 _N_GAINS = 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from kdedge.benchmarking.tables import machine, named_rows, sizes, throughputs
 from kdedge.reporting.accuracy import (
     accuracy_table,
     calibration_blocks,
@@ -14,20 +15,18 @@ from kdedge.reporting.accuracy import (
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section, Table
 from kdedge.reporting.disagreements import galleries
 from kdedge.reporting.figures import training_curves
-from kdedge.reporting.front import front_blocks
 from kdedge.reporting.int8 import search_blocks
-from kdedge.reporting.numbers import figure, percent, points
 from kdedge.reporting.provenance import done_blocks, files_table, provenance_blocks
 from kdedge.reporting.records import RunRecords
 from kdedge.reporting.samples import labeled_samples
-from kdedge.reporting.speed import how, machine, named_rows, sizes, speed_blocks, throughputs
-from kdedge.reporting.targets import target_blocks
-from kdedge.reporting.unlabeled import unlabeled_blocks
+from kdedge.reporting.speed import as_table, front_blocks, how, speed_blocks
+from kdedge.reporting.unlabeled import target_blocks, unlabeled_blocks
 from kdedge.results import by_images
 from kdedge.runs.headline import fastest_file, headline
 from kdedge.runs.results import labeled_results, model_label, run_label
 from kdedge.runtime.cpu_choice import readable_choices
 from kdedge.speed_results import SpeedResult
+from kdedge.tables import figure, percent, points
 
 
 def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
@@ -200,8 +199,8 @@ def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
     rows = [named for name, result in same for named in named_rows(result, f"{name}: ")]
     blocks = [
         *front_blocks(rows, measured_on, "accuracy-latency"),
-        sizes(rows, measured_on),
-        throughputs(rows, measured_on),
+        as_table(sizes(rows), measured_on),
+        as_table(throughputs(rows), measured_on),
     ]
     others = [name for name, result in measured if (name, result) not in same]
     if others:

@@ -16,10 +16,10 @@ from kdedge.data.open import open_source
 from kdedge.deploy.parity import SMOKE_SET, load_smoke_set
 from kdedge.errors import KdedgeError
 from kdedge.reporting.blocks import Gallery, GalleryImage
-from kdedge.reporting.numbers import percent
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.tables import percent
 
 SIDE_PX = 192
 """Longest side of a thumbnail: twice the size on the page, for high-resolution screens."""

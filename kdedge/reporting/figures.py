@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.reporting.pareto import pareto_front
+from kdedge.benchmarking.tables import pareto_front
 from kdedge.reporting.plots import (
     Draw,
     Figure,

@@ -9,9 +9,9 @@ from typing import Any
 
 from kdedge.config.recipe import ModelSpec
 from kdedge.reporting.blocks import Block, Facts, Note, Table, Text
-from kdedge.reporting.numbers import figure, percent, points
 from kdedge.reporting.records import RunRecords
 from kdedge.runtime.artifact import Artifact
+from kdedge.tables import figure, percent, points
 
 _PARITY = ("agreement_percent", "accuracy_percent", "reference_accuracy_percent")
 

@@ -8,8 +8,8 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.errors import KdedgeError
 from kdedge.reporting.blocks import SampleCard, Samples
 from kdedge.reporting.disagreements import Thumbnail, read_thumbnails
-from kdedge.reporting.numbers import percent
 from kdedge.results import SampleImage, SampleKind
+from kdedge.tables import percent
 
 _TITLES: Mapping[SampleKind, str] = {
     "right": "Right, evenly spaced",

@@ -1,42 +1,25 @@
-"""Makes tables of measured speed from a record of `kdedge bench`."""
+"""What `kdedge bench` measured: its tables, and accuracy against latency with the Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from kdedge.reporting.blocks import Block, Note, Table
-from kdedge.reporting.numbers import figure
-from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
-
-_PERCENTILES = ["p50", "p90", "p99", "cv %"]
-
-
-NamedRow = tuple[str, SpeedRow]
-"""A measured model's name in the tables, and its measurements."""
-
-
-def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
-    """Names the rows of a result; names include the source if there are several."""
-    several = len({row.source for row in result.rows}) > 1
-    return [
-        (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
-        for row in result.rows
-    ]
+from kdedge.benchmarking.tables import NamedRow, machine, notes, pareto_front, speed_grids
+from kdedge.reporting.blocks import Block, Note, Plot, Table
+from kdedge.reporting.figures import CostPoint, accuracy_against_cost
+from kdedge.speed_results import Accuracy, SpeedResult, SpeedRow, accuracy_sets
+from kdedge.tables import Grid, figure, percent
 
 
 def speed_blocks(result: SpeedResult) -> list[Block]:
     """Makes the tables of one call of `kdedge bench`, and remarks on them."""
-    rows, measured = named_rows(result), how(result)
-    tables = [
-        sizes(rows, measured),
-        _latencies(rows, result, "on device"),
-        _latencies(rows, result, "copied"),
-        throughputs(rows, measured),
-        _end_to_end(rows, measured),
-        _power(rows, measured),
-    ]
-    notes = _notes(rows, result)
-    return [*(table for table in tables if table.rows), *([Note(notes)] if notes else [])]
+    return [*(as_table(grid, how(result)) for grid in speed_grids(result)), Note(notes(result))]
+
+
+def as_table(grid: Grid, caption: str) -> Table:
+    """One of bench's tables, for a page."""
+    return Table(grid.title, grid.header, grid.rows, caption)
 
 
 def how(result: SpeedResult) -> str:
@@ -44,122 +27,111 @@ def how(result: SpeedResult) -> str:
     return f"{machine(result)}; {result.command}, {result.measured_at}."
 
 
-def machine(result: SpeedResult) -> str:
-    """The machine of a measurement."""
-    device, threads = result.device, result.settings.get("threads")
-    parts = [f"{device.get('cpu')}, {device.get('cpu_cores')} cores"]
-    parts.append("default threads of each library" if threads is None else f"{threads} threads")
-    parts += [f"{gpu.get('name')}, driver {gpu.get('driver')}" for gpu in device.get("gpus", [])]
-    if "jetson" in device:
-        parts += [str(device["jetson"].get(key)) for key in ("board", "power_mode")]
-    return ", ".join(parts)
+def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Block]:
+    """Makes a plot and a table per set of test images; none if no accuracy is known.
+
+    A set is left out if a larger plot of the same accuracy has all its models.
+
+    Args:
+        rows: measured on one machine.
+        measured: the machine and the measurement, for the caption.
+        name: of the PNG file.
+    """
+    fronts = [_front(rows, images) for images in accuracy_sets([row for _, row in rows])]
+    fronts.sort(key=lambda front: -len(front.points))
+    blocks: list[Block] = []
+    shown: list[_Front] = []
+    for front in fronts:
+        if front.points and not any(front.is_within(other) for other in shown):
+            number = f"-{len(shown) + 1}" if shown else ""
+            blocks += _blocks(front, len(rows), measured, f"{name}{number}")
+            shown.append(front)
+    return blocks
 
 
-def sizes(rows: Sequence[NamedRow], measured: str) -> Table:
-    """Parameters, file size, GMACs and memory; `measured` ends the caption."""
-    cells = []
-    for label, row in rows:
-        gmacs = row.gmacs(1)
-        cells.append(
-            [
-                *(label, row.precision, f"{row.runtime}, {row.device}"),
-                *(figure(row.n_parameters, 1e6), figure(row.n_bytes, 1e6)),
-                *(figure(gmacs), figure(None if gmacs is None else 2 * gmacs)),
-                figure(row.memory_bytes, 2**20),
-            ]
-        )
-    header = ["model", "precision", "runs in", "M param.", "MB", "GMACs", "GFLOPs", "MiB"]
+@dataclass(frozen=True)
+class _Front:
+    """Models with accuracies on the same images.
+
+    Attributes:
+        images: describes the images.
+        accuracy_name: the name of the accuracy.
+        batch: images per call.
+        points: the models.
+        sources: origin of each accuracy, by model.
+    """
+
+    images: str
+    accuracy_name: str
+    batch: int
+    points: list[CostPoint]
+    sources: dict[str, str]
+
+    def is_within(self, other: _Front) -> bool:
+        """Whether another plot also shows these models, with the same accuracy."""
+        is_same = self.accuracy_name == other.accuracy_name
+        return is_same and self.sources.keys() <= other.sources.keys()
+
+
+def _front(rows: Sequence[NamedRow], images: Accuracy) -> _Front:
+    """The models at the smallest batch that were measured on these images."""
+    measurements = [found for _, row in rows for found in row.measurements]
+    batch = min((found.batch for found in measurements if found.inputs != "image file"), default=1)
+    known_rows = [(label, row, row.accuracy_beside(images)) for label, row in rows]
+    key, accuracy_name = shared_accuracy([known for _, _, known in known_rows if known is not None])
+    points, sources = [], {}
+    for label, row, known in known_rows:
+        found = row.alone(batch)
+        accuracy = None if known is None else getattr(known, key)
+        if found is not None and found.doubt is None and known is not None and accuracy is not None:
+            points.append(CostPoint(label, _kind(row), found.p50_ms, accuracy))
+            sources[label] = known.source
+    return _Front(images.images_text, accuracy_name, batch, points, sources)
+
+
+def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]:
+    points, accuracy_name = front.points, front.accuracy_name
+    time_name = f"ms per call at batch {front.batch}, median"
     caption = (
-        "Million parameters, file size, work per image at batch 1 (GFLOPs = 2 GMACs), peak memory"
-        f" added by loading and a first call. {measured}"
+        f"All accuracies are on the same images ({front.images}). The dashed line is the Pareto"
+        " front: no other model is both faster and more accurate."
     )
-    return Table("Size and work", header, cells, caption, n_text=3)
-
-
-def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) -> Table:
-    """Times at the smallest measured batch; models without it are left out."""
-    batches = [m.batch for _, row in rows for m in row.measurements if m.inputs == inputs]
-    batch = min(batches, default=1)
-    cells = []
-    for label, row in rows:
-        if (found := row.at(batch, inputs)) is not None:
-            ratio = ["-", "-"]
-            if found.ratio is not None and result.has_rank(found):
-                ratio = [f"{found.ratio:.2f}", f"{found.ratio_low:.2f}-{found.ratio_high:.2f}"]
-            cells.append([label, *_times(found), *ratio, f"{found.n_calls:,}"])
-    what = "copied to the device and logits back" if inputs == "copied" else "in its memory"
-    header = ["model", *_PERCENTILES, "times faster", "low-high", "calls"]
-    caption = (
-        f"ms per call at batch {batch}, images {what}, after warm-up; times faster than"
-        f" {result.baseline}: median and range over {result.settings.get('n_rounds')} interleaved"
-        f" rounds. {how(result)}"
+    if len(points) < n_rows:
+        caption += (
+            f" {n_rows - len(points)} of {n_rows} models are left out: their accuracy on these"
+            " images is unknown, or their times are missing or in doubt."
+        )
+    draw = accuracy_against_cost(
+        points, accuracy_name=f"{accuracy_name}, %", cost_name=f"{time_name} (log scale)"
     )
-    return Table(f"Latency, images {what}", header, cells, caption)
-
-
-def _times(found: Measurement) -> list[str]:
-    mark = "!" if found.doubt else ""
-    times = map(figure, (found.p50_ms, found.p90_ms, found.p99_ms))
-    return [*times, f"{found.cv_percent:.1f}{mark}"]
-
-
-def throughputs(rows: Sequence[NamedRow], measured: str) -> Table:
-    """Images per second by batch; `measured` ends the caption."""
-    batches = sorted({m.batch for _, row in rows for m in row.measurements if is_model_alone(m)})
-    cells = []
-    for label, row in rows:
-        found = [model_alone(row, batch) for batch in batches]
-        if any(found):
-            speeds = [figure(None if m is None else m.images_per_second) for m in found]
-            cells.append([label, *speeds])
-    header = ["model", *(f"batch {batch}" for batch in batches)]
-    return Table("Images per second", header, cells, f"Batch over mean time. {measured}")
-
-
-def _end_to_end(rows: Sequence[NamedRow], measured: str) -> Table:
+    title = f"Accuracy against latency: {accuracy_name}"
+    best = set(pareto_front([(point.cost, point.accuracy) for point in points]))
     cells = [
-        [label, *_times(found), figure(found.images_per_second)]
-        for label, row in rows
-        if (found := row.at(1, "image file")) is not None
+        [
+            *(point.label, front.sources[point.label], "yes" if i in best else ""),
+            *(figure(point.cost), percent(point.accuracy)),
+        ]
+        for i, point in sorted(enumerate(points), key=lambda entry: entry[1].cost)
     ]
-    caption = f"ms from the bytes of a 640x480 JPEG to the prediction. {measured}"
-    return Table("From file to prediction", ["model", *_PERCENTILES, "images/s"], cells, caption)
-
-
-def _power(rows: Sequence[NamedRow], measured: str) -> Table:
-    cells = [
-        [label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
-        for label, row in rows
-        for found in row.measurements
-        if found.watts is not None and is_model_alone(found)
+    header = ["model", "accuracy from", "on the front", "ms", "%"]
+    table_caption = f"Times: {time_name}. Accuracies: {accuracy_name}, percent, {front.images}."
+    return [
+        Plot(name, title, draw, f"{caption} {measured}"),
+        Table("The same as numbers", header, cells, table_caption, n_text=3),
     ]
-    header = ["model", "batch", "W", "J/image"]
-    return Table("Power and energy", header, cells, f"Mean power during the calls. {measured}")
 
 
-def is_model_alone(found: Measurement) -> bool:
-    """Whether the model was timed without reading an image file."""
-    return found.inputs != "image file"
+def shared_accuracy(known: Sequence[Accuracy]) -> tuple[str, str]:
+    """The accuracy that all models have, as the key of `Accuracy` and in words.
+
+    Exported files have only the one over all names.
+    """
+    if all(accuracy.harmonic_mean is not None for accuracy in known):
+        return "harmonic_mean", "harmonic mean of base and novel"
+    return "all", "accuracy over all names"
 
 
-def model_alone(row: SpeedRow, batch: int) -> Measurement | None:
-    """The measurement of a batch on the device; with copies if only that was measured."""
-    return row.at(batch, "on device") or row.at(batch, "copied")
-
-
-def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
-    lines = []
-    if any(row.protocol == "paper" for _, row in rows):
-        lines.append(
-            "paper: class texts are encoded with every batch, as the methods' public code"
-            " evaluates. All other rows use stored class vectors."
-        )
-    if result.doubts:
-        lines.append(
-            f"! {len(result.doubts)} times are in doubt and not ranked ({result.doubts[0]})."
-            " Measure on a quiet machine: kdedge bench --wait-quiet 60."
-        )
-    if result.device.get("throttled"):
-        lines.append("The device was throttled during the measurement (heat, power or current).")
-    lines += [f"{label} ended early: {row.problem}" for label, row in rows if row.problem]
-    return [*lines, *(f"Left out: {name}: {why}" for name, why in result.left_out.items())]
+def _kind(row: SpeedRow) -> str:
+    if row.n_bytes is None:
+        return "model"
+    return "engine" if row.model.endswith(".engine") else "file"

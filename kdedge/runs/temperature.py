@@ -13,7 +13,7 @@ from kdedge.evaluation.temperature import temperature_of_labels, temperature_of_
 from kdedge.runs.measure import finite_logits
 from kdedge.runs.model import RunModel
 from kdedge.runs.teacher import teacher_of
-from kdedge.runtime.temperature import Temperature
+from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 

@@ -9,25 +9,31 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import DataError
 from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
-from kdedge.records import parse_record
-from kdedge.runtime._contents import FORMAT_VERSION as FORMAT_VERSION
-from kdedge.runtime._contents import Contents
-from kdedge.runtime._contents import Head as Head
-from kdedge.runtime.class_file import OpenClasses
-from kdedge.runtime.image_input import InGraph, describe_preparation, describe_tensor
+from kdedge.records import (
+    OPTIONAL,
+    Bounds,
+    Check,
+    Holds,
+    NonNegative,
+    Percent,
+    Positive,
+    PositiveCount,
+    Record,
+    Sha256,
+    Shape,
+    parse_record,
+)
+from kdedge.results import ParityResult
+from kdedge.runtime.class_file import OpenClasses, check_class_names
+from kdedge.runtime.image_input import InGraph, Preparation, describe_preparation, describe_tensor
 from kdedge.runtime.image_input import Pixels as Pixels
-from kdedge.runtime.model_file import Device as Device
-from kdedge.runtime.model_file import Gate as Gate
-from kdedge.runtime.model_file import ModelFile as ModelFile
-from kdedge.runtime.model_file import Precision as Precision
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.runtime.temperature import Temperature
 
 FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
@@ -285,3 +291,128 @@ def _check_file_name(name: str, where: Path) -> None:
             f"{where}: {name!r} is not a valid name of a file in the artifact's folder.\n"
             f"  {_REMEDY}"
         )
+
+
+FORMAT_VERSION = 6
+
+Head = Literal["scores", "argmax"]
+
+
+@dataclass(frozen=True)
+class _Input(Record):
+    name: Literal["images"]
+    pixels: Pixels
+    batch: Literal["dynamic"] | PositiveCount
+    max_batch: PositiveCount
+    dtype: Literal["float32", "uint8"]
+    layout: Literal["NCHW"]
+    channels: Literal["RGB"]
+    values: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Output(Record):
+    name: Literal["logits", "features"]
+    head: Head
+
+
+@dataclass(frozen=True)
+class _Gates(Shape):
+    """Agreement in percent by precision, and drop in points; an artifact may have no gates."""
+
+    agreement: Annotated[dict[str, Percent], OPTIONAL]
+    max_drop: Annotated[Percent, OPTIONAL]
+
+
+@dataclass(frozen=True)
+class Contents(Record):
+    """What `artifact.json` holds; mean and standard deviation are in the graph."""
+
+    format: Annotated[int, Bounds(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    kdedge: str
+    name: str
+    class_names: Annotated[tuple[str, ...], Check(check_class_names)]
+    output: _Output
+    gates: Annotated[dict[str, Any], Holds(_Gates)]
+    files: tuple[ModelFile, ...]
+    others: dict[str, Sha256]
+    provenance: dict[str, Any]
+    preprocess: Preparation
+    input: _Input
+    in_graph: InGraph
+    open_classes: Annotated[OpenClasses | None, OPTIONAL] = None
+    temperature: Annotated[Temperature | None, OPTIONAL] = None
+    none_of_these: Annotated[NoneOfThese | None, OPTIONAL] = None
+
+
+FittedTo = Literal["labels", "teacher"]
+
+
+@dataclass(frozen=True)
+class Temperature(Record):
+    """A fitted temperature (Guo et al. 2017, arXiv:1706.04599); top-1 answers do not change.
+
+    It is part of `logit_scale` in the graph or the class matrix: nothing divides at run time.
+
+    Attributes:
+        value: the logits of the model as it was trained are divided by it; above 1 they were too
+            confident.
+        fitted_to: `labels`: lowest negative log-likelihood of labeled images. `teacher`: mean
+            confidence on unlabeled images equals the share with the teacher's top-1 class.
+        images: describes the images.
+        n_images: their number.
+    """
+
+    value: Positive
+    fitted_to: FittedTo
+    images: str
+    n_images: PositiveCount
+
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Device = Literal["any", "cpu", "gpu"]
+Gate = Literal["passed", "missed", "not measured"]
+
+
+@dataclass(frozen=True)
+class _BuiltWith(Shape):
+    """The facts in `ModelFile.built_with` that kdedge uses."""
+
+    gmacs: Annotated[NonNegative, OPTIONAL]
+    parameters: Annotated[PositiveCount, OPTIONAL]
+    profiles: Annotated[list[Any], OPTIONAL]
+
+
+@dataclass(frozen=True)
+class ModelFile(Record):
+    """One file of the artifact that a backend can run.
+
+    Attributes:
+        name: the file's name in the folder.
+        target: its target, such as `onnx` or `tensorrt`.
+        precision: precision of its weights and arithmetic.
+        device: device that it is meant for.
+        sha256: SHA-256 of the file's bytes, in hex.
+        n_bytes: size of the file.
+        data: name of its external data file, which is one of `Artifact.others`; None if the
+            weights are in the file itself.
+        made_from: SHA-256 of the ONNX file that an engine was built from; None for ONNX files.
+        built_with: tool, versions, device, profile, flags and seconds of the build.
+        parity: comparison with the model on real images; None if not measured.
+        gate: whether the comparison passed the recipe's gates.
+        none_below: its limits for "none of these"; None if the artifact cannot tell, or if they are
+            those of the file that it was made from.
+    """
+
+    name: str
+    target: str
+    precision: Precision
+    device: Device
+    sha256: Sha256
+    n_bytes: Annotated[int, Bounds(ge=1, le=10**18)]
+    data: str | None = None
+    made_from: Sha256 | None = None
+    built_with: Annotated[dict[str, Any], Holds(_BuiltWith)] = field(default_factory=dict)
+    parity: ParityResult | None = None
+    gate: Gate = "not measured"
+    none_below: Annotated[NoneBelow | None, OPTIONAL] = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.errors import ShapeError
 from kdedge.runtime.artifact import Pixels
 
 
@@ -88,3 +90,90 @@ class DeviceTimed(Protocol):
             images: as `Backend.run` takes them.
         """
         ...
+
+
+def to_input(images: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[Any]:
+    """Converts images to the graph's input.
+
+    Args:
+        images: [B, S, S, 3], uint8, RGB, resized and cropped.
+        pixels: `float` for values from 0 to 1, `uint8` for unchanged pixels.
+
+    Returns:
+        [B, 3, S, S], contiguous, float32 or uint8.
+    """
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))  # [B, 3, S, S]
+    return planes if pixels == "uint8" else planes.astype(np.float32) / np.float32(255)
+
+
+def run_batches(
+    backend: Backend, images: npt.NDArray[np.uint8], *, pixels: Pixels, max_batch: int
+) -> npt.NDArray[np.float32]:
+    """Computes the logits of any number of images, in batches.
+
+    Copies of the last image fill a batch that is smaller than the backend's smallest batch.
+
+    Args:
+        backend: a loaded model file.
+        images: [N, S, S, 3], uint8, RGB, resized and cropped; one or more.
+        pixels: kind of pixels in the graph's input.
+        max_batch: batch size, if the backend takes as many images.
+
+    Returns:
+        [N, C], float32.
+
+    Raises:
+        ShapeError: the numbers of images and of rows of logits differ.
+    """
+    return run_inputs(
+        backend, images, max_batch=max_batch, prepare=lambda batch: to_input(batch, pixels)
+    )
+
+
+def run_inputs(
+    backend: Backend,
+    inputs: npt.NDArray[Any],
+    *,
+    max_batch: int,
+    prepare: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] = lambda batch: batch,
+) -> npt.NDArray[np.float32]:
+    """Computes the logits of any number of inputs of the graph, in batches.
+
+    Copies of the last one fill a batch that is smaller than the backend's smallest batch.
+
+    Args:
+        backend: a loaded model file.
+        inputs: [N, 3, S, S] as the graph takes them, or what `prepare` makes this of; one or more.
+        max_batch: batch size, if the backend takes as many images.
+        prepare: makes the graph's input of a batch.
+
+    Returns:
+        [N, C], float32.
+
+    Raises:
+        ShapeError: the numbers of inputs and of rows of logits differ.
+    """
+    low, high = backend.batches
+    size = max(low, max_batch if high is None else min(high, max_batch))
+    rows = []
+    for start in range(0, len(inputs), size):
+        batch = inputs[start : start + size]
+        missing = low - len(batch)
+        padded = np.concatenate([batch, batch[-1:].repeat(missing, 0)]) if missing > 0 else batch
+        logits = backend.run(prepare(padded))
+        if len(logits) != len(padded):
+            raise ShapeError(
+                f"The model gives {len(logits)} rows of logits for {len(padded)} images.\n"
+                "  The file is not an image classifier: export again."
+            )
+        rows.append(logits[: len(batch)])
+    return np.concatenate(rows)
+
+
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Scores from logits: [B, C] -> [B, C], in float64; stable, as the largest is subtracted."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    powers = np.exp(shifted)
+    scores: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return scores

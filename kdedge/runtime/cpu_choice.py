@@ -50,8 +50,8 @@ class CpuMachine(Record):
 
 
 @dataclass(frozen=True)
-class Candidate(Record):
-    """A file that was measured.
+class TimedFile(Record):
+    """A file that may be the fastest, as it was measured.
 
     Attributes:
         file: the file's name.
@@ -92,11 +92,11 @@ class CpuChoice(Record, Tabled):
     file: str
     sha256: Sha256
     batch: PositiveCount
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[TimedFile, ...]
     not_tried: dict[str, str]
     measured_at: str
 
-    def is_chosen(self, candidate: Candidate) -> bool:
+    def is_chosen(self, candidate: TimedFile) -> bool:
         """Whether a candidate is the fastest one."""
         return candidate.file == self.file
 
@@ -118,7 +118,7 @@ class CpuChoice(Record, Tabled):
     def _table(self) -> Table:
         return self.table
 
-    def _row(self, one: Candidate) -> list[str]:
+    def _row(self, one: TimedFile) -> list[str]:
         cells = [one.file, one.runtime or "-"]
         cells.append("-" if one.agreement_percent is None else f"{one.agreement_percent:.2f}")
         time = one.time

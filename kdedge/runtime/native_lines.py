@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 
 _one_at_a_time = threading.RLock()
@@ -54,3 +56,23 @@ def lines_held(pattern: re.Pattern[bytes]) -> Iterator[list[str]]:
                     taken.append(text)
                 elif sys.stderr is not None:
                     sys.stderr.write(text)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Context manager without warnings and logs, of which converters have many.
+
+    They call their interfaces experimental, use deprecated ones, and look for GPU libraries. A
+    handler that one gives the root logger would print kdedge's own lines a second time.
+    """
+    root = logging.root
+    before, handlers, level = root.manager.disable, root.handlers[:], root.level
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from kdedge.inference.lines import answer_values
 from kdedge.inference.results import NonFiniteLogits
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.batching import Batcher, Inputs, Outputs
-from kdedge.serving.limits import Limits
+from kdedge.serving.limits import Limits, Refusal, too_busy
 from kdedge.serving.metrics import Metrics
 from kdedge.serving.model import CurrentModel, ServedModel
 from kdedge.serving.open_inference import (
@@ -31,8 +35,6 @@ from kdedge.serving.open_inference import (
     format_answer,
     parse_request,
 )
-from kdedge.serving.page import load_page
-from kdedge.serving.refusal import Refusal, too_busy
 from kdedge.serving.uploads import Uploads, image_in
 
 _LOG = logging.getLogger(__name__)
@@ -232,3 +234,38 @@ async def _failed(request: Request, error: Exception) -> Response:
     """The answer of a request that failed by a fault of the model or of kdedge."""
     _LOG.error("%s %s failed.", request.method, request.url.path, exc_info=error)
     return JSONResponse({"error": "the server failed; its log says why"}, 500)
+
+
+_FILE = Path(__file__).with_name("page.html")
+
+
+def load_page() -> HTMLResponse:
+    """The page, whose policy allows only its own script and style, the camera, and this server."""
+    text = _FILE.read_text(encoding="utf-8")
+    policy = [
+        "default-src 'none'",
+        f"script-src {_hash_of(text, 'script')}",
+        f"style-src {_hash_of(text, 'style')}",
+        "img-src blob: data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    return HTMLResponse(
+        text,
+        headers={
+            "Content-Security-Policy": "; ".join(policy),
+            "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-cache",
+        },
+    )
+
+
+def _hash_of(text: str, element: str) -> str:
+    found = re.search(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
+    assert found is not None
+    digest = hashlib.sha256(found[1].encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

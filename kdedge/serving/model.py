@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kdedge.inference.classify import Classifier
 from kdedge.inference.results import NonFiniteLogits, Prediction
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import uvicorn
 
 from kdedge.deploy.parity import warn_of_misses
-from kdedge.deploy.triton import model_name
+from kdedge.deploy.servers import model_name
 from kdedge.errors import InUseError, RecipeError
 from kdedge.serving.app import App
 from kdedge.serving.connection import ConnectionLimits, LimitedConnection
 from kdedge.serving.limits import Limits
 from kdedge.serving.model import CurrentModel, ServedModel
-from kdedge.serving.takeover import Source, Takeover
+from kdedge.serving.takeover import ArtifactSource, Takeover
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +44,13 @@ class Server:
     """
 
     def __init__(
-        self, source: Source, *, host: str, port: int, limits: Limits, look_every_s: float = 1.0
+        self,
+        source: ArtifactSource,
+        *,
+        host: str,
+        port: int,
+        limits: Limits,
+        look_every_s: float = 1.0,
     ) -> None:
         """Takes the port, loads the model and begins to answer.
 

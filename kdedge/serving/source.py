@@ -19,8 +19,7 @@ from PIL import Image
 from kdedge.data.sources import IMAGE_EXTENSIONS, printable, read_file
 from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
 from kdedge.inference.classify import ImageInput
-from kdedge.runtime.formats import more_extensions
-from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.runtime.preprocess import UnusableImage, decode_image, more_extensions
 from kdedge.runtime.video import (
     LiveVideo,
     StreamLost,

@@ -20,7 +20,7 @@ _Stamp = tuple[object, ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class ArtifactSource:
     """Where the artifact is, and how it is loaded.
 
     Attributes:
@@ -50,7 +50,7 @@ class Takeover:
 
     def __init__(
         self,
-        source: Source,
+        source: ArtifactSource,
         current: CurrentModel,
         on_outcome: Callable[[str], None],
         *,
@@ -104,7 +104,7 @@ class Takeover:
         _LOG.info("Serving the new artifact %s: %s.", path, model.describe())
 
 
-def load_checked(source: Source, path: Path) -> ServedModel:
+def load_checked(source: ArtifactSource, path: Path) -> ServedModel:
     """Loads an artifact and compares it with its smoke set.
 
     Raises:

@@ -12,8 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
-from kdedge.serving.limits import Limits
-from kdedge.serving.refusal import Refusal, too_busy
+from kdedge.serving.limits import Limits, Refusal, too_busy
 
 _MAX_FIELDS = 8
 _NO_IMAGE = ("text/", "application/json", "application/xml")

@@ -1,5 +1,5 @@
 """Export targets: one folder per target, with the same files in each.
 
-`describe.py` has data and imports nothing heavy, `build.py` writes the target's files, `run.py`
+`__init__.py` has data and imports nothing heavy, `build.py` writes the target's files, `run.py`
 runs them on the device without torch. `protocol.py` defines what each file must have.
 """

@@ -1,4 +1,4 @@
-"""The protocol of targets: `TARGET` in describe.py, and the functions of build.py and run.py.
+"""The protocol of targets: `TARGET` in `__init__.py`, and the functions of build.py and run.py.
 
 An installed package adds a target by an entry point of the group `kdedge.targets`, which names a
 package with the same modules.
@@ -69,7 +69,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Target:
-    """A target, as data: `TARGET` in describe.py.
+    """A target, as data: `TARGET` in `__init__.py`.
 
     Attributes:
         name: name in `artifact.json`.

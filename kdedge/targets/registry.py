@@ -1,7 +1,7 @@
 """The targets by name: folders next to this file, and entry points of the group `kdedge.targets`.
 
-Listing imports each target's describe.py, which is data. An installed package's target whose
-describe.py cannot be imported stays in the list, and raises the reason when it is used.
+Listing imports each target's package, which is data. An installed package's target whose package
+cannot be imported stays in the list, and raises the reason when it is used.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from kdedge.errors import RecipeError, SetupError
+from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.plugins import Plugins, near
 from kdedge.targets.protocol import BuildModule, RunModule, Target
+
+if TYPE_CHECKING:
+    from kdedge.runtime.artifact import Artifact, ModelFile
+    from kdedge.runtime.backend import Backend
 
 _TARGETS = Plugins(
     noun="target",
     package="kdedge.targets",
     group="kdedge.targets",
     parts={
-        "describe": {"TARGET": "a kdedge.targets.protocol.Target."},
         "build": dict.fromkeys(
             ("check_environment", "plan", "build"), "see kdedge.targets.protocol.BuildModule."
         ),
         "run": dict.fromkeys(
             ("check_environment", "load"), "see kdedge.targets.protocol.RunModule."
         ),
+        "": {"TARGET": "a kdedge.targets.protocol.Target."},
     },
 )
 
@@ -61,13 +65,13 @@ def list_targets() -> tuple[Target, ...]:
 
 
 def _described(name: str) -> Any:
-    return _TARGETS.load(name, "describe").TARGET
+    return _TARGETS.load(name).TARGET
 
 
 def _problem(target: Any, name: str, others: Iterable[Target]) -> str:
     """Why an installed package's target cannot be used; empty if it can."""
     if not isinstance(target, Target) or target.name != name:
-        return f"TARGET in its describe.py is not a Target named {name!r}."
+        return f"TARGET in its package is not a Target named {name!r}."
     for other in others:
         if target.flag == other.flag or target.backend in (other.backend or "", other.name):
             return f"Its flag or its backend's name is already that of {other.name}."
@@ -141,3 +145,72 @@ def _usable(target: Target) -> Target:
     if isinstance(target, BrokenTarget):
         raise SetupError(target.problem)
     return target
+
+
+def target_records() -> dict[str, dict[str, Any]]:
+    """All targets as plain values, by name."""
+    return {target.name: _record(target) for target in list_targets()}
+
+
+def _record(target: Target) -> dict[str, Any]:
+    return {
+        "flag": target.flag,
+        "help": target.help,
+        "files": target.files,
+        "built_from": target.source,
+        "precisions": list(target.precisions),
+        "backend": target.backend,
+        "extras": _extras(target),
+        "remark": target.remark,
+    }
+
+
+def _extras(target: Target) -> list[str]:
+    return list(dict.fromkeys(package.extra for package in target.packages if package.extra))
+
+
+def as_markdown() -> str:
+    """The documentation's table of targets, in Markdown."""
+    lines = [
+        "| `kdedge export` | makes | built from | precisions | run by | extras | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for target in list_targets():
+        runs = f"`--backend {target.backend}`" if target.backend else "-"
+        extras = ", ".join(f"`{extra}`" for extra in _extras(target)) or "-"
+        precisions = ", ".join(target.precisions)
+        lines.append(
+            f"| `{target.flag}` | {target.label}, `{target.files}` | {target.source} |"
+            f" {precisions} | {runs} | {extras} | {target.remark} |"
+        )
+    return "\n".join(lines)
+
+
+def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = None) -> Backend:
+    """A file's backend, which gives logits; the caller closes it.
+
+    Args:
+        artifact: the artifact.
+        file: one of its files, of a target that has a backend.
+        n_threads: CPU threads; None for the engine's default.
+
+    Raises:
+        DataError: the file or the class matrix has changed since it was written, or the file's path
+            is not UTF-8.
+        SetupError: this machine cannot run the file; `MissingPackage` and `BackendUnavailable` if
+            something is not installed or not there.
+    """
+    from kdedge.runtime.open_classes import with_classes  # NumPy, which a list does not need
+
+    module = load_run(find_target(file.target))
+    module.check_environment()
+    path = artifact.checked(file.name)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{str(path)!a} is not UTF-8, and runtimes cannot open it.\n"
+            "  Rename its folder; or, if its name is UTF-8, set LC_ALL=C.UTF-8."
+        ) from error
+    loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
+    return with_classes(artifact, loaded)

@@ -17,18 +17,18 @@ from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.errors import GateError
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.batches import to_input
-from kdedge.runtime.cpu_choice import Candidate, CpuMachine
+from kdedge.runtime.backend import to_input
+from kdedge.runtime.cpu_choice import CpuMachine, TimedFile
 from kdedge.speed_results import Measurement
 from kdedge.targets.onnx import run as onnx_run
 
 SHORT = TimingPlan(seconds=0.0, n_calls=4, n_rounds=2)
 
 
-def candidate(name: str, ratio: float | None, **changes: Any) -> Candidate:
+def candidate(name: str, ratio: float | None, **changes: Any) -> TimedFile:
     values: dict[str, Any] = {"precision": "fp32", "runtime": "some 1.0"}
     values |= {"agreement_percent": 100.0, "out": None, "speedup": ratio, **changes}
-    return Candidate(name, time=None if ratio is None else timed(ratio), **values)
+    return TimedFile(name, time=None if ratio is None else timed(ratio), **values)
 
 
 def timed(ratio: float) -> Measurement:
@@ -63,7 +63,7 @@ BYTES = candidate("model.int8.xml", 3.0, agreement_percent=98.5)
     ],
 )
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_exact_one(
-    others: list[Candidate], expected: str
+    others: list[TimedFile], expected: str
 ) -> None:
     assert choose([FLOAT, BYTES, *others], where="art").file == expected
 

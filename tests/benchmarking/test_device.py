@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from kdedge.benchmarking.device import conditions, device_sheet, was_throttled
-from kdedge.benchmarking.power import SampledPower, find_power
+from kdedge.benchmarking.device import (
+    SampledPower,
+    conditions,
+    device_sheet,
+    find_power,
+    was_throttled,
+)
 from kdedge.benchmarking.timing import NoPower
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.benchmarking.power import SampledPower
+from kdedge.benchmarking.device import SampledPower
 from kdedge.benchmarking.run import Machine, run_bench
 from kdedge.benchmarking.subject import LoadedSubject, Subject
 from kdedge.benchmarking.timing import Call, Power, TimingPlan

@@ -26,7 +26,7 @@ from PIL import Image
 
 import kdedge as package
 from kdedge.errors import RecipeError, SetupError
-from kdedge.runtime.batches import softmax
+from kdedge.runtime.backend import softmax
 from kdedge.runtime.none_of_these import FILE_NAME, Gaussians, NoneBelow, NoneOfThese
 
 Run = Callable[..., Any]

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.triton import config_text, model_name, write_triton
+from kdedge.deploy.servers import config_text, model_name, write_triton
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess

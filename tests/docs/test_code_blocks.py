@@ -10,6 +10,7 @@ has to end in exit code 0. A YAML block without a title is a part of the recipe 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 import shutil
@@ -277,7 +278,13 @@ class Folder:
             program, *arguments = shlex.split(part)
             assert program in {"kdedge", "python"}, f"NOT_RUN has no reason for: {part}"
             if program == "python":
-                self._start(*arguments[1:], script=arguments[0])
+                script, *given = arguments
+                output = self.path / given.pop() if ">" in given else None
+                given = [word for word in given if word != ">"]
+                found = [sorted(map(str, self.path.glob(word))) or [word] for word in given]
+                printed = self._start(*itertools.chain(*found), script=script)
+                if output is not None:
+                    output.write_text(printed)
             else:
                 self._start(*arguments, *ADDED.get(arguments[0], ()))
                 if arguments[0] == "init":
@@ -290,9 +297,10 @@ class Folder:
             text = text.replace(gate, loose)
         recipe.write_text(text)
 
-    def _start(self, *arguments: str, script: str | None = None) -> None:
+    def _start(self, *arguments: str, script: str | None = None) -> str:
         process = self._forking.start(*arguments, cwd=self.path, script=script)
         assert process.wait() == 0, f"{arguments}\n{process.stdout}\n{process.stderr}"
+        return str(process.stdout)
 
     def _check_recipe(self, part: str) -> None:
         from kdedge.config.load import load_recipe, parse_yaml

@@ -141,7 +141,7 @@ def test_the_backend_that_was_asked_for_says_what_it_lacks(
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     with pytest.raises(
-        BackendUnavailable, match=f"needs tensorrt, which is not installed.\n  {remedy}"
+        BackendUnavailable, match=f"need tensorrt, which is not installed.\n  {remedy}"
     ):
         load(artifact.with_files(ALL[6]), backend="tensorrt")
 
@@ -154,7 +154,7 @@ def test_where_nothing_runs_each_file_says_why(
     with pytest.raises(SetupError) as caught:
         choose_and_load(artifact.with_files(ALL[6]), precision=None, backend=None, n_threads=None)
     text = str(caught.value)
-    assert "model.fp16.engine: Running TensorRT engines needs tensorrt" in text
+    assert "model.fp16.engine: TensorRT engines need tensorrt" in text
     assert "model.onnx: Running ONNX files needs onnxruntime" in text
     assert "pip install 'kdedge[runtime]'" in text
 

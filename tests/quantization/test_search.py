@@ -18,12 +18,12 @@ from kdedge.quantization.candidate import (
     center_sites,
     layer_error,
     quantize_all,
+    round_weight,
     smooth_sites,
     with_plain_functions,
 )
 from kdedge.quantization.fake import attach, detach
 from kdedge.quantization.ranges import RANGES, find_range
-from kdedge.quantization.rounding import round_weight
 from kdedge.quantization.search import corrected, score, search, without
 from kdedge.quantization.sites import observe_layers
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kdedge.reporting.front import front_blocks
-from kdedge.reporting.speed import named_rows, speed_blocks
+from kdedge.benchmarking.tables import named_rows
+from kdedge.reporting.speed import front_blocks, speed_blocks
 from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
@@ -60,17 +60,12 @@ def test_every_figure_has_its_column() -> None:
         n_bytes=7_000_000,
     )
     blocks = speed_blocks(result_of(row))
-    assert rows_of(blocks, "Size and work") == [
-        ["m.onnx", "fp32", "onnxruntime 1, CPU", "2.5", "7", "1.5", "3", "3"]
-    ]
-    assert rows_of(blocks, "Latency, images in its memory") == [
-        ["m.onnx", "4", "8", "12.0", "1.0", "2.00", "1.50-3.00", "20"]
-    ]
-    assert rows_of(blocks, "Images per second") == [["m.onnx", "250", "500"]]
-    assert rows_of(blocks, "From file to prediction") == [
-        ["m.onnx", "40.0", "80.0", "120", "1.0", "25.0"]
-    ]
-    assert rows_of(blocks, "Power and energy") == [["m.onnx", "1", "10.0", "0.04"]]
+    assert rows_of(blocks, "Million parameters") == [["m.onnx", "2.5", "7", "3", "1.5", "3"]]
+    assert rows_of(blocks, "Latency, ms per call at batch 1") == [["m.onnx", "4", "8", "12.0"]]
+    assert rows_of(blocks, "Speed relative to CLIP") == [["m.onnx", "2.00", "1.50", "3.00", "1.0"]]
+    assert rows_of(blocks, "FPS: images per second") == [["m.onnx", "250", "500"]]
+    assert rows_of(blocks, "End to end") == [["m.onnx", "40.0", "80.0", "120", "25.0"]]
+    assert rows_of(blocks, "Mean power") == [["m.onnx", "1", "10.0", "0.04"]]
 
 
 def compared(percent: float) -> Accuracy:
@@ -140,9 +135,9 @@ def test_a_time_in_doubt_is_on_no_front_and_has_no_ratio() -> None:
     assert [cells[0] for cells in table.rows] == ["CLIP"]
     assert "1 of 2 models are left out" in plot.caption
     *tables, note = speed_blocks(result_of(known, busy))
-    latencies = rows_of(tables, "Latency, images in its memory")
-    assert [cells[4:7] for cells in latencies] == [
-        ["1.0", "2.00", "1.50-3.00"],
-        ["1.0!", "-", "-"],
+    ratios = rows_of(tables, "Speed relative to CLIP")
+    assert [cells[1:] for cells in ratios] == [
+        ["2.00", "1.50", "3.00", "1.0"],
+        ["-"] * 3 + ["1.0!"],
     ]
     assert "m.onnx, batch 1: other processes kept 60 % of the cores busy" in " ".join(note.lines)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdedge.errors import DataError, ShapeError
-from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
+from kdedge.runtime.artifact import Artifact, ModelFile, Temperature, load_artifact
 from kdedge.runtime.none_of_these import (
     FILE_NAME,
     Gaussians,
@@ -19,7 +19,6 @@ from kdedge.runtime.none_of_these import (
     known_scores,
     read_gaussians,
 )
-from kdedge.runtime.temperature import Temperature
 
 SHA = "0123456789abcdef" * 4
 RECORD = NoneOfThese("mahalanobis", FILE_NAME, 95.0, "100 of 200 images of data.unlabeled", 100)
@@ -120,7 +119,6 @@ def test_a_file_that_was_built_from_another_has_its_limits(artifact: Artifact) -
         ({"percentiles": [0.0] * 100}, "101 scores in ascending order"),
         ({"percentiles": [1.0, *[0.0] * 100]}, "101 scores in ascending order"),
         ({"limit": None}, "files[0].none_below.limit is null"),
-        ({"of_classes": {"red": 1.0}}, "files[0].none_below.of_classes"),
     ],
 )
 def test_damaged_limits_are_named(artifact: Artifact, change: dict[str, object], said: str) -> None:

@@ -135,13 +135,13 @@ def gated(
     """Starts servers whose device waits for the test; gives the server and the device."""
     from kdedge.serving.limits import Limits
     from kdedge.serving.server import Server
-    from kdedge.serving.takeover import Source
+    from kdedge.serving.takeover import ArtifactSource
 
     started = []
 
     def start(**limits: Any) -> tuple[Any, GatedBackend]:
         backend = GatedBackend(artifact, mean_color_logits)
-        source = Source(
+        source = ArtifactSource(
             lambda: artifact.path, lambda path: Classifier(artifact, artifact.files[0], backend)
         )
         server = Server(source, host="127.0.0.1", port=0, limits=Limits(**limits))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.runtime.batches import softmax
+from kdedge.runtime.backend import softmax
 from kdedge.serving.drift import (
     FALSE_ALARMS_PER_FRAME,
     Drift,

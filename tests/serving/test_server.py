@@ -384,9 +384,9 @@ def quick(source: Path) -> Any:
     from kdedge.inference.classify import Classifier
     from kdedge.serving.limits import Limits
     from kdedge.serving.server import Server
-    from kdedge.serving.takeover import Source
+    from kdedge.serving.takeover import ArtifactSource
 
-    found = Source(partial(artifact_folder, source), Classifier.load)
+    found = ArtifactSource(partial(artifact_folder, source), Classifier.load)
     return Server(found, host="127.0.0.1", port=0, limits=Limits(), look_every_s=0.05)
 
 

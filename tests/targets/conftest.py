@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -190,23 +189,22 @@ def block_artifact(tmp_path_factory: pytest.TempPathFactory, block_model: Folded
 
 
 @pytest.fixture(scope="session")
-def block_inputs(block_model: FoldedModel) -> Callable[[Artifact], RunInputs]:
-    """What the export of `block_model`'s run has, for an artifact."""
+def block_inputs(block_model: FoldedModel) -> RunInputs:
+    """What the export of `block_model`'s run has."""
     images = np.random.default_rng(2).random((8, 3, 32, 32), dtype=np.float32)
-    return lambda artifact: RunInputs(
-        block_model, functools.partial(parity_on_smoke_set, artifact), images
-    )
+    return RunInputs(block_model, parity_on_smoke_set, images)
 
 
 @pytest.fixture(scope="session")
 def onnx_files(
-    tiny_model: FoldedModel, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: FoldedModel,
+    int8_by_maxima: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """Precision -> the student's ONNX file, for batches of 1 to 4."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from kdedge.targets.onnx.half import to_fp16
-    from kdedge.targets.onnx.quantize import to_int8
     from kdedge.targets.onnx.trace import write_onnx
 
     folder = tmp_path_factory.mktemp("onnx")
@@ -216,12 +214,14 @@ def onnx_files(
     files = {key: folder / name for key, name in zip(precisions, names, strict=True)}
     write_onnx(tiny_model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
     to_fp16(files["fp32"], files["fp16"], images=images)
-    to_int8(files["fp32"], files["int8"], calibration=images)
+    int8_by_maxima(files["fp32"], files["int8"], calibration=images)
     return files
 
 
 @pytest.fixture(scope="session")
-def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def cnn_files(
+    int8_by_maxima: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Precision -> the ONNX file of a small CNN, for batches of 1 to 4."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -231,7 +231,6 @@ def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
     from kdedge.targets.onnx.half import to_fp16
-    from kdedge.targets.onnx.quantize import to_int8
     from kdedge.targets.onnx.trace import write_onnx
 
     torch.manual_seed(0)
@@ -245,7 +244,7 @@ def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     files = {precision: folder / name for precision, name in names.items()}
     write_onnx(model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
     to_fp16(files["fp32"], files["fp16"], images=images)
-    to_int8(files["fp32"], files["int8"], calibration=images)
+    int8_by_maxima(files["fp32"], files["int8"], calibration=images)
     return files
 
 

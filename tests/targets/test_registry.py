@@ -15,6 +15,7 @@ import pytest
 import kdedge.targets
 from kdedge.errors import BackendUnavailable, MissingPackage, RecipeError, SetupError
 from kdedge.targets.registry import (
+    as_markdown,
     find_target,
     list_backends,
     list_targets,
@@ -22,7 +23,6 @@ from kdedge.targets.registry import (
     load_run,
     target_of_backend,
 )
-from kdedge.targets.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -189,7 +189,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
         (info / "entry_points.txt").write_text("[kdedge.targets]\nbroken = kdedge_broken\n")
         monkeypatch.syspath_prepend(tmp_path)
 
-    for name in ("", ".describe", ".build", ".run"):
+    for name in ("", ".build", ".run"):
         monkeypatch.delitem(sys.modules, f"kdedge_broken{name}", raising=False)
     return install
 
@@ -212,7 +212,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
 def test_a_target_that_cannot_be_described_is_listed_and_told_once_it_is_used(
     broken: Broken, describe: str, reason: str
 ) -> None:
-    broken(describe=describe)
+    broken(__init__=describe)
     assert [target.name for target in list_targets()] == [*NAMES, "broken"]
     assert list_targets()[-1].flag == "--broken"
     for use in (find_target, target_of_backend):
@@ -237,7 +237,7 @@ def test_a_target_that_cannot_be_described_is_listed_and_told_once_it_is_used(
 def test_a_target_whose_module_does_not_do_is_told_when_it_is_loaded(
     broken: Broken, modules: dict[str, str], load: Callable[..., Any], reason: str
 ) -> None:
-    broken(describe=GOOD, **modules)
+    broken(__init__=GOOD, **modules)
     target = find_target("broken")
     assert target_of_backend("broken") == target
     with pytest.raises(SetupError, match=reason):
@@ -247,7 +247,7 @@ def test_a_target_whose_module_does_not_do_is_told_when_it_is_loaded(
 def test_a_package_cannot_take_the_name_of_one_of_kdedges_own(
     broken: Broken, tmp_path: Path
 ) -> None:
-    broken(describe=GOOD)
+    broken(__init__=GOOD)
     points = tmp_path / "kdedge_broken-1.dist-info" / "entry_points.txt"
     points.write_text("[kdedge.targets]\nonnx = kdedge_broken\n")
     assert [target.name for target in list_targets()] == list(NAMES)

@@ -17,7 +17,7 @@ from kdedge.data.sources._protocol import (
     printable,
 )
 from kdedge.errors import DataError
-from kdedge.runtime.formats import UNREAD_PICTURES, more_extensions
+from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
 
 _LEFT_BEHIND = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
 """Names that operating systems leave in folders, in lower case."""

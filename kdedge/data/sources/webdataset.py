@@ -27,8 +27,7 @@ from kdedge.data.sources._protocol import (
     printable,
 )
 from kdedge.errors import DataError, MissingPackage
-from kdedge.runtime.formats import more_extensions
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import UnusableImage, more_extensions
 
 _MAX_LABEL_BYTES = 1024
 _MAX_OPEN_SHARDS = 128

@@ -1,1 +1,20 @@
 """Core ML packages, for iPhones, iPads and Macs."""
+
+from __future__ import annotations
+
+from kdedge.targets.protocol import Package, Target
+
+COREML = Package("coremltools", ("coremltools",), "Core ML packages", extra="coreml")
+
+TARGET = Target(
+    name="coreml",
+    label="Core ML",
+    flag="--coreml",
+    help="Core ML packages, for iPhones, iPads and Macs.",
+    files="model*.mlpackage.zip",
+    source="folded model",
+    precisions=("fp16", "fp32", "int8"),
+    packages=(COREML,),
+    base_precision="fp16",
+    remark="kdedge does not run them: compare their answers with the smoke set's on the device.",
+)

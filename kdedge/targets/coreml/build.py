@@ -31,7 +31,7 @@ from kdedge.errors import BackendUnavailable, RecipeError, is_out_of_memory
 from kdedge.files import explain_os_error, refuse_existing, write_atomic
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import Backend
-from kdedge.targets.coreml.describe import COREML
+from kdedge.targets.coreml import COREML
 from kdedge.targets.program import example_images, export_program
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 

@@ -9,7 +9,9 @@ per process, but `kdedge export` may build for both. Its parser drops the names 
 
 from __future__ import annotations
 
+import json
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,16 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
 from kdedge.files import refuse_existing, write_atomic
-from kdedge.runtime.artifact import Precision
 from kdedge.targets.engines.callbacks import Cancel, in_a_thread, make_cancel
-from kdedge.targets.engines.layers import (
-    Product,
-    check_precision,
-    count_types,
-    find_products,
-    summarize_layers,
-)
-from kdedge.targets.engines.log import open_log
+from kdedge.targets.engines.package import open_log
+from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +35,10 @@ class EngineRequest:
 
     Attributes:
         onnx_path: the graph, with one input [B, 3, S, S] and any number of outputs.
-        precision: precision that the graph must have; it is checked, not converted.
         batches: smallest and largest batch.
     """
 
     onnx_path: Path
-    precision: Precision
     batches: tuple[int, int]
 
 
@@ -70,7 +63,32 @@ class EngineBuilder:
         else:
             self._trt = module
         self._module, self._timing_cache, self._has_gpu = module, timing_cache, has_gpu
-        self._title = f"{title} {module.__version__}"
+        self._tool, self._title = title, f"{title} {module.__version__}"
+
+    def build_file(
+        self, file: PlannedFile, request: BuildRequest, device: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Builds a target's engine from an ONNX file of the same precision.
+
+        Args:
+            file: the engine.
+            request: its source.
+            device: the device that it is for, for its record.
+
+        Returns:
+            Its record; see `build`.
+
+        Raises:
+            DataError, SetupError, ResourceError: as `build`.
+        """
+        assert request.onnx_path is not None
+        engine = EngineRequest(request.onnx_path, request.artifact.batches)
+        return {
+            "tool": self._tool,
+            "version": self._module.__version__,
+            **device,
+            **self.build(engine, request.folder / file.name),
+        }
 
     def build(self, request: EngineRequest, path: Path) -> dict[str, Any]:
         """Builds an engine and writes it atomically.
@@ -86,8 +104,8 @@ class EngineBuilder:
             layers of the engine ("not measured" without a GPU).
 
         Raises:
-            DataError: the ONNX file is broken or has another precision or batch than requested, or
-                `path` exists.
+            DataError: the ONNX file is broken or has another batch than requested, or `path`
+                exists.
             SetupError: this TensorRT cannot build the graph.
             ResourceError: memory or disk ran out.
         """
@@ -115,7 +133,6 @@ class EngineBuilder:
         if not is_parsed or parser.num_errors:
             raise self._parse_failure(parser, said, request)
         images = _only_input(network, request)
-        products = self._check_products(network, request)
         config = builder.create_builder_config()
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED
         profiles = self._add_profiles(builder, config, images, request)
@@ -129,21 +146,9 @@ class EngineBuilder:
         return data, {
             "profiles": profiles,
             "flags": self._flag_names(config),
-            "multiplications": count_types(products),
+            "multiplications": count_products(network),
             "layers": self._inspect(data),
         }
-
-    def _check_products(self, network: Any, request: EngineRequest) -> list[Product]:
-        """The graph's products, after checking that they have the requested precision."""
-        products = find_products(network)
-        if not products:
-            raise DataError(
-                f"{request.onnx_path} is not an image encoder: it has neither matrix products nor"
-                " convolutions.\n"
-                "  Export the run again."
-            )
-        check_precision(products, request.precision, request.onnx_path)
-        return products
 
     def _flag_names(self, config: Any) -> list[str]:
         known = self._trt.BuilderFlag.__members__
@@ -283,3 +288,60 @@ def _joined(lines: list[str]) -> str:
     shown = [" ".join(line.split()) for line in lines[:_N_ERRORS_SHOWN]]
     left = len(lines) - len(shown)
     return "\n  ".join([*shown, f"and {left} more"] if left > 0 else shown)
+
+
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
+
+# Operators that may be between a dequantization and its product, and change no value
+_SHAPE_ONLY = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
+
+
+def count_products(network: Any) -> dict[str, int]:
+    """The number of a parsed network's matrix products and convolutions by type.
+
+    Types are TensorRT's names, such as FLOAT and HALF; INT8 where both operands come from 8-bit
+    integers, so that the product can run on them.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {
+        layer.get_output(index).name: layer
+        for layer in layers
+        for index in range(layer.num_outputs)
+    }
+
+    def is_dequantized(tensor: Any) -> bool:
+        layer = makers.get(tensor.name)
+        while layer is not None and layer.type.name in _SHAPE_ONLY:
+            layer = makers.get(layer.get_input(0).name)
+        return layer is not None and layer.type.name == "DEQUANTIZE"
+
+    def type_of(product: Any) -> str:
+        inputs = [product.get_input(index) for index in range(product.num_inputs)]
+        operands = [tensor for tensor in inputs if tensor is not None][:2]
+        is_int8 = len(operands) == 2 and all(map(is_dequantized, operands))
+        return "INT8" if is_int8 else str(operands[0].dtype.name)
+
+    return dict(Counter(type_of(layer) for layer in layers if layer.type.name in _PRODUCTS))
+
+
+def summarize_layers(information: str) -> dict[str, Any] | None:
+    """Counts an engine's layers.
+
+    Args:
+        information: the inspector's JSON. Layers are objects in engines that were built with
+            detailed verbosity, otherwise names.
+
+    Returns:
+        `types`: number of layers by type. `fused_attention`: number of layers that are one kernel
+        for a whole attention: their names or kernels have "mha". None if it is no JSON object.
+    """
+    try:
+        layers = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    entries = [layer if isinstance(layer, dict) else {"Name": layer} for layer in layers]
+    names = [f"{entry.get('Name')} {entry.get('TacticName')}".lower() for entry in entries]
+    return {
+        "types": dict(Counter(str(entry.get("LayerType", "unknown")) for entry in entries)),
+        "fused_attention": sum("mha" in name for name in names),
+    }

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kdedge.errors import DataError, SetupError
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.cuda import Cuda, open_cuda
-from kdedge.targets.engines.log import open_log
+from kdedge.targets.engines.package import engine_package, open_log
 from kdedge.targets.protocol import Target
 
 _DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
@@ -45,22 +45,48 @@ class _Deserialized:
     engine: Any
 
 
-def load_engine(
-    trt: Any, path: Path, *, target: Target, built_with: Mapping[str, Any] | None
-) -> Engine:
-    """Loads an engine onto the first GPU.
+@dataclass(frozen=True)
+class EngineRuntime:
+    """The `run.py` of a target whose files are engines.
 
-    Args:
-        trt: the TensorRT module.
-        path: the engine.
-        target: the engine's target, for messages.
-        built_with: what the engine was built with, if known.
-
-    Raises:
-        SetupError: there is no GPU, or this TensorRT cannot run the engine on it.
-        DataError: the engine is not one from images to logits.
+    Attributes:
+        target: the target; its first package is the module that runs them.
     """
-    return Engine(trt, open_cuda(), path, target=target, built_with=built_with or {})
+
+    target: Target
+
+    def check_environment(self) -> None:
+        """Checks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
+
+        Raises:
+            BackendUnavailable: the module, the driver or the GPU is missing.
+            SetupError: one of them is broken, or the CUDA runtime is missing.
+        """
+        engine_package(self.target.packages[0].module)
+        open_cuda()
+
+    def load(
+        self,
+        path: Path,
+        *,
+        n_threads: int | None = None,
+        built_with: Mapping[str, Any] | None = None,
+    ) -> Engine:
+        """Loads an engine onto the first GPU.
+
+        Args:
+            path: the engine.
+            n_threads: unused, as the GPU computes.
+            built_with: what the engine was built with, for messages.
+
+        Raises:
+            BackendUnavailable: the module or the GPU is missing.
+            SetupError: the engine is of another version or for another GPU.
+            DataError: the engine is not one from images to logits.
+        """
+        del n_threads
+        module = engine_package(self.target.packages[0].module)
+        return Engine(module, open_cuda(), path, target=self.target, built_with=built_with or {})
 
 
 def _deserialize(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from kdedge.errors import SetupError
+from kdedge.errors import BackendUnavailable, MissingPackage, SetupError
 from kdedge.runtime.machine import is_jetson
+
+log = logging.getLogger(__name__)
 
 _APT = "/usr/lib/python3"
 _TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")  # each has the module
+_OLDEST = 10  # the first whose networks are strongly typed and have INT8's scales in half precision
+_RTX_SYSTEMS = [(one, two) for one in ("Linux", "Windows") for two in ("x86_64", "amd64")]
 
 
 def import_engine_package(name: str) -> ModuleType | None:
@@ -32,6 +39,35 @@ def import_engine_package(name: str) -> ModuleType | None:
         raise _broken(name, error) from error
     # Type stubs alone leave a folder of that name, which Python imports as an empty namespace
     return module if hasattr(module, "__version__") else None
+
+
+def engine_package(name: str) -> ModuleType:
+    """Imports `tensorrt`, version 10 or later, or `tensorrt_rtx`.
+
+    Raises:
+        BackendUnavailable: it is not installed, or does not exist for this system.
+        SetupError: it cannot be loaded, or is too old.
+    """
+    module = import_engine_package(name)
+    if module is None and name == "tensorrt":
+        raise BackendUnavailable(
+            f"TensorRT engines need tensorrt, which is not installed.\n  {tensorrt_install_hint()}"
+        )
+    system, machine = platform.system(), platform.machine()
+    if module is None and (system, machine.lower()) in _RTX_SYSTEMS:
+        raise MissingPackage("tensorrt-rtx", extra="trt-rtx", purpose="TensorRT for RTX")
+    if module is None:
+        raise BackendUnavailable(
+            f"TensorRT for RTX exists only for Linux and Windows on x86-64, but this is {system} on"
+            f" {machine}.\n"
+            "  On a Jetson, use --trt. For RTX GPUs, export on another machine."
+        )
+    if name == "tensorrt" and int(module.__version__.partition(".")[0]) < _OLDEST:
+        raise SetupError(
+            f"TensorRT {module.__version__} is too old; engines need TensorRT {_OLDEST} or later.\n"
+            "  Install it. On a Jetson, JetPack 6.1 brings it."
+        )
+    return module
 
 
 def short_version(module: ModuleType) -> str:
@@ -87,3 +123,42 @@ def _pip_folder(names: Iterable[str]) -> Path | None:
         if not str(folder).startswith(_APT):
             return folder
     return None
+
+
+def open_log(module: ModuleType) -> Any:
+    """The logger whose `errors` are TensorRT's errors from now on, each in one line.
+
+    It is the same for all engines and builders of a process. TensorRT warns by a second logger,
+    while it holds a lock: if Python collects garbage in that call, and frees another engine, that
+    waits for the lock forever.
+
+    Args:
+        module: `tensorrt` or `tensorrt_rtx`.
+    """
+    found = _shared(module)
+    found.errors.clear()
+    return found
+
+
+@functools.cache
+def _shared(module: ModuleType) -> Any:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = module
+
+    class Log(trt.ILogger):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            levels = trt.ILogger.Severity
+            if severity not in (levels.INTERNAL_ERROR, levels.ERROR, levels.WARNING):
+                return
+            text = " ".join(msg.split())
+            log.debug("%s: %s", module.__name__, text)
+            if severity != levels.WARNING:
+                self.errors.append(text)
+
+    return Log()

@@ -1,1 +1,22 @@
 """ExecuTorch: programs for phones and other devices, computed by XNNPACK in float32 and INT8."""
+
+from __future__ import annotations
+
+from kdedge.targets.protocol import Package, Target
+
+EXECUTORCH = Package("executorch", ("executorch",), "ExecuTorch programs", extra="executorch")
+
+TARGET = Target(
+    name="executorch",
+    label="ExecuTorch",
+    flag="--executorch",
+    help="ExecuTorch programs, for phones and ARM boards.",
+    files="model*.pte",
+    source="folded model",
+    precisions=("fp32", "int8"),
+    cpu_precisions=("fp32", "int8"),
+    packages=(EXECUTORCH,),
+    backend="executorch",
+    base_precision="fp32",
+    remark="Running them with Python takes torch; apps on devices need neither.",
+)

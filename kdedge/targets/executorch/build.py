@@ -24,7 +24,7 @@ import torch
 from kdedge.errors import DataError, RecipeError, is_out_of_memory
 from kdedge.files import refuse_existing, write_atomic
 from kdedge.runtime.artifact import Precision
-from kdedge.runtime.native_lines import lines_held
+from kdedge.runtime.native_lines import lines_held, quiet
 from kdedge.targets.executorch.run import (
     LOG_LINE,
     SMALLEST_BATCH,
@@ -35,7 +35,6 @@ from kdedge.targets.executorch.run import (
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, export_program
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
-from kdedge.targets.quiet import quiet
 
 __all__ = ["build", "check_environment", "plan"]
 

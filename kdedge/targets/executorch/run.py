@@ -6,12 +6,14 @@ be changed only while no program is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import re
+import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,15 @@ from kdedge.errors import (
     BackendUnavailable,
     DataError,
     KdedgeError,
-    ResourceError,
-    SetupError,
     is_out_of_memory,
 )
 from kdedge.files import read_bytes
 from kdedge.runtime.artifact import Pixels
-from kdedge.runtime.native_lines import lines_held
+from kdedge.runtime.native_lines import lines_held, quiet
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.executorch.describe import EXECUTORCH
-from kdedge.targets.quiet import quiet
+from kdedge.targets import cpu_backend
+from kdedge.targets.cpu_backend import CpuModel, explained
+from kdedge.targets.executorch import EXECUTORCH
 
 NAME = "executorch"
 SMALLEST_BATCH = "smallest_batch"
@@ -105,8 +106,8 @@ def load(
         raise _explain(error, path, "loaded", lines) from error
 
 
-class ExecuTorchModel:
-    """A loaded program. Several threads may use it.
+class ExecuTorchModel(CpuModel):
+    """A loaded program.
 
     Args:
         program: holds the bytes that its methods read, so it must live as long as they do.
@@ -137,12 +138,15 @@ class ExecuTorchModel:
                 " `kdedge export` wrote."
             )
         dtype, (largest, *image_shape) = takes[0]
-        self.batches = (int(methods[SMALLEST_BATCH].execute([])[0]), largest)
-        self.pixels = _PIXELS[dtype]
-        self.image_shape = tuple(image_shape)
-        self._path, self._program, self._method = path, program, methods["forward"]
+        super().__init__(
+            path,
+            f"{NAME} {version_of()}",
+            batches=(int(methods[SMALLEST_BATCH].execute([])[0]), largest),
+            pixels=_PIXELS[dtype],
+            image_shape=tuple(image_shape),
+        )
+        self._program, self._method = program, methods["forward"]
         self._torch: Any = importlib.import_module("torch")
-        self._running = threading.Lock()  # a method has one set of intermediate values
         _loaded.add(self)
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -152,32 +156,16 @@ class ExecuTorchModel:
             DataError: the program does not take these images, or fails.
             ResourceError: memory ran out.
         """
-        self._check(images)
+        self.check(images)
         # torch warns of arrays that cannot be written to
         tensor = self._torch.from_numpy(np.require(images, requirements=["C", "W"]))
         try:
-            with self._running:
+            with self.running:
                 logits = self._method.execute([tensor])[0]  # a copy
         except (RuntimeError, MemoryError) as error:
             raise _explain(error, self._path, "run", []) from error
         found: npt.NDArray[np.float32] = logits.numpy()
         return found
-
-    def _check(self, images: npt.NDArray[Any]) -> None:
-        dtype = np.uint8 if self.pixels == "uint8" else np.float32
-        low, high = self.batches
-        fits = images.shape[1:] == self.image_shape and low <= len(images) <= high
-        if images.dtype != dtype or not fits:
-            sizes = str(low) if low == high else f"{low} to {high}"
-            raise DataError(
-                f"{self._path} cannot be run on {images.dtype} {list(images.shape)}; expected"
-                f" {np.dtype(dtype)} [{sizes}, {', '.join(map(str, self.image_shape))}].\n"
-                "  Export again, as the file and the artifact do not match."
-            )
-
-    def describe(self) -> str:
-        """ExecuTorch's version and where it runs."""
-        return f"{NAME} {version_of()} CPU"
 
     def close(self) -> None:
         """Frees the program."""
@@ -192,19 +180,24 @@ def import_runtime() -> Any:
         MissingPackage: it is not installed.
         SetupError: it is installed, but cannot be imported.
     """
-    try:
-        with quiet():
-            runtime = importlib.import_module(_MODULE)
-            if not hasattr(runtime, "Runtime"):  # a folder of type stubs can be imported too
-                raise EXECUTORCH.missing("ExecuTorch")
-            runtime.Runtime.get()  # loads the native library
-    except ModuleNotFoundError as error:
-        if error.name not in (NAME, _MODULE):
-            raise _broken(error) from error
-        raise EXECUTORCH.missing("ExecuTorch") from error
-    except (ImportError, OSError) as error:
-        raise _broken(error) from error
-    return runtime
+    return cpu_backend.import_runtime(
+        EXECUTORCH,
+        "Runtime",
+        module=_MODULE,
+        purpose="ExecuTorch",
+        quietly=_with_native_library,
+        also="torch",
+    )
+
+
+@contextlib.contextmanager
+def _with_native_library() -> Iterator[None]:
+    """Context of an import that loads the native library, too, and prints nothing."""
+    with quiet():
+        yield
+        runtime = getattr(sys.modules[_MODULE], "Runtime", None)
+        if runtime is not None:
+            runtime.get()
 
 
 def version_of() -> str:
@@ -240,20 +233,10 @@ def _described(method: Any) -> tuple[list[tuple[int, list[int]]], list[tuple[int
     )
 
 
-def _broken(error: Exception) -> SetupError:
-    return SetupError(
-        f"executorch is installed, but cannot be imported: {error}.\n"
-        "  It needs the torch that it was built for. Reinstall both with:"
-        " pip install --force-reinstall executorch torch"
-    )
-
-
 def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:
     """The error for a program that cannot be loaded or run."""
     # The last lines say why it failed; those before are of the machine's processors
     reasons = [LOG_LINE.sub(b"", line.encode()).decode().strip() for line in lines[-_N_REASONS:]]
-    text = " ".join(" ".join([str(error), *reasons]).split()).rstrip(".")
-    problem = f"{path} cannot be {what} by executorch {version_of()}: {text[:300]}.\n"
-    if is_out_of_memory(error):
-        return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
-    return DataError(f"{problem}  Copy the file from the export again, or export again.")
+    reason = " ".join([str(error), *reasons])
+    runtime = f"executorch {version_of()}"
+    return explained(reason, path, what, runtime, is_memory=is_out_of_memory(error))

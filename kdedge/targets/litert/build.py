@@ -28,13 +28,11 @@ import torch
 from kdedge.errors import DataError, RecipeError, SetupError, is_out_of_memory
 from kdedge.files import explain_os_error, refuse_existing, write_atomic
 from kdedge.runtime.artifact import INPUT_NAME, Precision
-from kdedge.runtime.native_lines import lines_held
-from kdedge.targets.litert import run
-from kdedge.targets.litert.describe import CONVERTER, QUANTIZER
+from kdedge.runtime.native_lines import lines_held, quiet
+from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
-from kdedge.targets.quiet import quiet
 
 _FILES: dict[Precision, PlannedFile] = {
     "fp32": PlannedFile("model.tflite", "fp32", "cpu"),

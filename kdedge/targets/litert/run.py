@@ -5,9 +5,7 @@ API: ai-edge-litert 2.3, https://ai.google.dev/edge/litert.
 
 from __future__ import annotations
 
-import importlib
 import re
-import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
+from kdedge.errors import DataError, KdedgeError, is_out_of_memory
 from kdedge.files import read_bytes
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.machine import physical_cores
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.litert.describe import LITERT
+from kdedge.targets.cpu_backend import CpuModel, explained, import_runtime
+from kdedge.targets.litert import LITERT
 
 NAME = "litert"
 SIGNATURE = "serving_default"
@@ -76,8 +75,8 @@ def load(
         raise _explain(error, path, "loaded", lines) from error
 
 
-class LiteRtModel:
-    """A loaded file. Several threads may use it.
+class LiteRtModel(CpuModel):
+    """A loaded file.
 
     Args:
         interpreter: LiteRT's interpreter, with its memory allocated.
@@ -105,12 +104,15 @@ class LiteRtModel:
                 " export` wrote."
             )
         n_images, *image_shape = map(int, takes[0]["shape"])
-        self.batches = (n_images, n_images)
-        self.pixels = _PIXELS[takes[0]["dtype"]]
-        self.image_shape = tuple(image_shape)
-        self._path, self._interpreter = path, interpreter
+        super().__init__(
+            path,
+            f"{NAME} {version_of()}",
+            batches=(n_images, n_images),
+            pixels=_PIXELS[takes[0]["dtype"]],
+            image_shape=tuple(image_shape),
+        )
+        self._interpreter = interpreter
         self._input, self._output = takes[0]["index"], gives[0]["index"]
-        self._running = threading.Lock()  # an interpreter has one set of intermediate values
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`.
@@ -119,29 +121,15 @@ class LiteRtModel:
             DataError: the file does not take these images, or fails.
             ResourceError: memory ran out.
         """
-        self._check(images)
+        self.check(images)
         try:
-            with self._running:
+            with self.running:
                 self._interpreter.set_tensor(self._input, np.ascontiguousarray(images))
                 self._interpreter.invoke()
                 logits: npt.NDArray[np.float32] = self._interpreter.get_tensor(self._output)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise _explain(error, self._path, "run", []) from error
         return logits  # a copy
-
-    def _check(self, images: npt.NDArray[Any]) -> None:
-        dtype = np.uint8 if self.pixels == "uint8" else np.float32
-        expected = (self.batches[0], *self.image_shape)
-        if images.dtype != dtype or images.shape != expected:
-            raise DataError(
-                f"{self._path} cannot be run on {images.dtype} {list(images.shape)}; expected"
-                f" {np.dtype(dtype)} {list(expected)}.\n"
-                "  Export again, as the file and the artifact do not match."
-            )
-
-    def describe(self) -> str:
-        """LiteRT's version and where it runs."""
-        return f"{NAME} {version_of()} CPU"
 
     def close(self) -> None:
         """Frees the model."""
@@ -155,24 +143,12 @@ def version_of() -> str:
 
 def _import() -> Any:
     """The module `ai_edge_litert.interpreter`."""
-    try:
-        with lines_held(_LOG_LINE):
-            runtime = importlib.import_module(_MODULE)
-    except ModuleNotFoundError as error:
-        if error.name not in (_MODULE, LITERT.module):
-            raise _broken(error) from error
-        runtime = None
-    except (ImportError, OSError) as error:
-        raise _broken(error) from error
-    if not hasattr(runtime, "Interpreter"):  # a folder of type stubs can be imported too
-        raise LITERT.missing("Running LiteRT files")
-    return runtime
-
-
-def _broken(error: Exception) -> SetupError:
-    return SetupError(
-        f"ai-edge-litert is installed, but cannot be imported: {error}.\n"
-        "  Reinstall it with: pip install --force-reinstall ai-edge-litert"
+    return import_runtime(
+        LITERT,
+        "Interpreter",
+        module=_MODULE,
+        purpose="Running LiteRT files",
+        quietly=lambda: lines_held(_LOG_LINE),
     )
 
 
@@ -183,8 +159,6 @@ def _described(ports: Any) -> list[str]:
 
 def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:
     """The error for a file that cannot be loaded or run."""
-    text = " ".join(" ".join([str(error), *lines]).split()).rstrip(".")
-    problem = f"{path} cannot be {what} by ai-edge-litert {version_of()}: {text[:300]}.\n"
-    if is_out_of_memory(error):
-        return ResourceError(f"{problem}  Close other programs.")
-    return DataError(f"{problem}  Copy the file from the export again, or export again.")
+    runtime = f"ai-edge-litert {version_of()}"
+    reason = " ".join([str(error), *lines])
+    return explained(reason, path, what, runtime, is_memory=is_out_of_memory(error))

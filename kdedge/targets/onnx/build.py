@@ -7,9 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kdedge.runtime.artifact import Precision
-from kdedge.targets.onnx import run
-from kdedge.targets.onnx.counts import count
-from kdedge.targets.onnx.describe import ONNX, ONNXSCRIPT
+from kdedge.targets.onnx import ONNX, ONNXSCRIPT, run
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import write_onnx
@@ -44,7 +42,7 @@ def plan(precision: Precision) -> tuple[PlannedFile, ...]:
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds one file, and counts its multiply-adds and parameters.
+    """Builds one file.
 
     `options` may have `external_data`, which stores the float32 file's weights in a second file,
     and `metadata`, the float32 file's properties. Files of lower precision keep both. INT8 for
@@ -52,7 +50,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
     Raises:
         DataError: there are no images for the ranges, or they do not fit the graph.
-        GateError: the INT8 graph is not quantized as required.
         RecipeError: the weights exceed the limit of one file.
         ResourceError: the file cannot be written.
     """
@@ -82,4 +79,4 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
                 calibration=request.images,
                 layers=request.options["layers"],
             )
-    return {"tool": tool, "version": version(tool), **count(path)}
+    return {"tool": tool, "version": version(tool)}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError, MissingPackage
 from kdedge.files import write_atomic
-from kdedge.targets.onnx.describe import ONNX
+from kdedge.targets.onnx import ONNX
 from kdedge.targets.protocol import HEAD_LAYERS
 
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)

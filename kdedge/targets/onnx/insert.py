@@ -12,13 +12,13 @@ from torch import nn
 from kdedge.quantization.fake import QuantizedLayer
 from kdedge.quantization.sites import Site
 from kdedge.targets.onnx.graph import (
+    consumers,
     drop_unused,
     initializers,
     set_initializer,
     weight_matmuls,
     wide_convs,
 )
-from kdedge.targets.onnx.smoothquant import norm_readers
 
 
 def quantizable(model: Any) -> dict[str, list[Any]]:
@@ -110,6 +110,23 @@ def _function_before(name: str, modules: Mapping[str, nn.Module]) -> str | None:
     if at < 0 or next(sequence[at].parameters(), None) is not None:
         return None
     return f"{parent}.{names[at]}"
+
+
+def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:
+    """Each LayerNorm whose output only linear layers read, and the nodes of these layers."""
+    linear = {node.name for node in weight_matmuls(model)}
+    read_by = consumers(model)
+    found = []
+    for norm in model.graph.node:
+        if norm.op_type != "LayerNormalization":
+            continue
+        readers = read_by[norm.output[0]]
+        cuts = [node for node in readers if node.op_type == "Slice"]  # only the class token
+        readers = [node for node in readers if node.op_type != "Slice"]
+        readers += [node for cut in cuts for node in read_by[cut.output[0]]]
+        if readers and all(node.name in linear for node in readers):
+            found.append((norm, readers))
+    return found
 
 
 def find_sites(model: Any, folded: nn.Module) -> list[Site]:

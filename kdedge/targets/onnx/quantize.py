@@ -1,9 +1,9 @@
 """INT8: the encoder's linear layers and convolutions in eight bits, for TensorRT and for CPUs.
 
-Both kinds first move range from activations into weights (`smoothquant`). Neither quantizes the
-first convolution, depthwise ones (`int8_convs`), attention's own two products, softmax,
-normalization and the head. These choices come from `benchmarks/int8_quantizers.py` on photos100,
-with real photos and a small CLIP's ViT:
+The search has moved range from activations into weights of both (`quantization.search`). Neither
+quantizes the first convolution, depthwise ones (`int8_convs`), attention's own two products,
+softmax, normalization and the head. These choices come from photos100, with real photos and a small
+CLIP's ViT (`benchmarks/README.md`):
 
 - Q/DQ on attention's products, on the residual branches and on the inputs of LayerNorm, as ModelOpt
   places it by default, costs four more points of agreement; FP16 attention is one fused kernel;
@@ -21,13 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.quantization.fake import (
-    HIGHEST,
-    QuantizedLayer,
-    round_scale,
-    weight_levels,
-    weight_scale,
-)
+from kdedge.quantization.fake import QuantizedLayer
 from kdedge.targets.onnx import half
 from kdedge.targets.onnx.graph import (
     check_images,
@@ -38,10 +32,8 @@ from kdedge.targets.onnx.graph import (
     set_initializer,
     weight_matmuls,
 )
-from kdedge.targets.onnx.insert import insert_qdq, quantizable
+from kdedge.targets.onnx.insert import insert_qdq
 from kdedge.targets.onnx.int8_convs import quantize_convs
-from kdedge.targets.onnx.qdq import check_qdq
-from kdedge.targets.onnx.smoothquant import smooth
 from kdedge.targets.protocol import CPU_WEIGHT_LEVELS
 
 QDQ_OPSET = 19
@@ -52,7 +44,7 @@ def to_int8(
     output: Path,
     *,
     calibration: npt.NDArray[Any],
-    layers: Mapping[str, QuantizedLayer] | None = None,
+    layers: Mapping[str, QuantizedLayer],
 ) -> None:
     """Writes the INT8 graph for TensorRT, complete or not at all.
 
@@ -63,24 +55,17 @@ def to_int8(
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
         calibration: [N, 3, S, S], as the graph takes them; real images of the deployment.
-        layers: what is quantized, by name; other layers are FP16. None: all layers are smoothed,
-            and ranges reach the largest values.
+        layers: what is quantized, by name as `insert.quantizable` has them; others are FP16.
 
     Raises:
         DataError: no images, images that do not fit the graph, or a broken file.
-        GateError: the result is not quantized as required.
         ResourceError: the disk is full.
     """
     model = load_graph(onnx_path)
     check_images(model, calibration, purpose="INT8 calibration")
-    if layers is None:
-        smooth(model, calibration)
     maxima = half.absolute_maxima(model, calibration)
-    if layers is None:
-        layers = _layers_by_maxima(model, maxima)
     quantized = in_qdq_opset(model)
     insert_qdq(quantized, layers)
-    check_qdq(quantized, in_float=quantizable(model).keys() - layers.keys())
     half.convert(quantized, maxima)
     keep_labels(model, quantized)
     save_graph(quantized, output)
@@ -97,8 +82,7 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
-        calibration: [N, 3, S, S], as the graph takes them; real images, for the smoothing and a
-            CNN's ranges.
+        calibration: [N, 3, S, S], as the graph takes them; real images, for a CNN's ranges.
 
     Raises:
         DataError: no images, images that do not fit the graph, or a broken file.
@@ -106,7 +90,6 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     """
     model = load_graph(onnx_path)
     check_images(model, calibration, purpose="INT8 calibration")
-    smooth(model, calibration)
     if weight_matmuls(model):
         _make_dynamic(model)
     else:
@@ -163,23 +146,6 @@ def _quantize(
     scales = np.where(largest > 0, largest, 1.0) / n_levels
     values = np.rint(weight / scales).clip(-n_levels, n_levels).astype(np.int8)
     return values, scales.astype(np.float32)
-
-
-def _layers_by_maxima(model: Any, maxima: Mapping[str, float]) -> dict[str, QuantizedLayer]:
-    """Every layer with ranges that reach the largest values."""
-    import torch
-    from onnx import numpy_helper
-
-    constants, layers = initializers(model), {}
-    for name, (node, *_) in quantizable(model).items():
-        values = numpy_helper.to_array(constants[node.input[1]])
-        weight = torch.from_numpy((values if node.op_type == "Conv" else values.T).copy())
-        scale = weight_scale(weight)
-        step = torch.tensor(maxima[node.input[0]] / HIGHEST)
-        layers[name] = QuantizedLayer(
-            float(round_scale(step)), scale.numpy(), weight_levels(weight, scale).numpy()
-        )
-    return layers
 
 
 def keep_labels(source: Any, model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import re
 import sys
@@ -13,11 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
+from kdedge.errors import DataError, KdedgeError, SetupError
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import may_spin, number_of_threads
-from kdedge.targets.onnx.describe import ONNX_RUNTIME
+from kdedge.targets.cpu_backend import explained, import_runtime
+from kdedge.targets.onnx import ONNX_RUNTIME
 
 NAME = "onnxruntime"
 
@@ -188,30 +190,10 @@ def _described(ports: Any) -> list[tuple[str, str, int]]:
 
 
 def _import() -> Any:
-    try:
-        if NAME in sys.modules:
-            ort = sys.modules[NAME]
-        else:
-            with lines_held(_DEVICE_DISCOVERY):
-                ort = importlib.import_module(NAME)
-    except ModuleNotFoundError as error:
-        if error.name != NAME:
-            raise _broken(error) from error
-        ort = None
-    except (ImportError, OSError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise _broken(error) from error
-    if not hasattr(ort, "InferenceSession"):  # a folder of type stubs can be imported too
-        raise ONNX_RUNTIME.missing("Running ONNX files")
-    return ort
-
-
-def _broken(error: Exception) -> SetupError:
-    return SetupError(
-        f"onnxruntime is installed, but cannot be imported: {error}.\n"
-        "  Reinstall it with: pip install --force-reinstall onnxruntime"
-    )
+    loaded = sys.modules.get(NAME)  # an import that is held up again would open a file
+    quietly = contextlib.nullcontext if loaded else functools.partial(lines_held, _DEVICE_DISCOVERY)
+    purpose = "Running ONNX files"
+    return import_runtime(ONNX_RUNTIME, "InferenceSession", purpose=purpose, quietly=quietly)
 
 
 def _errors(ort: Any) -> tuple[type[Exception], ...]:
@@ -240,7 +222,5 @@ def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeErr
             f"onnxruntime {version} is too old for {path}: {reason}.\n"
             "  Update it with: pip install --upgrade onnxruntime"
         )
-    problem = f"{path} cannot be {what} by onnxruntime {version}: {reason}.\n"
-    if any(sign in text for sign in _NO_MEMORY):
-        return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
-    return DataError(f"{problem}  Copy the file from the export again, or export again.")
+    is_memory = any(sign in text for sign in _NO_MEMORY)
+    return explained(reason, path, what, f"onnxruntime {version}", is_memory=is_memory)

@@ -1,1 +1,22 @@
 """ONNX files that take a decoded image of any size, and resize, crop and scale it themselves."""
+
+from __future__ import annotations
+
+from kdedge.targets.onnx import ONNX, ONNX_RUNTIME
+from kdedge.targets.protocol import Target
+
+TARGET = Target(
+    name="onnx-image",
+    label="ONNX with preprocessing",
+    flag="--with-preprocess",
+    help="ONNX files that take a decoded image of any size, and resize and crop it themselves.",
+    files="model.image*.onnx",
+    source="ONNX file",
+    precisions=("fp32", "int8"),
+    packages=(ONNX, ONNX_RUNTIME),
+    backend="onnxruntime-image",
+    preference=5,
+    base_precision="fp32",
+    is_for_cpu=True,
+    remark="For ONNX Runtime and OpenVINO on CPUs; TensorRT does not take images of any size.",
+)

@@ -21,7 +21,7 @@ from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import refuse_existing
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels, Precision
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
-from kdedge.targets.onnx.describe import ONNX
+from kdedge.targets.onnx import ONNX
 from kdedge.targets.onnx.graph import load_graph, save_graph
 from kdedge.targets.onnx_image import run
 from kdedge.targets.onnx_image.graph import (

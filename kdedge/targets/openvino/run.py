@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import BackendUnavailable, DataError, KdedgeError, ResourceError, SetupError
+from kdedge.errors import BackendUnavailable, DataError, KdedgeError
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.machine import has_bf16
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.openvino.describe import OPENVINO
+from kdedge.targets.cpu_backend import CpuModel, explained, import_runtime
+from kdedge.targets.openvino import OPENVINO
 
 NAME = "openvino"
 
@@ -69,8 +68,8 @@ def weights_of(path: Path) -> Path:
     return path.with_name(path.name.replace(".bf16.xml", ".xml")).with_suffix(".bin")
 
 
-class OpenVinoModel:
-    """A loaded OpenVINO file. Several threads may use it.
+class OpenVinoModel(CpuModel):
+    """A loaded OpenVINO file.
 
     Args:
         model: the graph.
@@ -104,10 +103,14 @@ class OpenVinoModel:
         sizes = [size.get_length() if size.is_static else None
                  for size in model.input(0).get_partial_shape()]  # fmt: skip
         n_images, *image_shape = sizes
-        self.batches = (1, None) if n_images is None else (n_images, n_images)
-        self.pixels = _PIXELS[takes[0][1]]
-        self.image_shape = tuple(image_shape)
-        self._path, self._ov, self._model = path, ov, model
+        super().__init__(
+            path,
+            runtime_of(ov),
+            batches=(1, None) if n_images is None else (n_images, n_images),
+            pixels=_PIXELS[takes[0][1]],
+            image_shape=tuple(image_shape),
+        )
+        self._ov, self._model = ov, model
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _precision(model, path),
             "PERFORMANCE_HINT": "LATENCY",
@@ -118,7 +121,6 @@ class OpenVinoModel:
             self._settings["INFERENCE_NUM_THREADS"] = n_threads
         size = self.batches[1] or 1
         self._requests: dict[int | None, Any] = {size: self._compiled(size)}
-        self._running = threading.Lock()  # a request runs one call at a time
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`.
@@ -127,10 +129,10 @@ class OpenVinoModel:
             DataError: the graph does not take these images, or fails.
             ResourceError: memory ran out.
         """
-        self._check(images)
+        self.check(images)
         try:
             size = self.batches[1] or (1 if len(images) == 1 else None)
-            with self._running:
+            with self.running:
                 if size not in self._requests:
                     self._requests[size] = self._compiled(size)
                 logits = self._requests[size].infer({INPUT_NAME: images})[0]
@@ -147,22 +149,6 @@ class OpenVinoModel:
         with _signal_stack_kept():
             compiled = self._ov.Core().compile_model(model, "CPU", self._settings)
         return compiled.create_infer_request()
-
-    def _check(self, images: npt.NDArray[Any]) -> None:
-        """Raises for images that OpenVINO would convert, or read as images of another shape."""
-        dtype = np.uint8 if self.pixels == "uint8" else np.float32
-        n_images = self.batches[0] if self.batches[1] else len(images)
-        expected = (n_images, *self.image_shape)
-        if images.dtype != dtype or images.shape != expected:
-            raise DataError(
-                f"{self._path} cannot be run on {images.dtype} {list(images.shape)}; expected"
-                f" {np.dtype(dtype)} {list(expected)}.\n"
-                "  Export again, as the file and the artifact do not match."
-            )
-
-    def describe(self) -> str:
-        """OpenVINO's version and where it runs."""
-        return f"{NAME} {version_of(self._ov)} CPU"
 
     def close(self) -> None:
         """Frees the model."""
@@ -198,29 +184,12 @@ def import_openvino() -> Any:
         MissingPackage: it is not installed.
         SetupError: it is installed, but cannot be imported.
     """
-    try:
-        ov = importlib.import_module(NAME)
-    except ModuleNotFoundError as error:
-        if error.name != NAME:
-            raise _broken(error) from error
-        ov = None
-    except (ImportError, OSError) as error:
-        raise _broken(error) from error
-    if not hasattr(ov, "Core"):  # a folder of type stubs can be imported too
-        raise OPENVINO.missing("Running OpenVINO files")
-    return ov
+    return import_runtime(OPENVINO, "Core", purpose="Running OpenVINO files")
 
 
 def version_of(ov: Any) -> str:
     """OpenVINO's version, without its build number."""
     return str(ov.__version__).partition("-")[0]
-
-
-def _broken(error: Exception) -> SetupError:
-    return SetupError(
-        f"openvino is installed, but cannot be imported: {error}.\n"
-        "  Reinstall it with: pip install --force-reinstall openvino"
-    )
 
 
 def _described(ports: Any) -> list[tuple[str, str, int | None]]:
@@ -247,10 +216,13 @@ def _precision(model: Any, path: Path) -> str:
     return "bf16"
 
 
+def runtime_of(ov: Any) -> str:
+    """OpenVINO and its version."""
+    return f"{NAME} {version_of(ov)}"
+
+
 def _explain(error: Exception, path: Path, ov: Any, what: str) -> KdedgeError:
     """The error for a file that cannot be loaded or run."""
-    text = " ".join(str(error).split()).rstrip(".")
-    problem = f"{path} cannot be {what} by openvino {version_of(ov)}: {text[-300:]}.\n"
-    if any(sign in text for sign in _NO_MEMORY):
-        return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
-    return DataError(f"{problem}  Copy the file from the export again, or export again.")
+    text = str(error)
+    is_memory = any(sign in text for sign in _NO_MEMORY)
+    return explained(text, path, what, runtime_of(ov), is_memory=is_memory, last=True)

@@ -1,1 +1,30 @@
 """TensorRT: engines for the GPU of the machine that builds them."""
+
+from __future__ import annotations
+
+from kdedge.targets.engines.package import jetson_wheel_problem
+from kdedge.targets.protocol import Package, Target
+
+TARGET = Target(
+    name="tensorrt",
+    label="TensorRT",
+    flag="--trt",
+    help="TensorRT engines, for the GPU of this machine.",
+    files="model.*.trt*.engine",
+    source="ONNX file",
+    precisions=("fp16", "fp32", "int8"),
+    packages=(
+        Package(
+            "tensorrt",
+            ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+            "TensorRT engines",
+            extra="trt",
+            install="pip install tensorrt (on a Jetson, it is part of JetPack)",
+        ),
+    ),
+    backend="tensorrt",
+    preference=20,
+    is_engine=True,
+    remark="Needs TensorRT 10 or 11 and an NVIDIA GPU, such as that of a Jetson.",
+    find_problem=jetson_wheel_problem,
+)

@@ -14,18 +14,11 @@ from typing import Any
 from kdedge.errors import SetupError
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.cuda import Gpu, find_gpu
-from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
-from kdedge.targets.engines.package import (
-    import_engine_package,
-    jetson_wheel_problem,
-    short_version,
-    tensorrt_install_hint,
-)
+from kdedge.targets.engines.builder import EngineBuilder
+from kdedge.targets.engines.package import engine_package, jetson_wheel_problem, short_version
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
-
-_OLDEST = 10  # the first whose networks are strongly typed and have INT8's scales in half precision
 
 
 def check_environment() -> None:
@@ -35,7 +28,8 @@ def check_environment() -> None:
         SetupError: TensorRT is not installed, or there is no GPU.
     """
     try:
-        _find()
+        engine_package("tensorrt")
+        find_gpu()
     except SetupError as error:
         if find_spec("tensorrt_rtx") is None:
             raise
@@ -50,44 +44,32 @@ def check_environment() -> None:
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
     """The engine of a precision, named after this machine's TensorRT and GPU."""
-    return (PlannedFile(f"model.{precision}.{_tag(*_find())}.engine", precision, "gpu"),)
+    return (
+        PlannedFile(
+            f"model.{precision}.{_tag(engine_package('tensorrt'), find_gpu())}.engine",
+            precision,
+            "gpu",
+        ),
+    )
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds an engine from an ONNX file of the same precision.
 
     Raises:
-        DataError: the graph is broken or of another precision, or the engine exists.
+        DataError: the graph is broken, or the engine exists.
         SetupError: TensorRT or a GPU is missing, or TensorRT cannot build the graph.
         ResourceError: memory or disk ran out.
     """
-    assert request.onnx_path is not None
-    module, gpu = _find()
+    module, gpu = engine_package("tensorrt"), find_gpu()
     cache = timing_cache_path(_tag(module, gpu), os.environ)
-    builder = EngineBuilder(module, title="TensorRT", timing_cache=cache, has_gpu=True)
-    engine = EngineRequest(request.onnx_path, file.precision, request.artifact.batches)
-    return {
-        "tool": "TensorRT",
-        "version": module.__version__,
+    device = {
         "device": gpu.name,
         "compute_capability": gpu.compute_capability,
         "multiprocessors": gpu.n_multiprocessors,
-        **builder.build(engine, request.folder / file.name),
     }
-
-
-def _find() -> tuple[ModuleType, Gpu]:
-    module = import_engine_package("tensorrt")
-    if module is None:
-        raise SetupError(
-            f"TensorRT engines need tensorrt, which is not installed.\n  {tensorrt_install_hint()}"
-        )
-    if int(module.__version__.partition(".")[0]) < _OLDEST:
-        raise SetupError(
-            f"TensorRT {module.__version__} is too old; engines need TensorRT {_OLDEST} or later.\n"
-            "  Install it. On a Jetson, JetPack 6.1 brings it."
-        )
-    return module, find_gpu()
+    builder = EngineBuilder(module, title="TensorRT", timing_cache=cache, has_gpu=True)
+    return builder.build_file(file, request, device)
 
 
 def _tag(module: ModuleType, gpu: Gpu) -> str:

@@ -1,1 +1,27 @@
 """TensorRT for RTX: engines for GeForce and RTX GPUs, built without a GPU."""
+
+from __future__ import annotations
+
+from kdedge.targets.protocol import Package, Target
+
+TARGET = Target(
+    name="tensorrt-rtx",
+    label="TensorRT-RTX",
+    flag="--trt-rtx",
+    help="TensorRT-RTX engines; builds without a GPU.",
+    files="model.*.rtx*.engine",
+    source="ONNX file",
+    precisions=("fp16", "fp32", "int8"),
+    packages=(
+        Package(
+            "tensorrt_rtx",
+            ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+            "TensorRT-RTX engines",
+            extra="trt-rtx",
+        ),
+    ),
+    backend="tensorrt-rtx",
+    preference=20,
+    is_engine=True,
+    remark="Builds on Linux and Windows on x86-64, for RTX GPUs since Ampere.",
+)

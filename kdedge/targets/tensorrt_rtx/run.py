@@ -2,50 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from kdedge.targets.engines.engine import EngineRuntime
+from kdedge.targets.tensorrt_rtx import TARGET
 
-from kdedge.runtime.cuda import open_cuda
-from kdedge.targets.engines.engine import Engine, load_engine
-from kdedge.targets.engines.package import import_engine_package
-from kdedge.targets.tensorrt_rtx.describe import TARGET, TENSORRT_RTX
-
-
-def check_environment() -> None:
-    """Checks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
-
-    Raises:
-        MissingPackage: the module is not installed.
-        BackendUnavailable: the driver or the GPU is missing.
-        SetupError: one of them is broken, or the CUDA runtime is missing.
-    """
-    _import()
-    open_cuda()
-
-
-def load(
-    path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
-) -> Engine:
-    """Loads an engine onto the first GPU.
-
-    Args:
-        path: the engine.
-        n_threads: unused, as the GPU computes.
-        built_with: what the engine was built with, for messages.
-
-    Raises:
-        MissingPackage: the module is not installed.
-        SetupError: there is no GPU, or the engine is of another version or for another GPU.
-        DataError: the engine is not one from images to logits.
-    """
-    del n_threads
-    return load_engine(_import(), path, target=TARGET, built_with=built_with)
-
-
-def _import() -> ModuleType:
-    module = import_engine_package("tensorrt_rtx")
-    if module is None:
-        raise TENSORRT_RTX.missing("Running TensorRT-RTX engines")
-    return module
+_RUNTIME = EngineRuntime(TARGET)
+check_environment, load = _RUNTIME.check_environment, _RUNTIME.load

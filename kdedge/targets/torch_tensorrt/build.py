@@ -25,7 +25,7 @@ from kdedge.files import refuse_existing, write_atomic
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.targets.program import dynamic_shapes, example_images, export_program
 from kdedge.targets.protocol import BuildRequest, PlannedFile
-from kdedge.targets.torch_tensorrt.describe import TORCH_TENSORRT
+from kdedge.targets.torch_tensorrt import TORCH_TENSORRT
 
 
 class _FloatNorm(nn.LayerNorm):

@@ -156,8 +156,7 @@ def test_a_package_that_does_not_load_is_told_once_it_is_used(
 ) -> None:
     package = tmp_path / "kdedge_broken"
     package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "describe.py").write_text("1 / 0")
+    (package / "__init__.py").write_text("1 / 0")
     site = tmp_path / "site"
     site.mkdir()
     install(site, package, {"kdedge.targets": {"broken": "kdedge_broken"}})

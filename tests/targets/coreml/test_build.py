@@ -158,7 +158,7 @@ def test_the_program_computes_what_the_model_does(
 
 
 def test_files_are_listed_as_not_measured_and_read_back(tmp_path: Path, model: Any) -> None:
-    run = RunInputs(model, lambda _: pytest.fail("it cannot run"))
+    run = RunInputs(model, lambda *_: pytest.fail("it cannot run"))
     artifact = artifact_in(tmp_path)
     artifact.save()
     artifact, names = build_files(artifact, "coreml", ["fp16", "int8"], run=run)

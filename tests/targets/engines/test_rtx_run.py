@@ -11,7 +11,7 @@ import pytest
 
 from kdedge.errors import DataError, MissingPackage, SetupError
 from kdedge.runtime.cuda import open_cuda
-from kdedge.targets.engines.log import open_log
+from kdedge.targets.engines.package import open_log
 from kdedge.targets.tensorrt_rtx import run as target
 
 WriteModel = Callable[..., Path]

@@ -6,7 +6,6 @@ what it has more recorded.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import importlib
 import json
@@ -25,8 +24,7 @@ from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.machine import is_jetson
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
-from kdedge.targets.engines.layers import Product, check_precision, summarize_layers
+from kdedge.targets.engines.builder import EngineBuilder, EngineRequest, summarize_layers
 from kdedge.targets.engines.package import import_engine_package, tensorrt_install_hint
 from kdedge.targets.protocol import BuildRequest
 from kdedge.targets.tensorrt import build as target
@@ -178,7 +176,7 @@ def small(write_graph: Callable[..., Path], tmp_path: Path) -> EngineRequest:
         [("Conv", ("images", "weight")), ("Flatten", ("between 0",))],
         ("batch", 5),
     )
-    return EngineRequest(path, "fp32", (1, 4))
+    return EngineRequest(path, (1, 4))
 
 
 @pytest.fixture
@@ -442,15 +440,12 @@ def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
     version_10: Version, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     for precision in ("fp32", "fp16", "int8"):
-        request = EngineRequest(onnx_files[precision], precision, (1, 4))
+        request = EngineRequest(onnx_files[precision], (1, 4))
         built = version_10.builder().build(request, tmp_path / f"{precision}.engine")
         assert built["flags"] == []
     assert version_10.networks == [1 << NetworkFlagsOf10.STRONGLY_TYPED] * 3
     assert version_10.settings["profiling_verbosity"] == tensorrt_rtx.ProfilingVerbosity.DETAILED
     assert "progress_monitor" in version_10.settings
-    request = EngineRequest(onnx_files["fp32"], "fp16", (1, 4))
-    with pytest.raises(DataError, match="is not fp16"):
-        version_10.builder().build(request, tmp_path / "a.engine")
 
 
 def test_a_version_without_network_flags_is_asked_for_none(
@@ -619,19 +614,6 @@ def test_an_engine_is_kept_where_no_runtime_starts(
     version_10.module.Runtime = null
     built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
     assert built["layers"] == "not measured"
-
-
-@pytest.mark.parametrize(("n_float", "is_refused"), [(0, False), (1, False), (2, True), (4, True)])
-def test_single_layers_of_a_half_graph_may_be_float32_and_half_of_them_may_not(
-    n_float: int, is_refused: bool
-) -> None:
-    body = [
-        Product(f"blocks.{i}.query/MatMul", "FLOAT" if i < n_float else "HALF") for i in range(4)
-    ]
-    head = [Product(f"{name}/Gemm", "FLOAT") for name in ("hidden", "features", "fused_head")]
-    refused = pytest.raises(DataError, match=f"{n_float} of 7 layers have another precision")
-    with refused if is_refused else contextlib.nullcontext():
-        check_precision([*body, *head], "fp16", Path("model.onnx"))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
 from kdedge.targets.engines.callbacks import in_a_thread, make_cancel
-from kdedge.targets.engines.log import open_log
+from kdedge.targets.engines.package import open_log
 from kdedge.targets.protocol import BuildRequest
 from kdedge.targets.tensorrt_rtx import build as target
 
@@ -105,7 +105,7 @@ def builder() -> EngineBuilder:
 
 @pytest.fixture
 def request_fp16(onnx_files: dict[str, Path]) -> EngineRequest:
-    return EngineRequest(onnx_files["fp16"], "fp16", (1, 4))
+    return EngineRequest(onnx_files["fp16"], (1, 4))
 
 
 def refusal(onnx_path: Path, folder: Path, *, precision: Any = "fp32", **options: Any) -> str:
@@ -175,61 +175,6 @@ def test_an_engines_name_has_its_precision_and_the_version_that_it_needs(precisi
     (file,) = target.plan(precision)
     assert (file.name, file.device) == (f"model.{precision}.rtx{VERSION}.engine", "gpu")
     assert len(VERSION.split(".")) == 3
-
-
-@pytest.mark.parametrize(
-    ("held", "asked", "layer", "found", "wrong"),
-    [
-        ("fp32", "fp16", "patch_conv/Conv", "float32", 25),
-        ("fp32", "int8", "patch_conv/Conv", "float32", 25),
-        ("fp16", "int8", "patch_conv/Conv", "half precision", 25),
-        ("fp16", "fp32", "patch_conv/Conv", "half precision", 25),
-        ("int8", "fp16", "blocks.0.query/MatMul", "8-bit integers and half precision", 18),
-        ("int8", "fp32", "patch_conv/Conv", "half precision", 25),
-    ],
-)
-def test_a_graph_of_another_precision_is_refused_with_its_first_wrong_layer(
-    onnx_files: dict[str, Path],
-    tmp_path: Path,
-    held: str,
-    asked: str,
-    layer: str,
-    found: str,
-    wrong: int,
-) -> None:
-    file = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}[asked]
-    option = {"fp32": "", "fp16": " with --fp16", "int8": " with --int8"}[asked]
-    assert refusal(onnx_files[held], tmp_path / "out", precision=asked) == (
-        f"DataError: {onnx_files[held]} is not {asked}: {wrong} of 28 layers have another"
-        f" precision, for example {layer} ({found}).\n"
-        f"  TensorRT builds the precision of the file. Use {file}, which `kdedge export`"
-        f" writes{option}."
-    )
-
-
-def test_a_head_alone_is_no_int8_graph(write_graph: WriteGraph, tmp_path: Path) -> None:
-    def rename(model: Any) -> None:
-        model.graph.node[0].name = "fused_head/Conv"
-
-    graph = write_graph(tmp_path / "a.onnx", IMAGES, CONVOLUTION, ("batch", 5))
-    head = edited(graph, tmp_path / "b.onnx", rename)
-    said = refusal(head, tmp_path / "out", precision="int8")
-    assert (
-        "is not int8: 1 of 1 layers have another precision, for example fused_head/Conv (float32)."
-        in said
-    )
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_graph_without_products_is_no_model_of_any_precision(
-    write_graph: WriteGraph, tmp_path: Path, precision: str
-) -> None:
-    nodes = (("GlobalAveragePool", ("images",)), ("Flatten", ("between 0",)))
-    graph = write_graph(tmp_path / "mean.onnx", IMAGES, nodes, ("batch", 3))
-    assert refusal(graph, tmp_path / "out", precision=precision) == (
-        f"DataError: {graph} is not an image encoder: it has neither matrix products nor"
-        " convolutions.\n  Export the run again."
-    )
 
 
 @pytest.mark.parametrize("domain", ["", "custom.operators"])
@@ -402,8 +347,9 @@ def test_a_full_disk_leaves_nothing_behind(
 
 
 def test_a_build_that_fails_lets_go_of_its_builder_at_once(
-    onnx_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_graph: WriteGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    graph = write_graph(tmp_path / "a.onnx", {"images": (3, 3, 32, 32)}, CONVOLUTION, (3, 5))
     # Freed by the garbage collector within the next builder's constructor, it never returns
     builders: list[weakref.ref[Any]] = []
     construct = tensorrt_rtx.Builder
@@ -417,7 +363,7 @@ def test_a_build_that_fails_lets_go_of_its_builder_at_once(
     gc.disable()
     try:
         with pytest.raises(DataError) as caught:
-            build(onnx_files["fp32"], tmp_path, precision="fp16")
+            build(graph, tmp_path, precision="fp32")
         assert [reference() for reference in builders] == [None]
     finally:
         gc.enable()
@@ -503,7 +449,7 @@ def test_the_log_keeps_errors_and_leaves_the_terminal_alone(
 COLLECTS = """
 import gc, logging
 import tensorrt_rtx as trt
-from kdedge.targets.engines.log import open_log
+from kdedge.targets.engines.package import open_log
 
 class Collect(logging.Handler):
     def emit(self, record):
@@ -547,7 +493,7 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(
         with pytest.raises(MissingPackage) as caught:
             call()
         assert str(caught.value) == (
-            "Building RTX engines needs tensorrt-rtx, which is not installed.\n"
+            "TensorRT for RTX needs tensorrt-rtx, which is not installed.\n"
             "  Install it with: pip install 'kdedge[trt-rtx]'"
         )
         assert caught.value.exit_code == 4

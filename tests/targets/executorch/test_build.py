@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
 
+from kdedge.runtime.native_lines import quiet  # noqa: E402
 from kdedge.targets.executorch import build as target  # noqa: E402
 from kdedge.targets.executorch import run  # noqa: E402
 from kdedge.targets.program import example_images, export_program  # noqa: E402
-from kdedge.targets.quiet import quiet  # noqa: E402
 
 MAX_BATCH = 4
 LINEAR = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")
@@ -123,10 +123,12 @@ def test_calibration_batches_hold_every_image(n_images: int, batches: tuple[int,
     assert (every[n_images:] == images[-1]).all()
 
 
-def test_a_file_of_another_origin_is_not_overwritten(artifact: Artifact, inputs: RunInputs) -> None:
+def test_a_file_of_another_origin_is_not_overwritten(
+    artifact: Artifact, block_inputs: RunInputs
+) -> None:
     (artifact.path / "model.pte").write_bytes(b"before")
     with pytest.raises(DataError, match=r"model\.pte exists"):
-        build_files(artifact, "executorch", ["fp32"], run=inputs)
+        build_files(artifact, "executorch", ["fp32"], run=block_inputs)
     assert (artifact.path / "model.pte").read_bytes() == b"before"
 
 
@@ -141,11 +143,11 @@ def test_there_is_no_fp16(artifact: Artifact) -> None:
 
 
 def test_without_the_package_the_line_is_told(
-    artifact: Artifact, inputs: RunInputs, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact, block_inputs: RunInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "executorch.runtime", None)
     with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[executorch\]'") as caught:
-        build_files(artifact, "executorch", ["fp32"], run=inputs)
+        build_files(artifact, "executorch", ["fp32"], run=block_inputs)
     assert caught.value.exit_code == 4
     assert load_artifact(artifact.path) == artifact
 

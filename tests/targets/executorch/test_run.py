@@ -6,8 +6,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +13,15 @@ import numpy as np
 import pytest
 
 from kdedge.errors import DataError
-from kdedge.inference.classify import Classifier
 
 if TYPE_CHECKING:
-    from kdedge.fold import FoldedModel
+    pass
 
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
 
+from kdedge.runtime.native_lines import quiet  # noqa: E402
 from kdedge.targets.executorch import run as target  # noqa: E402
-from kdedge.targets.quiet import quiet  # noqa: E402
 
 MAX_BATCH = 4
 
@@ -33,57 +30,10 @@ def draw_images(n_images: int) -> np.ndarray:
     return np.random.default_rng(2).random((n_images, 3, 32, 32), dtype=np.float32)
 
 
-@pytest.mark.parametrize("n_images", [1, 3, MAX_BATCH])
-def test_its_logits_are_those_of_the_model(
-    files: Path, tiny_model: FoldedModel, n_images: int
-) -> None:
-    images = draw_images(n_images)
-    logits = target.load(files / "model.pte", n_threads=1).run(images)
-    assert logits.dtype == np.float32
-    expected = tiny_model(torch.from_numpy(images)).numpy()
-    # Another order of sums over at most 192 float32 products
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
-
-
 def test_int8_rounds_weights_by_output_and_inputs_by_token(
     files: Path, check_int8_by_token: Callable[..., None]
 ) -> None:
     check_int8_by_token(target.load(files / "model.int8.pte", n_threads=1))
-
-
-def test_a_result_is_not_changed_by_the_next_call(files: Path) -> None:
-    backend = target.load(files / "model.pte", n_threads=1)
-    first = backend.run(draw_images(1))
-    before = first.copy()
-    backend.run(1 - draw_images(1))
-    np.testing.assert_array_equal(first, before)
-
-
-def test_arrays_in_any_layout_are_taken_and_not_changed(files: Path) -> None:
-    backend = target.load(files / "model.pte", n_threads=1)
-    images = draw_images(2)
-    expected = backend.run(images)
-    turned = np.asfortranarray(images)
-    turned.flags.writeable = False
-    np.testing.assert_array_equal(backend.run(turned), expected)
-
-
-def test_threads_get_the_logits_of_their_own_images(files: Path) -> None:
-    backend = target.load(files / "model.pte", n_threads=1)
-    images = draw_images(16)
-    expected = [backend.run(image[None]) for image in images]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda image: backend.run(image[None]), images))
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_it_says_what_it_is_and_what_it_takes(files: Path) -> None:
-    backend = target.load(files / "model.pte")
-    assert backend.describe() == f"executorch {version('executorch')} CPU"
-    assert (backend.batches, backend.pixels) == ((1, MAX_BATCH), "float")
-    assert backend.image_shape == (3, 32, 32)
-    backend.close()
-    backend.close()
 
 
 def test_threads_are_those_of_the_first_program_while_it_is_loaded(
@@ -103,21 +53,6 @@ def test_threads_are_those_of_the_first_program_while_it_is_loaded(
     assert native._threadpool_get_thread_count() == 2
     assert backend.run(draw_images(1)).shape == (1, 5)
     assert "threads" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("images", "got"),
-    [
-        (np.zeros((1, 3, 32, 32), np.uint8), r"uint8 \[1, 3, 32, 32\]"),
-        (np.zeros((1, 3, 31, 32), np.float32), r"float32 \[1, 3, 31, 32\]"),
-        (np.zeros((0, 3, 32, 32), np.float32), r"float32 \[0, 3, 32, 32\]"),
-        (np.zeros((MAX_BATCH + 1, 3, 32, 32), np.float32), r"float32 \[5, 3, 32, 32\]"),
-    ],
-)
-def test_images_that_it_does_not_take_are_told(files: Path, images: Any, got: str) -> None:
-    backend = target.load(files / "model.pte", n_threads=1)
-    with pytest.raises(DataError, match=rf"on {got}; expected float32 \[1 to 4, 3, 32, 32\]"):
-        backend.run(images)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "end", "header", "offset", "middle"])
@@ -152,13 +87,6 @@ def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path) -> N
     assert "/sys/" not in done.stderr
 
 
-def test_a_changed_program_is_not_loaded(files: Path) -> None:
-    path = files / "model.pte"
-    path.write_bytes(path.read_bytes() + b"?")
-    with pytest.raises(DataError, match=r"model\.pte.* has changed since the export"):
-        Classifier.load(files, backend="executorch")
-
-
 def test_a_program_of_another_kind_is_told(tmp_path: Path) -> None:
     with quiet():
         from executorch.exir import to_edge_transform_and_lower
@@ -175,19 +103,6 @@ def test_a_program_of_another_kind_is_told(tmp_path: Path) -> None:
         target.load(path, n_threads=1)
 
 
-def test_loading_and_running_write_nothing_to_stderr(files: Path) -> None:
-    code = (
-        "import sys, numpy as np\n"
-        "from pathlib import Path\n"
-        "from kdedge.targets.executorch import run\n"
-        "backend = run.load(Path(sys.argv[1]), n_threads=1)\n"
-        "print(backend.run(np.zeros((1, 3, 32, 32), np.float32)).shape)\n"
-    )
-    command = [sys.executable, "-c", code, str(files / "model.int8.pte")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "(1, 5)\n", "")
-
-
 def test_logs_are_as_loud_as_before(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     target.load(files / "model.pte", n_threads=1).close()
     logging.getLogger("kdedge").warning("still heard")
@@ -198,7 +113,7 @@ def test_lines_are_not_printed_twice_after_a_build() -> None:
     """XNNPACK's partitioner gives the root logger a handler."""
     code = (
         "import logging\n"
-        "from kdedge.targets.quiet import quiet\n"
+        "from kdedge.runtime.native_lines import quiet\n"
         "with quiet():\n"
         "    import executorch.backends.xnnpack.partition.xnnpack_partitioner\n"
         "print(logging.root.handlers, logging.root.level == logging.WARNING)\n"

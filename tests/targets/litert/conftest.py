@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +24,14 @@ def tiny_model(block_model: FoldedModel) -> FoldedModel:
 @pytest.fixture(scope="session")
 def built(
     block_artifact: Artifact,
-    block_inputs: Callable[[Artifact], RunInputs],
+    block_inputs: RunInputs,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Artifact:
     """An artifact with the files in float32 and INT8; not to be changed."""
     pytest.importorskip("litert_torch")
     folder = shutil.copytree(block_artifact.path, tmp_path_factory.mktemp("built") / "artifact")
     artifact = load_artifact(folder)
-    found, names = build_files(artifact, "litert", ["fp32", "int8"], run=block_inputs(artifact))
+    found, names = build_files(artifact, "litert", ["fp32", "int8"], run=block_inputs)
     assert names == ("model.tflite", "model.int8.tflite")
     return found
 
@@ -41,12 +40,6 @@ def built(
 def artifact(block_artifact: Artifact, tmp_path: Path) -> Artifact:
     """A copy of `block_artifact`."""
     return load_artifact(shutil.copytree(block_artifact.path, tmp_path / "artifact"))
-
-
-@pytest.fixture
-def inputs(artifact: Artifact, block_inputs: Callable[[Artifact], RunInputs]) -> RunInputs:
-    """What the export of the tiny student's run has, for `artifact`."""
-    return block_inputs(artifact)
 
 
 @pytest.fixture

@@ -125,10 +125,12 @@ def test_int8_without_images_is_told(artifact: Artifact, tiny_model: FoldedModel
     assert not list(artifact.path.glob("*.tflite"))
 
 
-def test_a_file_of_another_origin_is_not_overwritten(artifact: Artifact, inputs: RunInputs) -> None:
+def test_a_file_of_another_origin_is_not_overwritten(
+    artifact: Artifact, block_inputs: RunInputs
+) -> None:
     (artifact.path / "model.tflite").write_bytes(b"before")
     with pytest.raises(DataError, match=r"model\.tflite exists"):
-        build_files(artifact, "litert", ["fp32"], run=inputs)
+        build_files(artifact, "litert", ["fp32"], run=block_inputs)
     assert (artifact.path / "model.tflite").read_bytes() == b"before"
 
 
@@ -150,11 +152,15 @@ def test_there_is_no_fp16(artifact: Artifact) -> None:
     ],
 )
 def test_without_a_package_the_line_is_told(
-    artifact: Artifact, inputs: RunInputs, monkeypatch: pytest.MonkeyPatch, module: str, line: str
+    artifact: Artifact,
+    block_inputs: RunInputs,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    line: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises((MissingPackage, BackendUnavailable), match=line) as caught:
-        build_files(artifact, "litert", ["fp32"], run=inputs)
+        build_files(artifact, "litert", ["fp32"], run=block_inputs)
     assert caught.value.exit_code == 4
     assert load_artifact(artifact.path) == artifact
 

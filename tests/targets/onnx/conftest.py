@@ -94,13 +94,14 @@ def folded_graph(folded_onnx: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def folded_int8(
-    folded_onnx: Path, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+    folded_onnx: Path,
+    folded_images: np.ndarray,
+    int8_by_maxima: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Its INT8 file for TensorRT."""
-    from kdedge.targets.onnx.quantize import to_int8
-
     path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
-    to_int8(folded_onnx, path, calibration=folded_images)
+    int8_by_maxima(folded_onnx, path, calibration=folded_images)
     return path
 
 

@@ -12,8 +12,7 @@ import pytest
 from kdedge.errors import DataError
 from kdedge.targets.onnx.graph import head_nodes, initializers, run_outputs, weight_matmuls
 from kdedge.targets.onnx.half import absolute_maxima
-from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
-from kdedge.targets.onnx.smoothquant import smooth
+from kdedge.targets.onnx.quantize import to_int8_cpu
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -46,12 +45,10 @@ def cpu(cpu_path: Path) -> Any:
     return onnx.load(cpu_path)
 
 
-@pytest.fixture(scope="module")
-def smoothed(folded_onnx: Path, folded_images: np.ndarray) -> Any:
-    """The float32 graph that both files quantize."""
-    model = onnx.load(folded_onnx)
-    smooth(model, folded_images)
-    return model
+@pytest.fixture
+def make(kind: str, int8_by_maxima: Callable[..., None]) -> Callable[..., None]:
+    """Writes a kind of INT8 file."""
+    return int8_by_maxima if kind == "gpu" else to_int8_cpu
 
 
 def constant(model: Any, name: str) -> np.ndarray:
@@ -71,10 +68,10 @@ def types_of(node: Any, types: dict[str, int]) -> set[int]:
 
 
 def test_each_linear_layer_reads_eight_bits_around_zero_with_one_scale(
-    int8: Any, smoothed: Any, folded_images: np.ndarray
+    int8: Any, folded_graph: Any, folded_images: np.ndarray
 ) -> None:
-    maxima, made_by = absolute_maxima(smoothed, folded_images), producers(int8)
-    layers = weight_matmuls(smoothed)
+    maxima, made_by = absolute_maxima(folded_graph, folded_images), producers(int8)
+    layers = weight_matmuls(folded_graph)
     assert len(layers) == 18
     for layer in layers:
         dq = made_by[nodes_by_name(int8)[layer.name].input[0]]
@@ -91,13 +88,13 @@ def test_each_linear_layer_reads_eight_bits_around_zero_with_one_scale(
 
 
 def test_weights_are_stored_in_eight_bits_with_a_scale_for_each_output_channel(
-    int8: Any, smoothed: Any
+    int8: Any, folded_graph: Any
 ) -> None:
     made_by = producers(int8)
-    for layer in weight_matmuls(smoothed):
+    for layer in weight_matmuls(folded_graph):
         dq = made_by[nodes_by_name(int8)[layer.name].input[1]]
         values, scales = (constant(int8, name) for name in dq.input[:2])
-        weight = constant(smoothed, layer.input[1])
+        weight = constant(folded_graph, layer.input[1])
         assert dq.op_type == "DequantizeLinear"
         assert [attribute.i for attribute in dq.attribute if attribute.name == "axis"] == [1]
         assert values.dtype == np.int8
@@ -110,8 +107,8 @@ def test_weights_are_stored_in_eight_bits_with_a_scale_for_each_output_channel(
         assert (np.abs(values * scales - weight) <= atol).all()
 
 
-def test_nothing_else_is_quantized(int8: Any, smoothed: Any) -> None:
-    layers, made_by = {node.name for node in weight_matmuls(smoothed)}, producers(int8)
+def test_nothing_else_is_quantized(int8: Any, folded_graph: Any) -> None:
+    layers, made_by = {node.name for node in weight_matmuls(folded_graph)}, producers(int8)
     for node in int8.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
@@ -207,7 +204,7 @@ def test_every_batch_is_taken(
         assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
 def test_the_same_file_comes_out_twice(
     folded_onnx: Path, folded_images: np.ndarray, tmp_path: Path, make: Callable[..., None]
 ) -> None:
@@ -217,7 +214,7 @@ def test_the_same_file_comes_out_twice(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
 
-@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
 def test_a_graph_for_one_image_of_bytes_is_quantized_too(
     folded_export: Callable[..., Path],
     folded_images: np.ndarray,
@@ -234,17 +231,21 @@ def test_a_graph_for_one_image_of_bytes_is_quantized_too(
 
 
 def test_a_channel_beyond_the_range_of_fp16_stays_float32_here_too(
-    folded_large_channel: Path, folded_images: np.ndarray, folded_run: Run, tmp_path: Path
+    folded_large_channel: Path,
+    folded_images: np.ndarray,
+    folded_run: Run,
+    int8_by_maxima: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
-    to_int8(folded_large_channel, tmp_path / "model.onnx", calibration=folded_images)
+    int8_by_maxima(folded_large_channel, tmp_path / "model.onnx", calibration=folded_images)
     expected = folded_run(folded_large_channel, folded_images)
     actual = folded_run(tmp_path / "model.onnx", folded_images)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("make", "value"),
-    [(to_int8, 0.0), (to_int8_cpu, 0.0), (to_int8, 1e-9)],  # the last one's scale is 0 in FP16
+    ("kind", "value"),
+    [("gpu", 0.0), ("cpu", 0.0), ("gpu", 1e-9)],  # the last one's scale is 0 in FP16
 )
 def test_an_output_channel_of_zeros_gives_zeros(
     folded_graph: Any,
@@ -268,13 +269,13 @@ def test_an_output_channel_of_zeros_gives_zeros(
 
 
 def test_on_cpus_weights_have_seven_bits_and_a_scale_for_each_output_channel(
-    cpu: Any, smoothed: Any
+    cpu: Any, folded_graph: Any
 ) -> None:
-    for layer in weight_matmuls(smoothed):
+    for layer in weight_matmuls(folded_graph):
         node = nodes_by_name(cpu)[layer.name]
         assert node.op_type == "MatMulInteger"
         assert len(node.input) == 3  # weights have no zero point
-        weight = constant(smoothed, layer.input[1])
+        weight = constant(folded_graph, layer.input[1])
         values = constant(cpu, node.input[1])
         scales = constant(cpu, f"{layer.name}/scale")
         assert values.dtype == np.int8
@@ -285,9 +286,9 @@ def test_on_cpus_weights_have_seven_bits_and_a_scale_for_each_output_channel(
 
 @pytest.mark.parametrize("name", ["blocks.0.query", "blocks.1.mlp.c_proj", "blocks.2.mlp.c_fc"])
 def test_a_layer_on_a_cpu_is_the_dynamic_product_written_out(
-    cpu: Any, smoothed: Any, folded_images: np.ndarray, name: str
+    cpu: Any, folded_graph: Any, folded_images: np.ndarray, name: str
 ) -> None:
-    (layer,) = (node for node in weight_matmuls(smoothed) if node.name == f"{name}/MatMul")
+    (layer,) = (node for node in weight_matmuls(folded_graph) if node.name == f"{name}/MatMul")
     outputs = [layer.input[0], layer.output[0]]
     x, actual = next(iter(run_outputs(cpu, outputs, folded_images)))
 
@@ -296,7 +297,7 @@ def test_a_layer_on_a_cpu_is_the_dynamic_product_written_out(
     scale = np.float32((high - low) / 255)
     zero = np.clip(np.rint(-low / scale), 0, 255)
     levels = np.clip(np.rint(x / scale) + zero, 0, 255)
-    weight = constant(smoothed, layer.input[1])
+    weight = constant(folded_graph, layer.input[1])
     step = np.abs(weight).max(axis=0) / 64
     expected = ((levels - zero) @ np.rint(weight / step)) * scale * step
 
@@ -334,7 +335,7 @@ def test_both_files_are_much_smaller(folded_onnx: Path, folded_int8: Path, cpu_p
         assert path.stat().st_size < 0.4 * folded_onnx.stat().st_size
 
 
-@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
@@ -354,7 +355,7 @@ def test_without_images_that_fit_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
 def test_a_broken_file_is_refused(
     tmp_path: Path, folded_images: np.ndarray, make: Callable[..., None]
 ) -> None:

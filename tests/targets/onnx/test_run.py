@@ -74,16 +74,6 @@ def test_onnxruntime_knows_which_batches_its_graph_takes(
     assert load_onnx(path).batches == batches
 
 
-def test_onnxruntime_says_what_it_is(
-    load_onnx: Any, tmp_path: Path, write_model: WriteModel
-) -> None:
-    backend = load_onnx(write_model(tmp_path / "m.onnx"), n_threads=1)
-    version = sys.modules["onnxruntime"].__version__
-    assert backend.describe() == f"onnxruntime {version} CPU"
-    backend.close()
-    backend.close()
-
-
 @pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"\x08\x09"])
 def test_a_file_that_is_no_onnx_is_told(load_onnx: Any, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "m.onnx"
@@ -181,19 +171,6 @@ def test_threads_are_as_many_as_asked_for(
     monkeypatch.setattr(onnxruntime, "InferenceSession", Remembered)
     load_onnx(write_model(tmp_path / "m.onnx"), n_threads=3)
     assert sessions[0].get_session_options().intra_op_num_threads == 3
-
-
-def test_loading_an_onnx_file_writes_nothing_to_stderr(
-    tmp_path: Path, write_model: WriteModel
-) -> None:
-    pytest.importorskip("onnxruntime")
-    path = write_model(tmp_path / "m.onnx")
-    code = (
-        "from pathlib import Path; from kdedge.targets.onnx import run as b;"
-        f" b.load(Path({str(path)!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_onnxruntimes_warnings_on_unknown_graphics_cards_are_dropped_and_other_lines_kept(

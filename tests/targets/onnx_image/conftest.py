@@ -15,7 +15,7 @@ from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 
 if TYPE_CHECKING:

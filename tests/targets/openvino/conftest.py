@@ -13,7 +13,7 @@ import pytest
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:

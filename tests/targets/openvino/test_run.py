@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from kdedge.errors import BackendUnavailable, DataError, MissingPackage
+from kdedge.errors import BackendUnavailable, DataError
 from kdedge.inference.classify import Classifier
 from kdedge.targets.openvino import run as target
 
@@ -39,47 +37,6 @@ def files(artifact: Artifact, with_flags: WithFlags) -> Path:
     with_flags(NATIVE)
     build_files(artifact, "openvino", ["fp32", "fp16"])
     return artifact.path
-
-
-@pytest.mark.parametrize("n_images", [1, 3])
-def test_its_logits_are_those_of_the_model(
-    files: Path, tiny_model: FoldedModel, n_images: int
-) -> None:
-    import torch
-
-    images = draw_images(n_images)
-    expected = tiny_model(torch.from_numpy(images)).numpy()
-    logits = target.load(files / "model.xml", n_threads=1).run(images)
-    assert logits.dtype == np.float32
-    # Another order of sums over at most 128 float32 products, in three blocks
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
-
-
-def test_a_result_is_not_changed_by_the_next_call(files: Path) -> None:
-    backend = target.load(files / "model.xml", n_threads=1)
-    first = backend.run(draw_images(1))
-    before = first.copy()
-    backend.run(1 - draw_images(1))
-    np.testing.assert_array_equal(first, before)
-
-
-def test_threads_get_the_logits_of_their_own_images(files: Path) -> None:
-    backend = target.load(files / "model.xml", n_threads=1)
-    images = draw_images(16)
-    expected = [backend.run(image[None]) for image in images]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda image: backend.run(image[None]), images))
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_it_says_what_it_is_and_what_it_takes(files: Path) -> None:
-    backend = target.load(files / "model.xml")
-    version = openvino.__version__.partition("-")[0]
-    assert backend.describe() == f"openvino {version} CPU"
-    assert (backend.batches, backend.pixels) == ((1, None), "float")
-    assert backend.image_shape == (3, 32, 32)
-    backend.close()
-    backend.close()
 
 
 def test_a_fixed_batch_and_pixels_as_bytes_are_known(
@@ -195,39 +152,6 @@ def test_another_kind_of_graph_is_refused(tmp_path: Path, write_graph: Callable[
     openvino.save_model(openvino.Core().read_model(source), tmp_path / "m.xml")
     with pytest.raises(DataError, match="Expected 'images' with 4 axes"):
         target.load(tmp_path / "m.xml")
-
-
-def test_images_that_the_graph_does_not_take_are_told(files: Path) -> None:
-    """OpenVINO itself would read bytes as floats, and eight rows of pixels as no image."""
-    backend = target.load(files / "model.xml", n_threads=1)
-    for images in (draw_images(1)[:, :, :8], draw_images(1).astype(np.uint8)):
-        with pytest.raises(DataError, match=r"cannot be run on .*; expected float32 \[1, 3, 32"):
-            backend.run(images)
-
-
-def test_a_missing_package_is_told_with_the_line_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[openvino\]'") as caught:
-        target.check_environment()
-    assert caught.value.exit_code == 4
-
-
-def test_loading_and_running_loads_no_torch_and_prints_nothing(files: Path) -> None:
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'onnx', 'onnxruntime', 'nncf', 'openvino_telemetry'):\n"
-        "    sys.modules[name] = None\n"
-        "import numpy as np\n"
-        "from pathlib import Path\n"
-        "from kdedge.targets.openvino.run import load\n"
-        "load(Path(sys.argv[1])).run(np.zeros((1, 3, 32, 32), np.float32))\n"
-    )
-    moved = shutil.copytree(files, files.parent / "another machine's folder")
-    command = [sys.executable, "-W", "error", "-c", code, str(moved / "model.xml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_signal_after_models_were_freed_in_any_order_reaches_its_handler(files: Path) -> None:

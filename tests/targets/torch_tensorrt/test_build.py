@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import sys
 import warnings
@@ -28,7 +27,7 @@ from kdedge.deploy.parity import (
 from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
 from kdedge.fold import FoldedModel
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.batches import to_input
+from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 from kdedge.targets.torch_tensorrt import build as target
@@ -118,9 +117,9 @@ def compile_program(model: FoldedModel, path: Path, precision: Any, **batches: A
     target.build(file, BuildRequest(artifact, path.parent, model=model))
 
 
-def inputs(artifact: Artifact, model: FoldedModel) -> RunInputs:
+def inputs(model: FoldedModel) -> RunInputs:
     """What a run's export has."""
-    return RunInputs(model, functools.partial(parity_on_smoke_set, artifact))
+    return RunInputs(model, parity_on_smoke_set)
 
 
 def draw_images(n_images: int) -> Tensor:
@@ -133,7 +132,7 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(
     for call in (
         target.check_environment,
         lambda: target.plan("fp16"),
-        lambda: build_files(artifact, "torch-tensorrt", ["fp16"], run=inputs(artifact, tiny_model)),
+        lambda: build_files(artifact, "torch-tensorrt", ["fp16"], run=inputs(tiny_model)),
     ):
         with pytest.raises(MissingPackage) as caught:
             call()
@@ -156,7 +155,7 @@ def test_int8_is_refused_before_anything_is_looked_for(
     absent: None, tiny_model: FoldedModel, artifact: Artifact
 ) -> None:
     with pytest.raises(RecipeError, match="Build INT8 engines from the ONNX file: --trt --int8"):
-        build_files(artifact, "torch-tensorrt", ["fp16", "int8"], run=inputs(artifact, tiny_model))
+        build_files(artifact, "torch-tensorrt", ["fp16", "int8"], run=inputs(tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -240,9 +239,7 @@ def test_a_fixed_program_is_compiled_for_its_one_batch(
 def test_programs_are_listed_in_the_artifact(
     recorder: Any, tiny_model: FoldedModel, artifact: Artifact
 ) -> None:
-    found, names = build_files(
-        artifact, "torch-tensorrt", ["fp16", "fp32"], run=inputs(artifact, tiny_model)
-    )
+    found, names = build_files(artifact, "torch-tensorrt", ["fp16", "fp32"], run=inputs(tiny_model))
     assert load_artifact(artifact.path) == found
     assert (
         list(names)
@@ -288,7 +285,7 @@ def test_a_program_that_is_there_is_not_overwritten(
     path = artifact.path / "model.fp16.torchtrt2.13.0-sm89.pt2"
     path.write_bytes(b"before")
     with pytest.raises(DataError, match="exists, and nothing is overwritten"):
-        build_files(artifact, "torch-tensorrt", ["fp16"], run=inputs(artifact, tiny_model))
+        build_files(artifact, "torch-tensorrt", ["fp16"], run=inputs(tiny_model))
     assert path.read_bytes() == b"before"
     assert recorder.compiled == []
 

@@ -1,0 +1,308 @@
+"""Writes a model repository for the Triton Inference Server: model, configuration, labels.
+
+Source of the fields: Triton's model configuration reference (`model_config.proto`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from kdedge.errors import DataError, MissingPackage, RecipeError
+from kdedge.files import write_atomic, write_json
+from kdedge.folders import new_folder
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
+from kdedge.runtime.none_of_these import FILE_NAME
+
+PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
+"""Target of a model file -> Triton's name of its platform."""
+
+MAX_QUEUE_DELAY_US = 1000
+"""Time in µs that a request waits for others to share its batch; 500 to 2000 is a usual start."""
+
+_LABELS = "labels.txt"
+_WANTED = [
+    *(("tensorrt", precision) for precision in ("fp16", "int8", "fp32")),
+    *(("onnx", precision) for precision in ("fp16", "fp32", "int8")),
+]
+_LINE_ENDS = {"\n": "a line break", "\r": "a line break"}
+_NOT_SAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def write_triton(
+    artifact: Artifact,
+    folder: Path,
+    *,
+    precision: Precision | None = None,
+    built: Collection[str] = (),
+) -> Path:
+    """Writes `<folder>/<name>/` for Triton, complete or not at all.
+
+    A TensorRT engine is preferred to ONNX, and FP16 to other precisions. An engine runs only with
+    the TensorRT version that built it, so Triton's container must have that version.
+
+    Args:
+        artifact: the artifact; each file's hash is checked before it is copied.
+        folder: the model repository; it may have other models.
+        precision: precision of the file; None for the preferred file.
+        built: names of the engines that were just built on this machine.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        RecipeError: the model's folder exists, or the artifact has open classes.
+        DataError: the artifact has no file for Triton, a file has changed since the export, or a
+            class name has a line break.
+        ResourceError: the folder cannot be written.
+    """
+    wanted = [pair for pair in _WANTED if precision in (None, pair[1])]
+    file = choose_file(artifact, wanted, server="Triton", built=built)
+    check_class_names(artifact, _LINE_ENDS, server="Triton")
+    name = model_name(artifact.name)
+    with new_folder(folder / name) as (part, _):
+        version = part / "1"
+        version.mkdir()
+        suffix = "plan" if file.target == "tensorrt" else "onnx"
+        copy_file(artifact, file, version, f"model.{suffix}")
+        labels = "".join(f"{label}\n" for label in artifact.class_names)
+        (part / _LABELS).write_bytes(labels.encode())
+        (part / "config.pbtxt").write_bytes(config_text(artifact, file).encode())
+    return folder / name
+
+
+def model_name(name: str) -> str:
+    """A form of the name that is valid as a folder, in a URL, and in quotes."""
+    return _NOT_SAFE.sub("_", name).strip("_") or "model"
+
+
+def config_text(artifact: Artifact, file: ModelFile) -> str:
+    """Text of config.pbtxt for one of the artifact's files."""
+    smallest, largest = artifact.batches
+    is_fixed = smallest == largest
+    # For Triton, a graph with a fixed batch cannot batch: the batch is part of its dims.
+    batch = [largest] if is_fixed else []
+    size = artifact.preprocess.size_px
+    is_uint8 = artifact.pixels == "uint8"
+    kind = "TYPE_UINT8" if is_uint8 else "TYPE_FP32"
+    dims = json.dumps([*batch, 3, size, size])
+    lines = [
+        f"# Made from {file.name}. Input: RGB from 0 to {255 if is_uint8 else 1},"
+        f" {size} x {size} pixels after resize and crop; mean and std are in the model.",
+        f'name: "{model_name(artifact.name)}"',
+        f'platform: "{PLATFORMS[file.target]}"',
+        f"max_batch_size: {0 if is_fixed else largest}",
+        f'input [ {{ name: "{INPUT_NAME}" data_type: {kind} dims: {dims} }} ]',
+        *_output(artifact, batch),
+    ]
+    if not is_fixed:
+        lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}")
+    lines += _instances(file)
+    # Without batching, a call counts as a batch of 1, whatever its dims are.
+    lines += _warmup(kind, dims, batches=[1] if is_fixed else sorted({1, largest}))
+    return "\n".join(lines) + "\n"
+
+
+def _output(artifact: Artifact, batch: list[int]) -> Iterator[str]:
+    what = (
+        "softmax gives the scores"
+        if artifact.head == "scores"
+        else "only their order has a meaning"
+    )
+    yield f"# Logits: {what}."
+    # Triton numbers all values of an output without batching, so labels fit only one image.
+    labels = f' label_filename: "{_LABELS}"' if batch in ([], [1]) else ""
+    dims = json.dumps([*batch, len(artifact.class_names)])
+    yield f'output [ {{ name: "{OUTPUT_NAME}" data_type: TYPE_FP32 dims: {dims}{labels} }} ]'
+
+
+def _instances(file: ModelFile) -> Iterator[str]:
+    if file.target == "tensorrt":
+        profiles = range(len(file.built_with.get("profiles", [])))
+        names = ", ".join(f'"{index}"' for index in profiles)
+        profile = f" profile: [ {names} ]" if names else ""
+        yield f"instance_group [ {{ kind: KIND_GPU count: 1{profile} }} ]"
+        yield "optimization { cuda { graphs: true } }"
+    elif file.device == "cpu":
+        yield "instance_group [ { kind: KIND_CPU count: 1 } ]"
+    else:
+        yield "instance_group [ { kind: KIND_AUTO count: 1 } ]"
+        yield "# On a GPU, ONNX Runtime builds a TensorRT engine at the start with this:"
+        accelerator = 'gpu_execution_accelerator [ { name: "tensorrt" } ]'
+        yield f"# optimization {{ execution_accelerators {{ {accelerator} }} }}"
+
+
+def _warmup(kind: str, dims: str, *, batches: list[int]) -> Iterator[str]:
+    """Warm-up requests, so that the first real request is not slow."""
+    for batch in batches:
+        yield "model_warmup {"
+        yield f'  name: "batch {batch}"'
+        yield f"  batch_size: {batch}"
+        value = f"{{ data_type: {kind} dims: {dims} zero_data: true }}"
+        yield f'  inputs {{ key: "{INPUT_NAME}" value {value} }}'
+        yield "}"
+
+
+log = logging.getLogger(__name__)
+
+
+def choose_file(
+    artifact: Artifact,
+    wanted: Sequence[tuple[str, str]],
+    *,
+    server: str,
+    built: Collection[str] = (),
+) -> ModelFile:
+    """Chooses the first file of a target and precision that did not miss its gate.
+
+    Args:
+        artifact: the artifact.
+        wanted: pairs of target and precision, the best first.
+        server: name of the server, for messages.
+        built: names of the engines that were just built on this machine. Without them, an engine
+            is used only if it is the only one of its kind, as others are for other GPUs.
+
+    Raises:
+        RecipeError: the artifact has open classes.
+        DataError: there is no such file, or several engines, of which only one fits this server.
+    """
+    if artifact.open_classes is not None:
+        raise RecipeError(
+            f"The graphs of {artifact.path} give image features, as its classes are open, but"
+            f" {server} needs graphs that give logits.\n"
+            "  Export the run again without --open-classes (export.open_classes)."
+        )
+    for target, precision in wanted:
+        kind = [f for f in artifact.files if (f.target, f.precision) == (target, precision)]
+        found = [file for file in kind if file.gate != "missed"]
+        if kind and not found:
+            log.warning("%s is not used for %s, as it missed its gate.", kind[0].name, server)
+        here = [file for file in found if file.name in built]
+        if len(here or found) > 1 and target != "onnx":
+            raise DataError(
+                f"{artifact.path} has {len(found)} engines in {precision}, each for another GPU or"
+                f" version: {', '.join(file.name for file in found)}.\n"
+                f"  On {server}'s machine, run the command with the target's flag, such as --trt,"
+                " which selects its engine."
+            )
+        for file in here or found:
+            log.info("Using %s for %s.", file.name, server)
+            return file
+    missed = [file.name for file in artifact.files if file.gate == "missed"]
+    why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
+    raise DataError(
+        f"{artifact.path} has no file that {server} can run{why}.\n"
+        "  Export the run again with another precision, such as --fp16."
+    )
+
+
+def check_class_names(artifact: Artifact, forbidden: dict[str, str], *, server: str) -> None:
+    """Checks that a server's labels file can hold the class names.
+
+    Args:
+        artifact: the artifact with the class names.
+        forbidden: character -> its name in messages.
+        server: name of the server, for the message.
+
+    Raises:
+        DataError: a name holds one of the characters.
+    """
+    for name in artifact.class_names:
+        for character, called in forbidden.items():
+            if character in name:
+                raise DataError(
+                    f"The class name {name!r} contains {called}, which {server}'s labels file"
+                    " cannot hold.\n"
+                    "  Rename the class in the class list, and export again."
+                )
+
+
+def copy_file(artifact: Artifact, file: ModelFile, folder: Path, name: str) -> None:
+    """Copies a model file under a new name, and its external data under its own name.
+
+    Raises:
+        DataError: a file is missing, or has changed since the export.
+    """
+    shutil.copyfile(artifact.checked(file.name), folder / name)  # and its data's hash is checked
+    if file.data is not None:
+        # The graph refers to it by name, so its name stays
+        shutil.copyfile(artifact.path / file.data, folder / file.data)
+
+
+PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
+SETTINGS, PAGE = "settings.json", "index.html"
+
+_FILES = (PAGE, "page.css", "page.mjs", "classify.mjs", "package.json", "README.md")
+_TOP = 5  # classes that the page shows
+
+
+def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | None = None) -> Path:
+    """Writes a folder with the page, the model and the class names, complete or not at all.
+
+    Args:
+        artifact: the artifact; the file's hash is checked before it is copied.
+        folder: the folder to create; must not exist.
+        precision: precision of the file, fp32 or int8; None for fp32.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RecipeError: the folder exists, or the artifact has open classes.
+        DataError: the artifact has no file with preprocessing, or it has changed since the export.
+        MissingPackage: onnx is not installed.
+        ResourceError: the folder cannot be written.
+    """
+    wanted = "onnx-image", precision or "fp32"
+    if not any((file.target, file.precision) == wanted for file in artifact.files):
+        raise DataError(
+            f"{artifact.path} has no {wanted[1]} file with preprocessing, which a page needs.\n"
+            f"  Make it with: kdedge export {artifact.path} --with-preprocess"
+        )
+    file = choose_file(artifact, [wanted], server="browsers")
+    settings = {
+        "name": artifact.name,
+        "preprocess": PREPROCESS,
+        "model": MODEL,
+        "made_from": file.name,
+        "sha256": file.sha256,
+        "head": artifact.head,
+        "top": _TOP,
+        "class_names": list(artifact.class_names),
+        "none_of_these": None,
+    }
+    none, below, gaussians = artifact.none_of_these, artifact.none_below(file), None
+    if none is not None and below is not None:
+        gaussians = artifact.checked(none.file).read_bytes()
+        settings["none_of_these"] = {"file": FILE_NAME, "limit": below.limit}
+    with new_folder(folder) as (part, _):
+        for name in _FILES:
+            write_atomic(part / name, (files(__package__) / "browser_page" / name).read_bytes())
+        for name, data in _halves(artifact.checked(file.name)).items():
+            write_atomic(part / name, data)
+        if gaussians is not None:
+            write_atomic(part / FILE_NAME, gaussians)
+        write_json(part / SETTINGS, settings)
+    return folder / PAGE
+
+
+def _halves(path: Path) -> dict[str, bytes]:
+    """Cuts a graph with preprocessing at its uint8 pixels [1, 3, S, S], which both halves have."""
+    try:
+        import onnx
+        from onnx.utils import Extractor
+    except ImportError as error:
+        raise MissingPackage("onnx", extra="export", purpose="Writing a page") from error
+    from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
+
+    extractor = Extractor(onnx.load(path))
+    cuts = {PREPROCESS: (IMAGE_NAME, PIXELS_NAME), MODEL: (PIXELS_NAME, OUTPUT_NAME)}
+    return {
+        name: extractor.extract_model([start], [end]).SerializeToString()
+        for name, (start, end) in cuts.items()
+    }
