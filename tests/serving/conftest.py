@@ -129,6 +129,14 @@ class GatedBackend:
 
 
 @pytest.fixture
+def gated_backend(
+    artifact: Artifact, mean_color_logits: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[], GatedBackend]:
+    """Makes devices that wait for the test."""
+    return lambda: GatedBackend(artifact, mean_color_logits)
+
+
+@pytest.fixture
 def gated(
     artifact: Artifact, mean_color_logits: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[Callable[..., tuple[Any, GatedBackend]]]:

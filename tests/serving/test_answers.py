@@ -307,9 +307,20 @@ SMALL = np.zeros((1, 3, 16, 16), np.float32)
         (tensor_request(SMALL, data=[1e39] * 768), "NaN or infinity"),
         (tensor_request(SMALL, data=[1e30] * 768), "must have values from 0 to 1"),
         (tensor_request(SMALL, data=[200.0] * 768), "must have values from 0 to 1"),
+        (tensor_request(SMALL, data=[-2.0] * 768), "must have values from 0 to 1"),
         (tensor_request(SMALL, data=[float("nan")] * 768), "NaN or infinity"),
         (tensor_request(SMALL, parameters={"binary_data_size": 3072}), "there are 0 bytes"),
         (tensor_request(SMALL, name="image_bytes", datatype="BYTES", shape=[1]), "binary data"),
+        (
+            tensor_request(
+                SMALL,
+                name="image_bytes",
+                datatype="BYTES",
+                shape=[0],
+                parameters={"binary_data_size": 0},
+            ),
+            "must have 1 to ",
+        ),
     ],
 )
 def test_malformed_requests_of_the_protocol(ask: Any, url: str, request_: Any, reason: str) -> None:

@@ -55,6 +55,12 @@ def test_without_a_change_there_is_no_alarm_in_10000_frames(reference: Reference
     assert play(monitor, draw(np.random.default_rng(1), 500, none=0.05)) == []
 
 
+def test_a_single_none_is_no_alarm_where_the_reference_had_none() -> None:
+    reference = Reference(draw(np.random.default_rng(0), 200))
+    observations = np.array([[1.0], *[[0.0]] * 19])
+    assert 0.05 < reference.p_value("none", observations) < 0.15  # 1 - (1 - 1 / 202) ** 20
+
+
 @pytest.mark.parametrize(
     ("change", "statistic"),
     [({"shift": 1.5}, "classes"), ({"scale": 0.2}, "confidence"), ({"none": 0.9}, "none")],

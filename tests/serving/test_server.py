@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 import kdedge
+from kdedge.deploy.parity import warn_of_misses
 from kdedge.errors import DataError, InUseError, RecipeError
 from kdedge.runtime.artifact import Artifact
+from kdedge.targets.registry import load_file
 
 COLORS = ("red", "green", "blue")
 ColorFile = Callable[[str], bytes]
@@ -374,6 +376,35 @@ def test_a_model_that_misses_its_gates_on_this_machine_is_warned_of(
     kdedge.predict(artifact, paint(tmp_path / "red.png", (250, 0, 0)))
     told = "model.onnx missed its gates against the float32 student"
     assert [told in message for message in caplog.messages].count(True) == 2 * wrong
+
+
+class Slow:
+    """A backend whose calls take 50 ms longer."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def run(self, images: Any) -> Any:
+        time.sleep(0.05)
+        return self._backend.run(images)
+
+
+@pytest.mark.parametrize(("seconds", "is_compared"), [(0.1, False), (10.0, True)])
+def test_what_takes_too_long_is_not_compared(
+    make_checked: Callable[..., Artifact],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    seconds: float,
+    is_compared: bool,
+) -> None:
+    artifact = make_checked(tmp_path / "1", wrong=True)  # 6 images, 2 of which are timed
+    (file,) = artifact.files
+    slow: Any = Slow(load_file(artifact, file))
+    warn_of_misses(artifact, file, slow, seconds=seconds)
+    assert ("missed its gates" in caplog.text) == is_compared
 
 
 def quick(source: Path) -> Any:
