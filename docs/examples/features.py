@@ -19,8 +19,9 @@ from kdedge.setup.workspace import Workspace
 def main(run: str, images: str, output: str, root: str = "runs") -> None:
     """Writes `features` [N, D], float32, unit length, and `paths` [N] into a NumPy file."""
     workspace = Workspace(Path(root), choose_device(None))
-    folder = {"data.unlabeled": {"folder": Path(images).resolve(), "hold_out": 0}}
-    model = load_run(find_run(run, workspace.root), workspace, overrides=folder)
+    place = {"folder": Path(images).resolve(), "hold_out": 0, "include_test": True}
+    overrides = {"data.unlabeled": place}
+    model = load_run(find_run(run, workspace.root), workspace, overrides=overrides)
     found = model.images("unlabeled")
     batches = evaluation_batches(
         found.source,

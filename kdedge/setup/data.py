@@ -213,6 +213,11 @@ class RecipeData:
             return images
         test = self._readable(spec, "test", labeled=True)
         shared = [images.source.items[i].key for i in images.shared_with(test)]
+        if shared and len(shared) == len(images.indices):
+            raise DataError(
+                "All images of data.unlabeled are in data.test, too.\n  Name others; or set"
+                " data.unlabeled.include_test to train on them all the same."
+            )
         if shared and self._workspace.group.is_rank0:
             log.warning(
                 "%d of %d images of data.unlabeled are in data.test, too, and are left out: %s.\n"

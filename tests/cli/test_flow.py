@@ -350,6 +350,8 @@ def test_test_images_in_the_unlabeled_pool_are_left_out_and_named(kdedge, projec
     done = kdedge("check", "r.yaml", "--set", "data.unlabeled.include_test=true")
     assert "left out" not in done.err
     assert re.search("student: images +41 used of 41", done.out)
+    done = kdedge("check", "r.yaml", "--set", "data.unlabeled.folder=test")
+    assert (done.code, "All images of data.unlabeled are in data.test" in done.err) == (3, True)
 
 
 def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
