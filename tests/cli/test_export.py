@@ -365,6 +365,12 @@ def test_a_student_that_predicts_one_class_is_told_of(
     assert f"but predicts {only!r} for every image" in kdedge("show", "tiny/02").out
 
 
+def test_what_a_target_lacks_is_told_once(trained: Path, kdedge: Callable[..., Any]) -> None:
+    done = kdedge("export", "tiny/02", "--with-preprocess", "--int8", *LOOSE)
+    assert done.code == 0, done.err
+    assert done.err.count("ONNX with preprocessing has no fp16 files.") == 1
+
+
 def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[..., Any]) -> None:
     pytest.importorskip("tensorrt_rtx")
     done = kdedge("export", "--trt-rtx", "--set", "export.precisions=[int8]", *LOOSE)
