@@ -94,22 +94,22 @@ def bench(
     threads = given_number() if threads is None else threads
     set_up_threads(threads)
     names = [against] if isinstance(against, str) else against
-    gathered = Gathered(Path(root), against=names, device=device, n_threads=threads)
+    models = Models(Path(root), against=names, device=device, n_threads=threads)
     for source in sources or (None,):
-        gathered.add(run_argument(source))
+        models.add(run_argument(source))
 
     def take(result: SpeedResult) -> None:
         show(result)
-        written = gathered.write(result, file)
+        written = models.write(result, file)
         if written is not None:
             _LOG.info("Wrote %s", written)
 
     result = run_bench(
-        gathered.subjects,
+        models.subjects,
         plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
         batches=tuple(batches),
         n_threads=threads,
-        left_out=gathered.left_out,
+        left_out=models.left_out,
         command=shlex.join(["kdedge", *sys.argv[1:]]),
         when_interrupted=take,
         machine=replace(machine or Machine(), wait=wait),
@@ -155,7 +155,7 @@ def read_baseline(path: Path) -> SpeedResult:
         raise RecipeError(f"--baseline: {error}") from error
 
 
-class Gathered:
+class Models:
     """The models to measure.
 
     Attributes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdedge.api.bench import AGAINST, Gathered
+from kdedge.api.bench import AGAINST, Models
 from kdedge.api.evaluate import report
 from kdedge.api.export import export
 from kdedge.benchmarking.run import run_bench
@@ -86,14 +86,14 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     artifact = None
     if _is_installed("onnx", "onnxscript", "onnxruntime"):
         artifact = export(student.path, root=root, device=device)
-    gathered = Gathered(root, against=AGAINST, device=device, n_threads=None)
-    gathered.add(str(student.path))
+    models = Models(root, against=AGAINST, device=device, n_threads=None)
+    models.add(str(student.path))
     speed = run_bench(
-        gathered.subjects,
+        models.subjects,
         plan=_QUICK,
         batches=(1, 32),
         n_threads=None,
-        left_out=gathered.left_out,
+        left_out=models.left_out,
         command="kdedge demo",
     )
     write_new_numbered_json(student.path / "bench", speed.to_dict())
