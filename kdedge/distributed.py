@@ -76,7 +76,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        self._sum(flat)
+        self.all_reduce_sum(flat)
         flat /= self.world_size
         means = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, mean in zip(gradients, means, strict=True):
@@ -109,10 +109,11 @@ class ProcessGroup:
         value: _T = made[0]
         return value
 
-    def _sum(self, tensor: Tensor) -> None:
+    def all_reduce_sum(self, tensor: Tensor) -> None:
         """Adds up the processes' tensors in place."""
-        with _all_alive():
-            dist.all_reduce(tensor)
+        if self.world_size > 1:
+            with _all_alive():
+                dist.all_reduce(tensor)
 
 
 SINGLE_PROCESS = ProcessGroup()
@@ -129,7 +130,7 @@ class _Gather(torch.autograd.Function):
         # Sums with zeros are exact, and every backend has float32
         whole = rows.new_zeros(n_rows, *rows.shape[1:], dtype=torch.float32)
         whole[own] = rows.float()
-        group._sum(whole)
+        group.all_reduce_sum(whole)
         return whole.to(rows.dtype)
 
     @staticmethod

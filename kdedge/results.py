@@ -122,6 +122,8 @@ class EvalResult(Record, Tabled):
         per_class: accuracy of each class's images against all C names, in class-list order; None
             for a class without test images.
         images_hash: as in `OnImages`; None in older records.
+        largest_class_percent: share of the test images that are of their largest class: what
+            always answering that class would reach; None in older records.
         temperature: what the logits are divided by in an export with `export.calibrate`; None if
             the recipe does not ask for it, or no temperature fits.
         calibrated_ece_percent: the calibration error with it.
@@ -139,8 +141,15 @@ class EvalResult(Record, Tabled):
         default_factory=dict
     )
     images_hash: Annotated[str | None, OPTIONAL] = None
+    largest_class_percent: Annotated[Percent | None, OPTIONAL] = None
     temperature: Annotated[Positive | None, OPTIONAL] = None
     calibrated_ece_percent: Annotated[Percent | None, OPTIONAL, null_as("temperature")] = None
+
+    @property
+    def mean_over_classes(self) -> float:
+        """Mean of `per_class`, in percent: each class counts the same, however many images."""
+        known = [value for value in self.per_class.values() if value is not None]
+        return sum(known) / len(known) if known else self.all
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -153,7 +162,10 @@ class EvalResult(Record, Tabled):
     def _table(self) -> Table:
         """Accuracies in percent, as one row of cells."""
         values = {"base": self.base, "novel": self.novel, "harmonic mean": self.harmonic_mean}
-        values |= {"all": self.all, "ECE": self.ece_percent}
+        values |= {"all": self.all}
+        if abs(self.mean_over_classes - self.all) >= 0.005:
+            values |= {"mean over classes": self.mean_over_classes}
+        values |= {"ECE": self.ece_percent}
         values |= {"calibrated ECE": self.calibrated_ece_percent}
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         return ["test images", *known], [[f"{self.n_images:,}", *known.values()]]
@@ -211,6 +223,25 @@ class UnlabeledResult(Record, Tabled):
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
         return ["images without labels", *known], [[f"{self.n_images:,}", *known.values()]]
+
+
+@dataclass(frozen=True)
+class BalanceResult(Record):
+    """Offsets that bring a model's answers into balance.
+
+    Attributes:
+        prior: the recipe's: auto, uniform or labels, or the shares that it gives.
+        strength: the part of the offsets that is subtracted.
+        offsets: class -> offset, subtracted from its logit; with the strength.
+        n_images: unlabeled images that they were found on.
+        images: describes them.
+    """
+
+    prior: str | dict[str, float]
+    strength: float
+    offsets: dict[str, float]
+    n_images: int
+    images: str
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ def load_for(
     Raises:
         RecipeError: the recipe is wrong, or there is no such size.
     """
-    of_size = {} if size is None else student_size(size).overrides()
+    of_size: dict[str, Any] = {}
+    if size is not None:
+        student = load_recipe(recipe).recipe.student
+        of_size = student_size(size).overrides("promptkd" if student is None else student.method)
     return load_recipe(recipe, in_order(of_size, overrides or {}, role_keys(role, short)))
 
 
@@ -58,6 +61,7 @@ def init(
     teacher: str | None = None,
     student: str | None = None,
     size: str | None = None,
+    all_keys: bool = False,
 ) -> Path:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
@@ -73,6 +77,7 @@ def init(
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
         student: the student's CLIP, for the device; None for that of `size`.
         size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
+        all_keys: write every key with its description.
 
     Returns:
         The recipe's file.
@@ -90,5 +95,6 @@ def init(
         teacher=teacher,
         student=student,
         size=size,
+        all_keys=all_keys,
     )
     return write_new_recipe(name, given).path

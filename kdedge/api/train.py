@@ -130,6 +130,7 @@ def distill(
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
+    keep_teacher: bool = False,
 ) -> Run:
     """Distills the student of a recipe on unlabeled images; trains its teacher first if needed.
 
@@ -147,6 +148,8 @@ def distill(
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs of the same teacher and student.
+        keep_teacher: use a trained teacher even if zero-shot CLIP or a ridge regression on its
+            backbone is better on the labeled images.
 
     Returns:
         The student's finished run.
@@ -173,7 +176,8 @@ def distill(
         from kdedge.training.distill import distill as distill_student
 
         warn_of_unused_optim(loaded, *trained_roles(loaded))
-        return Run(distill_student(loaded, workspace, resume=resume)[1])
+        _, student = distill_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+        return Run(student)
 
 
 def train(

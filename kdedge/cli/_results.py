@@ -27,6 +27,11 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     if rows and rows[0][1].split == "base-to-novel":
         header = ["model", "base", "novel", "HM", "all", "ECE"]
         keys = ["base", "novel", "harmonic_mean", *keys]
+    if any(abs(result.mean_over_classes - result.all) >= 0.005 for _, result in rows):
+        at = keys.index("all") + 1
+        header, keys = [*header], [*keys]
+        header.insert(at + 1, "mean over classes")
+        keys.insert(at, "mean_over_classes")
     if any(result.calibrated_ece_percent is not None for _, result in rows):
         header, keys = [*header, "calibrated"], [*keys, "calibrated_ece_percent"]
     cells = [[label, *(percent(getattr(found, key)) for key in keys)] for label, found in rows]

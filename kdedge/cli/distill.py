@@ -24,6 +24,12 @@ from kdedge.runs.find import finished_runs
 @size_option
 @training_options("student")
 @resume_option
+@click.option(
+    "--keep-teacher",
+    is_flag=True,
+    help="Use the trained teacher even if zero-shot CLIP or a ridge regression on its backbone is"
+    " better on the labeled images.",
+)
 @runs_option
 @device_option
 @threads_option

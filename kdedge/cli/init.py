@@ -40,7 +40,7 @@ _CLIP_HELP = (
     "--labeled",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Labeled images, one subfolder per class. The teacher is trained on 16 per class.",
+    help="Labeled images, one subfolder per class. They teach the teacher, and the student too.",
 )
 @click.option(
     "--test",
@@ -58,6 +58,7 @@ _CLIP_HELP = (
     metavar="CLIP",
     help=f"The student's CLIP, in the same form. [default: {STUDENT}]",
 )
+@click.option("--all-keys", is_flag=True, help="Write every key with its description.")
 @click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)
 @json_option
 def command(name: str, as_json: bool, **options: Any) -> None:

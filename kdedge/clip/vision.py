@@ -49,7 +49,7 @@ def encode_image(
         plain: Tensor = visual(images)
         return plain
     assert isinstance(visual, VisionTransformer)
-    tokens = _embed(visual, images)
+    tokens = embed_patches(visual, images)
     n_patches = tokens.shape[1] - 1
     sizes: Tensor | None = None  # patches in each patch token
     depth = 0 if visual_prompts is None else len(visual_prompts)
@@ -85,7 +85,7 @@ def encode_image(
     return features
 
 
-def _embed(visual: VisionTransformer, images: Tensor) -> Tensor:
+def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1 + patches, D_vision]: patches, class token, positions, `ln_pre`."""
     patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, patches, D_vision]
     class_token = visual.class_embedding.expand(len(patches), 1, -1)

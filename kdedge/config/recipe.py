@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from kdedge.config.balance_spec import BalanceSpec
 from kdedge.config.data_spec import (
     ClassesSpec,
     DataSpec,
@@ -32,6 +33,7 @@ from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
 from kdedge.config.yaml_file import dotted, dump_value
 
 __all__ = [
+    "BalanceSpec",
     "BaselineSpec",
     "ClassesSpec",
     "DataSpec",
@@ -212,6 +214,11 @@ class Recipe(Strict):
     student: StudentSpec | None = Field(None, description="The small model, which is deployed.")
     baseline: BaselineSpec | None = Field(
         None, description="A method to compare with, on the student's backbone."
+    )
+    balance: BalanceSpec | None = Field(
+        None,
+        description="Subtract from the logits what a model prefers some classes by. Default: no, as"
+        " in the papers.",
     )
     optim: OptimSpec = Field(
         default_factory=OptimSpec, description="Optimization, unless overridden per model."

@@ -34,10 +34,15 @@ class StudentSize:
         """As `kdedge init --student` takes it."""
         return f"{self.backbone}:{self.weights}"
 
-    def overrides(self) -> dict[str, Any]:
-        """Keys of a recipe that make it this student's."""
+    def overrides(self, method: str) -> dict[str, Any]:
+        """Keys of a recipe that make it this student's.
+
+        Args:
+            method: the student's; only promptkd has settings for a tower.
+        """
         tower = {"backbone": self.backbone, "weights": self.weights, "config": None}
-        settings = {f"settings.{key}": value for key, value in self.settings.items()}
+        own = self.settings if method == "promptkd" else {}
+        settings = {f"settings.{key}": value for key, value in own.items()}
         return {f"student.{key}": value for key, value in {**tower, **settings}.items()}
 
 

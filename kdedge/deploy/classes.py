@@ -92,13 +92,17 @@ def change_classes(
         kept = [name not in removed for name in artifact.class_names]
         matrix = load_matrix(artifact)[kept]
         if added is not None:
-            if added.vectors.shape != (len(added.names), classes.dim):
+            vectors = added.vectors
+            if artifact.provenance.get("balance") and vectors.shape[1] == classes.dim - 1:
+                # The last feature is 1, for offsets; of a new class none is known
+                vectors = np.pad(vectors, ((0, 0), (0, 1)))
+            if vectors.shape != (len(added.names), classes.dim):
                 raise ShapeError(
                     f"The new class vectors are {list(added.vectors.shape)}, but the features of"
                     f" {folder} take [{len(added.names)}, {classes.dim}].\n"
                     "  They are of another teacher: name the run that the artifact is from."
                 )
-            matrix = np.concatenate([matrix, _rows(added.vectors, classes.scale)])
+            matrix = np.concatenate([matrix, _rows(vectors, classes.scale)])
         change = ClassChange(
             at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             kdedge=__version__,

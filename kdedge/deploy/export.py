@@ -135,6 +135,7 @@ def export_artifact(
         head=spec.head,
         pixels=spec.pixels,
         open_classes=spec.open_classes,
+        offsets=reference.offsets,
     )
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as (part, place):
@@ -197,9 +198,8 @@ class _Writer:
             "parameters": sum(values.numel() for values in model.state_dict().values()),
         }
         if spec.open_classes:
-            self.artifact = write_classes(
-                self.artifact, trained.vectors.vectors.numpy(), scale=reference.scale
-            )
+            vectors = reference.vectors(trained.vectors.vectors.numpy())
+            self.artifact = write_classes(self.artifact, vectors, scale=reference.scale)
 
     def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""

@@ -52,6 +52,7 @@ class Reference:
         images_hash: hash of these images and the exported class list.
         test_set: the test images they were chosen from; None for unlabeled images.
         scale: `logit_scale.exp()`, divided by the temperature.
+        offsets: [C], subtracted from the logits, divided by the temperature; None for none.
         temperature: the temperature; None if none was fitted.
     """
 
@@ -68,7 +69,18 @@ class Reference:
     images_hash: str
     test_set: TestSet | None
     scale: float
+    offsets: torch.Tensor | None
     temperature: Temperature | None
+
+    def vectors(self, class_vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Class vectors for the features that a graph with open classes gives: [C, D or D + 1].
+
+        With offsets, the last feature is 1, and `scale` times the last column is minus the offset.
+        """
+        if self.offsets is None:
+            return class_vectors
+        column = -self.offsets.double().cpu().numpy() / self.scale
+        return np.concatenate([class_vectors, column[:, None].astype(np.float32)], axis=1)
 
     def compare(self, artifact: Artifact, backend: Backend) -> ParityResult:
         """Runs one of the artifact's files on the images, in batches and alone, and compares it.
@@ -170,8 +182,11 @@ def run_reference(
     temperature = fit_temperature(trained, apart_from=digests) if calibrate else None
     scale = trained.scale if temperature is None else trained.scale / temperature.value
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
-    logits, features = _run_unfused(trained, pixels, scale)
-    whole, whole_features = _whole_images(trained, chosen, scale)
+    offsets = trained.offsets
+    if offsets is not None and temperature is not None:
+        offsets = offsets / temperature.value
+    logits, features = _run_unfused(trained, pixels, scale, offsets)
+    whole, whole_features = _whole_images(trained, chosen, scale, offsets)
     return Reference(
         chosen=chosen,
         pixels=pixels,
@@ -189,12 +204,13 @@ def run_reference(
         if test is None
         else TestSet(len(test.indices), test.hash_with(trained.class_names)),
         scale=scale,
+        offsets=offsets,
         temperature=temperature,
     )
 
 
 def _whole_images(
-    trained: RunModel, chosen: Images, scale: float
+    trained: RunModel, chosen: Images, scale: float, offsets: torch.Tensor | None
 ) -> tuple[SmokeSet, npt.NDArray[np.float32]]:
     """Some images before resize and crop, as PNG files without metadata, and their features.
 
@@ -213,15 +229,18 @@ def _whole_images(
         files.append(file.getvalue())
         pixels.append(np.asarray(resize_and_crop(image, trained.preprocess)))
     squares = np.stack(pixels)
-    logits, features = _run_unfused(trained, squares, scale)
+    logits, features = _run_unfused(trained, squares, scale, offsets)
     return SmokeSet(squares, logits, tuple(files)), features
 
 
 @torch.no_grad()
 def _run_unfused(
-    trained: RunModel, pixels: npt.NDArray[np.uint8], scale: float
+    trained: RunModel, pixels: npt.NDArray[np.uint8], scale: float, offsets: torch.Tensor | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """[N, S, S, 3] -> logits [N, C], features [N, D]: the model as trained, with this scale."""
+    """[N, S, S, 3] -> logits [N, C], features: the model as trained, with scale and offsets.
+
+    With offsets, features are [N, D + 1], the last of which is 1; else [N, D].
+    """
     preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
     logits, kept = [], []
@@ -229,7 +248,11 @@ def _run_unfused(
         for start in range(0, len(pixels), _BATCH):
             batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
             features = trained.forward_features(torch.from_numpy(batch).to(device))
-            logits.append((scale * features @ vectors.T).cpu().numpy())
+            answers = scale * features @ vectors.T
+            if offsets is not None:
+                answers = answers - offsets
+                features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+            logits.append(answers.cpu().numpy())
             kept.append(features.cpu().numpy())
             advance(start + len(batch))
     return np.concatenate(logits), np.concatenate(kept)

@@ -60,6 +60,7 @@ def evaluate(
         harmonic_mean=mean,
         ece_percent=calibration_error_percent(logits, labels),
         per_class=_per_class(is_right, labels, class_names),
+        largest_class_percent=100 * int(torch.bincount(labels).max()) / len(labels),
     )
 
 

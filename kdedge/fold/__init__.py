@@ -43,6 +43,7 @@ def fold(
     head: Head = "scores",
     pixels: Pixels = "float",
     open_classes: bool = False,
+    offsets: Tensor | None = None,
 ) -> FoldedModel:
     """Folds a trained student into a plain module.
 
@@ -54,6 +55,8 @@ def fold(
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         open_classes: the graph gives features; class vectors and `scale` are not folded in.
+        offsets: [C], subtracted from the logits (`data/balance.py`); None for none. With open
+            classes the features get a further one, which is 1: see `deploy.classes`.
 
     Returns:
         A module in evaluation mode on the CPU; it shares no tensor with `path`.
@@ -79,6 +82,8 @@ def fold(
         head=head,
         pixels=pixels,
         open_classes=open_classes,
+        offsets=None if offsets is None else offsets.detach().double().cpu(),
+        has_unit_length=path.has_unit_length,
     )
     model: FoldedModel
     if why_no_prompts(path.visual) is None:
@@ -96,6 +101,7 @@ def _frozen_copy(path: ImagePath) -> ImagePath:
         None if prompts is None else prompts.detach().clone().float().cpu(),
         None if path.projector is None else _on_cpu(path.projector),
         merge_tokens=path.merge_tokens,
+        has_unit_length=path.has_unit_length,
     )
 
 

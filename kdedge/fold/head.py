@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kdedge.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.protocol import Projector
+from kdedge.quantization.sites import FloatLinear
 from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 
@@ -39,6 +40,8 @@ class FoldRequest:
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         open_classes: the graph gives features, for which a file beside it has the class vectors.
+        offsets: [C], float64, subtracted from the logits; None for none.
+        has_unit_length: whether features are scaled to unit length.
     """
 
     projector: Projector | None
@@ -48,6 +51,16 @@ class FoldRequest:
     head: Head
     pixels: Pixels
     open_classes: bool = False
+    offsets: Tensor | None = None
+    has_unit_length: bool = True
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the graph divides by the features' length.
+
+        Without offsets it may be left out for the head `argmax`: it changes no ranking.
+        """
+        return self.has_unit_length and (self.head == "scores" or self.offsets is not None)
 
 
 class HiddenLayers(nn.Module):
@@ -84,18 +97,22 @@ class FoldedModel(nn.Module):
 
     Attributes:
         hidden: the projector's hidden layers, from what `encode` gives; None without any.
-        features: from the last hidden features to the image features; None for the head `argmax`,
-            unless classes are open.
+        features: from the last hidden features to the image features; None if neither their
+            length nor they themselves are needed.
         fused_head: from the last hidden features to [C] logits; see the module's docstring. None
             if classes are open.
-        head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization, which
-            leaves the ranking unchanged.
+        head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization where
+            that leaves the ranking unchanged.
+        is_divided: whether outputs are divided by the features' length.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         output_name: name of the graph's output.
+        offsets: [C], subtracted after the division; None if they are in a bias, or without any.
+        has_one: whether a last feature is 1, which the class vectors multiply by minus the offsets.
         normalization: where the graph computes `(pixels - mean) / std`, in words.
     """
 
     normalization = IN_CONVOLUTION
+    offsets: Tensor | None
 
     def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
@@ -108,13 +125,23 @@ class FoldedModel(nn.Module):
                 torch.zeros(n_features, dtype=torch.float64),
             )
         self.hidden, features = _fold_projector(request.projector, *last)
-        self.features = features if request.head == "scores" or request.open_classes else None
+        self.is_divided = request.is_divided
+        self.features = features if request.is_divided or request.open_classes else None
         self.fused_head: nn.Linear | None = None
+        self.has_one = request.open_classes and request.offsets is not None
+        self.register_buffer("offsets", None)
         if request.open_classes:
             return
         vectors = request.scale * request.class_vectors.double()
+        bias = vectors @ features.bias.double()
+        if request.offsets is not None and request.is_divided:
+            self.offsets = request.offsets.float()
+        elif request.offsets is not None:
+            bias = bias - request.offsets
         self.fused_head = make_linear(
-            vectors @ features.weight.double(), vectors @ features.bias.double()
+            vectors @ features.weight.double(),
+            bias,
+            nn.Linear if request.has_unit_length else FloatLinear,
         )
 
     def encode(self, images: Tensor) -> Tensor:
@@ -133,9 +160,13 @@ class FoldedModel(nn.Module):
         if self.features is not None:
             features: Tensor = self.features(hidden)
             outputs = features if outputs is None else outputs
-            if self.head == "scores":
+            if self.is_divided:
                 outputs = outputs / (features * features).sum(dim=-1, keepdim=True).sqrt()
         assert outputs is not None  # a model has at least one of the two
+        if self.offsets is not None:
+            outputs = outputs - self.offsets
+        if self.has_one:
+            outputs = torch.cat([outputs, torch.ones_like(outputs[:, :1])], dim=1)
         return outputs
 
 

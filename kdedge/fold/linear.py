@@ -15,9 +15,9 @@ def plain_weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]
     return layer.weight.double(), bias.double()
 
 
-def make_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def make_linear(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A float32 linear layer with these values."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear = kind(weight.shape[1], weight.shape[0])
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
     return linear

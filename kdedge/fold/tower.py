@@ -35,6 +35,7 @@ from kdedge.fold.linear import plain_weight_and_bias, with_batch_norm
 from kdedge.fold.observe import Call, Observed, Operation, observe
 from kdedge.fold.pooling import fold_pooling
 from kdedge.fold.stem import fold_pixels, pixel_statistics
+from kdedge.quantization.sites import FloatLinear
 
 _PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
@@ -169,7 +170,7 @@ def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
 def _take_last_linear(encoder: nn.Module, observed: Observed) -> tuple[Tensor, Tensor] | None:
     """Takes away the linear layer that gives the features: its weight and bias, in float64."""
     for module, call in observed.single_calls():
-        if call.output is observed.features and type(module) is nn.Linear:
+        if call.output is observed.features and type(module) in (nn.Linear, FloatLinear):
             _replace(encoder, module, nn.Identity())
             return plain_weight_and_bias(module)
     return None

@@ -73,6 +73,13 @@ class Observed:
         return Observed(self.sample - center, self.low - center, self.high - center)
 
 
+class FloatLinear(nn.Linear):
+    """A linear layer that stays in float: a solution in closed form weighs small differences.
+
+    It is small: INT8 would gain nothing.
+    """
+
+
 def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """A layer's output for an input, with another weight; [..., D_out], without bias.
 

@@ -157,6 +157,11 @@ class RunFolder:
         return self.path / "eval_unlabeled.json"
 
     @property
+    def balance(self) -> Path:
+        """Offsets of its logits."""
+        return self.path / "balance.json"
+
+    @property
     def targets(self) -> Path:
         """Figures of the soft labels that a student learned from."""
         return self.path / "targets.json"

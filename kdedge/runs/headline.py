@@ -1,4 +1,4 @@
-"""One line about a student: accuracy kept, operations saved, latency, cost of compression."""
+"""One line about a student: is it worth using, operations saved, latency, cost of compression."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, SpeedRow, read_speed
 
 _T = TypeVar("_T")
+
+_LOSS = ": do not use it"
 
 
 def headline_of(
@@ -79,6 +81,8 @@ def headline(
     cost = None if artifact is None else _cost(artifact)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     only = only and f"but predicts {only!r} for every image"
+    if kept is not None and kept.endswith(_LOSS):
+        return f"student {kept}"
     parts = [kept, less, None if fastest is None else fastest[1], cost, only]
     return "student " + ", ".join(part for part in parts if part is not None)
 
@@ -115,20 +119,70 @@ def _cost(artifact: Artifact) -> str | None:
 
 
 def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) -> str | None:
-    """The share of the teacher's accuracy on the same images, else the agreement with it."""
-    own, teacher = results.get("student"), results.get("teacher")
-    if own is not None and teacher is not None and are_same_images(own, teacher):
-        has_means = own.harmonic_mean is not None and teacher.harmonic_mean is not None
-        key = "harmonic_mean" if has_means else "all"
-        ours, theirs = getattr(own, key), getattr(teacher, key)
-        if theirs:
-            return f"keeps {100 * ours / theirs:.0f} % of the teacher's accuracy"
+    """How accurate it is beside others on the same images, else the agreement with its teacher."""
+    own = results.get("student")
+    if own is not None:
+        said = [_beside_zero_shot(own, _of_same_images(results, "zeroshot", own))]
+        if said[0] is not None and said[0].endswith(_LOSS):
+            return said[0]
+        if said[0] is None or "below" not in said[0]:
+            said.insert(0, _beside_teacher(own, _of_same_images(results, "teacher", own)))
+        largest = own.largest_class_percent
+        if largest is not None and own.all < largest and len(own.per_class) > 1:
+            missing = largest - own.all
+            said.append(f"{missing:.1f} points below always answering the most frequent class")
+        known = [text for text in said if text is not None]
+        if known:
+            verb = "is " if known[0][0].isdigit() else ""
+            return verb + ", ".join(known)
     if unlabeled is not None and unlabeled.agreement_percent is not None:
         return (
             f"agrees with the teacher on {unlabeled.agreement_percent:.0f} % of"
             f" {unlabeled.n_images:,} image{'' if unlabeled.n_images == 1 else 's'}"
         )
     return None
+
+
+def _of_same_images(
+    results: Mapping[str, EvalResult], name: str, own: EvalResult
+) -> EvalResult | None:
+    other = results.get(name)
+    return other if other is not None and are_same_images(own, other) else None
+
+
+def _points(own: EvalResult, other: EvalResult) -> float:
+    """Difference of the harmonic means, or of the accuracies over all images."""
+    if own.harmonic_mean is not None and other.harmonic_mean is not None:
+        return own.harmonic_mean - other.harmonic_mean
+    return own.all - other.all
+
+
+def _beside_zero_shot(own: EvalResult, other: EvalResult | None) -> str | None:
+    """A loss over all images and over classes says so; so does one of the two."""
+    if other is None:
+        return None
+    points = _points(own, other)
+    mean = own.mean_over_classes - other.mean_over_classes
+    if own.harmonic_mean is not None:  # is of fewer names at a time
+        mean = points
+    if points < 0 and mean <= 0:
+        return f"is {-points:.1f} points below zero-shot CLIP{_LOSS}"
+    if points < 0 or mean < 0:
+        words = [f"{abs(x):.1f} points {'above' if x >= 0 else 'below'}" for x in (points, mean)]
+        return f"is {words[0]} zero-shot CLIP, and {words[1]} it in the mean over classes"
+    return f"{points:.1f} points above zero-shot CLIP" if points else None
+
+
+def _beside_teacher(own: EvalResult, teacher: EvalResult | None) -> str | None:
+    if teacher is None:
+        return None
+    points = _points(own, teacher)
+    if points > 0:
+        return f"is {points:.1f} points above its teacher"
+    theirs = teacher.all if teacher.harmonic_mean is None else teacher.harmonic_mean
+    if not theirs:
+        return None
+    return f"keeps {100 * (theirs + points) / theirs:.0f} % of the teacher's accuracy"
 
 
 def _operations(summary: Summary) -> str | None:

@@ -14,7 +14,7 @@ from kdedge.evaluation.accuracy import calibration_error_percent, evaluate
 from kdedge.evaluation.details import evaluation_details
 from kdedge.progress import progress
 from kdedge.results import EvalDetails, EvalResult, Selection
-from kdedge.runs.model import Model
+from kdedge.runs.protocol import LogitModel, Model
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
 
@@ -32,7 +32,7 @@ class AnswersImages(Protocol):
 
 
 @torch.no_grad()
-def compute_logits(model: Model | AnswersImages, images: Images, *, what: str) -> Tensor:
+def compute_logits(model: LogitModel | AnswersImages, images: Images, *, what: str) -> Tensor:
     """Logits of all images against all classes, without crops or flips.
 
     Args:
@@ -63,7 +63,7 @@ def compute_logits(model: Model | AnswersImages, images: Images, *, what: str) -
     return torch.cat(logits)
 
 
-def finite_logits(model: Model | AnswersImages, images: Images, *, what: str) -> Tensor:
+def finite_logits(model: LogitModel | AnswersImages, images: Images, *, what: str) -> Tensor:
     """Logits as `compute_logits` gives them.
 
     Raises:

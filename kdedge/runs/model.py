@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.protocol import HasClassifier, ImagePath, Method, WithoutClassVectors
+from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
+from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import read_balance
 from kdedge.runs.weights import (
     TrainedTensors,
     class_vectors_provenance,
@@ -36,56 +38,17 @@ from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 
 
-class Model(Protocol):
-    """A frozen model of a class list, such as a run or a student's teacher."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The C classes, in the order of the logits."""
-        ...
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The preprocessing of its images."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """The device of its images and logits."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """`logit_scale.exp()`."""
-        ...
-
-    def class_vectors(self) -> Tensor:
-        """[C, D], unit length, float32, on the device, no graph; [C, 0] without class vectors."""
-        ...
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
-        ...
-
-    def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, no graph."""
-        ...
-
-    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `methods.protocol.Teacher`; not for a method that is neither of its two kinds."""
-        ...
-
-
 class MethodModel:
     """A method with its current tensors; class vectors are computed once.
 
     Attributes:
         setup: its role's method, classes and backbone.
         method: in the mode (evaluation or training) that its owner chose.
+        offsets: [C], subtracted from its logits (`data/balance.py`); None for none.
     """
 
-    def __init__(self, setup: RoleSetup, method: Method) -> None:
-        self.setup, self.method = setup, method
+    def __init__(self, setup: RoleSetup, method: Method, offsets: Tensor | None = None) -> None:
+        self.setup, self.method, self.offsets = setup, method, offsets
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -119,9 +82,13 @@ class MethodModel:
         """See `Model`."""
         return self.method.forward_features(images)
 
-    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """See `Model`."""
+        return _without(self.offsets, self.plain_logits(images))
+
+    @torch.no_grad()
+    def plain_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
         if isinstance(self.method, WithoutClassVectors):
             return self.method.own_logits(images)
         return self.scale * self.forward_features(images) @ self._vectors.T
@@ -129,8 +96,6 @@ class MethodModel:
     @torch.no_grad()
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
         """See `Model`."""
-        if isinstance(self.method, HasClassifier):
-            return self.method.classify(features)
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features.float() @ self._vectors.T
 
@@ -253,9 +218,28 @@ class RunModel:
         """The parts that `forward_features` runs."""
         return self.method.image_path()
 
-    @torch.no_grad()
+    @cached_property
+    def offsets(self) -> Tensor | None:
+        """[C], subtracted from its logits (`data/balance.py`); None for none.
+
+        Those of the run's record, or new ones where the recipe or the class list has changed.
+        """
+        spec = self.loaded.recipe.balance
+        if spec is None:
+            return None
+        found = read_balance(self.run)
+        asked = (spec.prior, spec.strength, set(self.class_names))
+        if found is None or (found.prior, found.strength, set(found.offsets)) != asked:
+            found = balance_of(self, spec, self.loaded.recipe, self.classes, self.setup.workspace)
+        return torch.tensor([found.offsets[name] for name in self.class_names], device=self.device)
+
     def logits(self, images: Tensor) -> Tensor:
         """See `Model`."""
+        return _without(self.offsets, self.plain_logits(images))
+
+    @torch.no_grad()
+    def plain_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
         if not isinstance(self.method, WithoutClassVectors):
             return self.scale * self.forward_features(images) @ self._vectors_on_device.T
         return self._in_order(self.method.own_logits(images))
@@ -263,8 +247,6 @@ class RunModel:
     @torch.no_grad()
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
         """See `Model`."""
-        if isinstance(self.method, HasClassifier):
-            return self._in_order(self.method.classify(features))
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features.float() @ self._vectors_on_device.T
 
@@ -282,7 +264,12 @@ class RunModel:
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
-        record = self.run.read_provenance()
+        record, offsets = self.run.read_provenance(), self.offsets
+        spec = self.loaded.recipe.balance
+        balance = {}
+        if spec is not None and offsets is not None:
+            values = dict(zip(self.class_names, offsets.tolist(), strict=True))
+            balance = {"balance": {**spec.model_dump(mode="json"), "offsets": values}}
         return {
             "run": self.run.name,
             "kind": self.run.kind,
@@ -297,6 +284,7 @@ class RunModel:
                 "class_vectors": self.vectors.provenance,
             },
             "scale": self.scale,
+            **balance,
         }
 
     @property
@@ -360,6 +348,10 @@ class RunModel:
     def stored_provenance(self) -> str:
         """Provenance hash of the class vectors in the run's folder."""
         return self._stored.provenance
+
+
+def _without(offsets: Tensor | None, logits: Tensor) -> Tensor:
+    return logits if offsets is None else logits - offsets
 
 
 def load_run(

@@ -12,6 +12,7 @@ from kdedge.errors import DataError
 from kdedge.files import write_atomic, write_json
 from kdedge.records import read_record
 from kdedge.results import (
+    BalanceResult,
     EvalDetails,
     EvalResult,
     PoolLabelsResult,
@@ -117,6 +118,17 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
     return read_record(UnlabeledResult, path, remedy=_REMEDY)
 
 
+def read_balance(run: RunFolder) -> BalanceResult | None:
+    """Reads balance.json; None without one.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if not run.balance.exists():
+        return None
+    return read_record(BalanceResult, run.balance, remedy="Remove it: it is made again.")
+
+
 def read_targets(run: RunFolder) -> PoolLabelsResult | None:
     """Reads targets.json; None without one.
 
@@ -151,7 +163,7 @@ def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:
     """Results with their labels in tables: zero-shot CLIP, a teacher, the run's own."""
-    order = sorted(results, key=lambda name: (name != "zeroshot", name == run.kind))
+    order = sorted(results, key=lambda name: (not name.startswith("zeroshot"), name == run.kind))
     return [(model_label(run, name), results[name]) for name in order]
 
 
@@ -160,10 +172,10 @@ def model_label(run: RunFolder, name: str) -> str:
     if name == "teacher" and run.kind == "student":
         record = run.read_provenance()
         return "teacher, official" if record.official else "teacher"
-    if name == "zeroshot":
+    if name in ("zeroshot", "zeroshot_balanced"):
         # A baseline has the student's backbone
         owner = "student" if run.kind == "baseline" else run.kind
-        return f"zero-shot CLIP ({owner}'s)"
+        return f"zero-shot CLIP ({owner}'s{', balanced' if name == 'zeroshot_balanced' else ''})"
     return run_label(run) if name == run.kind else name
 
 

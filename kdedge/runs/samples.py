@@ -10,7 +10,7 @@ from torch import Tensor
 from kdedge.data.images import spread
 from kdedge.results import EvalDetails, EvalResult, SampleImage, SampleKind, Selection
 from kdedge.runs.measure import AnswersImages, compute_logits, measure_logits, predict_logits
-from kdedge.runs.model import Model
+from kdedge.runs.protocol import Model
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
 

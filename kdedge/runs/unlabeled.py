@@ -11,7 +11,7 @@ from torch import Tensor
 from kdedge.data.images import spread
 from kdedge.results import UnlabeledResult
 from kdedge.runs.measure import AnswersImages, finite_logits
-from kdedge.runs.model import Model
+from kdedge.runs.protocol import Model
 from kdedge.runs.samples import sample_images, top_answers
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images

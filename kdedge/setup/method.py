@@ -18,7 +18,11 @@ from kdedge.config.recipe import (
     resolve_optim,
 )
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import HasClassifier, MethodSettings, WithoutClassVectors
+from kdedge.methods.protocol import (
+    FitsInClosedForm,
+    MethodSettings,
+    WithoutClassVectors,
+)
 from kdedge.methods.registry import Sees, load_method
 
 Role = Literal["teacher", "student", "baseline"]
@@ -26,17 +30,25 @@ Role = Literal["teacher", "student", "baseline"]
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """A recipe's choice of a method: its module, its settings and its optimization."""
+    """A recipe's choice of a method: its module, its settings, its optimization and its role."""
 
     name: str
     module: ModuleType
     settings: MethodSettings
     optim: OptimSettings
+    role: Role
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether it is solved in closed form, without training by gradients."""
+        return issubclass(self.module.Method, FitsInClosedForm)
 
     @property
     def sees(self) -> Sees:
         """What the method learns from under these settings."""
         declared: Sees = self.module.METHOD.sees
+        if self.role == "student":
+            declared = self.module.METHOD.sees_as_student or declared
         return declared | Sees(labels=self.settings.learns_from_labels)
 
 
@@ -99,9 +111,8 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
             " data.pseudo_labels.\n"
             "  Remove that key, or choose a method that learns from labels, such as coop."
         )
-    return MethodChoice(
-        spec.method, module, settings, resolve_optim(loaded.recipe.optim, spec.optim)
-    )
+    optim = resolve_optim(loaded.recipe.optim, spec.optim)
+    return MethodChoice(spec.method, module, settings, optim, role)
 
 
 def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
@@ -146,14 +157,14 @@ def check_can_teach(choice: MethodChoice) -> None:
     """Refuses a method that cannot be trained as a teacher.
 
     Raises:
-        RecipeError: it learns from a teacher, or has neither class vectors nor a classifier.
+        RecipeError: it learns from a teacher, or has no class vectors.
     """
     if choice.module.METHOD.needs_teacher:
         raise RecipeError(
             f"{choice.name} needs a teacher itself, so it cannot be one.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."
         )
-    if not has_class_vectors(choice) and not issubclass(choice.module.Method, HasClassifier):
+    if not has_class_vectors(choice):
         raise RecipeError(
             f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
             " vectors and cannot teach a student.\n"
@@ -176,8 +187,8 @@ def check_needs_no_vectors(student: MethodChoice, teacher: str) -> None:
         raise RecipeError(
             f"The teacher, {teacher}, has no class vectors, which {student.name} would compare"
             " images with.\n"
-            "  Set student.settings.class_vectors: student, or choose a teacher with class vectors,"
-            " such as promptsrc or zeroshot."
+            "  Set student.settings.class_vectors: student (of ridge, outputs: logits), or choose a"
+            " teacher with class vectors, such as promptsrc or zeroshot."
         )
 
 

@@ -26,40 +26,34 @@ from kdedge.setup.packages import need_training_packages
 TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
-_STUDENT_OPTIM = {
+_TUNED = {
     "algorithm": "adamw",
     "lr": 4e-5,
     "layer_decay": 0.75,
     "ema_decay": 0.999,
     "crop_scale_min": 0.3,
 }
-_TARGETS = {
-    "kind": "transductive",
-    "features": "both",
-    "n_neighbors": 0,
-    "mixture_weight": 0.01,
-    "prior_weight": 1.0,
-    "weight": 0.3,
+_WHY = {
+    "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
+    "unlabeled": "images of the cameras that the student learns from, the more the better",
+    "labeled": "one folder a class",
+    "test": "one folder a class; nothing is chosen on them",
+    "hold_out": "student and teacher are compared on these, as there are no test images",
+    "max_bad_images": "unreadable images that are skipped before it is an error",
+    "ridge": "solved in seconds from the labels, and says how good it is by leave-one-out",
+    "student ridge": "one pass over the unlabeled images, without epochs",
+    "promptsrc": "prompts, trained on the labels; classes without labels are known by their names",
+    "zeroshot": "no labels: CLIP knows the classes by their names",
+    "labeled_weight": "the labels, beside the teacher's answers on the unlabeled images",
+    "views": "the teacher's answers are stored: another student costs no second pass",
+    "tune": "all weights; with prompts instead: --set student.settings.tune=prompts",
+    "losses": "the PromptKD repository's 1000 is 2.5 an image on the 397 classes of SUN397",
+    "optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
+    "balance": "takes away what CLIP prefers some classes by; or the shares that you know",
+    "precisions": "add int8 for a quantized file",
+    "gates": "what an exported file must reach, against the float32 student",
 }
-_COMMENTS = {
-    "tune": "full: all weights of the image encoder. On photos of another camera, with small CLIPs,"
-    " it reached a harmonic mean of 20.5 where prompts reached 17.5 (benchmarks/README.md), and it"
-    " is as fast on the device. With OpenAI's CLIPs and SGD the PromptKD paper has it 2.9 points"
-    " below prompts (arXiv:2403.02781, table 5). So compare on your validation images: --set"
-    " student.settings.tune=prompts --set student.optim=null",
-    "optim": "For this model, in place of the recipe's optim. The learning rate is that of"
-    " arXiv:2212.06138 for CLIP's ViT-B/16, 6e-4 with 2,048 images a step, times the square root"
-    " of the share of batch_size in these.",
-    "labeled_weight": "The labels of data.labeled beside the teacher's answers, with a tenth of the"
-    " weight of the distillation loss. 0: none.",
-    "targets": "Labels that are found from all unlabeled images together, beside the teacher's"
-    " answers. With small CLIPs, all weights, these and labeled_weight reached a harmonic mean of"
-    " 21.9, all weights alone 20.5, their teacher 21.2 (benchmarks/README.md). The published"
-    " weights, of OpenAI's CLIPs (arXiv:2406.01837), found fewer right labels there. Without them:"
-    " --set student.targets=null",
-    "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"
-    " image on the 397 classes of SUN397. Per image, it does not depend on the number of classes.",
-}
+"""Key, or method, of a new recipe -> why it is there."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,7 @@ class Given:
         teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
         student: the student's; None for that of `size`.
         size: name of a `StudentSize`; None for `STUDENT`.
+        all_keys: write every key with its description, not only those that matter.
     """
 
     images: Path
@@ -83,6 +78,7 @@ class Given:
     teacher: str | None
     student: str | None
     size: str | None = None
+    all_keys: bool = False
 
     @property
     def sized(self) -> StudentSize | None:
@@ -122,7 +118,8 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
     if {given.teacher, given.student, given.size} != {None}:
         need_training_packages("Looking at a CLIP's layers")
     class_names, looks = _look(given)
-    _write(path, _recipe_text(name, given))
+    values = _values(name, given, looks)
+    _write(path, _long_text(values) if given.all_keys else _short_text(values))
     return NewRecipe(path, class_names, looks)
 
 
@@ -171,45 +168,82 @@ def _new_path(name: str) -> Path:
     return path
 
 
-def _recipe_text(name: str, given: Given) -> str:
-    """Writes a recipe as text, each key below its description in the schema."""
+def _values(name: str, given: Given, looks: dict[str, FirstLook]) -> dict[str, Any]:
+    """The recipe's keys: what wins with these images (docs/choose.md)."""
     data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
-    if given.test is None:  # student and teacher are compared on the held-out images
+    if given.test is None:
         data["unlabeled"]["hold_out"] = "5%"
     if given.labeled is not None:
-        data["labeled"] = {"folder": str(given.labeled), "shots": 16}
+        data["labeled"] = {"folder": str(given.labeled)}
     if given.test is not None:
         data["test"] = {"folder": str(given.test)}
-    data |= {"split": "all", "max_bad_images": "1%"}
-    optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
-    method = "promptsrc" if given.labeled is not None else "zeroshot"
-    settings: dict[str, Any] = {"tune": "full", "losses": {"kl": {"weight_per_image": 2.5}}}
-    targets = {}
-    if given.labeled is not None:
-        settings["labeled_weight"] = 0.25
-        targets["targets"] = _TARGETS
-    student = given.student
+    data["max_bad_images"] = "1%"
+    has_all_labels = given.labeled is not None and all(looks["labeled"].n_of_class.values())
+    clip, sized = given.student, {}
     if given.sized is not None:
-        student = given.sized.clip
-        settings |= given.sized.settings
-    values = {
+        clip, sized = given.sized.clip, dict(given.sized.settings)
+    balance: dict[str, Any] = {}
+    if has_all_labels:
+        teacher = _model("ridge", given.teacher, {}, default=TEACHER)
+        student = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT) | {"views": 1}
+    else:
+        method = "zeroshot" if given.labeled is None else "promptsrc"
+        if given.labeled is not None:
+            data["labeled"]["shots"] = 16
+        teacher = _model(method, given.teacher, {}, default=TEACHER)
+        settings = {"tune": "full", **sized, "losses": {"kl": {"weight_per_image": 2.5}}}
+        student = _model("promptkd", clip, settings, default=STUDENT)
+        student["optim"] = _TUNED
+        balance = {"balance": {"prior": "auto"}}
+    return {
         "name": name,
         "seed": 1,
         "classes": {"file": str(given.classes), "template": "a photo of a {}."},
         "data": data,
-        "teacher": _model(method, given.teacher, {}, default=TEACHER),
-        "student": _model("promptkd", student, settings, default=STUDENT)
-        | targets
-        | {"optim": _STUDENT_OPTIM},
-        "optim": optim,
+        "teacher": teacher,
+        "student": student,
+        **balance,
         "export": {"precisions": ["fp16"]},
         "gates": GatesSpec().model_dump(),
     }
+
+
+def _short_text(values: dict[str, Any]) -> str:
+    """A recipe that one reads at once: one line a key, with why it is there."""
+    lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
+    for key, value in values.items():
+        why = _WHY.get(key)
+        if key not in ("data", "teacher", "student", "export"):
+            lines += ["", *_line(key, value, why)] if key == "classes" else _line(key, value, why)
+            continue
+        lines += ["", f"{key}:"]
+        for inner, one in value.items():
+            reason = _WHY.get(inner)
+            if inner == "method":
+                reason = _WHY.get(f"{key} {one}", _WHY.get(one))
+            if inner == "settings":
+                reason = next((_WHY[name] for name in one if name in _WHY), None)
+            if inner == "unlabeled" and "hold_out" in one:
+                reason = _WHY["hold_out"]
+            lines += _line(inner, one, reason, indent="  ")
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
+    text = f"{indent}{key}: {dump_value(value)}"
+    if why is None:
+        return [text]
+    return [f"{text:<45}  # {why}"] if len(text) <= 45 else [f"{indent}# {why}", text]
+
+
+def _long_text(values: dict[str, Any]) -> str:
+    """The recipe with each key below its description in the schema."""
+    optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
     head = [
-        f"# Recipe {name}. Relative paths start at this file's folder. `kdedge schema` explains",
-        "# every key. Lines such as `# momentum: 0.9` are defaults; remove the # to change them.",
+        f"# Recipe {values['name']}. Relative paths start at this file's folder. Lines such as",
+        "# `# momentum: 0.9` are defaults; remove the # to change them.",
     ]
-    return "\n".join([*head, *_render(Recipe, values, "")]) + "\n"
+    return "\n".join([*head, *_render(Recipe, {**values, "optim": optim}, "")]) + "\n"
 
 
 def _model(
@@ -254,10 +288,6 @@ def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iter
         if key in values:
             if not indent:
                 yield ""
-            if indent and key in _COMMENTS:  # of a model's section, on one line
-                yield from _comment(_COMMENTS[key], indent)
-                yield f"{indent}{key}: {dump_value(values[key])}"
-                continue
             yield from _comment(field.description, indent)
             yield from _entry(key, values[key], field, indent)
         elif model in {OptimSpec, ExportSpec} and field.default is not None:
@@ -275,7 +305,7 @@ def _entry(key: str, value: Any, field: FieldInfo, indent: str) -> Iterator[str]
         yield from _render(inner, value, f"{indent}  ")
         return
     for name, item in value.items():
-        yield from _comment(_COMMENTS.get(name), f"{indent}  ")
+        yield from _comment(_WHY.get(name), f"{indent}  ")
         yield f"{indent}  {name}: {dump_value(item)}"
 
 

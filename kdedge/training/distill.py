@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError
@@ -15,16 +16,22 @@ from kdedge.training.find_teacher import find_teacher, named_teacher, open_teach
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
+from kdedge.training.quick_look import quick_look, trained_accuracy
 from kdedge.training.run_job import run_job
 from kdedge.training.student import StudentParts, student_job, student_parts, teaching_of
+from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.store import TeacherStore
-from kdedge.training.teachers import AnyTeacher
+from kdedge.training.teachers import AnyTeacher, ModelTeacher
 
 log = logging.getLogger(__name__)
 
 
 def distill(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
+    loaded: LoadedRecipe,
+    workspace: Workspace,
+    *,
+    resume: bool = False,
+    keep_teacher: bool = False,
 ) -> tuple[RunFolder | None, RunFolder]:
     """Trains the recipe's student, and first its teacher if it is missing.
 
@@ -32,11 +39,15 @@ def distill(
         loaded: the recipe.
         workspace: where the command works; its processes fill a teacher store together.
         resume: continue interrupted runs of the same teacher and student.
+        keep_teacher: use a trained teacher even if zero-shot CLIP or a ridge regression on its
+            backbone is better on the labeled images.
 
     Returns:
         The teacher's run, None for a file, and the student's.
     """
-    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume)
+    run, teacher, parts = teacher_and_parts(
+        loaded, workspace, resume=resume, keep_teacher=keep_teacher
+    )
     job = student_job(parts, teaching_of(teacher, parts))
     if workspace.device.type == "cpu":
         keep_freed_memory()
@@ -66,7 +77,7 @@ def store_features(
 
 
 def teacher_and_parts(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
 ) -> tuple[RunFolder | None, AnyTeacher, StudentParts]:
     """The teacher's run, trained if there is none, the opened teacher, and the student's parts.
 
@@ -82,17 +93,69 @@ def teacher_and_parts(
     if isinstance(found, RunFolder):
         why = "which the recipe names" if named else "trained with the same settings and data"
         log.info("Teacher 1/2: using %s, %s%s.", found.path, why, _reached(found))
-        return found, teacher, parts
+        if named:
+            return found, teacher, parts
+        assert isinstance(teacher, ModelTeacher)  # a run's
+        return _or_better(found, teacher, parts, resume=resume, keep_teacher=keep_teacher)
     with working("trying a step of the student"):
         trial_steps(student_job(parts, teaching_of(teacher, parts)), 1)
     run = _run_stage("Teacher 1/2", found, resume=resume)
-    return run, open_teacher(run, parts), parts
+    teacher = open_teacher(run, parts)
+    return _or_better(run, teacher, parts, resume=resume, keep_teacher=keep_teacher)
+
+
+def _or_better(
+    run: RunFolder,
+    teacher: ModelTeacher,
+    parts: StudentParts,
+    *,
+    resume: bool,
+    keep_teacher: bool,
+) -> tuple[RunFolder | None, AnyTeacher, StudentParts]:
+    """A trained teacher, or what is better than it on the images that it was trained on.
+
+    Says so; an unknown result of training is never used in silence.
+    """
+    loaded, workspace = parts.setup.loaded, parts.setup.workspace
+    job = teacher_job(loaded, workspace)
+    look = workspace.group.on_rank0(lambda: quick_look(job))
+    if not look:
+        return run, teacher, parts
+    reached = workspace.group.on_rank0(lambda: trained_accuracy(job, teacher.model))
+    able = dict(look)
+    if parts.setup.choice.settings.needs_teacher_vectors:
+        able.pop("ridge")  # it has none
+    name, best = max(look.items(), key=lambda entry: entry[1])
+    if best <= reached:
+        return run, teacher, parts
+    method = job.choice.name
+    said = (
+        f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
+        f" (mean over classes), and {name} on the same backbone on {best:.1f} %."
+    )
+    better = {other: value for other, value in able.items() if value > reached}
+    if keep_teacher or not better:
+        remedy = "It teaches all the same, as --keep-teacher asks."
+        if not keep_teacher:
+            remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
+        log.warning("%s\n  %s", said, remedy)
+        return run, teacher, parts
+    chosen = max(better, key=better.__getitem__)
+    log.warning("%s\n  %s teaches; --keep-teacher insists on %s.", said, chosen, method)
+    spec = loaded.recipe.teacher
+    assert spec is not None  # it has been trained
+    other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
+    recipe = loaded.recipe.model_copy(update={"teacher": other})
+    return teacher_and_parts(replace(loaded, recipe=recipe), workspace, resume=resume)
 
 
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     """Trains one of the two models of a distillation, with a log line before and after."""
-    is_trained = job.data.pool is not None or job.method.trainable_parameters()
-    what = "training %s on %s." if is_trained else "%s on %s, which needs no training."
+    what = "%s on %s, which needs no training."
+    if job.choice.is_solved:
+        what = "solving %s on %s."
+    elif job.data.pool is not None or job.method.trainable_parameters():
+        what = "training %s on %s."
     log.info(f"%s: {what}", stage, job.choice.name, job.setup.backbone.name)
     run = run_job(job, resume=resume)
     log.info("%s done%s.", stage, _reached(run))

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
+from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
+from kdedge.runs.balance import balance_of
 from kdedge.runs.measure import measure
-from kdedge.runs.model import Model, RunModel
+from kdedge.runs.model import MethodModel, RunModel
+from kdedge.runs.protocol import Model
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.unlabeled import images_to_judge, judge
@@ -36,8 +38,10 @@ def measure_job(job: Job, images: Images) -> Measured:
     return measure(job.model(), images, job.classes, selection=job.choice.optim.selection)
 
 
-def evaluations(job: Job) -> Evaluations:
+def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
     """Results of the trained method, its teacher and zero-shot CLIP on the same backbone.
+
+    The method's own are in balance where there are offsets; zero-shot CLIP is measured both ways.
 
     A backbone without a text encoder has no zero-shot result. A teacher that
     is a file is measured if the test images are among those that it answers.
@@ -46,7 +50,7 @@ def evaluations(job: Job) -> Evaluations:
     if test is None:
         return {}
     own = measure_with_samples(
-        job.model(),
+        _balanced(job.model(), balance),
         test,
         job.classes,
         selection=job.choice.optim.selection,
@@ -58,8 +62,27 @@ def evaluations(job: Job) -> Evaluations:
         if result is not None:
             found["teacher"] = result
     if job.setup.backbone.has_texts:
-        found["zeroshot"] = measure(zero_shot_model(job), test, job.classes, selection="last")
+        model = zero_shot_model(job)
+        found["zeroshot"] = measure(model, test, job.classes, selection="last")
+        if balance is not None:
+            model = _balanced(model, find_balance(job, model))
+            found["zeroshot_balanced"] = measure(model, test, job.classes, selection="last")
     return found
+
+
+def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
+    """The offsets of a model of the job's classes; None where the recipe asks for none."""
+    recipe = job.setup.loaded.recipe
+    if recipe.balance is None:
+        return None
+    return balance_of(model, recipe.balance, recipe, job.classes, job.setup.workspace)
+
+
+def _balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
+    if balance is None:
+        return model
+    values = [balance.offsets[name] for name in model.class_names]
+    return MethodModel(model.setup, model.method, torch.tensor(values, device=model.device))
 
 
 def _answering(teacher: AnyTeacher, images: Images) -> Model | FileTeacher | None:
@@ -94,10 +117,13 @@ def judged_images(job: Job) -> tuple[Images, str] | None:
     return images_to_judge(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
 
 
-def unlabeled_result(job: Job, images: Images, what: str) -> UnlabeledResult:
+def unlabeled_result(
+    job: Job, images: Images, what: str, *, balance: BalanceResult | None
+) -> UnlabeledResult:
     """Evaluates a student on unlabeled images; see `judged_images`."""
     assert job.teaching is not None
-    return judge(job.model(), images, what, teacher=_answering(job.teaching.teacher, images))
+    own = _balanced(job.model(), balance)
+    return judge(own, images, what, teacher=_answering(job.teaching.teacher, images))
 
 
 def work(job: Job) -> dict[str, float]:

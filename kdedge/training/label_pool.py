@@ -15,7 +15,8 @@ from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import sha256_json
 from kdedge.results import PoolLabelsResult
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel, Model, load_run
+from kdedge.runs.model import MethodModel, load_run
+from kdedge.runs.protocol import Model
 from kdedge.runs.weights import features_provenance, hash_trained
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData

@@ -23,6 +23,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
+from kdedge.training.closed_form import solve_seconds
 from kdedge.training.find_teacher import find_teacher, named_teacher
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
@@ -152,6 +153,8 @@ def describe(job: Job) -> list[Finding]:
 
 def _training(job: Job) -> str:
     """Number of trained parameters, epochs and steps, in words."""
+    if job.choice.is_solved:
+        return "solved in one pass over the images"
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
         return "nothing to train"
@@ -174,6 +177,8 @@ def estimate_seconds(job: Job) -> float:
     The first half of the steps is left out, as it has one-time work and images loaded ahead.
     Made-up features replace a teacher store, as their values do not change the time.
     """
+    if job.choice.is_solved:
+        return solve_seconds(job)
     features = None if job.filler is None else _stand_in(job.filler.store.dim)
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:

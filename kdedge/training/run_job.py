@@ -23,9 +23,11 @@ from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
 from kdedge.setup.method import settings_record
+from kdedge.training.closed_form import solve
 from kdedge.training.job.job import Job
 from kdedge.training.judge import (
     evaluations,
+    find_balance,
     judged_images,
     measure_job,
     unlabeled_result,
@@ -271,6 +273,8 @@ def _own_rng(job: Job) -> Iterator[None]:
 
 def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains the job, if it has anything to train; returns entries of the run's summary."""
+    if job.choice.is_solved:
+        return solve(job)
     if job.data.pool is not None:
         return train_rounds(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
@@ -325,13 +329,18 @@ def _record_images(run: RunFolder, job: Job) -> None:
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     """Writes the trained weights and evaluates them."""
     write_weights(run, job.setup, job.method, provenance=job.provenance())
-    found = evaluations(job)
+    balance = find_balance(job, job.model())
+    if balance is not None:
+        write_json(run.balance, balance.to_dict())
+    found = evaluations(job, balance)
     if found:
         write_evaluations(run, found)
         warn_of_failure(job, found)
     test, judged = job.held_out.test, judged_images(job)
     if judged is not None:
-        write_json(run.unlabeled_evaluation, unlabeled_result(job, *judged).to_dict())
+        write_json(
+            run.unlabeled_evaluation, unlabeled_result(job, *judged, balance=balance).to_dict()
+        )
     measured_on = None if test is None else test.list_hash
     run.finish(
         measured_on=measured_on,

@@ -56,7 +56,8 @@ class StudentParts:
 def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     """Reads the student's parts from the recipe."""
     choice = choose_method(loaded, "student")
-    if not choice.module.METHOD.needs_teacher:
+    method = choice.module.METHOD
+    if not (method.needs_teacher or method.sees_as_student):
         raise RecipeError(
             f"student.method is {choice.name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
@@ -107,7 +108,7 @@ def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
         RecipeError: the student needs class vectors, and the teacher has none; or the teacher does
             not know every class.
     """
-    if has_class_vectors(teacher.choice):
+    if has_class_vectors(teacher.choice) and not teacher.choice.settings.gives_logits:
         return
     why = teacher.choice.module.Method.why_no_class_vectors
     check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which {why}")
@@ -170,14 +171,18 @@ def _store_filler(teacher: ModelTeacher, parts: StudentParts) -> StoreFiller:
     """Stores a teacher's features."""
     setup = parts.setup
     recipe, optim = setup.loaded.recipe, setup.choice.optim
-    prepares = setup.backbone.preprocess
+    # What is solved in one pass sees images as in evaluation, and so does its teacher
+    is_solved = setup.choice.is_solved
+    asked = teacher.model if is_solved else as_prepared_for(setup.backbone, teacher.model)
     own_seed = own_view_seed(recipe)
     seed = recipe.seed if own_seed is None else own_seed
-    augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
+    augment = None
+    if not is_solved:
+        augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     description = describe_store(
         provenance=teacher.features_provenance,
         images=parts.images,
-        preprocess=prepares,
+        preprocess=asked.preprocess,
         augment=augment,
         precision=optim.precision,
     )
@@ -191,7 +196,7 @@ def _store_filler(teacher: ModelTeacher, parts: StudentParts) -> StoreFiller:
     )
     return StoreFiller(
         store=store,
-        teacher=as_prepared_for(setup.backbone, teacher.model),
+        teacher=asked,
         source=parts.images.source,
         augment=augment,
         precision=optim.precision,
@@ -213,5 +218,7 @@ def _opens(teacher: ModelTeacher, student: RoleSetup) -> Callable[[Share], Featu
 def _open_prepared(
     loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, share: Share
 ) -> FeatureModel:
-    student = open_role(loaded, "student", root, share)
-    return as_prepared_for(student.backbone, open_run(run, names, root, share))
+    student, teacher = open_role(loaded, "student", root, share), open_run(run, names, root, share)
+    if student.choice.is_solved:
+        return teacher
+    return as_prepared_for(student.backbone, teacher)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kdedge.clip.find import FoundBackbone
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import Teacher
-from kdedge.runs.model import Model
+from kdedge.runs.protocol import Model
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.sizes import larger_teacher
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
 
 Run = Callable[..., Any]
@@ -95,7 +96,9 @@ def test_too_many_unreadable_images_are_named_before_anything_is_trained(
         cut(path, 100)
     for command in ("check", "distill"):
         done = kdedge(command, "r.yaml")
-        fails(done, 3, "data.unlabeled: 2 of 40 images are unreadable, and the limit is 0.")
+        fails(
+            done, 3, "data.unlabeled: 2 of 40 images are unreadable, and the limit is 0: 1% of 40"
+        )
         assert "\n  0_0.jpg: " in done.err
         assert "raise data.max_bad_images" in done.err
     assert runs() == []
@@ -195,8 +198,10 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
     ]
     assert 'no images of "red fox"' in done.out
     text = Path("line3.yaml").read_text()
-    assert "    prompt_depth_vision: 4\n" in text  # the teacher has four image layers
-    assert "    prompt_depth: 3\n" in text  # for tune: prompts
+    assert "method: promptsrc" in text  # one class has no labels
+    assert "prompt_depth_vision: 4" in text  # the teacher has four image layers
+    assert "prompt_depth: 3" in text  # for tune: prompts
+    assert len(text.splitlines()) < 40
     few = ("--set", "teacher.settings.n_anchor_templates=2")
     checked = kdedge("check", "line3.yaml", *few)
     assert checked.code == 0, checked.err
@@ -205,8 +210,26 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
 def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
     fails(kdedge(*INIT, "--student", "ViT-B-16:gone.pt"), 3, "there is no file")
     fails(kdedge(*INIT, "--student", "ViT-B-61:openai"), 2, "ViT-B-61", "ViT-B-16")
+    assert not Path("line3.yaml").exists()
+    shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
     fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take them")
     assert not Path("line3.yaml").exists()
+
+
+def test_labels_of_every_class_make_a_short_recipe_without_epochs(
+    kdedge: Run, project: Path
+) -> None:
+    """Written as the shipped recipe is, and with every key."""
+    Path("pool").rename("cams")
+    names = ("--images", "cams", "--classes", "classes.txt")
+    given = (*names, "--labeled", "labeled", "--test", "test")
+    assert kdedge("init", "own-images", *given).code == 0
+    shipped = shipped_recipes()["own-images"].read_text()
+    assert Path("own-images.yaml").read_text() == shipped
+    assert len(shipped.splitlines()) <= 30
+    assert kdedge("init", "long", "--all-keys", *given).code == 0
+    short, long = (load_recipe(name).recipe for name in ("own-images.yaml", "long.yaml"))
+    assert long.model_copy(update={"name": short.name, "optim": short.optim}) == short
 
 
 def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run, project: Path) -> None:
@@ -214,7 +237,7 @@ def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run, project
     assert done.code == 0, done.err
     text = Path("line3.yaml").read_text()
     assert "  backbone: MobileCLIP2-S0\n" in text
-    assert "    tune: full\n" in text
+    assert "method: ridge" in text
     both = ("--size", "nano", "--student", "student.pt")
     fails(kdedge("init", "other", *INIT[2:], *both), 2, "Give only one of --size and --student.")
 

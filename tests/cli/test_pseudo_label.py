@@ -26,7 +26,7 @@ SUPERVISED = {
     "cocoop": "{}",
     "coop": "{n_ctx: 3}",
     "ivlp": "{prompt_depth_text: 2, prompt_depth_vision: 2}",
-    "linear_probe": "{}",
+    "ridge": "{}",
     "maple": "{prompt_depth: 2}",
     "promptsrc": "{}",
     "vpt": "{prompt_depth: 2}",
@@ -189,7 +189,8 @@ def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
     record = baseline_record(
         kdedge, "train", "r.yaml", "--method", method, *settings, *alone, *SHORT
     )
-    assert record["summary"]["training"]["steps"] == 6
+    if method != "ridge":
+        assert record["summary"]["training"]["steps"] == 6
     assert "image_list" in record["hashes"]
 
 

@@ -26,7 +26,7 @@ from kdedge.training.job.job import Job, batches_of
 from kdedge.training.student import student_job, student_parts, teaching_of
 
 NAMES = ("cat", "dog", "red fox", "school bus")
-PROBE = "{method: linear_probe, weights: student.pt, optim: {batch_size: 4}}"
+PROBE = "{method: ridge, weights: student.pt}"
 FILE = "{file: pool.csv}"
 CPU = torch.device("cpu")
 Start = Callable[..., Any]
@@ -89,7 +89,7 @@ def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
     teacher = job.teaching.teacher.for_student(job.setup.backbone)
     warm, live = (next(batches_of(job, 2, 3, features=f)) for f in (job.filler.store.read, None))
     assert torch.equal(warm.images, live.images)
-    assert teacher.class_vectors().shape == (4, 0)
+    assert torch.equal(teacher.class_vectors(), torch.eye(4))
     kept = teacher.teacher_logits(warm.teacher_features, warm.keys)
     asked = teacher.teacher_logits(teacher.forward_features(live.images), live.keys)
     assert kept.shape == (4, 4)
@@ -141,7 +141,8 @@ def test_a_file_is_measured_where_the_test_images_are_among_its_images(trained: 
     for path in Path("test").rglob("*.jpg"):
         shutil.copy(path, f"pool/{path.parent.name}-{path.name}")
     write_probabilities("pool.csv", "pool")
-    assert "teacher" in read_evaluation(taught(write_recipe(FILE)))
+    run = taught(write_recipe(FILE), "data.unlabeled.include_test=true")
+    assert "teacher" in read_evaluation(run)
 
 
 def test_a_student_may_teach(trained: Path) -> None:
@@ -182,7 +183,7 @@ def replace_line(path: str, number: int, text: str) -> None:
     ("teacher", "options", "wrong", "code", "message"),
     [
         (PROBE, ("student.settings.class_vectors=teacher",), None, 2,
-         "linear_probe, which classifies by a linear layer, has no class vectors(?s:.)*"
+         "ridge, which answers by a regression, has no class vectors(?s:.)*"
          "Set student.settings.class_vectors: student"),
         (FILE, ("student.settings.class_vectors=teacher",), None, 2,
          r"pool\.csv, a file of probabilities, has no class vectors"),

@@ -24,7 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """The tiny CLIP has three layers."""
 
-TRAINED = [name for name in list_methods() if name != "zeroshot"]
+TRAINED = [name for name in list_methods() if name not in ("zeroshot", "ridge")]
+"""Those with training steps."""
 
 
 def build(name: str, backbone: Backbone, class_names: list[str]) -> Any:

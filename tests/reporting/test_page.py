@@ -184,9 +184,9 @@ def test_accuracies_on_other_test_images_are_not_in_one_table(make_run: MakeRun)
 
 def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None:
     run = make_run()
-    assert make_chapters([gather(run)])[0].headline is None  # an older run
     found = json.loads(run.evaluation.read_text(encoding="utf-8"))
     found["teacher"] = {**found["student"], "all": 80.0, "per_class": {}}
+    found["zeroshot"] = {**found["student"], "all": 30.0, "per_class": {}}
     found["student"] |= {"all": 40.0, "per_class": {}}
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     record = json.loads(run.provenance.read_text(encoding="utf-8"))
@@ -196,17 +196,58 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
     headline = (
-        "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8"
-        " agrees on 95.0 % of 40 images"
+        "student keeps 50 % of the teacher's accuracy, 10.0 points above zero-shot CLIP, 86x fewer"
+        " operations, 1 ms, INT8 agrees on 95.0 % of 40 images"
     )
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
-    found["teacher"]["n_images"] += 1  # other images are not compared
+    for name in ("teacher", "zeroshot"):
+        found[name]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     assert make_chapters([gather(run)])[0].headline == (
         "student needs 86x fewer operations than its teacher, 1 ms, INT8 agrees on 95.0 % of 40"
         " images"
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "zero_shot", "teacher", "largest", "headline"),
+    [
+        ((30, 40), (30.5, 40), (20, 20), 10, "is 0.5 points below zero-shot CLIP: do not use it"),
+        (
+            (30, 40), (35, 20), (20, 20), 10,
+            "is 5.0 points below zero-shot CLIP, and 20.0 points above it in the mean over classes",
+        ),
+        (
+            (50, 50), (20, 20), (45, 45), 71,
+            "is 5.0 points above its teacher, 30.0 points above zero-shot CLIP, 21.0 points below"
+            " always answering the most frequent class",
+        ),
+    ],
+)  # fmt: skip
+def test_a_loss_is_not_congratulated_on(
+    make_run: MakeRun,
+    own: tuple[float, float],
+    zero_shot: tuple[float, float],
+    teacher: tuple[float, float],
+    largest: float,
+    headline: str,
+) -> None:
+    """Each model's accuracy over all images, and of its only class: the mean over classes."""
+    run = make_run()
+    found = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    student = found["student"] | {"largest_class_percent": largest}
+    for name, (all_images, mean) in (
+        ("student", own),
+        ("zeroshot", zero_shot),
+        ("teacher", teacher),
+    ):
+        classes = {"a": 2 * mean - all_images, "b": all_images}
+        found[name] = {**student, "all": all_images, "per_class": classes}
+    run.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    said_of_it = headline_of(run)
+    assert said_of_it is not None
+    assert said_of_it.startswith(f"student {headline}")
 
 
 def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> None:

@@ -17,7 +17,7 @@ else those with labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -58,6 +58,14 @@ class MethodSettings(BaseModel):
         """Whether the method uses labels with these settings, though `METHOD.sees` declares none.
 
         `train_classes` are then the classes that have labels.
+        """
+        return False
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether image features are the logits themselves, and class vectors are their axes.
+
+        Such a model teaches only students that need no class vectors.
         """
         return False
 
@@ -127,12 +135,14 @@ class ImagePath:
             None for plain CLIP.
         projector: comes after the image encoder; None if the encoder's output is the features.
         merge_tokens: r, as `clip.vision.encode_image` takes it; 0 for plain CLIP.
+        has_unit_length: whether features are scaled to unit length before they are compared.
     """
 
     visual: nn.Module
     visual_prompts: Tensor | None = None
     projector: Projector | None = None
     merge_tokens: int = 0
+    has_unit_length: bool = True
 
 
 class Teacher(Protocol):
@@ -249,8 +259,8 @@ class WithoutClassVectors(Protocol):
     """The extra members of a method whose logits are not cosines with one vector per class.
 
     It is trained and evaluated like any other. It has no class vectors to store, so it cannot
-    be exported, and teaches only if it `HasClassifier`. Its class attribute `why_no_class_vectors`
-    says what it does instead, as in "makes texts for every image".
+    be exported and cannot teach. Its class attribute `why_no_class_vectors` says what it does
+    instead, as in "makes texts for every image".
     """
 
     def own_logits(self, images: Tensor) -> Tensor:
@@ -275,18 +285,6 @@ class TrainsLayers(Protocol):
 
 
 @runtime_checkable
-class HasClassifier(Protocol):
-    """The extra member of a method whose logits come from a classifier on its image features.
-
-    It is `WithoutClassVectors` too. It teaches students that need no class vectors of a teacher.
-    """
-
-    def classify(self, features: Tensor) -> Tensor:
-        """[B, D], as `forward_features` gives them -> [B, C], scaled, float32, no graph."""
-        ...
-
-
-@runtime_checkable
 class LearnsFromTexts(Protocol):
     """The extra member of a method that learns from sentences about the classes.
 
@@ -298,6 +296,55 @@ class LearnsFromTexts(Protocol):
 
         Raises:
             DataError: a sentence has more tokens than the text encoder has positions.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ClosedFormData:
+    """What a method that `FitsInClosedForm` learns from, in passes over the images.
+
+    Images are [B, 3, H, W] as evaluation prepares them, in an order that the seed draws.
+
+    Attributes:
+        pool: a part of the unlabeled images, with the teacher's features [B, D_teacher] and logits
+            [B, C]; with `shard=True`, this process's share of them.
+        n_held_out: the first unlabeled images, which choose settings and are not learned from.
+        n_look: unlabeled images, from the first, that say how features are distributed.
+        labeled: a part of the labeled images, with labels [B].
+        label_counts: [C_labeled], labeled images of each class.
+        all_reduce: adds a tensor up over the processes, in place.
+    """
+
+    pool: Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
+    n_held_out: int
+    n_look: int
+    labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]
+    label_counts: Tensor
+    all_reduce: Callable[[Tensor], None]
+
+    @property
+    def n_labeled(self) -> int:
+        """Number of labeled images."""
+        return int(self.label_counts.sum())
+
+    def equal_classes(self, labels: Tensor) -> Tensor:
+        """[B], float64: weights of mean 1 that give each class with labels the same sum."""
+        counts = self.label_counts.to(labels.device).double()
+        return counts.sum() / (counts > 0).sum() / counts[labels]
+
+
+@runtime_checkable
+class FitsInClosedForm(Protocol):
+    """The extra member of a method that is solved, not trained by gradients."""
+
+    def fit(self, data: ClosedFormData) -> dict[str, Any]:
+        """Sets the method's tensors; returns a record of the choices.
+
+        Its entry `summary` is one line for people.
+
+        Raises:
+            DivergedError: features of an image are not finite.
         """
         ...
 

@@ -48,6 +48,7 @@ class Declaration:
         label: the method's name in tables.
         paper: arXiv number of its paper.
         sees: what it learns from.
+        sees_as_student: what it learns from besides its teacher, if it is a student as well.
         needs_teacher: whether it is a student, whose `build` gets a teacher.
         needs_clean_images: whether batches also hold each image as evaluation sees it
             (`Batch.clean_images`).
@@ -57,6 +58,7 @@ class Declaration:
     label: str
     paper: str
     sees: Sees
+    sees_as_student: Sees | None = None
     needs_teacher: bool = False
     needs_clean_images: bool = False
     optim: OptimSpec | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from kdedge.quantization.fake import QuantizedLayer
-from kdedge.quantization.sites import Site
+from kdedge.quantization.sites import FloatLinear, Site
 from kdedge.targets.onnx.graph import (
     consumers,
     drop_unused,
@@ -142,14 +143,21 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
         name: nodes[0].input[0]
         for name, nodes in quantizable(model).items()
         if isinstance(modules.get(name), nn.Linear | nn.Conv2d)
+        and not isinstance(modules[name], FloatLinear)
     }
     sites: list[Site] = []
     placed: set[str] = set()
+    by_norm: dict[str, list[str]] = {}
+    calls = Counter(layer_of(n) for n in model.graph.node if n.op_type == "LayerNormalization")
     for norm, readers in norm_readers(model):
-        names = tuple(dict.fromkeys(layer_of(node) for node in readers))
-        module = modules.get(layer_of(norm))
-        if all(name in reads for name in names) and isinstance(module, nn.LayerNorm):
-            sites.append(Site(names, tuple(reads[name] for name in names), norm=layer_of(norm)))
+        by_norm.setdefault(layer_of(norm), []).extend(layer_of(node) for node in readers)
+        calls[layer_of(norm)] -= 1
+    for norm_name, read_by in by_norm.items():
+        names, module = tuple(dict.fromkeys(read_by)), modules.get(norm_name)
+        # A norm that runs twice, as for the queries of a last block, has readers of both outputs
+        is_only_read_by_layers = calls[norm_name] == 0 and all(name in reads for name in names)
+        if is_only_read_by_layers and isinstance(module, nn.LayerNorm):
+            sites.append(Site(names, tuple(reads[name] for name in names), norm=norm_name))
             placed.update(names)
     for tensor in dict.fromkeys(x for name, x in reads.items() if name not in placed):
         names = tuple(name for name, x in reads.items() if x == tensor and name not in placed)

@@ -307,6 +307,8 @@ def batches_of(
 
 def zero_shot_model(job: Job) -> MethodModel:
     """Zero-shot CLIP with the recipe's template; the backbone must have a text encoder."""
-    choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
+    choice = MethodChoice(
+        "zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim, job.setup.role
+    )
     setup = replace(job.setup, choice=choice)
     return MethodModel(setup, setup.build())

@@ -11,7 +11,7 @@ from kdedge.training.loop.optim import decisive_settings
 
 
 def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:
-    """Hash of everything that decides a run's final weights.
+    """Hash of everything that decides a run's final weights, and the offsets of its logits.
 
     Args:
         role: what is trained.
@@ -19,6 +19,10 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
         choice: the method, its settings and how it is optimized.
         hashes: of backbone, class list, image lists and teacher, by name.
     """
+    # A teacher's answers are not balanced: one teacher serves recipes with balance and without
+    balance = {}
+    if recipe.balance is not None and role != "teacher":
+        balance = {"balance": recipe.balance.model_dump(mode="json")}
     return sha256_json(
         {
             "role": role,
@@ -27,6 +31,7 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
             "template": recipe.classes.template,
             "split": recipe.data.split,
             "seed": recipe.seed,
+            **balance,
             **(_views(recipe, choice, hashes) if role == "student" else {}),
             **hashes,
         }
@@ -52,4 +57,6 @@ def own_view_seed(recipe: Recipe) -> int | None:
 def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
     """Views per image in a student's teacher store; at most the number of epochs."""
     assert recipe.student is not None  # its method was chosen
+    if choice.is_solved:
+        return 1
     return min(recipe.student.views, choice.optim.epochs)

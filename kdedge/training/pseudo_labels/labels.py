@@ -19,7 +19,7 @@ from kdedge.data.pseudo_labels import (
 from kdedge.data.sources import name_some
 from kdedge.errors import DataError, DivergedError
 from kdedge.runs.measure import compute_logits
-from kdedge.runs.model import Model
+from kdedge.runs.protocol import Model
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdedge.files import sha256_json
-from kdedge.runs.model import Model
+from kdedge.runs.protocol import Model
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace

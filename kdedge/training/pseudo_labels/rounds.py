@@ -22,7 +22,7 @@ from kdedge.errors import DataError
 from kdedge.files import explain_os_error, sha256_json
 from kdedge.methods.protocol import LabelsItsPool
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import Model
+from kdedge.runs.protocol import Model
 from kdedge.setup.images import Images
 from kdedge.training.job.job import Job, zero_shot_model
 from kdedge.training.loop.selection import TrainingResult

@@ -1,8 +1,4 @@
-"""A teacher that is a model of kdedge: a run, trained for this student or before.
-
-Its method has class vectors, or a classifier on its image features (`methods.protocol
-.HasClassifier`), such as a linear probe.
-"""
+"""A teacher that is a model of kdedge: a run, trained for this student or before."""
 
 from __future__ import annotations
 
@@ -38,9 +34,10 @@ class ModelTeacher:
     @property
     def dim(self) -> int:
         """D, the size of its image features."""
-        if self.model.setup.role == "student":  # its projector decides
+        setup = self.model.setup
+        if setup.role == "student" or setup.choice.settings.gives_logits:
             return self.model.class_vectors().shape[1]
-        return self.model.setup.backbone.embed_dim
+        return setup.backbone.embed_dim
 
     def for_student(self, student: FoundBackbone) -> Teacher:
         """What teaches, for images that were prepared for a student.

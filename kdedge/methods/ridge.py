@@ -1,0 +1,575 @@
+"""Ridge regression: on the features of several blocks of a frozen encoder, without gradients.
+
+With `h` an image's standardized block features (`clip/block_features.py`), a random layer `R`, `r`
+(random features, Rahimi and Recht, NIPS 2007), and rows `phi(h) = [relu(R h + r), h]`:
+
+    W = (sum_i w_i phi_i phi_i^T + lambda tr I)^-1 sum_i w_i phi_i z_i^T
+
+over centered rows and targets, in float64; `tr` is the mean of the first sum's diagonal. The
+intercept is not penalized. Related: LP++, arXiv:2404.02285.
+
+As a teacher or a baseline it learns from labels alone: `z_i` is the one-hot label, each class
+weighs the same, and there is no random layer. With the hat matrix `H` (`zhat = H z`), the answer
+for image i of a regression without image i is exactly `z_i + (zhat_i - z_i) / (1 - H_ii)`. This
+leave-one-out chooses `lambda`, the features (the last ones or those of all chosen blocks), the
+logits' scale, and the share of CLIP's own balanced zero-shot logits, by the cross-entropy.
+
+As a student it learns the teacher's centered logits, or its image features, on the unlabeled
+images; `lambda` has the smallest divergence from the teacher on images held out. Labeled images
+may be further rows (`labeled_weight`), whose target is the centered one-hot label at the size of
+the teacher's logits. Leave-one-out says nothing of a student: its teacher has seen the labels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.block_features import BlockFeatures
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.data.balance import find_offsets
+from kdedge.errors import DivergedError, RecipeError
+from kdedge.methods.protocol import (
+    ClosedFormData,
+    ImagePath,
+    MethodSettings,
+    StepOutput,
+    Teacher,
+)
+from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.zeroshot import ensemble_text_features
+from kdedge.quantization.sites import FloatLinear
+
+METHOD = Declaration(
+    label="Ridge regression",
+    paper="arXiv:2404.02285",
+    sees=Sees(labels=True),
+    sees_as_student=Sees(unlabeled_images=True, novel_class_names=True),
+)
+
+IMPOSSIBLE = -1e4
+"""Logit of a class without labels: its softmax in float32 is 0."""
+
+_LAMBDAS_LABELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_LAMBDAS_POOL = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0)
+"""Standard deviations of the zero-shot logits, where a one-hot answer is 1."""
+_MOST_ROWS = 4096
+"""Labeled images that leave-one-out looks at; all of them are learned from."""
+_SCALES = tuple(2.0 ** (i / 2) for i in range(13))
+"""1 to 64: a one-hot answer of 1 at a logit of so much."""
+
+
+class Settings(MethodSettings):
+    """Settings of the ridge regression."""
+
+    outputs: Literal["logits", "features"] = Field(
+        "logits",
+        description="What is regressed. logits: one output per class, for a closed list of"
+        " classes. features: a student's image features, compared with its teacher's class vectors,"
+        " so that classes without labels and later ones work.",
+    )
+    labeled_weight: float = Field(
+        0.0,
+        ge=0,
+        description="What a labeled image weighs for a student, where an unlabeled one weighs 1;"
+        " data.labeled has every class. Needs outputs: logits. A teacher learns from labels alone.",
+    )
+    n_blocks: int = Field(
+        5, ge=0, description="Blocks or stages whose features are used, spread evenly to the last."
+    )
+    n_random: int = Field(2048, ge=0, description="Random features of a student; 0 for none.")
+
+    @property
+    def is_class_specific(self) -> bool:
+        """See `MethodSettings.is_class_specific`."""
+        return self.outputs == "logits"
+
+    @property
+    def has_own_class_vectors(self) -> bool:
+        """See `MethodSettings.has_own_class_vectors`: a class is an output."""
+        return self.outputs == "logits"
+
+    @property
+    def needs_teacher_vectors(self) -> bool:
+        """See `MethodSettings.needs_teacher_vectors`."""
+        return self.outputs == "features"
+
+    @property
+    def gives_logits(self) -> bool:
+        """See `MethodSettings.gives_logits`."""
+        return self.outputs == "logits"
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """See `MethodSettings.learns_from_labels`."""
+        return self.labeled_weight > 0
+
+    @property
+    def needs_texts(self) -> bool:
+        """See `MethodSettings.needs_texts`."""
+        return False
+
+
+class Regression(nn.Module):
+    """Block features [B, D_blocks] -> [B, D_out]: standardized, a random layer, a linear layer.
+
+    Args:
+        n_in: D_blocks.
+        n_own: D, the encoder's own features, which come first.
+        n_random: outputs of the random layer.
+        n_out: D_out.
+        generator: draws the random layer.
+    """
+
+    mean: Tensor
+    gain: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, n_in: int, n_own: int, n_random: int, n_out: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.n_own = n_own
+        self.register_buffer("mean", torch.zeros(n_in))
+        self.register_buffer("gain", torch.ones(n_in))
+        self.register_buffer("scale", torch.ones(()))
+        self.random = _linear(n_in, n_random)
+        self.random.weight.data = torch.randn(n_random, n_in, generator=generator) / n_in**0.5
+        self.random.bias.data = torch.randn(n_random, generator=generator)
+        self.out = _linear(n_random + n_in, n_out)
+        self.text: nn.Linear | None = _linear(n_own, n_out)
+        self.requires_grad_(False)
+
+    def standardize(self, blocks: Tensor, weights: Tensor) -> None:
+        """Takes mean and deviation of weighted rows [n, D_blocks]; constant columns become 0."""
+        share = (weights / weights.sum()).double()[:, None]
+        mean = (share * blocks.double()).sum(dim=0)
+        std = (share * (blocks.double() - mean).square()).sum(dim=0).sqrt()
+        is_constant = std <= 1e-6 * (1 + mean.abs())
+        self.mean.copy_(mean)
+        self.gain.copy_(torch.where(is_constant, 0.0, 1 / std))
+
+    def rows(self, blocks: Tensor) -> Tensor:
+        """[B, D_blocks] -> [B, n_random + D_blocks], `phi`."""
+        blocks = (blocks - self.mean) * self.gain
+        if not len(self.random.bias):
+            return blocks
+        return torch.cat([F.relu(self.random(blocks)), blocks], dim=1)
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """[B, D_blocks] -> [B, D_out]."""
+        outputs: Tensor = self.out(self.rows(blocks))
+        if self.text is not None:
+            outputs = outputs + self.text(unit_length(blocks[:, : self.n_own]))
+        return outputs
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, H, W] -> [B, D_out]: the deployed path."""
+
+    def __init__(self, blocks: BlockFeatures, regression: Regression) -> None:
+        super().__init__()
+        self.blocks, self.regression = blocks, regression
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_out]."""
+        outputs: Tensor = self.regression(self.blocks(images).float())
+        return outputs
+
+
+class Method:
+    """A ridge regression on a frozen backbone, which may have no text encoder."""
+
+    why_no_class_vectors = "answers by a regression"
+    can_split_batches: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: AnyBackbone,
+        module: Regression,
+        settings: Settings,
+        *,
+        class_names: Sequence[str],
+        template: str,
+        known: Sequence[int],
+        vectors: Tensor,
+        is_student: bool,
+    ) -> None:
+        self.module = module
+        self._backbone, self._settings, self._vectors = backbone, settings, vectors
+        self._blocks = BlockFeatures(backbone.visual, settings.n_blocks)
+        self._names, self._template, self._known = class_names, template, list(known)
+        self._is_student = is_student
+
+    @classmethod
+    def build(
+        cls,
+        backbone: AnyBackbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+        class_vectors: Tensor | None = None,
+    ) -> Method:
+        """See `methods.protocol.Method.build`.
+
+        Raises:
+            RecipeError: features are asked for where there is no teacher, or with labels.
+        """
+        is_student = teacher is not None or class_vectors is not None
+        if settings.outputs == "features":
+            if not is_student or settings.labeled_weight:
+                what = "labeled_weight needs" if is_student else "a teacher or a baseline has"
+                raise RecipeError(
+                    f"ridge with outputs: features: {what} outputs: logits.\n  Leave outputs out."
+                )
+            if class_vectors is None:
+                assert teacher is not None
+                class_vectors = teacher.class_vectors()
+        else:
+            class_vectors = torch.eye(len(class_names))
+        vectors = class_vectors.to(backbone.device)
+        blocks = BlockFeatures(backbone.visual, settings.n_blocks)
+        size_px = backbone.preprocess.size_px
+        with torch.no_grad():
+            n_in = blocks(torch.zeros(1, 3, size_px, size_px, device=backbone.device)).shape[1]
+        n_random = settings.n_random if is_student else 0
+        module = Regression(n_in, backbone.embed_dim, n_random, vectors.shape[1], generator)
+        if teacher is not None and settings.outputs == "features":
+            module.scale.fill_(teacher.scale)
+        return cls(
+            backbone,
+            module.to(backbone.device),
+            settings,
+            class_names=class_names,
+            template=template,
+            known=train_classes,
+            vectors=vectors,
+            is_student=is_student,
+        )
+
+    @property
+    def scale(self) -> float:
+        """The teacher's for features, 1 for logits."""
+        return float(self.module.scale)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, or [B, C] logits, which are compared with axes."""
+        outputs: Tensor = self.module(self._rows(images))
+        return outputs if self._settings.gives_logits else unit_length(outputs)
+
+    def _rows(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_blocks], float32."""
+        blocks: Tensor = self._blocks(images)
+        return blocks.float()
+
+    @torch.no_grad()
+    def fit(self, data: ClosedFormData) -> dict[str, Any]:
+        """See `methods.protocol.FitsInClosedForm`."""
+        if self._is_student:
+            return self._fit_to_teacher(data)
+        return self._fit_to_labels(data)
+
+    def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
+        module, own, known = self.module, self.module.n_own, self._known
+        blocks, labels = self._labeled_rows(data, slice(0, _MOST_ROWS))
+        weights = data.equal_classes(labels)
+        module.standardize(blocks, weights)
+        rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
+        texts = self._text_logits(blocks, labels)
+        best: tuple[float, float, float, float, int, Tensor] | None = None
+        for n_columns in sorted({own, rows.shape[1]}):
+            solver = Dual(rows[:, :n_columns], targets, weights)
+            for lam in _LAMBDAS_LABELS:
+                answers = solver.leave_one_out(lam)
+                for share in (0.0,) if texts is None else _TEXT_SHARES:
+                    mixed = answers if texts is None else answers + share * texts[0]
+                    scale, loss = _fit_scale(mixed, labels, weights)
+                    if best is None or loss < best[0]:
+                        best = loss, lam, share, scale, n_columns, mixed
+        assert best is not None
+        _, lam, share, scale, n_columns, answers = best
+        if data.n_labeled > _MOST_ROWS:
+            sums = Sums(n_columns, len(known), rows.device)
+            for images, more in data.labeled(slice(None)):
+                one_hot = F.one_hot(more.to(rows.device), len(known))
+                rows = module.rows(self._rows(images))[:, :n_columns]
+                sums.add(rows, one_hot, data.equal_classes(more.to(rows.device)))
+            weight, bias = sums.solve(lam)
+        else:
+            weight, bias = Dual(rows[:, :n_columns], targets, weights).solve(lam)
+        module.out.weight[known, :n_columns] = (scale * weight.T).float()
+        module.out.bias.fill_(IMPOSSIBLE)
+        module.out.bias[known] = (scale * bias).float()
+        if texts is not None:
+            assert module.text is not None
+            module.text.weight[known] = scale * share * texts[1]
+            module.out.bias[known] -= scale * share * texts[2]
+        mean = _mean_over_classes(answers, labels, weights)
+        what = "all blocks" if n_columns > own else "the last features"
+        text = "" if texts is None else f", {share:g} of zero-shot CLIP"
+        return {
+            "summary": f"{what}, lambda {lam:g}{text}: {mean:.1f} % by leave-one-out (mean over"
+            " classes)",
+            "features": what,
+            "lambda": lam,
+            "text_share": share,
+            "scale": scale,
+            "leave_one_out_percent": mean,
+        }
+
+    def _labeled_rows(self, data: ClosedFormData, part: slice) -> tuple[Tensor, Tensor]:
+        """Block features [n, D_blocks] and labels [n] of some labeled images."""
+        found = [(self._rows(images), labels) for images, labels in data.labeled(part)]
+        blocks = torch.cat([rows for rows, _ in found])
+        _check_finite(blocks)
+        return blocks, torch.cat([labels for _, labels in found]).to(blocks.device)
+
+    def _text_logits(self, blocks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Zero-shot CLIP's logits in balance, of standard deviation 1; None without texts.
+
+        Returns:
+            The logits [n, C_known]; the weight [C_known, D] and the offsets [C_known] that they
+            come from.
+        """
+        if not isinstance(self._backbone, Backbone):
+            return None
+        vectors = ensemble_text_features(self._backbone, self._names, [self._template])
+        features = unit_length(blocks[:, : self.module.n_own])
+        logits = self._backbone.scale * features @ vectors[self._known].T
+        counts = torch.bincount(labels, minlength=len(self._known)).double() + 1
+        offsets = find_offsets(logits, counts / counts.sum()).float()
+        size = (logits - offsets).std().clamp_min(1e-6)
+        weight = self._backbone.scale * vectors[self._known] / size
+        return ((logits - offsets) / size).double(), weight, offsets / size
+
+    def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
+        module = self.module
+        look = [(self._rows(images), *said) for images, *said in data.pool(slice(0, data.n_look))]
+        blocks = torch.cat([rows for rows, *_ in look])
+        _check_finite(blocks)
+        module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
+        sums = Sums(module.out.in_features, module.out.out_features, blocks.device)
+        for images, features, logits in data.pool(slice(data.n_held_out, None), shard=True):
+            sums.add(module.rows(self._rows(images)), self._target(features, logits))
+        sums.reduce(data.all_reduce)
+        held_out = blocks[: data.n_held_out]
+        theirs = torch.cat([logits for *_, logits in look])[: data.n_held_out]
+        lams = _LAMBDAS_POOL if len(held_out) else _LAMBDAS_POOL[2:3]
+        choices: list[tuple[float, float]] = []
+        for lam in lams:
+            self._take(sums, lam)
+            choices.append((self._divergence(held_out, theirs), lam))
+        divergence, lam = min(choices)
+        record: dict[str, Any] = {"lambda": lam}
+        summary = f"{sums.n_rows:,} images, lambda {lam:g}"
+        if len(held_out):
+            record["divergence"] = divergence
+            summary += f": divergence from the teacher {divergence:.4f} on images held out"
+        if data.n_labeled:
+            self._add_labels(data, sums)
+            summary += f", and {data.n_labeled:,} labels"
+        self._take(sums, lam)
+        return {"summary": summary, **record}
+
+    def _target(self, features: Tensor, logits: Tensor) -> Tensor:
+        if not self._settings.gives_logits:
+            return features
+        return logits - logits.mean(dim=1, keepdim=True)
+
+    def _take(self, sums: Sums, lam: float) -> None:
+        """Takes over the solution for a lambda."""
+        weight, bias = sums.solve(lam)
+        self.module.out.weight.copy_(weight.T)
+        self.module.out.bias.copy_(bias)
+
+    def _divergence(self, blocks: Tensor, theirs: Tensor) -> float:
+        """Mean KL(teacher | student) in nats; 0 without images."""
+        if not len(blocks):
+            return 0.0
+        outputs = self.module(blocks)
+        if not self._settings.gives_logits:
+            outputs = self.scale * unit_length(outputs) @ self._vectors.T
+        wanted = theirs.to(outputs.device).log_softmax(dim=1)
+        return float(
+            F.kl_div(outputs.log_softmax(dim=1), wanted, reduction="batchmean", log_target=True)
+        )
+
+    def _add_labels(self, data: ClosedFormData, sums: Sums) -> None:
+        """Adds the labeled images as rows, their targets as long as the teacher's."""
+        n_classes, device = self.module.out.out_features, sums.rows.device
+        size = sums.target_size() / (1 - 1 / n_classes) ** 0.5
+        for images, labels in data.labeled(slice(None)):
+            labels = labels.to(device)
+            targets = size * (F.one_hot(labels, n_classes).double() - 1 / n_classes)
+            weights = self._settings.labeled_weight * data.equal_classes(labels)
+            sums.add(self.module.rows(self._rows(images)), targets, weights)
+
+    def training_step(self, batch: object) -> StepOutput:
+        """Never called: `fit` trains it."""
+        raise NotImplementedError
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Nothing that a gradient would train."""
+        return {}
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """None: nothing is averaged."""
+        return None
+
+    def class_vectors(self) -> Tensor:
+        """[C, D], the teacher's; for logits [C, C], the axes."""
+        return self._vectors
+
+    def image_path(self) -> ImagePath:
+        """Block features and regression, without what has no weight."""
+        module, blocks = self.module, self._blocks
+        own = module.n_own
+        has_text = module.text is not None and bool(module.text.weight.any())
+        module = copy.deepcopy(module)
+        if not len(module.random.bias) and not module.out.weight[:, own:].any():
+            blocks = BlockFeatures(self._backbone.visual, 0)
+            module.mean, module.gain = module.mean[:own], module.gain[:own]
+            module.out.weight.data = module.out.weight[:, :own].clone()
+            module.out.in_features = own
+        if not has_text:
+            module.text = None
+        return ImagePath(Encoder(blocks, module), has_unit_length=not self._settings.gives_logits)
+
+
+class Dual:
+    """Ridge regression of a few rows by their inner products, for all lambdas at once.
+
+    Args:
+        rows: [n, D], float64.
+        targets: [n, K], float64.
+        weights: [n], of the rows.
+    """
+
+    def __init__(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
+        self._share = (weights / weights.sum())[:, None]
+        self._root = weights.sqrt()[:, None]
+        self._center, self._target_center = (
+            (self._share * values).sum(dim=0) for values in (rows, targets)
+        )
+        self._rows = self._root * (rows - self._center)
+        self._targets, self._plain = self._root * (targets - self._target_center), targets
+        self._values, self._vectors = torch.linalg.eigh(self._rows @ self._rows.T)
+        self._values = self._values.clamp_min(0)
+        self._size = self._values.sum() / rows.shape[1]  # of lambda
+
+    def leave_one_out(self, lam: float) -> Tensor:
+        """[n, K]: the answer for each row of a regression without it."""
+        kept = self._values / (self._values + lam * self._size)
+        answers = self._vectors @ (kept[:, None] * (self._vectors.T @ self._targets))
+        own = (self._vectors.square() * kept).sum(dim=1, keepdim=True) + self._share
+        residuals: Tensor = (self._targets - answers) / self._root / (1 - own).clamp_min(1e-9)
+        return self._plain - residuals
+
+    def solve(self, lam: float) -> tuple[Tensor, Tensor]:
+        """Weight [D, K] and bias [K]."""
+        inverse = self._vectors.T @ self._targets / (self._values + lam * self._size)[:, None]
+        weight = self._rows.T @ (self._vectors @ inverse)
+        return weight, self._target_center - self._center @ weight
+
+
+class Sums:
+    """Sums over any number of rows, for a ridge regression: no more memory for more rows."""
+
+    def __init__(self, n_in: int, n_out: int, device: torch.device) -> None:
+
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(*sizes, dtype=torch.float64, device=device)
+
+        self.rows_rows = zeros(n_in, n_in)
+        self.rows_targets = zeros(n_in, n_out)
+        self.rows = zeros(n_in)
+        self.targets = zeros(n_out)
+        self.counts = zeros(2)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, weighted."""
+        return int(self.counts[0])
+
+    def target_size(self) -> float:
+        """Root of the mean squared length of a target."""
+        return float((self.counts[1] / self.counts[0]).sqrt())
+
+    def add(self, rows: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Adds rows [B, n_in] and targets [B, n_out] with weights [B]."""
+        rows, targets = rows.double(), targets.double().to(rows.device)
+        _check_finite(rows)
+        weighted = rows if weights is None else weights[:, None] * rows
+        own = targets if weights is None else weights[:, None] * targets
+        self.rows_rows.addmm_(weighted.T, rows)
+        self.rows_targets.addmm_(weighted.T, targets)
+        self.rows += weighted.sum(dim=0)
+        self.targets += own.sum(dim=0)
+        n_rows = len(rows) if weights is None else float(weights.sum())
+        self.counts += self.counts.new_tensor([n_rows, float((own * targets).sum())])
+
+    def reduce(self, all_reduce: Any) -> None:
+        """Adds the sums of all processes."""
+        for tensor in (self.rows_rows, self.rows_targets, self.rows, self.targets, self.counts):
+            all_reduce(tensor)
+
+    def solve(self, lam: float) -> tuple[Tensor, Tensor]:
+        """Weight [n_in, n_out] and bias [n_out]."""
+        n = self.counts[0]
+        mean = self.rows / n
+        matrix = self.rows_rows - n * torch.outer(mean, mean)
+        # Equal images leave rounding alone: something to divide by, as the answer is the mean
+        size = torch.maximum(
+            matrix.diagonal().mean(), 1e-6 * self.rows_rows.diagonal().mean() + 1e-12
+        )
+        matrix.diagonal().add_(lam * size)
+        centered = self.rows_targets - torch.outer(mean, self.targets)
+        weight = torch.cholesky_solve(centered, torch.linalg.cholesky(matrix))
+        return weight, self.targets / n - mean @ weight
+
+
+def _linear(n_in: int, n_out: int) -> nn.Linear:
+    """A linear layer of zeros."""
+    layer = FloatLinear(max(n_in, 1), max(n_out, 1), device="meta")
+    layer.in_features, layer.out_features = n_in, n_out
+    layer.weight = nn.Parameter(torch.zeros(n_out, n_in), requires_grad=False)
+    layer.bias = nn.Parameter(torch.zeros(n_out), requires_grad=False)
+    return layer
+
+
+def _mean_over_classes(answers: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """Accuracy in percent, with weights that give each class the same sum."""
+    right = (answers.argmax(dim=1) == labels).double()
+    return 100 * float((weights * right).sum() / weights.sum())
+
+
+def _fit_scale(answers: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
+    """The scale of answers [n, K] with the lowest cross-entropy, and that cross-entropy."""
+    shares = weights / weights.sum()
+    losses = [
+        float((shares * F.cross_entropy(scale * answers, labels, reduction="none")).sum())
+        for scale in _SCALES
+    ]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    return _SCALES[best], losses[best]
+
+
+def _check_finite(rows: Tensor) -> None:
+    if not rows.isfinite().all():
+        raise DivergedError(
+            "The image encoder's features of an image are not finite.\n"
+            "  Set optim.precision: fp32, or use other weights."
+        )

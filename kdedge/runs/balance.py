@@ -1,0 +1,105 @@
+"""The offsets that bring a model into balance, from the unlabeled images of its recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdedge.config.balance_spec import BalanceSpec
+from kdedge.config.recipe import Recipe
+from kdedge.data.balance import careful_offsets, find_offsets
+from kdedge.data.images import spread
+from kdedge.errors import RecipeError
+from kdedge.results import BalanceResult
+from kdedge.runs.measure import finite_logits
+from kdedge.runs.protocol import LogitModel
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.setup.classes import Classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.workspace import Workspace
+
+_MOST_IMAGES = 4000
+
+
+class PlainModel(LogitModel, Protocol):
+    """A model whose logits are to be brought into balance."""
+
+    def plain_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, without offsets."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Unbalanced:
+    """A model's logits without offsets, as logits."""
+
+    model: PlainModel
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.model.preprocess
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.model.plain_logits(images)
+
+
+def balance_of(
+    model: PlainModel, spec: BalanceSpec, recipe: Recipe, classes: Classes, workspace: Workspace
+) -> BalanceResult:
+    """Finds the offsets of a model's logits.
+
+    Args:
+        model: a model of the classes.
+        spec: the prior and the strength.
+        recipe: names the unlabeled and the labeled images.
+        classes: the class list of the logits.
+        workspace: reads the images.
+
+    Raises:
+        RecipeError: the prior misses a class, or the recipe has no unlabeled images.
+        DivergedError: a logit is not finite.
+    """
+    data, names = RecipeData(recipe, classes, workspace), classes.names
+    prior = _prior(spec, data, names)
+    pool = data.require("unlabeled", "balance is found on unlabeled images")
+    few = pool.only([pool.indices[i] for i in spread(len(pool.indices), _MOST_IMAGES)])
+    logits = finite_logits(_Unbalanced(model), few, what="bringing classes into balance")
+    offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
+    return BalanceResult(
+        prior=spec.prior,
+        strength=spec.strength,
+        offsets=dict(zip(names, (spec.strength * offsets).tolist(), strict=True)),
+        n_images=len(few.indices),
+        images=f"{len(few.indices)} of {len(pool.indices)} images of data.unlabeled",
+    )
+
+
+def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tensor | None:
+    """The wanted shares [C], float64; None for auto."""
+    if spec.prior == "auto":
+        return None
+    if spec.prior == "uniform":
+        return torch.full((len(names),), 1 / len(names), dtype=torch.float64)
+    if spec.prior == "labels":
+        found = data.require("labeled", "balance.prior is labels")
+        counts = Counter(found.labels().values())
+        shares = torch.tensor([counts[c] + 1.0 for c in range(len(names))], dtype=torch.float64)
+        return shares / shares.sum()
+    assert isinstance(spec.prior, dict)
+    missing = [name for name in names if name not in spec.prior]
+    unknown = [name for name in spec.prior if name not in names]
+    if missing or unknown:
+        what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is no class"
+        raise RecipeError(
+            f"balance.prior {what}: it gives the share of each of the {len(names)} classes.\n"
+            "  Name every class once, or use prior: auto."
+        )
+    return torch.tensor([spec.prior[name] for name in names], dtype=torch.float64)

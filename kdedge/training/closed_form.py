@@ -1,0 +1,139 @@
+"""Fits a method in closed form: passes over the images instead of training by gradients."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdedge.data.loader import evaluation_batches
+from kdedge.data.views import ORDER, random_stream
+from kdedge.methods.protocol import ClosedFormData, FitsInClosedForm
+from kdedge.setup.images import Images
+from kdedge.training.job.job import Job
+from kdedge.training.loop.precision import Precision
+from kdedge.training.teacher_store.store import FORWARD_BATCH
+
+log = logging.getLogger(__name__)
+
+_MOST_HELD_OUT = 1000
+_LOOK = 1000
+
+
+def solve(job: Job) -> dict[str, Any]:
+    """Fits a job's method; returns entries of the run's summary.
+
+    Raises:
+        DivergedError: features of an image are not finite.
+    """
+    if job.filler is not None:
+        job.filler.fill()
+    record = fit_now(job)
+    log.info("%s: %s.", job.choice.name, record.pop("summary"))
+    return {"closed_form": record}
+
+
+def fit_now(job: Job) -> dict[str, Any]:
+    """Fits a job's method without a run; returns the record of `FitsInClosedForm.fit`."""
+    assert isinstance(job.method, FitsInClosedForm)
+    with Precision(job.choice.optim.precision, job.device).autocast():
+        return job.method.fit(_data_of(job))
+
+
+def solve_seconds(job: Job) -> float:
+    """Estimates how long the passes over the images take, from two batches.
+
+    The teacher's answers are not counted if they are stored.
+    """
+    images = job.training_images
+    some = images.indices[: 2 * FORWARD_BATCH]
+    seconds = 0.0
+    for batch, positions in _batches(job, images, list(some)):
+        began = time.perf_counter()
+        job.method.forward_features(batch)
+        if job.teaching is not None and job.filler is None:
+            _taught(job, batch, positions)
+        seconds = (time.perf_counter() - began) / len(positions)
+    return seconds * len(images.indices)
+
+
+def _data_of(job: Job) -> ClosedFormData:
+    labeled, labels = job.data.images, job.data.labels
+    if job.teaching is not None:
+        beside = job.data.labeled
+        labeled, labels = (None, {}) if beside is None else (beside.images, beside.labels)
+    labels = labels or {}
+    order = _shuffled(job, labeled)
+    counts = torch.bincount(
+        torch.tensor([labels[i] for i in order], dtype=torch.int64),
+        minlength=len(job.setup.train_classes),
+    )
+
+    def labeled_part(part: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        if labeled is not None:
+            for images, positions in _batches(job, labeled, order[part]):
+                yield images, torch.tensor([labels[i] for i in positions])
+
+    pool = _pool(job)
+    mixed = _shuffled(job, pool)
+    group = job.setup.workspace.group
+
+    def pool_part(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        assert pool is not None
+        own = mixed[part]
+        own = own[group.shard(len(own))] if shard else own
+        for images, positions in _batches(job, pool, own):
+            yield (images, *_taught(job, images, positions))
+
+    return ClosedFormData(
+        pool=pool_part,
+        n_held_out=min(_MOST_HELD_OUT, len(mixed) // 10),
+        n_look=_LOOK,
+        labeled=labeled_part,
+        label_counts=counts,
+        all_reduce=group.all_reduce_sum,
+    )
+
+
+def _pool(job: Job) -> Images | None:
+    """A student's unlabeled images, without those that it learns with their labels."""
+    if job.teaching is None:
+        return None
+    pool, beside = job.training_images, job.data.labeled
+    without = pool if beside is None else pool.without(beside.images)
+    return without if without.indices else pool
+
+
+def _shuffled(job: Job, images: Images | None) -> list[int]:
+    """The images' positions in an order that the seed draws."""
+    indices = [] if images is None else sorted(images.indices)
+    order: list[int] = random_stream(job.setup.seed, 0, ORDER).permutation(indices).tolist()
+    return [int(index) for index in order]
+
+
+def _batches(job: Job, images: Images, positions: list[int]) -> Iterator[tuple[Tensor, list[int]]]:
+    return evaluation_batches(
+        images.source,
+        positions,
+        preprocess=job.setup.backbone.preprocess,
+        batch_size=FORWARD_BATCH,
+        n_workers=job.choice.optim.n_workers,
+        device=job.device,
+    )
+
+
+def _taught(job: Job, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
+    """The teacher's features and logits of a batch, from its store if there is one."""
+    assert job.teaching is not None
+    teacher = job.teaching.teacher.for_student(job.setup.backbone)
+    if job.filler is not None:
+        features = job.filler.store.read(positions, 1).to(job.device)
+    else:
+        with torch.no_grad():
+            features = teacher.forward_features(images).float()
+    keys = [job.training_images.source.items[position].key for position in positions]
+    return features, teacher.teacher_logits(features, keys).float()

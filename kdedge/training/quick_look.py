@@ -1,0 +1,74 @@
+"""What takes seconds, beside a teacher that is trained for an hour: is it worth its training?
+
+On the labeled images: zero-shot CLIP, the same in balance, and a ridge regression by leave-one-out
+(`methods/ridge.py`), as means over classes. A trained teacher that ends below one of them on the
+images that it was trained on did not learn.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from kdedge.data.balance import find_offsets
+from kdedge.methods import ridge
+from kdedge.runs.measure import compute_logits
+from kdedge.runs.protocol import LogitModel
+from kdedge.setup.method import MethodChoice
+from kdedge.training.closed_form import fit_now
+from kdedge.training.job.job import Job, TrainingData, zero_shot_model
+
+log = logging.getLogger(__name__)
+
+
+def quick_look(job: Job) -> dict[str, float]:
+    """Accuracies of `zeroshot` and `ridge` on a teacher's labeled images, and logs them.
+
+    Args:
+        job: the teacher's.
+
+    Returns:
+        Name of a method -> percent, mean over classes; empty where not every class has labels, or
+        the teacher is one of these two itself.
+    """
+    labels = job.data.labels
+    all_labeled = labels is not None and len(set(labels.values())) == len(job.classes.names)
+    if not all_labeled or job.choice.name in ("ridge", "zeroshot"):
+        return {}
+    found: dict[str, float] = {}
+    said = []
+    if job.setup.backbone.has_texts:
+        logits, truth = _answers(job, zero_shot_model(job))
+        shares = torch.bincount(truth, minlength=logits.shape[1]).double() / len(truth)
+        found["zeroshot"] = _mean_over_classes(logits, truth)
+        balanced = _mean_over_classes(logits - find_offsets(logits, shares), truth)
+        said.append(f"zero-shot CLIP {found['zeroshot']:.1f} %, in balance {balanced:.1f} %")
+    choice = MethodChoice("ridge", ridge, ridge.Settings(), job.choice.optim, job.setup.role)
+    probe = Job(replace(job.setup, choice=choice), TrainingData(job.data.images, labels))
+    found["ridge"] = float(fit_now(probe)["leave_one_out_percent"])
+    said.append(f"ridge {found['ridge']:.1f} % by leave-one-out")
+    n_images = len(job.training_images.indices)
+    log.info("On %d labeled images, mean over classes: %s.", n_images, ", ".join(said))
+    return found
+
+
+def trained_accuracy(job: Job, model: LogitModel) -> float:
+    """A trained teacher's accuracy on its own labeled images, mean over classes, in percent."""
+    return _mean_over_classes(*_answers(job, model))
+
+
+def _answers(job: Job, model: LogitModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [n, C] of the labeled images, and their classes [n]."""
+    labels = job.data.labels
+    assert labels is not None  # it is a teacher that learns from labels
+    logits = compute_logits(model, job.training_images, what="looking at the labeled images")
+    return logits, torch.tensor([labels[i] for i in job.training_images.indices])
+
+
+def _mean_over_classes(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    right = (logits.argmax(dim=1) == labels).double()
+    counts = torch.bincount(labels, minlength=logits.shape[1]).double()
+    per_class = torch.zeros_like(counts).index_add_(0, labels, right) / counts
+    return 100 * float(per_class[counts > 0].mean())

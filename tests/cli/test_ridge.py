@@ -1,0 +1,149 @@
+"""Ridge regression and balance through the commands: distill, eval, export, predict, classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kdedge as api
+
+Run = Callable[..., Any]
+
+TEACHER = "teacher={method: ridge, weights: teacher.pt}"
+STUDENT = "student={method: ridge, weights: student.pt, views: 1, settings: {labeled_weight: 1}}"
+OWN = ("data.split=all", TEACHER, STUDENT)
+"""What own images with labels of every class are trained by."""
+LOOSE = ("gates.agreement.int8=0%", "gates.agreement.fp16=0%", "gates.max_drop=100")
+FEATURES = "student={method: ridge, weights: student.pt, settings: {outputs: features}}"
+
+
+def options(*texts: str) -> list[str]:
+    return [part for text in texts for part in ("--set", text)]
+
+
+def read(path: str) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def top_classes(done: Any) -> list[str]:
+    return [json.loads(line)["class"] for line in done.out.splitlines()]
+
+
+def test_labels_of_every_class_teach_in_closed_form(project: Path, kdedge: Run) -> None:
+    done = kdedge("distill", "r.yaml", *options(*OWN))
+    assert done.code == 0, done.err
+    assert "Teacher 1/2: solving ridge" in done.err
+    assert "by leave-one-out" in done.err
+    teacher, student = (read(f"runs/tiny/{n}/provenance.json")["summary"] for n in ("01", "02"))
+    assert 0 <= teacher["closed_form"]["leave_one_out_percent"] <= 100
+    assert student["closed_form"]["divergence"] > 0
+    evaluation = read("runs/tiny/02/eval.json")
+    assert {"student", "teacher", "zeroshot"} == evaluation.keys()
+    again = kdedge("distill", "r.yaml", "--resume", *options(*OWN))
+    assert "nothing to resume" in again.err
+
+
+def test_a_run_that_is_solved_again_has_the_same_weights(project: Path, kdedge: Run) -> None:
+    for name in ("one", "two"):
+        assert kdedge("distill", "r.yaml", *options(f"name={name}", *OWN)).code == 0
+    one, two = (Path(f"runs/{name}").glob("*/student.safetensors") for name in ("one", "two"))
+    assert next(one).read_bytes() == next(two).read_bytes()
+
+
+@pytest.mark.parametrize("head", ["scores", "argmax"])
+def test_the_exported_files_are_in_balance(project: Path, kdedge: Run, head: str) -> None:
+    pytest.importorskip("onnxruntime")
+    balance = "balance={prior: {cat: 0.1, dog: 0.2, red fox: 0.3, school bus: 0.4}}"
+    chosen = (*OWN, *LOOSE, balance, f"export.head={head}")
+    none = ("export.none_of_these=50%",) if head == "scores" else ()
+    assert kdedge("distill", "r.yaml", *options(*chosen, *none)).code == 0
+    done = kdedge("export", "tiny/02", "--int8")
+    assert done.code == 0, done.err
+    artifact = read("runs/tiny/02/artifacts/01/artifact.json")
+    assert artifact["provenance"]["balance"]["prior"]["school bus"] == 0.4
+    float32 = next(file for file in artifact["files"] if file["precision"] == "fp32")
+    assert float32["parity"]["agreement_percent"] == 100
+    offsets = read("runs/tiny/02/balance.json")["offsets"]
+    assert offsets["cat"] > offsets["school bus"]
+    plain = kdedge("eval", "tiny/02", "--json", *options("balance=null"))
+    assert plain.code == 0, plain.err
+
+
+def test_balance_is_subtracted_from_what_eval_measures(trained: Path, kdedge: Run) -> None:
+    """The student of prompts is in balance by an override, without any training."""
+    prior = "balance={prior: {cat: 0.00001, dog: 0.00001, red fox: 0.00001, school bus: 0.99997}}"
+    done = kdedge("eval", "tiny/02", "--json", *options("data.split=all", prior))
+    assert done.code == 0, done.err
+    per_class = json.loads(done.out)["per_class"]
+    assert per_class == {"cat": 0, "dog": 0, "red fox": 0, "school bus": 100}
+
+
+def test_features_serve_classes_without_labels_and_later_ones(project: Path, kdedge: Run) -> None:
+    pytest.importorskip("onnxruntime")
+    chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES, *LOOSE)
+    balance = "balance={prior: uniform}"
+    assert kdedge("distill", "r.yaml", *options(*chosen, balance)).code == 0
+    for name, option in (("open", ["--open-classes"]), ("plain", [])):
+        done = kdedge("export", "tiny/02", "--output", name, *option)
+        assert done.code == 0, done.err
+    answers = [kdedge("predict", name, "test", "--format", "jsonl") for name in ("open", "plain")]
+    assert top_classes(answers[0]) == top_classes(answers[1])
+    matrix = np.load("open/classes.1.npy")
+    changed = kdedge("classes", "open", "--add", "forklift", "--from", "tiny/02")
+    assert changed.code == 0, changed.err
+    larger = np.load("open/classes.2.npy")
+    assert larger.shape == (5, matrix.shape[1])
+    assert larger[-1, -1] == 0
+    assert api.predict("open", "test")
+
+
+def test_a_teacher_that_did_not_learn_is_not_used_in_silence(project: Path, kdedge: Run) -> None:
+    stuck = ("data.split=all", "teacher.optim={lr: 1e-9, epochs: 1}")
+    ridge = "student={method: ridge, weights: student.pt, views: 1}"
+    done = kdedge("distill", "r.yaml", *options(*stuck, ridge))
+    assert done.code == 0, done.err
+    assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
+    assert "ridge teaches; --keep-teacher insists on promptsrc" in done.err
+    assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
+    kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))
+    assert kept.code == 0, kept.err
+    assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    [
+        (("balance={prior: {cat: 0.5, dog: 0.2}}",), 2, "sums to 0.7"),
+        (("balance={prior: {cat: 0.5, dog: 0.5}}",), 2, "lacks 'red fox'"),
+        (("balance={prior: {cat: 0.5, wolf: 0.5}}",), 2, "balance.prior lacks"),
+        (("balance={prior: labels}", "data.labeled=null"), 2, "data.labeled"),
+        (("balance={prior: equal}",), 2, "balance.prior"),
+        (("balance={strength: 2}",), 2, "balance.strength"),
+        (("student.settings.outputs=features",), 2, "outputs: logits"),
+        (("teacher.settings.outputs=features",), 2, "outputs: logits"),
+        (("data.split=base-to-novel",), 2, "was trained on 2 of 4 classes"),
+    ],
+)
+def test_what_is_wrong_is_one_message(
+    project: Path, kdedge: Run, settings: tuple[str, ...], code: int, message: str
+) -> None:
+    small = "student={method: ridge, weights: student.pt, settings: {labeled_weight: 1}}"
+    done = kdedge("distill", "r.yaml", *options("data.split=all", TEACHER, small, *settings))
+    assert done.code == code, done.err
+    assert message in done.err
+
+
+def test_a_pool_of_ten_equal_images_is_solved(project: Path, kdedge: Run) -> None:
+    """There is nothing to learn but the teacher's answer for them; nothing is divided by zero."""
+    data = Path("pool/0_0.jpg").read_bytes()
+    for path in Path("pool").iterdir():
+        path.unlink()
+    for number in range(10):
+        Path(f"pool/{number}.jpg").write_bytes(data)
+    done = kdedge("distill", "r.yaml", *options(*OWN, "balance={prior: auto}"))
+    assert done.code == 0, done.err

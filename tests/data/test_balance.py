@@ -1,0 +1,76 @@
+"""Classes in balance, compared with a slow, obvious version."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.data.balance import careful_offsets, find_offsets
+
+
+def pool(n_images: int = 300, n_classes: int = 4, *, bias: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(n_images)
+    logits = 2 * torch.randn(n_images, n_classes, generator=generator)
+    return logits + bias * torch.linspace(-1, 1, n_classes)
+
+
+def slow_offsets(logits: Tensor, prior: list[float]) -> list[float]:
+    offsets = [0.0] * len(prior)
+    for _ in range(5):
+        mean = [0.0] * len(prior)
+        for row in logits.tolist():
+            powers = [math.exp(x - v) for x, v in zip(row, offsets, strict=True)]
+            mean = [m + p / sum(powers) / len(logits) for m, p in zip(mean, powers, strict=True)]
+        offsets = [
+            v + math.log(m) - math.log(q) for v, m, q in zip(offsets, mean, prior, strict=True)
+        ]
+    middle = sum(offsets) / len(offsets)
+    return [v - middle for v in offsets]
+
+
+@pytest.mark.parametrize("prior", [[0.25] * 4, [0.7, 0.1, 0.1, 0.1]])
+def test_offsets_are_those_of_the_plain_sum(prior: list[float]) -> None:
+    found = find_offsets(pool(), torch.tensor(prior))
+    torch.testing.assert_close(found, torch.tensor(slow_offsets(pool(), prior)).double())
+
+
+@pytest.mark.parametrize("prior", [[0.25] * 4, [0.7, 0.1, 0.1, 0.1]])
+def test_the_mean_answer_becomes_the_prior(prior: list[float]) -> None:
+    balanced = pool() - find_offsets(pool(), torch.tensor(prior))
+    expected = torch.tensor(prior).double()
+    torch.testing.assert_close(balanced.softmax(1).mean(0), expected, atol=0.02, rtol=0)
+
+
+def test_a_constant_preference_is_taken_away_whole() -> None:
+    """Equal images show nothing but the model's preference: balanced, all classes are alike."""
+    logits = torch.tensor([[3.0, 0.0, -1.0]]).repeat(10, 1)
+    balanced = logits - find_offsets(logits, torch.full((3,), 1 / 3))
+    torch.testing.assert_close(balanced, balanced[:, :1].repeat(1, 3))
+
+
+def classified(shares: list[int], *, bias: float) -> Tensor:
+    """Logits of a good model on a pool with so many images of each class."""
+    labels = torch.repeat_interleave(torch.arange(len(shares)), torch.tensor(shares))
+    noise = torch.randn(len(labels), len(shares), generator=torch.Generator().manual_seed(0))
+    logits = noise + 3 * torch.nn.functional.one_hot(labels, len(shares))
+    return logits + bias * torch.linspace(-1, 1, len(shares))
+
+
+def test_without_known_shares_a_models_preference_goes() -> None:
+    logits = classified([100] * 4, bias=0.5)
+    offsets = careful_offsets(logits)
+    expected = find_offsets(logits, torch.full((4,), 0.25))
+    torch.testing.assert_close(offsets, expected - expected.median())
+
+
+def test_without_known_shares_an_unequal_pool_stays_as_it_is() -> None:
+    """A line that sees good parts is not told that defects are as frequent."""
+    assert torch.equal(careful_offsets(classified([370, 10, 10, 10], bias=0)), torch.zeros(4))
+
+
+def test_without_known_shares_no_class_is_held_down_far() -> None:
+    logits = 0.1 * classified([100] * 4, bias=0) + torch.tensor([3.0, 0, 0, 0])
+    assert careful_offsets(logits).max() == 0.75

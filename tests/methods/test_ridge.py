@@ -1,0 +1,276 @@
+"""Ridge regression: leave-one-out, sums and the deployed path against slow, obvious versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.block_features import BlockFeatures
+from kdedge.errors import DivergedError, RecipeError
+from kdedge.fold import fold
+from kdedge.methods import ridge, zeroshot
+from kdedge.methods.protocol import ClosedFormData
+from kdedge.runtime.artifact import Head
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+N_ROWS, N_COLUMNS, N_TARGETS = 12, 7, 3
+
+
+def table() -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, targets and weights, float64."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(N_ROWS, N_COLUMNS, generator=generator, dtype=torch.float64)
+    targets = torch.randn(N_ROWS, N_TARGETS, generator=generator, dtype=torch.float64)
+    weights = torch.rand(N_ROWS, generator=generator, dtype=torch.float64) + 0.5
+    return rows, targets, weights
+
+
+def slow_fit(rows: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    """[D + 1, K]: weighted ridge regression with an intercept, as last row, that costs nothing."""
+    design = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+    penalties = torch.full((design.shape[1],), penalty).double()
+    penalties[-1] = 0
+    matrix = design.T @ (weights[:, None] * design) + penalties.diag()
+    return torch.linalg.solve(matrix, design.T @ (weights[:, None] * targets))
+
+
+def penalty_of(rows: Tensor, weights: Tensor, lam: float) -> float:
+    center = (weights[:, None] * rows).sum(0) / weights.sum()
+    return lam * float((weights[:, None] * (rows - center).square()).sum()) / rows.shape[1]
+
+
+def slow_leave_one_out(rows: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    answers = []
+    for i in range(len(rows)):
+        kept = [j for j in range(len(rows)) if j != i]
+        fitted = slow_fit(rows[kept], targets[kept], weights[kept], penalty)
+        answers.append(rows[i] @ fitted[:-1] + fitted[-1])
+    return torch.stack(answers)
+
+
+@pytest.mark.parametrize("lam", [0.01, 1.0])
+def test_a_few_rows_are_solved_as_by_the_normal_equations(lam: float) -> None:
+    rows, targets, weights = table()
+    weight, bias = ridge.Dual(rows, targets, weights).solve(lam)
+    expected = slow_fit(rows, targets, weights, penalty_of(rows, weights, lam))
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), expected)
+
+
+@pytest.mark.parametrize("lam", [0.01, 1.0])
+def test_leave_one_out_of_a_few_rows_is_that_of_as_many_fits(lam: float) -> None:
+    rows, targets, weights = table()
+    found = ridge.Dual(rows, targets, weights).leave_one_out(lam)
+    penalty = penalty_of(rows, weights, lam)
+    torch.testing.assert_close(found, slow_leave_one_out(rows, targets, weights, penalty))
+
+
+@pytest.mark.parametrize("lam", [0.01, 1.0])
+def test_sums_in_any_parts_give_the_same_solution(lam: float) -> None:
+    rows, targets, weights = table()
+    penalty = penalty_of(rows, weights, lam)
+    sums = ridge.Sums(N_COLUMNS, N_TARGETS, rows.device)
+    for part in (slice(0, 5), slice(5, 6), slice(6, None)):
+        sums.add(rows[part], targets[part], weights[part])
+    weight, bias = sums.solve(lam)
+    expected = slow_fit(rows, targets, weights, penalty)
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), expected)
+
+
+def test_the_sums_of_two_processes_are_added_up() -> None:
+    rows, targets, weights = table()
+    whole, *halves = (ridge.Sums(N_COLUMNS, N_TARGETS, rows.device) for _ in range(3))
+    whole.add(rows, targets, weights)
+    for half, part in zip(halves, (slice(0, 4), slice(4, None)), strict=True):
+        half.add(rows[part], targets[part], weights[part])
+    others = iter(vars(halves[1]).values())
+    halves[0].reduce(lambda tensor: tensor.add_(next(others)))
+    for name, tensor in vars(whole).items():
+        torch.testing.assert_close(getattr(halves[0], name), tensor)
+
+
+def build(backbone: Backbone, *, is_student: bool = False, **settings: Any) -> Any:
+    shared: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(len(NAMES))}
+    teacher = None
+    if is_student:
+        teacher = zeroshot.Method.build(
+            backbone,
+            NAMES,
+            zeroshot.Settings(),
+            teacher=None,
+            generator=torch.Generator(),
+            **shared,
+        )
+    return ridge.Method.build(
+        backbone,
+        NAMES,
+        ridge.Settings(n_random=16, **settings),
+        teacher=teacher,
+        generator=torch.Generator().manual_seed(1),
+        **shared,
+    )
+
+
+def images(n_images: int = 24) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(len(NAMES), 3, 32, 32, generator=generator)
+    noise = torch.randn(n_images, 3, 32, 32, generator=generator)
+    return base[torch.arange(n_images) % len(NAMES)] + 0.5 * noise
+
+
+def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> ClosedFormData:
+    pixels, labels = images(), torch.arange(24) % len(NAMES)
+    if spoil:
+        pixels[3] = float("nan")
+    teacher = build(backbone, is_student=True)  # gives the class vectors' axes alone
+    texts = zeroshot.ensemble_text_features(backbone, NAMES, ["a photo of a {}."])
+    assert teacher.class_vectors().shape == (4, 4)
+
+    def pool(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for one in pixels[part].split(5):
+            features = backbone.image_features(one)
+            yield one, features, backbone.scale * features @ texts.T
+
+    def labeled(part: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        chosen = slice(0, n_labels)
+        yield from zip(pixels[chosen][part].split(5), labels[chosen][part].split(5), strict=True)
+
+    return ClosedFormData(
+        pool=pool,
+        n_held_out=4,
+        n_look=24,
+        labeled=labeled,
+        label_counts=torch.bincount(labels[:n_labels], minlength=len(NAMES)),
+        all_reduce=lambda tensor: None,
+    )
+
+
+def fitted(backbone: Backbone, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    method = build(backbone, **settings)
+    with torch.no_grad():
+        record = method.fit(data(backbone, n_labels=24))
+    return method, record
+
+
+def test_labels_alone_are_learned(tiny_backbone: Backbone) -> None:
+    method, record = fitted(tiny_backbone)
+    answers = method.forward_features(images()).argmax(dim=1)
+    assert torch.equal(answers, torch.arange(24) % len(NAMES))
+    assert record["leave_one_out_percent"] == 100
+
+
+def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, is_student=True)
+    with torch.no_grad():
+        method.fit(data(tiny_backbone, n_labels=0))
+        theirs = torch.cat([logits for *_, logits in data(tiny_backbone).pool(slice(None))])
+    spread = theirs - theirs.mean(dim=1, keepdim=True)
+    error = method.forward_features(images()) - spread
+    assert error.square().mean() < 0.2 * spread.square().mean()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"n_blocks": 0},
+        {"is_student": True},
+        {"is_student": True, "labeled_weight": 1.0},
+        {"is_student": True, "outputs": "features"},
+    ],
+    ids=["labels", "last", "student", "student with labels", "features"],
+)
+@pytest.mark.parametrize("head", ["scores", "argmax"])
+@pytest.mark.parametrize("has_offsets", [False, True])
+def test_the_folded_graph_answers_as_the_method(
+    tiny_backbone: Backbone, settings: dict[str, Any], head: Head, has_offsets: bool
+) -> None:
+    method, _ = fitted(tiny_backbone, **settings)
+    offsets = torch.tensor([0.5, -1.0, 0.2, 0.3]) if has_offsets else None
+    folded = fold(
+        method.image_path(),
+        method.class_vectors(),
+        scale=method.scale,
+        preprocess=tiny_backbone.preprocess,
+        head=head,
+        offsets=offsets,
+    )
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (tiny_backbone.preprocess.mean, tiny_backbone.preprocess.std)
+    )
+    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    normal = (pixels - mean) / std
+    expected = method.scale * method.forward_features(normal) @ method.class_vectors().T
+    expected = expected if offsets is None else expected - offsets
+    found = folded(pixels)
+    if head == "argmax" and settings.get("outputs") == "features" and not has_offsets:
+        assert torch.equal(found.argmax(1), expected.argmax(1))
+    else:
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_with_open_classes_offsets_are_a_column_of_the_class_vectors(
+    tiny_backbone: Backbone,
+) -> None:
+    method, _ = fitted(tiny_backbone, is_student=True, outputs="features")
+    offsets = torch.tensor([0.5, -1.0, 0.2, 0.3])
+    folded = fold(
+        method.image_path(),
+        method.class_vectors(),
+        scale=method.scale,
+        preprocess=tiny_backbone.preprocess,
+        open_classes=True,
+        offsets=offsets,
+    )
+    features = folded(torch.rand(3, 3, 32, 32))
+    assert torch.equal(features[:, -1], torch.ones(3))
+    torch.testing.assert_close(features[:, :-1].norm(dim=1), torch.ones(3))
+
+
+def test_the_first_columns_are_the_encoders_features(tiny_backbone: Backbone) -> None:
+    """And a constant column, as the class token before the first block, becomes 0, not NaN."""
+    blocks = BlockFeatures(tiny_backbone.visual, 5)
+    rows = blocks(images(3))
+    raw = rows[:, : tiny_backbone.embed_dim]
+    expected = tiny_backbone.image_features(images(3))
+    torch.testing.assert_close(torch.nn.functional.normalize(raw, dim=1), expected)
+    module = ridge.Regression(4, 2, 0, 3, torch.Generator())
+    module.standardize(torch.ones(5, 4), torch.ones(5))
+    assert torch.equal(module.rows(torch.ones(2, 4)), torch.zeros(2, 4))
+
+
+def test_classes_weigh_the_same_however_many_labels_they_have(tiny_backbone: Backbone) -> None:
+    given = data(tiny_backbone, n_labels=9)  # 3, 2, 2, 2
+    weights = given.equal_classes(torch.arange(9) % len(NAMES))
+    for label in range(len(NAMES)):
+        share = weights[torch.arange(9) % len(NAMES) == label].sum() / weights.sum()
+        assert share == pytest.approx(1 / len(NAMES))
+
+
+def test_one_label_a_class_is_enough(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    with torch.no_grad():
+        method.fit(data(tiny_backbone, n_labels=4))
+    assert method.forward_features(images()).isfinite().all()
+
+
+@pytest.mark.parametrize("is_student", [False, True])
+def test_features_that_are_not_finite_are_an_error(
+    tiny_backbone: Backbone, is_student: bool
+) -> None:
+    method = build(tiny_backbone, is_student=is_student)
+    with pytest.raises(DivergedError, match="not finite"):
+        method.fit(data(tiny_backbone, spoil=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"is_student": True, "labeled_weight": 1.0}])
+def test_features_are_for_students_without_labels(
+    tiny_backbone: Backbone, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(RecipeError, match="outputs: logits"):
+        build(tiny_backbone, outputs="features", **settings)
