@@ -86,7 +86,7 @@ def generated_pages() -> dict[str, str]:
 
 def commands_page() -> str:
     """The help of every command."""
-    lines = ["# Command reference", "", "The text of each command's `--help`.", ""]
+    lines = ["# Command reference", "", "The text of each command's `--help-all`.", ""]
     with click.Context(cli, info_name="kdedge") as context:
         for name in cli.list_commands(context):
             command = cli.get_command(context, name)
@@ -98,6 +98,7 @@ def commands_page() -> str:
 def _help(command: click.Command, parent: click.Context, name: str) -> Iterator[str]:
     context = click.Context(command, info_name=name, parent=parent)
     context.max_content_width = 100
+    context.meta["kdedge.cli.shows_all"] = True
     level = "#" * (len(context.command_path.split()))
     yield from (f"{level} {context.command_path}", "", "```text", command.get_help(context))
     yield from ("```", "")

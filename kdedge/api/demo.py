@@ -36,7 +36,8 @@ class Demo:
 
     Attributes:
         teacher: its run.
-        student: its run.
+        promptkd: the run of the paper's student, with prompts.
+        student: the run of the student in one pass (`methods/ridge.py`), which is exported.
         speed: of the student, its teacher and the baselines.
         picture: test drawings with the student's predictions.
         artifact: the exported student; None without the extra `export`.
@@ -45,6 +46,7 @@ class Demo:
     """
 
     teacher: RunFolder
+    promptkd: RunFolder
     student: RunFolder
     speed: SpeedResult
     picture: Path
@@ -74,8 +76,15 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     began = time.monotonic()
     root = Path(root)
     workspace = Workspace(root, choose_device(device))
-    teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
+    teacher, promptkd = distill(load_recipe("demo"), workspace, resume=resume)
     assert teacher is not None  # the recipe names no file
+    in_one_pass = {
+        "student.method": "ridge",
+        "student.settings": {"outputs": "features"},
+        "student.optim": None,
+        "student.views": 1,
+    }
+    _, student = distill(load_recipe("demo", in_one_pass), workspace, resume=resume)
     pictures = []
     for prediction, data in predict_examples(student, workspace):
         name, score = prediction.top[0]
@@ -101,7 +110,7 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     if _is_installed("matplotlib", "jinja2"):
         page = _report(student)
     seconds = time.monotonic() - began
-    return Demo(teacher, student, speed, picture, artifact, page, seconds)
+    return Demo(teacher, promptkd, student, speed, picture, artifact, page, seconds)
 
 
 def _is_installed(*modules: str) -> bool:

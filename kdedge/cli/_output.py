@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -154,6 +154,54 @@ def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) 
     with console.capture() as captured:
         console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+_ALL = "kdedge.cli.shows_all"
+
+
+def shows_all(context: click.Context) -> bool:
+    """Whether the help lists everything: after --help-all."""
+    return bool(context.meta.get(_ALL))
+
+
+def show_all(context: click.Context, _: click.Parameter | None = None, value: bool = True) -> None:
+    """Prints the whole help of a command, as the callback of --help-all."""
+    if value and not context.resilient_parsing:
+        context.meta[_ALL] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
+help_all_option = click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_all,
+    help="Show everything and exit.",
+)
+
+
+class Brief(click.Command):
+    """A command whose help has the options that most people need; --help-all has all of them.
+
+    Args:
+        first: names of these options.
+    """
+
+    def __init__(self, *arguments: Any, first: Collection[str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._first = {*first, "--help", "--help-all"}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the options."""
+        if shows_all(ctx):
+            return super().format_options(ctx, formatter)
+        shown = [one for one in self.get_params(ctx) if self._first & {*one.opts}]
+        rows = [row for one in shown if (row := one.get_help_record(ctx)) is not None]
+        with formatter.section("Options"):
+            formatter.write_dl(rows)
+        return None
 
 
 def first_line(file: Path) -> str:

@@ -124,10 +124,14 @@ def run_text(made: Sequence[RunFolder | Run], *, used: Collection[Path]) -> str:
     """
     runs = [folder_of(run) for run in made]
     rows: list[tuple[str, EvalResult]] = []
-    for label, result in (row for run in runs for row in evaluation_rows(run)):
-        # A student's record has its teacher's accuracy too
-        if not any(label == other and are_same_images(result, known) for other, known in rows):
-            rows.append((label, result))
+    several = sum(run.kind == "student" for run in runs) > 1
+    for run in runs:
+        own = f"student, {run.read_provenance().method}" if several else "student"
+        for name, result in evaluation_rows(run):
+            label = own if name == "student" else name
+            # A student's record has its teacher's accuracy too
+            if not any(label == other and are_same_images(result, known) for other, known in rows):
+                rows.append((label, result))
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_tables(rows)] if rows else ["No test images: accuracy was not measured."]
     trained = runs[-1]  # the others taught it; one of them may be a student of its own

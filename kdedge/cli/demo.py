@@ -27,7 +27,8 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     """Run the whole flow on built-in drawings with two tiny CLIPs, without any download.
 
     A teacher CLIP learns prompts from 16 labeled drawings of each base class. A much smaller
-    student is distilled from it on unlabeled drawings of all classes. Novel classes have no labels.
+    student is distilled from it on unlabeled drawings of all classes: with prompts, as in the
+    paper, and by a ridge regression in one pass. Novel classes have no labels.
     """
     from kdedge.api.demo import demo
     from kdedge.benchmarking.tables import doubts, summary
@@ -35,7 +36,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     used = finished_runs(root)
     done = demo(root=root, device=device, resume=resume)
     grid = summary(done.speed)
-    runs = [done.teacher, done.student]
+    runs = [done.teacher, done.promptkd, done.student]
     made = [done.picture, None if done.artifact is None else done.artifact.path, done.page]
     notes = ["Test drawings with predictions", "Exported student, for a device", "Report"]
     wrote = [f"{note}: {path}" for note, path in zip(notes, made, strict=True) if path is not None]
@@ -55,6 +56,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     )
     record = {
         "teacher": run_record(done.teacher),
+        "promptkd": run_record(done.promptkd),
         "student": run_record(done.student),
         "speed": done.speed.to_dict(),
         "picture": str(done.picture),

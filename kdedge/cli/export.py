@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdedge.cli._options import device_option, runs_option, threads_option
-from kdedge.cli._output import json_option, next_line, percent, print_result, table
+from kdedge.cli._output import (
+    Brief,
+    help_all_option,
+    json_option,
+    next_line,
+    percent,
+    print_result,
+    table,
+)
 from kdedge.cli._overrides import set_option
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
@@ -19,6 +27,8 @@ if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.api.export import Export
     from kdedge.runtime.artifact import Artifact, ModelFile
 
+_FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")
+"""Options in the short help."""
 _RECIPE_KEYS = ("head", "pixels", "open_classes", "calibrate", "none_of_these", "int8_minutes")
 """Options that are keys of the recipe's `export`."""
 
@@ -39,7 +49,7 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("export")
+@click.command("export", cls=Brief, first=_FIRST)
 @click.argument("source", metavar="[RUN|ARTIFACT]", required=False)
 @_target_flags
 @click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
@@ -110,6 +120,7 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @device_option
 @threads_option
 @json_option
+@help_all_option
 def command(
     source: str | None,
     targets: tuple[Target, ...],

@@ -23,7 +23,13 @@ from typing import NoReturn
 import click
 
 from kdedge import __version__
-from kdedge.cli._output import colored, first_line, set_up_logging
+from kdedge.cli._output import (
+    colored,
+    first_line,
+    help_all_option,
+    set_up_logging,
+    shows_all,
+)
 from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
@@ -40,6 +46,11 @@ _GROUPS = {
     "Data": ("data",),
     "Tools": ("doctor", "methods", "schema", "import"),
 }
+_PATH = (
+    *("demo", "init", "check", "distill", "eval"),
+    *("export", "bench", "report", "predict", "serve"),
+)
+"""The commands from a folder of images to a deployed model."""
 _ORDER = [name for names in _GROUPS.values() for name in names]
 
 
@@ -61,11 +72,18 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands by task, without importing them.
+        """Lists the commands of the path, or all by task; none is imported.
 
         Each has the first line of its file.
         """
         files = _command_files()
+        if not shows_all(ctx):
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, first_line(files[name])) for name in _PATH])
+            n_others = len(files) - len(_PATH)
+            formatter.write_paragraph()
+            formatter.write_text(f"kdedge --help-all lists {n_others} more.")
+            return
         names = self.list_commands(ctx)
         groups = {**_GROUPS, "More": [name for name in names if name not in _ORDER]}
         for title, members in groups.items():
@@ -95,6 +113,7 @@ def _command_files() -> dict[str, Path]:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@help_all_option
 @click.version_option(__version__, "--version", message="kdedge %(version)s")
 def cli() -> None:
     """Make a large CLIP small enough for edge devices, and measure the cost.

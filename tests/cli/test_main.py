@@ -128,7 +128,7 @@ def test_every_command_has_one_line_in_the_help_and_a_help_of_its_own(name):
     assert command is not None
     short = entry.first_line(Path(sys.modules[f"kdedge.cli.{name.replace('-', '_')}"].__file__))
     assert short.endswith(".")
-    assert f"  {name}" in kdedge("-h").stdout
+    assert f"  {name}" in kdedge("--help-all").stdout
     done = kdedge(name, "-h")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: kdedge {name}")
@@ -154,7 +154,22 @@ def test_an_unknown_option_is_a_usage_error_with_the_nearest_name():
 def test_no_command_at_all_is_a_usage_error_that_shows_the_help():
     done = kdedge()
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Start:" in done.stderr
+    assert "Commands:" in done.stderr
+
+
+def test_the_help_has_the_commands_of_the_path_and_says_where_the_others_are():
+    lines = kdedge("--help").stdout.partition("Commands:")[2].splitlines()
+    path = "demo init check distill eval export bench report predict serve"
+    assert [line.split()[0] for line in lines[1:11]] == path.split()
+    n_others = len(cli.list_commands(click.Context(cli))) - 10
+    assert f"kdedge --help-all lists {n_others} more." in lines[-1]
+
+
+def test_the_help_of_export_is_short_and_has_a_long_form():
+    short, long = (kdedge("export", option).stdout for option in ("--help", "--help-all"))
+    assert "--int8 " in short
+    assert "--open-classes" not in short
+    assert "--open-classes" in long
 
 
 def test_the_help_begins_with_three_commands_each_on_its_own_line():

@@ -385,6 +385,7 @@ def test_what_a_page_shows_runs(
     folder = copy(start, tmp_path / "project")
     if "runs/demo" in PAGES[page]:
         (folder.path / "runs/line3").rename(folder.path / "runs/demo")
+        shutil.copytree(folder.path / "runs/demo/02", folder.path / "runs/demo/03")
     for block, part in run_parts(page):
         folder.run(block, part)
 

@@ -99,5 +99,6 @@ def test_watching_works_where_torch_and_onnx_cannot_be_imported(
         f" {str(tmp_path / 'pictures')!r}, existing=True)\n"
         "code = [next(events).get('class') for _ in range(2)][1]\nevents.close()"
     )
-    _, said = drive(what, blocked=HEAVY)
-    assert said == {"code": "red", "loaded": []}
+    _, said = drive(what, blocked=tuple(name for name in HEAVY if name != "scipy"))
+    assert said["code"] == "red"
+    assert said["loaded"] in ([], ["scipy"])  # of the drift alarm

@@ -130,7 +130,7 @@ def test_doctor_schema_and_help_know_it(run: Run) -> None:
     assert " ".join(line.split()) == "toy_engine missing toy models pip install toy-engine"
     done = run("schema", "--json")
     assert json.loads(done.out)["targets"]["toy"]["flag"] == "--toy"
-    help_text = run("export", "--help").out
+    help_text = run("export", "--help-all").out
     assert "--toy" in help_text
     assert "The weights as NumPy arrays." in help_text
     assert "tensorrt-rtxortoy." in "".join(run("predict", "--help").out.split())
@@ -164,7 +164,7 @@ def test_a_package_that_does_not_load_is_told_once_it_is_used(
     def run(*arguments: str) -> Any:
         return kdedge_with(site, *arguments, cwd=exported.parent)
 
-    done = run("export", "--help")
+    done = run("export", "--help-all")
     assert done.code == 0
     assert "--broken" in done.out
     assert run("predict", str(exported), "test").code == 0
