@@ -17,6 +17,8 @@ from kdedge.setup.new_recipe import STUDENT, TEACHER, Given, write_new_recipe
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"
     " WEIGHTS is a pretrained tag or a file. A file of OpenAI's weights needs no MODEL."
+    " Or efficientnet-lite0, 1 or 2, whose weights come with the extra efficientnet; they need"
+    " labels of every class."
 )
 
 

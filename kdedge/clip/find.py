@@ -255,7 +255,10 @@ def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> F
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
     encoder = find_timm_encoder(name, weights)
     file = WeightsFile(encoder.file, hashes)
-    keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
+    if encoder.has_other_names:  # its classifier comes last
+        keys = dict(zip(encoder.empty.state_dict(), file.shapes, strict=False))
+    else:
+        keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
     blueprint = _Blueprint(encoder.empty, encoder.build, file, keys)
     sizes = EncoderSizes()
     return _found(blueprint, name, encoder.preprocess, sizes, is_trained_with_texts=False)

