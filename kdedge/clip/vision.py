@@ -88,7 +88,8 @@ def encode_image(
 def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1 + patches, D_vision]: patches, class token, positions, `ln_pre`."""
     patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, patches, D_vision]
-    class_token = visual.class_embedding.expand(len(patches), 1, -1)
+    # Not `len`, which would fix the batch size of an exported graph
+    class_token = visual.class_embedding.expand(patches.shape[0], 1, -1)
     tokens = torch.cat([class_token, patches.to(class_token.dtype)], dim=1)
     embedded: Tensor = visual.ln_pre(tokens + visual.positional_embedding)
     return embedded

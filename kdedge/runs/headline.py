@@ -82,7 +82,7 @@ def headline(
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     only = only and f"but predicts {only!r} for every image"
     if kept is not None and kept.endswith(_LOSS):
-        return f"student {kept}"
+        return ", ".join(filter(None, [f"student {kept}", only]))
     parts = [kept, less, None if fastest is None else fastest[1], cost, only]
     return "student " + ", ".join(part for part in parts if part is not None)
 

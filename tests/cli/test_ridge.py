@@ -70,6 +70,10 @@ def test_the_exported_files_are_in_balance(project: Path, kdedge: Run, head: str
     assert float32["parity"]["agreement_percent"] == 100
     offsets = read("runs/tiny/02/balance.json")["offsets"]
     assert offsets["cat"] > offsets["school bus"]
+    for n_images in ("1", "32"):
+        found = kdedge("predict", "tiny/02", "test", "--format", "jsonl", "--batch", n_images)
+        assert found.code == 0, found.err
+        assert len(found.out.splitlines()) == 20
     plain = kdedge("eval", "tiny/02", "--json", *options("balance=null"))
     assert plain.code == 0, plain.err
 

@@ -17,7 +17,7 @@ from kdedge.cli.main import cli
 
 COMPUTING = (
     *("teach", "train", "distill", "eval", "export", "bench", "predict", "pseudo-label", "suite"),
-    *("demo", "check", "import", "front"),
+    *("demo", "check", "import"),
 )
 
 

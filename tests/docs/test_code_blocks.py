@@ -86,6 +86,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "python3 -m venv .venv": INSTALL,
         "python -m pytest tests/methods -n 0": STEP,
     },
+    "docs/choose.md": {
+        "pip install '.[efficientnet]'": INSTALL,
+    },
     "docs/benchmark-sets.md": {
         "kdedge data fetch sun397 --data /data/sets": DOWNLOAD,
         "kdedge data verify sun397 --data /data/sets": DOWNLOAD,
@@ -98,7 +101,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/scores.md": {
         "kdedge export line3 --calibrate --none-of-these 95%": NONE,
-        "kdedge predict line3/artifact new-images --format csv": NONE,
+        "kdedge predict runs/line3/02/artifacts/01 new-images --format csv": NONE,
     },
     "docs/deploy/onnx.md": {
         EXPORT: BEGIN,
@@ -246,7 +249,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     (folder / "classes.txt").write_text("red\nblue\n")
     (folder / "other.txt").write_text("blue\nred\n")
-    n_images = {"cams": 20, "labeled": 4, "test": 4, "new-images": 2}
+    n_images = {"cams": 24, "labeled": 4, "test": 4, "new-images": 2}
     for start, (part, n) in enumerate(n_images.items()):
         for step in range(n):
             level = 120 + 120 * step // n + 3 * start
@@ -329,6 +332,22 @@ def copy(_forking: Any) -> Callable[[Path, Path], Folder]:
     return copy_folder
 
 
+def take_prompts(recipe: Path) -> None:
+    """Makes a recipe one of PromptSRC and PromptKD, of which these pages speak."""
+    text = recipe.read_text()
+    for old, new in (
+        (r"method: ridge .*", "method: promptsrc\n  settings: {n_anchor_templates: 4}"),
+        (r"method: ridge .*", "method: promptkd"),
+        (r"settings: \{labeled_weight.*", "settings: {prompt_depth: 3}"),
+        (r"  views: 1 .*\n", ""),
+        (r"n_anchor_templates: 4", "n_anchor_templates: 4, prompt_depth_text: 2"),
+        (r"prompt_depth_text: 2", "prompt_depth_text: 2, prompt_depth_vision: 4"),
+    ):
+        text, n_found = re.subn(old, new, text, count=1)
+        assert n_found == 1, old
+    recipe.write_text(text)
+
+
 @pytest.fixture(scope="session")
 def finished(
     images: Path,
@@ -345,6 +364,8 @@ def finished(
         EXPORT,
     ):
         folder.run(Block("sh", "", command), command)
+        if command.startswith("kdedge init"):
+            take_prompts(folder.path / RECIPE)
     shutil.copytree(folder.path / "runs/line3/02/artifacts/01", folder.path / "artifacts/01")
     return folder.path
 

@@ -18,8 +18,11 @@ HEAVY = ("torch", "torchvision", "open_clip", "onnx", "torchmetrics", "webdatase
 DRIVER = """
 import json, sys
 sys.path.insert(0, {package!r})
-for name in {blocked!r}:
-    sys.modules[name] = None  # importing it raises ImportError
+class Blocker:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(name + " is not installed")
+sys.meta_path.insert(0, Blocker())
 {what}
 print(json.dumps({{
     "code": code,

@@ -1,4 +1,3 @@
-import logging
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,6 @@ def test_what_many_cells_have_in_common_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     workspace = Workspace(tmp_path, torch.device("cpu"))
-    with caplog.at_level(logging.INFO):
-        for message in ("list 1", "list 1", "list 2"):
-            workspace.say_once(logging.INFO, message)
-        workspace.warn_once("list 2")
+    for message in ("list 1", "list 1", "list 2"):
+        workspace.warn_once(message)
     assert caplog.messages == ["list 1", "list 2"]

@@ -274,7 +274,7 @@ def test_a_program_that_misses_its_gate_is_marked(
     write_smoke_set(artifact.path / SMOKE_SET, smoke_set.pixels, -smoke_set.logits)
     others = {SMOKE_SET: sha256_file(artifact.path / SMOKE_SET)}
     other = dataclasses.replace(artifact, others=others)
-    found, _ = build_files(other, "torch-tensorrt", ["fp16"], run=inputs(other, tiny_model))
+    found, _ = build_files(other, "torch-tensorrt", ["fp16"], run=inputs(tiny_model))
     assert [file.gate for file in found.files] == ["missed"]
     assert load_artifact(artifact.path) == found
 
