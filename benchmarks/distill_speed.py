@@ -22,18 +22,21 @@ The plain loop takes minutes a step at 1000 classes: its steps are counted apart
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from image_loading import loader_ceiling
+from PIL import Image
 from plain_loop import PlainLoop, random_backbone
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -42,7 +45,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
+from kdedge.data.loader import EpochPart, ImageSet, Loading, Preparation, training_batches
+from kdedge.data.sources.webdataset import open_source
+from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.loop.heap import give_back_freed_memory, keep_freed_memory
 from kdedge.training.teacher_store.store import TeacherStore
 
@@ -55,6 +62,13 @@ GPU_TFLOPS = 312.0
 """Its dense BF16 products (NVIDIA's data sheet), 1e12 operations a second."""
 GPU_UTILIZATION = 0.4
 """Assumed, not measured: what well-kept ViT training reaches of that."""
+JPEG_SIZE_PX = (500, 375)
+PREPROCESS = Preprocess(
+    size_px=224,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+AUGMENT = Augmentation(seed=1, scale_min=0.08, flip=False)
 
 
 class OnceTeacher:
@@ -247,10 +261,44 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d" if seconds > 172800 else f"{seconds / 3600:.1f} h"
 
 
+def write_shard(folder: Path, n_images: int) -> Path:
+    """Writes a shard of JPEGs, about 90 kB each, and gives its file."""
+    rng = np.random.default_rng(0)
+    path = folder / "shard-000.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(n_images):
+            small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+            smooth = Image.fromarray(small).resize(JPEG_SIZE_PX, Image.Resampling.BICUBIC)
+            pixels = np.asarray(smooth) + rng.normal(0, 12, (*JPEG_SIZE_PX[::-1], 3))
+            file = io.BytesIO()
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+            member = tarfile.TarInfo(f"{number:06d}.jpg")
+            member.size = file.tell()
+            file.seek(0)
+            tar.addfile(member, file)
+    return path
+
+
+def loader_rate(shard: Path, *, batch_size: int = 64) -> float:
+    """Images a second of kdedge's training loader alone, without workers."""
+    source = open_source(str(shard), class_names=(), labeled=False)
+    batches = training_batches(
+        ImageSet(source, range(len(source.items))),
+        Preparation(PREPROCESS, AUGMENT),
+        EpochPart(seed=1, epoch=1, batch_size=batch_size),
+        Loading(0),
+    )
+    next(iter(batches))
+    began = time.perf_counter()
+    n_images = sum(len(batch.images) for batch in batches)
+    return n_images / (time.perf_counter() - began)
+
+
 def print_projection(setting: Setting, batch: int, folder: Path, n_images: int) -> None:
     """Prints what a million images take: here, on one GPU and on eight."""
-    ceiling = loader_ceiling(folder, n_images, [0])[0]
-    bytes_an_image = (folder / "shard-000.tar").stat().st_size / n_images
+    shard = write_shard(folder, n_images)
+    ceiling = loader_rate(shard)
+    bytes_an_image = shard.stat().st_size / n_images
     store_gb = N_IMAGES * VIEWS * 768 * 2 / 1e9
     here = {
         loop: statistics.median(seconds) / batch

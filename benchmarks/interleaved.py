@@ -22,3 +22,9 @@ def interleaved(calls: dict[str, Callable[[], Any]], n_rounds: int) -> dict[str,
         if one.problem is not None:
             raise one.problem
     return {name: one.samples for name, one in timed.items()}
+
+
+def by_round(before: list[float], after: list[float]) -> list[float]:
+    """Each round's ratio of the smallest times."""
+    rounds = range(0, len(before), N_CALLS)
+    return [min(before[i:][:N_CALLS]) / min(after[i:][:N_CALLS]) for i in rounds]

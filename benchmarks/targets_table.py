@@ -33,8 +33,7 @@ from kdedge.setup.workspace import Workspace
 from kdedge.targets.registry import list_targets, load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from interleaved import interleaved
-from open_classes import by_round
+from interleaved import by_round, interleaved
 
 EAGER = "student in eager PyTorch"
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from kdedge.errors import DataError
 
 CHUNK_SIZE = 64
-"""Texts encoded at a time; benchmarks/text_prompt_memory.py measures a chunk's memory."""
+"""Texts encoded at a time: the graph of one chunk is in memory, not that of all classes."""
 
 
 @dataclass(frozen=True)

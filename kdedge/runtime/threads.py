@@ -4,7 +4,7 @@ OpenMP's threads wait for each other at the end of every parallel loop, by defau
 long time. If another process is busy, spinning keeps the awaited thread from its core, and small
 steps take twelve times as long. Threads that sleep at once are faster then; but on a quiet machine
 waking them makes small steps twice as slow. So threads sleep at once on a busy machine and spin for
-a short time on a quiet one: `benchmarks/README.md`, "Beside a busy process".
+a short time on a quiet one.
 """
 
 from __future__ import annotations

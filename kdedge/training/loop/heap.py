@@ -1,9 +1,8 @@
 """Keeps freed CPU memory for the next tensors instead of returning it to the kernel.
 
 glibc returns large blocks to the kernel, which clears them page by page when they are allocated
-again. That costs time in every step and does not lower the peak (benchmarks/step_variants.py
-measures it). Use it only for steps whose tensor sizes repeat: passes over class texts in chunks
-fragment a heap that is kept, so that it grows.
+again. That costs time in every step and does not lower the peak. Use it only for steps whose tensor
+sizes repeat: passes over class texts in chunks fragment a heap that is kept, so that it grows.
 """
 
 from __future__ import annotations
