@@ -118,7 +118,7 @@ def test_links_lead_to_files_of_the_repository(name: str) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 100
 
 
 def test_the_demo_and_the_tests_are_one_command_each() -> None:
