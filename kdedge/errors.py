@@ -21,6 +21,10 @@ where, what was got and expected, and what to do.
 from __future__ import annotations
 
 import signal
+from contextvars import ContextVar
+
+OVERRIDE = ContextVar("kdedge_override", default="overrides: ")
+"""How messages name a key that a caller has overridden: `--set KEY` on a command line."""
 
 
 class KdedgeError(Exception):

@@ -30,7 +30,7 @@ from kdedge.cli._output import (
     set_up_logging,
     shows_all,
 )
-from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
+from kdedge.errors import OVERRIDE, KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
 # Errors that a mistyped path can cause
@@ -166,6 +166,7 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "kdedge", "_KDEDGE_COMPLETE", instruction)
+    name = OVERRIDE.set("--set ")
     try:
         with cli.make_context("kdedge", list(arguments), obj=obj) as ctx:
             cli.invoke(ctx)
@@ -173,6 +174,8 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
             sys.stdout.flush()
     except BaseException as error:
         return _report(error, arguments, vars(error).get("run_log"))
+    finally:
+        OVERRIDE.reset(name)
     return 0
 
 

@@ -15,7 +15,7 @@ from kdedge.config.explain import explain_validation, suggestion
 from kdedge.config.fields import CommandLineText
 from kdedge.config.recipe import BaselineSpec, ModelSpec, Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import RecipeError
+from kdedge.errors import OVERRIDE, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -225,8 +225,9 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
             is_entry = isinstance(below, list) and keys[depth].isdecimal()
             whole = "[...]" if is_entry else f"{{{keys[depth]}: ...}}"
             raise RecipeError(
-                f"--set {dotted(keys)}: {dotted(keys[:depth])} is {_kind(below)} and has no keys.\n"
-                f"  Set it as a whole: --set '{dotted(keys[:depth])}={whole}'"
+                f"{OVERRIDE.get()}{dotted(keys)}: {dotted(keys[:depth])} is {_kind(below)} and"
+                " has no keys.\n"
+                f"  Set it as a whole: {dotted(keys[:depth])}={whole}"
             )
         target = below
     target[keys[-1]] = value

@@ -46,7 +46,7 @@ def check_paths(loaded: LoadedRecipe) -> None:
         folder = loaded.path.absolute().parent
         shown.append(f"  Relative paths start at the recipe's folder, {folder}.")
     if True in are_overrides:
-        shown.append(f"  Relative paths of --set start at {loaded.override_folder}.")
+        shown.append(f"  Relative paths of overrides start at {loaded.override_folder}.")
     raise DataError("\n".join(shown))
 
 

@@ -26,7 +26,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
 )
 
-from kdedge.errors import RecipeError
+from kdedge.errors import OVERRIDE, RecipeError
 
 KeyPath = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
@@ -66,10 +66,10 @@ class LineMap:
     overrides: frozenset[KeyPath] = frozenset()
 
     def where(self, path: Sequence[str | int]) -> str:
-        """Returns `file:line` or `--set a.b` of a key, or of the closest key around it."""
+        """Returns `file:line` of a key or of the closest around it; of an override its name."""
         override = self.override(path)
         if override is not None:
-            return f"--set {dotted(override)}"
+            return f"{OVERRIDE.get()}{dotted(override)}"
         line = self.line(path)
         return f"{self.file}:{line}" if line else self.file
 

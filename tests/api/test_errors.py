@@ -112,3 +112,10 @@ def test_a_mistake_has_the_text_and_the_exit_code_of_the_command_line(
     capsys.readouterr()
     assert run(arguments) == caught.value.exit_code
     assert capsys.readouterr().err.endswith(f"kdedge: {caught.value}\n")
+
+
+def test_an_override_from_python_is_named_as_one() -> None:
+    """A command line says --set, which no caller of the API has written."""
+    with pytest.raises(kdedge.RecipeError, match=r"^overrides: student\.optim\.epochs ") as caught:
+        kdedge.load_recipe("sun397", {"student.optim.epochs": "ten"})
+    assert "--set" not in str(caught.value)

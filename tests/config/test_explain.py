@@ -52,7 +52,7 @@ def test_a_methods_settings_are_explained_under_their_place_in_the_recipe():
 
 def test_an_overridden_setting_is_named_by_its_flag():
     assert explain({"prompt_depth": 0}) == (
-        "--set student.settings.prompt_depth must be at least 1, got 0."
+        "overrides: student.settings.prompt_depth must be at least 1, got 0."
     )
 
 

@@ -221,19 +221,19 @@ def test_a_path_in_an_override_starts_at_the_current_folder(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("optim.epoch=1", "--set optim.epoch is not a known key.\n  Did you mean epochs?"),
-        ("optim.epochs=x", '--set optim.epochs must be a whole number, got "x".'),
-        ("optim={epoch: 1}", "--set optim: optim.epoch is not a known key."),
+        ("optim.epoch=1", "overrides: optim.epoch is not a known key.\n  Did you mean epochs?"),
+        ("optim.epochs=x", 'overrides: optim.epochs must be a whole number, got "x".'),
+        ("optim={epoch: 1}", "overrides: optim: optim.epoch is not a known key."),
         ("optim.epochs", "--set optim.epochs has no key and value."),
         ("=1", "--set =1 has no key and value."),
         ("a..b=1", "has no key and value."),
-        ("name.x=1", "--set name.x: name is a single value and has no keys."),
+        ("name.x=1", "overrides: name.x: name is a single value and has no keys."),
         (
             "classes.x=1",
-            "--set classes.x: classes is a list and has no keys.\n"
-            "  Set it as a whole: --set 'classes={x: ...}'",
+            "overrides: classes.x: classes is a list and has no keys.\n"
+            "  Set it as a whole: classes={x: ...}",
         ),
-        ("classes.0=dog", "Set it as a whole: --set 'classes=[...]'"),
+        ("classes.0=dog", "Set it as a whole: classes=[...]"),
         ("seed=[1", "--set seed:1: this is not valid YAML"),
         ("seed=*x", "a recipe has no anchors"),
     ],

@@ -35,12 +35,12 @@ def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_p
     assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
         "r.yaml:2: classes.file: there is no file names.txt.",
         "r.yaml:4: data.unlabeled.folder: there is no folder cams.",
-        "--set data.labeled.webdataset: data.labeled.webdataset: 3 shards are missing, the first"
-        " is /no/s-0.tar.",
+        "overrides: data.labeled.webdataset: data.labeled.webdataset: 3 shards are missing, the"
+        " first is /no/s-0.tar.",
         "r.yaml:5: data.test.folder: there is no folder test.",
         "r.yaml:7: student.weights: there is no file w/x.pt.",
         f"  Relative paths start at the recipe's folder, {tmp_path}.",
-        f"  Relative paths of --set start at {Path.cwd()}.",
+        f"  Relative paths of overrides start at {Path.cwd()}.",
     ]
 
 
@@ -52,8 +52,8 @@ def test_a_missing_path_of_an_override_says_where_it_starts(tmp_path, monkeypatc
     with pytest.raises(DataError) as caught:
         check_paths(loaded)
     assert str(caught.value).splitlines() == [
-        f"--set data.unlabeled: data.unlabeled.folder: there is no folder {tmp_path}/cams.",
-        f"  Relative paths of --set start at {tmp_path}.",
+        f"overrides: data.unlabeled: data.unlabeled.folder: there is no folder {tmp_path}/cams.",
+        f"  Relative paths of overrides start at {tmp_path}.",
     ]
 
 

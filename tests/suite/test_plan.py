@@ -251,12 +251,12 @@ def test_a_row_of_single_classes_is_measured_where_it_was_trained_on_all_of_them
         ),
         (
             "{method: promptkd, set: {student.settings.losses.kl.tmperature: 1}}",
-            "s.yaml:3: promptkd with {}/tiny.yaml:\n--set student.settings.losses.kl.tmperature is"
-            " not a known key.\n  Did you mean temperature?",
+            "s.yaml:3: promptkd with {}/tiny.yaml:\noverrides: student.settings.losses.kl"
+            ".tmperature is not a known key.\n  Did you mean temperature?",
         ),
         (
             "{method: promptkd, set: {optim.epoch: 1}}",
-            "--set optim.epoch is not a known key.\n  Did you mean epochs?",
+            "overrides: optim.epoch is not a known key.\n  Did you mean epochs?",
         ),
         ("{method: promptkd, set: {optim.epochs: 0}}", "optim.epochs must be at least 1, got 0."),
         (
