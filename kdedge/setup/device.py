@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 def choose_device(name: str | None) -> torch.device:
     """Returns the device of that name; by default CUDA if available, else the CPU.
 
+    A GPU becomes torch's current one.
+
     Each process that torchrun started on a machine gets its own GPU.
 
     Raises:
@@ -35,8 +37,17 @@ def choose_device(name: str | None) -> torch.device:
         )
     if device.type not in {"cpu", "cuda"}:
         raise SetupError(f"--device {name} is not supported.\n  Use cpu or cuda.")
-    if device.type == "cuda" and local_world_size() > 1:
-        device = _own_gpu(device)
+    if device.type == "cuda":
+        n_gpus = torch.cuda.device_count()
+        if device.index is not None and device.index >= n_gpus:
+            known = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_gpus))
+            raise SetupError(
+                f"--device {name}: there is no such GPU on this machine.\n  It has {known}."
+            )
+        if local_world_size() > 1:
+            device = _own_gpu(device)
+        # What asks for no device by name (events, peaks, engines) then means this one
+        torch.cuda.set_device(device if device.index is not None else 0)
     # cuDNN's default would run the patch convolution of an fp32 run in TF32.
     torch.backends.cudnn.allow_tf32 = False
     return device

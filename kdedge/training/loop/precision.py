@@ -124,7 +124,8 @@ def _check_support(name: str, dtype: torch.dtype, device: torch.device) -> None:
                 ones = torch.ones(2, 2, device=device)
                 is_supported = (ones @ ones).dtype == dtype
         if device.type == "cuda" and dtype is torch.bfloat16:
-            is_supported = is_supported and torch.cuda.is_bf16_supported()
+            # Older GPUs emulate it, slower than float32
+            is_supported = is_supported and torch.cuda.get_device_capability(device) >= (8, 0)
     except (RuntimeError, UserWarning) as error:
         raise _unsupported(name, device) from error
     if not is_supported:

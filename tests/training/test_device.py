@@ -1,0 +1,54 @@
+"""Which GPU a command computes on, with torch's view of GPUs that are not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.errors import SetupError
+from kdedge.setup.device import choose_device
+from kdedge.training.loop import precision
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Two GPUs; gives the devices that were made torch's current one."""
+    current: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+@pytest.mark.parametrize(
+    ("name", "current"),
+    [(None, 0), ("cuda", 0), ("cuda:1", torch.device("cuda:1"))],
+)
+def test_the_chosen_gpu_is_torchs_current_one(
+    two_gpus: list[Any], name: str | None, current: object
+) -> None:
+    assert choose_device(name).type == "cuda"
+    assert two_gpus == [current]
+
+
+def test_a_gpu_that_is_not_there_is_a_matter_of_the_machine(two_gpus: list[Any]) -> None:
+    expected = r"cuda:7: there is no such GPU(?s:.)*cuda:0 \(GPU 0\), cuda:1 \(GPU 1\)"
+    with pytest.raises(SetupError, match=expected):
+        choose_device("cuda:7")
+    assert two_gpus == []
+
+
+def test_bf16_that_a_gpu_only_emulates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turing and Volta compute it in float32: slower than fp32 itself."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+
+    def on_cpu(*size: int, device: torch.device) -> torch.Tensor:
+        return torch.full(size, 1.0)
+
+    monkeypatch.setattr(torch, "ones", on_cpu)
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: torch.amp.autocast("cpu", dtype))
+    with pytest.raises(SetupError, match=r"optim\.precision is bf16"):
+        precision.Precision("bf16", torch.device("cuda:0"))
