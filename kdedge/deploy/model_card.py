@@ -146,9 +146,24 @@ def _open_answer(artifact: Artifact, answer: str) -> str:
 
 
 def _scores(artifact: Artifact) -> str:
-    """Whether scores are calibrated, and when an image shows none of the classes."""
+    """Which prior they assume, whether they are calibrated, and when an image shows no class."""
     text = ""
     fitted, none = artifact.temperature, artifact.none_of_these
+    prior = artifact.provenance.get("balance", {}).get("prior")
+    if prior is not None:
+        if isinstance(prior, dict):
+            given = [f"{_plain(name)} {100 * share:g} %" for name, share in prior.items()]
+            wanted = f"these shares of the classes: {', '.join(given)}"
+        else:
+            wanted = {
+                "auto": "equal shares of the classes, as far as the unlabeled images allow",
+                "uniform": "equal shares of the classes",
+                "labels": "the shares of the labeled images",
+            }[prior]
+        text += (
+            "\nScores are in balance: what the model preferred some classes by was subtracted from"
+            f" the logits, for\n{wanted}.\n"
+        )
     if fitted is not None:
         text += (
             f"\nScores are calibrated: the logits were divided by the temperature"

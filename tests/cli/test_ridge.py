@@ -66,6 +66,8 @@ def test_the_exported_files_are_in_balance(project: Path, kdedge: Run, head: str
     assert done.code == 0, done.err
     artifact = read("runs/tiny/02/artifacts/01/artifact.json")
     assert artifact["provenance"]["balance"]["prior"]["school bus"] == 0.4
+    card = Path("runs/tiny/02/artifacts/01/README.md").read_text()
+    assert "these shares of the classes: cat 10 %, dog 20 %, red fox 30 %, school bus 40 %." in card
     float32 = next(file for file in artifact["files"] if file["precision"] == "fp32")
     assert float32["parity"]["agreement_percent"] == 100
     offsets = read("runs/tiny/02/balance.json")["offsets"]
