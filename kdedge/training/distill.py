@@ -16,7 +16,7 @@ from kdedge.training.find_teacher import find_teacher, named_teacher, open_teach
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
-from kdedge.training.quick_look import quick_look, trained_accuracy
+from kdedge.training.quick_look import look_beside
 from kdedge.training.run_job import run_job
 from kdedge.training.student import StudentParts, student_job, student_parts, teaching_of
 from kdedge.training.teach import teacher_job
@@ -118,10 +118,10 @@ def _or_better(
     """
     loaded, workspace = parts.setup.loaded, parts.setup.workspace
     job = teacher_job(loaded, workspace)
-    look = workspace.group.on_rank0(lambda: quick_look(job))
+    look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model))
     if not look:
         return run, teacher, parts
-    reached = workspace.group.on_rank0(lambda: trained_accuracy(job, teacher.model))
+    reached = look.pop("trained")
     able = dict(look)
     if parts.setup.choice.settings.needs_teacher_vectors:
         able.pop("ridge")  # it has none

@@ -13,7 +13,9 @@ from dataclasses import replace
 import torch
 
 from kdedge.data.balance import find_offsets
+from kdedge.files import read_json, write_json
 from kdedge.methods import ridge
+from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.protocol import LogitModel
 from kdedge.setup.method import MethodChoice
@@ -54,9 +56,23 @@ def quick_look(job: Job) -> dict[str, float]:
     return found
 
 
-def trained_accuracy(job: Job, model: LogitModel) -> float:
-    """A trained teacher's accuracy on its own labeled images, mean over classes, in percent."""
-    return _mean_over_classes(*_answers(job, model))
+def look_beside(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
+    """`quick_look`, with the trained teacher's own accuracy as `trained`; kept in its run.
+
+    Args:
+        run: the teacher's; another student of it reads what is there.
+        job: the teacher's.
+        model: the trained teacher.
+    """
+    file = run.path / "quick_look.json"
+    if file.exists():
+        known: dict[str, float] = read_json(file)
+        return known
+    found = quick_look(job)
+    if found:
+        found["trained"] = _mean_over_classes(*_answers(job, model))
+        write_json(file, found)
+    return found
 
 
 def _answers(job: Job, model: LogitModel) -> tuple[torch.Tensor, torch.Tensor]:

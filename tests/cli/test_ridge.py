@@ -116,8 +116,10 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(project: Path, kded
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
     assert "ridge teaches; --keep-teacher insists on promptsrc" in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
+    assert read("runs/tiny/01/quick_look.json").keys() == {"zeroshot", "ridge", "trained"}
     kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))
     assert kept.code == 0, kept.err
+    assert "On 16 labeled images" not in kept.err  # it is known
     assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
 
 
