@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from kdedge import __version__
@@ -91,6 +91,20 @@ def download(url: str, part: Path, wanted: Download, *, waits_s: Sequence[float]
             return
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Redirects, without an open connection where the new address is invalid."""
+
+    def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
+        """Follows a redirect."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except BaseException:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 class _Transfer:
     """Attempts to download a file from one URL, which go on from each other."""
 
@@ -122,7 +136,7 @@ class _Transfer:
         identity = {"User-Agent": f"kdedge/{__version__}", "Accept-Encoding": "identity"}
         request = urllib.request.Request(self._url, headers={**identity, **headers})  # noqa: S310
         try:
-            response = urllib.request.build_opener().open(request, timeout=_TIMEOUT_S)
+            response = urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 416:  # what is there is longer than the file is now

@@ -176,7 +176,9 @@ def test_a_name_that_timm_does_not_know_is_a_mistake_in_the_recipe(name: str, me
 
 
 def test_weights_of_a_timm_model_are_the_published_ones_or_a_file(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="weights: openai; expected pretrained or a file"):
+    with pytest.raises(
+        RecipeError, match="weights: openai; expected pretrained, package or a file"
+    ):
         load_encoder(BackboneSpec("timm/test_resnet", "openai"))
     weights, _ = write_timm(tmp_path, "test_convnext")
     with pytest.raises(DataError, match="timm/test_resnet: the file does not fit the model"):
