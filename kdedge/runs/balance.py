@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,39 +25,28 @@ from kdedge.setup.workspace import Workspace
 _MOST_IMAGES = 4000
 
 
-class PlainModel(LogitModel, Protocol):
-    """A model whose logits are to be brought into balance."""
-
-    def plain_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, without offsets."""
-        ...
-
-
 @dataclass(frozen=True)
-class _Unbalanced:
-    """A model's logits without offsets, as logits."""
+class Plain:
+    """A model's logits before any offsets.
 
-    model: PlainModel
+    Attributes:
+        preprocess: the preprocessing of its images.
+        device: the device of its images and logits.
+        logits: [B, 3, H, W] -> [B, C], float32.
+    """
 
-    @property
-    def preprocess(self) -> Preprocess:
-        return self.model.preprocess
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.model.plain_logits(images)
+    preprocess: Preprocess
+    device: torch.device
+    logits: Callable[[Tensor], Tensor]
 
 
 def balance_of(
-    model: PlainModel, spec: BalanceSpec, recipe: Recipe, classes: Classes, workspace: Workspace
+    model: LogitModel, spec: BalanceSpec, recipe: Recipe, classes: Classes, workspace: Workspace
 ) -> BalanceResult:
     """Finds the offsets of a model's logits.
 
     Args:
-        model: a model of the classes.
+        model: a model of the classes, whose logits have no offsets yet.
         spec: the prior and the strength.
         recipe: names the unlabeled and the labeled images.
         classes: the class list of the logits.
@@ -71,7 +60,7 @@ def balance_of(
     prior = _prior(spec, data, names)
     pool = data.require("unlabeled", "balance is found on unlabeled images")
     few = pool.only([pool.indices[i] for i in spread(len(pool.indices), _MOST_IMAGES)])
-    logits = finite_logits(_Unbalanced(model), few, what="bringing classes into balance")
+    logits = finite_logits(model, few, what="bringing classes into balance")
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(
         prior=spec.prior,

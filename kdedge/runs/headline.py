@@ -17,8 +17,6 @@ from kdedge.speed_results import SpeedResult, SpeedRow, read_speed
 
 _T = TypeVar("_T")
 
-_LOSS = ": do not use it"
-
 
 def headline_of(
     run: RunFolder,
@@ -72,7 +70,7 @@ def headline(
         speed: speed measurement; the fastest exported file's is used.
         artifact: the export, with the comparison of its compressed files.
     """
-    kept, less = _kept(results, unlabeled), _operations(summary)
+    (kept, is_loss), less = _kept(results, unlabeled), _operations(summary)
     fastest = None if speed is None else fastest_file(speed)
     if kept is None and less is None:
         return None
@@ -81,7 +79,7 @@ def headline(
     cost = None if artifact is None else _cost(artifact)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     only = only and f"but predicts {only!r} for every image"
-    if kept is not None and kept.endswith(_LOSS):
+    if is_loss:
         return ", ".join(filter(None, [f"student {kept}", only]))
     parts = [kept, less, None if fastest is None else fastest[1], cost, only]
     return "student " + ", ".join(part for part in parts if part is not None)
@@ -118,29 +116,42 @@ def _cost(artifact: Artifact) -> str | None:
     )
 
 
-def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) -> str | None:
-    """How accurate it is beside others on the same images, else the agreement with its teacher."""
+def _kept(
+    results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None
+) -> tuple[str | None, bool]:
+    """How accurate it is beside others on the same images, else the agreement with its teacher.
+
+    Returns:
+        The words, if there are any, and whether zero-shot CLIP is better in every respect.
+    """
     own = results.get("student")
+    said: list[str] = []
     if own is not None:
-        said = [_beside_zero_shot(own, _of_same_images(results, "zeroshot", own))]
-        if said[0] is not None and said[0].endswith(_LOSS):
-            return said[0]
-        if said[0] is None or "below" not in said[0]:
-            said.insert(0, _beside_teacher(own, _of_same_images(results, "teacher", own)))
+        plain = _of_same_images(results, "zeroshot", own)
+        points, mean = (0.0, 0.0) if plain is None else _gains(own, plain)
+        if points < 0 and mean <= 0:
+            return f"is {-points:.1f} points below zero-shot CLIP: do not use it", True
+        if points < 0 or mean < 0:
+            words = [
+                f"{abs(x):.1f} points {'above' if x >= 0 else 'below'}" for x in (points, mean)
+            ]
+            said.append(f"{words[0]} zero-shot CLIP, and {words[1]} it in the mean over classes")
+        else:
+            said += _beside_teacher(own, _of_same_images(results, "teacher", own))
+            said += [f"{points:.1f} points above zero-shot CLIP"] if points else []
         largest = own.largest_class_percent
         if largest is not None and own.all < largest and len(own.per_class) > 1:
             missing = largest - own.all
             said.append(f"{missing:.1f} points below always answering the most frequent class")
-        known = [text for text in said if text is not None]
-        if known:
-            verb = "is " if known[0][0].isdigit() else ""
-            return verb + ", ".join(known)
+    if said:
+        verb = "is " if said[0][0].isdigit() else ""
+        return verb + ", ".join(said), False
     if unlabeled is not None and unlabeled.agreement_percent is not None:
         return (
             f"agrees with the teacher on {unlabeled.agreement_percent:.0f} % of"
             f" {unlabeled.n_images:,} image{'' if unlabeled.n_images == 1 else 's'}"
-        )
-    return None
+        ), False
+    return None, False
 
 
 def _of_same_images(
@@ -157,32 +168,24 @@ def _points(own: EvalResult, other: EvalResult) -> float:
     return own.all - other.all
 
 
-def _beside_zero_shot(own: EvalResult, other: EvalResult | None) -> str | None:
-    """A loss over all images and over classes says so; so does one of the two."""
-    if other is None:
-        return None
+def _gains(own: EvalResult, other: EvalResult) -> tuple[float, float]:
+    """`_points`, and the difference in the mean over classes where all names compete alike."""
     points = _points(own, other)
-    mean = own.mean_over_classes - other.mean_over_classes
     if own.harmonic_mean is not None:  # is of fewer names at a time
-        mean = points
-    if points < 0 and mean <= 0:
-        return f"is {-points:.1f} points below zero-shot CLIP{_LOSS}"
-    if points < 0 or mean < 0:
-        words = [f"{abs(x):.1f} points {'above' if x >= 0 else 'below'}" for x in (points, mean)]
-        return f"is {words[0]} zero-shot CLIP, and {words[1]} it in the mean over classes"
-    return f"{points:.1f} points above zero-shot CLIP" if points else None
+        return points, points
+    return points, own.mean_over_classes - other.mean_over_classes
 
 
-def _beside_teacher(own: EvalResult, teacher: EvalResult | None) -> str | None:
+def _beside_teacher(own: EvalResult, teacher: EvalResult | None) -> list[str]:
     if teacher is None:
-        return None
+        return []
     points = _points(own, teacher)
     if points > 0:
-        return f"is {points:.1f} points above its teacher"
+        return [f"{points:.1f} points above its teacher"]
     theirs = teacher.all if teacher.harmonic_mean is None else teacher.harmonic_mean
     if not theirs:
-        return None
-    return f"keeps {100 * (theirs + points) / theirs:.0f} % of the teacher's accuracy"
+        return []
+    return [f"keeps {100 * (theirs + points) / theirs:.0f} % of the teacher's accuracy"]
 
 
 def _operations(summary: Summary) -> str | None:

@@ -19,7 +19,7 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
-from kdedge.runs.balance import balance_of
+from kdedge.runs.balance import Plain, balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
 from kdedge.runs.weights import (
@@ -82,16 +82,14 @@ class MethodModel:
         """See `Model`."""
         return self.method.forward_features(images)
 
+    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """See `Model`."""
-        return _without(self.offsets, self.plain_logits(images))
-
-    @torch.no_grad()
-    def plain_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
         if isinstance(self.method, WithoutClassVectors):
-            return self.method.own_logits(images)
-        return self.scale * self.forward_features(images) @ self._vectors.T
+            logits = self.method.own_logits(images)
+        else:
+            logits = self.scale * self.forward_features(images) @ self._vectors.T
+        return logits if self.offsets is None else logits - self.offsets
 
     @torch.no_grad()
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
@@ -230,15 +228,17 @@ class RunModel:
         found = read_balance(self.run)
         asked = (spec.prior, spec.strength, set(self.class_names))
         if found is None or (found.prior, found.strength, set(found.offsets)) != asked:
-            found = balance_of(self, spec, self.loaded.recipe, self.classes, self.setup.workspace)
+            plain = Plain(self.preprocess, self.device, self._plain_logits)
+            found = balance_of(plain, spec, self.loaded.recipe, self.classes, self.setup.workspace)
         return torch.tensor([found.offsets[name] for name in self.class_names], device=self.device)
 
     def logits(self, images: Tensor) -> Tensor:
         """See `Model`."""
-        return _without(self.offsets, self.plain_logits(images))
+        logits = self._plain_logits(images)
+        return logits if self.offsets is None else logits - self.offsets
 
     @torch.no_grad()
-    def plain_logits(self, images: Tensor) -> Tensor:
+    def _plain_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
         if not isinstance(self.method, WithoutClassVectors):
             return self.scale * self.forward_features(images) @ self._vectors_on_device.T
@@ -348,10 +348,6 @@ class RunModel:
     def stored_provenance(self) -> str:
         """Provenance hash of the class vectors in the run's folder."""
         return self._stored.provenance
-
-
-def _without(offsets: Tensor | None, logits: Tensor) -> Tensor:
-    return logits if offsets is None else logits - offsets
 
 
 def load_run(

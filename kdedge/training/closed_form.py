@@ -112,7 +112,7 @@ def _shuffled(job: Job, images: Images | None) -> list[int]:
     """The images' positions in an order that the seed draws."""
     indices = [] if images is None else sorted(images.indices)
     order: list[int] = random_stream(job.setup.seed, 0, ORDER).permutation(indices).tolist()
-    return [int(index) for index in order]
+    return order
 
 
 def _batches(job: Job, images: Images, positions: list[int]) -> Iterator[tuple[Tensor, list[int]]]:
@@ -128,7 +128,7 @@ def _batches(job: Job, images: Images, positions: list[int]) -> Iterator[tuple[T
 
 def _taught(job: Job, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
     """The teacher's features and logits of a batch, from its store if there is one."""
-    teacher = job.teacher()
+    teacher = job.teacher
     if job.filler is not None:
         features = job.filler.store.read(positions, 1).to(job.device)
     else:

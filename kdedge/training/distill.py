@@ -112,28 +112,23 @@ def _or_better(
     resume: bool,
     keep_teacher: bool,
 ) -> tuple[RunFolder | None, AnyTeacher, StudentParts]:
-    """A trained teacher, or what is better than it on the images that it was trained on.
-
-    Says so; an unknown result of training is never used in silence.
-    """
+    """A trained teacher, or what is better than it on the images that it was trained on."""
     loaded, workspace = parts.setup.loaded, parts.setup.workspace
     job = teacher_job(loaded, workspace)
     look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model))
     if not look:
         return run, teacher, parts
     reached = look.pop("trained")
-    able = dict(look)
-    if parts.setup.choice.settings.needs_teacher_vectors:
-        able.pop("ridge")  # it has none
-    name, best = max(look.items(), key=lambda entry: entry[1])
-    if best <= reached:
+    better = {name: value for name, value in look.items() if value > reached}
+    if not better:
         return run, teacher, parts
-    method = job.choice.name
+    method, best = job.choice.name, max(better, key=better.__getitem__)
     said = (
         f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
-        f" (mean over classes), and {name} on the same backbone on {best:.1f} %."
+        f" (mean over classes), and {best} on the same backbone on {better[best]:.1f} %."
     )
-    better = {other: value for other, value in able.items() if value > reached}
+    if parts.setup.choice.settings.needs_teacher_vectors:
+        better.pop("ridge", None)  # it has none
     if keep_teacher or not better:
         remedy = "It teaches all the same, as --keep-teacher asks."
         if not keep_teacher:

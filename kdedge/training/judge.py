@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
-from kdedge.runs.measure import measure
+from kdedge.runs.measure import measure, measure_logits, predict_logits
 from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.protocol import Model
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
@@ -63,10 +64,14 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
             found["teacher"] = result
     if job.setup.backbone.has_texts:
         model = zero_shot_model(job)
-        found["zeroshot"] = measure(model, test, job.classes, selection="last")
-        if balance is not None:
-            model = _balanced(model, find_balance(job, model))
-            found["zeroshot_balanced"] = measure(model, test, job.classes, selection="last")
+        logits, labels = predict_logits(model, test)
+        measured = functools.partial(
+            measure_logits, labels=labels, images=test, classes=job.classes, selection="last"
+        )
+        found["zeroshot"] = measured(logits)
+        own_balance = find_balance(job, model)
+        if own_balance is not None:
+            found["zeroshot_balanced"] = measured(logits - _offsets(own_balance, model))
     return found
 
 
@@ -81,8 +86,12 @@ def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
 def _balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
     if balance is None:
         return model
-    values = [balance.offsets[name] for name in model.class_names]
-    return MethodModel(model.setup, model.method, torch.tensor(values, device=model.device))
+    return MethodModel(model.setup, model.method, _offsets(balance, model).to(model.device))
+
+
+def _offsets(balance: BalanceResult, model: MethodModel) -> Tensor:
+    """[C] on the CPU, in the order of a model's classes."""
+    return torch.tensor([balance.offsets[name] for name in model.class_names])
 
 
 def _answering(teacher: AnyTeacher, images: Images) -> Model | FileTeacher | None:

@@ -11,8 +11,10 @@ import logging
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from kdedge.data.balance import find_offsets
+from kdedge.evaluation.accuracy import evaluate
 from kdedge.files import read_json, write_json
 from kdedge.methods import ridge
 from kdedge.runs.folder import RunFolder
@@ -44,8 +46,8 @@ def quick_look(job: Job) -> dict[str, float]:
     if job.setup.backbone.has_texts:
         logits, truth = _answers(job, zero_shot_model(job))
         shares = torch.bincount(truth, minlength=logits.shape[1]).double() / len(truth)
-        found["zeroshot"] = _mean_over_classes(logits, truth)
-        balanced = _mean_over_classes(logits - find_offsets(logits, shares), truth)
+        found["zeroshot"] = _mean_over_classes(job, logits, truth)
+        balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
         said.append(f"zero-shot CLIP {found['zeroshot']:.1f} %, in balance {balanced:.1f} %")
     choice = MethodChoice("ridge", ridge, ridge.Settings(), job.choice.optim, job.setup.role)
     probe = Job(replace(job.setup, choice=choice), TrainingData(job.data.images, labels))
@@ -70,12 +72,12 @@ def look_beside(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]
         return known
     found = quick_look(job)
     if found:
-        found["trained"] = _mean_over_classes(*_answers(job, model))
+        found["trained"] = _mean_over_classes(job, *_answers(job, model))
         write_json(file, found)
     return found
 
 
-def _answers(job: Job, model: LogitModel) -> tuple[torch.Tensor, torch.Tensor]:
+def _answers(job: Job, model: LogitModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
     labels = job.data.labels
     assert labels is not None  # it is a teacher that learns from labels
@@ -83,8 +85,5 @@ def _answers(job: Job, model: LogitModel) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.tensor([labels[i] for i in job.training_images.indices])
 
 
-def _mean_over_classes(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    right = (logits.argmax(dim=1) == labels).double()
-    counts = torch.bincount(labels, minlength=logits.shape[1]).double()
-    per_class = torch.zeros_like(counts).index_add_(0, labels, right) / counts
-    return 100 * float(per_class[counts > 0].mean())
+def _mean_over_classes(job: Job, logits: Tensor, labels: Tensor) -> float:
+    return evaluate(logits, labels, class_names=job.classes.names, split="all").mean_over_classes

@@ -68,9 +68,10 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     if teacher is not None and teacher.is_trained:
         trained = teacher_setup(loaded, workspace)
         check_teaches(trained, setup)
-        is_stored = choice.is_solved and loaded.recipe.student and loaded.recipe.student.views
+        spec = loaded.recipe.student
         # A stored answer is the teacher's to the image as it prepares it
-        check_sizes(*(() if is_stored else (trained,)), setup)
+        is_stored = choice.is_solved and spec is not None and spec.views > 0
+        check_sizes(*([setup] if is_stored else [trained, setup]))
     else:
         check_sizes(setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)

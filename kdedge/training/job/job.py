@@ -154,12 +154,13 @@ class Job:
             if self.teaching is None:
                 method = self.setup.build()
             else:
-                method = self.setup.build(teacher=self.teacher())
+                method = self.setup.build(teacher=self.teacher)
         if self.data.sentences is not None:
             assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
         return method
 
+    @cached_property
     def teacher(self) -> Teacher:
         """What teaches a student, for its images; for any images if only its store is read."""
         assert self.teaching is not None
