@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # not typing's, which would be loaded: `kdedge --help` st
 if TYPE_CHECKING:
     from kdedge.api.about import doctor, list_methods, schema
     from kdedge.api.artifact import (
+        change_classes,
         cpu_choice,
         open_artifact,
         verify_client,
@@ -19,20 +20,26 @@ if TYPE_CHECKING:
         write_triton,
     )
     from kdedge.api.bench import bench, check_speed
-    from kdedge.api.classes import change_classes
     from kdedge.api.compare import Comparison, compare
     from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
     from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate, report
     from kdedge.api.export import export
-    from kdedge.api.import_checkpoint import import_checkpoint
     from kdedge.api.model import LoadedModel, load
     from kdedge.api.predict import Predictions, predict
-    from kdedge.api.recipe import init
     from kdedge.api.run import Run, list_runs, open_run
     from kdedge.api.serve import serve, watch
     from kdedge.api.suite import run_suite
-    from kdedge.api.train import check, distill, fill_teacher_store, pseudo_label, teach, train
+    from kdedge.api.train import (
+        check,
+        distill,
+        fill_teacher_store,
+        import_checkpoint,
+        init,
+        pseudo_label,
+        teach,
+        train,
+    )
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
     from kdedge.errors import (
@@ -50,57 +57,29 @@ if TYPE_CHECKING:
     from kdedge.progress import progress_to
 
 _HOMES = {
-    "kdedge.api.train": (
-        "teach",
-        "fill_teacher_store",
-        "distill",
-        "train",
-        "check",
-        "pseudo_label",
-    ),
-    "kdedge.api.recipe": ("init",),
-    "kdedge.api.demo": ("demo",),
-    "kdedge.api.suite": ("run_suite",),
-    "kdedge.api.import_checkpoint": ("import_checkpoint",),
-    "kdedge.api.evaluate": ("evaluate", "report"),
-    "kdedge.api.export": ("export",),
-    "kdedge.api.artifact": (
-        "open_artifact",
-        "cpu_choice",
-        "write_triton",
-        "write_browser",
-        "verify_client",
-        "write_smoke_images",
-    ),
-    "kdedge.api.classes": ("change_classes",),
-    "kdedge.api.bench": ("bench", "check_speed"),
-    "kdedge.api.run": ("Run", "open_run", "list_runs"),
-    "kdedge.api.model": ("load", "LoadedModel"),
-    "kdedge.api.predict": ("predict", "Predictions"),
-    "kdedge.api.compare": ("compare", "Comparison"),
-    "kdedge.api.serve": ("serve", "watch"),
-    "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
-    "kdedge.api.about": ("doctor", "list_methods", "schema"),
-    "kdedge.config.recipe": ("Recipe",),
-    "kdedge.config.load": ("load_recipe",),
-    "kdedge.progress": ("progress_to",),
-    "kdedge.errors": (
-        *(
-            "KdedgeError",
-            "RecipeError",
-            "DataError",
-            "SetupError",
-            "DivergedError",
-            "GateError",
-            "ResourceError",
-            "InUseError",
-            "CellsFailed",
-            "Interrupted",
-        ),
-        *(),
-    ),
+    "kdedge.api.train": "check distill fill_teacher_store import_checkpoint init pseudo_label teach"
+    " train",
+    "kdedge.api.demo": "demo",
+    "kdedge.api.suite": "run_suite",
+    "kdedge.api.evaluate": "evaluate report",
+    "kdedge.api.export": "export",
+    "kdedge.api.artifact": "change_classes cpu_choice open_artifact verify_client write_browser"
+    " write_smoke_images write_triton",
+    "kdedge.api.bench": "bench check_speed",
+    "kdedge.api.run": "Run list_runs open_run",
+    "kdedge.api.model": "LoadedModel load",
+    "kdedge.api.predict": "Predictions predict",
+    "kdedge.api.compare": "Comparison compare",
+    "kdedge.api.serve": "serve watch",
+    "kdedge.api.data": "fetch_set list_sets open_set scan_images verify_set",
+    "kdedge.api.about": "doctor list_methods schema",
+    "kdedge.config.recipe": "Recipe",
+    "kdedge.config.load": "load_recipe",
+    "kdedge.progress": "progress_to",
+    "kdedge.errors": "CellsFailed DataError DivergedError GateError InUseError Interrupted"
+    " KdedgeError RecipeError ResourceError SetupError",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "CellsFailed",

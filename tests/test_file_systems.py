@@ -13,8 +13,7 @@ from typing import NoReturn
 import pytest
 
 from kdedge.errors import ResourceError
-from kdedge.files import write_atomic
-from kdedge.folders import is_locked, locked, new_folder
+from kdedge.files import is_locked, locked, new_folder, write_atomic
 
 CALLS = ("fsync", "chmod", "flock")
 
@@ -53,7 +52,7 @@ def test_each_lack_is_said_once() -> None:
 import errno, fcntl, logging, os, tempfile
 from pathlib import Path
 from kdedge.files import write_atomic
-from kdedge.folders import locked
+from kdedge.files import locked
 
 def fail(*_, **__):
     raise OSError(errno.EPERM, "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.folders import new_folder
+from kdedge.files import new_folder
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -26,7 +26,7 @@ def test_what_a_killed_process_left_is_deleted_and_takes_no_number(tmp_path: Pat
     script = f"""
 import os, signal
 from pathlib import Path
-from kdedge.folders import new_folder
+from kdedge.files import new_folder
 
 with new_folder(Path({str(tmp_path / "artifacts")!r}), is_numbered=True) as (part, _):
     (part / "model.onnx").touch()

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from kdedge.errors import KdedgeError
-from kdedge.methods.registry import load_method
+from kdedge.methods import registry
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,9 +36,6 @@ def list_methods() -> dict[str, dict[str, Any]]:
         and `novel_class_names`, and the `losses` that its settings can name. A method that cannot
         be loaded has an empty entry, and a warning says why.
     """
-    from kdedge.api.about import describe
-    from kdedge.methods import registry
-
     modules = _loaded_methods("only the names are listed")
     return {
         name: describe(modules[name]) if name in modules else {} for name in registry.list_methods()
@@ -62,10 +59,7 @@ def schema() -> dict[str, Any]:
 
 def _loaded_methods(effect: str) -> dict[str, ModuleType]:
     """The methods that can be loaded; a warning names the others and says what their lack means."""
-    from kdedge.api.about import load_all
-    from kdedge.methods.registry import list_methods
-
-    modules, problems = load_all(list_methods())
+    modules, problems = load_all(registry.list_methods())
     for problem, names in problems.items():
         _LOG.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
     return modules
@@ -81,7 +75,7 @@ def load_all(names: Sequence[str]) -> tuple[dict[str, ModuleType], dict[str, lis
     problems: dict[str, list[str]] = {}
     for name in names:
         try:
-            modules[name] = load_method(name)
+            modules[name] = registry.load_method(name)
         except KdedgeError as error:
             is_missing = str(error).startswith("The method")
             remedy = str(error).partition("\n")[2].strip()

@@ -15,13 +15,12 @@ from kdedge.api.evaluate import run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
 from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.run import Machine, run_bench
-from kdedge.benchmarking.subject import Subject
-from kdedge.benchmarking.timing import TimingPlan
+from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import highest_number, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.contention import QuietWait
+from kdedge.runtime.machine import QuietWait
 from kdedge.runtime.threads import given_number, set_up_threads
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed

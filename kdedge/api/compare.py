@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.inputs import AnyPath, Item, open_inputs, path_list, read_item
-from kdedge.api.predict import images_text
+from kdedge.api.predict import AnyPath, Item, images_text, open_inputs, path_list, read_item
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.evaluation.answers import (
     Answer,
@@ -23,10 +25,13 @@ from kdedge.evaluation.answers import (
     LabeledComparison,
     compare_answers,
 )
-from kdedge.inference.lines import printed_key, visible
-from kdedge.inference.results import NonFiniteLogits, Result, UnreadableImage
+from kdedge.inference.classify import Classifier, ImageInput
+from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, printed_key, visible
 from kdedge.progress import Advance, progress, working
 from kdedge.runtime.artifact import FILE_NAME, Precision
+from kdedge.runtime.backend import TakesImages
+from kdedge.runtime.machine import usable_cores
+from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
 
@@ -190,8 +195,6 @@ class _Asker:
         Raises:
             DataError: none can be read.
         """
-        from kdedge.inference.pairs import Read, classify_with_both
-
         asked: deque[Item] = deque()
 
         def reads() -> Iterator[Read]:
@@ -392,3 +395,73 @@ def accuracies_text(labeled: LabeledComparison) -> str:
         f" {labeled.new_accuracy_percent:.2f} % on {images_text(labeled.n_labeled)} with labels"
         f"{left_out if labeled.n_left_out else ''}"
     )
+
+
+_MAX_AT_ONCE = 256
+
+Read = Callable[[], ImageInput]
+"""Gives an image; it is called once, in a thread."""
+
+
+def classify_with_both(
+    old: Classifier, new: Classifier, reads: Iterable[Read], *, batch: int | None = None
+) -> Iterator[tuple[Result, Result]]:
+    """Classifies images with two classifiers, in their order: the results of each alone.
+
+    Args:
+        old: the first.
+        new: the second.
+        reads: give the images; the next ones are read while these are classified.
+        batch: batch size; None: for each the largest that its artifact was made for.
+
+    Raises:
+        RecipeError: an artifact does not take batches of that size.
+    """
+    preparation = _shared_preparation(old, new)
+    size = _n_at_once(old, new, batch)
+    reads = iter(reads)
+    pool = ThreadPoolExecutor(min(8, usable_cores()), thread_name_prefix="prepare")
+
+    def submit_next() -> list[Future[ImageInput]]:
+        return [pool.submit(_prepared, read, preparation) for read in islice(reads, size)]
+
+    try:
+        ahead = submit_next()
+        while ahead:
+            images = [future.result() for future in ahead]
+            ahead = submit_next()
+            keyed = [("", image) for image in images]
+            results = [list(one.classify_many(keyed, batch=batch)) for one in (old, new)]
+            yield from zip(*results, strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _n_at_once(old: Classifier, new: Classifier, batch: int | None) -> int:
+    """Images that both classify in whole batches, as they would alone; at most some hundred."""
+    sizes = [one.max_batch if batch is None else batch for one in (old, new)]
+    both = math.lcm(*sizes)
+    return both if both <= _MAX_AT_ONCE else max(sizes)
+
+
+def _shared_preparation(old: Classifier, new: Classifier) -> Preprocess | None:
+    """The resize and crop of both; None if they differ or a file does it itself."""
+    if any(isinstance(one.backend, TakesImages) for one in (old, new)):
+        return None
+    first, second = (
+        (p.size_px, p.interpolation, p.resize_mode)
+        for p in (old.artifact.preprocess, new.artifact.preprocess)
+    )
+    return old.artifact.preprocess if first == second else None
+
+
+def _prepared(read: Read, preparation: Preprocess | None) -> ImageInput:
+    """An image after resize and crop, which a classifier then leaves as it is."""
+    image = read()
+    if preparation is None or isinstance(image, UnusableImage):
+        return image
+    try:
+        decoded = decode_image(image) if isinstance(image, bytes) else image
+    except UnusableImage as error:
+        return error
+    return resize_and_crop(decoded, preparation)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from kdedge.api.recipe import Overrides
+from kdedge.config.load import Overrides
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run

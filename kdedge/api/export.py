@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.evaluate import run_argument
-from kdedge.api.recipe import Overrides
+from kdedge.config.load import Overrides
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.runs.exports import record_export
 from kdedge.runs.find import find_run

@@ -15,7 +15,7 @@ from kdedge.api.artifact import artifact_folder
 from kdedge.data.sources import read_file
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.results import ClassScore, Prediction, Result
+from kdedge.inference.lines import ClassScore, Prediction, Result
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.preprocess import UnusableImage, convert_image
 from kdedge.runtime.threads import check_threads

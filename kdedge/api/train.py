@@ -2,18 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from kdedge.api.recipe import AnyRecipe, Overrides, load_for
+from kdedge.api.evaluate import run_argument
 from kdedge.api.run import Run
-from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, in_order, load_recipe
 from kdedge.config.paths import check_paths
+from kdedge.config.student_sizes import student_size
 from kdedge.errors import RecipeError
+from kdedge.runs.find import find_run
+from kdedge.setup.new_recipe import Given, write_new_recipe
 from kdedge.setup.packages import need_training_packages
 from kdedge.workers import EngineName, open_workers
+
+if TYPE_CHECKING:
+    from kdedge.setup.method import Role
+
+
+def role_keys(role: Role, short: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `epochs`, `batch_size`, `lr` and `seed` for the model that is trained."""
+    return {
+        key if key == "seed" else f"{role}.optim.{key}": value
+        for key, value in short.items()
+        if value is not None
+    }
+
+
+def load_for(
+    role: Role,
+    recipe: AnyRecipe,
+    overrides: Overrides | None,
+    *,
+    size: str | None = None,
+    **short: int | float | None,
+) -> LoadedRecipe:
+    """Loads a recipe with a call's overrides, student size and `role_keys`; later ones win.
+
+    Raises:
+        RecipeError: the recipe is wrong, or there is no such size.
+    """
+    of_size: dict[str, Any] = {}
+    if size is not None:
+        student = load_recipe(recipe).recipe.student
+        of_size = student_size(size).overrides("promptkd" if student is None else student.method)
+    return load_recipe(recipe, in_order(of_size, overrides or {}, role_keys(role, short)))
+
+
+def init(
+    name: str,
+    *,
+    images: str | Path,
+    classes: str | Path,
+    labeled: str | Path | None = None,
+    test: str | Path | None = None,
+    teacher: str | None = None,
+    student: str | None = None,
+    size: str | None = None,
+    all_keys: bool = False,
+) -> Path:
+    """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
+
+    It checks the folders first and writes no recipe that cannot work. An existing file is never
+    overwritten.
+
+    Args:
+        name: the recipe's name.
+        images: folder of unlabeled images that the student is trained on.
+        classes: text file of class names, one per line.
+        labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
+        test: labeled images for measuring accuracy, one subfolder per class.
+        teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
+        student: the student's CLIP, for the device; None for that of `size`.
+        size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
+        all_keys: write every key with its description.
+
+    Returns:
+        The recipe's file.
+
+    Raises:
+        RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
+        DataError: a folder or the class list is missing or wrong.
+        SetupError: a CLIP is named and torch is missing.
+    """
+    given = Given(
+        images=Path(images),
+        classes=Path(classes),
+        labeled=None if labeled is None else Path(labeled),
+        test=None if test is None else Path(test),
+        teacher=teacher,
+        student=student,
+        size=size,
+        all_keys=all_keys,
+    )
+    return write_new_recipe(name, given).path
+
 
 if TYPE_CHECKING:
     from kdedge.setup.workspace import Workspace
@@ -369,3 +455,91 @@ def _load_for(method: str | None, recipe: AnyRecipe, overrides: Overrides) -> Lo
     if method is None or baseline is None or baseline.method in {None, method}:
         return loaded
     return load_recipe(recipe, {"baseline": {}, **overrides})
+
+
+log = logging.getLogger(__name__)
+
+
+def import_checkpoint(
+    file: str | Path,
+    kind: Literal["promptsrc", "promptkd"],
+    *,
+    weights: str,
+    classes: str | Path | Sequence[str] | None = None,
+    teacher: Any = None,
+    backbone: str | None = None,
+    config: str | Path | None = None,
+    quick_gelu: bool | None = None,
+    name: str | None = None,
+    exact: bool = False,
+    root: str | Path = "runs",
+    device: str | None = None,
+) -> Run:
+    """Imports a checkpoint of the public PromptSRC or PromptKD code as a finished run.
+
+    Nothing in the file is executed. The log lists what was not used of it.
+
+    Args:
+        file: the checkpoint.
+        kind: `promptsrc` for a PromptSRC teacher, `promptkd` for a PromptKD student.
+        weights: weights of its backbone: a pretrained tag or a file.
+        classes: class names, or a file with one per line. promptsrc needs them: the checkpoint has
+            no names.
+        teacher: a `Run`, its folder or name. promptkd needs it: the checkpoint has no class
+            vectors.
+        backbone: an open_clip model name such as `ViT-L-14`.
+        config: your own model config (JSON) instead of a name.
+        quick_gelu: activation of the backbone, if its weights do not tell it.
+        name: name of the run; by default the file's name and the kind.
+        exact: use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc
+            only).
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+
+    Returns:
+        The run.
+
+    Raises:
+        RecipeError: the kind is unknown, or needs class names or a teacher.
+        DataError: the file is no such checkpoint, or is of another backbone or teacher.
+        SetupError: torch, weights or the device is missing.
+    """
+    if kind not in ("promptsrc", "promptkd"):
+        raise RecipeError(
+            f"{kind!r} is not a kind of public checkpoint.\n"
+            "  Choose promptsrc for a teacher or promptkd for a student."
+        )
+    if kind == "promptkd" and teacher is None:
+        raise RecipeError(
+            f"{file} is a promptkd checkpoint, which has no class vectors.\n"
+            "  Name its teacher's run: --teacher RUN, in Python teacher=RUN."
+        )
+    if kind == "promptsrc" and classes is None:
+        raise RecipeError(
+            f"{file} is a promptsrc checkpoint, which has no class names.\n"
+            "  Give them: --classes FILE, in Python classes=FILE or a list."
+        )
+    need_training_packages("Reading a checkpoint")
+    from kdedge.clip.resolve import BackboneSpec
+    from kdedge.setup.classes import given_class_names
+    from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training.import_public import import_student, import_teacher
+
+    file, root = Path(file), Path(root)
+    on = BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu)
+    name = name or f"{file.name.split('.')[0]}-{kind}"
+    workspace = Workspace(root, choose_device(device))
+    if classes is not None and kind == "promptsrc":
+        names = given_class_names(classes)
+        found = import_teacher(file, workspace, name=name, on=on, class_names=names, is_exact=exact)
+    else:
+        of = find_run(run_argument(teacher), root)
+        found = import_student(file, workspace, name=name, on=on, teacher=of)
+    log.info(
+        "%s: not needed: %s; not read, beside state_dict: %s. Its backbone differs from %s by at"
+        " most %.2g (relative, at %s).",
+        *(file, ", ".join(found.left_out) or "no key", ", ".join(found.unread) or "no entry"),
+        *(backbone or weights, *found.largest_deviation),
+    )
+    return Run(found.run)

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.benchmarking.subject import Subject
-from kdedge.benchmarking.timing import Call, host_timed
+from kdedge.benchmarking.timing import Call, Subject, host_timed
 from kdedge.errors import DataError
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile

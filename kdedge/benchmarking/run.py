@@ -10,11 +10,18 @@ from datetime import datetime, timezone
 from typing import Any
 
 from kdedge.benchmarking.device import conditions, device_sheet, find_power, was_throttled
-from kdedge.benchmarking.subject import LoadedSubject, Subject, watching_peak
-from kdedge.benchmarking.timing import Power, TimingPlan, measure, summarize
+from kdedge.benchmarking.timing import (
+    LoadedSubject,
+    Power,
+    Subject,
+    TimingPlan,
+    measure,
+    summarize,
+    watching_peak,
+)
 from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage
 from kdedge.progress import progress
-from kdedge.runtime.contention import Watch, watch_contention
+from kdedge.runtime.machine import Watch, watch_contention
 from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from kdedge.benchmarking.subject import Subject
+from kdedge.benchmarking.timing import Subject
 from kdedge.benchmarking.torch_models import (
     LoadedTorch,
     TorchModel,

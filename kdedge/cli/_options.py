@@ -13,6 +13,7 @@ import click
 
 from kdedge.runtime.machine import cpu_cores
 from kdedge.runtime.threads import set_up_threads
+from kdedge.targets.registry import list_backends, list_targets
 from kdedge.workers import ENGINES
 
 log = logging.getLogger(__name__)
@@ -139,3 +140,31 @@ def check_new_file(path: Path | None) -> None:
         raise click.UsageError(
             f"{path} cannot be written: the folder {path.parent} does not exist."
         )
+
+
+def _precisions() -> list[str]:
+    """The precisions that a backend runs."""
+    targets = [target for target in list_targets() if target.backend is not None]
+    return sorted({precision for target in targets for precision in target.precisions})
+
+
+def _backend_names() -> str:
+    *names, last = list_backends()
+    return f"{', '.join(names)} or {last}"
+
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(_precisions()),
+    help="Precision of the file to use. [default: the file that `kdedge export --cpu` chose on a"
+    " machine like this; else fp32, or an engine that this GPU runs. Files that missed their gates"
+    " are used only when asked for.]",
+)
+"""`--precision`, given to the command as `precision`."""
+
+backend_option = click.option(
+    "--backend",
+    metavar="NAME",
+    help=f"{_backend_names()}. [default: one that fits]",
+)
+"""`--backend NAME`, given to the command as `backend`."""

@@ -38,8 +38,7 @@ def command(
     names it; earlier files stay. To a device that has the artifact, copy the new file, README.md
     and artifact.json. Agreement and accuracy in artifact.json are those of the exported classes.
     """
-    from kdedge.api.artifact import artifact_folder, open_artifact
-    from kdedge.api.classes import change_classes
+    from kdedge.api.artifact import artifact_folder, change_classes, open_artifact
 
     if run is not None and not add:
         raise click.UsageError("--from is used only with --add.")

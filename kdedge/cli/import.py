@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from kdedge.api.import_checkpoint import import_checkpoint
+from kdedge.api.train import import_checkpoint
 from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result
 

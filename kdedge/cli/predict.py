@@ -13,22 +13,36 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.api.inputs import Inputs, Item, open_inputs, read_item
-from kdedge.api.predict import ResultStream, images_text, opened
-from kdedge.cli._options import options_as, threads_value_option, use_threads
+from kdedge.api.predict import (
+    Inputs,
+    Item,
+    ResultStream,
+    images_text,
+    open_inputs,
+    opened,
+    read_item,
+)
+from kdedge.cli._options import (
+    backend_option,
+    options_as,
+    precision_option,
+    threads_value_option,
+    use_threads,
+)
 from kdedge.cli._output import FiniteRange
-from kdedge.cli._runtime import backend_option, precision_option
 from kdedge.errors import KdedgeError, ResourceError
 from kdedge.files import explain_os_error, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
+    LeastCertain,
+    Prediction,
+    Result,
     answer_lines,
     best_name,
     column_widths,
     lines_as,
     printed_key,
 )
-from kdedge.inference.results import LeastCertain, Prediction, Result
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
 

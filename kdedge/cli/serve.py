@@ -11,9 +11,14 @@ from typing import Any
 import click
 
 from kdedge.api.serve import PORT, serve
-from kdedge.cli._options import options_as, threads_value_option, use_threads
+from kdedge.cli._options import (
+    backend_option,
+    options_as,
+    precision_option,
+    threads_value_option,
+    use_threads,
+)
 from kdedge.cli._output import FiniteRange
-from kdedge.cli._runtime import backend_option, precision_option
 from kdedge.progress import working
 from kdedge.serving.limits import Limits
 

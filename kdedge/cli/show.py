@@ -40,7 +40,6 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
     newest finished student, or any finished run if there is no student.
     """
     if run is not None and (Path(run) / "artifact.json").is_file():
-        from kdedge.cli.show import artifact_record, artifact_text
         from kdedge.runtime.artifact import load_artifact
 
         artifact = load_artifact(Path(run))

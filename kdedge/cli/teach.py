@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.api.recipe import role_keys
+from kdedge.api.train import role_keys
 from kdedge.cli._options import (
     device_option,
     engine_option,

@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import threads_value_option, use_threads
+from kdedge.cli._options import backend_option, precision_option, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
-from kdedge.cli._runtime import backend_option, precision_option
 
 
 @click.command("watch")

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.errors import DataError, InUseError, ResourceError, ShapeError
-from kdedge.files import explain_os_error, sha256_json, write_atomic
-from kdedge.folders import locked
+from kdedge.files import explain_os_error, locked, sha256_json, write_atomic
 from kdedge.records import parse_record
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,12 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 1_000_000
 
+AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+"""A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
+
+Overrides = Mapping[str, Any]
+"""Dotted keys with values, such as `{"student.optim.epochs": 10}`; later ones win."""
+
 _OVERRIDE = re.compile(r"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)=(.*)", re.DOTALL)
 
 
@@ -44,8 +50,8 @@ class LoadedRecipe:
 
 
 def load_recipe(
-    source: str | Path | Mapping[str, Any] | Recipe,
-    overrides: Mapping[str, Any] | None = None,
+    source: AnyRecipe,
+    overrides: Overrides | None = None,
     *,
     override_folder: Path | None = None,
 ) -> LoadedRecipe:
@@ -71,9 +77,7 @@ def load_recipe(
     return LoadedRecipe(recipe, path, lines, text, override_folder)
 
 
-def _read(
-    source: str | Path | Mapping[str, Any] | Recipe,
-) -> tuple[dict[str, Any], LineMap, Path, str]:
+def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
     """The values of a recipe, their lines, its file and text."""
     if isinstance(source, Mapping | Recipe):
         plain = recipe_values(source) if isinstance(source, Recipe) else _plain(source)
@@ -203,9 +207,7 @@ def override_texts(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={dump_value(_plain(value))}" for key, value in values.items()]
 
 
-def _apply_overrides(
-    values: dict[str, Any], lines: LineMap, overrides: Mapping[str, Any]
-) -> LineMap:
+def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Overrides) -> LineMap:
     """Writes the overrides into the values and their places into the line map."""
     places = set(lines.overrides)
     for key, value in overrides.items():

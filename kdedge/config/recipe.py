@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kdedge.config.balance_spec import BalanceSpec
 from kdedge.config.data_spec import (
+    BalanceSpec,
     ClassesSpec,
     DataSpec,
     LabeledSpec,

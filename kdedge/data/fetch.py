@@ -18,8 +18,7 @@ from kdedge.data._http import WAITS_S, AddressError, download, size_of
 from kdedge.data.benchmarks import Benchmark, Download, is_there
 from kdedge.data.unpack import temporary_name, unpack
 from kdedge.errors import DataError, KdedgeError, SetupError
-from kdedge.files import explain_os_error, sha256_file, sync
-from kdedge.folders import locked
+from kdedge.files import explain_os_error, locked, sha256_file, sync
 from kdedge.progress import progress
 
 _LOG = logging.getLogger(__name__)

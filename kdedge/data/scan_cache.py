@@ -22,8 +22,7 @@ from PIL import Image
 from kdedge import __version__
 from kdedge.data.sources import InFiles, Location, Source, Stamp
 from kdedge.errors import InUseError, ResourceError
-from kdedge.files import write_atomic
-from kdedge.folders import locked
+from kdedge.files import locked, write_atomic
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, register_heif
 
 MAX_IMAGES = 4_000_000

@@ -24,7 +24,7 @@ from PIL import Image
 
 from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
 from kdedge.errors import DataError, GateError
-from kdedge.folders import new_folder
+from kdedge.files import new_folder
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import softmax
 from kdedge.targets.registry import load_file

@@ -37,9 +37,8 @@ from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.files import sha256_file, write_json
+from kdedge.files import new_folder, sha256_file, write_json
 from kdedge.fold import FoldedModel, fold
-from kdedge.folders import new_folder
 from kdedge.quantization.search import Found, search
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel

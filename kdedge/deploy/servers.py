@@ -14,8 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from kdedge.errors import DataError, MissingPackage, RecipeError
-from kdedge.files import write_atomic, write_json
-from kdedge.folders import new_folder
+from kdedge.files import new_folder, write_atomic, write_json
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.none_of_these import FILE_NAME
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from kdedge.data.split import base_novel
 from kdedge.errors import DataError, DivergedError, MissingPackage, ShapeError
-from kdedge.results import EvalResult, Selection, Split, harmonic_mean
+from kdedge.results import CalibrationBin, EvalDetails, EvalResult, Selection, Split, harmonic_mean
+from kdedge.runtime.backend import softmax
 
 N_BINS = 15
 """Confidence bins of the calibration error (Guo et al. 2017, arXiv:1706.04599)."""
@@ -135,3 +139,112 @@ def _per_class(
         name: 100 * right / n if n else None
         for name, right, n in zip(class_names, n_right, n_images, strict=True)
     }
+
+
+def evaluation_details(
+    logits: Tensor, labels: Tensor, *, class_names: Sequence[str]
+) -> EvalDetails:
+    """Counts confusions, and predictions by confidence.
+
+    Args:
+        logits: [N, C] float32, scaled, finite; N at least 1.
+        labels: [N] int64, positions in `class_names`.
+        class_names: all C names, in class-list order.
+    """
+    logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
+    predicted = logits.argmax(dim=1)
+    return EvalDetails(
+        class_names=tuple(class_names),
+        n_images=len(labels),
+        confusion=_confusion(labels, predicted, n_classes=len(class_names)),
+        bins=_bins(logits, labels),
+        right="".join("1" if is_right else "0" for is_right in (predicted == labels).tolist()),
+    )
+
+
+def _confusion(
+    labels: Tensor, predicted: Tensor, *, n_classes: int
+) -> tuple[tuple[int, int, int], ...]:
+    pairs, counts = torch.unique(labels * n_classes + predicted, return_counts=True)
+    return tuple(
+        (pair // n_classes, pair % n_classes, n)
+        for pair, n in zip(pairs.tolist(), counts.tolist(), strict=True)
+    )
+
+
+def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
+    """The bins of the calibration error, computed as in torchmetrics.
+
+    Sums are float32. A confidence that rounds to 1 in float32 has its own bin, so there may be
+    N_BINS + 1 bins.
+    """
+    confidences, predicted = logits.double().softmax(dim=1).max(dim=1)
+    confidences = confidences.float()
+    edges = torch.linspace(0, 1, N_BINS + 1)
+    places = torch.bucketize(confidences, edges, right=True) - 1  # [N], 0 to N_BINS
+    n_images, confidence, n_right = (
+        torch.zeros(N_BINS + 1).scatter_add_(0, places, values)
+        for values in (torch.ones_like(confidences), confidences, (predicted == labels).float())
+    )
+    return tuple(
+        CalibrationBin(
+            n_images=int(n_images[i]),
+            # A float32 mean of values up to 1 may exceed 1 by rounding
+            confidence_percent=min(100.0, 100 * float(confidence[i] / n_images[i])),
+            accuracy_percent=100 * float(n_right[i] / n_images[i]),
+        )
+        for i in n_images.nonzero().flatten().tolist()
+    )
+
+
+LARGEST = 20.0
+"""Temperatures from 1 / `LARGEST` to `LARGEST` are searched. The range is our choice: no CLIP's
+scores need more, and a root outside of it means that every answer is right, or none is."""
+
+_N_HALVINGS = 60
+
+
+def temperature_of_labels(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]]
+) -> float | None:
+    """The temperature with the lowest negative log-likelihood (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        logits: [N, C], finite.
+        labels: [N], positions of the classes.
+
+    Returns:
+        The temperature; None if it is outside of the searched range, as when all are right.
+    """
+    logits = logits.astype(np.float64)
+    of_label = logits[np.arange(len(labels)), labels].mean()
+
+    def slope(inverse: float) -> float:
+        return float((softmax(inverse * logits) * logits).sum(axis=1).mean() - of_label)
+
+    return _root(slope)
+
+
+def temperature_of_share(logits: npt.NDArray[np.float32], share: float) -> float | None:
+    """The temperature at which the mean confidence is a share, from 0 to 1.
+
+    Args:
+        logits: [N, C], finite.
+        share: wanted mean over images of the highest softmax.
+
+    Returns:
+        The temperature; None if it is outside of the searched range, as for a share of 1.
+    """
+    logits = logits.astype(np.float64)
+    return _root(lambda inverse: float(softmax(inverse * logits).max(axis=1).mean()) - share)
+
+
+def _root(ascending: Callable[[float], float]) -> float | None:
+    """`1 / b` of the root of a function of b that ascends."""
+    low, high = -np.log(LARGEST), np.log(LARGEST)
+    if not ascending(float(np.exp(low))) < 0 < ascending(float(np.exp(high))):
+        return None
+    for _ in range(_N_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ascending(float(np.exp(middle))) < 0 else (low, middle)
+    return float(np.exp(-(low + high) / 2))

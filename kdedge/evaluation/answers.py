@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from kdedge.errors import DataError
-from kdedge.inference.results import NonFiniteLogits, Prediction
+from kdedge.inference.lines import NonFiniteLogits, Prediction
 from kdedge.runtime.none_of_these import NONE
 
 ALPHA = 0.05

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from kdedge.clip.blocks import AttentionBlock, weight_and_bias
 from kdedge.clip.token_merging import log_sizes, merge
 from kdedge.fold.head import FoldedModel, FoldRequest
-from kdedge.fold.linear import make_linear, with_layer_scale
-from kdedge.fold.stem import fold_pixels
+from kdedge.fold.linear import fold_pixels, make_linear, with_layer_scale
 
 
 class FoldedBlock(nn.Module):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.inference.choose import choose_and_load
-from kdedge.inference.results import (
+from kdedge.inference.lines import (
     ClassScore,
     NonFiniteLogits,
     Prediction,

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from kdedge.quantization.fake import (
     HIGHEST,
+    RANGES,
     WEIGHT_LOWEST,
     InputQuantizer,
     QuantizedLayer,
+    Range,
+    find_range,
     round_scale,
     weight_levels,
     weight_scale,
 )
-from kdedge.quantization.ranges import RANGES, Range, find_range
 from kdedge.quantization.sites import Observed, Site, run_layer
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -44,8 +44,7 @@ from kdedge.quantization.candidate import (
     smooth_sites,
     with_plain_functions,
 )
-from kdedge.quantization.fake import QuantizedLayer, attach
-from kdedge.quantization.ranges import RANGES, Range
+from kdedge.quantization.fake import RANGES, QuantizedLayer, Range, attach
 from kdedge.quantization.sites import Observed, Site, observe_layers
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,7 @@ from typing import Any
 
 from kdedge import __version__
 from kdedge.errors import MissingPackage
-from kdedge.files import write_atomic
-from kdedge.folders import new_folder
+from kdedge.files import new_folder, write_atomic
 from kdedge.reporting.blocks import Chapter, Plot
 from kdedge.reporting.chapters import make_chapters
 from kdedge.reporting.records import RunRecords

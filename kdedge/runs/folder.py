@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import RecipeError
-from kdedge.files import write_atomic, write_json
-from kdedge.folders import is_locked, locked, new_folder
+from kdedge.files import is_locked, locked, new_folder, write_atomic, write_json
 from kdedge.records import read_record
 from kdedge.runs.log import logged_to
 from kdedge.runs.provenance import Kind, Provenance

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DivergedError
-from kdedge.evaluation.accuracy import calibration_error_percent, evaluate
-from kdedge.evaluation.details import evaluation_details
+from kdedge.evaluation.accuracy import calibration_error_percent, evaluate, evaluation_details
 from kdedge.progress import progress
 from kdedge.results import EvalDetails, EvalResult, Selection
 from kdedge.runs.protocol import LogitModel, Model

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdedge.data.images import spread
 from kdedge.errors import DataError
-from kdedge.evaluation.temperature import temperature_of_labels, temperature_of_share
+from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.runs.measure import finite_logits
 from kdedge.runs.model import RunModel
 from kdedge.runs.teacher import teacher_of

@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 from kdedge.errors import RecipeError
-from kdedge.runtime.contention import watch_contention
-from kdedge.runtime.machine import cpu_cores, physical_cores
+from kdedge.runtime.machine import cpu_cores, physical_cores, watch_contention
 
 _SYSTEM = Path("/")
 _NUMBER = "OMP_NUM_THREADS"

@@ -21,13 +21,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from kdedge.inference.lines import answer_values
-from kdedge.inference.results import NonFiniteLogits
+from kdedge.inference.lines import NonFiniteLogits, answer_values
 from kdedge.runtime.preprocess import UnusableImage
-from kdedge.serving.batching import Batcher, Inputs, Outputs
-from kdedge.serving.limits import Limits, Refusal, too_busy
+from kdedge.serving.limits import Limits, Refusal, Uploads, image_in, too_busy
 from kdedge.serving.metrics import Metrics
-from kdedge.serving.model import CurrentModel, ServedModel
+from kdedge.serving.model import Batcher, CurrentModel, Inputs, Outputs, ServedModel
 from kdedge.serving.open_inference import (
     LENGTH_HEADER,
     SERVER,
@@ -35,7 +33,6 @@ from kdedge.serving.open_inference import (
     format_answer,
     parse_request,
 )
-from kdedge.serving.uploads import Uploads, image_in
 
 _LOG = logging.getLogger(__name__)
 

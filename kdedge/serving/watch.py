@@ -15,12 +15,12 @@ from PIL import Image
 from kdedge.deploy.parity import load_smoke_set
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.results import Prediction, Result
+from kdedge.inference.lines import Prediction, Result
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving import drift, watch_events
-from kdedge.serving.decide import UNDECIDED, Answer, Decider
 from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, Reference, Scored
 from kdedge.serving.source import Frame, Lost, Source
+from kdedge.serving.watch_events import UNDECIDED, Answer, Decider
 
 _LOG = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from kdedge.errors import CellsFailed, DataError, Interrupted, Terminated
-from kdedge.files import explain_os_error
-from kdedge.folders import locked
+from kdedge.files import explain_os_error, locked
 from kdedge.progress import Advance, progress
 from kdedge.records import parse_record
 from kdedge.results import EvalResult

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kdedge.api.model import LoadedModel, load
 from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.inference.results import Prediction, UnreadableImage
+from kdedge.inference.lines import Prediction, UnreadableImage
 from kdedge.runtime.artifact import Artifact
 
 MakeArtifact = Callable[..., Artifact]

@@ -11,7 +11,7 @@ from PIL import Image
 
 import kdedge
 from kdedge.cli.main import run
-from kdedge.inference.results import Prediction, UnreadableImage
+from kdedge.inference.lines import Prediction, UnreadableImage
 from kdedge.runtime.artifact import Artifact
 
 

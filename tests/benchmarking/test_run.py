@@ -12,10 +12,9 @@ import pytest
 
 from kdedge.benchmarking.device import SampledPower
 from kdedge.benchmarking.run import Machine, run_bench
-from kdedge.benchmarking.subject import LoadedSubject, Subject
-from kdedge.benchmarking.timing import Call, Power, TimingPlan
+from kdedge.benchmarking.timing import Call, LoadedSubject, Power, Subject, TimingPlan
 from kdedge.errors import BackendUnavailable
-from kdedge.runtime.contention import Contention
+from kdedge.runtime.machine import Contention
 from kdedge.speed_results import Inputs
 
 SHORT = TimingPlan(seconds=0.01, n_calls=3, n_rounds=1)

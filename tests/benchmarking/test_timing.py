@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kdedge.benchmarking import timing
 from kdedge.benchmarking.timing import Timed, TimingPlan, host_timed, measure, percentile, summarize
 from kdedge.errors import SetupError
-from kdedge.runtime.contention import Contention
+from kdedge.runtime.machine import Contention
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import kdedge as api
 from kdedge.deploy.classes import LOCK, NewClasses, change_classes
 from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
 from kdedge.errors import DataError, InUseError, ShapeError
-from kdedge.folders import locked
+from kdedge.files import locked
 from kdedge.inference.choose import choose_and_load
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.class_file import matrix_bytes, read_matrix

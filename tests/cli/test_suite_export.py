@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import kdedge as api
-from kdedge.runtime.contention import Contention
+from kdedge.runtime.machine import Contention
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

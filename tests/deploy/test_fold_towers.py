@@ -295,8 +295,7 @@ def test_onnx_runtime_gives_the_same_for_any_batch_in_the_same_opset(
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from kdedge.targets.onnx.opset import OPSET
-    from kdedge.targets.onnx.trace import write_onnx
+    from kdedge.targets.onnx.trace import OPSET, write_onnx
 
     made = make_student(FAMILIES[name])
     model = made.fold()

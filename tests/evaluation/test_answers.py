@@ -17,7 +17,7 @@ from kdedge.evaluation.answers import (
     compare_answers,
     mcnemar_p,
 )
-from kdedge.inference.results import ClassScore, NonFiniteLogits, Prediction
+from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction
 
 NAMES = ("cat", "dog", "fox")
 

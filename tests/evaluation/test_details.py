@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DataError
-from kdedge.evaluation.accuracy import N_BINS, evaluate
-from kdedge.evaluation.details import evaluation_details
+from kdedge.evaluation.accuracy import N_BINS, evaluate, evaluation_details
 from kdedge.records import parse_record
 from kdedge.results import EvalDetails
 

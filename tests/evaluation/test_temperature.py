@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdedge.evaluation.temperature import temperature_of_labels, temperature_of_share
+from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 
 GRID = np.exp(np.linspace(np.log(0.2), np.log(15), 4001))
 STEP = GRID[1] / GRID[0]

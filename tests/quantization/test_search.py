@@ -22,8 +22,7 @@ from kdedge.quantization.candidate import (
     smooth_sites,
     with_plain_functions,
 )
-from kdedge.quantization.fake import attach, detach
-from kdedge.quantization.ranges import RANGES, find_range
+from kdedge.quantization.fake import RANGES, attach, detach, find_range
 from kdedge.quantization.search import corrected, score, search, without
 from kdedge.quantization.sites import observe_layers
 

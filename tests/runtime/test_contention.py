@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.runtime.contention import Contention, QuietWait, all_of, watch_contention
+from kdedge.runtime.machine import Contention, QuietWait, all_of, watch_contention
 
 
 def test_others_have_what_is_busy_or_stolen_on_the_cores_of_this_process(system: Any) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact
-from kdedge.serving.batching import Batcher
-from kdedge.serving.model import ServedModel
+from kdedge.serving.model import Batcher, ServedModel
 
 
 def test_a_batch_has_images_of_one_model(

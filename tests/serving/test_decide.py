@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdedge.serving.decide import UNDECIDED, Answer, Decider
 from kdedge.serving.source import Frame
+from kdedge.serving.watch_events import UNDECIDED, Answer, Decider
 
 A, B, NONE = Answer("a"), Answer("b"), Answer(None, is_none=True)
 

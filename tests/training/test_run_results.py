@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kdedge.evaluation.accuracy import evaluate
-from kdedge.evaluation.details import evaluation_details
+from kdedge.evaluation.accuracy import evaluate, evaluation_details
 from kdedge.results import EvalDetails, EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import add_evaluation, read_evaluation, write_evaluations

@@ -21,7 +21,7 @@ from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError, SetupError
-from kdedge.folders import is_locked, locked
+from kdedge.files import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runtime.preprocess import Preprocess, UnusableImage
 from kdedge.training.loop.precision import Precision

@@ -24,7 +24,7 @@ SOURCES = {
     if IMPORT.search(path.read_text(encoding="utf-8"))
 }
 ENGINE = "targets/engines/builder.py"
-CALLBACKS, LOG = "targets/engines/callbacks.py", "targets/engines/package.py"
+CALLBACKS, LOG = "targets/engines/builder.py", "targets/engines/package.py"
 
 # What the code calls Any, since tensorrt has no types of its own
 CLASSES = {

@@ -22,8 +22,7 @@ import pytest
 from kdedge.errors import DataError, KdedgeError, MissingPackage, ResourceError, SetupError
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
-from kdedge.targets.engines.callbacks import in_a_thread, make_cancel
+from kdedge.targets.engines.builder import EngineBuilder, EngineRequest, in_a_thread, make_cancel
 from kdedge.targets.engines.package import open_log
 from kdedge.targets.protocol import BuildRequest
 from kdedge.targets.tensorrt_rtx import build as target
@@ -424,7 +423,7 @@ def test_ctrl_c_ends_a_build_that_has_just_begun(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_long_build_says_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="kdedge.targets.engines.callbacks")
+    caplog.set_level(logging.INFO, logger="kdedge.targets.engines.builder")
 
     def work() -> tuple[bytes, dict[str, Any]]:
         wait_for(lambda: bool(caplog.messages))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdedge.errors import RecipeError
-from kdedge.targets.onnx.opset import OPSET, lower_opset
+from kdedge.targets.onnx.trace import OPSET, lower_opset
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -20,8 +20,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import promptkd
-from kdedge.targets.onnx.opset import OPSET
-from kdedge.targets.onnx.trace import write_onnx
+from kdedge.targets.onnx.trace import OPSET, write_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
