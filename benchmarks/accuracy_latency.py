@@ -10,8 +10,7 @@ import argparse
 from pathlib import Path
 
 from kdedge.benchmarking.tables import named_rows
-from kdedge.reporting.blocks import Plot
-from kdedge.reporting.speed import front_blocks, how
+from kdedge.reporting.speed import front_plots
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import newest_speed
 from kdedge.speed_results import read_speed
@@ -27,10 +26,11 @@ def main() -> None:
     if record is None:
         raise SystemExit(f"{arguments.run} was not measured: run kdedge bench {arguments.run}")
     speed = read_speed(record)
-    plots = [b for b in front_blocks(named_rows(speed), how(speed), "") if isinstance(b, Plot)]
+    plots = front_plots(named_rows(speed), "front")
     if not plots:
         raise SystemExit(f"{record} has no model with an accuracy: kdedge eval, then kdedge bench")
-    arguments.picture.write_bytes(plots[0].picture.svg_on_white)
+    page = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    arguments.picture.write_text(plots[0].svg.replace(">", f">{page}", 1), encoding="utf-8")
     print(f"{plots[0].title}. {plots[0].caption}")
 
 

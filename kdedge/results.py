@@ -25,7 +25,7 @@ from kdedge.records import (
     at_most,
     null_as,
 )
-from kdedge.tables import Table, Tabled
+from kdedge.tables import Table, Tabled, percent
 
 Split = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation", "test"]
@@ -171,6 +171,20 @@ class EvalResult(Record, Tabled):
         return ["test images", *known], [[f"{self.n_images:,}", *known.values()]]
 
 
+def accuracy_cells(rows: Sequence[tuple[str, EvalResult]]) -> Table:
+    """The accuracies of models by label, in percent, one a row; all results have the same split."""
+    if rows and rows[0][1].split == "base-to-novel":
+        columns = {"base": "base", "novel": "novel", "HM": "harmonic_mean", "all": "all"}
+    else:
+        columns = {"accuracy": "all"}
+    if any(abs(result.mean_over_classes - result.all) >= 0.005 for _, result in rows):
+        columns["mean over classes"] = "mean_over_classes"
+    cells = [
+        [label, *(percent(getattr(one, key)) for key in columns.values())] for label, one in rows
+    ]
+    return ["model", *columns], cells
+
+
 @dataclass(frozen=True)
 class SampleImage(Record):
     """An image and its predictions.
@@ -223,6 +237,18 @@ class UnlabeledResult(Record, Tabled):
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
         return ["images without labels", *known], [[f"{self.n_images:,}", *known.values()]]
+
+
+def assumed_shares(prior: str | dict[str, float]) -> str:
+    """The shares of the classes that a model in balance with a prior assumes, in words."""
+    if isinstance(prior, dict):
+        given = ", ".join(f"{name} {100 * share:g} %" for name, share in prior.items())
+        return f"these shares of the classes: {given}"
+    return {
+        "auto": "equal shares of the classes, as far as the unlabeled images allow",
+        "uniform": "equal shares of the classes",
+        "labels": "the shares of the labeled images",
+    }[prior]
 
 
 @dataclass(frozen=True)

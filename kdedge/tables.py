@@ -75,14 +75,25 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], marks, *cells[1:]))
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Writes the same as an HTML table."""
-    lines = [_html_row("th", header), *(_html_row("td", row) for row in rows)]
+def html_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, n_text: int | None = None
+) -> str:
+    """Writes the same as an HTML table.
+
+    Args:
+        header: column titles; empty for none.
+        rows: cells of each row.
+        n_text: number of left columns that hold words; the others get the class `n`.
+    """
+    lines = [_html_row("th", header, n_text)] if header else []
+    lines += [_html_row("td", row, n_text) for row in rows]
     return f"<table>{''.join(lines)}</table>"
 
 
-def _html_row(tag: str, cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+def _html_row(tag: str, cells: Sequence[str], n_text: int | None) -> str:
+    marks = ["" if n_text is None or i < n_text else ' class="n"' for i in range(len(cells))]
+    parts = [f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True)]
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def percent(value: float | None) -> str:

@@ -80,7 +80,7 @@ def run_argument(run: Any) -> str | None:
 
 
 def report(*runs: Any, output: str | Path | None = None, root: str | Path = "runs") -> Path:
-    """Writes one HTML file about runs, and its plots as PNG.
+    """Writes one HTML page about runs.
 
     It shows the records in the run folders; no model is loaded.
 
@@ -106,4 +106,4 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path = "run
         )
     found = [find_run(run_argument(run), Path(root)) for run in runs or (None,)]
     records = [gather(run) for run in {run.path.resolve(): run for run in found}.values()]
-    return write_report(records, folder).page
+    return write_report(records, folder)

@@ -20,7 +20,6 @@ from kdedge.benchmarking.torch_models import (
     TorchModel,
     baseline_models,
     own_model,
-    teacher_model,
     title,
     zero_shot,
 )
@@ -168,7 +167,8 @@ def _teacher(
         if folder.kind != "teacher":
             raise RecipeError(f"the teacher is a {folder.kind}; name its run beside this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
-        return folder, teacher_model(teacher)
+        model = own_model(teacher)
+        return folder, replace(model, name=f"teacher, {model.name}")
     except KdedgeError as error:
         left_out["teacher"] = str(error).splitlines()[0]
         return None

@@ -173,16 +173,6 @@ def own_model(trained: RunModel) -> TorchModel:
     return TorchModel(label, "cached", logits, trained.backbone, holds, gmacs)
 
 
-def teacher_model(teacher: RunModel) -> TorchModel:
-    """A teacher with its stored class vectors."""
-    backbone = teacher.backbone
-    assert isinstance(backbone, Backbone)  # it has encoded its texts
-    path = teacher.image_path()
-    holds = [] if path.visual_prompts is None else [path.visual_prompts]
-    label = f"teacher, {title(teacher.setup.choice.name)}"
-    return _with_vectors(label, teacher.forward_features, teacher.class_vectors(), backbone, holds)
-
-
 class LoadedTorch:
     """A PyTorch model; see `benchmarking.subject.LoadedSubject`."""
 

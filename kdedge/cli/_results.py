@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.cli._output import percent, table
 from kdedge.errors import DataError
-from kdedge.results import EvalResult, UnlabeledResult, are_same_images, by_images
+from kdedge.results import (
+    EvalResult,
+    UnlabeledResult,
+    accuracy_cells,
+    are_same_images,
+    by_images,
+)
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
@@ -23,18 +29,13 @@ _N_MOST = 5  # most often predicted classes to name
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats accuracies in percent, one model per line; all results have the same split."""
-    header, keys = ["model", "accuracy", "ECE"], ["all", "ece_percent"]
-    if rows and rows[0][1].split == "base-to-novel":
-        header = ["model", "base", "novel", "HM", "all", "ECE"]
-        keys = ["base", "novel", "harmonic_mean", *keys]
-    if any(abs(result.mean_over_classes - result.all) >= 0.005 for _, result in rows):
-        at = keys.index("all") + 1
-        header, keys = [*header], [*keys]
-        header.insert(at + 1, "mean over classes")
-        keys.insert(at, "mean_over_classes")
+    header, cells = accuracy_cells(rows)
+    errors = {"ECE": "ece_percent"}
     if any(result.calibrated_ece_percent is not None for _, result in rows):
-        header, keys = [*header, "calibrated"], [*keys, "calibrated_ece_percent"]
-    cells = [[label, *(percent(getattr(found, key)) for key in keys)] for label, found in rows]
+        errors["calibrated"] = "calibrated_ece_percent"
+    for line, (_, result) in zip(cells, rows, strict=True):
+        line += [percent(getattr(result, key)) for key in errors.values()]
+    header += errors
     text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
     remarks = [f"\n{label}: {remark}" for label, result in rows for remark in result.remarks]
     return text + "".join(remarks)

@@ -1,4 +1,4 @@
-"""Write one HTML file about runs: tables, plots, worst images, provenance."""
+"""Write one HTML page about runs: verdict, accuracies, images, the file to ship."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ log = logging.getLogger(__name__)
 @runs_option
 @json_option
 def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: bool) -> None:
-    """Write one HTML file about RUNs, and its plots as PNG.
+    """Write one HTML page about RUNs.
 
-    It shows the records in the run folders: accuracies, training, confusions, calibration, exported
-    files, the newest speed table and provenance. It loads no model, and the file needs no network.
+    It says whether to use the model, and shows its accuracy by class, confusions, twelve images,
+    and which file to put on the device. Details are folded. Everything comes from the records in
+    the run folders: no model is loaded, and the page needs no network.
 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
@@ -35,18 +36,16 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     from kdedge.reporting.records import gather
 
     page = report(*sources, output=output, root=root)
-    pictures = sorted(page.parent.glob("*.png"))
     runs = [find_run(source, root) for source in sources or (None,)]
     records = [gather(run) for run in runs]
     for problem in (problem for one in records for problem in one.problems):
         log.warning("%s", problem)
     # The command that makes a missing record, if one is missing
     following = next(iter(records[0].missing.values()), ["show", str(runs[0].path)])
-    text = f"Wrote {page} and {len(pictures)} pictures\n{next_line(*following)}"
+    text = f"Wrote {page}\n{next_line(*following)}"
     record = {
         "runs": list(dict.fromkeys(str(run.path) for run in runs)),
         "folder": str(page.parent),
         "page": str(page),
-        "pictures": [str(picture) for picture in pictures],
     }
     print_result(record, as_json=as_json, text=text)

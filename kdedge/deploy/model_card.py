@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.files import sha256_file, write_atomic
+from kdedge.results import assumed_shares
 from kdedge.runtime.artifact import INPUT_NAME, Artifact, ModelFile
 from kdedge.runtime.cpu_choice import readable_choices
 
@@ -151,18 +152,9 @@ def _scores(artifact: Artifact) -> str:
     fitted, none = artifact.temperature, artifact.none_of_these
     prior = artifact.provenance.get("balance", {}).get("prior")
     if prior is not None:
-        if isinstance(prior, dict):
-            given = [f"{_plain(name)} {100 * share:g} %" for name, share in prior.items()]
-            wanted = f"these shares of the classes: {', '.join(given)}"
-        else:
-            wanted = {
-                "auto": "equal shares of the classes, as far as the unlabeled images allow",
-                "uniform": "equal shares of the classes",
-                "labels": "the shares of the labeled images",
-            }[prior]
         text += (
             "\nScores are in balance: what the model preferred some classes by was subtracted from"
-            f" the logits, for\n{wanted}.\n"
+            f" the logits, for\n{_plain(assumed_shares(prior))}.\n"
         )
     if fitted is not None:
         text += (

@@ -2,137 +2,116 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from kdedge.reporting.blocks import Block, Plot, Table
-from kdedge.reporting.figures import (
-    MOST_NAMED_CLASSES,
-    calibration,
-    class_gains,
-    classes_a_cell,
-    confusion,
-)
-from kdedge.results import EvalDetails, EvalResult
-from kdedge.tables import percent, points
+from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_a_cell, confusion
+from kdedge.results import EvalDetails, EvalResult, accuracy_cells
+from kdedge.tables import percent
 
-_N_CONFUSIONS = 15
-_N_GAINS = 10
+MOST_ROWS = 12
+"""Rows of a table that is not folded."""
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     """Makes the table of accuracies from labels and results on the same images."""
-    halves = any(result.split == "base-to-novel" for _, result in rows)
-    is_calibrated = any(result.calibrated_ece_percent is not None for _, result in rows)
-    cells = []
-    for label, result in rows:
-        parts = (result.base, result.novel, result.harmonic_mean) if halves else ()
-        errors = (result.ece_percent, result.calibrated_ece_percent)[: 1 + is_calibrated]
-        cells.append([label, *map(percent, (*parts, result.all, *errors))])
-    header = ["model", *(("base", "novel", "HM") if halves else ()), "all", "ECE"]
-    header += ["calibrated ECE"] if is_calibrated else []
-    by_half = (
-        " Base and novel images are classified among the names of their own half; `all` among all"
-        " names. HM is the harmonic mean of base and novel."
-    )
-    chosen = (
-        ", or by kdedge eval; some with the weights of the best epoch on validation images."
-        if "validation" in {result.selection for _, result in rows}
-        else " with the last epoch's weights, or by kdedge eval."
-    )
+    header, cells = accuracy_cells(rows)
+    first = rows[0][1]
+    n_classes = sum(value is not None for value in first.per_class.values())
+    if first.largest_class_percent is not None and n_classes:
+        known = dict.fromkeys(("accuracy", "all"), first.largest_class_percent)
+        known["mean over classes"] = 100 / n_classes
+        answers = "always the most frequent class"
+        cells.append([answers, *(percent(known.get(name)) for name in header[1:])])
+    caption = ""
+    if first.split == "base-to-novel":
+        caption = (
+            "Base and novel images are classified among the names of their own half; `all` among"
+            " all names. HM is the harmonic mean of base and novel. "
+        )
+    if "validation" in {result.selection for _, result in rows}:
+        caption += "Some models have the weights of the best epoch on validation images. "
+    caption += " ".join(f"{label}: {remark}" for label, one in rows for remark in one.remarks)
+    return Table(f"Accuracy on {first.n_images:,} test images, percent", header, cells, caption)
+
+
+def class_table(
+    results: Mapping[str, EvalResult], details: EvalDetails | None, *, least: int | None = None
+) -> Table:
+    """Makes the table of accuracies by class, the lowest first.
+
+    Args:
+        results: of the run's model, and then of others on the same images, by label.
+        details: has the images of each class; None if it was not recorded.
+        least: how many classes; None for all.
+    """
+    own = next(iter(results.values()))
+    images: Counter[str] = Counter()
+    if details is not None:
+        for label, _, n in details.confusion:
+            images[details.class_names[label]] += n
+    tested = [name for name, value in own.per_class.items() if value is not None]
+    tested.sort(key=lambda name: (own.per_class[name], name))
+    cells = [
+        [name, *([f"{images[name]:,}"] if images else []),
+         *(percent(result.per_class.get(name)) for result in results.values())]
+        for name in tested[:least]
+    ]  # fmt: skip
+    which = "All" if len(cells) == len(tested) else f"The {len(cells)} lowest of"
     caption = (
-        f"On the recipe's test images.{by_half if halves else ''} ECE: expected calibration error"
-        f" over all names, 15 bins. Measured after training{chosen}"
+        f"{which} {len(tested):,} classes with test images, classified among all names. Mean over"
+        f" these classes: {own.mean_over_classes:.2f} %."
     )
-    remarks = [f" {label}: {remark}" for label, result in rows for remark in result.remarks]
-    title = f"Top-1 accuracy on {rows[0][1].n_images:,} test images, percent"
-    return Table(title, header, cells, "".join([caption, *remarks]))
+    header = ["class", *(["images"] if images else []), *results]
+    return Table("Accuracy by class, percent", header, cells, caption)
 
 
-def confusion_blocks(model: str, details: EvalDetails, name: str) -> list[Block]:
-    """Makes the confusion matrix of a model and the table of its most frequent confusions."""
+def confusion_table(model: str, details: EvalDetails) -> Table | None:
+    """Makes the table of a model's most frequent confusions; None if it made no mistake."""
+    of_class: Counter[int] = Counter()
+    for label, _, n in details.confusion:
+        of_class[label] += n
+    wrong = [entry for entry in details.confusion if entry[0] != entry[1]]
+    if not wrong:
+        return None
+    names = details.class_names
+    cells = [
+        [names[label], names[predicted], f"{n:,} of {of_class[label]:,}",
+         percent(100 * n / of_class[label])]
+        for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
+    ][:MOST_ROWS]  # fmt: skip
+    caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
+    header = ["class", f"the {model} predicts", "images", "%"]
+    return Table("Confusions", header, cells, caption, n_text=2)
+
+
+def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
+    """Makes the confusion matrix of a model; `name` is the plot's."""
     n_classes = len(details.class_names)
-    caption = (
-        f"{details.n_images:,} test images, classified among all {n_classes:,} names. Each row adds"
-        " up to 100 %. The color scale is a square root."
-    )
+    caption = "Each row adds up to 100 %. The color scale is a square root."
     if n_classes > MOST_NAMED_CLASSES:
         caption += " Axis numbers are line numbers of the class list."
     if classes_a_cell(n_classes) > 1:
         caption += f" {classes_a_cell(n_classes)} neighboring classes share a row and a column."
-    plot = Plot(name, f"Confusion matrix of the {model}", confusion(details), caption)
-    of_class: dict[int, int] = {}
-    for label, _, n in details.confusion:
-        of_class[label] = of_class.get(label, 0) + n
-    wrong = [entry for entry in details.confusion if entry[0] != entry[1]]
-    names = details.class_names
-    cells = [
-        [names[label], names[predicted], f"{n:,}", percent(100 * n / of_class[label])]
-        for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
-    ]
-    shown = cells[:_N_CONFUSIONS]
-    caption = (
-        f"The {len(shown)} most frequent of {len(wrong):,} kinds of confusion among"
-        f" {details.n_images:,} test images; % of the class's own images."
-    )
-    header = ["class", "taken for", "images", "%"]
-    table = Table("Most frequent confusions", header, shown, caption, n_text=2)
-    return [plot, table] if shown else [plot]
+    return Plot(name, f"Confusion matrix of the {model}", confusion(details), caption)
 
 
-def gain_blocks(
-    own: EvalResult, plain: EvalResult, name: str, teacher: EvalResult | None = None
+def calibration_blocks(
+    models: Mapping[str, EvalDetails], results: Mapping[str, EvalResult], name: str
 ) -> list[Block]:
-    """Makes the plot and tables of each class's gain; none if no class is in both results.
-
-    Args:
-        own: the run's model.
-        plain: zero-shot CLIP on the same backbone and images.
-        name: of the PNG file.
-        teacher: on the same images; None without one.
-    """
-    pairs = [
-        (class_name, before, after)
-        for class_name, after in own.per_class.items()
-        if after is not None and (before := plain.per_class.get(class_name)) is not None
-    ]
-    if not pairs:
-        return []
-    pairs.sort(key=lambda pair: (pair[1] - pair[2], pair[0]))
-    gains = [(class_name, after - before) for class_name, before, after in pairs]
-    n_better, n_worse = sum(g > 0 for _, g in gains), sum(g < 0 for _, g in gains)
+    """Makes the calibration plot and table of models by label, the run's own first."""
     caption = (
-        "Accuracy of each class, among all names, minus that of zero-shot CLIP:"
-        f" {n_better:,} classes gain, {n_worse:,} lose, {len(gains) - n_better - n_worse:,} stay"
-        f" equal; {own.n_images:,} images."
+        "Below the line a model is overconfident. 15 bins of the highest softmax over all names;"
+        " larger marks have more images."
     )
-    theirs = {} if teacher is None else teacher.per_class
-    has_teacher = any(theirs.get(class_name) is not None for class_name, _ in gains)
-    marks = None
-    if has_teacher:
-        marks = {n: None if (x := theirs.get(n)) is None else x - before for n, before, _ in pairs}
-        caption += " Triangles: the teacher's accuracy minus that of zero-shot CLIP."
-    blocks: list[Block] = [Plot(name, "Gain of each class", class_gains(gains, marks), caption)]
     rows = [
-        [n, percent(before), percent(after), points(after - before)]
-        + [percent(theirs.get(n))] * has_teacher
-        for n, before, after in pairs
+        [label, percent(details.ece_percent), percent(results[label].calibrated_ece_percent)]
+        for label, details in models.items()
     ]
-    header = ["class", "zero-shot", "now", "gain", *(["teacher"] * has_teacher)]
-    if len(rows) > 2 * _N_GAINS:
-        most = f"The {_N_GAINS} largest gains and the {_N_GAINS} largest losses, percent."
-        ends = [*rows[:_N_GAINS], *rows[-_N_GAINS:]]
-        blocks.append(Table("Largest gains and losses", header, ends, most))
-    every = f"All {len(rows):,} classes with test images, percent."
-    blocks.append(Table("Every class", header, rows, every, is_folded=True))
-    return blocks
-
-
-def calibration_blocks(models: Mapping[str, EvalDetails], name: str) -> list[Block]:
-    """Makes the calibration plot of models by label, the run's own first."""
-    errors = "; ".join(f"{label}: ECE {d.ece_percent:.2f} %" for label, d in models.items())
-    n_images = max(details.n_images for details in models.values())
-    caption = (
-        "Below the line a model is overconfident. 15 bins of the highest softmax value over all"
-        f" names; larger marks have more images; {n_images:,} test images. {errors}."
-    )
-    return [Plot(name, "Calibration", calibration(models), caption)]
+    header = ["model", "ECE", "with the exported temperature"]
+    what = "Mean difference between confidence and accuracy over the bins, percent."
+    return [
+        Plot(name, "Calibration", calibration(models), caption),
+        Table("Expected calibration error (ECE)", header, rows, what),
+    ]

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from kdedge.benchmarking.tables import machine, named_rows, sizes, throughputs
 from kdedge.reporting.accuracy import (
+    MOST_ROWS,
     accuracy_table,
     calibration_blocks,
-    confusion_blocks,
-    gain_blocks,
+    class_table,
+    confusion_plot,
+    confusion_table,
 )
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section, Table
-from kdedge.reporting.disagreements import galleries
+from kdedge.reporting.exported import exported_blocks, file_to_ship, ship_blocks
 from kdedge.reporting.figures import training_curves
-from kdedge.reporting.int8 import search_blocks
-from kdedge.reporting.provenance import done_blocks, files_table, provenance_blocks
+from kdedge.reporting.pictures import changed_cards, sample_cards
+from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.records import RunRecords
-from kdedge.reporting.samples import labeled_samples
-from kdedge.reporting.speed import as_table, front_blocks, how, speed_blocks
-from kdedge.reporting.unlabeled import target_blocks, unlabeled_blocks
-from kdedge.results import by_images
-from kdedge.runs.headline import fastest_file, headline
-from kdedge.runs.results import labeled_results, model_label, run_label
-from kdedge.runtime.cpu_choice import readable_choices
+from kdedge.reporting.speed import as_table, front_plots, speed_blocks
+from kdedge.results import (
+    EvalResult,
+    PoolLabelsResult,
+    SampleKind,
+    UnlabeledResult,
+    assumed_shares,
+    by_images,
+)
+from kdedge.runs.headline import headline
+from kdedge.runs.results import in_order, model_label
 from kdedge.speed_results import SpeedResult
-from kdedge.tables import figure, percent, points
+from kdedge.tables import percent
+
+_SAMPLES: Mapping[SampleKind, str] = {
+    "wrong": "Wrong, with the highest confidence",
+    "most unsure": "Lowest confidence",
+    "right": "Right, evenly spaced",
+}
+_N_OF_A_KIND = 4  # twelve images in all
 
 
 def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
@@ -43,147 +56,204 @@ def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
 
 def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
     own = records.results.get(records.run.kind)
-    parts = [records.run.kind, str(records.provenance.method), str(records.provenance.status)]
+    parts = [_label(records, records.run.kind)]
     if own is not None:
         parts += [f"{len(own.per_class):,} classes", f"{own.n_images:,} test images"]
+    parts.append(str(records.provenance.finished_at or records.provenance.status)[:10])
     return Chapter(
         anchor=f"{prefix}run",
         title=records.run.name,
         subtitle=" · ".join(parts),
-        sections=_made(_run_sections(records, prefix), prefix),
-        figures=_figures(records),
-        headline=_headline(records),
+        sections=_sections(records, prefix),
+        verdict=_verdict(records),
     )
 
 
-def _headline(records: RunRecords) -> str | None:
-    if records.run.kind != "student":
-        return None
-    summary = records.provenance.summary
-    return headline(records.results, records.unlabeled, summary, records.speed, records.artifact)
+def _label(records: RunRecords, name: str) -> str:
+    """A model's label with its backbone and method, such as `student (ViT-B-16, promptkd)`."""
+    label = model_label(records.run, name)
+    if name not in ("teacher", records.run.kind):
+        return label
+    recipe = None if records.recipe is None else records.recipe.recipe
+    taught_by = recipe.teacher.method if recipe is not None and recipe.teacher is not None else None
+    method = records.provenance.method if name == records.run.kind else taught_by
+    known = ", ".join(filter(None, [backbone_of(records, name), method]))
+    return f"{label} ({known})" if known else label
 
 
-_Sections = Iterator[tuple[str, str, Sequence[Block]]]
+def _verdict(records: RunRecords) -> list[str]:
+    lines = []
+    if records.run.kind == "student":
+        summary = records.provenance.summary
+        said = headline(
+            records.results, records.unlabeled, summary, records.speed, records.artifact
+        )
+        lines += [] if said is None else [f"The {said}."]
+    if records.balance is not None:
+        shares = assumed_shares(records.balance.prior)
+        lines.append(
+            f"Its scores assume {shares}. Where the device sees other shares, write them into"
+            " balance.prior of the recipe."
+        )
+    if look := records.quick_look:
+        lines.append(
+            "On the labeled images, mean over classes:"
+            f" {', '.join(f'{_LOOKS[name]} {value:.1f} %' for name, value in look.items())}."
+        )
+    return lines
 
 
-def _made(sections: _Sections, prefix: str) -> list[Section]:
-    return [Section(f"{prefix}{name}", title, blocks) for name, title, blocks in sections if blocks]
+_LOOKS = {
+    "zeroshot": "zero-shot CLIP (the teacher's)",
+    "ridge": "ridge regression on the teacher's features, by leave-one-out,",
+    "trained": "the trained teacher",
+}
 
 
-def _run_sections(records: RunRecords, prefix: str) -> _Sections:
-    """Name, title and blocks of each section that the run has records for."""
-    run, results, details = records.run, records.results, records.details
-    rows = labeled_results(run, results)
-    accuracies: list[Block] = [accuracy_table(same) for same in by_images(rows)]
-    if records.speed is not None:
-        named, measured = named_rows(records.speed), how(records.speed)
-        accuracies += front_blocks(named, measured, f"{prefix}accuracy-latency")
-    yield "accuracy", "Accuracy", accuracies
-    own = details.get(run.kind)
-    if own is not None and own.samples:
-        yield "samples", "Sample images", labeled_samples(own.samples, records.recipe)
-    if records.unlabeled is not None:
-        blocks = unlabeled_blocks(records.unlabeled, records.recipe, f"{prefix}predicted")
-        yield "unlabeled", "Without labels", blocks
-    if records.targets is not None:
-        blocks = target_blocks(records.targets, f"{prefix}targets")
-        yield "targets", "Soft labels", blocks
-    yield "done", "Method and data", done_blocks(records)
-    if records.training.steps:
-        yield "training", "Training", [_training(records, f"{prefix}training")]
-    models = {
-        model_label(run, name): details[name]
-        for name in dict.fromkeys((run.kind, "zeroshot", "teacher"))
-        if name in details and (name == run.kind or name in records.comparable)
+def _sections(records: RunRecords, prefix: str) -> list[Section]:
+    """The sections that the run has records for: first what decides, then folded details."""
+    run, details = records.run, records.details
+    own, own_details = records.results.get(run.kind), details.get(run.kind)
+    rows = [
+        (_label(records, name), result) for name, result in in_order(run, records.results).items()
+    ]
+    shown: dict[str, list[Block | None]] = {
+        "Accuracy": [accuracy_table(same) for same in by_images(rows)],
+        "Without labels": _unlabeled(records.unlabeled),
+        "The file to ship": [*ship_blocks(records)],
     }
-    if models:
-        blocks = calibration_blocks(models, f"{prefix}calibration")
-        yield "calibration", "Calibration", blocks
-    if "zeroshot" in records.comparable:
-        teacher = records.comparable.get("teacher") if run.kind == "student" else None
-        blocks = gain_blocks(results[run.kind], results["zeroshot"], f"{prefix}gains", teacher)
-        yield "gains", "Gains over zero-shot CLIP", blocks
+    compared: dict[str, EvalResult] = {}
     if own is not None:
-        blocks = confusion_blocks(run_label(run), own, f"{prefix}confusion")
-        yield "confusions", "Confusions", blocks
-    if records.artifact is not None:
-        fastest = [
-            Table(
-                f"Fastest on {choice.machine.cpu}: {choice.file}",
-                *choice.table,
-                " ".join(choice.notes),
-                n_text=2,
-            )
-            for choice in readable_choices(records.artifact)
-        ]
-        yield "files", "Exported files", [files_table(records.artifact), *fastest]
-        yield "int8", "INT8 by layer", search_blocks(records.artifact, f"{prefix}int8")
+        names = dict.fromkeys((run.kind, "teacher", "zeroshot"))
+        compared = {name: records.comparable[name] for name in names if name in records.comparable}
+        columns = {model_label(run, name): result for name, result in compared.items()}
+        least = MOST_ROWS if len(own.per_class) > MOST_ROWS + 3 else None
+        shown["Classes"] = [class_table(columns, own_details, least=least)]
+        if own_details is not None:
+            shown["Classes"].append(confusion_table(model_label(run, run.kind), own_details))
+    shown["Images"] = _images(records)
+    shown["Not in this report"] = [Note(lines)] if (lines := missing_lines(records)) else []
+
+    folded: dict[str, list[Block | None]] = {}
+    if own is not None and len(own.per_class) > MOST_ROWS + 3:
+        folded["Every class"] = [class_table(columns, own_details)]
+    if own_details is not None:
+        plot = confusion_plot(model_label(run, run.kind), own_details, f"{prefix}confusion")
+        folded["Confusion matrix"] = [plot]
+    judged = {name: details[name] for name in compared if name in details}
+    if judged:
+        models = {model_label(run, name): found for name, found in judged.items()}
+        results = {model_label(run, name): compared[name] for name in judged}
+        folded["Calibration"] = [*calibration_blocks(models, results, f"{prefix}calibration")]
+    folded["Exported files"] = [*exported_blocks(records)]
+    ship = records.artifact and file_to_ship(records.artifact, records.speed)
+    if records.artifact is not None and ship:
+        cards = changed_cards(records.artifact, ship[0], records.recipe)
+        folded["Images that the exported file changes"] = [cards]
     if records.speed is not None:
-        yield "speed", "Speed", speed_blocks(records.speed)
-    if records.artifact is not None:
-        images = galleries(records.artifact, records.recipe)
-        yield "disagreements", "Largest disagreements of INT8", images
-    yield "provenance", "Provenance", provenance_blocks(records)
+        folded["Speed"] = [*speed_blocks(records.speed, f"{prefix}accuracy-latency")]
+    if records.targets is not None:
+        folded["Labels of the unlabeled images"] = _targets(records.targets)
+    if records.training.steps:
+        folded["Training"] = [_training(records, f"{prefix}training")]
+    folded["How it was made"] = [*provenance_blocks(records)]
+    return _made(shown, is_folded=False) + _made(folded, is_folded=True)
 
 
-def _figures(records: RunRecords) -> list[tuple[str, str, str]]:
-    """The most important values."""
-    own, plain = records.results.get(records.run.kind), records.comparable.get("zeroshot")
-    teacher, unlabeled = records.comparable.get("teacher"), records.unlabeled
-    found = []
-    if unlabeled is not None and unlabeled.agreement_percent is not None:
-        agreement = f"{percent(unlabeled.agreement_percent)} %"
-        found.append(("agreement with the teacher", agreement, unlabeled.images))
-    if own is not None:
-        has_mean = own.harmonic_mean is not None
-        key, name = ("harmonic_mean", "harmonic mean") if has_mean else ("all", "accuracy")
-        value, before = getattr(own, key), None if plain is None else getattr(plain, key)
-        against = "" if before is None else f"{points(value - before)} points over zero-shot"
-        found.append((name, f"{percent(value)} %", against))
-        if teacher is not None:
-            theirs = getattr(teacher, key)
-            lead = "" if theirs is None else f"the student: {points(value - theirs)} points"
-            found.append((f"the teacher's {name}", f"{percent(theirs)} %", lead))
-        found.append(("calibration error", f"{percent(own.ece_percent)} %", "15 bins, all names"))
-    fastest = None if records.speed is None else fastest_file(records.speed)
-    if fastest is not None:
-        found.append(("one image", fastest[1], fastest[0]))
-    for file in [] if records.artifact is None else records.artifact.files:
-        if file.parity is not None and file.precision == "int8":
-            size = f"{figure(file.n_bytes, 1e6)} MB"
-            agreement = f"{percent(file.parity.agreement_percent)} %"
-            found.append((f"agreement of {file.name}", agreement, f"{size}, gate {file.gate}"))
-    return found
+def _made(found: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
+    sections = {title: [b for b in blocks if b is not None] for title, blocks in found.items()}
+    return [Section(title, blocks, is_folded) for title, blocks in sections.items() if blocks]
+
+
+def _images(records: RunRecords) -> list[Block | None]:
+    own = records.details.get(records.run.kind)
+    if own is not None and own.samples:
+        samples = own.samples
+        groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_OF_A_KIND] for kind in _SAMPLES}
+        return [*sample_cards(groups, records.recipe, is_test=True)]
+    if records.unlabeled is not None:
+        found = records.unlabeled.samples[: 3 * _N_OF_A_KIND]
+        has_teacher = records.unlabeled.agreement_percent is not None
+        title = "Those where model and teacher differ first" if has_teacher else "Evenly spaced"
+        return [*sample_cards({title: found}, records.recipe, is_test=False)]
+    return []
+
+
+def _unlabeled(found: UnlabeledResult | None) -> list[Block | None]:
+    """Agreement, confidence and predicted classes of a model without labels."""
+    if found is None:
+        return []
+    facts = [["images", f"{found.images}; labels were not used"]]
+    confidence = f"{percent(found.confidence_percent)} %"
+    models = {"images": found.predicted}
+    if found.agreement_percent is not None:
+        facts.append(["predicts what the teacher predicts", f"{found.agreement_percent:.2f} %"])
+        confidence += f", the teacher's {percent(found.teacher_confidence_percent)} %"
+        models["the teacher's"] = found.teacher_predicted
+    facts.append(["mean confidence", confidence])
+    facts.append(["classes predicted", f"{len(found.predicted):,} of {found.n_classes:,}"])
+    return [Table("", [], facts, n_text=2), _counts("Predicted classes", models)]
+
+
+def _targets(found: PoolLabelsResult) -> list[Block | None]:
+    """Figures of the labels, and the images of each class before and after."""
+    facts = [
+        ["images", f"{found.n_images:,}, {found.n_labeled:,} of them with a given label"],
+        ["another class than the teacher's", f"{percent(found.changed_percent)} %"],
+    ]
+    if found.accuracy_percent is not None:
+        before, after = percent(found.accuracy_before_percent), percent(found.accuracy_percent)
+        facts.append(["correct labels", f"{before} % before, {after} % after"])
+    models = {"by the teacher": found.before, "by the label": found.after}
+    return [Table("", [], facts, n_text=2), _counts("Images by most probable class", models)]
+
+
+def _counts(title: str, models: Mapping[str, Mapping[str, int]]) -> Table:
+    """Images of each class by model, the most frequent class of the first model first."""
+    first = next(iter(models.values()))
+    names = dict.fromkeys(name for counts in models.values() for name in counts)
+    ordered = sorted(names, key=lambda name: -first.get(name, 0))
+    cells = [
+        [name, *(f"{counts.get(name, 0):,}" for counts in models.values())] for name in ordered
+    ]
+    return Table(title, ["class", *models], cells)
 
 
 def _training(records: RunRecords, name: str) -> Plot:
     log = records.training
     caption = (
         f"{len(log.steps):,} logged steps of {log.steps[-1]['step']:,}"
-        f" and {len(log.epochs)} epochs of {records.run.metrics.name}, on"
-        f" {records.provenance.device}. Points are means over an epoch: the loss over all"
-        " its steps, other values over the logged ones."
+        f" and {len(log.epochs)} epochs, on {records.provenance.device}. Points are means over an"
+        " epoch: the loss over all its steps, other values over the logged ones."
     )
     return Plot(name, "Training", training_curves(log), caption)
 
 
 def _comparison(runs: Sequence[RunRecords]) -> Chapter:
     accuracies = [
-        (f"{records.run.name}: {label}", result)
+        (f"{records.run.name}: {_label(records, name)}", result)
         for records in runs
-        for label, result in labeled_results(records.run, records.results)
+        for name, result in in_order(records.run, records.results).items()
     ]
-    tables = [accuracy_table(rows) for rows in by_images(accuracies)]
-    sections: list[tuple[str, str, Sequence[Block]]] = [
-        ("accuracy", "Accuracy", tables),
-        ("speed", "Speed", _common_speed(runs)),
-    ]
+    found: dict[str, list[Block | None]] = {
+        "Accuracy": [accuracy_table(_once(rows)) for rows in by_images(accuracies)],
+        "Speed": [*_common_speed(runs)],
+    }
     return Chapter(
         anchor="comparison",
-        title="Comparison",
+        title=f"{len(runs)} runs compared",
         subtitle=", ".join(records.run.name for records in runs),
-        sections=_made(iter(sections), "comparison-"),
+        sections=_made(found, is_folded=False),
     )
+
+
+def _once(rows: Sequence[tuple[str, EvalResult]]) -> list[tuple[str, EvalResult]]:
+    """Rows of the same model with the same result, such as a common teacher, as one row."""
+    found: dict[tuple[str, str], tuple[str, EvalResult]] = {}
+    for label, result in rows:
+        model = label.partition(": ")[2]
+        found.setdefault((model, repr(result.to_dict())), (label, result))
+    return list(found.values())
 
 
 def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
@@ -193,20 +263,14 @@ def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
         return []
     first = measured[0][1]
     same = [(name, result) for name, result in measured if _machine(result) == _machine(first)]
-    measured_on = (
-        f"{machine(first)}; each run was measured by its own kdedge bench (see its chapter)."
-    )
     rows = [named for name, result in same for named in named_rows(result, f"{name}: ")]
-    blocks = [
-        *front_blocks(rows, measured_on, "accuracy-latency"),
-        as_table(sizes(rows), measured_on),
-        as_table(throughputs(rows), measured_on),
-    ]
+    lines = [f"Measured on {machine(first)}, each run by its own kdedge bench (see its chapter)."]
     others = [name for name, result in measured if (name, result) not in same]
     if others:
-        line = f"Measured on another machine, so shown only in its chapter: {', '.join(others)}."
-        blocks.append(Note([line]))
-    return blocks
+        names = ", ".join(others)
+        lines.append(f"Measured on another machine, so shown only in its chapter: {names}.")
+    tables = [as_table(grid) for grid in (sizes(rows), throughputs(rows))]
+    return [*front_plots(rows, "accuracy-latency"), *tables, Note(lines)]
 
 
 def _machine(result: SpeedResult) -> tuple[object, ...]:

@@ -13,15 +13,18 @@ import numpy.typing as npt
 
 from kdedge.benchmarking.tables import pareto_front
 from kdedge.reporting.plots import (
+    FIRST,
+    MUTED,
+    SECOND,
+    SHARES,
+    THIRD,
     Draw,
     Figure,
-    LinearSegmentedColormap,
     LogLocator,
     PowerNorm,
-    Theme,
 )
 from kdedge.reporting.records import TrainingLog
-from kdedge.results import EvalDetails, UnlabeledResult
+from kdedge.results import EvalDetails
 
 MOST_NAMED_CLASSES = 40
 """With more classes, names would be too small to read and are left out."""
@@ -30,7 +33,7 @@ MOST_CELLS = 200
 """Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row."""
 
 _MOST_LABELS = 16  # beside the points of a plot
-_WIDTH = 5.4  # inches: 518 CSS pixels, so that letters can be read on a phone
+_WIDTH = 4.4  # inches: 422 CSS pixels, so that letters can be read on a phone
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class CostPoint:
 
     Attributes:
         label: its name.
-        kind: `model`, `file`, `engine`, or `unranked` for a model that cannot be on the front.
-        cost: median latency in ms, file size in MB, or work in GFLOPs.
+        kind: `model`, `file` or `engine`.
+        cost: median latency in ms.
         accuracy: percent.
     """
 
@@ -53,7 +56,7 @@ class CostPoint:
 def training_curves(log: TrainingLog) -> Draw:
     """Plots the loss, the agreement with the teacher (if logged), and the learning rate."""
 
-    def draw(theme: Theme) -> Figure:
+    def draw() -> Figure:
         series = [("loss", "loss"), ("lr", "learning rate")]
         if any("teacher_agreement_percent" in step for step in log.steps):
             series.insert(1, ("teacher_agreement_percent", "agreement\nwith teacher, %"))
@@ -62,11 +65,11 @@ def training_curves(log: TrainingLog) -> Draw:
         for axes, (key, label) in zip(panels, series, strict=True):
             x, y = _series(log.steps, key)
             is_noisy = key != "lr" and bool(log.epochs)
-            color = theme.muted if is_noisy else theme.first
+            color = MUTED if is_noisy else FIRST
             axes.plot(x, y, color=color, linewidth=0.8 if is_noisy else 1.6, label="steps")
             if is_noisy:
                 means = _series(log.epochs, key) if key == "loss" else _epoch_means(log, key)
-                axes.plot(*means, color=theme.first, marker="o", markersize=3.5, label="epochs")
+                axes.plot(*means, color=FIRST, marker="o", markersize=3.5, label="epochs")
             axes.set_ylabel(label)
         if log.epochs:
             panels[0].legend(loc="upper right", ncols=2)
@@ -103,7 +106,7 @@ def confusion(details: EvalDetails) -> Draw:
     n_classes = len(details.class_names)
     is_named = n_classes <= MOST_NAMED_CLASSES
 
-    def draw(theme: Theme) -> Figure:
+    def draw() -> Figure:
         side = max(_WIDTH, 2.6 + 0.17 * n_classes) if is_named else _WIDTH
         figure = Figure(figsize=(side, side * 0.86))
         axes = figure.subplots()
@@ -111,7 +114,7 @@ def confusion(details: EvalDetails) -> Draw:
         image = axes.imshow(
             shares,
             norm=PowerNorm(0.5, vmin=0, vmax=100),
-            cmap=LinearSegmentedColormap.from_list("shares", theme.shares),
+            cmap=SHARES,
             interpolation="none",
             extent=extent,
         )
@@ -119,7 +122,7 @@ def confusion(details: EvalDetails) -> Draw:
         axes.set_xlabel("predicted class")
         axes.set_ylabel("class of the image")
         if is_named:
-            names = [_short(name) for name in details.class_names]
+            names = [_short(name, 20) for name in details.class_names]
             axes.set_xticks(range(1, n_classes + 1), names, rotation=90)
             axes.set_yticks(range(1, n_classes + 1), names)
         bar = figure.colorbar(image, shrink=0.85, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
@@ -142,85 +145,6 @@ def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
     return shares
 
 
-def class_gains(
-    gains: Sequence[tuple[str, float]], teacher: Mapping[str, float | None] | None = None
-) -> Draw:
-    """Plots the gain of each class as bars.
-
-    Args:
-        gains: class names and points, largest first.
-        teacher: its gains by class, as marks on the bars; None if unknown.
-    """
-    values = [gain for _, gain in gains]
-    is_named = len(gains) <= MOST_NAMED_CLASSES
-
-    def draw(theme: Theme) -> Figure:
-        places = range(len(values))
-        figure = Figure(figsize=(_WIDTH, 1.1 + 0.2 * len(values) if is_named else 2.9))
-        axes = figure.subplots()
-        if is_named:
-            colors = [theme.first if value >= 0 else theme.second for value in values]
-            axes.barh(places, values, color=colors)
-            axes.set_yticks(places, [_short(name) for name, _ in gains])
-            axes.set_ylim(len(gains) - 0.4, -0.6)
-            axes.axvline(0, color=theme.text, linewidth=0.8)
-            if teacher is not None:
-                marks = [np.nan if (x := teacher.get(n)) is None else x for n, _ in gains]
-                axes.scatter(marks, places, s=22, color=theme.third, marker="^", label="teacher")
-                axes.legend(loc="lower right")
-            axes.set_xlabel("points gained over zero-shot CLIP")
-        else:
-            for color, part in ((theme.first, np.maximum), (theme.second, np.minimum)):
-                axes.fill_between(places, part(values, 0), step="mid", color=color, linewidth=0)
-            axes.axhline(0, color=theme.text, linewidth=0.8)
-            axes.set_xticks([])
-            axes.set_xlabel(f"the {len(values)} classes, by gain")
-            axes.set_ylabel("points gained")
-        return figure
-
-    return draw
-
-
-def predicted_classes(found: UnlabeledResult) -> Draw:
-    """Plots how often the most frequent classes are predicted, beside the teacher's predictions."""
-    models = {"model": found.predicted}
-    if found.teacher_predicted:
-        models["teacher"] = found.teacher_predicted
-    return class_shares(models, found.n_images)
-
-
-def class_shares(models: Mapping[str, Mapping[str, int]], n_images: int) -> Draw:
-    """Plots the shares of the images that the most frequent classes have, for each model.
-
-    Args:
-        models: by label, images by class; the classes of the first one are shown.
-        n_images: all images.
-    """
-    first = next(iter(models.values()))
-    counts = [sum(part.get(name, 0) for part in models.values()) for name in first]
-    order = sorted(zip(counts, first, strict=True), key=lambda entry: -entry[0])
-    names = [name for _, name in order[:MOST_NAMED_CLASSES]]
-
-    def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(_WIDTH, 1.1 + 0.24 * len(names)))
-        axes = figure.subplots()
-        height = 0.8 / len(models)
-        for place, ((label, part), color) in enumerate(
-            zip(models.items(), (theme.first, theme.second), strict=False)
-        ):
-            y = [i + (place - (len(models) - 1) / 2) * height for i in range(len(names))]
-            shares = [100 * part.get(name, 0) / n_images for name in names]
-            axes.barh(y, shares, height=height, color=color, label=label)
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("% of the images")
-        if len(models) > 1:
-            axes.legend(loc="lower right")
-        return figure
-
-    return draw
-
-
 def calibration(models: Mapping[str, EvalDetails]) -> Draw:
     """Plots accuracy by confidence, and the share of images by confidence.
 
@@ -228,11 +152,11 @@ def calibration(models: Mapping[str, EvalDetails]) -> Draw:
         models: by label, the run's own first.
     """
 
-    def draw(theme: Theme) -> Figure:
+    def draw() -> Figure:
         figure = Figure(figsize=(_WIDTH, 4.4))
         curve, share = figure.subplots(2, sharex=True, height_ratios=[3, 1])
-        curve.plot([0, 100], [0, 100], color=theme.muted, linestyle="--", label="as sure as right")
-        styles = zip((theme.first, theme.second, theme.third), ("o", "s", "^"), strict=True)
+        curve.plot([0, 100], [0, 100], color=MUTED, linestyle="--", label="as sure as right")
+        styles = zip((FIRST, SECOND, THIRD), ("o", "s", "^"), strict=True)
         for (label, details), (color, marker) in zip(models.items(), styles, strict=False):
             x = [found.confidence_percent for found in details.bins]
             n_images = [100 * found.n_images / details.n_images for found in details.bins]
@@ -255,27 +179,25 @@ def accuracy_against_cost(
     points: Sequence[CostPoint], *, accuracy_name: str, cost_name: str
 ) -> Draw:
     """Plots one or more models by cost and accuracy, with their Pareto front."""
-    ranked = [point for point in points if point.kind != "unranked"]
-    front = [ranked[i] for i in pareto_front([(point.cost, point.accuracy) for point in ranked])]
+    front = [points[i] for i in pareto_front([(point.cost, point.accuracy) for point in points])]
     named = points if len(points) <= _MOST_LABELS else front
 
-    def draw(theme: Theme) -> Figure:
+    def draw() -> Figure:
         figure = Figure(figsize=(_WIDTH + 0.9, max(3.4, 0.6 + 0.24 * len(named))))
         axes = figure.subplots()
         axes.plot(
             [point.cost for point in front],
             [point.accuracy for point in front],
-            color=theme.muted,
+            color=MUTED,
             linestyle="--",
             linewidth=1.2,
             drawstyle="steps-post",
             label="Pareto front",
         )
         styles = {
-            "model": ("in PyTorch", theme.first, "o"),
-            "file": ("exported file", theme.second, "s"),
-            "engine": ("engine", theme.third, "^"),
-            "unranked": ("not ranked", theme.muted, "x"),
+            "model": ("in PyTorch", FIRST, "o"),
+            "file": ("exported file", SECOND, "s"),
+            "engine": ("engine", THIRD, "^"),
         }
         for kind, (label, color, marker) in styles.items():
             mine = [point for point in points if point.kind == kind]
@@ -289,13 +211,13 @@ def accuracy_against_cost(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
-        _name_points(axes, named, theme)
+        _name_points(axes, named)
         return figure
 
     return draw
 
 
-def _name_points(axes: Any, points: Sequence[CostPoint], theme: Theme) -> None:
+def _name_points(axes: Any, points: Sequence[CostPoint]) -> None:
     """Writes names in a column right of the plot, each with a line to its point."""
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = [tuple(to_axes.transform((point.cost, point.accuracy))) for point in points]
@@ -310,7 +232,7 @@ def _name_points(axes: Any, points: Sequence[CostPoint], theme: Theme) -> None:
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
-                "color": theme.muted,
+                "color": MUTED,
                 "linewidth": 0.6,
                 "relpos": (0, 0.5),
             },
@@ -339,6 +261,6 @@ def _places_of_names(ends: Sequence[tuple[float, float]]) -> list[tuple[float, f
     return places
 
 
-def _short(name: str, most: int = 24) -> str:
+def _short(name: str, most: int) -> str:
     """Shortens a name in its middle, since names in a list often begin alike."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

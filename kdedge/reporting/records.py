@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import read_bytes
-from kdedge.records import parse_record
+from kdedge.records import parse_record, read_record
 from kdedge.results import (
+    BalanceResult,
     EvalDetails,
     EvalResult,
     PoolLabelsResult,
@@ -24,7 +25,13 @@ from kdedge.results import (
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import newest_artifact, newest_speed
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import read_details, read_evaluation, read_targets, read_unlabeled
+from kdedge.runs.results import (
+    read_balance,
+    read_details,
+    read_evaluation,
+    read_targets,
+    read_unlabeled,
+)
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, read_speed
 
@@ -69,6 +76,8 @@ class RunRecords:
         targets: the soft labels that it learned from, in figures.
         training: its log.
         artifact: the newest export.
+        balance: the offsets that bring it into balance.
+        quick_look: accuracies on the labeled images of the teacher and of what it must beat.
         speed: the newest speed measurement.
         speed_file: its file.
         problems: errors of damaged records, which are left out.
@@ -83,6 +92,8 @@ class RunRecords:
     targets: PoolLabelsResult | None
     training: TrainingLog
     artifact: Artifact | None
+    balance: BalanceResult | None
+    quick_look: Mapping[str, float]
     speed: SpeedResult | None
     speed_file: Path | None
     problems: tuple[str, ...]
@@ -161,14 +172,17 @@ def gather(run: RunFolder) -> RunRecords:
 
     artifact, speed_file = newest_artifact(run), newest_speed(run)
     rounds = [p for p in run.path.glob("rounds/*/metrics.jsonl") if p.parent.name.isdecimal()]
+    provenance = run.read_provenance()
     metrics = max(rounds, key=lambda path: int(path.parent.name), default=run.metrics)
     return RunRecords(
         run=run,
-        provenance=run.read_provenance(),
+        provenance=provenance,
         recipe=read(lambda: load_recipe(run.recipe), None),
         results=read(lambda: read_evaluation(run), {}),
         details=read(lambda: read_details(run), {}),
         unlabeled=read(lambda: read_unlabeled(run), None),
+        balance=read(lambda: read_balance(run), None),
+        quick_look=read(lambda: _read_look(run, provenance.teacher_run), {}),
         targets=read(lambda: read_targets(run), None),
         training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifact), None) if artifact else None,
@@ -176,6 +190,14 @@ def gather(run: RunFolder) -> RunRecords:
         speed_file=speed_file,
         problems=tuple(problems),
     )
+
+
+def _read_look(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
+    """What `training.quick_look` measured of a run's teacher; empty without."""
+    path = run.path if teacher is None else run.root / teacher
+    if not (path / "quick_look.json").exists():
+        return {}
+    return read_record(dict[str, float], path / "quick_look.json", remedy="Remove it.")
 
 
 def _read_training(path: Path) -> TrainingLog:

@@ -5,48 +5,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdedge.benchmarking.tables import NamedRow, machine, notes, pareto_front, speed_grids
+from kdedge.benchmarking.tables import NamedRow, machine, make_grids, named_rows, notes
 from kdedge.reporting.blocks import Block, Note, Plot, Table
 from kdedge.reporting.figures import CostPoint, accuracy_against_cost
 from kdedge.speed_results import Accuracy, SpeedResult, SpeedRow, accuracy_sets
-from kdedge.tables import Grid, figure, percent
+from kdedge.tables import Grid
 
 
-def speed_blocks(result: SpeedResult) -> list[Block]:
-    """Makes the tables of one call of `kdedge bench`, and remarks on them."""
-    return [*(as_table(grid, how(result)) for grid in speed_grids(result)), Note(notes(result))]
+def speed_blocks(result: SpeedResult, name: str) -> list[Block]:
+    """Makes the plots and tables of one call of `kdedge bench`, and remarks on them.
+
+    Args:
+        result: the measurement.
+        name: of the plots.
+    """
+    measured = f"{machine(result)}; {result.command}, {result.measured_at}."
+    tables = [as_table(grid) for grid in make_grids(result)]
+    plots = front_plots(named_rows(result), name)
+    return [*plots, *tables, Note([measured, *notes(result)])]
 
 
-def as_table(grid: Grid, caption: str) -> Table:
+def as_table(grid: Grid) -> Table:
     """One of bench's tables, for a page."""
-    return Table(grid.title, grid.header, grid.rows, caption)
+    return Table(grid.title, grid.header, grid.rows)
 
 
-def how(result: SpeedResult) -> str:
-    """Machine, command and time of a measurement."""
-    return f"{machine(result)}; {result.command}, {result.measured_at}."
-
-
-def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Block]:
-    """Makes a plot and a table per set of test images; none if no accuracy is known.
+def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
+    """Makes a plot per set of test images; none if no accuracy is known.
 
     A set is left out if a larger plot of the same accuracy has all its models.
 
     Args:
         rows: measured on one machine.
-        measured: the machine and the measurement, for the caption.
-        name: of the PNG file.
+        name: of the first plot.
     """
     fronts = [_front(rows, images) for images in accuracy_sets([row for _, row in rows])]
     fronts.sort(key=lambda front: -len(front.points))
-    blocks: list[Block] = []
     shown: list[_Front] = []
     for front in fronts:
         if front.points and not any(front.is_within(other) for other in shown):
-            number = f"-{len(shown) + 1}" if shown else ""
-            blocks += _blocks(front, len(rows), measured, f"{name}{number}")
             shown.append(front)
-    return blocks
+    return [
+        _plot(front, len(rows), f"{name}-{number}" if number > 1 else name)
+        for number, front in enumerate(shown, start=1)
+    ]
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,17 @@ class _Front:
         accuracy_name: the name of the accuracy.
         batch: images per call.
         points: the models.
-        sources: origin of each accuracy, by model.
     """
 
     images: str
     accuracy_name: str
     batch: int
     points: list[CostPoint]
-    sources: dict[str, str]
 
     def is_within(self, other: _Front) -> bool:
         """Whether another plot also shows these models, with the same accuracy."""
-        is_same = self.accuracy_name == other.accuracy_name
-        return is_same and self.sources.keys() <= other.sources.keys()
+        mine, theirs = ({point.label for point in front.points} for front in (self, other))
+        return self.accuracy_name == other.accuracy_name and mine <= theirs
 
 
 def _front(rows: Sequence[NamedRow], images: Accuracy) -> _Front:
@@ -79,46 +79,31 @@ def _front(rows: Sequence[NamedRow], images: Accuracy) -> _Front:
     batch = min((found.batch for found in measurements if found.inputs != "image file"), default=1)
     known_rows = [(label, row, row.accuracy_beside(images)) for label, row in rows]
     key, accuracy_name = shared_accuracy([known for _, _, known in known_rows if known is not None])
-    points, sources = [], {}
+    points = []
     for label, row, known in known_rows:
         found = row.alone(batch)
         accuracy = None if known is None else getattr(known, key)
-        if found is not None and found.doubt is None and known is not None and accuracy is not None:
+        if found is not None and found.doubt is None and accuracy is not None:
             points.append(CostPoint(label, _kind(row), found.p50_ms, accuracy))
-            sources[label] = known.source
-    return _Front(images.images_text, accuracy_name, batch, points, sources)
+    return _Front(images.images_text, accuracy_name, batch, points)
 
 
-def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]:
-    points, accuracy_name = front.points, front.accuracy_name
-    time_name = f"ms per call at batch {front.batch}, median"
+def _plot(front: _Front, n_rows: int, name: str) -> Plot:
     caption = (
         f"All accuracies are on the same images ({front.images}). The dashed line is the Pareto"
         " front: no other model is both faster and more accurate."
     )
-    if len(points) < n_rows:
+    if len(front.points) < n_rows:
         caption += (
-            f" {n_rows - len(points)} of {n_rows} models are left out: their accuracy on these"
-            " images is unknown, or their times are missing or in doubt."
+            f" {n_rows - len(front.points)} of {n_rows} models are left out: their accuracy on"
+            " these images is unknown, or their times are missing or in doubt."
         )
     draw = accuracy_against_cost(
-        points, accuracy_name=f"{accuracy_name}, %", cost_name=f"{time_name} (log scale)"
+        front.points,
+        accuracy_name=f"{front.accuracy_name}, %",
+        cost_name=f"ms per call at batch {front.batch}, median (log scale)",
     )
-    title = f"Accuracy against latency: {accuracy_name}"
-    best = set(pareto_front([(point.cost, point.accuracy) for point in points]))
-    cells = [
-        [
-            *(point.label, front.sources[point.label], "yes" if i in best else ""),
-            *(figure(point.cost), percent(point.accuracy)),
-        ]
-        for i, point in sorted(enumerate(points), key=lambda entry: entry[1].cost)
-    ]
-    header = ["model", "accuracy from", "on the front", "ms", "%"]
-    table_caption = f"Times: {time_name}. Accuracies: {accuracy_name}, percent, {front.images}."
-    return [
-        Plot(name, title, draw, f"{caption} {measured}"),
-        Table("The same as numbers", header, cells, table_caption, n_text=3),
-    ]
+    return Plot(name, f"Accuracy against latency: {front.accuracy_name}", draw, caption)
 
 
 def shared_accuracy(known: Sequence[Accuracy]) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
 
 _N_TOP = 3
-_N_OF_A_KIND = 6  # fill one row of a report
+_N_OF_A_KIND = 4  # twelve in a report
 
 
 def top_answers(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,17 @@ def test_a_timm_student_is_timed(kdedge: Run, quick_machine: object) -> None:
     }
 
 
+def test_a_teacher_without_texts_is_timed(kdedge: Run, quick_machine: object) -> None:
+    ridge = "{method: ridge, backbone: timm/test_resnet, weights: timm.safetensors"
+    both = ("data.split=all", f"teacher={ridge}}}", f"student={ridge}, views: 1}}")
+    assert kdedge("distill", "r.yaml", *options(*both)).code == 0
+    quick = ("--seconds", "0.01", "--calls", "3", "--batch", "1", "--against", "none")
+    done = kdedge("bench", str(STUDENT), *quick, "--format", "json", obj=quick_machine)
+    assert done.code == 0, done.err
+    models = [row["model"] for row in json.loads(done.out)["rows"]]
+    assert models == ["teacher, Ridge regression", "Ridge regression"]
+
+
 def test_other_weights_of_the_model_are_another_backbone(kdedge: Run, project: Path) -> None:
     assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
     torch.manual_seed(1)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kdedge.reporting.records import gather
-from kdedge.reporting.write import Report, write_report
+from kdedge.reporting.write import write_report
 from kdedge.results import (
     CalibrationBin,
     EvalDetails,
@@ -48,6 +48,7 @@ def result_of(details: EvalDetails) -> EvalResult:
         harmonic_mean=None,
         ece_percent=details.ece_percent,
         per_class=per_class,
+        largest_class_percent=100 / n_classes,
     )
 
 
@@ -86,8 +87,11 @@ def draw_artifact(folder: Path, names: Sequence[str]) -> Artifact:
         runtime="onnxruntime 1.24.4 CPU",
     )
     files = [
-        ModelFile(name, "onnx", precision, "any", "0" * 64, 2_000_000, parity=found)
-        for name, precision, found in (("model.onnx", "fp32", None), ("i8.onnx", "int8", parity))
+        ModelFile(name, "onnx", precision, "any", "0" * 64, n_bytes, parity=found)
+        for name, precision, n_bytes, found in (
+            ("model.onnx", "fp32", 2_000_000, None),
+            ("i8.onnx", "int8", 1_000_000, parity),
+        )
     ]
     artifact = Artifact(
         path=folder,
@@ -192,7 +196,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
 
 
 @pytest.fixture(scope="session")
-def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with all records; not to be changed."""
     run = build_run(tmp_path_factory.mktemp("whole"), NAMES)
     return write_report([gather(run)])

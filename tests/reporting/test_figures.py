@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import tracemalloc
 import warnings
 from typing import Any
@@ -12,13 +13,13 @@ import numpy as np
 import pytest
 
 from kdedge.reporting import figures
-from kdedge.reporting.plots import LIGHT, Draw, render
+from kdedge.reporting.plots import Draw, render
 from kdedge.reporting.records import TrainingLog
 from kdedge.results import CalibrationBin, EvalDetails
 
 
 def drawn_shares(draw: Draw) -> np.ndarray:
-    return np.asarray(draw(LIGHT).axes[0].images[0].get_array())
+    return np.asarray(draw().axes[0].images[0].get_array())
 
 
 def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
@@ -57,7 +58,7 @@ def front(points: list[tuple[float, float]]) -> Any:
     """The axes of models with a time and an accuracy each."""
     models = [figures.CostPoint(f"model {i}", "file", *point) for i, point in enumerate(points)]
     draw = figures.accuracy_against_cost(models, accuracy_name="%", cost_name="ms")
-    return draw(LIGHT).axes[0]
+    return draw().axes[0]
 
 
 def test_lines_from_points_to_names_do_not_cross() -> None:
@@ -91,7 +92,7 @@ def test_a_point_of_an_epoch_is_the_mean_of_its_own_steps() -> None:
     shares = ((2, 1), (4, 3), (6, 7), (8, None), (10, 9))
     steps = tuple({"step": step, "teacher_agreement_percent": share} for step, share in shares)
     log = TrainingLog(steps, ({"step": 4}, {"step": 8}, {"step": 9}))
-    _, panel, _ = figures.training_curves(log)(LIGHT).axes
+    _, panel, _ = figures.training_curves(log)().axes
     means = {line.get_label(): line.get_xydata() for line in panel.lines}["epochs"]
     # Step 10 is of an epoch that goes on
     np.testing.assert_equal(means, [[4, 2.0], [8, 7.0], [9, np.nan]])
@@ -100,7 +101,7 @@ def test_a_point_of_an_epoch_is_the_mean_of_its_own_steps() -> None:
 def test_a_calibration_curve_is_accuracy_over_confidence_with_the_share_of_images() -> None:
     bins = (CalibrationBin(1, 20.0, 30.0), CalibrationBin(3, 90.0, 70.0))
     details = EvalDetails(("a", "b"), 4, ((0, 0, 4),), bins)
-    curve, share = figures.calibration({"student": details})(LIGHT).axes
+    curve, share = figures.calibration({"student": details})().axes
     assert curve.lines[1].get_xydata().tolist() == [[20.0, 30.0], [90.0, 70.0]]
     assert share.lines[0].get_xydata().tolist() == [[20.0, 25.0], [90.0, 75.0]]
 
@@ -110,8 +111,8 @@ def test_names_are_no_formulas_and_need_no_letters_of_the_font() -> None:
     details = EvalDetails(names, 4, tuple((i, i, 1) for i in range(4)), ())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = render(figures.confusion(details))
-    assert picture.png.startswith(b"\x89PNG")
+        svg = render(figures.confusion(details), "confusion")
+    assert "a $x$ b" in svg
 
 
 def test_settings_of_matplotlib_stay_as_they_were() -> None:
@@ -120,6 +121,15 @@ def test_settings_of_matplotlib_stay_as_they_were() -> None:
     with mpl.rc_context({"font.size": 33, "text.parse_math": True}):
         before = dict(mpl.rcParams)
         details = EvalDetails(("a",), 1, ((0, 0, 1),), ())
-        first = render(figures.confusion(details))
+        first = render(figures.confusion(details), "a")
         assert dict(mpl.rcParams) == before
-    assert first == render(figures.confusion(details))
+    assert first == render(figures.confusion(details), "a")
+
+
+def test_one_svg_takes_its_colors_from_the_page() -> None:
+    models = [figures.CostPoint(kind, kind, 1.0, 50.0) for kind in ("model", "file", "engine")]
+    draw = figures.accuracy_against_cost(models, accuracy_name="%", cost_name="ms")
+    svg = render(draw, "front")
+    for variable in ("text", "muted", "first", "second", "third"):
+        assert f"var(--{variable}, #" in svg
+    assert not re.search(r"[:\"] ?#[0-9a-f]{6}", svg)  # no color that a dark page would hide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdedge.reporting.speed import pareto_front
+from kdedge.benchmarking.tables import pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=12)
 

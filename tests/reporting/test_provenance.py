@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kdedge.reporting.provenance import done_blocks, files_table
+from kdedge.reporting.exported import files_table
+from kdedge.reporting.provenance import provenance_blocks
 from kdedge.reporting.records import gather
 from kdedge.runs.folder import RunFolder
 
@@ -29,7 +30,7 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: Callable[..., RunFo
     assert table.rows == [
         ["model.onnx", "fp32", "not measured", "-", "2", "-", "-", "-", "-", "-"],
         [
-            *("i8.onnx", "int8", "not measured", "onnxruntime 1.24.4 CPU", "2"),
+            *("i8.onnx", "int8", "not measured", "onnxruntime 1.24.4 CPU", "1"),
             *("95.00", "70.00", "72.50", "+2.50", "40"),
         ],
     ]
@@ -37,20 +38,8 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: Callable[..., RunFo
 
 
 def facts(run: RunFolder) -> dict[str, str]:
-    block: Any = done_blocks(gather(run))[0]
+    block: Any = provenance_blocks(gather(run))[0]
     return dict(block.rows)
-
-
-def test_the_first_half_of_the_classes_is_base_and_the_middle_one_too(
-    make_run: Callable[..., RunFolder],
-) -> None:
-    run = make_run(["a", "b", "c", "d", "e"], only="eval")
-    assert facts(run)["classes"] == "5"
-    record = json.loads(run.evaluation.read_text())
-    for found in record.values():
-        found |= {"split": "base-to-novel", "base": 50.0, "novel": 50.0, "harmonic_mean": 50.0}
-    run.evaluation.write_text(json.dumps(record))
-    assert facts(run)["classes"] == "5, the first 3 of them base"
 
 
 def test_a_backbone_is_that_of_the_runs_own_part_of_the_recipe(

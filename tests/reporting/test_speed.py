@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdedge.benchmarking.tables import named_rows
-from kdedge.reporting.speed import front_blocks, speed_blocks
+from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
@@ -59,7 +59,7 @@ def test_every_figure_has_its_column() -> None:
         times(1, 40.0, "image file", watts=20.0),
         n_bytes=7_000_000,
     )
-    blocks = speed_blocks(result_of(row))
+    blocks = speed_blocks(result_of(row), "front")
     assert rows_of(blocks, "Million parameters") == [["m.onnx", "2.5", "7", "3", "1.5", "3"]]
     assert rows_of(blocks, "Latency, ms per call at batch 1") == [["m.onnx", "4", "8", "12.0"]]
     assert rows_of(blocks, "Speed relative to CLIP") == [["m.onnx", "2.00", "1.50", "3.00", "1.0"]]
@@ -73,68 +73,64 @@ def compared(percent: float) -> Accuracy:
 
 
 def front(*rows: SpeedRow) -> Any:
-    return front_blocks(named_rows(result_of(*rows)), "there", "front")
+    return front_plots(named_rows(result_of(*rows)), "front")
+
+
+def drawn(plot: Any) -> dict[str, list[list[float]]]:
+    """The points of a plot by kind of model: ms and percent."""
+    (axes,) = plot.draw().axes
+    return {mark.get_label(): mark.get_offsets().tolist() for mark in axes.collections}
 
 
 def test_the_front_is_at_the_smallest_batch_and_of_the_accuracy_that_all_have() -> None:
     trained = speed_row("CLIP", times(1, 4.0), times(8, 5.0))
-    (plot, table) = front(trained)
+    (plot,) = front(trained)
     assert plot.title == "Accuracy against latency: harmonic mean of base and novel"
-    assert table.rows == [["CLIP", "tiny/02", "yes", "4", "48.00"]]
+    assert drawn(plot) == {"in PyTorch": [[4.0, 48.0]]}
     file = speed_row("m.onnx", times(1, 2.0), accuracy=compared(50.0), n_bytes=9)
     trained = replace(trained, accuracy=replace(trained.accuracy, n_images=40))
     unknown = speed_row("n.onnx", times(1, 1.0), accuracy=None, n_bytes=9)
     late = speed_row("o.onnx", times(8, 1.0), n_bytes=9)
-    plot, table = front(trained, file, unknown, late)
+    (plot,) = front(trained, file, unknown, late)
     assert plot.title == "Accuracy against latency: accuracy over all names"
     assert "2 of 4 models are left out" in plot.caption
-    assert table.rows == [
-        ["m.onnx", "40 images", "yes", "2", "50.00"],
-        ["CLIP", "tiny/02", "yes", "4", "55.00"],
-    ]
+    assert drawn(plot) == {"in PyTorch": [[4.0, 55.0]], "exported file": [[2.0, 50.0]]}
 
 
 def test_accuracies_of_other_images_have_a_plot_of_their_own() -> None:
     clip = speed_row("CLIP", times(1, 4.0))  # of an older record
     file = speed_row("m.onnx", times(1, 2.0), accuracy=compared(50.0), n_bytes=9)
-    assert [plot.title for plot in front(clip, file)[::2]] == [
+    assert [plot.title for plot in front(clip, file)] == [
         "Accuracy against latency: harmonic mean of base and novel",
         "Accuracy against latency: accuracy over all names",
     ]
     own = replace(clip.accuracy, n_images=2000, images_hash="all", source="tiny/02")
     student = speed_row("PromptKD", times(1, 4.0), accuracy=own, on_compared=compared(50.0))
-    plots = front(student, file)[::2]
-    assert [plot.name for plot in plots] == ["front", "front-2"]
-    assert "the same images (40 images)" in plots[0].caption
-    (_, together), (_, alone) = zip(*[iter(front(student, file))] * 2, strict=True)
-    assert [(cells[0], cells[-1]) for cells in together.rows] == [
-        ("m.onnx", "50.00"),
-        ("PromptKD", "50.00"),
-    ]
-    assert [(cells[0], cells[-1]) for cells in alone.rows] == [("PromptKD", "48.00")]
+    together, alone = front(student, file)
+    assert (together.name, alone.name) == ("front", "front-2")
+    assert "the same images (40 images)" in together.caption
+    assert drawn(together) == {"in PyTorch": [[4.0, 50.0]], "exported file": [[2.0, 50.0]]}
+    assert drawn(alone) == {"in PyTorch": [[4.0, 48.0]]}
 
 
 def test_models_files_and_engines_have_marks_of_their_own() -> None:
-    from kdedge.reporting.plots import LIGHT
-
     rows = [
         speed_row("CLIP", times(1, 4.0)),
         speed_row("m.onnx", times(1, 2.0), n_bytes=9),
         speed_row("m.engine", times(1, 1.0), n_bytes=9),
     ]
-    plot, _ = front(*rows)
-    (axes,) = plot.draw(LIGHT).axes
-    marks = {mark.get_label(): mark.get_offsets()[:, 0].tolist() for mark in axes.collections}
-    assert marks == {"in PyTorch": [4.0], "exported file": [2.0], "engine": [1.0]}
+    (plot,) = front(*rows)
+    marks = {label: points[0][0] for label, points in drawn(plot).items()}
+    assert marks == {"in PyTorch": 4.0, "exported file": 2.0, "engine": 1.0}
 
 
 def test_a_time_in_doubt_is_on_no_front_and_has_no_ratio() -> None:
     busy = speed_row("m.onnx", times(1, 2.0, others_percent=60.0), n_bytes=9)
     known = speed_row("CLIP", times(1, 4.0))
-    plot, table = front(known, busy)
-    assert [cells[0] for cells in table.rows] == ["CLIP"]
+    (plot,) = front(known, busy)
+    assert list(drawn(plot)) == ["in PyTorch"]
     assert "1 of 2 models are left out" in plot.caption
-    *tables, note = speed_blocks(result_of(known, busy))
+    _, *tables, note = speed_blocks(result_of(known, busy), "front")
     ratios = rows_of(tables, "Speed relative to CLIP")
     assert [cells[1:] for cells in ratios] == [
         ["2.00", "1.50", "3.00", "1.0"],

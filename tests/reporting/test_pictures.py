@@ -8,13 +8,14 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.reporting.chapters import make_chapters
-from kdedge.reporting.disagreements import galleries
+from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.records import gather
 from kdedge.results import SampleImage, WorstImage
 from kdedge.runs.folder import RunFolder
@@ -30,16 +31,18 @@ def first_pixel(uri: str | None) -> list[int]:
 def test_a_picture_stands_beside_its_own_two_answers(make_run: Callable[..., RunFolder]) -> None:
     records = gather(make_run(["cat", "dog"], only="artifact"))
     assert records.artifact is not None
-    (gallery,) = galleries(records.artifact, records.recipe)
-    found = [(one.image, one.reference, one.predicted) for one in gallery.images]
-    assert found == [
-        ("0.png", "cat", "dog"),
-        ("gone.png", "dog", "no finite scores"),
-        ("1.png", "cat", "cat"),
+    changed = changed_cards(records.artifact, records.artifact.files[1], records.recipe)
+    assert changed is not None
+    assert [(card.image, card.lines) for card in changed.cards] == [
+        ("0.png", ["cat → dog", "distance 0.4000"]),
+        ("gone.png", ["dog → no finite scores", "distance 1.0000"]),
+        ("1.png", ["cat in both", "distance 0.1000"]),
     ]
-    assert first_pixel(gallery.images[0].picture) == [0, 40, 200]
-    assert gallery.images[1].picture is None
-    assert first_pixel(gallery.images[2].picture) == [90, 40, 200]
+    assert first_pixel(changed.cards[0].picture) == [0, 40, 200]
+    assert changed.cards[1].picture is None
+    assert first_pixel(changed.cards[2].picture) == [90, 40, 200]
+    assert "1 of these images no longer exist" in changed.caption
+    assert changed_cards(records.artifact, records.artifact.files[0], records.recipe) is None
 
 
 def test_an_image_of_a_smoke_set_is_found_by_its_number(
@@ -64,9 +67,10 @@ def test_an_image_of_a_smoke_set_is_found_by_its_number(
         files=(replace(int8, parity=parity),),
         others={SMOKE_SET: hashlib.sha256(smoke.read_bytes()).hexdigest()},
     )
-    (gallery,) = galleries(artifact, None)
-    assert [first_pixel(one.picture) for one in gallery.images[:2]] == [[50] * 3, [100] * 3]
-    assert gallery.images[2].picture is None
+    changed = changed_cards(artifact, artifact.files[0], None)
+    assert changed is not None
+    assert [first_pixel(one.picture) for one in changed.cards[:2]] == [[50] * 3, [100] * 3]
+    assert changed.cards[2].picture is None
 
 
 def test_a_sample_has_its_picture_its_answers_and_its_class(
@@ -89,13 +93,14 @@ def test_a_sample_has_its_picture_its_answers_and_its_class(
     }
     write_evaluations(run, {"student": (results, replace(details, samples=samples))})
     (chapter,) = make_chapters([gather(run)])
-    (section,) = [section for section in chapter.sections if section.anchor == "samples"]
-    right, wrong, unsure = section.blocks
-    assert [block.title.partition(",")[0] for block in section.blocks] == [
-        *("Right", "Wrong", "Lowest confidence")
+    (section,) = [section for section in chapter.sections if section.title == "Images"]
+    blocks: Any = section.blocks
+    wrong, unsure, right = blocks
+    assert [block.title.partition(",")[0] for block in blocks] == [
+        *("Wrong", "Lowest confidence", "Right")
     ]
-    assert right.images[0].top == [("cat", "75.00"), ("dog", "25.00")]
-    assert first_pixel(right.images[0].picture) == [0, 40, 200]
-    assert (wrong.images[0].label, wrong.images[0].teacher) == ("dog", "dog")
-    assert first_pixel(wrong.images[0].picture) == [90, 40, 200]
-    assert unsure.images[0].picture is None
+    assert right.cards[0].lines == ["cat, 75 %", "right", "teacher: cat"]
+    assert first_pixel(right.cards[0].picture) == [0, 40, 200]
+    assert wrong.cards[0].lines == ["cat, 60 %", "is dog", "teacher: dog"]
+    assert first_pixel(wrong.cards[0].picture) == [90, 40, 200]
+    assert unsure.cards[0].picture is None

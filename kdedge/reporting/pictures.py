@@ -1,0 +1,144 @@
+"""Images in a report: samples of an evaluation, and those that a compressed file changes most."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from PIL import Image
+
+from kdedge.config.load import LoadedRecipe
+from kdedge.data.classes import load_class_names
+from kdedge.data.open import open_source
+from kdedge.deploy.parity import SMOKE_SET, load_smoke_set
+from kdedge.errors import KdedgeError
+from kdedge.reporting.blocks import Card, Cards
+from kdedge.results import SampleImage, WorstImage
+from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.tables import percent
+
+SIDE_PX = 240
+"""Longest side of a thumbnail: twice the size on the page, for high-resolution screens."""
+
+_SMOKE_KEY = re.compile(re.escape(SMOKE_SET) + r"\[(\d+)\]")
+
+_Thumbnail = tuple[str, "str | None"]
+"""An image as a data URI, and its class; None if unknown."""
+
+
+def sample_cards(
+    groups: Mapping[str, Sequence[SampleImage]], recipe: LoadedRecipe | None, *, is_test: bool
+) -> list[Cards]:
+    """Makes one row of images for each group that has any.
+
+    Args:
+        groups: by title.
+        recipe: says where the images are; without it there are no pictures.
+        is_test: whether they are test images; else unlabeled ones.
+    """
+    keys = {sample.image for group in groups.values() for sample in group}
+    found, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
+    rows = [
+        Cards(title, [_card(sample, found) for sample in group])
+        for title, group in groups.items()
+        if group
+    ]
+    return [*rows[:-1], *(Cards(row.title, row.cards, problem) for row in rows[-1:])]
+
+
+def _card(sample: SampleImage, thumbnails: Mapping[str, _Thumbnail]) -> Card:
+    name, score = sample.top[0]
+    lines = [f"{name}, {score:.0f} %"]
+    if sample.label is not None:
+        lines.append("right" if sample.label == name else f"is {sample.label}")
+    if sample.teacher is not None:
+        lines.append(f"teacher: {sample.teacher}")
+    return Card(sample.image, thumbnails.get(sample.image, (None, None))[0], lines)
+
+
+def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | None) -> Cards | None:
+    """Images on which a file differs most from the float32 model; None without a comparison.
+
+    Args:
+        artifact: the export.
+        file: one of its files.
+        recipe: says where the images are; None shows only images of a smoke set.
+    """
+    parity = file.parity
+    if parity is None or not parity.worst:
+        return None
+    keys = {entry.image for entry in parity.worst}
+    if parity.images.endswith(SMOKE_SET):
+        found, problem = _read(_of_smoke_set(artifact, keys))
+    else:
+        is_test = not parity.images.endswith("data.unlabeled")
+        found, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
+    n_missing = len(keys - found.keys())
+    if n_missing and not problem:
+        problem = f" {n_missing} of these images no longer exist."
+    caption = (
+        f"The {len(parity.worst)} of {parity.n_images:,} images ({parity.images}) that"
+        f" {file.name} changes most, other predictions first; agreement"
+        f" {percent(parity.agreement_percent)} %. Distance: total variation of the two softmaxes, 0"
+        f" to 1.{problem}"
+    )
+    cards = [_changed(entry, *found.get(entry.image, (None, None))) for entry in parity.worst]
+    return Cards(f"{file.name} against the float32 model", cards, caption)
+
+
+def _changed(entry: WorstImage, picture: str | None, label: str | None) -> Card:
+    predicted = entry.predicted_class or "no finite scores"
+    same = predicted == entry.reference_class
+    lines = [f"{predicted} in both" if same else f"{entry.reference_class} → {predicted}"]
+    lines += [] if label is None else [f"is {label}"]
+    lines += [] if entry.distance is None else [f"distance {entry.distance:.4f}"]
+    return Card(entry.image, picture, lines)
+
+
+def _read(pictures: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _Thumbnail], str]:
+    """The pictures by key, and why there are none, as the end of a caption; empty if there are."""
+    try:
+        return dict(pictures), ""
+    except KdedgeError as error:
+        return {}, f" No pictures: {' '.join(str(error).split())}"
+
+
+def _of_smoke_set(artifact: Artifact, keys: Collection[str]) -> Iterator[tuple[str, _Thumbnail]]:
+    pixels = load_smoke_set(artifact).pixels  # [K, S, S, 3]
+    for key in keys:
+        found = _SMOKE_KEY.fullmatch(key)
+        if found is not None and int(found[1]) < len(pixels):
+            yield key, (_jpeg_uri(Image.fromarray(pixels[int(found[1])])), None)
+
+
+def _of_recipe(
+    recipe: LoadedRecipe | None, keys: Collection[str], *, is_test: bool
+) -> Iterator[tuple[str, _Thumbnail]]:
+    """Reads test or unlabeled images of a recipe by their keys; unreadable ones are left out.
+
+    Raises:
+        KdedgeError: their source no longer exists.
+    """
+    data = None if recipe is None else recipe.recipe.data
+    spec = None if data is None else data.test if is_test else data.unlabeled
+    if recipe is None or data is None or spec is None or not keys:
+        return
+    names = load_class_names(recipe.recipe.classes, data=data)
+    source = open_source(spec, class_names=names, labeled=is_test, data=data)
+    for i, item in enumerate(source.items):
+        if item.key in keys:
+            with contextlib.suppress(UnusableImage):
+                label = None if item.label is None else names[item.label]
+                yield item.key, (_jpeg_uri(decode_image(source.read(i))), label)
+
+
+def _jpeg_uri(image: Image.Image) -> str:
+    """A thumbnail as a data URI; the image itself is made smaller."""
+    file = io.BytesIO()
+    image.thumbnail((SIDE_PX, SIDE_PX))
+    image.save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,92 @@
+"""The exported files as a report shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kdedge.reporting.exported import exported_blocks, file_to_ship
+from kdedge.reporting.records import RunRecords, gather
+from kdedge.runs.folder import RunFolder
+
+STEP = {
+    "agreement_percent": 97.27,
+    "expected_percent": 97.5,
+    "logit_error_percent": 3.21,
+    "at_seconds": 4.4,
+}
+
+
+def search(**sensitivity: float | None) -> dict[str, Any]:
+    layers = {
+        name: {"precision": "int8", "range": "max", "error_percent": 2.0 + i, "sensitivity": value}
+        for i, (name, value) in enumerate(sensitivity.items())
+    }
+    return {
+        "n_held_out": 256,
+        "target_agreement_percent": 99.0,
+        "ended": "the target was reached",
+        "seconds": 61.2,
+        "steps": [
+            {"step": "ranges max", **STEP, "kept": True},
+            {"step": "ranges mse", **STEP, "kept": False},
+        ],
+        "layers": layers,
+        "in_float": ["c"],
+    }
+
+
+@pytest.fixture
+def records(make_run: Callable[..., RunFolder]) -> RunRecords:
+    return gather(make_run(["cat", "dog"], only="artifact"))
+
+
+def blocks(records: RunRecords) -> list[Any]:
+    return [block for block in exported_blocks(records) if block.title]
+
+
+def with_search(records: RunRecords, found: dict[str, Any]) -> RunRecords:
+    assert records.artifact is not None
+    *others, last = records.artifact.files
+    built_with = {**last.built_with, "search": found}
+    files = (*others, replace(last, built_with=built_with))
+    return replace(records, artifact=replace(records.artifact, files=files))
+
+
+def test_an_artifact_without_a_search_has_one_table(records: RunRecords) -> None:
+    assert len(blocks(records)) == 1
+
+
+def test_steps_and_the_sensitivity_of_each_layer_are_shown(records: RunRecords) -> None:
+    _, steps, layers = blocks(with_search(records, search(a=-0.1, b=None, c=0.5)))
+    assert "Ended after 61 s: the target was reached. Layers in float: c." in steps.caption
+    assert [list(row) for row in steps.rows] == [
+        ["ranges max", "97.27", "97.50", "3.21", "yes", "4"],
+        ["ranges mse", "97.27", "97.50", "3.21", "no", "4"],
+    ]
+    assert layers.rows == [["c", "0.50"], ["a", "-0.10"]]
+
+
+def test_without_sensitivities_the_layers_own_errors_are_shown(records: RunRecords) -> None:
+    *_, layers = blocks(with_search(records, search(a=None, b=None)))
+    assert layers.rows == [["b", "3.00"], ["a", "2.00"]]
+    assert layers.caption.startswith("Error of each layer's output")
+
+
+def test_the_file_to_ship_is_the_fastest_that_passed_its_gate(
+    make_run: Callable[..., RunFolder],
+) -> None:
+    artifact, speed = (getattr(gather(make_run()), name) for name in ("artifact", "speed"))
+    plain, int8 = (replace(file, gate="passed") for file in artifact.files)
+    artifact = replace(artifact, files=(plain, int8))
+    assert file_to_ship(artifact, None) == (artifact.files[1], None)  # the smallest
+    rows = [replace(row, gate="passed") for row in speed.rows]
+    rows[2] = replace(rows[2], model="model.onnx", measurements=rows[1].measurements)
+    rows[1] = replace(rows[1], measurements=rows[0].measurements)
+    speed = replace(speed, rows=tuple(rows[1:]))
+    assert file_to_ship(artifact, speed) == (plain, "1 ms on A processor")
+    missed = tuple(replace(file, gate="missed") for file in artifact.files)
+    assert file_to_ship(replace(artifact, files=missed), speed) is None
