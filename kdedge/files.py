@@ -117,6 +117,29 @@ def check_writable(folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[None]:
+    """Context of a file that no other command can take meanwhile; it is not kept empty.
+
+    Raises:
+        RecipeError: it exists.
+        ResourceError: it cannot be written.
+    """
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise RecipeError(
+            f"{path} exists, and nothing is overwritten.\n  Name another file."
+        ) from error
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        yield
+    finally:
+        if not path.stat().st_size:
+            path.unlink()
+
+
 def refuse_existing(path: Path) -> None:
     """Raises DataError if the file exists."""
     if path.exists() or path.is_symlink():
@@ -271,7 +294,7 @@ def new_folder(
     """Context with a new folder to fill; it gets its final name when the context ends.
 
     Until then it is `.NAME.part-*` and locked. Folders of that name without a lock were left by
-    killed processes and are deleted.
+    killed processes and are deleted; one with a lock is a new folder that another process fills.
 
     Args:
         folder: the new folder or, with `is_numbered`, the folder to make it in. Missing parents are
@@ -283,25 +306,27 @@ def new_folder(
 
     Raises:
         RecipeError: the folder exists.
+        InUseError: another process makes it.
         ResourceError: it cannot be written.
     """
     if not is_numbered and os.path.lexists(folder):
-        raise RecipeError(
-            f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
-        )
+        raise _exists(folder)
     above = folder if is_numbered else folder.parent
     part = above / f".{folder.name}.part-{secrets.token_hex(4)}"
     final: list[Path] = []
     is_made = not above.exists()
     try:
         above.mkdir(parents=True, exist_ok=True)
-        _delete_left_behind(above, f".{folder.name}.part-")
+        if _delete_left_behind(above, f".{folder.name}.part-") and not is_numbered:
+            raise InUseError(
+                f"{folder} is in use by another process.\n  Wait for it, or name another folder."
+            )
         with _made(part):
             yield part, lambda: final[0]
             if is_numbered:
                 final.append(move_to_number(part, folder))
             else:
-                final.append(part.rename(folder))  # onto an empty folder, or a free name
+                final.append(_rename(part, folder))
     except OSError as error:
         raise explain_os_error(error, folder) from error
     finally:
@@ -309,6 +334,21 @@ def new_folder(
         if is_made:
             with contextlib.suppress(OSError):  # it has the new folder
                 above.rmdir()
+
+
+def _rename(part: Path, folder: Path) -> Path:
+    try:
+        return part.rename(folder)  # onto an empty folder, or a free name
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:  # made meanwhile
+            raise _exists(folder) from error
+        raise
+
+
+def _exists(folder: Path) -> RecipeError:
+    return RecipeError(
+        f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
+    )
 
 
 @contextlib.contextmanager
@@ -335,7 +375,9 @@ def _open_new(part: Path) -> int:
         os.close(descriptor)
 
 
-def _delete_left_behind(above: Path, start: str) -> None:
+def _delete_left_behind(above: Path, start: str) -> bool:
+    """Deletes what killed processes left; returns whether there is a folder with a lock."""
+    is_any_locked = False
     for part in above.iterdir():
         if part.name.startswith(start):
             with contextlib.suppress(OSError):
@@ -343,8 +385,11 @@ def _delete_left_behind(above: Path, start: str) -> None:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(part, ignore_errors=True)
+                except BlockingIOError:
+                    is_any_locked = True
                 finally:
                     os.close(descriptor)
+    return is_any_locked
 
 
 _POLL_S = 0.02
@@ -362,6 +407,30 @@ def is_locked(path: Path) -> bool:
         return False  # noqa: TRY300 - the lock is what was tried
     except OSError as error:
         return error.errno in _HELD
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Context in which this process alone writes to a file or folder that exists.
+
+    Raises:
+        InUseError: another process does.
+        ResourceError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        try:
+            take_lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUseError(
+                f"{path} is in use by another process.\n  Wait for it, or name another one."
+            ) from error
+        yield
     finally:
         os.close(descriptor)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kdedge.errors import InUseError, RecipeError
 from kdedge.files import new_folder
 
 
@@ -37,6 +38,16 @@ with new_folder(Path({str(tmp_path / "artifacts")!r}), is_numbered=True) as (par
     with new_folder(tmp_path / "artifacts", is_numbered=True) as (part, place):
         assert list((tmp_path / "artifacts").iterdir()) == [part]
     assert place() == tmp_path / "artifacts" / "01"
+
+
+def test_a_folder_that_another_process_makes_is_told_of_at_the_start_or_at_the_end(
+    tmp_path: Path,
+) -> None:
+    with new_folder(tmp_path / "one"), pytest.raises(InUseError, match="by another process"):
+        new_folder(tmp_path / "one").__enter__()
+    with pytest.raises(RecipeError, match="nothing is overwritten"), new_folder(tmp_path / "two"):
+        (tmp_path / "two/kept").mkdir(parents=True)
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["kept"]
 
 
 def test_the_folder_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:

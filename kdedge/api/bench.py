@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -17,7 +18,7 @@ from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.run import Machine, run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import DataError, RecipeError
-from kdedge.files import highest_number, write_json, write_new_numbered_json
+from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.machine import QuietWait
@@ -86,35 +87,34 @@ def bench(
             " seconds."
         )
     file = None if output is None else Path(output)
-    if file is not None and file.exists():
-        raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Name another file.")
-    wait = QuietWait(wait_quiet, most_percent=MOST_OTHERS_PERCENT)
-    wait()  # the load of the machine decides how threads wait
-    threads = given_number() if threads is None else threads
-    set_up_threads(threads)
-    names = [against] if isinstance(against, str) else against
-    models = Models(Path(root), against=names, device=device, n_threads=threads)
-    for source in sources or (None,):
-        models.add(run_argument(source))
+    with contextlib.nullcontext() if file is None else new_file(file):
+        wait = QuietWait(wait_quiet, most_percent=MOST_OTHERS_PERCENT)
+        wait()  # the load of the machine decides how threads wait
+        threads = given_number() if threads is None else threads
+        set_up_threads(threads)
+        names = [against] if isinstance(against, str) else against
+        models = Models(Path(root), against=names, device=device, n_threads=threads)
+        for source in sources or (None,):
+            models.add(run_argument(source))
 
-    def take(result: SpeedResult) -> None:
-        show(result)
-        written = models.write(result, file)
-        if written is not None:
-            _LOG.info("Wrote %s", written)
+        def take(result: SpeedResult) -> None:
+            show(result)
+            written = models.write(result, file)
+            if written is not None:
+                _LOG.info("Wrote %s", written)
 
-    result = run_bench(
-        models.subjects,
-        plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
-        batches=tuple(batches),
-        n_threads=threads,
-        left_out=models.left_out,
-        command=shlex.join(["kdedge", *sys.argv[1:]]),
-        when_interrupted=take,
-        machine=replace(machine or Machine(), wait=wait),
-    )
-    take(result)
-    return result
+        result = run_bench(
+            models.subjects,
+            plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
+            batches=tuple(batches),
+            n_threads=threads,
+            left_out=models.left_out,
+            command=shlex.join(["kdedge", *sys.argv[1:]]),
+            when_interrupted=take,
+            machine=replace(machine or Machine(), wait=wait),
+        )
+        take(result)
+        return result
 
 
 def check_speed(

@@ -222,7 +222,8 @@ def _as_text(made: Export) -> str:
     if made.choice is not None:
         lines.append(f"\nFastest on this CPU:\n{made.choice}\n")
     lines += [f"Wrote {path}" for path in made.written]
-    lines.append(next_line("predict", artifact.path, "IMAGE"))
+    if not made.failed:  # else the error says what to do
+        lines.append(next_line("predict", artifact.path, "IMAGE"))
     return "\n".join(lines)
 
 

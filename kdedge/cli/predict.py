@@ -31,7 +31,7 @@ from kdedge.cli._options import (
 )
 from kdedge.cli._output import FiniteRange
 from kdedge.errors import KdedgeError, ResourceError
-from kdedge.files import explain_os_error, sha256_json
+from kdedge.files import explain_os_error, held, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
     LeastCertain,
@@ -104,11 +104,11 @@ class _Format:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(FORMATS),
+    type=click.Choice((*FORMATS, "json")),
     default="text",
     show_default=True,
-    help="csv has a heading; jsonl has one JSON object per line. In both, `error` says why an image"
-    " has no prediction.",
+    help="csv has a heading; jsonl and json are one JSON object per line. In both, `error` says why"
+    " an image has no prediction.",
 )
 @click.option("--json", "kind", flag_value="jsonl", help="The same as --format jsonl.")
 @click.option(
@@ -171,14 +171,18 @@ def command(
     """
     if shape.output is None and sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
+    if shape.kind == "json":
+        shape = replace(shape, kind="jsonl")
     _check_resumes(shape)
     if not shape.resume:
         _check_new(shape.output)
-    _check_new(shape.save)
     use_threads(threads)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
-    with opened(artifact, precision=precision, backend=backend, threads=threads) as classifier:
+    with (
+        _filled(shape.save),
+        opened(artifact, precision=precision, backend=backend, threads=threads) as classifier,
+    ):
         option = "--min-score" if shape.uncertain is None else "--uncertain"
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
@@ -190,7 +194,8 @@ def command(
         _LOG.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
         n_done = 0
         if unfinished is not None and shape.resume and unfinished.output.exists():
-            n_done = unfinished.n_done(inputs.keys or ())
+            with held(unfinished.output):  # a command that was taken for dead may still write it
+                n_done = unfinished.n_done(inputs.keys or ())
             _LOG.info("%s has %s.", shape.output, images_text(n_done))
             inputs = inputs.without_first(n_done)
             if not n_done:
@@ -243,11 +248,38 @@ def _check_new(path: Path | None) -> None:
     if path is None:
         return
     try:
-        is_there = any(path.iterdir()) if path.is_dir() else path.exists()
+        is_there = _has_content(path)
     except OSError as error:  # a name that is too long, a folder that may not be searched
         raise explain_os_error(error, path) from error
     if is_there:
         raise _exists(path)
+
+
+def _has_content(path: Path) -> bool:
+    """Whether there is such a file, or a folder that is not empty."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+@contextlib.contextmanager
+def _filled(folder: Path | None) -> Iterator[None]:
+    """Context of a new or empty folder that no other command fills; a new one is not kept empty."""
+    if folder is None:
+        yield
+        return
+    _check_new(folder)
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    try:
+        with held(folder):
+            _check_new(folder)  # another command may have just ended
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # it has pictures
+            for one in new:
+                one.rmdir()
 
 
 def _exists(path: Path) -> click.UsageError:
@@ -375,7 +407,7 @@ def _streamed(
         n_written += 1
 
     try:
-        with file:
+        with file, held(output):
             yield write
     finally:
         if not n_written and not is_begun:
@@ -395,6 +427,6 @@ def _summary(
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
         parts.append(f"{counts['unanswered']:,} without finite logits")
-    wrote = [str(path) for path in (shape.output, shape.save) if path is not None and path.exists()]
+    wrote = [str(path) for path in (shape.output, shape.save) if path and _has_content(path)]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
     return f"{images_text(counts.total())}: {', '.join(parts)}{written}"

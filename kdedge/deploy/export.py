@@ -35,7 +35,7 @@ from kdedge.deploy.known_images import KnownImages, choose_known_images
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Reference, run_reference
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, sha256_file, write_json
 from kdedge.fold import FoldedModel, fold
@@ -99,6 +99,7 @@ def export_artifact(
 
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
+        InUseError: another process exports to it.
         DataError: images are unreadable, or there are no images for INT8 calibration.
         SetupError: a package is missing.
         ResourceError: the disk is full.
@@ -106,38 +107,36 @@ def export_artifact(
     onnx_build.check_environment()
     for precision in precisions:
         onnx_build.plan(precision)  # checks its requirements before anything slow is done
-    if output is not None and output.exists():
-        raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Choose another folder.")
-    pool = trained.images("unlabeled")
-    if "int8" in precisions and (pool is None or not pool.indices):
-        raise DataError(
-            f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real"
-            " images for calibration.\n"
-            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave INT8 out."
-        )
-    lists = {"unlabeled": pool, "test": trained.images("test")}
-    warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
-    reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
-    if (one := reference.only_class) is not None:
-        log.warning(
-            "The model predicts %r for each of %s, such as %s: files that agree with it are of no"
-            " use.\n  Look whether these images are black or all the same, then at those of the"
-            " training.",
-            *(trained.class_names[one], reference.images, reference.keys[0]),
-        )
-    known = choose_known_images(trained, pool, spec.none_of_these, apart_from=reference.digests)
-    model = fold(
-        trained.image_path(),
-        trained.vectors.vectors,
-        scale=reference.scale,
-        preprocess=trained.preprocess,
-        head=spec.head,
-        pixels=spec.pixels,
-        open_classes=spec.open_classes,
-        offsets=reference.offsets,
-    )
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as (part, place):
+        pool = trained.images("unlabeled")
+        if "int8" in precisions and (pool is None or not pool.indices):
+            raise DataError(
+                f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real"
+                " images for calibration.\n"
+                "  Add data.unlabeled, such as --set data.unlabeled.folder=DIR, or leave INT8 out."
+            )
+        lists = {"unlabeled": pool, "test": trained.images("test")}
+        warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
+        reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
+        if (one := reference.only_class) is not None:
+            log.warning(
+                "The model predicts %r for each of %s, such as %s: files that agree with it are of"
+                " no use.\n  Look whether these images are black or all the same, then at those of"
+                " the training.",
+                *(trained.class_names[one], reference.images, reference.keys[0]),
+            )
+        known = choose_known_images(trained, pool, spec.none_of_these, apart_from=reference.digests)
+        model = fold(
+            trained.image_path(),
+            trained.vectors.vectors,
+            scale=reference.scale,
+            preprocess=trained.preprocess,
+            head=spec.head,
+            pixels=spec.pixels,
+            open_classes=spec.open_classes,
+            offsets=reference.offsets,
+        )
         writer = _Writer(
             trained, part, spec=spec, gates=gates, reference=reference, known=known, model=model
         )

@@ -17,10 +17,10 @@ _MAX_NAME = 200
 
 
 class PictureFolder:
-    """A new folder of saved images.
+    """A folder of saved images.
 
     Args:
-        path: must not exist, or be empty; created with the first image.
+        path: an empty folder that no other process writes to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,11 +53,11 @@ class PictureFolder:
     def _write(self, name: str, data: bytes) -> None:
         path = self._path / self._free(Path(name[-_MAX_NAME:]))
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
                 file.write(data)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            if not isinstance(error, FileExistsError):  # else it is another program's
+                path.unlink(missing_ok=True)
             raise explain_os_error(error, path) from error
 
     def _free(self, name: Path) -> str:

@@ -369,6 +369,18 @@ def test_nothing_is_overwritten(exported: Path, kdedge: Kdedge) -> None:
         assert (folder / f"{number}.json").is_file()
 
 
+def test_a_file_is_taken_before_the_measurement_and_not_kept_without_one(exported: Path) -> None:
+    there: list[bool] = []
+
+    def fail(_: Any) -> None:
+        there.append(Path("b.json").exists())
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        api.bench(ARTIFACT, batches=(1,), seconds=0.01, calls=3, output="b.json", show=fail)
+    assert (there, Path("b.json").exists()) == ([True], False)
+
+
 def test_ctrl_c_keeps_what_was_measured(
     exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdedge.files import new_folder
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
@@ -490,6 +492,17 @@ def test_an_interrupted_export_leaves_no_artifact(trained: Path, start: Callable
     assert not folder.exists()
 
 
+def test_a_folder_that_another_export_fills_is_found_before_the_work(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    with new_folder(Path("out")):
+        done = kdedge("export", "tiny/02", "--output", "out")
+    assert (done.code, done.err) == (
+        8,
+        "kdedge: out is in use by another process.\n  Wait for it, or name another folder.\n",
+    )
+
+
 @pytest.mark.parametrize(("kib", "options"), [(200, ()), (2000, ("--int8",))])
 def test_a_full_disk_leaves_no_artifact(
     trained: Path,
@@ -503,6 +516,15 @@ def test_a_full_disk_leaves_no_artifact(
     assert done.code == 7
     assert "disk is full" in done.err
     assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_for_a_server_names_no_next_command(
+    exported: Path, kdedge: Callable[..., Any], small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(8)
+    done = kdedge("export", str(ARTIFACT), "--triton", str(disk / "models"))
+    assert (done.code, "disk is full" in done.err, "Next:" in done.out) == (7, True, False)
+    assert list(disk.iterdir()) == []
 
 
 def test_json_is_one_object(trained: Path, kdedge: Callable[..., Any]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.errors import RecipeError, SetupError
+from kdedge.errors import RecipeError, ResourceError, SetupError
+from kdedge.inference.pictures import PictureFolder
 
 Run = Callable[..., Any]
 COLORS = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
@@ -66,6 +67,26 @@ def test_pictures_are_saved_with_a_band_below_them_and_none_replaces_another(kde
     band = picture[picture.shape[1] * 24 // 30 :]
     assert (band > 200).any()
     assert np.median(band) < 20
+
+
+def test_a_picture_that_another_program_saved_meanwhile_stays(work: Path) -> None:
+    (work / "a.jpg").write_text("of the other")
+    with pytest.raises(ResourceError, match="file exists"):
+        PictureFolder(work).save("a.jpg", b"mine", None)
+    assert (work / "a.jpg").read_text() == "of the other"
+
+
+@pytest.mark.usefixtures("work")
+def test_a_folder_without_pictures_is_not_kept(
+    kdedge: Run, small_disk: Callable[[int], Path]
+) -> None:
+    unread = kdedge("predict", "art", "pics/broken.jpg", "--save", "new/out")
+    assert (unread.code, "Wrote" in unread.err, Path("new").exists()) == (3, False, False)
+    disk = small_disk(4)
+    (disk / "all").write_bytes(bytes(4096))
+    done = kdedge("predict", "art", "pics", "--save", str(disk / "new/out"))
+    assert (done.code, "the disk is full" in done.err) == (7, True)
+    assert list(disk.iterdir()) == [disk / "all"]
 
 
 @pytest.mark.usefixtures("work")
