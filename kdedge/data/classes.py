@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdedge.config.fields import class_key
 from kdedge.config.recipe import ClassesSpec, DataSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.errors import DataError
@@ -97,20 +98,20 @@ def check_class_names(names: Sequence[str], where: str) -> None:
 
 
 def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
-    first: dict[str, str] = {}
+    first: dict[str, tuple[str, str]] = {}
     for place, name in named:
         if len(name) > _MAX_NAME_CHARACTERS or not name.isprintable():
             raise DataError(
                 f"{where}, {place}: {name[:40]!r} is not a class name: expected up to"
                 f" {_MAX_NAME_CHARACTERS} printable characters."
             )
-        text = name.replace("_", " ")  # as in prompts: equal texts would give equal class vectors
-        if text in first:
+        before = first.setdefault(class_key(name), (place, name))
+        if before != (place, name):
             raise DataError(
-                f'{where}: "{text}" appears twice, in {first[text]} and {place}.\n'
-                "  Class names must differ; an underscore counts as a space."
+                f'{where}: "{before[1]}" ({before[0]}) and "{name}" ({place}) are one class name.\n'
+                "  Names must differ in more than case, blanks and underscores: CLIP reads both"
+                " alike. Remove or rename one."
             )
-        first[text] = place
     if len(named) < 2:
         raise DataError(
             f"{where} has {len(named)} class name{'' if len(named) == 1 else 's'}, expected two or"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, check_limit, scan
@@ -106,6 +106,7 @@ class FirstLook:
         n_of_class: class name -> images, in class-list order; empty without labels.
         n_unlabeled: images outside of any class folder.
         left_out: kind -> files that are not read as images.
+        twins: images that differ only in their extension from another one, such as masks.
     """
 
     n_images: int
@@ -115,6 +116,7 @@ class FirstLook:
     n_of_class: Mapping[str, int]
     n_unlabeled: int
     left_out: Mapping[str, int]
+    twins: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The summary as lines; the number of images comes first."""
@@ -135,6 +137,11 @@ class FirstLook:
             found += [f"no images of {name_some(absent)}"] if absent else []
         if self.n_unlabeled and present:
             found.append(f"{self.n_unlabeled} outside of class folders are not used")
+        if self.twins:
+            n = len(self.twins)
+            have = "images have" if n > 1 else "image has"
+            found.append(f"{n:,} {have} the name of another one, such as {self.twins[0]}: masks?")
+            found.append("They count as images; move them out of the folder.")
         if self.left_out:
             found.append(f"skipped: {folder.left_out_text(self.left_out)}")
         return found
@@ -174,4 +181,16 @@ def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> F
         n_of_class=n_of_class,
         n_unlabeled=n_unlabeled,
         left_out=source.left_out,
+        twins=tuple(_twins([item.key for item in source.items])),
     )
+
+
+def _twins(keys: Sequence[str]) -> Iterator[str]:
+    """Keys with the name of an earlier one: of two, that in the rarer format, such as PNG."""
+    n_of_format = Counter(PurePosixPath(key).suffix.lower() for key in keys)
+    first: set[PurePosixPath] = set()
+    for key in sorted(keys, key=lambda key: -n_of_format[PurePosixPath(key).suffix.lower()]):
+        name = PurePosixPath(key).with_suffix("")
+        if name in first:
+            yield key
+        first.add(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kdedge.config.fields import NAME
+from kdedge.config.fields import NAME, looks_like_path
 from kdedge.config.load import load_recipe
 from kdedge.config.paths import check_paths
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
@@ -25,6 +26,12 @@ from kdedge.setup.packages import need_training_packages
 
 TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
+
+_ON_HUB = {
+    TEACHER: "timm/vit_large_patch14_clip_224.openai",
+    STUDENT: "timm/vit_base_patch16_clip_224.openai",
+}
+"""Their repositories, as open_clip names them: init loads no torch where no CLIP is named."""
 
 _TUNED = {
     "algorithm": "adamw",
@@ -94,11 +101,13 @@ class NewRecipe:
         path: the file.
         class_names: of its class list.
         looks: summary of each folder, by its role: images, labeled, test.
+        missing: those of `TEACHER` and `STUDENT` that have to be fetched first.
     """
 
     path: Path
     class_names: tuple[str, ...]
     looks: dict[str, FirstLook]
+    missing: tuple[str, ...]
 
 
 def write_new_recipe(name: str, given: Given) -> NewRecipe:
@@ -120,7 +129,23 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
     class_names, looks = _look(given)
     values = _values(name, given, looks)
     _write(path, _long_text(values) if given.all_keys else _short_text(values))
-    return NewRecipe(path, class_names, looks)
+    return NewRecipe(path, class_names, looks, _to_fetch(values))
+
+
+def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
+    """OpenAI's CLIPs of a recipe that are not on this machine; none without the hub's client."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return ()
+    from huggingface_hub import try_to_load_from_cache
+
+    models = [f"{values[r].get('backbone')}:{values[r]['weights']}" for r in ("teacher", "student")]
+    files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return tuple(
+        model
+        for model in models
+        if model in _ON_HUB
+        and not any(isinstance(try_to_load_from_cache(_ON_HUB[model], f), str) for f in files)
+    )
 
 
 def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
@@ -261,11 +286,15 @@ def _model(
     model = {"method": method, **(where if colon else {}), "weights": weights}
     if clip is None:
         return model | ({"settings": settings} if settings else {})
+    from kdedge.clip.find import check_weights
     from kdedge.clip.resolve import BackboneSpec, named_sizes
     from kdedge.methods.registry import load_method
 
     config = Path(first).expanduser() if "config" in model else None
-    n_layers = named_sizes(BackboneSpec(model.get("backbone"), weights, config)).n_layers
+    spec = BackboneSpec(model.get("backbone"), weights, config)
+    n_layers = named_sizes(spec).n_layers
+    if looks_like_path(weights) and Path(weights).expanduser().is_file():
+        check_weights(spec)
     kind = load_method(method).Settings
     defaults, wanted = kind(), kind.model_validate(settings).prompt_depths
     fitting: dict[str, int] = {}

@@ -142,7 +142,12 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
             3,
-            ('"cat" appears twice, in line 1 and line 3',),
+            ('"cat" (line 1) and "cat" (line 3) are one class name.',),
+        ),
+        (
+            lambda: Path("classes.txt").write_text("Cat\ndog\ncat \n"),
+            3,
+            ('"Cat" (line 1) and "cat" (line 3) are one class name.', "Remove or rename one."),
         ),
         (
             lambda: Path("classes.txt").write_bytes("cat\ndog\n".encode("utf-16")),
@@ -186,12 +191,16 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
 ) -> None:
     shutil.rmtree("labeled/red fox")
     Path("pool/notes.txt").touch()
+    shutil.copy("pool/0_0.jpg", "pool/0_0.png")  # as a mask may be called
+    Path("labeled/cat").rename("labeled/CAT")
     clips = ("--teacher", "teacher.pt", "--student", "student.pt")
     done = kdedge(*INIT, *clips)
     assert done.code == 0, done.err
-    assert done.out.splitlines()[:5] == [
+    assert done.out.splitlines()[:7] == [
         "classes  4 in classes.txt",
-        "images   40, of 40x40",
+        "images   41, of 40x40",
+        "         1 image has the name of another one, such as 0_0.png: masks?",
+        "         They count as images; move them out of the folder.",
         "         skipped: 1 .txt",
         "labeled  18, of 40x40",
         "         6 images per class, 3 classes",
@@ -209,6 +218,8 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
 
 def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
     fails(kdedge(*INIT, "--student", "ViT-B-16:gone.pt"), 3, "there is no file")
+    other = kdedge(*INIT, "--student", "ViT-B-16:teacher.pt")
+    fails(other, 3, "ViT-B-16: the file does not fit the model", "Name the model that the weights")
     fails(kdedge(*INIT, "--student", "ViT-B-61:openai"), 2, "ViT-B-61", "ViT-B-16")
     assert not Path("line3.yaml").exists()
     shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
@@ -223,7 +234,10 @@ def test_labels_of_every_class_make_a_short_recipe_without_epochs(
     Path("pool").rename("cams")
     names = ("--images", "cams", "--classes", "classes.txt")
     given = (*names, "--labeled", "labeled", "--test", "test")
-    assert kdedge("init", "own-images", *given).code == 0
+    done = kdedge("init", "own-images", *given)
+    assert done.code == 0
+    assert "weights  ViT-L-14:openai and ViT-B-16:openai: kdedge check fetches them." in done.out
+    assert "--student efficientnet-lite0" in done.out
     shipped = shipped_recipes()["own-images"].read_text()
     assert Path("own-images.yaml").read_text() == shipped
     assert len(shipped.splitlines()) <= 30
@@ -358,7 +372,7 @@ def test_a_class_name_that_is_there_twice_is_named_with_both_lines(
     kdedge: Run, project: Path
 ) -> None:
     Path("classes.txt").write_text("cat\ndog\nred fox\ndog\n")
-    fails(kdedge("check", "r.yaml"), 3, 'classes.txt: "dog" appears twice, in line 2 and line 4.')
+    fails(kdedge("check", "r.yaml"), 3, 'classes.txt: "dog" (line 2) and "dog" (line 4) are one')
 
 
 def test_a_class_name_longer_than_the_context_is_named_and_never_cut(

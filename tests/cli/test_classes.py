@@ -256,8 +256,8 @@ def test_servers_that_need_logits_are_refused(project: Path, kdedge: Kdedge) -> 
 
 
 BAD = {
-    "a name that is there": (("--add", "red_fox", "--from", "tiny/02"), 3, "appears twice"),
-    "a name twice": (("--add", "a b", "--add", "a_b", "--from", "tiny/02"), 3, "appears twice"),
+    "a name that is there": (("--add", "red_fox", "--from", "tiny/02"), 3, "one class name"),
+    "a name twice": (("--add", "a b", "--add", "a_b", "--from", "tiny/02"), 3, "one class name"),
     "an empty name": (("--add", " ", "--from", "tiny/02"), 3, "has an empty name"),
     "a line break": (("--add", "a\nb", "--from", "tiny/02"), 3, "printable characters"),
     "no run": (("--add", "forklift"), 2, "--add needs --from RUN"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from kdedge.config.fields import class_key
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -219,7 +220,7 @@ _MAX_NAMED = 8
 
 
 class LabelIndex:
-    """Finds class names; an underscore counts as a space unless the exact name is known.
+    """Finds class names: the exact one, else one that differs in case, blanks or underscores.
 
     Args:
         class_names: in class-list order.
@@ -228,12 +229,12 @@ class LabelIndex:
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
         self._exact = {name: i for i, name in enumerate(self.class_names)}
-        self._spaced = {name.replace("_", " "): i for i, name in enumerate(self.class_names)}
+        self._keys = {class_key(name): i for i, name in enumerate(self.class_names)}
 
     def find(self, text: str) -> int | None:
         """Returns the position of a class name; None if unknown."""
         position = self._exact.get(text)
-        return self._spaced.get(text.replace("_", " ")) if position is None else position
+        return self._keys.get(class_key(text)) if position is None else position
 
     def read(self, text: str, where: str, *, numbers: bool = True) -> int | None:
         """Returns the position of a class name, or of a number that is a position in the list.
@@ -262,9 +263,8 @@ class LabelIndex:
 
     def nearest(self, text: str) -> str:
         """Returns ` (nearest: "x")`; an empty text if no class name is similar."""
-        known = {name.replace("_", " ").casefold(): name for name in self.class_names}
-        near = difflib.get_close_matches(text.replace("_", " ").casefold(), list(known), n=1)
-        return f' (nearest: "{known[near[0]]}")' if near else ""
+        near = difflib.get_close_matches(class_key(text), list(self._keys), n=1)
+        return f' (nearest: "{self.class_names[self._keys[near[0]]]}")' if near else ""
 
 
 def name_some(names: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
     Args:
         folder: where to look, to any depth.
         class_names: in class-list order; used if `labeled`.
-        labeled: the first folder level names the class; underscore and space count as equal. Images
+        labeled: the first folder level names the class; as `LabelIndex` finds it. Images
             outside of any class folder have no label.
 
     Raises:
@@ -152,7 +152,7 @@ def _folder_labels(
             f"{folder} has {len(folders)} class folders with images, the class list has"
             f" {len(class_names)} names.\n{mismatch}"
             + (f" Folders without images: {name_some(bare)}." if bare else "")
-            + "\n  Folder names must equal class names; an underscore counts as a space."
+            + "\n  Folder names must equal class names; case, blanks and underscores do not matter."
         )
     labels = {name: index.find(name) for name in folders}
     return [labels[name.split("/", 1)[0]] if "/" in name else None for name in names]

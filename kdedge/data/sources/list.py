@@ -75,7 +75,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
             Paths are relative to the file's folder; they may lead anywhere, since the list is the
             user's own.
         class_names: in class-list order; used if `labeled`.
-        labeled: read labels: a class name (underscore counts as a space) or else a position in the
+        labeled: read labels: a class name, as `LabelIndex` finds it, or else a position in the
             class list from 0. An empty field is no label.
 
     Raises:

@@ -109,8 +109,8 @@ def test_what_is_no_folder_is_refused(tmp_path, kind):
         keys(tmp_path / kind)
 
 
-def test_the_first_folder_is_the_class_and_underscore_is_a_space(tmp_path):
-    add(tmp_path, "cat/a.png", "hot_dog/x/b.png", "scratch (deep)/c.png")
+def test_the_first_folder_is_the_class_whatever_its_case_and_blanks(tmp_path):
+    add(tmp_path, "Cat/a.png", "hot_dog/x/b.png", "scratch (deep)/c.png")
     source = open_source(tmp_path, class_names=NAMES, labeled=True)
     assert [item.label for item in source.items] == [0, 1, 2]
 
