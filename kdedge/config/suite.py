@@ -59,10 +59,11 @@ class Row(Strict):
         description="Name of the method; `kdedge methods` lists them. Default: the recipe's method"
         " for the role.",
     )
-    role: Literal["student", "teacher"] = Field(
-        "student",
-        description="Backbone to train on. student: a method that needs a teacher is trained as by"
-        " `kdedge distill`, any other as by `kdedge train`. teacher: as by `kdedge teach`.",
+    role: Literal["student", "teacher", "baseline"] | None = Field(
+        None,
+        description="How to train. student: on the student's backbone, as by `kdedge distill`."
+        " baseline: on the same backbone, as by `kdedge train`. teacher: on the teacher's, as by"
+        " `kdedge teach`. Default: student for a method that needs a teacher, else baseline.",
     )
     set: Overrides = Field(
         default_factory=dict,

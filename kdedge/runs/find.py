@@ -49,7 +49,7 @@ def newest(
 ) -> RunFolder | None:
     """Finds the run that finished last, or None.
 
-    Other folders and damaged records are skipped.
+    Other folders, damaged records and students that a better one replaced are skipped.
 
     Args:
         root: folder of all runs.
@@ -64,6 +64,7 @@ def newest(
         if (name is None or run.path.parent.name == name)
         and (kind is None or run.kind == kind)
         and (not finished or record.is_finished)
+        and record.better is None
         and (not exported or run.exports)
     ]
     return max(found, key=lambda entry: entry[:2])[2] if found else None

@@ -229,6 +229,11 @@ class RunFolder:
             record["resumed"] = [*record.get("resumed", []), entry]
         write_json(self.provenance, {**record, "status": status})
 
+    def replace_by(self, better: RunFolder) -> None:
+        """Records that a better student was kept in this one's place."""
+        record = self.read_provenance().to_dict()
+        write_json(self.provenance, {**record, "better": better.name})
+
     @property
     def _lock_file(self) -> Path:
         return self.path / ".lock"

@@ -100,6 +100,7 @@ class Provenance(_Tolerant):
         measured_on: hash of the test images; None without any.
         teacher_run: the teacher's run, as `name/NN`.
         official: whether the run follows the public code's protocol.
+        better: a student that was kept in its place, as `name/NN`; None if it was kept.
         resumed: later starts.
         summary: results; empty until the run is finished.
     """
@@ -125,6 +126,7 @@ class Provenance(_Tolerant):
     measured_on: str | None = None
     teacher_run: str | None = None
     official: bool = False
+    better: str | None = None
     resumed: list[Resumed] = []
     summary: Summary = Summary()
 

@@ -53,6 +53,7 @@ _WHY = {
     "zeroshot": "no labels: CLIP knows the classes by their names",
     "labeled_weight": "the labels, beside the teacher's answers on the unlabeled images",
     "views": "the teacher's answers are stored: another student costs no second pass",
+    "one_pass_first": "a student without training, in one pass; the better one is kept",
     "tune": "all weights; prompts: --set student.settings.tune=prompts --set student.optim=null",
     "losses": "the PromptKD repository's 1000 is 2.5 an image on the 397 classes of SUN397",
     "optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
@@ -218,7 +219,7 @@ def _values(name: str, given: Given, looks: dict[str, FirstLook]) -> dict[str, A
         teacher = _model(method, given.teacher, {}, default=TEACHER)
         settings = {"tune": "full", **sized, "losses": {"kl": {"weight_per_image": 2.5}}}
         student = _model("promptkd", clip, settings, default=STUDENT)
-        student["optim"] = _TUNED
+        student |= {"one_pass_first": True, "optim": _TUNED}
         balance = {"balance": {"prior": "auto"}}
     return {
         "name": name,

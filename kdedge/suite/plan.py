@@ -247,9 +247,8 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
     """
     common = list(loaded.suite.set.items())
     plain = _load(loaded, file, common).recipe
-    name = row.method or model_spec(plain, row.role).method
-    learns_from_teacher = load_method(name).METHOD.needs_teacher
-    role: Role = row.role if learns_from_teacher or row.role == "teacher" else "baseline"
+    name = row.method or model_spec(plain, row.role or "student").method
+    role: Role = row.role or ("student" if load_method(name).METHOD.needs_teacher else "baseline")
     _refuse_unread(row, role)
     here = row.set_on.get(plain.name, {})
     given = [*common, *_switch_to(name, plain, role).items(), *row.set.items(), *here.items()]

@@ -18,11 +18,17 @@ from kdedge.suite.ledger import Outcome
 from kdedge.suite.plan import Cell, Plan
 from kdedge.tables import Grid, markdown_table
 
-FIGURES = ("base", "novel", "harmonic_mean", "all")
+FIGURES = ("base", "novel", "harmonic_mean", "all", "mean_over_classes")
 OFFICIAL_MARK = "†"
 """Mark after the label of a row whose recipe says `official: true`."""
 
-_TITLES = {"base": "base", "novel": "novel", "harmonic_mean": "HM", "all": "all"}
+_TITLES = {
+    "base": "base",
+    "novel": "novel",
+    "harmonic_mean": "HM",
+    "all": "all",
+    "mean_over_classes": "mean over classes",
+}
 _SEEN = {
     "labels": "labels",
     "unlabeled_images": "unlabeled",
@@ -157,6 +163,9 @@ def make_grids(plan: Plan, lines: Sequence[Line]) -> list[Grid]:
 
 def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
     ours = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
+    pairs = [(line.mean["all"], line.mean["mean_over_classes"]) for line in lines]
+    if all(_with_spread(one, None) == _with_spread(other, None) for one, other in pairs):
+        ours = [name for name in ours if name != "mean_over_classes"]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
     # Rows that learn from the same data need no columns for it
     seen = list(_SEEN) if len({line.sees for line in lines}) > 1 else []
@@ -177,7 +186,7 @@ def _part(line: Line) -> str:
 
 
 def _published(line: Line, name: str) -> float | None:
-    value: float | None = getattr(line.paper, name) if line.paper is not None else None
+    value: float | None = getattr(line.paper, name, None)
     return value
 
 
@@ -228,12 +237,12 @@ def to_csv(lines: Sequence[Line]) -> str:
     names = [column for name in FIGURES for column in (name, f"{name}_std")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    published = [f"paper_{name}" for name in FIGURES]
+    published = [f"paper_{name}" for name in PaperFigures.model_fields]
     known = ["recipe", "method", *_SEEN, "official", "n_seeds", "n_planned"]
     writer.writerow([*known, *names, *published])
     for line in lines:
         ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
-        paper = [_published(line, name) for name in FIGURES]
+        paper = [_published(line, name) for name in PaperFigures.model_fields]
         marks = [getattr(line.sees, name) for name in _SEEN]
         row = [line.recipe, line.row, *map(_yes_or_no, [*marks, line.is_official])]
         writer.writerow([*row, line.n_seeds, line.n_planned, *ours, *paper])

@@ -10,14 +10,17 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import load_run
 from kdedge.runs.results import read_evaluation
+from kdedge.runs.unlabeled import images_to_judge, judge
+from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.find_teacher import find_teacher, named_teacher, open_teacher
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
-from kdedge.training.quick_look import look_beside
-from kdedge.training.run_job import run_job
+from kdedge.training.quick_look import look_beside, quick_look
+from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.student import StudentParts, student_job, student_parts, teaching_of
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.store import TeacherStore
@@ -48,10 +51,17 @@ def distill(
     run, teacher, parts = teacher_and_parts(
         loaded, workspace, resume=resume, keep_teacher=keep_teacher
     )
-    job = student_job(parts, teaching_of(teacher, parts))
     if workspace.device.type == "cpu":
         keep_freed_memory()
-    return run, _run_stage("Student 2/2", job, resume=resume)
+    first = _one_pass_student(parts, teacher, resume=resume)
+    student = _run_stage(
+        "Student 2/2", student_job(parts, teaching_of(teacher, parts)), resume=resume
+    )
+    if first is not None and workspace.group.on_rank0(
+        lambda: _is_first_better(first, student, parts, teacher)
+    ):
+        student = first
+    return run, student
 
 
 def store_features(
@@ -96,18 +106,20 @@ def teacher_and_parts(
         if named:
             return found, teacher, parts
         assert isinstance(teacher, ModelTeacher)  # a run's
-        return _or_better(found, teacher, parts, resume=resume, keep_teacher=keep_teacher)
+        return _or_better(found, teacher, parts, None, resume=resume, keep_teacher=keep_teacher)
     with working("trying a step of the student"):
         trial_steps(student_job(parts, teaching_of(teacher, parts)), 1)
+    look = workspace.group.on_rank0(lambda: quick_look(found))
     run = _run_stage("Teacher 1/2", found, resume=resume)
     teacher = open_teacher(run, parts)
-    return _or_better(run, teacher, parts, resume=resume, keep_teacher=keep_teacher)
+    return _or_better(run, teacher, parts, look, resume=resume, keep_teacher=keep_teacher)
 
 
 def _or_better(
     run: RunFolder,
     teacher: ModelTeacher,
     parts: StudentParts,
+    look: dict[str, float] | None,
     *,
     resume: bool,
     keep_teacher: bool,
@@ -115,7 +127,7 @@ def _or_better(
     """A trained teacher, or what is better than it on the images that it was trained on."""
     loaded, workspace = parts.setup.loaded, parts.setup.workspace
     job = teacher_job(loaded, workspace)
-    look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model))
+    look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model, look))
     if not look:
         return run, teacher, parts
     reached = look.pop("trained")
@@ -142,6 +154,52 @@ def _or_better(
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
     recipe = loaded.recipe.model_copy(update={"teacher": other})
     return teacher_and_parts(replace(loaded, recipe=recipe), workspace, resume=resume)
+
+
+def _one_pass_student(
+    parts: StudentParts, teacher: AnyTeacher, *, resume: bool
+) -> RunFolder | None:
+    """A ridge student, which takes one pass, before a trained one; if the recipe asks for it."""
+    loaded, workspace = parts.setup.loaded, parts.setup.workspace
+    spec = loaded.recipe.student
+    assert spec is not None  # its parts were read from it
+    has_all = not {"depth", "merge_tokens"} & spec.settings.keys()  # else it would be larger
+    if not spec.one_pass_first or parts.setup.choice.is_solved or not has_all:
+        return None
+    outputs = "features" if parts.setup.choice.settings.needs_teacher_vectors else "logits"
+    other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None, "targets": None}
+    first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
+    recipe = loaded.recipe.model_copy(update={"student": first})
+    own = student_parts(replace(loaded, recipe=recipe), workspace)
+    job = student_job(own, teaching_of(teacher, own))
+    run = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
+    return run or _run_stage("First student", job, resume=resume)
+
+
+def _is_first_better(
+    first: RunFolder, trained: RunFolder, parts: StudentParts, teacher: AnyTeacher
+) -> bool:
+    """Whether the student of one pass answers as the teacher on more images than the trained one.
+
+    If so, the trained one's record names it.
+    """
+    workspace = parts.setup.workspace
+    found = images_to_judge(RecipeData(parts.setup.loaded.recipe, parts.setup.classes, workspace))
+    assert found is not None  # it was trained on some
+    asked = teacher.model if isinstance(teacher, ModelTeacher) else teacher
+    one, other = (
+        judge(load_run(run, workspace), *found, teacher=asked).agreement_percent or 0.0
+        for run in (first, trained)
+    )
+    is_better = one > other
+    log.info(
+        "Student of one pass: %s answers as the teacher on %.1f %% of %s, after training it is"
+        " %.1f %%: %s is kept.",
+        *(first.path, one, found[1], other, first.path if is_better else trained.path),
+    )
+    if is_better:
+        trained.replace_by(first)
+    return is_better
 
 
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:

@@ -58,19 +58,22 @@ def quick_look(job: Job) -> dict[str, float]:
     return found
 
 
-def look_beside(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
+def look_beside(
+    run: RunFolder, job: Job, model: LogitModel, look: dict[str, float] | None
+) -> dict[str, float]:
     """`quick_look`, with the trained teacher's own accuracy as `trained`; kept in its run.
 
     Args:
         run: the teacher's; another student of it reads what is there.
         job: the teacher's.
         model: the trained teacher.
+        look: from before its training; None if it had been trained.
     """
     file = run.path / "quick_look.json"
     if file.exists():
         known: dict[str, float] = read_json(file)
         return known
-    found = quick_look(job)
+    found = quick_look(job) if look is None else dict(look)
     if found:
         found["trained"] = _mean_over_classes(job, *_answers(job, model))
         write_json(file, found)

@@ -123,6 +123,18 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(project: Path, kded
     assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
 
 
+def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(
+    project: Path, kdedge: Run
+) -> None:
+    stuck = ("teacher.method=zeroshot", "teacher.settings={}", "student.one_pass_first=true")
+    done = kdedge("distill", "r.yaml", *options(*stuck, "student.optim={lr: 1e-9, epochs: 1}"))
+    assert done.code == 0, done.err
+    assert "runs/tiny/02 is kept" in done.err
+    assert read("runs/tiny/02/provenance.json")["method"] == "ridge"
+    assert read("runs/tiny/03/provenance.json")["better"] == "tiny/02"
+    assert "runs/tiny/02" in kdedge("eval").out
+
+
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [

@@ -45,8 +45,8 @@ def problem(folder: Path, text: str) -> str:
 def test_a_suite_gives_its_values_and_labels_rows_by_their_methods(tmp_path):
     suite = load_suite(write(tmp_path, GOOD)).suite
     assert [(row.name, row.method, row.role) for row in suite.methods] == [
-        ("coop", "coop", "student"),
-        ("vpt", "vpt", "student"),
+        ("coop", "coop", None),
+        ("vpt", "vpt", None),
         ("teacher", None, "teacher"),
     ]
     assert suite.methods[1].set == {"baseline.settings.n_ctx_vision": 2}
@@ -64,7 +64,7 @@ def test_seeds_are_the_published_ones_where_none_are_given(tmp_path):
     [
         ("seeds:", "seds:", "s.yaml:7: seds is not a known key.\n  Did you mean seeds?"),
         ("method: vpt", "metod: vpt", "s.yaml:5: methods.1.metod is not a known key.\n  Did you"),
-        ("role: teacher", "role: techer", "s.yaml:6: methods.2.role must be student or teacher"),
+        ("role: teacher", "role: techer", "s.yaml:6: methods.2.role must be student"),
         ("{name: teacher, ", "{", "s.yaml:6: methods.2.name is missing."),
         ("[4, 5]", "[4, x]", 's.yaml:7: seeds.1 must be a whole number, got "x".'),
         ("[4, 5]", "[4, -1]", "s.yaml:7: seeds.1 must be at least 0, got -1."),
