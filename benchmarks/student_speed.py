@@ -31,6 +31,7 @@ from kdedge.config.student_sizes import student_size
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import fold
 from kdedge.methods import promptkd
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.run import load
 from kdedge.targets.onnx.trace import write_onnx
@@ -62,12 +63,14 @@ def export(backbone: AnyBackbone, path: Path, **settings: Any) -> float:
     """Writes a student's ONNX file and gives its GFLOPs an image."""
     student = promptkd.Method.build(
         backbone,
-        [f"class {index}" for index in range(N_CLASSES)],
         promptkd.Settings(**settings),
-        template="{}",
-        train_classes=range(N_CLASSES),
-        teacher=Vectors(),
-        generator=torch.Generator().manual_seed(0),
+        Inputs(
+            [f"class {index}" for index in range(N_CLASSES)],
+            "{}",
+            range(N_CLASSES),
+            torch.Generator().manual_seed(0),
+            teacher=Vectors(),
+        ),
     )
     model = fold(
         student.image_path(),

@@ -29,7 +29,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import ivlp, promptsrc
-from kdedge.methods.protocol import StepOutput, Teacher
+from kdedge.methods.protocol import Inputs, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 
 METHOD = Declaration(
@@ -140,32 +140,21 @@ class Method(promptsrc.Method):
     _settings: Settings
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: ivlp.Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: ivlp.Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; the template is not used."""
         assert isinstance(settings, Settings)
-        train_names = [class_names[index] for index in train_classes]
-        texts = anchored_texts(backbone, class_names, settings)
-        train_texts = anchored_texts(backbone, train_names, settings)
-        prompted = ivlp.make_prompted_clip(backbone, settings, generator)
+        texts = anchored_texts(backbone, inputs.class_names, settings)
+        train_texts = anchored_texts(backbone, inputs.train_names, settings)
+        prompted = ivlp.make_prompted_clip(backbone, settings, inputs.generator)
         n_context = len(settings.attributes) * settings.n_ctx_attribute
-        drawn = torch.randn(n_context, text_width(backbone), generator=generator)
+        drawn = torch.randn(n_context, text_width(backbone), generator=inputs.generator)
         return cls(
             backbone,
             AnchoredCLIP(prompted, (ATTRIBUTE_STD * drawn).to(backbone.device)),
             settings,
             texts=texts,
             train_texts=train_texts,
-            train_names=train_names,
+            train_names=inputs.train_names,
         )
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:

@@ -25,7 +25,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.protocol import ImagePath, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 
 METHOD = Declaration(
@@ -126,26 +126,17 @@ class Method:
         self._prior = prior
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; learns over all classes, with the template.
 
         Raises:
             RecipeError: the prior's names are not the class list's.
         """
-        prior = label_prior(settings, class_names).to(backbone.device)
-        n_hidden, n_classes = settings.n_hidden, len(class_names)
-        module = Adapter(backbone.embed_dim, n_hidden, n_classes, generator).to(backbone.device)
-        texts = [template.format(readable(name)) for name in class_names]
+        names, n_hidden = inputs.class_names, settings.n_hidden
+        prior = label_prior(settings, names).to(backbone.device)
+        module = Adapter(backbone.embed_dim, n_hidden, len(names), inputs.generator)
+        module.to(backbone.device)
+        texts = [inputs.template.format(readable(name)) for name in names]
         return cls(backbone, module, settings, texts=texts, prior=prior)
 
     @cached_property

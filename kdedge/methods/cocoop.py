@@ -7,8 +7,6 @@ Pairs of image and class are encoded in chunks, so that memory does not grow wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import MethodSettings, Teacher
+from kdedge.methods.protocol import Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
@@ -132,25 +130,17 @@ class Method(SupervisedMethod):
         self._train_texts = train_texts
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         n_ctx, init = settings.n_ctx, settings.context_init
         texts, train_texts = (
             prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")
-            for names in (class_names, [class_names[index] for index in train_classes])
+            for names in (inputs.class_names, inputs.train_names)
         )
-        context = first_context(backbone, n_ctx=n_ctx, context_init=init, generator=generator)
-        meta_net = MetaNet(backbone.embed_dim, text_width(backbone), generator)
+        context = first_context(
+            backbone, n_ctx=n_ctx, context_init=init, generator=inputs.generator
+        )
+        meta_net = MetaNet(backbone.embed_dim, text_width(backbone), inputs.generator)
         module = PromptLearner(context, meta_net).to(backbone.device)
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 

@@ -26,7 +26,7 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.config.recipe import OptimSpec
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import MethodSettings, Teacher
+from kdedge.methods.protocol import Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -130,19 +130,9 @@ class Method(TextPromptMethod):
     module: PromptLearner
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
-        train_names = [class_names[index] for index in train_classes]
+        class_names, train_names = inputs.class_names, inputs.train_names
         if settings.class_specific and train_names != list(class_names):
             raise RecipeError(
                 "class_specific trains one context per class, but"
@@ -152,7 +142,7 @@ class Method(TextPromptMethod):
             )
         texts = class_texts(backbone, class_names, settings)
         train_texts = class_texts(backbone, train_names, settings)
-        context = make_context(backbone, settings, len(class_names), generator)
+        context = make_context(backbone, settings, len(class_names), inputs.generator)
         return cls(backbone, PromptLearner(context), texts=texts, train_texts=train_texts)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:

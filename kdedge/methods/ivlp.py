@@ -23,7 +23,7 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import Encoder, ImagePath, MethodSettings, Teacher
+from kdedge.methods.protocol import Encoder, ImagePath, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -110,22 +110,11 @@ class Method(TextPromptMethod):
     module: PromptedCLIP
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
-        train_names = [class_names[index] for index in train_classes]
-        texts = class_texts(backbone, class_names, settings)
-        train_texts = class_texts(backbone, train_names, settings)
-        module = make_prompted_clip(backbone, settings, generator)
+        texts = class_texts(backbone, inputs.class_names, settings)
+        train_texts = class_texts(backbone, inputs.train_names, settings)
+        module = make_prompted_clip(backbone, settings, inputs.generator)
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:

@@ -31,7 +31,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.protocol import ImagePath, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.zeroshot import template_list
 
@@ -207,23 +207,15 @@ class Method:
         self._first_classifier = module.classifier.detach().clone()
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; learns over all classes."""
         visual_prompts = make_visual_prompts(
-            backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=generator
+            backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=inputs.generator
         )
         visual = with_own_norms(backbone.visual)
-        linear = make_linear(backbone.embed_dim, len(class_names), generator, bias=False)
+        linear = make_linear(
+            backbone.embed_dim, len(inputs.class_names), inputs.generator, bias=False
+        )
         classifier = nn.Parameter(linear.weight.detach().to(backbone.device))
         module = TunedEncoder(visual_prompts, layer_norms(visual), classifier)
         return cls(
@@ -231,9 +223,9 @@ class Method:
             visual,
             module,
             settings,
-            class_names=class_names,
-            template=template,
-            noise_seed=int(torch.randint(2**62, (), generator=generator)),
+            class_names=inputs.class_names,
+            template=inputs.template,
+            noise_seed=int(torch.randint(2**62, (), generator=inputs.generator)),
         )
 
     @property

@@ -26,7 +26,7 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import Encoder, ImagePath, MethodSettings, Teacher
+from kdedge.methods.protocol import Encoder, ImagePath, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -102,17 +102,7 @@ class Method(TextPromptMethod):
     module: CoupledPrompts
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         n_ctx, init, depth = settings.n_ctx, settings.context_init, settings.prompt_depth
         check_takes_prompts(backbone)
@@ -120,19 +110,19 @@ class Method(TextPromptMethod):
         check_depth(depth, len(visual.transformer.resblocks), "prompt_depth", "image")
         texts, train_texts = (
             prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")
-            for names in (class_names, [class_names[index] for index in train_classes])
+            for names in (inputs.class_names, inputs.train_names)
         )
         text_prompts = make_text_prompts(
             backbone,
             n_ctx=n_ctx,
             prompt_depth=depth,
             context_init=init,
-            generator=generator,
+            generator=inputs.generator,
             setting="prompt_depth",
         )
         width = visual.class_embedding.shape[0]
         couplings = make_couplings(
-            text_width(backbone), width, prompt_depth=depth, generator=generator
+            text_width(backbone), width, prompt_depth=depth, generator=inputs.generator
         )
         module = CoupledPrompts(text_prompts, couplings).to(backbone.device)
         return cls(backbone, module, texts=texts, train_texts=train_texts)

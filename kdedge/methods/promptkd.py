@@ -33,7 +33,7 @@ from kdedge.methods._projector import Projector
 from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods._student import Student, make_student
 from kdedge.methods.losses import DistillationLoss, Outputs
-from kdedge.methods.protocol import ImagePath, StepOutput, Teacher
+from kdedge.methods.protocol import ImagePath, Inputs, StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import labels_of
 
@@ -75,30 +75,17 @@ class Method:
         self._merge_tokens = settings.merge_tokens
 
     @classmethod
-    def build(
-        cls,
-        backbone: AnyBackbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-        class_vectors: Tensor | None = None,
-    ) -> Method:
+    def build(cls, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; learns from the teacher over all classes.
 
         Texts, "<context> NAME.", are only encoded under `class_vectors: student`. A student that is
         not trained needs no teacher but its class vectors, [C, D_teacher].
         """
-        if class_vectors is None:
-            if teacher is None:
-                raise RecipeError(
-                    "promptkd learns from a teacher, but the recipe has none.\n"
-                    "  Add a teacher section."
-                )
-            class_vectors = teacher.class_vectors()
+        if not inputs.is_student:
+            raise RecipeError(
+                "promptkd learns from a teacher, but the recipe has none.\n  Add a teacher section."
+            )
+        class_vectors, class_names = inputs.vectors(), inputs.class_names
         if len(class_vectors) != len(class_names):
             raise ShapeError(
                 f"The teacher has {len(class_vectors)} class vectors, but the class list has"
@@ -109,9 +96,10 @@ class Method:
             backbone,
             settings,
             class_vectors=class_vectors,
-            train_classes=train_classes,
-            scale=1.0 if teacher is None else teacher.scale,  # of a finished run: its file has it
-            generator=generator,
+            train_classes=inputs.train_classes,
+            # A finished run's file has it
+            scale=1.0 if inputs.teacher is None else inputs.teacher.scale,
+            generator=inputs.generator,
         )
         module.to(backbone.device)
         texts = None
@@ -127,9 +115,9 @@ class Method:
             backbone,
             module,
             settings,
-            teacher=teacher,
+            teacher=inputs.teacher,
             class_vectors=class_vectors,
-            train_classes=train_classes,
+            train_classes=inputs.train_classes,
             texts=texts,
         )
 

@@ -26,7 +26,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import StepOutput, Teacher
+from kdedge.methods.protocol import Inputs, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import cross_entropy, labels_of
 
@@ -171,30 +171,19 @@ class Method(ivlp.Method):
         self._train_names = train_names
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: ivlp.Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: ivlp.Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         assert isinstance(settings, Settings)
-        train_names = [class_names[index] for index in train_classes]
-        texts = ivlp.class_texts(backbone, class_names, settings)
-        train_texts = ivlp.class_texts(backbone, train_names, settings)
-        module = ivlp.make_prompted_clip(backbone, settings, generator)
+        texts = ivlp.class_texts(backbone, inputs.class_names, settings)
+        train_texts = ivlp.class_texts(backbone, inputs.train_names, settings)
+        module = ivlp.make_prompted_clip(backbone, settings, inputs.generator)
         return cls(
             backbone,
             module,
             settings,
             texts=texts,
             train_texts=train_texts,
-            train_names=train_names,
+            train_names=inputs.train_names,
         )
 
     @cached_property

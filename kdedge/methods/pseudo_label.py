@@ -19,7 +19,7 @@ all classes. Under `split: all` all classes get pseudo-labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -32,7 +32,7 @@ from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
-from kdedge.methods.protocol import MethodSettings, Teacher
+from kdedge.methods.protocol import Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
@@ -107,27 +107,11 @@ class Method:
     """The learner on a frozen backbone, over all classes."""
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> SupervisedMethod:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> SupervisedMethod:
         """Builds the learner, which trains on pseudo-labels as on labels; same arguments."""
-        given: dict[str, Any] = {
-            "template": template,
-            "train_classes": train_classes,
-            "teacher": teacher,
-            "generator": generator,
-        }
         if settings.coop is not None:
-            return CoOp.build(backbone, class_names, settings.coop, **given)
-        return PromptSRC.build(backbone, class_names, settings.promptsrc, **given)
+            return CoOp.build(backbone, settings.coop, inputs)
+        return PromptSRC.build(backbone, settings.promptsrc, inputs)
 
     @staticmethod
     def choose_labels(

@@ -39,9 +39,9 @@ from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.protocol import (
     ClosedFormData,
     ImagePath,
+    Inputs,
     MethodSettings,
     StepOutput,
-    Teacher,
 )
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.zeroshot import ensemble_text_features
@@ -210,51 +210,38 @@ class Method:
         self._is_student = is_student
 
     @classmethod
-    def build(
-        cls,
-        backbone: AnyBackbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-        class_vectors: Tensor | None = None,
-    ) -> Method:
+    def build(cls, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`.
 
         Raises:
             RecipeError: features are asked for where there is no teacher, or with labels.
         """
-        is_student = teacher is not None or class_vectors is not None
+        is_student = inputs.is_student
         if settings.outputs == "features":
             if not is_student or settings.labeled_weight:
                 what = "labeled_weight needs" if is_student else "a teacher or a baseline has"
                 raise RecipeError(
                     f"ridge with outputs: features: {what} outputs: logits.\n  Leave outputs out."
                 )
-            if class_vectors is None:
-                assert teacher is not None
-                class_vectors = teacher.class_vectors()
+            class_vectors = inputs.vectors()
         else:
-            class_vectors = torch.eye(len(class_names))
+            class_vectors = torch.eye(len(inputs.class_names))
         vectors = class_vectors.to(backbone.device)
         blocks = BlockFeatures(backbone.visual, settings.n_blocks)
         size_px = backbone.preprocess.size_px
         with torch.no_grad():
             n_in = blocks(torch.zeros(1, 3, size_px, size_px, device=backbone.device)).shape[1]
         n_random = settings.n_random if is_student else 0
-        module = Regression(n_in, backbone.embed_dim, n_random, vectors.shape[1], generator)
-        if teacher is not None and settings.outputs == "features":
-            module.scale.fill_(teacher.scale)
+        module = Regression(n_in, backbone.embed_dim, n_random, vectors.shape[1], inputs.generator)
+        if inputs.teacher is not None and settings.outputs == "features":
+            module.scale.fill_(inputs.teacher.scale)
         return cls(
             backbone,
             module.to(backbone.device),
             settings,
-            class_names=class_names,
-            template=template,
-            known=train_classes,
+            class_names=inputs.class_names,
+            template=inputs.template,
+            known=inputs.train_classes,
             vectors=vectors,
             is_student=is_student,
         )

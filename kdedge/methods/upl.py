@@ -27,7 +27,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
 from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import MethodSettings, StepOutput, Teacher
+from kdedge.methods.protocol import Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod, cross_entropy, labels_of
 
@@ -81,25 +81,15 @@ class Method(TextPromptMethod):
     module: PromptLearners
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         n_ctx = settings.n_ctx
         texts, train_texts = (
             prompted_texts(backbone, names, n_ctx=n_ctx, context_init="", setting="n_ctx")
-            for names in (class_names, [class_names[index] for index in train_classes])
+            for names in (inputs.class_names, inputs.train_names)
         )
         shape = (settings.n_runs, n_ctx, text_width(backbone))
-        contexts = INIT_STD * torch.randn(shape, generator=generator)
+        contexts = INIT_STD * torch.randn(shape, generator=inputs.generator)
         module = PromptLearners(contexts.to(backbone.device))
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 

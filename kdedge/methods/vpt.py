@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import Encoder, ImagePath, MethodSettings, Teacher
+from kdedge.methods.protocol import Encoder, ImagePath, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
@@ -77,27 +77,17 @@ class Method(SupervisedMethod):
         self._train_classes = list(train_classes)
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; texts are "a photo of a NAME.", frozen."""
         visual_prompts = make_visual_prompts(
             backbone,
             n_ctx=settings.n_ctx_vision,
             prompt_depth=settings.prompt_depth,
-            generator=generator,
+            generator=inputs.generator,
         )
-        texts = [f"{settings.context_init} {readable(name)}." for name in class_names]
+        texts = [f"{settings.context_init} {readable(name)}." for name in inputs.class_names]
         return cls(
-            backbone, VisualPrompts(visual_prompts), texts=texts, train_classes=train_classes
+            backbone, VisualPrompts(visual_prompts), texts=texts, train_classes=inputs.train_classes
         )
 
     @cached_property

@@ -20,7 +20,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.protocol import ImagePath, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 
 METHOD = Declaration(
@@ -76,20 +76,10 @@ class Method:
         self._class_vectors = class_vectors
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Settings,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
         """See `methods.protocol.Method.build`; only the texts are used."""
-        templates = template_list(settings.templates, template)
-        return cls(backbone, ensemble_text_features(backbone, class_names, templates))
+        templates = template_list(settings.templates, inputs.template)
+        return cls(backbone, ensemble_text_features(backbone, inputs.class_names, templates))
 
     def training_step(self, batch: Batch) -> StepOutput:
         """There is nothing to train."""

@@ -12,7 +12,7 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
-from kdedge.methods.protocol import Method, Teacher
+from kdedge.methods.protocol import Inputs, Method, Teacher
 from kdedge.methods.registry import Sees
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
@@ -73,18 +73,18 @@ class RoleSetup:
             class_vectors: [C, D], for a student; default: its teacher's.
             teacher: for a student that is trained.
         """
-        taught = {} if class_vectors is None else {"class_vectors": class_vectors}
-        method: Method = self.choice.module.Method.build(
-            self.load_backbone(),
+        inputs = Inputs(
             self.classes.names,
-            self.choice.settings,
-            template=self.classes.template,
-            train_classes=self.train_classes,
-            teacher=teacher,
-            generator=torch.Generator().manual_seed(self.seed),
-            **taught,
+            self.classes.template,
+            self.train_classes,
+            torch.Generator().manual_seed(self.seed),
+            teacher,
+            class_vectors,
         )
-        return method
+        built: Method = self.choice.module.Method.build(
+            self.load_backbone(), self.choice.settings, inputs
+        )
+        return built
 
 
 def set_up_role(

@@ -18,6 +18,7 @@ from kdedge.errors import RecipeError, ShapeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 
 RELATIVE = 1e-4
@@ -74,12 +75,14 @@ def make_student(
     names = [f"class {index}" for index in range(n_classes)]
     student = promptkd.Method.build(
         backbone,
-        names,
         promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=depth, **chosen),
-        template="{}",
-        train_classes=range(n_classes),
-        teacher=Vectors(n_classes, teacher_dim),
-        generator=torch.Generator().manual_seed(1),
+        Inputs(
+            names,
+            "{}",
+            range(n_classes),
+            torch.Generator().manual_seed(1),
+            teacher=Vectors(n_classes, teacher_dim),
+        ),
     )
     generator = torch.Generator().manual_seed(2)
     projector = student.module.projector
@@ -380,12 +383,13 @@ def test_methods_without_a_projector_fold_too(tiny_backbone: Backbone, method: s
     settings = {"prompt_depth_text": 2, "prompt_depth_vision": 2} if method == "promptsrc" else {}
     built = module.Method.build(
         tiny_backbone,
-        ["cat", "dog", "red fox"],
         module.Settings(**settings),
-        template="a photo of a {}.",
-        train_classes=range(3),
-        teacher=None,
-        generator=torch.Generator().manual_seed(0),
+        Inputs(
+            ["cat", "dog", "red fox"],
+            "a photo of a {}.",
+            range(3),
+            torch.Generator().manual_seed(0),
+        ),
     )
     built.module.requires_grad_(False)
     pixels = draw_pixels(3, 32)
@@ -449,12 +453,8 @@ def test_lafters_norms_prompts_and_classifier_fold_exactly(head: str) -> None:
     backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0, layer_scale=0.3)
     built = lafter.Method.build(
         backbone,
-        ["cat", "dog", "red fox"],
         lafter.Settings(n_ctx_vision=5),
-        template="a {}.",
-        train_classes=range(3),
-        teacher=None,
-        generator=torch.Generator().manual_seed(0),
+        Inputs(["cat", "dog", "red fox"], "a {}.", range(3), torch.Generator().manual_seed(0)),
     )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

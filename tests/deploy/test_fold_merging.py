@@ -18,6 +18,7 @@ from kdedge.clip.backbone import Backbone, make_backbone, unit_length
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import promptkd
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ def make_clip(*, n_layers: int, image_px: int, seed: int) -> Backbone:
 def make_student(backbone: Backbone, **chosen: Any) -> promptkd.Method:
     student = promptkd.Method.build(
         backbone,
-        [f"class {index}" for index in range(7)],
         promptkd.Settings(**chosen),
-        template="{}",
-        train_classes=range(7),
-        teacher=Vectors(),
-        generator=torch.Generator().manual_seed(1),
+        Inputs(
+            [f"class {index}" for index in range(7)],
+            "{}",
+            range(7),
+            torch.Generator().manual_seed(1),
+            teacher=Vectors(),
+        ),
     )
     prompts = student.module.visual_prompts
     if prompts is not None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods import coop
+from kdedge.methods.protocol import Inputs
 
 
 def block(n: int, width: int) -> int:
@@ -67,9 +68,8 @@ def test_clips_encoders_need_what_the_formula_says_and_what_is_published(name: s
 
 def test_counting_without_values_gives_what_a_real_call_executes(tiny_backbone: Any) -> None:
     method = coop.Method.build(
-        tiny_backbone, ["cat", "dog"], coop.Settings(), template="{}", train_classes=range(2),
-        teacher=None, generator=torch.Generator(),
-    )  # fmt: skip
+        tiny_backbone, coop.Settings(), Inputs(["cat", "dog"], "{}", range(2), torch.Generator())
+    )
     images = torch.randn(3, 3, 32, 32)
 
     def logits(batch: torch.Tensor) -> torch.Tensor:

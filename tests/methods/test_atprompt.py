@@ -15,6 +15,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import atprompt, coop
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "dog", "school_bus", "fox"]
 TINY = {
@@ -36,12 +37,8 @@ COOP: dict[str, Any] = {
 def build(backbone: Backbone, **chosen: Any) -> atprompt.Method:
     return atprompt.Method.build(
         backbone,
-        NAMES,
         atprompt.Settings(**{**TINY, **chosen}),
-        template="unused {}",
-        train_classes=[0, 1],
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "unused {}", [0, 1], torch.Generator().manual_seed(1)),
     )
 
 
@@ -151,12 +148,8 @@ def test_attributes_change_what_coops_texts_say(tiny_backbone: Backbone) -> None
     method = build(tiny_backbone, **COOP)
     plain = coop.Method.build(
         tiny_backbone,
-        NAMES,
         coop.Settings(n_ctx=2, context_init=""),
-        template="{}",
-        train_classes=[0, 1],
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "{}", [0, 1], torch.Generator().manual_seed(1)),
     )
     assert not torch.allclose(method.class_vectors(), plain.class_vectors(), atol=1e-2)
 

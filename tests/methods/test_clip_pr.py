@@ -16,7 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import clip_pr
-from kdedge.methods.protocol import WithoutClassVectors
+from kdedge.methods.protocol import Inputs, WithoutClassVectors
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -26,12 +26,8 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 def build(backbone: Backbone, **chosen: Any) -> clip_pr.Method:
     return clip_pr.Method.build(
         backbone,
-        NAMES,
         clip_pr.Settings(**chosen),
-        template="a blurred photo of a {}.",
-        train_classes=range(4),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "a blurred photo of a {}.", range(4), torch.Generator().manual_seed(1)),
     )
 
 

@@ -14,7 +14,7 @@ from kdedge.clip.text import CHUNK_SIZE, encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import cocoop
-from kdedge.methods.protocol import WithoutClassVectors
+from kdedge.methods.protocol import Inputs, WithoutClassVectors
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -24,12 +24,8 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> cocoop.Method:
     return cocoop.Method.build(
         backbone,
-        NAMES,
         cocoop.Settings(**chosen),
-        template="unused {}",
-        train_classes=range(n_trained),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 

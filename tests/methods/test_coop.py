@@ -15,6 +15,7 @@ from kdedge.clip.text import CHUNK_SIZE, encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import coop
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -24,12 +25,8 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 def build(backbone: Backbone, n_trained: int = 4, **chosen: Any) -> coop.Method:
     return coop.Method.build(
         backbone,
-        NAMES,
         coop.Settings(**chosen),
-        template="unused {}",
-        train_classes=range(n_trained),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 
@@ -96,12 +93,8 @@ def test_a_context_of_each_class_is_encoded_in_chunks_with_the_same_gradient(
     settings = coop.Settings(class_specific=True, class_position="middle", n_ctx=6)
     method = coop.Method.build(
         tiny_backbone,
-        names,
         settings,
-        template="unused {}",
-        train_classes=range(len(names)),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(names, "unused {}", range(len(names)), torch.Generator().manual_seed(1)),
     )
     images, context = batch(n_classes=len(names)), method.module.context
     texts = encode_text(tiny_backbone.model, method.texts, context=context)
@@ -147,12 +140,8 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     other = [*NAMES[:2], "pizza", "submarine"]
     same = coop.Method.build(
         tiny_backbone,
-        other,
         coop.Settings(),
-        template="{}",
-        train_classes=range(2),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(other, "{}", range(2), torch.Generator().manual_seed(1)),
     )
     assert torch.equal(same.training_step(batch()).loss, method.training_step(batch()).loss)
 

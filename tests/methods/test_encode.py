@@ -15,6 +15,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import make_image_backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import atprompt, cocoop, coop, ivlp, maple, promptkd, promptsrc, vpt, zeroshot
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
@@ -52,20 +53,14 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
         if module is promptkd:
             teacher = zeroshot.Method.build(
                 tiny_teacher_backbone,
-                NAMES,
                 zeroshot.Settings(),
-                teacher=None,
-                generator=torch.Generator(),
-                **common,
+                Inputs(NAMES, generator=torch.Generator(), **common),
             )
         generator = torch.Generator().manual_seed(1)
         method = module.Method.build(
             tiny_backbone,
-            NAMES,
             module.Settings(**settings),
-            teacher=teacher,
-            generator=generator,
-            **common,
+            Inputs(NAMES, teacher=teacher, generator=generator, **common),
         )
         method.module.train()
         return method
@@ -137,12 +132,14 @@ def test_a_step_keeps_no_more_for_more_classes_but_its_logits(
 
         method = promptkd.Method.build(
             tiny_backbone,
-            [f"class {i}" for i in range(n_classes)],
             promptkd.Settings(**TAUGHT),
-            template="{}",
-            train_classes=[],
-            teacher=Teacher(),
-            generator=torch.Generator().manual_seed(1),
+            Inputs(
+                [f"class {i}" for i in range(n_classes)],
+                "{}",
+                [],
+                torch.Generator().manual_seed(1),
+                teacher=Teacher(),
+            ),
         )
         features = nn.functional.normalize(torch.ones(N_IMAGES, 40), dim=-1)
         saved: dict[int, int] = {}
@@ -170,9 +167,9 @@ def is_split(visual: nn.Module, teacher: Backbone) -> bool:
     )
     common: dict[str, Any] = {"template": "{}", "train_classes": range(len(NAMES))}
     common["generator"] = torch.Generator().manual_seed(1)
-    taught = zeroshot.Method.build(teacher, NAMES, zeroshot.Settings(), teacher=None, **common)
+    taught = zeroshot.Method.build(teacher, zeroshot.Settings(), Inputs(NAMES, **common))
     settings = promptkd.Settings(tune="full")
-    student = promptkd.Method.build(backbone, NAMES, settings, teacher=taught, **common)
+    student = promptkd.Method.build(backbone, settings, Inputs(NAMES, teacher=taught, **common))
     return student.can_split_batches
 
 

@@ -15,6 +15,7 @@ from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus"]
@@ -49,12 +50,14 @@ def images(n: int = 6) -> Tensor:
 def build(method: Any, backbone: Any, teacher: Any = None, **settings: Any) -> Any:
     return method.Method.build(
         backbone,
-        NAMES,
         method.Settings(**settings),
-        template="a photo of a {}.",
-        train_classes=range(len(NAMES)),
-        teacher=teacher,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(
+            NAMES,
+            "a photo of a {}.",
+            range(len(NAMES)),
+            torch.Generator().manual_seed(1),
+            teacher=teacher,
+        ),
     )
 
 

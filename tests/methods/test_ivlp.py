@@ -12,6 +12,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import ivlp
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 TINY = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
@@ -22,12 +23,8 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> ivlp.Method:
     return ivlp.Method.build(
         backbone,
-        NAMES,
         ivlp.Settings(**{**TINY, **chosen}),
-        template="unused {}",
-        train_classes=range(n_trained),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 

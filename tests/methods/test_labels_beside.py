@@ -15,6 +15,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.fold import fold
 from kdedge.methods import promptkd, zeroshot
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 LABELED = range(3)
@@ -30,11 +31,11 @@ def build(backbone: Backbone, teacher: Backbone, **chosen: Any) -> promptkd.Meth
         "generator": torch.Generator().manual_seed(1),
     }
     taught = zeroshot.Method.build(
-        teacher, NAMES, zeroshot.Settings(), teacher=None, train_classes=range(5), **common
+        teacher, zeroshot.Settings(), Inputs(NAMES, train_classes=range(5), **common)
     )
     settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
     return promptkd.Method.build(
-        backbone, NAMES, settings, teacher=taught, train_classes=LABELED, **common
+        backbone, settings, Inputs(NAMES, teacher=taught, train_classes=LABELED, **common)
     )
 
 

@@ -15,7 +15,7 @@ from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, DivergedError
 from kdedge.methods import lafter
-from kdedge.methods.protocol import LearnsFromTexts, StepOutput
+from kdedge.methods.protocol import Inputs, LearnsFromTexts, StepOutput
 from kdedge.training.loop.step import Stepper
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
@@ -28,12 +28,8 @@ def build(
 ) -> lafter.Method:
     return kind.build(
         backbone,
-        NAMES,
         lafter.Settings(**{"n_ctx_vision": 3, "n_text_steps": 20, **chosen}),
-        template="a blurred photo of a {}.",
-        train_classes=range(4),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "a blurred photo of a {}.", range(4), torch.Generator().manual_seed(1)),
     )
 
 

@@ -15,6 +15,7 @@ from kdedge.errors import RecipeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import fold
 from kdedge.methods import promptkd, zeroshot
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 ALL = ["q", "k", "v", "out", "mlp"]
@@ -31,9 +32,9 @@ def build(backbone: Backbone, teacher: Backbone, **chosen: Any) -> promptkd.Meth
         "generator": torch.Generator().manual_seed(1),
     }
     settings = zeroshot.Settings()
-    taught = zeroshot.Method.build(teacher, NAMES, settings, teacher=None, **common)
+    taught = zeroshot.Method.build(teacher, settings, Inputs(NAMES, **common))
     settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
-    return promptkd.Method.build(backbone, NAMES, settings, teacher=taught, **common)
+    return promptkd.Method.build(backbone, settings, Inputs(NAMES, teacher=taught, **common))
 
 
 def trained(method: promptkd.Method) -> promptkd.Method:

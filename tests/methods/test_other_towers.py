@@ -14,6 +14,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.fold import fold
 from kdedge.methods import coop, maple, promptkd, promptsrc, vpt, zeroshot
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus"]
@@ -39,12 +40,14 @@ def images(n: int = 6) -> Tensor:
 def build(method: Any, backbone: Backbone, teacher: Any = None, **settings: Any) -> Any:
     return method.Method.build(
         backbone,
-        NAMES,
         method.Settings(**settings),
-        template="a photo of a {}.",
-        train_classes=range(len(NAMES)),
-        teacher=teacher,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(
+            NAMES,
+            "a photo of a {}.",
+            range(len(NAMES)),
+            torch.Generator().manual_seed(1),
+            teacher=teacher,
+        ),
     )
 
 

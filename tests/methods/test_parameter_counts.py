@@ -12,6 +12,7 @@ from torch import nn
 from kdedge.clip.architecture import build_empty
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import TextFeatureCache
+from kdedge.methods.protocol import Inputs
 from kdedge.methods.registry import load_method
 from kdedge.runtime.preprocess import Preprocess
 
@@ -52,11 +53,7 @@ def test_a_method_trains_as_many_parameters_as_published(
         settings = {"context_init": "", **settings}
     built = module.Method.build(
         empty_backbone(backbone),
-        ["cat", "dog"],
         module.Settings(**settings),
-        template="a photo of a {}.",
-        train_classes=range(1),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(["cat", "dog"], "a photo of a {}.", range(1), torch.Generator().manual_seed(1)),
     )
     assert sum(p.numel() for p in built.trainable_parameters().values()) == count

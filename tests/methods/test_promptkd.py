@@ -18,7 +18,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses.kl import distillation_loss
-from kdedge.methods.protocol import Teacher
+from kdedge.methods.protocol import Inputs, Teacher
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 
@@ -32,18 +32,20 @@ COMMON: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range
 
 def build_teacher(backbone: Backbone) -> zeroshot.Method:
     return zeroshot.Method.build(
-        backbone, NAMES, zeroshot.Settings(), teacher=None, generator=torch.Generator(), **COMMON
+        backbone, zeroshot.Settings(), Inputs(NAMES, generator=torch.Generator(), **COMMON)
     )
 
 
 def build(backbone: Backbone, teacher: Backbone | Teacher, **chosen: Any) -> promptkd.Method:
     return promptkd.Method.build(
         backbone,
-        NAMES,
         promptkd.Settings(**{"prompt_depth": 2, **chosen}),
-        teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
-        generator=torch.Generator().manual_seed(1),
-        **COMMON,
+        Inputs(
+            NAMES,
+            teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
+            generator=torch.Generator().manual_seed(1),
+            **COMMON,
+        ),
     )
 
 

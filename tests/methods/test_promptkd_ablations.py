@@ -18,6 +18,7 @@ from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses import list_losses
 from kdedge.methods.losses.kl import distillation_loss
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 2}
@@ -28,7 +29,7 @@ COMMON: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range
 
 def build_teacher(backbone: Backbone) -> zeroshot.Method:
     return zeroshot.Method.build(
-        backbone, NAMES, zeroshot.Settings(), teacher=None, generator=torch.Generator(), **COMMON
+        backbone, zeroshot.Settings(), Inputs(NAMES, generator=torch.Generator(), **COMMON)
     )
 
 
@@ -37,11 +38,13 @@ def build(
 ) -> promptkd.Method:
     return promptkd.Method.build(
         backbone,
-        NAMES,
         promptkd.Settings(**{"prompt_depth": 2, **chosen}),
-        teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
-        generator=torch.Generator().manual_seed(1),
-        **COMMON,
+        Inputs(
+            NAMES,
+            teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
+            generator=torch.Generator().manual_seed(1),
+            **COMMON,
+        ),
     )
 
 

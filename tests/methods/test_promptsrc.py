@@ -16,6 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import promptsrc
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "dog", "school_bus", "fox"]
 TINY = {"prompt_depth_text": 2, "prompt_depth_vision": 2, "n_anchor_templates": 3}
@@ -24,12 +25,8 @@ TINY = {"prompt_depth_text": 2, "prompt_depth_vision": 2, "n_anchor_templates": 
 def build(backbone: Backbone, **chosen: Any) -> promptsrc.Method:
     return promptsrc.Method.build(
         backbone,
-        NAMES,
         promptsrc.Settings(**{**TINY, **chosen}),
-        template="unused {}",
-        train_classes=[0, 1],
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "unused {}", [0, 1], torch.Generator().manual_seed(1)),
     )
 
 
@@ -132,12 +129,8 @@ def test_the_order_of_class_names_permutes_the_class_vectors_only(tiny_backbone:
     def vectors(names: list[str]) -> Tensor:
         return promptsrc.Method.build(
             tiny_backbone,
-            names,
             promptsrc.Settings(**TINY),
-            template="{}",
-            train_classes=[0],
-            teacher=None,
-            generator=torch.Generator().manual_seed(1),
+            Inputs(names, "{}", [0], torch.Generator().manual_seed(1)),
         ).class_vectors()
 
     order = [2, 0, 3, 1]

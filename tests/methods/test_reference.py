@@ -21,6 +21,7 @@ from kdedge.clip.prompts import readable
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, zeroshot
+from kdedge.methods.protocol import Inputs
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 """Float32 sums in another order; the vectors' README grants this much, gradients included."""
@@ -77,12 +78,14 @@ def build(
 ) -> Any:
     return method.Method.build(
         backbone,
-        names,
         settings,
-        template=arguments.get("template", "a photo of a {}."),
-        train_classes=range(len(names)),
-        teacher=arguments.get("teacher"),
-        generator=torch.Generator().manual_seed(1),
+        Inputs(
+            names,
+            arguments.get("template", "a photo of a {}."),
+            range(len(names)),
+            torch.Generator().manual_seed(1),
+            teacher=arguments.get("teacher"),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from kdedge.clip.block_features import BlockFeatures
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.fold import fold
 from kdedge.methods import ridge, zeroshot
-from kdedge.methods.protocol import ClosedFormData
+from kdedge.methods.protocol import ClosedFormData, Inputs
 from kdedge.runtime.artifact import Head
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
@@ -98,20 +98,12 @@ def build(backbone: Backbone, *, is_student: bool = False, **settings: Any) -> A
     teacher = None
     if is_student:
         teacher = zeroshot.Method.build(
-            backbone,
-            NAMES,
-            zeroshot.Settings(),
-            teacher=None,
-            generator=torch.Generator(),
-            **shared,
+            backbone, zeroshot.Settings(), Inputs(NAMES, generator=torch.Generator(), **shared)
         )
     return ridge.Method.build(
         backbone,
-        NAMES,
         ridge.Settings(n_random=16, **settings),
-        teacher=teacher,
-        generator=torch.Generator().manual_seed(1),
-        **shared,
+        Inputs(NAMES, teacher=teacher, generator=torch.Generator().manual_seed(1), **shared),
     )
 
 

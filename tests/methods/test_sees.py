@@ -10,6 +10,7 @@ import torch
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import zeroshot
+from kdedge.methods.protocol import Inputs
 from kdedge.methods.registry import Sees, list_methods, load_method
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
@@ -38,9 +39,9 @@ def build(name: str, backbone: Backbone, class_names: list[str]) -> Any:
     teacher = None
     if module.METHOD.needs_teacher:
         settings = zeroshot.Settings()
-        teacher = zeroshot.Method.build(backbone, class_names, settings, teacher=None, **given)
+        teacher = zeroshot.Method.build(backbone, settings, Inputs(class_names, **given))
     settings = module.Settings(**SMALL.get(name, {}))
-    return module.Method.build(backbone, class_names, settings, teacher=teacher, **given)
+    return module.Method.build(backbone, settings, Inputs(class_names, teacher=teacher, **given))
 
 
 def first_loss(name: str, backbone: Backbone, class_names: list[str]) -> float:

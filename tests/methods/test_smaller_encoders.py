@@ -17,6 +17,7 @@ from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
@@ -32,9 +33,9 @@ def build(backbone: Any, teacher: Backbone, **chosen: Any) -> promptkd.Method:
         "train_classes": range(len(NAMES)),
         "generator": torch.Generator().manual_seed(1),
     }
-    taught = zeroshot.Method.build(teacher, NAMES, zeroshot.Settings(), teacher=None, **common)
+    taught = zeroshot.Method.build(teacher, zeroshot.Settings(), Inputs(NAMES, **common))
     settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
-    return promptkd.Method.build(backbone, NAMES, settings, teacher=taught, **common)
+    return promptkd.Method.build(backbone, settings, Inputs(NAMES, teacher=taught, **common))
 
 
 def trained(method: promptkd.Method) -> list[float]:

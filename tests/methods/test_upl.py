@@ -15,6 +15,7 @@ from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_confident_predicted
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import coop, upl
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -24,12 +25,8 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 def build(backbone: Backbone, **chosen: Any) -> upl.Method:
     return upl.Method.build(
         backbone,
-        NAMES,
         upl.Settings(**{"n_runs": 3, "n_ctx": 5, **chosen}),
-        template="unused {}",
-        train_classes=range(4),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(1)),
     )
 
 
@@ -37,12 +34,8 @@ def coop_run(backbone: Backbone, context: torch.Tensor) -> coop.Method:
     """CoOp with a context's values."""
     method = coop.Method.build(
         backbone,
-        NAMES,
         coop.Settings(n_ctx=len(context), context_init=""),
-        template="unused {}",
-        train_classes=range(4),
-        teacher=None,
-        generator=torch.Generator().manual_seed(9),
+        Inputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(9)),
     )
     with torch.no_grad():
         method.module.context.copy_(context)

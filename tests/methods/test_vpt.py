@@ -16,6 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import ivlp, lafter, promptkd, vpt
+from kdedge.methods.protocol import Inputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -25,12 +26,8 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> vpt.Method:
     return vpt.Method.build(
         backbone,
-        NAMES,
         vpt.Settings(**{"prompt_depth": 3, **chosen}),
-        template="unused {}",
-        train_classes=range(n_trained),
-        teacher=None,
-        generator=torch.Generator().manual_seed(1),
+        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdedge.clip.backbone import Backbone
+from kdedge.methods.protocol import Inputs
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +29,14 @@ def fold_student(tiny_backbone: Backbone) -> Callable[[], Any]:
     def make() -> Any:
         student = promptkd.Method.build(
             tiny_backbone,
-            [f"class {index}" for index in range(5)],
             promptkd.Settings(prompt_depth=2),
-            template="{}",
-            train_classes=range(5),
-            teacher=Teacher(),
-            generator=torch.Generator().manual_seed(0),
+            Inputs(
+                [f"class {index}" for index in range(5)],
+                "{}",
+                range(5),
+                torch.Generator().manual_seed(0),
+                teacher=Teacher(),
+            ),
         )
         return fold(
             student.image_path(),

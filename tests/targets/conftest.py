@@ -12,6 +12,7 @@ import pytest
 
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
+from kdedge.methods.protocol import Inputs
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
@@ -52,12 +53,14 @@ def _fold_tiny(tiny_backbone: Backbone, **options: Any) -> FoldedModel:
 
     student = promptkd.Method.build(
         tiny_backbone,
-        [f"class {index}" for index in range(5)],
         promptkd.Settings(prompt_depth=2),
-        template="{}",
-        train_classes=range(5),
-        teacher=Teacher(),
-        generator=torch.Generator().manual_seed(0),
+        Inputs(
+            [f"class {index}" for index in range(5)],
+            "{}",
+            range(5),
+            torch.Generator().manual_seed(0),
+            teacher=Teacher(),
+        ),
     )
     return fold(
         student.image_path(),

@@ -177,6 +177,45 @@ class Teacher(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a method is built from besides its backbone and its settings.
+
+    Attributes:
+        class_names: all C classes, in class-list order.
+        template: text pattern with `{}` for frozen texts.
+        train_classes: positions in `class_names` of the classes that labels refer to, in label
+            order.
+        generator: draws the initial values (on the CPU).
+        teacher: for a student that is trained.
+        class_vectors: [C, D_teacher], enough for a student that is not trained.
+    """
+
+    class_names: Sequence[str]
+    template: str
+    train_classes: Sequence[int]
+    generator: torch.Generator
+    teacher: Teacher | None = None
+    class_vectors: Tensor | None = None
+
+    @property
+    def train_names(self) -> list[str]:
+        """Names of the classes that labels refer to."""
+        return [self.class_names[index] for index in self.train_classes]
+
+    @property
+    def is_student(self) -> bool:
+        """Whether there is a teacher, or its class vectors."""
+        return self.teacher is not None or self.class_vectors is not None
+
+    def vectors(self) -> Tensor:
+        """[C, D_teacher]: a student's class vectors, given or its teacher's."""
+        if self.class_vectors is not None:
+            return self.class_vectors
+        assert self.teacher is not None
+        return self.teacher.class_vectors()
+
+
 class Method(Protocol):
     """A prompt method: built once, trained by the loop, then used for features and class vectors.
 
@@ -199,29 +238,13 @@ class Method(Protocol):
         ...
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        settings: Any,
-        *,
-        template: str,
-        train_classes: Sequence[int],
-        teacher: Teacher | None,
-        generator: torch.Generator,
-    ) -> Method:
+    def build(cls, backbone: Backbone, settings: Any, inputs: Inputs) -> Method:
         """Builds the method on a frozen backbone.
 
         Args:
             backbone: frozen, on its device.
-            class_names: all C classes, in class-list order.
             settings: an instance of the method file's `Settings`.
-            template: text pattern with `{}` for frozen texts.
-            train_classes: positions in `class_names` of the classes that labels refer to, in label
-                order.
-            teacher: for methods that need one. Their `build` also takes `class_vectors`
-                [C, D_teacher], which are enough if the method is not trained.
-            generator: draws the initial values (on the CPU).
+            inputs: classes, template, teacher and generator.
         """
         ...
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdedge.methods.protocol import Inputs
+
 METADATA = {"class_names": ["a", "b", "c", "d", "e", "f"], "head": "scores"}
 
 Run = Callable[[Path, np.ndarray], np.ndarray]
@@ -46,12 +48,14 @@ def folded_export(
 
     student = promptkd.Method.build(
         tiny_backbone,
-        [f"class {index}" for index in range(6)],
         promptkd.Settings(prompt_depth=2),
-        template="{}",
-        train_classes=range(6),
-        teacher=Vectors(),
-        generator=torch.Generator().manual_seed(0),
+        Inputs(
+            [f"class {index}" for index in range(6)],
+            "{}",
+            range(6),
+            torch.Generator().manual_seed(0),
+            teacher=Vectors(),
+        ),
     )
     preprocess = tiny_backbone.preprocess
     mean, std = (np.float32(value)[:, None, None] for value in (preprocess.mean, preprocess.std))

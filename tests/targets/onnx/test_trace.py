@@ -20,6 +20,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import promptkd
+from kdedge.methods.protocol import Inputs
 from kdedge.targets.onnx.trace import OPSET, write_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -46,12 +47,14 @@ def fold_student(tiny_backbone: Backbone) -> Callable[..., FoldedModel]:
     ) -> FoldedModel:
         student = promptkd.Method.build(
             backbone,
-            [f"class {index}" for index in range(5)],
             promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
-            template="{}",
-            train_classes=range(5),
-            teacher=Vectors(),
-            generator=torch.Generator().manual_seed(0),
+            Inputs(
+                [f"class {index}" for index in range(5)],
+                "{}",
+                range(5),
+                torch.Generator().manual_seed(0),
+                teacher=Vectors(),
+            ),
         )
         return fold(
             student.image_path(),
