@@ -315,3 +315,11 @@ def int8_by_maxima() -> Callable[..., None]:
         to_int8(source, output, calibration=calibration, layers=layers)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes torch find a GPU, for the time of a `with`; see `simulated_cuda.py`."""
+    simulated = _load("simulated_cuda")
+    install = simulated.build_guard(tmp_path_factory.mktemp("guard"))
+    return lambda: simulated.simulated_gpu(install)
