@@ -7,6 +7,7 @@ show.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -449,3 +450,22 @@ class EvalDetails(Record):
             found.n_images / self.n_images * abs(found.accuracy_percent - found.confidence_percent)
             for found in self.bins
         )
+
+    def contradiction(self, result: EvalResult) -> str | None:
+        """Which figure of a result on these images is not that of the counts; None: all are."""
+        n_images, n_right = Counter[str](), Counter[str]()
+        for label, predicted, n in self.confusion:
+            n_images[self.class_names[label]] += n
+            n_right[self.class_names[label]] += n * (label == predicted)
+        counted = {
+            "n_images": self.n_images,
+            "all": self.accuracy_percent,
+            "ece_percent": self.ece_percent,
+            "largest_class_percent": 100 * max(n_images.values()) / self.n_images,
+            **{f"per_class.{name}": 100 * n_right[name] / n for name, n in n_images.items()},
+        }
+        told = {**vars(result), **{f"per_class.{name}": x for name, x in result.per_class.items()}}
+        for key, expected in counted.items():
+            if (value := told.get(key)) is not None and abs(value - expected) > 0.01:
+                return f"{key} is {round(value, 2)}, but the counts give {round(expected, 2)}"
+        return None

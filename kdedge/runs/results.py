@@ -54,7 +54,7 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     if before is not None and _is_other(result, before):
         return []
     written = []
-    own = known.get(run.kind, details)
+    own = details if before is None else known.get(run.kind, details)
     own = replace(own, samples=own.samples or details.samples)
     if own != known.get(run.kind):
         _write_details(run, {**known, run.kind: own})
@@ -92,9 +92,15 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
     """Reads eval.json; empty without one.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or was edited: eval_details.json has other counts.
     """
-    return _read(dict[str, EvalResult], run.evaluation)
+    results = _read(dict[str, EvalResult], run.evaluation)
+    for name, details in _if_whole(read_details, run).items():
+        if name in results and (said := details.contradiction(results[name])):
+            raise DataError(
+                f"{run.evaluation}: {name}.{said} ({run.evaluation_details.name}).\n  {_REMEDY}"
+            )
+    return results
 
 
 def read_details(run: RunFolder) -> dict[str, EvalDetails]:

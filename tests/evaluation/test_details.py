@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -109,3 +111,16 @@ def test_a_record_that_contradicts_itself_is_refused(
     with pytest.raises(DataError, match=expected) as caught:
         _read(record)
     assert str(caught.value).startswith(f"x.json: {key}")
+
+
+@pytest.mark.parametrize("key", ["all", "ece_percent", "largest_class_percent", "per_class"])
+def test_an_edited_accuracy_contradicts_the_counts(key: str) -> None:
+    logits, labels = _draw(50, 7, 1, 3.0)
+    details = evaluation_details(logits, labels, class_names=NAMES)
+    result = evaluate(logits, labels, class_names=NAMES, split="all")
+    assert details.contradiction(result) is None
+    value: Any = getattr(result, key)
+    edited = {**value, "bee": value["bee"] + 1} if key == "per_class" else value + 1
+    said = details.contradiction(dataclasses.replace(result, **{key: edited}))
+    assert said is not None
+    assert said.startswith(key)

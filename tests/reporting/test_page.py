@@ -203,6 +203,7 @@ def test_a_model_that_two_runs_share_is_one_row(make_run: MakeRun) -> None:
     runs = make_run(only="eval"), make_run(only="eval")
     found = json.loads(runs[1].evaluation.read_text(encoding="utf-8"))
     found["student"] = {**found["zeroshot"]}
+    runs[1].evaluation_details.unlink()
     runs[1].evaluation.write_text(json.dumps(found), encoding="utf-8")
     table: Any = make_chapters([gather(run) for run in runs])[0].sections[0].blocks[0]
     assert [row[0].partition(" (")[0] for row in table.rows] == [
@@ -217,6 +218,7 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     found["teacher"] = {**found["student"], "all": 80.0, "per_class": {}}
     found["zeroshot"] = {**found["student"], "all": 30.0, "per_class": {}}
     found["student"] |= {"all": 40.0, "per_class": {}}
+    run.evaluation_details.unlink()
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     record = json.loads(run.provenance.read_text(encoding="utf-8"))
     record["summary"] = {"gmacs": 0.5, "teacher_gmacs": 43.0}
@@ -273,6 +275,7 @@ def test_a_loss_is_not_congratulated_on(
     ):
         classes = {"a": 2 * mean - all_images, "b": all_images}
         found[name] = {**student, "all": all_images, "per_class": classes}
+    run.evaluation_details.unlink()
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     said_of_it = headline_of(run)
     assert said_of_it is not None
