@@ -465,6 +465,14 @@ def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
         {"optimizer": {"state": {5: 6}, "param_groups": 7}},
         {"rng": {"python": (), "numpy": (), "torch": None}},
         *({"rng": {**capture_rng(), "python": (3, (value,) * 625, None)}} for value in (-1, 2**70)),
+        *(
+            {"rng": {**capture_rng(), "numpy": ("MT19937", numbers, position, 0, 0.0)}}
+            for numbers, position in (
+                (torch.full((624,), -1), 7),
+                (torch.full((624,), 2**32), 7),
+                (torch.ones(624, dtype=torch.int64), 99_999),
+            )
+        ),
     ],
 )
 def test_a_checkpoint_whose_content_does_not_fit_is_told(
@@ -489,6 +497,7 @@ def test_a_checkpoint_whose_content_does_not_fit_is_told(
         ),
         lambda state: state["param_groups"][0].update(momentum=math.nan),
         lambda state: state["param_groups"][0].update(weight_decay=5.0),
+        lambda state: state["param_groups"][0].update(lr="x"),
     ],
 )
 def test_an_optimizer_s_state_that_does_not_fit_is_told(
@@ -500,4 +509,14 @@ def test_an_optimizer_s_state_that_does_not_fit_is_told(
     change(state.optimizer)
     save_checkpoint(run.checkpoints, state)
     with pytest.raises(DataError, match="does not fit this run"):
+        toy.train_toy(run, toy.ToyMethod())
+
+
+def test_weights_that_torch_would_convert_are_told(tmp_path: Path, toy: ModuleType) -> None:
+    run = toy.make_run(tmp_path)
+    toy.train_toy(run, toy.ToyMethod())
+    state = load_checkpoint(list_checkpoints(run.checkpoints)[0])
+    module = {name: value.double() for name, value in state.module.items()}
+    save_checkpoint(run.checkpoints, replace(state, module=module))
+    with pytest.raises(DataError, match=r"does not fit this run: .* is torch.float64"):
         toy.train_toy(run, toy.ToyMethod())

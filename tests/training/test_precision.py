@@ -56,6 +56,8 @@ def test_the_scale_of_a_stopped_run_goes_on() -> None:
     precision.step(optimizer)
     assert parameter.item() == 1.0
     other = Precision("fp16", CPU)
+    with pytest.raises(ValueError, match="loss scale is -1"):
+        other.load_state_dict({**precision.state_dict(), "scale": -1.0})
     other.load_state_dict(precision.state_dict())
     assert other.state_dict() == precision.state_dict()
     assert other.state_dict()["scale"] == 32768.0

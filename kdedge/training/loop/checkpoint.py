@@ -101,10 +101,16 @@ def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Restores the global random generators to the state returned by `capture_rng`."""
+    """Restores the global random generators to the state returned by `capture_rng`.
+
+    Raises:
+        ValueError: NumPy's numbers are none of its generator's, which NumPy itself would take.
+    """
     random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    name, keys, position, *rest = state["numpy"]
+    if keys.min() < 0 or keys.max() >= 2**32 or not 0 <= position <= len(keys):
+        raise ValueError(f"NumPy's generator has the numbers {keys}, position {position}")
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
     torch.set_rng_state(state["torch"])
     if device is not None and device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

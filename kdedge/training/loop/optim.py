@@ -87,6 +87,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) 
     own = optimizer.state_dict()["param_groups"]
     for mine, group in zip(own, stored["param_groups"], strict=True):
         differing = [key for key in mine if key != "lr" and group.get(key, mine[key]) != mine[key]]
+        differing += [] if isinstance(group["lr"], float) else ["lr"]
         if differing:
             raise ValueError(f"its optimizer has another {', '.join(differing)}")
     parameters = [one for group in optimizer.param_groups for one in group["params"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable
@@ -94,8 +95,14 @@ class Precision:
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state returned by `state_dict`."""
+        """Restores the state returned by `state_dict`.
+
+        Raises:
+            ValueError: its scale is not above 0.
+        """
         if self.is_scaled:
+            if not 0 < state["scale"] < math.inf:
+                raise ValueError(f"the loss scale is {state['scale']}")
             self._scaler.load_state_dict(state)
 
 

@@ -118,6 +118,9 @@ class Training:
     def _take_up(self, state: TrainingState) -> None:
         if state.epoch > self._settings.epochs + 1 or state.step > self._n_steps:
             raise ValueError(f"it is of epoch {state.epoch}, step {state.step}")
+        for name, tensor in self._method.module.state_dict().items():  # torch would convert
+            if state.module[name].dtype != tensor.dtype:
+                raise ValueError(f"{name} is {state.module[name].dtype}")
         self._method.module.load_state_dict(state.module)
         load_optimizer(self._stepper.optimizer, state.optimizer)
         self._stepper.precision.load_state_dict(state.scaler)
