@@ -444,6 +444,13 @@ class EvalDetails(Record):
         return 100 * n_right / self.n_images
 
     @property
+    def only_class(self) -> str | None:
+        """The class that is predicted for every image, although not all are of one class."""
+        labels, answers = ({pair[i] for pair in self.confusion} for i in (0, 1))
+        is_told = len(labels) > 1 and len(answers) == 1
+        return self.class_names[answers.pop()] if is_told else None
+
+    @property
     def ece_percent(self) -> float:
         """Expected calibration error, L1, as `EvalResult.ece_percent` up to float32's rounding."""
         return sum(

@@ -165,6 +165,8 @@ def artifact_text(artifact: Artifact) -> str:
     ]
     header = ("file", "precision", "size", "agreement", "gate")
     parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
+    if (only := provenance.get("predicts_only")) is not None:
+        parts.insert(1, f"It predicts {only!r} for every image that it was compared on.")
     return "\n\n".join([*parts, table(files, header=header, align="llrrl")])
 
 

@@ -84,9 +84,13 @@ def _label(records: RunRecords, name: str) -> str:
 def _verdict(records: RunRecords) -> list[str]:
     lines = []
     if records.run.kind == "student":
-        summary = records.provenance.summary
         said = headline(
-            records.results, records.unlabeled, summary, records.speed, records.artifact
+            records.results,
+            records.details.get("student"),
+            records.unlabeled,
+            records.provenance.summary,
+            records.speed,
+            records.artifact,
         )
         lines += [] if said is None else [f"The {said}."]
     if records.balance is not None:

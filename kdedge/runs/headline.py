@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from kdedge.errors import DataError, SetupError
 from kdedge.files import highest_number
-from kdedge.results import EvalResult, UnlabeledResult, are_same_images
+from kdedge.results import EvalDetails, EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Summary
-from kdedge.runs.results import read_evaluation, read_unlabeled
+from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, SpeedRow, read_speed
 
@@ -38,7 +38,8 @@ def headline_of(
     file = newest_artifact(run)
     artifact = None if file is None else _if_whole(lambda: load_artifact(file))
     summary = run.read_provenance().summary
-    return headline(results, unlabeled, summary, speed_of(run), artifact)
+    details = (_if_whole(lambda: read_details(run)) or {}).get(run.kind)
+    return headline(results, details, unlabeled, summary, speed_of(run), artifact)
 
 
 def speed_of(run: RunFolder) -> SpeedResult | None:
@@ -56,6 +57,7 @@ def _if_whole(read: Callable[[], _T]) -> _T | None:
 
 def headline(
     results: Mapping[str, EvalResult],
+    details: EvalDetails | None,
     unlabeled: UnlabeledResult | None,
     summary: Summary,
     speed: SpeedResult | None,
@@ -65,6 +67,7 @@ def headline(
 
     Args:
         results: accuracies by model.
+        details: confusions of the student.
         unlabeled: measurements without labels.
         summary: has the operations.
         speed: speed measurement; the fastest exported file's is used.
@@ -78,6 +81,7 @@ def headline(
         kept, less = f"needs {less} than its teacher", None
     cost = None if artifact is None else _cost(artifact)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
+    only = only or (None if details is None else details.only_class)
     only = only and f"but predicts {only!r} for every image"
     if is_loss:
         return ", ".join(filter(None, [f"student {kept}", only]))

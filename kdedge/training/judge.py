@@ -163,22 +163,24 @@ def warn_of_failure(job: Job, found: Evaluations) -> None:
     own = found[role][1]
     zero_shot = found["zeroshot"][1] if "zeroshot" in found else None
     guess = _guess(own)
+    keys = "the method's settings"
+    keys = keys if job.choice.is_solved else f"optim.lr, optim.epochs or {keys}"
     if guess is not None:
-        remedy = "Check that the images match the class names, or change optim.lr and optim.epochs."
-        test = job.held_out.test
-        counts = {_n_answered(one) for one in (own, zero_shot) if one is not None}
-        if test is not None and zero_shot is not None and counts == {1}:
-            remedy = (
-                "Zero-shot CLIP predicts one class, too: look whether the test images are black or"
-                f" all the same, such as {test.source.items[test.indices[0]].key}."
-            )
+        remedy = f"Check that the images match the class names, or change {keys}."
+        seen, which = job.data.images or job.data.pool, "images that it was trained on"
+        if zero_shot is not None and zero_shot.only_class is not None:
+            seen, which = job.held_out.test, "test images"
+            remedy = "Zero-shot CLIP predicts one class, too."
+        if seen is not None and own.only_class is not None:
+            key = seen.source.items[seen.indices[0]].key
+            remedy += f" Look whether the {which} are black or all the same, such as {key}."
         log.warning("The %s %s.\n  %s", role, guess, remedy)
     elif zero_shot is not None and _is_worse(own, zero_shot):
         log.warning(
             "The %s is right on %.2f %% of %s test images, and zero-shot CLIP on its backbone on"
             " %.2f %%: training made it worse.\n"
-            "  Change optim.lr, optim.epochs or the method's settings.",
-            *(role, own.accuracy_percent, f"{own.n_images:,}", zero_shot.accuracy_percent),
+            "  Change %s.",
+            *(role, own.accuracy_percent, f"{own.n_images:,}", zero_shot.accuracy_percent, keys),
         )
 
 
@@ -186,8 +188,8 @@ def _guess(own: EvalDetails) -> str | None:
     """How a model shows that it guesses; None if it does not, or nothing shows it."""
     if len({label for label, _, _ in own.confusion}) == 1:
         return None
-    if _n_answered(own) == 1:
-        return f"predicts {own.class_names[own.confusion[0][1]]!r} for every test image"
+    if own.only_class is not None:
+        return f"predicts {own.only_class!r} for every test image"
     chance = 1 / len(own.class_names)
     deviation = math.sqrt(chance * (1 - chance) / own.n_images)
     if own.n_images >= _ENOUGH and own.accuracy_percent / 100 <= chance + 2 * deviation:
@@ -196,11 +198,6 @@ def _guess(own: EvalDetails) -> str | None:
             f" is no better than guessing among {len(own.class_names)} classes"
         )
     return None
-
-
-def _n_answered(details: EvalDetails) -> int:
-    """Number of classes that a model predicts."""
-    return len({answer for _, answer, _ in details.confusion})
 
 
 def _is_worse(own: EvalDetails, other: EvalDetails) -> bool:

@@ -365,6 +365,7 @@ def test_a_student_that_predicts_one_class_is_told_of(
     assert told in done.err
     assert f"**It predicts {only} for every image" in (ARTIFACT / "README.md").read_text()
     assert f"but predicts {only!r} for every image" in kdedge("show", "tiny/02").out
+    assert f"It predicts {only!r} for every image that it " in kdedge("show", str(ARTIFACT)).out
 
 
 def test_what_a_target_lacks_is_told_once(trained: Path, kdedge: Callable[..., Any]) -> None:

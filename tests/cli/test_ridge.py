@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import kdedge as api
 
@@ -53,6 +55,17 @@ def test_a_run_that_is_solved_again_has_the_same_weights(project: Path, kdedge: 
         assert kdedge("distill", "r.yaml", *options(f"name={name}", *OWN)).code == 0
     one, two = (Path(f"runs/{name}").glob("*/student.safetensors") for name in ("one", "two"))
     assert next(one).read_bytes() == next(two).read_bytes()
+
+
+def test_black_training_images_are_named_and_the_headline_tells(project: Path, kdedge: Run) -> None:
+    for image in Path("pool").iterdir():
+        Image.new("RGB", (40, 40)).save(image)
+    chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES)
+    done = kdedge("distill", "r.yaml", *options(*chosen))
+    assert done.code == 0, done.err
+    assert "or change the method's settings. Look whether the images that it was" in done.err
+    assert "such as 0_0.jpg." in done.err
+    assert re.search("^student .*but predicts '.*' for every image$", done.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("head", ["scores", "argmax"])

@@ -25,6 +25,21 @@ def details(n_right: int, n_images: int) -> EvalDetails:
     )
 
 
+def job_of(role: str, *, is_solved: bool = False) -> Any:
+    """A model's job, as far as it is asked for."""
+
+    def images(name: str) -> Any:
+        source = SimpleNamespace(items=[SimpleNamespace(key=f"{name}/0.jpg")])
+        return SimpleNamespace(source=source, indices=[0])
+
+    return SimpleNamespace(
+        setup=SimpleNamespace(role=role),
+        choice=SimpleNamespace(is_solved=is_solved),
+        data=SimpleNamespace(images=images("pool"), pool=None),
+        held_out=SimpleNamespace(test=images("test")),
+    )
+
+
 @pytest.mark.parametrize(
     ("n_right", "n_zero_shot", "n_images", "is_said"),
     [
@@ -37,7 +52,7 @@ def details(n_right: int, n_images: int) -> EvalDetails:
 def test_a_model_that_training_made_worse_is_warned_of(
     n_right: int, n_zero_shot: int, n_images: int, is_said: bool, caplog: Any
 ) -> None:
-    job: Any = SimpleNamespace(setup=SimpleNamespace(role="teacher"))
+    job = job_of("teacher")
     result: Any = None  # the accuracies of its halves are not asked for
     found = {
         "teacher": (result, details(n_right, n_images)),
@@ -52,25 +67,25 @@ def test_a_model_that_training_made_worse_is_warned_of(
     assert caplog.messages == [told] * is_said
 
 
+@pytest.mark.parametrize("is_solved", [True, False])
 @pytest.mark.parametrize("zero_shot_too", [True, False])
-def test_test_images_that_look_alike_are_named_and_not_blamed_on_the_student(
-    zero_shot_too: bool, caplog: Any
+def test_images_that_look_alike_are_named_with_remedies_that_the_method_has(
+    zero_shot_too: bool, is_solved: bool, caplog: Any
 ) -> None:
-    source = SimpleNamespace(items=[SimpleNamespace(key="cat/0.jpg")])
-    held_out = SimpleNamespace(test=SimpleNamespace(source=source, indices=[0]))
-    job: Any = SimpleNamespace(setup=SimpleNamespace(role="student"), held_out=held_out)
+    job = job_of("student", is_solved=is_solved)
     one_class = replace(details(110, 1000), confusion=((0, 0, 500), (1, 0, 500)))
     zero_shot = one_class if zero_shot_too else details(110, 1000)
     result: Any = None
     warn_of_failure(job, {"student": (result, one_class), "zeroshot": (result, zero_shot)})
     (message,) = caplog.messages
     assert message.startswith("The student predicts 'cat' for every test image.\n")
-    assert ("all the same, such as cat/0.jpg." in message) == zero_shot_too
-    assert ("optim.lr" in message) != zero_shot_too
+    which = "test/0.jpg" if zero_shot_too else "pool/0.jpg"
+    assert f"are black or all the same, such as {which}." in message
+    assert ("optim.lr" in message) == (not zero_shot_too and not is_solved)
 
 
 def test_a_model_without_zero_shot_results_is_not_compared(caplog: Any) -> None:
-    job: Any = SimpleNamespace(setup=SimpleNamespace(role="student"))
+    job = job_of("student")
     result: Any = None
     warn_of_failure(job, {"student": (result, details(110, 1000))})
     assert caplog.messages == []
