@@ -67,14 +67,14 @@ class Batch:
         return self.keys if self.labeled is None else (*self.keys, *self.labeled.keys)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device; a GPU is not waited for."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else _moved(tensor, device)
 
         return replace(
             self,
-            images=self.images.to(device, non_blocking=True),
+            images=_moved(self.images, device),
             labels=moved(self.labels),
             teacher_features=moved(self.teacher_features),
             clean_images=moved(self.clean_images),
@@ -87,6 +87,12 @@ class Batch:
         """The same batch, with at most this many images per call of the image encoder."""
         labeled = None if self.labeled is None else self.labeled.in_micro_batches(micro_batch)
         return replace(self, micro_batch=micro_batch, labeled=labeled)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # without it, non_blocking waits all the same
+    return tensor.to(device, non_blocking=True)
 
 
 Combine = Literal["replace", "mix", "multiply"]
@@ -111,7 +117,7 @@ class SoftTargets:
 
     def to(self, device: torch.device) -> SoftTargets:
         """The same targets on a device."""
-        return replace(self, probabilities=self.probabilities.to(device, non_blocking=True))
+        return replace(self, probabilities=_moved(self.probabilities, device))
 
     def combine(self, teacher_logits: Tensor) -> Tensor:
         """[B, C] float32, log-probabilities of the targets.

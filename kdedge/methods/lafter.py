@@ -205,6 +205,7 @@ class Method:
         self._texts = template_texts(class_names, template)
         self._noise_seed = noise_seed
         self._first_classifier = module.classifier.detach().clone()
+        self._learned_version: int | None = None
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
@@ -260,7 +261,11 @@ class Method:
         A step that runs out of memory is repeated with the buffers of before, so the labeler is
         empty again. The text training then starts from the classifier's initial values again.
         """
-        if bool(self.module.labeler.any()):
+        version = self.module.labeler._version  # grows when it is written to
+        if version == self._learned_version:
+            return
+        if bool(self.module.labeler.any()):  # waits for a GPU
+            self._learned_version = version
             return
         device = self._backbone.device
         texts = [text for own in self._texts for text in own]
@@ -294,8 +299,8 @@ class Method:
         clean = replace(batch, images=batch.clean_images)
         with torch.no_grad():
             frozen = encode_images(clean, lambda x: encode_image(self._backbone.visual, x).float())
-            if not self.module.feature_length:
-                self.module.feature_length.copy_(frozen.norm(dim=-1).mean())
+            known = self.module.feature_length
+            known.copy_(torch.where(known == 0, frozen.norm(dim=-1).mean(), known))
         labels = self.pseudo_labels(frozen)
         image_features = encode_images(batch, self.image_features_raw)
         with torch.autocast(image_features.device.type, enabled=False):

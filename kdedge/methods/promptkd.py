@@ -63,13 +63,16 @@ class Method:
         texts: TokenizedTexts | None = None,
     ) -> None:
         self.module = module
-        self._own_scale = backbone.scale if isinstance(backbone, Backbone) else None
+        self._known_scale = backbone.scale if isinstance(backbone, Backbone) else None
+        if teacher is not None:  # read once, not in each step: a GPU is waited for
+            self._teacher_scale = teacher.scale
+            self._known_scale = self.scale
         self._backbone = backbone
         self._settings = settings
         self._teacher = teacher
         self._class_vectors = class_vectors
         self._texts = texts
-        self._train_classes = list(train_classes)
+        self._train_classes = torch.tensor(train_classes, device=backbone.device)
         self._frozen = first_blocks(backbone.visual, settings.depth)
         self.visual = module.encoder(self._frozen)
         self._merge_tokens = settings.merge_tokens
@@ -124,8 +127,8 @@ class Method:
     @property
     def scale(self) -> float:
         """The backbone's; the teacher's, kept with the module, if the backbone has none."""
-        if self._own_scale is not None:
-            return self._own_scale
+        if self._known_scale is not None:
+            return self._known_scale
         assert self.module.scale is not None
         return float(self.module.scale)
 
@@ -205,7 +208,7 @@ class Method:
             student_vectors=self.student_vectors(),
             teacher_vectors=self._class_vectors,
             student_scale=self.scale,
-            teacher_scale=teacher.scale,
+            teacher_scale=self._teacher_scale,
             given_logits=given,
             targets=batch.targets,
         )

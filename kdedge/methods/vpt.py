@@ -74,7 +74,7 @@ class Method(SupervisedMethod):
     ) -> None:
         super().__init__(backbone, module)
         self._texts = texts
-        self._train_classes = list(train_classes)
+        self._train_classes = torch.tensor(train_classes, device=backbone.device)
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:

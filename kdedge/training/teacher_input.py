@@ -68,7 +68,14 @@ class _PreparedAgain:
     """A teacher that converts a student's images to its own size and normalization."""
 
     def __init__(self, teacher: Model, ours: Preprocess) -> None:
-        self._teacher, self._theirs, self._ours = teacher, teacher.preprocess, ours
+        self._teacher = teacher
+        self._size_px = teacher.preprocess.size_px
+
+        def channels(values: tuple[float, float, float]) -> Tensor:
+            return torch.tensor(values, device=teacher.device).view(3, 1, 1)
+
+        self._mean, self._std = channels(teacher.preprocess.mean), channels(teacher.preprocess.std)
+        self._our_mean, self._our_std = channels(ours.mean), channels(ours.std)
 
     @property
     def scale(self) -> float:
@@ -85,14 +92,8 @@ class _PreparedAgain:
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], normalized for the student -> [B, D_teacher]."""
-        pixels = images * _channels(self._ours.std, images)
-        pixels = pixels + _channels(self._ours.mean, images)  # 0-1
-        if self._theirs.size_px != self._ours.size_px:
-            size = (self._theirs.size_px, self._theirs.size_px)
+        pixels = images * self._our_std + self._our_mean  # 0-1
+        if pixels.shape[-1] != self._size_px:
+            size = (self._size_px, self._size_px)
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-        pixels = pixels - _channels(self._theirs.mean, images)
-        return self._teacher.forward_features(pixels / _channels(self._theirs.std, images))
-
-
-def _channels(values: tuple[float, float, float], images: Tensor) -> Tensor:
-    return torch.tensor(values, device=images.device).view(3, 1, 1)
+        return self._teacher.forward_features((pixels - self._mean) / self._std)

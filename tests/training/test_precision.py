@@ -53,7 +53,7 @@ def test_the_scale_of_a_stopped_run_goes_on() -> None:
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     precision.backward((parameter * float("inf")).sum())
     precision.clip(optimizer, [parameter], max_norm=None)
-    precision.step(optimizer)
+    precision.step(optimizer, is_finite=False)
     assert parameter.item() == 1.0
     other = Precision("fp16", CPU)
     with pytest.raises(ValueError, match="loss scale is -1"):
@@ -103,7 +103,7 @@ def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> Non
             slow[name] = value.half().float() if is_half else value
             state[name] = momentum.half().float() if is_half else momentum
             parameter.grad = torch.full_like(parameter, 0.1)
-        precision.step(optimizer)
+        precision.step(optimizer, is_finite=True)
         for name, parameter in module.named_parameters():
             torch.testing.assert_close(parameter.detach(), slow[name], rtol=1e-6, atol=1e-7)
     assert precision.state_dict() == {}
@@ -116,5 +116,5 @@ def test_an_update_below_half_a_unit_in_the_last_place_is_lost_as_there() -> Non
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-5)
     for _ in range(100):
         module.context.grad = torch.ones(1)
-        precision.step(optimizer)
+        precision.step(optimizer, is_finite=True)
     assert module.context.item() == 1.0

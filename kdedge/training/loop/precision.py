@@ -81,9 +81,16 @@ class Precision:
         self._scaler.unscale_(optimizer)
         return nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes the optimizer's step; fp16 skips it if a gradient is not finite."""
-        self._scaler.step(optimizer)
+    def step(self, optimizer: torch.optim.Optimizer, *, is_finite: bool) -> None:
+        """Takes the optimizer's step; fp16 skips it if a gradient is not finite.
+
+        Args:
+            optimizer: holds the parameters.
+            is_finite: whether the norm that `clip` returned is; the scaler's own step would wait
+                for the GPU a second time to learn that.
+        """
+        if is_finite or not self.is_scaled:
+            optimizer.step()
         self._scaler.update()
         _round(self._rounded)
         for parameter in self._rounded:

@@ -70,6 +70,8 @@ class Stepper:
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
         self._method, self._settings, self._device = method, settings, device
         self._group = group
+        is_alone = settings.micro_batch == "auto" and group.world_size == 1
+        self._can_halve = is_alone and method.can_split_batches
         is_split = group.world_size > 1 or self.micro_batch is not None
         if is_split and not method.can_split_batches:
             raise RecipeError(
@@ -93,23 +95,25 @@ class Stepper:
             DivergedError: the loss or a gradient is not finite.
         """
         set_learning_rate(self.optimizer, lr)
-        loss, scalars = self._gradients(batch.to(self._device), diverged)
+        output = self._gradients(batch.to(self._device))
         norm = self.precision.clip(
             self.optimizer, self.parameters.values(), max_norm=self._settings.clip_grad_norm
         )
-        if not self.precision.is_scaled and not math.isfinite(float(norm)):
-            raise diverged(f"The gradient's norm is {float(norm)}")
-        self.precision.step(self.optimizer)
-        return StepFigures(loss, {**scalars, "grad_norm": norm})
+        # A GPU is waited for here, once in a step
+        loss, length = torch.stack([output.loss.detach().float(), norm.float()]).tolist()
+        if not math.isfinite(loss):
+            raise diverged(f"The loss is {loss}")
+        if not self.precision.is_scaled and not math.isfinite(length):
+            raise diverged(f"The gradient's norm is {length}")
+        self.precision.step(self.optimizer, is_finite=math.isfinite(length))
+        return StepFigures(loss, {**output.scalars, "grad_norm": norm})
 
-    def _gradients(
-        self, batch: Batch, diverged: Callable[[str], DivergedError]
-    ) -> tuple[float, dict[str, Tensor]]:
+    def _gradients(self, batch: Batch) -> StepOutput:
         """Runs the passes, with as many images at a time as fit into memory."""
         while True:
             try:
-                with self._undone_on_error():
-                    return self._passes(batch.in_micro_batches(self.micro_batch), diverged)
+                with self._undone_on_error() if self._can_halve else contextlib.nullcontext():
+                    return self._passes(batch.in_micro_batches(self.micro_batch))
             except (RuntimeError, MemoryError) as error:
                 micro_batch = self._smaller(batch, error)
             # The failed passes' tensors are freed with the error, so their memory is free only here
@@ -117,21 +121,15 @@ class Stepper:
                 torch.cuda.empty_cache()
             self.micro_batch = micro_batch
 
-    def _passes(
-        self, batch: Batch, diverged: Callable[[str], DivergedError]
-    ) -> tuple[float, dict[str, Tensor]]:
+    def _passes(self, batch: Batch) -> StepOutput:
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision.autocast():
             output: StepOutput = self._method.training_step(batch)
-        # Reading the loss waits for the GPU: the cost of naming the right images
-        loss = float(output.loss.detach())
-        if not math.isfinite(loss):
-            raise diverged(f"The loss is {loss}")
         self.precision.backward(output.loss)
         self._group.all_reduce_mean(
             [p.grad for p in self.parameters.values() if p.grad is not None]
         )
-        return loss, output.scalars
+        return output
 
     @contextlib.contextmanager
     def _undone_on_error(self) -> Iterator[None]:
@@ -150,8 +148,7 @@ class Stepper:
         """Half as many images at a time; raises the error if that cannot help."""
         largest = max(part.n_images for part in (batch, batch.labeled) if part is not None)
         now = min(self.micro_batch or largest, largest)
-        can_split = self._settings.micro_batch == "auto" and self._method.can_split_batches
-        if not is_out_of_memory(error) or self._group.world_size > 1 or now == 1 or not can_split:
+        if not is_out_of_memory(error) or now == 1 or not self._can_halve:
             raise error
         _LOG.warning(
             "Memory ran out with %d images at a time. Continuing with %d, which gives the same"

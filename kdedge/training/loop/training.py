@@ -287,8 +287,9 @@ class Training:
 
     def _check_parameters(self) -> None:
         """Checks that parameters are finite, so that no checkpoint holds unusable values."""
-        for name, parameter in self._parameters.items():
-            if not bool(parameter.detach().isfinite().all()):
+        finite = [parameter.detach().isfinite().all() for parameter in self._parameters.values()]
+        for name, is_finite in zip(self._parameters, torch.stack(finite).tolist(), strict=True):
+            if not is_finite:
                 raise self._diverged(f"{name} is no longer finite", step=self.step)
 
     def _diverged(self, what: str, *, step: int) -> DivergedError:
