@@ -19,7 +19,7 @@ from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifac
 from kdedge.runtime.cpu_choice import CpuChoice, check_can_keep, keep_choice
 from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import find_target, list_targets
+from kdedge.targets.registry import check_utf_8, find_target, list_targets
 
 if TYPE_CHECKING:
     from kdedge.deploy.build import RunInputs
@@ -148,12 +148,15 @@ def export(
         GateError: a file misses the recipe's gates. The artifact is kept and marks the file.
         RecipeError: no such run or target, the output folder exists, or an artifact that exists is
             given options of a run's export.
-        DataError: images cannot be read, or there are none to calibrate INT8 with.
+        DataError: images cannot be read, there are none to calibrate INT8 with, or the artifact's
+            path is not UTF-8.
         SetupError: a package, weights or a device is missing.
     """
     from kdedge.deploy.build import check_precisions
 
     name = run_argument(source)
+    for folder in (output, name if is_artifact(name) else None):
+        check_utf_8(Path(folder or ""))
     lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
     precisions: set[Precision] = set() if lowest is None else {lowest, "fp16"}
     asked = [targets] if isinstance(targets, str) else targets

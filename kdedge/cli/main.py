@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import platform
 import signal
@@ -167,6 +168,8 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
 
         return shell_complete(cli, {}, "kdedge", "_KDEDGE_COMPLETE", instruction)
     name = OVERRIDE.set("--set ")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with cli.make_context("kdedge", list(arguments), obj=obj) as ctx:
             cli.invoke(ctx)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdedge.errors import DataError, RecipeError, SetupError
@@ -186,6 +187,21 @@ def as_markdown() -> str:
     return "\n".join(lines)
 
 
+def check_utf_8(path: Path) -> None:
+    """Checks that runtimes can open files at a path.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{str(path)!a} is not UTF-8, and runtimes cannot open it.\n"
+            "  Rename its folder; or, if its name is UTF-8, set LC_ALL=C.UTF-8."
+        ) from error
+
+
 def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = None) -> Backend:
     """A file's backend, which gives logits; the caller closes it.
 
@@ -205,12 +221,6 @@ def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = No
     module = load_run(find_target(file.target))
     module.check_environment()
     path = artifact.checked(file.name)
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{str(path)!a} is not UTF-8, and runtimes cannot open it.\n"
-            "  Rename its folder; or, if its name is UTF-8, set LC_ALL=C.UTF-8."
-        ) from error
+    check_utf_8(path)
     loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
     return with_classes(artifact, loaded)

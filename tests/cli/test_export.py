@@ -368,6 +368,21 @@ def test_a_student_that_predicts_one_class_is_told_of(
     assert f"It predicts {only!r} for every image that it " in kdedge("show", str(ARTIFACT)).out
 
 
+@pytest.mark.parametrize("options", [(), ("tiny/02", "--output")])
+def test_a_path_that_no_runtime_opens_is_found_before_the_work(
+    exported: Path, kdedge: Callable[..., Any], options: tuple[str, ...]
+) -> None:
+    folder = Path(os.fsdecode(b"b\xff"))
+    if not options:
+        shutil.copytree(ARTIFACT, folder)
+    before = list(folder.parent.glob("b*/*"))
+    assert kdedge("show", *options[:1] or [str(folder)]).code == 0
+    done = kdedge("export", *options, str(folder), "--cpu")
+    assert (done.code, done.out) == (3, "")
+    assert "udcff' is not UTF-8, and runtimes cannot open it" in done.err
+    assert list(folder.parent.glob("b*/*")) == before
+
+
 def test_what_a_target_lacks_is_told_once(trained: Path, kdedge: Callable[..., Any]) -> None:
     done = kdedge("export", "tiny/02", "--with-preprocess", "--int8", *LOOSE)
     assert done.code == 0, done.err
