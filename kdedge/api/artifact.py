@@ -236,7 +236,7 @@ def change_classes(
         RecipeError: nothing to change, no run, no such class, or the artifact has no open classes.
         DataError: a name is there already, fewer than two classes would be left, the run is another
             one than the artifact's, or its teacher is missing.
-        InUseError: another process is changing the classes.
+        InUseError: another process is changing the artifact.
         ResourceError: the folder cannot be written.
     """
     from kdedge.deploy import classes

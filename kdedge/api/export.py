@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdedge.api.evaluate import run_argument
 from kdedge.config.load import Overrides
 from kdedge.errors import KdedgeError, RecipeError
+from kdedge.files import held
 from kdedge.runs.exports import record_export
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
@@ -151,6 +152,7 @@ def export(
         DataError: images cannot be read, there are none to calibrate INT8 with, or the artifact's
             path is not UTF-8.
         SetupError: a package, weights or a device is missing.
+        InUseError: another process is changing the artifact, or makes the output folder.
     """
     from kdedge.deploy.build import check_precisions
 
@@ -164,27 +166,33 @@ def export(
     chosen = [known.get(one) or find_target(one) for one in asked if one != "onnx"]
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if lowest is None else [lowest])
-    if is_artifact(name):
-        of_run = {"classes": classes, "output": output, "overrides": overrides, "device": device}
-        if given := [key for key, value in of_run.items() if value]:
-            raise RecipeError(
-                f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
-                " exported.\n  Name its run instead."
-            )
-        made = Export(load_artifact(Path(str(name))))
-    else:
-        made, precisions = _fold_run(
-            name, chosen, precisions, cpu=cpu, classes=classes, output=output,
-            overrides=overrides, root=Path(root), device=device,
-        )  # fmt: skip
-    for target in chosen:
-        made.add_target(target, precisions)
-    if cpu:
-        made.choose_for_cpu()
-    if made.run is not None:
-        record_export(made.run, made.artifact.path)
-    if not made.failed:  # else a server would get another file than the one that failed
-        _add_servers(made, triton, browser, lowest)
+    with held(Path(str(name))) if is_artifact(name) else contextlib.nullcontext():
+        if is_artifact(name):
+            of_run = {
+                "classes": classes,
+                "output": output,
+                "overrides": overrides,
+                "device": device,
+            }
+            if given := [key for key, value in of_run.items() if value]:
+                raise RecipeError(
+                    f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
+                    " exported.\n  Name its run instead."
+                )
+            made = Export(load_artifact(Path(str(name))))
+        else:
+            made, precisions = _fold_run(
+                name, chosen, precisions, cpu=cpu, classes=classes, output=output,
+                overrides=overrides, root=Path(root), device=device,
+            )  # fmt: skip
+        for target in chosen:
+            made.add_target(target, precisions)
+        if cpu:
+            made.choose_for_cpu()
+        if made.run is not None:
+            record_export(made.run, made.artifact.path)
+        if not made.failed:  # else a server would get another file than the one that failed
+            _add_servers(made, triton, browser, lowest)
     show(made)
     for error in made.errors[1:]:
         log.warning("%s", error)

@@ -20,13 +20,11 @@ from kdedge import __version__
 from kdedge.data.classes import check_class_names
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.errors import DataError, RecipeError, ShapeError
-from kdedge.files import locked, sha256_file, write_atomic
+from kdedge.files import held, sha256_file, write_atomic
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.class_file import ClassChange, Matrix, OpenClasses, file_name, matrix_bytes
 from kdedge.runtime.none_of_these import NONE
 from kdedge.runtime.open_classes import load_matrix
-
-LOCK = ".classes.lock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +77,10 @@ def change_classes(
         DataError: fewer than two classes would be left, or two would have the same name; or the
             artifact or its matrix has changed since it was written.
         ShapeError: the vectors do not fit the artifact's features.
-        InUseError: another process is changing the classes.
+        InUseError: another process is changing the artifact.
         ResourceError: a file cannot be written.
     """
-    with locked(folder / LOCK):
+    with held(folder):
         artifact = load_artifact(folder)
         new_names = () if added is None else added.names
         names = changed_names(artifact, new_names, removed)

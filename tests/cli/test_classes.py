@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import kdedge as api
-from kdedge.deploy.classes import LOCK, NewClasses, change_classes
+from kdedge.deploy.classes import NewClasses, change_classes
 from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
 from kdedge.errors import DataError, InUseError, ShapeError
-from kdedge.files import locked
+from kdedge.files import held
 from kdedge.inference.choose import choose_and_load
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.class_file import matrix_bytes, read_matrix
@@ -357,7 +357,7 @@ def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten(project
 
 
 def test_a_folder_that_another_process_changes_is_left_alone(project: Path) -> None:
-    with locked(OPEN / LOCK), pytest.raises(InUseError, match="open is in use by another process"):
+    with held(OPEN), pytest.raises(InUseError, match="open is in use by another process"):
         change_classes(OPEN, removed=["dog"])
     assert load_artifact(OPEN).class_names == NAMES
 

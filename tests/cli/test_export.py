@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.files import new_folder
+from kdedge.files import held, new_folder
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -517,6 +517,14 @@ def test_a_folder_that_another_export_fills_is_found_before_the_work(
         8,
         "kdedge: out is in use by another process.\n  Wait for it, or name another folder.\n",
     )
+
+
+def test_an_artifact_that_another_command_is_changing_is_left_to_it(
+    exported: Path, kdedge: Callable[..., Any]
+) -> None:
+    with held(ARTIFACT):
+        done = kdedge("export", str(ARTIFACT), "--with-preprocess")
+    assert (done.code, f"{ARTIFACT} is in use by another process" in done.err) == (8, True)
 
 
 @pytest.mark.parametrize(("kib", "options"), [(200, ()), (2000, ("--int8",))])
