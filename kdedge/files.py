@@ -40,6 +40,7 @@ _UNSUPPORTED = frozenset(
     {
         *(errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
         errno.ENOLCK,
+        errno.EBADF,  # NFS: an exclusive lock of what is open for reading
     }
 )
 """Error codes of network and FAT file systems for calls that they do not support."""

@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 
 from kdedge.errors import ResourceError
-from kdedge.files import is_locked, locked, new_folder, write_atomic
+from kdedge.files import held, is_locked, locked, new_folder, write_atomic
 
 CALLS = ("fsync", "chmod", "flock")
 
@@ -31,7 +31,9 @@ def lack(monkeypatch: pytest.MonkeyPatch, number: int, *calls: str) -> None:
             monkeypatch.setattr(os, name, fail)
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+@pytest.mark.parametrize(
+    "number", [errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF]
+)
 def test_files_folders_and_locks_need_none_of_these_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -42,6 +44,8 @@ def test_files_folders_and_locks_need_none_of_these_calls(
         (part / "inside").touch()
     with locked(tmp_path / ".lock"):
         assert not is_locked(tmp_path / ".lock")
+    with held(tmp_path), held(tmp_path / "file"):
+        pass
     assert (tmp_path / "file").read_bytes() == b"new"
     assert place() == tmp_path / "folder"
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", ".lock"}
