@@ -222,7 +222,8 @@ class SpeedRow(ModelFacts):
     Attributes:
         runtime: its name and version; - if the model could not be loaded.
         device: `CPU` or `GPU`.
-        memory_bytes: peak resident memory that loading it and a first call of one image added.
+        memory_bytes: peak resident memory that loading it and a first call of one image added; of
+            the GPU, its weights and the peak of that call; None if not known.
         problem: why the measurement ended early; None if it did not.
         measurements: by batch.
     """

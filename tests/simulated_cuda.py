@@ -301,7 +301,9 @@ def simulated_gpu(install: Callable[[bool], None]) -> Iterator[SimulatedGpu]:
         "get_device_properties": properties,
         "get_device_name": properties.name,
         "get_device_capability": (8, 6),
-        "max_memory_allocated": PEAK_BYTES,
+        **dict.fromkeys(("memory_allocated", "memory_reserved"), 0),
+        **dict.fromkeys(("max_memory_allocated", "max_memory_reserved"), PEAK_BYTES),
+        "mem_get_info": (MEMORY_BYTES, MEMORY_BYTES),
         "reset_peak_memory_stats": None,
     }
     with contextlib.ExitStack() as stack:

@@ -114,6 +114,9 @@ class LoadedModelFile:
             self.inputs = ("on device", "copied", "image file")
         self._artifact, self._backend = artifact, backend
 
+    def gpu_bytes(self) -> None:
+        """Not known: its engine takes memory on its own."""
+
     def call(self, batch: int, inputs: Inputs) -> Call:
         """Returns a call that runs random pixels, or decodes, preprocesses and runs a JPEG.
 

@@ -161,7 +161,10 @@ def _load(row: _Row, held: ExitStack) -> None:
         low, _ = row.loaded.batches
         row.first_ms = row.loaded.call(low, row.loaded.inputs[0])()
         extra = added()
-    row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
+    if row.loaded.is_gpu:
+        row.memory_bytes = row.loaded.gpu_bytes()
+    else:
+        row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
 
 
 def _measure_all(

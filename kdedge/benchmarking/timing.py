@@ -274,6 +274,10 @@ class LoadedSubject(Protocol):
         """Prepares a batch and returns the call that runs it."""
         ...
 
+    def gpu_bytes(self) -> int | None:
+        """Its weights and the most that its calls took of a GPU's memory; None if not known."""
+        ...
+
 
 @dataclass(frozen=True)
 class Subject(ModelFacts):

@@ -185,6 +185,13 @@ class LoadedTorch:
         self.is_gpu = device.type == "cuda"
         self.inputs: tuple[Inputs, ...] = ("on device", "copied") if self.is_gpu else ("on device",)
         self._logits, self._size_px, self._device = logits, size_px, device
+        if self.is_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+
+    def gpu_bytes(self) -> int:
+        """See `LoadedSubject.gpu_bytes`; only for a model on a GPU."""
+        return self.held_bytes + torch.cuda.max_memory_allocated(self._device) - self._before
 
     def call(self, batch: int, inputs: Inputs) -> Call:
         """Returns a call on random normal images; `copied` starts in pinned host memory."""

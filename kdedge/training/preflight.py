@@ -35,6 +35,8 @@ from kdedge.training.teacher_store.fill import StoreFiller
 _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
 _TRIAL_S = 5.0
+_TIGHT = 0.9
+"""Share of a GPU's memory above which a longer run may find none: fragments add up."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +219,13 @@ def memory(device: torch.device) -> Finding:
         device: device of the steps. On the CPU, the memory of data workers is not counted.
     """
     if device.type == "cuda":
-        peak_bytes = torch.cuda.max_memory_allocated(device)
-        total_bytes = torch.cuda.get_device_properties(device).total_memory
-        return Finding("memory", f"{_share(peak_bytes, total_bytes)} at the peak on {device}")
+        peak_bytes = torch.cuda.max_memory_reserved(device)
+        # What other processes hold is not for this one
+        room_bytes = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        found = f"{_share(peak_bytes, room_bytes)} at the peak on {device}"
+        if peak_bytes > _TIGHT * room_bytes:
+            found += ", which is close to all of it; set optim.batch_size or micro_batch lower"
+        return Finding("memory", found)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
     total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

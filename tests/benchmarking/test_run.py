@@ -49,6 +49,9 @@ class Instant:
 
     n_calls: int = 0
 
+    def gpu_bytes(self) -> int:
+        return 7
+
     def call(self, batch: int, inputs: Inputs) -> Call:
         def run() -> float:
             self.n_calls += 1
@@ -135,6 +138,11 @@ def test_memory_is_what_loading_added_above_what_was_held() -> None:
         pytest.skip("this system does not forget an earlier peak")
     # The system counts resident pages in batches, for each thread
     assert n_bytes - (1 << 20) <= row.memory_bytes - (1 << 40) < n_bytes + (32 << 20)
+
+
+def test_memory_of_a_gpu_is_the_gpus_own() -> None:
+    (row,) = measured(subject("m", lambda: nullcontext(Instant(is_gpu=True)))).rows
+    assert row.memory_bytes == 7
 
 
 def test_a_larger_batch_is_left_out_by_the_work_of_the_first_call() -> None:

@@ -182,6 +182,22 @@ def test_a_closed_form_is_solved_on_a_gpu(kdedge: Run, project: Path, gpu: Any) 
     assert lost[0] == pytest.approx(lost[1], rel=1e-3)
 
 
+def test_check_and_bench_tell_of_the_gpus_memory(
+    kdedge: Run, trained: Path, gpu: Any, quick_machine: object
+) -> None:
+    quick = ("--seconds", "0.01", "--calls", "3", "--format", "json")
+    with gpu():
+        checked = kdedge("check", "r.yaml", "--device", "cuda")
+        assert " GiB of 8.0 GiB at the peak on cuda\n" in checked.out, checked.err
+        done = kdedge("bench", "tiny/02", "--device", "cuda", *quick, obj=quick_machine)
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)["rows"]
+    assert {row["device"] for row in rows} == {"GPU"}
+    for row in rows:
+        assert row["memory_bytes"] >= 1 << 30
+        assert {x["inputs"] for x in row["measurements"]} == {"on device", "copied"}
+
+
 def test_what_a_gpu_refuses_is_refused(gpu: Any) -> None:
     with gpu() as simulated:
         on_gpu, on_cpu = torch.ones(3, device="cuda"), torch.ones(3)

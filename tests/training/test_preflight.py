@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,11 +210,14 @@ def test_memory_on_the_cpu_is_that_of_this_process_and_this_machine() -> None:
     assert 0 < float(found.split()[0]) < total / GIB
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_memory_on_a_gpu_is_the_most_that_was_allocated() -> None:
-    device = torch.device("cuda")
-    torch.cuda.reset_peak_memory_stats(device)
-    torch.empty(GIB, dtype=torch.uint8, device=device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    assert memory(device).found == f"1.0 GiB of {total / GIB:.1f} GiB at the peak on cuda"
+@pytest.mark.parametrize(
+    ("gib", "expected"),
+    [(1, "1.0 GiB of 8.0 GiB at the peak on cuda"), (7.5, "on cuda, which is close to all of it")],
+)
+def test_memory_on_a_gpu_is_judged_by_what_this_process_can_have(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, gib: float, expected: str
+) -> None:
+    with gpu():
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: int(gib * GIB))
+        assert expected in memory(torch.device("cuda")).found
+        monkeypatch.undo()
