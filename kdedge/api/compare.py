@@ -383,7 +383,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         )
     if found.labeled is not None:
         rows.append(("accuracy", accuracies_text(found.labeled)))
-        rows.append(("as good?", comparison.verdict))
+        rows.append(("the new one is", comparison.verdict))
     return rows
 
 

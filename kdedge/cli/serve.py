@@ -102,7 +102,7 @@ def command(artifact: Path, threads: int | None, **options: Any) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # SIGTERM raises one, too
             click.echo(f"Serving {server.name} at {server.url}, {server.model.describe()}")
             server.wait()
-        _LOG.info("Answering the requests that are in, then ending.")
+        _LOG.info("Finishing the requests in progress, then stopping.")
 
 
 def _allow_connections() -> None:

@@ -358,7 +358,7 @@ def search_int8(
     """Finds an INT8 model that should pass its gate on other images.
 
     The best of several candidates is better on the images that chose it than on others. So the
-    search goes on until the agreement to expect is half-way from the gate to 100 %. Layers are left
+    search goes on until the expected agreement is half-way from the gate to 100 %. Layers are left
     in float, which costs speed, until it is a quarter of the way.
 
     Args:

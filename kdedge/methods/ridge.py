@@ -368,7 +368,7 @@ class Method:
         summary = f"{sums.n_rows:,} images, lambda {lam:g}"
         if len(held_out):
             record["divergence"] = divergence
-            summary += f": divergence from the teacher {divergence:.4f} on images held out"
+            summary += f": divergence from the teacher on held-out images {divergence:.4f}"
         if data.n_labeled:
             self._add_labels(data, sums)
             summary += f", and {data.n_labeled:,} labels"

@@ -1,6 +1,6 @@
 """The search for an INT8 model that answers as the float one does, within a time.
 
-Steps follow in order of cost, until the agreement to expect reaches a target on held-out images.
+Steps follow in order of cost, until the agreement expected on other images reaches a target.
 Steps 1 to 5 cost nothing on the device; the last one costs speed, and ends with less agreement:
 
 1. channels centered, SmoothQuant with alpha 0.5, also for attention's values, ranges to the
@@ -66,7 +66,7 @@ class Score:
 
     Attributes:
         agreement_percent: images with the float model's top-1.
-        expected_percent: agreement to expect on other images. A few hundred images have few
+        expected_percent: the agreement expected on other images. A few hundred images have few
             disagreements, so each image's error is added to every image's float logits: the share
             of these M * M pairs that keep their top-1.
         logit_error_percent: length of the logits' error by that of the logits, both without their
@@ -124,8 +124,8 @@ def search(
         calibration: [N, 3, S, S], as the model takes them.
         held_out: [M, 3, S, S], other images, which decide between candidates. With none, the first
             candidate is the result.
-        target_percent: agreement to expect, by the held-out images, that ends the search.
-        enough_percent: agreement to expect for which no more layers are left in float, as these
+        target_percent: expected agreement that ends the search.
+        enough_percent: expected agreement for which no more layers are left in float, as these
             make the file slower; None for the target's.
         minutes: time for the search; it ends before a step that would take longer.
         class_matrix: [C, D], for a model with open classes, which gives features [B, D].
@@ -191,7 +191,7 @@ class _Search:
                 if self.best is None:
                     raise
                 self.ended = "Ctrl-C ended it"
-                log.warning("INT8: Ctrl-C ends the search with the best so far.")
+                log.warning("INT8: Ctrl-C stopped the search; the best file so far is kept.")
 
     def _affordable(self, images: Tensor, least: int, share: float) -> Tensor:
         """As many images as a run of the model takes a share of the search's time for."""
@@ -324,7 +324,8 @@ class _Search:
                            "at_seconds": round(time.monotonic() - self._began, 1)})  # fmt: skip
         if is_kept:
             self.best, self.score = candidate, measured
-        log.info("INT8: %s: agreement %.2f %%, %.2f %% to expect; error of logits %.2f %%%s.",
+        log.info("INT8: %s: agreement %.2f %%, expected on other images %.2f %%; logits off by"
+                 " %.2f %%%s.",
                  name, measured.agreement_percent, measured.expected_percent,
                  measured.logit_error_percent,
                  "" if is_kept else ", not kept")  # fmt: skip

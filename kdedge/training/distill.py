@@ -148,7 +148,7 @@ def _or_better(
         log.warning("%s\n  %s", said, remedy)
         return run, teacher, parts
     chosen = max(better, key=better.__getitem__)
-    log.warning("%s\n  %s teaches; --keep-teacher insists on %s.", said, chosen, method)
+    log.warning("%s\n  Using %s as the teacher; --keep-teacher keeps %s.", said, chosen, method)
     spec = loaded.recipe.teacher
     assert spec is not None  # it has been trained
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})

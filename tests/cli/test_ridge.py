@@ -127,7 +127,7 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(project: Path, kded
     done = kdedge("distill", "r.yaml", *options(*stuck, ridge))
     assert done.code == 0, done.err
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
-    assert "ridge teaches; --keep-teacher insists on promptsrc" in done.err
+    assert "Using ridge as the teacher; --keep-teacher keeps promptsrc" in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
     assert read("runs/tiny/01/quick_look.json").keys() == {"zeroshot", "ridge", "trained"}
     kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))

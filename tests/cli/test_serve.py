@@ -42,7 +42,7 @@ def test_it_answers_until_a_signal_ends_it(
         assert json.load(answer)["class"] == "red"
     process.send(signum)
     assert process.wait() == 0
-    assert process.stderr == "Answering the requests that are in, then ending.\n"
+    assert process.stderr == "Finishing the requests in progress, then stopping.\n"
 
 
 def test_a_second_ctrl_c_does_not_wait(start: Run, artifact: Artifact, tmp_path: Path) -> None:

@@ -130,9 +130,9 @@ def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> Non
     assert done.out.startswith(f"Teacher store {store}: {size}\nNext: kdedge distill r.yaml")
     assert f"{size}. Computing 2 of 2 files: about " in done.err
     distilled = kdedge("distill", *options)
-    assert f"{size}. It is complete: the teacher is not run." in distilled.err
+    assert f"{size}. It is complete: the teacher is not needed." in distilled.err
     log = (trained / "runs/tiny/03/log.txt").read_text()
-    assert "It is complete: the teacher is not run." in log
+    assert "It is complete: the teacher is not needed." in log
     hashes = json.loads((trained / "runs/tiny/03/provenance.json").read_text())["hashes"]
     assert hashes["teacher_store"].startswith(store.name)
 

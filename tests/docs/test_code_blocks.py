@@ -46,7 +46,6 @@ GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "m
 
 BENCH = "tests/cli/test_bench.py runs it"
 CAMERA = "needs a camera"
-DEMO = "takes a minute and a half"
 DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
 DRAWN = "tests/docs/test_examples.py runs it"
@@ -73,7 +72,6 @@ SERVER = "needs the server"
 SERVED = "tests/serving runs it"
 SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
-WARNS = "imports a package with deprecated calls, and these tests take warnings as errors"
 
 EXPORT = "kdedge export --onnx --fp16 --int8"
 
@@ -82,7 +80,6 @@ EXPORT = "kdedge export --onnx --fp16 --int8"
 NOT_RUN: dict[str, dict[str, str]] = {
     "README.md": {
         "python3 -m venv .venv": INSTALL,
-        "kdedge distill recipes/sun397.yaml": DOWNLOAD,
     },
     "CONTRIBUTING.md": {
         "python3 -m venv .venv": INSTALL,
@@ -109,11 +106,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
         EXPORT: BEGIN,
         "pip install numpy pillow onnxruntime": INSTALL,
     },
-    "docs/deploy/raspberry-pi.md": {
-        "kdedge export --int8": BEGIN,
-        "python3 -m venv .venv": INSTALL,
-        "camera = Picamera2()": CAMERA,
-    },
     "docs/deploy/watch.md": {
         "kdedge watch artifacts/01 /dev/video0": CAMERA,
         'for event in kdedge.watch("artifacts/01", 0):': CAMERA,
@@ -123,7 +115,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/executorch.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
-        'folder = Path("runs/line3/02/artifacts/02")': WARNS,
     },
     "docs/deploy/litert.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,litert]'": INSTALL,
@@ -133,7 +124,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "curl --data-binary @image.jpg http://127.0.0.1:8000/predict": SERVER,
         '{"class": "red", "score_percent": 99.1, "top": [{"class": "red", "score_percent": 99.1},'
         ' {"class": "blue", "score_percent": 0.9}]}': SERVER,
-        'address, data = "http://127.0.0.1:8000/predict", Path("image.jpg").read_bytes()': SERVER,
         'with kdedge.serve("artifacts/01", port=0) as server:': SERVED,
         'client = triton.InferenceServerClient("127.0.0.1:8000")': SERVER,
         "ln -sfn artifacts/01 served": SERVED,
@@ -152,7 +142,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "sudo nvpmodel -q": GPU,
         "kdedge export artifacts/01 --trt --fp16": GPU,
         'with kdedge.load("artifacts/01", backend="tensorrt", precision="fp16") as model:': GPU,
-        "log = trt.Logger(trt.Logger.WARNING)": GPU,
     },
     "docs/deploy/tensorrt-rtx.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[trt-rtx]'": INSTALL,
@@ -164,20 +153,12 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "kdedge export line3 --torch-trt --fp16": GPU,
         'model = torch.export.load("model.pt2").module().cuda()': GPU,
     },
-    "docs/eurosat.md": {
-        "kdedge data show eurosat": DOWNLOAD,
-        "kdedge check eurosat": DOWNLOAD,
-        "kdedge distill eurosat --epochs 2 --set teacher.backbone=ViT-B-16"
-        " --set student.backbone=ViT-B-32 --set name=eurosat-small": DOWNLOAD,
-        "kdedge export eurosat --int8": DOWNLOAD,
-    },
     "docs/examples.md": {
         "ARTIFACT=runs/line3/02/artifacts/01 uvicorn service:app": SERVER,
     },
     "docs/install.md": {
         "python3 -m venv .venv": INSTALL,
         "docker build -t kdedge-train .": DOCKER,
-        "docker build -t line3 -f Dockerfile.device .": DOCKER,
     },
     "docs/measure.md": {
         "kdedge bench": BENCH,
@@ -187,13 +168,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/own-images.md": {
         "python docs/examples/draw_images.py drawings": DRAWN,
         "kdedge bench": BENCH,
+        "kdedge report": REPORT,
     },
     "docs/python.md": {
         'run = kdedge.distill("line3.yaml")': SAME,
-    },
-    "docs/quickstart.md": {
-        "python3 -m venv .venv": INSTALL,
-        "kdedge demo": DEMO,
     },
     "docs/runs.md": {
         "kdedge import model.pth.tar-20 --as promptsrc --backbone ViT-L-14"
@@ -406,9 +384,6 @@ def test_what_a_page_shows_runs(
     begins_with_images = "kdedge init line3" in PAGES[page]
     start: Path = request.getfixturevalue("images" if begins_with_images else "finished")
     folder = copy(start, tmp_path / "project")
-    if "runs/demo" in PAGES[page]:
-        (folder.path / "runs/line3").rename(folder.path / "runs/demo")
-        shutil.copytree(folder.path / "runs/demo/02", folder.path / "runs/demo/03")
     for block, part in run_parts(page):
         folder.run(block, part)
 
@@ -422,13 +397,6 @@ def test_what_is_not_run_is_on_its_page() -> None:
     assert same - {listed(part) for _, part in run_parts("README.md")} == set()
 
 
-def test_the_javascript_of_the_pages_is_that_of_the_examples() -> None:
-    """tests/cli/test_verify.py runs it."""
-    name = "onnxruntime.mjs"
-    (text,) = [block.text for page in PAGES for block in blocks(page) if block.title == name]
-    assert text == (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("name", "header"),
     [
@@ -437,9 +405,7 @@ def test_the_javascript_of_the_pages_is_that_of_the_examples() -> None:
         ("tensorrt.cpp", "NvInfer.h"),
     ],
 )
-def test_the_cpp_of_the_pages_compiles(name: str, header: str, tmp_path: Path) -> None:
-    (text,) = [block.text for page in PAGES for block in blocks(page) if block.title == name]
-    assert text == (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
+def test_the_cpp_examples_compile(name: str, header: str) -> None:
     compiler, places = shutil.which("c++"), [Path("/usr/include"), Path("/usr/local/include")]
     package = importlib.util.find_spec("openvino")
     if package is not None and package.origin is not None:  # it brings its headers
@@ -447,8 +413,13 @@ def test_the_cpp_of_the_pages_compiles(name: str, header: str, tmp_path: Path) -
     found = [place for place in places if (place / header).is_file()]
     if compiler is None or not found:
         pytest.skip(f"needs a C++ compiler and {header}")
-    (tmp_path / name).write_text(text)
     folders = [f"-I{found[0]}", f"-I{(found[0] / header).parent}", "-I/usr/local/cuda/include"]
-    command = [compiler, "-std=c++17", "-fsyntax-only", *folders, name]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [
+        compiler,
+        "-std=c++17",
+        "-fsyntax-only",
+        *folders,
+        str(ROOT / "docs/examples" / name),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

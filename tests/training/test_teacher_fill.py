@@ -38,7 +38,7 @@ def test_a_whole_store_asks_no_teacher(
     warm = filling.SlowTeacher()
     filling.make_filler(tmp_path, teacher=warm).fill()
     assert warm.n_passes == 0
-    assert caplog.messages[-1].endswith(f"{size}. It is complete: the teacher is not run.")
+    assert caplog.messages[-1].endswith(f"{size}. It is complete: the teacher is not needed.")
 
 
 def test_a_killed_process_loses_the_file_it_was_at_and_no_other(

@@ -120,7 +120,7 @@ class StoreFiller:
     def _is_complete(self, chunks: Sequence[Chunk]) -> None:
         if not self.group.is_rank0:
             self.store.load(chunks)
-        log.info("%s. It is complete: the teacher is not run.", self.store)
+        log.info("%s. It is complete: the teacher is not needed.", self.store)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
