@@ -10,11 +10,14 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 import kdedge
 from kdedge.cli.main import cli
 from kdedge.config.keys import explain
-from kdedge.config.recipe import Recipe
+from kdedge.config.recipe import ExportSpec, Recipe
+from kdedge.config.student_sizes import SIZES
+from kdedge.serving.watch import SHOT, WINDOW
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -165,3 +168,68 @@ def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
     pieces = [piece.strip(" .") for text in quoted for piece in text.split("...")]
     assert len(quoted) > 4
     assert [piece for piece in pieces if piece not in joined] == []
+
+
+def serve_default(name: str) -> float:
+    """The default of an option of `kdedge serve`."""
+    with click.Context(cli) as context:
+        command = cli.get_command(context, "serve")
+    assert command is not None
+    (option,) = [one for one in command.params if one.name == name]
+    return float(option.default)
+
+
+@pytest.mark.parametrize(
+    ("page", "said", "value"),
+    [
+        ("onnx", r"takes at most (\d+) minutes", ExportSpec().int8_minutes),
+        ("onnx", r"`export.max_batch` \((\d+) if left out", ExportSpec().max_batch),
+        ("serve", r"`--max-megabytes` of a body \((\d+);", serve_default("max_megabytes")),
+        ("serve", r"of an image \((\d+)\)", serve_default("max_megapixels")),
+        ("serve", r"that wait\s+\((\d+)\)", serve_default("max_requests")),
+        ("serve", r"of a request \((\d+) seconds", serve_default("timeout")),
+        ("watch", r"over the last (\d+) frames \(`--window`", WINDOW),
+        ("watch", r"the mean of (\d+) frames \(`--shot`", SHOT),
+    ],
+)
+def test_a_default_on_a_page_is_that_of_the_code(page: str, said: str, value: float) -> None:
+    text = TEXTS[f"docs/deploy/{page}.md"]
+    assert [float(found) for found in re.findall(said, text)] == [value]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_students_by_size_are_those_of_the_code(size: str) -> None:
+    one = SIZES[size]
+    start = rf"^\| `{one.backbone}` \| \d+ \| {one.n_parameters} \| {one.gflops} \|"
+    assert re.search(rf"{start} .*`--size {size}` \|$", TEXTS["docs/choose.md"], re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("labeled", "teacher", "said"),
+    [
+        (("red", "blue", "green"), "ridge", "Where every class has some, teacher and student are"),
+        (("red", "green"), "promptsrc", "where some have none, the\n  teacher is PromptSRC"),
+        ((), "zeroshot", "without any, zero-shot CLIP"),
+    ],
+)
+def test_own_images_names_the_teacher_that_init_writes(
+    labeled: tuple[str, ...],
+    teacher: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("classes.txt").write_text("red\nblue\ngreen\n")
+    for folder in ("cams", *(f"labeled/{name}" for name in labeled)):
+        Path(folder).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (9, 9), (number, 0, 0)).save(f"{folder}/{number}.png")
+    with_labels = "labeled" if labeled else None
+    kdedge.init("line3", images="cams", classes="classes.txt", labeled=with_labels)
+    written = Path("line3.yaml").read_text(encoding="utf-8")
+    assert f"\n  method: {teacher} " in written
+    page = TEXTS["docs/own-images.md"]
+    assert said in page
+    (share,) = re.findall(r"`init` keeps (\d+) % of the unlabeled", page)
+    assert f"hold_out: {share}%" in written
