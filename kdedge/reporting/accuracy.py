@@ -27,8 +27,8 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     caption = ""
     if first.split == "base-to-novel":
         caption = (
-            "Base and novel images are classified among the names of their own half; `all` among"
-            " all names. HM is the harmonic mean of base and novel. "
+            "Base and novel images are classified among the names of their own half, in the column"
+            " all among all names. HM is the harmonic mean of base and novel. "
         )
     if "validation" in {result.selection for _, result in rows}:
         caption += "Some models have the weights of the best epoch on validation images. "

@@ -196,7 +196,7 @@ def _unlabeled(found: UnlabeledResult | None) -> list[Block | None]:
         models["the teacher's"] = found.teacher_predicted
     facts.append(["mean confidence", confidence])
     facts.append(["classes predicted", f"{len(found.predicted):,} of {found.n_classes:,}"])
-    return [Table("", [], facts, n_text=2), _counts("Predicted classes", models)]
+    return [Table("", [], facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
 
 
 def _targets(found: PoolLabelsResult) -> list[Block | None]:
@@ -212,15 +212,17 @@ def _targets(found: PoolLabelsResult) -> list[Block | None]:
     return [Table("", [], facts, n_text=2), _counts("Images by most probable class", models)]
 
 
-def _counts(title: str, models: Mapping[str, Mapping[str, int]]) -> Table:
+def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int | None = None) -> Table:
     """Images of each class by model, the most frequent class of the first model first."""
     first = next(iter(models.values()))
     names = dict.fromkeys(name for counts in models.values() for name in counts)
     ordered = sorted(names, key=lambda name: -first.get(name, 0))
     cells = [
-        [name, *(f"{counts.get(name, 0):,}" for counts in models.values())] for name in ordered
+        [name, *(f"{counts.get(name, 0):,}" for counts in models.values())]
+        for name in ordered[:most]
     ]
-    return Table(title, ["class", *models], cells)
+    caption = "" if len(cells) == len(ordered) else f"The {most} most frequent of {len(ordered):,}."
+    return Table(title, ["class", *models], cells, caption)
 
 
 def _training(records: RunRecords, name: str) -> Plot:

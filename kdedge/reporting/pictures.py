@@ -52,7 +52,7 @@ def sample_cards(
 
 def _card(sample: SampleImage, thumbnails: Mapping[str, _Thumbnail]) -> Card:
     name, score = sample.top[0]
-    lines = [f"{name}, {score:.0f} %"]
+    lines = [f"{name}, {score:.0f}\u00a0%"]
     if sample.label is not None:
         lines.append("right" if sample.label == name else f"is {sample.label}")
     if sample.teacher is not None:

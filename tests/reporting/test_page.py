@@ -16,6 +16,7 @@ import pytest
 from kdedge.reporting.chapters import make_chapters
 from kdedge.reporting.records import gather
 from kdedge.reporting.write import write_report
+from kdedge.results import SampleImage, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 
@@ -390,6 +391,27 @@ def test_the_newest_numbers_count(make_run: MakeRun) -> None:
     assert records.speed is not None
     assert records.speed.command == "kdedge bench number10"
     assert records.problems == ()
+
+
+def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun) -> None:
+    names = [f"class {number:02}" for number in range(14)]
+    run = make_run(names, only="")
+    counts = {name: number for number, name in enumerate(names, start=1)}
+    sample = SampleImage("0.png", ((names[0], 60.0),), names[1])
+    found = UnlabeledResult(
+        *(105, "105 of 105 images of data.unlabeled", "hash", 75.0, 60.0, 66.0),
+        *(counts, {names[0]: 105}, len(names), (sample,)),
+    )
+    run.unlabeled_evaluation.write_text(json.dumps(found.to_dict()), encoding="utf-8")
+    (chapter,) = make_chapters([gather(run)])
+    assert chapter.verdict == ["The student agrees with the teacher on 75 % of 105 images."]
+    blocks: dict[str, Any] = {section.title: section.blocks for section in chapter.sections}
+    facts, table = blocks["Without labels"]
+    assert ["predicts what the teacher predicts", "75.00 %"] in facts.rows
+    assert table.rows[0] == ["class 13", "14", "0"]
+    assert table.caption == "The 12 most frequent of 14."
+    (cards,) = blocks["Images"]
+    assert cards.cards[0].lines == ["class 00, 60\u00a0%", "teacher: class 01"]
 
 
 def test_of_compressed_files_one_that_passed_its_gate_is_in_the_headline(make_run: MakeRun) -> None:

@@ -99,8 +99,8 @@ def test_a_sample_has_its_picture_its_answers_and_its_class(
     assert [block.title.partition(",")[0] for block in blocks] == [
         *("Wrong", "Lowest confidence", "Right")
     ]
-    assert right.cards[0].lines == ["cat, 75 %", "right", "teacher: cat"]
+    assert right.cards[0].lines == ["cat, 75\u00a0%", "right", "teacher: cat"]
     assert first_pixel(right.cards[0].picture) == [0, 40, 200]
-    assert wrong.cards[0].lines == ["cat, 60 %", "is dog", "teacher: dog"]
+    assert wrong.cards[0].lines == ["cat, 60\u00a0%", "is dog", "teacher: dog"]
     assert first_pixel(wrong.cards[0].picture) == [90, 40, 200]
     assert unsure.cards[0].picture is None
