@@ -87,7 +87,8 @@ def exported_blocks(records: RunRecords) -> list[Block]:
     blocks: list[Block] = [files_table(artifact)]
     for choice in readable_choices(artifact):
         title = f"Fastest on {choice.machine}"
-        blocks += [Table(title, *choice.table, n_text=2), Note(choice.notes)]
+        header, rows = choice.table  # its last column is a sentence
+        blocks += [Table(title, header, rows, n_text=len(header)), Note(choice.notes)]
     return [*blocks, *_search_blocks(artifact)]
 
 
