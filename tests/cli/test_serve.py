@@ -51,7 +51,7 @@ def test_a_second_ctrl_c_does_not_wait(start: Run, artifact: Artifact, tmp_path:
     with socket.create_connection((host, int(port))) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
         process.send(signal.SIGINT)
-        process.wait_until(lambda: "Answering" in process.stderr)
+        process.wait_until(lambda: "Finishing" in process.stderr)
         process.send(signal.SIGINT)
         assert process.wait() == 130
     assert process.stderr.endswith("kdedge: interrupted.\n")
