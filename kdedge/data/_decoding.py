@@ -27,11 +27,16 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdedge.data.sources import Source
-from kdedge.data.views import SECOND_SET, Augmentation
+from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
 from kdedge.distributed import local_world_size
 from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
+from kdedge.runtime.preprocess import (
+    Preprocess,
+    UnusableImage,
+    decode_image,
+    resize_and_crop,
+)
 
 MAX_WORKERS = 8
 _WORTH_WORKERS = 2000
@@ -69,19 +74,20 @@ class _Images(Dataset[_Loaded]):
         number, position, view = wanted
         preprocess, augment = self._preparation.preprocess, self._augment(number)
         try:
-            decoded = decode_image(self._sources[number].read(position))
+            data = self._sources[number].read(position)
             if augment is None:
-                image = resize_and_crop(decoded, preprocess)
+                pixels = _pixels(resize_and_crop(decode_image(data), preprocess))
             else:
-                image = augment(decoded, preprocess, position=position, view=view)
+                drawn = augment(decode_pixels(data), preprocess, position=position, view=view)
+                pixels = drawn.contiguous().numpy()
+            if self._preparation.with_clean:
+                clean = resize_and_crop(decode_image(data), preprocess)
+                pixels = np.stack([pixels, _pixels(clean)])
         except UnusableImage as error:
             # By value: an exception raised in a worker arrives as text with a traceback in it.
             return number, position, None, error.reason
         except DataError as error:
             return number, position, None, str(error)
-        pixels = _pixels(image)
-        if self._preparation.with_clean:
-            pixels = np.stack([pixels, _pixels(resize_and_crop(decoded, preprocess))])
         return number, position, pixels, ""
 
     def _augment(self, number: int) -> Augmentation | None:

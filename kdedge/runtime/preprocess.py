@@ -190,6 +190,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _upright_rgb(_open(data, max_pixels))
 
 
+def is_upright_jpeg(data: bytes) -> bool:
+    """Whether a file is a complete JPEG in color that `decode_image` only decodes.
+
+    Raises:
+        UnusableImage: its header is damaged, or it is too large, as of `decode_image`.
+    """
+    if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
+        return False
+    with _STRICT_PILLOW:
+        image = _open(data, MAX_PIXELS)
+        return (image.format, image.mode, _orientation(image)) == ("JPEG", "RGB", 1)
+
+
 def convert_image(image: Image.Image) -> Image.Image:
     """Converts a Pillow image as `decode_image` does with a file: to 8-bit RGB, upright.
 

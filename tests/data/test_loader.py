@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kdedge.data.loader import (
     EpochPart,
@@ -26,10 +26,17 @@ from kdedge.data.loader import (
     n_steps,
     training_batches,
 )
-from kdedge.data.views import Augmentation
+from kdedge.data.views import Augmentation, decode_pixels
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.runtime.preprocess import Preprocess, decode_image, normalize, preprocess_image
+from kdedge.runtime.preprocess import (
+    Preprocess,
+    UnusableImage,
+    decode_image,
+    is_upright_jpeg,
+    normalize,
+    preprocess_image,
+)
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
@@ -208,11 +215,15 @@ def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
             for image, clean, (position, number) in zip(
                 part.images, part.clean_images, wanted, strict=True
             ):
-                decoded = decode_image(other.read(position))
+                decoded = np.array(decode_image(other.read(position)))
                 view = Augmentation(1 + 2**32, 0.08, True)(
-                    decoded, PREPROCESS, position=position, view=number
+                    torch.from_numpy(decoded).permute(2, 0, 1),
+                    PREPROCESS,
+                    position=position,
+                    view=number,
                 )
-                assert np.array_equal(image.numpy(), normalize(view, PREPROCESS))
+                pixels = view.permute(1, 2, 0).numpy()
+                assert np.array_equal(image.numpy(), normalize(pixels, PREPROCESS))
                 assert np.array_equal(
                     clean.numpy(), preprocess_image(other.read(position), PREPROCESS)
                 )
@@ -548,3 +559,41 @@ def test_the_shares_of_several_processes_are_the_batch_of_one(source, n_processe
 def test_a_batch_of_fewer_images_than_processes_is_an_error(source):
     with pytest.raises(RecipeError, match="5 processes share batches of 4 images"):
         batches(source, group=ProcessGroup(0, 5))
+
+
+def jpeg(mode="RGB", **options):
+    generator = np.random.default_rng(0)
+    pixels = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    written = io.BytesIO()
+    pixels.resize((120, 90)).convert(mode).save(written, "JPEG", **options)
+    return written.getvalue()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return jpeg(exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_plain"),
+    [
+        (jpeg(), True),
+        (jpeg(progressive=True, subsampling="4:4:4"), True),
+        (jpeg("L"), False),
+        (jpeg("CMYK"), False),
+        (turned(), False),
+        (jpeg() + b"more", False),
+    ],
+    ids=["color", "progressive", "gray", "CMYK", "turned", "with more behind it"],
+)
+def test_a_file_is_decoded_to_the_pixels_that_evaluation_sees(data, is_plain):
+    assert is_upright_jpeg(data) == is_plain
+    assert np.array_equal(
+        decode_pixels(data).permute(1, 2, 0).numpy(), np.array(decode_image(data))
+    )
+
+
+def test_half_a_jpeg_is_no_image():
+    with pytest.raises(UnusableImage, match="JPEG data cannot be decoded"):
+        decode_pixels(jpeg()[:2000])

@@ -100,6 +100,10 @@ def photo(seed=0):
     return Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8))
 
 
+def pixels_of(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 @pytest.mark.parametrize("shift", [-0.1, -0.03, 0.0, 0.07, 0.1])
 def test_the_hue_is_turned_as_torchvision_turns_it(shift):
     functional = pytest.importorskip("torchvision.transforms.functional")
@@ -144,15 +148,36 @@ def test_a_strong_view_is_torchvisions_color_jitter_gray_and_pillows_blur():
 
 def test_a_strong_view_has_the_crop_and_flip_of_the_plain_one():
     preprocess = Preprocess(24, (0.5,) * 3, (0.5,) * 3)
+    pixels = pixels_of(photo())
     for view in range(1, 6):
         plain, strong = (
-            Augmentation(3, 0.2, True, is_strong)(photo(), preprocess, position=7, view=view)
+            Augmentation(3, 0.2, True, is_strong)(pixels, preprocess, position=7, view=view)
             for is_strong in (False, True)
         )
-        again = Augmentation(3, 0.2, True, True)(photo(), preprocess, position=7, view=view)
-        assert strong == again
-        assert strong != plain
+        again = Augmentation(3, 0.2, True, True)(pixels, preprocess, position=7, view=view)
+        assert torch.equal(strong, again)
+        assert not torch.equal(strong, plain)
         generator = random_stream(3, view, 8)
         crop_box(24, 24, scale_min=0.2, generator=generator)
         generator.random()  # the flip's
-        assert strong == strengthened(plain, generator)
+        image = Image.fromarray(plain.permute(1, 2, 0).numpy())
+        assert torch.equal(strong, pixels_of(strengthened(image, generator)))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_crop_is_resized_as_pillow_resizes_it_but_for_rounding(interpolation):
+    generator = np.random.default_rng(0)
+    small = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    image = small.resize((400, 300), Image.Resampling.BICUBIC)
+    preprocess = Preprocess(64, (0.5,) * 3, (0.5,) * 3, interpolation)
+    for view in range(1, 9):
+        stream = random_stream(3, view, 8)
+        left, top, width, height = crop_box(400, 300, scale_min=0.08, generator=stream)
+        cropped = image.crop((left, top, left + width, top + height))
+        cropped = cropped.resize((64, 64), Image.Resampling[interpolation.upper()])
+        if stream.random() < 0.5:
+            cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        actual = Augmentation(3, 0.08, True)(pixels_of(image), preprocess, position=7, view=view)
+        difference = (actual.int() - pixels_of(cropped).int()).abs()
+        assert difference.max() <= 2
+        assert difference.float().mean() < 0.1

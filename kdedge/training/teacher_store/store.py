@@ -101,6 +101,7 @@ def _describe_views(augment: Augmentation | None) -> dict[str, Any]:
         "crop_scale_min": augment.scale_min,
         "crop_ratio": list(RATIO),
         "flip": augment.flip,
+        "resized_by": "torch",
         **({"strong_views": True} if augment.strong else {}),
     }
 
