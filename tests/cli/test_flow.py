@@ -95,7 +95,8 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     assert accuracies(shown.out)["student"] == rows["student"]
     assert "student.safetensors" in kdedge("show", "tiny/02", "--all").out
     assert "student.safetensors" not in shown.out
-    assert max(map(len, shown.out.splitlines())) <= 80
+    tables = [line for line in shown.out.splitlines() if not line.startswith("student ")]
+    assert max(map(len, tables)) <= 80  # the headline is a sentence
     results = json.loads(Path("runs/tiny/02/eval.json").read_text())
     lost = results["zeroshot"]["harmonic_mean"] - results["student"]["harmonic_mean"]
     (said,) = {
@@ -104,7 +105,7 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
         for line in done.out.splitlines()
         if line.startswith("student is")
     }
-    assert said == f"student is {lost:.1f} points below zero-shot CLIP: do not use it"
+    assert said.startswith(f"student is {lost:.1f} points below zero-shot CLIP: do not use it")
 
 
 def test_distill_trains_the_teacher_first_where_there_is_none(kdedge, project) -> None:
@@ -311,8 +312,8 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     assert other["images"] == "24 of 24 images of data.unlabeled as --set names them"
     assert kdedge("report").code == 0
     page = Path("runs/tiny/02/report/01/index.html").read_text()
-    assert page.count('<li>\n<img src="data:image/jpeg') == len(written["samples"]) == 10
-    assert "agreement with the teacher" in page
+    assert page.count('<img src="data:image/jpeg') == len(written["samples"]) == 10
+    assert "predicts what the teacher predicts" in page
 
 
 def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> None:
