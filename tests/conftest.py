@@ -295,14 +295,13 @@ def int8_by_maxima() -> Callable[..., None]:
         weight_levels,
         weight_scale,
     )
-    from kdedge.targets.onnx.graph import check_images, initializers, load_graph
+    from kdedge.targets.onnx.graph import initializers, load_graph
     from kdedge.targets.onnx.half import absolute_maxima
     from kdedge.targets.onnx.insert import quantizable
     from kdedge.targets.onnx.quantize import to_int8
 
     def write(source: Path, output: Path, *, calibration: np.ndarray) -> None:
         model = load_graph(source)
-        check_images(model, calibration, purpose="INT8 calibration")
         maxima, constants = absolute_maxima(model, calibration), initializers(model)
         layers = {}
         for name, (node, *_) in quantizable(model).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from kdedge.api.evaluate import run_argument
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import highest_number
 from kdedge.runs.find import find_run, newest
-from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, Precision, load_artifact
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here
 
 if TYPE_CHECKING:
@@ -124,9 +124,6 @@ def artifact_folder(source: Any, root: str | Path | None = None) -> Path:
     )
 
 
-_BY_DEFAULT = ("model.image.onnx", "model.onnx")
-
-
 def write_smoke_images(
     source: Any, folder: str | Path, *, pictures: Pictures = "ppm"
 ) -> list[Path]:
@@ -152,7 +149,13 @@ def write_smoke_images(
     return write_images(open_artifact(source), Path(folder), pictures=pictures)
 
 
-def verify_client(source: Any, answers: str | Path, *, file: str | None = None) -> ClientCheck:
+def verify_client(
+    source: Any,
+    answers: str | Path,
+    *,
+    file: str | None = None,
+    show: Callable[[ClientCheck], object] = lambda _: None,
+) -> ClientCheck:
     """Checks that a program classifies the images of an artifact's smoke set as the artifact does.
 
     `write_smoke_images` writes the images. The program's answers are a file with a line such as
@@ -164,6 +167,7 @@ def verify_client(source: Any, answers: str | Path, *, file: str | None = None) 
         answers: the file of answers.
         file: the model file that the program ran; None for `model.image.onnx` if there is one, and
             else `model.onnx`.
+        show: called with the result, before an error of an answer that differs is raised.
 
     Returns:
         The largest differences.
@@ -174,29 +178,21 @@ def verify_client(source: Any, answers: str | Path, *, file: str | None = None) 
         DataError: there is no artifact or no smoke set, a file has changed since the export, or the
             answers cannot be read.
     """
-    found = compare_answers(source, answers, file=file)
-    if found.error is not None:
-        raise found.error
-    return found
-
-
-def compare_answers(source: Any, answers: str | Path, *, file: str | None) -> ClientCheck:
-    """Checks a client's answers; `error` of the result says whether one differs."""
     from kdedge.deploy.client import check_answers
 
     artifact = open_artifact(source)
-    return check_answers(artifact, Path(answers), file=_file(artifact, file))
-
-
-def _file(artifact: Artifact, name: str | None) -> ModelFile:
-    there = {file.name: file for file in artifact.files}
-    wanted = _BY_DEFAULT if name is None else (name,)
-    found = next((there[one] for one in wanted if one in there), None)
-    if found is None:
+    there = {one.name: one for one in artifact.files}
+    wanted = ("model.image.onnx", "model.onnx") if file is None else (file,)
+    ran = next((there[name] for name in wanted if name in there), None)
+    if ran is None:
         raise RecipeError(
             f"{artifact.path} has no {wanted[-1]}; it has: {', '.join(there) or 'no model files'}."
             "\n  Name one of them with --file."
         )
+    found = check_answers(artifact, Path(answers), file=ran)
+    show(found)
+    if found.error is not None:
+        raise found.error
     return found
 
 

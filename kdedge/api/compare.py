@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.predict import AnyPath, Item, images_text, open_inputs, path_list, read_item
@@ -35,10 +35,6 @@ from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, r
 from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
 
-if TYPE_CHECKING:
-    from kdedge.inference.classify import Classifier
-
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,6 +46,7 @@ def compare(
     require_no_worse: bool = False,
     batch: int | None = None,
     threads: int | None = None,
+    show: Callable[[Comparison], object] = lambda _: None,
 ) -> Comparison:
     """Compares what two artifacts answer on the same images.
 
@@ -67,6 +64,7 @@ def compare(
             needs `labels`.
         batch: images per call; by default as many as each artifact takes.
         threads: CPU threads; by default the engine's choice.
+        show: called with what changed, before the error of `require_no_worse` is raised.
 
     Returns:
         What changed.
@@ -79,7 +77,10 @@ def compare(
         SetupError: this machine cannot run a file.
     """
     if require_no_worse and not labels:
-        raise no_labels_error()
+        raise RecipeError(
+            "Whether the new one is no worse can only be tested on images with labels.\n"
+            "  Add --labels, and name a folder with a subfolder for each class, or a CSV list."
+        )
     named = path_list(paths)
     if not named:
         raise RecipeError("No path is given.\n  Name images, folders, shards or CSV lists.")
@@ -95,35 +96,15 @@ def compare(
         files = [(one.artifact.path / one.file.name).resolve() for one in (first, second)]
         if files[0] == files[1]:
             _LOG.warning("%s is compared with itself. Name another artifact or file.", files[0])
-        found = _Asker(first, second, named, reads_labels=labels).compare(batch)
-    if require_no_worse:
-        check_no_worse(found)
-    return found
-
-
-def check_no_worse(comparison: Comparison) -> None:
-    """Applies the gate.
-
-    Raises:
-        GateError: McNemar's exact test shows that the new one is worse.
-        RecipeError: there were no labels.
-    """
-    labeled = comparison.found.labeled
-    if labeled is None:
-        raise no_labels_error()
-    if labeled.verdict == "worse":
+        found = _compared(first, second, named, reads_labels=labels, batch=batch)
+    show(found)
+    labeled = found.found.labeled
+    if require_no_worse and labeled is not None and labeled.verdict == "worse":
         raise GateError(
-            f"{comparison.verdict}\n  Accuracy: {accuracies_text(labeled)}."
+            f"{found.verdict}\n  Accuracy: {accuracies_text(labeled)}."
             " Keep the old one, or train again."
         )
-
-
-def no_labels_error() -> RecipeError:
-    """The error for a gate without labels."""
-    return RecipeError(
-        "Whether the new one is no worse can only be tested on images with labels.\n"
-        "  Add --labels, and name a folder with a subfolder for each class, or a CSV list."
-    )
+    return found
 
 
 @contextlib.contextmanager
@@ -152,81 +133,58 @@ def _opened(
         loaded.backend.close()
 
 
-class _Asker:
-    """Asks two classifiers about the same images."""
+def _compared(
+    old: Classifier, new: Classifier, paths: Sequence[str], *, reads_labels: bool, batch: int | None
+) -> Comparison:
+    """Asks two classifiers about the same images.
 
-    def __init__(
-        self,
-        old: Classifier,
-        new: Classifier,
-        paths: Sequence[str],
-        *,
-        reads_labels: bool,
-    ) -> None:
-        self._old, self._new = old, new
-        both = (*old.artifact.class_names, *new.artifact.class_names)
-        self._label_names = tuple(dict.fromkeys(both))  # positions are those of the old list
-        self._reads_labels = reads_labels
-        self._inputs = open_inputs(
-            paths,
-            label_names=self._label_names if reads_labels else None,
-        )
-        self._unreadable: list[FailedImage] = []
-        self._without_answer: list[FailedImage] = []
+    Raises:
+        DataError: no image can be read, or none has a label that both know.
+    """
+    names = [one.artifact.class_names for one in (old, new)]
+    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions are those of the old
+    inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
+    unreadable: list[FailedImage] = []
+    without_answer: list[FailedImage] = []
+    asked: deque[Item] = deque()
 
-    def compare(self, batch: int | None) -> Comparison:
-        with progress("comparing", self._inputs.n_images, unit="images") as advance:
-            found = compare_answers(
-                self._answered(batch, advance),
-                old_names=self._old.artifact.class_names,
-                new_names=self._new.artifact.class_names,
-            )
-        if self._reads_labels and found.labeled is None:
-            raise DataError(
-                "No image has a label of a class that both artifacts have.\n  Name a folder with a"
-                " subfolder for each class, a CSV list with labels, or shards with cls members."
-            )
-        old, new = _described(self._old), _described(self._new)
-        return Comparison(old, new, found, self._unreadable, self._without_answer)
+    def reads() -> Iterator[Read]:
+        for item in inputs.items:
+            asked.append(item)
+            yield partial(read_item, item)
 
-    def _answered(self, batch: int | None, advance: Advance) -> Iterator[AnsweredImage]:
-        """Each image that can be read, with both answers.
-
-        Raises:
-            DataError: none can be read.
-        """
-        asked: deque[Item] = deque()
-
-        def reads() -> Iterator[Read]:
-            for item in self._inputs.items:
-                asked.append(item)
-                yield partial(read_item, item)
-
+    def answered(advance: Advance) -> Iterator[AnsweredImage]:
         n_answered = 0
-        pairs = classify_with_both(self._old, self._new, reads(), batch=batch)
-        for number, (old, new) in enumerate(pairs, 1):
+        pairs = classify_with_both(old, new, reads(), batch=batch)
+        for number, (before, after) in enumerate(pairs, 1):
             item = asked.popleft()
             advance(number)
-            if isinstance(old, UnreadableImage) or isinstance(new, UnreadableImage):
-                unread = old if isinstance(old, UnreadableImage) else new
-                assert isinstance(unread, UnreadableImage)
-                self._unreadable.append(FailedImage(item.key, unread.reason))
-                continue
-            self._note_failed(item.key, old, new)
-            label = None if item.label is None else self._label_names[item.label]
-            n_answered += 1
-            yield AnsweredImage(item.key, Answer.of(old), Answer.of(new), label)
+            if isinstance(before, UnreadableImage):
+                unreadable.append(FailedImage(item.key, before.reason))
+            elif isinstance(after, UnreadableImage):
+                unreadable.append(FailedImage(item.key, after.reason))
+            else:
+                n_answered += 1
+                for whose, result in (("old", before), ("new", after)):
+                    if isinstance(result, NonFiniteLogits):
+                        without_answer.append(FailedImage(item.key, f"{whose}: {result.reason}"))
+                label = None if item.label is None else label_names[item.label]
+                yield AnsweredImage(item.key, Answer.of(before), Answer.of(after), label)
         if not n_answered:
-            first = self._unreadable[0]
+            first = unreadable[0]
             raise DataError(
-                f"None of {images_text(len(self._unreadable))} can be read.\n  The first is"
+                f"None of {images_text(len(unreadable))} can be read.\n  The first is"
                 f" {first.image}: {first.reason}."
             )
 
-    def _note_failed(self, key: str, old: Result, new: Result) -> None:
-        for whose, result in (("old", old), ("new", new)):
-            if isinstance(result, NonFiniteLogits):
-                self._without_answer.append(FailedImage(key, f"{whose}: {result.reason}"))
+    with progress("comparing", inputs.n_images, unit="images") as advance:
+        found = compare_answers(answered(advance), old_names=names[0], new_names=names[1])
+    if reads_labels and found.labeled is None:
+        raise DataError(
+            "No image has a label of a class that both artifacts have.\n  Name a folder with a"
+            " subfolder for each class, a CSV list with labels, or shards with cls members."
+        )
+    return Comparison(_described(old), _described(new), found, unreadable, without_answer)
 
 
 def _described(classifier: Classifier) -> Compared:

@@ -13,14 +13,14 @@ from kdedge.api.evaluate import run_argument
 from kdedge.config.load import Overrides
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import held
-from kdedge.runs.exports import record_export
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, check_can_keep, keep_choice
 from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import check_utf_8, find_target, list_targets
+from kdedge.targets.registry import check_utf_8, find_target
 
 if TYPE_CHECKING:
     from kdedge.deploy.build import RunInputs
@@ -162,8 +162,7 @@ def export(
     lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
     precisions: set[Precision] = set() if lowest is None else {lowest, "fp16"}
     asked = [targets] if isinstance(targets, str) else targets
-    known = {target.name: target for target in list_targets()}  # one may be broken; see `failed`
-    chosen = [known.get(one) or find_target(one) for one in asked if one != "onnx"]
+    chosen = [find_target(one) for one in asked if one != "onnx"]
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if lowest is None else [lowest])
     with held(Path(str(name))) if is_artifact(name) else contextlib.nullcontext():

@@ -67,8 +67,7 @@ def serve(
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
     need_serving_packages()
-    from kdedge.serving.server import Server
-    from kdedge.serving.takeover import ArtifactSource
+    from kdedge.serving.server import ArtifactSource, Server
 
     load = partial(Classifier.load, precision=precision, backend=backend, n_threads=threads)
     found = ArtifactSource(partial(artifact_folder, source), load, batch)

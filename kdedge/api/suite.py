@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ def run_suite(
     root: str | Path = "runs",
     device: str | None = None,
     export: bool = False,
+    show: Callable[[Ledger, ExportedStudents | None], object] = lambda *_: None,
+    machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Runs a suite: recipes x methods x seeds, each cell in its own process.
 
@@ -57,6 +59,9 @@ def run_suite(
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         export: export the first finished run of each row, and time all files against each other.
+        show: called with the cells' outcomes and what was exported, before the error of a failed
+            cell is raised.
+        machine: for tests: how pauses are made and power is measured.
 
     Returns:
         The content of `results.json`: `lines`, one for each recipe and method, with means, spreads
@@ -70,21 +75,26 @@ def run_suite(
         SetupError: torch or the device is missing.
         ResourceError: the suite's folder cannot be written.
     """
-    from kdedge.suite.runner import check_failed
-    from kdedge.suite.tables import make_lines, to_record
+    ledger = _open(Path(file), Path(suites), Path(root))
+    from kdedge.suite.runner import check_failed, run_cells
+    from kdedge.suite.tables import make_lines, to_record, write_tables
 
-    ledger = open_suite(Path(file), Path(suites), Path(root))
-    make_suite(ledger, Path(root), device, n_jobs=jobs)
+    def write() -> None:
+        write_tables(ledger.folder.path, ledger.plan, ledger.outcomes())
+
+    run_cells(ledger, root=Path(root), device=device, n_jobs=jobs, after_each=write)
+    write()
     made = None
     if export:
-        made = export_students(ledger, Path(root), device, machine=Machine())
+        made = export_students(ledger, Path(root), device, machine=machine or Machine())
+    show(ledger, made)
     check_failed(ledger)
     outcomes = ledger.outcomes()
     record = to_record(ledger.plan, outcomes, make_lines(ledger.plan, outcomes))
     return record if made is None else {**record, "exported": made.to_dict()}
 
 
-def open_suite(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:
+def _open(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:
     """Reads a suite and plans its cells, without looking at their state."""
     need_training_packages("Training")
     from kdedge.config.suite import load_suite
@@ -99,24 +109,12 @@ def open_suite(file: Path, suites: Path, root: Path, *, is_read_only: bool = Fal
 def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
     """Finds the state of each cell of a suite, and runs none."""
     writes_nothing = not (root / ".cache").is_dir()
-    ledger = open_suite(file, suites, root, is_read_only=writes_nothing)
+    ledger = _open(file, suites, root, is_read_only=writes_nothing)
     if root.is_dir() or ledger.folder.path.is_dir():
         if writes_nothing:
             _LOG.info("Reading all images once to find out which cells are finished.")
         ledger.look()
     return ledger
-
-
-def make_suite(ledger: Ledger, root: Path, device: str | None, *, n_jobs: int) -> None:
-    """Runs the unfinished cells of a suite, and writes its tables after each."""
-    from kdedge.suite.runner import run_cells
-    from kdedge.suite.tables import write_tables
-
-    def write() -> None:
-        write_tables(ledger.folder.path, ledger.plan, ledger.outcomes())
-
-    run_cells(ledger, root=root, device=device, n_jobs=n_jobs, after_each=write)
-    write()
 
 
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]

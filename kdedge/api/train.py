@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdedge.api.evaluate import run_argument
 from kdedge.api.run import Run
-from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, in_order, load_recipe
-from kdedge.config.paths import check_paths
+from kdedge.config.load import (
+    AnyRecipe,
+    LoadedRecipe,
+    Overrides,
+    check_paths,
+    in_order,
+    load_recipe,
+)
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run

@@ -1,13 +1,7 @@
-"""Formats a measurement for a terminal, as Markdown or as CSV.
-
-A terminal and Markdown get several narrow tables, so that 60 columns suffice. CSV has one line per
-measurement, with everything.
-"""
+"""Formats a measurement for a terminal or as Markdown: several narrow tables, 60 columns wide."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
@@ -294,39 +288,6 @@ def as_markdown(result: SpeedResult) -> str:
         blocks.append(f"**{grid.title}**\n\n{markdown_table(grid.header, grid.rows)}")
     blocks.append("\n".join(f"* {line}" for line in notes(result)))
     return "\n\n".join(blocks)
-
-
-_CSV_ROW = (
-    *("source", "model", "protocol", "precision", "runtime", "device"),
-    *("n_parameters", "n_bytes", "memory_bytes", "gmacs", "gflops"),
-)
-_CSV_TIMES = (
-    *("batch", "inputs", "n_calls", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "cv_percent"),
-    *("images_per_second", "ratio", "ratio_low", "ratio_high", "watts", "joules_per_image"),
-    *("others_percent", "preempted_per_second", "doubt"),
-)
-_CSV_ACCURACY = ("base", "novel", "harmonic_mean", "all", "agreement")
-
-
-def as_csv(result: SpeedResult) -> str:
-    """Formats one line per measurement, and one for a model without any."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow((*_CSV_ROW, *_CSV_TIMES, *_CSV_ACCURACY, "problem"))
-    for row in result.rows:
-        for found in row.measurements or (None,):
-            writer.writerow(_csv_cells(row, found))
-    return file.getvalue().rstrip("\n")
-
-
-def _csv_cells(row: SpeedRow, found: Measurement | None) -> list[object]:
-    gmacs = row.gmacs(1 if found is None else found.batch)
-    work = [gmacs, _doubled(gmacs)]
-    cells = [*(getattr(row, key) for key in _CSV_ROW[:-2]), *work]
-    cells += [None if found is None else getattr(found, key) for key in _CSV_TIMES]
-    known = row.accuracy
-    cells += [None if known is None else getattr(known, key) for key in _CSV_ACCURACY]
-    return ["" if cell is None else cell for cell in [*cells, row.problem]]
 
 
 def _marked(found: Measurement, value: float) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,44 +99,6 @@ threads_option = click.option("--threads", expose_value=False, callback=_use, **
 
 threads_value_option = click.option("--threads", **_THREADS)
 """`--threads`, given to the command as `threads`; the command calls `use_threads` with it."""
-
-
-def options_as(kind: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Passes the options named by a dataclass's fields to the command as one value of that class.
-
-    Put it below the decorators of the options.
-
-    Args:
-        kind: the dataclass.
-        name: the command's parameter that gets the value.
-    """
-    fields = [field.name for field in dataclasses.fields(kind)]
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def command(*arguments: Any, **values: Any) -> Any:
-            values[name] = kind(**{field: values.pop(field) for field in fields})
-            return function(*arguments, **values)
-
-        return command
-
-    return decorate
-
-
-def check_new_file(path: Path | None) -> None:
-    """Checks that a result can be written to a new file; None needs no check.
-
-    Raises:
-        UsageError: the file exists, or its folder does not.
-    """
-    if path is None:
-        return
-    if path.exists():
-        raise click.UsageError(f"{path} exists, and nothing is overwritten. Name another file.")
-    if not path.parent.is_dir():
-        raise click.UsageError(
-            f"{path} cannot be written: the folder {path.parent} does not exist."
-        )
 
 
 def _precisions() -> list[str]:

@@ -17,7 +17,6 @@ from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.device import device_sheet
 from kdedge.benchmarking.run import Machine
 from kdedge.benchmarking.tables import (
-    as_csv,
     as_markdown,
     doubts,
     fitted,
@@ -28,7 +27,6 @@ from kdedge.benchmarking.tables import (
 )
 from kdedge.cli._options import (
     calls_option,
-    check_new_file,
     device_option,
     runs_option,
     threads_value_option,
@@ -42,7 +40,7 @@ from kdedge.tables import Grid
 log = logging.getLogger(__name__)
 
 _WIDTH = 80  # columns of the text below a table
-_FORMATS = ("text", "md", "csv", "json")
+_FORMATS = ("text", "md", "json")
 
 
 def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -175,7 +173,6 @@ def command(
     before = None if baseline is None else read_baseline(baseline)
     if before is not None:
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
-    check_new_file(output)
     names = [] if against == "none" else [name.strip() for name in against.split(",")]
     result = bench(
         *sources,
@@ -202,7 +199,7 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
     elif kind == "text":
         click.echo("\n\n".join(_blocks(result, is_whole=is_whole)).rstrip())
     else:
-        click.echo(as_markdown(result) if kind == "md" else as_csv(result))
+        click.echo(as_markdown(result))
 
 
 def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:

@@ -60,15 +60,19 @@ def command(
     Class lists may differ in order and in names; agreement and accuracy are those of the classes
     that both have. An image that cannot be read is counted and does not stop the others.
     """
-    from kdedge.api.compare import check_no_worse, compare, no_labels_error
+    from kdedge.api.compare import compare
 
-    if require_no_worse and not labels:
-        raise no_labels_error()
     use_threads(threads)
-    found = compare(old, new, *paths, labels=labels, batch=batch, threads=threads)
-    print_result(found, as_json=as_json, text=_as_text(found))
-    if require_no_worse:
-        check_no_worse(found)
+    compare(
+        old,
+        new,
+        *paths,
+        labels=labels,
+        require_no_worse=require_no_worse,
+        batch=batch,
+        threads=threads,
+        show=lambda found: print_result(found, as_json=as_json, text=_as_text(found)),
+    )
 
 
 def _as_text(found: Comparison) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import click
 
 from kdedge.api.evaluate import evaluate
 from kdedge.cli._options import (
-    check_new_file,
     device_option,
     runs_option,
     threads_option,
@@ -17,7 +17,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import json_option, next_line, percent, print_result, table
 from kdedge.cli._overrides import set_option
 from kdedge.cli._results import accuracy_table, unlabeled_table
-from kdedge.files import write_json
+from kdedge.files import new_file, write_json
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
@@ -66,15 +66,16 @@ def command(
     eval_details.json for `kdedge report`; in an older run, the sample images. Existing files stay.
     With --set nothing is written.
     """
-    check_new_file(output)
     found = find_run(run, root)
-    result = evaluate(found, overrides=overrides, root=root, device=device)
+    with contextlib.nullcontext() if output is None else new_file(output):
+        result = evaluate(found, overrides=overrides, root=root, device=device)
+        if output is not None:
+            write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):
         text = _unlabeled_text(found, result, per_class=per_class)
     else:
         text = _text(found, result, per_class=per_class, is_own=not overrides)
     if output is not None:
-        write_json(output, result.to_dict())
         text += f"\nWrote {output}"
     text += f"\n{next_line('show', found.path)}"
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)

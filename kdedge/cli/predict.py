@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,6 @@ from kdedge.api.predict import (
 )
 from kdedge.cli._options import (
     backend_option,
-    options_as,
     precision_option,
     threads_value_option,
     use_threads,
@@ -144,16 +143,15 @@ class _Format:
     help="Images per call. [default: as many as the artifact takes]",
 )
 @threads_value_option
-@options_as(_Format, "shape")
 def command(
     artifact: Path,
     paths: tuple[str, ...],
     every: int,
-    shape: _Format,
     precision: Precision | None,
     backend: str | None,
     batch: int | None,
     threads: int | None,
+    **options: Any,
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 
@@ -169,6 +167,7 @@ def command(
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.
     """
+    shape = _Format(**options)
     if shape.output is None and sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
     if shape.kind == "json":

@@ -13,7 +13,6 @@ import click
 from kdedge.api.serve import PORT, serve
 from kdedge.cli._options import (
     backend_option,
-    options_as,
     precision_option,
     threads_value_option,
     use_threads,
@@ -78,8 +77,15 @@ _LOG = logging.getLogger(__name__)
     metavar="SECONDS",
     help="Time of a request, from its headers to its answer.",
 )
-@options_as(Limits, "limits")
-def command(artifact: Path, threads: int | None, **options: Any) -> None:
+def command(
+    artifact: Path,
+    threads: int | None,
+    max_megabytes: int,
+    max_megapixels: int,
+    max_requests: int,
+    timeout: float,
+    **options: Any,
+) -> None:
     """Serve ARTIFACT, the folder that `kdedge export` wrote, over HTTP.
 
     \b
@@ -97,7 +103,8 @@ def command(artifact: Path, threads: int | None, **options: Any) -> None:
     use_threads(threads)
     _allow_connections()
     with working(f"loading {artifact}"):
-        server = serve(artifact, threads=threads, **options)
+        limits = Limits(max_megabytes, max_megapixels, max_requests, timeout)
+        server = serve(artifact, threads=threads, limits=limits, **options)
     with server:
         with contextlib.suppress(KeyboardInterrupt):  # SIGTERM raises one, too
             click.echo(f"Serving {server.name} at {server.url}, {server.model.describe()}")

@@ -17,11 +17,10 @@ from kdedge.cli._results import (
     run_record,
     unlabeled_text,
 )
-from kdedge.runs.exports import changed_exports
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import fastest_file, headline_of, speed_of
-from kdedge.runs.listing import files_of, size_of
+from kdedge.runs.listing import changed_exports, files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
 from kdedge.runtime.artifact import Artifact
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.api.suite import look_at_suite, make_suite, open_suite
+from kdedge.api.suite import look_at_suite, run_suite
 from kdedge.cli._options import device_option, runs_option, suites_option, threads_option
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 
@@ -74,18 +74,16 @@ def command(
     if dry_run:
         _list_cells(look_at_suite(file, suites, root), as_json=as_json)
         return
-    ledger = open_suite(file, suites, root)
-    make_suite(ledger, root, device, n_jobs=n_jobs)
-    made = None
-    if is_exported:
-        from kdedge.api.suite import export_students
-        from kdedge.benchmarking.run import Machine
-
-        made = export_students(ledger, root, device, machine=machine or Machine())
-    _print(ledger, made, as_json=as_json)
-    from kdedge.suite.runner import check_failed
-
-    check_failed(ledger)
+    run_suite(
+        file,
+        suites=suites,
+        jobs=n_jobs,
+        root=root,
+        device=device,
+        export=is_exported,
+        show=lambda ledger, made: _print(ledger, made, as_json=as_json),
+        machine=machine,
+    )
 
 
 def _print(ledger: Ledger, made: ExportedStudents | None, *, as_json: bool) -> None:

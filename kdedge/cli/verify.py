@@ -55,7 +55,7 @@ def command(
 
     The exit code is 6 if an answer differs or ANSWERS is something else.
     """
-    from kdedge.api.artifact import compare_answers, write_smoke_images
+    from kdedge.api.artifact import verify_client, write_smoke_images
 
     if (answers is None) == (images is None):
         raise click.UsageError("Give either ANSWERS or --images DIR.")
@@ -65,10 +65,12 @@ def command(
         print_result(paths, as_json=as_json, text=f"Wrote {len(paths)} images into {images}.")
         return
     assert answers is not None
-    found = compare_answers(artifact, answers, file=file)
-    print_result(asdict(found), as_json=as_json, text=_as_text(found))
-    if found.error is not None:
-        raise found.error
+    verify_client(
+        artifact,
+        answers,
+        file=file,
+        show=lambda found: print_result(asdict(found), as_json=as_json, text=_as_text(found)),
+    )
 
 
 def _as_text(found: ClientCheck) -> str:

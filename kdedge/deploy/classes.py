@@ -21,8 +21,15 @@ from kdedge.data.classes import check_class_names
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.files import held, sha256_file, write_atomic
-from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.class_file import ClassChange, Matrix, OpenClasses, file_name, matrix_bytes
+from kdedge.runtime.artifact import (
+    Artifact,
+    ClassChange,
+    Matrix,
+    OpenClasses,
+    file_name,
+    load_artifact,
+    matrix_bytes,
+)
 from kdedge.runtime.none_of_these import NONE
 from kdedge.runtime.open_classes import load_matrix
 

@@ -14,8 +14,7 @@ from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.measure import measure, predict_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.samples import measure_with_samples
-from kdedge.runs.teacher import teacher_of
-from kdedge.runs.temperature import fit_temperature
+from kdedge.runs.temperature import fit_temperature, teacher_of
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData

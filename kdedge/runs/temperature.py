@@ -8,14 +8,28 @@ from collections.abc import Collection
 import numpy as np
 
 from kdedge.data.images import spread
-from kdedge.errors import DataError
+from kdedge.errors import DataError, KdedgeError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
+from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import finite_logits
-from kdedge.runs.model import RunModel
-from kdedge.runs.teacher import teacher_of
+from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
+
+
+def teacher_of(model: RunModel) -> RunModel | None:
+    """The teacher of a student; None if it is missing or a file, and for other models."""
+    name = model.run.read_provenance().teacher_run
+    if name is None:
+        return None
+    try:
+        folder = RunFolder.open(model.run.root / name)
+        return load_run(folder, model.setup.workspace, names=model.class_names)
+    except KdedgeError as error:
+        log.warning("The teacher's predictions are left out: %s", error)
+        return None
+
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,14 @@ changed: `Artifact.checked` compares its hash before anything is deserialized.
 from __future__ import annotations
 
 import dataclasses
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unicodedata import category
+
+import numpy as np
+import numpy.typing as npt
 
 from kdedge import __version__
 from kdedge.errors import DataError
@@ -29,9 +34,95 @@ from kdedge.records import (
     parse_record,
 )
 from kdedge.results import ParityResult
-from kdedge.runtime.class_file import OpenClasses, check_class_names
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import Preprocess
+
+Matrix = npt.NDArray[np.float32]
+
+# Unicode's control characters, lone surrogates, line and paragraph separators
+_UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+@dataclass(frozen=True)
+class ClassChange(Record):
+    """Record that classes were added or removed after the export.
+
+    Attributes:
+        at: ISO 8601 time.
+        kdedge: version of kdedge that changed them.
+        added: names, in the order of the new last rows.
+        removed: names.
+        class_vectors: provenance hash of the added vectors; None without any.
+    """
+
+    at: str
+    kdedge: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    class_vectors: Annotated[Sha256 | None, OPTIONAL] = None
+
+
+@dataclass(frozen=True)
+class OpenClasses(Record):
+    """The class matrix of an artifact with open classes.
+
+    Attributes:
+        file: name of the file with the matrix [C, D], float32, in NumPy's format.
+        dim: D, length of the features and of each row.
+        scale: `logit_scale.exp()`, the length of a row of a unit class vector.
+        changes: what was changed since the export.
+    """
+
+    file: str
+    dim: PositiveCount
+    scale: Positive
+    changes: tuple[ClassChange, ...] = ()
+
+
+def file_name(version: int) -> str:
+    """Name of the matrix file; each change of the classes writes the next version."""
+    return f"classes.{version}.npy"
+
+
+def matrix_bytes(matrix: Matrix) -> bytes:
+    """The content of a matrix file: [C, D] in NumPy's format, version 1.0."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(matrix), (1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_matrix(path: Path) -> Matrix:
+    """Reads class vectors times the scale, [C, D], from an artifact's file whose hash is checked.
+
+    Raises:
+        DataError: it is no array in NumPy's format.
+    """
+    try:
+        found: Matrix = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a matrix in NumPy's format: {error}.") from error
+    return found
+
+
+def check_class_names(names: tuple[str, ...], before: dict[str, Any]) -> None:
+    """Checks the class names of a record.
+
+    Raises:
+        ValueError: there are none, or they cannot be told apart or written in one line each.
+    """
+    del before
+    if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
+        raise ValueError("distinct names, one or more, without line breaks and control characters")
+
+
+def _is_name(name: str) -> bool:
+    """Whether a class name fits into one line.
+
+    The check is weaker than a class list's `str.isprintable`, which accepts more characters in
+    newer Python versions: a device's Python may be older than that of the exporting machine.
+    """
+    return bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
+
 
 Pixels = Literal["float", "uint8"]
 

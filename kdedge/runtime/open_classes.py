@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import ShapeError
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, Matrix, read_matrix
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
-from kdedge.runtime.class_file import Matrix, read_matrix
 
 
 def with_classes(artifact: Artifact, backend: Backend) -> Backend:
@@ -60,7 +59,7 @@ def load_matrix(artifact: Artifact) -> Matrix:
     classes = artifact.open_classes
     assert classes is not None
     path = artifact.checked(classes.file)
-    return read_matrix(path, n_classes=len(artifact.class_names), dim=classes.dim)
+    return read_matrix(path)
 
 
 def class_logits(features: npt.NDArray[np.float32], matrix: Matrix) -> npt.NDArray[np.float32]:

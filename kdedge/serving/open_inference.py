@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Valida
 
 from kdedge import __version__
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact
-from kdedge.serving.limits import Refusal
 from kdedge.serving.model import ServedModel
+from kdedge.serving.uploads import Refusal
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 FILES_NAME = "image_bytes"

@@ -16,7 +16,7 @@ from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.setup.packages import SERVING
 from kdedge.targets.protocol import Package
-from kdedge.targets.registry import BrokenTarget, list_targets
+from kdedge.targets.registry import list_targets
 
 _BEFORE_TARGETS = (
     Package("torch", ("torch",), "training", extra="train"),
@@ -61,10 +61,7 @@ def optional_packages() -> tuple[Package, ...]:
 def examine() -> dict[str, Any]:
     """Returns facts of the machine, its GPUs and the optional packages as plain values."""
     packages = {package.module: _examine_package(package) for package in optional_packages()}
-    problems = [
-        target.problem if isinstance(target, BrokenTarget) else target.find_problem()
-        for target in list_targets()
-    ]
+    problems = [target.find_problem() for target in list_targets()]
     return {
         "machine": _machine(),
         "cuda": _cuda(has_torch=packages["torch"]["version"] is not None),

@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kdedge.config.fields import NAME, looks_like_path
-from kdedge.config.load import load_recipe
-from kdedge.config.paths import check_paths
+from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
 from kdedge.config.student_sizes import PACKAGED, StudentSize, student_size
 from kdedge.config.yaml_file import dump_value

@@ -10,12 +10,12 @@ from typing import Any
 
 from kdedge.config.load import (
     LoadedRecipe,
+    check_paths,
     in_order,
     load_recipe,
     override_texts,
     recipe_values,
 )
-from kdedge.config.paths import check_paths
 from kdedge.config.recipe import DataSpec, Recipe, TeacherSpec
 from kdedge.config.suite import (
     AVERAGE,

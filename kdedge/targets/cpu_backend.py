@@ -51,7 +51,7 @@ def import_runtime(
     except ModuleNotFoundError as error:
         is_absent = error.name is not None and f"{module}.".startswith(f"{error.name}.")
         problem = None if is_absent else error
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         problem = error

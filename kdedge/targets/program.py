@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+
+from kdedge.errors import RecipeError, is_out_of_memory
+from kdedge.files import explain_os_error, write_atomic
 
 
 def example_images(model: Any, *, size_px: int, batches: tuple[int, int]) -> Tensor:
@@ -42,3 +47,31 @@ def dynamic_shapes(batches: tuple[int, int]) -> dict[str, Any] | None:
     """The shapes that a program takes, as torch.export expects them; None for one batch size."""
     low, high = batches
     return {"images": {0: Dim("batch", min=low, max=high)}} if low < high else None
+
+
+def write_converted(path: Path, convert: Callable[[], bytes], *, converter: str, flag: str) -> None:
+    """Writes a file that another package makes of the folded model.
+
+    Args:
+        path: the file.
+        convert: makes its bytes.
+        converter: the package, for messages.
+        flag: the target's option, for messages.
+
+    Raises:
+        RecipeError: the package cannot express a step of the model.
+        ResourceError: memory ran out, or the file cannot be written.
+    """
+    try:
+        data = convert()
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    except Exception as error:  # of the packages, without a common class
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300].rstrip(".: ") or type(error).__name__
+        raise RecipeError(
+            f"{path.name} cannot be built by {converter}: {reason}.\n"
+            f"  Leave {flag} out, or distill another image encoder: a plain ViT or CNN."
+        ) from error
+    write_atomic(path, data)

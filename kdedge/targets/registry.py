@@ -1,14 +1,12 @@
 """The targets by name: folders next to this file, and entry points of the group `kdedge.targets`.
 
-Listing imports each target's package, which is data. An installed package's target whose package
-cannot be imported stays in the list, and raises the reason when it is used.
+Listing imports each target's package, which is data. An installed package's target that cannot be
+imported is left out with a warning, and raises the reason when it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +17,8 @@ from kdedge.targets.protocol import BuildModule, RunModule, Target
 if TYPE_CHECKING:
     from kdedge.runtime.artifact import Artifact, ModelFile
     from kdedge.runtime.backend import Backend
+
+log = logging.getLogger(__name__)
 
 _TARGETS = Plugins(
     noun="target",
@@ -36,60 +36,26 @@ _TARGETS = Plugins(
 )
 
 
-@dataclass(frozen=True)
-class BrokenTarget(Target):
-    """An installed package's target that cannot be used.
-
-    Attributes:
-        problem: the error message.
-    """
-
-    problem: str = ""
-
-
 def list_targets() -> tuple[Target, ...]:
-    """All targets: first kdedge's own, then those of installed packages, each sorted by name.
-
-    A package's target cannot take the name, flag or backend of one of kdedge's own.
-    """
-    found = {name: _described(name) for name in _TARGETS.own()}
-    for name, point in _TARGETS.outside().items():
+    """Lists the targets, kdedge's own first; a warning tells why one cannot be loaded."""
+    found = [_TARGETS.load(name).TARGET for name in _TARGETS.own()]
+    for name in _TARGETS.outside():
         try:
-            target = _described(name)
-            problem = _problem(target, name, found.values())
-            if problem:
-                problem = f'The target "{name}" from {point.value} cannot be used. {problem}'
+            found.append(_TARGETS.load(name).TARGET)
         except SetupError as error:
-            target, problem = None, str(error)
-        found[name] = _broken(point, problem) if target is None or problem else target
-    return tuple(found.values())
-
-
-def _described(name: str) -> Any:
-    return _TARGETS.load(name).TARGET
-
-
-def _problem(target: Any, name: str, others: Iterable[Target]) -> str:
-    """Why an installed package's target cannot be used; empty if it can."""
-    if not isinstance(target, Target) or target.name != name:
-        return f"TARGET in its package is not a Target named {name!r}."
-    for other in others:
-        if target.flag == other.flag or target.backend in (other.backend or "", other.name):
-            return f"Its flag or its backend's name is already that of {other.name}."
-    return ""
+            log.warning("%s", error)
+    return tuple(found)
 
 
 def find_target(name: str) -> Target:
-    """Finds a target by its name.
+    """Returns a target by name.
 
     Raises:
-        RecipeError: there is no target of that name.
-        SetupError: its package cannot be loaded.
+        RecipeError: there is no target of this name.
+        SetupError: it belongs to an installed package and cannot be loaded.
     """
-    targets = {target.name: target for target in list_targets()}
-    if name not in targets:
-        raise RecipeError(f'There is no target "{name}".\n  {near(name, targets)}')
-    return _usable(targets[name])
+    target: Target = _TARGETS.load(name).TARGET
+    return target
 
 
 def list_backends() -> tuple[str, ...]:
@@ -102,11 +68,10 @@ def target_of_backend(name: str) -> Target:
 
     Raises:
         RecipeError: there is no such backend.
-        SetupError: its package cannot be loaded.
     """
     for target in list_targets():
         if target.backend == name:
-            return _usable(target)
+            return target
     raise RecipeError(f'There is no backend "{name}".\n  {near(name, list_backends())}')
 
 
@@ -116,7 +81,7 @@ def load_build(target: Target) -> BuildModule:
     Raises:
         SetupError: it is an outside package's and does not load, or lacks a function.
     """
-    return cast("BuildModule", _TARGETS.load(_usable(target).name, "build"))
+    return cast("BuildModule", _TARGETS.load(target.name, "build"))
 
 
 def load_run(target: Target) -> RunModule:
@@ -125,27 +90,7 @@ def load_run(target: Target) -> RunModule:
     Raises:
         SetupError: it is an outside package's and does not load, or lacks a function.
     """
-    return cast("RunModule", _TARGETS.load(_usable(target).name, "run"))
-
-
-def _broken(point: EntryPoint, problem: str) -> BrokenTarget:
-    return BrokenTarget(
-        name=point.name,
-        label=point.name,
-        flag=f"--{point.name}",
-        help=f"Not usable: {point.value} cannot be imported.",
-        files="",
-        source="folded model",
-        precisions=("fp32",),
-        backend=point.name,
-        problem=problem,
-    )
-
-
-def _usable(target: Target) -> Target:
-    if isinstance(target, BrokenTarget):
-        raise SetupError(target.problem)
-    return target
+    return cast("RunModule", _TARGETS.load(target.name, "run"))
 
 
 def target_records() -> dict[str, dict[str, Any]]:

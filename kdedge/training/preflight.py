@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from kdedge.config.load import LoadedRecipe
-from kdedge.config.paths import check_paths
+from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.errors import ResourceError
 from kdedge.progress import rough_duration

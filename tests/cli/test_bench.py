@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
 import itertools
 import json
 import shutil
@@ -170,11 +168,11 @@ def test_classifiers_of_their_own_are_measured_without_texts(
 
 def test_a_trained_baseline_brings_its_accuracy(exported: Path, kdedge: Kdedge) -> None:
     assert kdedge("train", "r.yaml", "--method", "coop", "--runs", "runs").code == 0
-    done = kdedge("bench", "tiny/02", *QUICK, "--against", "coop", "--format", "csv")
+    done = kdedge("bench", "tiny/02", *QUICK, "--against", "coop", "--format", "json")
     assert done.code == 0, done.err
-    lines = list(csv.DictReader(io.StringIO(done.out)))
+    rows = json.loads(done.out)["rows"]
     expected = read("runs/tiny/03/eval.json")["baseline"]["harmonic_mean"]
-    found = {float(line["harmonic_mean"]) for line in lines if line["model"] == "CoOp"}
+    found = {row["accuracy"]["harmonic_mean"] for row in rows if row["model"] == "CoOp"}
     assert found == {expected}
     assert "Wrote runs/tiny/02/bench/01.json" in done.err
 

@@ -17,11 +17,10 @@ import pytest
 import kdedge as api
 from kdedge.deploy.classes import NewClasses, change_classes
 from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
-from kdedge.errors import DataError, InUseError, ShapeError
+from kdedge.errors import InUseError, ShapeError
 from kdedge.files import held
 from kdedge.inference.choose import choose_and_load
-from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.class_file import matrix_bytes, read_matrix
+from kdedge.runtime.artifact import load_artifact, matrix_bytes
 
 for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
@@ -310,39 +309,13 @@ def test_vectors_of_another_dimension_are_refused(project: Path) -> None:
 
 
 def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) -> None:
-    good = np.load(OPEN / "classes.1.npy")
-    hole, infinite = good.copy(), good.copy()
-    hole[2, 5], infinite[1, 0] = np.nan, np.inf
-    for matrix, message in (
-        (
-            good[:, :24],
-            "has 4 rows of 24 values, but the artifact has 4 classes and features of 40",
-        ),
-        (good[:3], "has 3 rows of 40 values"),
-        (hole, "has NaN or infinity in row 3"),
-        (infinite, "has NaN or infinity in row 2"),
-        (good.astype(np.float64), "holds float64 [4, 40]; expected float32 [classes, 40]"),
-    ):
-        replace_matrix(OPEN, matrix)
-        done = kdedge("predict", str(OPEN), "test")
-        assert (done.code, done.out) == (3, ""), done.err
-        assert message in done.err
+    replace_matrix(OPEN, np.load(OPEN / "classes.1.npy")[:, :24])
+    done = kdedge("predict", str(OPEN), "test")
+    assert (done.code, done.out) == (3, ""), done.err
+    assert "the class matrix takes features [batch, 24]" in done.err
     (OPEN / "classes.1.npy").write_bytes(b"no matrix")
     done = kdedge("predict", str(OPEN), "test")
     assert (done.code, "classes.1.npy has changed since the export" in done.err) == (3, True)
-
-
-def test_a_file_that_is_no_matrix_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "m.npy"
-    whole = matrix_bytes(np.ones((2, 3), np.float32))
-    for data in (b"", b"no matrix", whole[:20], whole[:10] + b"(" + whole[11:]):
-        path.write_bytes(data)
-        with pytest.raises(DataError, match=r"m\.npy is not a matrix in NumPy's format"):
-            read_matrix(path, n_classes=2, dim=3)
-    for data, n_bytes in ((whole[:-1], 23), (whole + b"more", 28)):
-        path.write_bytes(data)
-        with pytest.raises(DataError, match=rf"has {n_bytes} bytes of values; expected 24"):
-            read_matrix(path, n_classes=2, dim=3)
 
 
 def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten(project: Path) -> None:

@@ -17,8 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from kdedge.cli import doctor, init, methods, schema
-from kdedge.config.load import load_recipe, parse_overrides
-from kdedge.config.paths import check_paths
+from kdedge.config.load import check_paths, load_recipe, parse_overrides
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
 from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config.load import dump_recipe, load_recipe
-from kdedge.config.paths import check_paths, shard_paths
+from kdedge.config.load import check_paths, dump_recipe, load_recipe, shard_paths
 from kdedge.errors import DataError
 
 GOOD = """\

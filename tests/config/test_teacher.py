@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.config.load import dump_recipe, load_recipe
-from kdedge.config.paths import check_paths
+from kdedge.config.load import check_paths, dump_recipe, load_recipe
 from kdedge.errors import DataError, RecipeError
 
 HEAD = """\

@@ -21,7 +21,6 @@ from PIL import Image
 
 from kdedge.config.recipe import GatesSpec
 from kdedge.deploy.parity import (
-    MAX_SMOKE_IMAGES,
     SMOKE_SET,
     gate_error,
     misses,
@@ -201,20 +200,6 @@ def test_a_miss_in_the_last_digit_is_told_apart() -> None:
     assert f"agreement {just_below!r} %, but at least 98.0 %" in miss
 
 
-@pytest.mark.parametrize(
-    ("gates", "expected"),
-    [
-        ({}, "gates.agreement.int8 is None"),
-        ({"agreement": 98.0, "max_drop": 1.0}, "gates.agreement.int8 is None"),
-        ({"agreement": {"int8": "98%"}, "max_drop": 1.0}, "gates.agreement.int8 is '98%'"),
-        ({"agreement": {"int8": 98}, "max_drop": True}, "gates.max_drop is True"),
-    ],
-)
-def test_damaged_gates_of_an_artifact_are_named(gates: Any, expected: str) -> None:
-    with pytest.raises(DataError, match=expected):
-        misses(RESULT, "int8", gates)
-
-
 def test_the_error_names_file_misses_images_and_what_to_do() -> None:
     result = dataclasses.replace(RESULT, agreement_percent=97.0, n_nonfinite=1)
     error = gate_error("model.int8.onnx", "int8", result, misses(result, "int8", GATES))
@@ -270,58 +255,6 @@ def test_images_before_resize_and_crop_survive_the_file(tmp_path: Path) -> None:
         read_smoke_set(path).whole()
 
 
-@pytest.mark.parametrize(
-    ("images", "ends"),
-    [
-        (np.zeros(9, np.uint8), np.int64([4])),  # not to the end
-        (np.zeros(9, np.uint8), np.int64([4, 4, 9])),  # an empty one
-        (np.zeros(9, np.uint8), np.int64([-4, 9])),
-        (np.zeros(9, np.uint8), np.int64([3, 5, 7, 9])),  # more than pixels
-        (np.zeros(9, np.uint8), np.zeros(0, np.int64)),
-        (np.zeros(9, np.uint8), np.int32([9])),
-        (np.zeros(9, np.int8), np.int64([9])),
-        (np.zeros((3, 3), np.uint8), np.int64([9])),
-    ],
-)
-def test_images_that_their_ends_do_not_divide_are_not_read(
-    tmp_path: Path, images: Any, ends: Any
-) -> None:
-    pixels, path = make_pixels(3), tmp_path / SMOKE_SET
-    tensors = {"pixels": pixels, "logits": np.zeros((3, 3), np.float32)}
-    path.write_bytes(safetensors.numpy.save({**tensors, "images": images, "image_ends": ends}))
-    with pytest.raises(DataError, match="which do not divide them"):
-        read_smoke_set(path)
-    path.write_bytes(safetensors.numpy.save({**tensors, "images": images}))
-    with pytest.raises(DataError, match="holds images, logits, pixels; expected logits, pixels"):
-        read_smoke_set(path)
-
-
-@pytest.mark.parametrize(
-    ("pixels", "logits"),
-    [
-        (make_pixels(0), np.zeros((0, 3), np.float32)),
-        (make_pixels(MAX_SMOKE_IMAGES + 1), np.zeros((MAX_SMOKE_IMAGES + 1, 3), np.float32)),
-        (make_pixels(2), np.zeros((3, 3), np.float32)),
-        (make_pixels(2), np.zeros((2, 3), np.float64)),
-        (make_pixels(2), np.zeros(2, np.float32)),
-        (make_pixels(2).astype(np.float32), np.zeros((2, 3), np.float32)),
-        (make_pixels(2)[:, 1:], np.zeros((2, 3), np.float32)),
-        (make_pixels(2).transpose(0, 3, 1, 2), np.zeros((2, 3), np.float32)),
-    ],
-)
-def test_a_smoke_set_that_is_none_is_neither_written_nor_read(
-    tmp_path: Path, pixels: Any, logits: Any
-) -> None:
-    path = tmp_path / SMOKE_SET
-    with pytest.raises(DataError, match="expected uint8"):
-        write_smoke_set(path, pixels, logits)
-    assert not path.exists()
-    tensors = {"pixels": np.ascontiguousarray(pixels), "logits": np.ascontiguousarray(logits)}
-    path.write_bytes(safetensors.numpy.save(tensors))
-    with pytest.raises(DataError, match="expected uint8"):
-        read_smoke_set(path)
-
-
 def test_a_smoke_set_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="smoke_set"):
         write_smoke_set(tmp_path / "gone" / SMOKE_SET, make_pixels(1), np.zeros((1, 3), np.float32))
@@ -332,10 +265,10 @@ def test_a_broken_or_missing_smoke_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_smoke_set(path)
     path.write_bytes(b"not safetensors at all")
-    with pytest.raises(DataError, match="not a safetensors file"):
+    with pytest.raises(DataError, match="is not a smoke set"):
         read_smoke_set(path)
     path.write_bytes(safetensors.numpy.save({"pixels": make_pixels(1)}))
-    with pytest.raises(DataError, match="holds pixels; expected logits, pixels"):
+    with pytest.raises(DataError, match="is not a smoke set: 'logits'"):
         read_smoke_set(path)
 
 
@@ -395,13 +328,6 @@ def test_an_argmax_artifact_is_compared_by_ranking_only(tmp_path: Path) -> None:
 def test_a_changed_or_foreign_smoke_set_is_refused(tmp_path: Path) -> None:
     pixels = make_pixels(2)
     artifact = with_smoke_set(make_artifact(tmp_path), pixels, answers(pixels))
-    with pytest.raises(DataError, match="4 pixels, but the artifact's model takes 8"):
-        parity_on_smoke_set(
-            dataclasses.replace(
-                artifact, preprocess=dataclasses.replace(artifact.preprocess, size_px=8)
-            ),
-            Means(),
-        )
     other = dataclasses.replace(artifact, class_names=("a", "b"))
     with pytest.raises(ShapeError, match=r"reference's logits are \[2, 3\]; expected \[2, 2\]"):
         parity_on_smoke_set(other, Means(n_classes=2))

@@ -45,6 +45,7 @@ GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "m
 
 
 BENCH = "tests/cli/test_bench.py runs it"
+CPU = "tests/cli/test_export_cpu.py and docs/deploy/raspberry-pi.md run it"
 CAMERA = "needs a camera"
 DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
@@ -112,6 +113,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/deploy/openvino.md": {
         "pip install numpy pillow openvino": INSTALL,
+    },
+    "docs/deploy/cpu.md": {
+        "kdedge export --cpu": CPU,
+        "kdedge export artifacts/01 --cpu": CPU,
+        'kdedge.export("artifacts/01", cpu=True)': CPU,
     },
     "docs/deploy/executorch.md": {
         "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,

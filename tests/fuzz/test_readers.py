@@ -33,8 +33,7 @@ from kdedge.clip.find import find_backbone
 from kdedge.clip.public_checkpoint import read_public_checkpoint
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import infer_config, read_weights
-from kdedge.config.load import load_recipe
-from kdedge.config.paths import check_paths
+from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.suite import load_suite
 from kdedge.data.benchmarks import Download
 from kdedge.data.benchmarks._coop_split import read_split
@@ -44,10 +43,8 @@ from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.data.sources import list as csv_list
 from kdedge.data.sources import webdataset
 from kdedge.data.unpack import unpack
-from kdedge.deploy.parity import read_smoke_set
 from kdedge.errors import KdedgeError
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.class_file import matrix_bytes, read_matrix
 from kdedge.runtime.preprocess import decode_image
 from kdedge.speed_results import read_speed
 from kdedge.training.loop.checkpoint import (
@@ -398,21 +395,6 @@ def _class_vectors(folder: Path) -> Iterator[Path]:
     yield path
 
 
-def _smoke_sets(folder: Path) -> Iterator[Path]:
-    from safetensors.numpy import save_file as save_arrays
-
-    path = folder / "smoke_set.safetensors"
-    logits = np.zeros((2, 3), np.float32)
-    tensors = {"pixels": np.zeros((2, 4, 4, 3), np.uint8), "logits": logits}
-    save_arrays(tensors, path)
-    yield path
-    file = io.BytesIO()
-    Image.new("RGB", (3, 2)).save(file, "PNG")
-    images = np.frombuffer(file.getvalue(), np.uint8)
-    save_arrays({**tensors, "images": images, "image_ends": np.int64([len(images)])}, path)
-    yield path
-
-
 READERS = {
     "weights": Reader(read_weights, _weights),
     "weights, zip members": Reader(read_weights, _zipped(_weights), ("damage_zip",)),
@@ -459,11 +441,6 @@ READERS = {
         lambda path: read_probabilities(path, (3, 2), {"made_by": "9f3c"}),
         _probabilities,
         ("damage_bytes", "damage_safetensors"),
-    ),
-    "smoke sets": Reader(read_smoke_set, _smoke_sets, ("damage_bytes", "damage_safetensors")),
-    "class matrices": Reader(
-        lambda path: read_matrix(path, n_classes=2, dim=3),
-        _files(m__npy=matrix_bytes(np.ones((2, 3), np.float32))),
     ),
     "artifacts": Reader(
         load_artifact, _copies(RECORDS / "artifact.json"), ("damage_json", "damage_bytes")

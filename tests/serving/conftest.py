@@ -142,8 +142,7 @@ def gated(
 ) -> Iterator[Callable[..., tuple[Any, GatedBackend]]]:
     """Starts servers whose device waits for the test; gives the server and the device."""
     from kdedge.serving.limits import Limits
-    from kdedge.serving.server import Server
-    from kdedge.serving.takeover import ArtifactSource
+    from kdedge.serving.server import ArtifactSource, Server
 
     started = []
 

@@ -414,8 +414,7 @@ def quick(source: Path) -> Any:
     from kdedge.api.artifact import artifact_folder
     from kdedge.inference.classify import Classifier
     from kdedge.serving.limits import Limits
-    from kdedge.serving.server import Server
-    from kdedge.serving.takeover import ArtifactSource
+    from kdedge.serving.server import ArtifactSource, Server
 
     found = ArtifactSource(partial(artifact_folder, source), Classifier.load)
     return Server(found, host="127.0.0.1", port=0, limits=Limits(), look_every_s=0.05)

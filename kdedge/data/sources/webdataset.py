@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdedge.config.paths import MAX_SHARDS
+from kdedge.config.load import MAX_SHARDS
 from kdedge.data.sources._protocol import (
     IMAGE_EXTENSIONS,
     MAX_FILE_BYTES,

@@ -27,12 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from kdedge import __version__
-from kdedge.errors import BackendUnavailable, RecipeError, is_out_of_memory
-from kdedge.files import explain_os_error, refuse_existing, write_atomic
+from kdedge.errors import BackendUnavailable, RecipeError
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.targets.coreml import COREML
-from kdedge.targets.program import example_images, export_program
+from kdedge.targets.program import example_images, export_program, write_converted
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 INPUT_NAME = "image"
@@ -100,27 +99,20 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Converts one package.
 
     Raises:
-        DataError: the file exists.
         MissingPackage: coremltools is not installed.
         RecipeError: the classes are not in the graph, the batch is fixed to more than one image, or
             coremltools cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    path, artifact = request.folder / file.name, request.artifact
-    refuse_existing(path)
     check_environment()
-    _check_request(artifact)
-    try:
-        package = convert(request.model, artifact, file.precision)
-        data = zipped(package, request.folder, file.name.removesuffix(".zip"))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    except Exception as error:  # of coremltools, without a common class
-        if is_out_of_memory(error):
-            raise
-        raise _not_expressible(path, error) from error
-    refuse_existing(path)  # the conversion takes minutes
-    write_atomic(path, data)
+    _check_request(request.artifact)
+
+    def converted() -> bytes:
+        package = convert(request.model, request.artifact, file.precision)
+        return zipped(package, request.folder, file.name.removesuffix(".zip"))
+
+    path = request.folder / file.name
+    write_converted(path, converted, converter="coremltools", flag="--coreml")
     import coremltools
 
     return {"tool": "Core ML Tools", "version": coremltools.__version__, "torch": torch.__version__}
@@ -227,11 +219,3 @@ def _check_request(artifact: Artifact) -> None:
 def _is_before_head(op: Any) -> bool:
     """Whether an operation may be in FP16: only the head has one vector an image, [1, D]."""
     return bool(op.outputs[0].rank > 2)
-
-
-def _not_expressible(path: Path, error: Exception) -> RecipeError:
-    reason = " ".join(str(error).split())[:300].rstrip(".: ") or type(error).__name__
-    return RecipeError(
-        f"{path.name} cannot be converted by coremltools: {reason}.\n"
-        "  Leave --coreml out, or distill another image encoder: a plain ViT or CNN."
-    )

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
-from kdedge.files import refuse_existing, write_atomic
+from kdedge.files import write_atomic
 from kdedge.targets.engines.package import open_log
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
@@ -181,24 +181,21 @@ class EngineBuilder:
 
         Args:
             request: source and options.
-            path: the engine file, which must not exist.
+            path: the engine file.
 
         Returns:
             Profiles (batch min, opt, max), flags, the types of its multiplications as parsed, the
             layers of the engine ("not measured" without a GPU).
 
         Raises:
-            DataError: the ONNX file is broken or has another batch than requested, or `path`
-                exists.
+            DataError: the ONNX file is broken.
             SetupError: this TensorRT cannot build the graph.
             ResourceError: memory or disk ran out.
         """
-        refuse_existing(path)
         cancel = make_cancel(self._module)
         data, record = in_a_thread(
             lambda: self._serialize(request, cancel), cancel, f"Building {path.name}"
         )
-        refuse_existing(path)  # building takes minutes
         write_atomic(path, data)
         return record
 
@@ -216,7 +213,7 @@ class EngineBuilder:
         is_parsed = parser.parse_from_file(str(request.onnx_path))
         if not is_parsed or parser.num_errors:
             raise self._parse_failure(parser, said, request)
-        images = _only_input(network, request)
+        images = network.get_input(0)
         config = builder.create_builder_config()
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED
         profiles = self._add_profiles(builder, config, images, request)
@@ -336,28 +333,6 @@ class EngineBuilder:
         return SetupError(
             f"{text}`kdedge doctor` shows the driver and the versions on this machine."
         )
-
-
-def _only_input(network: Any, request: EngineRequest) -> Any:
-    """The graph's input, after checking that it has the artifact's shape."""
-    where = request.onnx_path
-    if network.num_layers == 0 or network.num_inputs != 1 or network.num_outputs == 0:
-        raise DataError(
-            f"{where} is not a graph from images to logits: it has {network.num_inputs} inputs and"
-            f" {network.num_outputs} outputs.\n"
-            "  Export the run again."
-        )
-    images = network.get_input(0)
-    shape = tuple(images.shape)
-    is_fixed = len(shape) == 4 and shape[0] != -1
-    expected = request.batches
-    if len(shape) != 4 or -1 in shape[1:] or (is_fixed and expected != (shape[0], shape[0])):
-        raise DataError(
-            f"{where} takes {images.name} of shape {list(shape)}; expected [batch, 3, side, side]"
-            f" with batches of {expected[0]} to {expected[1]}.\n"
-            "  Export the run again, with the wanted batch size as export.batch."
-        )
-    return images
 
 
 def _describe_node(error: Any) -> str:

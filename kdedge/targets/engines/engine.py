@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError, SetupError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
+from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.cuda import Cuda, open_cuda
 from kdedge.targets.engines.package import engine_package, open_log
 from kdedge.targets.protocol import Target
@@ -179,14 +179,17 @@ class Engine:
         self._context: Any = None
         self._held = contextlib.ExitStack()  # stream and buffers, freed in reverse order
         try:
-            self._prepare(trt)
+            self._prepare()
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, trt: Any) -> None:
+    def _prepare(self) -> None:
         """Creates the context, stream and buffers that a batch needs."""
-        self._dtype, self._output = self._check_tensors(trt)
+        engine = self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        (self._output,) = set(names) - {INPUT_NAME}
+        self._dtype = np.dtype(_DTYPES[engine.get_tensor_dtype(INPUT_NAME).name])
         self.pixels: Pixels = "uint8" if self._dtype == np.uint8 else "float"
         self.image_shape = tuple(map(int, self._engine.get_tensor_shape(INPUT_NAME)))[1:]
         low, high = self._batch_range()
@@ -208,30 +211,6 @@ class Engine:
             self._held.callback(self._cuda.free, address)
             if not self._context.set_tensor_address(tensor, address):
                 raise self._failure(f"does not accept a buffer for {tensor!r}")
-
-    def _check_tensors(self, trt: Any) -> tuple[np.dtype[Any], str]:
-        """Checks that these are the tensors of a classifier.
-
-        Returns:
-            The input's type and the output's name.
-        """
-        engine = self._engine
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        kinds = {name: engine.get_tensor_dtype(name).name for name in names}
-        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        output = next((name for name in OUTPUT_NAMES if name in kinds), OUTPUT_NAMES[0])
-        if (
-            is_input != {INPUT_NAME: True, output: False}
-            or kinds[INPUT_NAME] not in _DTYPES
-            or kinds[output] != "FLOAT"
-        ):
-            raise DataError(
-                f"{self._path} has the tensors {kinds}.\n"
-                f"  Expected {INPUT_NAME!r}, FLOAT or UINT8, as input and"
-                f" {' or '.join(OUTPUT_NAMES)}, FLOAT, as output: an engine that `kdedge export`"
-                " built."
-            )
-        return np.dtype(_DTYPES[kinds[INPUT_NAME]]), output
 
     def _batch_range(self) -> tuple[int, int]:
         n_images, *_ = self._engine.get_tensor_shape(INPUT_NAME)

@@ -14,15 +14,12 @@ import dataclasses
 import operator
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge.errors import DataError, RecipeError, is_out_of_memory
-from kdedge.files import refuse_existing, write_atomic
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.native_lines import lines_held, quiet
 from kdedge.targets.executorch.run import (
@@ -33,7 +30,7 @@ from kdedge.targets.executorch.run import (
     version_of,
 )
 from kdedge.targets.onnx.graph import MIN_CHANNELS
-from kdedge.targets.program import example_images, export_program
+from kdedge.targets.program import example_images, export_program, write_converted
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
 
 __all__ = ["build", "check_environment", "plan"]
@@ -57,31 +54,22 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds one program.
 
     Raises:
-        DataError: the file exists, or there are no images for the ranges of INT8.
         MissingPackage: ExecuTorch is not installed.
         RecipeError: ExecuTorch cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    path = request.folder / file.name
-    refuse_existing(path)
     check_environment()
-    if file.precision == "int8" and (request.images is None or len(request.images) == 0):
-        raise DataError(
-            "There are no images for INT8 calibration.\n"
-            "  Real images are needed: add data.unlabeled to the recipe."
-        )
-    try:
+
+    def lower() -> bytes:
         with quiet():
             lowered = _lowered(file, request)
-    except Exception as error:  # of torch.export, torchao and executorch, without a common class
-        if is_out_of_memory(error):
-            raise
-        raise _not_expressible(path, _reason(error)) from error
-    lacking = _without_kernel(lowered.exported_program().graph_module)
-    if lacking is not None:
-        raise _not_expressible(path, f"its runtime has no kernel for {lacking}")
-    refuse_existing(path)  # lowering takes minutes
-    write_atomic(path, lowered.buffer)
+        lacking = _without_kernel(lowered.exported_program().graph_module)
+        if lacking is not None:
+            raise ValueError(f"its runtime has no kernel for {lacking}")
+        return bytes(lowered.buffer)
+
+    name = f"executorch {version_of()}"
+    write_converted(request.folder / file.name, lower, converter=name, flag="--executorch")
     return {"tool": "ExecuTorch", "version": version_of(), "torch": torch.__version__}
 
 
@@ -182,16 +170,3 @@ def _without_kernel(module: Any) -> str | None:
         if name not in known:
             return f"{name} (in {place_of(node) or node.name})"
     return None
-
-
-def _reason(error: BaseException) -> str:
-    """The first lines of an error, as one."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300].rstrip(".: ")
-
-
-def _not_expressible(path: Path, reason: str) -> RecipeError:
-    return RecipeError(
-        f"{path.name} cannot be built by executorch {version_of()}: {reason}.\n"
-        "  Leave --executorch out, or distill another image encoder: a plain ViT or CNN."
-    )

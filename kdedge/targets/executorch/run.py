@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from kdedge.errors import (
     BackendUnavailable,
-    DataError,
     KdedgeError,
     is_out_of_memory,
 )
@@ -47,9 +46,6 @@ _N_REASONS = 2
 _MODULE = f"{NAME}.runtime"
 # Numbers of torch's types in a program
 _PIXELS: dict[int, Pixels] = {6: "float", 0: "uint8"}
-_FLOAT = 6
-_IDENTIFIER = b"ET"  # the format's version follows
-
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
 _loading = threading.Lock()
 
@@ -88,14 +84,12 @@ def load(
     Raises:
         MissingPackage: ExecuTorch is not installed.
         BackendUnavailable: it was built without XNNPACK.
-        DataError: the file is broken, or not an image classifier.
+        DataError: the file is broken.
         ResourceError: memory ran out.
     """
     del built_with
     check_environment()
     data, lines = read_bytes(path), list[str]()
-    if data[4:6] != _IDENTIFIER:  # the runtime would end the process
-        raise _explain(RuntimeError("it does not begin as a program"), path, "loaded", lines)
     try:
         with _loading, lines_held(LOG_LINE) as lines:
             _set_threads(n_threads or number_of_threads())
@@ -113,36 +107,18 @@ class ExecuTorchModel(CpuModel):
         program: holds the bytes that its methods read, so it must live as long as they do.
         methods: its methods by name.
         path: the file, for messages.
-
-    Raises:
-        DataError: the program is not one from images to logits.
     """
 
     name = NAME
 
     def __init__(self, program: Any, methods: Mapping[str, Any], path: Path) -> None:
-        takes, gives = _described(methods.get("forward"))
-        is_classifier = (
-            SMALLEST_BATCH in methods
-            and len(takes) == len(gives) == 1
-            and takes[0][0] in _PIXELS
-            and len(takes[0][1]) == 4
-            and gives[0][0] == _FLOAT
-            and len(gives[0][1]) == 2
-        )
-        if not is_classifier:
-            raise DataError(
-                f"{path} takes {takes} and gives {gives} (type, shape), with the methods"
-                f" {sorted(methods)}.\n"
-                f"  Expected images and logits, and the method {SMALLEST_BATCH}: a file that"
-                " `kdedge export` wrote."
-            )
-        dtype, (largest, *image_shape) = takes[0]
+        takes = methods["forward"].metadata.input_tensor_meta(0)
+        largest, *image_shape = takes.sizes()
         super().__init__(
             path,
             f"{NAME} {version_of()}",
             batches=(int(methods[SMALLEST_BATCH].execute([])[0]), largest),
-            pixels=_PIXELS[dtype],
+            pixels=_PIXELS[takes.dtype()],
             image_shape=tuple(image_shape),
         )
         self._program, self._method = program, methods["forward"]
@@ -218,19 +194,6 @@ def _set_threads(n_threads: int | None) -> None:
             " threads, and one is loaded already.",
             present, n_threads,
         )  # fmt: skip
-
-
-def _described(method: Any) -> tuple[list[tuple[int, list[int]]], list[tuple[int, list[int]]]]:
-    """Type and shape of a method's inputs and of its outputs."""
-    if method is None:
-        return [], []
-    about = method.metadata
-    takes = [about.input_tensor_meta(index) for index in range(about.num_inputs())]
-    gives = [about.output_tensor_meta(index) for index in range(about.num_outputs())]
-    return (
-        [(one.dtype(), list(one.sizes())) for one in takes],
-        [(one.dtype(), list(one.sizes())) for one in gives],
-    )
 
 
 def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:

@@ -25,20 +25,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge.errors import DataError, RecipeError, SetupError, is_out_of_memory
-from kdedge.files import explain_os_error, refuse_existing, write_atomic
 from kdedge.runtime.artifact import INPUT_NAME, Precision
 from kdedge.runtime.native_lines import lines_held, quiet
+from kdedge.targets.cpu_backend import import_runtime
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
-from kdedge.targets.program import example_images
+from kdedge.targets.program import example_images, write_converted
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
 
 _FILES: dict[Precision, PlannedFile] = {
     "fp32": PlannedFile("model.tflite", "fp32", "cpu"),
     "int8": PlannedFile("model.int8.tflite", "int8", "cpu"),
 }
-_CONVERTER = "litert_torch"
 _LINEAR = "FULLY_CONNECTED"
 # A weight's name ends with its layer's class and name: .../torch.nn.modules.linear.Linear_hidden;1
 _HEAD = re.compile(rf"_({'|'.join(name.rstrip('/') for name in HEAD_LAYERS)})(\.\w+)?;\d*$")
@@ -52,10 +50,8 @@ def check_environment() -> None:
         MissingPackage: the converter is not installed.
         SetupError: the runtime is not installed, or one of them cannot be imported.
     """
-    if find_spec(_CONVERTER) is None:
-        raise CONVERTER.missing("Building LiteRT files")
-    run.check_environment()
     _import_converter()
+    run.check_environment()
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
@@ -67,35 +63,24 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds one file.
 
     Raises:
-        DataError: the file exists, or there are no images for the ranges of INT8.
         MissingPackage: LiteRT's converter or quantizer is not installed.
         RecipeError: LiteRT cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    path = request.folder / file.name
-    refuse_existing(path)
     check_environment()
     if file.precision == "int8" and find_spec(QUANTIZER.module) is None:
         raise QUANTIZER.missing("Building LiteRT files in INT8")
-    if file.precision == "int8" and (request.images is None or len(request.images) == 0):
-        raise DataError(
-            "There are no images for INT8 calibration.\n"
-            "  Real images are needed: add data.unlabeled to the recipe."
-        )
-    try:
+
+    def convert() -> bytes:
         with silent():
             data = converted(request)
-            if file.precision == "int8":
-                assert request.images is not None
-                data = quantized(data, request.images, n_images=request.artifact.batches[0])
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    except Exception as error:  # of the converter and the quantizer, without a common class
-        if is_out_of_memory(error):
-            raise
-        raise _not_expressible(path, error) from error
-    refuse_existing(path)  # the conversion takes a while
-    write_atomic(path, data)
+            if file.precision != "int8":
+                return data
+            assert request.images is not None
+            return quantized(data, request.images, n_images=request.artifact.batches[0])
+
+    name = f"litert-torch {version('litert-torch')}"
+    write_converted(request.folder / file.name, convert, converter=name, flag="--litert")
     return {
         "tool": "LiteRT Torch",
         "version": version("litert-torch"),
@@ -193,36 +178,5 @@ def silent() -> Iterator[None]:
 
 
 def _import_converter() -> Any:
-    """The module `litert_torch`.
-
-    Raises:
-        MissingPackage: it is not installed.
-        SetupError: it is installed, but cannot be imported.
-    """
-    try:
-        with silent():
-            converter = importlib.import_module(_CONVERTER)
-    except ModuleNotFoundError as error:
-        if error.name != _CONVERTER:
-            raise _broken(error) from error
-        converter = None
-    except (ImportError, OSError, AttributeError) as error:
-        raise _broken(error) from error
-    if not hasattr(converter, "convert"):  # a folder of type stubs can be imported too
-        raise CONVERTER.missing("Building LiteRT files")
-    return converter
-
-
-def _broken(error: Exception) -> SetupError:
-    return SetupError(
-        f"litert-torch is installed, but cannot be imported: {error}.\n"
-        f"  Reinstall it with: {CONVERTER.install_line}"
-    )
-
-
-def _not_expressible(path: Path, error: Exception) -> RecipeError:
-    reason = " ".join(str(error).split())[:300].rstrip(".: ") or type(error).__name__
-    return RecipeError(
-        f"{path.name} cannot be converted by litert-torch {version('litert-torch')}: {reason}.\n"
-        "  Leave --litert out, or distill another image encoder: a plain ViT or CNN."
-    )
+    purpose = "Building LiteRT files"
+    return import_runtime(CONVERTER, "convert", purpose=purpose, quietly=silent)

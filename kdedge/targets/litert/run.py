@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, KdedgeError, is_out_of_memory
+from kdedge.errors import KdedgeError, is_out_of_memory
 from kdedge.files import read_bytes
-from kdedge.runtime.artifact import INPUT_NAME, Pixels
+from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.machine import physical_cores
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import number_of_threads
@@ -28,7 +28,6 @@ SIGNATURE = "serving_default"
 """Name of the function in a file, as the converter calls it."""
 
 _MODULE = "ai_edge_litert.interpreter"
-_IDENTIFIER = b"TFL3"
 _LOG_LINE = re.compile(rb"^(INFO|WARNING|ERROR): |^[IWE]\d{4} ")
 _PIXELS: dict[Any, Pixels] = {np.float32: "float", np.uint8: "uint8"}
 
@@ -57,15 +56,13 @@ def load(
     Raises:
         BackendUnavailable: LiteRT is not installed.
         SetupError: it is installed, but cannot be imported.
-        DataError: the file is broken, or not an image classifier.
+        DataError: the file is broken.
         ResourceError: memory ran out.
     """
     del built_with
     runtime = _import()
     data, lines = read_bytes(path), list[str]()
     n_threads = n_threads or number_of_threads() or physical_cores()
-    if data[4:8] != _IDENTIFIER:
-        raise _explain(ValueError("it does not begin as a LiteRT file"), path, "loaded", lines)
     try:
         with lines_held(_LOG_LINE) as lines:
             interpreter = runtime.Interpreter(model_content=data, num_threads=n_threads)
@@ -81,38 +78,22 @@ class LiteRtModel(CpuModel):
     Args:
         interpreter: LiteRT's interpreter, with its memory allocated.
         path: the file, for messages.
-
-    Raises:
-        DataError: the file is not one from images to logits.
     """
 
     name = NAME
 
     def __init__(self, interpreter: Any, path: Path) -> None:
-        takes, gives = interpreter.get_input_details(), interpreter.get_output_details()
-        is_classifier = (
-            len(takes) == len(gives) == 1
-            and takes[0]["dtype"] in _PIXELS
-            and len(takes[0]["shape"]) == 4
-            and gives[0]["dtype"] is np.float32
-            and len(gives[0]["shape"]) == 2
-        )
-        if not is_classifier:
-            raise DataError(
-                f"{path} takes {_described(takes)} and gives {_described(gives)}.\n"
-                f"  Expected {INPUT_NAME} [B, 3, S, S] and logits [B, C]: a file that `kdedge"
-                " export` wrote."
-            )
-        n_images, *image_shape = map(int, takes[0]["shape"])
+        (takes,), (gives,) = interpreter.get_input_details(), interpreter.get_output_details()
+        n_images, *image_shape = map(int, takes["shape"])
         super().__init__(
             path,
             f"{NAME} {version_of()}",
             batches=(n_images, n_images),
-            pixels=_PIXELS[takes[0]["dtype"]],
+            pixels=_PIXELS[takes["dtype"]],
             image_shape=tuple(image_shape),
         )
         self._interpreter = interpreter
-        self._input, self._output = takes[0]["index"], gives[0]["index"]
+        self._input, self._output = takes["index"], gives["index"]
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`.
@@ -150,11 +131,6 @@ def _import() -> Any:
         purpose="Running LiteRT files",
         quietly=lambda: lines_held(_LOG_LINE),
     )
-
-
-def _described(ports: Any) -> list[str]:
-    """Name, type and shape of a file's inputs or outputs."""
-    return [f"{one['name']} {np.dtype(one['dtype'])} {one['shape'].tolist()}" for one in ports]
 
 
 def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:

@@ -28,12 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.targets.onnx.graph import (
-    check_images,
     drop_unused,
+    extremes,
     head_nodes,
     initializers,
     load_graph,
-    run_outputs,
     save_graph,
     set_initializer,
 )
@@ -66,32 +65,21 @@ def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
             too large for FP16.
 
     Raises:
-        DataError: the file is broken or not an image encoder, or no images fit it.
+        DataError: the weights are too large for one file.
         MissingPackage: onnx or ONNX Runtime is not installed.
         ResourceError: the file cannot be written.
     """
     model = load_graph(onnx_path)
-    check_images(model, images, purpose="choosing what can be FP16")
     convert(model, absolute_maxima(model, images))
     save_graph(model, output)
 
 
 def absolute_maxima(model: Any, images: npt.NDArray[Any]) -> dict[str, float]:
     """Largest magnitude over the images of each float32 tensor that a node computes."""
-    import onnx
-
     types = _tensor_types(model)
     names = [name for node in model.graph.node for name in node.output if types.get(name) == _FLOAT]
-    measured = onnx.ModelProto()
-    measured.CopyFrom(model)
-    for name in names:
-        measured.graph.node.add(op_type="Abs", input=[name], output=[f"{name}/abs"])
-        node = onnx.helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/max"], keepdims=0)
-        measured.graph.node.append(node)
-    highest = np.zeros(len(names))
-    for values in run_outputs(measured, [f"{name}/max" for name in names], images):
-        highest = np.maximum(highest, np.asarray(values, dtype=np.float64))
-    return dict(zip(names, highest.tolist(), strict=True))
+    found = extremes(model, names, images)
+    return {name: max(-low, high) for name, (low, high) in found.items()}
 
 
 def convert(model: Any, maxima: Mapping[str, float]) -> None:

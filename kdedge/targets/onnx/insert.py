@@ -16,6 +16,7 @@ from kdedge.targets.onnx.graph import (
     consumers,
     drop_unused,
     initializers,
+    quantizer_pair,
     set_initializer,
     weight_matmuls,
     wide_convs,
@@ -61,7 +62,7 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
             if key not in dequantized:
                 n_before = sum(x == key[0] for x, _ in dequantized)
                 name = key[0] if n_before == 0 else f"{key[0]}/{n_before + 1}"
-                nodes += _input_qdq(model, key[0], name, layer.input_scale)
+                nodes += quantizer_pair(model, key[0], name, layer.input_scale, np.int8(0))
                 dequantized[key] = nodes[-1].output[0]
             parts, axis = _store(model, layer_of(node), node.op_type, layer)
             output = f"{node.name}/weight"
@@ -73,20 +74,6 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     drop_unused(model)
-
-
-def _input_qdq(model: Any, x: str, name: str, scale: float) -> list[Any]:
-    """Q and DQ of an activation, with the zero point 0."""
-    from onnx import helper
-
-    parts = [f"{name}/scale", f"{name}/zero_point"]
-    set_initializer(model, parts[0], np.float32(scale))
-    set_initializer(model, parts[1], np.int8(0))
-    q, dq = f"{name}/QuantizeLinear", f"{name}/DequantizeLinear"
-    return [
-        helper.make_node("QuantizeLinear", [x, *parts], [q], name=q),
-        helper.make_node("DequantizeLinear", [q, *parts], [dq], name=dq),
-    ]
 
 
 def _store(model: Any, name: str, op_type: str, layer: QuantizedLayer) -> tuple[list[str], int]:

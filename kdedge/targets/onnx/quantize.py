@@ -14,7 +14,7 @@ CLIP's ViT (`benchmarks/README.md`):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ import numpy.typing as npt
 from kdedge.quantization.fake import QuantizedLayer
 from kdedge.targets.onnx import half
 from kdedge.targets.onnx.graph import (
-    check_images,
     consumers,
     drop_unused,
+    extremes,
     initializers,
     load_graph,
-    run_outputs,
+    quantizer_pair,
     save_graph,
     set_initializer,
     weight_matmuls,
@@ -60,11 +60,10 @@ def to_int8(
         layers: what is quantized, by name as `insert.quantizable` has them; others are FP16.
 
     Raises:
-        DataError: no images, images that do not fit the graph, or a broken file.
+        DataError: the weights are too large for one file.
         ResourceError: the disk is full.
     """
     model = load_graph(onnx_path)
-    check_images(model, calibration, purpose="INT8 calibration")
     maxima = half.absolute_maxima(model, calibration)
     quantized = in_qdq_opset(model)
     insert_qdq(quantized, layers)
@@ -87,11 +86,10 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
         calibration: [N, 3, S, S], as the graph takes them; real images, for a CNN's ranges.
 
     Raises:
-        DataError: no images, images that do not fit the graph, or a broken file.
+        DataError: the weights are too large for one file.
         ResourceError: the file cannot be written.
     """
     model = load_graph(onnx_path)
-    check_images(model, calibration, purpose="INT8 calibration")
     if weight_matmuls(model):
         _make_dynamic(model)
     else:
@@ -181,7 +179,7 @@ def quantize_convs(model: Any, calibration: npt.NDArray[Any], n_levels: int) -> 
     wide = wide_convs(model)
     convs, reads = {node.name for node in wide}, {node.input[0] for node in wide}
     ends = {_end(model, node) for node in wide}
-    ranges = _ranges(model, sorted(reads | ends), calibration)
+    ranges = extremes(model, sorted(reads | ends), calibration)
     nodes: list[Any] = []
     dequantized: dict[str, str] = {}
     for node in list(model.graph.node):
@@ -210,31 +208,6 @@ def _end(model: Any, node: Any) -> str:
     return str(readers[0].output[0] if is_relu else node.output[0])
 
 
-def _ranges(
-    model: Any, names: Iterable[str], images: npt.NDArray[Any]
-) -> dict[str, tuple[float, float]]:
-    """The smallest and the largest value of tensors over the images."""
-    import onnx
-
-    names = list(names)
-    measured = onnx.ModelProto()
-    measured.CopyFrom(model)
-    for name in names:
-        for kind in ("Min", "Max"):
-            node = onnx.helper.make_node(f"Reduce{kind}", [name], [f"{name}/{kind}"], keepdims=0)
-            measured.graph.node.append(node)
-    outputs = [f"{name}/{kind}" for kind in ("Min", "Max") for name in names]
-    values = np.array(list(run_outputs(measured, outputs, images)))  # [batches, 2 * names]
-    lows, highs = np.split(values, 2, axis=1)
-    return dict(
-        zip(
-            names,
-            zip(lows.min(axis=0).tolist(), highs.max(axis=0).tolist(), strict=True),
-            strict=True,
-        )
-    )
-
-
 def _scale(low: float, high: float) -> float:
     """Step of an activation, whose range has to have 0."""
     return (max(high, 0.0) - min(low, 0.0)) / _STEPS or 1.0
@@ -242,17 +215,8 @@ def _scale(low: float, high: float) -> float:
 
 def _activation(model: Any, x: str, low: float, high: float) -> list[Any]:
     """Q and DQ of an activation."""
-    from onnx import helper
-
     scale = _scale(low, high)
-    parts = [f"{x}/scale", f"{x}/zero_point"]
-    set_initializer(model, parts[0], np.float32(scale))
-    set_initializer(model, parts[1], np.uint8(round(-min(low, 0.0) / scale)))
-    q, dq = f"{x}/QuantizeLinear", f"{x}/DequantizeLinear"
-    return [
-        helper.make_node("QuantizeLinear", [x, *parts], [q], name=q),
-        helper.make_node("DequantizeLinear", [q, *parts], [dq], name=dq),
-    ]
+    return quantizer_pair(model, x, x, scale, np.uint8(round(-min(low, 0.0) / scale)))
 
 
 def _constants(model: Any, node: Any, input_scale: float, n_levels: int) -> list[Any]:

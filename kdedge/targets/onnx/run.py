@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, KdedgeError, SetupError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
+from kdedge.errors import KdedgeError, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import may_spin, number_of_threads
 from kdedge.targets.cpu_backend import explained, import_runtime
@@ -74,7 +74,7 @@ def load(
     Raises:
         MissingPackage: ONNX Runtime is not installed.
         SetupError: ONNX Runtime is too old for the file.
-        DataError: the file is broken, or not an image classifier.
+        DataError: the file is broken.
     """
     del built_with
     return open_session(OnnxSession, path, n_threads)
@@ -119,11 +119,6 @@ class Session:
         self._session, self._path, self._ort, self._version = session, path, ort, ort.__version__
         self._errors = _errors(ort)
 
-    def ports(self) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]:
-        """Name, type and number of axes of each input and of each output."""
-        takes, gives = self._session.get_inputs(), self._session.get_outputs()
-        return _described(takes), _described(gives)
-
     def call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Computes outputs.
 
@@ -147,46 +142,24 @@ class Session:
 
 
 class OnnxSession(Session):
-    """A loaded ONNX file.
-
-    Raises:
-        DataError: the graph is not one from images to logits.
-    """
+    """A loaded ONNX file."""
 
     name = NAME
 
     def __init__(self, session: Any, path: Path, ort: Any) -> None:
         super().__init__(session, path, ort)
-        takes, gives = self.ports()
-        is_classifier = (
-            len(takes) == 1
-            and takes[0][0] == INPUT_NAME
-            and takes[0][1] in _PIXELS
-            and takes[0][2] == 4
-            and gives in [[(name, "tensor(float)", 2)] for name in OUTPUT_NAMES]
-        )
-        if not is_classifier:
-            raise DataError(
-                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and"
-                f" {' or '.join(OUTPUT_NAMES)} with 2 axes, float: a file that `kdedge export`"
-                " wrote."
-            )
-        sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
+        (takes, *_), (gives, *_) = session.get_inputs(), session.get_outputs()
+        sizes = [size if isinstance(size, int) else None for size in takes.shape]
         n_images, *image_shape = sizes
         self.batches = (1, None) if n_images is None else (n_images, n_images)
-        self.pixels = _PIXELS[takes[0][1]]
+        self.pixels = _PIXELS[takes.type]
         self.image_shape = tuple(image_shape)
-        self._output = gives[0][0]
+        self._output = gives.name
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C], or features [B, D]; see `Backend.run` and `call`."""
         (outputs,) = self.call([self._output], {INPUT_NAME: images})
         return np.asarray(outputs, dtype=np.float32)
-
-
-def _described(ports: Any) -> list[tuple[str, str, int]]:
-    return [(port.name, port.type, len(port.shape)) for port in ports]
 
 
 def _import() -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -17,9 +16,8 @@ import PIL
 from PIL import Image
 
 from kdedge import __version__
-from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.files import refuse_existing
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels, Precision
+from kdedge.errors import RecipeError, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, Pixels, Precision
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 from kdedge.targets.onnx import ONNX
 from kdedge.targets.onnx.graph import load_graph, save_graph
@@ -71,7 +69,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """
     assert request.onnx_path is not None
     artifact, path = request.artifact, request.folder / file.name
-    refuse_existing(path)
     if artifact.batch not in ("dynamic", 1):
         raise RecipeError(
             f"{request.onnx_path} takes batches of {artifact.batch} images, but a file with"
@@ -80,7 +77,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         )
     model = load_graph(request.onnx_path)
     order = find_order(artifact.preprocess)
-    _prepend(model, request.onnx_path, artifact.preprocess, artifact.pixels, order)
+    _prepend(model, artifact.preprocess, artifact.pixels, order)
     save_graph(model, path)
     return {
         "tool": "kdedge",
@@ -161,7 +158,7 @@ def _pixels(preprocess: Preprocess) -> Any:
     return helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, [1, 3, size, size])
 
 
-def _prepend(model: Any, path: Path, preprocess: Preprocess, pixels: Pixels, order: Order) -> None:
+def _prepend(model: Any, preprocess: Preprocess, pixels: Pixels, order: Order) -> None:
     """Puts the preprocessing before a graph, in place.
 
     Raises:
@@ -170,12 +167,6 @@ def _prepend(model: Any, path: Path, preprocess: Preprocess, pixels: Pixels, ord
     from onnx import TensorProto, numpy_helper
 
     graph = model.graph
-    outputs = [out.name for out in graph.output]
-    if graph.input[0].name != INPUT_NAME or outputs not in [[name] for name in OUTPUT_NAMES]:
-        raise DataError(
-            f"{path} has other inputs and outputs than a file of `kdedge export`.\n"
-            "  Export the run again: kdedge export RUN --with-preprocess"
-        )
     nodes = Nodes()
     add_preprocessing(nodes, preprocess, order)
     if pixels == "uint8":

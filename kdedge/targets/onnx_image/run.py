@@ -10,16 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError
-from kdedge.runtime.artifact import OUTPUT_NAMES, Pixels
+from kdedge.runtime.artifact import Pixels
 from kdedge.targets.onnx.run import Session, check_environment, open_session
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
 
 __all__ = ["check_environment", "load", "run_preprocessing"]
 
 NAME = "onnxruntime-image"
-
-_INPUT = (IMAGE_NAME, "tensor(uint8)", 3)
-_PIXELS = (PIXELS_NAME, "tensor(uint8)", 4)
 
 
 def load(
@@ -36,7 +33,7 @@ def load(
     Raises:
         MissingPackage: ONNX Runtime is not installed.
         SetupError: ONNX Runtime is too old for the file.
-        DataError: the file is broken, or does not take an image.
+        DataError: the file is broken.
     """
     session = open_session(OnnxImageSession, path, n_threads)
     session.pixels = cast("Pixels", (built_with or {}).get("pixels", "uint8"))
@@ -44,11 +41,7 @@ def load(
 
 
 class OnnxImageSession(Session):
-    """A loaded ONNX file with preprocessing; see `runtime.backend.TakesImages`.
-
-    Raises:
-        DataError: the graph is not one from an image to logits and pixels.
-    """
+    """A loaded ONNX file with preprocessing; see `runtime.backend.TakesImages`."""
 
     name = NAME
     batches = (1, 1)
@@ -57,15 +50,7 @@ class OnnxImageSession(Session):
 
     def __init__(self, session: Any, path: Path, ort: Any) -> None:
         super().__init__(session, path, ort)
-        takes, gives = self.ports()
-        known = [[(name, "tensor(float)", 2), _PIXELS] for name in OUTPUT_NAMES]
-        if takes != [_INPUT] or gives not in known:
-            raise DataError(
-                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {[_INPUT]} and {known[0]}: a file that `kdedge export"
-                " --with-preprocess` wrote."
-            )
-        self._output = gives[0][0]
+        self._output = session.get_outputs()[0].name
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C], or features [B, D]; images of this size stay as they are."""

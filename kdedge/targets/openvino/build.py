@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdedge.errors import DataError, ResourceError
-from kdedge.files import explain_os_error, refuse_existing, write_atomic
+from kdedge.files import explain_os_error, write_atomic
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.machine import adds_bytes_in_16_bits, has_bf16
 from kdedge.targets.openvino.run import (
@@ -53,19 +53,17 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds a graph with its weights; in bf16, a graph for the weights of the float32 file.
 
     Raises:
-        DataError: OpenVINO cannot read the ONNX file, or the file exists.
+        DataError: OpenVINO cannot read the ONNX file.
         MissingPackage: OpenVINO is not installed.
         ResourceError: the file cannot be written.
     """
     assert request.onnx_path is not None
     ov = import_openvino()
     path = request.folder / file.name
-    refuse_existing(path)
     built_with: dict[str, Any] = {"tool": "OpenVINO", "version": version_of(ov)}
     if file.precision == "bf16":
         write_atomic(path, _in_bf16(request.artifact.checked(_FLOAT32.name).read_bytes()))
         return built_with
-    refuse_existing(weights_of(path))
     try:
         model = ov.Core().read_model(request.onnx_path)
     except RuntimeError as error:

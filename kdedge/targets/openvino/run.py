@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import BackendUnavailable, DataError, KdedgeError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
+from kdedge.errors import BackendUnavailable, KdedgeError
+from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.machine import has_bf16
 from kdedge.runtime.threads import number_of_threads
 from kdedge.targets.cpu_backend import CpuModel, explained, import_runtime
@@ -51,7 +51,7 @@ def load(
     Raises:
         MissingPackage: OpenVINO is not installed.
         BackendUnavailable: the file is to run in bf16, which this CPU lacks.
-        DataError: the file is broken, or not an image classifier.
+        DataError: the file is broken.
         ResourceError: memory ran out.
     """
     del built_with
@@ -79,27 +79,12 @@ class OpenVinoModel(CpuModel):
 
     Raises:
         BackendUnavailable: the graph is to run in bf16, which this CPU lacks.
-        DataError: the graph is not one from images to logits.
         RuntimeError: OpenVINO cannot compile it.
     """
 
     name = NAME
 
     def __init__(self, model: Any, path: Path, ov: Any, n_threads: int | None) -> None:
-        takes, gives = map(_described, (model.inputs, model.outputs))
-        is_classifier = (
-            len(takes) == 1
-            and takes[0][0] == INPUT_NAME
-            and takes[0][1] in _PIXELS
-            and takes[0][2] == 4
-            and gives in [[(name, "f32", 2)] for name in OUTPUT_NAMES]
-        )
-        if not is_classifier:
-            raise DataError(
-                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {INPUT_NAME!r} with 4 axes, f32 or u8, and {' or '.join(OUTPUT_NAMES)}"
-                " with 2 axes, f32: a file that `kdedge export` wrote."
-            )
         sizes = [size.get_length() if size.is_static else None
                  for size in model.input(0).get_partial_shape()]  # fmt: skip
         n_images, *image_shape = sizes
@@ -107,7 +92,7 @@ class OpenVinoModel(CpuModel):
             path,
             runtime_of(ov),
             batches=(1, None) if n_images is None else (n_images, n_images),
-            pixels=_PIXELS[takes[0][1]],
+            pixels=_PIXELS[model.input(0).get_element_type().get_type_name()],
             image_shape=tuple(image_shape),
         )
         self._ov, self._model = ov, model
@@ -190,17 +175,6 @@ def import_openvino() -> Any:
 def version_of(ov: Any) -> str:
     """OpenVINO's version, without its build number."""
     return str(ov.__version__).partition("-")[0]
-
-
-def _described(ports: Any) -> list[tuple[str, str, int | None]]:
-    """Name, type and number of axes of a model's inputs or outputs."""
-    found = []
-    for port in ports:
-        shape, names = port.get_partial_shape(), port.get_names()
-        name = port.get_any_name() if names else ""
-        axes = len(shape) if shape.rank.is_static else None
-        found.append((name, port.get_element_type().get_type_name(), axes))
-    return found
 
 
 def _precision(model: Any, path: Path) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.errors import SetupError
-from kdedge.files import refuse_existing, write_atomic
+from kdedge.files import write_atomic
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.targets.program import dynamic_shapes, example_images, export_program
 from kdedge.targets.protocol import BuildRequest, PlannedFile
@@ -98,7 +98,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """
     torch_tensorrt = _find()
     path, batches = request.folder / file.name, request.artifact.batches
-    refuse_existing(path)
     program, example = trace(
         request.model,
         precision=file.precision,
@@ -122,7 +121,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         arg_inputs=[example],
         dynamic_shapes=dynamic_shapes(batches),
     )
-    refuse_existing(path)  # compiling takes minutes
     write_atomic(path, program_file.getvalue())
     return _about(torch_tensorrt)
 

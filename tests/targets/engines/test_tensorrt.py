@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
+from kdedge.errors import MissingPackage, ResourceError, SetupError
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.machine import is_jetson
 from kdedge.runtime.preprocess import Preprocess
@@ -488,21 +488,6 @@ def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
     builder = version_10.builder(timing_cache=tmp_path / "file" / "a.cache")
     builder.build(small, tmp_path / "a.engine")
     assert (tmp_path / "a.engine").is_file()
-
-
-def test_a_file_that_comes_while_an_engine_is_built_is_kept(
-    version_10: Version, small: EngineRequest, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.engine"
-
-    def build(log: Any) -> bytes:
-        path.write_bytes(b"another's")
-        return b"engine"
-
-    version_10.instead = build
-    with pytest.raises(DataError, match="exists, and nothing is overwritten"):
-        version_10.builder().build(small, path)
-    assert path.read_bytes() == b"another's"
 
 
 @pytest.mark.parametrize(

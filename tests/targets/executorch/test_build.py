@@ -105,13 +105,6 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(cnn_model: Any) 
     assert zero == -128
 
 
-def test_int8_without_images_is_told(artifact: Artifact, tiny_model: FoldedModel) -> None:
-    (file,) = target.plan("int8")
-    with pytest.raises(DataError, match=r"no images for INT8 calibration.*\n.*data\.unlabeled"):
-        target.build(file, BuildRequest(artifact, artifact.path, model=tiny_model))
-    assert not list(artifact.path.glob("*.pte"))
-
-
 @pytest.mark.parametrize("batches", [(1, 4), (4, 4), (1, 64)])
 @pytest.mark.parametrize("n_images", [1, 6, 40])
 def test_calibration_batches_hold_every_image(n_images: int, batches: tuple[int, int]) -> None:

@@ -7,12 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-
-from kdedge.errors import DataError
 
 if TYPE_CHECKING:
     pass
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
 
-from kdedge.runtime.native_lines import quiet  # noqa: E402
 from kdedge.targets.executorch import run as target  # noqa: E402
 
 MAX_BATCH = 4
@@ -55,26 +52,6 @@ def test_threads_are_those_of_the_first_program_while_it_is_loaded(
     assert "threads" not in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "half", "end", "header", "offset", "middle"])
-def test_a_damaged_program_is_told(files: Path, damage: str, capfd: Any) -> None:
-    path = files / "model.pte"
-    data = path.read_bytes()
-    path.write_bytes(
-        {
-            "empty": b"",
-            "text": b"no program",
-            "half": data[: len(data) // 2],
-            "end": data[:-3000],
-            "header": b"\xff" * 64 + data[64:],
-            "offset": b"\xff" * 4 + data[4:],
-            "middle": data[:8] + b"\xff" * 40 + data[48:],
-        }[damage]
-    )
-    with pytest.raises(DataError, match=r"model\.pte cannot be loaded by executorch \d"):
-        target.load(path, n_threads=1)
-    assert capfd.readouterr().err == ""
-
-
 def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path) -> None:
     path = files / "model.pte"  # the first load writes lines about the machine's processors
     path.write_bytes(path.read_bytes()[:-3000])
@@ -85,22 +62,6 @@ def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path) -> N
     assert "DataError" in done.stderr
     assert "File size is too small" in done.stderr
     assert "/sys/" not in done.stderr
-
-
-def test_a_program_of_another_kind_is_told(tmp_path: Path) -> None:
-    with quiet():
-        from executorch.exir import to_edge_transform_and_lower
-
-    class Doubles(torch.nn.Module):
-        def forward(self, values: Any) -> Any:
-            return 2 * values
-
-    path = tmp_path / "double.pte"
-    with quiet():
-        program = torch.export.export(Doubles(), (torch.zeros(2, 3),))
-        path.write_bytes(to_edge_transform_and_lower(program).to_executorch().buffer)
-    with pytest.raises(DataError, match=r"takes \[\(6, \[2, 3\]\)\] and gives .*\n  Expected imag"):
-        target.load(path, n_threads=1)
 
 
 def test_logs_are_as_loud_as_before(files: Path, caplog: pytest.LogCaptureFixture) -> None:

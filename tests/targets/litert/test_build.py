@@ -118,13 +118,6 @@ def test_int8_with_one_image_is_built(artifact: Artifact, tiny_model: FoldedMode
     assert logits.argmax() == expected.argmax()
 
 
-def test_int8_without_images_is_told(artifact: Artifact, tiny_model: FoldedModel) -> None:
-    (file,) = target.plan("int8")
-    with pytest.raises(DataError, match=r"no images for INT8 calibration.*\n.*data\.unlabeled"):
-        target.build(file, BuildRequest(artifact, artifact.path, model=tiny_model))
-    assert not list(artifact.path.glob("*.tflite"))
-
-
 def test_a_file_of_another_origin_is_not_overwritten(
     artifact: Artifact, block_inputs: RunInputs
 ) -> None:
@@ -176,7 +169,7 @@ class _Bessel(torch.nn.Module):
 
 def test_a_step_that_cannot_be_expressed_is_named(artifact: Artifact, capfd: Any) -> None:
     (file,) = target.plan("fp32")
-    with pytest.raises(RecipeError, match=r"model\.tflite cannot be converted by litert") as caught:
+    with pytest.raises(RecipeError, match=r"model\.tflite cannot be built by litert") as caught:
         target.build(file, BuildRequest(artifact, artifact.path, model=_Bessel()))
     assert "bessel_j0" in str(caught.value)
     assert "Leave --litert out" in str(caught.value)

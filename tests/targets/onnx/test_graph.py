@@ -12,7 +12,6 @@ import pytest
 from kdedge.errors import DataError, ResourceError
 from kdedge.targets.onnx.graph import (
     batches,
-    check_images,
     drop_unused,
     head_nodes,
     initializers,
@@ -29,57 +28,7 @@ pytest.importorskip("onnxruntime")
 Run = Callable[[Path, np.ndarray], np.ndarray]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"this is text", bytes(1000), np.random.default_rng(0).bytes(5000)],
-    ids=["empty", "text", "zeros", "random bytes"],
-)
-def test_a_file_that_is_no_onnx_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "model.onnx").write_bytes(data)
-    with pytest.raises(DataError, match=r"model\.onnx is not a valid ONNX file"):
-        load_graph(tmp_path / "model.onnx")
-
-
-def test_half_a_file_is_refused(folded_onnx: Path, tmp_path: Path) -> None:
-    data = folded_onnx.read_bytes()
-    (tmp_path / "model.onnx").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match="is not a valid ONNX file"):
-        load_graph(tmp_path / "model.onnx")
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file or directory"):
-        load_graph(tmp_path / "model.onnx")
-    with pytest.raises(DataError, match="is a directory"):
-        load_graph(tmp_path)
-
-
-def test_an_operator_that_does_not_exist_is_refused(folded_graph: Any, tmp_path: Path) -> None:
-    folded_graph.graph.node[5].op_type = "Nope"
-    onnx.save(folded_graph, tmp_path / "model.onnx")
-    with pytest.raises(DataError, match="No Op registered for Nope"):
-        load_graph(tmp_path / "model.onnx")
-
-
-def test_shapes_that_contradict_each_other_are_refused(folded_graph: Any, tmp_path: Path) -> None:
-    folded_graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 99
-    onnx.save(folded_graph, tmp_path / "model.onnx")
-    with pytest.raises(DataError, match="is not a valid ONNX file"):
-        load_graph(tmp_path / "model.onnx")
-
-
-def test_a_graph_with_two_inputs_is_refused(folded_graph: Any, tmp_path: Path) -> None:
-    folded_graph.graph.input.add().CopyFrom(
-        onnx.helper.make_tensor_value_info("text", onnx.TensorProto.FLOAT, [1])
-    )
-    onnx.save(folded_graph, tmp_path / "model.onnx")
-    with pytest.raises(DataError, match="has 2 inputs; expected an image encoder"):
-        load_graph(tmp_path / "model.onnx")
-
-
-def test_external_weights_are_read_and_missed_where_they_are_cut_or_gone(
-    folded_graph: Any, folded_onnx: Path, tmp_path: Path
-) -> None:
+def test_external_weights_are_read(folded_graph: Any, folded_onnx: Path, tmp_path: Path) -> None:
     path, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
     onnx.save(folded_graph, path, save_as_external_data=True, location=data.name)
     whole = load_graph(path)
@@ -88,12 +37,6 @@ def test_external_weights_are_read_and_missed_where_they_are_cut_or_gone(
             onnx.numpy_helper.to_array(initializers(whole)[name]),
             onnx.numpy_helper.to_array(tensor),
         )
-    data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(DataError, match="is not a valid ONNX file"):
-        load_graph(path)
-    data.unlink()
-    with pytest.raises(DataError, match="is not a valid ONNX file"):
-        load_graph(path)
 
 
 def test_weights_beyond_one_file_are_refused(folded_onnx: Path) -> None:
@@ -119,40 +62,10 @@ def test_the_head_begins_with_the_projector(folded_graph: Any) -> None:
     assert not any(name.startswith(("blocks.", "ln_post", "patch_conv")) for name in head)
 
 
-def test_a_graph_without_a_head_is_no_encoder_of_ours(folded_graph: Any) -> None:
-    for node in folded_graph.graph.node:
-        node.name = node.name.replace("/", "_")
-    with pytest.raises(DataError, match="expected an image encoder exported by kdedge"):
-        head_nodes(folded_graph)
-
-
 def test_six_linear_layers_a_block_have_weights(folded_graph: Any) -> None:
     names = [node.name for node in weight_matmuls(folded_graph)]
     parts = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")
     assert sorted(names) == sorted(f"blocks.{i}.{part}/MatMul" for i in range(3) for part in parts)
-
-
-def test_images_that_fit_are_let_through(folded_graph: Any, folded_images: np.ndarray) -> None:
-    check_images(folded_graph, folded_images, purpose="a test")
-    check_images(folded_graph, folded_images[:1], purpose="a test")
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "message"),
-    [
-        ((0, 3, 32, 32), "float32", "There are no images for a test"),
-        ((2, 3, 16, 16), "float32", r"are float32 \[2, 3, 16, 16\], but the graph takes float32"),
-        ((2, 32, 32, 3), "float32", r"\[2, 32, 32, 3\], .* \[batch, 3, 32, 32\]"),
-        ((2, 3, 32, 32), "uint8", "are uint8"),
-        ((2, 3, 32, 32), "float64", "are float64"),
-        ((3, 32, 32), "float32", r"are float32 \[3, 32, 32\]"),
-    ],
-)
-def test_images_that_the_graph_does_not_take_are_refused(
-    folded_graph: Any, shape: tuple[int, ...], dtype: str, message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        check_images(folded_graph, np.zeros(shape, dtype), purpose="a test")
 
 
 def test_a_dynamic_graph_sees_each_image_once(folded_graph: Any, folded_images: np.ndarray) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.errors import DataError
 from kdedge.targets.onnx.graph import head_nodes, initializers, run_outputs, weight_matmuls
 from kdedge.targets.onnx.half import absolute_maxima
 from kdedge.targets.onnx.quantize import to_int8_cpu
@@ -43,12 +42,6 @@ def cpu_path(
 @pytest.fixture
 def cpu(cpu_path: Path) -> Any:
     return onnx.load(cpu_path)
-
-
-@pytest.fixture
-def make(kind: str, int8_by_maxima: Callable[..., None]) -> Callable[..., None]:
-    """Writes a kind of INT8 file."""
-    return int8_by_maxima if kind == "gpu" else to_int8_cpu
 
 
 def constant(model: Any, name: str) -> np.ndarray:
@@ -333,33 +326,3 @@ def test_both_files_are_much_smaller(folded_onnx: Path, folded_int8: Path, cpu_p
     # The head, two thirds of what is left, keeps its floats; so does the graph itself
     for path in (folded_int8, cpu_path):
         assert path.stat().st_size < 0.4 * folded_onnx.stat().st_size
-
-
-@pytest.mark.parametrize("kind", ["gpu", "cpu"])
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((0, 3, 32, 32), "no images for INT8 calibration.\n.*data.unlabeled"),
-        ((4, 3, 64, 64), r"images for INT8 calibration are float32 \[4, 3, 64, 64\]"),
-    ],
-)
-def test_without_images_that_fit_nothing_is_written(
-    folded_onnx: Path,
-    tmp_path: Path,
-    make: Callable[..., None],
-    shape: tuple[int, ...],
-    message: str,
-) -> None:
-    with pytest.raises(DataError, match=message):
-        make(folded_onnx, tmp_path / "model.onnx", calibration=np.zeros(shape, np.float32))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("kind", ["gpu", "cpu"])
-def test_a_broken_file_is_refused(
-    tmp_path: Path, folded_images: np.ndarray, make: Callable[..., None]
-) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(DataError, match="not a valid ONNX file"):
-        make(tmp_path / "model.onnx", tmp_path / "int8.onnx", calibration=folded_images)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -112,18 +112,6 @@ def test_an_opset_that_is_too_new_asks_for_a_newer_version(
     assert "pip install --upgrade onnxruntime" in str(caught.value)
 
 
-def test_another_kind_of_graph_is_refused(
-    load_onnx: Any, tmp_path: Path, write_model: WriteModel
-) -> None:
-    onnx = pytest.importorskip("onnx")
-    path = write_model(tmp_path / "m.onnx")
-    model = onnx.load(path)
-    model.graph.output[0].name = model.graph.node[-1].output[0] = "scores"
-    onnx.save(model, path)
-    with pytest.raises(DataError, match="Expected 'images' with 4 axes"):
-        load_onnx(path)
-
-
 def test_images_that_the_graph_does_not_take_are_told_in_onnxruntimes_words(
     load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray
 ) -> None:

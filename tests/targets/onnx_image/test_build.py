@@ -24,7 +24,6 @@ from kdedge.errors import DataError, RecipeError, SetupError  # noqa: E402
 from kdedge.inference.classify import Classifier  # noqa: E402
 from kdedge.runtime.artifact import Artifact, load_artifact  # noqa: E402
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop  # noqa: E402
-from kdedge.targets.onnx import run as onnx_run  # noqa: E402
 from kdedge.targets.onnx_image import run  # noqa: E402
 from kdedge.targets.onnx_image.build import find_order, preprocess_graph  # noqa: E402
 from kdedge.targets.onnx_image.graph import Order  # noqa: E402
@@ -248,13 +247,6 @@ def test_a_damaged_file_is_told(built: Artifact) -> None:
         Classifier.load(built.path, backend="onnxruntime-image")
     with pytest.raises(DataError, match="cannot be loaded by onnxruntime"):
         run.load(path)
-
-
-def test_a_file_for_pixels_is_no_file_with_preprocessing(built: Artifact) -> None:
-    with pytest.raises(DataError, match=r"Expected .*'image'.* --with-preprocess` wrote"):
-        run.load(built.path / "model.onnx")
-    with pytest.raises(DataError, match="Expected 'images' with 4 axes"):
-        onnx_run.load(built.path / "model.image.onnx")
 
 
 def test_whole_images_of_the_smoke_set_decide_the_gate(artifact: Artifact) -> None:

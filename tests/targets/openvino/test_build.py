@@ -181,12 +181,11 @@ def test_changed_weights_are_not_kept(artifact: Artifact, with_flags: WithFlags)
         build_files(first, "openvino", ["fp32"])
 
 
-@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
-def test_a_file_of_another_origin_is_not_overwritten(artifact: Artifact, name: str) -> None:
-    (artifact.path / name).write_bytes(b"before")
-    with pytest.raises(DataError, match=rf"{name} exists"):
+def test_a_file_of_another_origin_is_not_overwritten(artifact: Artifact) -> None:
+    (artifact.path / "model.xml").write_bytes(b"before")
+    with pytest.raises(DataError, match=r"model\.xml exists"):
         build_files(artifact, "openvino", ["fp32"])
-    assert (artifact.path / name).read_bytes() == b"before"
+    assert (artifact.path / "model.xml").read_bytes() == b"before"
 
 
 def test_a_damaged_onnx_file_is_told(artifact: Artifact) -> None:

@@ -145,15 +145,6 @@ def test_missing_weights_are_told(files: Path) -> None:
         Classifier.load(files, backend="openvino", precision="bf16")
 
 
-def test_another_kind_of_graph_is_refused(tmp_path: Path, write_graph: Callable[..., Path]) -> None:
-    inputs = {"pixels": ("batch", 3, 32, 32)}
-    nodes = (("Conv", ("pixels", "weight")), ("Flatten", ("between 0",)))
-    source = write_graph(tmp_path / "m.onnx", inputs, nodes, ("batch", 5))
-    openvino.save_model(openvino.Core().read_model(source), tmp_path / "m.xml")
-    with pytest.raises(DataError, match="Expected 'images' with 4 axes"):
-        target.load(tmp_path / "m.xml")
-
-
 def test_a_signal_after_models_were_freed_in_any_order_reaches_its_handler(files: Path) -> None:
     code = (
         "import os, signal, sys\n"

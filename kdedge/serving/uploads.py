@@ -1,0 +1,135 @@
+"""Bodies of requests: received within the limits, and refused with a reason beyond them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Message
+
+from kdedge.serving.limits import Limits
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, and no error of the server
+    """Ends a request with a status code and a reason.
+
+    Args:
+        status: the HTTP status code.
+        reason: why, and what to do.
+        headers: further headers of the answer.
+    """
+
+    def __init__(self, status: int, reason: str, **headers: str) -> None:
+        super().__init__(reason)
+        self.status, self._reason = status, reason
+        self._headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse({"error": self._reason}, self.status, self._headers)
+
+
+def too_busy(why: str) -> Refusal:
+    """The refusal of what may be tried again in a second."""
+    return Refusal(503, f"{why}; try again later", retry_after="1")
+
+
+_MAX_FIELDS = 8
+_NO_IMAGE = ("text/", "application/json", "application/xml")
+
+
+class Uploads:
+    """The bodies that are in.
+
+    Attributes:
+        n_bytes: their size together.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self.n_bytes = limits, 0
+
+    @contextlib.asynccontextmanager
+    async def body(self, request: Request, timeout_s: float) -> AsyncIterator[bytes]:
+        """Context with the body of a request, whose bytes count in it.
+
+        Raises:
+            Refusal: it is encoded, too large or too slow, or the others have taken the sum.
+        """
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal(415, "the body has a Content-Encoding; send it without one")
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._limits.body_bytes:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        try:
+            try:
+                await asyncio.wait_for(self._read(request, chunks), timeout_s)
+            except asyncio.TimeoutError as error:
+                raise Refusal(
+                    408,
+                    f"the request was not complete after {self._limits.timeout:g} seconds",
+                    connection="close",
+                ) from error
+            chunks[:] = [b"".join(chunks)]
+            yield chunks[0]
+        finally:
+            self.n_bytes -= sum(map(len, chunks))
+
+    async def _read(self, request: Request, chunks: list[bytes]) -> None:
+        n_bytes = 0
+        async for chunk in request.stream():
+            if not chunk:
+                continue
+            n_bytes += len(chunk)
+            if n_bytes > self._limits.body_bytes:
+                raise self._too_large()
+            if self.n_bytes + len(chunk) > self._limits.all_bodies_bytes:
+                raise too_busy("too much is being uploaded at once")
+            chunks.append(chunk)
+            self.n_bytes += len(chunk)
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413, f"the body is larger than {self._limits.max_megabytes} MB (--max-megabytes)"
+        )
+
+
+async def image_in(request: Request, body: bytes) -> bytes:
+    """The image file in a body: the first file of a form, or the whole body.
+
+    Raises:
+        Refusal: the content is of a type that is no image, or a form has no file.
+    """
+    kind = request.headers.get("content-type", "").lower()
+    if kind.startswith("multipart/form-data"):
+        return await _first_file(request, body)
+    if kind.startswith((*_NO_IMAGE, "multipart/")):
+        raise Refusal(
+            415,
+            f"the body is {kind.partition(';')[0]}; send an image file, or a form"
+            " (multipart/form-data) with one",
+        )
+    return body
+
+
+async def _first_file(request: Request, body: bytes) -> bytes:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    read = Request(request.scope, receive)
+    try:
+        async with read.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+            for _, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    data: bytes = await value.read()
+                    return data
+    except (HTTPException, FormParserError) as error:
+        reason = getattr(error, "detail", None) or str(error)
+        raise Refusal(400, f"the form cannot be read: {reason.rstrip('.')}") from error
+    raise Refusal(400, "the form has no file; send the image as a file of it")
