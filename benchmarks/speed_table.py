@@ -15,8 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kdedge.files import read_json
-from kdedge.speed_results import SpeedResult, SpeedRow
+from kdedge.speed_results import SpeedResult, SpeedRow, read_speed
 
 
 def measured(run: str, options: list[str]) -> SpeedResult:
@@ -25,7 +24,7 @@ def measured(run: str, options: list[str]) -> SpeedResult:
         file = Path(folder) / "bench.json"
         command = [sys.executable, "-m", "kdedge", "bench", run, "--output", str(file), *options]
         subprocess.run(command, check=True)
-        return SpeedResult.from_dict(read_json(file), str(file))
+        return read_speed(file)
 
 
 def line(result: SpeedResult, row: SpeedRow) -> str:
@@ -71,7 +70,7 @@ def main() -> None:
     if (arguments.run is None) == (arguments.of is None):
         parser.error("name a run, or --of FILE")
     if arguments.of is not None:
-        result = SpeedResult.from_dict(read_json(arguments.of), str(arguments.of))
+        result = read_speed(arguments.of)
     else:
         result = measured(arguments.run, options)
     batches = result.settings["batches"]

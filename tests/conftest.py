@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -274,6 +275,12 @@ def planted_outliers() -> ModuleType:
     return _load("planted_outliers", Path(__file__).parents[1] / "benchmarks")
 
 
+@pytest.fixture(scope="session")
+def gpu_hour() -> ModuleType:
+    """Measures on a GPU: `benchmarks/gpu/hour.py`."""
+    return _load("hour", Path(__file__).parents[1] / "benchmarks/gpu")
+
+
 @pytest.fixture
 def server(file_server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """That server, running on this machine."""
@@ -318,7 +325,14 @@ def int8_by_maxima() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Makes torch find a GPU, for the time of a `with`; see `simulated_cuda.py`."""
+    """Makes torch find a GPU, for the time of a `with`; see `simulated_cuda.py`.
+
+    A real one, which does not count, where there is one.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return contextlib.nullcontext
     simulated = _load("simulated_cuda")
     install = simulated.build_guard(tmp_path_factory.mktemp("guard"))
     return lambda: simulated.simulated_gpu(install)
