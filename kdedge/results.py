@@ -18,7 +18,6 @@ from kdedge.records import (
     Check,
     Count,
     Fraction,
-    NonNegative,
     Percent,
     Positive,
     PositiveCount,
@@ -269,37 +268,6 @@ class BalanceResult(Record):
     offsets: dict[str, float]
     n_images: int
     images: str
-
-
-@dataclass(frozen=True)
-class PoolLabelsResult(Record):
-    """Figures of the soft labels of unlabeled images.
-
-    Attributes:
-        n_images: number of images with a label.
-        n_labeled: number of them whose label was given, and is kept.
-        n_classes: number of classes of the class list.
-        changed_percent: share of images whose most probable class is not the teacher's.
-        before: number of images by the teacher's most probable class; classes without any are left
-            out.
-        after: number of images by the label's most probable class, likewise.
-        accuracy_before_percent: share of images without a given label that the teacher predicts
-            correctly; None if their true labels are not known.
-        accuracy_percent: share of correct labels of these images; None likewise.
-        seconds: duration of finding the labels, without features.
-        made_from: everything that the labels depend on: settings, and hashes by name.
-    """
-
-    n_images: PositiveCount
-    n_labeled: Annotated[Count, at_most("n_images")]
-    n_classes: PositiveCount
-    changed_percent: Percent
-    before: dict[str, PositiveCount]
-    after: dict[str, PositiveCount]
-    accuracy_before_percent: Percent | None
-    accuracy_percent: Annotated[Percent | None, null_as("accuracy_before_percent")]
-    seconds: NonNegative
-    made_from: dict[str, Any]
 
 
 @dataclass(frozen=True)

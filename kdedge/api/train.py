@@ -383,15 +383,15 @@ def check(
     return preflight.check(loaded, Workspace(Path(root), choose_device(device), is_read_only=True))
 
 
-TEACHER, TRANSDUCTIVE = "teacher", "transductive"
-"""In place of a method: the recipe's teacher labels each image, or all images together."""
+TEACHER = "teacher"
+"""In place of a method: the recipe's teacher."""
 
 
 def pseudo_label(
     recipe: AnyRecipe,
     output: str | Path,
     *,
-    per_class: int | None = None,
+    per_class: int,
     method: str | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
@@ -404,17 +404,13 @@ def pseudo_label(
     claim goes to the most probable one. Each line of the file has an image, its class and the
     model's confidence. Train on the file with the key `data.pseudo_labels`.
 
-    The method `transductive` labels all images together, from the features and probabilities of the
-    recipe's teacher (TransCLIP, arXiv:2406.01837), as distillation does under `student.targets`.
-    It also writes class probabilities, to a second file with the ending `.safetensors`.
-
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         output: the file to write, as JSON lines; it must not exist.
-        per_class: images of each class; None for every image, with `transductive` only.
-        method: `zeroshot`, `transductive`, `teacher` (the recipe's), or a method; teachers and
-            methods are trained first unless a finished run exists. None for the teacher if the
-            recipe has labeled images and a student, else `zeroshot`.
+        per_class: images of each class.
+        method: `zeroshot`, `teacher` (the recipe's), or a method; teachers and methods are trained
+            first unless a finished run exists. None for the teacher if the recipe has labeled
+            images and a student, else `zeroshot`.
         overrides: keys of the recipe with other values.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -424,7 +420,7 @@ def pseudo_label(
         What was written, and the share of correct labels if known.
 
     Raises:
-        RecipeError: the recipe is wrong, the file exists, or `per_class` is missing.
+        RecipeError: the recipe is wrong, or the file exists.
         DataError: there are too few unlabeled images.
         SetupError: torch, weights or the device is missing; or Ray, or a node of its cluster does
             not see a file.
@@ -434,23 +430,15 @@ def pseudo_label(
         given = load_recipe(recipe, overrides).recipe
         is_taught = None not in (given.teacher, given.student, given.data.labeled)
         method = TEACHER if is_taught else "zeroshot"
-    is_transductive = method == TRANSDUCTIVE
-    if per_class is None and not is_transductive:
-        raise RecipeError(
-            f"{method} labels a number of images of each class, and per_class is missing.\n"
-            "  Set per_class (--per-class), or use the method transductive to label every image."
-        )
-    loaded = _load_for(None if method in {TRANSDUCTIVE, TEACHER} else method, recipe, overrides)
+    loaded = _load_for(None if method == TEACHER else method, recipe, overrides)
     check_paths(loaded)
     need_training_packages("Labeling images")
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
-    from kdedge.training.label_pool import label_pool, label_transductively
+    from kdedge.training.label_pool import label_pool
 
     with open_workers(engine, device) as workers:
         workspace = Workspace(Path(root), choose_device(device), workers=workers)
-        if per_class is None or is_transductive:
-            return label_transductively(loaded, workspace, Path(output), per_class=per_class)
         return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
 
 

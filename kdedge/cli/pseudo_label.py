@@ -31,16 +31,16 @@ from kdedge.workers import EngineName
 @click.option(
     "--method",
     metavar="NAME",
-    help="What labels the images: teacher, the recipe's; zeroshot; a method; or transductive, the"
-    " teacher from all images together. Teachers and methods are trained first unless a finished"
-    " run exists. [default: teacher if the recipe has labeled images, else zeroshot]",
+    help="What labels the images: teacher, the recipe's; zeroshot; or a method. Teacher and method"
+    " are trained first unless a finished run exists. [default: teacher if the recipe has labeled"
+    " images, else zeroshot]",
 )
 @click.option(
     "--per-class",
     metavar="K",
     type=click.IntRange(min=1),
-    help="Images per class: the K with the highest probability of the class. With transductive, the"
-    " default is every image.",
+    required=True,
+    help="Images per class: the K with the highest probability of the class.",
 )
 @click.option(
     "-o",
@@ -60,7 +60,7 @@ from kdedge.workers import EngineName
 def command(
     recipe: str,
     method: str | None,
-    per_class: int | None,
+    per_class: int,
     path: Path,
     overrides: dict[str, Any],
     root: Path,
@@ -76,10 +76,6 @@ def command(
     file with --set data.pseudo_labels=FILE.
 
     The method uses the recipe's baseline section if that has the same method.
-
-    --method transductive uses the recipe's teacher, which is trained first unless a finished run of
-    it exists, and the settings of student.targets. It also writes all class probabilities, in
-    float16, to a second file with the ending .safetensors.
     """
     found = pseudo_label(
         recipe,
@@ -95,14 +91,7 @@ def command(
     if found.accuracy_percent is not None:
         right = percent(found.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
-    written = [str(path)]
-    if found.soft is not None:
-        result, beside = found.soft
-        written.append(str(beside))
-        if result.accuracy_percent is not None:
-            before = percent(result.accuracy_before_percent)
-            lines.append(f"The teacher alone: {before} % of the images without a label.")
-    lines.append(f"Wrote {' and '.join(written)}")
+    lines.append(f"Wrote {path}")
     lines.append(_next_line(recipe, overrides, path))
     print_result(found, as_json=as_json, text="\n".join(lines))
 

@@ -1,10 +1,9 @@
-"""The input of a training step: images, and soft labels to learn beside a teacher's."""
+"""The input of a training step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +36,6 @@ class Batch:
             method declares `needs_clean_images`.
         weights: [B] float32, weights of the images' cross-entropies, whose weighted sum is the
             loss; None to average them.
-        targets: soft labels of the B images, beside the teacher's probabilities; None without them.
         labeled: labeled images of the step; None unless the method learns from both.
         group: the processes that share the images.
         n_all: B, if it is not the number of `images`.
@@ -50,7 +48,6 @@ class Batch:
     teacher_features: Tensor | None = None
     clean_images: Tensor | None = None
     weights: Tensor | None = None
-    targets: SoftTargets | None = None
     labeled: Batch | None = None
     group: ProcessGroup = SINGLE_PROCESS
     n_all: int | None = None
@@ -79,7 +76,6 @@ class Batch:
             teacher_features=moved(self.teacher_features),
             clean_images=moved(self.clean_images),
             weights=moved(self.weights),
-            targets=None if self.targets is None else self.targets.to(device),
             labeled=None if self.labeled is None else self.labeled.to(device),
         )
 
@@ -93,47 +89,3 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # without it, non_blocking waits all the same
     return tensor.to(device, non_blocking=True)
-
-
-Combine = Literal["replace", "mix", "multiply"]
-
-_SMALLEST = 1e-8
-"""Lower bound of a probability before its logarithm; float16, as labels have, ends at 6e-8."""
-
-
-@dataclass(frozen=True)
-class SoftTargets:
-    """Soft labels of a batch, and how they are combined with the teacher's probabilities.
-
-    Attributes:
-        probabilities: [B, C] float32, z.
-        how: replace: z. mix: (1 - a) p + a z. multiply: p^(1 - a) z^a, normalized.
-        weight: a, 0-1.
-    """
-
-    probabilities: Tensor
-    how: Combine
-    weight: float
-
-    def to(self, device: torch.device) -> SoftTargets:
-        """The same targets on a device."""
-        return replace(self, probabilities=_moved(self.probabilities, device))
-
-    def combine(self, teacher_logits: Tensor) -> Tensor:
-        """[B, C] float32, log-probabilities of the targets.
-
-        Args:
-            teacher_logits: [B, C], scaled; p is their softmax.
-        """
-        log_z = self.probabilities.clamp_min(_SMALLEST).log()
-        if self.how == "replace":
-            return log_z.log_softmax(dim=-1)
-        log_p = teacher_logits.float().log_softmax(dim=-1)
-        if self.how == "multiply":
-            return ((1 - self.weight) * log_p + self.weight * log_z).log_softmax(dim=-1)
-        mixed = (1 - self.weight) * log_p.exp() + self.weight * self.probabilities
-        return mixed.clamp_min(_SMALLEST).log().log_softmax(dim=-1)
-
-
-TargetsOf = Callable[[Sequence[int]], SoftTargets]
-"""Positions in a source, of a full batch -> their soft targets."""

@@ -22,7 +22,7 @@ from kdedge.data._decoding import (
     load_images,
     n_cores,
 )
-from kdedge.data.batch import Batch, FeaturesOfViews, TargetsOf, Weights
+from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.sources import Source
 from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -74,7 +74,6 @@ class ImageSet:
         labels: position in the source -> label; None without labels.
         weights: gives the weights of a batch's images; None if all weigh the same.
         teacher_features: gives stored features of a teacher; None if none are stored.
-        targets: gives soft labels of a batch's images; None if there are none.
     """
 
     source: Source
@@ -82,7 +81,6 @@ class ImageSet:
     labels: Mapping[int, int] | None = None
     weights: Weights | None = None
     teacher_features: FeaturesOfViews | None = None
-    targets: TargetsOf | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,6 @@ def _make_batch(
         teacher_features=None if features is None else features(positions, wanted[0][2]),
         clean_images=clean,
         weights=None if weights is None else weights(positions),
-        targets=None if images.targets is None else images.targets(positions),
         group=group,
         n_all=len(positions),
     )

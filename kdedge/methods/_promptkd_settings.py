@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.reduction import why_not_merged
 from kdedge.methods._lora import LoraSettings
-from kdedge.methods.losses import DEFAULT, ChosenLosses, chosen_losses_model, load_loss
+from kdedge.methods.losses import DEFAULT, ChosenLosses, chosen_losses_model
 from kdedge.methods.protocol import Encoder, MethodSettings
 
 if TYPE_CHECKING:
@@ -213,11 +213,6 @@ class Settings(MethodSettings):
     def learns_from_labels(self) -> bool:
         """See `MethodSettings.learns_from_labels`."""
         return self.labeled_weight > 0
-
-    @property
-    def reads_targets(self) -> bool:
-        """See `MethodSettings.reads_targets`."""
-        return any(load_loss(name).Loss.reads_targets for name, _ in self.losses.items())
 
     @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:

@@ -210,7 +210,6 @@ class Method:
             student_scale=self.scale,
             teacher_scale=self._teacher_scale,
             given_logits=given,
-            targets=batch.targets,
         )
 
     def training_step(self, batch: Batch) -> StepOutput:

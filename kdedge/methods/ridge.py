@@ -59,7 +59,7 @@ IMPOSSIBLE = -1e4
 
 _LAMBDAS_LABELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _LAMBDAS_POOL = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0)
+_TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Standard deviations of the zero-shot logits, where a one-hot answer is 1."""
 _MOST_ROWS = 4096
 """Labeled images that leave-one-out looks at; all of them are learned from."""

@@ -23,7 +23,6 @@ from kdedge.reporting.records import RunRecords
 from kdedge.reporting.speed import as_table, front_plots, speed_blocks
 from kdedge.results import (
     EvalResult,
-    PoolLabelsResult,
     SampleKind,
     UnlabeledResult,
     assumed_shares,
@@ -156,8 +155,6 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
         folded["Images that the exported file changes"] = [cards]
     if records.speed is not None:
         folded["Speed"] = [*speed_blocks(records.speed, f"{prefix}accuracy-latency")]
-    if records.targets is not None:
-        folded["Labels of the unlabeled images"] = _targets(records.targets)
     if records.training.steps:
         folded["Training"] = [_training(records, f"{prefix}training")]
     folded["How it was made"] = [*provenance_blocks(records)]
@@ -199,20 +196,7 @@ def _unlabeled(found: UnlabeledResult | None) -> list[Block | None]:
     return [Table("", [], facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
 
 
-def _targets(found: PoolLabelsResult) -> list[Block | None]:
-    """Figures of the labels, and the images of each class before and after."""
-    facts = [
-        ["images", f"{found.n_images:,}, {found.n_labeled:,} of them with a given label"],
-        ["another class than the teacher's", f"{percent(found.changed_percent)} %"],
-    ]
-    if found.accuracy_percent is not None:
-        before, after = percent(found.accuracy_before_percent), percent(found.accuracy_percent)
-        facts.append(["correct labels", f"{before} % before, {after} % after"])
-    models = {"by the teacher": found.before, "by the label": found.after}
-    return [Table("", [], facts, n_text=2), _counts("Images by most probable class", models)]
-
-
-def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int | None = None) -> Table:
+def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Table:
     """Images of each class by model, the most frequent class of the first model first."""
     first = next(iter(models.values()))
     names = dict.fromkeys(name for counts in models.values() for name in counts)

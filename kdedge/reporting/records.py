@@ -18,7 +18,6 @@ from kdedge.results import (
     BalanceResult,
     EvalDetails,
     EvalResult,
-    PoolLabelsResult,
     UnlabeledResult,
     are_same_images,
 )
@@ -29,7 +28,6 @@ from kdedge.runs.results import (
     read_balance,
     read_details,
     read_evaluation,
-    read_targets,
     read_unlabeled,
 )
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -73,7 +71,6 @@ class RunRecords:
         results: accuracies, by model.
         details: confusions and calibration, by model.
         unlabeled: measurements without labels.
-        targets: the soft labels that it learned from, in figures.
         training: its log.
         artifact: the newest export.
         balance: the offsets that bring it into balance.
@@ -89,7 +86,6 @@ class RunRecords:
     results: Mapping[str, EvalResult]
     details: Mapping[str, EvalDetails]
     unlabeled: UnlabeledResult | None
-    targets: PoolLabelsResult | None
     training: TrainingLog
     artifact: Artifact | None
     balance: BalanceResult | None
@@ -183,7 +179,6 @@ def gather(run: RunFolder) -> RunRecords:
         unlabeled=read(lambda: read_unlabeled(run), None),
         balance=read(lambda: read_balance(run), None),
         quick_look=read(lambda: _read_look(run, provenance.teacher_run), {}),
-        targets=read(lambda: read_targets(run), None),
         training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifact), None) if artifact else None,
         speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),

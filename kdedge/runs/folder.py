@@ -162,11 +162,6 @@ class RunFolder:
         return self.path / "balance.json"
 
     @property
-    def targets(self) -> Path:
-        """Figures of the soft labels that a student learned from."""
-        return self.path / "targets.json"
-
-    @property
     def exports(self) -> list[Path]:
         """Folders of its exported files, by name."""
         return sorted(file.parent for file in self.path.glob("artifacts/*/artifact.json"))

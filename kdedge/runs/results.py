@@ -15,7 +15,6 @@ from kdedge.results import (
     BalanceResult,
     EvalDetails,
     EvalResult,
-    PoolLabelsResult,
     UnlabeledResult,
     are_same_images,
 )
@@ -133,18 +132,6 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
     if not run.balance.exists():
         return None
     return read_record(BalanceResult, run.balance, remedy="Remove it: it is made again.")
-
-
-def read_targets(run: RunFolder) -> PoolLabelsResult | None:
-    """Reads targets.json; None without one.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    path = run.targets
-    if not path.exists():
-        return None
-    return read_record(PoolLabelsResult, path, remedy="Remove it: reports leave it out.")
 
 
 def with_stored(run: RunFolder, result: EvalResult, *, is_own: bool) -> dict[str, EvalResult]:

@@ -167,7 +167,7 @@ def _one_pass_student(
     if not spec.one_pass_first or parts.setup.choice.is_solved or not has_all:
         return None
     outputs = "features" if parts.setup.choice.settings.needs_teacher_vectors else "logits"
-    other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None, "targets": None}
+    other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
     recipe = loaded.recipe.model_copy(update={"student": first})
     own = student_parts(replace(loaded, recipe=recipe), workspace)

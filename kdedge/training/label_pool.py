@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import TargetsSpec
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import sha256_json
-from kdedge.results import PoolLabelsResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, load_run
 from kdedge.runs.protocol import Model
@@ -34,8 +32,6 @@ from kdedge.training.pseudo_labels.labels import (
 )
 from kdedge.training.pseudo_labels.pool_logits import AnsweringModel, PoolLogits
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
-from kdedge.training.student import labels_by
-from kdedge.training.teachers import FileTeacher
 from kdedge.workers import Share
 
 TEACHER = "teacher"
@@ -52,9 +48,7 @@ class LabeledPool:
         n_images: number of images with a pseudo-label.
         n_classes: number of classes with a pseudo-label.
         accuracy_percent: share of correct pseudo-labels; None if the source has no labels.
-        run: the method's run, or the teacher's for transductive labels; None if it needs no
-            training.
-        soft: for transductive labels, what was found, and the file of class probabilities.
+        run: the method's run; None if it needs no training.
     """
 
     path: Path
@@ -63,14 +57,9 @@ class LabeledPool:
     n_classes: int
     accuracy_percent: float | None
     run: RunFolder | None
-    soft: tuple[PoolLabelsResult, Path] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        soft = {}
-        if self.soft is not None:
-            found, file = self.soft
-            soft = {"probabilities": str(file), "transductive": found.to_dict()}
         return {
             "path": str(self.path),
             "method": self.method,
@@ -78,7 +67,6 @@ class LabeledPool:
             "n_classes": self.n_classes,
             "accuracy_percent": self.accuracy_percent,
             "run": None if self.run is None else str(self.run.path),
-            **soft,
         }
 
 
@@ -130,60 +118,6 @@ def label_pool(
         n_classes=len(set(given.values())),
         accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
         run=found.run,
-    )
-
-
-def label_transductively(
-    loaded: LoadedRecipe, workspace: Workspace, path: Path, *, per_class: int | None
-) -> LabeledPool:
-    """Writes transductive labels of a recipe's unlabeled images, as distillation uses them.
-
-    Trains the recipe's teacher first if it has no finished run. Settings are those of
-    `student.targets`, or their defaults. A second file, with the ending `.safetensors`, has the
-    class probabilities of all images, in the order of the images' source.
-
-    Args:
-        loaded: the recipe.
-        workspace: where the command works.
-        path: the file to write; must not exist yet.
-        per_class: number of images per class, the most probable ones; None for every image, each
-            with its most probable class.
-
-    Raises:
-        RecipeError: a file exists, its folder does not, or the recipe has no student.
-        DataError: there are fewer unlabeled images than classes x `per_class`.
-    """
-    beside = path.with_suffix(".safetensors")
-    if beside == path:
-        raise RecipeError(
-            f"{path} is the name of the file of probabilities, which is written beside the labels."
-            "\n  Name the labels' file with -o, as in labels.jsonl."
-        )
-    _check_free(path)
-    _check_free(beside)
-    run, teacher, parts = teacher_and_parts(loaded, workspace, resume=True)
-    classes, student = parts.setup.classes, loaded.recipe.student
-    assert student is not None  # its parts were read
-    if per_class is not None:
-        check_enough(len(parts.images.indices), per_class, n_classes=len(classes.names))
-    if isinstance(teacher, FileTeacher):
-        raise RecipeError(
-            "Transductive labels are found from a teacher's image features, but the teacher is a"
-            " file of probabilities.\n  Choose another teacher."
-        )
-    labels = labels_by(teacher, parts, student.targets or TargetsSpec(kind="transductive"))
-    found = labels.make()
-    written = labels.write(path, per_class)
-    labels.write_probabilities(beside)
-    given = {one.image: one.label for one in written}
-    return LabeledPool(
-        path=path,
-        method="transductive",
-        n_images=len(given),
-        n_classes=len(set(given.values())),
-        accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, parts.images)),
-        run=run,
-        soft=(found, beside),
     )
 
 

@@ -94,10 +94,6 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
             found, took = look_at_store(job.filler)
             findings.append(found)
             seconds += took
-        for name, filler in ({} if job.labels is None else job.labels.fillers).items():
-            found, took = look_at_store(filler, what=f"student: labels, {name} features")
-            findings.append(found)
-            seconds += took
         took = estimate_seconds(job)
         seconds += took
         findings.append(

@@ -49,7 +49,6 @@ _HASHED = {
     "class_list": "class names",
     "backbone": "weights",
     "teacher": "teacher",
-    "targets": "soft labels",
 }
 """What each hash of a run stands for, in the words of messages."""
 
@@ -289,14 +288,9 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         )
     if job.filler is not None:
         job.filler.fill()
-    targets = None
-    if job.labels is not None:
-        found, targets = job.labels.make(), job.labels.read
-        if group.is_rank0:
-            write_json(run.targets, found.to_dict())
     result = train(
         job.method,
-        job.epochs(None if job.filler is None else job.filler.store.read, targets),
+        job.epochs(None if job.filler is None else job.filler.store.read),
         settings=settings,
         run=run,
         validate=_validation(job),

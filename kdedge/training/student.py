@@ -8,14 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import TargetsSpec
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.runs.model import RunModel
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 from kdedge.setup.method import (
-    MethodChoice,
     check_needs_no_vectors,
     choose_method,
     has_class_vectors,
@@ -27,7 +25,6 @@ from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
 from kdedge.training.job.key import n_stored_views, own_view_seed
-from kdedge.training.pseudo_labels.transductive import TransductiveLabels
 from kdedge.training.teach import labeled_beside, teacher_setup
 from kdedge.training.teacher_input import as_prepared_for
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
@@ -62,7 +59,6 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
             f"student.method is {choice.name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
         )
-    _check_targets(loaded, choice)
     setup = set_up_role(loaded, "student", workspace, choice=choice)
     teacher = loaded.recipe.teacher
     if teacher is not None and teacher.is_trained:
@@ -79,23 +75,6 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     labeled = labeled_beside(setup, images)  # before validation images: the order of draws matters
     held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
     return StudentParts(setup, unlabeled, held_out, labeled)
-
-
-def _check_targets(loaded: LoadedRecipe, choice: MethodChoice) -> None:
-    """Refuses soft labels that nothing would read.
-
-    Raises:
-        RecipeError: the student's losses compare no class probabilities.
-    """
-    spec = loaded.recipe.student
-    if spec is None or spec.targets is None:
-        return
-    if not choice.settings.reads_targets:
-        raise RecipeError(
-            f"{loaded.lines.where(('student', 'targets'))}: student.targets has no effect:"
-            f" {choice.name} with its losses reads no class probabilities.\n"
-            "  Add the loss kl to student.settings.losses, or leave student.targets out."
-        )
 
 
 def student_job(parts: StudentParts, teaching: Teaching) -> Job:
@@ -139,13 +118,12 @@ def file_teacher(parts: StudentParts) -> FileTeacher | None:
         return None
     check_needs_no_vectors(setup.choice, f"{recipe.teacher.file.name}, a file of probabilities")
     assert recipe.student is not None  # its parts were read from it
-    for key in ("views", "targets"):
-        if getattr(recipe.student, key):
-            raise RecipeError(
-                f"{setup.loaded.lines.where(('student', key))}: student.{key} needs the image"
-                " features of a teacher, but the teacher is a file of probabilities.\n"
-                f"  Leave student.{key} out."
-            )
+    if recipe.student.views:
+        raise RecipeError(
+            f"{setup.loaded.lines.where(('student', 'views'))}: student.views needs the image"
+            " features of a teacher, but the teacher is a file of probabilities.\n"
+            "  Leave student.views out."
+        )
     held_out = RecipeData(recipe, setup.classes, setup.workspace).held_out()
     beside = () if held_out is None else held_out.indices
     pool = parts.images.only(sorted({*parts.images.indices, *beside}))
@@ -161,13 +139,7 @@ def teaching_of(teacher: AnyTeacher, parts: StudentParts) -> Teaching:
     return Teaching(
         teacher,
         _store_filler(teacher, parts) if spec.views else None,
-        None if spec.targets is None else labels_by(teacher, parts, spec.targets),
     )
-
-
-def labels_by(teacher: ModelTeacher, parts: StudentParts, spec: TargetsSpec) -> TransductiveLabels:
-    """Soft labels of a student's unlabeled images, by the probabilities of its teacher."""
-    return TransductiveLabels(spec, parts.setup, parts.images, teacher)
 
 
 def _store_filler(teacher: ModelTeacher, parts: StudentParts) -> StoreFiller:

@@ -190,8 +190,6 @@ def replace_line(path: str, number: int, text: str) -> None:
         (PROBE, ("data.split=base-to-novel",), None, 2,
          "was trained on 2 of 4 classes, without 'red fox'"),
         (FILE, ("student.views=2",), None, 2, "student.views needs the image features"),
-        (FILE, ("student.targets={kind: transductive}",), None, 2,
-         "student.targets needs the image features"),
         ("{method: promptkd, weights: student.pt}", (), None, 2, "needs a teacher itself"),
         ("{method: cocoop, weights: student.pt}", (), None, 2, "makes texts for every image"),
         ("{run: nowhere}", (), None, 3, r"teacher\.run: there is no folder"),
@@ -230,8 +228,6 @@ def test_a_file_leaves_nothing_to_teach_and_nothing_to_store(trained: Path, kded
     assert "is a file: there is nothing to train" in done.err
     stored = kdedge("teach", "t.yaml", "--store", "--set", "student.views=1")
     assert (stored.code, "student.views needs" in stored.err) == (2, True)
-    labels = kdedge("pseudo-label", "t.yaml", "--method", "transductive", "-o", "labels.jsonl")
-    assert (labels.code, "found from a teacher's image features" in labels.err) == (2, True)
 
 
 def test_a_file_that_changed_is_named_as_the_reason_for_a_new_run(

@@ -53,7 +53,6 @@ from kdedge.training.loop.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from kdedge.training.pseudo_labels.probabilities import read_probabilities, write_probabilities
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "tests" / "golden" / "records"
@@ -383,12 +382,6 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
     yield save_checkpoint(folder, state)
 
 
-def _probabilities(folder: Path) -> Iterator[Path]:
-    path = folder / "labels.safetensors"
-    write_probabilities(path, torch.full((3, 2), 0.5, dtype=torch.float16), {"made_by": "9f3c"})
-    yield path
-
-
 def _class_vectors(folder: Path) -> Iterator[Path]:
     path = folder / "class_vectors.safetensors"
     ClassVectors(torch.eye(2, 4), NAMES, "9f3c").save(path)
@@ -436,11 +429,6 @@ READERS = {
     ),
     "class vectors": Reader(
         load_class_vectors, _class_vectors, ("damage_bytes", "damage_safetensors")
-    ),
-    "class probabilities": Reader(
-        lambda path: read_probabilities(path, (3, 2), {"made_by": "9f3c"}),
-        _probabilities,
-        ("damage_bytes", "damage_safetensors"),
     ),
     "artifacts": Reader(
         load_artifact, _copies(RECORDS / "artifact.json"), ("damage_json", "damage_bytes")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.data.batch import SoftTargets
 from kdedge.methods.losses import DistillationLoss, Outputs, list_losses, load_loss
 from kdedge.methods.losses.kl import distillation_loss
 
@@ -157,18 +156,6 @@ def test_only_losses_of_features_and_crossed_ones_need_equal_dimensions(name: st
             loss(outputs)
     else:
         assert bool(loss(outputs).isfinite())
-
-
-@pytest.mark.parametrize("name", SLOW)
-def test_soft_labels_change_the_losses_that_say_so_and_no_other(name: str) -> None:
-    z = draw(5, N_IMAGES, N_CLASSES).square().flip(0)  # other classes than the teacher's
-    loss, plain = make_loss(name), make_outputs()
-    labeled = make_outputs(targets=SoftTargets(z, "replace", 1.0))
-    changed = float(loss(labeled).detach()) != float(loss(plain).detach())
-    assert changed == loss.reads_targets
-    same = SoftTargets(plain.teacher_logits.softmax(dim=1), "mix", 0.5)
-    value = float(loss(make_outputs(targets=same)).detach())
-    assert value == pytest.approx(float(loss(plain).detach()), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["kl", "feature", "feature_l1"])

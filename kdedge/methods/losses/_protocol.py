@@ -8,7 +8,6 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from kdedge.data.batch import SoftTargets
 from kdedge.methods.protocol import MethodSettings
 
 
@@ -26,7 +25,6 @@ class Outputs:
         teacher_scale: the teacher's `logit_scale.exp()`.
         given_logits: [B, C], of a teacher without class vectors, `teacher_vectors` is then [C, 0];
             None of others.
-        targets: soft labels that are combined with the teacher's probabilities; None without them.
     """
 
     student_features: Tensor
@@ -36,7 +34,6 @@ class Outputs:
     student_scale: float
     teacher_scale: float
     given_logits: Tensor | None = None
-    targets: SoftTargets | None = None
 
     @property
     def student_logits(self) -> Tensor:
@@ -49,12 +46,6 @@ class Outputs:
         if self.given_logits is not None:
             return self.given_logits
         return self.teacher_scale * self.teacher_features @ self.teacher_vectors.T
-
-    @property
-    def target_logits(self) -> Tensor:
-        """[B, C], logits that the student learns: the teacher's, with any soft labels in them."""
-        teacher = self.teacher_logits
-        return teacher if self.targets is None else self.targets.combine(teacher)
 
 
 class LossSettings(BaseModel):
@@ -84,11 +75,9 @@ class DistillationLoss(nn.Module):
 
     Attributes:
         needs_equal_dims: whether D_student and D_teacher must be equal.
-        reads_targets: whether it reads `Outputs.target_logits`, so that soft labels have an effect.
     """
 
     needs_equal_dims: ClassVar[bool] = False
-    reads_targets: ClassVar[bool] = False
 
     def __init__(self, settings: LossSettings) -> None:
         super().__init__()

@@ -99,8 +99,6 @@ def distillation_loss(
 class Loss(DistillationLoss):
     """The divergence at the settings' temperature."""
 
-    reads_targets = True
-
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._temperature = settings.temperature
@@ -108,7 +106,7 @@ class Loss(DistillationLoss):
     def forward(self, outputs: Outputs) -> Tensor:
         """A scalar."""
         return distillation_loss(
-            outputs.student_logits, outputs.target_logits, temperature=self._temperature
+            outputs.student_logits, outputs.teacher_logits, temperature=self._temperature
         )
 
     def scalars(self, value: Tensor, n_classes: int) -> dict[str, Tensor]:

@@ -80,11 +80,6 @@ class MethodSettings(BaseModel):
         return 0
 
     @property
-    def reads_targets(self) -> bool:
-        """Whether it learns from `Batch.targets`, soft labels beside the teacher's."""
-        return False
-
-    @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
         """Settings that are numbers of layers, and the encoders that need as many."""
         return {}

@@ -5,14 +5,13 @@ A job is cheap: its key is a hash of hashes, and the method is built on first us
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Protocol
 
 import torch
 
-from kdedge.data.batch import Batch, FeaturesOfViews, SoftTargets, TargetsOf, Weights
+from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import (
     EpochPart,
@@ -27,7 +26,6 @@ from kdedge.data.views import Augmentation
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
 from kdedge.progress import working
-from kdedge.results import PoolLabelsResult
 from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
@@ -86,28 +84,6 @@ class HeldOut:
     validation: Images | None = None
 
 
-class SoftLabels(Protocol):
-    """Soft labels of the unlabeled images, found before training and stored."""
-
-    @property
-    def targets_key(self) -> str:
-        """Hash of what a student learns from them."""
-        ...
-
-    @property
-    def fillers(self) -> Mapping[str, StoreFiller]:
-        """Fill the stores of features that the labels are found from, by their model."""
-        ...
-
-    def make(self) -> PoolLabelsResult:
-        """Finds the labels, or reads them if they are stored."""
-        ...
-
-    def read(self, positions: Sequence[int]) -> SoftTargets:
-        """The targets of some images, by position in their source."""
-        ...
-
-
 @dataclass(frozen=True)
 class Teaching:
     """What a student learns from.
@@ -115,20 +91,16 @@ class Teaching:
     Attributes:
         teacher: the frozen teacher.
         filler: stores its features; None if it runs in every step.
-        labels: soft labels of the images, beside the teacher's probabilities; None without
-            student.targets.
     """
 
     teacher: AnyTeacher
     filler: StoreFiller | None = None
-    labels: SoftLabels | None = None
 
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes of what teaches, by name."""
-        labels = {} if self.labels is None else {"targets": self.labels.targets_key}
         store = {} if self.filler is None else {"teacher_store": self.filler.store.key}
-        return {**store, "teacher": self.teacher.provenance, **labels}
+        return {**store, "teacher": self.teacher.provenance}
 
 
 @dataclass(frozen=True)
@@ -186,16 +158,13 @@ class Job:
         """Steps per epoch."""
         return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
 
-    def epochs(
-        self, features: FeaturesOfViews | None = None, targets: TargetsOf | None = None
-    ) -> Epochs:
+    def epochs(self, features: FeaturesOfViews | None = None) -> Epochs:
         """Batches of all epochs.
 
         Args:
             features: stored features, which replace the teacher.
-            targets: soft labels of the images.
         """
-        return Epochs(partial(batches_of, self, features=features, targets=targets), self.n_steps)
+        return Epochs(partial(batches_of, self, features=features), self.n_steps)
 
     def model(self) -> MethodModel:
         """The method with its current weights, as a model."""
@@ -226,11 +195,6 @@ class Job:
     def filler(self) -> StoreFiller | None:
         """Stores the teacher's features; None if they are not stored."""
         return None if self.teaching is None else self.teaching.filler
-
-    @property
-    def labels(self) -> SoftLabels | None:
-        """Soft labels of the training images; None if a student does not learn from any."""
-        return None if self.teaching is None else self.teaching.labels
 
     @property
     def selecting_images(self) -> Images | None:
@@ -282,7 +246,6 @@ def batches_of(
     first_step: int,
     *,
     features: FeaturesOfViews | None = None,
-    targets: TargetsOf | None = None,
 ) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on.
 
@@ -300,7 +263,7 @@ def batches_of(
             optim.labeled_batch_size or optim.batch_size,
         )
     return training_batches(
-        ImageSet(images.source, images.indices, data.labels, data.weights, features, targets),
+        ImageSet(images.source, images.indices, data.labels, data.weights, features),
         Preparation(
             setup.backbone.preprocess,
             Augmentation(view_seed, optim.crop_scale_min, optim.flip, optim.strong_views),

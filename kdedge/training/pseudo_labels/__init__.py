@@ -1,6 +1,5 @@
 """Pseudo-labels of unlabeled images.
 
 `labels` writes, reads and scores them, `rounds.train_rounds` trains on them in rounds. How a method
-chooses them is in `kdedge.data.pseudo_labels` and the method's file. `transductive` finds soft
-labels of all images together from `pool_features`; `probabilities` is their file.
+chooses them is in `kdedge.data.pseudo_labels` and the method's file.
 """
