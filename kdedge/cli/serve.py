@@ -60,7 +60,7 @@ _LOG = logging.getLogger(__name__)
     type=click.IntRange(min=1),
     default=Limits.max_megapixels,
     show_default=True,
-    help="Largest image; a larger one is refused by its header.",
+    help="Largest image; a larger one is refused before it is decoded.",
 )
 @click.option(
     "--max-requests",
