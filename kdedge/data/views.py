@@ -125,8 +125,8 @@ class Augmentation:
     ) -> Tensor:
         """Draws a view of the image at a position of its source.
 
-        torch resizes 8-bit pixels in a quarter of Pillow's time; 2 % of the values differ, by 1 or
-        2 of 255.
+        torch resizes 8-bit pixels in a quarter of Pillow's time; 2 % of the values differ, by
+        up to 5 of 255.
 
         Args:
             image: [3, H, W] uint8, RGB.
