@@ -132,6 +132,11 @@ def new_file(path: Path) -> Iterator[None]:
         raise RecipeError(
             f"{path} exists, and nothing is overwritten.\n  Name another file."
         ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecipeError(
+            f"{path} cannot be written: the folder {path.parent} does not exist.\n"
+            "  Create it, or name another file."
+        ) from error
     except OSError as error:
         raise explain_os_error(error, path) from error
     try:

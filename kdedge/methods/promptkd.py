@@ -63,11 +63,9 @@ class Method:
         texts: TokenizedTexts | None = None,
     ) -> None:
         self.module = module
-        self._known_scale = backbone.scale if isinstance(backbone, Backbone) else None
-        if teacher is not None:  # read once, not in each step: a GPU is waited for
-            self._teacher_scale = teacher.scale
-            self._known_scale = self.scale
         self._backbone = backbone
+        if teacher is not None:  # read once, not in each step: a GPU is waited for
+            self._teacher_scale, self._student_scale = teacher.scale, self.scale
         self._settings = settings
         self._teacher = teacher
         self._class_vectors = class_vectors
@@ -127,8 +125,8 @@ class Method:
     @property
     def scale(self) -> float:
         """The backbone's; the teacher's, kept with the module, if the backbone has none."""
-        if self._known_scale is not None:
-            return self._known_scale
+        if isinstance(self._backbone, Backbone):
+            return self._backbone.scale
         assert self.module.scale is not None
         return float(self.module.scale)
 
@@ -207,7 +205,7 @@ class Method:
             teacher_features=teacher_features,
             student_vectors=self.student_vectors(),
             teacher_vectors=self._class_vectors,
-            student_scale=self.scale,
+            student_scale=self._student_scale,
             teacher_scale=self._teacher_scale,
             given_logits=given,
         )

@@ -86,7 +86,7 @@ def exported_blocks(records: RunRecords) -> list[Block]:
         return []
     blocks: list[Block] = [files_table(artifact)]
     for choice in readable_choices(artifact):
-        title = f"Fastest on {choice.machine}"
+        title = f"Fastest on {choice.machine}: {choice.file}"
         header, rows = choice.table  # its last column is a sentence
         blocks += [Table(title, header, rows, n_text=len(header)), Note(choice.notes)]
     return [*blocks, *_search_blocks(artifact)]

@@ -53,8 +53,8 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     if before is not None and _is_other(result, before):
         return []
     written = []
-    own = details if before is None else known.get(run.kind, details)
-    own = replace(own, samples=own.samples or details.samples)
+    old = known.get(run.kind, details)
+    own = replace(details if before is None else old, samples=old.samples or details.samples)
     if own != known.get(run.kind):
         _write_details(run, {**known, run.kind: own})
         written.append(run.evaluation_details)

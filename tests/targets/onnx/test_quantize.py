@@ -44,6 +44,12 @@ def cpu(cpu_path: Path) -> Any:
     return onnx.load(cpu_path)
 
 
+@pytest.fixture
+def make(kind: str, int8_by_maxima: Callable[..., None]) -> Callable[..., None]:
+    """Writes a kind of INT8 file."""
+    return int8_by_maxima if kind == "gpu" else to_int8_cpu
+
+
 def constant(model: Any, name: str) -> np.ndarray:
     return np.asarray(onnx.numpy_helper.to_array(initializers(model)[name]))
 
