@@ -193,9 +193,9 @@ def _is_first_better(
     )
     is_better = one > other
     log.info(
-        "Student of one pass: %s answers as the teacher on %.1f %% of %s, after training it is"
-        " %.1f %%: %s is kept.",
-        *(first.path, one, found[1], other, first.path if is_better else trained.path),
+        "%s, the student of one pass, answers as its teacher on %.1f %% of the images, the trained"
+        " one on %.1f %% (%s): %s is kept.",
+        *(first.path, one, other, found[1], first.path if is_better else trained.path),
     )
     if is_better:
         trained.replace_by(first)
