@@ -164,6 +164,41 @@ def tiny_backbone(tiny_weights: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
+    """Folds a PromptKD student, 32x32 pixels, five classes, of the CLIP as it is when called."""
+    import torch
+
+    from kdedge.fold import fold
+    from kdedge.methods import promptkd
+    from kdedge.methods.protocol import Inputs
+
+    class Teacher:
+        scale = 20.0
+
+        def class_vectors(self) -> torch.Tensor:
+            vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+            return torch.nn.functional.normalize(vectors, dim=-1)
+
+    def make(**options: Any) -> Any:
+        names = [f"class {index}" for index in range(5)]
+        generator = torch.Generator().manual_seed(0)
+        student = promptkd.Method.build(
+            tiny_backbone,
+            promptkd.Settings(prompt_depth=2),
+            Inputs(names, "{}", range(5), generator, teacher=Teacher()),
+        )
+        return fold(
+            student.image_path(),
+            student.class_vectors(),
+            scale=student.scale,
+            preprocess=tiny_backbone.preprocess,
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_open_clip(tiny_backbone: Any) -> Any:
     """The same CLIP as open_clip builds it, with open_clip's own blocks."""
     from open_clip import CLIP

@@ -16,7 +16,11 @@ from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifac
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here
 
 if TYPE_CHECKING:
+    from kdedge.deploy.classes import NewClasses
     from kdedge.deploy.client import ClientCheck, Pictures
+    from kdedge.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 def open_artifact(source: Any) -> Artifact:
@@ -194,13 +198,6 @@ def verify_client(
     if found.error is not None:
         raise found.error
     return found
-
-
-if TYPE_CHECKING:
-    from kdedge.deploy.classes import NewClasses
-    from kdedge.runs.folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 
 def change_classes(

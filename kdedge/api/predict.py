@@ -29,8 +29,9 @@ from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
 
 if TYPE_CHECKING:
-    from kdedge.data.sources import FileSource
-    from kdedge.inference.classify import ImageInput
+    from kdedge.data.sources import Source
+    from kdedge.inference.classify import Classifier, ImageInput
+    from kdedge.runtime.artifact import Precision
 
 _LOG = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 29  # of an image on standard input: no photo is larger
@@ -177,24 +178,22 @@ def _folder(path: Path, labels: _Labels) -> list[Item]:
     if has_videos or has_pictures(source.left_out):
         remedy = "\n  To classify a video, give its path." if has_videos else ""
         _LOG.warning("%s: skipped files: %s.%s", path, left_out_text(source.left_out), remedy)
-    return _items_of_files(source, path)
+    return _items(source, path)
 
 
 def _list(path: Path, labels: _Labels) -> list[Item]:
     """The images of a CSV list."""
     from kdedge.data.sources.list import open_source
 
-    return _items_of_files(open_source(path, **labels), path.parent)
+    return _items(open_source(path, **labels), path.parent)
 
 
-def _items_of_files(source: FileSource, above: Path) -> list[Item]:
-    from kdedge.data.sources import read_file
-
+def _items(source: Source, above: Path) -> list[Item]:
     return [
         Item(
             str(above / item.key),
             item.key.replace("/", "_"),
-            partial(read_file, source.path(i)),
+            partial(source.read, i),
             item.label,
         )
         for i, item in enumerate(source.items)
@@ -205,16 +204,7 @@ def _shard(path: Path, labels: _Labels) -> list[Item]:
     """The images of a WebDataset shard."""
     from kdedge.data.sources.webdataset import open_source
 
-    source = open_source(str(path.absolute()), **labels)
-    return [
-        Item(
-            str(path.parent / item.key),
-            item.key.replace("/", "_"),
-            partial(source.read, i),
-            item.label,
-        )
-        for i, item in enumerate(source.items)
-    ]
+    return _items(open_source(str(path.absolute()), **labels), path.parent)
 
 
 def _frames(path: Path, every: int) -> Iterator[Item]:
@@ -229,11 +219,6 @@ def _frames(path: Path, every: int) -> Iterator[Item]:
             yield Item(f"{path}:{number}{time}", name, _giver(image))
     except UnusableImage as error:
         yield Item(str(path), path.name, _giver(error))
-
-
-if TYPE_CHECKING:
-    from kdedge.inference.classify import Classifier, ImageInput
-    from kdedge.runtime.artifact import Precision
 
 
 class Predictions(Tabled, Sequence[Result]):

@@ -27,6 +27,12 @@ from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
     from kdedge.setup.method import Role
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training.label_pool import LabeledPool
+    from kdedge.training.preflight import Preflight
+    from kdedge.training.teacher_store.store import TeacherStore
+
+log = logging.getLogger(__name__)
 
 
 def role_keys(role: Role, short: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,13 +111,6 @@ def init(
         all_keys=all_keys,
     )
     return write_new_recipe(name, given).path
-
-
-if TYPE_CHECKING:
-    from kdedge.setup.workspace import Workspace
-    from kdedge.training.label_pool import LabeledPool
-    from kdedge.training.preflight import Preflight
-    from kdedge.training.teacher_store.store import TeacherStore
 
 
 def teach(
@@ -449,9 +448,6 @@ def _load_for(method: str | None, recipe: AnyRecipe, overrides: Overrides) -> Lo
     if method is None or baseline is None or baseline.method in {None, method}:
         return loaded
     return load_recipe(recipe, {"baseline": {}, **overrides})
-
-
-log = logging.getLogger(__name__)
 
 
 def import_checkpoint(

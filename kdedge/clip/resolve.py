@@ -34,6 +34,8 @@ from kdedge.config.fields import looks_like_path
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
+log = logging.getLogger(__name__)
+
 TIMM_PREFIX = "timm/"
 """Prefix of the names of timm models, as on the hub."""
 
@@ -252,8 +254,6 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess 
     }
     return found.pop() if len(found) == 1 else None
 
-
-log = logging.getLogger(__name__)
 
 _REACH_WITHIN_S = 10.0
 _URL_CACHE = Path("~/.cache/clip")

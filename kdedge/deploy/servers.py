@@ -18,6 +18,8 @@ from kdedge.files import new_folder, write_atomic, write_json
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.none_of_these import FILE_NAME
 
+log = logging.getLogger(__name__)
+
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
 """Target of a model file -> Triton's name of its platform."""
 
@@ -145,9 +147,6 @@ def _warmup(kind: str, dims: str, *, batches: list[int]) -> Iterator[str]:
         value = f"{{ data_type: {kind} dims: {dims} zero_data: true }}"
         yield f'  inputs {{ key: "{INPUT_NAME}" value {value} }}'
         yield "}"
-
-
-log = logging.getLogger(__name__)
 
 
 def choose_file(

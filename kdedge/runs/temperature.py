@@ -17,6 +17,8 @@ from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 
+log = logging.getLogger(__name__)
+
 
 def teacher_of(model: RunModel) -> RunModel | None:
     """The teacher of a student; None if it is missing or a file, and for other models."""
@@ -30,8 +32,6 @@ def teacher_of(model: RunModel) -> RunModel | None:
         log.warning("The teacher's predictions are left out: %s", error)
         return None
 
-
-log = logging.getLogger(__name__)
 
 MOST_IMAGES = 1000
 """Images that a temperature is fitted to: a mean confidence of them is exact to about a point."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+_LOG = logging.getLogger(__name__)
+
 # Vectors, products of bytes, and products of half precision: of x86-64, then of Arm
 _INSTRUCTIONS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -167,7 +169,6 @@ def is_jetson(root: Path = Path("/")) -> bool:
     return False
 
 
-_LOG = logging.getLogger(__name__)
 _SYSTEM = Path("/")
 _LOOK_S = 0.5
 

@@ -42,6 +42,8 @@ from kdedge.serving.open_inference import (
 )
 from kdedge.serving.uploads import Refusal, Uploads, image_in, too_busy
 
+_LOG = logging.getLogger(__name__)
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -114,8 +116,6 @@ class Metrics:
         text: bytes = generate_latest(self._registry)
         return text
 
-
-_LOG = logging.getLogger(__name__)
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _CLIENT_LEFT = 499

@@ -28,6 +28,8 @@ from kdedge.serving.app import App
 from kdedge.serving.limits import Limits
 from kdedge.serving.model import CurrentModel, ServedModel
 
+_LOG = logging.getLogger(__name__)
+
 _Stamp = tuple[object, ...]
 
 
@@ -240,8 +242,6 @@ class LimitedConnection(HttpToolsProtocol):  # type: ignore[misc]
             return
         self._timer = self.loop.call_later(min(limit_s / 4, 1.0), self._check)
 
-
-_LOG = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _HEADERS_S = 10.0

@@ -9,44 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from kdedge.clip.backbone import Backbone
-from kdedge.methods.protocol import Inputs
-
-
-@pytest.fixture(scope="session")
-def fold_student(tiny_backbone: Backbone) -> Callable[[], Any]:
-    """Folds a PromptKD student, 32x32 pixels, five classes, of the CLIP as it is when called."""
-    from kdedge.fold import fold
-    from kdedge.methods import promptkd
-
-    class Teacher:
-        scale = 20.0
-
-        def class_vectors(self) -> torch.Tensor:
-            vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-            return torch.nn.functional.normalize(vectors, dim=-1)
-
-    def make() -> Any:
-        student = promptkd.Method.build(
-            tiny_backbone,
-            promptkd.Settings(prompt_depth=2),
-            Inputs(
-                [f"class {index}" for index in range(5)],
-                "{}",
-                range(5),
-                torch.Generator().manual_seed(0),
-                teacher=Teacher(),
-            ),
-        )
-        return fold(
-            student.image_path(),
-            student.class_vectors(),
-            scale=student.scale,
-            preprocess=tiny_backbone.preprocess,
-        )
-
-    return make
-
 
 @pytest.fixture(scope="session")
 def folded(fold_student: Callable[[], Any]) -> Any:

@@ -12,13 +12,11 @@ import pytest
 
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
-from kdedge.methods.protocol import Inputs
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    from kdedge.clip.backbone import Backbone
     from kdedge.fold import FoldedModel
     from kdedge.runtime.backend import Backend
 
@@ -27,48 +25,15 @@ GATES = {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1}
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_backbone: Backbone) -> FoldedModel:
+def tiny_model(fold_student: Callable[..., FoldedModel]) -> FoldedModel:
     """A folded PromptKD student of three blocks: 32x32 pixels, five classes."""
-    return _fold_tiny(tiny_backbone)
+    return fold_student()
 
 
 @pytest.fixture(scope="session")
-def open_model(tiny_backbone: Backbone) -> FoldedModel:
+def open_model(fold_student: Callable[..., FoldedModel]) -> FoldedModel:
     """The same student with open classes: it gives 40 features."""
-    return _fold_tiny(tiny_backbone, open_classes=True)
-
-
-def _fold_tiny(tiny_backbone: Backbone, **options: Any) -> FoldedModel:
-    import torch
-
-    from kdedge.fold import fold
-    from kdedge.methods import promptkd
-
-    class Teacher:
-        scale = 20.0
-
-        def class_vectors(self) -> torch.Tensor:
-            vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-            return torch.nn.functional.normalize(vectors, dim=-1)
-
-    student = promptkd.Method.build(
-        tiny_backbone,
-        promptkd.Settings(prompt_depth=2),
-        Inputs(
-            [f"class {index}" for index in range(5)],
-            "{}",
-            range(5),
-            torch.Generator().manual_seed(0),
-            teacher=Teacher(),
-        ),
-    )
-    return fold(
-        student.image_path(),
-        student.class_vectors(),
-        scale=student.scale,
-        preprocess=tiny_backbone.preprocess,
-        **options,
-    )
+    return fold_student(open_classes=True)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from kdedge.files import write_atomic
 from kdedge.targets.engines.package import open_log
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
+log = logging.getLogger(__name__)
+
 
 class Cancel:
     """Switch that cancels a build in another thread.
@@ -106,8 +108,6 @@ def _release(work: Callable[[], tuple[bytes, dict[str, Any]]]) -> tuple[bytes, d
         traceback.clear_frames(error.__traceback__)
         raise
 
-
-log = logging.getLogger(__name__)
 
 _N_ERRORS_SHOWN = 3
 _NOT_MEASURED = "not measured"
