@@ -19,7 +19,7 @@ from kdedge.training.find_teacher import find_teacher, named_teacher, open_teach
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
-from kdedge.training.quick_look import look_beside, quick_look
+from kdedge.training.quick_look import keep_look, look_beside, quick_look
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.student import StudentParts, student_job, student_parts, teaching_of
 from kdedge.training.teach import teacher_job
@@ -106,20 +106,20 @@ def teacher_and_parts(
         if named:
             return found, teacher, parts
         assert isinstance(teacher, ModelTeacher)  # a run's
-        return _or_better(found, teacher, parts, None, resume=resume, keep_teacher=keep_teacher)
+        return _or_better(found, teacher, parts, resume=resume, keep_teacher=keep_teacher)
     with working("trying a step of the student"):
         trial_steps(student_job(parts, teaching_of(teacher, parts)), 1)
     look = workspace.group.on_rank0(lambda: quick_look(found))
     run = _run_stage("Teacher 1/2", found, resume=resume)
+    workspace.group.on_rank0(lambda: keep_look(run, look))
     teacher = open_teacher(run, parts)
-    return _or_better(run, teacher, parts, look, resume=resume, keep_teacher=keep_teacher)
+    return _or_better(run, teacher, parts, resume=resume, keep_teacher=keep_teacher)
 
 
 def _or_better(
     run: RunFolder,
     teacher: ModelTeacher,
     parts: StudentParts,
-    look: dict[str, float] | None,
     *,
     resume: bool,
     keep_teacher: bool,
@@ -127,7 +127,7 @@ def _or_better(
     """A trained teacher, or what is better than it on the images that it was trained on."""
     loaded, workspace = parts.setup.loaded, parts.setup.workspace
     job = teacher_job(loaded, workspace)
-    look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model, look))
+    look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model))
     if not look:
         return run, teacher, parts
     reached = look.pop("trained")

@@ -26,6 +26,8 @@ from kdedge.training.job.job import Job, TrainingData, zero_shot_model
 
 log = logging.getLogger(__name__)
 
+_FILE = "quick_look.json"
+
 
 def quick_look(job: Job) -> dict[str, float]:
     """Accuracies of `zeroshot` and `ridge` on a teacher's labeled images, and logs them.
@@ -58,25 +60,25 @@ def quick_look(job: Job) -> dict[str, float]:
     return found
 
 
-def look_beside(
-    run: RunFolder, job: Job, model: LogitModel, look: dict[str, float] | None
-) -> dict[str, float]:
+def keep_look(run: RunFolder, look: dict[str, float]) -> None:
+    """Keeps what `quick_look` found in the run of the teacher that was trained after it."""
+    if look:
+        write_json(run.path / _FILE, look)
+
+
+def look_beside(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
     """`quick_look`, with the trained teacher's own accuracy as `trained`; kept in its run.
 
     Args:
         run: the teacher's; another student of it reads what is there.
         job: the teacher's.
         model: the trained teacher.
-        look: from before its training; None if it had been trained.
     """
-    file = run.path / "quick_look.json"
-    if file.exists():
-        known: dict[str, float] = read_json(file)
-        return known
-    found = quick_look(job) if look is None else dict(look)
-    if found:
+    file = run.path / _FILE
+    found: dict[str, float] = read_json(file) if file.exists() else quick_look(job)
+    if found and "trained" not in found:
         found["trained"] = _mean_over_classes(job, *_answers(job, model))
-        write_json(file, found)
+        keep_look(run, found)
     return found
 
 

@@ -18,7 +18,7 @@ from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import Job, LabeledImages, TrainingData
 from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
 from kdedge.training.pseudo_labels.rounds import trial_labels
-from kdedge.training.quick_look import quick_look
+from kdedge.training.quick_look import keep_look, quick_look
 from kdedge.training.run_job import run_job
 
 
@@ -31,8 +31,10 @@ def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -
         resume: continue an interrupted run of the same teacher.
     """
     job = teacher_job(loaded, workspace)
-    workspace.group.on_rank0(lambda: quick_look(job))
-    return run_job(job, resume=resume)
+    look = workspace.group.on_rank0(lambda: quick_look(job))
+    run = run_job(job, resume=resume)
+    workspace.group.on_rank0(lambda: keep_look(run, look))
+    return run
 
 
 def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
