@@ -1,4 +1,4 @@
-"""Finds unreadable images before training, and records them."""
+"""Images of a source: which are readable, which are used, and their hashes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import io
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from kdedge.data.scan_cache import ImageFacts, ScanCache
-from kdedge.data.sources import Source
+from kdedge.data.sources import Joined, Source
 from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
@@ -262,6 +262,68 @@ def image_list_hash(source: Source, indices: Iterable[int], digests: Mapping[int
     """
     items = source.items
     return sha256_json([[items[i].key, items[i].label, digests[i]] for i in indices])
+
+
+@dataclass(frozen=True)
+class Images:
+    """A source and which of its readable images are used.
+
+    Attributes:
+        source: gives bytes and labels by index.
+        indices: positions in the source that are used.
+        skipped: unreadable images and why.
+        digests: position -> hash of the image's bytes, for each readable image.
+        labels: position -> label in a batch; None to train without labels.
+    """
+
+    source: Source
+    indices: tuple[int, ...]
+    skipped: tuple[BadImage, ...] = ()
+    digests: Mapping[int, str] = field(default_factory=dict)
+    labels: Mapping[int, int] | None = None
+
+    @cached_property
+    def list_hash(self) -> str:
+        """Hash of the images in use, for provenance."""
+        return image_list_hash(self.source, self.indices, self.digests)
+
+    def hash_with(self, class_names: Sequence[str]) -> str:
+        """Hash of the images in use and a class list; equal hashes make accuracies comparable."""
+        return sha256_json([self.list_hash, list(class_names)])
+
+    def only(self, indices: Sequence[int]) -> Images:
+        """Returns the same source with only these images."""
+        return replace(self, indices=tuple(indices))
+
+    def source_labels(self) -> dict[int, int]:
+        """Position in the source -> class index, of the images that have a label."""
+        found = {index: self.source.items[index].label for index in self.indices}
+        return {index: label for index, label in found.items() if label is not None}
+
+    def without(self, other: Images) -> Images:
+        """Returns the images whose bytes are not among another's."""
+        shared = set(self.shared_with(other))
+        return self.only([i for i in self.indices if i not in shared])
+
+    def shared_with(self, other: Images) -> tuple[int, ...]:
+        """Positions of the images in use whose bytes are among another's."""
+        contents = {other.digests[index] for index in other.indices}
+        return tuple(i for i in self.indices if self.digests[i] in contents)
+
+    def with_those_of(self, other: Images) -> Images:
+        """Returns the images of both, with one source after the other."""
+        n_own = len(self.source.items)
+        return Images(
+            Joined(self.source, other.source),
+            (*self.indices, *(n_own + i for i in other.indices)),
+            (*self.skipped, *other.skipped),
+            {**self.digests, **{n_own + i: digest for i, digest in other.digests.items()}},
+        )
+
+    def of_classes(self, classes: Sequence[int]) -> Images:
+        """Returns the images whose label is one of these classes."""
+        wanted = set(classes)
+        return self.only([i for i in self.indices if self.source.items[i].label in wanted])
 
 
 def spread(n_items: int, n_wanted: int) -> list[int]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from kdedge import __version__
 from kdedge.config.recipe import ExportSpec, GatesSpec
-from kdedge.data.images import spread
+from kdedge.data.images import Images, spread
 from kdedge.deploy.build import RunInputs, build_file, compared
 from kdedge.deploy.calibrate import (
     CalibrationSet,
@@ -45,7 +45,6 @@ from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.open_classes import load_matrix
-from kdedge.setup.images import Images
 from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx.graph import load_graph

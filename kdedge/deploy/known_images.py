@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.config.fields import percent_value
+from kdedge.data.images import Images
 from kdedge.deploy.calibrate import PixelArray, read_images, read_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_file, write_atomic
@@ -31,7 +32,6 @@ from kdedge.runtime.none_of_these import (
     NoneOfThese,
 )
 from kdedge.runtime.open_classes import class_logits, graph_of
-from kdedge.setup.images import Images
 
 MOST_IMAGES = 8000
 """Of so many, the share of known images below the limit is exact to 0.34 points (one standard

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from kdedge.data.images import spread
+from kdedge.data.images import Images, spread
 from kdedge.deploy.calibrate import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way, predict_images
 from kdedge.errors import RecipeError
@@ -23,7 +23,6 @@ from kdedge.runs.temperature import fit_temperature
 from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.preprocess import normalize, resize_and_crop
-from kdedge.setup.images import Images
 
 _BATCH = 32
 """Batch size of the unfused model."""

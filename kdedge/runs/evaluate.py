@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdedge.config.load import load_recipe
+from kdedge.data.images import Images
 from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.image_lists import warn_of_changes
@@ -18,7 +19,6 @@ from kdedge.runs.temperature import fit_temperature, teacher_of
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ import safetensors
 import safetensors.numpy
 
 from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.data.images import Images
 from kdedge.files import write_atomic
 from kdedge.runs.folder import RunFolder
-from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DivergedError
 from kdedge.evaluation.accuracy import calibration_error_percent, evaluate, evaluation_details
@@ -15,7 +16,6 @@ from kdedge.progress import progress
 from kdedge.results import EvalDetails, EvalResult, Selection
 from kdedge.runs.protocol import LogitModel, Model
 from kdedge.setup.classes import Classes
-from kdedge.setup.images import Images
 
 EVALUATION_BATCH = 100
 """Images per batch without gradients, as in the methods' public code."""

@@ -17,6 +17,7 @@ from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
+from kdedge.data.images import Images
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
 from kdedge.runs.balance import Plain, balance_of
@@ -32,7 +33,6 @@ from kdedge.runs.weights import (
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes, classes_of
 from kdedge.setup.data import Key, RecipeData
-from kdedge.setup.images import Images
 from kdedge.setup.method import has_class_vectors, settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace

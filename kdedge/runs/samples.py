@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from kdedge.data.images import spread
+from kdedge.data.images import Images, spread
 from kdedge.results import EvalDetails, EvalResult, SampleImage, SampleKind, Selection
 from kdedge.runs.measure import AnswersImages, compute_logits, measure_logits, predict_logits
 from kdedge.runs.protocol import Model
 from kdedge.setup.classes import Classes
-from kdedge.setup.images import Images
 
 _N_TOP = 3
 _N_OF_A_KIND = 4  # twelve in a report

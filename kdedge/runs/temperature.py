@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from kdedge.data.images import spread
+from kdedge.data.images import Images, spread
 from kdedge.errors import DataError, KdedgeError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.runs.folder import RunFolder
@@ -15,7 +15,6 @@ from kdedge.runs.measure import finite_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdedge.data.images import spread
+from kdedge.data.images import Images, spread
 from kdedge.results import UnlabeledResult
 from kdedge.runs.measure import AnswersImages, finite_logits
 from kdedge.runs.protocol import Model
 from kdedge.runs.samples import sample_images, top_answers
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Literal
 from kdedge.config.data_spec import n_of
 from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
 from kdedge.data.classes import benchmark_root
-from kdedge.data.images import check_limit, put_together, scan_by
+from kdedge.data.images import Images, check_limit, put_together, scan_by
 from kdedge.data.open import open_source
 from kdedge.data.sources import Source, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
@@ -20,7 +20,6 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
 from kdedge.progress import progress
 from kdedge.setup.classes import Classes
-from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -93,10 +92,10 @@ class RecipeData:
         spec = self._recipe.data.labeled
         assert spec is not None  # `require` ensures it
         chosen = self._few_shot(images, spec).of_classes(self._classes.labeled)
-        if len(set(chosen.labels().values())) < min(2, len(self._classes.labeled)):
+        if len(set(chosen.source_labels().values())) < min(2, len(self._classes.labeled)):
             which = "" if self._recipe.data.split == "all" else "base "
             raise DataError(
-                f"data.labeled has images of {len(set(chosen.labels().values()))} of the"
+                f"data.labeled has images of {len(set(chosen.source_labels().values()))} of the"
                 f" {len(self._classes.labeled)} {which}classes, and a {role} needs two or"
                 " more.\n  Add images of other classes."
             )
@@ -201,7 +200,7 @@ class RecipeData:
             images = self._scan(source, key)
             if isinstance(spec, UnlabeledSpec) and not spec.include_test:
                 images = images if spec.benchmark else self._without_test(images)
-            known[read] = images.only(tuple(images.labels())) if labeled else images
+            known[read] = images.only(tuple(images.source_labels())) if labeled else images
             if self._workspace.group.is_rank0:
                 self._say_what_is_left_out(images, key, labeled=labeled)
         return known[read]
@@ -237,7 +236,7 @@ class RecipeData:
             )
         if not labeled or key == "unlabeled":
             return
-        labels = images.labels()
+        labels = images.source_labels()
         if len(labels) < len(images.indices):
             log.warning(
                 "data.%s: %d of %d images have no label and are skipped; the first is %s.",

@@ -11,10 +11,10 @@ from kdedge.clip.find import FoundBackbone, find_backbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights_file import HashCache
+from kdedge.data.images import Images
 from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.progress import working
-from kdedge.setup.images import Images
 from kdedge.workers import HERE, Workers
 
 log = logging.getLogger(__name__)

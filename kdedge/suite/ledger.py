@@ -16,6 +16,7 @@ import torch
 
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
+from kdedge.data.images import Images
 from kdedge.errors import KdedgeError
 from kdedge.files import explain_os_error, write_atomic, write_json
 from kdedge.progress import progress
@@ -27,7 +28,6 @@ from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
 from kdedge.training.baseline import baseline_job

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
 from kdedge.methods.protocol import ClosedFormData, FitsInClosedForm
-from kdedge.setup.images import Images
 from kdedge.training.job.job import Job
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.store import FORWARD_BATCH

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from kdedge.data.images import Images
 from kdedge.errors import RecipeError
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job.job import HeldOut, TrainingData
 

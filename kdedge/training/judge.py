@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kdedge.data.images import Images
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
@@ -22,7 +23,6 @@ from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 from kdedge.training.job.job import Job, zero_shot_model
 from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
 

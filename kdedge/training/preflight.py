@@ -16,10 +16,10 @@ import torch
 
 from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
+from kdedge.data.images import Images
 from kdedge.errors import ResourceError
 from kdedge.progress import rough_duration
 from kdedge.runs.folder import RunFolder
-from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.closed_form import solve_seconds

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.data.images import Images
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.runs.model import RunModel
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 from kdedge.setup.method import (
     check_needs_no_vectors,
     choose_method,

@@ -118,7 +118,7 @@ def _labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     labeled, labels = None, {}
     if spec.labeled is not None or spec.pseudo_labels is None:
         labeled = images.labeled(setup.role)
-        labels = {index: label_of[label] for index, label in labeled.labels().items()}
+        labels = {index: label_of[label] for index, label in labeled.source_labels().items()}
     if spec.pseudo_labels is None:
         return TrainingData(labeled, labels)
     pool = images.require("unlabeled", "data.pseudo_labels is of its images")

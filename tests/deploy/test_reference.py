@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from kdedge.data.images import Images
 from kdedge.data.sources import Item
 from kdedge.deploy.reference import run_reference
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.setup.images import Images
 
 
 class Pictures:

@@ -21,12 +21,12 @@ from torch import Tensor
 
 import kdedge
 from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe, SourceSpec, StudentSpec
+from kdedge.data.images import Images
 from kdedge.progress import progress
 from kdedge.runs.measure import predict_logits
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdedge.data.images import Images
 from kdedge.errors import DivergedError
-from kdedge.setup.images import Images
 from kdedge.training.pseudo_labels.labels import pool_probabilities
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
+from kdedge.data.images import Images
 from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.methods import vpt
 from kdedge.methods.protocol import StepOutput
 from kdedge.runs.folder import RunFolder
-from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.find_teacher import named_teacher

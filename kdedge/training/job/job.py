@@ -13,6 +13,7 @@ import torch
 
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
+from kdedge.data.images import Images
 from kdedge.data.loader import (
     EpochPart,
     ImageSet,
@@ -29,7 +30,6 @@ from kdedge.progress import working
 from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
-from kdedge.setup.images import Images
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job.key import job_key, own_view_seed

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import class_list_hash
+from kdedge.data.images import Images
 from kdedge.data.open import open_source
 from kdedge.data.pseudo_labels import (
     Origin,
@@ -21,7 +22,6 @@ from kdedge.errors import DataError, DivergedError
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.protocol import Model
 from kdedge.setup.classes import Classes
-from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)
 

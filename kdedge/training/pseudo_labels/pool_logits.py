@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdedge.data.images import Images
 from kdedge.files import sha256_json
 from kdedge.runs.protocol import Model
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.errors import DataError
 from kdedge.files import explain_os_error, sha256_json
 from kdedge.methods.protocol import LabelsItsPool
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.protocol import Model
-from kdedge.setup.images import Images
 from kdedge.training.job.job import Job, zero_shot_model
 from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.train import train

@@ -30,11 +30,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge.clip.tensor_file import encode_tensors
+from kdedge.data.images import Images
 from kdedge.data.views import RATIO, Augmentation
 from kdedge.files import explain_os_error, sha256_json, write_atomic, write_json
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.setup.images import Images
 from kdedge.training.teacher_store.image_list import write_image_list
 
 log = logging.getLogger(__name__)

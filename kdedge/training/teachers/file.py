@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.find import FoundBackbone
+from kdedge.data.images import Images
 from kdedge.data.probabilities import read_probabilities
 from kdedge.methods.protocol import Teacher
 from kdedge.setup.classes import Classes
-from kdedge.setup.images import Images
 
 
 class FileTeacher:

@@ -11,8 +11,8 @@ import pytest
 
 from kdedge.config.recipe import SourceSpec
 from kdedge.data.benchmarks import list_benchmarks
+from kdedge.data.images import Images
 from kdedge.setup.data import draw_shots
-from kdedge.setup.images import Images
 
 Make = Callable[[str], Any]
 VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
