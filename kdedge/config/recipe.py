@@ -154,8 +154,9 @@ class StudentSpec(ModelSpec):
     one_pass_first: bool = Field(
         False,
         description="Before training, solve a student of method ridge in one pass over the images."
-        " The one that answers as the teacher more often is kept. Not with settings.depth or"
-        " merge_tokens, which that method does not have.",
+        " The one that is more accurate on data.validation is kept, or without it the one that"
+        " answers as the teacher more often. Not with settings.depth or merge_tokens, which that"
+        " method does not have.",
     )
 
 

@@ -502,15 +502,14 @@ class Sums:
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         """Adds rows [B, n_in] and targets [B, n_out] with weights [B]."""
         rows, targets = rows.double(), targets.double().to(rows.device)
-        _check_finite(rows)
         weighted = rows if weights is None else weights[:, None] * rows
         own = targets if weights is None else weights[:, None] * targets
         self.rows_rows.addmm_(weighted.T, rows)
         self.rows_targets.addmm_(weighted.T, targets)
         self.rows += weighted.sum(dim=0)
         self.targets += own.sum(dim=0)
-        n_rows = len(rows) if weights is None else float(weights.sum())
-        self.counts += self.counts.new_tensor([n_rows, float((own * targets).sum())])
+        n_rows = targets.new_tensor(len(rows)) if weights is None else weights.sum()
+        self.counts += torch.stack([n_rows, (own * targets).sum()])
 
     def reduce(self, all_reduce: Any) -> None:
         """Adds the sums of all processes."""
@@ -519,6 +518,7 @@ class Sums:
 
     def solve(self, lam: float) -> tuple[Tensor, Tensor]:
         """Weight [n_in, n_out] and bias [n_out]."""
+        _check_finite(self.rows)
         n = self.counts[0]
         mean = self.rows / n
         matrix = self.rows_rows - n * torch.outer(mean, mean)

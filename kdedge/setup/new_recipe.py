@@ -50,6 +50,8 @@ _WHY = {
     "student ridge": "one pass over the unlabeled images, without epochs",
     "promptsrc": "prompts, trained on the labels; classes without labels are known by their names",
     "zeroshot": "no labels: CLIP knows the classes by their names",
+    "text_loss_weight": "usual: 25 and 10 at a logit scale of 100; in proportion to it",
+    "teacher optim": "usual: 0.005 at a logit scale of 100; the lower the scale, the higher",
     "labeled_weight": "the labels, beside the teacher's answers on the unlabeled images",
     "views": "the teacher's answers are stored: another student costs no second pass",
     "one_pass_first": "a student without training, in one pass; the better one is kept",
@@ -213,9 +215,12 @@ def _values(name: str, given: Given, looks: dict[str, FirstLook]) -> dict[str, A
         student = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT) | {"views": 1}
     else:
         method = "zeroshot" if given.labeled is None else "promptsrc"
+        optim: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if given.labeled is not None:
             data["labeled"]["shots"] = 16
-        teacher = _model(method, given.teacher, {}, default=TEACHER)
+            settings, optim = _promptsrc_for_scale(given.teacher)
+        teacher = _model(method, given.teacher, settings, default=TEACHER) | optim
         settings = {"tune": "full", **sized, "losses": {"kl": {"weight_per_image": 2.5}}}
         student = _model("promptkd", clip, settings, default=STUDENT)
         student |= {"one_pass_first": True, "optim": _TUNED}
@@ -233,6 +238,30 @@ def _values(name: str, given: Given, looks: dict[str, FirstLook]) -> dict[str, A
     }
 
 
+def _promptsrc_for_scale(clip: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """PromptSRC's settings and `optim` for a CLIP whose logit scale s is not the usual 100.
+
+    The cross-entropy's gradient grows with s, the distances' does not: weights times s / 100 keep
+    their ratio, and a learning rate times 100 / s keeps the length of a step.
+    """
+    weights = (clip or "").rpartition(":")[2]
+    if not (looks_like_path(weights) and Path(weights).expanduser().is_file()):
+        return {}, {}
+    from kdedge.clip.weights import read_weights
+    from kdedge.methods import promptsrc
+
+    scale = read_weights(Path(weights).expanduser()).state_dict.get("logit_scale")
+    share = 1.0 if scale is None else float(scale.exp()) / 100
+    if 0.9 < share < 1.1:
+        return {}, {}
+    usual, lr = promptsrc.Settings(), OptimSettings.model_fields["lr"].default
+    weights_of = {
+        key: float(f"{getattr(usual, key) * share:.2g}")
+        for key in ("text_loss_weight", "image_loss_weight")
+    }
+    return weights_of, {"optim": {"lr": float(f"{lr / share:.2g}")}}
+
+
 def _short_text(values: dict[str, Any]) -> str:
     """A recipe that one reads at once: one line a key, with why it is there."""
     lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
@@ -243,7 +272,7 @@ def _short_text(values: dict[str, Any]) -> str:
             continue
         lines += ["", f"{key}:"]
         for inner, one in value.items():
-            reason = _WHY.get(inner)
+            reason = _WHY.get(f"{key} {inner}", _WHY.get(inner))
             if inner == "method":
                 reason = _WHY.get(f"{key} {one}", _WHY.get(one))
             if inner == "settings":

@@ -10,6 +10,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import measure
 from kdedge.runs.model import load_run
 from kdedge.runs.results import read_evaluation
 from kdedge.runs.unlabeled import images_to_judge, judge
@@ -179,23 +180,31 @@ def _one_pass_student(
 def _is_first_better(
     first: RunFolder, trained: RunFolder, parts: StudentParts, teacher: AnyTeacher
 ) -> bool:
-    """Whether the student of one pass answers as the teacher on more images than the trained one.
+    """Whether the student of one pass is better than the trained one; notes it in the latter's run.
 
-    If so, the trained one's record names it.
+    By the accuracy on `data.validation`, mean over classes; without these images, by how often it
+    answers as the teacher.
     """
-    workspace = parts.setup.workspace
-    found = images_to_judge(RecipeData(parts.setup.loaded.recipe, parts.setup.classes, workspace))
-    assert found is not None  # it was trained on some
-    asked = teacher.model if isinstance(teacher, ModelTeacher) else teacher
-    one, other = (
-        judge(load_run(run, workspace), *found, teacher=asked).agreement_percent or 0.0
-        for run in (first, trained)
-    )
-    is_better = one > other
+    workspace, classes = parts.setup.workspace, parts.setup.classes
+    images = RecipeData(parts.setup.loaded.recipe, classes, workspace)
+    models = [load_run(run, workspace) for run in (first, trained)]
+    labeled = images.load("validation")
+    if labeled is not None:
+        scores = [
+            measure(m, labeled, classes, selection="last")[0].mean_over_classes for m in models
+        ]
+        does, where = "is right", f"{len(labeled.indices)} images of data.validation"
+    else:
+        found = images_to_judge(images)
+        assert found is not None  # it was trained on some
+        asked = teacher.model if isinstance(teacher, ModelTeacher) else teacher
+        scores = [judge(m, *found, teacher=asked).agreement_percent or 0.0 for m in models]
+        does, where = "answers as its teacher", found[1]
+    is_better = scores[0] > scores[1]
     log.info(
-        "%s, the student of one pass, answers as its teacher on %.1f %% of the images, the trained"
-        " one on %.1f %% (%s): %s is kept.",
-        *(first.path, one, other, found[1], first.path if is_better else trained.path),
+        "%s, the student of one pass, %s on %.1f %% of the images, the trained one on %.1f %%"
+        " (%s): %s is kept.",
+        *(first.path, does, *scores, where, first.path if is_better else trained.path),
     )
     if is_better:
         trained.replace_by(first)

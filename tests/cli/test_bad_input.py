@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from kdedge.config.load import load_recipe, shipped_recipes
+from kdedge.setup.method import choose_method
 from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
 
 Run = Callable[..., Any]
@@ -254,6 +255,24 @@ def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run, project
     assert "method: ridge" in text
     both = ("--size", "nano", "--student", "student.pt")
     fails(kdedge("init", "other", *INIT[2:], *both), 2, "Give only one of --size and --student.")
+
+
+@pytest.mark.parametrize(
+    ("scale", "settings", "lr"),
+    [(100.0, (25.0, 10.0), 0.005), (15.0, (3.8, 1.5), 0.033)],
+)
+def test_init_follows_the_logit_scale_where_prompts_are_trained(
+    kdedge: Run, project: Path, scale: float, settings: tuple[float, float], lr: float
+) -> None:
+    state = torch.load("teacher.pt")
+    torch.save({**state, "logit_scale": torch.tensor(scale).log()}, "scaled.pt")
+    shutil.rmtree("labeled/dog")
+    done = kdedge(*INIT, "--teacher", "scaled.pt", "--student", "student.pt")
+    assert done.code == 0, done.err
+    loaded = load_recipe("line3.yaml")
+    kept = choose_method(loaded, "teacher")
+    assert (kept.settings.text_loss_weight, kept.settings.image_loss_weight) == settings
+    assert kept.optim.lr == lr
 
 
 # Sizes

@@ -140,12 +140,17 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(
     project: Path, kdedge: Run
 ) -> None:
     stuck = ("teacher.method=zeroshot", "teacher.settings={}", "student.one_pass_first=true")
-    done = kdedge("distill", "r.yaml", *options(*stuck, "student.optim={lr: 1e-9, epochs: 1}"))
+    stuck = (*stuck, "student.optim={lr: 1e-9, epochs: 1}")
+    done = kdedge("distill", "r.yaml", *options(*stuck))
     assert done.code == 0, done.err
+    assert "answers as its teacher on" in done.err
     assert "runs/tiny/02 is kept" in done.err
     assert read("runs/tiny/02/provenance.json")["method"] == "ridge"
     assert read("runs/tiny/03/provenance.json")["better"] == "tiny/02"
     assert "runs/tiny/02" in kdedge("eval").out
+    # Labels decide where there are some; both students guess here, and the recipe's own is kept
+    judged = kdedge("distill", "r.yaml", *options(*stuck, "data.validation={folder: test}"))
+    assert "(20 images of data.validation): runs/tiny/04 is kept" in judged.err
 
 
 @pytest.mark.parametrize(
