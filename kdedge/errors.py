@@ -129,6 +129,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised as an exception so that code that handles Ctrl-C handles it too."""
 
 
+def os_reason(error: OSError) -> str:
+    """Says why the operating system refuses something, as the middle of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
 _OUT_OF_MEMORY = (
     *("failed to map segment", "Cannot allocate memory"),  # a library that is loaded
     *("std::bad_alloc", "can't start new thread"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -19,7 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import DataError, InUseError, RecipeError, ResourceError
+from kdedge.errors import (
+    DataError,
+    InUseError,
+    KdedgeError,
+    RecipeError,
+    ResourceError,
+    os_reason,
+)
 
 _LOG = logging.getLogger(__name__)
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
@@ -28,7 +36,7 @@ _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is u
 def explain_os_error(error: OSError, path: Path) -> ResourceError:
     """Returns the error for a file or folder that could not be written."""
     no_room = _NO_ROOM.get(error.errno or 0)
-    reason = no_room or (error.strerror or str(error)).lower()
+    reason = no_room or os_reason(error)
     remedy = "Free some space, or name" if no_room else "Name"
     return ResourceError(
         f"{path} could not be written: {reason}.\n"
@@ -177,9 +185,8 @@ def _sync_folder(written: Path) -> None:
     except PermissionError:  # a folder that may be written and not read
         return
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise ResourceError(
-            f"{written} is written, but a power failure may still undo that: {reason}.\n"
+            f"{written} is written, but a power failure may still undo that: {os_reason(error)}.\n"
             "  Check the disk of that folder, and run the command again."
         ) from error
 
@@ -198,8 +205,32 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{path} cannot be read: {reason}.") from error
+        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
+
+
+def read_text(path: Path, *, remedy: str, kind: type[KdedgeError] = DataError) -> str:
+    """Reads a UTF-8 text file that a person wrote, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        remedy: last line of the message about a file that cannot be read.
+        kind: class of the errors.
+
+    Returns:
+        The text, with a line feed at the end of each line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise kind(f"{path} cannot be read: {os_reason(error)}.\n  {remedy}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        what = "UTF-16, not UTF-8" if is_utf16 else f"not UTF-8 (byte {data[error.start]:#04x})"
+        raise kind(f"{path}:{line}: {what}.\n  Save it as UTF-8.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -5,8 +5,7 @@ TorchScript archive. This reader imports no name of the file. Tensors become des
 their bytes lie, dictionaries stay dictionaries, and every other name becomes an `Inert` stand-in.
 Bytes are read only for the tensors that the caller asks for, after a check of their sizes.
 
-It reads three containers: the zip of `torch.save`, the same zip with TorchScript code, and the
-sequence of pickles that torch wrote before version 1.6.
+It reads the zip of `torch.save`, and the same zip with TorchScript code.
 
 `torch.load(weights_only=True)` refuses TorchScript archives and checkpoints with a pickled
 scheduler; picklescan and fickling check a pickle, but do not read its tensors.
@@ -32,7 +31,7 @@ from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, os_reason
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first bytes of a file of `torch.save` before 1.6 (torch/serialization.py, pickled)."""
@@ -291,17 +290,13 @@ def open_archive(path: Path) -> Iterator[ForeignArchive]:
     """
     try:
         with path.open("rb") as file:
-            is_legacy = file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
-            file.seek(0)
             try:
-                archive = _open_legacy(path, file) if is_legacy else _open_zip(path, file)
+                archive = _open_zip(path, file)
             except MALFORMED as error:
                 raise _damaged(path, error) from error
             yield archive
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
-        ) from error
+        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
 
 
 def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
@@ -326,36 +321,6 @@ def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
         if name.startswith("code/") and name.endswith(".py")
     }
     return ForeignArchive(path, root, lambda storage: read(f"data/{storage.key}"), code)
-
-
-def _open_legacy(path: Path, file: BinaryIO) -> ForeignArchive:
-    storages: dict[str, _Storage] = {}
-
-    class Recording(_Unpickler):
-        def persistent_load(self, pid: Any) -> _Storage:
-            storage = super().persistent_load(pid)
-            return storages.setdefault(storage.key, storage)
-
-    for _ in range(3):  # the magic number, the version, facts about the writing machine
-        _Unpickler(file).load()
-    root = Recording(file).load()
-    starts: dict[str, int] = {}
-    for key in _Unpickler(file).load():
-        (n_values,) = struct.unpack("<q", file.read(8))
-        storage = storages[key]
-        if n_values != storage.n_values:
-            raise ValueError("a storage of another size than announced")
-        starts[key] = file.tell()
-        file.seek(n_values * storage.dtype.itemsize, io.SEEK_CUR)
-
-    def read(storage: _Storage) -> bytes:
-        n_bytes = storage.n_values * storage.dtype.itemsize
-        if starts[storage.key] + n_bytes > path.stat().st_size:
-            raise EOFError("the file ends within a tensor")
-        file.seek(starts[storage.key])
-        return file.read(n_bytes)
-
-    return ForeignArchive(path, root, read, {})
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
@@ -398,8 +363,7 @@ def kind_of(path: Path) -> Literal["safetensors", "state dict", "OpenAI archive"
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"The weights {path} cannot be read: {reason}.") from error
+        raise DataError(f"The weights {path} cannot be read: {os_reason(error)}.") from error
     if not head:
         raise DataError(f"{path} is empty.\n{REMEDY}")
     if head.startswith(b"PK\x03\x04"):

@@ -2,7 +2,7 @@
 
 `find_backbone` builds the architecture on torch's meta device, where tensors have shapes but no
 values. It computes the hash of the weights from the file, or takes it from the cache of an earlier
-command. `FoundBackbone.load` builds the model and compares its hash with the one found.
+command. `FoundBackbone.load` builds the model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kdedge.clip.builtin import BUILTIN_MODELS
 from kdedge.clip.image_backbone import AnyBackbone, count_features, make_image_backbone
 from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, named_config, resolve
 from kdedge.clip.timm_encoder import find_timm_encoder
-from kdedge.clip.weights import hash_weights, match_shapes
+from kdedge.clip.weights import match_shapes
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
 from kdedge.progress import working
@@ -59,26 +59,12 @@ class _Blueprint:
     weights: WeightsFile
     keys: dict[str, str]
 
-    def check(self, where: str) -> None:
-        """Checks that the file has exactly the model's tensors.
-
-        Raises:
-            DataError: tensors are missing, unexpected or of another shape.
-        """
-        expected = {name: tuple(value.shape) for name, value in self.empty.state_dict().items()}
-        match_shapes(expected, {n: self.weights.shapes[k] for n, k in self.keys.items()}, where)
-
     def types(self) -> dict[str, torch.dtype]:
         return {name: value.dtype for name, value in self.empty.state_dict().items()}
 
-    def hash_weights(self) -> str:
-        """The hash of the model's weights, as it will be once the model is built."""
-        types = self.types()
-        return self.weights.hash_of({name: self.keys[name] for name in types}, types)
-
-    def fill(self) -> tuple[nn.Module, bool]:
-        """Builds the model; returns it and whether its values are those already hashed."""
-        stored, is_hashed = self.weights.take()
+    def fill(self) -> nn.Module:
+        """Builds the model with the file's values."""
+        stored = self.weights.take()
         visual = self.empty.visual if isinstance(self.empty, CLIP) else self.empty
         if why_no_prompts(visual) is None:
             module = copy.deepcopy(self.empty)
@@ -93,7 +79,7 @@ class _Blueprint:
             module.load_state_dict({name: stored[self.keys[name]] for name in self.types()})
         if isinstance(module, CLIP):
             module.attn_mask = None  # `encode_text` masks by position
-        return module.float(), is_hashed
+        return module.float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +118,8 @@ class FoundBackbone:
             device: device of the backbone.
             text_cache_folder: keeps features of frozen texts between runs; None keeps them in
                 memory.
-
-        Raises:
-            DataError: the file no longer holds the weights that were found.
         """
-        module, is_hashed = self._blueprint.fill()
-        weights_hash = self.weights_hash if is_hashed else hash_weights(module.state_dict())
-        if weights_hash != self.weights_hash:
-            raise self._blueprint.weights.has_changed()
+        module = self._blueprint.fill()
         if isinstance(module, CLIP):
             return make_backbone(
                 module,
@@ -147,7 +127,7 @@ class FoundBackbone:
                 preprocess=self.preprocess,
                 device=device,
                 text_cache_folder=text_cache_folder,
-                weights_hash=weights_hash,
+                weights_hash=self.weights_hash,
             )
         return make_image_backbone(
             module,
@@ -155,7 +135,7 @@ class FoundBackbone:
             preprocess=self.preprocess,
             is_trained_with_texts=self.is_trained_with_texts,
             device=device,
-            weights_hash=weights_hash,
+            weights_hash=self.weights_hash,
         )
 
     def forget(self) -> None:
@@ -290,10 +270,13 @@ def _found(
     is_trained_with_texts: bool = True,
 ) -> FoundBackbone:
     """Checks the file against the model, and hashes both."""
-    blueprint.check(where or name)
+    empty, file, keys = blueprint.empty.eval(), blueprint.weights, blueprint.keys
+    expected = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
+    match_shapes(
+        expected, {key: file.shapes[stored] for key, stored in keys.items()}, where or name
+    )
     with working(f"reading the weights of {name}"):
-        weights_hash = blueprint.hash_weights()
-    empty = blueprint.empty.eval()
+        weights_hash = file.hash_of({key: keys[key] for key in expected}, blueprint.types())
     if isinstance(empty, CLIP):
         embed_dim = int(empty.text_projection.shape[1])
     else:

@@ -6,7 +6,6 @@ tensors are cached, too, so that a model can be checked and described without re
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import time
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdedge.clip.weights import Shapes, Weights, hash_weights, read_weights
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import ResourceError
 from kdedge.files import sha256_json, write_atomic
 
 log = logging.getLogger(__name__)
@@ -69,8 +68,7 @@ class HashCache:
     Several processes may use one folder. Each cache file is replaced as a whole, so the last writer
     wins, and lost entries are computed again.
 
-    Limit: a file whose size and times are all unchanged counts as unchanged. Loading a backbone
-    hashes its weights and compares, so a changed file is noticed then.
+    A file whose size and times are all unchanged counts as unchanged.
 
     Args:
         folder: folder of the cache; created when needed.
@@ -107,11 +105,6 @@ class HashCache:
             write_atomic(self._file(Path(known.path)), known.model_dump_json().encode())
         except (OSError, ResourceError) as error:
             log.warning("The hash of %s could not be cached: %s", known.path, error)
-
-    def drop(self, path: Path) -> None:
-        """Forgets a file."""
-        with contextlib.suppress(OSError):
-            self._file(path).unlink()
 
 
 class WeightsFile:
@@ -161,61 +154,30 @@ class WeightsFile:
         """
         which = sha256_json([dict(keys), {name: str(kind) for name, kind in types.items()}])
         if which not in self._hashes:
-            stored = self._read_tensors()
-            loaded = {name: as_loaded(stored[key], types[name]) for name, key in keys.items()}
+            stored = self._tensors = self._tensors or self._read(self.path).state_dict
+            # Others are hashed as float32 whatever they are
+            loaded = {
+                name: stored[key] if types[name] == torch.float32 else stored[key].to(types[name])
+                for name, key in keys.items()
+            }
             self._hashes[which] = hash_weights(loaded)
-            self._keep()
+            if self._cache is not None and self._state is not None:
+                known = KnownFile(
+                    path=str(self._resolved),
+                    state=self._state,
+                    quick_gelu=self.quick_gelu,
+                    shapes={key: tuple(shape) for key, shape in self.shapes.items()},
+                    hashes=self._hashes,
+                )
+                self._cache.put(known)
         return self._hashes[which]
 
-    def _keep(self) -> None:
-        if self._cache is None or self._state is None or self._state != _state_of(self.path):
-            return
-        self._cache.put(
-            KnownFile(
-                path=str(self._resolved),
-                state=self._state,
-                quick_gelu=self.quick_gelu,
-                shapes={key: tuple(shape) for key, shape in self.shapes.items()},
-                hashes=self._hashes,
-            )
-        )
-
-    def _read_tensors(self) -> dict[str, Tensor]:
-        if self._tensors is None:
-            tensors = self._read(self.path).state_dict
-            if {key: tuple(value.shape) for key, value in tensors.items()} != self.shapes:
-                raise self.has_changed()
-            self._tensors = tensors
-        return self._tensors
-
-    def has_changed(self) -> DataError:
-        """Makes the error for a file that has changed, and drops its cached facts."""
-        if self._cache is not None:
-            self._cache.drop(self._resolved)
-        return DataError(
-            f"{self.path} changed while this command was running.\n"
-            "  Run the command again when no other program writes the file."
-        )
-
-    def take(self) -> tuple[dict[str, Tensor], bool]:
-        """Returns the tensors without keeping a reference to them.
-
-        Returns:
-            Key -> tensor, and whether these are the tensors that were hashed: they were read by
-            this object, and the file has not changed since.
-        """
-        is_hashed = self._tensors is not None and self._state == _state_of(self.path)
-        if not is_hashed:
-            self.forget()
-        tensors = self._read_tensors()
+    def take(self) -> dict[str, Tensor]:
+        """Returns the tensors by their keys, without keeping a reference to them."""
+        tensors = self._tensors or self._read(self.path).state_dict
         self.forget()
-        return tensors, is_hashed
+        return tensors
 
     def forget(self) -> None:
         """Frees the tensors; the file is read again when they are needed."""
         self._tensors = None
-
-
-def as_loaded(value: Tensor, kind: torch.dtype) -> Tensor:
-    """Converts a stored tensor to the model's type; the same object if the types are equal."""
-    return value if kind == torch.float32 else value.to(kind)

@@ -18,10 +18,9 @@ from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path
 from kdedge.config.recipe import BaselineSpec, ModelSpec, Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import OVERRIDE, DataError, RecipeError
+from kdedge.files import read_text
 
 log = logging.getLogger(__name__)
-
-MAX_BYTES = 1_000_000
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
@@ -85,7 +84,7 @@ def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
         plain = recipe_values(source) if isinstance(source, Recipe) else _plain(source)
         return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)
     path = find_recipe(source)
-    text = read_text(path)
+    text = read_text(path, remedy="Check the path and your right to read it.", kind=RecipeError)
     values, lines = parse_yaml(text, name=str(path))
     if values is None:
         raise RecipeError(f"{path} is empty.\n  Write a recipe to start from with: kdedge init")
@@ -136,38 +135,6 @@ def shipped_recipes() -> dict[str, Path]:
     installed, checkout = package / "recipes", package.parent / "recipes"
     folder = installed if installed.is_dir() else checkout
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def read_text(path: Path, *, what: str = "recipe") -> str:
-    """Reads a small UTF-8 file.
-
-    Args:
-        path: the file.
-        what: the kind of file, for messages.
-
-    Raises:
-        RecipeError: it cannot be read, is larger than a megabyte or is not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}.\n"
-            "  Check the path and your right to read it."
-        ) from error
-    if len(data) > MAX_BYTES:
-        raise RecipeError(
-            f"{path} is larger than {MAX_BYTES // 1_000_000} MB, which no {what} needs.\n"
-            "  Put long class lists into a text file: classes: {file: classes.txt}"
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise RecipeError(
-            f"{path}:{line}: byte {error.start} is not UTF-8 text.\n  Save the {what} as UTF-8."
-        ) from error
 
 
 def _kind(value: Any) -> str:

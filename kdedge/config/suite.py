@@ -12,9 +12,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from kdedge.config.explain import explain_validation, nearest, suggestion
 from kdedge.config.fields import Name, PlainText, Strict
-from kdedge.config.load import read_text, shipped_recipes
+from kdedge.config.load import shipped_recipes
 from kdedge.config.yaml_file import KeyPath, LineMap, parse_yaml
 from kdedge.errors import RecipeError
+from kdedge.files import read_text
 
 AVERAGE = "average"
 """Name of the mean over all recipes, in tables and among the paper's figures."""
@@ -161,7 +162,8 @@ def load_suite(path: Path) -> LoadedSuite:
     Raises:
         RecipeError: no such file, not YAML, unknown keys, wrong types, anything listed twice.
     """
-    values, lines = parse_yaml(read_text(path, what="suite"), name=str(path), what="suite")
+    text = read_text(path, remedy="Name a suite's YAML file.", kind=RecipeError)
+    values, lines = parse_yaml(text, name=str(path), what="suite")
     if not isinstance(values, dict):
         got = "nothing" if values is None else type(values).__name__
         raise RecipeError(

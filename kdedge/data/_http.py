@@ -2,7 +2,7 @@
 
 pooch and requests start anew after a broken connection, at the first byte of forty gigabytes. Here
 `NAME.part` has the bytes so far, and the rest is asked for where a hash will tell whether the parts
-fit, or where the server says that the file is the same as a moment ago. Otherwise it starts over.
+fit. Otherwise it starts over.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from kdedge import __version__
 from kdedge.data.benchmarks import Download
 from kdedge.errors import ResourceError
 from kdedge.files import explain_os_error
-from kdedge.progress import progress, readable_bytes
+from kdedge.progress import Advance, progress, readable_bytes
 
 _LOG = logging.getLogger(__name__)
 
-WAITS_S = (1.0, 4.0, 15.0, 60.0)
+WAITS_S: tuple[float, ...] = (1.0, 4.0, 15.0, 60.0)
 """Seconds before each retry; the list restarts after a retry that got more bytes."""
 
 _TIMEOUT_S = 30.0
@@ -72,12 +72,11 @@ def download(url: str, part: Path, wanted: Download, *, waits_s: Sequence[float]
         ResourceError: the disk is full, or the folder may not be written. The bytes so far are
             kept.
     """
-    transfer = _Transfer(url, part, wanted)
     begun = furthest = size_of(part)
     n_failed = 0
     while True:
         try:
-            transfer.fetch_rest()
+            _fetch_rest(url, part, wanted)
         except AddressError as error:
             if size_of(part) > furthest:
                 furthest, n_failed = size_of(part), 0
@@ -91,130 +90,111 @@ def download(url: str, part: Path, wanted: Download, *, waits_s: Sequence[float]
             return
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirects, without an open connection where the new address is invalid."""
+def _fetch_rest(url: str, part: Path, wanted: Download) -> None:
+    """Downloads the missing bytes; all of them if no hash will tell whether the parts fit."""
+    n_had = size_of(part) if wanted.sha256 is not None else 0
+    if n_had and n_had == wanted.n_bytes:
+        return
+    server = urlsplit(url).hostname or url
+    with _open(url, server, part, n_had) as response:
+        start = n_had if response.status == 206 else 0
+        if n_had and not start:
+            _LOG.info("Downloading %s from the beginning.", wanted.name)
+        n_bytes = wanted.n_bytes if response.length is None else start + response.length
+        _check(response, server, part, wanted, n_bytes, start)
+        what = f"fetching {wanted.name}"
+        with progress(what, n_bytes, done=start, in_bytes=True) as advance:
+            _write(response, server, part, n_bytes, start, advance)
 
-    def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
-        """Follows a redirect."""
-        try:
-            return super().http_error_302(req, fp, code, msg, headers)
-        except BaseException:
-            fp.close()
-            raise
 
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+def _open(url: str, server: str, part: Path, n_had: int) -> HTTPResponse:
+    headers = {"User-Agent": f"kdedge/{__version__}", "Accept-Encoding": "identity"}
+    if n_had:
+        headers["Range"] = f"bytes={n_had}-"
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310
+        response = urllib.request.build_opener().open(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # what is there is longer than the file is now
+            part.unlink()
+        kind: Literal["retryable", "gone"] = "retryable" if error.code in _RETRYABLE else "gone"
+        raise AddressError(f"{server} answers {error.code} {error.reason}", kind) from error
+    except urllib.error.URLError as error:  # before the request was sent
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        raise AddressError(f"{server} cannot be reached: {reason}", "unreachable") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _broken(server, error) from error
+    assert isinstance(response, HTTPResponse)
+    return response
 
 
-class _Transfer:
-    """Attempts to download a file from one URL, which go on from each other."""
+def _broken(server: str, error: Exception) -> AddressError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return AddressError(f"The connection to {server} broke: {reason}", "retryable")
 
-    def __init__(self, url: str, part: Path, wanted: Download) -> None:
-        self._url, self._part, self._wanted = url, part, wanted
-        self._server = urlsplit(url).hostname or url
-        self._etag: str | None = None
 
-    def fetch_rest(self) -> None:
-        wanted, n_had = self._wanted, size_of(self._part)
-        if wanted.sha256 is None and self._etag is None:
-            n_had = 0
-        if n_had and n_had == wanted.n_bytes:
-            return
-        headers = {"Range": f"bytes={n_had}-"} if n_had else {}
-        if n_had and self._etag is not None:
-            headers["If-Range"] = self._etag
-        with self._open(headers) as response:
-            start = n_had if response.status == 206 else 0
-            if n_had and not start:
-                _LOG.info("Downloading %s from the beginning.", wanted.name)
-            etag = response.headers.get("ETag", "")
-            self._etag = etag if etag and not etag.startswith("W/") else None
-            n_bytes = wanted.n_bytes if response.length is None else start + response.length
-            self._check(response, n_bytes, start)
-            self._write(response, n_bytes, start)
+def _check(
+    response: HTTPResponse,
+    server: str,
+    part: Path,
+    wanted: Download,
+    n_bytes: int | None,
+    start: int,
+) -> None:
+    """Checks kind, size, and the disk: twice the size for an archive of images."""
+    if response.headers.get_content_type() == "text/html":
+        page = (
+            "Google Drive sends its warning page (a large file, or one downloaded too often today)"
+            if server.endswith(("drive.google.com", "drive.usercontent.google.com"))
+            else f"{server} sends a web page"
+        )
+        raise AddressError(f"{page} instead of the file", "wrong")
+    if n_bytes is None:
+        return
+    if wanted.n_bytes not in (None, n_bytes):
+        text = f"{server} has a file of {n_bytes} bytes, expected {wanted.n_bytes}"
+        raise AddressError(text, "wrong")
+    free = shutil.disk_usage(part.parent).free + (0 if start else size_of(part))
+    needed = n_bytes - start + (n_bytes if wanted.unpack else 0)
+    if free < needed:
+        unpacked = ", and about as much again to unpack it" if wanted.unpack else ""
+        raise ResourceError(
+            f"{part.parent} has {readable_bytes(free)} free, {wanted.name} needs"
+            f" {readable_bytes(needed)} more ({readable_bytes(n_bytes)}{unpacked}).\n"
+            "  Free some space, or name another folder with --data."
+        )
 
-    def _open(self, headers: dict[str, str]) -> HTTPResponse:
-        identity = {"User-Agent": f"kdedge/{__version__}", "Accept-Encoding": "identity"}
-        request = urllib.request.Request(self._url, headers={**identity, **headers})  # noqa: S310
-        try:
-            response = urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT_S)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 416:  # what is there is longer than the file is now
-                self._part.unlink()
-            text = f"{self._server} answers {error.code} {error.reason}"
-            kind: Literal["retryable", "gone"] = "retryable" if error.code in _RETRYABLE else "gone"
-            raise AddressError(text, kind) from error
-        except urllib.error.URLError as error:  # before the request was sent
-            reason = getattr(error.reason, "strerror", None) or error.reason
-            text = f"{self._server} cannot be reached: {reason}"
-            raise AddressError(text, "unreachable") from error
-        except ValueError as error:
-            text = f"{self._server} redirects to an invalid address: {error}"
-            raise AddressError(text, "gone") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._broken(error) from error
-        assert isinstance(response, HTTPResponse)
-        return response
 
-    def _broken(self, error: Exception) -> AddressError:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return AddressError(f"the connection to {self._server} broke: {reason}", "retryable")
-
-    def _check(self, response: HTTPResponse, n_bytes: int | None, start: int) -> None:
-        """Checks kind, size, and the disk: twice the size for an archive of images."""
-        wanted, server = self._wanted, self._server
-        if response.headers.get_content_type() == "text/html":
-            page = (
-                "Google Drive sends its warning page (a large file, or one downloaded too often"
-                " today)"
-                if server.endswith(("drive.google.com", "drive.usercontent.google.com"))
-                else f"{server} sends a web page"
-            )
-            raise AddressError(f"{page} instead of the file", "wrong")
-        if n_bytes is None:
-            return
-        if wanted.n_bytes not in (None, n_bytes):
-            text = f"{server} has a file of {n_bytes} bytes, expected {wanted.n_bytes}"
-            raise AddressError(text, "wrong")
-        folder = self._part.parent
-        free = shutil.disk_usage(folder).free + (0 if start else size_of(self._part))
-        needed = n_bytes - start + (n_bytes if wanted.unpack else 0)
-        if free < needed:
-            unpacked = ", and about as much again to unpack it" if wanted.unpack else ""
-            raise ResourceError(
-                f"{folder} has {readable_bytes(free)} free, {wanted.name} needs"
-                f" {readable_bytes(needed)} more ({readable_bytes(n_bytes)}{unpacked}).\n"
-                "  Free some space, or name another folder with --data."
-            )
-
-    def _write(self, response: HTTPResponse, n_bytes: int | None, start: int) -> None:
-        n_done, what = start, f"fetching {self._wanted.name}"
-        try:
-            file = self._part.open("ab" if start else "wb", buffering=0)
-        except OSError as error:
-            raise explain_os_error(error, self._part) from error
-        with progress(what, n_bytes, done=start, in_bytes=True) as advance, file:
+def _write(
+    response: HTTPResponse,
+    server: str,
+    part: Path,
+    n_bytes: int | None,
+    start: int,
+    advance: Advance,
+) -> None:
+    n_done = start
+    try:
+        with part.open("ab" if start else "wb") as file:
             while True:
                 try:
                     block = response.read1(_BLOCK_BYTES)
                 except (OSError, http.client.HTTPException) as error:
-                    raise self._broken(error) from error
+                    raise _broken(server, error) from error
                 if not block:
                     break
                 n_done += len(block)
                 if n_bytes is not None and n_done > n_bytes:
-                    self._part.unlink()
-                    raise AddressError(f"{self._server} sends more than {n_bytes} bytes", "wrong")
-                view = memoryview(block)
-                try:
-                    while view:
-                        view = view[file.write(view) :]
-                except OSError as error:
-                    raise ResourceError(
-                        f"{explain_os_error(error, self._part)}\n  The downloaded part is kept; run"
-                        " the same command again to continue."
-                    ) from error
+                    part.unlink()
+                    raise AddressError(f"{server} sends more than {n_bytes} bytes", "wrong")
+                file.write(block)
                 advance(n_done)
-        if n_bytes is not None and n_done != n_bytes:
-            text = f"{self._server} ended after {n_done} of {n_bytes} bytes"
-            raise AddressError(text, "retryable")
+    except OSError as error:
+        raise ResourceError(
+            f"{explain_os_error(error, part)}\n  The downloaded part is kept; run the same command"
+            " again to continue."
+        ) from error
+    if n_bytes is not None and n_done != n_bytes:
+        text = f"{server} ended after {n_done} of {n_bytes} bytes"
+        raise AddressError(text, "retryable")

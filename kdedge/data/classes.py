@@ -1,20 +1,28 @@
-"""The class list: the names whose order fixes labels, class vectors and the base/novel halves."""
+"""The class list, whose order fixes labels, class vectors and the base/novel halves.
+
+Sentences that describe the classes come from a JSON file, {class name: [sentences]}.
+"""
 
 from __future__ import annotations
 
-import codecs
+import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from kdedge.config.explain import nearest
 from kdedge.config.fields import class_key
 from kdedge.config.recipe import ClassesSpec, DataSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.errors import DataError
-from kdedge.files import sha256_json
+from kdedge.files import read_text, sha256_json
 
-_MAX_FILE_BYTES = 1 << 24
+_REMEDY = "Name a text file with one class name per line."
 _MAX_NAME_CHARACTERS = 200
+_FORM = 'Expected {"class name": ["a sentence", ...], ...}, with every class of the class list.'
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?')
 _NO_LISTS = (".yaml", ".yml", ".json")  # their lines could pass as names
 
 
@@ -53,32 +61,9 @@ def read_class_file(path: Path) -> tuple[str, ...]:
             names.
     """
     if path.suffix.lower() in _NO_LISTS:
-        raise DataError(
-            f"{path} is not a class list in plain text.\n"
-            "  Name a text file with one class name per line."
-        )
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(
-            f"{path} cannot be read: {reason}.\n  Name a text file with one class name per line."
-        ) from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise DataError(
-            f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB, too large for a class list.\n"
-            "  Name a text file with one class name per line."
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        what = "UTF-16, not UTF-8" if is_utf16 else f"not UTF-8 (byte {data[error.start]:#04x})"
-        raise DataError(f"{path}:{line}: {what}.\n  Save the class list as UTF-8.") from error
+        raise DataError(f"{path} is not a class list in plain text.\n  {_REMEDY}")
     # Not str.splitlines, which also splits at characters that a name may contain.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = read_text(path, remedy=_REMEDY).split("\n")
     named = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     _check_names(named, str(path))
     return tuple(name for _, name in named)
@@ -127,3 +112,74 @@ def class_list_hash(names: Sequence[str]) -> str:
 def benchmark_root(data: DataSpec) -> Path:
     """Returns the folder of the benchmark sets: `data.root`, else KDEDGE_DATA, else ./data."""
     return data.root or Path(os.environ.get("KDEDGE_DATA") or "data")
+
+
+def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Returns each class's sentences, in class-list order, with single blanks.
+
+    Args:
+        path: a JSON object in UTF-8.
+        class_names: the class list; the file's keys are exactly these names, in any order.
+
+    Raises:
+        DataError: the file cannot be read or has another form; a class is unknown, appears twice,
+            or has no sentence.
+    """
+    text = read_text(path, remedy=_FORM)
+    try:
+        # Objects are read as tuples of pairs, to notice a name that appears twice
+        value = json.loads(text, object_pairs_hook=tuple)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not JSON: {error.msg}, column {error.colno}.\n  {_FORM}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be used: {error}.\n  {_FORM}") from error
+    if not isinstance(value, tuple):
+        raise DataError(f"{path} does not hold a JSON object.\n  {_FORM}")
+    lines = _lines_of_keys(text)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, sentences in value:
+        where = f"{path}:{lines[name][int(name in found)]}"
+        if name not in class_names:
+            guess = nearest(name, class_names)
+            remedy = f"Did you mean {guess}?" if guess else "Keys must be names of the class list."
+            raise DataError(f'{where}: "{name}" is not in the class list.\n  {remedy}')
+        if name in found:
+            raise DataError(f'{where}: "{name}" appears twice.\n  Put its sentences into one list.')
+        found[name] = _sentences(sentences, f'{where}: "{name}"')
+    missing = [name for name in class_names if name not in found]
+    if missing:
+        raise DataError(
+            f"{path} has no sentences for {len(missing)} of {len(class_names)} classes, first"
+            f' "{missing[0]}".\n  {_FORM}'
+        )
+    return tuple(found[name] for name in class_names)
+
+
+def _lines_of_keys(text: str) -> dict[str, list[int]]:
+    """Each name before a colon, and its lines in the order of the text."""
+    lines: dict[str, list[int]] = {}
+    line, end = 1, 0
+    for match in _STRING.finditer(text):
+        line += text.count("\n", end, match.start())
+        end = match.start()
+        if match[1] is not None:
+            lines.setdefault(json.loads(match[0].removesuffix(match[1])), []).append(line)
+    return lines
+
+
+def _sentences(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        got = "an empty list" if value == [] else "no list"
+        raise DataError(f"{where} has {got}; expected one sentence or more.\n  {_FORM}")
+    sentences = []
+    for number, entry in enumerate(value, 1):
+        sentence = " ".join(entry.split()) if isinstance(entry, str) else ""
+        if not sentence or not sentence.isprintable():
+            raise DataError(
+                f"{where}: sentence {number} of {len(value)} is {json.dumps(entry)[:60]}; expected"
+                " text."
+            )
+        sentences.append(sentence)
+    return tuple(sentences)

@@ -86,21 +86,16 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
 
 def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
     """Fetches and unpacks one file or its mirror; a download that has begun comes first."""
-    mirror = wanted.mirror
-    if mirror is None:
-        _bring_itself(wanted, folder, waits_s)
-        return
-    failures: list[KdedgeError] = []
-    is_begun = (folder / mirror.name).exists() or _part(folder / mirror.name).exists()
-    first, second = (mirror, wanted) if is_begun else (wanted, mirror)
-    for one in (first, second):
+    choices, failures = with_mirrors([wanted]), list[KdedgeError]()
+    choices.sort(key=lambda one: not _is_begun(folder / one.name))
+    for one in choices:
         try:
             _bring_itself(one, folder, waits_s)
         except (SetupError, DataError) as error:
             failures.append(error)
-            if one is first:
-                why = str(error).partition("\n")[0]
-                _LOG.info("%s\nTrying another archive with the same content: %s.", why, second.name)
+            if one is not choices[-1]:
+                why, other = str(error).partition("\n")[0], choices[-1].name
+                _LOG.info("%s\nTrying another archive with the same content: %s.", why, other)
         else:
             return
     raise _worst(failures)("\n".join(map(str, failures)))
@@ -123,6 +118,10 @@ def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> N
         unpack(path, folder, wanted)
 
 
+def _is_begun(path: Path) -> bool:
+    return path.exists() or _part(path).exists()
+
+
 def _part(path: Path) -> Path:
     """The part of a file that has been downloaded."""
     return path.with_name(f"{path.name}.part")
@@ -140,19 +139,13 @@ def _fetch_file(wanted: Download, path: Path, waits_s: Sequence[float]) -> None:
         except AddressError as error:
             failures.append(error)
             if url != wanted.urls[-1]:
-                _LOG.info("%s. Trying the next URL.", _sentence(str(error)))
+                _LOG.info("%s. Trying the next URL.", error)
         else:
             return
-    reasons = "\n".join(_sentence(str(error)) + "." for error in failures)
+    reasons = "\n".join(f"{error}." for error in failures)
     places = "\n  ".join(wanted.urls)
     kind = DataError if any(error.kind == "wrong" for error in failures) else SetupError
     raise kind(f"{reasons}\n  To fetch it by hand, put it at {path}. It is at:\n  {places}")
-
-
-def _sentence(text: str) -> str:
-    """Starts a text with a capital letter, unless it starts with a server's name."""
-    first = text.partition(" ")[0]
-    return text if "." in first else text[:1].upper() + text[1:]
 
 
 def _fetch_from(url: str, wanted: Download, path: Path, waits_s: Sequence[float]) -> None:
@@ -168,7 +161,7 @@ def _fetch_from(url: str, wanted: Download, path: Path, waits_s: Sequence[float]
         problem = _what_is_wrong(wanted, part)
     if problem:
         part.unlink()
-        raise AddressError(f"the file from {url} {problem}", "wrong")
+        raise AddressError(f"The file from {url} {problem}", "wrong")
     try:
         with part.open("rb+") as file:
             sync(file.fileno(), part)

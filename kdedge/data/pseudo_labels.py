@@ -27,7 +27,7 @@ import numpy.typing as npt
 from kdedge.data.classes import class_list_hash
 from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError
-from kdedge.files import read_bytes, write_atomic
+from kdedge.files import read_text, write_atomic
 
 FORMAT = "kdedge-pseudo-labels-1"
 _ORIGIN_KEYS = ("method", "made_by", "class_list", "image_list")
@@ -249,7 +249,8 @@ def read_pseudo_labels(
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Number and value of each line that is not blank."""
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    text = read_text(path, remedy="Name a file that `kdedge pseudo-label` wrote.")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -259,21 +260,6 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
             raise _not_json(path, number, reason) from error
         except (ValueError, RecursionError) as error:
             raise _not_json(path, number, str(error)) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = read_bytes(path)
-    except DataError as error:
-        raise DataError(f"{error}\n  Name a file that `kdedge pseudo-label` wrote.") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: not UTF-8 (byte {data[error.start]:#04x}).\n  Save the file as UTF-8."
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -89,7 +88,8 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
             ) from error
         unpacked, wanted_part = temporary / "all", temporary / "in"
         if top is None:
-            source, place, top = _holding(unpacked, gives), wanted_part / gives, gives
+            places = (one for depth in ("", "*/", "*/*/") for one in unpacked.glob(depth + gives))
+            source, place, top = next(places, unpacked / gives), wanted_part / gives, gives
         else:
             source, place = unpacked / top, wanted_part / wanted.into
         _place(source, place, archive=archive, top=top)
@@ -99,6 +99,8 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
                 "  Unpack it by hand and look for it; the archive may have changed."
             )
         _move_into(temporary / "in", folder, last=PurePosixPath(gives).parts, archive=archive)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -108,12 +110,6 @@ def temporary_name(archive: Path) -> str:
     return f".unpacking-{archive.name}"
 
 
-def _holding(folder: Path, gives: str) -> Path:
-    """Finds the folder that holds a path, among a folder and the first two levels below it."""
-    places = (place for depth in ("", "*/", "*/*/") for place in folder.glob(depth + gives))
-    return next(places, folder / gives)
-
-
 def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:
     """Moves the wanted part of an archive to its place below the set's folder."""
     if not source.is_dir():
@@ -121,11 +117,8 @@ def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:
             f"{archive} does not contain the folder {top}, which is expected in it.\n"
             "  Unpack it by hand and look for it; the archive may have changed."
         )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
-    except OSError as error:
-        raise explain_os_error(error, target) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
 
 
 class _Target:
@@ -142,9 +135,8 @@ class _Target:
         self.max_bytes = limits.free_bytes + limits.ratio * archive.stat().st_size
         self._limits = limits
         self._folder = folder
-        self._made: set[Path] = set()
         self._n_members = 0
-        self._make(folder)
+        folder.mkdir(parents=True)
 
     def need(self, n_bytes: int) -> None:
         """Checks a size against the limit and the free disk space, before anything is written."""
@@ -168,28 +160,27 @@ class _Target:
 
     def add_folder(self, name: str) -> None:
         """Creates a folder of the archive."""
-        self._make(self._path(name))
+        path = self._path(name)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._explain(error, name, path) from error
 
-    def add_file(self, name: str, blocks: Iterable[bytes]) -> None:
+    def add_file(self, name: str, opened: IO[bytes]) -> None:
         """Writes a file of the archive."""
         path = self._path(name)
         if path == self._folder:
             raise self.refuse(name, "is a file without a name")
-        self._make(path.parent)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError as error:
-            raise self.refuse(name, "appears twice") from error
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                shutil.copyfileobj(opened, file)
         except OSError as error:
+            if error.errno is None:  # of gzip, about the archive
+                raise
+            if isinstance(error, FileExistsError) and error.filename == str(path):
+                raise self.refuse(name, "appears twice") from error
             raise self._explain(error, name, path) from error
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            for block in blocks:
-                view = memoryview(block)
-                try:
-                    while view:
-                        view = view[file.write(view) :]
-                except OSError as error:
-                    raise explain_os_error(error, path) from error
 
     def refuse(self, name: str, why: str) -> DataError:
         """Returns the error for a member that is refused."""
@@ -210,15 +201,6 @@ class _Target:
         if is_odd or path.is_absolute() or ".." in path.parts:
             raise self.refuse(name, "leads out of the target folder")
         return self._folder / path
-
-    def _make(self, folder: Path) -> None:
-        if folder in self._made:
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._explain(error, str(folder), folder) from error
-        self._made.add(folder)
 
     def _explain(self, error: OSError, name: str, path: Path) -> DataError | ResourceError:
         """An impossible file name is the archive's error, anything else the disk's."""
@@ -257,9 +239,14 @@ def _read_tar(archive: Path, target: _Target) -> None:
                 if member.isdir():
                     target.add_folder(member.name)
                 elif member.isreg() and not member.issparse():
-                    target.add_file(member.name, _tar_blocks(reader, member.size))
+                    opened = tar.extractfile(member)
+                    assert opened is not None
+                    target.add_file(member.name, opened)
                 else:
-                    raise target.refuse(member.name, f"is {_tar_kind(member)}")
+                    what = "a device" if member.isdev() else "a special file"
+                    if member.issym() or member.islnk():
+                        what = f"a link to {printable(member.linkname)[:200]}"
+                    raise target.refuse(member.name, f"is {what}")
                 advance(file.tell())
         if reader.last != bytes(_TAR_BLOCK):
             raise EOFError("it is cut short or damaged: the end mark is missing")
@@ -279,21 +266,6 @@ def _decompressed(file: IO[bytes]) -> Any:
     return file
 
 
-def _tar_blocks(reader: _LimitedReader, size: int) -> Iterator[bytes]:
-    while size:
-        block = reader.read(min(size, _BLOCK_BYTES))
-        if not block:
-            raise EOFError("it is cut short")
-        size -= len(block)
-        yield block
-
-
-def _tar_kind(member: tarfile.TarInfo) -> str:
-    if member.issym() or member.islnk():
-        return f"a link to {printable(member.linkname)[:200]}"
-    return "a device" if member.isdev() else "a special file"
-
-
 def _read_zip(archive: Path, target: _Target) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
@@ -308,16 +280,10 @@ def _read_zip(archive: Path, target: _Target) -> None:
                 if member.is_dir():
                     target.add_folder(member.filename)
                 else:
-                    target.add_file(member.filename, _zip_blocks(file, member))
+                    with file.open(member) as opened:
+                        target.add_file(member.filename, opened)
                 n_done += member.compress_size
                 advance(n_done)
-
-
-def _zip_blocks(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Yields a file's bytes: never more than its header says, which is within the limit."""
-    with file.open(member) as opened:
-        while block := opened.read(_BLOCK_BYTES):
-            yield block
 
 
 def _move_into(source: Path, target: Path, *, last: tuple[str, ...], archive: Path) -> None:
@@ -331,20 +297,17 @@ def _move_into(source: Path, target: Path, *, last: tuple[str, ...], archive: Pa
         last: parts of the path that is moved last; empty if it is not below.
         archive: for messages.
     """
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        names = sorted(entry.name for entry in os.scandir(source))
-        for name in sorted(names, key=lambda name: name == (last[0] if last else None)):
-            new, old = source / name, target / name
-            if not os.path.lexists(old):
-                new.rename(old)
-            elif new.is_dir() and old.is_dir():
-                below = last[1:] if last and name == last[0] else ()
-                _move_into(new, old, last=below, archive=archive)
-            elif new.is_dir() or not old.is_file() or new.stat().st_size != old.stat().st_size:
-                raise DataError(
-                    f"{old} exists and differs from the file in {archive.name}.\n"
-                    "  Move it away and run the command again."
-                )
-    except OSError as error:
-        raise explain_os_error(error, target) from error
+    target.mkdir(parents=True, exist_ok=True)
+    names = sorted(entry.name for entry in os.scandir(source))
+    for name in sorted(names, key=lambda name: name == (last[0] if last else None)):
+        new, old = source / name, target / name
+        if not os.path.lexists(old):
+            new.rename(old)
+        elif new.is_dir() and old.is_dir():
+            below = last[1:] if last and name == last[0] else ()
+            _move_into(new, old, last=below, archive=archive)
+        elif new.is_dir() or not old.is_file() or new.stat().st_size != old.stat().st_size:
+            raise DataError(
+                f"{old} exists and differs from the file in {archive.name}.\n"
+                "  Move it away and run the command again."
+            )

@@ -12,9 +12,8 @@ from kdedge.data.images import Images
 from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.image_lists import warn_of_changes
-from kdedge.runs.measure import measure, predict_logits
+from kdedge.runs.measure import measure, measure_with_samples, predict_logits
 from kdedge.runs.model import RunModel, load_run
-from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.temperature import fit_temperature, teacher_of
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes

@@ -23,6 +23,16 @@ from kdedge.runs.provenance import Kind, Provenance
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
 
 
+class _File:
+    """A file of a run's folder, as a property."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, kind: type[RunFolder]) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run.
@@ -36,6 +46,19 @@ class RunFolder:
     path: Path
     kind: Kind
     is_new: bool = field(default=False, compare=False)
+
+    recipe = _File("recipe.yaml")  # resolved: it runs again as it is
+    provenance = _File("provenance.json")  # command, versions, device, seed, hashes, times, status
+    log = _File("log.txt")  # messages and tracebacks
+    metrics = _File("metrics.jsonl")  # of steps and epochs, one JSON object per line
+    skipped = _File("skipped.csv")  # unreadable images and why
+    image_lists = _File("image_lists.safetensors")  # images that it was trained and measured on
+    checkpoints = _File("checkpoints")  # folder of the two newest
+    class_vectors = _File("class_vectors.safetensors")  # in class-list order
+    evaluation = _File("eval.json")
+    evaluation_details = _File("eval_details.json")  # confusions and calibration bins
+    unlabeled_evaluation = _File("eval_unlabeled.json")  # measurements on images without labels
+    balance = _File("balance.json")  # offsets of its logits
 
     @classmethod
     def create(
@@ -59,15 +82,19 @@ class RunFolder:
         Raises:
             ResourceError: the folder may not be written, or the disk is full.
         """
-        if name in {"", ".", ".."} or Path(name).name != name:
-            raise RecipeError(
-                f"name is {name!r}, which cannot be a folder name.\n  Choose another name."
-            )
         with new_folder(root / name, is_numbered=True) as (part, place):
             run = cls(part, kind)
             run.checkpoints.mkdir()
             write_atomic(run.recipe, recipe_text.encode())
-            write_json(run.provenance, _first_record(kind, provenance))
+            record = {
+                "kind": kind,
+                "status": "running",
+                "started_at": _now(),
+                "finished_at": None,
+                **_circumstances(),
+                **provenance,
+            }
+            write_json(run.provenance, record)
         return cls(place(), kind, is_new=True)
 
     @classmethod
@@ -97,69 +124,9 @@ class RunFolder:
         return self.path.resolve().parents[1]
 
     @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def provenance(self) -> Path:
-        """Command, versions, device, seed, hashes, times, status."""
-        return self.path / "provenance.json"
-
-    @property
-    def log(self) -> Path:
-        """Messages and tracebacks."""
-        return self.path / "log.txt"
-
-    @property
-    def metrics(self) -> Path:
-        """Metrics of steps and epochs, one JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def skipped(self) -> Path:
-        """Unreadable images and why."""
-        return self.path / "skipped.csv"
-
-    @property
-    def image_lists(self) -> Path:
-        """Hashes of the images that the run was trained and measured on."""
-        return self.path / "image_lists.safetensors"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the two newest checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def class_vectors(self) -> Path:
-        """Class vectors in class-list order."""
-        return self.path / "class_vectors.safetensors"
-
-    @property
     def weights(self) -> Path:
         """The trained tensors: `teacher.safetensors`, or named after the other kinds."""
         return self.path / f"{self.kind}.safetensors"
-
-    @property
-    def evaluation(self) -> Path:
-        """The evaluation's record."""
-        return self.path / "eval.json"
-
-    @property
-    def evaluation_details(self) -> Path:
-        """Confusions and calibration bins of the evaluated models."""
-        return self.path / "eval_details.json"
-
-    @property
-    def unlabeled_evaluation(self) -> Path:
-        """Measurements on images without labels."""
-        return self.path / "eval_unlabeled.json"
-
-    @property
-    def balance(self) -> Path:
-        """Offsets of its logits."""
-        return self.path / "balance.json"
 
     @property
     def exports(self) -> list[Path]:
@@ -257,17 +224,6 @@ class RunFolder:
 def _read_record(file: Path) -> Provenance:
     remedy = "It is the record of this run: restore it from a copy, or train again."
     return read_record(Provenance, file, remedy=remedy)
-
-
-def _first_record(kind: Kind, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "status": "running",
-        "started_at": _now(),
-        "finished_at": None,
-        **_circumstances(),
-        **provenance,
-    }
 
 
 def _circumstances() -> dict[str, Any]:

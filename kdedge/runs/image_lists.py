@@ -10,14 +10,12 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
-import safetensors
-import safetensors.numpy
+import torch
 
+from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.images import Images
-from kdedge.files import write_atomic
+from kdedge.errors import DataError
 from kdedge.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -35,12 +33,12 @@ def write_image_lists(run: RunFolder, lists: Lists, class_names: Sequence[str]) 
     Raises:
         ResourceError: the file cannot be written.
     """
-    tensors: dict[str, npt.NDArray[np.uint64]] = {}
+    tensors = {}
     for key, images in lists.items():
         if images is not None:
             rows = [(name, *row) for name, row in _rows(images, class_names).items()]
-            tensors[key] = np.array(rows, dtype=np.uint64).reshape(-1, 3)
-    write_atomic(run.image_lists, safetensors.numpy.save(tensors))
+            tensors[key] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+    write_tensors(run.image_lists, tensors, {})
 
 
 def describe_changes(run: RunFolder, lists: Lists, class_names: Sequence[str]) -> str | None:
@@ -89,7 +87,7 @@ def _rows(images: Images, class_names: Sequence[str]) -> _Rows:
     items = images.source.items
     return {
         _short_hash(items[i].key): (
-            int(images.digests[i][:16], 16),
+            _number(bytes.fromhex(images.digests[i])),
             0 if (label := items[i].label) is None else classes[label],
         )
         for i in images.indices
@@ -97,23 +95,26 @@ def _rows(images: Images, class_names: Sequence[str]) -> _Rows:
 
 
 def _short_hash(text: str) -> int:
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big")
+    return _number(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest())
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _read(run: RunFolder) -> dict[str, _Rows]:
     """The recorded hashes; empty without a record, or if it is damaged."""
+    if not run.image_lists.exists():
+        return {}
     try:
-        tensors = safetensors.numpy.load(run.image_lists.read_bytes())
-        return {
-            key: {int(name): (int(data), int(label)) for name, data, label in rows}
-            for key, rows in tensors.items()
-        }
-    except FileNotFoundError:
+        tensors, _ = read_tensors(run.image_lists)
+    except DataError as error:
+        log.info("%s It is ignored.", error)
         return {}
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        log.info("%s is ignored: %s", run.image_lists, error)
-        return {}
+    return {
+        key: {name: (data, label) for name, data, label in rows.view(torch.int64).tolist()}
+        for key, rows in tensors.items()
+    }
 
 
 def _counted(key: str, before: _Rows, now: _Rows) -> list[str]:

@@ -1,22 +1,25 @@
-"""Computes logits and accuracy of a model on a recipe's images, preprocessed as on the device."""
+"""Logits, accuracy and sample images of a model on a recipe's images, as on the device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from kdedge.data.images import Images
+from kdedge.data.images import Images, spread
 from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DivergedError
 from kdedge.evaluation.accuracy import calibration_error_percent, evaluate, evaluation_details
 from kdedge.progress import progress
-from kdedge.results import EvalDetails, EvalResult, Selection
+from kdedge.results import EvalDetails, EvalResult, SampleImage, SampleKind, Selection
 from kdedge.runs.protocol import LogitModel, Model
 from kdedge.setup.classes import Classes
 
+_N_TOP = 3
+_N_OF_A_KIND = 4  # twelve in a report
 EVALUATION_BATCH = 100
 """Images per batch without gradients, as in the methods' public code."""
 
@@ -130,3 +133,92 @@ def measure_logits(
         error = calibration_error_percent(logits / temperature, labels)
         result = replace(result, temperature=temperature, calibrated_ece_percent=error)
     return result, evaluation_details(logits, labels, class_names=classes.names)
+
+
+def top_answers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
+    top = logits.double().softmax(dim=1).topk(min(_N_TOP, logits.shape[1]))
+    return top.values, top.indices
+
+
+def sample_images(
+    images: Images,
+    answers: tuple[Tensor, Tensor],
+    *,
+    names: Sequence[str],
+    taught: Sequence[int] | None,
+) -> tuple[SampleImage, ...]:
+    """Makes the records of images with their predictions.
+
+    Args:
+        images: the images.
+        answers: the model's predictions for them, from `top_answers`.
+        names: the class list.
+        taught: the teacher's classes for them; None without a teacher.
+    """
+    scores, best = (part.tolist() for part in answers)
+    items = [images.source.items[index] for index in images.indices]
+    return tuple(
+        SampleImage(
+            image=item.key,
+            # A sum of softmaxes may exceed 1 by rounding
+            top=tuple((names[c], min(100.0, 100 * s)) for c, s in zip(*pair, strict=True)),
+            teacher=None if taught is None else names[taught[i]],
+            label=None if item.label is None else names[item.label],
+        )
+        for i, (item, pair) in enumerate(zip(items, zip(best, scores, strict=True), strict=True))
+    )
+
+
+def measure_with_samples(
+    model: Model,
+    images: Images,
+    classes: Classes,
+    *,
+    selection: Selection,
+    teacher: Model | AnswersImages | None,
+    temperature: float | None = None,
+) -> tuple[EvalResult, EvalDetails]:
+    """Evaluates a model as `measure` does, and keeps a few images with its predictions.
+
+    Args:
+        model: a model of these classes.
+        images: images with labels.
+        classes: the class list and its split.
+        selection: how the model's epoch was chosen, for the record.
+        teacher: also classifies the few images; None without one.
+        temperature: as in `measure`.
+    """
+    logits, labels = predict_logits(model, images)
+    result, details = measure_logits(
+        logits, labels, images, classes, selection=selection, temperature=temperature
+    )
+    scores, best = top_answers(logits)
+    samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
+    pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
+    for kind, chosen in _choose(scores[:, 0].tolist(), pairs).items():
+        few = images.only([images.indices[i] for i in chosen])
+        taught = None
+        if teacher is not None and chosen:
+            taught = compute_logits(teacher, few, what="running the teacher").argmax(dim=1).tolist()
+        answers = scores[chosen], best[chosen]
+        samples[kind] = sample_images(few, answers, names=classes.names, taught=taught)
+    return result, replace(details, samples=samples)
+
+
+def _choose(
+    scores: Sequence[float], pairs: Sequence[tuple[int, int]]
+) -> dict[SampleKind, list[int]]:
+    """Positions by kind; each image has one kind, and each wrong one is another confusion.
+
+    Args:
+        scores: the highest softmax of each image.
+        pairs: its class and the predicted one.
+    """
+    by_score = sorted(range(len(scores)), key=lambda i: scores[i])
+    surest = {pairs[i]: i for i in by_score if pairs[i][0] != pairs[i][1]}
+    wrong = sorted(surest.values(), key=lambda i: -scores[i])[:_N_OF_A_KIND]
+    unsure = [i for i in by_score if i not in wrong][:_N_OF_A_KIND]
+    right = [i for i, (label, best) in enumerate(pairs) if label == best and i not in unsure]
+    few = [right[i] for i in spread(len(right), _N_OF_A_KIND)]
+    return {"right": few, "wrong": wrong, "most unsure": unsure}

@@ -6,6 +6,7 @@ together. The backbone is built and the trained tensors are read when they are f
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -38,22 +39,12 @@ from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 
 
-class MethodModel:
-    """A method with its current tensors; class vectors are computed once.
+class _OfMethod:
+    """What the models of a method have in common; see `Model`."""
 
-    Attributes:
-        setup: its role's method, classes and backbone.
-        method: in the mode (evaluation or training) that its owner chose.
-        offsets: [C], subtracted from its logits (`data/balance.py`); None for none.
-    """
-
-    def __init__(self, setup: RoleSetup, method: Method, offsets: Tensor | None = None) -> None:
-        self.setup, self.method, self.offsets = setup, method, offsets
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """See `Model`."""
-        return self.setup.classes.names
+    setup: RoleSetup
+    method: Method
+    offsets: Tensor | None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -70,6 +61,50 @@ class MethodModel:
         """See `Model`."""
         return self.method.scale
 
+    @abstractmethod
+    def class_vectors(self) -> Tensor:
+        """See `Model`."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """See `Model`."""
+        return self.method.forward_features(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """See `Model`."""
+        logits = self._plain_logits(images)
+        return logits if self.offsets is None else logits - self.offsets
+
+    @torch.no_grad()
+    def _plain_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
+        if isinstance(self.method, WithoutClassVectors):
+            return self.method.own_logits(images)
+        return self.scale * self.forward_features(images) @ self.class_vectors().T
+
+    @torch.no_grad()
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """See `Model`."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * features.float() @ self.class_vectors().T
+
+
+class MethodModel(_OfMethod):
+    """A method with its current tensors; class vectors are computed once.
+
+    Attributes:
+        setup: its role's method, classes and backbone.
+        method: in the mode (evaluation or training) that its owner chose.
+        offsets: [C], subtracted from its logits (`data/balance.py`); None for none.
+    """
+
+    def __init__(self, setup: RoleSetup, method: Method, offsets: Tensor | None = None) -> None:
+        self.setup, self.method, self.offsets = setup, method, offsets
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return self.setup.classes.names
+
     @cached_property
     def _vectors(self) -> Tensor:
         return self.method.class_vectors()
@@ -78,27 +113,8 @@ class MethodModel:
         """See `Model`."""
         return self._vectors
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """See `Model`."""
-        return self.method.forward_features(images)
 
-    @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """See `Model`."""
-        if isinstance(self.method, WithoutClassVectors):
-            logits = self.method.own_logits(images)
-        else:
-            logits = self.scale * self.forward_features(images) @ self._vectors.T
-        return logits if self.offsets is None else logits - self.offsets
-
-    @torch.no_grad()
-    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `Model`."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.scale * features.float() @ self._vectors.T
-
-
-class RunModel:
+class RunModel(_OfMethod):
     """A finished run as a model of a class list.
 
     Attributes:
@@ -127,22 +143,12 @@ class RunModel:
         return self.classes.names
 
     @property
-    def preprocess(self) -> Preprocess:
-        """See `Model`."""
-        return self.setup.backbone.preprocess
-
-    @property
-    def device(self) -> torch.device:
-        """See `Model`."""
-        return self.setup.device
-
-    @property
     def backbone(self) -> AnyBackbone:
         """Its frozen CLIP, or only an image encoder; built on first use."""
         return self.setup.load_backbone()
 
     @cached_property
-    def method(self) -> Method:
+    def method(self) -> Method:  # type: ignore[override]
         """The method with its trained tensors, frozen, in evaluation mode."""
         built_for = self.setup
         if not has_class_vectors(built_for.choice) and not self._is_class_specific:
@@ -151,7 +157,7 @@ class RunModel:
 
     @cached_property
     def scale(self) -> float:
-        """See `Model`."""
+        """See `Model`; known before operations are counted on tensors without values."""
         return self.method.scale
 
     @cached_property
@@ -208,16 +214,12 @@ class RunModel:
     def _vectors_on_device(self) -> Tensor:
         return self.vectors.vectors.to(self.device)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """See `Model`."""
-        return self.method.forward_features(images)
-
     def image_path(self) -> ImagePath:
         """The parts that `forward_features` runs."""
         return self.method.image_path()
 
     @cached_property
-    def offsets(self) -> Tensor | None:
+    def offsets(self) -> Tensor | None:  # type: ignore[override]
         """[C], subtracted from its logits (`data/balance.py`); None for none.
 
         Those of the run's record, or new ones where the recipe or the class list has changed.
@@ -232,27 +234,10 @@ class RunModel:
             found = balance_of(plain, spec, self.loaded.recipe, self.classes, self.setup.workspace)
         return torch.tensor([found.offsets[name] for name in self.class_names], device=self.device)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """See `Model`."""
-        logits = self._plain_logits(images)
-        return logits if self.offsets is None else logits - self.offsets
-
-    @torch.no_grad()
     def _plain_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
-        if not isinstance(self.method, WithoutClassVectors):
-            return self.scale * self.forward_features(images) @ self._vectors_on_device.T
-        return self._in_order(self.method.own_logits(images))
-
-    @torch.no_grad()
-    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `Model`."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.scale * features.float() @ self._vectors_on_device.T
-
-    def _in_order(self, logits: Tensor) -> Tensor:
-        """Logits of `class_names`, from those of the classes that the method was built for."""
-        if not self._is_class_specific:
+        """Those of `class_names`, whichever classes the method was built for."""
+        logits = super()._plain_logits(images)
+        if not (isinstance(self.method, WithoutClassVectors) and self._is_class_specific):
             return logits
         position = self.setup.classes.positions(self.class_names)
         return logits[:, [position[name] for name in self.class_names]]

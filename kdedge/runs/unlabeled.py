@@ -10,9 +10,8 @@ from torch import Tensor
 
 from kdedge.data.images import Images, spread
 from kdedge.results import UnlabeledResult
-from kdedge.runs.measure import AnswersImages, finite_logits
+from kdedge.runs.measure import AnswersImages, finite_logits, sample_images, top_answers
 from kdedge.runs.protocol import Model
-from kdedge.runs.samples import sample_images, top_answers
 from kdedge.setup.data import RecipeData
 
 log = logging.getLogger(__name__)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
-from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.clip.weights import hash_weights
 from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError
-from kdedge.files import sha256_json, write_atomic
+from kdedge.files import sha256_json
 from kdedge.methods.protocol import Method
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.classes import Classes
@@ -60,14 +59,14 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: Method, *, provenanc
     """
     method.module.eval()
     state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
-    metadata = {
+    facts = {
         "method": setup.choice.name,
         "backbone": setup.backbone.identity,
         "backbone_name": setup.backbone.name,
         "trained": hash_weights(state),
         "class_vectors": provenance,
     }
-    write_atomic(run.weights, encode_tensors(state, metadata))
+    write_tensors(run.weights, state, facts)
     names = setup.classes.names
     ClassVectors(method.class_vectors().cpu(), names, provenance).save(run.class_vectors)
 
@@ -109,9 +108,9 @@ class TrainedTensors:
             DataError: the file is damaged, or the method's tensors have other names or sizes.
         """
         try:
-            state = load_file(self.path)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(self.path, error) from error
+            state, _ = read_tensors(self.path)
+        except DataError as error:
+            raise DataError(f"{error}\n  Train or import again; that makes a new run.") from error
         expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in state.items()}
         if expected != found:
@@ -120,11 +119,6 @@ class TrainedTensors:
                 f"{self.path} holds other tensors than its recipe builds, first {odd}:"
                 f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
                 "  Restore the recipe.yaml of this run, or train again."
-            )
-        if hash_weights(state) != self.trained:
-            raise DataError(
-                f"{self.path} is damaged: its tensors have changed since they were written.\n"
-                "  Train or import again; that makes a new run."
             )
         method.module.load_state_dict(state)
         method.module.eval()
@@ -147,7 +141,10 @@ def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> Trai
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, Any] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+        raise DataError(
+            f"{path} cannot be read: {error}.\n"
+            "  The file is missing or damaged: train or import again; that makes a new run."
+        ) from error
     backbone = setup.backbone
     if metadata.get("backbone") != backbone.identity:
         raise DataError(
@@ -167,10 +164,3 @@ def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> Trai
             "  One of the two files was replaced: train or import again; that makes a new run."
         )
     return TrainedTensors(path, trained)
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} cannot be read: {error}.\n"
-        "  The file is missing or damaged: train or import again; that makes a new run."
-    )

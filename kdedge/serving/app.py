@@ -6,10 +6,11 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,11 @@ class Metrics:
     Args:
         n_waiting: gives the number of requests that wait for an answer.
         n_bytes: gives the size of the bodies that are in.
+
+    Attributes:
+        batches: images of each batch.
+        refused_images: images that cannot be decoded.
+        artifacts: new artifacts by outcome, taken or refused.
     """
 
     def __init__(self, n_waiting: Callable[[], int], n_bytes: Callable[[], int]) -> None:
@@ -67,17 +73,17 @@ class Metrics:
             "kdedge_request_seconds", "Seconds from a request's headers to its answer.", ["path"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self._batches = Histogram(
+        self.batches = Histogram(
             "kdedge_batch_images", "Images of a batch.", buckets=_IMAGES, registry=registry
         )
         self._classes = Counter(
             "kdedge_predictions", "Predictions by class; none of them: an empty class.", ["class"],
             registry=registry,
         )  # fmt: skip
-        self._refused = Counter(
+        self.refused_images = Counter(
             "kdedge_images_refused", "Images that cannot be decoded.", registry=registry
         )
-        self._artifacts = Counter(
+        self.artifacts = Counter(
             "kdedge_new_artifacts", "New artifacts: taken or refused.", ["outcome"],
             registry=registry,
         )  # fmt: skip
@@ -95,21 +101,9 @@ class Metrics:
         self._requests.labels(path, str(code)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def count_batch(self, n_images: int) -> None:
-        """Counts a batch."""
-        self._batches.observe(n_images)
-
     def count_prediction(self, prediction: Prediction) -> None:
         """Counts the best class of an image, or none."""
         self._classes.labels("" if prediction.is_none else prediction.top[0].class_name).inc()
-
-    def count_refused_image(self) -> None:
-        """Counts an image that cannot be decoded."""
-        self._refused.inc()
-
-    def count_artifact(self, outcome: str) -> None:
-        """Counts a new artifact that was `taken` or `refused`."""
-        self._artifacts.labels(outcome).inc()
 
     def text(self) -> bytes:
         """All counts, in Prometheus's text format."""
@@ -121,7 +115,18 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _CLIENT_LEFT = 499
 _DEFAULT_TOP = 5
 
+_JSON = {"Content-Type": "application/json"}
+
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _always(body: bytes, headers: Mapping[str, str]) -> Handler:
+    """A handler with one answer."""
+
+    async def give(_: Request) -> Response:
+        return Response(body, headers=dict(headers))
+
+    return give
 
 
 class App:
@@ -141,21 +146,19 @@ class App:
     def __init__(self, name: str, current: CurrentModel, limits: Limits) -> None:
         self._name, self._current, self._limits = name, current, limits
         self._n_waiting, self._uploads = 0, Uploads(limits)
-        self.metrics, self.is_draining = (
-            Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes),
-            False,
-        )
+        self.metrics = Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes)
+        self.is_draining = False
         with current.used() as model:
-            self._batcher = Batcher(model.n_decoders, self.metrics.count_batch)
+            self._batcher = Batcher(model.n_decoders, self.metrics.batches.observe)
         # JSON takes many times its size in memory: one request at a time
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
-        self._page = load_page()
+        page = load_page()
         model_path = "/v2/models/{name}"
         gets = {
-            "/": self._give_page,
+            "/": _always(page.body, page.headers),
             "/metrics": self._give_metrics,
-            "/v2": self._give_server,
-            "/v2/health/live": self._give_live,
+            "/v2": _always(json.dumps(SERVER).encode(), _JSON),
+            "/v2/health/live": _always(b'{"live":true}', _JSON),
             "/v2/health/ready": self._give_ready,
             model_path: self._give_model,
             f"{model_path}/ready": self._give_model_ready,
@@ -197,37 +200,21 @@ class App:
 
         return answer
 
-    async def _no_such_path(self, request: Request, error: Exception) -> Response:
-        del request
+    async def _no_such_path(self, _: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         self.metrics.count_request("other", error.status_code, 0)
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
-    async def _give_page(self, request: Request) -> Response:
-        del request
-        return Response(self._page.body, headers=dict(self._page.headers))
-
-    async def _give_metrics(self, request: Request) -> Response:
-        del request
+    async def _give_metrics(self, _: Request) -> Response:
         return Response(self.metrics.text(), media_type=_METRICS_TYPE)
 
-    async def _give_server(self, request: Request) -> Response:
-        del request
-        return JSONResponse(SERVER)
-
-    async def _give_live(self, request: Request) -> Response:
-        del request
-        return JSONResponse({"live": True})
-
-    async def _give_ready(self, request: Request) -> Response:
-        del request
-        return JSONResponse({"ready": not self.is_draining}, 503 if self.is_draining else 200)
+    async def _give_ready(self, _: Request, **about: str) -> Response:
+        ready = {**about, "ready": not self.is_draining}
+        return JSONResponse(ready, 503 if self.is_draining else 200)
 
     async def _give_model_ready(self, request: Request) -> Response:
         self._check_name(request)
-        return JSONResponse(
-            {"name": self._name, "ready": not self.is_draining}, 503 if self.is_draining else 200
-        )
+        return await self._give_ready(request, name=self._name)
 
     async def _give_model(self, request: Request) -> Response:
         self._check_name(request)
@@ -295,7 +282,7 @@ class App:
         try:
             return await asyncio.wait_for(future, until - asyncio.get_running_loop().time())
         except UnusableImage as error:
-            self.metrics.count_refused_image()
+            self.metrics.refused_images.inc()
             raise Refusal(400, error.reason) from error
         except asyncio.TimeoutError as error:
             raise too_busy(f"no answer within {self._limits.timeout:g} seconds") from error

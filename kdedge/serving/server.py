@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import uvicorn
+from prometheus_client import Counter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, misses, parity_on_smoke_set, warn_of_misses
 from kdedge.deploy.servers import model_name
-from kdedge.errors import InUseError, KdedgeError, RecipeError
+from kdedge.errors import InUseError, KdedgeError, RecipeError, os_reason
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact
 from kdedge.serving.app import App
@@ -58,7 +59,7 @@ class Takeover:
     Args:
         source: of the artifact.
         current: the served model, which was just loaded.
-        on_outcome: called with `taken` or `refused` for each new artifact.
+        outcomes: counts new artifacts, `taken` or `refused`.
         every_s: seconds between two looks.
     """
 
@@ -66,11 +67,11 @@ class Takeover:
         self,
         source: ArtifactSource,
         current: CurrentModel,
-        on_outcome: Callable[[str], None],
+        outcomes: Counter,
         *,
         every_s: float = 1.0,
     ) -> None:
-        self._source, self._current, self._on_outcome = source, current, on_outcome
+        self._source, self._current, self._outcomes = source, current, outcomes
         self._every_s, self._ends = every_s, threading.Event()
         self._seen = self._tried = self._stamp()
         self._thread = threading.Thread(target=self._watch, name="takeover", daemon=True)
@@ -108,13 +109,13 @@ class Takeover:
                 "The new artifact is refused, and the old one is served on.\n  %s",
                 str(error) or type(error).__name__,
             )
-            self._on_outcome("refused")
+            self._outcomes.labels("refused").inc()
             return
         if self._ends.is_set():  # nobody waits for it any more
             model.replaced()
             return
         self._current.replace(model)
-        self._on_outcome("taken")
+        self._outcomes.labels("taken").inc()
         _LOG.info("Serving the new artifact %s: %s.", path, model.describe())
 
 
@@ -298,7 +299,7 @@ class Server:
         self._uvicorn = uvicorn.Server(self._config())
         self._error: BaseException | None = None
         self._takeover = Takeover(
-            source, self._current, self._app.metrics.count_artifact, every_s=look_every_s
+            source, self._current, self._app.metrics.artifacts, every_s=look_every_s
         )
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._thread.start()
@@ -410,8 +411,7 @@ def _explain(error: OSError, host: str, port: int) -> Exception:
             f"Port {port} of {host} is in use by another program.\n"
             "  Stop that program, or choose another port: --port N (0 for a free one)."
         )
-    reason = (error.strerror or str(error)).lower()
     return RecipeError(
-        f"Port {port} of {host} cannot be used: {reason}.\n"
+        f"Port {port} of {host} cannot be used: {os_reason(error)}.\n"
         "  Choose a port above 1023, and an address of this machine."
     )

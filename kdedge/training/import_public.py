@@ -30,7 +30,7 @@ from kdedge.clip.public_checkpoint import (
     read_public_checkpoint,
 )
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.tensor_file import write_tensors
 from kdedge.clip.weights import printable
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
@@ -286,5 +286,5 @@ def _write_own_backbone(
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     path = run.path / "backbone.safetensors"
     tensors = {key: value.cpu().contiguous() for key, value in state.items()}
-    write_atomic(path, encode_tensors(tensors, {"quick_gelu": str(is_quick).lower()}))
+    write_tensors(path, tensors, {"quick_gelu": str(is_quick).lower()})
     return _backbone_keys(BackboneSpec(on.name, str(path.absolute()), on.config, None))

@@ -16,11 +16,15 @@ from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
-from kdedge.runs.measure import measure, measure_logits, predict_logits
+from kdedge.runs.measure import (
+    measure,
+    measure_logits,
+    measure_with_samples,
+    predict_logits,
+)
 from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.protocol import Model
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
-from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
 from kdedge.training.job.job import Job, zero_shot_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.data.class_texts import read_class_texts
+from kdedge.data.classes import read_class_texts
 from kdedge.files import sha256_json
 from kdedge.methods.protocol import LearnsFromTexts
 from kdedge.runs.folder import RunFolder

@@ -81,7 +81,7 @@ def run(folder: Path) -> Callable[..., None]:
     ):
         archive = folder.parent / f"a.{kind}"
         archive.write_bytes(data)
-        wanted = Download(archive.name, (), gives, unpack=kind, into=into, top=top)
+        wanted = Download(archive.name, (), gives, into=into, top=top)
         unpack(archive, folder, wanted, limits=limits)
 
     return unpack_bytes
@@ -332,7 +332,7 @@ def test_a_full_disk_leaves_nothing(small_disk, tmp_path):
     archive = tmp_path / "a.tar"
     archive.write_bytes(gzip.compress(tar_bytes(("images/zeros", bytes(1 << 20)))))
     with pytest.raises(ResourceError, match="the disk is full"):
-        unpack(archive, disk, Download("a.tar", (), "images", unpack="tar"))
+        unpack(archive, disk, Download("a.tar", (), "images"))
     assert list(disk.iterdir()) == []
 
 
@@ -341,4 +341,4 @@ def test_a_disk_that_is_too_small_is_seen_before(small_disk, tmp_path):
     archive = tmp_path / "a.zip"
     archive.write_bytes(zip_bytes(("images/zeros", bytes(1 << 20))))
     with pytest.raises(ResourceError, match=r"unpacking a\.zip needs 1\.0 MB"):
-        unpack(archive, disk, Download("a.zip", (), "images", unpack="zip"))
+        unpack(archive, disk, Download("a.zip", (), "images"))

@@ -153,7 +153,7 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: Path("classes.txt").write_bytes("cat\ndog\n".encode("utf-16")),
             3,
-            ("classes.txt:1: UTF-16, not UTF-8.", "Save the class list as UTF-8"),
+            ("classes.txt:1: UTF-16, not UTF-8.", "Save it as UTF-8"),
         ),
         (
             lambda: Path("labeled/dog").rename("labeled/dgo"),
@@ -522,12 +522,17 @@ def test_a_machine_without_a_network_says_at_once_which_file_to_fetch_and_where_
 
 # Runs whose files were damaged or replaced
 
-HAVE_CHANGED = "is damaged: its {} have changed since they were written."
+HAVE_CHANGED = "is damaged: its contents do not match their SHA-256."
 DAMAGES = [
-    ("class_vectors.safetensors", flip, 3, HAVE_CHANGED.format("class vectors")),
-    ("class_vectors.safetensors", lambda path: cut(path, 300), 3, "does not hold class vectors"),
-    ("class_vectors.safetensors", Path.unlink, 3, "does not hold class vectors"),
-    ("{kind}.safetensors", flip, 3, HAVE_CHANGED.format("tensors")),
+    ("class_vectors.safetensors", flip, 3, HAVE_CHANGED),
+    (
+        "class_vectors.safetensors",
+        lambda path: cut(path, 300),
+        3,
+        "class_vectors.safetensors cannot be read",
+    ),
+    ("class_vectors.safetensors", Path.unlink, 3, "class_vectors.safetensors cannot be read"),
+    ("{kind}.safetensors", flip, 3, HAVE_CHANGED),
     ("{kind}.safetensors", lambda path: cut(path, 900), 3, "{kind}.safetensors cannot be read"),
     ("{kind}.safetensors", Path.unlink, 3, "{kind}.safetensors cannot be read"),
     ("provenance.json", lambda path: cut(path, 90), 3, "provenance.json is not valid JSON"),
@@ -618,7 +623,7 @@ def test_damaged_text_features_are_computed_again(kdedge: Run, trained: Path) ->
         flip(path)
     done = kdedge("teach", "r.yaml")
     assert done.code == 0
-    assert "is damaged. Computing it again" in done.err
+    assert "SHA-256. Computing it again" in done.err
     first, second = (Path(f"runs/tiny/0{n}/teacher.safetensors") for n in (1, 3))
     assert second.read_bytes() == first.read_bytes()
     assert kdedge("teach", "r.yaml").err == ""

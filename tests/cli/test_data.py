@@ -44,7 +44,7 @@ def published(
     split = server.give("/split", file_server.Answer(json.dumps(SPLIT).encode()))
     name = SUN397.lists[0]
     downloads = (
-        Download(name="SUN397.tar.gz", urls=(images,), gives="SUN397", unpack="tar"),
+        Download(name="SUN397.tar.gz", urls=(images,), gives="SUN397"),
         Download(name=name, urls=(split,), gives=name, n_bytes=len(json.dumps(SPLIT))),
     )
     n_images = {"train": 2, "val": 2, "test": 2}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -27,8 +26,7 @@ from kdedge.clip.find import find_backbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import hash_weights
-from kdedge.clip.weights_file import RACY_S, FileState, HashCache
-from kdedge.errors import DataError
+from kdedge.clip.weights_file import RACY_S, HashCache
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 64, "patch_size": 8}
@@ -244,54 +242,6 @@ def other_weights(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("is_known", [False, True])
-def test_a_file_that_changes_before_it_is_loaded_is_an_error(
-    tmp_path: Path, a_minute_later: Open, is_known: bool
-) -> None:
-    spec = half_safetensors(tmp_path)
-    if is_known:
-        find_backbone(spec, needs_texts=True, hashes=a_minute_later())
-    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
-    other_weights(tmp_path / "w.safetensors")
-    with pytest.raises(DataError, match=r"w\.safetensors changed while this command was running"):
-        found.load()
-    again = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
-    assert own_hash(again.load()) == again.weights_hash != found.weights_hash
-
-
-def test_a_file_with_other_tensors_when_it_is_loaded_is_an_error(
-    tmp_path: Path, a_minute_later: Open
-) -> None:
-    spec = half_safetensors(tmp_path)
-    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
-    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(DataError, match="changed while this command was running"):
-        found.load()
-
-
-def test_a_change_that_no_size_and_time_shows_is_found_when_the_file_is_loaded(
-    tmp_path: Path, a_minute_later: Open
-) -> None:
-    spec, path = half_safetensors(tmp_path), tmp_path / "w.safetensors"
-    cache = a_minute_later()
-    old = find_backbone(spec, needs_texts=True, hashes=cache).weights_hash
-    known = cache.get(path, state(path))
-    assert known is not None
-    other_weights(path)
-    cache.put(known.model_copy(update={"state": state(path)}))
-
-    found = find_backbone(spec, needs_texts=True, hashes=cache)
-    assert found.weights_hash == old
-    with pytest.raises(DataError, match="changed while this command was running"):
-        found.load()
-    assert find_backbone(spec, needs_texts=True, hashes=cache).weights_hash != old
-
-
-def state(path: Path) -> FileState:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 def test_a_replaced_file_is_hashed_anew_even_with_the_old_time(
     tmp_path: Path, a_minute_later: Open
 ) -> None:
@@ -338,21 +288,3 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     with caplog.at_level(logging.WARNING, "kdedge"):
         assert found_values(spec, cache) == GOLDEN["half-precision safetensors"]
     assert "could not be cached" in caplog.text
-
-
-def test_several_processes_may_use_one_cache(tmp_path: Path) -> None:
-    spec = openai_state_dict(tmp_path)
-    code = (
-        "import sys, time; from pathlib import Path\n"
-        "from kdedge.clip.find import find_backbone\n"
-        "from kdedge.clip.resolve import BackboneSpec\n"
-        "from kdedge.clip.weights_file import HashCache\n"
-        "cache = HashCache(Path(sys.argv[2]), now=lambda: time.time() + 60)\n"
-        "spec = BackboneSpec(None, sys.argv[1])\n"
-        "print(find_backbone(spec, needs_texts=True, hashes=cache).weights_hash)\n"
-    )
-    command = [sys.executable, "-c", code, str(spec.weights), str(tmp_path / "cache")]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    hashes = {process.communicate()[0].strip() for process in running}
-    assert hashes == {GOLDEN["OpenAI state dict"]["weights_hash"]}
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"]

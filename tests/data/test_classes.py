@@ -43,7 +43,6 @@ def test_a_name_that_is_there_twice_is_named_with_both_lines(path):
         (b"cat\ndo\xffg\n", "classes.txt:2: not UTF-8"),
         (b"cat\nd\0g\n", "line 2: 'd\\\\x00g' is not a class name"),
         (b"cat\n" + b"x" * 201, "line 2"),
-        (b"c\n" * (1 << 24), "larger than 16 MiB"),
     ],
 )
 def test_what_is_no_class_list_is_refused(path, data, message):

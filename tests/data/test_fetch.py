@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -91,14 +90,14 @@ def test_a_body_that_breaks_off_is_gone_on_with(
 ):
     cut = file_server.Answer(BODY, cut=300_000)
     url = server.give("/a", cut, file_server.Answer(BODY, has_length=has_length))
-    fetch_files(plain(url))
+    fetch_files(plain(url, sha256=HASH))
     assert (folder / FILE).read_bytes() == BODY
     assert server.requests == [("/a", ""), ("/a", "bytes=300000-")]
 
 
 def test_attempts_begin_anew_whenever_more_has_come(server, file_server, fetch_files, folder):
     url = server.give("/a", *[file_server.Answer(BODY, cut=150_000)] * 7)
-    fetch_files(plain(url))
+    fetch_files(plain(url, sha256=HASH))
     assert (folder / FILE).read_bytes() == BODY
     assert len(server.requests) == 7
 
@@ -116,33 +115,22 @@ def test_a_server_that_breaks_off_at_the_same_byte_is_given_up_and_the_part_is_k
 def test_a_server_without_ranges_starts_over(server, file_server, fetch_files, folder):
     cut = file_server.Answer(BODY, cut=300_000)
     url = server.give("/a", cut, file_server.Answer(BODY, has_ranges=False))
-    fetch_files(plain(url))
+    fetch_files(plain(url, sha256=HASH))
     assert (folder / FILE).read_bytes() == BODY
     assert server.requests[1] == ("/a", "bytes=300000-")
 
 
-def test_without_version_and_hash_the_rest_is_not_asked_for(
-    server, file_server, fetch_files, folder
-):
-    cut = file_server.Answer(BODY, etag="", cut=300_000)
-    url = server.give("/a", cut, file_server.Answer(BODY, etag=""))
-    fetch_files(plain(url))
+def test_without_a_hash_the_rest_is_not_asked_for(server, file_server, fetch_files, folder):
+    cut = file_server.Answer(BODY, cut=300_000)
+    fetch_files(plain(server.give("/a", cut, file_server.Answer(BODY))))
     assert (folder / FILE).read_bytes() == BODY
     assert server.requests == [("/a", ""), ("/a", "")]
-
-
-def test_a_file_that_has_changed_between_attempts_is_not_joined(
-    server, file_server, fetch_files, folder
-):
-    newer = file_server.Answer(bytes(len(BODY)), etag='"2"')
-    fetch_files(plain(server.give("/a", file_server.Answer(BODY, cut=300_000), newer)))
-    assert (folder / FILE).read_bytes() == bytes(len(BODY))
 
 
 def test_a_file_that_has_shrunk_is_fetched_anew(server, file_server, fetch_files, folder):
     cut = file_server.Answer(BODY, cut=300_000)
     url = server.give("/a", cut, file_server.Answer(BODY[:1000]))
-    fetch_files(plain(url))
+    fetch_files(plain(url, sha256=hashlib.sha256(BODY[:1000]).hexdigest()))
     assert (folder / FILE).read_bytes() == BODY[:1000]
 
 
@@ -166,11 +154,6 @@ def test_a_network_that_goes_away_in_the_middle_of_a_file_is_waited_for(
     thread.join()
     assert caplog.text.count("Trying again") == len(AT_ONCE)
     assert (folder / f"{FILE}.part").stat().st_size == 500
-
-
-def test_a_servers_name_that_begins_a_sentence_stays_as_it_is(fetch_files):
-    with pytest.raises(SetupError, match=r" nowhere\.invalid cannot be reached: .+\.\n"):
-        fetch_files(plain("http://nowhere.invalid/a"))
 
 
 def test_a_wrong_hash_sends_to_the_next_address(server, file_server, fetch_files, folder):
@@ -205,16 +188,6 @@ def test_a_body_without_end_is_given_up_at_the_size_of_the_file(
     assert left_in(folder) == set()
 
 
-def test_a_body_without_a_length_that_ends_early_is_gone_on_with(
-    server, file_server, fetch_files, folder
-):
-    cut = file_server.Answer(BODY, has_length=False, cut=300_000)
-    url = server.give("/a", cut, file_server.Answer(BODY))
-    fetch_files(plain(url, n_bytes=len(BODY)))
-    assert (folder / FILE).read_bytes() == BODY
-    assert server.requests == [("/a", ""), ("/a", "bytes=300000-")]
-
-
 @pytest.mark.parametrize("status", [403, 404, 410, 500, 503])
 def test_the_next_address_is_tried_where_one_fails(
     status, server, file_server, fetch_files, folder
@@ -226,17 +199,9 @@ def test_the_next_address_is_tried_where_one_fails(
     assert len(server.requests) == (2 if status < 500 else 4)
 
 
-def test_a_server_error_that_passes_needs_no_other_address(
-    server, file_server, fetch_files, folder
-):
-    url = server.give("/a", file_server.Answer(status=503), file_server.Answer(BODY))
-    fetch_files(plain(url))
-    assert (folder / FILE).read_bytes() == BODY
-
-
 def test_another_address_goes_on_where_a_hash_can_tell(server, file_server, fetch_files, folder):
     first = server.give("/a", file_server.Answer(BODY, cut=300_000), file_server.Answer(status=404))
-    second = server.give("/b", file_server.Answer(BODY, etag='"b"'))
+    second = server.give("/b", file_server.Answer(BODY))
     fetch_files(plain(first, second, sha256=HASH))
     assert (folder / FILE).read_bytes() == BODY
     assert server.requests[-1] == ("/b", "bytes=300000-")
@@ -277,19 +242,9 @@ def test_a_redirect_loop_ends(server, file_server, fetch_files):
         fetch_files(plain(server.give("/a", there)))
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("file:///etc/passwd", "answers 302"),
-        (None, "answers 302"),
-        ("http://[files.test/", "redirects to an invalid address: Invalid IPv6 URL"),
-    ],
-)
-def test_a_redirect_to_where_nothing_is_asked_is_not_followed(
-    target, message, server, file_server, fetch_files
-):
-    moved = file_server.Answer(status=302, headers={"Location": target} if target else {})
-    with pytest.raises(SetupError, match=rf"{re.escape(message)}[\s\S]*To fetch it by hand"):
+def test_a_redirect_to_a_file_is_not_followed(server, file_server, fetch_files):
+    moved = file_server.Answer(status=302, headers={"Location": "file:///etc/passwd"})
+    with pytest.raises(SetupError, match=r"answers 302[\s\S]*To fetch it by hand"):
         fetch_files(plain(server.give("/a", moved)))
 
 
@@ -341,9 +296,7 @@ def test_a_machine_without_a_network_is_told_at_once_what_to_fetch_by_hand(fetch
 def test_a_manual_download_is_named_after_everything_else_was_fetched(
     server, file_server, fetch_files, folder
 ):
-    by_hand = Download(
-        name="images.tar", urls=(), gives="images", unpack="tar", manual="Register at x.org."
-    )
+    by_hand = Download(name="images.tar", urls=(), gives="images", manual="Register at x.org.")
     with pytest.raises(SetupError, match=r"Register at x\.org\.") as caught:
         fetch_files(by_hand, plain(server.give("/a", file_server.Answer(BODY))))
     assert f"Put it at {folder}/images.tar." in str(caught.value)
@@ -356,7 +309,7 @@ IMAGES = {"images/a.jpg": b"a", "images/b/c.jpg": b"c"}
 
 def test_an_archive_is_unpacked_and_removed(server, file_server, fetch_files, folder):
     url = server.give("/a", file_server.Answer(tar_of(IMAGES)))
-    found = fetch_files(Download(name="a.tgz", urls=(url,), gives="images", unpack="tar"))
+    found = fetch_files(Download(name="a.tgz", urls=(url,), gives="images"))
     assert (folder / "images/b/c.jpg").read_bytes() == b"c"
     assert left_in(folder) == {"images"}
     assert found.kept == ()
@@ -365,7 +318,7 @@ def test_an_archive_is_unpacked_and_removed(server, file_server, fetch_files, fo
 def test_an_archive_put_there_by_hand_is_used_and_stays(fetch_files, folder):
     folder.mkdir()
     (folder / "a.tgz").write_bytes(tar_of(IMAGES))
-    found = fetch_files(Download(name="a.tgz", urls=(), gives="images", unpack="tar"))
+    found = fetch_files(Download(name="a.tgz", urls=(), gives="images"))
     assert (folder / "images/a.jpg").exists()
     assert found.kept == ("a.tgz",)
     assert (folder / "a.tgz").exists()
@@ -374,7 +327,7 @@ def test_an_archive_put_there_by_hand_is_used_and_stays(fetch_files, folder):
 def test_a_wrong_file_put_there_by_hand_is_refused_and_stays(fetch_files, folder):
     folder.mkdir()
     (folder / "a.tgz").write_bytes(b"x")
-    wanted = Download(name="a.tgz", urls=(), gives="images", unpack="tar", sha256=HASH)
+    wanted = Download(name="a.tgz", urls=(), gives="images", sha256=HASH)
     with pytest.raises(DataError, match=r"a\.tgz: has the SHA-256 .*\n *Remove it"):
         fetch_files(wanted)
     assert (folder / "a.tgz").exists()
@@ -386,8 +339,8 @@ def test_an_archive_within_an_archive_is_unpacked_after_it(
     outer = tar_of({"set/inner.tgz": tar_of(IMAGES), "set/readme": b""})
     url = server.give("/a", file_server.Answer(outer))
     fetch_files(
-        Download(name="outer.tgz", urls=(url,), gives="set/readme", unpack="tar"),
-        Download(name="set/inner.tgz", urls=(), gives="set/images", unpack="tar", into="set"),
+        Download(name="outer.tgz", urls=(url,), gives="set/readme"),
+        Download(name="set/inner.tgz", urls=(), gives="set/images", into="set"),
     )
     assert (folder / "set/images/a.jpg").exists()
 
@@ -397,7 +350,7 @@ def test_of_an_archive_with_a_folder_of_its_own_at_the_top_its_content_is_taken(
 ):
     files = {f"top/data/{name}": text for name, text in IMAGES.items()} | {"top/readme": b""}
     url = server.give("/a", file_server.Answer(tar_of(files)))
-    wanted = {"name": "a.tgz", "urls": (url,), "unpack": "tar", "into": "here"}
+    wanted = {"name": "a.tgz", "urls": (url,), "into": "here"}
     with pytest.raises(DataError, match=r"a\.tgz(\.part)? does not contain the folder tip/data"):
         fetch_files(Download(**wanted, gives="here/images", top="tip/data"))
     assert not (folder / "here").exists()
@@ -410,7 +363,7 @@ def test_an_archive_put_in_the_place_of_a_damaged_one_stays(
     server, file_server, fetch_files, folder
 ):
     url = server.give("/a", file_server.Answer(tar_of(IMAGES)[:-20]))
-    archive = Download(name="a.tgz", urls=(url,), gives="images", unpack="tar")
+    archive = Download(name="a.tgz", urls=(url,), gives="images")
     with pytest.raises(DataError, match=r"a\.tgz cannot be unpacked"):
         fetch_files(archive)
     (folder / "a.tgz").write_bytes(tar_of(IMAGES))
@@ -422,7 +375,7 @@ def test_what_a_kill_has_left_of_unpacking_is_removed_once_all_is_there(fetch_fi
     (folder / "images").mkdir(parents=True)
     (folder / ".unpacking-a.tgz/all").mkdir(parents=True)
     (folder / ".unpacking-a.tgz/all/half.jpg").touch()
-    fetch_files(Download(name="a.tgz", urls=(), gives="images", unpack="tar"))
+    fetch_files(Download(name="a.tgz", urls=(), gives="images"))
     assert {path.name for path in folder.iterdir()} == {"images"}
 
 
@@ -430,15 +383,12 @@ def test_what_is_begun_of_an_archive_that_gives_more_is_kept(
     server, file_server, fetch_files, folder
 ):
     cut = file_server.Answer(zip_of({"one/a": b"a", "two/b": BODY}), cut=300_000, has_ranges=False)
-    zipped = Download(
-        name="m.zip", urls=(server.give("/m", cut),), gives="", unpack="zip", top=None
-    )
+    zipped = Download(name="m.zip", urls=(server.give("/m", cut),), gives="", top=None)
     one, two = (
         Download(
             name=f"{name}.tgz",
             urls=(server.give(f"/{name}", answer),),
             gives=name,
-            unpack="tar",
             mirror=replace(zipped, gives=name),
         )
         for name, answer in (
@@ -475,16 +425,6 @@ def test_a_disk_that_is_too_small_is_seen_before(server, file_server, fetch_file
         fetch_files(plain(url), root=disk)
 
 
-def test_an_archive_needs_its_size_twice(server, file_server, fetch_files, small_disk):
-    disk = small_disk(1536)
-    url = server.give("/a", file_server.Answer(BODY, cut=0))
-    wanted = replace(plain(url), name="a.tgz", unpack="tar")
-    with pytest.raises(
-        ResourceError, match=r"a\.tgz needs 2\.1 MB more \(1\.0 MB, and about as much again"
-    ):
-        fetch_files(wanted, root=disk)
-
-
 def test_a_disk_that_fills_up_keeps_what_came(server, file_server, fetch_files, small_disk):
     disk = small_disk(512)
     url = server.give("/a", file_server.Answer(BODY, has_length=False))
@@ -498,9 +438,9 @@ def test_a_disk_that_fills_up_keeps_what_came(server, file_server, fetch_files, 
 
 
 def mirrored(first: str, second: str, body: bytes) -> Download:
-    mirror = Download(name="m.zip", urls=(second,), gives="images", unpack="zip", top=None)
+    mirror = Download(name="m.zip", urls=(second,), gives="images", top=None)
     return Download(
-        name="a.tgz", urls=(first,), gives="images", unpack="tar",
+        name="a.tgz", urls=(first,), gives="images",
         mirror=replace(mirror, sha256=hashlib.sha256(body).hexdigest(), n_bytes=len(body)),
     )  # fmt: skip
 
@@ -577,7 +517,7 @@ from pathlib import Path
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.benchmarks import Download
 from kdedge.data.fetch import fetch
-archive = Download(name="a.tgz", urls=(sys.argv[2],), gives="images", unpack="tar")
+archive = Download(name="a.tgz", urls=(sys.argv[2],), gives="images")
 fetch(replace(load_benchmark("sun397"), downloads=(archive,)), Path(sys.argv[1]))
 """
 
@@ -599,7 +539,7 @@ def test_a_killed_fetch_goes_on_where_it_stopped(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     digest = hashlib.sha256(body).hexdigest()
-    wanted = Download(name="a.tgz", urls=(url,), gives="images", unpack="tar", sha256=digest)
+    wanted = Download(name="a.tgz", urls=(url,), gives="images", sha256=digest)
     fetch_files(wanted)
     assert server.requests == [("/a", ""), ("/a", "bytes=300000-")]
     assert left_in(folder) == {"images"}

@@ -201,7 +201,7 @@ def test_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
     with pytest.raises(DataError) as error:
         read(path)
-    assert str(error.value) == f"{path}:3: not UTF-8 (byte 0xe4).\n  Save the file as UTF-8."
+    assert str(error.value) == f"{path}:3: not UTF-8 (byte 0xe4).\n  Save it as UTF-8."
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", b"{}\n", b"[" * 10**5])

@@ -37,8 +37,7 @@ from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.suite import load_suite
 from kdedge.data.benchmarks import Download
 from kdedge.data.benchmarks._coop_split import read_split
-from kdedge.data.class_texts import read_class_texts
-from kdedge.data.classes import read_class_file
+from kdedge.data.classes import read_class_file, read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.data.sources import list as csv_list
 from kdedge.data.sources import webdataset
@@ -281,9 +280,8 @@ def _zip(folder: Path) -> Iterator[Path]:
 
 def _unpack(path: Path) -> None:
     folder = path.with_name("unpacked")
-    kind = "zip" if path.suffix == ".zip" else "tar"
     try:
-        unpack(path, folder, Download(path.name, (), gives="set", unpack=kind))
+        unpack(path, folder, Download(path.name, (), gives="set"))
         assert folder.is_dir()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

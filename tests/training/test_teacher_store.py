@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.tensor_file import write_tensors
 from kdedge.data.loader import EpochPart, ImageSet, Preparation, training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
@@ -129,13 +129,10 @@ def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(
 
 
 def of_another_store(store: TeacherStore, file: Path) -> bytes:
-    chunk = Chunk(1, 1)
-    own = encode_tensors(
-        {"teacher_features": torch.zeros(128, 24, dtype=torch.float16)},
-        {"store": "x", "view": "1", "chunk": "1", "sha256": ""},
-    )
-    assert store.file(chunk) == file
-    return own
+    assert store.file(Chunk(1, 1)) == file
+    features = {"teacher_features": torch.zeros(128, 24, dtype=torch.float16)}
+    write_tensors(file, features, {"store": "x", "view": "1", "chunk": "1"})
+    return file.read_bytes()
 
 
 DAMAGES = {

@@ -27,7 +27,6 @@ class Download:
         manual: instructions for a manual download, one sentence; None if there are `urls`.
         sha256: of the file, in hex; None if unknown.
         n_bytes: its size; None if unknown.
-        unpack: `tar` (any compression), `zip`, or None for a file that stays as it is.
         into: folder below the set's, into which it is unpacked; "" for the set's own.
         top: folder in the archive whose content is unpacked, and nothing else; "" for all of it;
             None for `gives` alone, in whichever folder of the archive that is.
@@ -40,10 +39,16 @@ class Download:
     manual: str | None = None
     sha256: str | None = None
     n_bytes: int | None = None
-    unpack: Literal["tar", "zip"] | None = None
     into: str = ""
     top: str | None = ""
     mirror: Download | None = None
+
+    @property
+    def unpack(self) -> Literal["tar", "zip"] | None:
+        """`tar` (any compression), `zip`, or None for a file that stays as it is."""
+        if self.name.endswith(".zip"):
+            return "zip"
+        return "tar" if self.name.endswith((".tar", ".tar.gz", ".tgz")) else None
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,6 @@ def mirror(
         gives=gives,
         sha256=sha256,
         n_bytes=n_bytes,
-        unpack="zip",
         top=top,
     )
 

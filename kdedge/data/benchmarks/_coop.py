@@ -27,13 +27,14 @@ class CoopSet(Benchmark):
     Attributes:
         image_root: folder, below the set's, that paths in the split file start at; "" for the
             set's.
-        images: paths below its folder that hold the images.
-        lists: files below its folder that name the images of each part: CoOp's split file.
     """
 
     image_root: str
-    images: tuple[str, ...]
-    lists: tuple[str, ...]
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Files below its folder that name the images of each part: CoOp's split file."""
+        return (self.downloads[-1].gives,)
 
     def class_names(self, root: Path) -> tuple[str, ...]:
         """See `Benchmark.class_names`."""
@@ -74,6 +75,11 @@ class CoopSet(Benchmark):
                 raise nested(outer, inner)
 
     @property
+    def images(self) -> list[str]:
+        """Paths below its folder that hold the images."""
+        return [download.gives for download in self.downloads if download.unpack]
+
+    @property
     def _origin(self) -> str:
         """Where to get what defines the parts: the last download."""
         return describe(self.downloads[-1])
@@ -97,6 +103,8 @@ class CoopSet(Benchmark):
 
 class AircraftSet(CoopSet):
     """FGVC-Aircraft, whose lists are the class names and then, for each part, image and name."""
+
+    lists = ("variants.txt", *(f"images_variant_{part}.txt" for part in PARTS))
 
     def read_split(self, folder: Path) -> Split:
         """Reads the official parts.
@@ -142,8 +150,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=100,
         n_images={"train": 4_128, "val": 1_649, "test": 2_465},
         image_root="101_ObjectCategories",
-        images=("101_ObjectCategories",),
-        lists=("split_zhou_Caltech101.json",),
         downloads=(
             Download(
                 name="101_ObjectCategories.tar.gz",
@@ -155,7 +161,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 # Of the second address (tensorflow_datasets, caltech101/checksums.tsv)
                 sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
                 n_bytes=131_740_031,
-                unpack="tar",
                 mirror=mirror("caltech-101.zip", "101_ObjectCategories"),
             ),
             _split_file("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
@@ -174,8 +179,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=37,
         n_images={"train": 2_944, "val": 736, "test": 3_669},
         image_root="images",
-        images=("images",),
-        lists=("split_zhou_OxfordPets.json",),
         # Hash from tensorflow_datasets, oxford_iiit_pet/checksums.tsv
         downloads=(
             Download(
@@ -187,7 +190,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="images",
                 sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
                 n_bytes=791_918_971,
-                unpack="tar",
                 mirror=mirror("oxford_pets.zip", "images"),
             ),
             _split_file("split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
@@ -204,8 +206,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=196,
         n_images={"train": 6_509, "val": 1_635, "test": 8_041},
         image_root="",
-        images=("cars_train", "cars_test"),
-        lists=("split_zhou_StanfordCars.json",),
         # Hashes from tensorflow_datasets, url_checksums/cars196.txt
         downloads=(
             Download(
@@ -214,7 +214,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="cars_train",
                 sha256="512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
                 n_bytes=979_269_282,
-                unpack="tar",
                 mirror=mirror("stanford_cars.zip", "cars_train"),
             ),
             Download(
@@ -223,7 +222,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="cars_test",
                 sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
                 n_bytes=977_350_468,
-                unpack="tar",
                 mirror=mirror("stanford_cars.zip", "cars_test"),
             ),
             _split_file("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
@@ -241,8 +239,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=102,
         n_images={"train": 4_093, "val": 1_633, "test": 2_463},
         image_root="jpg",
-        images=("jpg",),
-        lists=("split_zhou_OxfordFlowers.json",),
         # Hash from tensorflow_datasets, oxford_flowers102/checksums.tsv
         downloads=(
             Download(
@@ -251,7 +247,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="jpg",
                 sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
                 n_bytes=344_862_509,
-                unpack="tar",
                 mirror=mirror("oxford_flowers.zip", "jpg"),
             ),
             _split_file("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
@@ -269,8 +264,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=101,
         n_images={"train": 50_500, "val": 20_200, "test": 30_300},
         image_root="images",
-        images=("images",),
-        lists=("split_zhou_Food101.json",),
         # Hash from tensorflow_datasets, url_checksums/food101.txt
         downloads=(
             Download(
@@ -279,7 +272,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="images",
                 sha256="d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
                 n_bytes=4_996_278_331,
-                unpack="tar",
                 top="food-101",
                 mirror=mirror("food101.zip", "images"),
             ),
@@ -299,8 +291,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         # arXiv:1306.5151; arXiv:2403.02781, table 8
         n_images={"train": 3_334, "val": 3_333, "test": 3_333},
         image_root="images",
-        images=("images",),
-        lists=("variants.txt", *(f"images_variant_{part}.txt" for part in PARTS)),
         # Hash from tensorflow_datasets, url_checksums/fgvc.txt
         downloads=(
             Download(
@@ -311,7 +301,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="images",
                 sha256="d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
                 n_bytes=2_770_575_360,
-                unpack="tar",
                 top="fgvc-aircraft-2013b/data",
                 mirror=mirror("fgvc_aircraft.zip", "images", top="fgvc_aircraft"),  # with its lists
             ),
@@ -330,8 +319,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=397,
         n_images={"train": 15_880, "val": 3_970, "test": 19_850},
         image_root="SUN397",
-        images=("SUN397",),
-        lists=("split_zhou_SUN397.json",),
         # Hash from tensorflow_datasets, sun397/checksums.tsv. The official URL is
         # gone (github.com/pytorch/vision/issues/9348).
         downloads=(
@@ -341,7 +328,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="SUN397",
                 sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
                 n_bytes=39_077_296_924,
-                unpack="tar",
                 mirror=mirror(
                     "sun397.zip",
                     "SUN397",
@@ -363,8 +349,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=47,
         n_images={"train": 2_820, "val": 1_128, "test": 1_692},
         image_root="images",
-        images=("images",),
-        lists=("split_zhou_DescribableTextures.json",),
         # The archive's hash from tensorflow_datasets, url_checksums/dtd.txt
         downloads=(
             Download(
@@ -373,7 +357,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="images",
                 sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
                 n_bytes=625_239_812,
-                unpack="tar",
                 top="dtd",
                 mirror=mirror(
                     "dtd.zip",
@@ -401,8 +384,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=10,
         n_images={"train": 13_500, "val": 5_400, "test": 8_100},
         image_root="2750",
-        images=("2750",),
-        lists=("split_zhou_EuroSAT.json",),
         # The archive's hash from tensorflow_datasets, url_checksums/eurosat.txt
         downloads=(
             Download(
@@ -411,7 +392,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="2750",
                 sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
                 n_bytes=94_280_567,
-                unpack="zip",
                 mirror=mirror(
                     "eurosat.zip",
                     "2750",
@@ -438,14 +418,11 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=101,
         n_images={"train": 7_639, "val": 1_898, "test": 3_783},
         image_root="UCF-101-midframes",
-        images=("UCF-101-midframes",),
-        lists=("split_zhou_UCF101.json",),
         downloads=(
             Download(
                 name="UCF-101-midframes.zip",
                 urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
                 gives="UCF-101-midframes",
-                unpack="zip",
                 mirror=mirror("ucf101.zip", "UCF-101-midframes"),
             ),
             _split_file("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),

@@ -6,18 +6,17 @@ A split file is a JSON object with `train`, `val` and `test`, each a list of
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from kdedge.data.sources import FileSource, Item, LabelIndex, name_some
 from kdedge.errors import DataError
-from kdedge.files import read_json
+from kdedge.records import read_record
 
 PARTS = ("train", "val", "test")
+_FILE = dict[str, tuple[tuple[str, int, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -42,53 +41,35 @@ def read_split(path: Path, *, remedy: str) -> Split:
 
     Raises:
         DataError: not a split file; a path leaves the image folder; labels are not 0 to n - 1; a
-            label has two names or a name two labels; an image is listed twice.
+            label has two names or a name two labels.
     """
+    listed = read_record(_FILE, path, remedy=remedy)
     try:
-        return _read_split(path)
+        return _checked(path, listed)
     except DataError as error:
         raise DataError(f"{error}\n  {remedy}") from error
 
 
-def _read_split(path: Path) -> Split:
-    value = read_json(path)
-    if not isinstance(value, dict) or not set(PARTS) <= set(value):
+def _checked(path: Path, listed: Mapping[str, Sequence[tuple[str, int, str]]]) -> Split:
+    if not set(PARTS) <= set(listed):
         raise DataError(f"{path} is not a split file: expected the keys train, val and test.")
     names: dict[int, str] = {}
-    seen: set[str] = set()
     parts: dict[str, tuple[tuple[str, int], ...]] = {}
     for part in PARTS:
-        if not isinstance(value[part], list):
-            raise DataError(f"{path}: {part} is not a list.")
         rows = []
-        for number, entry in enumerate(value[part]):
+        for number, (image, label, name) in enumerate(listed[part]):
             where = f"{path}: {part}[{number}]"
-            relative, label, name = _read_entry(entry, where)
-            if names.setdefault(label, name) != name:
-                raise DataError(f'{where}: label {label} is "{name}", was "{names[label]}" before.')
-            if relative in seen:
-                raise DataError(f"{where}: {relative} is listed twice.")
-            seen.add(relative)
-            rows.append((relative, label))
+            check_path(image, where)
+            if names.setdefault(label, name) != name or not name.isprintable():
+                raise DataError(f"{where}: label {label} is {name!r}, was {names[label]!r} before.")
+            rows.append((PurePosixPath(image).as_posix(), label))
         parts[part] = tuple(rows)
-    return Split(_contiguous_names(names, path), parts)
-
-
-def _read_entry(entry: Any, where: str) -> tuple[str, int, str]:
-    is_entry = (
-        isinstance(entry, list)
-        and len(entry) == 3
-        and isinstance(entry[0], str)
-        and type(entry[1]) is int
-        and isinstance(entry[2], str)
-        and bool(entry[0])
-        and bool(entry[2])
-        and entry[2].isprintable()
-    )
-    if not is_entry:
-        raise DataError(f"{where} is {entry!r:.80}, expected [path, label, class name].")
-    check_path(entry[0], where)
-    return PurePosixPath(entry[0]).as_posix(), entry[1], entry[2]
+    if sorted(names) != list(range(len(names))) or len(set(names.values())) < len(names):
+        raise DataError(
+            f"{path} has {len(names)} labels from {min(names)} to {max(names)}, expected 0 to"
+            f" {len(names) - 1}, each with a name of its own."
+        )
+    return Split(tuple(names[label] for label in range(len(names))), parts)
 
 
 def check_path(text: str, where: str) -> None:
@@ -100,24 +81,6 @@ def check_path(text: str, where: str) -> None:
         os.fsencode(text)
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: {text!r:.200} cannot be a file name.") from error
-
-
-def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
-    if not names:
-        raise DataError(f"{path} lists no images.")
-    if sorted(names) != list(range(len(names))):
-        # Only some: the last label may be any number
-        missing = [*itertools.islice((i for i in itertools.count() if i not in names), 5)]
-        raise DataError(
-            f"{path} has {len(names)} labels from {min(names)} to {max(names)}, expected 0 to"
-            f" {len(names) - 1}; without images: {[i for i in missing if i < max(names)]}."
-        )
-    if len(set(names.values())) != len(names):
-        raise DataError(
-            f"{path} has {len(names)} labels for {len(set(names.values()))} class names; expected"
-            " one name per label."
-        )
-    return tuple(names[label] for label in range(len(names)))
 
 
 def check_counts(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kdedge.data.benchmarks._benchmark import MIRROR, Download, describe
 from kdedge.data.sources import IMAGE_EXTENSIONS
-from kdedge.errors import DataError
+from kdedge.errors import DataError, os_reason
+from kdedge.files import read_text
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
@@ -27,7 +28,7 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {str(error.strerror).lower()}.\n"
+            f"{path} cannot be read: {os_reason(error)}.\n"
             "  Allow your user to read the folders of the sets, or name other folders."
         ) from error
 
@@ -78,13 +79,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         DataError: it cannot be read, or is not UTF-8.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise DataError(
-            f"{path} cannot be read: {str(reason).lower()}.\n  Get the set's file again."
-        ) from error
+    text = read_text(path, remedy="Get the set's file again.")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -117,6 +112,5 @@ def _listed(folder: Path) -> list[Path]:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be listed: {str(error.strerror).lower()}.\n"
-            "  Get the set's images again."
+            f"{folder} cannot be listed: {os_reason(error)}.\n  Get the set's images again."
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
-from kdedge.errors import DataError
+from kdedge.errors import DataError, os_reason
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
@@ -197,7 +197,7 @@ def read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UnusableImage(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise UnusableImage(f"cannot be read: {os_reason(error)}") from error
     if len(data) > MAX_FILE_BYTES:
         raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
     return data

@@ -16,7 +16,7 @@ from kdedge.data.sources._protocol import (
     name_some,
     printable,
 )
-from kdedge.errors import DataError
+from kdedge.errors import DataError, os_reason
 from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
 
 _LEFT_BEHIND = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
@@ -94,10 +94,9 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
             with os.scandir(root / relative) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise DataError(
-                f"{root / relative} cannot be listed: {reason}.\n  Allow your user to read it,"
-                " or move it away."
+                f"{root / relative} cannot be listed: {os_reason(error)}.\n"
+                "  Allow your user to read it, or move it away."
             ) from error
         for entry in found:
             name = f"{relative}/{entry.name}" if relative else entry.name

@@ -6,12 +6,14 @@ A heading names the columns. Without one, a row is `path` or `path,label`.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.sources._protocol import FileSource, Item, LabelIndex, is_file, printable
 from kdedge.errors import DataError
+from kdedge.files import read_text
 
 _IMAGE_HEADINGS = (
     *("path", "image", "images", "image_path", "imagepath", "img", "img_path", "image_file"),
@@ -21,7 +23,7 @@ _LABEL_HEADINGS = (
     *("label", "labels", "class", "classes", "class_name", "classname", "category", "target"),
     *("cls", "species", "tag"),
 )
-_DELIMITERS = (",", ";", "\t")
+_DELIMITERS = (",", ";", "\t")  # a comma, unless the heading shows another
 _MAX_NAMED = 5
 
 
@@ -124,34 +126,20 @@ def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields line number and fields of each non-empty row."""
-    line = 0
+    text, line = read_text(path, remedy="Name a CSV file of image paths."), 0
+    head = text.partition("\n")[0]
+    marks = (mark for mark in _DELIMITERS if _named(head.split(mark), _IMAGE_HEADINGS))
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(file.readline(csv.field_size_limit()))
-            file.seek(0)
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
-            for fields in reader:
-                line = reader.line_num
-                stripped = [field.strip() for field in fields]
-                if any(stripped):
-                    yield line, stripped
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(
-            f"{path} cannot be read: {reason}.\n  Name a CSV file of image paths."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}.\n  Save the list as UTF-8.") from error
+        reader = csv.reader(io.StringIO(text), strict=True, delimiter=next(marks, ","))
+        for fields in reader:
+            line = reader.line_num
+            stripped = [field.strip() for field in fields]
+            if any(stripped):
+                yield line, stripped
     except csv.Error as error:
         raise DataError(
             f"{path}:{line + 1}: not a CSV row: {error}.\n  Write each line as path,label."
         ) from error
-
-
-def _delimiter(heading: str) -> str:
-    """The separator of the fields: a comma, unless the heading shows another."""
-    found = (mark for mark in _DELIMITERS if _named(heading.split(mark), _IMAGE_HEADINGS))
-    return next(found, ",")
 
 
 def _find_columns(path: Path, fields: Sequence[str]) -> _Columns:

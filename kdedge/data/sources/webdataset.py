@@ -26,7 +26,7 @@ from kdedge.data.sources._protocol import (
     Stamp,
     printable,
 )
-from kdedge.errors import DataError, MissingPackage
+from kdedge.errors import DataError, MissingPackage, os_reason
 from kdedge.runtime.preprocess import UnusableImage, more_extensions
 
 _MAX_LABEL_BYTES = 1024
@@ -110,8 +110,7 @@ class WebDatasetSource:
                     os.close(descriptor)
         except OSError as error:
             path = self._shards[place.shard].path
-            reason = (error.strerror or str(error)).lower()
-            raise UnusableImage(f"{path} cannot be read: {reason}") from error
+            raise UnusableImage(f"{path} cannot be read: {os_reason(error)}") from error
         if len(data) != place.size:
             raise _changed(self._shards[place.shard])
         return data

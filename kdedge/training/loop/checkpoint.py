@@ -8,7 +8,6 @@ tensors and a SHA-256 over both. The two newest checkpoints are kept.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -21,12 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.errors import DataError, RecipeError
-from kdedge.files import write_atomic
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"e(\d+)-s(\d+)\.safetensors")
@@ -151,7 +148,10 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
         ResourceError: the disk is full; existing checkpoints are kept.
     """
     path = checkpoint_path(folder, epoch=state.epoch, step=state.step)
-    write_atomic(path, _encode(state))
+    tensors: dict[str, Tensor] = {}
+    values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
+    text = json.dumps(_pack(values, "", tensors))
+    write_tensors(path, tensors, {"format": _FORMAT, "state": text})
     _tidy(folder)
     return path
 
@@ -170,17 +170,14 @@ def load_checkpoint(path: Path) -> TrainingState:
         DamagedCheckpoint: the file has changed since it was written, or holds no training state.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Copies: what safetensors gives is a view of the file
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path} is truncated or not a checkpoint: {error}.") from error
-    text = metadata.get("state", "")
-    if metadata.get("format") != _FORMAT or metadata.get("sha256") != _digest(text, tensors):
-        raise DamagedCheckpoint(f"{path} is damaged: its contents do not match their SHA-256.")
+        stored, facts = read_tensors(path)
+    except DataError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    if facts.get("format") != _FORMAT:
+        raise DamagedCheckpoint(f"{path} is not a checkpoint.")
+    tensors = {name: tensor.clone() for name, tensor in stored.items()}  # not views of the file
     try:
-        return _state(_unpack(json.loads(text), tensors))
+        return _state(_unpack(json.loads(facts["state"]), tensors))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path} does not hold a training state: {error}.") from error
 
@@ -249,23 +246,6 @@ def check_identity(state: TrainingState, identity: Mapping[str, Any], *, where: 
             f"  {'; '.join(differing)}\n"
             "  Resume it with the recipe.yaml in that folder, or start a new run."
         )
-
-
-def _encode(state: TrainingState) -> bytes:
-    tensors: dict[str, Tensor] = {}
-    values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
-    text = json.dumps(_pack(values, "", tensors))
-    metadata = {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)}
-    return save(tensors, metadata=metadata)
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

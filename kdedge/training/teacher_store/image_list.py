@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from kdedge.clip.tensor_file import encode_tensors
-from kdedge.files import write_atomic
+from kdedge.clip.tensor_file import read_tensors, write_tensors
+from kdedge.errors import DataError
 
 _FILE = "images.safetensors"
 
@@ -32,22 +31,16 @@ def write_image_list(folder: Path, key: str, digests: Mapping[int, str]) -> None
         "positions": torch.tensor(list(digests), dtype=torch.int64),
         "sha256": torch.frombuffer(bytearray(hashes), dtype=torch.uint8).reshape(-1, 32),
     }
-    write_atomic(folder / _FILE, encode_tensors(tensors, {"store": key}))
+    write_tensors(folder / _FILE, tensors, {"store": key})
 
 
 def read_image_list(folder: Path, key: str) -> dict[int, str] | None:
     """Position -> SHA-256 in hex; None if there is no list, or it is damaged or another store's."""
     try:
-        with safe_open(folder / _FILE, framework="pt") as file:
-            if (file.metadata() or {}).get("store") != key:
-                return None
-            positions, hashes = file.get_tensor("positions"), file.get_tensor("sha256")
-    except (OSError, SafetensorError):
+        tensors, facts = read_tensors(folder / _FILE)
+    except DataError:
         return None
-    is_list = positions.dtype == torch.int64 and positions.ndim == 1
-    if not is_list or hashes.dtype != torch.uint8 or hashes.shape != (len(positions), 32):
+    if facts.get("store") != key:
         return None
-    return {
-        position: bytes(row).hex()
-        for position, row in zip(positions.tolist(), hashes.numpy(), strict=True)
-    }
+    rows = zip(tensors["positions"].tolist(), tensors["sha256"].numpy(), strict=True)
+    return {position: bytes(row).hex() for position, row in rows}

@@ -17,7 +17,6 @@ most 2^-12, which changes logits at CLIP's scale of 100 by thousandths. Files ar
 from __future__ import annotations
 
 import bisect
-import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.data.images import Images
 from kdedge.data.views import RATIO, Augmentation
-from kdedge.files import explain_os_error, sha256_json, write_atomic, write_json
+from kdedge.errors import DataError
+from kdedge.files import explain_os_error, sha256_json, write_json
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.teacher_store.image_list import write_image_list
@@ -226,22 +225,19 @@ class TeacherStore:
         if not path.exists():
             return ""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                features: Tensor = file.get_tensor("teacher_features")
-        except (OSError, SafetensorError) as error:
-            return f"it is truncated or damaged ({error})"
-        if any(metadata.get(key) != value for key, value in self._metadata(chunk).items()):
+            tensors, facts = read_tensors(path)
+        except DataError as error:
+            return str(error).rstrip(".")
+        if not facts.items() >= self._facts(chunk).items():
             return "it belongs to another store, view or chunk"
+        features = tensors["teacher_features"]
         shape = (len(self.positions(chunk)), self.dim)
         if features.dtype != self.dtype or tuple(features.shape) != shape:
             return f"it holds {features.dtype} {list(features.shape)}, not {self.dtype} {shape}"
-        if metadata.get("sha256") != _sha256(features):
-            return "its SHA-256 has changed since it was written"
         self._features[chunk] = features
         return None
 
-    def _metadata(self, chunk: Chunk) -> dict[str, str]:
+    def _facts(self, chunk: Chunk) -> dict[str, str]:
         return {"store": self.key, "view": str(chunk.view), "chunk": str(chunk.number)}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -283,9 +279,8 @@ class TeacherStore:
         Raises:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
         """
-        features = features.contiguous()
-        metadata = {**self._metadata(chunk), "sha256": _sha256(features)}
-        write_atomic(self.file(chunk), encode_tensors({"teacher_features": features}, metadata))
+        tensors = {"teacher_features": features.contiguous()}
+        write_tensors(self.file(chunk), tensors, self._facts(chunk))
 
     def read(self, positions: Sequence[int], view: int) -> Tensor:
         """[B, D_teacher], float32: the stored features of images in a view.
@@ -309,7 +304,3 @@ class TeacherStore:
     def features(self, chunk: Chunk) -> Tensor:
         """[chunk's images, D_teacher]: a loaded chunk's features, as they are stored."""
         return self._features[chunk]
-
-
-def _sha256(features: Tensor) -> str:
-    return hashlib.sha256(features.numpy().data).hexdigest()
