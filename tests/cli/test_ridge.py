@@ -17,11 +17,16 @@ import kdedge as api
 Run = Callable[..., Any]
 
 TEACHER = "teacher={method: ridge, weights: teacher.pt}"
-STUDENT = "student={method: ridge, weights: student.pt, views: 1, settings: {labeled_weight: 1}}"
+STUDENT = (
+    "student={method: ridge, weights: student.pt, views: 1,"
+    " settings: {labeled_weight: 1, n_random: 64}}"
+)
 OWN = ("data.split=all", TEACHER, STUDENT)
 """What own images with labels of every class are trained by."""
 LOOSE = ("gates.agreement.int8=0%", "gates.agreement.fp16=0%", "gates.max_drop=100")
-FEATURES = "student={method: ridge, weights: student.pt, settings: {outputs: features}}"
+FEATURES = (
+    "student={method: ridge, weights: student.pt, settings: {outputs: features, n_random: 64}}"
+)
 
 
 def options(*texts: str) -> list[str]:
@@ -123,7 +128,7 @@ def test_features_serve_classes_without_labels_and_later_ones(project: Path, kde
 
 def test_a_teacher_that_did_not_learn_is_not_used_in_silence(project: Path, kdedge: Run) -> None:
     stuck = ("data.split=all", "teacher.optim={lr: 1e-9, epochs: 1}")
-    ridge = "student={method: ridge, weights: student.pt, views: 1}"
+    ridge = "student={method: ridge, weights: student.pt, views: 1, settings: {n_random: 64}}"
     done = kdedge("distill", "r.yaml", *options(*stuck, ridge))
     assert done.code == 0, done.err
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
