@@ -282,6 +282,15 @@ def test_fp16_skips_a_step_whose_gradient_overflows_and_goes_on(
     assert not torch.equal(before["1.weight"], method.module[1].weight)
 
 
+def test_fp16_whose_gradients_always_overflow_is_an_error(toy: ModuleType, tmp_path: Path) -> None:
+    method = toy.ToyMethod()
+    plain_step = method.training_step
+    method.training_step = lambda batch: toy.StepOutput(plain_step(batch).loss * 1e38)
+    settings = toy.make_settings(precision="fp16")
+    with pytest.raises(DivergedError, match=r"gradient's norm is (inf|nan): .* epoch 3, step 3"):
+        toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_trained_weights_stay_float32_in_every_precision(
     toy: ModuleType, tmp_path: Path, precision: str

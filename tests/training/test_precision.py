@@ -26,7 +26,7 @@ def test_products_run_in_the_named_format(name: str, dtype: torch.dtype) -> None
     precision = Precision(name, CPU)
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
-    assert precision.is_scaled == (name == "fp16")
+    assert precision.may_overflow == (name == "fp16")
 
 
 def test_a_device_that_does_not_compute_in_the_format_is_a_setup_error() -> None:
@@ -39,9 +39,8 @@ def test_a_device_that_does_not_compute_in_the_format_is_a_setup_error() -> None
 def test_clipping_sees_gradients_without_the_scale(max_norm: float | None) -> None:
     precision = Precision("fp16", CPU)
     parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
     precision.backward((parameter.square() / 2).sum())
-    norm = precision.clip(optimizer, [parameter], max_norm=max_norm)
+    norm = precision.clip([parameter], max_norm=max_norm)
     assert float(norm) == 5.0
     expected = torch.tensor([3.0, 4.0]) * (1.0 if max_norm is None else 0.1)
     torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=0)
@@ -49,18 +48,34 @@ def test_clipping_sees_gradients_without_the_scale(max_norm: float | None) -> No
 
 def test_the_scale_of_a_stopped_run_goes_on() -> None:
     precision = Precision("fp16", CPU)
-    parameter = nn.Parameter(torch.tensor([1.0]))
+    # Each is finite, but not the root of the sum of their squares
+    parameter = nn.Parameter(torch.full((9,), 3e38))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    precision.backward((parameter * float("inf")).sum())
-    precision.clip(optimizer, [parameter], max_norm=None)
-    precision.step(optimizer, is_finite=False)
-    assert parameter.item() == 1.0
+    for expected in (2.0**15, 2.0**14):
+        parameter.grad = torch.full((9,), 3e38)
+        norm = precision.clip([parameter], max_norm=None)
+        assert norm.isinf()
+        precision.step(optimizer, is_finite=bool(norm.isfinite()))
+        assert precision.state_dict() == {"scale": expected, "n_finite": 0}
+    assert parameter[0].item() == torch.tensor(3e38).item()
     other = Precision("fp16", CPU)
     with pytest.raises(ValueError, match="loss scale is -1"):
         other.load_state_dict({**precision.state_dict(), "scale": -1.0})
     other.load_state_dict(precision.state_dict())
     assert other.state_dict() == precision.state_dict()
-    assert other.state_dict()["scale"] == 32768.0
+
+
+def test_the_scale_doubles_after_two_thousand_steps_without_overflow() -> None:
+    precision = Precision("fp16", CPU)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    precision.load_state_dict({"scale": 4.0, "n_finite": 1999})
+    precision.step(optimizer, is_finite=True)
+    assert precision.state_dict() == {"scale": 8.0, "n_finite": 2000}
+    for scale in (4.0, 2.0, 1.0):
+        assert precision.may_overflow
+        precision.step(optimizer, is_finite=False)
+        assert precision.state_dict() == {"scale": scale, "n_finite": 0}
+    assert not precision.may_overflow  # so that a smaller scale could not help
 
 
 def test_without_scaling_there_is_no_state() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -18,13 +18,17 @@ _PUBLISHED_IN_HALF = re.compile(
     r"(^|\.)(context|contexts|attribute_context)$|^projector\.linear|^meta_net\.|^couplings\.0\."
 )
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
+FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
+"""Loss scale of the first step, and steps without overflow after which it doubles: torch's."""
 
 
 class Precision:
     """Runs forward and backward passes in fp32, bf16 or fp16.
 
     Trained tensors stay float32 in all three, so that small updates are not lost. fp16 scales the
-    loss (Micikevicius et al. 2018, arXiv:1710.03740) and skips steps whose gradients overflow.
+    loss (Micikevicius et al. 2018, arXiv:1710.03740), skips steps whose gradients overflow, and
+    halves the scale after them. torch's scaler has its scale on the device; ours is on the host,
+    which reads the gradients' norm in any case.
 
     fp16-unscaled does what the reference code of the prompt-learning papers does: it does not scale
     the loss. Parameters and momentum that this code keeps in half precision are rounded to half
@@ -46,7 +50,8 @@ class Precision:
         self._device = device
         if self._dtype is not None:
             _check_support(name, self._dtype, device)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self._is_scaled = name == "fp16"
+        self._scale, self._n_finite = FIRST_SCALE if self._is_scaled else 1.0, 0
         is_rounded = name == "fp16-unscaled"
         self._rounded = published_in_half(module) if is_rounded and module is not None else []
         _round(self._rounded)
@@ -56,61 +61,58 @@ class Precision:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether gradients that overflow are expected, and skip a step."""
-        return self._scaler.is_enabled()
+    def may_overflow(self) -> bool:
+        """Whether a gradient that overflows skips a step: only where a smaller scale may help."""
+        return self._scale > 1
 
     def backward(self, loss: Tensor) -> None:
         """Computes gradients of a float32 scalar, which fp16 scales first."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        (loss * self._scale if self._is_scaled else loss).backward()  # type: ignore[no-untyped-call]
 
-    def clip(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Iterable[nn.Parameter],
-        *,
-        max_norm: float | None,
-    ) -> Tensor:
+    def clip(self, parameters: Collection[nn.Parameter], *, max_norm: float | None) -> Tensor:
         """Unscales the gradients, clips their global norm, and returns the norm before clipping.
 
         Args:
-            optimizer: holds the parameters.
             parameters: the trained parameters.
             max_norm: upper limit of the L2 norm over all gradients; None does not clip.
         """
-        self._scaler.unscale_(optimizer)
+        if self._is_scaled:
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / self._scale)
         return nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
 
     def step(self, optimizer: torch.optim.Optimizer, *, is_finite: bool) -> None:
-        """Takes the optimizer's step; fp16 skips it if a gradient is not finite.
+        """Takes the optimizer's step; fp16 skips it if the gradients' norm is not finite.
 
         Args:
             optimizer: holds the parameters.
-            is_finite: whether the norm that `clip` returned is; the scaler's own step would wait
-                for the GPU a second time to learn that.
+            is_finite: whether the norm that `clip` returned is.
         """
-        if is_finite or not self.is_scaled:
-            optimizer.step()
-        self._scaler.update()
+        self._n_finite = self._n_finite + 1 if is_finite else 0
+        if not is_finite:
+            self._scale /= 2
+            return
+        optimizer.step()
+        if self._is_scaled and self._n_finite % GROWTH_INTERVAL == 0:
+            self._scale *= 2
         _round(self._rounded)
         for parameter in self._rounded:
             state = optimizer.state.get(parameter, {})
             _round(x for x in state.values() if x is not None and x.shape == parameter.shape)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale and its growth counter; empty if the loss is not scaled."""
-        return self._scaler.state_dict()
+        """The loss scale and the steps since it was halved; empty if the loss is not scaled."""
+        return {"scale": self._scale, "n_finite": self._n_finite} if self._is_scaled else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state returned by `state_dict`.
 
         Raises:
-            ValueError: its scale is not above 0.
+            ValueError: its scale is below 1.
         """
-        if self.is_scaled:
-            if not 0 < state["scale"] < math.inf:
-                raise ValueError(f"the loss scale is {state['scale']}")
-            self._scaler.load_state_dict(state)
+        if self._is_scaled:
+            self._scale, self._n_finite = float(state["scale"]), int(state["n_finite"])
+            if not 1 <= self._scale < math.inf:
+                raise ValueError(f"the loss scale is {self._scale}")
 
 
 def published_in_half(module: nn.Module) -> list[nn.Parameter]:

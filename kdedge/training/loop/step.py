@@ -96,14 +96,12 @@ class Stepper:
         """
         set_learning_rate(self.optimizer, lr)
         output = self._gradients(batch.to(self._device))
-        norm = self.precision.clip(
-            self.optimizer, self.parameters.values(), max_norm=self._settings.clip_grad_norm
-        )
+        norm = self.precision.clip(self.parameters.values(), max_norm=self._settings.clip_grad_norm)
         # A GPU is waited for here, once in a step
         loss, length = torch.stack([output.loss.detach().float(), norm.float()]).tolist()
         if not math.isfinite(loss):
             raise diverged(f"The loss is {loss}")
-        if not self.precision.is_scaled and not math.isfinite(length):
+        if not self.precision.may_overflow and not math.isfinite(length):
             raise diverged(f"The gradient's norm is {length}")
         self.precision.step(self.optimizer, is_finite=math.isfinite(length))
         return StepFigures(loss, {**output.scalars, "grad_norm": norm})
