@@ -55,7 +55,7 @@ class Preparation:
     Attributes:
         preprocess: the model's size, mean, standard deviation and interpolation.
         augment: draws the views; None resizes and crops as evaluation does.
-        with_clean: add each image as it is preprocessed in evaluation.
+        with_clean: add to each view its image as it is preprocessed in evaluation.
     """
 
     preprocess: Preprocess
@@ -78,11 +78,12 @@ class _Images(Dataset[_Loaded]):
             if augment is None:
                 pixels = _pixels(resize_and_crop(decode_image(data), preprocess))
             else:
-                drawn = augment(decode_pixels(data), preprocess, position=position, view=view)
+                decoded = decode_pixels(data)
+                drawn = augment(decoded, preprocess, position=position, view=view)
                 pixels = drawn.contiguous().numpy()
-            if self._preparation.with_clean:
-                clean = resize_and_crop(decode_image(data), preprocess)
-                pixels = np.stack([pixels, _pixels(clean)])
+                if self._preparation.with_clean:
+                    image = Image.fromarray(decoded.permute(1, 2, 0).numpy())
+                    pixels = np.stack([pixels, _pixels(resize_and_crop(image, preprocess))])
         except UnusableImage as error:
             # By value: an exception raised in a worker arrives as text with a traceback in it.
             return number, position, None, error.reason
