@@ -1,7 +1,7 @@
 """Speed of distillation, ViT-L/14 to ViT-B/16 at real sizes, against the plain loop.
 
 Three ways to take a student's step on the same images from the same parameters; all losses must
-agree. Weights are random, sizes are real, float32 on the CPU.
+agree. Weights are random, sizes are real, float32.
 
 * plain: the methods' public code, which runs the teacher's text encoder over all class texts and
   its image encoder in every step (benchmarks/plain_loop.py);
@@ -17,9 +17,10 @@ and drift of the machine hits all alike. Operations are counted by torch, two a 
 forward and backward pass.
 
     python benchmarks/distill_speed.py [--classes 10 102 397 1000] [--batch 8] [--rounds 3]
-        [--plain-steps 1] [--steps 2] [--without-plain]
+        [--plain-steps 1] [--steps 2] [--without-plain] [--device cpu]
 
-The plain loop takes minutes a step at 1000 classes: its steps are counted apart.
+The plain loop takes minutes a step at 1000 classes: its steps are counted apart. On a GPU the
+steps alone are printed: no memory, and no projection.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Setting:
         use_heap_of(loop)
         began = time.perf_counter()
         for _ in range(n_steps):
-            self.step(loop)
+            float(self.step(loop))  # waits for a GPU, as the training does
         self.seconds[loop].append((time.perf_counter() - began) / n_steps)
 
     def count(self, loop: str) -> float:
@@ -163,7 +164,7 @@ def make_setting(
     solved = ridge.Method.build(
         student_clip, ridge.Settings(outputs="features"), Inputs(names, teacher=stored, **common)
     )
-    sums = ridge.Sums(solved.module.out.in_features, 768, torch.device("cpu"))
+    sums = ridge.Sums(solved.module.out.in_features, 768, images.device)
     store = make_store(folder, stored.forward_features(images))
     positions = list(range(len(images)))
 
@@ -172,17 +173,16 @@ def make_setting(
         sums.add(solved.module.rows(solved._rows(images)), features)
         return features.new_zeros(())
 
+    def read() -> Tensor:
+        return store.read(positions, 1).to(images.device)
+
     plain = PlainLoop(teacher, teacher_clip, student, student_clip, names)
     losses = {
         "plain": lambda: plain.loss(images),
         "live": lambda: student.training_step(Batch(images, None)).loss,
-        "store": lambda: (
-            student.training_step(
-                Batch(images, None, teacher_features=store.read(positions, 1))
-            ).loss
-        ),
+        "store": lambda: student.training_step(Batch(images, None, teacher_features=read())).loss,
         "ridge": lambda: add(stored.forward_features(images)),
-        "ridge, store": lambda: add(store.read(positions, 1)),
+        "ridge, store": lambda: add(read()),
     }
     return Setting(
         n_classes, losses, list(student.trainable_parameters().values()), lambda: sums.solve(0.01)
@@ -197,7 +197,7 @@ def make_store(folder: Path, features: Tensor) -> TeacherStore:
     (chunk,) = store.chunks()
     if not store.file(chunk).exists():
         store.create()
-        store.write(chunk, features.half())
+        store.write(chunk, features.half().cpu())
     store.load([chunk])
     return store
 
@@ -228,7 +228,7 @@ def measure(settings: list[Setting], arguments: argparse.Namespace) -> list[floa
                 torch.testing.assert_close(losses[loop], losses["live"], rtol=2e-3, atol=1e-3)
     peaks = []
     for number in range(arguments.rounds):
-        peaks.append(fastest_product())
+        peaks.append(fastest_product(arguments.device))
         say(f"round {number + 1}: fastest product {peaks[-1]:.0f} GFLOPS")
         for setting in settings:
             for loop in loops:
@@ -237,13 +237,13 @@ def measure(settings: list[Setting], arguments: argparse.Namespace) -> list[floa
     return peaks
 
 
-def fastest_product(side: int = 2048, n_calls: int = 20) -> float:
+def fastest_product(device: str, side: int = 2048, n_calls: int = 20) -> float:
     """GFLOPS of PyTorch's fastest of some float32 matrix products."""
-    a = torch.randn(side, side)
+    a = torch.randn(side, side, device=device)
     taken = []
     for _ in range(n_calls):
         began = time.perf_counter()
-        a @ a
+        (a @ a)[0, 0].item()
         taken.append(time.perf_counter() - began)
     return 2 * side**3 / min(taken) / 1e9
 
@@ -403,12 +403,14 @@ def main() -> None:
     parser.add_argument("--plain-steps", type=int, default=1, help="in a round")
     parser.add_argument("--steps", type=int, default=2, help="of the others in a round")
     parser.add_argument("--without-plain", action="store_true", help="do not time the plain loop")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=256, help="that the loader is timed on")
     parser.add_argument("--memory-of", choices=LOOPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    teacher_clip, student_clip = random_backbone("ViT-L-14"), random_backbone("ViT-B-16")
-    images = torch.randn(arguments.batch, 3, 224, 224)
+    on = arguments.device
+    teacher_clip, student_clip = random_backbone("ViT-L-14", on), random_backbone("ViT-B-16", on)
+    images = torch.randn(arguments.batch, 3, 224, 224, device=on)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = [
@@ -420,11 +422,13 @@ def main() -> None:
             return
         peaks = measure(settings, arguments)
         print(
-            f"batch {arguments.batch}, fp32, {torch.get_num_threads()} threads, torch"
+            f"batch {arguments.batch}, fp32, {on}, {torch.get_num_threads()} threads, torch"
             f" {torch.__version__}; median of {arguments.rounds} rounds (lowest-highest); fastest"
             f" product {spread(peaks, 0)} GFLOPS\n"
         )
         print_steps(settings, peaks, arguments.batch)
+        if on != "cpu":
+            return
         print_memory(arguments)
         print_projection(settings[-1], arguments.batch, folder, arguments.images)
 

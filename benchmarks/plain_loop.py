@@ -21,10 +21,10 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def random_backbone(name: str) -> Backbone:
+def random_backbone(name: str, device: str = "cpu") -> Backbone:
     """A CLIP of real size with random weights."""
     model = CLIP(**open_clip.get_model_config(name), quick_gelu=True).eval().requires_grad_(False)
-    model.logit_scale.fill_(4.6052)
+    model.to(device).logit_scale.fill_(4.6052)
     preprocess = Preprocess(size_px=224, mean=CLIP_MEAN, std=CLIP_STD)
     return make_backbone(model, name=name, preprocess=preprocess)
 
@@ -51,7 +51,7 @@ def plain_text_features(model: CLIP, tokens: Tensor, context: Tensor, deep: Tens
     """[C, 77] -> [C, D]: all positions of all texts through every block."""
     x = model.token_embedding(tokens)
     n_ctx = len(context)
-    mask = torch.full((77, 77), float("-inf")).triu(1)
+    mask = torch.full((77, 77), float("-inf"), device=x.device).triu(1)
     x = torch.cat([x[:, :1], context.expand(len(x), -1, -1), x[:, 1 + n_ctx :]], dim=1)
     x = x + model.positional_embedding
     for index, block in enumerate(model.transformer.resblocks):
@@ -84,7 +84,8 @@ class PlainLoop:
     ) -> None:
         self._teacher, self._student = teacher, student
         self._teacher_clip, self._student_clip = teacher_clip.model, student_clip.model
-        self._tokens = teacher_clip.tokenizer([f"a photo of a {name}." for name in names])
+        tokens = teacher_clip.tokenizer([f"a photo of a {name}." for name in names])
+        self._tokens = tokens.to(teacher_clip.device)
 
     def loss(self, images: Tensor) -> Tensor:
         """1000 times the divergence averaged over images and classes, with gradients."""

@@ -30,12 +30,12 @@ ROWS = {
 }
 
 
-def prepare(folder: Path) -> Path:
-    """Writes weights, images and a recipe; gives the recipe."""
+def prepare(folder: Path, n_unlabeled: int = 1) -> Path:
+    """Writes weights, images (so many unlabeled a class) and a recipe; gives the recipe."""
     names = [f"thing {number}" for number in range(N_CLASSES)]
     rng = np.random.default_rng(0)
     for number, name in enumerate(names):
-        for part in ("cams", f"labeled/{name}"):
+        for part in (*(f"cams/{x}" for x in range(n_unlabeled)), f"labeled/{name}"):
             place = folder / part / f"{number}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(place)
@@ -63,7 +63,7 @@ def prepare(folder: Path) -> Path:
             "quick_gelu": True,
             "settings": {"losses": {"kl": {"weight_per_image": 2.5}}},
         },
-        "optim": {"batch_size": 8},
+        "optim": {"batch_size": 8, "epochs": 5},
     }
     file = folder / "memory.yaml"
     file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML

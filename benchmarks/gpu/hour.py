@@ -33,6 +33,12 @@ from training_memory import prepare  # noqa: E402
 
 STEP_S = 600
 PRECISIONS = ("fp32", "bf16", "fp16")
+ENGINES = {
+    "trt-fp16": ("--trt",),
+    "trt-int8": ("--trt", "--int8", "--int8-minutes", "3"),
+    "torch-trt": ("--torch-trt",),
+}
+"""Artifact -> options of its export."""
 Answer = tuple[int, str, str]
 """Exit code, stdout, stderr."""
 
@@ -44,26 +50,33 @@ def steps(recipe: str, device: str, *short: str) -> dict[str, list[str]]:
         options = [part for text in (f"name={name}", *texts) for part in ("--set", text)]
         return ["distill", recipe, *options, "--resume", "--device", device, "--json"]
 
+    on = ("--device", device)
     ridge = ("student.method=ridge", "student.settings={outputs: features}", "student.optim=null")
     own = "gpu-fp32/02"
     loose = [part for x in ("int8", "fp16") for part in ("--set", f"gates.agreement.{x}=0%")]
-    targets = ["--trt", "--torch-trt", "--int8", "--int8-minutes", "3"]
+    stored = ("optim.precision=fp32", "student.views=1")
+    bench = (*on, "--format", "json", *short)
     return {
         "environment": ["doctor", "--json"],
-        "check": ["check", recipe, "--device", device, "--json"],
+        "check": ["check", recipe, *on, "--json"],
         **{x: trained(f"gpu-{x}", f"optim.precision={x}") for x in PRECISIONS},
-        "store": trained("gpu-store", "optim.precision=fp32", "student.views=1"),
+        "store": trained("gpu-store", *stored),
+        "balance": trained("gpu-balance", *stored, "balance={prior: auto}"),
         "ridge": trained("gpu-ridge", *ridge, "student.views=1"),
-        "engines": ["export", own, *targets, *loose, "--device", device, "--json"],
-        "bench": ["bench", own, "--device", device, "--format", "json", *short],
+        "bench": ["bench", own, *bench],
+        **{
+            name: ["export", own, *options, *loose, *on, "--output", name, "--json"]
+            for name, options in ENGINES.items()
+        },
+        **{f"bench-{name}": ["bench", name, *bench] for name in ENGINES},
     }
 
 
 def by_process(arguments: list[str]) -> Answer:
-    """Runs `kdedge`, or the tests on the real device, for ten minutes at most."""
-    module = "pytest" if arguments[0].startswith("tests") else "kdedge"
-    command = [sys.executable, "-m", module, *arguments]
-    cwd = ROOT if module == "pytest" else None
+    """Runs `kdedge`, or a script or the tests of this repository, for ten minutes at most."""
+    run = {"tests": ["-m", "pytest"], "benchmarks": []}.get(arguments[0].split("/")[0])
+    command = [sys.executable, *(["-m", "kdedge"] if run is None else run), *arguments]
+    cwd = None if run is None else ROOT
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=STEP_S)
     except subprocess.TimeoutExpired:
@@ -101,7 +114,7 @@ def rows(folder: Path) -> str:
         return record["result"] if record["code"] == 0 else None
 
     lines = ["| training on the GPU | images/s |", "|---|---:|"]
-    for name in (*PRECISIONS, "store"):
+    for name in (*PRECISIONS, "store", "balance"):
         speed, found = None, result(name)
         if found is not None:
             metrics = folder / found["student"]["path"] / "metrics.jsonl"
@@ -109,11 +122,14 @@ def rows(folder: Path) -> str:
             speed = max(x.get("images_per_second", 0) for x in steps_of)
         shown = "not measured" if speed is None else number(speed, 1)
         lines.append(f"| PromptKD, {name} | {shown} |")
-    lines.append("")
-    if (found := result("bench")) is None:
-        return "\n".join([*lines, "bench: not measured"])
-    table = parse_record(SpeedResult, json.dumps(found), where="bench", remedy="")
-    return "\n".join([*lines, *(line(table, row) for row in table.rows if row.device == "GPU")])
+    lines += ["", result("loops") or "the paper's loop: not measured", ""]
+    for name in ("bench", *(f"bench-{name}" for name in ENGINES)):
+        if (found := result(name)) is None:
+            lines.append(f"{name}: not measured")
+            continue
+        table = parse_record(SpeedResult, json.dumps(found), where=name, remedy="")
+        lines += [line(table, row) for row in table.rows if row.device == "GPU"]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -128,9 +144,14 @@ def main() -> None:
     if not given.rows:
         recipe = Path("memory.yaml")
         if not recipe.exists():
-            prepare(Path())
-        tests = {"tests on the device": ["tests/cli/test_gpu.py", "-q"]}
-        measure({**steps(recipe.name, given.device), **tests}, Path(), by_process)
+            prepare(Path(), n_unlabeled=20)
+        options = ["--classes", "100", "--plain-steps", "2", "--steps", "10"]
+        own = {
+            "loops": ["benchmarks/distill_speed.py", "--device", given.device, *options],
+            "tests-fp32": ["tests/cli/test_gpu.py", "-q", "-k", "fp32"],
+            "tests": ["tests/cli/test_gpu.py", "-q", "-k", "not fp32"],
+        }
+        measure({**steps(recipe.name, given.device), **own}, Path(), by_process)
     print(rows(Path()))
 
 

@@ -18,7 +18,7 @@ _PUBLISHED_IN_HALF = re.compile(
     r"(^|\.)(context|contexts|attribute_context)$|^projector\.linear|^meta_net\.|^couplings\.0\."
 )
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
-FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
+_FIRST_SCALE, _GROWTH_INTERVAL = 2.0**16, 2000
 """Loss scale of the first step, and steps without overflow after which it doubles: torch's."""
 
 
@@ -51,7 +51,7 @@ class Precision:
         if self._dtype is not None:
             _check_support(name, self._dtype, device)
         self._is_scaled = name == "fp16"
-        self._scale, self._n_finite = FIRST_SCALE if self._is_scaled else 1.0, 0
+        self._scale, self._n_finite = _FIRST_SCALE if self._is_scaled else 1.0, 0
         is_rounded = name == "fp16-unscaled"
         self._rounded = published_in_half(module) if is_rounded and module is not None else []
         _round(self._rounded)
@@ -92,7 +92,7 @@ class Precision:
             self._scale /= 2
             return
         optimizer.step()
-        if self._is_scaled and self._n_finite % GROWTH_INTERVAL == 0:
+        if self._is_scaled and self._n_finite % _GROWTH_INTERVAL == 0:
             self._scale *= 2
         _round(self._rounded)
         for parameter in self._rounded:
