@@ -183,7 +183,7 @@ def _folder(path: Path, labels: _Labels) -> list[Item]:
 
 def _list(path: Path, labels: _Labels) -> list[Item]:
     """The images of a CSV list."""
-    from kdedge.data.sources.list import open_source
+    from kdedge.data.sources.csv_list import open_source
 
     return _items(open_source(path, **labels), path.parent)
 

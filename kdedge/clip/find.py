@@ -48,7 +48,7 @@ class _Blueprint:
     """A model without values, and the file that holds them.
 
     Attributes:
-        empty: the model, on the meta device if it can be built there.
+        empty: the model, on the meta device.
         build: builds it with its initial values.
         weights: the file of weights.
         keys: name in the model's state dict -> key in the file.
@@ -150,7 +150,7 @@ def find_backbone(
 
     Weights are read only if `hashes` does not know their file, and fetched only if a pretrained tag
     is not on this machine. Tensors that no file holds, such as Swin's position indices, are not
-    hashed. A timm model that cannot be built on the meta device is built on the CPU.
+    hashed.
 
     Args:
         spec: the backbone as a recipe names it.

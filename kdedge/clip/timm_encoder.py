@@ -35,7 +35,7 @@ class TimmEncoder:
 
     Attributes:
         name: `timm/` and timm's name.
-        empty: [B, 3, H, W] -> [B, D], pooled; on the meta device if timm can build it there.
+        empty: [B, 3, H, W] -> [B, D], pooled; on the meta device.
         preprocess: preprocessing of its images.
         file: its weights.
         classifier: prefix of the classifier's keys in the file.
@@ -67,7 +67,7 @@ def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
         RecipeError: timm has no such model or tag, or kdedge does not support its preprocessing.
         SetupError: the weights are not on this machine and cannot be downloaded.
     """
-    model = _build_empty(name)
+    model = _build(name, device="meta")  # timm 1.0.31 builds all of its 1,371 models there
     heads = model.pretrained_cfg.get("classifier") or ()
     return TimmEncoder(
         name,
@@ -95,17 +95,6 @@ def _build(name: str, *, device: str) -> Any:
                 f"{name}: timm cannot build it without a classifier: {error}.\n"
                 "  Choose another model."
             ) from error
-
-
-def _build_empty(name: str) -> Any:
-    """Builds a model on the meta device; on the CPU if its code needs values while it is built.
-
-    timm 1.0.31 builds and runs all of its 1,371 models on the meta device.
-    """
-    try:
-        return _build(name, device="meta")
-    except RecipeError:
-        return _build(name, device="cpu")
 
 
 def _unknown(name: str, known: list[str]) -> RecipeError:

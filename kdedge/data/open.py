@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from kdedge.config.data_spec import SOURCES, DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
-from kdedge.data.sources import list as list_source
+from kdedge.data.sources import Source, csv_list, folder, huggingface, parquet, webdataset
 from kdedge.errors import DataError, RecipeError
 
 
@@ -32,7 +31,7 @@ def open_source(
     if spec.webdataset is not None:
         return webdataset.open_source(spec.webdataset, class_names=class_names, labeled=labeled)
     if spec.list is not None:
-        return list_source.open_source(spec.list, class_names=class_names, labeled=labeled)
+        return csv_list.open_source(spec.list, class_names=class_names, labeled=labeled)
     columns = {"image_column": spec.image_column, "label_column": spec.label_column}
     if spec.parquet is not None:
         return parquet.open_source(

@@ -25,9 +25,6 @@ from kdedge.errors import InUseError, ResourceError
 from kdedge.files import locked, write_atomic
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, register_heif
 
-MAX_IMAGES = 4_000_000
-"""Largest number of images in one file of the cache; about 200 bytes each."""
-
 MAX_FILES = 64
 """Largest number of files in a cache folder; the least recently used ones are removed."""
 
@@ -182,8 +179,6 @@ def _read(file: Path) -> dict[str, str]:
 
 def _write(file: Path, new: Mapping[str, str]) -> None:
     images = {**_read(file), **new}
-    if len(images) > MAX_IMAGES:
-        images = dict(list(new.items())[:MAX_IMAGES])
     body = json.dumps({"decoder": _decoder(), "images": images}).encode()
     write_atomic(file, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 

@@ -9,8 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, check_limit, scan
-from kdedge.data.sources import Source, folder, huggingface, name_some, parquet, webdataset
-from kdedge.data.sources import list as list_source
+from kdedge.data.sources import (
+    Source,
+    csv_list,
+    folder,
+    huggingface,
+    name_some,
+    parquet,
+    webdataset,
+)
 from kdedge.errors import DataError
 from kdedge.progress import progress
 
@@ -83,8 +90,8 @@ def _open(place: str) -> tuple[str, Source, Iterable[str]]:
         tables = huggingface.open_source(place, class_names=(), labeled=False)
         return "huggingface", tables, tables.label_texts()
     if path.suffix.lower() == ".csv" and not path.is_dir():
-        listed = list_source.open_source(path, class_names=(), labeled=False)
-        return "list", listed, list_source.label_texts(path)
+        listed = csv_list.open_source(path, class_names=(), labeled=False)
+        return "list", listed, csv_list.label_texts(path)
     files = folder.open_source(path, class_names=(), labeled=False)
     tops = (item.key.rpartition("/")[0].partition("/")[0] for item in files.items)
     return "folder", files, tops

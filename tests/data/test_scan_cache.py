@@ -21,8 +21,7 @@ from PIL import Image
 from kdedge.config.recipe import Recipe
 from kdedge.data.images import scan
 from kdedge.data.scan_cache import MAX_FILES, ScanCache
-from kdedge.data.sources import Source, folder, webdataset
-from kdedge.data.sources import list as list_source
+from kdedge.data.sources import Source, csv_list, folder, webdataset
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -236,7 +235,7 @@ def test_images_of_a_list_are_known_from_their_folder(images: Path, tmp_path: Pa
     check(opened(images), cache)
     names = [path.relative_to(tmp_path) for path in sorted(images.rglob("*.png"))]
     (tmp_path / "list.csv").write_text("\n".join(map(str, names)))
-    listed = list_source.open_source(tmp_path / "list.csv", class_names=(), labeled=False)
+    listed = csv_list.open_source(tmp_path / "list.csv", class_names=(), labeled=False)
     assert check(listed, cache) == 2
 
 

@@ -39,8 +39,7 @@ from kdedge.data.benchmarks import Download
 from kdedge.data.benchmarks._coop_split import read_split
 from kdedge.data.classes import read_class_file, read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
-from kdedge.data.sources import list as csv_list
-from kdedge.data.sources import webdataset
+from kdedge.data.sources import csv_list, webdataset
 from kdedge.data.unpack import unpack
 from kdedge.errors import KdedgeError
 from kdedge.runtime.artifact import load_artifact

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
-from kdedge.data.benchmarks._benchmark import Benchmark, Download
+from kdedge.data.benchmarks._benchmark import Benchmark, Download, MissingPartsError, is_there
 from kdedge.data.benchmarks._coop import COOP_SETS, CoopSet
 from kdedge.data.benchmarks._coop_split import PARTS, Split, open_part, read_split
-from kdedge.data.benchmarks._files import MissingPartsError, is_there
 from kdedge.data.benchmarks._imagenet import IMAGENET_SETS
 from kdedge.errors import DataError, SetupError
 

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks._benchmark import Benchmark, Download, describe, google_drive, mirror
+from kdedge.data.benchmarks._benchmark import (
+    Benchmark,
+    Download,
+    describe,
+    google_drive,
+    is_there,
+    mirror,
+    nested,
+    read_lines,
+    require,
+    unexpected,
+)
 from kdedge.data.benchmarks._coop_split import (
     PARTS,
     Split,
@@ -16,7 +27,6 @@ from kdedge.data.benchmarks._coop_split import (
     open_part,
     read_split,
 )
-from kdedge.data.benchmarks._files import is_there, nested, read_lines, require, unexpected
 from kdedge.data.sources import FileSource, is_file
 
 

@@ -16,16 +16,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks._benchmark import Benchmark, Download, describe, google_drive, mirror
-from kdedge.data.benchmarks._coop_split import Split, open_part
-from kdedge.data.benchmarks._files import (
+from kdedge.data.benchmarks._benchmark import (
+    Benchmark,
+    Download,
+    describe,
     folders_in,
+    google_drive,
     images_in,
     is_there,
+    mirror,
     read_lines,
     require,
     unexpected,
 )
+from kdedge.data.benchmarks._coop_split import Split, open_part
 from kdedge.data.sources import FileSource
 from kdedge.errors import DataError, MissingPackage
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kdedge.data.sources._protocol import (
+from kdedge.data.sources import (
     MAX_FILE_BYTES,
     Item,
     LabelIndex,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kdedge.data.sources._protocol import (
+from kdedge.data.sources import (
     IMAGE_EXTENSIONS,
     FileSource,
     Item,

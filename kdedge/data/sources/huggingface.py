@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.fields import HUB
-from kdedge.data.sources._protocol import Stamp
+from kdedge.data.sources import Stamp
 from kdedge.data.sources._tables import (
     TableFile,
     TableSource,

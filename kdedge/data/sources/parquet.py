@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge.data.sources._protocol import Stamp
+from kdedge.data.sources import Stamp
 from kdedge.data.sources._tables import (
     Columns,
     TableFile,

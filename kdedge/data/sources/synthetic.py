@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kdedge.data.drawings import DIM, draw_picture
-from kdedge.data.sources._protocol import Item, Source
+from kdedge.data.sources import Item, Source
 from kdedge.errors import RecipeError
 
 _SHAPES_CLASSES = (

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdedge.config.load import MAX_SHARDS
-from kdedge.data.sources._protocol import (
+from kdedge.data.sources import (
     IMAGE_EXTENSIONS,
     MAX_FILE_BYTES,
     Item,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.sources._protocol import FileSource, Item, LabelIndex, is_file, printable
+from kdedge.data.sources import FileSource, Item, LabelIndex, is_file, printable
 from kdedge.errors import DataError
 from kdedge.files import read_text
 

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from kdedge.data.sources.list import open_source
+from kdedge.data.sources.csv_list import open_source
 from kdedge.errors import DataError
 
 NAMES = ("cat", "hot dog", "7")
