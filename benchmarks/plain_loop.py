@@ -24,9 +24,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def random_backbone(name: str, device: str = "cpu") -> Backbone:
     """A CLIP of real size with random weights."""
     model = CLIP(**open_clip.get_model_config(name), quick_gelu=True).eval().requires_grad_(False)
-    model.to(device).logit_scale.fill_(4.6052)
+    model.logit_scale.fill_(4.6052)
     preprocess = Preprocess(size_px=224, mean=CLIP_MEAN, std=CLIP_STD)
-    return make_backbone(model, name=name, preprocess=preprocess)
+    return make_backbone(model, name=name, preprocess=preprocess, device=device)
 
 
 def plain_image_features(model: CLIP, images: Tensor, prompts: Tensor) -> Tensor:
