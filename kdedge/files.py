@@ -494,19 +494,10 @@ def locked(
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise explain_os_error(error, path) from error
-    held = [descriptor]
-
-    def let_go() -> None:
-        while held:
-            os.close(held.pop())
-
     try:
         _take_lock(descriptor, path, remedy, give_up=time.monotonic() + wait_s)
-        # A forked data worker that outlives this process would keep the lock for itself
-        os.register_at_fork(after_in_child=let_go)
         yield
     finally:
-        held.clear()
         os.close(descriptor)
 
 

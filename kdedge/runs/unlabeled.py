@@ -68,20 +68,22 @@ def judge(
         DivergedError: a logit is not finite.
     """
     names = model.class_names
-    scores, best = _answers(model, images, "evaluating images")
-    theirs = None
+    scores, best = top_answers(finite_logits(model, images, what="evaluating images"))
+    predicted, taught = best[:, 0].tolist(), None
+    agreement, their_confidence = None, None
     if teacher is not None:
-        theirs = _answers(teacher, images, "running the teacher")
-    predicted = best[:, 0].tolist()
-    taught = None if theirs is None else theirs[1][:, 0].tolist()
+        logits = finite_logits(teacher, images, what="running the teacher")
+        their_scores, theirs = top_answers(logits)
+        taught, their_confidence = theirs[:, 0].tolist(), _mean_percent(their_scores)
+        agreement = 100 * int((best[:, 0] == theirs[:, 0]).sum()) / len(predicted)
     chosen = _samples(predicted, taught, scores[:, 0].tolist())
     return UnlabeledResult(
         n_images=len(predicted),
         images=what,
         images_hash=images.hash_with(names),
-        agreement_percent=None if taught is None else _agreement(predicted, taught),
+        agreement_percent=agreement,
         confidence_percent=_mean_percent(scores),
-        teacher_confidence_percent=None if theirs is None else _mean_percent(theirs[0]),
+        teacher_confidence_percent=their_confidence,
         predicted=_counts(predicted, names),
         teacher_predicted={} if taught is None else _counts(taught, names),
         n_classes=len(names),
@@ -92,16 +94,6 @@ def judge(
             taught=None if taught is None else [taught[i] for i in chosen],
         ),
     )
-
-
-def _answers(model: Model | AnswersImages, images: Images, doing: str) -> tuple[Tensor, Tensor]:
-    """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
-    return top_answers(finite_logits(model, images, what=doing))
-
-
-def _agreement(predicted: Sequence[int], taught: Sequence[int]) -> float:
-    n_same = sum(ours == theirs for ours, theirs in zip(predicted, taught, strict=True))
-    return 100 * n_same / len(predicted)
 
 
 def _mean_percent(scores: Tensor) -> float:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -148,18 +147,14 @@ import os, signal, sys
 from pathlib import Path
 from kdedge.runs.folder import RunFolder
 with RunFolder.open(Path(sys.argv[1])).lock():
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        print(os.getpid(), flush=True)
-        signal.pause()
-    if sys.argv[2] == "plain":
-        print(os.getpid(), flush=True)
+    print(os.getpid(), flush=True)
     signal.pause()
 """
 
 
-def _hold(run: RunFolder, how: str) -> tuple[subprocess.Popen[str], int]:
+def _hold(run: RunFolder) -> tuple[subprocess.Popen[str], int]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(run.path), how],
+        [sys.executable, "-c", _HOLD, str(run.path)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(kdedge.__file__).parents[1])},
@@ -170,7 +165,7 @@ def _hold(run: RunFolder, how: str) -> tuple[subprocess.Popen[str], int]:
 
 def test_a_second_process_is_told_who_works_in_the_run(tmp_path: Path) -> None:
     run = _create(tmp_path)
-    process, pid = _hold(run, "plain")
+    process, pid = _hold(run)
     try:
         with pytest.raises(InUseError) as caught, run.lock():
             pass
@@ -181,20 +176,6 @@ def test_a_second_process_is_told_who_works_in_the_run(tmp_path: Path) -> None:
         process.communicate()
     with run.lock():
         pass
-
-
-def test_a_worker_that_outlives_its_killed_process_does_not_keep_the_lock(tmp_path: Path) -> None:
-    run = _create(tmp_path)
-    process, worker = _hold(run, "fork")
-    try:
-        process.kill()
-        process.wait()
-        os.kill(worker, 0)
-        with run.lock():
-            pass
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        process.communicate()
 
 
 def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:

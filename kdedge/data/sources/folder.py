@@ -64,17 +64,17 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
     more = sum(n for _, n in kinds[_MAX_KINDS:])
     named = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_KINDS])
-    return "; ".join([named + (f" and {more} others" if more else ""), *_remedies(left_out)])
+    remedies = [
+        f"{kind}: {UNREAD_PICTURES[kind[1:]]}"
+        for kind in sorted(left_out)
+        if UNREAD_PICTURES.get(kind[1:])
+    ]
+    return "; ".join([named + (f" and {more} others" if more else ""), *remedies])
 
 
 def has_pictures(left_out: Mapping[str, int]) -> bool:
     """Whether there are pictures among the skipped files."""
     return any(kind[1:] in UNREAD_PICTURES for kind in left_out)
-
-
-def _remedies(left_out: Mapping[str, int]) -> list[str]:
-    found = {kind: UNREAD_PICTURES.get(kind[1:], "") for kind in sorted(left_out)}
-    return [f"{kind}: {remedy}" for kind, remedy in found.items() if remedy]
 
 
 def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
