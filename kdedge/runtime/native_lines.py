@@ -17,17 +17,18 @@ _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def lines_held(pattern: re.Pattern[bytes]) -> Iterator[list[str]]:
+def lines_held(pattern: re.Pattern[bytes], taken: list[str] | None = None) -> Iterator[None]:
     """Context manager that takes native code's lines that contain a pattern from stderr.
 
     Native code writes to the file descriptor, or to `sys.stderr`, as pybind11 can. Lines are held
     in memory, as a device's disk may be read-only. The others are written when the context ends.
     If the system has no files in memory, nothing is taken from the file descriptor.
 
-    Yields:
-        A list that has the taken lines when the context has ended.
+    Args:
+        pattern: of the lines.
+        taken: gets the taken lines when the context ends.
     """
-    taken: list[str] = []
+    taken = [] if taken is None else taken
     with _one_at_a_time, contextlib.ExitStack() as opened:
         try:
             kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
@@ -40,7 +41,7 @@ def lines_held(pattern: re.Pattern[bytes]) -> Iterator[list[str]]:
         written = io.StringIO()
         try:
             with contextlib.redirect_stderr(written):
-                yield taken
+                yield
         finally:
             if is_held:
                 os.dup2(kept.fileno(), 2)

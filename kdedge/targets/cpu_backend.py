@@ -1,22 +1,25 @@
-"""What the backends on the CPU share: a package's import, the check of images, errors."""
+"""What the backends on the CPU share: a package's import, calls, and what their errors mean."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
+from kdedge.errors import DataError, ResourceError, SetupError, is_out_of_memory
 from kdedge.runtime.artifact import Pixels
 from kdedge.targets.protocol import Package
 
 _N_LETTERS = 300  # of a reason
+_NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate")
+_LINE_START = re.compile(r"^(\[\w+\.(cpp|h):\d+\]|[A-Z]+:)\s*")
 
 
 def import_runtime(
@@ -66,37 +69,55 @@ def import_runtime(
     return found
 
 
-def explained(
-    reason: str, path: Path, what: str, runtime: str, *, is_memory: bool, last: bool = False
-) -> KdedgeError:
-    """The error for a file that cannot be loaded or run.
+@contextlib.contextmanager
+def explaining(
+    path: Path,
+    what: str,
+    runtime: str,
+    *,
+    errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, MemoryError),
+    lines: Sequence[str] = (),
+    shorten: Callable[[str], str] = lambda reason: reason[:_N_LETTERS],
+) -> Iterator[None]:
+    """Context in which a package's errors become those of a file that cannot be loaded or run.
 
     Args:
-        reason: the package's own words.
         path: the file.
         what: `loaded` or `run`.
         runtime: the package and its version.
-        is_memory: whether memory ran out.
-        last: the end of a long reason says more than its start.
+        errors: what the package raises.
+        lines: what it has written to stderr; the last ones say why.
+        shorten: the part of a reason that tells most.
+
+    Raises:
+        ResourceError: memory ran out.
+        DataError: any other of the package's errors.
     """
-    text = " ".join(reason.split()).rstrip(".")
-    text = text[-_N_LETTERS:] if last else text[:_N_LETTERS]
-    problem = f"{path} cannot be {what} by {runtime}: {text}.\n"
-    if is_memory:
-        return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
-    return DataError(f"{problem}  Copy the file from the export again, or export again.")
+    try:
+        yield
+    except errors as error:
+        told = [str(error), *(_LINE_START.sub("", line) for line in lines[-2:])]
+        reason = " ".join(" ".join(told).split()).rstrip(".")
+        problem = f"{path} cannot be {what} by {runtime}: {shorten(reason)}.\n"
+        if is_out_of_memory(error) or any(sign in reason for sign in _NO_MEMORY):
+            remedy = "  Use smaller batches, or close other programs."
+            raise ResourceError(problem + remedy) from error
+        remedy = "  Copy the file from the export again, or export again."
+        raise DataError(problem + remedy) from error
 
 
 class CpuModel:
-    """A loaded file. Several threads may use it; one call at a time runs (`running`).
+    """A loaded file. Several threads may use it; one call at a time runs.
 
     Args:
         path: the file, for messages.
-        runtime: the backend's name and the package's version.
+        runtime: the package and its version.
         batches: smallest and largest batch; None without a limit.
         pixels: kind of pixels that it takes.
         image_shape: [3, S, S].
     """
+
+    name: str
 
     def __init__(
         self,
@@ -109,14 +130,20 @@ class CpuModel:
     ) -> None:
         self.batches, self.pixels, self.image_shape = batches, pixels, image_shape
         self._path, self._runtime = path, runtime
-        self.running = threading.Lock()
+        self._running: contextlib.AbstractContextManager[Any] = threading.Lock()
 
-    def check(self, images: npt.NDArray[Any]) -> None:
-        """Checks that the file takes images, which packages may convert or read otherwise.
+    def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Logits of images that the file takes; of each package."""
+        raise NotImplementedError
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C], or features [B, D]; see `Backend.run`.
 
         Raises:
-            DataError: they have another shape or type.
+            DataError: the file does not take these images, or fails.
+            ResourceError: memory ran out.
         """
+        # Packages may convert other types and shapes, or read them otherwise
         dtype = np.dtype(np.uint8 if self.pixels == "uint8" else np.float32)
         low, high = self.batches
         fits = low <= len(images) <= (high or len(images))
@@ -127,7 +154,12 @@ class CpuModel:
                 f" {dtype} [{', '.join([sizes, *map(str, self.image_shape)])}].\n"
                 "  Export again, as the file and the artifact do not match."
             )
+        with self._running, self._explaining():
+            return self._compute(images)
+
+    def _explaining(self) -> contextlib.AbstractContextManager[None]:
+        return explaining(self._path, "run", self._runtime)
 
     def describe(self) -> str:
         """The backend, its version and where it runs."""
-        return f"{self._runtime} CPU"
+        return f"{self.name} {self._runtime.rpartition(' ')[2]} CPU"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pytest
 
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
 
@@ -154,6 +155,12 @@ def block_artifact(tmp_path_factory: pytest.TempPathFactory, block_model: Folded
     )
     artifact.save()
     return artifact
+
+
+@pytest.fixture
+def block_copy(block_artifact: Artifact, tmp_path: Path) -> Artifact:
+    """A copy of `block_artifact`."""
+    return load_artifact(shutil.copytree(block_artifact.path, tmp_path / "artifact"))
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import os
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -30,6 +27,7 @@ from kdedge import __version__
 from kdedge.errors import BackendUnavailable, RecipeError
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import Backend
+from kdedge.runtime.native_lines import quiet
 from kdedge.targets.coreml import COREML
 from kdedge.targets.program import example_images, export_program, write_converted
 from kdedge.targets.protocol import BuildRequest, PlannedFile
@@ -65,19 +63,8 @@ class _Scores(nn.Module):
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Context in which coremltools shows neither bars nor warnings of the trace."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            Path(os.devnull).open("w") as nowhere,
-            contextlib.redirect_stderr(nowhere),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def check_environment() -> None:

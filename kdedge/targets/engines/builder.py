@@ -9,7 +9,6 @@ per process, but `kdedge export` may build for both. Its parser drops the names 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import traceback
@@ -110,7 +109,6 @@ def _release(work: Callable[[], tuple[bytes, dict[str, Any]]]) -> tuple[bytes, d
 
 
 _N_ERRORS_SHOWN = 3
-_NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -134,19 +132,16 @@ class EngineBuilder:
         title: name of the package in messages.
         timing_cache: file that makes later builds on the same device faster; None if the package
             has no such cache.
-        has_gpu: whether the engine can be loaded on this machine to list its layers.
     """
 
-    def __init__(
-        self, module: ModuleType, *, title: str, timing_cache: Path | None, has_gpu: bool
-    ) -> None:
+    def __init__(self, module: ModuleType, *, title: str, timing_cache: Path | None) -> None:
         if TYPE_CHECKING:
             import tensorrt
 
             self._trt = tensorrt
         else:
             self._trt = module
-        self._module, self._timing_cache, self._has_gpu = module, timing_cache, has_gpu
+        self._module, self._timing_cache = module, timing_cache
         self._tool, self._title = title, f"{title} {module.__version__}"
 
     def build_file(
@@ -184,8 +179,7 @@ class EngineBuilder:
             path: the engine file.
 
         Returns:
-            Profiles (batch min, opt, max), flags, the types of its multiplications as parsed, the
-            layers of the engine ("not measured" without a GPU).
+            Profiles (batch min, opt, max), and the types of its multiplications as parsed.
 
         Raises:
             DataError: the ONNX file is broken.
@@ -215,7 +209,6 @@ class EngineBuilder:
             raise self._parse_failure(parser, said, request)
         images = network.get_input(0)
         config = builder.create_builder_config()
-        config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED
         profiles = self._add_profiles(builder, config, images, request)
         self._read_timing_cache(config)
         config.progress_monitor = cancel.monitor
@@ -223,17 +216,8 @@ class EngineBuilder:
         if serialized is None:
             raise self._failure("could not build", said, request)
         self._write_timing_cache(config)
-        data = bytes(serialized)
-        return data, {
-            "profiles": profiles,
-            "flags": self._flag_names(config),
-            "multiplications": count_products(network),
-            "layers": self._inspect(data),
-        }
-
-    def _flag_names(self, config: Any) -> list[str]:
-        known = self._trt.BuilderFlag.__members__
-        return sorted(name for name, flag in known.items() if config.get_flag(flag))
+        record = {"profiles": profiles, "multiplications": count_products(network)}
+        return bytes(serialized), record
 
     def _add_profiles(
         self, builder: Any, config: Any, images: Any, request: EngineRequest
@@ -282,25 +266,6 @@ class EngineBuilder:
             write_atomic(self._timing_cache, bytes(cache.serialize()))
         except (OSError, ResourceError) as error:  # an engine is complete without a cache
             log.debug("The timing cache could not be saved: %s", error)
-
-    def _inspect(self, data: bytes) -> dict[str, Any] | str:
-        """The engine's layers, from its inspector."""
-        if not self._has_gpu:
-            return _NOT_MEASURED
-        try:
-            runtime = self._trt.Runtime(open_log(self._module))
-        except (
-            RuntimeError,
-            TypeError,
-        ):  # null: TensorRT-RTX also builds on machines that cannot run the engine
-            return _NOT_MEASURED
-        engine = runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            return _NOT_MEASURED
-        text = engine.create_engine_inspector().get_engine_information(
-            self._trt.LayerInformationFormat.JSON
-        )
-        return summarize_layers(text) or _NOT_MEASURED
 
     def _parse_failure(self, parser: Any, said: Any, request: EngineRequest) -> KdedgeError:
         """The error for a graph that the parser refuses, with each node's name and operator."""
@@ -381,26 +346,3 @@ def count_products(network: Any) -> dict[str, int]:
         return "INT8" if is_int8 else str(operands[0].dtype.name)
 
     return dict(Counter(type_of(layer) for layer in layers if layer.type.name in _PRODUCTS))
-
-
-def summarize_layers(information: str) -> dict[str, Any] | None:
-    """Counts an engine's layers.
-
-    Args:
-        information: the inspector's JSON. Layers are objects in engines that were built with
-            detailed verbosity, otherwise names.
-
-    Returns:
-        `types`: number of layers by type. `fused_attention`: number of layers that are one kernel
-        for a whole attention: their names or kernels have "mha". None if it is no JSON object.
-    """
-    try:
-        layers = json.loads(information)["Layers"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    entries = [layer if isinstance(layer, dict) else {"Name": layer} for layer in layers]
-    names = [f"{entry.get('Name')} {entry.get('TacticName')}".lower() for entry in entries]
-    return {
-        "types": dict(Counter(str(entry.get("LayerType", "unknown")) for entry in entries)),
-        "fused_attention": sum("mha" in name for name in names),
-    }

@@ -21,17 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import (
-    BackendUnavailable,
-    KdedgeError,
-    is_out_of_memory,
-)
+from kdedge.errors import BackendUnavailable
 from kdedge.files import read_bytes
 from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.native_lines import lines_held, quiet
 from kdedge.runtime.threads import number_of_threads
 from kdedge.targets import cpu_backend
-from kdedge.targets.cpu_backend import CpuModel, explained
+from kdedge.targets.cpu_backend import CpuModel, explaining
 from kdedge.targets.executorch import EXECUTORCH
 
 NAME = "executorch"
@@ -42,7 +38,6 @@ LOG_LINE = re.compile(rb"^\[\w+\.(cpp|h):\d+\]")
 """How lines begin that the runtime writes to stderr, of facts and of errors."""
 
 _XNNPACK = "XnnpackBackend"
-_N_REASONS = 2
 _MODULE = f"{NAME}.runtime"
 # Numbers of torch's types in a program
 _PIXELS: dict[int, Pixels] = {6: "float", 0: "uint8"}
@@ -90,14 +85,15 @@ def load(
     del built_with
     check_environment()
     data, lines = read_bytes(path), list[str]()
-    try:
-        with _loading, lines_held(LOG_LINE) as lines:
-            _set_threads(n_threads or number_of_threads())
-            program = import_runtime().Runtime.get().load_program(data)
-            methods = {name: program.load_method(name) for name in program.method_names}
-            return ExecuTorchModel(program, methods, path)
-    except (RuntimeError, MemoryError) as error:
-        raise _explain(error, path, "loaded", lines) from error
+    with (
+        explaining(path, "loaded", f"{NAME} {version_of()}", lines=lines),
+        _loading,
+        lines_held(LOG_LINE, lines),
+    ):
+        _set_threads(n_threads or number_of_threads())
+        program = import_runtime().Runtime.get().load_program(data)
+        methods = {name: program.load_method(name) for name in program.method_names}
+        return ExecuTorchModel(program, methods, path)
 
 
 class ExecuTorchModel(CpuModel):
@@ -125,22 +121,10 @@ class ExecuTorchModel(CpuModel):
         self._torch: Any = importlib.import_module("torch")
         _loaded.add(self)
 
-    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
-
-        Raises:
-            DataError: the program does not take these images, or fails.
-            ResourceError: memory ran out.
-        """
-        self.check(images)
+    def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         # torch warns of arrays that cannot be written to
         tensor = self._torch.from_numpy(np.require(images, requirements=["C", "W"]))
-        try:
-            with self.running:
-                logits = self._method.execute([tensor])[0]  # a copy
-        except (RuntimeError, MemoryError) as error:
-            raise _explain(error, self._path, "run", []) from error
-        found: npt.NDArray[np.float32] = logits.numpy()
+        found: npt.NDArray[np.float32] = self._method.execute([tensor])[0].numpy()  # a copy
         return found
 
     def close(self) -> None:
@@ -194,12 +178,3 @@ def _set_threads(n_threads: int | None) -> None:
             " threads, and one is loaded already.",
             present, n_threads,
         )  # fmt: skip
-
-
-def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:
-    """The error for a program that cannot be loaded or run."""
-    # The last lines say why it failed; those before are of the machine's processors
-    reasons = [LOG_LINE.sub(b"", line.encode()).decode().strip() for line in lines[-_N_REASONS:]]
-    reason = " ".join([str(error), *reasons])
-    runtime = f"executorch {version_of()}"
-    return explained(reason, path, what, runtime, is_memory=is_out_of_memory(error))

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import KdedgeError, is_out_of_memory
 from kdedge.files import read_bytes
 from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.machine import physical_cores
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.cpu_backend import CpuModel, explained, import_runtime
+from kdedge.targets.cpu_backend import CpuModel, explaining, import_runtime
 from kdedge.targets.litert import LITERT
 
 NAME = "litert"
@@ -63,13 +62,11 @@ def load(
     runtime = _import()
     data, lines = read_bytes(path), list[str]()
     n_threads = n_threads or number_of_threads() or physical_cores()
-    try:
-        with lines_held(_LOG_LINE) as lines:
+    with explaining(path, "loaded", _version(), lines=lines):
+        with lines_held(_LOG_LINE, lines):
             interpreter = runtime.Interpreter(model_content=data, num_threads=n_threads)
             interpreter.allocate_tensors()
         return LiteRtModel(interpreter, path)
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise _explain(error, path, "loaded", lines) from error
 
 
 class LiteRtModel(CpuModel):
@@ -87,7 +84,7 @@ class LiteRtModel(CpuModel):
         n_images, *image_shape = map(int, takes["shape"])
         super().__init__(
             path,
-            f"{NAME} {version_of()}",
+            _version(),
             batches=(n_images, n_images),
             pixels=_PIXELS[takes["dtype"]],
             image_shape=tuple(image_shape),
@@ -95,21 +92,10 @@ class LiteRtModel(CpuModel):
         self._interpreter = interpreter
         self._input, self._output = takes["index"], gives["index"]
 
-    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
-
-        Raises:
-            DataError: the file does not take these images, or fails.
-            ResourceError: memory ran out.
-        """
-        self.check(images)
-        try:
-            with self.running:
-                self._interpreter.set_tensor(self._input, np.ascontiguousarray(images))
-                self._interpreter.invoke()
-                logits: npt.NDArray[np.float32] = self._interpreter.get_tensor(self._output)
-        except (ValueError, RuntimeError, MemoryError) as error:
-            raise _explain(error, self._path, "run", []) from error
+    def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        self._interpreter.set_tensor(self._input, np.ascontiguousarray(images))
+        self._interpreter.invoke()
+        logits: npt.NDArray[np.float32] = self._interpreter.get_tensor(self._output)
         return logits  # a copy
 
     def close(self) -> None:
@@ -117,9 +103,8 @@ class LiteRtModel(CpuModel):
         self._interpreter = None
 
 
-def version_of() -> str:
-    """LiteRT's version."""
-    return version(LITERT.distributions[0])
+def _version() -> str:
+    return f"ai-edge-litert {version('ai-edge-litert')}"
 
 
 def _import() -> Any:
@@ -131,10 +116,3 @@ def _import() -> Any:
         purpose="Running LiteRT files",
         quietly=lambda: lines_held(_LOG_LINE),
     )
-
-
-def _explain(error: Exception, path: Path, what: str, lines: list[str]) -> KdedgeError:
-    """The error for a file that cannot be loaded or run."""
-    runtime = f"ai-edge-litert {version_of()}"
-    reason = " ".join([str(error), *lines])
-    return explained(reason, path, what, runtime, is_memory=is_out_of_memory(error))

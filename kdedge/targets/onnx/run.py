@@ -7,18 +7,18 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import KdedgeError, SetupError
+from kdedge.errors import SetupError
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import may_spin, number_of_threads
-from kdedge.targets.cpu_backend import explained, import_runtime
+from kdedge.targets.cpu_backend import CpuModel, explaining, import_runtime
 from kdedge.targets.onnx import ONNX_RUNTIME
 
 NAME = "onnxruntime"
@@ -32,8 +32,6 @@ _TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR ver
 # Raspberry Pi, WSL, a server's console), and no setting turns that off:
 # github.com/microsoft/onnxruntime/issues/27092
 _DEVICE_DISCOVERY = re.compile(rb"device_discovery\.cc")
-
-_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 # Where in ONNX Runtime's source an error was raised, with the function's whole signature.
 _SOURCE_LINE = re.compile(r"/\S+:\d+ .*\) ")
@@ -77,19 +75,14 @@ def load(
         DataError: the file is broken.
     """
     del built_with
-    return open_session(OnnxSession, path, n_threads)
+    return OnnxSession(open_session(path, n_threads), path)
 
 
-_Session = TypeVar("_Session", bound="Session")
-
-
-def open_session(kind: type[_Session], path: Path, n_threads: int | None) -> _Session:
-    """Loads an ONNX file as a kind of session; see `load`."""
+def open_session(path: Path, n_threads: int | None) -> Any:
+    """Loads an ONNX file as a session of ONNX Runtime; see `load`."""
     ort = _import()
     options = ort.SessionOptions()
-    options.log_severity_level = (
-        _FATAL  # failures are exceptions, and warnings do not help the user
-    )
+    options.log_severity_level = _FATAL  # failures are exceptions; warnings do not help the user
     options.intra_op_num_threads = n_threads or number_of_threads() or 0
     if _has_fixed_ranges(path):
         # Else processors without VNNI add two products of bytes in 16 bits, and saturate
@@ -98,43 +91,25 @@ def open_session(kind: type[_Session], path: Path, n_threads: int | None) -> _Se
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # After a call, spinning threads would take cores from the preparation of the next one
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        with contextlib.redirect_stdout(None):  # it prints there before it tries again
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return kind(session, path, ort)
-    except _errors(ort) as error:
-        raise _explain(error, path, ort.__version__, "loaded") from error
+    with _explaining(path, "loaded"), contextlib.redirect_stdout(None):  # before it tries again
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-class Session:
-    """ONNX Runtime's session: calls have explained errors.
+class Session(CpuModel):
+    """ONNX Runtime's session. Calls of several threads run at once.
 
     Args:
-        session: ONNX Runtime's session.
+        session: ONNX Runtime's.
         path: the file, for messages.
-        ort: the module `onnxruntime`.
+        shape: what the session knows of the file's input, as `CpuModel` takes it.
     """
 
-    def __init__(self, session: Any, path: Path, ort: Any) -> None:
-        self._session, self._path, self._ort, self._version = session, path, ort, ort.__version__
-        self._errors = _errors(ort)
+    def __init__(self, session: Any, path: Path, **shape: Any) -> None:
+        super().__init__(path, f"{NAME} {_import().__version__}", **shape)
+        self._session, self._running = session, contextlib.nullcontext()
 
-    def call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
-        """Computes outputs.
-
-        Raises:
-            DataError: the graph does not take these inputs, or fails.
-            ResourceError: memory ran out.
-        """
-        try:
-            found: list[Any] = self._session.run(outputs, feeds)
-        except self._errors as error:
-            raise _explain(error, self._path, self._version, "run") from error
-        return found
-
-    def describe(self) -> str:
-        """ONNX Runtime's version and where it runs."""
-        return f"{NAME} {self._version} CPU"
+    def _explaining(self) -> contextlib.AbstractContextManager[None]:
+        return _explaining(self._path, "run")
 
     def close(self) -> None:
         """Frees the session."""
@@ -146,19 +121,20 @@ class OnnxSession(Session):
 
     name = NAME
 
-    def __init__(self, session: Any, path: Path, ort: Any) -> None:
-        super().__init__(session, path, ort)
+    def __init__(self, session: Any, path: Path) -> None:
         (takes, *_), (gives, *_) = session.get_inputs(), session.get_outputs()
-        sizes = [size if isinstance(size, int) else None for size in takes.shape]
-        n_images, *image_shape = sizes
-        self.batches = (1, None) if n_images is None else (n_images, n_images)
-        self.pixels = _PIXELS[takes.type]
-        self.image_shape = tuple(image_shape)
+        n_images, *image_shape = (size if isinstance(size, int) else None for size in takes.shape)
+        super().__init__(
+            session,
+            path,
+            batches=(1, None) if n_images is None else (n_images, n_images),
+            pixels=_PIXELS[takes.type],
+            image_shape=tuple(image_shape),
+        )
         self._output = gives.name
 
-    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C], or features [B, D]; see `Backend.run` and `call`."""
-        (outputs,) = self.call([self._output], {INPUT_NAME: images})
+    def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        (outputs,) = self._session.run([self._output], {INPUT_NAME: images})
         return np.asarray(outputs, dtype=np.float32)
 
 
@@ -169,31 +145,34 @@ def _import() -> Any:
     return import_runtime(ONNX_RUNTIME, "InferenceSession", purpose=purpose, quietly=quietly)
 
 
-def _errors(ort: Any) -> tuple[type[Exception], ...]:
-    """ONNX Runtime's own exceptions, which have no common base class, and pybind's.
+@contextlib.contextmanager
+def _explaining(path: Path, what: str) -> Iterator[None]:
+    """Context in which errors of ONNX Runtime are explained.
 
-    Text in the file that is not UTF-8 raises UnicodeDecodeError, a wrong size ValueError.
+    Its own exceptions have no common base class. Text in the file that is not UTF-8 raises
+    UnicodeDecodeError, a wrong size ValueError.
+
+    Raises:
+        SetupError: ONNX Runtime is too old for the file.
+        DataError, ResourceError: as of `explaining`.
     """
+    ort = _import()
     state = importlib.import_module(f"{ort.__name__}.capi.onnxruntime_pybind11_state")
-    names = (
-        *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
-        *("NotImplemented", "RuntimeException", "NoModel", "EPFail"),
-    )
-    return (
-        *(getattr(state, name) for name in names if hasattr(state, name)),
-        RuntimeError,
-        ValueError,
-    )
+    own = (x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception))
+    kinds: tuple[type[Exception], ...] = (*own, RuntimeError, ValueError)
+    try:
+        yield
+    except kinds as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        if any(sign in reason for sign in _TOO_NEW):
+            raise SetupError(
+                f"onnxruntime {ort.__version__} is too old for {path}: {_shorten(reason)}.\n"
+                "  Update it with: pip install --upgrade onnxruntime"
+            ) from error
+        runtime = f"{NAME} {ort.__version__}"
+        with explaining(path, what, runtime, errors=kinds, shorten=_shorten):
+            raise
 
 
-def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeError:
-    """The error for a file that cannot be loaded or run."""
-    text = " ".join(str(error).split()).rstrip(".")
-    reason = _SOURCE_LINE.sub("", text)[:300]
-    if any(sign in text for sign in _TOO_NEW):
-        return SetupError(
-            f"onnxruntime {version} is too old for {path}: {reason}.\n"
-            "  Update it with: pip install --upgrade onnxruntime"
-        )
-    is_memory = any(sign in text for sign in _NO_MEMORY)
-    return explained(reason, path, what, f"onnxruntime {version}", is_memory=is_memory)
+def _shorten(reason: str) -> str:
+    return _SOURCE_LINE.sub("", reason)[:300]

@@ -1,8 +1,4 @@
-"""Traces a folded model to a float32 graph for ONNX Runtime and TensorRT 8.6 or later.
-
-Opset 17 is the first with `LayerNormalization` as one node, which keeps its statistics in float32
-in every precision, and the last that TensorRT 8.6 imports; newer versions read it, too.
-"""
+"""Traces a folded model to a float32 graph for ONNX Runtime, TensorRT and OpenVINO."""
 
 from __future__ import annotations
 
@@ -17,16 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from kdedge.errors import RecipeError
 from kdedge.files import explain_os_error
 from kdedge.runtime.artifact import INPUT_NAME
-from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused, initializers, set_initializer
+from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
 
 Batch = Literal["dynamic"] | int
+
+OPSET = 18
+"""The lowest that the exporter writes; `LayerNormalization` is one node, whose statistics are
+float32 in every precision."""
+
+IR_VERSION = 9
+"""That of the opset: ONNX Runtime reads it since 1.16."""
 
 
 def write_onnx(
@@ -61,7 +63,7 @@ def write_onnx(
 
     proto = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
     _make_readable(proto)
-    lower_opset(proto)
+    proto.ir_version = IR_VERSION
     drop_unused(proto)
     for key, value in (metadata or {}).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -119,7 +121,7 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
                 model,
                 (images,),
                 dynamo=True,
-                opset_version=18,  # the lowest that the exporter writes
+                opset_version=OPSET,
                 verbose=False,
                 input_names=[INPUT_NAME],
                 output_names=[folded.output_name],
@@ -167,88 +169,3 @@ def _make_readable(proto: Any) -> None:
             value.doc_string = ""
     graph.name = "kdedge"
     proto.producer_name, proto.producer_version = "kdedge", ""
-
-
-OPSET = 17
-IR_VERSION = 9
-"""IR version of ONNX Runtime 1.16, the oldest version of JetPack 6."""
-
-# Opset 18 gave these an option or an input; without it, they are what they were before
-_ADDED = {
-    "Pad": ((), 3),
-    "Resize": (("antialias", "axes", "keep_aspect_ratio_policy"), 4),
-    "ScatterElements": ((), 3),
-    "ScatterND": ((), 3),
-    "Split": (("num_outputs",), 2),
-}
-
-_DEFAULTS = (b"", b"stretch")  # the second of Resize
-
-
-def lower_opset(proto: Any) -> None:
-    """Rewrites a graph in place.
-
-    Raises:
-        RecipeError: an operator has no equivalent in opset 17.
-    """
-    import onnx
-
-    _write_sizes(proto)
-    constants = initializers(proto)
-    for node in proto.graph.node:
-        if onnx.defs.get_schema(node.op_type, 18, node.domain).since_version <= OPSET:
-            continue
-        if node.op_type.startswith("Reduce") and _lower_reduction(node, constants):
-            continue
-        options, n_inputs = _ADDED.get(node.op_type, ((), -1))
-        added = [entry for entry in node.attribute if entry.name in options]
-        is_used = any(entry.i or entry.ints or entry.s not in _DEFAULTS for entry in added)
-        if n_inputs < 0 or is_used or any(node.input[n_inputs:]):
-            raise RecipeError(
-                f"The model cannot be exported: its node {node.name} ({node.op_type}) has no"
-                f" equivalent in ONNX opset {OPSET}.\n"
-                "  Distill another image encoder, for example a ViT or a ResNet."
-            )
-        kept = [entry for entry in node.attribute if entry.name not in options]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    (opset,) = proto.opset_import
-    opset.version = OPSET
-    proto.ir_version = IR_VERSION
-
-
-def _lower_reduction(node: Any, constants: dict[str, Any]) -> bool:
-    """Turns the axes of a reduction from an input into an attribute, if they are constant."""
-    import onnx
-
-    axes = constants.get(node.input[1]) if len(node.input) > 1 else None
-    if axes is None:
-        return False
-    values = onnx.numpy_helper.to_array(axes).tolist()
-    kept = [entry for entry in node.attribute if entry.name == "keepdims"]
-    del node.attribute[:], node.input[1:]
-    node.attribute.extend([*kept, onnx.helper.make_attribute("axes", values)])
-    return True
-
-
-def _write_sizes(proto: Any) -> None:
-    """Gives each Split into a number of equal parts the sizes of its parts, if they are fixed."""
-    import onnx
-
-    splits = [node for node in proto.graph.node if node.op_type == "Split" and not node.input[1:]]
-    if not splits:
-        return
-    values = onnx.shape_inference.infer_shapes(proto).graph.value_info
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
-    for node in splits:
-        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
-        known = [shapes[output] for output in node.output if output in shapes]
-        lengths = [shape[axis].dim_value for shape in known]
-        if len(lengths) < len(node.output) or not all(lengths):
-            continue
-        name = f"{node.name}/sizes"
-        set_initializer(proto, name, np.asarray(lengths, dtype=np.int64))
-        node.input.append(name)
-        kept = [entry for entry in node.attribute if entry.name != "num_outputs"]
-        del node.attribute[:]
-        node.attribute.extend(kept)

@@ -22,13 +22,7 @@ from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 from kdedge.targets.onnx import ONNX
 from kdedge.targets.onnx.graph import load_graph, save_graph
 from kdedge.targets.onnx_image import run
-from kdedge.targets.onnx_image.graph import (
-    IMAGE_NAME,
-    PIXELS_NAME,
-    Nodes,
-    Order,
-    add_preprocessing,
-)
+from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME, Nodes, Order, add_preprocessing
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 _FILES: dict[Precision, PlannedFile] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,21 +35,18 @@ def load(
         SetupError: ONNX Runtime is too old for the file.
         DataError: the file is broken.
     """
-    session = open_session(OnnxImageSession, path, n_threads)
-    session.pixels = cast("Pixels", (built_with or {}).get("pixels", "uint8"))
-    return session
+    pixels = (built_with or {}).get("pixels", "uint8")
+    return OnnxImageSession(open_session(path, n_threads), path, pixels)
 
 
 class OnnxImageSession(Session):
     """A loaded ONNX file with preprocessing; see `runtime.backend.TakesImages`."""
 
     name = NAME
-    batches = (1, 1)
-    image_shape: tuple[int | None, ...] = (3, None, None)
-    pixels: Pixels = "uint8"
 
-    def __init__(self, session: Any, path: Path, ort: Any) -> None:
-        super().__init__(session, path, ort)
+    def __init__(self, session: Any, path: Path, pixels: Pixels) -> None:
+        shape = {"batches": (1, 1), "image_shape": (3, None, None), "pixels": pixels}
+        super().__init__(session, path, **shape)
         self._output = session.get_outputs()[0].name
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -61,22 +58,16 @@ class OnnxImageSession(Session):
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """[H, W, 3] -> [1, C], or features [1, D]; see `TakesImages.run_image`."""
-        (outputs,) = self._call(self._output, image)
-        return np.asarray(outputs, dtype=np.float32)
-
-    def see_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """[H, W, 3] -> [S, S, 3], the pixels that the model sees."""
-        (pixels,) = self._call(PIXELS_NAME, image)
-        return np.asarray(pixels[0].transpose(1, 2, 0), dtype=np.uint8)
-
-    def _call(self, output: str, image: npt.NDArray[np.uint8]) -> list[Any]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise DataError(
                 f"{self._path} cannot be run on {image.dtype} {list(image.shape)}; expected uint8"
                 " [height, width, 3], RGB.\n"
                 "  Convert gray images and images with transparency to RGB first."
             )
-        return self.call([output], {IMAGE_NAME: np.ascontiguousarray(image)})
+        with self._explaining():
+            feeds = {IMAGE_NAME: np.ascontiguousarray(image)}
+            (outputs,) = self._session.run([self._output], feeds)
+        return np.asarray(outputs, dtype=np.float32)
 
 
 def run_preprocessing(

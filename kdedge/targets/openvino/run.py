@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import BackendUnavailable, KdedgeError
+from kdedge.errors import BackendUnavailable
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.machine import has_bf16
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.cpu_backend import CpuModel, explained, import_runtime
+from kdedge.targets.cpu_backend import CpuModel, explaining, import_runtime
 from kdedge.targets.openvino import OPENVINO
 
 NAME = "openvino"
@@ -25,7 +25,6 @@ PRECISION_KEY = ["kdedge", "inference_precision"]
 """Path in a file's metadata of the value for OpenVINO's setting INFERENCE_PRECISION_HINT."""
 
 _PIXELS: dict[str, Pixels] = {"f32": "float", "u8": "uint8"}
-_NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate")
 
 
 def check_environment() -> None:
@@ -56,11 +55,10 @@ def load(
     """
     del built_with
     ov = import_openvino()
-    try:
+    # The end of a long reason says more than its start
+    with explaining(path, "loaded", f"{NAME} {version_of(ov)}", shorten=lambda text: text[-300:]):
         model = ov.Core().read_model(path, weights_of(path))
         return OpenVinoModel(model, path, ov, n_threads or number_of_threads())
-    except RuntimeError as error:
-        raise _explain(error, path, ov, "loaded") from error
 
 
 def weights_of(path: Path) -> Path:
@@ -90,7 +88,7 @@ class OpenVinoModel(CpuModel):
         n_images, *image_shape = sizes
         super().__init__(
             path,
-            runtime_of(ov),
+            f"{NAME} {version_of(ov)}",
             batches=(1, None) if n_images is None else (n_images, n_images),
             pixels=_PIXELS[model.input(0).get_element_type().get_type_name()],
             image_shape=tuple(image_shape),
@@ -107,23 +105,12 @@ class OpenVinoModel(CpuModel):
         size = self.batches[1] or 1
         self._requests: dict[int | None, Any] = {size: self._compiled(size)}
 
-    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
-
-        Raises:
-            DataError: the graph does not take these images, or fails.
-            ResourceError: memory ran out.
-        """
-        self.check(images)
-        try:
-            size = self.batches[1] or (1 if len(images) == 1 else None)
-            with self.running:
-                if size not in self._requests:
-                    self._requests[size] = self._compiled(size)
-                logits = self._requests[size].infer({INPUT_NAME: images})[0]
-                return np.array(logits, dtype=np.float32)  # the request keeps its own
-        except RuntimeError as error:
-            raise _explain(error, self._path, self._ov, "run") from error
+    def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        size = self.batches[1] or (1 if len(images) == 1 else None)
+        if size not in self._requests:
+            self._requests[size] = self._compiled(size)
+        logits = self._requests[size].infer({INPUT_NAME: images})[0]
+        return np.array(logits, dtype=np.float32)  # the request keeps its own
 
     def _compiled(self, size: int | None) -> Any:
         """A request for batches of a size; None for any, which is slower on small models."""
@@ -188,15 +175,3 @@ def _precision(model: Any, path: Path) -> str:
             "  Use the float32 file: --precision fp32"
         )
     return "bf16"
-
-
-def runtime_of(ov: Any) -> str:
-    """OpenVINO and its version."""
-    return f"{NAME} {version_of(ov)}"
-
-
-def _explain(error: Exception, path: Path, ov: Any, what: str) -> KdedgeError:
-    """The error for a file that cannot be loaded or run."""
-    text = str(error)
-    is_memory = any(sign in text for sign in _NO_MEMORY)
-    return explained(text, path, what, runtime_of(ov), is_memory=is_memory, last=True)

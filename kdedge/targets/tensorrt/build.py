@@ -68,7 +68,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         "compute_capability": gpu.compute_capability,
         "multiprocessors": gpu.n_multiprocessors,
     }
-    builder = EngineBuilder(module, title="TensorRT", timing_cache=cache, has_gpu=True)
+    builder = EngineBuilder(module, title="TensorRT", timing_cache=cache)
     return builder.build_file(file, request, device)
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdedge.errors import SetupError
 from kdedge.runtime.artifact import Precision
-from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import engine_package, short_version
 from kdedge.targets.protocol import BuildRequest, PlannedFile
@@ -45,11 +43,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         SetupError: TensorRT-RTX is missing or cannot build the graph.
         ResourceError: memory or disk ran out.
     """
-    try:
-        find_gpu()
-        has_gpu = True
-    except SetupError:
-        has_gpu = False
     module = engine_package("tensorrt_rtx")
-    builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None, has_gpu=has_gpu)
+    builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None)
     return builder.build_file(file, request, _DEVICE)

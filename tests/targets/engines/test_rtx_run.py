@@ -76,7 +76,7 @@ def test_an_engine_of_another_version_or_a_damaged_file_is_told(
     path.write_bytes(data)
     built_with = {
         "tool": "TensorRT-RTX", "version": "1.2.0", "device": "RTX 4090",
-        "compute_capability": "8.9", "flags": [],
+        "compute_capability": "8.9",
     }  # fmt: skip
     with pytest.raises(SetupError) as caught:
         target.load(path, built_with=built_with)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import importlib
-import json
 import logging
 import platform
 import sys
@@ -24,7 +23,7 @@ from kdedge.errors import MissingPackage, ResourceError, SetupError
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.machine import is_jetson
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.targets.engines.builder import EngineBuilder, EngineRequest, summarize_layers
+from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
 from kdedge.targets.engines.package import import_engine_package, tensorrt_install_hint
 from kdedge.targets.protocol import BuildRequest
 from kdedge.targets.tensorrt import build as target
@@ -158,7 +157,7 @@ class Version:
         )
 
     def builder(self, **options: Any) -> EngineBuilder:
-        values = {"title": "TensorRT", "timing_cache": None, "has_gpu": False, **options}
+        values = {"title": "TensorRT", "timing_cache": None, **options}
         return EngineBuilder(self.module, **values)
 
 
@@ -412,10 +411,6 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
     monkeypatch: pytest.MonkeyPatch, device: Path, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     version = Version("10.16.2.11", NetworkFlagsOf10)
-    inspector = SimpleNamespace(get_engine_information=lambda kind: '{"Layers": ["mha"]}')
-    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
-    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
-    version.module.Runtime = lambda log: runtime
     monkeypatch.setitem(sys.modules, "tensorrt", version.module)
     built = build(onnx_files["fp16"], tmp_path, precision="fp16")
     assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87-orin-8.engine"
@@ -429,7 +424,6 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
         "compute_capability": "8.7",
         "multiprocessors": 8,
     }
-    assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
     assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87-orin-8.cache"]
 
 
@@ -441,10 +435,9 @@ def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
 ) -> None:
     for precision in ("fp32", "fp16", "int8"):
         request = EngineRequest(onnx_files[precision], (1, 4))
-        built = version_10.builder().build(request, tmp_path / f"{precision}.engine")
-        assert built["flags"] == []
+        version_10.builder().build(request, tmp_path / f"{precision}.engine")
+    assert version_10.flags == []
     assert version_10.networks == [1 << NetworkFlagsOf10.STRONGLY_TYPED] * 3
-    assert version_10.settings["profiling_verbosity"] == tensorrt_rtx.ProfilingVerbosity.DETAILED
     assert "progress_monitor" in version_10.settings
 
 
@@ -548,71 +541,6 @@ def test_a_builder_that_does_not_start_is_told(
         "  CUDA initialization failure with error: 35.\n"
         "  `kdedge doctor` shows the driver and the versions on this machine."
     )
-
-
-def test_where_an_engine_can_be_loaded_its_layers_are_recorded(
-    version_10: Version, small: EngineRequest, tmp_path: Path
-) -> None:
-    layers = [
-        {"Name": "patches", "LayerType": "CaskConvolution", "TacticName": "sm80_xmma_fprop"},
-        {"Name": "attention", "LayerType": "kgen", "TacticName": "_gemm_MHA_v2_0x1"},
-    ]
-    asked: list[Any] = []
-
-    def get_engine_information(kind: Any) -> str:
-        asked.append(kind)
-        return json.dumps({"Layers": layers})
-
-    inspector = SimpleNamespace(get_engine_information=get_engine_information)
-    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
-    loaded: list[bytes] = []
-
-    def deserialize(data: bytes) -> Any:
-        loaded.append(data)
-        return engine
-
-    version_10.module.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=deserialize)
-    built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
-    assert built["layers"] == {
-        "types": {"CaskConvolution": 1, "kgen": 1},
-        "fused_attention": 1,
-    }
-    assert loaded == [(tmp_path / "a.engine").read_bytes()]
-    assert asked == [tensorrt_rtx.LayerInformationFormat.JSON]
-
-
-def test_an_engine_that_does_not_load_here_is_kept_without_its_layers(
-    version_10: Version, small: EngineRequest, tmp_path: Path
-) -> None:
-    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: None)
-    version_10.module.Runtime = lambda log: runtime
-    built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
-    assert built["layers"] == "not measured"
-
-
-def test_an_engine_is_kept_where_no_runtime_starts(
-    version_10: Version, small: EngineRequest, tmp_path: Path
-) -> None:
-    def null(log: Any) -> None:
-        raise TypeError("pybind11::init(): factory function returned nullptr")
-
-    version_10.module.Runtime = null
-    built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
-    assert built["layers"] == "not measured"
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [
-        ([], {"types": {}, "fused_attention": 0}),
-        (["first", "_mha_kernel"], {"types": {"unknown": 2}, "fused_attention": 1}),
-        ([{"Name": "a", "LayerType": "kgen"}], {"types": {"kgen": 1}, "fused_attention": 0}),
-    ],
-)
-def test_layers_are_counted_in_engines_of_every_verbosity(
-    layers: list[Any], expected: dict[str, Any]
-) -> None:
-    assert summarize_layers(json.dumps({"Layers": layers, "Bindings": ["images"]})) == expected
 
 
 def test_a_parser_error_without_names_tells_the_nodes_number(

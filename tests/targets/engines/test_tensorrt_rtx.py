@@ -99,7 +99,7 @@ def test_an_engine_with_open_classes_is_built_and_has_no_class_in_it(
 
 @pytest.fixture
 def builder() -> EngineBuilder:
-    return EngineBuilder(tensorrt_rtx, title="TensorRT-RTX", timing_cache=None, has_gpu=False)
+    return EngineBuilder(tensorrt_rtx, title="TensorRT-RTX", timing_cache=None)
 
 
 @pytest.fixture
@@ -138,22 +138,8 @@ def test_an_engine_is_built_without_a_gpu_and_its_record_says_how(
         "device": "RTX GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later",
         "compute_capability": None,
         "profiles": [EVERY_BATCH, SINGLE_IMAGES],
-        "flags": ["TF32"],
         "multiplications": PRODUCTS[precision],
-        "layers": "not measured",
     }
-
-
-def test_with_a_gpu_the_layers_are_recorded_too(
-    cudart: Any, monkeypatch: pytest.MonkeyPatch, write_graph: WriteGraph, tmp_path: Path
-) -> None:
-    inspector = SimpleNamespace(get_engine_information=lambda kind: '{"Layers": ["mha"]}')
-    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
-    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
-    monkeypatch.setattr(tensorrt_rtx, "Runtime", lambda log: runtime)
-    graph = write_graph(tmp_path / "a.onnx", IMAGES, CONVOLUTION, ("batch", 5))
-    built = build(graph, tmp_path, precision="fp32")
-    assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
 
 
 def test_the_file_is_an_engine_in_the_eyes_of_the_package(
@@ -326,7 +312,7 @@ def test_ctrl_c_ends_a_build(request_fp16: EngineRequest, tmp_path: Path) -> Non
 
     module = ModuleType("tensorrt_rtx")
     vars(module).update(vars(tensorrt_rtx) | {"Builder": construct})
-    builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None, has_gpu=False)
+    builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None)
     with pytest.raises(KeyboardInterrupt):
         builder.build(request_fp16, tmp_path / "m.engine")
     ((engine, errors),) = given

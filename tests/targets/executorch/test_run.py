@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-if TYPE_CHECKING:
-    pass
+from kdedge.deploy.build import RunInputs, build_files
+from kdedge.runtime.artifact import Artifact, load_artifact
 
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
@@ -27,10 +26,14 @@ def draw_images(n_images: int) -> np.ndarray:
     return np.random.default_rng(2).random((n_images, 3, 32, 32), dtype=np.float32)
 
 
-def test_int8_rounds_weights_by_output_and_inputs_by_token(
-    files: Path, check_int8_by_token: Callable[..., None]
-) -> None:
-    check_int8_by_token(target.load(files / "model.int8.pte", n_threads=1))
+@pytest.fixture(scope="module")
+def files(
+    block_artifact: Artifact, block_inputs: RunInputs, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of an artifact with programs in float32 and INT8."""
+    folder = shutil.copytree(block_artifact.path, tmp_path_factory.mktemp("built") / "artifact")
+    build_files(load_artifact(folder), "executorch", ["fp32", "int8"], run=block_inputs)
+    return folder
 
 
 def test_threads_are_those_of_the_first_program_while_it_is_loaded(
@@ -52,9 +55,9 @@ def test_threads_are_those_of_the_first_program_while_it_is_loaded(
     assert "threads" not in caplog.text
 
 
-def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path) -> None:
-    path = files / "model.pte"  # the first load writes lines about the machine's processors
-    path.write_bytes(path.read_bytes()[:-3000])
+def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pte"  # the first load writes lines about the machine's processors
+    path.write_bytes((files / "model.pte").read_bytes()[:-3000])
     script = "import sys; from pathlib import Path; from kdedge.targets.executorch import run;"
     script += " run.load(Path(sys.argv[1]))"
     command = [sys.executable, "-c", script, str(path)]
