@@ -7,6 +7,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 Table = tuple[list[str], list[list[str]]]
 """A header and rows of as many cells."""
@@ -33,11 +34,31 @@ class Tabled:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table with a title; the first column names the row, and the others are on the right."""
+    """A table with a title.
 
+    Attributes:
+        title: the subject, with units; empty if what is around it says it.
+        header: column titles; empty for a list of terms and texts.
+        rows: cells, as texts.
+        caption: how the values were measured.
+        n_text: number of left columns that hold words; the others hold numbers, on the right.
+    """
+
+    kind: ClassVar[str] = "table"  # for a report's template
     title: str
-    header: list[str]
-    rows: list[list[str]]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    n_text: int = 1
+
+    @property
+    def align(self) -> str:
+        """`l` or `r` for each column."""
+        return "l" * self.n_text + "r" * (len(self.header) - self.n_text)
+
+    def as_markdown(self) -> str:
+        """The table without title and caption."""
+        return markdown_table(self.header, self.rows, align=self.align)
 
 
 def text_table(

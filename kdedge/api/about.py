@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
@@ -59,28 +58,18 @@ def schema() -> dict[str, Any]:
 
 def _loaded_methods(effect: str) -> dict[str, ModuleType]:
     """The methods that can be loaded; a warning names the others and says what their lack means."""
-    modules, problems = load_all(registry.list_methods())
-    for problem, names in problems.items():
-        _LOG.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
-    return modules
-
-
-def load_all(names: Sequence[str]) -> tuple[dict[str, ModuleType], dict[str, list[str]]]:
-    """Loads methods.
-
-    Returns:
-        The loaded modules by name; and for the others, message -> their names.
-    """
     modules: dict[str, ModuleType] = {}
     problems: dict[str, list[str]] = {}
-    for name in names:
+    for name in registry.list_methods():
         try:
             modules[name] = registry.load_method(name)
         except KdedgeError as error:
             is_missing = str(error).startswith("The method")
             remedy = str(error).partition("\n")[2].strip()
             problems.setdefault(remedy if is_missing and remedy else str(error), []).append(name)
-    return modules, problems
+    for problem, names in problems.items():
+        _LOG.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
+    return modules
 
 
 def describe(module: ModuleType) -> dict[str, Any]:

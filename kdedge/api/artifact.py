@@ -14,6 +14,7 @@ from kdedge.files import highest_number
 from kdedge.runs.find import find_run, newest
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here
+from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
@@ -148,8 +149,6 @@ def write_smoke_images(
     """
     from kdedge.deploy.client import write_images
 
-    if pictures not in ("ppm", "png"):
-        raise RecipeError(f"pictures is {pictures!r}; expected ppm or png.")
     return write_images(open_artifact(source), Path(folder), pictures=pictures)
 
 
@@ -247,6 +246,7 @@ def change_classes(
                 "The vectors of new classes are made by the teacher of a run.\n"
                 "  Name the run that the artifact was exported from, with --from RUN."
             )
+        need_training_packages("Making class vectors")
         found = find_run(run_argument(run), Path(root), prefer="student")
         new = _encode(artifact, found, names[0], names[-len(added) :], device)
         if artifact.none_of_these is not None:
@@ -277,21 +277,16 @@ def _encode(
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
-    _check_same(artifact, run)
-    workspace = Workspace(run.root, choose_device(device))
-    vectors = load_run(run, workspace, names=(present, *names)).vectors
-    return NewClasses(names, vectors.vectors.numpy()[1:], vectors.provenance)
-
-
-def _check_same(artifact: Artifact, run: RunFolder) -> None:
-    """Checks that an artifact was exported from a run: by the run's hashes, seed and end."""
     record, told = run.read_provenance(), artifact.provenance
     hashes = told.get("hashes")
     own = {key: hashes.get(key) for key in record.hashes} if isinstance(hashes, dict) else None
-    pairs = [(own, record.hashes), (told.get("trained_at"), record.finished_at)]
-    if any(one != other for one, other in [*pairs, (told.get("seed"), record.seed)]):
+    theirs = (record.hashes, record.finished_at, record.seed)
+    if (own, told.get("trained_at"), told.get("seed")) != theirs:
         raise DataError(
             f"{artifact.path} was not exported from {run.path}, but from the run"
             f" {told.get('run')} of {told.get('trained_at')}.\n"
             "  Class vectors fit only the student that learned from their teacher: name that run."
         )
+    workspace = Workspace(run.root, choose_device(device))
+    vectors = load_run(run, workspace, names=(present, *names)).vectors
+    return NewClasses(names, vectors.vectors.numpy()[1:], vectors.provenance)

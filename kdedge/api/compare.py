@@ -6,11 +6,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,10 @@ from kdedge.evaluation.answers import (
     LabeledComparison,
     compare_answers,
 )
-from kdedge.inference.classify import Classifier, ImageInput
+from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, printed_key, visible
 from kdedge.progress import Advance, progress, working
 from kdedge.runtime.artifact import FILE_NAME, Precision
-from kdedge.runtime.backend import TakesImages
-from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
 
@@ -146,30 +140,25 @@ def _compared(
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
     unreadable: list[FailedImage] = []
     without_answer: list[FailedImage] = []
-    asked: deque[Item] = deque()
-
-    def reads() -> Iterator[Read]:
-        for item in inputs.items:
-            asked.append(item)
-            yield partial(read_item, item)
 
     def answered(advance: Advance) -> Iterator[AnsweredImage]:
         n_answered = 0
-        pairs = classify_with_both(old, new, reads(), batch=batch)
-        for number, (before, after) in enumerate(pairs, 1):
-            item = asked.popleft()
+        classified = classify_with_both(old, new, inputs.items, batch=batch)
+        for number, (item, *results) in enumerate(classified, 1):
             advance(number)
-            if isinstance(before, UnreadableImage):
-                unreadable.append(FailedImage(item.key, before.reason))
-            elif isinstance(after, UnreadableImage):
-                unreadable.append(FailedImage(item.key, after.reason))
-            else:
-                n_answered += 1
-                for whose, result in (("old", before), ("new", after)):
-                    if isinstance(result, NonFiniteLogits):
-                        without_answer.append(FailedImage(item.key, f"{whose}: {result.reason}"))
-                label = None if item.label is None else label_names[item.label]
-                yield AnsweredImage(item.key, Answer.of(before), Answer.of(after), label)
+            bad = next((one for one in results if isinstance(one, UnreadableImage)), None)
+            if bad is not None:
+                unreadable.append(FailedImage(item.key, bad.reason))
+                continue
+            n_answered += 1
+            answers = []
+            for whose, result in zip(("old", "new"), results, strict=True):
+                assert not isinstance(result, UnreadableImage)
+                if isinstance(result, NonFiniteLogits):
+                    without_answer.append(FailedImage(item.key, f"{whose}: {result.reason}"))
+                answers.append(Answer.of(result))
+            label = None if item.label is None else label_names[item.label]
+            yield AnsweredImage(item.key, answers[0], answers[1], label)
         if not n_answered:
             first = unreadable[0]
             raise DataError(
@@ -357,69 +346,24 @@ def accuracies_text(labeled: LabeledComparison) -> str:
 
 _MAX_AT_ONCE = 256
 
-Read = Callable[[], ImageInput]
-"""Gives an image; it is called once, in a thread."""
-
 
 def classify_with_both(
-    old: Classifier, new: Classifier, reads: Iterable[Read], *, batch: int | None = None
-) -> Iterator[tuple[Result, Result]]:
+    old: Classifier, new: Classifier, items: Iterator[Item], *, batch: int | None = None
+) -> Iterator[tuple[Item, Result, Result]]:
     """Classifies images with two classifiers, in their order: the results of each alone.
 
     Args:
         old: the first.
         new: the second.
-        reads: give the images; the next ones are read while these are classified.
+        items: the images.
         batch: batch size; None: for each the largest that its artifact was made for.
 
     Raises:
         RecipeError: an artifact does not take batches of that size.
     """
-    preparation = _shared_preparation(old, new)
-    size = _n_at_once(old, new, batch)
-    reads = iter(reads)
-    pool = ThreadPoolExecutor(min(8, usable_cores()), thread_name_prefix="prepare")
-
-    def submit_next() -> list[Future[ImageInput]]:
-        return [pool.submit(_prepared, read, preparation) for read in islice(reads, size)]
-
-    try:
-        ahead = submit_next()
-        while ahead:
-            images = [future.result() for future in ahead]
-            ahead = submit_next()
-            keyed = [("", image) for image in images]
-            results = [list(one.classify_many(keyed, batch=batch)) for one in (old, new)]
-            yield from zip(*results, strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _n_at_once(old: Classifier, new: Classifier, batch: int | None) -> int:
-    """Images that both classify in whole batches, as they would alone; at most some hundred."""
     sizes = [one.max_batch if batch is None else batch for one in (old, new)]
-    both = math.lcm(*sizes)
-    return both if both <= _MAX_AT_ONCE else max(sizes)
-
-
-def _shared_preparation(old: Classifier, new: Classifier) -> Preprocess | None:
-    """The resize and crop of both; None if they differ or a file does it itself."""
-    if any(isinstance(one.backend, TakesImages) for one in (old, new)):
-        return None
-    first, second = (
-        (p.size_px, p.interpolation, p.resize_mode)
-        for p in (old.artifact.preprocess, new.artifact.preprocess)
-    )
-    return old.artifact.preprocess if first == second else None
-
-
-def _prepared(read: Read, preparation: Preprocess | None) -> ImageInput:
-    """An image after resize and crop, which a classifier then leaves as it is."""
-    image = read()
-    if preparation is None or isinstance(image, UnusableImage):
-        return image
-    try:
-        decoded = decode_image(image) if isinstance(image, bytes) else image
-    except UnusableImage as error:
-        return error
-    return resize_and_crop(decoded, preparation)
+    both = math.lcm(*sizes)  # so that each gets the batches that it would get alone
+    while chunk := list(islice(items, both if both <= _MAX_AT_ONCE else max(sizes))):
+        images = [(item.key, read_item(item)) for item in chunk]
+        results = (one.classify_many(images, batch=batch) for one in (old, new))
+        yield from zip(chunk, *results, strict=True)

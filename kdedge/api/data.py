@@ -46,7 +46,14 @@ def list_sets(root: str | Path = "data") -> dict[str, BenchmarkSet]:
     Raises:
         SetupError: an installed package's set cannot be loaded.
     """
-    return {name: _look_at(name, Path(root)) for name in list_benchmarks()}
+    found = {}
+    for name in list_benchmarks():
+        try:
+            found[name] = open_set(name, root)
+        except DataError:  # one unreadable folder must not keep the others off the list
+            benchmark = load_benchmark(name)
+            found[name] = BenchmarkSet(benchmark, Path(root) / benchmark.folder, None)
+    return found
 
 
 def open_set(name: str, root: str | Path = "data") -> BenchmarkSet:
@@ -112,11 +119,3 @@ def scan_images(source: str | Path) -> Survey:
         SetupError: the package that reads it is not installed.
     """
     return survey(str(source))
-
-
-def _look_at(name: str, root: Path) -> BenchmarkSet:
-    try:
-        return open_set(name, root)
-    except DataError:  # one unreadable folder must not keep the others off the list
-        benchmark = load_benchmark(name)
-        return BenchmarkSet(benchmark, root / benchmark.folder, None)

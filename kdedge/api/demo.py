@@ -108,20 +108,15 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     write_new_numbered_json(student.path / "bench", speed.to_dict())
     page = None
     if _is_installed("matplotlib", "jinja2"):
-        page = _report(student)
+        # Beside the demo's runs, in place of an earlier demo's
+        page = student.path.parent / "report.html"
+        shutil.copyfile(report(student, root=student.root), page)
     seconds = time.monotonic() - began
     return Demo(teacher, promptkd, student, speed, picture, artifact, page, seconds)
 
 
 def _is_installed(*modules: str) -> bool:
     return all(importlib.util.find_spec(module) is not None for module in modules)
-
-
-def _report(student: RunFolder) -> Path:
-    """Writes the student's report beside the demo's runs; it replaces that of an earlier demo."""
-    page = student.path.parent / "report.html"
-    shutil.copyfile(report(student, root=student.root), page)
-    return page
 
 
 def _side_by_side(pictures: Sequence[Image.Image]) -> bytes:

@@ -96,8 +96,8 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path = "run
         RecipeError: no such run, or the output folder exists.
         MissingPackage: the extra `report` is not installed.
     """
+    from kdedge.reporting.page import write_report
     from kdedge.reporting.records import gather
-    from kdedge.reporting.write import write_report
 
     folder = None if output is None else Path(output)
     if folder is not None and (folder.exists() or folder.is_symlink()):  # before reading runs

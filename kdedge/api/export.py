@@ -20,10 +20,11 @@ from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifac
 from kdedge.runtime.cpu_choice import CpuChoice, check_can_keep, keep_choice
 from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import check_utf_8, find_target
+from kdedge.targets.registry import check_utf_8, find_target, list_targets
 
 if TYPE_CHECKING:
     from kdedge.deploy.build import RunInputs
+    from kdedge.runs.model import RunModel
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +37,21 @@ class Export:
 
     Attributes:
         artifact: its current state.
-        gflops: 1e9 operations per image, before and after folding; empty if the artifact existed
-            before.
+        inputs: what only a run's export has; None for an artifact that existed before.
+        gflops: 1e9 operations per image, before and after folding; empty for such an artifact.
         names: files of the artifact that were made or compared; their gates count.
         written: folders and files that were written.
         failed: errors of what could not be made; the other files stay.
         choice: the fastest file on this CPU, if it was asked for and could be found.
-        run: the run; None if the artifact existed before.
-        inputs: what only a run's export has; None as well.
     """
 
     artifact: Artifact
+    inputs: RunInputs | None = None
     gflops: dict[str, float] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
     failed: list[KdedgeError] = field(default_factory=list)
     choice: CpuChoice | None = None
-    run: RunFolder | None = None
-    inputs: RunInputs | None = None
 
     @property
     def errors(self) -> list[KdedgeError]:
@@ -68,31 +66,30 @@ class Export:
                 errors.append(gate_error(file.name, file.precision, file.parity, missed))
         return [*errors, *self.failed]
 
-    def add_target(self, target: Target, precisions: set[Precision]) -> None:
-        """Builds one target's files into the artifact; some need what a run's export has."""
-        from kdedge.deploy.build import build_files
-
-        chosen = precisions_of(target, precisions)
-        left_out = sorted(precisions - set(target.precisions))
-        if left_out and set(chosen) & precisions:
-            log.info("%s has no %s files.", target.label, " and no ".join(left_out))
-        with self._adding():
-            self.artifact, names = build_files(self.artifact, target.name, chosen, run=self.inputs)
-            self.names += names
-
-    def choose_for_cpu(self) -> None:
-        """Makes the files that may be the fastest on this CPU, measures them, keeps the choice."""
+    def add(self, targets: Sequence[Target], precisions: set[Precision], *, cpu: bool) -> None:
+        """Builds the targets' files into the artifact; with `cpu`, chooses the fastest on it."""
         from kdedge.benchmarking.cpu_files import add_cpu_files, fastest_on_cpu
+        from kdedge.deploy.build import build_files
         from kdedge.deploy.model_card import renew_model_card
 
-        with self._adding():
-            check_can_keep(self.artifact)
-            self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
-            self.choice = fastest_on_cpu(self.artifact, not_tried=missing)
-            self.artifact = renew_model_card(keep_choice(self.artifact, self.choice))
+        for target in targets:
+            chosen = precisions_of(target, precisions)
+            left_out = sorted(precisions - set(target.precisions))
+            if left_out and set(chosen) & precisions:
+                log.info("%s has no %s files.", target.label, " and no ".join(left_out))
+            with self.keeping_errors():
+                made = build_files(self.artifact, target.name, chosen, run=self.inputs)
+                self.artifact = made[0]
+                self.names += made[1]
+        if cpu:
+            with self.keeping_errors():
+                check_can_keep(self.artifact)
+                self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
+                self.choice = fastest_on_cpu(self.artifact, not_tried=missing)
+                self.artifact = renew_model_card(keep_choice(self.artifact, self.choice))
 
     @contextlib.contextmanager
-    def _adding(self) -> Iterator[None]:
+    def keeping_errors(self) -> Iterator[None]:
         """Context that keeps an error, and the files that were made before it."""
         before = self.artifact
         try:
@@ -155,6 +152,7 @@ def export(
         InUseError: another process is changing the artifact, or makes the output folder.
     """
     from kdedge.deploy.build import check_precisions
+    from kdedge.deploy.servers import write_browser, write_triton
 
     name = run_argument(source)
     for folder in (output, name if is_artifact(name) else None):
@@ -165,33 +163,46 @@ def export(
     chosen = [find_target(one) for one in asked if one != "onnx"]
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if lowest is None else [lowest])
-    with held(Path(str(name))) if is_artifact(name) else contextlib.nullcontext():
-        if is_artifact(name):
+    with contextlib.ExitStack() as locked:
+        if name is not None and is_artifact(name):
             of_run = {
                 "classes": classes,
                 "output": output,
-                "overrides": overrides,
                 "device": device,
+                "onnx": "onnx" in asked,
             }
-            if given := [key for key, value in of_run.items() if value]:
+            given = [*(key for key, value in of_run.items() if value), *(overrides or {})]
+            if given:
                 raise RecipeError(
                     f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
                     " exported.\n  Name its run instead."
                 )
-            made = Export(load_artifact(Path(str(name))))
+            if not chosen and not cpu and triton is None and browser is None:
+                flags = [one.flag for one in list_targets() if one.source == "ONNX file"]
+                raise RecipeError(
+                    f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
+                    " --triton DIR or --browser DIR."
+                )
+            locked.enter_context(held(Path(name)))
+            made = Export(load_artifact(Path(name)))
+            made.add(chosen, precisions, cpu=cpu)
         else:
-            made, precisions = _fold_run(
-                name, chosen, precisions, cpu=cpu, classes=classes, output=output,
-                overrides=overrides, root=Path(root), device=device,
-            )  # fmt: skip
-        for target in chosen:
-            made.add_target(target, precisions)
-        if cpu:
-            made.choose_for_cpu()
-        if made.run is not None:
-            record_export(made.run, made.artifact.path)
+            run = find_run(name, Path(root), prefer="student")
+            trained = _load(run, overrides, classes, device)
+            precisions.update(trained.loaded.recipe.export.precisions)
+            made = _fold(trained, chosen, precisions, output, cpu=cpu)
+            made.add(chosen, precisions, cpu=cpu)
+            record_export(run, made.artifact.path)
         if not made.failed:  # else a server would get another file than the one that failed
-            _add_servers(made, triton, browser, lowest)
+            with made.keeping_errors():
+                if triton is not None:
+                    path = write_triton(
+                        made.artifact, Path(triton), precision=lowest, built=made.names
+                    )
+                    made.written.append(path)
+                if browser is not None:
+                    path = write_browser(made.artifact, Path(browser), precision=lowest)
+                    made.written.append(path)
     show(made)
     for error in made.errors[1:]:
         log.warning("%s", error)
@@ -214,82 +225,56 @@ def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]
     return sorted((precisions | base) & set(target.precisions)) or [target.precisions[0]]
 
 
-def _fold_run(
-    source: str | None,
-    targets: Sequence[Target],
-    precisions: set[Precision],
-    *,
-    cpu: bool,
-    classes: str | Path | Sequence[str] | None,
-    output: str | Path | None,
+def _load(
+    run: RunFolder,
     overrides: Overrides | None,
-    root: Path,
+    classes: str | Path | Sequence[str] | None,
     device: str | None,
-) -> tuple[Export, set[Precision]]:
-    """Folds a run and writes its artifact, with the ONNX files that the targets are built from.
-
-    Returns:
-        What was made, and the precisions that the targets are to have.
-    """
+) -> RunModel:
+    """Opens a run as a model that can be folded."""
     need_training_packages("Folding a run")
-    from kdedge.benchmarking.cpu_files import onnx_precisions
-    from kdedge.deploy.build import warn_where_unbuildable
-    from kdedge.deploy.export import export_artifact
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.device import choose_device
     from kdedge.setup.method import check_has_class_vectors
     from kdedge.setup.workspace import Workspace
 
-    run = find_run(source, root, prefer="student")
-    trained = load_run(
-        run,
-        Workspace(run.root, choose_device(device)),
-        overrides=overrides,
-        names=None if classes is None else given_class_names(classes),
-    )
+    workspace = Workspace(run.root, choose_device(device))
+    names = None if classes is None else given_class_names(classes)
+    trained = load_run(run, workspace, overrides=overrides, names=names)
     check_has_class_vectors(trained.setup.choice)
-    recipe = trained.loaded.recipe
-    needed = precisions | set(recipe.export.precisions)
-    built_from = set(needed)
-    if "int8" in needed:
-        built_from.add("fp16")
+    return trained
+
+
+def _fold(
+    trained: RunModel,
+    targets: Sequence[Target],
+    precisions: set[Precision],
+    output: str | Path | None,
+    *,
+    cpu: bool,
+) -> Export:
+    """Writes a run's artifact, with the ONNX files that the targets are built from."""
+    from kdedge.deploy.build import warn_where_unbuildable
+    from kdedge.deploy.export import export_artifact
+
+    if "int8" in precisions:
+        precisions.add("fp16")
+    needed: set[Precision] = {"fp32", *precisions}
     for target in targets:
-        chosen = precisions_of(target, built_from)
+        chosen = precisions_of(target, precisions)
         warn_where_unbuildable(target, chosen)
         if target.source == "ONNX file" and target.base_precision is None:
             needed.update(chosen)
-    exported = export_artifact(
+    pool = trained.images("unlabeled")
+    for_cpu: set[Precision] = {"int8"} if cpu and pool is not None and pool.indices else set()
+    recipe = trained.loaded.recipe
+    artifact, inputs, gflops = export_artifact(
         trained,
         spec=recipe.export,
         gates=recipe.gates,
-        precisions=needed | (onnx_precisions(trained) if cpu else set()),
+        precisions=needed | for_cpu,
         output=None if output is None else Path(output),
     )
-    artifact = exported.artifact
-    asked = {"fp32", *built_from, *needed}
-    names = [file.name for file in artifact.files if file.precision in asked]
-    made = Export(
-        artifact, exported.gflops, names, [artifact.path], run=run, inputs=exported.inputs
-    )
-    return made, built_from
-
-
-def _add_servers(
-    made: Export,
-    triton: str | Path | None,
-    browser: str | Path | None,
-    precision: Precision | None,
-) -> None:
-    """Writes the folders for Triton and browsers that were asked for."""
-    from kdedge.deploy.servers import write_browser, write_triton
-
-    try:
-        if triton is not None:
-            made.written.append(
-                write_triton(made.artifact, Path(triton), precision=precision, built=made.names)
-            )
-        if browser is not None:
-            made.written.append(write_browser(made.artifact, Path(browser), precision=precision))
-    except KdedgeError as error:
-        made.failed.append(error)
+    names = [file.name for file in artifact.files if file.precision in needed]
+    return Export(artifact, inputs, gflops, names, [artifact.path])

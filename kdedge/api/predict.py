@@ -132,7 +132,7 @@ def _giver(image: ImageInput) -> Callable[[], ImageInput]:
 
 def _listed(paths: Sequence[str], every: int, label_names: Sequence[str] | None) -> Inputs:
     """The images of files, folders and videos, in the order given."""
-    from kdedge.data.sources import read_file
+    from kdedge.data.sources import csv_list, read_file
     from kdedge.runtime.video import import_pyav, is_video
 
     labels: _Labels = {"class_names": label_names or (), "labeled": label_names is not None}
@@ -152,9 +152,12 @@ def _listed(paths: Sequence[str], every: int, label_names: Sequence[str] | None)
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
         elif path.suffix == ".tar":
-            parts.append(_shard(path, labels))
+            from kdedge.data.sources import webdataset  # reads recipes, too
+
+            shard = webdataset.open_source(str(path.absolute()), **labels)
+            parts.append(_items(shard, path.parent))
         elif path.suffix.lower() == ".csv":
-            parts.append(_list(path, labels))
+            parts.append(_items(csv_list.open_source(path, **labels), path.parent))
         elif is_video(path):
             import_pyav()  # fail before the model is loaded
             has_video = True
@@ -181,13 +184,6 @@ def _folder(path: Path, labels: _Labels) -> list[Item]:
     return _items(source, path)
 
 
-def _list(path: Path, labels: _Labels) -> list[Item]:
-    """The images of a CSV list."""
-    from kdedge.data.sources.csv_list import open_source
-
-    return _items(open_source(path, **labels), path.parent)
-
-
 def _items(source: Source, above: Path) -> list[Item]:
     return [
         Item(
@@ -198,13 +194,6 @@ def _items(source: Source, above: Path) -> list[Item]:
         )
         for i, item in enumerate(source.items)
     ]
-
-
-def _shard(path: Path, labels: _Labels) -> list[Item]:
-    """The images of a WebDataset shard."""
-    from kdedge.data.sources.webdataset import open_source
-
-    return _items(open_source(str(path.absolute()), **labels), path.parent)
 
 
 def _frames(path: Path, every: int) -> Iterator[Item]:
@@ -323,12 +312,9 @@ def predict(
 
     Raises:
         DataError: a path does not exist, there is no artifact, or no image could be classified.
-        RecipeError: a number is too small, or no file of that precision for that backend.
+        RecipeError: no path is given, or no file of that precision for that backend.
         SetupError: this machine can run no file of the artifact.
     """
-    for what, number in (("top", top), ("every", every)):
-        if number < 1:
-            raise RecipeError(f"{what} is {number}; it must be 1 or more.")
     named = path_list(paths)
     if not named:
         raise RecipeError("No path is given.\n  Name images, videos or folders.")

@@ -62,8 +62,6 @@ def serve(
         SetupError: a package is missing, or this machine can run no file of the artifact.
     """
     check_threads(threads)
-    if batch is not None and batch < 1:
-        raise RecipeError(f"batch is {batch}; it must be 1 or more.")
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
     need_serving_packages()
@@ -118,8 +116,6 @@ def watch(
         SetupError: the camera cannot be opened, or a package is missing.
     """
     check_threads(threads)
-    if every < 1:
-        raise RecipeError(f"every is {every}; it must be 1 or more.")
     settings = Settings(each, window, min_score, drift, shot)
     folder = artifact_folder(source)
 

@@ -8,7 +8,6 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,11 @@ from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import GateError, KdedgeError
 from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
-from kdedge.records import Record
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedRow
-from kdedge.tables import Table, Tabled, figure, markdown_table, percent
+from kdedge.tables import Grid, figure, percent
 
 if TYPE_CHECKING:
     from kdedge.suite.ledger import Ledger
@@ -43,7 +41,7 @@ def run_suite(
     root: str | Path = "runs",
     device: str | None = None,
     export: bool = False,
-    show: Callable[[Ledger, ExportedStudents | None], object] = lambda *_: None,
+    show: Callable[[Ledger, Exported | None], object] = lambda *_: None,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Runs a suite: recipes x methods x seeds, each cell in its own process.
@@ -91,7 +89,7 @@ def run_suite(
     check_failed(ledger)
     outcomes = ledger.outcomes()
     record = to_record(ledger.plan, outcomes, make_lines(ledger.plan, outcomes))
-    return record if made is None else {**record, "exported": made.to_dict()}
+    return record if made is None else {**record, "exported": made[0]}
 
 
 def _open(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:
@@ -117,101 +115,15 @@ def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
     return ledger
 
 
+Exported = tuple[dict[str, Any], Grid]
+"""The content of `exported.json`, and its table, whose caption says what the figures are."""
+
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
-
-
-@dataclass(frozen=True)
-class ExportedFile(Record):
-    """A file of a student.
-
-    Attributes:
-        student: the suite's row, after the recipe if there are several.
-        file: the file, with its folder.
-        precision: of weights and arithmetic.
-        gate: whether it passed its recipe's gates.
-        images: hash of the labeled images of its comparison; None without labels.
-        accuracy: its accuracy on them over all class names, percent.
-        harmonic_mean: of the student's base and novel accuracy before the export, percent.
-        p50_ms: median latency at batch 1.
-        n_bytes: size of the file.
-        gflops: operations per image, 1e9, 2 per multiply-add.
-        is_on_front: whether no other file of the same images is as fast and as accurate, and better
-            in one.
-        doubt: why it is not ranked; None if it is.
-    """
-
-    student: str
-    file: str
-    precision: str
-    gate: str
-    images: str | None
-    accuracy: float | None
-    harmonic_mean: float | None
-    p50_ms: float | None
-    n_bytes: int
-    gflops: float | None
-    is_on_front: bool = False
-    doubt: str | None = None
-
-
-@dataclass(frozen=True)
-class ExportedStudents(Record, Tabled):
-    """The files of a suite's students, the fastest first.
-
-    Attributes:
-        suite: the suite's name.
-        measurements: the file with every timed call.
-        machine: where they were timed, and when.
-        files: with their figures.
-        left_out: row -> why it has no files.
-    """
-
-    suite: str
-    measurements: str
-    machine: str
-    files: tuple[ExportedFile, ...]
-    left_out: dict[str, str]
-
-    def table(self) -> Table:
-        """The figures of each file."""
-        rows = [
-            [
-                *(one.student, Path(one.file).name, "yes" if one.is_on_front else ""),
-                *(percent(one.accuracy), percent(one.harmonic_mean)),
-                f"{figure(one.p50_ms)}{'!' if one.doubt else ''}",
-                *(figure(one.n_bytes, 1e6), figure(one.gflops)),
-            ]
-            for one in self.files
-        ]
-        return HEADER, rows
-
-    @property
-    def notes(self) -> list[str]:
-        """What the figures are, and why files are not ranked."""
-        doubts = [f"! {x.student}, {Path(x.file).name}: {x.doubt}" for x in self.files if x.doubt]
-        return [
-            "%: the file's accuracy over all names, on the images of its comparison. HM: the"
-            f" student's harmonic mean. ms: median at batch 1, in turns. {self.machine}.",
-            *doubts,
-            *(f"{row} is left out: {why}" for row, why in self.left_out.items()),
-        ]
-
-    def to_markdown(self) -> str:
-        """The table and its notes."""
-        header, rows = self.table()
-        table = markdown_table(header, rows, align="lll" + "r" * (len(header) - 3))
-        return "\n".join([table, "", *(f"* {note}" for note in self.notes), ""])
-
-    def _table(self) -> Table:
-        return self.table()
-
-    def _notes(self) -> list[str]:
-        return self.notes
 
 
 def export_students(
     ledger: Ledger, root: Path, device: str | None, *, machine: Machine
-) -> ExportedStudents:
+) -> Exported:
     """Exports the first finished seed of each row, and times all files against each other.
 
     A run's newest artifact is used if it has one. `exported.json` and `exported.md` are written
@@ -257,20 +169,48 @@ def export_students(
         machine=machine,
         when_interrupted=lambda _: None,
     )
-    folder = ledger.folder.path
     files = [
         _file(row, artifacts[row.source][1], ledger, artifacts[row.source][0]) for row in speed.rows
     ]
-    made = ExportedStudents(
-        suite=ledger.plan.loaded.suite.name,
-        measurements=str(write_new_numbered_json(folder / "bench", speed.to_dict())),
-        machine=f"{machine_text(speed)}, {speed.measured_at}",
-        files=tuple(_with_front(files)),
-        left_out=dict(speed.left_out),
-    )
-    write_json(folder / "exported.json", made.to_dict())
-    write_atomic(folder / "exported.md", made.to_markdown().encode())
+    for images in {one["images"] for one in files}:
+        ranked = [one for one in files if one["images"] == images and one["doubt"] is None]
+        for i in pareto_front([(one["p50_ms"], one["accuracy"]) for one in ranked]):
+            ranked[i]["is_on_front"] = True
+    folder = ledger.folder.path
+    record = {
+        "suite": ledger.plan.loaded.suite.name,
+        "measurements": str(write_new_numbered_json(folder / "bench", speed.to_dict())),
+        "machine": f"{machine_text(speed)}, {speed.measured_at}",
+        "files": sorted(files, key=lambda one: (one["p50_ms"] is None, one["p50_ms"])),
+        "left_out": dict(speed.left_out),
+    }
+    made = record, _table(record)
+    write_json(folder / "exported.json", record)
+    notes = "\n".join(f"* {note}" for note in made[1].caption.split("\n"))
+    write_atomic(folder / "exported.md", f"{made[1].as_markdown()}\n\n{notes}\n".encode())
     return made
+
+
+def _table(record: dict[str, Any]) -> Grid:
+    """The figures of each file, and why some are not ranked."""
+    notes = [
+        "%: the file's accuracy over all names, on the images of its comparison. HM: the student's"
+        f" harmonic mean. ms: median at batch 1, in turns. {record['machine']}."
+    ]
+    rows = []
+    for one in record["files"]:
+        name, doubt = Path(one["file"]).name, one["doubt"]
+        rows.append(
+            [
+                *(one["student"], name, "yes" if one["is_on_front"] else ""),
+                *(percent(one["accuracy"]), percent(one["harmonic_mean"])),
+                f"{figure(one['p50_ms'])}{'!' if doubt else ''}",
+                *(figure(one["n_bytes"], 1e6), figure(one["gflops"])),
+            ]
+        )
+        notes += [f"! {one['student']}, {name}: {doubt}"] if doubt else []
+    notes += [f"{row} is left out: {why}" for row, why in record["left_out"].items()]
+    return Grid("", HEADER, rows, "\n".join(notes), n_text=3)
 
 
 def _cells(ledger: Ledger) -> Iterator[tuple[str, Cell]]:
@@ -296,8 +236,14 @@ def _artifact(run: Path, root: Path, device: str | None) -> Artifact:
     return load_artifact(newest)
 
 
-def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> ExportedFile:
-    """The figures of a measured file."""
+def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict[str, Any]:
+    """The figures of a measured file.
+
+    `images` is the hash of the labeled images of its comparison, `accuracy` its own over all class
+    names, `harmonic_mean` the student's before the export, all in percent; `gflops` has 2 per
+    multiply-add. `is_on_front` is whether no other file of the same images is as fast and as
+    accurate, and better in one; `doubt` why it is not ranked.
+    """
     file = artifact.file(row.model)
     found, gmacs = row.alone(1), row.gmacs(1)
     result, parity = ledger.outcomes()[cell].result, file.parity
@@ -308,27 +254,17 @@ def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> Expo
         doubt = "it missed its gates"
     elif parity is None or not parity.n_labeled:
         doubt = doubt or "its accuracy is unknown"
-    return ExportedFile(
-        student=row.source,
-        file=str(artifact.path / file.name),
-        precision=file.precision,
-        gate=file.gate,
-        images=None if parity is None else parity.images_hash,
-        accuracy=None if parity is None else parity.accuracy_percent,
-        harmonic_mean=None if result is None else result.harmonic_mean,
-        p50_ms=None if found is None else found.p50_ms,
-        n_bytes=file.n_bytes,
-        gflops=None if gmacs is None else 2 * gmacs,
-        doubt=doubt,
-    )
-
-
-def _with_front(files: list[ExportedFile]) -> list[ExportedFile]:
-    """The files by latency, with the Pareto front of each set of images marked."""
-    best: set[int] = set()
-    for images in {one.images for one in files}:
-        ranked = [i for i, x in enumerate(files) if x.images == images and x.doubt is None]
-        points = [(files[i].p50_ms or 0.0, files[i].accuracy or 0.0) for i in ranked]
-        best |= {ranked[i] for i in pareto_front(points)}
-    marked = [dataclasses.replace(x, is_on_front=i in best) for i, x in enumerate(files)]
-    return sorted(marked, key=lambda one: (one.p50_ms is None, one.p50_ms))
+    return {
+        "student": row.source,
+        "file": str(artifact.path / file.name),
+        "precision": file.precision,
+        "gate": file.gate,
+        "images": None if parity is None else parity.images_hash,
+        "accuracy": None if parity is None else parity.accuracy_percent,
+        "harmonic_mean": None if result is None else result.harmonic_mean,
+        "p50_ms": None if found is None else found.p50_ms,
+        "n_bytes": file.n_bytes,
+        "gflops": None if gmacs is None else 2 * gmacs,
+        "is_on_front": False,
+        "doubt": doubt,
+    }

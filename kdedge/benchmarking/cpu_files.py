@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, percentile, summarize
@@ -26,9 +25,6 @@ from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_file
 
-if TYPE_CHECKING:  # a device has no torch
-    from kdedge.runs.model import RunModel
-
 EQUAL = 0.03
 """Candidates this close to the fastest count as equally fast: rounds of one differ by more."""
 
@@ -39,12 +35,6 @@ _QUICK = 10  # the percentile of calls that decides
 
 _FROM_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
 _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
-
-
-def onnx_precisions(trained: RunModel) -> set[Precision]:
-    """Precisions of ONNX files for CPUs that the export of a run can make, besides float32."""
-    pool = trained.images("unlabeled")
-    return set() if pool is None or not pool.indices else {"int8"}
 
 
 def add_cpu_files(

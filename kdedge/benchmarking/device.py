@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
-from kdedge.benchmarking.timing import NoPower, Power
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.runtime.threads import may_spin
 from kdedge.targets.registry import list_targets
@@ -228,8 +227,8 @@ _PERIOD_S = 0.05
 _MODULE_INPUT = "VDD_IN"
 
 
-def find_power(root: Path = Path("/")) -> Power:
-    """Returns the power sensor of this machine.
+def find_power(root: Path = _SYSTEM) -> SampledPower | None:
+    """Returns the power sensor of this machine; None without one.
 
     Args:
         root: root of the file system.
@@ -238,7 +237,7 @@ def find_power(root: Path = Path("/")) -> Power:
         return SampledPower(module)
     if (gpu := _nvml_reader()) is not None:
         return SampledPower(gpu, devices=("GPU",))
-    return NoPower()
+    return None
 
 
 class SampledPower:

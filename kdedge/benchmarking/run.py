@@ -9,10 +9,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from kdedge.benchmarking.device import conditions, device_sheet, find_power, was_throttled
+from kdedge.benchmarking.device import (
+    SampledPower,
+    conditions,
+    device_sheet,
+    find_power,
+    was_throttled,
+)
 from kdedge.benchmarking.timing import (
     LoadedSubject,
-    Power,
     Subject,
     TimingPlan,
     measure,
@@ -57,7 +62,7 @@ class Machine:
         wait: called before each turn; it may wait until the machine is quiet.
     """
 
-    power: Callable[[], Power] = find_power
+    power: Callable[[], SampledPower | None] = find_power
     watch: Watch = watch_contention
     wait: Callable[[], None] = lambda: None
 
@@ -224,22 +229,13 @@ def _why_not(
     """Why a row is not timed at a batch size; None if it is."""
     low, high = batches
     if batch < low or (high is not None and batch > high):
-        return (
-            f"it takes {low} to {high} images per call"
-            if low != high
-            else f"it takes {low} per call"
-        )
-    seconds = _seconds(row, batch, low)
+        return f"it takes {low} {'' if low == high else f'to {high} images '}per call"
+    # By its work, and the time of the first call, which had `low` images
+    now, then = row.subject.gmacs(batch), row.subject.gmacs(low)
+    seconds = batch / low * (now / then if now and then else 1) * row.first_ms / 1000
     if seconds > plan.call_seconds:
         return f"a call would take about {seconds:.0f} s"
     return None
-
-
-def _seconds(row: _Row, batch: int, first: int) -> float:
-    """A call's time by its work and the time of the first call, which had `first` images."""
-    now, then = row.subject.gmacs(batch), row.subject.gmacs(first)
-    work = batch / first * (now / then if now and then else 1)
-    return work * row.first_ms / 1000
 
 
 def _measure_turn(
@@ -248,7 +244,7 @@ def _measure_turn(
     plan: TimingPlan,
     batch: int,
     inputs: Inputs,
-    power: Power,
+    power: SampledPower | None,
     watch: Watch,
     after_turn: Any,
 ) -> _Row | None:
@@ -269,7 +265,7 @@ def _measure_turn(
             baseline.is_baseline = True
     against = next((one for key, one in timed.items() if by_key[key] is baseline), None)
     for key, one in timed.items():
-        if not power.covers(by_key[key].device):
+        if power is None or not power.covers(by_key[key].device):
             one.watts = None
         found = summarize(one, batch=batch, inputs=inputs, baseline=against)
         if found is not None:

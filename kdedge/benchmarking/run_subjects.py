@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,7 +84,7 @@ def run_subjects(
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
         loaded = trained.loaded if found is None else load_recipe(found.recipe)
-        known = _Known() if found is None else _known(found, "baseline", compared)
+        known = (None, None) if found is None else _known(found, "baseline", compared)
         try:
             models = _baseline(name, loaded, trained)
         except KdedgeError as error:
@@ -184,12 +184,8 @@ def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     return {method: run for _, method, run in sorted(found, key=lambda entry: entry[0])}
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The known accuracies of a model, for `ModelFacts`."""
-
-    accuracy: Accuracy | None = None
-    on_compared: Accuracy | None = None
+_Known = tuple[Accuracy | None, Accuracy | None]
+"""A model's accuracy, and that on the images of a comparison."""
 
 
 def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
@@ -204,25 +200,24 @@ def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
     """Accuracies of one of a run's models, from its evaluation."""
     result = _evaluation(run).get(key)
     if result is None:
-        return _Known()
+        return None, None
     accuracy = Accuracy.of_run(result, run.name)
     test = None if compared is None else compared.test_set
     if compared is None or test is None or test.images_hash != result.images_hash:
-        return _Known(accuracy)
+        return accuracy, None
     with contextlib.suppress(KdedgeError):  # damaged, but not required
         details = read_details(run).get(key)
         if details is not None and details.right is not None:
             right = [details.right[i] for i in spread(test.n_images, compared.n_images)]
-            return _Known(accuracy, _on(compared, 100 * right.count("1") / len(right), run.name))
-    return _Known(accuracy)
+            return accuracy, _on(compared, 100 * right.count("1") / len(right), run.name)
+    return accuracy, None
 
 
 def _own(known: _Known, compared: ParityResult | None) -> _Known:
     """Adds the run's own accuracy, as measured at export."""
     if compared is None or compared.reference_accuracy_percent is None:
         return known
-    percent = compared.reference_accuracy_percent
-    return replace(known, on_compared=_on(compared, percent, compared.images))
+    return known[0], _on(compared, compared.reference_accuracy_percent, compared.images)
 
 
 def _on(compared: ParityResult, percent: float, source: str) -> Accuracy:
@@ -248,8 +243,8 @@ def _subject(source: str, model: TorchModel, known: _Known, device: torch.device
         n_bytes=None,
         gmacs_image=model.gmacs_image,
         gmacs_call=model.gmacs_call,
-        accuracy=known.accuracy,
-        on_compared=known.on_compared,
+        accuracy=known[0],
+        on_compared=known[1],
         gate=None,
         load=load,
     )

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import wrap
 
-from kdedge.speed_results import (
-    Accuracy,
-    Inputs,
-    Measurement,
-    SpeedResult,
-    SpeedRow,
-    accuracy_sets,
-)
-from kdedge.tables import Grid, figure, markdown_table, percent
+from kdedge.speed_results import Accuracy, Inputs, Measurement, SpeedResult, SpeedRow, accuracy_sets
+from kdedge.tables import Grid, figure, percent
 
 _MOST_SETS = 2  # largest number of image sets with accuracies in the first table
 
@@ -35,18 +27,6 @@ def make_grids(result: SpeedResult) -> list[Grid]:
     rows = named_rows(result)
     grids = [
         summary(result),
-        *speed_grids(result),
-        *_accuracies(rows),
-        _agreements(rows),
-        _published(),
-    ]
-    return [grid for grid in grids if grid.rows]
-
-
-def speed_grids(result: SpeedResult) -> list[Grid]:
-    """The tables of size, work and time, without empty ones."""
-    rows = named_rows(result)
-    grids = [
         sizes(rows),
         _latencies(rows, "on device"),
         _ratios(rows, result),
@@ -54,25 +34,11 @@ def speed_grids(result: SpeedResult) -> list[Grid]:
         throughputs(rows),
         _end_to_end(rows),
         _power(rows),
+        *_accuracies(rows),
+        _agreements(rows),
+        _published(),
     ]
     return [grid for grid in grids if grid.rows]
-
-
-def fitted(grid: Grid, n_columns: int) -> list[list[str]]:
-    """Fits rows to a terminal: a name that is too long continues on the next line.
-
-    Args:
-        grid: the table; its columns are two spaces apart.
-        n_columns: width of the terminal.
-    """
-    lines = [grid.header, *grid.rows]
-    others = sum(2 + max(len(line[i]) for line in lines) for i in range(1, len(grid.header)))
-    rows = []
-    for name, *cells in grid.rows:
-        first, *rest = wrap(name, max(n_columns - others, 10), subsequent_indent="  ")
-        rows.append([first, *cells])
-        rows += [[part, *([""] * len(cells))] for part in rest]
-    return rows
 
 
 def summary(result: SpeedResult) -> Grid:
@@ -285,7 +251,7 @@ def as_markdown(result: SpeedResult) -> str:
     """Formats the tables as Markdown."""
     blocks = []
     for grid in make_grids(result):
-        blocks.append(f"**{grid.title}**\n\n{markdown_table(grid.header, grid.rows)}")
+        blocks.append(f"**{grid.title}**\n\n{grid.as_markdown()}")
     blocks.append("\n".join(f"* {line}" for line in notes(result)))
     return "\n\n".join(blocks)
 

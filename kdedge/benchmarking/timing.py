@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from kdedge.benchmarking.device import SampledPower
 from kdedge.errors import KdedgeError
 from kdedge.runtime.machine import Contention, Watch, all_of, watch_contention
 from kdedge.speed_results import Inputs, Measurement, ModelFacts
@@ -30,11 +31,8 @@ _WARM_S = 0.2
 _LEAST_WATCHED_S = 0.3
 
 
-class Call(Protocol):
-    """Runs one batch and returns its time in ms."""
-
-    def __call__(self) -> float:
-        """Runs the batch; returns when its result is complete."""
+Call = Callable[[], float]
+"""Runs one batch, until its result is complete, and returns its time in ms."""
 
 
 def host_timed(work: Callable[[], Any]) -> Call:
@@ -73,39 +71,6 @@ class TimingPlan:
         return max(3, min(wanted, math.floor(self.most_seconds / call_s)))
 
 
-class Power(Protocol):
-    """Measures power while a model runs."""
-
-    def covers(self, device: str) -> bool:
-        """Whether the sensor measures the power of `CPU` or `GPU`."""
-
-    def during(self, key: Any) -> contextlib.AbstractContextManager[None]:
-        """Context in which samples count for `key`."""
-
-    def watts(self, key: Any) -> float | None:
-        """The mean of the samples."""
-
-
-class NoPower:
-    """Stands for a missing power sensor."""
-
-    def covers(self, device: str) -> bool:
-        """Returns False."""
-        del device
-        return False
-
-    @contextlib.contextmanager
-    def during(self, key: Any) -> Iterator[None]:
-        """Does nothing."""
-        del key
-        yield
-
-    def watts(self, key: Any) -> float | None:
-        """Returns None."""
-        del key
-        return None
-
-
 @dataclass
 class Timed:
     """One model's times at one batch size.
@@ -132,7 +97,7 @@ def measure(
     calls: Mapping[str, Call],
     plan: TimingPlan,
     *,
-    power: Power | None = None,
+    power: SampledPower | None = None,
     watch: Watch = watch_contention,
     after_turn: Callable[[str], None] | None = None,
 ) -> dict[str, Timed]:
@@ -141,14 +106,13 @@ def measure(
     Args:
         calls: calls by key; all run batches of the same size.
         plan: how long to time each.
-        power: the power sensor.
+        power: the power sensor; None for none.
         watch: watches the load of other processes, like `watch_contention`.
         after_turn: called when a turn has ended.
 
     Returns:
         The times by key. A model has the plan's rounds, or fewer if it has fewer calls.
     """
-    power = power or NoPower()
     timed = {key: Timed() for key in calls}
     warm_ms: dict[str, float] = {}
     left: dict[str, list[int]] = {}
@@ -162,13 +126,13 @@ def measure(
                 with _kept(timed[key]):
                     _settle(call, warm_ms[key])
                     since = watch()
-                    with power.during(key):
+                    with contextlib.nullcontext() if power is None else power.during(key):
                         timed[key].rounds.append([call() for _ in range(left[key][number])])
                     timed[key].contention.append(since())
             if after_turn is not None:
                 after_turn(key)
     for key, one in timed.items():
-        one.watts = power.watts(key)
+        one.watts = None if power is None else power.watts(key)
     return timed
 
 
@@ -290,11 +254,6 @@ class Subject(ModelFacts):
     load: Callable[[], AbstractContextManager[LoadedSubject]]
 
 
-def resident_bytes() -> int | None:
-    """Resident memory of this process; None if the system does not tell."""
-    return _status("VmRSS")
-
-
 @contextlib.contextmanager
 def watching_peak() -> Iterator[Callable[[], int | None]]:
     """Context with a function that returns the peak of resident memory above that at its start.
@@ -304,7 +263,7 @@ def watching_peak() -> Iterator[Callable[[], int | None]]:
     # Memory that the allocator has kept would be used again without being noticed
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-    start = resident_bytes()
+    start = _status("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

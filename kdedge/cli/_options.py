@@ -67,25 +67,17 @@ resume_option = click.option(
 """`--resume`, given to the command as `resume`."""
 
 
-def use_threads(n_threads: int | None) -> None:
-    """Sets the number of threads before torch is loaded; warns if other processes use the cores.
-
-    Args:
-        n_threads: the value of `--threads`.
-    """
-    busy_cores = set_up_threads(n_threads)
+def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> int | None:
+    """Sets the number of threads before torch is loaded; warns if other processes use the cores."""
+    del parameter
+    busy_cores = None if ctx.resilient_parsing else set_up_threads(n_threads)
     if busy_cores is not None:
         log.warning(
             "Other processes keep %.1f of %d cores busy: this will take longer.\n"
             "  Stop them or wait for them, or compute on the cores that they leave: --threads %d.",
             *(busy_cores, cpu_cores(), max(1, cpu_cores() - round(busy_cores))),
         )
-
-
-def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> None:
-    del parameter
-    if not ctx.resilient_parsing:
-        use_threads(n_threads)
+    return n_threads
 
 
 _THREADS: dict[str, Any] = {
@@ -97,24 +89,16 @@ _THREADS: dict[str, Any] = {
 threads_option = click.option("--threads", expose_value=False, callback=_use, **_THREADS)
 """`--threads` of a command that computes; it takes effect before the command is called."""
 
-threads_value_option = click.option("--threads", **_THREADS)
-"""`--threads`, given to the command as `threads`; the command calls `use_threads` with it."""
+threads_value_option = click.option("--threads", callback=_use, **_THREADS)
+"""The same, also given to the command as `threads`."""
 
-
-def _precisions() -> list[str]:
-    """The precisions that a backend runs."""
-    targets = [target for target in list_targets() if target.backend is not None]
-    return sorted({precision for target in targets for precision in target.precisions})
-
-
-def _backend_names() -> str:
-    *names, last = list_backends()
-    return f"{', '.join(names)} or {last}"
+unused_threads_option = click.option("--threads", **_THREADS)
+"""`--threads`, given to the command as `threads`; it has no effect before."""
 
 
 precision_option = click.option(
     "--precision",
-    type=click.Choice(_precisions()),
+    type=click.Choice(sorted({p for one in list_targets() if one.backend for p in one.precisions})),
     help="Precision of the file to use. [default: the file that `kdedge export --cpu` chose on a"
     " machine like this; else fp32, or an engine that this GPU runs. Files that missed their gates"
     " are used only when asked for.]",
@@ -124,6 +108,6 @@ precision_option = click.option(
 backend_option = click.option(
     "--backend",
     metavar="NAME",
-    help=f"{_backend_names()}. [default: one that fits]",
+    help=f"{', '.join(list_backends())}. [default: one that fits]",
 )
 """`--backend NAME`, given to the command as `backend`."""

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from kdedge.tables import text_table
+from kdedge.tables import Grid, text_table
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[Any]
@@ -32,20 +32,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 """`--json`, given to the command as `as_json`."""
 
 
-def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None:
+def print_result(record: Any, *, as_json: bool, text: str = "") -> None:
     """Prints a command's result on stdout.
 
     Args:
         record: plain values, or an object with `to_dict`.
         as_json: print the record as one JSON object.
-        text: printed without `--json`; default: the record's keys and values.
+        text: printed without `--json`.
     """
     values = record.to_dict() if hasattr(record, "to_dict") else record
     if as_json:
         click.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
         return
-    if text is None:
-        text = table([[key, _cell(value)] for key, value in values.items()])
     # The last line names the next command
     before, mark, following = text.rpartition("Next:")
     click.echo(f"{before}{colored(mark, 'green', sys.stdout)}{following}")
@@ -132,6 +130,12 @@ def table(
     return text_table(header or (), rows, align=align)
 
 
+def grid_text(grid: Grid) -> str:
+    """Lays out a table below its title, if it has one."""
+    text = table(grid.rows, header=grid.header, align=grid.align)
+    return f"{grid.title}\n{text}" if grid.title else text
+
+
 def shown_columns() -> float:
     """Columns of stdout's terminal; infinite without one."""
     is_shown = sys.stdout is not None and sys.stdout.isatty()
@@ -208,24 +212,6 @@ def first_line(file: Path) -> str:
     """Returns the first line of a Python file's docstring without importing the file."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
-
-
-def percent(value: float | None) -> str:
-    """Formats a percentage with two digits; a dash for None."""
-    return "-" if value is None else f"{value:.2f}"
-
-
-def gibibytes(n_bytes: float) -> str:
-    """Formats a number of bytes in GiB with one digit."""
-    return f"{n_bytes / 2**30:.1f} GiB"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 class _StderrHandler(_StreamHandler):

@@ -8,18 +8,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdedge.cli._output import percent, table
+from kdedge.cli._output import table
 from kdedge.errors import DataError
-from kdedge.results import (
-    EvalResult,
-    UnlabeledResult,
-    accuracy_cells,
-    are_same_images,
-    by_images,
-)
+from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells, are_same_images, by_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
+from kdedge.tables import percent
 
 if TYPE_CHECKING:
     from kdedge.api.run import Run

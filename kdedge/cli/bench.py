@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,16 @@ from kdedge.benchmarking.run import Machine
 from kdedge.benchmarking.tables import (
     as_markdown,
     doubts,
-    fitted,
     make_grids,
     notes,
     problems,
     summary,
 )
-from kdedge.cli._options import (
-    calls_option,
-    device_option,
-    runs_option,
-    threads_value_option,
-)
-from kdedge.cli._output import FiniteRange, next_line, print_result, table
+from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
+from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result
 from kdedge.runs.find import find_run
 from kdedge.runtime.threads import given_number
 from kdedge.speed_results import SpeedResult
-from kdedge.tables import Grid
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +101,7 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     help="Wait until other processes leave the cores, for at most this time in total. Times that"
     " they disturb are marked with ! and not ranked.",
 )
-@threads_value_option
+@unused_threads_option
 @click.option(
     "--format",
     "kind",
@@ -205,7 +197,7 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
 def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:
     """The first table with its caveats, or all tables and notes."""
     if is_whole:
-        blocks = [f"{grid.title}\n{_as_text(grid)}" for grid in make_grids(result)]
+        blocks = [grid_text(grid) for grid in make_grids(result)]
         return [*blocks, "\n".join(notes(result))]
     grid = summary(result)
     at_all = {name: why for name, why in result.left_out.items() if ", batch " not in name}
@@ -213,7 +205,8 @@ def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:
     more = "--all: sizes, percentiles, FPS by batch, published figures"
     more += f", {n_less} models and batches left out" if n_less else ""
     said = [*doubts(result), *problems(result, at_all), more]
-    return [f"{_wrapped(grid.title)}\n{_as_text(grid)}", "\n".join(map(_wrapped, said))]
+    grid = replace(grid, title=_wrapped(grid.title))
+    return [grid_text(grid), "\n".join(map(_wrapped, said))]
 
 
 def _wrapped(text: str) -> str:
@@ -221,11 +214,3 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(
         text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
     )
-
-
-def _as_text(grid: Grid) -> str:
-    """Fits a table to the terminal; without one, each name is on one line."""
-    rows = grid.rows
-    if sys.stdout is not None and sys.stdout.isatty():
-        rows = fitted(grid, shutil.get_terminal_size().columns)
-    return table(rows, header=grid.header, align="l" + "r" * (len(grid.header) - 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,24 +29,17 @@ from kdedge.config.load import load_recipe
 @device_option
 @threads_option
 @json_option
-def command(
-    recipe: str,
-    size: str | None,
-    overrides: dict[str, Any],
-    root: Path,
-    device: str | None,
-    as_json: bool,
-) -> None:
+def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Check RECIPE before a run: classes, images, weights, memory, disk, time.
 
     It reads every image once, loads the weights and times a few steps. Errors have the message and
     exit code that the run would end with. Nothing is written, except that open_clip downloads
     pretrained weights into its cache.
     """
-    found = check(recipe, size=size, overrides=overrides, root=root, device=device)
+    found = check(recipe, overrides=overrides, **options)
     rows = [[finding.what, finding.found] for finding in found.findings]
     has_student = load_recipe(recipe, overrides).recipe.student is not None
-    options = [*given_options("size"), *same_options(overrides)]
-    following = next_line("distill" if has_student else "teach", recipe, *options)
+    same = [*given_options("size"), *same_options(overrides)]
+    following = next_line("distill" if has_student else "teach", recipe, *same)
     text = f"{table(rows)}\n{found.estimate}\n{following}"
     print_result(asdict(found), as_json=as_json, text=text)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from kdedge.cli._options import device_option, runs_option
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.setup.packages import need_training_packages
 
 
 @click.command("classes")
@@ -25,10 +25,9 @@ def command(
     artifact: str,
     add: tuple[str, ...],
     remove: tuple[str, ...],
-    run: str | None,
     root: Path,
-    device: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """List the classes of ARTIFACT, in the order of its logits, or add and remove classes.
 
@@ -40,17 +39,11 @@ def command(
     """
     from kdedge.api.artifact import artifact_folder, change_classes, open_artifact
 
-    if run is not None and not add:
-        raise click.UsageError("--from is used only with --add.")
-    if add and run is None:
-        raise click.UsageError("--add needs --from RUN, whose teacher makes the class vectors.")
-    if add:
-        need_training_packages("Making class vectors")
     if not add and not remove:
         found = open_artifact(artifact_folder(artifact, root))
         text = "\n".join(found.class_names)
     else:
-        found = change_classes(artifact, add=add, remove=remove, run=run, root=root, device=device)
+        found = change_classes(artifact, add=add, remove=remove, root=root, **options)
         assert found.open_classes is not None  # else it cannot be changed
         text = (
             f"{found.path}: {len(add)} classes added, {len(remove)} removed;"

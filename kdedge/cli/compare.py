@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import threads_value_option, use_threads
+from kdedge.cli._options import threads_value_option
 from kdedge.cli._output import json_option, print_result, table
 
 if TYPE_CHECKING:
@@ -44,11 +44,8 @@ def command(
     old: Path,
     new: Path,
     paths: tuple[str, ...],
-    labels: bool,
-    require_no_worse: bool,
-    batch: int | None,
-    threads: int | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Compare what the artifacts OLD and NEW answer on the same images.
 
@@ -62,17 +59,8 @@ def command(
     """
     from kdedge.api.compare import compare
 
-    use_threads(threads)
-    compare(
-        old,
-        new,
-        *paths,
-        labels=labels,
-        require_no_worse=require_no_worse,
-        batch=batch,
-        threads=threads,
-        show=lambda found: print_result(found, as_json=as_json, text=_as_text(found)),
-    )
+    options["show"] = lambda found: print_result(found, as_json=as_json, text=_as_text(found))
+    compare(old, new, *paths, **options)
 
 
 def _as_text(found: Comparison) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
-from kdedge.cli._output import json_option, next_line, print_result, table
+from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 from kdedge.data.benchmarks import Download
 from kdedge.data.images import BadImage
 from kdedge.data.sources.folder import left_out_text
@@ -21,22 +18,19 @@ from kdedge.data.verify import Verification
 from kdedge.errors import DataError
 from kdedge.progress import readable_bytes
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _MAX_NAMED = 20
 
 
-def _data_option(function: _F) -> _F:
-    """Adds `--data DIR`, given to the command as `root`."""
-    return click.option(
-        "--data",
-        "root",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path("data"),
-        envvar="KDEDGE_DATA",
-        show_default=True,
-        help="Folder of the benchmark sets. The environment variable KDEDGE_DATA sets it too; in a"
-        " recipe it is data.root.",
-    )(function)
+_data_option = click.option(
+    "--data",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    envvar="KDEDGE_DATA",
+    show_default=True,
+    help="Folder of the benchmark sets. The environment variable KDEDGE_DATA sets it too; in a"
+    " recipe it is data.root.",
+)
 
 
 @click.group("data")
@@ -108,7 +102,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
     blocks = [table(rows)]
     blocks += [_describe(one, is_here=one not in absent) for one in benchmark.downloads]
     if absent:
-        blocks.append(next_line("data", "fetch", name, *_same_data()))
+        blocks.append(next_line("data", "fetch", name, *given_options("root")))
     print_result(record, as_json=as_json, text="\n\n".join(blocks))
 
 
@@ -130,7 +124,7 @@ def fetch(name: str, root: Path, as_json: bool) -> None:
         text = f"{found.folder} has all of {name} already."
     if found.kept:
         text += f"\nNo longer needed: {', '.join(str(found.folder / k) for k in found.kept)}"
-    text += f"\n{next_line('data', 'verify', name, *_same_data())}"
+    text += f"\n{next_line('data', 'verify', name, *given_options('root'))}"
     print_result(asdict(found), as_json=as_json, text=text)
 
 
@@ -154,7 +148,7 @@ def verify(name: str, read_images: bool, root: Path, as_json: bool) -> None:
         raise DataError(
             f"{found.folder} differs from the published {name}: {count} difference"
             f"{'s' if count > 1 else ''}.\n  {remedy}: "
-            + shlex.join(["kdedge", "data", "fetch", name, *_same_data()])
+            + shlex.join(["kdedge", "data", "fetch", name, *given_options("root")])
         )
 
 
@@ -185,13 +179,6 @@ def _describe(one: Download, *, is_here: bool) -> str:
         size = readable_bytes(one.mirror.n_bytes) if one.mirror.n_bytes else "size not known"
         lines += [f"  else {one.mirror.name}, {size}: {url}" for url in one.mirror.urls]
     return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
-
-
-def _same_data() -> list[str]:
-    """Returns this command's `--data`, for a next command."""
-    context = click.get_current_context()
-    given = context.get_parameter_source("root") is ParameterSource.COMMANDLINE
-    return ["--data", str(context.params["root"])] if given else []
 
 
 def _verification_text(found: Verification) -> str:

@@ -6,13 +6,8 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import (
-    device_option,
-    resume_option,
-    runs_option,
-    threads_option,
-)
-from kdedge.cli._output import json_option, print_result, table
+from kdedge.cli._options import device_option, resume_option, runs_option, threads_option
+from kdedge.cli._output import grid_text, json_option, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 
@@ -43,8 +38,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     text = "\n".join(
         [
             f"{run_text(runs, used=used)}\n",
-            f"{grid.title}:",
-            table(grid.rows, header=grid.header, align="l" + "r" * (len(grid.header) - 1)),
+            grid_text(grid),
             "paper: class texts are encoded with every batch; all others use stored class vectors.",
             *doubts(done.speed),
             "",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kdedge.api.about import doctor
-from kdedge.cli._output import gibibytes, json_option, print_result, table
+from kdedge.cli._output import json_option, print_result, table
 
 
 @click.command("doctor")
@@ -29,8 +29,8 @@ def _as_text(report: dict[str, Any]) -> str:
         ["Python", machine["python"]],
         ["system", machine["system"]],
         ["CPU", f"{machine['cpu']}, {machine['cpu_cores']} cores"],
-        ["memory", gibibytes(memory) if memory is not None else "unknown"],
-        ["free disk", f"{gibibytes(machine['disk_free_bytes'])} in this folder"],
+        ["memory", _gibibytes(memory) if memory is not None else "unknown"],
+        ["free disk", f"{_gibibytes(machine['disk_free_bytes'])} in this folder"],
     ]
     rows += [["GPU", _device_line(device)] for device in report["cuda"]["devices"]]
     problem = report["cuda"]["problem"]
@@ -46,10 +46,14 @@ def _as_text(report: dict[str, Any]) -> str:
     return "\n\n".join([table(rows), table(packages, header=header), *report["problems"]])
 
 
+def _gibibytes(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"
+
+
 def _device_line(device: dict[str, Any]) -> str:
     parts = [device["name"]]
     if device["memory_bytes"] is not None:
-        parts.append(gibibytes(device["memory_bytes"]))
+        parts.append(_gibibytes(device["memory_bytes"]))
     parts.append(f"compute capability {device['compute_capability']}")
     if device["cuda"] is not None:
         parts.append(f"CUDA {device['cuda']}")

@@ -9,12 +9,8 @@ from typing import Any
 import click
 
 from kdedge.api.evaluate import evaluate
-from kdedge.cli._options import (
-    device_option,
-    runs_option,
-    threads_option,
-)
-from kdedge.cli._output import json_option, next_line, percent, print_result, table
+from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._overrides import set_option
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.files import new_file, write_json
@@ -23,6 +19,7 @@ from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, with_stored
+from kdedge.tables import percent
 
 
 @click.command("eval")

@@ -15,17 +15,17 @@ from kdedge.cli._output import (
     help_all_option,
     json_option,
     next_line,
-    percent,
     print_result,
     table,
 )
 from kdedge.cli._overrides import set_option
+from kdedge.tables import percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.api.export import Export
-    from kdedge.runtime.artifact import Artifact, ModelFile
+    from kdedge.runtime.artifact import Artifact
 
 _FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")
 """Options in the short help."""
@@ -124,12 +124,8 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     source: str | None,
     targets: tuple[Target, ...],
-    as_json: bool,
-    classes: Path | None,
-    output: Path | None,
     overrides: dict[str, Any],
-    root: Path,
-    device: str | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
@@ -143,49 +139,19 @@ def command(
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder,
     without torch.
     """
-    from kdedge.api.export import export, is_artifact
+    from kdedge.api.export import export
 
-    flags = {key: options.pop(key) for key in _RECIPE_KEYS}
-    set_by_flags = {
-        f"export.{key}": value
-        for key, value in flags.items()
-        if value is not None and value is not False
+    of_recipe = {f"export.{key}": options.pop(key) for key in _RECIPE_KEYS}
+    overrides |= {
+        key: value for key, value in of_recipe.items() if value is not None and value is not False
     }
-    if is_artifact(source):
-        onnx = any(target.name == "onnx" for target in targets)
-        of_run = {"onnx": onnx, "classes": classes, "output": output, "set": overrides, **flags}
-        _check_for_artifact(
-            str(source),
-            {**of_run, "device": device},
-            any((*targets, *map(options.get, ("cpu", "triton", "browser")))),
-        )
-    options["targets"] = [target.name for target in targets]
     export(
         source,
-        classes=classes,
-        output=output,
-        overrides={**overrides, **set_by_flags},
-        root=root,
-        device=device,
+        targets=[target.name for target in targets],
+        overrides=overrides,
         show=functools.partial(_print, as_json=as_json),
         **options,
     )
-
-
-def _check_for_artifact(source: str, of_run: dict[str, Any], has_targets: bool) -> None:
-    """Raises if an artifact is given options of a run's export, or nothing to build."""
-    for name, value in of_run.items():
-        if value is not None and value is not False and value != {}:
-            raise click.UsageError(
-                f"{source} is an artifact, and --{name.replace('_', '-')} works only with a run."
-                " Name its run instead."
-            )
-    if not has_targets:
-        flags = [target.flag for target in list_targets() if target.source == "ONNX file"]
-        raise click.UsageError(
-            f"{source} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
-            " --triton DIR or --browser DIR."
-        )
 
 
 def _print(made: Export, *, as_json: bool) -> None:
@@ -199,6 +165,8 @@ def _print(made: Export, *, as_json: bool) -> None:
 
 
 def _as_text(made: Export) -> str:
+    from kdedge.deploy.model_card import files_table
+
     artifact, gflops = made.artifact, made.gflops
     lines = []
     if gflops:
@@ -206,9 +174,8 @@ def _as_text(made: Export) -> str:
             f"GFLOPs per image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
             f" the image encoder alone {gflops['clip_image_encoder']:.4g}\n"
         )
-    header = ("file", "precision", "MB", "agreement", "distance", "accuracy", "drop", "gate")
-    rows = [_row(file) for file in artifact.files]
-    lines.append(table(rows, header=header, align="llrrrrrl"))
+    header, rows = files_table(artifact)
+    lines.append(table(rows, header=header, align="llll" + "r" * (len(header) - 4)))
     sets = dict.fromkeys(file.parity.images for file in artifact.files if file.parity is not None)
     if sets:
         labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]
@@ -249,21 +216,3 @@ def _fitted_lines(artifact: Artifact) -> list[str]:
             f'Answers "none" below the score that {none.share_percent:g} % of {none.images} reach.'
         )
     return lines
-
-
-def _row(file: ModelFile) -> list[str]:
-    parity = file.parity
-    size = f"{file.n_bytes / 1e6:.1f}"
-    if parity is None:
-        return [file.name, file.precision, size, "-", "-", "-", "-", file.gate]
-    distance = parity.mean_softmax_distance
-    return [
-        file.name,
-        file.precision,
-        size,
-        percent(parity.agreement_percent),
-        "-" if distance is None else f"{distance:.4f}",
-        percent(parity.accuracy_percent),
-        percent(parity.accuracy_drop),
-        file.gate,
-    ]

@@ -24,13 +24,7 @@ from typing import NoReturn
 import click
 
 from kdedge import __version__
-from kdedge.cli._output import (
-    colored,
-    first_line,
-    help_all_option,
-    set_up_logging,
-    shows_all,
-)
+from kdedge.cli._output import colored, first_line, help_all_option, set_up_logging, shows_all
 from kdedge.errors import OVERRIDE, KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent

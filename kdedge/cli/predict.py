@@ -22,12 +22,7 @@ from kdedge.api.predict import (
     opened,
     read_item,
 )
-from kdedge.cli._options import (
-    backend_option,
-    precision_option,
-    threads_value_option,
-    use_threads,
-)
+from kdedge.cli._options import backend_option, precision_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 from kdedge.errors import KdedgeError, ResourceError
 from kdedge.files import explain_os_error, held, sha256_json
@@ -103,11 +98,11 @@ class _Format:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice((*FORMATS, "json")),
+    type=click.Choice(FORMATS),
     default="text",
     show_default=True,
-    help="csv has a heading; jsonl and json are one JSON object per line. In both, `error` says why"
-    " an image has no prediction.",
+    help="csv has a heading; jsonl is one JSON object per line. In both, `error` says why an image"
+    " has no prediction.",
 )
 @click.option("--json", "kind", flag_value="jsonl", help="The same as --format jsonl.")
 @click.option(
@@ -170,18 +165,17 @@ def command(
     shape = _Format(**options)
     if shape.output is None and sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
-    if shape.kind == "json":
-        shape = replace(shape, kind="jsonl")
-    _check_resumes(shape)
-    if not shape.resume:
-        _check_new(shape.output)
-    use_threads(threads)
+    if shape.resume and (not shape.is_table or shape.uncertain is not None):
+        raise click.UsageError(
+            "--resume continues a file of all images: it needs --output and --format csv or jsonl,"
+            " without --save and --uncertain."
+        )
+    for path in (None if shape.resume else shape.output, shape.save):
+        if path is not None and _has_content(path):
+            raise _exists(path)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
-    with (
-        _filled(shape.save),
-        opened(artifact, precision=precision, backend=backend, threads=threads) as classifier,
-    ):
+    with opened(artifact, precision=precision, backend=backend, threads=threads) as classifier:
         option = "--min-score" if shape.uncertain is None else "--uncertain"
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
@@ -204,14 +198,6 @@ def command(
             _write_all(inputs, results, classifier, shape, is_begun=n_done > 0)
         if not n_done:
             results.check_any()
-
-
-def _check_resumes(shape: _Format) -> None:
-    if shape.resume and (not shape.is_table or shape.uncertain is not None):
-        raise click.UsageError(
-            "--resume continues a file of all images: it needs --output and --format csv or jsonl,"
-            " without --save and --uncertain."
-        )
 
 
 def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> UnfinishedLines | None:
@@ -242,43 +228,12 @@ def _check_named(paths: Sequence[str]) -> None:
         raise click.UsageError("Standard input is a terminal. Pipe an image into it.")
 
 
-def _check_new(path: Path | None) -> None:
-    """Checks that a result overwrites nothing: the file is new, or the folder new or empty."""
-    if path is None:
-        return
-    try:
-        is_there = _has_content(path)
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise explain_os_error(error, path) from error
-    if is_there:
-        raise _exists(path)
-
-
 def _has_content(path: Path) -> bool:
     """Whether there is such a file, or a folder that is not empty."""
-    return any(path.iterdir()) if path.is_dir() else path.exists()
-
-
-@contextlib.contextmanager
-def _filled(folder: Path | None) -> Iterator[None]:
-    """Context of a new or empty folder that no other command fills; a new one is not kept empty."""
-    if folder is None:
-        yield
-        return
-    _check_new(folder)
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    try:
-        with held(folder):
-            _check_new(folder)  # another command may have just ended
-            yield
-    finally:
-        with contextlib.suppress(OSError):  # it has pictures
-            for one in new:
-                one.rmdir()
+        return any(path.iterdir()) if path.is_dir() else path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise explain_os_error(error, path) from error
 
 
 def _exists(path: Path) -> click.UsageError:
@@ -306,8 +261,10 @@ def _write_all(
         tells_none=classifier.tells_none,
     )
     pictures = None if shape.save is None else PictureFolder(shape.save)
-    # On one terminal, a bar would mix with the lines
-    has_bar = not is_shown or shape.uncertain is not None
+    bar: contextlib.AbstractContextManager[Callable[[int], None]]
+    bar = progress("classifying", inputs.n_images, unit="images")
+    if is_shown and shape.uncertain is None:  # on one terminal, a bar would mix with the lines
+        bar = contextlib.nullcontext(lambda *_: None)
     shown: Counter[str] = Counter()
 
     def put(result: Result, item: Item) -> None:
@@ -316,16 +273,14 @@ def _write_all(
             return
         shown["none"] += result.is_none
         shown["unsure"] += best_name(result, shape.min_score) is None
-        if pictures is not None:
+        if pictures is not None and shape.save is not None:
+            shape.save.mkdir(parents=True, exist_ok=True)
             answer = answer_lines(result, shape.min_score) if shape.uncertain is None else None
             pictures.save(item.name, read_item(item), answer)
 
     heading = None if is_begun else lines.heading()
     try:
-        with (
-            _bar(inputs, is_shown=has_bar) as advance,
-            _streamed(shape.output, heading, is_begun=is_begun) as write,
-        ):
+        with bar as advance, _streamed(shape.output, heading, is_begun=is_begun) as write:
             _put_all(results, put, advance, n_kept=shape.uncertain)
     except (KeyboardInterrupt, KdedgeError) as error:
         if results.counts:
@@ -359,16 +314,6 @@ def _put_all(
     finally:
         for prediction, item in [] if kept is None else kept.taken():
             put(prediction, item)
-
-
-@contextlib.contextmanager
-def _bar(inputs: Inputs, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
-    """Context with a function that takes the number of finished images."""
-    if not is_shown:
-        yield lambda done: None
-        return
-    with progress("classifying", inputs.n_images, unit="images") as advance:
-        yield advance
 
 
 @contextlib.contextmanager

@@ -8,22 +8,11 @@ from typing import Any
 import click
 
 from kdedge.api.train import pseudo_label
-from kdedge.cli._options import (
-    device_option,
-    engine_option,
-    runs_option,
-    threads_option,
-)
-from kdedge.cli._output import (
-    json_option,
-    next_line,
-    percent,
-    print_result,
-    same_options,
-)
+from kdedge.cli._options import device_option, engine_option, runs_option, threads_option
+from kdedge.cli._output import json_option, next_line, print_result, same_options
 from kdedge.cli._overrides import set_option
 from kdedge.config.load import in_order, load_recipe
-from kdedge.workers import EngineName
+from kdedge.tables import percent
 
 
 @click.command("pseudo-label")
@@ -58,15 +47,7 @@ from kdedge.workers import EngineName
 @threads_option
 @json_option
 def command(
-    recipe: str,
-    method: str | None,
-    per_class: int,
-    path: Path,
-    overrides: dict[str, Any],
-    root: Path,
-    device: str | None,
-    engine: EngineName,
-    as_json: bool,
+    recipe: str, path: Path, overrides: dict[str, Any], as_json: bool, **options: Any
 ) -> None:
     """Label unlabeled images of RECIPE, K per class, with its teacher or another model.
 
@@ -77,16 +58,7 @@ def command(
 
     The method uses the recipe's baseline section if that has the same method.
     """
-    found = pseudo_label(
-        recipe,
-        path,
-        per_class=per_class,
-        method=method,
-        overrides=overrides,
-        root=root,
-        device=device,
-        engine=engine,
-    )
+    found = pseudo_label(recipe, path, overrides=overrides, **options)
     lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
     if found.accuracy_percent is not None:
         right = percent(found.accuracy_percent)

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from kdedge.cli._options import runs_option
-from kdedge.cli._output import json_option, next_line, percent, print_result, table
+from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._results import megabytes
 from kdedge.runs.find import damaged_records, runs_in
 from kdedge.runs.listing import summary_of
+from kdedge.tables import percent
 
 log = logging.getLogger(__name__)
 

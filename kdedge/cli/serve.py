@@ -11,12 +11,7 @@ from typing import Any
 import click
 
 from kdedge.api.serve import PORT, serve
-from kdedge.cli._options import (
-    backend_option,
-    precision_option,
-    threads_value_option,
-    use_threads,
-)
+from kdedge.cli._options import backend_option, precision_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 from kdedge.progress import working
 from kdedge.serving.limits import Limits
@@ -79,7 +74,6 @@ _LOG = logging.getLogger(__name__)
 )
 def command(
     artifact: Path,
-    threads: int | None,
     max_megabytes: int,
     max_megapixels: int,
     max_requests: int,
@@ -100,20 +94,14 @@ def command(
     Ctrl-C and SIGTERM end the server: requests that are in are answered, new ones are refused. The
     exit code is 0 then. A second Ctrl-C does not wait.
     """  # noqa: D301 - a raw text would not have click's mark of lines to keep
-    use_threads(threads)
-    _allow_connections()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # each connection is an open file
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with working(f"loading {artifact}"):
         limits = Limits(max_megabytes, max_megapixels, max_requests, timeout)
-        server = serve(artifact, threads=threads, limits=limits, **options)
+        server = serve(artifact, limits=limits, **options)
     with server:
         with contextlib.suppress(KeyboardInterrupt):  # SIGTERM raises one, too
             click.echo(f"Serving {server.name} at {server.url}, {server.model.describe()}")
             server.wait()
         _LOG.info("Finishing the requests in progress, then stopping.")
-
-
-def _allow_connections() -> None:
-    """Raises this process's limit of open files as far as it may: each connection is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

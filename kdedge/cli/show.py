@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kdedge.cli._options import runs_option
-from kdedge.cli._output import json_option, percent, print_result, table
+from kdedge.cli._output import json_option, print_result, table
 from kdedge.cli._results import (
     accuracy_tables,
     evaluation_rows,
@@ -17,6 +17,7 @@ from kdedge.cli._results import (
     run_record,
     unlabeled_text,
 )
+from kdedge.deploy.model_card import files_table
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import fastest_file, headline_of, speed_of
@@ -51,28 +52,21 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
 def _text(run: RunFolder, *, is_whole: bool) -> str:
     record = run.read_provenance()
     rows = evaluation_rows(run)
+    files = [
+        [str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"]
+        for path in sorted(files_of(run))
+    ]
+    summary = f"{len(files)} files, {megabytes(size_of(run))}; --all lists them, with settings,"
+    summary += " versions and hashes"
     parts = [
         f"{run.path}: {run.kind}, {record.status}",
         headline_of(run),
         accuracy_tables(rows) if rows else None,
         unlabeled_text(run),
-        table([*_facts(run, record, is_whole=is_whole), *_changed(run)]),
-        table(_files(run), align="lr") if is_whole else _summary(run),
+        table(_facts(run, record, is_whole=is_whole)),
+        table(files, align="lr") if is_whole else summary,
     ]
     return "\n\n".join(part for part in parts if part is not None)
-
-
-def _changed(run: RunFolder) -> list[list[str]]:
-    """Exports whose record is another one than when they were exported."""
-    changed = [f"artifacts/{folder.name}" for folder in changed_exports(run)]
-    return [["changed since the export", ", ".join(changed)]] if changed else []
-
-
-def _summary(run: RunFolder) -> str:
-    """Number and size of the run's files."""
-    n_files = len(list(files_of(run)))
-    size = megabytes(size_of(run))
-    return f"{n_files} files, {size}; --all lists them, with settings, versions and hashes"
 
 
 def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[str]]:
@@ -92,6 +86,9 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
         "finished": record.finished_at,
         "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
         "fastest file": fastest and f"{fastest[0]}, {fastest[1]} per image",
+        "changed since the export": ", ".join(
+            f"artifacts/{folder.name}" for folder in changed_exports(run)
+        ),
     }
     if is_whole:
         facts |= {
@@ -118,14 +115,6 @@ def _plain(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
-def _files(run: RunFolder) -> list[list[str]]:
-    """Every file of the run with its size."""
-    return [
-        [str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"]
-        for path in sorted(files_of(run))
-    ]
-
-
 def artifact_record(artifact: Artifact) -> dict[str, Any]:
     """Returns the facts of an artifact that `show` prints, as plain values."""
     return {
@@ -143,39 +132,23 @@ def artifact_text(artifact: Artifact) -> str:
     """Returns the facts of an artifact that `show` prints, as text."""
     shown = ", ".join(artifact.class_names[:8])
     more = ", ..." if len(artifact.class_names) > 8 else ""
-    provenance = artifact.provenance
+    provenance, classes = artifact.provenance, artifact.open_classes
+    open_ = "" if classes is None else f"; open, in {classes.file}"
+    # Where the graph normalizes the pixels, if the artifact records it
+    found = (file.built_with.get("normalized") for file in artifact.files)
+    normalized = next((f": {where}" for where in found if where), "")
     facts = {
         "run": provenance.get("run"),
         "method": provenance.get("method"),
-        "classes": f"{len(artifact.class_names)}: {shown}{more}{_open(artifact)}",
+        "classes": f"{len(artifact.class_names)}: {shown}{more}{open_}",
         "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
-        f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{_where(artifact)}",
+        f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{normalized}",
     }
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
-    files = [
-        [
-            file.name,
-            file.precision,
-            f"{file.n_bytes:,} bytes",
-            percent(file.parity.agreement_percent if file.parity else None),
-            file.gate,
-        ]
-        for file in artifact.files
-    ]
-    header = ("file", "precision", "size", "agreement", "gate")
+    header, files = files_table(artifact)
     parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
     if (only := provenance.get("predicts_only")) is not None:
         parts.insert(1, f"It predicts {only!r} for every image that it was compared on.")
-    return "\n\n".join([*parts, table(files, header=header, align="llrrl")])
-
-
-def _open(artifact: Artifact) -> str:
-    """Where the class vectors are, if they are not in the graph."""
-    classes = artifact.open_classes
-    return "" if classes is None else f"; open, in {classes.file}"
-
-
-def _where(artifact: Artifact) -> str:
-    """Where the graph normalizes the pixels, if the artifact records it."""
-    found = (file.built_with.get("normalized") for file in artifact.files)
-    return next((f": {where}" for where in found if where), "")
+    return "\n\n".join(
+        [*parts, table(files, header=header, align="llll" + "r" * (len(header) - 4))]
+    )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdedge.api.suite import look_at_suite, run_suite
 from kdedge.cli._options import device_option, runs_option, suites_option, threads_option
-from kdedge.cli._output import given_options, json_option, next_line, print_result, table
+from kdedge.cli._output import given_options, grid_text, json_option, next_line, print_result, table
 
 if TYPE_CHECKING:
-    from kdedge.api.suite import ExportedStudents
+    from kdedge.api.suite import Exported
     from kdedge.benchmarking.run import Machine
     from kdedge.suite.ledger import Ledger
-    from kdedge.suite.plan import Plan
 
 
 @click.command("suite")
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 @suites_option
 @click.option(
     "--jobs",
-    "n_jobs",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="List the cells and their state; run nothing.")
 @click.option(
     "--export",
-    "is_exported",
     is_flag=True,
     help="Export the first finished run of each row, time all files against each other, and mark"
     " the Pareto front of accuracy and latency.",
@@ -45,14 +42,13 @@ if TYPE_CHECKING:
 @click.pass_obj
 def command(
     machine: Machine | None,
+    /,
     file: Path,
     suites: Path,
-    n_jobs: int,
-    dry_run: bool,
-    is_exported: bool,
     root: Path,
-    device: str | None,
+    dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Run the suite of FILE: recipes x methods x seeds, each cell in its own process.
 
@@ -77,32 +73,25 @@ def command(
     run_suite(
         file,
         suites=suites,
-        jobs=n_jobs,
         root=root,
-        device=device,
-        export=is_exported,
         show=lambda ledger, made: _print(ledger, made, as_json=as_json),
         machine=machine,
+        **options,
     )
 
 
-def _print(ledger: Ledger, made: ExportedStudents | None, *, as_json: bool) -> None:
+def _print(ledger: Ledger, made: Exported | None, *, as_json: bool) -> None:
     from kdedge.suite.tables import make_grids, make_lines, notes, to_record
 
     plan, outcomes = ledger.plan, ledger.outcomes()
     lines = make_lines(plan, outcomes)
-    blocks = []
-    for grid in make_grids(plan, lines):
-        align = "l" + "r" * (len(grid.header) - 1)
-        blocks.append(f"{grid.title}\n{table(grid.rows, header=grid.header, align=align)}")
+    blocks = [grid_text(grid) for grid in make_grids(plan, lines)]
     files = "table.md, table.csv, results.json"
     record = to_record(plan, outcomes, lines)
     if made is not None:
-        header, rows = made.table()
-        text = table(rows, header=header, align="lll" + "r" * (len(header) - 3))
-        blocks.append("\n".join([text, "", *made.notes]))
+        record["exported"], grid = made
+        blocks.append(f"{grid_text(grid)}\n\n{grid.caption}")
         files += ", exported.md, exported.json"
-        record["exported"] = made.to_dict()
     ending = [*notes(plan, lines), f"Wrote {ledger.folder.path} ({files})"]
     runs = [outcome.run for outcome in outcomes.values() if outcome.run is not None]
     if runs:
@@ -112,14 +101,15 @@ def _print(ledger: Ledger, made: ExportedStudents | None, *, as_json: bool) -> N
 
 
 def _list_cells(ledger: Ledger, *, as_json: bool) -> None:
-    plan = ledger.plan
     states = [(cell, outcome.status) for cell, outcome in ledger.outcomes().items()]
     left = sum(state != "finished" for _, state in states)
     rows = [[cell.recipe, cell.row, str(cell.seed), state] for cell, state in states]
     listing = table(rows, header=["recipe", "method", "seed", "state"], align="llrl")
-    ending = f"{left} of {len(rows)} cells are left.\n{_same_command(plan)}"
+    again = given_options("suites", "jobs", "root", "device")  # without --dry-run
+    following = next_line("suite", ledger.plan.loaded.path, *again)
+    ending = f"{left} of {len(rows)} cells are left.\n{following}"
     record = {
-        "suite": plan.loaded.suite.name,
+        "suite": ledger.plan.loaded.suite.name,
         "left": left,
         "cells": [
             {
@@ -133,9 +123,3 @@ def _list_cells(ledger: Ledger, *, as_json: bool) -> None:
         ],
     }
     print_result(record, as_json=as_json, text=f"{listing}\n{ending}")
-
-
-def _same_command(plan: Plan) -> str:
-    """This command without --dry-run."""
-    options = given_options("suites", "n_jobs", "root", "device")
-    return next_line("suite", plan.loaded.path, *options)

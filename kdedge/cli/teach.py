@@ -15,13 +15,7 @@ from kdedge.cli._options import (
     runs_option,
     threads_option,
 )
-from kdedge.cli._output import (
-    is_first_process,
-    json_option,
-    next_line,
-    print_result,
-    same_options,
-)
+from kdedge.cli._output import is_first_process, json_option, next_line, print_result, same_options
 from kdedge.cli._overrides import training_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs

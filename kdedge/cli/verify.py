@@ -81,6 +81,4 @@ def _as_text(found: ClientCheck) -> str:
         text += f"; scores differ by up to {found.max_score_difference:.3f} points"
     if found.max_mean_difference is not None:
         text += f"; channel means by up to {found.max_mean_difference:.3f} of 255"
-    if not found.n_whole:
-        text += "\nThe smoke set has only resized images: resize and crop are not checked."
     return text

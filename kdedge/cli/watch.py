@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import backend_option, precision_option, threads_value_option, use_threads
+from kdedge.cli._options import backend_option, precision_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 
 
@@ -55,7 +55,7 @@ from kdedge.cli._output import FiniteRange
 @precision_option
 @backend_option
 @threads_value_option
-def command(artifact: Path, source: str, threads: int | None, **options: Any) -> None:
+def command(artifact: Path, source: str, **options: Any) -> None:
     """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 
     SOURCE is a camera (0 or /dev/video0), an address (rtsp://..., http://...), a video, or a folder
@@ -67,9 +67,8 @@ def command(artifact: Path, source: str, threads: int | None, **options: Any) ->
     """
     if sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed, where the events go.")
-    use_threads(threads)
     from kdedge.api.serve import watch
 
-    with contextlib.closing(watch(artifact, source, threads=threads, **options)) as events:
+    with contextlib.closing(watch(artifact, source, **options)) as events:
         for event in events:
             click.echo(json.dumps(event, ensure_ascii=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +17,7 @@ from kdedge.data.sources import Source
 from kdedge.errors import DataError
 from kdedge.progress import progress
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import (
-    Preprocess,
-    UnusableImage,
-    decode_image,
-    resize_and_crop,
-)
+from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 
 log = logging.getLogger(__name__)
 
@@ -155,23 +150,6 @@ def choose_calibration_images(
         seed=seed,
         preprocess=preprocess,
     )
-
-
-def check_disjoint(
-    ranges: CalibrationSet, held_out: CalibrationSet, compared: Collection[str]
-) -> None:
-    """Checks by content that no image for ranges chooses, or is one that the result is measured on.
-
-    Raises:
-        DataError: an image is in two sets.
-    """
-    twice = set(ranges.digests) & set(held_out.digests)
-    twice |= (set(ranges.digests) | set(held_out.digests)) & set(compared)
-    if twice:
-        raise DataError(
-            f"INT8: {len(twice)} images are used twice: to find or choose ranges, and to measure"
-            " the result.\n  Take other images for data.unlabeled than for data.test."
-        )
 
 
 def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:

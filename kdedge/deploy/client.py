@@ -11,8 +11,6 @@ red, green and blue over the square that the model sees, 0 to 255; both may be l
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
-from kdedge.errors import DataError, GateError
-from kdedge.files import new_folder
+from kdedge.errors import GateError
+from kdedge.files import new_folder, read_bytes
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import softmax
 from kdedge.targets.registry import load_file
@@ -38,7 +37,6 @@ A label is right if its class is no further below the best."""
 MEAN_TOLERANCE = 0.5
 """Largest difference of a channel's mean, of 255."""
 
-_MAX_ANSWER_BYTES = 10_000_000
 _N_SHOWN = 3
 
 
@@ -64,7 +62,6 @@ class ClientCheck:
     Attributes:
         file: name of the model file that the client ran.
         n_images: number of images.
-        n_whole: how many of them the client had to resize and crop.
         max_score_difference: percentage points; None if no score was compared.
         max_mean_difference: of 255; None if the client gives no `rgb_mean`.
         mistakes: answers that are not the artifact's.
@@ -72,7 +69,6 @@ class ClientCheck:
 
     file: str
     n_images: int
-    n_whole: int
     max_score_difference: float | None
     max_mean_difference: float | None
     mistakes: tuple[Mistake, ...]
@@ -94,11 +90,12 @@ class ClientCheck:
         )
 
 
-@dataclass(frozen=True)
-class _Answer:
+class _Answer(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
     label: str
-    score: float | None
-    rgb_mean: tuple[float, ...] | None
+    score: float | None = None
+    rgb_mean: tuple[float, float, float] | None = None
 
 
 def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> list[Path]:
@@ -114,7 +111,7 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
         DataError: the smoke set is missing, or has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    whole = _chosen(load_smoke_set(artifact)).whole()
+    whole = _first(load_smoke_set(artifact)).whole()
     names = [f"{number:03}.{pictures}" for number in range(len(whole))]
     with new_folder(folder) as (part, _):
         for name, image in zip(names, whole, strict=True):
@@ -139,36 +136,31 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
             since the export.
     """
     artifact.checked(file.name)
-    smoke = _chosen(load_smoke_set(artifact))
+    smoke = _first(load_smoke_set(artifact))
     try:
-        if path.stat().st_size > _MAX_ANSWER_BYTES:
-            raise GateError(f"{path} has more than {_MAX_ANSWER_BYTES:,} bytes.\n  {_FORMAT}")
-        answers = _parse(path.read_text(encoding="utf-8"), len(smoke.pixels), artifact.class_names)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{path} cannot be read: {reason}.\n  {_FORMAT}") from error
+        lines = read_bytes(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise GateError(f"{path} is no UTF-8 text: {error}.\n  {_FORMAT}") from error
-    scores = 100 * softmax(_expected_logits(artifact, file, smoke))
-    return _compare(artifact, file, smoke, scores, answers)
+    named = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    answers = [_answer(line, number, artifact.class_names) for number, line in named]
+    if len(answers) != len(smoke.pixels):
+        raise GateError(
+            f"The client gave {len(answers)} answers for {len(smoke.pixels)} images.\n  {_FORMAT}"
+        )
+    logits = smoke.logits
+    if file.precision != "fp32":
+        backend = load_file(artifact, file)
+        try:
+            logits = smoke_logits(artifact, backend, smoke)
+        finally:
+            backend.close()
+    return _compare(artifact, file, smoke, 100 * softmax(logits), answers)
 
 
-def _chosen(smoke: SmokeSet) -> SmokeSet:
-    """The images before resize and crop; in artifacts that have none, the others."""
-    n_images = len(smoke.images) or min(16, len(smoke.pixels))
+def _first(smoke: SmokeSet) -> SmokeSet:
+    """The images before resize and crop, which are the first ones."""
+    n_images = len(smoke.images)
     return SmokeSet(smoke.pixels[:n_images], smoke.logits[:n_images], smoke.images)
-
-
-def _expected_logits(
-    artifact: Artifact, file: ModelFile, smoke: SmokeSet
-) -> npt.NDArray[np.float32]:
-    if file.precision == "fp32":
-        return smoke.logits
-    backend = load_file(artifact, file)
-    try:
-        return smoke_logits(artifact, backend, smoke)
-    finally:
-        backend.close()
 
 
 _FORMAT = (
@@ -176,50 +168,19 @@ _FORMAT = (
 )
 
 
-def _parse(text: str, n_images: int, class_names: Sequence[str]) -> list[_Answer]:
-    """Reads a client's answers.
-
-    Raises:
-        GateError: there are more or fewer than images, or one is not an answer.
-    """
-    lines = [line for line in text.split("\n") if line.strip()]
-    known = frozenset(class_names)
-    answers = [_answer(line, number, known) for number, line in enumerate(lines, 1)]
-    if len(answers) != n_images:
-        raise GateError(
-            f"The client gave {len(answers)} answers for {n_images} images.\n  {_FORMAT}"
-        )
-    return answers
-
-
-def _answer(line: str, number: int, known: frozenset[str]) -> _Answer:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        found = None
+def _answer(line: str, number: int, class_names: Sequence[str]) -> _Answer:
     problem = None
-    if not isinstance(found, dict):
-        problem = "is no JSON object"
-    elif not isinstance(found.get("label"), str):
-        problem = "has no label"
-    elif found["label"] not in known:
-        problem = "has a label that is no class name of the artifact"
-    elif not (found.get("score") is None or _is_number(found["score"])):
-        problem = "has a score that is no number"
-    elif not (found.get("rgb_mean") is None or _are_three(found["rgb_mean"])):
-        problem = "has an rgb_mean that is not three numbers"
-    if problem is not None:
-        raise GateError(f"Line {number} of the client {problem}: {line[:120]!r}.\n  {_FORMAT}")
-    mean = found.get("rgb_mean")
-    return _Answer(found["label"], found.get("score"), None if mean is None else tuple(mean))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _are_three(values: Any) -> bool:
-    return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
+    try:
+        found = _Answer.model_validate_json(line)
+        if found.label in class_names:
+            return found
+        problem = "label is no class name of the artifact"
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+    raise GateError(
+        f"Line {number} of the client is no answer: {problem}: {line[:120]!r}.\n  {_FORMAT}"
+    )
 
 
 def _compare(
@@ -251,7 +212,6 @@ def _compare(
     return ClientCheck(
         file=file.name,
         n_images=len(answers),
-        n_whole=len(smoke.images),
         max_score_difference=max(score_differences, default=None),
         max_mean_difference=max(mean_differences, default=None),
         mistakes=tuple(mistakes),

@@ -8,11 +8,9 @@ for.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import tempfile
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +24,24 @@ from kdedge.data.images import Images, spread
 from kdedge.deploy.build import RunInputs, build_file, compared
 from kdedge.deploy.calibrate import (
     CalibrationSet,
-    check_disjoint,
     choose_calibration_images,
     read_pixels,
 )
 from kdedge.deploy.classes import write_classes
-from kdedge.deploy.known_images import KnownImages, choose_known_images
+from kdedge.deploy.known_images import choose_known_images
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, sha256_file, write_json
-from kdedge.fold import FoldedModel, fold
+from kdedge.fold import fold
 from kdedge.quantization.search import Found, search
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import to_input
+from kdedge.runtime.none_of_these import FILE_NAME as NONE_OF_THESE
 from kdedge.runtime.open_classes import load_matrix
 from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
@@ -62,22 +60,6 @@ N_RANGE_IMAGES = 32
 """Images that show which layers exceed the range of FP16, if there is no calibration set."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """Result of an export.
-
-    Attributes:
-        artifact: the complete artifact.
-        inputs: what other targets' files are built from and compared with.
-        gflops: GFLOPs per image (2 per multiply-add) of the bare image encoder, of the model as
-            trained, and of the folded model.
-    """
-
-    artifact: Artifact
-    inputs: RunInputs
-    gflops: dict[str, float]
-
-
 def export_artifact(
     trained: RunModel,
     *,
@@ -85,7 +67,7 @@ def export_artifact(
     gates: GatesSpec,
     precisions: Collection[Precision],
     output: Path | None = None,
-) -> Exported:
+) -> tuple[Artifact, RunInputs, dict[str, float]]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
@@ -96,6 +78,11 @@ def export_artifact(
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
 
+    Returns:
+        The artifact; what other targets' files are built from and compared with; and GFLOPs per
+        image (2 per multiply-add) of the bare image encoder, of the model as trained, and of the
+        folded model.
+
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
         InUseError: another process exports to it.
@@ -104,8 +91,6 @@ def export_artifact(
         ResourceError: the disk is full.
     """
     onnx_build.check_environment()
-    for precision in precisions:
-        onnx_build.plan(precision)  # checks its requirements before anything slow is done
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as (part, place):
         pool = trained.images("unlabeled")
@@ -125,7 +110,40 @@ def export_artifact(
                 " the training.",
                 *(trained.class_names[one], reference.images, reference.keys[0]),
             )
-        known = choose_known_images(trained, pool, spec.none_of_these, apart_from=reference.digests)
+        writer = _Writer(trained, part, pool, spec=spec, gates=gates, reference=reference)
+        writer.write(precisions)
+    return dataclasses.replace(writer.artifact, path=place()), writer.run, writer.gflops
+
+
+class _Writer:
+    """Writes and compares the files of an artifact.
+
+    Attributes:
+        artifact: the artifact with the files written so far.
+        run: what all targets' files are built from and compared with.
+        gflops: see `export_artifact`.
+    """
+
+    def __init__(
+        self,
+        trained: RunModel,
+        folder: Path,
+        pool: Images | None,
+        *,
+        spec: ExportSpec,
+        gates: GatesSpec,
+        reference: Reference,
+    ) -> None:
+        self._trained, self._folder, self._spec = trained, folder, spec
+        self._pool, self._reference = pool, reference
+        used = reference.digests
+        self._known = choose_known_images(trained, pool, spec.none_of_these, apart_from=used)
+        if self._known is not None:
+            used |= self._known.digests
+        # Unlabeled images that are used neither for comparisons nor for "none of these"
+        self._free = (
+            [] if pool is None else [i for i in pool.indices if pool.digests[i] not in used]
+        )
         model = fold(
             trained.image_path(),
             trained.vectors.vectors,
@@ -136,39 +154,6 @@ def export_artifact(
             open_classes=spec.open_classes,
             offsets=reference.offsets,
         )
-        writer = _Writer(
-            trained, part, spec=spec, gates=gates, reference=reference, known=known, model=model
-        )
-        writer.write(pool, precisions)
-    artifact = dataclasses.replace(writer.artifact, path=place())
-    return Exported(artifact, writer.run, writer.gflops)
-
-
-class _Writer:
-    """Writes and compares the files of an artifact.
-
-    Attributes:
-        artifact: the artifact with the files written so far.
-        run: what all targets' files are built from and compared with.
-        gflops: see `Exported`.
-    """
-
-    def __init__(
-        self,
-        trained: RunModel,
-        folder: Path,
-        *,
-        spec: ExportSpec,
-        gates: GatesSpec,
-        reference: Reference,
-        known: KnownImages | None,
-        model: FoldedModel,
-    ) -> None:
-        self._trained = trained
-        self._model = model
-        self._folder = folder
-        self._spec = spec
-        self._reference, self._known = reference, known
         one = reference.only_class
         self.artifact = Artifact(
             path=folder,
@@ -187,46 +172,50 @@ class _Writer:
             },
             temperature=reference.temperature,
         )
-        self.run = RunInputs(model, reference.compare)
-        self.gflops = _gflops(trained, model)
-        self._facts = {
-            "normalized": model.normalization,
-            "gmacs": self.gflops["folded"] / 2,
-            "parameters": sum(values.numel() for values in model.state_dict().values()),
-        }
         if spec.open_classes:
             vectors = reference.vectors(trained.vectors.vectors.numpy())
             self.artifact = write_classes(self.artifact, vectors, scale=reference.scale)
+        limit = None if self._known is None else self._known.limit
+        self.run = RunInputs(model, reference.compare, limit=limit)
+        size = trained.preprocess.size_px
+        images, class_vectors = torch.zeros(1, 3, size, size), trained.class_vectors()
+        counted: dict[str, tuple[Any, torch.Tensor]] = {
+            "clip_image_encoder": (trained.backbone.visual, images.to(trained.device)),
+            "unfused": (
+                lambda batch: trained.forward_features(batch) @ class_vectors.T,
+                images.to(trained.device),
+            ),
+            "folded": (model, images),
+        }
+        self.gflops = {name: 2 * count_gmacs(*one) for name, one in counted.items()}
 
-    def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
+    def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
-        options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
+        spec, reference = self._spec, self._reference
+        options = {"external_data": spec.external_data, "metadata": self._metadata()}
         (float32,) = onnx_build.plan("fp32")
         source = self._folder / float32.name
-        self._add(float32, self._request(model=self._model, options=options))
+        self._add(float32, model=self.run.model, options=options)
+        if self._known is not None:
+            self._keep(self._folder / NONE_OF_THESE)
+            about = self._known.about
+            self.artifact = dataclasses.replace(self.artifact, none_of_these=about)
         if "int8" in precisions:
-            assert pool is not None  # checked before anything was written
-            ranges, held_out = self._calibration_set(pool).hold_out(N_HELD_OUT)
-            check_disjoint(ranges, held_out, self._reference.digests)
+            ranges, held_out = self._calibration_set().hold_out(N_HELD_OUT)
             record = self._folder / CALIBRATION_RECORD
             write_json(record, {**ranges.record(), "held_out": held_out.record()})
             self._keep(record)
-            images = to_input(ranges.pixels, self._spec.pixels)
+            images = to_input(ranges.pixels, spec.pixels)
             self.run = dataclasses.replace(self.run, calibration=images)
-            self._add_fp16(source, images[:N_RANGE_IMAGES])
-            self._add_int8(source, to_input(held_out.pixels, self._spec.pixels), options)
-        elif "fp16" in precisions:
-            self._add_fp16(source, self._range_images(pool))
+        if not {"int8", "fp16"}.isdisjoint(precisions):
+            (half,) = onnx_build.plan("fp16")
+            self._add(half, onnx_path=source, images=self._range_images())
+        if "int8" in precisions:
+            self._add_int8(source, to_input(held_out.pixels, spec.pixels), options)
         smoke = self._folder / SMOKE_SET
-        is_open = self.artifact.open_classes is not None
-        shown = self._reference.smoke_set(open_classes=is_open)
-        write_smoke_set(
-            smoke,
-            shown.pixels,
-            shown.logits,
-            shown.images,
-            output_name=self.artifact.output_name,
-        )
+        shown = reference.smoke_set(open_classes=self.artifact.open_classes is not None)
+        name = self.artifact.output_name
+        write_smoke_set(smoke, shown.pixels, shown.logits, shown.images, output_name=name)
         self._keep(smoke)
         for path in write_model_card(self.artifact, self._folder):
             self._keep(path)
@@ -241,26 +230,19 @@ class _Writer:
         return {
             **classes,
             "normalization": "in graph",
-            "normalized": self._model.normalization,
+            "normalized": self.run.model.normalization,
             **artifact.usage(),
             "head": artifact.head,
             "kdedge": __version__,
             "provenance": artifact.provenance,
         }
 
-    def _request(self, **values: Any) -> BuildRequest:
-        return BuildRequest(self.artifact, self._folder, **values)
-
-    def _add_fp16(self, source: Path, images: npt.NDArray[Any]) -> None:
-        (file,) = onnx_build.plan("fp16")
-        self._add(file, self._request(onnx_path=source, images=images))
-
     def _add_int8(self, float32: Path, held_out: npt.NDArray[Any], options: dict[str, Any]) -> None:
         """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
         images = self.run.calibration
         assert images is not None
         found = search_int8(
-            self._model, float32, images, held_out,
+            self.run.model, float32, images, held_out,
             gate_percent=self.artifact.gates["agreement"]["int8"], minutes=self._spec.int8_minutes,
             class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
         )  # fmt: skip
@@ -273,35 +255,31 @@ class _Writer:
                     path = traced[id(model)] = Path(scratch) / f"{len(traced)}.onnx"
                     made = BuildRequest(self.artifact, path.parent, model=model, options=options)
                     onnx_build.build(PlannedFile(path.name, "fp32", "any"), made)
-                request = self._request(
-                    onnx_path=traced[id(model)], images=images, options={"layers": found.layers}
-                )
-                search = {} if file.device == "cpu" else {"search": found.record}
-                self._add(file, request, **search)
+                facts = {} if file.device == "cpu" else {"search": found.record}
+                layers = {"layers": found.layers}
+                self._add(file, facts, onnx_path=traced[id(model)], images=images, options=layers)
 
-    def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
-        """A few images as the graph's input: unlabeled images if there are any."""
-        free = [] if pool is None else self._free(pool)
-        if pool is not None and free:
-            some = [free[i] for i in spread(len(free), N_RANGE_IMAGES)]
-            pixels = read_pixels(pool.source, some, self.artifact.preprocess)
+    def _range_images(self) -> npt.NDArray[Any]:
+        """A few images as the graph's input: of the calibration set, or unlabeled ones."""
+        if self.run.calibration is not None:
+            return self.run.calibration[:N_RANGE_IMAGES]
+        if self._pool is not None and self._free:
+            some = [self._free[i] for i in spread(len(self._free), N_RANGE_IMAGES)]
+            pixels = read_pixels(self._pool.source, some, self.artifact.preprocess)
         else:  # they show what would overflow, and select nothing by accuracy
             compared = self._reference.pixels
             pixels = compared[spread(len(compared), N_RANGE_IMAGES)]
         return to_input(pixels, self._spec.pixels)
 
-    def _free(self, pool: Images) -> list[int]:
-        """Unlabeled images that are used neither for comparisons nor for "none of these"."""
-        used = self._reference.digests | (self._known.digests if self._known else frozenset())
-        return [i for i in pool.indices if pool.digests[i] not in used]
-
-    def _calibration_set(self, pool: Images) -> CalibrationSet:
+    def _calibration_set(self) -> CalibrationSet:
         """Unlabeled images, spread over the classes that the float32 file predicts."""
+        pool = self._pool
+        assert pool is not None  # checked before anything was written
         backend = load_file(self.artifact, self.artifact.files[0])
         try:
             return choose_calibration_images(
                 pool.source,
-                {index: pool.digests[index] for index in self._free(pool)},
+                {index: pool.digests[index] for index in self._free},
                 n_images=self._spec.calibration_images + N_HELD_OUT,
                 seed=self._trained.loaded.recipe.seed,
                 predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
@@ -310,38 +288,23 @@ class _Writer:
         finally:
             backend.close()
 
-    def _add(self, file: PlannedFile, request: BuildRequest, **facts: Any) -> None:
+    def _add(self, file: PlannedFile, facts: Mapping[str, Any] = {}, **source: Any) -> None:
         """Builds one file, compares it with the unfused model, and lists it."""
-        artifact, entry = build_file(
-            self.artifact, ONNX, onnx_build, file, request, facts={**self._facts, **facts}
-        )
-        if self._known is not None and self.run.limit is None:  # the float32 file is the first
-            backend = load_file(artifact, entry)
-            try:
-                artifact, gaussians = self._known.fit(artifact, backend)
-            finally:
-                backend.close()
-            limit = functools.partial(self._known.limit, gaussians)
-            self.run = dataclasses.replace(self.run, limit=limit)
+        model = self.run.model
+        facts = {
+            "normalized": model.normalization,
+            "gmacs": self.gflops["folded"] / 2,
+            "parameters": sum(values.numel() for values in model.state_dict().values()),
+            **facts,
+        }
+        request = BuildRequest(self.artifact, self._folder, **source)
+        artifact, entry = build_file(self.artifact, ONNX, onnx_build, file, request, facts=facts)
         self.artifact = artifact.with_files(compared(artifact, ONNX, entry, self.run))
 
     def _keep(self, path: Path) -> None:
         """Lists a file that no backend runs by itself."""
         others = {**self.artifact.others, path.name: sha256_file(path)}
         self.artifact = dataclasses.replace(self.artifact, others=others)
-
-
-def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:
-    """GFLOPs per image before and after folding."""
-    size = trained.preprocess.size_px
-    images = torch.zeros(1, 3, size, size, device=trained.device)
-    vectors = trained.class_vectors()
-    return {
-        "clip_image_encoder": 2 * count_gmacs(trained.backbone.visual, images),
-        "unfused": 2
-        * count_gmacs(lambda batch: trained.forward_features(batch) @ vectors.T, images),
-        "folded": 2 * count_gmacs(model, images.cpu()),
-    }
 
 
 def search_int8(

@@ -6,10 +6,9 @@ image has a part in are too small, those of images that the device has already s
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from kdedge.config.fields import percent_value
 from kdedge.data.images import Images
 from kdedge.deploy.calibrate import PixelArray, read_images, read_pixels
 from kdedge.errors import DataError, RecipeError
-from kdedge.files import sha256_file, write_atomic
+from kdedge.files import write_atomic
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import Backend, TakesImages, run_batches
@@ -41,7 +40,7 @@ _BATCH = 32
 _OF_GAUSSIANS, _OF_LIMIT = slice(0, None, 2), slice(1, None, 2)
 
 
-@dataclass(frozen=True)
+@dataclass
 class KnownImages:
     """Images like those that the model is made for.
 
@@ -56,38 +55,35 @@ class KnownImages:
     pixels: PixelArray
     share_percent: float
     what: str
+    _gaussians: Gaussians | None = field(default=None, init=False)
 
     @property
     def digests(self) -> frozenset[str]:
         """SHA-256 of the images."""
         return frozenset(self.chosen.digests[index] for index in self.chosen.indices)
 
-    def fit(self, artifact: Artifact, backend: Backend) -> tuple[Artifact, Gaussians]:
-        """Fits Gaussians to the float32 file's outputs, and writes them into the artifact's folder.
+    @property
+    def about(self) -> NoneOfThese:
+        """The record of an artifact whose files have limits."""
+        n_images = len(self.chosen.indices)
+        return NoneOfThese("mahalanobis", FILE_NAME, self.share_percent, self.what, n_images)
 
-        Returns:
-            The artifact that lists them, and the Gaussians.
+    def limit(self, artifact: Artifact, backend: Backend) -> NoneBelow | None:
+        """The limit of one of the artifact's files, which is loaded; see `fit_limit`.
+
+        The first file, in float32, also gives the Gaussians.
 
         Raises:
             DataError: no output is finite.
-            ResourceError: the file cannot be written.
+            ResourceError: the file of the Gaussians cannot be written.
         """
         outputs, answers = self._outputs(artifact, backend)
-        gaussians = fit_gaussians(outputs[_OF_GAUSSIANS], answers[_OF_GAUSSIANS])
-        path = artifact.path / FILE_NAME
-        write_atomic(path, gaussians.to_bytes())
-        none = NoneOfThese(
-            "mahalanobis", FILE_NAME, self.share_percent, self.what, len(self.chosen.indices)
-        )
-        others = {**artifact.others, FILE_NAME: sha256_file(path)}
-        return dataclasses.replace(artifact, none_of_these=none, others=others), gaussians
-
-    def limit(self, gaussians: Gaussians, artifact: Artifact, backend: Backend) -> NoneBelow | None:
-        """The limit of one of the artifact's files, which is loaded; see `fit_limit`."""
-        outputs, _ = self._outputs(artifact, backend)
+        if self._gaussians is None:
+            self._gaussians = fit_gaussians(outputs[_OF_GAUSSIANS], answers[_OF_GAUSSIANS])
+            write_atomic(artifact.path / FILE_NAME, self._gaussians.to_bytes())
         held_out = outputs[_OF_LIMIT]
         finite = held_out[np.isfinite(held_out).all(axis=1)]
-        return fit_limit(gaussians.scores(finite), self.share_percent)
+        return fit_limit(self._gaussians.scores(finite), self.share_percent)
 
     def _outputs(
         self, artifact: Artifact, backend: Backend
@@ -202,7 +198,13 @@ def choose_known_images(
         )
     share_percent = percent_value(share)
     least = 2 * least_images(share_percent)
-    drawn = [] if pool is None else _drawn(pool, trained.loaded.recipe.seed, apart_from)
+    contents: dict[str, int] = {}  # each once
+    if pool is not None:
+        order = np.random.default_rng(trained.loaded.recipe.seed).permutation(sorted(pool.indices))
+        for index in order.tolist():
+            if pool.digests[index] not in apart_from:
+                contents.setdefault(pool.digests[index], index)
+    drawn = list(contents.values())
     few = drawn[: min(MOST_IMAGES, max(least, len(drawn) // 2))]
     if pool is None or len(few) < least:
         raise DataError(
@@ -219,12 +221,3 @@ def choose_known_images(
         )
     what = f"{len(few)} of {len(pool.indices)} images of data.unlabeled"
     return KnownImages(pool.only(few), pixels, share_percent, what)
-
-
-def _drawn(images: Images, seed: int, apart_from: Collection[str]) -> list[int]:
-    """Positions of the images in an order that the seed draws, each content once."""
-    drawn: dict[str, int] = {}
-    for index in np.random.default_rng(seed).permutation(sorted(images.indices)).tolist():
-        if images.digests[index] not in apart_from:
-            drawn.setdefault(images.digests[index], index)
-    return list(drawn.values())

@@ -6,12 +6,12 @@ import dataclasses
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from kdedge.files import sha256_file, write_atomic
 from kdedge.results import assumed_shares
-from kdedge.runtime.artifact import INPUT_NAME, Artifact, ModelFile
+from kdedge.runtime.artifact import INPUT_NAME, Artifact
 from kdedge.runtime.cpu_choice import readable_choices
+from kdedge.tables import Table, markdown_table, percent
 
 CARD = "README.md"
 EXAMPLE = "example.py"
@@ -72,6 +72,21 @@ def _card(artifact: Artifact) -> str:
         n_outputs = artifact.open_classes.dim
         answer = _open_answer(artifact, answer)
         note, order = " with the classes of the export", "."
+    header, rows = files_table(artifact)
+    quoted = [[f"`{name}`", *cells] for name, *cells in rows]
+    listed = markdown_table(header, quoted, align="llll" + "r" * (len(header) - 4))
+    only = artifact.provenance.get("predicts_only", "")
+    if only:
+        only = f"\n**It predicts {_plain(only)} for every image that it was compared on.**\n"
+    fastest = "".join(
+        f"\n## Fastest on {_plain(str(choice.machine))}\n\n{choice.as_markdown()}\n"
+        for choice in readable_choices(artifact)
+    )
+    keys = ("run", "kind", "method", "backbone", "seed", "trained_at", "kdedge")
+    known = {key: artifact.provenance.get(key) for key in keys}
+    made_from = "\n".join(
+        f"- {key.replace('_', ' ')}: {_plain(str(x))}" for key, x in known.items() if x is not None
+    )
     return f"""---
 pipeline_tag: image-classification
 tags: [onnx, clip, kdedge]
@@ -81,7 +96,7 @@ tags: [onnx, clip, kdedge]
 
 An image classifier with {len(names)} classes, exported by kdedge. `artifact.json` has the same
 facts in a form for programs.
-{_degenerate(artifact)}
+{only}
 ## Run it
 
     kdedge predict FOLDER IMAGE       # needs the extra kdedge[runtime]
@@ -102,26 +117,19 @@ One tensor, `{artifact.output_name}`: float32 [batch, {n_outputs}]{order}
 {_scores(artifact)}
 ## Files
 
-Compared with the float32 model on real images{note}; agreement is the share of equal predictions.
+Compared with the float32 model on real images{note}; agreement is the share of equal predictions,
+distance the mean softmax distance (0-1).
 
-{_table(artifact.files)}
-{_fastest(artifact)}
+{listed}
+{fastest}
 ## Made from
 
-{_made_of(artifact.provenance)}
+{made_from}
 
 ## Classes
 
 {classes}
 """
-
-
-def _degenerate(artifact: Artifact) -> str:
-    """A warning about a model that predicts one class; else empty."""
-    only = artifact.provenance.get("predicts_only")
-    if only is None:
-        return ""
-    return f"\n**It predicts {_plain(only)} for every image that it was compared on.**\n"
 
 
 def _image_files(artifact: Artifact) -> str:
@@ -175,37 +183,20 @@ def _scores(artifact: Artifact) -> str:
     return text
 
 
-def _table(model_files: tuple[ModelFile, ...]) -> str:
-    has_errors = any(file.parity and file.parity.ece_percent is not None for file in model_files)
-    names = ("ECE before %", "ECE %") if has_errors else ()
-    header = ("file", "precision", "for", "MB", "agreement %", "accuracy %", *names, "gate")
-    of_files = [_row(file, has_errors=has_errors) for file in model_files]
-    rows = [header, ("---",) * len(header), *of_files]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _row(file: ModelFile, *, has_errors: bool) -> tuple[str, ...]:
-    parity = file.parity
-    names = ["agreement_percent", "accuracy_percent"]
-    names += ["ece_percent_before", "ece_percent"] if has_errors else []
-    measured = [getattr(parity, name, None) for name in names]
-    figures = ("-" if value is None else f"{value:.2f}" for value in measured)
-    size = f"{file.n_bytes / 1e6:.1f}"
-    return (f"`{file.name}`", file.precision, file.device, size, *figures, file.gate)
-
-
-def _fastest(artifact: Artifact) -> str:
-    """A section for each machine that measured which file is the fastest; empty if none did."""
-    return "".join(
-        f"\n## Fastest on {_plain(str(choice.machine))}\n\n{choice.as_markdown()}\n"
-        for choice in readable_choices(artifact)
-    )
-
-
-def _made_of(provenance: dict[str, Any]) -> str:
-    keys = ("run", "kind", "method", "backbone", "seed", "trained_at", "kdedge")
-    known = {key: provenance[key] for key in keys if provenance.get(key) is not None}
-    return "\n".join(f"- {key.replace('_', ' ')}: {_plain(str(x))}" for key, x in known.items())
+def files_table(artifact: Artifact) -> Table:
+    """Each model file and its comparison with the float32 model; four columns have words."""
+    parities = [file.parity for file in artifact.files]
+    keys = {"agreement %": "agreement_percent", "accuracy %": "accuracy_percent"}
+    keys["drop"] = "accuracy_drop"
+    if any(parity is not None and parity.ece_percent is not None for parity in parities):
+        keys |= {"ECE before %": "ece_percent_before", "ECE %": "ece_percent"}
+    rows = []
+    for file, parity in zip(artifact.files, parities, strict=True):
+        distance = None if parity is None else parity.mean_softmax_distance
+        cells = [file.name, file.precision, file.device, file.gate, f"{file.n_bytes / 1e6:.1f}"]
+        cells += [percent(getattr(parity, key, None)) for key in keys.values()]
+        rows.append([*cells, "-" if distance is None else f"{distance:.4f}"])
+    return ["file", "precision", "for", "gate", "MB", *keys, "distance"], rows
 
 
 def _plain(text: str) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from kdedge.errors import DataError, GateError, ShapeError
+from kdedge.errors import DataError, GateError
 from kdedge.evaluation.agreement import compare
 from kdedge.files import read_bytes, write_atomic
-from kdedge.progress import progress
 from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages, run_batches
@@ -41,11 +39,7 @@ _GATES: dict[Precision, Precision] = {"bf16": "fp16"}  # both are half precision
 
 
 def predict_pixels(
-    backend: Backend,
-    pixels: npt.NDArray[np.uint8],
-    artifact: Artifact,
-    *,
-    what: str | None = None,
+    backend: Backend, pixels: npt.NDArray[np.uint8], artifact: Artifact
 ) -> npt.NDArray[np.float32]:
     """Runs one of an artifact's files on images, batch by batch.
 
@@ -53,33 +47,13 @@ def predict_pixels(
         backend: the loaded file.
         pixels: [N, S, S, 3], RGB, after resize and crop, N at least 1.
         artifact: describes the graph's input.
-        what: name of the file, for progress; empty for no progress.
 
     Returns:
         Logits, [N, C].
-
-    Raises:
-        ShapeError: the file does not give one row of logits per image.
     """
     smallest, largest = artifact.batches
     size = max(smallest, min(largest, _BATCH))
-    n_classes = len(artifact.class_names)
-    parts = []
-    shown = progress(f"running {what}", len(pixels), unit="images") if what else nullcontext()
-    with shown as advance:
-        for start in range(0, len(pixels), size):
-            images = pixels[start : start + size]
-            logits = run_batches(backend, images, pixels=artifact.pixels, max_batch=size)
-            if logits.shape != (len(images), n_classes):
-                raise ShapeError(
-                    f"{what or 'The file'} gives {list(logits.shape)} for {len(images)} images;"
-                    f" expected [{len(images)}, {n_classes}], one logit per class.\n"
-                    "  The file belongs to another artifact: export again."
-                )
-            parts.append(logits)
-            if advance is not None:
-                advance(start + len(images))
-    return np.concatenate(parts)
+    return run_batches(backend, pixels, pixels=artifact.pixels, max_batch=size)
 
 
 def predict_each_way(
@@ -97,9 +71,6 @@ def predict_each_way(
 
     Returns:
         Logits, [N, C].
-
-    Raises:
-        ShapeError: the file does not give one row of logits per image.
     """
     logits = np.empty((len(pixels), len(artifact.class_names)), np.float32)
     step = 2 if artifact.batches[0] == 1 and len(pixels) > 2 else 1
@@ -107,32 +78,6 @@ def predict_each_way(
     if step > 1:
         logits[1::step] = run_batches(backend, pixels[1::step], pixels=artifact.pixels, max_batch=1)
     return logits
-
-
-def predict_images(
-    backend: TakesImages, images: Iterable[npt.NDArray[np.uint8]], artifact: Artifact
-) -> npt.NDArray[np.float32]:
-    """Runs one of an artifact's files with preprocessing on images of any size, one or more.
-
-    Args:
-        backend: the loaded file.
-        images: [H, W, 3] each, RGB, upright.
-        artifact: its class names.
-
-    Returns:
-        Logits, [N, C].
-
-    Raises:
-        ShapeError: the file does not give one row of logits per image.
-    """
-    logits = [backend.run_image(image) for image in images]
-    shapes, expected = {row.shape for row in logits}, (1, len(artifact.class_names))
-    if shapes != {expected}:
-        raise ShapeError(
-            f"The file gives {sorted(shapes)} for an image; expected {list(expected)}, one logit"
-            " per class.\n  The file belongs to another artifact: export again."
-        )
-    return np.concatenate(logits)
 
 
 def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> tuple[str, ...]:
@@ -299,7 +244,7 @@ def smoke_logits(
 ) -> npt.NDArray[np.float32]:
     """Logits of a loaded file on a smoke set, [K, C]; with preprocessing, on its whole images."""
     if isinstance(backend, TakesImages):
-        return predict_images(backend, smoke_set.whole(), artifact)
+        return np.concatenate([backend.run_image(image) for image in smoke_set.whole()])
     return predict_each_way(backend, smoke_set.pixels, artifact)
 
 

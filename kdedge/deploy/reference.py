@@ -12,7 +12,7 @@ from PIL import Image
 
 from kdedge.data.images import Images, spread
 from kdedge.deploy.calibrate import read_images, read_pixels
-from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way, predict_images
+from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent
 from kdedge.evaluation.agreement import compare
@@ -88,7 +88,7 @@ class Reference:
         """
         if isinstance(backend, TakesImages):
             images = read_images(self.chosen.source, self.chosen.indices)
-            logits = predict_images(backend, images, artifact)
+            logits = np.concatenate([backend.run_image(image) for image in images])
         else:
             logits = predict_each_way(backend, self.pixels, artifact)
         parity = compare(

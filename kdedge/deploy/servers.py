@@ -31,7 +31,6 @@ _WANTED = [
     *(("tensorrt", precision) for precision in ("fp16", "int8", "fp32")),
     *(("onnx", precision) for precision in ("fp16", "fp32", "int8")),
 ]
-_LINE_ENDS = {"\n": "a line break", "\r": "a line break"}
 _NOT_SAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -58,19 +57,19 @@ def write_triton(
 
     Raises:
         RecipeError: the model's folder exists, or the artifact has open classes.
-        DataError: the artifact has no file for Triton, a file has changed since the export, or a
-            class name has a line break.
+        DataError: the artifact has no file for Triton, or a file has changed since the export.
         ResourceError: the folder cannot be written.
     """
     wanted = [pair for pair in _WANTED if precision in (None, pair[1])]
     file = choose_file(artifact, wanted, server="Triton", built=built)
-    check_class_names(artifact, _LINE_ENDS, server="Triton")
     name = model_name(artifact.name)
     with new_folder(folder / name) as (part, _):
         version = part / "1"
         version.mkdir()
         suffix = "plan" if file.target == "tensorrt" else "onnx"
-        copy_file(artifact, file, version, f"model.{suffix}")
+        shutil.copyfile(artifact.checked(file.name), version / f"model.{suffix}")
+        if file.data is not None:  # its hash is checked, too; the graph refers to it by name
+            shutil.copyfile(artifact.path / file.data, version / file.data)
         labels = "".join(f"{label}\n" for label in artifact.class_names)
         (part / _LABELS).write_bytes(labels.encode())
         (part / "config.pbtxt").write_bytes(config_text(artifact, file).encode())
@@ -197,39 +196,6 @@ def choose_file(
         f"{artifact.path} has no file that {server} can run{why}.\n"
         "  Export the run again with another precision, such as --fp16."
     )
-
-
-def check_class_names(artifact: Artifact, forbidden: dict[str, str], *, server: str) -> None:
-    """Checks that a server's labels file can hold the class names.
-
-    Args:
-        artifact: the artifact with the class names.
-        forbidden: character -> its name in messages.
-        server: name of the server, for the message.
-
-    Raises:
-        DataError: a name holds one of the characters.
-    """
-    for name in artifact.class_names:
-        for character, called in forbidden.items():
-            if character in name:
-                raise DataError(
-                    f"The class name {name!r} contains {called}, which {server}'s labels file"
-                    " cannot hold.\n"
-                    "  Rename the class in the class list, and export again."
-                )
-
-
-def copy_file(artifact: Artifact, file: ModelFile, folder: Path, name: str) -> None:
-    """Copies a model file under a new name, and its external data under its own name.
-
-    Raises:
-        DataError: a file is missing, or has changed since the export.
-    """
-    shutil.copyfile(artifact.checked(file.name), folder / name)  # and its data's hash is checked
-    if file.data is not None:
-        # The graph refers to it by name, so its name stays
-        shutil.copyfile(artifact.path / file.data, folder / file.data)
 
 
 PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"

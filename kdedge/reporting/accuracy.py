@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from kdedge.reporting.blocks import Block, Plot, Table
+from kdedge.reporting.blocks import Block, Plot
 from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_a_cell, confusion
 from kdedge.results import EvalDetails, EvalResult, accuracy_cells
-from kdedge.tables import percent
+from kdedge.tables import Grid, percent
 
 MOST_ROWS = 12
 """Rows of a table that is not folded."""
 
 
-def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
+def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Grid:
     """Makes the table of accuracies from labels and results on the same images."""
     header, cells = accuracy_cells(rows)
     first = rows[0][1]
@@ -33,12 +33,12 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     if "validation" in {result.selection for _, result in rows}:
         caption += "Some models have the weights of the best epoch on validation images. "
     caption += " ".join(f"{label}: {remark}" for label, one in rows for remark in one.remarks)
-    return Table(f"Accuracy on {first.n_images:,} test images, percent", header, cells, caption)
+    return Grid(f"Accuracy on {first.n_images:,} test images, percent", header, cells, caption)
 
 
 def class_table(
     results: Mapping[str, EvalResult], details: EvalDetails | None, *, least: int | None = None
-) -> Table:
+) -> Grid:
     """Makes the table of accuracies by class, the lowest first.
 
     Args:
@@ -64,10 +64,10 @@ def class_table(
         f" these classes: {own.mean_over_classes:.2f} %."
     )
     header = ["class", *(["images"] if images else []), *results]
-    return Table("Accuracy by class, percent", header, cells, caption)
+    return Grid("Accuracy by class, percent", header, cells, caption)
 
 
-def confusion_table(model: str, details: EvalDetails) -> Table | None:
+def confusion_table(model: str, details: EvalDetails) -> Grid | None:
     """Makes the table of a model's most frequent confusions; None if it made no mistake."""
     of_class: Counter[int] = Counter()
     for label, _, n in details.confusion:
@@ -83,7 +83,7 @@ def confusion_table(model: str, details: EvalDetails) -> Table | None:
     ][:MOST_ROWS]  # fmt: skip
     caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
     header = ["class", f"the {model} predicts", "images", "%"]
-    return Table("Confusions", header, cells, caption, n_text=2)
+    return Grid("Confusions", header, cells, caption, n_text=2)
 
 
 def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
@@ -113,5 +113,5 @@ def calibration_blocks(
     what = "Mean difference between confidence and accuracy over the bins, percent."
     return [
         Plot(name, "Calibration", calibration(models), caption),
-        Table("Expected calibration error (ECE)", header, rows, what),
+        Grid("Expected calibration error (ECE)", header, rows, what),
     ]

@@ -8,26 +8,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from kdedge.reporting.plots import Draw, render
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts.
-
-    Attributes:
-        title: the subject, with units; empty if the section's title says it.
-        header: column titles; empty for a list of terms and texts.
-        rows: cells, as texts.
-        caption: how the values were measured.
-        n_text: number of left columns that hold words; the others hold numbers.
-    """
-
-    kind: ClassVar[str] = "table"
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    n_text: int = 1
+from kdedge.tables import Grid
 
 
 @dataclass(frozen=True)
@@ -89,7 +70,7 @@ class Note:
     lines: Sequence[str]
 
 
-Block = Table | Plot | Cards | Text | Note
+Block = Grid | Plot | Cards | Text | Note
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kdedge.reporting.blocks import Block, Note, Table, Text
+from kdedge.deploy import model_card
+from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.records import RunRecords
 from kdedge.runs.headline import fastest_file
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import CpuChoice, readable_choices
 from kdedge.speed_results import SpeedResult
-from kdedge.tables import figure, percent, points
+from kdedge.tables import Grid, figure, percent
 
-_PARITY = ("agreement_percent", "accuracy_percent", "reference_accuracy_percent")
 _MOST_LAYERS = 10
 
 
@@ -76,7 +76,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         f"scp -r {artifact.path} DEVICE:model\n"
         f"kdedge predict model IMAGES --precision {file.precision}"
     )
-    return [Table("", [], rows, n_text=2), Text("", commands)]
+    return [Grid("", [], rows, n_text=2), Text("", commands)]
 
 
 def exported_blocks(records: RunRecords) -> list[Block]:
@@ -88,29 +88,13 @@ def exported_blocks(records: RunRecords) -> list[Block]:
     for choice in readable_choices(artifact):
         title = f"Fastest on {choice.machine}: {choice.file}"
         header, rows = choice.table  # its last column is a sentence
-        blocks += [Table(title, header, rows, n_text=len(header)), Note(choice.notes)]
+        blocks += [Grid(title, header, rows, n_text=len(header)), Note(choice.notes)]
     return [*blocks, *_search_blocks(artifact)]
 
 
-def files_table(artifact: Artifact) -> Table:
+def files_table(artifact: Artifact) -> Grid:
     """Exported files and their comparisons with the float32 model."""
-    cells = []
-    is_calibrated = any(f.parity and f.parity.ece_percent is not None for f in artifact.files)
-    errors = ("ece_percent_before", "ece_percent") if is_calibrated else ()
-    for file in artifact.files:
-        found = file.parity
-        cells.append(
-            [
-                *(file.name, file.precision, file.gate, "-" if found is None else found.runtime),
-                figure(file.n_bytes, 1e6),
-                *(percent(getattr(found, key, None)) for key in _PARITY),
-                points(None if found is None else found.accuracy_drop),
-                *(percent(getattr(found, key, None)) for key in errors),
-                "-" if found is None else f"{found.n_images:,}",
-            ]
-        )
-    header = ["file", "precision", "gate", "runtime", "MB", "agreement", "accuracy"]
-    header += ["float32", "drop", *(("ECE before", "ECE") if is_calibrated else ()), "images"]
+    header, cells = model_card.files_table(artifact)
     compared = sorted({file.parity.images for file in artifact.files if file.parity})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
@@ -125,7 +109,7 @@ def files_table(artifact: Artifact) -> Table:
     if artifact.none_of_these is not None:
         none = artifact.none_of_these
         caption += f' "None" keeps {none.share_percent:g} % of images like {none.images}.'
-    return Table("Exported files compared with the float32 model", header, cells, caption, n_text=4)
+    return Grid("Exported files compared with the float32 model", header, cells, caption, n_text=4)
 
 
 def _search_blocks(artifact: Artifact) -> list[Block]:
@@ -156,6 +140,6 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
     layers.sort(key=lambda entry: -entry[1])
     rows = [[name, percent(value)] for name, value in layers[:_MOST_LAYERS]]
     return [
-        Table("How the INT8 file was found", header, steps, what),
-        Table("The layers that INT8 costs most", ["layer", "%"], rows, told),
+        Grid("How the INT8 file was found", header, steps, what),
+        Grid("The layers that INT8 costs most", ["layer", "%"], rows, told),
     ]

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 from kdedge.config.recipe import ModelSpec
-from kdedge.reporting.blocks import Block, Table, Text
+from kdedge.reporting.blocks import Block, Text
 from kdedge.reporting.records import RunRecords
+from kdedge.tables import Grid
 
 
 def provenance_blocks(records: RunRecords) -> list[Block]:
@@ -37,7 +38,7 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
         "artifact": None if records.artifact is None else records.artifact.path,
     }
     rows = [[key, str(value)] for key, value in facts.items() if value not in (None, "")]
-    blocks: list[Block] = [Table("", [], rows, n_text=2)]
+    blocks: list[Block] = [Grid("", [], rows, n_text=2)]
     if commands := _commands(records):
         blocks.append(Text("Commands", "\n".join(commands)))
     if records.recipe is not None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdedge.benchmarking.tables import NamedRow, machine, make_grids, named_rows, notes
-from kdedge.reporting.blocks import Block, Note, Plot, Table
+from kdedge.reporting.blocks import Block, Note, Plot
 from kdedge.reporting.figures import CostPoint, accuracy_against_cost
 from kdedge.speed_results import Accuracy, SpeedResult, SpeedRow, accuracy_sets
-from kdedge.tables import Grid
 
 
 def speed_blocks(result: SpeedResult, name: str) -> list[Block]:
@@ -20,14 +19,9 @@ def speed_blocks(result: SpeedResult, name: str) -> list[Block]:
         name: of the plots.
     """
     measured = f"{machine(result)}; {result.command}, {result.measured_at}."
-    tables = [as_table(grid) for grid in make_grids(result)]
+    tables = make_grids(result)
     plots = front_plots(named_rows(result), name)
     return [*plots, *tables, Note([measured, *notes(result)])]
-
-
-def as_table(grid: Grid) -> Table:
-    """One of bench's tables, for a page."""
-    return Table(grid.title, grid.header, grid.rows)
 
 
 def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:

@@ -73,10 +73,5 @@ def classes_of(recipe: Recipe, names: Sequence[str]) -> Classes:
 def given_class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Returns class names given as a list or in a file."""
     if isinstance(classes, str | Path):
-        return read_class_names(Path(classes).absolute())
+        return load_class_names(ClassesSpec(file=Path(classes).absolute()), data=DataSpec())
     return tuple(classes)
-
-
-def read_class_names(file: Path) -> tuple[str, ...]:
-    """Reads class names from a file, one per line."""
-    return load_class_names(ClassesSpec(file=file), data=DataSpec())

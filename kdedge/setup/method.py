@@ -11,18 +11,9 @@ from pydantic import ValidationError
 
 from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe, override_texts
-from kdedge.config.recipe import (
-    ModelSpec,
-    OptimSettings,
-    Recipe,
-    resolve_optim,
-)
+from kdedge.config.recipe import ModelSpec, OptimSettings, Recipe, resolve_optim
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import (
-    FitsInClosedForm,
-    MethodSettings,
-    WithoutClassVectors,
-)
+from kdedge.methods.protocol import FitsInClosedForm, MethodSettings, WithoutClassVectors
 from kdedge.methods.registry import Sees, load_method
 
 Role = Literal["teacher", "student", "baseline"]

@@ -5,6 +5,7 @@ Jobs are found by their keys; nothing is trained.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -89,6 +90,10 @@ class SuiteFolder:
     def log(self, cell: Cell) -> Path:
         """The log of the cell's processes, one after the other."""
         return self._file(cell, ".log")
+
+    def answer(self, cell: Cell) -> Path:
+        """The file in which `kdedge eval` gives a cell's accuracies."""
+        return self._file(cell, ".answer.json")
 
     def failure(self, cell: Cell) -> Failure | None:
         """The failure of a cell's last process; None if there is none."""
@@ -327,7 +332,9 @@ class Ledger:
             with progress("looking for finished cells", len(new)) as advance:
                 for n_done, cell in enumerate(new):
                     advance(n_done, cell.label)
-                    self._jobs[cell] = self._find_job(cell, workspace)
+                    self._jobs[cell] = None
+                    with contextlib.suppress(KdedgeError):  # its own process reports the error
+                        self._jobs[cell] = find_job(cell, workspace, self._runs)
         for cell in self.plan.cells:
             found = None if cell in self._finished else self._find_result(cell)
             if found is not None:
@@ -346,12 +353,6 @@ class Ledger:
         if job is None or job.key is not None or job.teacher is None:
             return False
         return bool(self._runs.finished(job.teacher))
-
-    def _find_job(self, cell: Cell, workspace: Workspace) -> KnownJob | None:
-        try:
-            return find_job(cell, workspace, self._runs)
-        except KdedgeError:  # its own process reports the error
-            return None
 
     def outcome(self, cell: Cell) -> Outcome:
         """The state of a cell at the last `look`."""

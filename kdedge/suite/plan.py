@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,7 @@ from kdedge.config.load import (
     recipe_values,
 )
 from kdedge.config.recipe import DataSpec, Recipe, TeacherSpec
-from kdedge.config.suite import (
-    AVERAGE,
-    LoadedSuite,
-    Row,
-    check_paper,
-    check_set_on,
-    recipe_file,
-)
+from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_paper, check_set_on, recipe_file
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.methods.registry import Sees, load_method
@@ -155,7 +148,6 @@ def make_plan(loaded: LoadedSuite) -> Plan:
                 rows[number] = _measuring_cells(loaded, file, number, trained[number])
             elif name not in sources:
                 rows[number] = _row_cells(loaded, file, name, number)
-        _refuse_same_rows(loaded, {number: row[0] for number, row in rows.items()})
         cells += sorted(
             (cell for row in rows.values() for cell in row),
             key=lambda cell: (cell.is_zero_shot, loaded.suite.seeds.index(cell.seed)),
@@ -310,38 +302,6 @@ def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
         if one == "teacher":
             check_can_teach(choice)
     check_named_sizes(*trained)
-
-
-def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:
-    first: list[tuple[Any, Cell]] = []
-    for number, cell in rows.items():
-        values = _depends_on(cell)
-        for other_values, other in first:
-            if values == other_values:
-                raise RecipeError(
-                    f"{loaded.lines.where(('methods', number))}: the row {cell.row} is the same as"
-                    f" {other.row} on {cell.recipe}: same method, same settings.\n"
-                    "  Keep one of them, or give one a set."
-                )
-        first.append((values, cell))
-
-
-def _depends_on(cell: Cell) -> Any:
-    """The plain values that determine the result of a row's first cell."""
-    recipe = (cell.source or cell).loaded.recipe
-    if cell.is_zero_shot:
-        spec = model_spec(recipe, cell.role)
-        backbone = spec.model_dump(include={"backbone", "weights", "config", "quick_gelu"})
-        data = recipe.data.model_dump(include={"test", "split", "root"})
-        return cell.role, backbone, recipe.classes.model_dump(), data
-    values = recipe.model_dump(exclude={"export", "gates", "seed"})
-    for unread in _UNREAD[cell.role]:
-        model, _, key = unread.partition(".")
-        if key:
-            values[model].pop(key)  # a baseline has the student's backbone
-        else:
-            values.pop(model)
-    return cell.role, values
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:

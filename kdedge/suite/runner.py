@@ -5,24 +5,20 @@ No two cells that run at once train the same model.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from kdedge.errors import CellsFailed, DataError, Interrupted, Terminated
 from kdedge.files import explain_os_error, locked
 from kdedge.progress import Advance, progress
-from kdedge.records import parse_record
+from kdedge.records import read_record
 from kdedge.results import EvalResult
 from kdedge.runtime.threads import shared_threads
 from kdedge.setup.device import choose_device
@@ -69,7 +65,7 @@ def run_cells(
     shares = n_jobs > 1 and choose_device(device).type == "cpu"
     options = ("--runs", str(root.absolute()), *(() if device is None else ("--device", device)))
     remedy = "Wait for that run of this suite or stop it; finished cells are kept."
-    with locked(folder / ".lock", remedy=remedy), _sigterm_as_exception():
+    with locked(folder / ".lock", remedy=remedy):
         ledger.look()
         runner = Runner(
             ledger,
@@ -83,37 +79,17 @@ def run_cells(
             runner.run(advance)
 
 
-@contextlib.contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    """Context in which SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt."""
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread, which alone gets signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @dataclass(frozen=True)
 class _Running:
     """A cell's process.
 
     Attributes:
         process: the process, in a session of its own: a terminal's Ctrl-C does not reach it.
-        stdout: its output; a file needs no reader while it runs.
         log_start: where its part of the cell's log begins.
         measures: the run whose accuracy it measures, if it trains nothing.
     """
 
     process: subprocess.Popen[bytes]
-    stdout: IO[bytes]
     log_start: int
     measures: Run | None
 
@@ -160,8 +136,17 @@ class Runner:
         """
         if self.n_done:
             log.info("%d of %d cells are finished already.", self.n_done, len(self._cells))
+        looked = -_LOOK_EVERY_S
         try:
-            self._run(advance)
+            while self._running or self._queue:
+                ended = [cell for cell, x in self._running.items() if x.process.poll() is not None]
+                for cell in ended:
+                    self._take(cell, self._running.pop(cell))
+                if ended or time.monotonic() - looked > _LOOK_EVERY_S:
+                    self._start_what_may()
+                    looked = time.monotonic()
+                    advance(self.n_done, "; ".join(cell.label for cell in self._running))
+                time.sleep(_POLL_EVERY_S)
         except KeyboardInterrupt as error:
             signum = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
             labels = " and ".join(cell.label for cell in self._running)
@@ -189,18 +174,6 @@ class Runner:
                     process.wait()
             except KeyboardInterrupt as error:
                 signum = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        for running in self._running.values():
-            running.stdout.close()
-
-    def _run(self, advance: Advance) -> None:
-        looked = -_LOOK_EVERY_S
-        while self._running or self._queue:
-            has_ended = self._take_ended()
-            if has_ended or time.monotonic() - looked > _LOOK_EVERY_S:
-                self._start_what_may()
-                looked = time.monotonic()
-                advance(self.n_done, "; ".join(cell.label for cell in self._running))
-            time.sleep(_POLL_EVERY_S)
 
     def _start_what_may(self) -> None:
         """Starts cells of the queue that need not wait, up to `n_jobs`."""
@@ -235,12 +208,13 @@ class Runner:
         if run is not None:
             changes = measuring_overrides(cell.loaded.recipe)
             options = [word for change in changes for word in ("--set", change)]
-            arguments = ["eval", str(run.folder.path), *options]
+            answer = self._folder.answer(cell)
+            answer.unlink(missing_ok=True)
+            arguments = ["eval", str(run.folder.path), *options, "--output", str(answer)]
             if cell.source is None:
                 log.info("%s was measured on other images; measuring it again.", run.folder.path)
         number = len(self._cells) - len(self._queue)
         log.info("[%d/%d] %s: %s", number, len(self._cells), cell.label, arguments[0])
-        stdout = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
         file = self._folder.log(cell)
         try:
             stderr = file.open("ab")
@@ -249,37 +223,25 @@ class Runner:
         with stderr:
             log_start = stderr.seek(0, os.SEEK_END)
             process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
-                [sys.executable, "-m", "kdedge", *arguments, *self._options, "--json"],
+                [sys.executable, "-m", "kdedge", *arguments, *self._options],
                 stdin=subprocess.DEVNULL,
-                stdout=stdout,
+                stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env={**os.environ, **self._environment},
                 start_new_session=True,
             )
-        self._running[cell] = _Running(process, stdout, log_start, run)
-
-    def _take_ended(self) -> bool:
-        """Records the cells whose processes have ended; returns whether there were any."""
-        ended = [cell for cell, one in self._running.items() if one.process.poll() is not None]
-        for cell in ended:
-            self._take(cell, self._running.pop(cell))
-        return bool(ended)
+        self._running[cell] = _Running(process, log_start, run)
 
     def _take(self, cell: Cell, running: _Running) -> None:
+        """Records how a cell's process has ended."""
         code = running.process.returncode
-        with running.stdout as file:
-            file.seek(0)
-            stdout = file.read().decode(errors="replace")
         if code != 0:
             lines = _last_lines(self._folder.log(cell), running.log_start)
             killed = [f"Its process was killed by signal {-code}."] if code < 0 else []
             self._fail(cell, code, *lines, *killed)
             return
         if running.measures is not None:
-            result = _read_answer(stdout)
-            if result is None:
-                self._fail(cell, DataError.exit_code, "Its result cannot be read.")
-                return
+            result = read_record(EvalResult, self._folder.answer(cell), remedy="Run it again.")
             self._ledger.measured(cell, running.measures, result)
         self._ledger.look_for(cell)
         if self._ledger.is_finished(cell):
@@ -316,15 +278,6 @@ class Runner:
         known = [f"{name} {value:.2f}" for name, value in figures.items() if value is not None]
         log.info("  %s: %s; %s", cell.label, ", ".join(known), outcome.run)
         self._after_each()
-
-
-def _read_answer(stdout: str) -> EvalResult | None:
-    """The accuracies that `kdedge eval` printed; None if it printed something else."""
-    try:
-        values = {key: value for key, value in json.loads(stdout).items() if key != "run"}
-        return parse_record(EvalResult, json.dumps(values), where="The evaluation", remedy="")
-    except (DataError, ValueError, AttributeError):
-        return None
 
 
 def _last_lines(path: Path, start: int) -> tuple[str, ...]:

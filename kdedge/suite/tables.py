@@ -13,10 +13,10 @@ from typing import Any
 from kdedge.config.suite import AVERAGE, PaperFigures
 from kdedge.files import write_atomic, write_json
 from kdedge.methods.registry import Sees
-from kdedge.results import EvalResult, harmonic_mean
+from kdedge.results import harmonic_mean
 from kdedge.suite.ledger import Outcome
 from kdedge.suite.plan import Cell, Plan
-from kdedge.tables import Grid, markdown_table
+from kdedge.tables import Grid
 
 FIGURES = ("base", "novel", "harmonic_mean", "all", "mean_over_classes")
 OFFICIAL_MARK = "†"
@@ -78,15 +78,16 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     """The lines of a suite from its finished cells, recipe by recipe."""
     suite = plan.loaded.suite
     found = {
-        (recipe, row.name): _by_seed(plan, outcomes, recipe, row.name)
+        (recipe, row.name): {
+            cell.seed: {name: getattr(result, name) for name in FIGURES}
+            for cell in plan.of(recipe, row.name)
+            if (result := outcomes[cell].result) is not None
+        }
         for recipe in (*plan.sources, *plan.recipes)
         for row in suite.methods
         if plan.of(recipe, row.name)
     }
-    lines = []
-    for (recipe, label), results in found.items():
-        seeds = [_values(result) for result in results.values()]
-        lines.append(_line(plan, recipe, label, seeds))
+    lines = [_line(plan, *key, [*seeds.values()]) for key, seeds in found.items()]
     if len(plan.recipes) > 1:
         for row in suite.methods:
             own = [found[recipe, row.name] for recipe in plan.recipes]
@@ -94,17 +95,7 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     return lines
 
 
-def _by_seed(plan: Plan, outcomes: Outcomes, recipe: str, row: str) -> dict[int, EvalResult]:
-    """Seed -> accuracies, of the finished cells."""
-    found = {cell.seed: outcomes[cell].result for cell in plan.of(recipe, row)}
-    return {seed: result for seed, result in found.items() if result is not None}
-
-
-def _values(result: EvalResult) -> Values:
-    return {name: getattr(result, name) for name in FIGURES}
-
-
-def _averages(recipes: Sequence[Mapping[int, EvalResult]]) -> list[Values]:
+def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
     """For each seed that all recipes have: means over recipes, and their harmonic mean.
 
     Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
@@ -112,7 +103,7 @@ def _averages(recipes: Sequence[Mapping[int, EvalResult]]) -> list[Values]:
     shared = [seed for seed in recipes[0] if all(seed in found for found in recipes)]
     averages: list[Values] = []
     for seed in shared:
-        of_seed = [_values(found[seed]) for found in recipes]
+        of_seed = [found[seed] for found in recipes]
         mean = {name: _mean(values[name] for values in of_seed) for name in FIGURES}
         averages.append({**mean, "harmonic_mean": _harmonic_mean(mean)})
     return averages
@@ -175,14 +166,11 @@ def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
     for line in lines:
         cells = ["yes" if getattr(line.sees, name) else "-" for name in seen]
         cells += [_with_spread(line.mean[name], line.std[name]) for name in ours]
-        cells.append(f"{line.n_seeds}" if line.n_seeds == line.n_planned else _part(line))
+        of_planned = "" if line.n_seeds == line.n_planned else f" of {line.n_planned}"
+        cells.append(f"{line.n_seeds}{of_planned}")
         cells += [_with_spread(_published(line, name), None) for name in paper]
         rows.append([line.label, *cells])
     return Grid(recipe, header, rows)
-
-
-def _part(line: Line) -> str:
-    return f"{line.n_seeds} of {line.n_planned}"
 
 
 def _published(line: Line, name: str) -> float | None:
@@ -228,7 +216,7 @@ def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
     """Formats the tables as Markdown."""
     blocks = [f"# {plan.loaded.suite.name}"]
     for grid in make_grids(plan, lines):
-        blocks += [f"## {grid.title}", markdown_table(grid.header, grid.rows)]
+        blocks += [f"## {grid.title}", grid.as_markdown()]
     return "\n\n".join([*blocks, *notes(plan, lines)]) + "\n"
 
 
@@ -244,13 +232,10 @@ def to_csv(lines: Sequence[Line]) -> str:
         ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
         paper = [_published(line, name) for name in PaperFigures.model_fields]
         marks = [getattr(line.sees, name) for name in _SEEN]
-        row = [line.recipe, line.row, *map(_yes_or_no, [*marks, line.is_official])]
+        yes_or_no = ["yes" if mark else "no" for mark in (*marks, line.is_official)]
+        row = [line.recipe, line.row, *yes_or_no]
         writer.writerow([*row, line.n_seeds, line.n_planned, *ours, *paper])
     return out.getvalue()
-
-
-def _yes_or_no(is_so: bool) -> str:
-    return "yes" if is_so else "no"
 
 
 def to_record(plan: Plan, outcomes: Outcomes, lines: Sequence[Line]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from kdedge.benchmarking.device import SampledPower
 from kdedge.benchmarking.run import Machine, run_bench
-from kdedge.benchmarking.timing import Call, LoadedSubject, Power, Subject, TimingPlan
+from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, TimingPlan
 from kdedge.errors import BackendUnavailable
 from kdedge.runtime.machine import Contention
 from kdedge.speed_results import Inputs
@@ -87,7 +87,7 @@ def test_nothing_that_runs_here_is_an_error_and_no_empty_table() -> None:
 def test_a_model_on_the_cpu_is_not_given_the_watts_of_a_gpu(
     devices: tuple[str, ...], on_cpu: float | None
 ) -> None:
-    power: Power = SampledPower(lambda: 200.0, devices)
+    power = SampledPower(lambda: 200.0, devices)
     machine = Machine(power=lambda: power)
     subjects = [
         subject(name, lambda is_gpu=is_gpu: nullcontext(Instant(is_gpu)))

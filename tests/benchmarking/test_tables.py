@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.benchmarking.tables import as_markdown, fitted, make_grids, notes
+from kdedge.benchmarking.tables import as_markdown, make_grids, notes
 from kdedge.speed_results import Accuracy
 
 Make = Callable[..., Any]
@@ -193,19 +193,6 @@ def test_sixty_columns_are_enough(
     ]
     for one in make_grids(make_result(*rows)):
         assert width([one.header, *one.rows]) <= 60, one.title
-
-
-def test_names_too_long_for_a_terminal_go_on_below(
-    make_row: Make, make_result: Make, make_measurement: Make
-) -> None:
-    names = ["model.int8.trt10.3.0.orin.sm87.engine", "teacher, Zero-shot CLIP", "CLIP"]
-    rows = [make_row(name, make_measurement(1, 12_345.6), gmacs_image=1118.0) for name in names]
-    for grid in make_grids(make_result(*rows))[:-1]:
-        shown = fitted(grid, 60)
-        assert width([grid.header, *shown]) <= 60, grid.title
-        told = "".join(cells[0] for cells in shown)
-        assert told.replace(" ", "") == "".join(names).replace(" ", "")
-        assert [cells[1:] for cells in shown if any(cells[1:])] == [c[1:] for c in grid.rows]
 
 
 def test_markdown_escapes_what_would_end_a_cell(

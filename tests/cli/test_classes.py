@@ -259,8 +259,7 @@ BAD = {
     "a name twice": (("--add", "a b", "--add", "a_b", "--from", "tiny/02"), 3, "one class name"),
     "an empty name": (("--add", " ", "--from", "tiny/02"), 3, "has an empty name"),
     "a line break": (("--add", "a\nb", "--from", "tiny/02"), 3, "printable characters"),
-    "no run": (("--add", "forklift"), 2, "--add needs --from RUN"),
-    "a run without names": (("--from", "tiny/02"), 2, "only with --add"),
+    "no run": (("--add", "forklift"), 2, "with --from RUN"),
     "an unknown run": (("--add", "forklift", "--from", "tiny/09"), 2, "tiny/09"),
     "the teacher's run": (
         ("--add", "forklift", "--from", "tiny/01"), 3, "was not exported from runs/tiny/01",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe, parse_overrides
-from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
+from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry
 from kdedge.setup.doctor import examine, optional_packages
@@ -71,15 +71,6 @@ def test_init_without_labels_takes_a_teacher_that_needs_none(folder):
     run_init("line3", *BASE)
     recipe = load_recipe("line3.yaml").recipe
     assert (recipe.data.labeled, recipe.teacher.method) == (None, "zeroshot")
-
-
-@pytest.mark.parametrize("model", [OptimSettings, ExportSpec])
-def test_init_explains_every_key_of_training_and_export_from_the_schema(folder, model):
-    run_init("line3", *BASE, "--all-keys")
-    text = " ".join(Path("line3.yaml").read_text().replace("#", " ").split())
-    for name, field in model.model_fields.items():
-        if field.default is not None:
-            assert f"{' '.join(field.description.split())} {name}:" in text
 
 
 def test_init_tunes_all_weights_and_says_how_to_tune_prompts(folder):

@@ -349,7 +349,7 @@ def test_a_files_line_has_its_size_in_megabytes_and_its_figures_in_order(
     assert done.code == 4
     (line,) = (line for line in done.out.splitlines() if line.startswith("model.onnx"))
     assert line.split() == [
-        *("model.onnx", "int8", "3.5", "95.00", "0.0123", "70.00", "2.50", "not", "measured")
+        *("model.onnx", "int8", "any", "not", "measured", "3.5", "95.00", "70.00", "2.50", "0.0123")
     ]
 
 
@@ -479,7 +479,7 @@ def test_options_that_shape_the_graph_do_not_go_with_an_artifact(
 ) -> None:
     done = kdedge("export", str(exported), "--trt", "--head", "argmax")
     assert done.code == 2
-    assert "is an artifact, and --head works only with a run" in done.err
+    assert "is an artifact, and export.head can only be given when a run" in done.err
     done = kdedge("export", str(exported))
     assert done.code == 2
     assert "is an artifact" in done.err

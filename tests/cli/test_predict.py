@@ -262,18 +262,15 @@ def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(
 
 
 @pytest.mark.usefixtures("work")
-@pytest.mark.parametrize("options", [("--save", "sv"), ("--output", "sv/o.csv", "--resume")])
-def test_what_another_command_is_writing_is_left_to_it(kdedge: Run, options: Any) -> None:
-    Path("sv").mkdir()
-    command = ("predict", "art", "pics", "--format", "csv")
-    if "--resume" in options:
-        kdedge(*command, *options[:2])
-        Path("sv/.o.csv.unfinished.json").touch()
-    before = sorted(Path("sv").iterdir())
-    with held(Path(options[1])):
-        done = kdedge(*command, *options)
-    assert (done.code, f"{options[1]} is in use by another process" in done.err) == (8, True)
-    assert sorted(Path("sv").iterdir()) == before
+def test_what_another_command_is_writing_is_left_to_it(kdedge: Run) -> None:
+    command = ("predict", "art", "pics", "--format", "csv", "--output", "o.csv")
+    kdedge(*command)
+    Path(".o.csv.unfinished.json").touch()
+    before = Path("o.csv").read_text()
+    with held(Path("o.csv")):
+        done = kdedge(*command, "--resume")
+    assert (done.code, "o.csv is in use by another process" in done.err) == (8, True)
+    assert Path("o.csv").read_text() == before
 
 
 @pytest.mark.usefixtures("work")
@@ -421,7 +418,6 @@ def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
 def test_json_is_asked_for_as_in_other_commands(kdedge: Run) -> None:
     lines = kdedge("predict", "art", "pics", "--format", "jsonl").out
     assert kdedge("predict", "art", "pics", "--json").out == lines
-    assert kdedge("predict", "art", "pics", "--format", "json").out == lines
     assert kdedge("predict", "art", "pics").out != lines
 
 

@@ -84,13 +84,11 @@ def test_the_images_are_those_of_the_smoke_set(
         np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
     with pytest.raises(RecipeError, match="exists"):
         kdedge.write_smoke_images(artifact, tmp_path / "images")
-    with pytest.raises(RecipeError, match="expected ppm or png"):
-        kdedge.write_smoke_images(artifact, tmp_path / "new", pictures="bmp")  # type: ignore[arg-type]
 
 
 def test_the_right_answers_pass(artifact: Artifact, tmp_path: Path) -> None:
     found = kdedge.verify_client(artifact, written(right_answers(artifact), tmp_path))
-    assert (found.file, found.n_images, found.n_whole) == ("model.onnx", 4, 4)
+    assert (found.file, found.n_images) == ("model.onnx", 4)
     assert found.max_score_difference == pytest.approx(0, abs=1e-6)
     assert found.max_mean_difference == pytest.approx(0, abs=1e-6)
     assert found.mistakes == ()
@@ -153,18 +151,17 @@ GOOD = '{"label": "cat"}'
         ("", "gave 0 answers for 4 images"),
         ("\n".join([GOOD] * 3), "gave 3 answers for 4 images"),
         ("\n".join([GOOD] * 5), "gave 5 answers for 4 images"),
-        (GOOD + "\nSegment", "Line 2 of the client is no JSON object: 'Segment'"),
-        ("[" * 100_000, r"Line 1 of the client is no JSON object: '\[\["),
-        ('"cat"', "Line 1 of the client is no JSON object"),
-        ("{}", "Line 1 of the client has no label"),
-        ('{"label": 3}', "Line 1 of the client has no label"),
-        ('{"label": "cow"}', "has a label that is no class name of the artifact"),
-        ('{"label": "cat", "score": "9"}', "has a score that is no number"),
-        ('{"label": "cat", "score": NaN}', "has a score that is no number"),
-        ('{"label": "cat", "score": true}', "has a score that is no number"),
-        ('{"label": "cat", "rgb_mean": [1, 2]}', "has an rgb_mean that is not three numbers"),
-        ('{"label": "cat", "rgb_mean": 3}', "has an rgb_mean that is not three numbers"),
-        ("x" * 10_000_001, "has more than 10,000,000 bytes"),
+        (GOOD + "\nSegment", "Line 2 of the client is no answer: Invalid JSON.*: 'Segment'"),
+        ("[" * 100_000, r"Line 1 of the client is no answer: Invalid JSON.*: '\[\["),
+        ('"cat"', "Line 1 of the client is no answer"),
+        ("{}", "Line 1 of the client is no answer: label: Field required"),
+        ('{"label": 3}', "label: Input should be a valid string"),
+        ('{"label": "cow"}', "label is no class name of the artifact"),
+        ('{"label": "cat", "score": "9"}', "score: Input should be a valid number"),
+        ('{"label": "cat", "score": NaN}', "score: Input should be a finite number"),
+        ('{"label": "cat", "score": true}', "score: Input should be a valid number"),
+        ('{"label": "cat", "rgb_mean": [1, 2]}', "rgb_mean: 2: Field required"),
+        ('{"label": "cat", "rgb_mean": 3}', "rgb_mean: Input should be a valid"),
     ],
 )
 def test_garbage_is_told_with_its_line(
@@ -191,15 +188,3 @@ def test_wrong_artifacts_and_files_are_told(artifact: Artifact, tmp_path: Path) 
     (artifact.path / "model.onnx").write_bytes(b"other")
     with pytest.raises(DataError, match="has changed since the export"):
         kdedge.verify_client(artifact, answers)
-
-
-def test_a_smoke_set_without_whole_images_still_compares(
-    artifact: Artifact, tmp_path: Path
-) -> None:
-    smoke = read_smoke_set(artifact.path / SMOKE_SET)
-    write_smoke_set(artifact.path / SMOKE_SET, smoke.pixels, smoke.logits)
-    data = (artifact.path / SMOKE_SET).read_bytes()
-    others = {SMOKE_SET: hashlib.sha256(data).hexdigest()}
-    older = dataclasses.replace(artifact, others=others)
-    older.save()
-    assert kdedge.verify_client(older, written(right_answers(older), tmp_path)).n_whole == 0

@@ -121,7 +121,7 @@ def test_images_go_through_in_batches_that_the_file_takes(
 ) -> None:
     pixels, backend = make_pixels(12), Means(limits)
     artifact = make_artifact(tmp_path, batch=batch)
-    logits = predict_pixels(backend, pixels, artifact, what="model.onnx")
+    logits = predict_pixels(backend, pixels, artifact)
     assert backend.sizes == sizes
     np.testing.assert_allclose(logits, answers(pixels), atol=1e-6)  # float32 means
 
@@ -130,12 +130,6 @@ def test_uint8_graphs_get_the_pixels_as_they_are(tmp_path: Path) -> None:
     pixels = make_pixels(2)
     logits = predict_pixels(Means(), pixels, make_artifact(tmp_path, pixels="uint8"))
     np.testing.assert_allclose(logits, pixels.mean(axis=(1, 2)), rtol=1e-6)  # float32 means
-
-
-def test_a_file_with_other_classes_is_refused(tmp_path: Path) -> None:
-    artifact = make_artifact(tmp_path)
-    with pytest.raises(ShapeError, match=r"x\.onnx gives \[2, 2\] for 2 images; expected \[2, 3\]"):
-        predict_pixels(Means(n_classes=2), make_pixels(2), artifact, what="x.onnx")
 
 
 def test_a_file_that_reaches_its_gates_misses_nothing() -> None:

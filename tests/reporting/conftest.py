@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from kdedge.reporting.page import write_report
 from kdedge.reporting.records import gather
-from kdedge.reporting.write import write_report
 from kdedge.results import (
     CalibrationBin,
     EvalDetails,

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from kdedge.reporting.chapters import make_chapters
+from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.records import gather
-from kdedge.reporting.write import write_report
 from kdedge.results import SampleImage, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
@@ -372,7 +371,7 @@ def test_latencies_are_all_of_one_batch(make_run: MakeRun) -> None:
     second[0] |= {"batch": 8, "p50_ms": 88.8}
     path.write_text(json.dumps(values))
     (latencies,) = re.findall(
-        r"Table\(title='Latency, ms per call at batch 1'.*?caption='.*?'", said(run)
+        r"Grid\(title='Latency, ms per call at batch 1'.*?caption='.*?'", said(run)
     )
     assert "'CLIP', '4" in latencies
     assert "77.7" not in latencies

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
-from kdedge.reporting.chapters import make_chapters
+from kdedge.reporting.page import make_chapters
 from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.records import gather
 from kdedge.results import SampleImage, WorstImage

@@ -26,12 +26,13 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: Callable[..., RunFo
         accuracy_drop=2.5,
     )
     table = files_table(replace(artifact, files=(plain, replace(int8, parity=parity))))
-    assert table.header[5:] == ["agreement", "accuracy", "float32", "drop", "images"]
+    assert table.header[4:] == ["MB", "agreement %", "accuracy %", "drop", "distance"]
+    distance = f"{parity.mean_softmax_distance:.4f}"
     assert table.rows == [
-        ["model.onnx", "fp32", "not measured", "-", "2", "-", "-", "-", "-", "-"],
+        [*("model.onnx", "fp32", plain.device, "not measured", "2.0"), *["-"] * 4],
         [
-            *("i8.onnx", "int8", "not measured", "onnxruntime 1.24.4 CPU", "1"),
-            *("95.00", "70.00", "72.50", "+2.50", "40"),
+            *("i8.onnx", "int8", int8.device, "not measured", "1.0"),
+            *("95.00", "70.00", "2.50", distance),
         ],
     ]
     assert "Gates: agreement of int8 at least 98 %, drop at most 1 points." in table.caption

@@ -274,10 +274,6 @@ def test_a_row_of_single_classes_is_measured_where_it_was_trained_on_all_of_them
         ),
         ("{name: x, role: teacher, method: cocoop}", "cannot teach a student"),
         ("{method: promptkd, set: {teacher.method: promptkd}}", "needs a teacher itself"),
-        (
-            "promptkd, {name: same, method: promptkd, set: {optim.epochs: 2}}",
-            "s.yaml:3: the row same is the same as promptkd on tiny",
-        ),
     ],
 )
 def test_a_mistake_in_a_row_is_found_before_anything_runs(

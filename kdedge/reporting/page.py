@@ -1,11 +1,15 @@
-"""Makes a report's chapters: one per run and, for several runs, one that compares them."""
+"""A report's page: a chapter per run and, for several runs, one that compares them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from kdedge import __version__
 from kdedge.benchmarking.tables import machine, named_rows, sizes, throughputs
+from kdedge.errors import MissingPackage
+from kdedge.files import new_folder, write_atomic
 from kdedge.reporting.accuracy import (
     MOST_ROWS,
     accuracy_table,
@@ -14,24 +18,25 @@ from kdedge.reporting.accuracy import (
     confusion_plot,
     confusion_table,
 )
-from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section, Table
+from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
 from kdedge.reporting.exported import exported_blocks, file_to_ship, ship_blocks
 from kdedge.reporting.figures import training_curves
 from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.records import RunRecords
-from kdedge.reporting.speed import as_table, front_plots, speed_blocks
-from kdedge.results import (
-    EvalResult,
-    SampleKind,
-    UnlabeledResult,
-    assumed_shares,
-    by_images,
-)
+from kdedge.reporting.speed import front_plots, speed_blocks
+from kdedge.results import EvalResult, SampleKind, UnlabeledResult, assumed_shares, by_images
 from kdedge.runs.headline import headline
 from kdedge.runs.results import in_order, model_label
 from kdedge.speed_results import SpeedResult
-from kdedge.tables import percent
+from kdedge.tables import Grid, html_table, percent
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+except ImportError as error:
+    raise MissingPackage("jinja2", extra="report", purpose="A report") from error
+
+PAGE = "index.html"
 
 _SAMPLES: Mapping[SampleKind, str] = {
     "wrong": "Wrong, with the highest confidence",
@@ -193,10 +198,10 @@ def _unlabeled(found: UnlabeledResult | None) -> list[Block | None]:
         models["the teacher's"] = found.teacher_predicted
     facts.append(["mean confidence", confidence])
     facts.append(["classes predicted", f"{len(found.predicted):,} of {found.n_classes:,}"])
-    return [Table("", [], facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
+    return [Grid("", [], facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
 
 
-def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Table:
+def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Grid:
     """Images of each class by model, the most frequent class of the first model first."""
     first = next(iter(models.values()))
     names = dict.fromkeys(name for counts in models.values() for name in counts)
@@ -206,7 +211,7 @@ def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> T
         for name in ordered[:most]
     ]
     caption = "" if len(cells) == len(ordered) else f"The {most} most frequent of {len(ordered):,}."
-    return Table(title, ["class", *models], cells, caption)
+    return Grid(title, ["class", *models], cells, caption)
 
 
 def _training(records: RunRecords, name: str) -> Plot:
@@ -259,9 +264,39 @@ def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
     if others:
         names = ", ".join(others)
         lines.append(f"Measured on another machine, so shown only in its chapter: {names}.")
-    tables = [as_table(grid) for grid in (sizes(rows), throughputs(rows))]
+    tables = [sizes(rows), throughputs(rows)]
     return [*front_plots(rows, "accuracy-latency"), *tables, Note(lines)]
 
 
 def _machine(result: SpeedResult) -> tuple[object, ...]:
     return tuple(result.device.get(key) for key in ("cpu", "cpu_cores", "gpus", "jetson"))
+
+
+def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Path:
+    """Writes a report, completely or not at all. The same records give the same bytes.
+
+    Args:
+        runs: one or more.
+        output: a folder that does not exist; default: the next number in the first run's `report`.
+
+    Returns:
+        The page: a file that loads nothing and has no script; every text in it is escaped.
+
+    Raises:
+        RecipeError: the folder exists.
+        ResourceError: it cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("kdedge.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    title = ", ".join(records.run.name for records in runs)
+    values = {"chapters": make_chapters(runs), "title": title, "version": __version__}
+    page = environment.get_template("page.html.j2").render(html_table=html_table, **values) + "\n"
+    folder = runs[0].run.path / "report" if output is None else output
+    with new_folder(folder, is_numbered=output is None) as (part, final):
+        write_atomic(part / PAGE, page.encode())
+    return final() / PAGE
