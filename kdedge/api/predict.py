@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.lines import (
     LeastCertain,
     NonFiniteLogits,
@@ -143,9 +143,9 @@ def _listed(paths: Sequence[str], every: int, label_names: Sequence[str] | None)
         try:
             is_folder, is_there = path.is_dir(), path.exists()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise DataError(
-                f"{name} cannot be read: {reason}.\n  Name a file or folder that you may read."
+                f"{name} cannot be read: {os_reason(error)}.\n"
+                "  Name a file or folder that you may read."
             ) from error
         if is_folder:
             parts.append(_folder(path, labels))

@@ -25,7 +25,7 @@ import click
 
 from kdedge import __version__
 from kdedge.cli._output import colored, first_line, help_all_option, set_up_logging, shows_all
-from kdedge.errors import OVERRIDE, KdedgeError, Terminated, is_out_of_memory
+from kdedge.errors import OVERRIDE, KdedgeError, Terminated, is_out_of_memory, os_reason
 
 _FOLDER = Path(__file__).parent
 # Errors that a mistyped path can cause
@@ -203,8 +203,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         place = f" while writing {error.filename}" if error.filename else ""
         return _say(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
     if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
-        reason = (error.strerror or str(error)).lower()
-        return _say(f"{os.fsdecode(error.filename)} cannot be used: {reason}.", 3)
+        return _say(f"{os.fsdecode(error.filename)} cannot be used: {os_reason(error)}.", 3)
     if is_out_of_memory(error):
         return _say(
             f"memory ran out: {_one_line(error)}.\n"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge import __version__
-from kdedge.errors import DataError
+from kdedge.errors import DataError, os_reason
 from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
 from kdedge.records import (
     OPTIONAL,
@@ -339,8 +339,7 @@ class Artifact:
         try:
             got = sha256_file(path)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise DataError(f"{path}{why} cannot be read: {reason}.") from error
+            raise DataError(f"{path}{why} cannot be read: {os_reason(error)}.") from error
         if got != expected:
             raise DataError(
                 f"{path}{why} has changed since the export.\n"
@@ -456,8 +455,7 @@ def _folder(path: Path) -> Path:
             return folder
         what = f"has no {FILE_NAME}" if folder.is_dir() else "is not a folder"
     except OSError as error:  # a name that is too long, a folder that may not be searched
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{path} cannot be read: {reason}.") from error
+        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
     raise DataError(f"{folder} {what}.\n  An artifact is the folder that `kdedge export` writes.")
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from kdedge.errors import MissingPackage, SetupError
+from kdedge.errors import MissingPackage, SetupError, os_reason
 from kdedge.runtime.preprocess import MAX_PIXELS, UnusableImage
 
 _EXTENSIONS = frozenset(
@@ -86,8 +86,7 @@ def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
                 if (number - 1) % every == 0:
                     yield VideoFrame(number, frame.time, upright(frame))
     except av.FFmpegError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UnusableImage(f"the video cannot be decoded: {reason}") from error
+        raise UnusableImage(f"the video cannot be decoded: {os_reason(error)}") from error
 
 
 def upright(frame: Any) -> Image.Image:

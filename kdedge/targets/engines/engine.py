@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, SetupError
+from kdedge.errors import DataError, SetupError, os_reason
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.cuda import Cuda, open_cuda
 from kdedge.targets.engines.package import engine_package, open_log
@@ -102,8 +102,7 @@ def _deserialize(
     try:
         data = path.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{path} cannot be read: {reason}.") from error
+        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
     try:
         runtime = trt.Runtime(log)
     except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
