@@ -190,14 +190,13 @@ class Models:
         if found is None:
             self._add_run(source)
         else:
-            self._groups.append((str(source), self._of_artifact(*found)))
-
-    def _of_artifact(self, folder: Path, file: str | None) -> list[Subject]:
-        artifact = load_artifact(folder)
-        if file is not None:
-            artifact.file(file)  # an unknown file is an error that lists the known ones
-        found = artifact_subjects(artifact, n_threads=self._n_threads)
-        return [one for one in found if file in (None, one.model)]
+            folder, file = found
+            artifact = load_artifact(folder)
+            if file is not None:
+                artifact.file(file)  # an unknown file is an error that lists the known ones
+            rows = artifact_subjects(artifact, n_threads=self._n_threads)
+            rows = [one for one in rows if file in (None, one.model)]
+            self._groups.append((str(source), rows))
 
     def _add_run(self, source: str | None) -> None:
         need_training_packages("Measuring a run")

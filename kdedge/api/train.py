@@ -426,7 +426,10 @@ def pseudo_label(
         given = load_recipe(recipe, overrides).recipe
         is_taught = None not in (given.teacher, given.student, given.data.labeled)
         method = TEACHER if is_taught else "zeroshot"
-    loaded = _load_for(None if method == TEACHER else method, recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
+    baseline = loaded.recipe.baseline
+    if method != TEACHER and baseline is not None and baseline.method not in {None, method}:
+        loaded = load_recipe(recipe, {"baseline": {}, **overrides})  # it names another method
     check_paths(loaded)
     need_training_packages("Labeling images")
     from kdedge.setup.device import choose_device
@@ -436,15 +439,6 @@ def pseudo_label(
     with open_workers(engine, device) as workers:
         workspace = Workspace(Path(root), choose_device(device), workers=workers)
         return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
-
-
-def _load_for(method: str | None, recipe: AnyRecipe, overrides: Overrides) -> LoadedRecipe:
-    """Loads the recipe, without its baseline section if that names another method than given."""
-    loaded = load_recipe(recipe, overrides)
-    baseline = loaded.recipe.baseline
-    if method is None or baseline is None or baseline.method in {None, method}:
-        return loaded
-    return load_recipe(recipe, {"baseline": {}, **overrides})
 
 
 def import_checkpoint(

@@ -59,24 +59,21 @@ def add_cpu_files(
         for precision in target.cpu_precisions:
             # A file from the folded model is there already if its target was asked for, too
             names = _names(artifact, target, precision) if of_run else ()
-            reason = _from_run(target) if of_run else "this machine makes none. " + target.remark
+            reason = "this machine makes none. " + target.remark
+            if of_run:
+                lines = [x.install_line for x in target.packages if find_spec(x.module) is None]
+                install = f"first {lines[0]}; then " if lines else ""
+                reason = f"the artifact has none; {install}{_FROM_RUN}"
             if of_run and precision == "int8" and run is not None and run.calibration is None:
                 reason = _NO_IMAGES
             elif is_built_here and not names:
                 try:
                     artifact, names = build_files(artifact, target.name, [precision], run=run)
                 except (DataError, RecipeError, SetupError) as error:
-                    reason = _in_one_line(error)
+                    reason = " ".join(str(error).split())  # with the line that installs a package
             if not names:
                 missing[f"{target.label} {precision}"] = reason
     return artifact, missing
-
-
-def _from_run(target: Target) -> str:
-    """Why an artifact that was exported before has no file of a target, and what makes one."""
-    lines = [one.install_line for one in target.packages if find_spec(one.module) is None]
-    install = f"first {lines[0]}; then " if lines else ""
-    return f"the artifact has none; {install}{_FROM_RUN}"
 
 
 def _names(artifact: Artifact, target: Target, precision: Precision) -> tuple[str, ...]:
@@ -85,11 +82,6 @@ def _names(artifact: Artifact, target: Target, precision: Precision) -> tuple[st
         for file in artifact.files
         if (file.target, file.precision) == (target.name, precision) and file.device != "gpu"
     )
-
-
-def _in_one_line(error: KdedgeError) -> str:
-    """The message with its remedy, which has the line that installs a package."""
-    return " ".join(str(error).split())
 
 
 def fastest_on_cpu(
@@ -143,7 +135,7 @@ def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
     Raises:
         GateError: none can be chosen.
     """
-    fit = [one for one in candidates if _is_fit(one)]
+    fit = [one for one in candidates if one.out is None and one.speedup is not None]
     if not fit:
         reasons = "\n".join(f"  {one.file}: {one.out}" for one in candidates)
         raise GateError(
@@ -215,10 +207,6 @@ def _with_time(candidate: TimedFile, timed: Timed, first: Timed | None, *, batch
     speedup = percentile(first.samples, _QUICK) / percentile(timed.samples, _QUICK)
     time = dataclasses.replace(time, samples_ms=())
     return dataclasses.replace(candidate, time=time, speedup=speedup)
-
-
-def _is_fit(candidate: TimedFile) -> bool:
-    return candidate.out is None and candidate.speedup is not None
 
 
 def _speedup(candidate: TimedFile) -> float:

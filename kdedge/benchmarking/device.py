@@ -82,12 +82,14 @@ def _jetson(root: Path) -> dict[str, Any]:
     release = _texts(root, "etc/nv_tegra_release")
     if not release:
         return {}
+    policy = "sys/devices/system/cpu/cpu*/cpufreq/scaling"
+    lowest, highest = _texts(root, f"{policy}_min_freq"), _texts(root, f"{policy}_max_freq")
     return {
         "board": next(iter(_texts(root, "proc/device-tree/model")), "unknown"),
         "release": release[0].splitlines()[0].strip("# "),
         "power_mode": _power_mode(),
         # jetson_clocks sets the lowest frequency to the highest
-        "clocks_are_fixed": _are_clocks_fixed(root),
+        "clocks_are_fixed": lowest == highest if lowest else None,
     }
 
 
@@ -104,12 +106,6 @@ def _power_mode() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown: nvpmodel -q failed"
     return " ".join(done.stdout.split())
-
-
-def _are_clocks_fixed(root: Path) -> bool | None:
-    policy = "sys/devices/system/cpu/cpu*/cpufreq/scaling"
-    lowest, highest = _texts(root, f"{policy}_min_freq"), _texts(root, f"{policy}_max_freq")
-    return lowest == highest if lowest else None
 
 
 def conditions(root: Path = _SYSTEM) -> dict[str, Any]:

@@ -99,7 +99,12 @@ def run_subjects(
             is_kept = "teacher" in _evaluation(run)  # on the student's test images
             of, key = (run, "teacher") if is_kept else (folder, folder.kind)
             add(model, _known(of, key, compared))
-    add(own_model(trained), _own(_known(run, run.kind, compared), compared))
+    known = _known(run, run.kind, compared)
+    if compared is not None and compared.reference_accuracy_percent is not None:
+        # As it was measured at export
+        own = _on(compared, compared.reference_accuracy_percent, compared.images)
+        known = known[0], own
+    add(own_model(trained), known)
     return rows, left_out
 
 
@@ -211,13 +216,6 @@ def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
             right = [details.right[i] for i in spread(test.n_images, compared.n_images)]
             return accuracy, _on(compared, 100 * right.count("1") / len(right), run.name)
     return accuracy, None
-
-
-def _own(known: _Known, compared: ParityResult | None) -> _Known:
-    """Adds the run's own accuracy, as measured at export."""
-    if compared is None or compared.reference_accuracy_percent is None:
-        return known
-    return known[0], _on(compared, compared.reference_accuracy_percent, compared.images)
 
 
 def _on(compared: ParityResult, percent: float, source: str) -> Accuracy:

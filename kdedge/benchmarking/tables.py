@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdedge.speed_results import Accuracy, Inputs, Measurement, SpeedResult, SpeedRow, accuracy_sets
+from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow, accuracy_sets
 from kdedge.tables import Grid, figure, percent
 
 _MOST_SETS = 2  # largest number of image sets with accuracies in the first table
@@ -64,7 +64,10 @@ def summary(result: SpeedResult) -> Grid:
                 *(percent(None if found is None else found.all) for found in accuracies),
             ]
         )
-    columns = _accuracy_columns(sets)
+    columns = [
+        ("acc." if not i else f"acc. {'files' if one.n_images is None else one.n_images}", one)
+        for i, one in enumerate(sets)
+    ]
     which = "; ".join(f"{name}: {images.images_text}" for name, images in columns)
     title = (
         f"GFLOPs of one image, median ms per call, FPS at the best batch, speed relative"
@@ -276,14 +279,6 @@ def _ratio_cells(result: SpeedResult, found: Measurement | None) -> list[str]:
 def _doubled(gmacs: float | None) -> float | None:
     """GFLOPs of GMACs."""
     return None if gmacs is None else 2 * gmacs
-
-
-def _accuracy_columns(sets: Sequence[Accuracy]) -> list[tuple[str, Accuracy]]:
-    """Column headings of the sets of images: `acc.`, from the second on with their number."""
-    return [
-        ("acc." if not number else f"acc. {'files' if one.n_images is None else one.n_images}", one)
-        for number, one in enumerate(sets)
-    ]
 
 
 def _accuracies(named: Sequence[NamedRow]) -> list[Grid]:

@@ -11,7 +11,6 @@ import click
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._overrides import SIZE_HELP
 from kdedge.config.student_sizes import SIZES
-from kdedge.data.survey import FirstLook
 from kdedge.setup.new_recipe import STUDENT, TEACHER, Given, write_new_recipe
 
 _CLIP_HELP = (
@@ -85,11 +84,9 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         "recipe": str(made.path),
         "n_classes": len(made.class_names),
         "weights_to_fetch": list(made.missing),
-        **{key: _as_json(look) for key, look in made.looks.items()},
+        **{
+            key: asdict(look) | {"sizes_px": [[*s, n] for s, n in sorted(look.sizes_px.items())]}
+            for key, look in made.looks.items()
+        },
     }
     print_result(record, as_json=as_json, text=text)
-
-
-def _as_json(look: FirstLook) -> dict[str, Any]:
-    sizes = [[*size, count] for size, count in sorted(look.sizes_px.items())]
-    return {**asdict(look), "sizes_px": sizes}

@@ -154,7 +154,11 @@ class RecipeData:
         The seed and each image's contents decide, not names or positions.
         """
         if spec.per_class is not None:
-            images = self._draw_unlabeled(spec, spec.per_class)
+            # Of every class; labels are used for this draw only
+            images = self._readable(spec, "unlabeled", labeled=True)
+            stream = random.Random(self._recipe.seed)  # noqa: S311
+            drawn = tuple(draw_shots(spec, images, spec.per_class, stream))
+            images = replace(images, source=WithoutLabels(images.source), indices=drawn)
         else:
             images = self._readable(spec, "unlabeled", labeled=False)
         n_out = 0 if spec.hold_out is None else n_of(spec.hold_out, len(images.indices))
@@ -171,13 +175,6 @@ class RecipeData:
         )
         out = set(contents[:n_out])
         return images.only([i for i in images.indices if (images.digests[i] in out) == held_out])
-
-    def _draw_unlabeled(self, spec: UnlabeledSpec, per_class: int) -> Images:
-        """Draws readable images of every class; labels are used for this draw only."""
-        images = self._readable(spec, "unlabeled", labeled=True)
-        stream = random.Random(self._recipe.seed)  # noqa: S311
-        drawn = tuple(draw_shots(spec, images, per_class, stream))
-        return replace(images, source=WithoutLabels(images.source), indices=drawn)
 
     def _readable(self, spec: SourceSpec, key: Key, *, labeled: bool) -> Images:
         """Opens and scans a source, once per workspace."""

@@ -62,7 +62,12 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     path = request.folder / file.name
     built_with: dict[str, Any] = {"tool": "OpenVINO", "version": version_of(ov)}
     if file.precision == "bf16":
-        write_atomic(path, _in_bf16(request.artifact.checked(_FLOAT32.name).read_bytes()))
+        # The metadata that `run` reads; the graph's places in the weights stay the same
+        graph = request.artifact.checked(_FLOAT32.name).read_bytes()
+        before, end, after = graph.rpartition(b"</rt_info>")
+        section, key = PRECISION_KEY
+        mark = f'<{section}><{key} value="bf16" /></{section}>'.encode()
+        write_atomic(path, before + mark + end + after)
         return built_with
     try:
         model = ov.Core().read_model(request.onnx_path)
@@ -80,13 +85,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         built_with["weight_levels"] = CPU_WEIGHT_LEVELS
     _save(ov, model, path, has_fp16_weights=file.precision == "fp16")
     return built_with
-
-
-def _in_bf16(graph: bytes) -> bytes:
-    """The graph with the metadata that `run` reads; its places in the weights stay the same."""
-    before, end, after = graph.rpartition(b"</rt_info>")
-    section, key = PRECISION_KEY
-    return before + f'<{section}><{key} value="bf16" /></{section}>'.encode() + end + after
 
 
 def _limit_weights(ov: Any, model: Any, n_levels: int) -> None:
