@@ -12,7 +12,7 @@ from kdedge.api.model import LoadedModel, load
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
-from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
@@ -20,7 +20,7 @@ from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation
 from kdedge.runtime.artifact import Artifact
 from kdedge.speed_results import SpeedResult
-from kdedge.tables import html_table
+from kdedge.tables import Table, html_table, text_table
 
 
 class Run:
@@ -108,31 +108,17 @@ class Run:
     def __str__(self) -> str:
         lines = [f"{self.name} ({self.kind}, {self.provenance.status})"]
         lines += [] if self.headline is None else [f"  {self.headline}"]
-        for label, values in self._rows():
-            lines.append(f"  {label}: {', '.join(f'{key} {text}' for key, text in values)}")
-        return "\n".join(lines)
+        header, cells = self._accuracies
+        return "\n".join([*lines, *([text_table(header, cells)] if cells else [])])
 
     def _repr_html_(self) -> str:
         """The run as a table for notebooks."""
-        rows = self._rows()
-        head = [key for key, _ in rows[0][1]] if rows else []
-        cells = [[label, *(text for _, text in values)] for label, values in rows]
-        return html_table([f"{self.name}, {self.kind}", *head], cells)
+        header, cells = self._accuracies
+        return html_table([f"{self.name}, {self.kind}", *header[1:]], cells)
 
-    def _rows(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Accuracies in percent by model, as text."""
-        keys = ("base", "novel", "harmonic_mean", "all")
-        return [
-            (
-                label,
-                [
-                    (key, f"{value:.2f}")
-                    for key in keys
-                    if (value := getattr(result, key)) is not None
-                ],
-            )
-            for label, result in self.results.items()
-        ]
+    @property
+    def _accuracies(self) -> Table:
+        return accuracy_cells(list(self.results.items()))
 
 
 def open_run(run: Any = None, *, root: str | Path = "runs") -> Run:

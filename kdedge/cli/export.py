@@ -199,17 +199,10 @@ def _fitted_lines(artifact: Artifact) -> list[str]:
     lines = []
     fitted, none = artifact.temperature, artifact.none_of_these
     if fitted is not None:
-        errors = [
-            f"{file.name} {percent(file.parity.ece_percent_before)} before,"
-            f" {percent(file.parity.ece_percent)} after"
-            for file in artifact.files
-            if file.parity is not None and file.parity.ece_percent is not None
-        ]
-        measured = f"\nCalibration error in percent: {'; '.join(errors)}." if errors else ""
         lines.append(
             f"Calibrated by the temperature {fitted.value:.4g}, fitted to the"
             f" {'labels' if fitted.fitted_to == 'labels' else 'teacher'} of {fitted.images}."
-            f"{measured}"
+            " ECE: calibration error in percent, before and with it."
         )
     if none is not None:
         lines.append(
