@@ -74,7 +74,8 @@ def command(
         text = _text(found, result, per_class=per_class, is_own=not overrides)
     if output is not None:
         text += f"\nWrote {output}"
-    text += f"\n{next_line('show', found.path)}"
+    is_next = "export" if found.kind == "student" and not found.exports else "report"
+    text += f"\n{next_line(is_next, found.path)}"
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)
 
 

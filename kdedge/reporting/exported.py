@@ -20,7 +20,7 @@ def file_to_ship(
     """The file to put on the device, and its latency in words; None if every file missed its gate.
 
     It is the fastest as `kdedge export --cpu` measured last, else as `kdedge bench` did; without
-    a measurement the smallest ONNX file.
+    a measurement the smallest ONNX file that is not for GPUs, where engines are built from it.
     """
     files = {file.name: file for file in artifact.files if file.gate != "missed"}
     for choice in sorted(readable_choices(artifact), key=lambda one: one.measured_at, reverse=True):
@@ -29,7 +29,8 @@ def file_to_ship(
     fastest = None if speed is None else fastest_file(speed)
     if speed is not None and fastest is not None and fastest[0] in files:
         return files[fastest[0]], f"{fastest[1]} on {speed.device['cpu']}"
-    onnx = [file for file in files.values() if file.target == "onnx"] or list(files.values())
+    onnx = [one for one in files.values() if one.target == "onnx" and one.device != "gpu"]
+    onnx = onnx or list(files.values())
     if not onnx:
         return None
     smallest = min(onnx, key=lambda file: file.n_bytes)

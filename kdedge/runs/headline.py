@@ -78,7 +78,7 @@ def headline(
     if kept is None and less is None:
         return None
     if kept is None:
-        kept, less = f"needs {less} than its teacher", None
+        kept, less = f"needs {less}", None
     cost = None if artifact is None else _cost(artifact)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     only = only or (None if details is None else details.only_class)
@@ -113,10 +113,10 @@ def _cost(artifact: Artifact) -> str | None:
     ]
     if not found:
         return None
-    _, precision, parity = min(found, key=lambda one: one[0])
+    (_, is_missed, _), precision, parity = min(found, key=lambda one: one[0])
     return (
         f"{precision.upper()} agrees on {parity.agreement_percent:.1f} % of"
-        f" {parity.n_images:,} images"
+        f" {parity.n_images:,} images{', and misses its gate' if is_missed else ''}"
     )
 
 
@@ -131,6 +131,8 @@ def _kept(
     own = results.get("student")
     said: list[str] = []
     if own is not None:
+        if own.harmonic_mean is None:  # else no single figure is its accuracy
+            said.append(f"right on {own.all:.1f} % of {own.n_images:,} test images")
         plain = _of_same_images(results, "zeroshot", own)
         points, mean = (0.0, 0.0) if plain is None else _gains(own, plain)
         if points < 0 and mean <= 0:
@@ -148,7 +150,7 @@ def _kept(
             missing = largest - own.all
             said.append(f"{missing:.1f} points below always answering the most frequent class")
     if said:
-        verb = "is " if said[0][0].isdigit() else ""
+        verb = "is " if said[0].startswith("right") or said[0][0].isdigit() else ""
         return verb + ", ".join(said), False
     if unlabeled is not None and unlabeled.agreement_percent is not None:
         return (
@@ -197,7 +199,7 @@ def _operations(summary: Summary) -> str | None:
         return None
     ratio = summary.teacher_gmacs / summary.gmacs
     times, word = (ratio, "fewer") if ratio >= 1 else (1 / ratio, "more")
-    return f"{times:.0f}x {word} operations" if times >= 10 else f"{times:.1f}x {word} operations"
+    return f"{times:.{0 if times >= 10 else 1}f}x {word} operations than its teacher"
 
 
 def fastest_file(speed: SpeedResult) -> tuple[str, str] | None:

@@ -202,12 +202,6 @@ def test_teach_without_a_student_goes_on_with_eval(kdedge, project) -> None:
     assert kdedge("teach", "r.yaml").out.endswith("\nNext: kdedge eval runs/tiny/01\n")
 
 
-def test_teach_lists_a_run_that_it_found_as_used(kdedge, trained) -> None:
-    done = kdedge("teach", "r.yaml", "--resume")
-    assert "\nUsed runs/tiny/01 (" in done.out
-    assert "Wrote" not in done.out
-
-
 def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
     done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01", "--runs", "other")
     assert done.code == 0, done.err
@@ -217,7 +211,7 @@ def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
 
 def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -> None:
     done = kdedge("eval", "--output", "out.json")
-    assert done.out.endswith("\nWrote out.json\nNext: kdedge show runs/tiny/02\n")
+    assert done.out.endswith("\nWrote out.json\nNext: kdedge export runs/tiny/02\n")
     result = Path("out.json").read_text()
     assert json.loads(result) == json.loads(Path("runs/tiny/02/eval.json").read_text())["student"]
     again = kdedge("eval", "--output", "out.json")

@@ -83,6 +83,8 @@ def test_the_file_to_ship_is_the_fastest_that_passed_its_gate(
     plain, int8 = (replace(file, gate="passed") for file in artifact.files)
     artifact = replace(artifact, files=(plain, int8))
     assert file_to_ship(artifact, None) == (artifact.files[1], None)  # the smallest
+    for_gpus = replace(artifact, files=(plain, replace(int8, device="gpu")))
+    assert file_to_ship(for_gpus, None) == (plain, None)
     rows = [replace(row, gate="passed") for row in speed.rows]
     rows[2] = replace(rows[2], model="model.onnx", measurements=rows[1].measurements)
     rows[1] = replace(rows[1], measurements=rows[0].measurements)
