@@ -1,9 +1,9 @@
-"""Commands and the Python API find a run or an artifact by each of its names."""
+"""Every command and call that takes a run or an artifact takes each of its names."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,85 @@ import kdedge as package
 
 Run = Callable[..., Any]
 ARTIFACT = "runs/tiny/02/artifacts/01"
+NAMES = ("tiny", "tiny/02", "runs/tiny/02", ARTIFACT)
+OBJECTS = {"a Run": package.open_run, "an Artifact": package.open_artifact}
+IMAGES = ["test/cat/0.jpg", "test/dog/0.jpg"]
+QUICK = ("--against", "none", "--batch", "1", "--seconds", "0.01", "--calls", "3")
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "bench": QUICK,
+    "classes": (),
+    "compare": ("tiny", *IMAGES),
+    "eval": (),
+    "export": (),
+    "predict": tuple(IMAGES),
+    "report": (),
+    "serve": ("--port", "0"),
+    "show": (),
+    "verify": ("--images", "NEW"),
+    "watch": ("cats.avi",),
+}
+CALLS: dict[str, Callable[[Any, Path], object]] = {
+    "bench": lambda one, _: package.bench(one, against=(), batches=(1,), seconds=0.01, calls=3),
+    "compare": lambda one, _: package.compare(one, one, IMAGES),
+    "cpu_choice": lambda one, _: package.cpu_choice(one),
+    "evaluate": lambda one, _: package.evaluate(one),
+    "export": lambda one, _: package.export(one),
+    "load": lambda one, _: package.load(one).close(),
+    "open_artifact": lambda one, _: package.open_artifact(one),
+    "open_run": lambda one, _: package.open_run(one),
+    "predict": lambda one, _: package.predict(one, IMAGES),
+    "report": lambda one, _: package.report(one),
+    "serve": lambda one, _: package.serve(one, port=0).close(),
+    "watch": lambda one, _: package.watch(one, "pool").close(),
+    "write_smoke_images": lambda one, new: package.write_smoke_images(one, new),
+    "write_triton": lambda one, new: package.write_triton(one, new),
+}
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny/02", "runs/tiny", "runs/tiny/02", ARTIFACT])
-def test_a_thing_is_found_by_each_of_its_names(exported: Path, kdedge: Run, name: str) -> None:
-    image = "test/cat/0.jpg"
-    for arguments in (
-        ("predict", name, image),
-        ("compare", name, name, image),
-        ("verify", name, "--images", "smoke"),
-        ("classes", name),
-        ("show", name),
-    ):
-        done = kdedge(*arguments)
-        assert done.code == 0, (arguments, done.err)
-    package.load(name).close()
-    package.serve(name, port=0).close()
-    package.watch(name, "pool").close()
-    assert package.open_artifact(name).path.resolve() == exported / ARTIFACT
-    assert package.open_run(name).name == "tiny/02"
+@pytest.fixture(scope="module")
+def shared(exported_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One trained and exported project for all names, as the current folder."""
+    av = pytest.importorskip("av")
+    from PIL import Image
+
+    folder = shutil.copytree(exported_project, tmp_path_factory.mktemp("names") / "project")
+    with av.open(str(folder / "cats.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 40, 40, "yuvj444p"
+        with Image.open(folder / IMAGES[0]) as image:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_takes_each_name(
+    kdedge: Run, command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(server: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdedge.serving.server.Server.wait", interrupted)
+    rest = [str(tmp_path / "new") if one == "NEW" else one for one in COMMANDS[command]]
+    done = kdedge(command, name, *rest)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("name", [*NAMES, *OBJECTS])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_takes_each_name_and_object(call: str, name: str, tmp_path: Path) -> None:
+    thing = OBJECTS[name]("tiny/02") if name in OBJECTS else name
+    CALLS[call](thing, tmp_path / "new")
 
 
 def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Run) -> None:
+    assert package.open_run("runs/tiny").name == "tiny/02"
     shutil.copytree("runs/tiny/02", "runs/tiny/03")
     shutil.rmtree("runs/tiny/03/artifacts")
     assert package.open_artifact("tiny").path.resolve() == exported / ARTIFACT
