@@ -296,14 +296,6 @@ def test_what_is_no_number_is_a_usage_error(
     assert kdedge("bench", *given).code == 2
 
 
-def test_a_changed_file_is_not_run(exported: Path, kdedge: Kdedge) -> None:
-    file = Path(ARTIFACT) / "model.onnx"
-    file.write_bytes(file.read_bytes() + b" ")
-    done = kdedge("bench", str(file), *QUICK)
-    assert done.code == 3
-    assert "has changed since the export" in done.err
-
-
 def test_a_file_that_cannot_be_loaded_leaves_the_other_rows(exported: Path, kdedge: Kdedge) -> None:
     file = Path(ARTIFACT) / "model.fp16.onnx"
     file.write_bytes(file.read_bytes() + b" ")

@@ -157,13 +157,6 @@ def test_an_unknown_method_is_answered_with_the_nearest():
         registry.load_method("../x")
 
 
-def test_a_method_is_loaded_by_its_name():
-    pytest.importorskip("torch")
-    for name in registry.list_methods():
-        module = registry.load_method(name)
-        assert module.Settings() == module.Settings()
-
-
 def test_a_method_whose_package_is_missing_says_how_to_install_it(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("kdedge.methods.")]:
         monkeypatch.delitem(sys.modules, name)

@@ -66,21 +66,6 @@ def test_another_template_set_of_a_zeroshot_teacher_makes_another_student(
     assert students[0] != students[1]
 
 
-def test_validation_images_that_are_test_images_choose_nothing(kdedge: Run, project: Path) -> None:
-    shutil.copytree("test", "held-out")
-    done = kdedge(
-        "distill",
-        "r.yaml",
-        "--set",
-        "data.validation={folder: held-out}",
-        "--set",
-        "optim.selection=validation",
-    )
-    assert (done.code, done.out) == (2, "")
-    assert "data.validation and data.test share 20 images" in done.err
-    assert teachers() == []
-
-
 def test_validation_without_base_classes_chooses_nothing(kdedge: Run, project: Path) -> None:
     """Their labels are the novel classes', which nothing may look at."""
     Path("held-out.csv").write_text(

@@ -194,27 +194,21 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path
 
 
 @METHODS
-def test_a_recipe_without_unlabeled_images_trains_nothing(
-    kdedge: Run, project: Path, method: str
+@pytest.mark.parametrize(
+    ("override", "code", "parts"),
+    [
+        ("data.unlabeled=null", 2, ("no data.unlabeled", "{} learns from unlabeled images")),
+        ("data.unlabeled={folder: empty}", 3, ("empty",)),
+        ("classes=[cat]", 2, ("at least 2",)),
+    ],
+)
+def test_what_it_cannot_learn_from_makes_no_run(
+    kdedge: Run, project: Path, method: str, override: str, code: int, parts: tuple[str, ...]
 ) -> None:
-    done = kdedge("train", "r.yaml", *options(method, "data.unlabeled=null"))
-    fails(done, 2, "no data.unlabeled", f"{method} learns from unlabeled images")
-    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
-
-
-@METHODS
-def test_an_empty_pool_trains_nothing(kdedge: Run, project: Path, method: str) -> None:
     Path("empty").mkdir()
-    done = kdedge("train", "r.yaml", *options(method, "data.unlabeled={folder: empty}"))
-    fails(done, 3, "empty")
+    done = kdedge("train", "r.yaml", *options(method, override))
+    fails(done, code, *(part.format(method) for part in parts))
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
-
-
-@METHODS
-def test_one_class_is_nothing_to_tell_apart(kdedge: Run, project: Path, method: str) -> None:
-    Path("classes.txt").write_text("cat\n")
-    done = kdedge("train", "r.yaml", *options(method))
-    fails(done, 3, "classes.txt has 1 class name, expected two or more")
 
 
 @METHODS

@@ -84,10 +84,3 @@ def test_a_missing_package(
         f"kdedge: Serving over HTTP needs {name}, which is not installed.\n"
         "  Install it with: pip install 'kdedge[serve]'\n"
     )
-
-
-def test_what_is_no_artifact(kdedge: Run, artifact: Artifact, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    done = kdedge("serve", str(tmp_path / "empty"), "--port", "0")
-    assert done.code == 3
-    assert "is not an artifact, nor a run with one" in done.err
