@@ -322,13 +322,13 @@ class _Search:
         is_kept = self.score is None or measured.beats(self.score)
         self.steps.append({"step": name, **dataclasses.asdict(measured), "kept": is_kept,
                            "at_seconds": round(time.monotonic() - self._began, 1)})  # fmt: skip
-        if is_kept:
+        if is_kept:  # the report lists the other steps, too
             self.best, self.score = candidate, measured
-        log.info("INT8: %s: agreement %.2f %%, expected on other images %.2f %%; logits off by"
-                 " %.2f %%%s.",
-                 name, measured.agreement_percent, measured.expected_percent,
-                 measured.logit_error_percent,
-                 "" if is_kept else ", not kept")  # fmt: skip
+            stay, expected = measured.agreement_percent, measured.expected_percent
+            log.info(
+                "INT8, %s: %.2f %% of answers stay, %.2f %% expected on other images.",
+                *(name, stay, expected),
+            )
         if self.score is not None and self.score.expected_percent >= self.target:
             raise _Stop("the target was reached")
 

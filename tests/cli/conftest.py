@@ -164,6 +164,13 @@ class Done:
     out: str
     err: str
 
+    def fails(self, code: int, *parts: str) -> None:
+        """Asserts that it ended with a code, printed no result, said this, and was no bug."""
+        assert (self.code, self.out) == (code, ""), self.err
+        assert "Traceback" not in self.err
+        for part in parts:
+            assert part in self.err
+
 
 Run = Callable[..., Done]
 

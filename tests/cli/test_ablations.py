@@ -81,9 +81,11 @@ def test_own_class_vectors_of_a_new_name_are_not_asked_of_the_teacher(
     assert distill(kdedge, *own).code == 0
     Path("more.txt").write_text("cat\nzebra\n")
     done = kdedge("export", str(STUDENT), "--classes", "more.txt", "--output", "more")
-    assert (done.code, done.out) == (3, "")
-    assert "1 of 2 class names have no stored vector, first 'zebra', and this student" in done.err
-    assert "Use names among the 4 of runs/tiny/03/class_vectors.safetensors, or dis" in done.err
+    done.fails(
+        3,
+        "1 of 2 class names have no stored vector, first 'zebra', and this student",
+        "Use names among the 4 of runs/tiny/03/class_vectors.safetensors, or dis",
+    )
     assert not Path("more").exists()
 
 
@@ -118,8 +120,7 @@ def test_a_setting_that_cannot_be_is_a_mistake_in_the_recipe(
     kdedge: Run, trained: Path, change: str, message: str
 ) -> None:
     done = distill(kdedge, f"student.settings.{change}")
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    done.fails(2, message)
 
 
 @pytest.fixture
@@ -164,7 +165,9 @@ def test_prompts_for_a_student_that_is_no_vit_end_before_a_teacher_is_trained(
     for command in ("check", "distill"):
         overrides = [part for change in resnet_student for part in ("--set", change)]
         done = kdedge(command, "r.yaml", *overrides)
-        assert (done.code, done.out) == (2, "")
-        assert "resnet takes no visual prompts: its image encoder is a ModifiedResNet" in done.err
-        assert "tune: projector" in done.err
+        done.fails(
+            2,
+            "resnet takes no visual prompts: its image encoder is a ModifiedResNet",
+            "tune: projector",
+        )
     assert list(Path().glob("runs/*/*/teacher.safetensors")) == []

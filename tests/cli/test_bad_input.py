@@ -26,14 +26,6 @@ def runs() -> list[str]:
     return sorted(str(path) for path in Path("runs").glob("*/[0-9]*"))
 
 
-def fails(done: Any, code: int, *parts: str) -> None:
-    """Asserts that a command ended with a code, said this, and was no bug."""
-    assert (done.code, done.out) == (code, ""), done.err
-    assert "Traceback" not in done.err
-    for part in parts:
-        assert part in done.err
-
-
 def keep(folder: str, n_images: int) -> None:
     for path in sorted(Path(folder).rglob("*.jpg"))[n_images:]:
         path.unlink()
@@ -187,13 +179,13 @@ def test_what_check_refuses_distill_refuses_alike_before_a_teacher_is_trained(
         break_it()
     options = [word for one in overrides for word in ("--set", one)]
     for command in ("check", "distill"):
-        fails(kdedge(command, "r.yaml", *options), code, *parts)
+        kdedge(command, "r.yaml", *options).fails(code, *parts)
     assert runs() == []
 
 
 def test_a_backbone_with_values_that_are_not_finite_is_refused(kdedge: Run, project: Path) -> None:
     poison("student.pt")
-    fails(kdedge("distill", "r.yaml"), 3, "visual.proj holds values that are not finite")
+    kdedge("distill", "r.yaml").fails(3, "visual.proj holds values that are not finite")
     assert runs() == []
 
 
@@ -274,7 +266,7 @@ def test_init_writes_nothing_that_cannot_work(
     kdedge: Run, project: Path, break_it: Callable[[], object], code: int, parts: tuple[str, ...]
 ) -> None:
     break_it()
-    fails(kdedge(*INIT), code, *parts)
+    kdedge(*INIT).fails(code, *parts)
     assert not Path("line3.yaml").exists()
 
 
@@ -286,7 +278,7 @@ def test_init_in_a_folder_that_may_not_be_written_is_no_bug(
     Path("gone").mkdir()
     monkeypatch.chdir("gone")
     Path("../gone").rmdir()
-    fails(kdedge(*INIT[:2], *options), 7, "line3.yaml could not be written: no such file")
+    kdedge(*INIT[:2], *options).fails(7, "line3.yaml could not be written: no such file")
     monkeypatch.chdir(project)
 
 
@@ -321,13 +313,13 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
 
 
 def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
-    fails(kdedge(*INIT, "--student", "ViT-B-16:gone.pt"), 3, "there is no file")
+    kdedge(*INIT, "--student", "ViT-B-16:gone.pt").fails(3, "there is no file")
     other = kdedge(*INIT, "--student", "ViT-B-16:teacher.pt")
-    fails(other, 3, "ViT-B-16: the file does not fit the model", "Name the model that the weights")
-    fails(kdedge(*INIT, "--student", "ViT-B-61:openai"), 2, "ViT-B-61", "ViT-B-16")
+    other.fails(3, "ViT-B-16: the file does not fit the model", "Name the model that the weights")
+    kdedge(*INIT, "--student", "ViT-B-61:openai").fails(2, "ViT-B-61", "ViT-B-16")
     assert not Path("line3.yaml").exists()
     shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
-    fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take them")
+    kdedge(*INIT, "--teacher", "RN50:openai").fails(2, "no layers that take them")
     assert not Path("line3.yaml").exists()
 
 
@@ -354,7 +346,7 @@ def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run, project
     assert "  backbone: MobileCLIP2-S0\n" in text
     assert "method: ridge" in text
     both = ("--size", "nano", "--student", "student.pt")
-    fails(kdedge("init", "other", *INIT[2:], *both), 2, "Give only one of --size and --student.")
+    kdedge("init", "other", *INIT[2:], *both).fails(2, "Give only one of --size and --student.")
 
 
 @pytest.mark.parametrize(
@@ -468,8 +460,7 @@ def test_a_machine_without_a_network_says_at_once_which_file_to_fetch_and_where_
     options = ("--set", "student.backbone=ViT-B-16", "--set", "student.weights=openai")
     done = kdedge("distill", "r.yaml", *options)
     assert sum(slept) < 5
-    fails(
-        done,
+    done.fails(
         4,
         "The weights openai of ViT-B-16 are not on this machine and could not be fetched: Name or",
         "Fetch https://",
@@ -508,7 +499,7 @@ def test_eval_refuses_every_damaged_file_of_a_run(
         path = folder / name.format(kind=kind)
         whole = path.read_bytes()
         damage(path)
-        fails(kdedge("eval", f"tiny/{run}"), code, message.format(kind=kind), "\n  ")
+        kdedge("eval", f"tiny/{run}").fails(code, message.format(kind=kind), "\n  ")
         path.write_bytes(whole)
     assert kdedge("eval", f"tiny/{run}").code == 0
 
@@ -520,7 +511,7 @@ def test_a_damaged_teacher_stops_its_student_before_anything_is_written(
         path = trained / "runs/tiny/01" / name
         whole = path.read_bytes()
         flip(path)
-        fails(kdedge("distill", "r.yaml"), 3, name, "Train or import again")
+        kdedge("distill", "r.yaml").fails(3, name, "Train or import again")
         path.write_bytes(whole)
     assert runs() == ["runs/tiny/01", "runs/tiny/02"]
     # The way out that the message names
@@ -535,8 +526,8 @@ def test_class_vectors_of_other_weights_are_refused(kdedge: Run, trained: Path) 
     replace("runs/tiny/01/teacher.safetensors", "runs/tiny/03/teacher.safetensors")
     shutil.rmtree("runs/tiny/03")
     message = "teacher.safetensors was trained with other class vectors than those in"
-    fails(kdedge("eval", "tiny/01"), 3, message)
-    fails(kdedge("distill", "r.yaml"), 3, message)
+    kdedge("eval", "tiny/01").fails(3, message)
+    kdedge("distill", "r.yaml").fails(3, message)
     assert runs() == ["runs/tiny/01", "runs/tiny/02"]
 
 
@@ -544,8 +535,7 @@ def test_a_student_refuses_the_class_vectors_of_another_teacher(kdedge: Run, tra
     assert kdedge("teach", "r.yaml", "--set", "seed=2").code == 0
     name = "class_vectors.safetensors"
     replace(f"runs/tiny/02/{name}", f"runs/tiny/03/{name}")
-    fails(
-        kdedge("eval", "tiny/02"),
+    kdedge("eval", "tiny/02").fails(
         3,
         "student.safetensors was trained with other class vectors than those in",
     )
@@ -559,11 +549,11 @@ def test_backbone_weights_that_were_replaced_after_training_are_refused(
     torch.save(state, "other.pt")
     replace("student.pt", "other.pt")
     message = "student.safetensors was trained on another backbone "
-    fails(kdedge("eval", "tiny/02"), 3, message, "recipe.yaml names.")
+    kdedge("eval", "tiny/02").fails(3, message, "recipe.yaml names.")
     replace("student.pt", "teacher.pt")  # of other sizes
-    fails(kdedge("eval", "tiny/02"), 3, message)
+    kdedge("eval", "tiny/02").fails(3, message)
     replace("teacher.pt", "other.pt")
-    fails(kdedge("eval", "tiny/01"), 3, "teacher.safetensors was trained on another backbone ")
+    kdedge("eval", "tiny/01").fails(3, "teacher.safetensors was trained on another backbone ")
 
 
 def test_a_damaged_evaluation_costs_the_table_and_nothing_else(kdedge: Run, trained: Path) -> None:
@@ -609,7 +599,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_how_to_begin_again(
         flip(path)
     done = kdedge("distill", "r.yaml", "--resume")
     damaged = "All checkpoints in runs/tiny/02/checkpoints are damaged."
-    fails(done, 3, damaged, "Delete the contents of that folder")
+    done.fails(3, damaged, "Delete the contents of that folder")
     shutil.rmtree("runs/tiny/02/checkpoints")
     before = Path("runs/tiny/02/student.safetensors").read_bytes()
     Path("runs/tiny/02/checkpoints").mkdir()
@@ -629,18 +619,18 @@ def unfinish(run: str) -> None:
 def test_a_runs_folder_that_cannot_be_written_is_refused(kdedge: Run, project: Path) -> None:
     Path("file").write_text("x")
     for command in ("check", "teach", "distill"):
-        fails(kdedge(command, "r.yaml", "--runs", "file/runs"), 7, "file/runs", "\n  ")
-    fails(kdedge("eval", "--runs", "file/runs"), 2, "There is no finished run in file/runs.")
+        kdedge(command, "r.yaml", "--runs", "file/runs").fails(7, "file/runs", "\n  ")
+    kdedge("eval", "--runs", "file/runs").fails(2, "There is no finished run in file/runs.")
     Path("runs").mkdir()
     Path("runs/.cache").write_text("x")
-    fails(kdedge("teach", "r.yaml"), 7, "runs/.cache/text_features could not be written")
+    kdedge("teach", "r.yaml").fails(7, "runs/.cache/text_features could not be written")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_runs_folder_without_permission_is_refused(kdedge: Run, project: Path) -> None:
     Path("runs").mkdir(mode=0o500)
     for command in ("check", "teach"):
-        fails(kdedge(command, "r.yaml"), 7, "runs")
+        kdedge(command, "r.yaml").fails(7, "runs")
 
 
 def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, trained: Path) -> None:
@@ -649,7 +639,7 @@ def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, tra
         *("--set", "student.settings.losses.kl.weight=1e38"),
     )
     done = kdedge("distill", "r.yaml", *options)
-    fails(done, 5, "training diverged at epoch 1, step ", "lower optim.lr (now 10)")
+    done.fails(5, "training diverged at epoch 1, step ", "lower optim.lr (now 10)")
     named = done.err.split("Images: ")[1].split(".\n")[0].split(", ")
     assert len(named) == 4
     assert all(Path("pool", name).is_file() for name in named)
@@ -659,12 +649,12 @@ def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, tra
     assert all(bool(tensor.float().isfinite().all()) for tensor in state.module.values())
     # What is broken is never taken for the newest finished run
     assert "runs/tiny/02" in kdedge("eval").out
-    fails(kdedge("eval", "tiny/03"), 2, "tiny/03 is not finished")
+    kdedge("eval", "tiny/03").fails(2, "tiny/03 is not finished")
 
 
 def test_a_run_that_no_command_knows_is_answered_with_what_there_is(
     kdedge: Run, trained: Path
 ) -> None:
     for command in ("eval", "show"):
-        fails(kdedge(command, "tinny"), 2, "Did you mean tiny")
-        fails(kdedge(command, "tiny/09"), 2, "tiny/01")
+        kdedge(command, "tinny").fails(2, "Did you mean tiny")
+        kdedge(command, "tiny/09").fails(2, "tiny/01")

@@ -223,9 +223,7 @@ def test_a_batch_size_is_measured_once() -> None:
 def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: Kdedge) -> None:
     assert kdedge("train", "r.yaml", "--method", "cocoop", "--set", "optim.epochs=1").code == 0
     done = kdedge("bench", "tiny/03", *QUICK)
-    assert (done.code, done.out) == (2, "")
-    assert "runs/tiny/03 is a run of cocoop" in done.err
-    assert "kdedge bench RUN --against cocoop" in done.err
+    done.fails(2, "runs/tiny/03 is a run of cocoop", "kdedge bench RUN --against cocoop")
 
 
 def test_the_newest_export_is_the_one_with_the_highest_number(
@@ -434,5 +432,4 @@ def test_a_folder_that_is_not_there_is_found_before_anything_is_measured(
     exported: Path, kdedge: Kdedge
 ) -> None:
     done = kdedge("bench", ARTIFACT, *QUICK, "--output", "results/b.json")
-    assert (done.code, done.out) == (2, "")
-    assert "results/b.json cannot be written: the folder results does not exist." in done.err
+    done.fails(2, "results/b.json cannot be written: the folder results does not exist.")

@@ -280,8 +280,7 @@ def test_a_bad_change_is_one_message_and_changes_nothing(
     options, code, message = BAD[case]
     before = {path.name: path.read_bytes() for path in OPEN.iterdir()}
     done = kdedge("classes", str(OPEN), *options)
-    assert (done.code, done.out) == (code, ""), done.err
-    assert message in done.err
+    done.fails(code, message)
     assert {path.name: path.read_bytes() for path in OPEN.iterdir()} == before
 
 
@@ -310,8 +309,7 @@ def test_vectors_of_another_dimension_are_refused(project: Path) -> None:
 def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) -> None:
     replace_matrix(OPEN, np.load(OPEN / "classes.1.npy")[:, :24])
     done = kdedge("predict", str(OPEN), "test")
-    assert (done.code, done.out) == (3, ""), done.err
-    assert "the class matrix takes features [batch, 24]" in done.err
+    done.fails(3, "the class matrix takes features [batch, 24]")
     (OPEN / "classes.1.npy").write_bytes(b"no matrix")
     done = kdedge("predict", str(OPEN), "test")
     assert (done.code, "classes.1.npy has changed since the export" in done.err) == (3, True)

@@ -378,8 +378,7 @@ def test_a_path_that_no_runtime_opens_is_found_before_the_work(
     before = list(folder.parent.glob("b*/*"))
     assert kdedge("show", *options[:1] or [str(folder)]).code == 0
     done = kdedge("export", *options, str(folder), "--cpu")
-    assert (done.code, done.out) == (3, "")
-    assert "udcff' is not UTF-8, and runtimes cannot open it" in done.err
+    done.fails(3, "udcff' is not UTF-8, and runtimes cannot open it")
     assert list(folder.parent.glob("b*/*")) == before
 
 

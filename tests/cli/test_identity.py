@@ -80,8 +80,7 @@ def test_validation_without_base_classes_chooses_nothing(kdedge: Run, project: P
         "--set",
         "optim.selection=validation",
     )
-    assert (done.code, done.out) == (3, "")
-    assert "data.validation has no image of a base class" in done.err
+    done.fails(3, "data.validation has no image of a base class")
     assert not list(Path().glob("runs/*/*"))  # it is said before anything is trained
 
 

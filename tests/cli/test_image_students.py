@@ -148,8 +148,7 @@ def test_what_a_timm_model_cannot_be_is_said_before_anything_is_trained(
 ) -> None:
     method = ["--method", "coop"] if command == "train" else []
     done = kdedge(command, "r.yaml", *method, *options(*changes))
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    done.fails(2, message)
     assert list(Path().glob("runs/*/*/teacher.safetensors")) == []
 
 

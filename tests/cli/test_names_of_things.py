@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "classes": (),
     "compare": ("tiny", *IMAGES),
     "eval": (),
-    "export": (),
+    "export": ("--with-preprocess",),
     "predict": tuple(IMAGES),
     "report": (),
     "serve": ("--port", "0"),

@@ -36,14 +36,6 @@ def train(kdedge: Run, method: str, *more: str) -> dict[str, Any]:
     return json.loads(done.out)["baseline"]
 
 
-def fails(done: Any, code: int, *parts: str) -> None:
-    """Asserts that a command ended with a code, said this, and was no bug."""
-    assert (done.code, done.out) == (code, ""), done.err
-    assert "Traceback" not in done.err
-    for part in parts:
-        assert part in done.err
-
-
 def write_texts(sentences: Any) -> None:
     Path("texts.json").write_text(json.dumps(sentences, indent=1))
 
@@ -102,8 +94,8 @@ def test_classes_go_by_name_and_others_are_not_known(
     assert json.loads(kdedge("eval", "--json").out)["per_class"] == before
     Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
     Path("test/school bus").rename("test/lorry")
-    fails(
-        kdedge("eval"), 3, "1 class names have no tensors in runs/tiny/01/baseline", "first 'lorry'"
+    kdedge("eval").fails(
+        3, "1 class names have no tensors in runs/tiny/01/baseline", "first 'lorry'"
     )
 
 
@@ -179,14 +171,14 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path
     reason = "clip_pr classifies image features with a network"
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
-    fails(
-        kdedge("export", "tiny/01"), 2, reason, "so it has no class vectors and cannot be exported"
+    kdedge("export", "tiny/01").fails(
+        2, reason, "so it has no class vectors and cannot be exported"
     )
-    fails(kdedge("bench", "tiny/01"), 2, "it can only be measured beside another run")
+    kdedge("bench", "tiny/01").fails(2, "it can only be measured beside another run")
     assert "kdedge bench" not in kdedge("report", "tiny/01").out
     shutil.rmtree("runs")
     given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")
-    fails(kdedge("distill", "r.yaml", *given), 2, reason)
+    kdedge("distill", "r.yaml", *given).fails(2, reason)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
@@ -207,7 +199,7 @@ def test_what_it_cannot_learn_from_makes_no_run(
 ) -> None:
     Path("empty").mkdir()
     done = kdedge("train", "r.yaml", *options(method, override))
-    fails(done, code, *(part.format(method) for part in parts))
+    done.fails(code, *(part.format(method) for part in parts))
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
@@ -232,7 +224,7 @@ def test_a_wrong_file_of_texts_is_refused_before_a_run_is_made(
     kdedge: Run, project: Path, sentences: Any, message: str
 ) -> None:
     write_texts(sentences)
-    fails(kdedge("train", "r.yaml", *options("lafter", TEXTS)), 3, message)
+    kdedge("train", "r.yaml", *options("lafter", TEXTS)).fails(3, message)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
@@ -242,10 +234,10 @@ def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(
     recipe = Path("r.yaml").read_text()
     Path("r.yaml").write_text(recipe.replace("classes.txt}", "classes.txt, texts: t.json}"))
     done = kdedge("train", "r.yaml", *options("lafter"))
-    fails(done, 3, "r.yaml:2: classes.texts: there is no file", "t.json")
+    done.fails(3, "r.yaml:2: classes.texts: there is no file", "t.json")
 
 
 def test_a_prior_of_other_names_is_refused_before_a_run_is_made(kdedge: Run, project: Path) -> None:
     done = kdedge("train", "r.yaml", *options("clip_pr", "baseline.settings.prior={cat: 1}"))
-    fails(done, 2, 'prior has 1 names, the class list 4: "dog" is missing')
+    done.fails(2, 'prior has 1 names, the class list 4: "dog" is missing')
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached

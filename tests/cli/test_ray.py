@@ -77,16 +77,14 @@ def test_what_a_node_does_not_see_is_named(trained: Path, nodes: Any) -> None:
     # Its own current folder is another one in each process
     images = ("--set", "data.unlabeled.folder=/proc/self/cwd/pool")
     done = nodes.kdedge("teach", "r.yaml", "--store", "--set", "student.views=1", *images, *RAY)
-    assert (done.code, done.out) == (4, "")
-    assert "This is the message of a Ray worker on" in done.err
+    done.fails(4, "This is the message of a Ray worker on")
 
 
 @needs_ray
 def test_an_address_where_nothing_listens_is_named(trained: Path, nodes: Any) -> None:
     command = ("teach", "r.yaml", "--store", "--set", "student.views=1", *RAY)
     done = nodes.kdedge(*command, address="127.0.0.1:1")
-    assert (done.code, done.out) == (4, "")
-    assert "No Ray cluster could be used at 127.0.0.1:1: " in done.err
+    done.fails(4, "No Ray cluster could be used at 127.0.0.1:1: ")
 
 
 def test_a_cluster_that_does_not_start_is_named(
@@ -103,9 +101,11 @@ def test_a_cluster_that_does_not_start_is_named(
     monkeypatch.setitem(sys.modules, "ray.data", ModuleType("ray.data"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = kdedge("teach", "r.yaml", "--store", "--set", "student.views=1", *RAY)
-    assert (done.code, done.out) == (4, "")
-    assert "at this machine: The current node timed out during startup.\n" in done.err
-    assert "try again when the machine is less busy" in done.err
+    done.fails(
+        4,
+        "at this machine: The current node timed out during startup.\n",
+        "try again when the machine is less busy",
+    )
 
 
 def test_without_ray_the_install_line_is_given(

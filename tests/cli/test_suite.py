@@ -134,8 +134,7 @@ def test_a_mistake_is_found_before_the_first_cell(
 ) -> None:
     (project / "s.yaml").write_text(SUITE.replace(old, new))
     done = kdedge("suite", "s.yaml")
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    done.fails(2, message)
     assert not (project / "runs").exists()
     assert not (project / "suites").exists()
 

@@ -34,14 +34,6 @@ def options(method: str, *more: str) -> list[str]:
     return ["--method", method, *(part for text in texts for part in ("--set", text))]
 
 
-def fails(done: Any, code: int, *parts: str) -> None:
-    """Asserts that a command ended with a code, said this, and was no bug."""
-    assert (done.code, done.out) == (code, ""), done.err
-    assert "Traceback" not in done.err
-    for part in parts:
-        assert part in done.err
-
-
 def baseline_of(run: str) -> Any:
     return load_recipe(f"{run}/recipe.yaml").recipe.baseline
 
@@ -163,7 +155,7 @@ def test_the_recipe_may_name_its_baseline(kdedge: Run, project: Path) -> None:
     assert kdedge("train", "r.yaml").code == 0
     assert baseline_of("runs/tiny/01").method == "vpt"
     done = kdedge("train", "r.yaml", "--method", "maple")
-    fails(done, 2, "r.yaml:15: baseline.method is vpt, but --method is maple.")
+    done.fails(2, "r.yaml:15: baseline.method is vpt, but --method is maple.")
     assert "--set 'baseline={method: maple}'" in done.err
     whole = "baseline={method: maple, settings: {prompt_depth: 1}, optim: {epochs: 1}}"
     assert kdedge("train", "r.yaml", "--method", "maple", "--set", whole).code == 0
@@ -227,7 +219,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
 def test_what_cannot_be_trained_is_said_before_a_run_is_made(
     kdedge: Run, project: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    fails(kdedge("train", "r.yaml", *arguments), code, message)
+    kdedge("train", "r.yaml", *arguments).fails(code, message)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
@@ -235,7 +227,7 @@ def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run, project: 
     cocoop = ("--set", "teacher.method=cocoop", "--set", "teacher.settings={}")
     for command in ("check", "teach", "distill"):
         done = kdedge(command, "r.yaml", *cocoop)
-        fails(done, 2, "cocoop makes texts for every image, so it has no class vectors", "--method")
+        done.fails(2, "cocoop makes texts for every image, so it has no class vectors", "--method")
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
@@ -243,7 +235,7 @@ def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run, proj
     pytest.importorskip("onnx")
     assert kdedge("train", "r.yaml", *options("cocoop")).code == 0
     done = kdedge("export", "tiny/01")
-    fails(done, 2, "cocoop makes texts for every image", "so it has no class vectors and cannot be")
+    done.fails(2, "cocoop makes texts for every image", "so it has no class vectors and cannot be")
     assert not list(Path("runs").rglob("*.onnx"))
 
 
@@ -273,7 +265,7 @@ def test_class_specific_contexts_go_by_name_and_know_no_other(kdedge: Run, proje
     Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
     Path("test/school bus").rename("test/lorry")
     done = kdedge("eval")
-    fails(done, 3, "1 class names have no tensors in runs/tiny/01/baseline", "first 'lorry'")
+    done.fails(3, "1 class names have no tensors in runs/tiny/01/baseline", "first 'lorry'")
 
 
 # Prompt methods as teachers
@@ -340,14 +332,14 @@ def test_an_override_that_no_model_follows_is_named(
     done = kdedge(*command[:1], "r.yaml", *command[1:], *(f"--set={text}" for text in given))
     told = f"warning: --set optim.epochs=2 has no effect, overridden by {' and '.join(own)}.\n"
     instead = " ".join(f"--set {text.partition('=')[0]}=2" for text in own)
-    fails(done, 2, told + f"  Set that instead: {instead}\n")
+    done.fails(2, told + f"  Set that instead: {instead}\n")
     assert done.err.count("has no effect") == 1
 
 
 def test_an_override_that_one_model_follows_is_not_named(kdedge: Run, project: Path) -> None:
     given = ("student.optim.epochs=3", "optim.epochs=2", "optim.selection=validation")
     done = kdedge("distill", "r.yaml", *(f"--set={text}" for text in given))
-    fails(done, 2, "no data.validation")
+    done.fails(2, "no data.validation")
     assert "has no effect" not in done.err
 
 
