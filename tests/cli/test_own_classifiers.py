@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,35 +52,6 @@ def test_it_is_trained_on_unlabeled_images_alone_and_measured_alike_again(
     measured = json.loads(kdedge("eval", "--json").out)
     assert {key: measured[key] for key in reached} == reached
     assert re.search(rf"^{method} \(baseline\) +\d", kdedge("eval").out, re.MULTILINE)
-
-
-@METHODS
-def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(
-    kdedge: Run, project: Path, method: str
-) -> None:
-    train(kdedge, method)
-    assert kdedge("train", "runs/tiny/01/recipe.yaml").code == 0
-    first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
-    assert first.read_bytes() == second.read_bytes()
-
-
-@METHODS
-def test_an_interrupted_run_goes_on_to_the_same_weights(
-    kdedge: Run, project: Path, start: Callable[..., Any], method: str
-) -> None:
-    arguments = ["train", "r.yaml", *options(method, "baseline.optim.epochs=8")]
-    arguments += ["--set", "baseline.optim.checkpoint_every_s=0.001"]
-    process = start(*arguments)
-    process.wait_until(lambda: list(project.glob("runs/tiny/01/checkpoints/e0[2-9]*")))
-    process.send(signal.SIGINT)
-    assert process.wait() == 130, process.stderr
-    resumed = start(*arguments, "--resume")
-    assert resumed.wait() == 0, resumed.stderr
-    assert "runs/tiny/01: resuming where it stopped" in resumed.stderr
-    whole = start(*arguments)
-    assert whole.wait() == 0
-    first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
-    assert first.read_bytes() == second.read_bytes()
 
 
 @METHODS

@@ -26,11 +26,13 @@ SETTINGS = {
     "promptsrc": "{}",
     "atprompt": "{prompt_depth_text: 2, prompt_depth_vision: 2, attributes: [shape]}",
 }
+OWN = {"clip_pr": "{n_hidden: 8}", "lafter": "{n_ctx_vision: 2, n_text_steps: 5}"}
+"""Methods with classifiers of their own."""
 SHORT = "baseline.optim={epochs: 2, batch_size: 4, warmup_epochs: 0}"
 
 
 def options(method: str, *more: str) -> list[str]:
-    texts = (f"baseline.settings={SETTINGS[method]}", SHORT, *more)
+    texts = (f"baseline.settings={(SETTINGS | OWN)[method]}", SHORT, *more)
     return ["--method", method, *(part for text in texts for part in ("--set", text))]
 
 
@@ -72,8 +74,11 @@ def test_the_run_says_what_a_table_needs(kdedge: Run, project: Path) -> None:
     assert record["evaluation"]["zeroshot"] == student["evaluation"]["zeroshot"]
 
 
-def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(kdedge: Run, project: Path) -> None:
-    assert kdedge("train", "r.yaml", *options("ivlp")).code == 0
+@pytest.mark.parametrize("method", ["ivlp", *OWN])
+def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    assert kdedge("train", "r.yaml", *options(method)).code == 0
     assert kdedge("train", "runs/tiny/01/recipe.yaml").code == 0
     first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
     assert first.read_bytes() == second.read_bytes()
@@ -82,10 +87,11 @@ def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(kdedge: Run, proj
     assert "\nUsed runs/tiny/02 (baseline.safetensors" in done.out
 
 
+@pytest.mark.parametrize("method", ["cocoop", *OWN])
 def test_an_interrupted_baseline_goes_on_to_the_same_weights(
-    kdedge: Run, project: Path, start: Callable[..., Any]
+    project: Path, start: Callable[..., Any], method: str
 ) -> None:
-    arguments = ["train", "r.yaml", *options("cocoop", "baseline.optim.epochs=8")]
+    arguments = ["train", "r.yaml", *options(method, "baseline.optim.epochs=8")]
     arguments += ["--set", "baseline.optim.checkpoint_every_s=0.001"]
     process = start(*arguments)
     process.wait_until(lambda: list(project.glob("runs/tiny/01/checkpoints/e0*")))
