@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("--with-preprocess",),
     "predict": tuple(IMAGES),
     "report": (),
-    "serve": ("--port", "0"),
     "show": (),
     "verify": ("--images", "NEW"),
     "watch": ("cats.avi",),
@@ -70,16 +70,19 @@ def shared(exported_project: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_takes_each_name(
-    kdedge: Run, command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(server: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("kdedge.serving.server.Server.wait", interrupted)
+def test_a_command_takes_each_name(kdedge: Run, command: str, name: str, tmp_path: Path) -> None:
     rest = [str(tmp_path / "new") if one == "NEW" else one for one in COMMANDS[command]]
     done = kdedge(command, name, *rest)
     assert done.code == 0, done.err
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("name", NAMES)
+def test_serve_takes_each_name(start: Run, name: str) -> None:
+    process = start("serve", name, "--port", "0")
+    process.wait_until(lambda: "\n" in process.stdout)
+    process.send(signal.SIGINT)
+    assert process.wait() == 0, process.stderr
 
 
 @pytest.mark.usefixtures("shared")
