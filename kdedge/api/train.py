@@ -74,6 +74,7 @@ def init(
     teacher: str | None = None,
     student: str | None = None,
     size: str | None = None,
+    all_keys: bool = False,
 ) -> Path:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
@@ -89,6 +90,7 @@ def init(
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
         student: the student's CLIP, for the device; None for that of `size`.
         size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
+        all_keys: write every key with its description.
 
     Returns:
         The recipe's file.
@@ -106,6 +108,7 @@ def init(
         teacher=teacher,
         student=student,
         size=size,
+        all_keys=all_keys,
     )
     return write_new_recipe(name, given).path
 

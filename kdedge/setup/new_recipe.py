@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
 from kdedge.config.fields import NAME, looks_like_path
 from kdedge.config.load import check_paths, load_recipe
-from kdedge.config.recipe import GatesSpec, OptimSettings
+from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
 from kdedge.config.student_sizes import PACKAGED, StudentSize, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
@@ -72,6 +77,7 @@ class Given:
         teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
         student: the student's; None for that of `size`.
         size: name of a `StudentSize`; None for `STUDENT`.
+        all_keys: write every key with its description, not only those that matter.
     """
 
     images: Path
@@ -81,6 +87,7 @@ class Given:
     teacher: str | None
     student: str | None
     size: str | None = None
+    all_keys: bool = False
 
     @property
     def sized(self) -> StudentSize | None:
@@ -123,7 +130,7 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
         need_training_packages("Looking at a CLIP's layers")
     class_names, looks = _look(given)
     values = _values(name, given, looks)
-    _write(path, _text(values))
+    _write(path, _long_text(values) if given.all_keys else _short_text(values))
     return NewRecipe(path, class_names, looks, _to_fetch(values))
 
 
@@ -255,7 +262,7 @@ def _promptsrc_for_scale(clip: str | None) -> tuple[dict[str, Any], dict[str, An
     return weights_of, {"optim": {"lr": float(f"{lr / share:.2g}")}}
 
 
-def _text(values: dict[str, Any]) -> str:
+def _short_text(values: dict[str, Any]) -> str:
     """A recipe that one reads at once: one line a key, with why it is there."""
     lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
     for key, value in values.items():
@@ -281,6 +288,16 @@ def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
     if why is None:
         return [text]
     return [f"{text:<45}  # {why}"] if len(text) <= 45 else [f"{indent}# {why}", text]
+
+
+def _long_text(values: dict[str, Any]) -> str:
+    """The recipe with each key below its description in the schema."""
+    optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
+    head = [
+        f"# Recipe {values['name']}. Relative paths start at this file's folder. Lines such as",
+        "# `# momentum: 0.9` are defaults; remove the # to change them.",
+    ]
+    return "\n".join([*head, *_render(Recipe, {**values, "optim": optim}, "")]) + "\n"
 
 
 def _model(
@@ -323,3 +340,43 @@ def _model(
             )
     settings = {**fitting, **settings}
     return model | ({"settings": settings} if settings else {})
+
+
+def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
+    """Lines of a mapping: keys below their descriptions, some unset keys commented out."""
+    for key, field in model.model_fields.items():
+        if key in values:
+            if not indent:
+                yield ""
+            yield from _comment(field.description, indent)
+            yield from _entry(key, values[key], field, indent)
+        elif model in {OptimSpec, ExportSpec} and field.default is not None:
+            yield from _comment(field.description, indent)
+            yield f"{indent}# {key}: {dump_value(field.default)}"
+
+
+def _entry(key: str, value: Any, field: FieldInfo, indent: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{indent}{key}: {dump_value(value)}"
+        return
+    yield f"{indent}{key}:"
+    inner = _model_of(field.annotation)
+    if inner is not None:
+        yield from _render(inner, value, f"{indent}  ")
+        return
+    for name, item in value.items():
+        yield from _comment(_WHY.get(name), f"{indent}  ")
+        yield f"{indent}  {name}: {dump_value(item)}"
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    models = (kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(models, None)
+
+
+def _comment(text: str | None, indent: str) -> list[str]:
+    mark = f"{indent}# "
+    return textwrap.wrap(
+        text or "", 96, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False
+    )

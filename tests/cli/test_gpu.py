@@ -241,7 +241,9 @@ def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
     Path("r.yaml").write_text(
         recipe.replace("epochs: 2, batch_size: 4", "epochs: 1, batch_size: 8")
     )
-    planned = gpu_hour.steps("r.yaml", "cuda", "--seconds", "0.01", "--calls", "3", "--batch", "1")
+    planned = gpu_hour.steps(
+        "r.yaml", "cuda", "--seconds", "0.01", "--calls", "3", "--batch", "1", "--against", "none"
+    )
     assert gpu_hour.rows(project).count("not measured") == 10
     with gpu() as simulated:
         gpu_hour.measure(planned, project, run)
