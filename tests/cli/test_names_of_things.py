@@ -36,7 +36,7 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "compare": lambda one, _: package.compare(one, one, IMAGES),
     "cpu_choice": lambda one, _: package.cpu_choice(one),
     "evaluate": lambda one, _: package.evaluate(one),
-    "export": lambda one, _: package.export(one),
+    "export": lambda one, new: package.export(one, triton=new),
     "load": lambda one, _: package.load(one).close(),
     "open_artifact": lambda one, _: package.open_artifact(one),
     "open_run": lambda one, _: package.open_run(one),
