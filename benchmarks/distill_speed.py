@@ -49,7 +49,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
-from kdedge.data.loader import EpochPart, ImageSet, Loading, Preparation, training_batches
+from kdedge.data.images import Images
+from kdedge.data.loader import Preparation, training_batches
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
@@ -311,10 +312,11 @@ def loader_rate(shard: Path, *, batch_size: int = 64) -> float:
     """Images a second of kdedge's training loader alone, without workers."""
     source = open_source(str(shard), class_names=(), labeled=False)
     batches = training_batches(
-        ImageSet(source, range(len(source.items))),
+        Images(source, tuple(range(len(source.items)))),
         Preparation(PREPROCESS, AUGMENT),
-        EpochPart(seed=1, epoch=1, batch_size=batch_size),
-        Loading(0),
+        seed=1,
+        epoch=1,
+        batch_size=batch_size,
     )
     next(iter(batches))
     began = time.perf_counter()

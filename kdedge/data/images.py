@@ -293,7 +293,12 @@ class Images:
 
     def only(self, indices: Sequence[int]) -> Images:
         """Returns the same source with only these images."""
-        return replace(self, indices=tuple(indices))
+        labels = None if self.labels is None else {i: self.labels[i] for i in indices}
+        return replace(self, indices=tuple(indices), labels=labels)
+
+    def labeled_as(self, labels: Mapping[int, int]) -> Images:
+        """Returns the images at these positions, with these labels, in the source's order."""
+        return replace(self, indices=tuple(sorted(labels)), labels=labels)
 
     def source_labels(self) -> dict[int, int]:
         """Position in the source -> class index, of the images that have a label."""
@@ -311,13 +316,14 @@ class Images:
         return tuple(i for i in self.indices if self.digests[i] in contents)
 
     def with_those_of(self, other: Images) -> Images:
-        """Returns the images of both, with one source after the other."""
+        """Returns the images of both, with labels, with one source after the other."""
         n_own = len(self.source.items)
         return Images(
             Joined(self.source, other.source),
             (*self.indices, *(n_own + i for i in other.indices)),
             (*self.skipped, *other.skipped),
             {**self.digests, **{n_own + i: digest for i, digest in other.digests.items()}},
+            {**(self.labels or {}), **{n_own + i: x for i, x in (other.labels or {}).items()}},
         )
 
     def of_classes(self, classes: Sequence[int]) -> Images:

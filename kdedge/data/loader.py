@@ -6,8 +6,8 @@ epoch can be reached at once, with any number of workers, and is the same to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from typing import Literal
 
@@ -23,6 +23,7 @@ from kdedge.data._decoding import (
     n_cores,
 )
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
+from kdedge.data.images import Images
 from kdedge.data.sources import Source
 from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -31,10 +32,6 @@ from kdedge.runtime.preprocess import Preprocess
 
 __all__ = [
     "MAX_WORKERS",
-    "EpochPart",
-    "ImageSet",
-    "LabeledStream",
-    "Loading",
     "Preparation",
     "Wanted",
     "choose_n_workers",
@@ -64,186 +61,117 @@ def n_steps(n_images: int, batch_size: int) -> int:
     return max(1, n_images // batch_size)
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images to train on.
-
-    Attributes:
-        source: where the images are.
-        indices: positions in the source, each used once per pass, in random order.
-        labels: position in the source -> label; None without labels.
-        weights: gives the weights of a batch's images; None if all weigh the same.
-        teacher_features: gives stored features of a teacher; None if none are stored.
-    """
-
-    source: Source
-    indices: Sequence[int]
-    labels: Mapping[int, int] | None = None
-    weights: Weights | None = None
-    teacher_features: FeaturesOfViews | None = None
-
-
-@dataclass(frozen=True)
-class EpochPart:
-    """Which batches of a training to load.
-
-    Attributes:
-        seed: of the order of the images.
-        epoch: from 1.
-        batch_size: images per step; fewer only if there are not enough for one batch.
-        first_step: first step of the epoch, from 0; `n_steps` gives no batch.
-        view: number of the crops and flips; None for the epoch's number.
-    """
-
-    seed: int
-    epoch: int
-    batch_size: int
-    first_step: int = 0
-    view: int | None = None
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Processes and device of the loading; they do not change the batches.
-
-    Attributes:
-        n_workers: processes that decode; 0 decodes in this process.
-        device: where the images are needed.
-        group: the processes that share each batch.
-    """
-
-    n_workers: int | Literal["auto"] = 0
-    device: torch.device = _CPU
-    group: ProcessGroup = SINGLE_PROCESS
-
-
-@dataclass(frozen=True)
-class LabeledStream:
-    """Labeled images for a training on unlabeled ones: a fixed number per step.
-
-    The stream repeats its images, in a new order and with new views in each pass.
-
-    Attributes:
-        images: images with labels.
-        batch_size: images per step.
-    """
-
-    images: ImageSet
-    batch_size: int
-
-
 def training_batches(
-    images: ImageSet,
+    images: Images,
     preparation: Preparation,
-    part: EpochPart,
-    loading: Loading = Loading(),
     *,
-    labeled: LabeledStream | None = None,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    first_step: int = 0,
+    view: int | None = None,
+    teacher_features: FeaturesOfViews | None = None,
+    weights: Weights | None = None,
+    labeled: Images | None = None,
+    labeled_batch_size: int = 0,
+    n_workers: int | Literal["auto"] = 0,
+    device: torch.device = _CPU,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
 
     Each process reads its own shard of a batch and no other image.
 
     Args:
-        images: the images of an epoch.
+        images: the images of an epoch, each used once, in random order.
         preparation: how each image is augmented.
-        part: which batches.
-        loading: processes and device.
-        labeled: labeled images that each step gets as `Batch.labeled`.
+        seed: of the order of the images.
+        epoch: from 1.
+        batch_size: images per step; fewer only if there are not enough for one batch.
+        first_step: first step of the epoch, from 0; `n_steps` gives no batch.
+        view: number of the crops and flips; None for the epoch's number.
+        teacher_features: gives stored features of a teacher; None if none are stored.
+        weights: gives the weights of a batch's images; None if all weigh the same.
+        labeled: further images with labels, a fixed number per step, as `Batch.labeled`. They
+            repeat, in a new order and with new views in each pass.
+        labeled_batch_size: how many of them a step has.
+        n_workers: processes that decode; 0 decodes in this process.
+        device: where the images are needed.
+        group: the processes that share each batch.
 
     Raises:
         RecipeError: a batch has fewer images than there are processes.
         DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
-    group = loading.group
-    view = part.epoch if part.view is None else part.view
-    batches = [
-        [(0, position, view) for position in batch] for batch in _epoch_order(images.indices, part)
+    steps = n_steps(len(images.indices), batch_size)
+    order = random_stream(seed, epoch, ORDER).permutation(np.asarray(images.indices, np.int64))
+    batches: list[list[PlannedImage]] = [
+        [(0, i, view or epoch) for i in order[step * batch_size :][:batch_size].tolist()]
+        for step in range(first_step, steps)
     ]
     beside: list[list[PlannedImage]] = [[] for _ in batches]
     if labeled is not None:
-        steps = n_steps(len(images.indices), part.batch_size)
-        step = (part.epoch - 1) * steps + part.first_step
-        beside = list(islice(_labeled_order(labeled, part.seed, step), len(batches)))
+        n_before = ((epoch - 1) * steps + first_step) * labeled_batch_size
+        stream = _labeled_stream(labeled, seed, n_before)
+        beside = [list(islice(stream, labeled_batch_size)) for _ in batches]
     for planned in (*batches, *beside):
         check_shares(len(planned) or group.world_size, group.world_size)
     shards = [
         [*own[group.shard(len(own))], *other[group.shard(len(other))]]
         for own, other in zip(batches, beside, strict=True)
     ]
-    sets = [images] if labeled is None else [images, labeled.images]
-    n_loaders = min(choose_n_workers(loading.n_workers, sum(map(len, shards))), len(shards))
-    loaded = load_images(
-        [one.source for one in sets],
-        shards,
-        preparation,
-        n_loaders,
-        device=loading.device,
-    )
+    sources = [images.source] if labeled is None else [images.source, labeled.source]
+    n_loaders = min(choose_n_workers(n_workers, sum(map(len, shards))), len(shards))
+    loaded = load_images(sources, shards, preparation, n_loaders, device=device)
     for pixels, own, other in zip(loaded, batches, beside, strict=True):
         n_own = len(own[group.shard(len(own))])
         batch = _make_batch(images, pixels[:n_own], own, preparation, group)
-        if labeled is not None:
-            second = _make_batch(labeled.images, pixels[n_own:], other, preparation, group)
-            batch = replace(batch, labeled=second)
-        yield batch
+        positions = [position for _, position, _ in own]
+        yield replace(
+            batch,
+            teacher_features=teacher_features and teacher_features(positions, own[0][2]),
+            weights=weights and weights(positions),
+            labeled=None
+            if labeled is None
+            else _make_batch(labeled, pixels[n_own:], other, preparation, group),
+        )
 
 
-def _epoch_order(indices: Sequence[int], part: EpochPart) -> list[list[int]]:
-    """The positions of each batch of an epoch, from the part's first step on."""
-    count = n_steps(len(indices), part.batch_size)
-    order = random_stream(part.seed, part.epoch, ORDER).permutation(
-        np.asarray(indices, dtype=np.int64)
-    )
-    return [
-        order[step * part.batch_size :][: part.batch_size].tolist()
-        for step in range(part.first_step, count)
-    ]
-
-
-def _labeled_order(labeled: LabeledStream, seed: int, step: int) -> Iterator[list[PlannedImage]]:
-    """The images of each step of a training, counted over its epochs, from a step on.
+def _labeled_stream(labeled: Images, seed: int, n_before: int) -> Iterator[PlannedImage]:
+    """The labeled images of a training, counted over its epochs, after the first `n_before`.
 
     The stream concatenates passes without end. Pass p (from 1) has its own order and views, so a
     batch can hold the end of one pass and the start of the next.
     """
-    indices = np.asarray(labeled.images.indices, dtype=np.int64)
+    indices = np.asarray(labeled.indices, dtype=np.int64)
     if not len(indices):
         raise DataError("there are no labeled images to train on.\n  Add images to data.labeled.")
-    done, n_before = divmod(step * labeled.batch_size, len(indices))
-    wanted = (
-        (1, position, number)
-        for number in count(done + 1)
-        for position in random_stream(seed + SECOND_SET, number, ORDER)
-        .permutation(indices)
-        .tolist()
-    )
-    from_here = islice(wanted, n_before, None)
-    while True:
-        yield list(islice(from_here, labeled.batch_size))
+    done, n_before = divmod(n_before, len(indices))
+    for number in count(done + 1):
+        order = random_stream(seed + SECOND_SET, number, ORDER).permutation(indices)
+        yield from ((1, position, number) for position in order.tolist()[n_before:])
+        n_before = 0
 
 
 def _make_batch(
-    images: ImageSet,
+    images: Images,
     pixels: torch.Tensor,
     wanted: Sequence[PlannedImage],
     preparation: Preparation,
     group: ProcessGroup,
 ) -> Batch:
-    """A batch of one image set from this rank's pixels and the images of all ranks."""
+    """A batch from this rank's pixels and the images of all ranks."""
     positions = [position for _, position, _ in wanted]
     clean = None
     if preparation.with_clean:
         pixels, clean = pixels.unbind(1)
-    labels, features, weights = images.labels, images.teacher_features, images.weights
+    labels = images.labels
     return Batch(
         images=pixels,
         labels=None if labels is None else torch.tensor([labels[i] for i in positions]),
         keys=tuple(images.source.items[position].key for position in positions),
-        teacher_features=None if features is None else features(positions, wanted[0][2]),
         clean_images=clean,
-        weights=None if weights is None else weights(positions),
         group=group,
         n_all=len(positions),
     )

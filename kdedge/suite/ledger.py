@@ -32,8 +32,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
 from kdedge.training.baseline import baseline_job
-from kdedge.training.find_teacher import named_teacher, open_teacher
-from kdedge.training.student import file_teacher, student_job, student_parts, teaching_of
+from kdedge.training.student import file_teacher, named_teacher, open_teacher, student_job, taught
 from kdedge.training.teach import teacher_job
 from kdedge.training.teachers import AnyTeacher
 
@@ -255,7 +254,7 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
             return _students_job(cell, workspace, runs)
         make = teacher_job if cell.role == "teacher" else baseline_job
         job = make(loaded, workspace)
-        test = EvalSet.of(job.held_out.test, job.classes)
+        test = EvalSet.of(job.test, job.classes)
         return KnownJob(test, job.setup.backbone.identity, job.key())
     finally:
         workspace.forget_tensors()
@@ -263,17 +262,17 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
 
 def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
     """The key of a student's job; it depends on the trained teacher."""
-    parts = student_parts(cell.loaded, workspace)
+    student = student_job(cell.loaded, workspace)
     run, trained = named_teacher(cell.loaded, workspace), None
-    teacher: AnyTeacher | None = file_teacher(parts)
+    teacher: AnyTeacher | None = file_teacher(student)
     if teacher is None and run is None:
         trained = teacher_job(cell.loaded, workspace).key()
         run = next((done.folder for done in runs.finished(trained)), None)
     if run is not None:
-        teacher = open_teacher(run, parts)
-    key = None if teacher is None else student_job(parts, teaching_of(teacher, parts)).key()
-    test = EvalSet.of(parts.held_out.test, parts.setup.classes)
-    return KnownJob(test, parts.setup.backbone.identity, key, trained)
+        teacher = open_teacher(run, student)
+    key = None if teacher is None else taught(student, teacher).key()
+    test = EvalSet.of(student.test, student.setup.classes)
+    return KnownJob(test, student.setup.backbone.identity, key, trained)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 * `teach.teach`, `distill.distill`, `baseline.train_baseline`, `label_pool.label_pool`: commands.
 * `run_job.run_job`: trains one job in one run folder, new or resumed.
-* `job/`: what one run trains, and the key by which the run is found again.
+* `job.Job`: what one run trains, and the key by which the run is found again.
 * `loop/`: the training loop and what a step needs.
 * `teacher_store/`: teacher features, stored on disk.
 * `pseudo_labels/`: pseudo-labels and the rounds of training on them.

@@ -11,7 +11,7 @@ from kdedge.methods.registry import load_method
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job.job import Job
+from kdedge.training.job import Job
 from kdedge.training.run_job import run_job
 from kdedge.training.teach import labeled_job
 

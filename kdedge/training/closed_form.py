@@ -14,7 +14,7 @@ from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
 from kdedge.methods.protocol import ClosedFormData, FitsInClosedForm
-from kdedge.training.job.job import Job
+from kdedge.training.job import Job
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.store import FORWARD_BATCH
 
@@ -55,18 +55,15 @@ def solve_seconds(job: Job) -> float:
     for batch, positions in _batches(job, images, list(some)):
         began = time.perf_counter()
         job.method.forward_features(batch)
-        if job.teaching is not None and job.filler is None:
+        if job.teacher is not None and job.filler is None:
             _taught(job, batch, positions)
         seconds = (time.perf_counter() - began) / len(positions)
     return seconds * len(images.indices)
 
 
 def _data_of(job: Job) -> ClosedFormData:
-    labeled, labels = job.data.images, job.data.labels
-    if job.teaching is not None:
-        beside = job.data.labeled
-        labeled, labels = (None, {}) if beside is None else (beside.images, beside.labels)
-    labels = labels or {}
+    labeled = job.data.images if job.teacher is None else job.data.labeled
+    labels = {} if labeled is None else labeled.labels or {}
     order = _shuffled(job, labeled)
     counts = torch.bincount(
         torch.tensor([labels[i] for i in order], dtype=torch.int64),
@@ -101,10 +98,10 @@ def _data_of(job: Job) -> ClosedFormData:
 
 def _pool(job: Job) -> Images | None:
     """A student's unlabeled images, without those that it learns with their labels."""
-    if job.teaching is None:
+    if job.teacher is None:
         return None
     pool, beside = job.training_images, job.data.labeled
-    without = pool if beside is None else pool.without(beside.images)
+    without = pool if beside is None else pool.without(beside)
     return without if without.indices else pool
 
 
@@ -128,7 +125,7 @@ def _batches(job: Job, images: Images, positions: list[int]) -> Iterator[tuple[T
 
 def _taught(job: Job, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
     """The teacher's features and logits of a batch, from its store if there is one."""
-    teacher = job.teacher
+    teacher = job.prepared_teacher
     if job.filler is not None:
         features = job.filler.store.read(positions, 1).to(job.device)
     else:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.protocol import FitsInClosedForm
 from kdedge.progress import working
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure
@@ -17,16 +16,15 @@ from kdedge.runs.results import read_evaluation
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
-from kdedge.training.find_teacher import find_teacher, named_teacher, open_teacher
-from kdedge.training.job.job import Job
-from kdedge.training.job.trial import trial_steps
+from kdedge.training.job import Job
 from kdedge.training.loop.heap import keep_freed_memory
 from kdedge.training.quick_look import keep_look, look_beside, quick_look
 from kdedge.training.run_job import finished_run, run_job
-from kdedge.training.student import StudentParts, student_job, student_parts, teaching_of
+from kdedge.training.student import find_teacher, named_teacher, open_teacher, student_job, taught
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.store import TeacherStore
-from kdedge.training.teachers import AnyTeacher, ModelTeacher
+from kdedge.training.teachers import ModelTeacher
+from kdedge.training.trial import trial_steps
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +48,14 @@ def distill(
     Returns:
         The teacher's run, None for a file, and the student's.
     """
-    run, teacher, parts = teacher_and_parts(
-        loaded, workspace, resume=resume, keep_teacher=keep_teacher
-    )
-    first = _one_pass_student(parts, teacher, resume=resume)
-    job = student_job(parts, teaching_of(teacher, parts))
+    run, job = teacher_and_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+    first = _one_pass_student(job, resume=resume)
     # What a closed form keeps of each batch would fragment the heap: 950 images take 0.4 GiB more
-    if workspace.device.type == "cpu" and not isinstance(job.method, FitsInClosedForm):
+    if workspace.device.type == "cpu" and not job.choice.is_solved:
         keep_freed_memory()
     student = _run_stage("Student 2/2", job, resume=resume)
     if first is not None and workspace.group.on_rank0(
-        lambda: _is_first_better(first, student, parts, teacher)
+        lambda: _is_first_better(first, student, job)
     ):
         student = first
     return run, student
@@ -81,113 +76,110 @@ def store_features(
             "  Set it to the number of crops to store of each image, for example --set"
             " student.views=4."
         )
-    _, teacher, parts = teacher_and_parts(loaded, workspace, resume=resume)
-    filler = teaching_of(teacher, parts).filler
+    _, job = teacher_and_student(loaded, workspace, resume=resume)
+    filler = job.filler
     assert filler is not None  # of a file, nothing is stored, which was said
     filler.fill()
     return filler.store
 
 
-def teacher_and_parts(
+def teacher_and_student(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
-) -> tuple[RunFolder | None, AnyTeacher, StudentParts]:
-    """The teacher's run, trained if there is none, the opened teacher, and the student's parts.
+) -> tuple[RunFolder | None, Job]:
+    """The teacher's run, trained if there is none, and the job of its student.
 
     Before a teacher is trained, runs one student step, so that the student's errors surface.
     """
     named = named_teacher(loaded, workspace)
-    parts = student_parts(loaded, workspace)
-    found, teacher = find_teacher(named, parts)
+    student = student_job(loaded, workspace)
+    found, teacher = find_teacher(named, student)
     if found is None:
         assert loaded.recipe.teacher is not None
         log.info("Teacher 1/2: using the probabilities of %s.", loaded.recipe.teacher.file)
-        return None, teacher, parts
+        return None, taught(student, teacher)
     if isinstance(found, RunFolder):
         why = "which the recipe names" if named else "trained with the same settings and data"
         log.info("Teacher 1/2: using %s, %s%s.", found.path, why, _reached(found))
         if named:
-            return found, teacher, parts
+            return found, taught(student, teacher)
         assert isinstance(teacher, ModelTeacher)  # a run's
-        return _or_better(found, teacher, parts, resume=resume, keep_teacher=keep_teacher)
+        return _or_better(found, teacher, student, resume=resume, keep_teacher=keep_teacher)
     with working("trying a step of the student"):
-        trial_steps(student_job(parts, teaching_of(teacher, parts)), 1)
+        trial_steps(taught(student, teacher), 1)
     look = workspace.group.on_rank0(lambda: quick_look(found))
     run = _run_stage("Teacher 1/2", found, resume=resume)
     workspace.group.on_rank0(lambda: keep_look(run, look))
-    teacher = open_teacher(run, parts)
-    return _or_better(run, teacher, parts, resume=resume, keep_teacher=keep_teacher)
+    teacher = open_teacher(run, student)
+    return _or_better(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
 
 
 def _or_better(
     run: RunFolder,
     teacher: ModelTeacher,
-    parts: StudentParts,
+    student: Job,
     *,
     resume: bool,
     keep_teacher: bool,
-) -> tuple[RunFolder | None, AnyTeacher, StudentParts]:
+) -> tuple[RunFolder | None, Job]:
     """A trained teacher, or what is better than it on the images that it was trained on."""
-    loaded, workspace = parts.setup.loaded, parts.setup.workspace
+    loaded, workspace = student.setup.loaded, student.setup.workspace
     job = teacher_job(loaded, workspace)
     look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model))
     if not look:
-        return run, teacher, parts
+        return run, taught(student, teacher)
     reached = look.pop("trained")
     better = {name: value for name, value in look.items() if value > reached}
     if not better:
-        return run, teacher, parts
+        return run, taught(student, teacher)
     method, best = job.choice.name, max(better, key=better.__getitem__)
     said = (
         f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
         f" (mean over classes), and {best} on the same backbone on {better[best]:.1f} %."
     )
-    if parts.setup.choice.settings.needs_teacher_vectors:
+    if student.setup.choice.settings.needs_teacher_vectors:
         better.pop("ridge", None)  # it has none
     if keep_teacher or not better:
         remedy = "It teaches all the same, as --keep-teacher asks."
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
         log.warning("%s\n  %s", said, remedy)
-        return run, teacher, parts
+        return run, taught(student, teacher)
     chosen = max(better, key=better.__getitem__)
     log.warning("%s\n  Using %s as the teacher; --keep-teacher keeps %s.", said, chosen, method)
     spec = loaded.recipe.teacher
     assert spec is not None  # it has been trained
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
     recipe = loaded.recipe.model_copy(update={"teacher": other})
-    return teacher_and_parts(replace(loaded, recipe=recipe), workspace, resume=resume)
+    return teacher_and_student(replace(loaded, recipe=recipe), workspace, resume=resume)
 
 
-def _one_pass_student(
-    parts: StudentParts, teacher: AnyTeacher, *, resume: bool
-) -> RunFolder | None:
+def _one_pass_student(student: Job, *, resume: bool) -> RunFolder | None:
     """A ridge student, which takes one pass, before a trained one; if the recipe asks for it."""
-    loaded, workspace = parts.setup.loaded, parts.setup.workspace
+    loaded, workspace = student.setup.loaded, student.setup.workspace
     spec = loaded.recipe.student
     assert spec is not None  # its parts were read from it
     has_all = not {"depth", "merge_tokens"} & spec.settings.keys()  # else it would be larger
-    if not spec.one_pass_first or parts.setup.choice.is_solved or not has_all:
+    if not spec.one_pass_first or student.setup.choice.is_solved or not has_all:
         return None
-    outputs = "features" if parts.setup.choice.settings.needs_teacher_vectors else "logits"
+    outputs = "features" if student.setup.choice.settings.needs_teacher_vectors else "logits"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
     recipe = loaded.recipe.model_copy(update={"student": first})
-    own = student_parts(replace(loaded, recipe=recipe), workspace)
-    job = student_job(own, teaching_of(teacher, own))
+    assert student.teacher is not None
+    job = taught(student_job(replace(loaded, recipe=recipe), workspace), student.teacher)
     run = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
     return run or _run_stage("First student", job, resume=resume)
 
 
-def _is_first_better(
-    first: RunFolder, trained: RunFolder, parts: StudentParts, teacher: AnyTeacher
-) -> bool:
+def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool:
     """Whether the student of one pass is better than the trained one; notes it in the latter's run.
 
     By the accuracy on `data.validation`, mean over classes; without these images, by how often it
     answers as the teacher.
     """
-    workspace, classes = parts.setup.workspace, parts.setup.classes
-    images = RecipeData(parts.setup.loaded.recipe, classes, workspace)
+    setup, teacher = student.setup, student.teacher
+    workspace, classes = setup.workspace, setup.classes
+    images = RecipeData(setup.loaded.recipe, classes, workspace)
     models = [load_run(run, workspace) for run in (first, trained)]
     labeled = images.load("validation")
     if labeled is not None:

@@ -27,7 +27,7 @@ from kdedge.runs.protocol import Model
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
-from kdedge.training.job.job import Job, zero_shot_model
+from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
     A backbone without a text encoder has no zero-shot result. A teacher that
     is a file is measured if the test images are among those that it answers.
     """
-    test = job.held_out.test
+    test = job.test
     if test is None:
         return {}
     own = measure_with_samples(
@@ -59,11 +59,11 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
         test,
         job.classes,
         selection=job.choice.optim.selection,
-        teacher=None if job.teaching is None else _answering(job.teaching.teacher, test),
+        teacher=None if job.teacher is None else _answering(job.teacher, test),
     )
     found = {str(job.setup.role): own}
-    if job.teaching is not None:
-        result = _of_teacher(job, job.teaching.teacher, test)
+    if job.teacher is not None:
+        result = _of_teacher(job, job.teacher, test)
         if result is not None:
             found["teacher"] = result
     if job.setup.backbone.has_texts:
@@ -125,7 +125,7 @@ def judged_images(job: Job) -> tuple[Images, str] | None:
 
     None for other models.
     """
-    if job.teaching is None or job.held_out.test is not None:
+    if job.teacher is None or job.test is not None:
         return None
     return images_to_judge(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
 
@@ -134,17 +134,17 @@ def unlabeled_result(
     job: Job, images: Images, what: str, *, balance: BalanceResult | None
 ) -> UnlabeledResult:
     """Evaluates a student on unlabeled images; see `judged_images`."""
-    assert job.teaching is not None
+    assert job.teacher is not None
     own = _balanced(job.model(), balance)
-    return judge(own, images, what, teacher=_answering(job.teaching.teacher, images))
+    return judge(own, images, what, teacher=_answering(job.teacher, images))
 
 
 def work(job: Job) -> dict[str, float]:
     """GMACs (1e9 multiply-adds) per image of a student and its teacher; else empty."""
-    if job.teaching is None:
+    if job.teacher is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
-    own, teacher = job.model(), job.teaching.teacher
+    own, teacher = job.model(), job.teacher
     # Known before the counter runs, as its tensors have no values
     vectors = own.class_vectors()
     # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
@@ -173,7 +173,7 @@ def warn_of_failure(job: Job, found: Evaluations) -> None:
         remedy = f"Check that the images match the class names, or change {keys}."
         seen, which = job.data.images or job.data.pool, "images that it was trained on"
         if zero_shot is not None and zero_shot.only_class is not None:
-            seen, which = job.held_out.test, "test images"
+            seen, which = job.test, "test images"
             remedy = "Zero-shot CLIP predicts one class, too."
         if seen is not None and own.only_class is not None:
             key = seen.source.items[seen.indices[0]].key

@@ -20,9 +20,8 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.distill import teacher_and_parts
-from kdedge.training.elsewhere import open_role, open_run
-from kdedge.training.job.job import Job
+from kdedge.training.distill import teacher_and_student
+from kdedge.training.job import Job
 from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
     in_source,
@@ -32,6 +31,7 @@ from kdedge.training.pseudo_labels.labels import (
 )
 from kdedge.training.pseudo_labels.pool_logits import AnsweringModel, PoolLogits
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
+from kdedge.training.student import open_role, open_run
 from kdedge.workers import Share
 
 TEACHER = "teacher"
@@ -160,7 +160,7 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Fou
     """The teacher, or the recipe's baseline, which is untrained if it needs no training."""
     run: RunFolder | None
     if method == TEACHER:
-        run, _, _ = teacher_and_parts(loaded, workspace, resume=True)
+        run, _ = teacher_and_student(loaded, workspace, resume=True)
         if run is None:
             raise RecipeError(
                 "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"

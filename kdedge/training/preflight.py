@@ -23,13 +23,12 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.closed_form import solve_seconds
-from kdedge.training.find_teacher import find_teacher, named_teacher
-from kdedge.training.job.job import Job
-from kdedge.training.job.trial import trial_steps
+from kdedge.training.job import Job
 from kdedge.training.pseudo_labels.rounds import trial_round
-from kdedge.training.student import student_job, student_parts, teaching_of
+from kdedge.training.student import find_teacher, named_teacher, student_job, taught
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.trial import trial_steps
 
 _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
@@ -116,13 +115,13 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
     else:
         named = named_teacher(loaded, workspace)
         # First, as by `distill`: it compares the sizes of the models
-        parts = student_parts(loaded, workspace)
-        found, teacher = find_teacher(named, parts)
+        student = student_job(loaded, workspace)
+        found, teacher = find_teacher(named, student)
         if isinstance(found, Job):
             jobs.append(found)
         else:
             run = found
-        jobs.append(student_job(parts, teaching_of(teacher, parts)))
+        jobs.append(taught(student, teacher))
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
     return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
@@ -130,13 +129,13 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
 
 def describe(job: Job) -> list[Finding]:
     """Findings about a job's classes, images, weights and method."""
-    setup, data, test = job.setup, job.data, job.held_out.test
+    setup, data, test = job.setup, job.data, job.test
     recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
     is_half = len(classes.labeled) < len(classes.names)
     reads_labels = is_half and job.choice.sees.labels and recipe.data.labeled is not None
     half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
-    if job.teaching is not None:
+    if job.teacher is not None:
         measured = "none: agreement with the teacher is measured instead"
     rows = [
         (f"{role}: classes", f"{len(classes.names)}{half}"),

@@ -22,7 +22,7 @@ from kdedge.runs.measure import compute_logits
 from kdedge.runs.protocol import LogitModel
 from kdedge.setup.method import MethodChoice
 from kdedge.training.closed_form import fit_now
-from kdedge.training.job.job import Job, TrainingData, zero_shot_model
+from kdedge.training.job import Job, TrainingData, zero_shot_model
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def quick_look(job: Job) -> dict[str, float]:
         balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
         said.append(f"zero-shot CLIP {found['zeroshot']:.1f} %, in balance {balanced:.1f} %")
     choice = MethodChoice("ridge", ridge, ridge.Settings(), job.choice.optim, job.setup.role)
-    probe = Job(replace(job.setup, choice=choice), TrainingData(job.data.images, labels))
+    probe = Job(replace(job.setup, choice=choice), TrainingData(job.data.images))
     found["ridge"] = float(fit_now(probe)["leave_one_out_percent"])
     said.append(f"ridge {found['ridge']:.1f} % by leave-one-out")
     n_images = len(job.training_images.indices)
@@ -84,7 +84,7 @@ def look_beside(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]
 
 def _answers(job: Job, model: LogitModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
-    labels = job.data.labels
+    labels = job.training_images.labels
     assert labels is not None  # it is a teacher that learns from labels
     logits = compute_logits(model, job.training_images, what="looking at the labeled images")
     return logits, torch.tensor([labels[i] for i in job.training_images.indices])

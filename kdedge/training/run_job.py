@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
-from kdedge.training.job.job import Job
+from kdedge.training.job import Job
 from kdedge.training.judge import (
     evaluations,
     find_balance,
@@ -165,7 +166,7 @@ def _why_not(job: Job) -> str:
 
 def _new_run(job: Job, key: str) -> RunFolder:
     job.prepare()  # so that its errors are raised before there is a folder
-    recipe, test = job.setup.loaded.recipe, job.held_out.test
+    recipe, test = job.setup.loaded.recipe, job.test
     return RunFolder.create(
         job.setup.workspace.root,
         recipe.name,
@@ -181,7 +182,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
             "measured_on": None if test is None else test.list_hash,
-            "teacher_run": None if job.teaching is None else job.teaching.teacher.run,
+            "teacher_run": None if job.teacher is None else job.teacher.run,
             "official": recipe.official,
         },
     )
@@ -290,7 +291,8 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         job.filler.fill()
     result = train(
         job.method,
-        job.epochs(None if job.filler is None else job.filler.store.read),
+        partial(job.batches, features=None if job.filler is None else job.filler.store.read),
+        job.n_steps,
         settings=settings,
         run=run,
         validate=_validation(job),
@@ -306,10 +308,10 @@ def _record_images(run: RunFolder, job: Job) -> None:
     data = job.data
     sources = {
         "unlabeled" if data.labels is None else "labeled": data.images,
-        **({} if data.labeled is None else {"labeled": data.labeled.images}),
+        **({} if data.labeled is None else {"labeled": data.labeled}),
         **({} if data.pool is None else {"unlabeled": data.pool}),
-        "validation": job.held_out.validation,
-        "test": job.held_out.test,
+        "validation": job.validation,
+        "test": job.test,
     }
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
@@ -330,7 +332,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     if found:
         write_evaluations(run, found)
         warn_of_failure(job, found)
-    test, judged = job.held_out.test, judged_images(job)
+    test, judged = job.test, judged_images(job)
     if judged is not None:
         write_json(
             run.unlabeled_evaluation, unlabeled_result(job, *judged, balance=balance).to_dict()

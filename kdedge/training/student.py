@@ -1,19 +1,25 @@
-"""A student's parts, and its job: what it learns from its teacher on unlabeled images."""
+"""A student's job: what it learns from its teacher on unlabeled images; and which teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from kdedge.config.load import LoadedRecipe
-from kdedge.data.images import Images
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
-from kdedge.runs.model import RunModel
+from kdedge.runs.find import find_run
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import RunModel, load_run
+from kdedge.runs.weights import features_provenance
 from kdedge.setup.data import RecipeData
+from kdedge.setup.device import choose_device
 from kdedge.setup.method import (
+    Role,
     check_needs_no_vectors,
     choose_method,
     has_class_vectors,
@@ -21,37 +27,17 @@ from kdedge.setup.method import (
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.elsewhere import open_role, open_run
-from kdedge.training.held_out import held_out_of
-from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
-from kdedge.training.job.key import n_stored_views, own_view_seed
-from kdedge.training.teach import labeled_beside, teacher_setup
-from kdedge.training.teacher_input import as_prepared_for
+from kdedge.training.job import Job, TrainingData, held_out_job, n_stored_views, view_seed
+from kdedge.training.run_job import finished_run
+from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
+from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher, teacher_for
 from kdedge.workers import Share
 
 
-@dataclass(frozen=True)
-class StudentParts:
-    """The student's parts other than its teacher. They are read before the teacher is trained.
-
-    Attributes:
-        setup: its method, classes and backbone.
-        images: unlabeled training images.
-        held_out: test and validation images.
-        labeled: labeled training images, if its method learns from both kinds.
-    """
-
-    setup: RoleSetup
-    images: Images
-    held_out: HeldOut
-    labeled: LabeledImages | None = None
-
-
-def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
-    """Reads the student's parts from the recipe."""
+def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
+    """The recipe's student, still without a teacher: what is read before that is trained."""
     choice = choose_method(loaded, "student")
     method = choice.module.METHOD
     if not (method.needs_teacher or method.sees_as_student):
@@ -72,15 +58,19 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
         check_sizes(setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
-    labeled = labeled_beside(setup, images)  # before validation images: the order of draws matters
-    held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
-    return StudentParts(setup, unlabeled, held_out, labeled)
+    # Before validation images: the order of draws matters
+    labeled = labeled_data(setup, images).images if choice.sees.labels else None
+    return held_out_job(setup, images, TrainingData(unlabeled, labeled=labeled))
 
 
-def student_job(parts: StudentParts, teaching: Teaching) -> Job:
-    """The job that trains a student from a teacher, or from the teacher's stored features."""
-    data = TrainingData(images=parts.images, labeled=parts.labeled)
-    return Job(parts.setup, data, parts.held_out, teaching)
+def taught(student: Job, teacher: AnyTeacher) -> Job:
+    """The student's job with its teacher, and with stored features if the recipe stores them."""
+    spec = student.setup.loaded.recipe.student
+    assert spec is not None  # it was read from it
+    filler = None
+    if spec.views and isinstance(teacher, ModelTeacher):
+        filler = _store_filler(teacher, student)
+    return replace(student, teacher=teacher, filler=filler)
 
 
 def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
@@ -106,18 +96,18 @@ def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
         )
 
 
-def file_teacher(parts: StudentParts) -> FileTeacher | None:
+def file_teacher(student: Job) -> FileTeacher | None:
     """The file of probabilities that teaches; None where a model does.
 
     Raises:
         RecipeError: the student needs class vectors or image features of its teacher.
         DataError: the file is wrong, or lacks an image.
     """
-    setup, recipe = parts.setup, parts.setup.loaded.recipe
+    setup, recipe = student.setup, student.setup.loaded.recipe
     if recipe.teacher is None or recipe.teacher.file is None:
         return None
     check_needs_no_vectors(setup.choice, f"{recipe.teacher.file.name}, a file of probabilities")
-    assert recipe.student is not None  # its parts were read from it
+    assert recipe.student is not None  # it was read from it
     if recipe.student.views:
         raise RecipeError(
             f"{setup.loaded.lines.where(('student', 'views'))}: student.views needs the image"
@@ -126,37 +116,87 @@ def file_teacher(parts: StudentParts) -> FileTeacher | None:
         )
     held_out = RecipeData(recipe, setup.classes, setup.workspace).held_out()
     beside = () if held_out is None else held_out.indices
-    pool = parts.images.only(sorted({*parts.images.indices, *beside}))
+    images = student.training_images
+    pool = images.only(sorted({*images.indices, *beside}))
     return FileTeacher(recipe.teacher.file, setup.classes, pool)
 
 
-def teaching_of(teacher: AnyTeacher, parts: StudentParts) -> Teaching:
-    """Teaching by a teacher, with its stored features if the recipe stores them."""
-    if isinstance(teacher, FileTeacher):
-        return Teaching(teacher)
-    spec = parts.setup.loaded.recipe.student
-    assert spec is not None  # its parts were read from it
-    return Teaching(
-        teacher,
-        _store_filler(teacher, parts) if spec.views else None,
-    )
+def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
+    """The finished run, of any kind, that the recipe names as its teacher; None if it names none.
+
+    Raises:
+        RecipeError: there is no such run, or the recipe has no teacher section.
+    """
+    spec = loaded.recipe.teacher
+    if spec is None:
+        raise RecipeError(
+            "The recipe has no teacher section, but a student learns from a teacher.\n  Add one."
+        )
+    if spec.run is None:
+        return None
+    run = find_run(str(spec.run), workspace.root)
+    if not run.is_finished:
+        raise RecipeError(
+            f"{loaded.lines.where(('teacher', 'run'))}: {spec.run} is not a finished run.\n"
+            "  `kdedge runs` lists all runs; `kdedge teach` trains a teacher."
+        )
+    return run
 
 
-def _store_filler(teacher: ModelTeacher, parts: StudentParts) -> StoreFiller:
+def open_teacher(run: RunFolder, student: Job) -> ModelTeacher:
+    """Opens a finished run as a student's teacher, for the student's class list.
+
+    Raises:
+        RecipeError: its method cannot teach this student.
+    """
+    model = load_run(run, student.setup.workspace, names=student.setup.classes.names)
+    check_teaches(model.setup, student.setup)
+    return ModelTeacher(model, model.features_provenance, model.vectors_provenance, run.name)
+
+
+def find_teacher(
+    named: RunFolder | None, student: Job
+) -> tuple[RunFolder | Job | None, AnyTeacher]:
+    """A student's teacher: its run, or the job that trains it, or None for a file; and opened.
+
+    A run is the one that the recipe names, or a finished one of the same job. A teacher that is to
+    be trained is opened untrained, to try steps: they take as long as with a trained one.
+
+    Args:
+        named: from `named_teacher`.
+        student: its job, still without a teacher.
+
+    Raises:
+        RecipeError: the teacher cannot teach this student.
+    """
+    teacher = file_teacher(student)
+    if teacher is not None:
+        return None, teacher
+    if named is not None:
+        return named, open_teacher(named, student)
+    workspace = student.setup.workspace
+    job = teacher_job(student.setup.loaded, workspace)
+    run = workspace.group.on_rank0(partial(finished_run, workspace.root, job.key()))
+    if run is not None:
+        return run, open_teacher(run, student)
+    provenance = features_provenance(job.setup, "untrained")
+    return job, ModelTeacher(job.model(), provenance, provenance)
+
+
+def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
     """Stores a teacher's features."""
-    setup = parts.setup
+    setup, images = student.setup, student.training_images
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     # What is solved in one pass sees images as in evaluation, and so does its teacher
     is_solved = setup.choice.is_solved
-    asked = teacher.model if is_solved else as_prepared_for(setup.backbone, teacher.model)
-    own_seed = own_view_seed(recipe)
-    seed = recipe.seed if own_seed is None else own_seed
+    asked = teacher.model if is_solved else teacher_for(setup.backbone, teacher.model)
     augment = None
     if not is_solved:
+        seed = view_seed(recipe)
         augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     description = describe_store(
         provenance=teacher.features_provenance,
-        images=parts.images,
+        images=images,
         preprocess=asked.preprocess,
         augment=augment,
         precision=optim.precision,
@@ -164,15 +204,15 @@ def _store_filler(teacher: ModelTeacher, parts: StudentParts) -> StoreFiller:
     store = TeacherStore(
         setup.workspace.teacher_stores,
         description,
-        indices=parts.images.indices,
+        indices=images.indices,
         dim=teacher.dim,
         n_views=n_stored_views(recipe, setup.choice),
-        digests=parts.images.digests,
+        digests=images.digests,
     )
     return StoreFiller(
         store=store,
         teacher=asked,
-        source=parts.images.source,
+        source=images.source,
         augment=augment,
         precision=optim.precision,
         n_workers=optim.n_workers,
@@ -196,4 +236,20 @@ def _open_prepared(
     student, teacher = open_role(loaded, "student", root, share), open_run(run, names, root, share)
     if student.choice.is_solved:
         return teacher
-    return as_prepared_for(student.backbone, teacher)
+    return teacher_for(student.backbone, teacher)
+
+
+def workspace_of(root: Path, share: Share) -> Workspace:
+    """A worker's own workspace, on its share of the machine."""
+    torch.set_num_threads(share.n_cores)
+    return Workspace(root, choose_device(share.device))
+
+
+def open_role(loaded: LoadedRecipe, role: Role, root: Path, share: Share) -> RoleSetup:
+    """One of a recipe's models, as the recipe describes it."""
+    return set_up_role(loaded, role, workspace_of(root, share))
+
+
+def open_run(run: Path, names: Sequence[str], root: Path, share: Share) -> RunModel:
+    """A finished run as a model of a class list."""
+    return load_run(RunFolder.open(run), workspace_of(root, share), names=names)

@@ -14,9 +14,8 @@ from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.held_out import held_out_of
-from kdedge.training.job.job import Job, LabeledImages, TrainingData
-from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
+from kdedge.training.job import Job, TrainingData, held_out_job
+from kdedge.training.pseudo_labels.labels import read_for
 from kdedge.training.pseudo_labels.rounds import trial_labels
 from kdedge.training.quick_look import keep_look, quick_look
 from kdedge.training.run_job import run_job
@@ -69,7 +68,7 @@ def labeled_job(setup: RoleSetup) -> Job:
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
     data = _training_data(setup, images)  # before validation images: the order of draws matters
-    job = Job(setup, _with_sentences(setup, data), held_out_of(setup, images, data))
+    job = held_out_job(setup, images, _with_sentences(setup, data))
     if data.pool is not None:
         trial_labels(job)  # raises an error if the pool has too few images
     return job
@@ -93,40 +92,29 @@ def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         pool = images.require("unlabeled", f"{setup.choice.name} learns from unlabeled images")
     if not sees.labels:
         return TrainingData(pool=pool) if has_rounds else TrainingData(images=pool)
-    data = _labeled_data(setup, images)
+    data = labeled_data(setup, images)
     if pool is None or data.images is None:
         return data
     if has_rounds:
         return replace(data, pool=pool.without(data.images))
-    labeled = LabeledImages(data.images, data.labels or {})
-    return replace(data, images=pool, labels=None, labeled=labeled)
+    return replace(data, images=pool, labeled=data.images)
 
 
-def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None:
-    """The labeled images of a student whose method also learns from labeled images, else None."""
-    if not setup.choice.sees.labels:
-        return None
-    data = _labeled_data(setup, images)
-    assert data.images is not None  # there is no other source of labels
-    return LabeledImages(data.images, data.labels or {})
-
-
-def _labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
+def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """Labeled images, with the images of the recipe's pseudo-labels."""
     spec = setup.loaded.recipe.data
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
-    labeled, labels = None, {}
+    labeled = None
     if spec.labeled is not None or spec.pseudo_labels is None:
         labeled = images.labeled(setup.role)
         labels = {index: label_of[label] for index, label in labeled.source_labels().items()}
+        labeled = replace(labeled, labels=labels)
     if spec.pseudo_labels is None:
-        return TrainingData(labeled, labels)
+        return TrainingData(labeled)
     pool = images.require("unlabeled", "data.pseudo_labels is of its images")
-    pseudo, given = labels_of_file(spec.pseudo_labels, pool, setup.classes)
+    pseudo = pool.labeled_as(read_for(pool, spec.pseudo_labels, classes=setup.classes))
     if labeled is not None:
         pseudo = pseudo.without(labeled)
-        given = {index: given[index] for index in pseudo.indices}
-    labeled, labels, _ = with_pseudo_labeled(labeled, labels, pseudo, given)
-    return TrainingData(
-        labeled, labels, hashes={"pseudo_labels": sha256_json(sorted(given.items()))}
-    )
+    assert pseudo.labels is not None
+    hashes = {"pseudo_labels": sha256_json(sorted(pseudo.labels.items()))}
+    return TrainingData(labeled.with_those_of(pseudo) if labeled else pseudo, hashes=hashes)

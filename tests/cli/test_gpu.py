@@ -19,11 +19,10 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.device import choose_device
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
-from kdedge.training.find_teacher import open_teacher
-from kdedge.training.job.job import Job, batches_of
+from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
 from kdedge.training.pseudo_labels.rounds import trial_round
-from kdedge.training.student import student_job, student_parts, teaching_of
+from kdedge.training.student import open_teacher, student_job, taught
 
 Run = Callable[..., Any]
 OPTIM = "optim={epochs: 2, batch_size: 8, lr: %s, warmup_epochs: 0, precision: %s}"
@@ -152,9 +151,8 @@ def make_job(name: str, precision: str) -> Job:
     if name in BASELINES:
         job = baseline_job(loaded, workspace, name)
         return job if job.data.pool is None else trial_round(job)
-    parts = student_parts(loaded, workspace)
-    known = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
-    return student_job(parts, teaching_of(known, parts))
+    student = student_job(loaded, workspace)
+    return taught(student, open_teacher(RunFolder.open(Path("runs/tiny/01")), student))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +167,7 @@ def test_a_step_waits_for_the_gpu_once(trained: Path, gpu: Any, name: str, preci
         job.method.module.train()
         stepper = Stepper(job.method, job.choice.optim, job.device)
         stored = None if job.filler is None else lambda positions, view: torch.ones(2, 40)
-        batches = batches_of(job, 1, 0, features=stored)
+        batches = job.batches(1, 0, features=stored)
         for _ in range(3):  # of LaFTer the first learns texts, and the second finds them learned
             simulated.waits.clear()
             simulated.pageable.clear()

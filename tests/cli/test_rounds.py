@@ -19,7 +19,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
-from kdedge.training.job.job import Job, zero_shot_model
+from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.pseudo_labels.labels import pool_probabilities
 from kdedge.training.pseudo_labels.rounds import RoundFolder, job_of_round, train_rounds
 

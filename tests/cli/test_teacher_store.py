@@ -19,9 +19,8 @@ from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
-from kdedge.training.find_teacher import open_teacher
 from kdedge.training.run_job import run_job
-from kdedge.training.student import student_job, student_parts, teaching_of
+from kdedge.training.student import open_teacher, student_job, taught
 
 CPU = torch.device("cpu")
 Start = Callable[..., Any]
@@ -50,11 +49,10 @@ class Counted:
 def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     """Distills from tiny/01 with a counted teacher."""
     loaded = load_recipe("r.yaml", parse_overrides(("teacher.run=runs/tiny/01", *overrides)))
-    parts = student_parts(loaded, Workspace(Path("runs"), CPU))
-    known = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
+    student = student_job(loaded, Workspace(Path("runs"), CPU))
+    known = open_teacher(RunFolder.open(Path("runs/tiny/01")), student)
     teacher: Any = Counted(known.model)
-    teaching = teaching_of(replace(known, model=teacher), parts)
-    return run_job(student_job(parts, teaching), resume=False), teacher
+    return run_job(taught(student, replace(known, model=teacher)), resume=False), teacher
 
 
 def stores() -> list[Path]:

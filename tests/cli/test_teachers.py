@@ -21,9 +21,8 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import distill
-from kdedge.training.find_teacher import find_teacher, named_teacher
-from kdedge.training.job.job import Job, batches_of
-from kdedge.training.student import student_job, student_parts, teaching_of
+from kdedge.training.job import Job
+from kdedge.training.student import find_teacher, named_teacher, student_job, taught
 
 NAMES = ("cat", "dog", "red fox", "school bus")
 PROBE = "{method: ridge, weights: student.pt}"
@@ -56,7 +55,7 @@ def write_probabilities(
             writer.writerow([item.key, *rng.dirichlet([0.5] * len(names))])
 
 
-def taught(recipe: str, *overrides: str) -> RunFolder:
+def distilled(recipe: str, *overrides: str) -> RunFolder:
     _, student = distill(
         load_recipe(recipe, parse_overrides(overrides)), Workspace(Path("runs"), CPU)
     )
@@ -68,9 +67,9 @@ def job_of(recipe: str, *overrides: str) -> Job:
         load_recipe(recipe, parse_overrides(overrides)),
         Workspace(Path("runs"), CPU),
     )
-    parts = student_parts(loaded, workspace)
-    _, teacher = find_teacher(named_teacher(loaded, workspace), parts)
-    return student_job(parts, teaching_of(teacher, parts))
+    student = student_job(loaded, workspace)
+    _, teacher = find_teacher(named_teacher(loaded, workspace), student)
+    return taught(student, teacher)
 
 
 def record(run: RunFolder) -> dict[str, Any]:
@@ -82,19 +81,19 @@ def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
 ) -> None:
     shutil.copy(write_clip({**tiny_sizes, "image_size": 24}, tag=3), "small.pt")
     recipe = write_recipe(PROBE.replace("student.pt", "small.pt"))  # prepares images otherwise
-    stored = taught(recipe, "student.views=2")
+    stored = distilled(recipe, "student.views=2")
     job = job_of(recipe, "student.views=2")
     assert job.filler is not None
     assert not job.filler.store.load(job.filler.store.chunks())
-    teacher = job.teaching.teacher.for_student(job.setup.backbone)
-    warm, live = (next(batches_of(job, 2, 3, features=f)) for f in (job.filler.store.read, None))
+    teacher = job.prepared_teacher
+    warm, live = (next(job.batches(2, 3, features=f)) for f in (job.filler.store.read, None))
     assert torch.equal(warm.images, live.images)
     assert torch.equal(teacher.class_vectors(), torch.eye(4))
     kept = teacher.teacher_logits(warm.teacher_features, warm.keys)
     asked = teacher.teacher_logits(teacher.forward_features(live.images), live.keys)
     assert kept.shape == (4, 4)
     torch.testing.assert_close(kept.softmax(1), asked.softmax(1), atol=0.01, rtol=0)
-    again = taught(recipe, "student.views=2", "name=again")
+    again = distilled(recipe, "student.views=2", "name=again")
     assert again.weights.read_bytes() == stored.weights.read_bytes()
     probe = RunFolder.open(Path("runs/tiny/03"))
     assert read_evaluation(stored)["teacher"] == read_evaluation(probe)["teacher"]
@@ -102,7 +101,7 @@ def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
 
 def test_a_teacher_with_class_vectors_gives_its_cosines(trained: Path) -> None:
     job = job_of("r.yaml")
-    teacher = job.teaching.teacher.for_student(job.setup.backbone)
+    teacher = job.prepared_teacher
     features = torch.nn.functional.normalize(torch.randn(3, teacher.class_vectors().shape[1]))
     expected = teacher.scale * features @ teacher.class_vectors().T
     torch.testing.assert_close(teacher.teacher_logits(features, ("a", "b", "c")), expected)
@@ -122,8 +121,8 @@ def test_a_file_of_probabilities_teaches_and_is_judged(trained: Path, kdedge: An
     assert again.teacher is not None
     assert again.teacher.file == Path("pool.csv").absolute()
     job = job_of("t.yaml")
-    batch = next(batches_of(job, 1, 0))
-    teacher = job.teaching.teacher.for_student(job.setup.backbone)
+    batch = next(job.batches(1, 0))
+    teacher = job.prepared_teacher
     found = teacher.teacher_logits(teacher.forward_features(batch.images), batch.keys)
     lines = {row[0]: row[1:] for row in csv.reader(Path("pool.csv").read_text().splitlines())}
     expected = torch.tensor([[float(value) for value in lines[key]] for key in batch.keys])
@@ -141,13 +140,13 @@ def test_a_file_is_measured_where_the_test_images_are_among_its_images(trained: 
     for path in Path("test").rglob("*.jpg"):
         shutil.copy(path, f"pool/{path.parent.name}-{path.name}")
     write_probabilities("pool.csv", "pool")
-    run = taught(write_recipe(FILE), "data.unlabeled.include_test=true")
+    run = distilled(write_recipe(FILE), "data.unlabeled.include_test=true")
     assert "teacher" in read_evaluation(run)
 
 
 def test_a_student_may_teach(trained: Path) -> None:
     recipe = write_recipe("{run: runs/tiny/02}", has_own_texts=False)
-    student = taught(recipe, "student.views=1", "data.split=base-to-novel")
+    student = distilled(recipe, "student.views=1", "data.split=base-to-novel")
     assert (
         read_evaluation(student)["teacher"]
         == read_evaluation(RunFolder.open(Path("runs/tiny/02")))["student"]
@@ -159,7 +158,7 @@ def test_class_lists_in_another_order_go_by_name(trained: Path, kdedge: Any) -> 
     assert kdedge("teach", write_recipe(PROBE)).code == 0
     recipe = write_recipe("{run: runs/tiny/03}")
     Path("turned.txt").write_text("\n".join(reversed(NAMES)) + "\n")
-    runs = [taught(recipe, *other) for other in ((), ("classes.file=turned.txt",))]
+    runs = [distilled(recipe, *other) for other in ((), ("classes.file=turned.txt",))]
     one, other = (read_evaluation(run)["teacher"] for run in runs)
     assert (one.all, one.per_class) == (other.all, other.per_class)
 

@@ -15,11 +15,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from kdedge.data.images import Images
 from kdedge.data.loader import (
-    EpochPart,
-    ImageSet,
-    LabeledStream,
-    Loading,
     Preparation,
     choose_n_workers,
     evaluation_batches,
@@ -47,23 +44,19 @@ def labels_of(source):
 
 def batches(source, indices=range(23), labeled=None, **changes):
     """One epoch, with the values of all parts by their names."""
-
-    def chosen(kind, **defaults):
-        names = kind.__dataclass_fields__
-        return kind(**defaults | {k: changes.pop(k) for k in names if k in changes})
-
-    images = chosen(ImageSet, source=source, indices=indices, labels=labels_of(source))
+    options = {"seed": 1, "epoch": 0, "batch_size": 4} | changes
     augment = Augmentation(
-        changes.pop("view_seed", changes.get("seed", 1)),
-        changes.pop("crop_scale_min", 0.08),
-        changes.pop("flip", True),
-        changes.pop("strong_views", False),
+        options.pop("view_seed", options["seed"]),
+        options.pop("crop_scale_min", 0.08),
+        options.pop("flip", True),
+        options.pop("strong_views", False),
     )
-    preparation = chosen(Preparation, preprocess=PREPROCESS, augment=augment)
-    part = chosen(EpochPart, seed=1, epoch=0, batch_size=4)
-    loading = chosen(Loading)
-    assert not changes
-    return list(training_batches(images, preparation, part, loading, labeled=labeled))
+    images = Images(source, indices, labels=options.pop("labels", labels_of(source)))
+    preparation = Preparation(PREPROCESS, augment, options.pop("with_clean", False))
+    if labeled is not None:
+        other, options["labeled_batch_size"] = labeled
+        options["labeled"] = Images(other, range(len(other.labels)), labels=labels_of(other))
+    return list(training_batches(images, preparation, **options))
 
 
 def assert_same(expected, actual):
@@ -193,7 +186,7 @@ def slow_stream(seed, n_images, batch_size):
 def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
     """Seven labeled images, three a step: each pass ends within a batch."""
     other = listed([0, 1, 2, 0, 1, 2, 0])
-    beside = LabeledStream(ImageSet(other, range(7), labels=labels_of(other)), 3)
+    beside = other, 3
     options = {"labels": None, "with_clean": True, "n_workers": n_workers}
     slow = slow_stream(1, 7, 3)
     seen = []
@@ -232,14 +225,14 @@ def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
 
 def test_more_labeled_images_a_step_than_there_are_come_more_than_once(source, listed):
     other = listed([0, 1])
-    beside = LabeledStream(ImageSet(other, range(2), labels=labels_of(other)), 5)
+    beside = other, 5
     (batch, *_) = batches(source, labels=None, labeled=beside, epoch=1)
     assert sorted(batch.labeled.labels.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 1, 1, 1])
 
 
 def test_starting_at_a_step_continues_the_labeled_stream_too(source, listed):
     other = listed([0, 1, 2, 0, 1, 2, 0])
-    beside = LabeledStream(ImageSet(other, range(7), labels=labels_of(other)), 3)
+    beside = other, 3
     options = {"labels": None, "labeled": beside, "epoch": 2}
     full = batches(source, **options)
     for first_step in (1, 4, 5):
@@ -253,7 +246,7 @@ def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed)
         return torch.tensor([[position, view] for position in positions], dtype=torch.float32)
 
     other = listed([0, 1, 2])
-    beside = LabeledStream(ImageSet(other, range(3), labels=labels_of(other)), 2)
+    beside = other, 2
     options = {"labels": None, "labeled": beside, "teacher_features": read}
     for batch in batches(source, epoch=3, view=2, **options):
         own = [int(key.removeprefix("image-")) for key in batch.keys]
@@ -263,7 +256,7 @@ def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed)
 
 def test_processes_share_both_parts_of_a_batch(source, listed):
     other = listed([0, 1, 2, 0, 1, 2, 0])
-    beside = LabeledStream(ImageSet(other, range(7), labels=labels_of(other)), 3)
+    beside = other, 3
     options = {"labels": None, "labeled": beside, "epoch": 1}
     shares = [batches(source, group=ProcessGroup(rank, 2), **options) for rank in range(2)]
     for step, full in enumerate(batches(source, **options)):
@@ -281,7 +274,7 @@ def test_processes_share_both_parts_of_a_batch(source, listed):
 
 def test_a_mixed_batch_moves_and_splits_with_its_labeled_part(source, listed):
     other = listed([0, 1, 2])
-    beside = LabeledStream(ImageSet(other, range(3), labels=labels_of(other)), 2)
+    beside = other, 2
     (batch, *_) = batches(source, labels=None, labeled=beside, epoch=1)
     moved = batch.to(torch.device("meta")).in_micro_batches(2)
     assert {moved.images.device.type, moved.labeled.images.device.type} == {"meta"}
@@ -457,6 +450,7 @@ def test_one_process_starts_the_workers_of_all_epochs(tmp_path):
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
+from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.sources.folder import open_source
 from kdedge.runtime.preprocess import Preprocess

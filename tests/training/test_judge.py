@@ -36,7 +36,7 @@ def job_of(role: str, *, is_solved: bool = False) -> Any:
         setup=SimpleNamespace(role=role),
         choice=SimpleNamespace(is_solved=is_solved),
         data=SimpleNamespace(images=images("pool"), pool=None),
-        held_out=SimpleNamespace(test=images("test")),
+        test=images("test"),
     )
 
 

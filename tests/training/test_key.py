@@ -8,7 +8,7 @@ import pytest
 
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.setup.method import Role, choose_method
-from kdedge.training.job.key import job_key
+from kdedge.training.job import job_key
 
 RECIPE = """\
 name: tiny

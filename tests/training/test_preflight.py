@@ -24,10 +24,10 @@ from kdedge.errors import DivergedError
 from kdedge.methods import promptsrc
 from kdedge.methods.protocol import StepOutput
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job.job import Job, batches_of
-from kdedge.training.job.trial import trial_steps
+from kdedge.training.job import Job
 from kdedge.training.preflight import check, estimate_seconds, memory
 from kdedge.training.teach import teacher_job
+from kdedge.training.trial import trial_steps
 
 CPU = torch.device("cpu")
 READ_S = 0.03
@@ -111,7 +111,7 @@ def test_trial_steps_take_the_rates_of_the_first_steps(job: Job, tmp_path: Path)
 
 def test_trial_steps_move_the_weights_while_they_last(job: Job) -> None:
     losses = []
-    first = next(batches_of(job, 1, 0))
+    first = next(job.batches(1, 0))
 
     class OfOneBatch(promptsrc.Method):
         def training_step(self, _: Batch) -> StepOutput:

@@ -21,9 +21,8 @@ from kdedge.methods.protocol import StepOutput
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
-from kdedge.training.find_teacher import named_teacher
-from kdedge.training.job.job import HeldOut
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
+from kdedge.training.student import named_teacher
 from kdedge.training.teach import teacher_job
 
 
@@ -63,7 +62,7 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
     test = Images(Ending(), (0,), (), {0: "0" * 64})
-    job = replace(baseline_job(load_recipe(recipe), workspace), held_out=HeldOut(test=test))
+    job = replace(baseline_job(load_recipe(recipe), workspace), test=test)
     with pytest.raises(Interrupted) as caught:
         run_job(job, resume=False)
     assert caught.value.exit_code == code

@@ -13,7 +13,7 @@ from PIL import Image
 from kdedge.clip.backbone import Backbone
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess, normalize, resize_and_crop
-from kdedge.training.teacher_input import teacher_for
+from kdedge.training.teachers import teacher_for
 
 
 class Teacher:
@@ -62,7 +62,9 @@ def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
     teacher: Teacher,
 ) -> None:
     same = replace(teacher.preprocess, interpolation="bilinear", resize_mode="squash")
-    assert teacher_for(Student(same), teacher) is teacher
+    assert teacher_for(Student(teacher.preprocess), teacher) is teacher
+    view, images = teacher_for(Student(same), teacher), prepared(same)
+    assert torch.equal(view.forward_features(images), teacher.forward_features(images))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from kdedge.clip.tensor_file import write_tensors
-from kdedge.data.loader import EpochPart, ImageSet, Preparation, training_batches
+from kdedge.data.images import Images
+from kdedge.data.loader import Preparation, training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.teacher_store.store import Chunk, TeacherStore
@@ -33,9 +34,13 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     filler = filling.make_filler(tmp_path)
     filler.fill()
     batches = training_batches(
-        ImageSet(filler.source, filler.store.indices, teacher_features=filler.store.read),
+        Images(filler.source, filler.store.indices),
         Preparation(filler.teacher.preprocess, Augmentation(1, 0.5, flip=True)),
-        EpochPart(seed=5, epoch=4, batch_size=64, view=2),
+        seed=5,
+        epoch=4,
+        batch_size=64,
+        view=2,
+        teacher_features=filler.store.read,
     )
     for batch in batches:
         expected = filling.SlowTeacher().forward_features(batch.images)

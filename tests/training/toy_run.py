@@ -26,7 +26,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
 from kdedge.runs.folder import RunFolder
 from kdedge.training.loop.selection import TrainingResult
-from kdedge.training.loop.train import Epochs, train
+from kdedge.training.loop.train import train
 
 N_STEPS = 7
 N_CLASSES = 3
@@ -99,14 +99,15 @@ def make_run(root: Path, **provenance: Any) -> RunFolder:
 
 def train_toy(run: RunFolder, method: ToyMethod, **others: Any) -> TrainingResult:
     """Trains with what is not given filled in."""
-    epochs = Epochs(others.pop("batches", batches), others.pop("n_steps", N_STEPS))
     given = {
+        "batches": batches,
+        "n_steps": N_STEPS,
         "settings": make_settings(),
         "validate": None,
         "device": torch.device("cpu"),
         **others,
     }
-    return train(method, epochs, run=run, **given)
+    return train(method, run=run, **given)
 
 
 def seed_everything(seed: int) -> None:

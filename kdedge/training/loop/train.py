@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,23 +39,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Epochs:
-    """The batches of all epochs.
-
-    Attributes:
-        batches: gives batches that depend on epoch and step alone. It must not draw from the
-            global random generators, as a method may draw from them.
-        n_steps: steps per epoch.
-    """
-
-    batches: Batches
-    n_steps: int
-
-
 def train(
     method: Method,
-    epochs: Epochs,
+    batches: Batches,
+    n_steps: int,
     *,
     settings: OptimSettings,
     run: RunFolder,
@@ -73,7 +59,9 @@ def train(
 
     Args:
         method: on `device`; the caller seeds its generators and initial values.
-        epochs: the batches; each process gets its shard.
+        batches: gives batches that depend on epoch and step alone; each process gets its shard. It
+            must not draw from the global random generators, as a method may draw from them.
+        n_steps: steps per epoch.
         settings: with every value set.
         run: the run folder; the caller holds its lock.
         validate: gives the method's current accuracy in percent. Called by rank 0 alone, in
@@ -96,7 +84,6 @@ def train(
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
     own = decisive_settings(settings)
-    n_steps = epochs.n_steps
     training = Training(
         method,
         settings,
@@ -118,7 +105,7 @@ def train(
     with StopSignals() as stop, training.open_log() as log:
         training.save()
         while training.epoch <= settings.epochs:
-            training.run_epoch(epochs.batches, stop=stop, log=log)
+            training.run_epoch(batches, stop=stop, log=log)
             training.close_epoch(validate, log=log)
             training.save()
             training.check_stop(stop)

@@ -31,24 +31,6 @@ def positions_of(pool: Images) -> dict[str, int]:
     return {pool.source.items[index].key: index for index in pool.indices}
 
 
-def labels_of_file(path: Path, pool: Images, classes: Classes) -> tuple[Images, dict[int, int]]:
-    """The unlabeled images that a file of pseudo-labels names, and their classes.
-
-    Args:
-        path: the file.
-        pool: the recipe's unlabeled images.
-        classes: the class list.
-
-    Returns:
-        The images in the order of their source, and position in the source -> class.
-
-    Raises:
-        DataError: the file is for other classes or images, or a line of it is wrong.
-    """
-    chosen = read_for(pool, path, classes=classes)
-    return pool.only(sorted(chosen)), chosen
-
-
 def pool_probabilities(model: Model, pool: Images) -> Probabilities:
     """[N, C]: softmax over all classes for the images in use, preprocessed as on the device.
 
@@ -146,24 +128,3 @@ def accuracy_percent(labels: Mapping[int, int], truth: Mapping[int, int] | None)
     """
     known = [truth[i] == label for i, label in labels.items() if i in truth] if truth else []
     return 100 * sum(known) / len(known) if known else None
-
-
-def with_pseudo_labeled(
-    images: Images | None, labels: Mapping[int, int], pseudo: Images, given: Mapping[int, int]
-) -> tuple[Images, dict[int, int], int]:
-    """Appends pseudo-labeled images to labeled ones.
-
-    Args:
-        images: labeled images; None if there are none.
-        labels: position in their source -> label.
-        pseudo: pseudo-labeled images.
-        given: position in their source -> pseudo-label.
-
-    Returns:
-        All images, position -> label, and the position of the first pseudo-labeled image.
-    """
-    if images is None:
-        return pseudo, dict(given), 0
-    first = len(images.source.items)
-    moved = {first + index: label for index, label in given.items()}
-    return images.with_those_of(pseudo), {**labels, **moved}, first

@@ -24,7 +24,7 @@ from kdedge.files import explain_os_error, sha256_json
 from kdedge.methods.protocol import LabelsItsPool
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.protocol import Model
-from kdedge.training.job.job import Job, zero_shot_model
+from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.labels import (
@@ -34,7 +34,6 @@ from kdedge.training.pseudo_labels.labels import (
     read_for,
     true_labels,
     warn_of_unpredicted,
-    with_pseudo_labeled,
     write_for,
 )
 
@@ -122,17 +121,17 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         job: of a method that labels its pool.
         labels: position in the pool's source -> class.
     """
-    own = job.data.labels or {}
-    pseudo = _pool(job).only(sorted(labels))
-    images, all_labels, first = with_pseudo_labeled(job.data.images, own, pseudo, labels)
+    own, pseudo = job.data.images, _pool(job).labeled_as(labels)
+    n_labeled = 0 if own is None else len(own.indices)
+    first = 0 if own is None else len(own.source.items)
     labeler: type[LabelsItsPool] = job.choice.module.Method
 
     def weights(positions: Sequence[int]) -> Tensor:
         is_pseudo = torch.tensor([position >= first for position in positions])
-        return labeler.weigh(is_pseudo, n_labeled=len(own), n_pseudo=len(labels))
+        return labeler.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
-    data = replace(job.data, images=images, labels=all_labels, weights=weights, pool=None)
-    return job.with_data(data)
+    images = pseudo if own is None else own.with_those_of(pseudo)
+    return job.with_data(replace(job.data, images=images, weights=weights, pool=None))
 
 
 def trial_round(job: Job) -> Job:
@@ -209,7 +208,8 @@ def _train(
 ) -> TrainingResult:
     return train(
         job.method,
-        job.epochs(),
+        job.batches,
+        job.n_steps,
         settings=job.choice.optim,
         run=folder,
         validate=validate,

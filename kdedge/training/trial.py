@@ -13,7 +13,7 @@ import torch
 from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.errors import DivergedError
 from kdedge.methods.protocol import Method
-from kdedge.training.job.job import Job, batches_of
+from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.divergence import diverged
 from kdedge.training.loop.optim import learning_rate
@@ -64,7 +64,7 @@ def trial_steps(
 
 
 def _first_batches(job: Job, features: FeaturesOfViews | None) -> Generator[Batch, None, None]:
-    yield from batches_of(job, 1, 0, features=features)
+    yield from job.batches(1, 0, features)
 
 
 @contextlib.contextmanager

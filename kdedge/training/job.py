@@ -1,0 +1,311 @@
+"""What one run trains: a role's method, its images, and what it learns from; and its key.
+
+A job is cheap: its key is a hash of hashes, and the method is built on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from kdedge.config.recipe import Recipe
+from kdedge.data.batch import Batch, FeaturesOfViews, Weights
+from kdedge.data.classes import class_list_hash
+from kdedge.data.images import Images
+from kdedge.data.loader import Preparation, n_steps, training_batches
+from kdedge.data.views import Augmentation
+from kdedge.errors import RecipeError
+from kdedge.files import sha256_json
+from kdedge.methods import zeroshot
+from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
+from kdedge.progress import working
+from kdedge.runs.model import MethodModel
+from kdedge.runs.weights import class_vectors_provenance, hash_trained
+from kdedge.setup.classes import Classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.method import MethodChoice, Role, settings_record
+from kdedge.setup.role import RoleSetup
+from kdedge.training.loop.optim import check_fits, decisive_settings
+from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.teachers import AnyTeacher, ModelTeacher
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a method is trained on.
+
+    Attributes:
+        images: training images, with labels if they are trained on with them. None if the method
+            trains nothing, or learns only from pseudo-labels, which each round adds.
+        pool: unlabeled images that the method pseudo-labels in rounds, if it does.
+        labeled: labeled images added to each batch, for a method that learns from both kinds.
+        weights: weights of the images in the loss, if they differ.
+        sentences: sentences about each class, for a method that learns from texts.
+        hashes: further hashes of the training data, for the key.
+    """
+
+    images: Images | None = None
+    pool: Images | None = None
+    labeled: Images | None = None
+    weights: Weights | None = None
+    sentences: Sequence[Sequence[str]] | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Mapping[int, int] | None:
+        """Position in the source -> label of the training images; None without labels."""
+        return None if self.images is None else self.images.labels
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run trains.
+
+    Attributes:
+        setup: role, recipe, method, classes and backbone.
+        data: training data.
+        test: labeled images that accuracy is measured on.
+        validation: labeled images that select the best epoch.
+        teacher: the frozen teacher of a student; None without one.
+        filler: stores the teacher's features; None if it runs in every step.
+    """
+
+    setup: RoleSetup
+    data: TrainingData
+    test: Images | None = None
+    validation: Images | None = None
+    teacher: AnyTeacher | None = None
+    filler: StoreFiller | None = None
+
+    @cached_property
+    def method(self) -> Method:
+        """The method, built on first use with its first values."""
+        with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
+            teacher = None if self.teacher is None else self.prepared_teacher
+            method = self.setup.build(teacher=teacher)
+        if self.data.sentences is not None:
+            assert isinstance(method, LearnsFromTexts)  # else no texts were read
+            method.use_texts(self.data.sentences)
+        return method
+
+    @cached_property
+    def prepared_teacher(self) -> Teacher:
+        """The teacher, for a student's images; for any images if only its store is read."""
+        assert self.teacher is not None
+        if self.choice.is_solved and self.filler and isinstance(self.teacher, ModelTeacher):
+            return self.teacher.model
+        return self.teacher.for_student(self.setup.backbone)
+
+    def prepare(self) -> None:
+        """Builds the method and loads the teacher's weights, so that their errors are raised."""
+        if self.teacher is not None:
+            self.teacher.load()
+        check_fits(self.method, self.choice.optim)
+
+    def with_data(self, data: TrainingData) -> Job:
+        """The same job and method object with other training data."""
+        job = replace(self, data=data)
+        job.__dict__["method"] = self.method  # where cached_property keeps it
+        return job
+
+    @property
+    def n_steps(self) -> int:
+        """Steps per epoch."""
+        return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
+
+    def batches(
+        self, epoch: int, first_step: int, features: FeaturesOfViews | None = None
+    ) -> Iterator[Batch]:
+        """The training batches of an epoch (from 1), from a step (from 0) on.
+
+        Args:
+            epoch: from 1.
+            first_step: from 0.
+            features: stored features, which replace the teacher; the epochs cycle through their
+                views.
+        """
+        optim, setup = self.choice.optim, self.setup
+        n_views = optim.epochs if self.filler is None else self.filler.store.n_views
+        recipe = setup.loaded.recipe
+        seed = view_seed(recipe) if setup.role == "student" else recipe.seed
+        return training_batches(
+            self.training_images,
+            Preparation(
+                setup.backbone.preprocess,
+                Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views),
+                with_clean=self.choice.module.METHOD.needs_clean_images,
+            ),
+            seed=recipe.seed,
+            epoch=epoch,
+            batch_size=optim.batch_size,
+            first_step=first_step,
+            view=(epoch - 1) % n_views + 1,
+            teacher_features=features,
+            weights=self.data.weights,
+            labeled=self.data.labeled,
+            labeled_batch_size=optim.labeled_batch_size or optim.batch_size,
+            n_workers=optim.n_workers,
+            device=self.device,
+            group=setup.workspace.group,
+        )
+
+    def model(self) -> MethodModel:
+        """The method with its current weights, as a model."""
+        return MethodModel(self.setup, self.method)
+
+    @property
+    def choice(self) -> MethodChoice:
+        """The method with its settings."""
+        return self.setup.choice
+
+    @property
+    def classes(self) -> Classes:
+        """The class list."""
+        return self.setup.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the training."""
+        return self.setup.device
+
+    @property
+    def training_images(self) -> Images:
+        """The training images; only for a job that trains something."""
+        assert self.data.images is not None  # a method with parameters was given images
+        return self.data.images
+
+    @property
+    def selecting_images(self) -> Images | None:
+        """Images that select the best epoch: for validation, or test images of labeled classes."""
+        return self.validation or self._selecting_test_images
+
+    @property
+    def _selecting_test_images(self) -> Images | None:
+        if self.choice.optim.selection != "test" or self.test is None:
+            return None
+        return self.test.of_classes(self.classes.labeled)
+
+    def provenance(self) -> str:
+        """Provenance hash of the class vectors, with the tensors as they are now."""
+        if self.teacher is not None and not self.choice.settings.has_own_class_vectors:
+            return self.teacher.provenance
+        return class_vectors_provenance(self.setup, hash_trained(self.method), self.classes)
+
+    def hashes(self) -> dict[str, str]:
+        """Hashes of backbone, class list, images and teacher, by name."""
+        backbone = self.setup.backbone
+        lists = {
+            "image_list": self.data.images,
+            "labeled_list": self.data.labeled,
+            "unlabeled_list": self.data.pool,
+            "validation_list": self.validation,
+            "test_list": self._selecting_test_images,
+        }
+        return {
+            "backbone": backbone.identity,
+            "weights": backbone.weights_hash,
+            "class_list": class_list_hash(self.classes.names),
+            **{name: images.list_hash for name, images in lists.items() if images is not None},
+            **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
+            **({} if self.teacher is None else {"teacher": self.teacher.provenance}),
+            **self.data.hashes,
+        }
+
+    def key(self) -> str:
+        """The job's key: equal keys mean equal trained weights."""
+        return job_key(self.setup.role, self.setup.loaded.recipe, self.choice, self.hashes())
+
+
+def zero_shot_model(job: Job) -> MethodModel:
+    """Zero-shot CLIP with the recipe's template; the backbone must have a text encoder."""
+    choice = MethodChoice(
+        "zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim, job.setup.role
+    )
+    setup = replace(job.setup, choice=choice)
+    return MethodModel(setup, setup.build())
+
+
+def held_out_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
+    """The job of a role and its training images, which are drawn before those that are held out.
+
+    Warns if test images are trained on with their labels.
+
+    Raises:
+        RecipeError: the validation images that select an epoch are missing, or are test images.
+        DataError: the validation images have no image of a labeled class.
+    """
+    selection = setup.choice.optim.selection
+    job = Job(setup, data, images.test(selection), images.validation(selection))
+    if job.test is None:
+        return job
+    if job.validation is not None:
+        shared = job.validation.shared_with(job.test)
+        if shared:
+            raise RecipeError(
+                f"data.validation and data.test share {len(shared)} images, for example"
+                f" {job.validation.source.items[shared[0]].key}.\n"
+                "  Selecting an epoch on test images makes the test accuracy too high: use other"
+                " images as data.validation."
+            )
+    labeled = data.labeled or data.images
+    if labeled is None or labeled.labels is None:
+        return job
+    shared = labeled.shared_with(job.test)
+    if shared:
+        setup.workspace.warn_once(
+            f"{len(shared)} of the {len(labeled.indices)} labeled images that the {setup.role} is"
+            " trained on are also test images, for example"
+            f" {labeled.source.items[shared[0]].key}.\n"
+            "  Its test accuracy will be too high: remove them from data.labeled or data.test."
+        )
+    return job
+
+
+def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:
+    """Hash of everything that decides a run's final weights, and the offsets of its logits.
+
+    Args:
+        role: what is trained.
+        recipe: gives seed, template, split and views.
+        choice: the method, its settings and how it is optimized.
+        hashes: of backbone, class list, image lists and teacher, by name.
+    """
+    # A teacher's answers are not balanced: one teacher serves recipes with balance and without
+    balance = {}
+    if recipe.balance is not None and role != "teacher":
+        balance = {"balance": recipe.balance.model_dump(mode="json")}
+    views: dict[str, int] = {}
+    if role == "student":
+        seed = view_seed(recipe)
+        views |= {} if seed == recipe.seed else {"view_seed": seed}
+        views |= {"views": n_stored_views(recipe, choice)} if "teacher_store" in hashes else {}
+    return sha256_json(
+        {
+            "role": role,
+            **settings_record(choice),
+            "optim": decisive_settings(choice.optim),
+            "template": recipe.classes.template,
+            "split": recipe.data.split,
+            "seed": recipe.seed,
+            **balance,
+            **views,
+            **hashes,
+        }
+    )
+
+
+def view_seed(recipe: Recipe) -> int:
+    """The seed of the student's crops and flips; the recipe's, unless it has one of its own."""
+    own = None if recipe.student is None else recipe.student.view_seed
+    return recipe.seed if own is None else own
+
+
+def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
+    """Views per image in a student's teacher store; at most the number of epochs."""
+    assert recipe.student is not None  # its method was chosen
+    if choice.is_solved:
+        return 1
+    return min(recipe.student.views, choice.optim.epochs)

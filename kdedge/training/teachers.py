@@ -1,0 +1,181 @@
+"""A student's frozen teacher: a run of kdedge, or a file of probabilities of any other model.
+
+A student's images have the student's size and normalization; its teacher gets the same crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdedge.clip.find import FoundBackbone
+from kdedge.data.images import Images
+from kdedge.data.probabilities import read_probabilities
+from kdedge.errors import RecipeError
+from kdedge.methods.protocol import Teacher
+from kdedge.runs.model import MethodModel, RunModel
+from kdedge.runs.protocol import Model
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.setup.classes import Classes
+from kdedge.setup.sizes import larger_teacher
+
+
+@dataclass(frozen=True)
+class ModelTeacher:
+    """A frozen model that teaches.
+
+    Attributes:
+        model: a run, or a method that is not trained yet.
+        features_provenance: hash of what its image features depend on.
+        provenance: hash of what its class vectors, or its classifier, depend on.
+        run: name of its run; None where it is not trained.
+    """
+
+    model: MethodModel | RunModel
+    features_provenance: str
+    provenance: str
+    run: str | None = None
+
+    @property
+    def dim(self) -> int:
+        """D, the size of its image features."""
+        setup = self.model.setup
+        if setup.role == "student" or setup.choice.settings.gives_logits:
+            return self.model.class_vectors().shape[1]
+        return setup.backbone.embed_dim
+
+    def for_student(self, student: FoundBackbone) -> Model | PreparedForStudent:
+        """What teaches, for images that were prepared for a student; see `teacher_for`."""
+        return teacher_for(student, self.model)
+
+    def load(self) -> None:
+        """Loads its weights, so that their errors are raised."""
+        _ = self.model.scale
+
+
+class FileTeacher:
+    """The probabilities that a file holds, as a teacher without image features.
+
+    It has one answer for an image, whatever its crop. Training looks images up by their keys.
+    Images that are measured are looked up by their contents, so that labeled images are found where
+    they are among the unlabeled ones.
+
+    Args:
+        path: the file.
+        classes: the student's class list.
+        unlabeled: all images of `data.unlabeled`, those that are held out too.
+
+    Attributes:
+        provenance: hash of what it teaches.
+
+    Raises:
+        DataError: the file is wrong, or lacks an image.
+    """
+
+    run: str | None = None
+    scale = 1.0
+
+    def __init__(self, path: Path, classes: Classes, unlabeled: Images) -> None:
+        keys = [unlabeled.source.items[index].key for index in unlabeled.indices]
+        found = read_probabilities(path, keys=keys, class_names=classes.names)
+        self.provenance = found.sha256
+        # Logarithms, whose softmax gives the probabilities back; of 0, the smallest number's
+        smallest = torch.finfo(torch.float32).tiny
+        self._logits = torch.from_numpy(found.values).clamp_min(smallest).log()
+        self._row_of_key = found.rows
+        self._row_of_contents = {
+            unlabeled.digests[index]: row for row, index in enumerate(unlabeled.indices)
+        }
+
+    def load(self) -> None:
+        """Nothing: it is read already."""
+
+    def for_student(self, student: FoundBackbone) -> Teacher:
+        """Itself, as it reads no pixels."""
+        return self
+
+    def class_vectors(self) -> Tensor:
+        """[C, 0]: it has none."""
+        return torch.empty(self._logits.shape[1], 0)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 0]: it has none."""
+        return images.new_empty(len(images), 0)
+
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """[B, C], log-probabilities of unlabeled images, by their keys alone."""
+        return self._logits[[self._row_of_key[key] for key in keys]].to(features.device)
+
+    def can_answer(self, images: Images) -> bool:
+        """Whether it has an answer for each of these images."""
+        return all(images.digests[index] in self._row_of_contents for index in images.indices)
+
+    def logits_of(self, images: Images) -> Tensor:
+        """[N, C], log-probabilities of images that it can answer, on the CPU."""
+        rows = [self._row_of_contents[images.digests[index]] for index in images.indices]
+        return self._logits[rows]
+
+
+AnyTeacher = ModelTeacher | FileTeacher
+
+
+def teacher_for(student: FoundBackbone, teacher: Model) -> Model | PreparedForStudent:
+    """The teacher for images that were prepared for a student; itself if both prepare them alike.
+
+    Raises:
+        RecipeError: the teacher needs larger images than the student.
+    """
+    if teacher.preprocess == student.preprocess:
+        return teacher
+    if teacher.preprocess.size_px > student.preprocess.size_px:
+        raise RecipeError(larger_teacher(teacher.preprocess.size_px, student))
+    return PreparedForStudent(teacher, student.preprocess)
+
+
+class PreparedForStudent:
+    """A teacher that converts a student's images to its own size and normalization.
+
+    Attributes:
+        preprocess: the student's.
+        device: where it takes images.
+    """
+
+    def __init__(self, teacher: Model, preprocess: Preprocess) -> None:
+        self._teacher, self.preprocess, self.device = teacher, preprocess, teacher.device
+        ours, theirs = preprocess, teacher.preprocess
+        self._is_equal = (theirs.size_px, theirs.mean, theirs.std) == (
+            *(ours.size_px, ours.mean, ours.std),
+        )
+        self._our_mean, self._our_std, self._mean, self._std = (
+            torch.tensor(values, device=teacher.device).view(3, 1, 1)
+            for values in (ours.mean, ours.std, theirs.mean, theirs.std)
+        )
+
+    @property
+    def scale(self) -> float:
+        """The teacher's."""
+        return self._teacher.scale
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher]."""
+        return self._teacher.class_vectors()
+
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """[B, D_teacher] -> [B, C]."""
+        return self._teacher.teacher_logits(features, keys)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalized for the student -> [B, D_teacher], unit length."""
+        if self._is_equal:  # they differ in resizing alone, which is done
+            return self._teacher.forward_features(images)
+        pixels = images * self._our_std + self._our_mean  # 0-1
+        size_px = self._teacher.preprocess.size_px
+        if pixels.shape[-1] != size_px:
+            size = (size_px, size_px)
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        return self._teacher.forward_features((pixels - self._mean) / self._std)
