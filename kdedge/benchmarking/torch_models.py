@@ -20,7 +20,7 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods.cocoop import Method as CoCoOp
-from kdedge.methods.protocol import Method, WithoutClassVectors
+from kdedge.methods.protocol import BaseMethod
 from kdedge.methods.registry import load_method
 from kdedge.methods.supervised import TextPromptMethod
 from kdedge.runs.model import RunModel
@@ -92,7 +92,7 @@ def _one_image(backbone: AnyBackbone) -> Tensor:
     return torch.zeros(1, 3, size, size, device=backbone.device)
 
 
-def baseline_models(setup: RoleSetup, method: Method) -> list[TorchModel]:
+def baseline_models(setup: RoleSetup, method: BaseMethod) -> list[TorchModel]:
     """A method on the student's backbone, under both protocols if they differ."""
     backbone = setup.load_backbone()
     assert isinstance(backbone, Backbone)  # a baseline encodes texts
@@ -101,7 +101,7 @@ def baseline_models(setup: RoleSetup, method: Method) -> list[TorchModel]:
     text_tower = _text_tower(backbone)
     if isinstance(method, CoCoOp):
         return [_image_conditioned(label, method, backbone, [*holds, *text_tower])]
-    if isinstance(method, WithoutClassVectors):
+    if method.why_no_class_vectors:
         gmacs = count_gmacs(method.own_logits, _one_image(backbone))
         holds += backbone.visual.parameters()
         return [TorchModel(label, "cached", method.own_logits, backbone, holds, gmacs)]

@@ -73,7 +73,7 @@ class Student(nn.Module):
         return with_layers(frozen, merged)
 
     def layers_above(self, frozen: nn.Module) -> dict[str, int]:
-        """See `methods.protocol.TrainsLayers`."""
+        """See `BaseMethod.layers_above`."""
         above = layers_above(frozen)
         if self.visual is not None:
             return {f"visual.{name}": n_layers for name, n_layers in above.items()}

@@ -141,7 +141,7 @@ class Method(promptsrc.Method):
 
     @classmethod
     def build(cls, backbone: Backbone, settings: ivlp.Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; the template is not used."""
+        """See `BaseMethod.build`; the template is not used."""
         assert isinstance(settings, Settings)
         texts = anchored_texts(backbone, inputs.class_names, settings)
         train_texts = anchored_texts(backbone, inputs.train_names, settings)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import ImagePath, Inputs, MethodSettings, StepOutput
+from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 
 METHOD = Declaration(
@@ -103,10 +103,10 @@ def prior_divergence(logits: Tensor, prior: Tensor) -> Tensor:
     return (prior * (prior.log() - log_mean)).sum()
 
 
-class Method:
+class Method(BaseMethod):
     """CLIP-PR on a frozen backbone."""
 
-    can_split_batches: ClassVar[bool] = True
+    _backbone: Backbone
     why_no_class_vectors = "classifies image features with a network"
 
     def __init__(
@@ -118,16 +118,12 @@ class Method:
         texts: Sequence[str],
         prior: Tensor,
     ) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
-        self._settings = settings
-        self._texts = texts
-        self._prior = prior
+        super().__init__(backbone, module)
+        self._settings, self._texts, self._prior = settings, texts, prior
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; learns over all classes, with the template.
+        """See `BaseMethod.build`; learns over all classes, with the template.
 
         Raises:
             RecipeError: the prior's names are not the class list's.
@@ -162,14 +158,6 @@ class Method:
             },
         )
 
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The adapter's."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """None: nothing is averaged."""
-        return None
-
     @torch.no_grad()
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], the adapter's."""
@@ -184,10 +172,6 @@ class Method:
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], frozen; encoded in chunks to save memory."""
         return in_chunks(lambda rows: self._backbone.image_features(images[rows]), len(images))
-
-    def image_path(self) -> ImagePath:
-        """The unchanged image encoder."""
-        return ImagePath(self._backbone.model.visual)
 
 
 def label_prior(settings: Settings, class_names: Sequence[str]) -> Tensor:

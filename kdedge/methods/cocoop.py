@@ -18,7 +18,7 @@ from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
-from kdedge.methods.supervised import SupervisedMethod
+from kdedge.methods.supervised import TextPromptMethod
 
 METHOD = Declaration(
     label="CoCoOp",
@@ -111,27 +111,15 @@ def pair_logits(
     return logits.view(n_images, n_classes)
 
 
-class Method(SupervisedMethod):
+class Method(TextPromptMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
 
     why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: PromptLearner,
-        *,
-        texts: TokenizedTexts,
-        train_texts: TokenizedTexts,
-    ) -> None:
-        super().__init__(backbone, module)
-        self.texts = texts
-        self._train_texts = train_texts
-
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
         n_ctx, init = settings.n_ctx, settings.context_init
         texts, train_texts = (
             prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")

@@ -131,7 +131,7 @@ class Method(TextPromptMethod):
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
         class_names, train_names = inputs.class_names, inputs.train_names
         if settings.class_specific and train_names != list(class_names):
             raise RecipeError(
@@ -154,9 +154,3 @@ class Method(TextPromptMethod):
             return encode_text(model, texts[rows], context=own)
 
         return unit_length(in_chunks(encode, len(texts.tokens)))
-
-    def class_logits(self, image_features: Tensor) -> Tensor:
-        """[B, D] -> [B, C], float32, over the training classes: <w_i, f> / τ."""
-        text_features = self.text_features(self._train_texts)
-        with torch.autocast(image_features.device.type, enabled=False):
-            return self.scale * image_features @ text_features.T

@@ -16,7 +16,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -31,7 +30,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import ImagePath, Inputs, MethodSettings, StepOutput
+from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.zeroshot import template_list
 
@@ -180,10 +179,12 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, settings: Settings) -
     return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
 
 
-class Method:
+class Method(BaseMethod):
     """LaFTer on a frozen backbone; its layer norms are copies."""
 
-    can_split_batches: ClassVar[bool] = True
+    learns_from_texts = True
+    module: TunedEncoder
+    _backbone: Backbone
 
     def __init__(
         self,
@@ -196,8 +197,7 @@ class Method:
         template: str,
         noise_seed: int,
     ) -> None:
-        self.module = module
-        self._backbone = backbone
+        super().__init__(backbone, module)
         self._visual = visual
         self._settings = settings
         self._class_names = class_names
@@ -209,7 +209,7 @@ class Method:
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; learns over all classes."""
+        """See `BaseMethod.build`; learns over all classes."""
         visual_prompts = make_visual_prompts(
             backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=inputs.generator
         )
@@ -241,7 +241,7 @@ class Method:
         return longest
 
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
-        """See `LearnsFromTexts`; the recipe's template is learned, too."""
+        """See `BaseMethod.use_texts`; the recipe's template is learned, too."""
         texts = []
         for name, given in zip(self._class_names, sentences, strict=True):
             texts.append([*given, self._template.format(readable(name))])
@@ -308,14 +308,6 @@ class Method:
             loss = smoothed_cross_entropy(logits, labels, self._settings)
         agreement = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
         return StepOutput(loss, {"pseudo_label_agreement_percent": agreement})
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The module's; what is not trained is a buffer of it."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """None: nothing is averaged."""
-        return None
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:

@@ -26,7 +26,7 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import Encoder, ImagePath, Inputs, MethodSettings
+from kdedge.methods.protocol import Encoder, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -103,7 +103,7 @@ class Method(TextPromptMethod):
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
         n_ctx, init, depth = settings.n_ctx, settings.context_init, settings.prompt_depth
         check_takes_prompts(backbone)
         visual = backbone.model.visual
@@ -131,17 +131,6 @@ class Method(TextPromptMethod):
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
         return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
-    def training_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length; gradients reach prompts and couplings."""
-        return self._backbone.image_features(images, self.module.visual_prompts())
-
-    def class_logits(self, image_features: Tensor) -> Tensor:
-        """[B, D] -> [B, C], float32, over the training classes."""
-        text_features = self.text_features(self._train_texts)
-        with torch.autocast(image_features.device.type, enabled=False):
-            return self.scale * image_features @ text_features.T
-
-    @torch.no_grad()
-    def image_path(self) -> ImagePath:
-        """The image encoder with the visual prompts that the couplings give."""
-        return ImagePath(self._backbone.model.visual, self.module.visual_prompts())
+    def visual_prompts(self) -> Tensor:
+        """[prompt_depth, n_ctx, D_vision], as the couplings map the text prompts."""
+        return self.module.visual_prompts()

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
@@ -33,7 +33,7 @@ from kdedge.methods._projector import Projector
 from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods._student import Student, make_student
 from kdedge.methods.losses import DistillationLoss, Outputs
-from kdedge.methods.protocol import ImagePath, Inputs, StepOutput, Teacher
+from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import labels_of
 
@@ -48,8 +48,10 @@ METHOD = Declaration(
 )
 
 
-class Method:
+class Method(BaseMethod):
     """PromptKD's student on a frozen backbone, which may have no text encoder."""
+
+    module: Student
 
     def __init__(
         self,
@@ -62,8 +64,7 @@ class Method:
         train_classes: Sequence[int],
         texts: TokenizedTexts | None = None,
     ) -> None:
-        self.module = module
-        self._backbone = backbone
+        super().__init__(backbone, module)
         if teacher is not None:  # read once, not in each step: a GPU is waited for
             self._teacher_scale, self._student_scale = teacher.scale, self.scale
         self._settings = settings
@@ -77,7 +78,7 @@ class Method:
 
     @classmethod
     def build(cls, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; learns from the teacher over all classes.
+        """See `BaseMethod.build`; learns from the teacher over all classes.
 
         Texts, "<context> NAME.", are only encoded under `class_vectors: student`. A student that is
         not trained needs no teacher but its class vectors, [C, D_teacher].
@@ -249,16 +250,8 @@ class Method:
         return self.scale * features @ vectors.T
 
     def layers_above(self) -> dict[str, int]:
-        """See `TrainsLayers`."""
+        """See `BaseMethod.layers_above`."""
         return self.module.layers_above(self._frozen)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The module's; batch norm's statistics are buffers of it."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """None: nothing is averaged."""
-        return None
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:

@@ -172,7 +172,7 @@ class Method(ivlp.Method):
 
     @classmethod
     def build(cls, backbone: Backbone, settings: ivlp.Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
         assert isinstance(settings, Settings)
         texts = ivlp.class_texts(backbone, inputs.class_names, settings)
         train_texts = ivlp.class_texts(backbone, inputs.train_names, settings)

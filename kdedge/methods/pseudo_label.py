@@ -32,7 +32,7 @@ from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
-from kdedge.methods.protocol import Inputs, MethodSettings
+from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
@@ -103,7 +103,7 @@ def images_per_class(
     return max(1, round_number * (n_images // settings.rounds) // n_classes)
 
 
-class Method:
+class Method(BaseMethod):
     """The learner on a frozen backbone, over all classes."""
 
     @classmethod
@@ -121,7 +121,7 @@ class Method:
         round_number: int,
         classes: Sequence[int],
     ) -> list[PseudoLabel]:
-        """See `LabelsItsPool.choose_labels`."""
+        """See `BaseMethod.choose_labels`."""
         n_images, n_classes = probabilities.shape
         per_class = images_per_class(
             settings, round_number=round_number, n_images=n_images, n_classes=n_classes

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -35,8 +35,10 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.block_features import BlockFeatures
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.data.balance import find_offsets
+from kdedge.data.batch import Batch
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.protocol import (
+    BaseMethod,
     ClosedFormData,
     ImagePath,
     Inputs,
@@ -185,11 +187,11 @@ class Encoder(nn.Module):
         return outputs
 
 
-class Method:
+class Method(BaseMethod):
     """A ridge regression on a frozen backbone, which may have no text encoder."""
 
-    why_no_class_vectors = "answers by a regression"
-    can_split_batches: ClassVar[bool] = True
+    is_solved = True
+    module: Regression
 
     def __init__(
         self,
@@ -203,15 +205,15 @@ class Method:
         vectors: Tensor,
         is_student: bool,
     ) -> None:
-        self.module = module
-        self._backbone, self._settings, self._vectors = backbone, settings, vectors
+        super().__init__(backbone, module)
+        self._settings, self._vectors = settings, vectors
         self._blocks = BlockFeatures(backbone.visual, settings.n_blocks)
         self._names, self._template, self._known = class_names, template, list(known)
         self._is_student = is_student
 
     @classmethod
     def build(cls, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`.
+        """See `BaseMethod.build`.
 
         Raises:
             RecipeError: features are asked for where there is no teacher, or with labels.
@@ -264,7 +266,7 @@ class Method:
 
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
-        """See `methods.protocol.FitsInClosedForm`."""
+        """See `BaseMethod.fit`."""
         if self._is_student:
             return self._fit_to_teacher(data)
         return self._fit_to_labels(data)
@@ -408,17 +410,13 @@ class Method:
             weights = self._settings.labeled_weight * data.equal_classes(labels)
             sums.add(self.module.rows(self._rows(images)), targets, weights)
 
-    def training_step(self, batch: object) -> StepOutput:
+    def training_step(self, batch: Batch) -> StepOutput:
         """Never called: `fit` trains it."""
         raise NotImplementedError
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Nothing that a gradient would train."""
         return {}
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """None: nothing is averaged."""
-        return None
 
     def class_vectors(self) -> Tensor:
         """[C, D], the teacher's; for logits [C, C], the axes."""

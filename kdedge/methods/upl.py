@@ -82,7 +82,7 @@ class Method(TextPromptMethod):
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
         n_ctx = settings.n_ctx
         texts, train_texts = (
             prompted_texts(backbone, names, n_ctx=n_ctx, context_init="", setting="n_ctx")
@@ -137,7 +137,7 @@ class Method(TextPromptMethod):
         round_number: int,
         classes: Sequence[int],
     ) -> list[PseudoLabel]:
-        """See `LabelsItsPool.choose_labels`; all classes may get some, as labels are not used."""
+        """See `BaseMethod.choose_labels`; all classes may get some, as labels are not used."""
         return most_confident_predicted(probabilities, settings.per_class)
 
     @staticmethod

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import Encoder, ImagePath, Inputs, MethodSettings
+from kdedge.methods.protocol import Encoder, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
@@ -78,7 +78,7 @@ class Method(SupervisedMethod):
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; texts are "a photo of a NAME.", frozen."""
+        """See `BaseMethod.build`; texts are "a photo of a NAME.", frozen."""
         visual_prompts = make_visual_prompts(
             backbone,
             n_ctx=settings.n_ctx_vision,
@@ -95,9 +95,9 @@ class Method(SupervisedMethod):
         """[C, D], unit length, frozen, of all classes; computed once."""
         return unit_length(self._backbone.text_features_raw(self._texts))
 
-    def training_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length; gradients reach the prompts."""
-        return self._backbone.image_features(images, self.module.visual_prompts)
+    def visual_prompts(self) -> Tensor:
+        """[prompt_depth, n_ctx_vision, D_vision]."""
+        return self.module.visual_prompts
 
     def class_logits(self, image_features: Tensor) -> Tensor:
         """[B, D] -> [B, C], float32, over the training classes."""
@@ -107,7 +107,3 @@ class Method(SupervisedMethod):
     def class_vectors(self) -> Tensor:
         """[C, D], the frozen texts' features."""
         return self.text_features
-
-    def image_path(self) -> ImagePath:
-        """The prompted image encoder."""
-        return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

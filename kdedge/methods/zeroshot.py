@@ -9,7 +9,7 @@ recipe's own template is added if it is not one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
@@ -20,7 +20,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import ImagePath, Inputs, MethodSettings, StepOutput
+from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 
 METHOD = Declaration(
@@ -64,20 +64,16 @@ def template_list(kind: str, template: str) -> list[str]:
     return [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
 
 
-class Method:
+class Method(BaseMethod):
     """Zero-shot CLIP as a method and as a teacher."""
 
-    can_split_batches: ClassVar[bool] = True
-
     def __init__(self, backbone: Backbone, class_vectors: Tensor) -> None:
-        self.scale = backbone.scale
-        self.module = nn.Module()
-        self._backbone = backbone
+        super().__init__(backbone, nn.Module())
         self._class_vectors = class_vectors
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `methods.protocol.Method.build`; only the texts are used."""
+        """See `BaseMethod.build`; only the texts are used."""
         templates = template_list(settings.templates, inputs.template)
         return cls(backbone, ensemble_text_features(backbone, inputs.class_names, templates))
 
@@ -87,23 +83,6 @@ class Method:
             "zeroshot has nothing to train.\n  Use it without training, or choose another method."
         )
 
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Nothing."""
-        return {}
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing to average."""
-        return None
-
     def class_vectors(self) -> Tensor:
         """[C, D], the texts' features."""
         return self._class_vectors
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
-        return self._backbone.image_features(images)
-
-    def image_path(self) -> ImagePath:
-        """The unchanged image encoder."""
-        return ImagePath(self._backbone.model.visual)

@@ -20,7 +20,7 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
+from kdedge.methods.protocol import BaseMethod, ImagePath
 from kdedge.runs.balance import Plain, balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
@@ -43,7 +43,7 @@ class _OfMethod:
     """What the models of a method have in common; see `Model`."""
 
     setup: RoleSetup
-    method: Method
+    method: BaseMethod
     offsets: Tensor | None
 
     @property
@@ -77,7 +77,7 @@ class _OfMethod:
     @torch.no_grad()
     def _plain_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
-        if isinstance(self.method, WithoutClassVectors):
+        if self.method.why_no_class_vectors:
             return self.method.own_logits(images)
         return self.scale * self.forward_features(images) @ self.class_vectors().T
 
@@ -97,7 +97,7 @@ class MethodModel(_OfMethod):
         offsets: [C], subtracted from its logits (`data/balance.py`); None for none.
     """
 
-    def __init__(self, setup: RoleSetup, method: Method, offsets: Tensor | None = None) -> None:
+    def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
         self.setup, self.method, self.offsets = setup, method, offsets
 
     @property
@@ -148,7 +148,7 @@ class RunModel(_OfMethod):
         return self.setup.load_backbone()
 
     @cached_property
-    def method(self) -> Method:  # type: ignore[override]
+    def method(self) -> BaseMethod:  # type: ignore[override]
         """The method with its trained tensors, frozen, in evaluation mode."""
         built_for = self.setup
         if not has_class_vectors(built_for.choice) and not self._is_class_specific:
@@ -237,7 +237,7 @@ class RunModel(_OfMethod):
     def _plain_logits(self, images: Tensor) -> Tensor:
         """Those of `class_names`, whichever classes the method was built for."""
         logits = super()._plain_logits(images)
-        if not (isinstance(self.method, WithoutClassVectors) and self._is_class_specific):
+        if not (self.method.why_no_class_vectors and self._is_class_specific):
             return logits
         position = self.setup.classes.positions(self.class_names)
         return logits[:, [position[name] for name in self.class_names]]
@@ -276,7 +276,7 @@ class RunModel(_OfMethod):
     def _is_class_specific(self) -> bool:
         return self.setup.choice.settings.is_class_specific
 
-    def _trained(self, setup: RoleSetup) -> Method:
+    def _trained(self, setup: RoleSetup) -> BaseMethod:
         """A method built for a class list, with the run's tensors."""
         vectors = None
         if self.run.kind == "student":

@@ -18,7 +18,7 @@ from kdedge.clip.weights import hash_weights
 from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError
 from kdedge.files import sha256_json
-from kdedge.methods.protocol import Method
+from kdedge.methods.protocol import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.classes import Classes
 from kdedge.setup.method import settings_record
@@ -43,12 +43,12 @@ def features_provenance(setup: RoleSetup, trained: str) -> str:
     return sha256_json([setup.backbone.identity, trained, settings_record(setup.choice)])
 
 
-def hash_trained(method: Method) -> str:
+def hash_trained(method: BaseMethod) -> str:
     """Hash of a method's trained tensors, for the two functions above."""
     return hash_weights(method.module.state_dict())
 
 
-def write_weights(run: RunFolder, setup: RoleSetup, method: Method, *, provenance: str) -> None:
+def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, *, provenance: str) -> None:
     """Writes the trained tensors and the class vectors computed with them.
 
     Args:
@@ -101,7 +101,7 @@ class TrainedTensors:
     path: Path
     trained: str
 
-    def load_into(self, method: Method) -> None:
+    def load_into(self, method: BaseMethod) -> None:
         """Loads the tensors into a newly built method, strictly, and sets evaluation mode.
 
         Raises:

@@ -13,7 +13,7 @@ from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe, override_texts
 from kdedge.config.recipe import ModelSpec, OptimSettings, Recipe, resolve_optim
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import FitsInClosedForm, MethodSettings, WithoutClassVectors
+from kdedge.methods.protocol import MethodSettings
 from kdedge.methods.registry import Sees, load_method
 
 Role = Literal["teacher", "student", "baseline"]
@@ -32,7 +32,7 @@ class MethodChoice:
     @property
     def is_solved(self) -> bool:
         """Whether it is solved in closed form, without training by gradients."""
-        return issubclass(self.module.Method, FitsInClosedForm)
+        return bool(self.module.Method.is_solved)
 
     @property
     def sees(self) -> Sees:
@@ -127,7 +127,7 @@ def settings_record(choice: MethodChoice) -> dict[str, Any]:
 
 def has_class_vectors(choice: MethodChoice) -> bool:
     """Whether a method's logits are cosines with one vector per class."""
-    return not issubclass(choice.module.Method, WithoutClassVectors)
+    return choice.module.Method.why_no_class_vectors is None
 
 
 def check_has_class_vectors(choice: MethodChoice) -> None:

@@ -12,7 +12,7 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
-from kdedge.methods.protocol import Inputs, Method, Teacher
+from kdedge.methods.protocol import BaseMethod, Inputs, Teacher
 from kdedge.methods.registry import Sees
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
@@ -66,7 +66,7 @@ class RoleSetup:
 
     def build(
         self, *, class_vectors: Tensor | None = None, teacher: Teacher | None = None
-    ) -> Method:
+    ) -> BaseMethod:
         """Builds the method; its initial values are drawn from the recipe's seed.
 
         Args:
@@ -81,7 +81,7 @@ class RoleSetup:
             teacher,
             class_vectors,
         )
-        built: Method = self.choice.module.Method.build(
+        built: BaseMethod = self.choice.module.Method.build(
             self.load_backbone(), self.choice.settings, inputs
         )
         return built

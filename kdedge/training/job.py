@@ -20,7 +20,7 @@ from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
+from kdedge.methods.protocol import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
@@ -81,13 +81,12 @@ class Job:
     filler: StoreFiller | None = None
 
     @cached_property
-    def method(self) -> Method:
+    def method(self) -> BaseMethod:
         """The method, built on first use with its first values."""
         with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
             teacher = None if self.teacher is None else self.prepared_teacher
             method = self.setup.build(teacher=teacher)
         if self.data.sentences is not None:
-            assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
         return method
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.classes import read_class_texts
 from kdedge.files import sha256_json
-from kdedge.methods.protocol import LearnsFromTexts
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
@@ -77,7 +76,7 @@ def labeled_job(setup: RoleSetup) -> Job:
 def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
     """Adds the recipe's sentences about the classes, if the method learns from them."""
     file = setup.loaded.recipe.classes.texts
-    if file is None or not issubclass(setup.choice.module.Method, LearnsFromTexts):
+    if file is None or not setup.choice.module.Method.learns_from_texts:
         return data
     sentences = read_class_texts(file, setup.classes.names)
     hashes = {**data.hashes, "class_texts": sha256_json(sentences)}

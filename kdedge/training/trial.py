@@ -12,7 +12,7 @@ import torch
 
 from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.errors import DivergedError
-from kdedge.methods.protocol import Method
+from kdedge.methods.protocol import BaseMethod
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.divergence import diverged
@@ -68,7 +68,7 @@ def _first_batches(job: Job, features: FeaturesOfViews | None) -> Generator[Batc
 
 
 @contextlib.contextmanager
-def _weights_kept(method: Method) -> Iterator[None]:
+def _weights_kept(method: BaseMethod) -> Iterator[None]:
     """Context manager that restores the method's tensors, gradients and mode on exit."""
     module = method.module
     before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

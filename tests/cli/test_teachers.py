@@ -182,7 +182,7 @@ def replace_line(path: str, number: int, text: str) -> None:
     ("teacher", "options", "wrong", "code", "message"),
     [
         (PROBE, ("student.settings.class_vectors=teacher",), None, 2,
-         "ridge, which answers by a regression, has no class vectors(?s:.)*"
+         "ridge, which gives logits, has no class vectors(?s:.)*"
          "Set student.settings.class_vectors: student"),
         (FILE, ("student.settings.class_vectors=teacher",), None, 2,
          r"pool\.csv, a file of probabilities, has no class vectors"),

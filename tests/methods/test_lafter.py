@@ -15,7 +15,7 @@ from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, DivergedError
 from kdedge.methods import lafter
-from kdedge.methods.protocol import Inputs, LearnsFromTexts, StepOutput
+from kdedge.methods.protocol import Inputs, StepOutput
 from kdedge.training.loop.step import Stepper
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
@@ -137,7 +137,7 @@ def test_texts_are_learned_in_float32_whatever_a_step_runs_in(tiny_backbone: Bac
 
 def test_texts_are_learned_once_and_not_again_after_a_checkpoint(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone)
-    assert isinstance(method, LearnsFromTexts)
+    assert method.learns_from_texts
     assert not bool(method.module.labeler.any())
     method.training_step(batch())
     labeler = method.module.labeler.clone()

@@ -1,7 +1,7 @@
 """What the training loop asks of a method.
 
 A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
-functions, and a class `Method` with the protocol below. The loop knows no method by name.
+functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no method by name.
 
 `METHOD.sees` decides what a batch holds:
 
@@ -9,7 +9,7 @@ functions, and a class `Method` with the protocol below. The loop knows no metho
 * unlabeled images only: images of `data.unlabeled`, without labels;
 * both: images of `data.unlabeled`, and `Batch.labeled` with images of `data.labeled`;
 * both, for a method whose settings have rounds: labeled and pseudo-labeled images together, see
-  `LabelsItsPool`.
+  `BaseMethod.choose_labels`.
 
 The classes of a method's softmax, `train_classes`, are all classes if `sees.novel_class_names`,
 else those with labels.
@@ -17,16 +17,19 @@ else those with labels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from kdedge.clip.architecture import EncoderSizes
-from kdedge.clip.backbone import Backbone
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 
@@ -76,7 +79,7 @@ class MethodSettings(BaseModel):
 
     @property
     def n_rounds(self) -> int:
-        """Rounds of a method that `LabelsItsPool`; 0 for any other method."""
+        """Rounds of a method that pseudo-labels its pool; 0 for any other method."""
         return 0
 
     @property
@@ -211,116 +214,9 @@ class Inputs:
         return self.teacher.class_vectors()
 
 
-class Method(Protocol):
-    """A prompt method: built once, trained by the loop, then used for features and class vectors.
-
-    Attributes:
-        scale: `logit_scale.exp()`, a float; multiplies cosine similarities.
-        module: holds every tensor that training changes, and only those: parameters and buffers
-            (batch-norm statistics). Checkpoints and run folders keep its state dict. The loop calls
-            `module.train()` and `.eval()`.
-    """
-
-    scale: float
-    module: nn.Module
-
-    @property
-    def can_split_batches(self) -> bool:
-        """Whether an image's features do not depend on the other images of its training step.
-
-        If so, a batch may be encoded in parts (`methods/_encode.py`).
-        """
-        ...
-
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Any, inputs: Inputs) -> Method:
-        """Builds the method on a frozen backbone.
-
-        Args:
-            backbone: frozen, on its device.
-            settings: an instance of the method file's `Settings`.
-            inputs: classes, template, teacher and generator.
-        """
-        ...
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """One batch's loss; the loop does backward, clipping and the step."""
-        ...
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter for the optimizer, in a fixed order."""
-        ...
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """One weight per epoch for averaging the trained parameters (they sum to 1), or None."""
-        ...
-
-    def class_vectors(self) -> Tensor:
-        """[C, D], float32, for all classes under the current parameters, no graph.
-
-        Unit length, or shorter if they are averages of unit vectors; [C, 0] for a method that is
-        `WithoutClassVectors`.
-        """
-        ...
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, float32, no graph; the deployed path."""
-        ...
-
-    def image_path(self) -> ImagePath:
-        """The parts that `forward_features` runs, with their current values."""
-        ...
-
-
-@runtime_checkable
-class WithoutClassVectors(Protocol):
-    """The extra members of a method whose logits are not cosines with one vector per class.
-
-    It is trained and evaluated like any other. It has no class vectors to store, so it cannot
-    be exported and cannot teach. Its class attribute `why_no_class_vectors` says what it does
-    instead, as in "makes texts for every image".
-    """
-
-    def own_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
-        ...
-
-
-@runtime_checkable
-class TrainsLayers(Protocol):
-    """The extra member of a method that can train layers of an image encoder.
-
-    Its layers may then have learning rates of their own (`optim.layer_decay`).
-    """
-
-    def layers_above(self) -> dict[str, int]:
-        """Name of a trained parameter -> number of the encoder's layers after it.
-
-        0 for parameters after the last layer. Parameters that are not listed belong to no layer.
-        Empty if no layer is trained.
-        """
-        ...
-
-
-@runtime_checkable
-class LearnsFromTexts(Protocol):
-    """The extra member of a method that learns from sentences about the classes.
-
-    They come from `classes.texts` of a recipe, if it is there.
-    """
-
-    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
-        """Takes each class's sentences, in class-list order, before training.
-
-        Raises:
-            DataError: a sentence has more tokens than the text encoder has positions.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class ClosedFormData:
-    """What a method that `FitsInClosedForm` learns from, in passes over the images.
+    """What a method that `is_solved` learns from, in passes over the images.
 
     Images are [B, 3, H, W] as evaluation prepares them, in an order that the seed draws.
 
@@ -352,39 +248,132 @@ class ClosedFormData:
         return counts.sum() / (counts > 0).sum() / counts[labels]
 
 
-@runtime_checkable
-class FitsInClosedForm(Protocol):
-    """The extra member of a method that is solved, not trained by gradients."""
+class BaseMethod(ABC):
+    """A prompt method: built once, trained by the loop, then used for features and class vectors.
+
+    A method's file adds `build`, `training_step` and `class_vectors`, and overrides what differs.
+
+    Args:
+        backbone: frozen, on its device.
+        module: holds every tensor that training changes, and only those: parameters and buffers
+            (batch-norm statistics). Checkpoints and run folders keep its state dict. The loop calls
+            `module.train()` and `.eval()`.
+
+    Attributes:
+        why_no_class_vectors: for a method whose logits, `own_logits`, are not cosines with one
+            vector per class: what it does instead, as in "makes texts for every image". It is
+            trained and evaluated like any other, but cannot be exported and cannot teach.
+        learns_from_texts: whether it learns from sentences about the classes: `use_texts`.
+        is_solved: whether it is solved by `fit`, not trained by gradients.
+    """
+
+    why_no_class_vectors: ClassVar[str | None] = None
+    learns_from_texts: ClassVar[bool] = False
+    is_solved: ClassVar[bool] = False
+
+    def __init__(self, backbone: AnyBackbone, module: nn.Module) -> None:
+        self.module = module
+        self._backbone = backbone
+
+    @classmethod
+    @abstractmethod
+    def build(cls, backbone: Any, settings: Any, inputs: Inputs) -> BaseMethod:
+        """Builds the method on a frozen backbone.
+
+        Args:
+            backbone: frozen, on its device; an `ImageBackbone` unless `settings.needs_texts`.
+            settings: an instance of the method file's `Settings`.
+            inputs: classes, template, teacher and generator.
+        """
+
+    @abstractmethod
+    def training_step(self, batch: Batch) -> StepOutput:
+        """One batch's loss; the loop does backward, clipping and the step."""
+
+    @abstractmethod
+    def class_vectors(self) -> Tensor:
+        """[C, D], float32, for all classes under the current parameters, no graph.
+
+        Unit length, or shorter if they are averages of unit vectors; [C, 0] for a method without.
+        """
+
+    @property
+    def scale(self) -> float:
+        """`logit_scale.exp()`; multiplies cosine similarities."""
+        assert isinstance(self._backbone, Backbone)  # a method of others overrides this
+        return self._backbone.scale
+
+    @property
+    def can_split_batches(self) -> bool:
+        """Whether an image's features do not depend on the other images of its training step.
+
+        If so, a batch may be encoded in parts (`methods/_encode.py`).
+        """
+        return True
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter for the optimizer, in a fixed order."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """One weight per epoch for averaging the trained parameters (they sum to 1), or None."""
+        return None
+
+    def image_path(self) -> ImagePath:
+        """The parts that `forward_features` runs, with their current values."""
+        return ImagePath(self._backbone.visual)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, float32, no graph; the deployed path."""
+        path = self.image_path()
+        return unit_length(encode_image(path.visual, images, path.visual_prompts))
+
+    def own_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph.
+
+        Only for a method with `why_no_class_vectors`.
+        """
+        raise NotImplementedError
+
+    def layers_above(self) -> dict[str, int]:
+        """Name of a trained parameter -> number of the encoder's layers after it.
+
+        0 for parameters after the last layer. Parameters that are not listed belong to no layer.
+        Empty if no layer is trained. `optim.layer_decay` gives layers learning rates by it.
+        """
+        return {}
+
+    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
+        """Learns from sentences about each class, in class-list order; before the first step.
+
+        They come from `classes.texts` of a recipe. Only for a method that `learns_from_texts`.
+
+        Raises:
+            DataError: a sentence has more tokens than the text encoder has positions.
+        """
+        raise NotImplementedError
 
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
-        """Sets the method's tensors; returns a record of the choices.
+        """Sets the method's tensors; returns a record of the choices. Only if `is_solved`.
 
         Its entry `summary` is one line for people.
 
         Raises:
             DivergedError: features of an image are not finite.
         """
-        ...
-
-
-class LabelsItsPool(Protocol):
-    """The extra members of a method that chooses its own pseudo-labels.
-
-    It is trained in `n_rounds` rounds, each from the method's initial values. A round trains on the
-    images of `data.labeled` if `sees.labels`, and on the images of `data.unlabeled` that the method
-    has chosen. The first round's probabilities are zero-shot CLIP's; a later
-    round's come from the model of the round before.
-    """
+        raise NotImplementedError
 
     @staticmethod
     def choose_labels(
-        probabilities: Probabilities,
-        settings: Any,
-        *,
-        round_number: int,
-        classes: Sequence[int],
+        probabilities: Probabilities, settings: Any, *, round_number: int, classes: Sequence[int]
     ) -> list[PseudoLabel]:
         """Chooses a round's images and their classes, each image once.
+
+        Only for a method whose settings have `n_rounds`. Each round starts from the method's
+        initial values. It trains on the images of `data.labeled` if `sees.labels`, and on those
+        of `data.unlabeled` that are chosen here. The first round's probabilities are zero-shot
+        CLIP's; a later round's come from the model of the round before.
 
         Args:
             probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
@@ -399,15 +388,15 @@ class LabelsItsPool(Protocol):
         Raises:
             DataError: there are too few images.
         """
-        ...
+        raise NotImplementedError
 
     @staticmethod
     def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B] float32: weights of a batch's images in the cross-entropy.
+        """[B] float32: weights of a batch's images in a round's cross-entropy.
 
         Args:
             is_pseudo: [B] bool, true for pseudo-labels.
             n_labeled: number of labeled images per epoch.
             n_pseudo: number of pseudo-labeled images per epoch.
         """
-        ...
+        raise NotImplementedError

@@ -73,7 +73,7 @@ _METHODS = Plugins(
             "METHOD": 'METHOD = Declaration(label="...", paper="arXiv:...",'
             " sees=Sees(labels=True)), from kdedge.methods.registry.",
             "Settings": "a subclass of kdedge.methods.protocol.MethodSettings.",
-            "Method": "a class with the protocol kdedge.methods.protocol.Method.",
+            "Method": "a subclass of kdedge.methods.protocol.BaseMethod.",
         }
     },
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import ImagePath, StepOutput
+from kdedge.methods.protocol import BaseMethod, ImagePath, StepOutput
 
 
 def labels_of(batch: Batch) -> Tensor:
@@ -42,28 +41,25 @@ def cross_entropy_step(logits: Tensor, labels: Tensor, weights: Tensor | None) -
     return StepOutput(loss, {"batch_accuracy_percent": accuracy})
 
 
-class SupervisedMethod(ABC):
-    """A method on a frozen backbone whose loss is the cross-entropy of its logits.
+class SupervisedMethod(BaseMethod):
+    """A method on a frozen CLIP whose loss is the cross-entropy of its logits.
 
-    Its file adds `build` and the class logits. It overrides image path and features if it changes
-    the image encoder.
+    Its file adds `build`, the class logits, and its visual prompts if it has any.
     """
 
-    can_split_batches: ClassVar[bool] = True
-
-    def __init__(self, backbone: Backbone, module: nn.Module) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
+    _backbone: Backbone
 
     @abstractmethod
     def class_logits(self, image_features: Tensor) -> Tensor:
         """[B, D], unit length -> [B, C], float32, over the training classes."""
 
-    @torch.no_grad()
+    def visual_prompts(self) -> Tensor | None:
+        """[depth, n_ctx_vision, D_vision], with gradients; None for plain CLIP."""
+        return None
+
     def training_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, with gradients if the image side is trained."""
-        return self._backbone.image_features(images)
+        return self._backbone.image_features(images, self.visual_prompts())
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, over the training classes."""
@@ -75,22 +71,10 @@ class SupervisedMethod(ABC):
         logits = self.class_logits(encode_images(batch, self.training_features))
         return cross_entropy_step(logits, labels, batch.weights)
 
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The module's."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """None: nothing is averaged."""
-        return None
-
-    def image_path(self) -> ImagePath:
-        """The unchanged image encoder."""
-        return ImagePath(self._backbone.model.visual)
-
     @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the image path."""
-        return self._backbone.image_features(images, self.image_path().visual_prompts)
+    def image_path(self) -> ImagePath:
+        """The image encoder with its visual prompts."""
+        return ImagePath(self._backbone.visual, self.visual_prompts())
 
 
 class TextPromptMethod(SupervisedMethod):
@@ -118,6 +102,12 @@ class TextPromptMethod(SupervisedMethod):
     @abstractmethod
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
+
+    def class_logits(self, image_features: Tensor) -> Tensor:
+        """[B, D], unit length -> [B, C], float32, over the training classes."""
+        text_features = self.text_features(self._train_texts)
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.scale * image_features @ text_features.T
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdedge.config.recipe import OptimSettings
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import Method, TrainsLayers
+from kdedge.methods.protocol import BaseMethod
 
 _FREE_SETTINGS = ("n_workers", "checkpoint_every_s", "micro_batch")
 _OPTIONAL_SETTINGS = ("labeled_batch_size", "layer_decay", "ema_decay")
@@ -106,7 +106,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
-def lr_factors(method: Method, settings: OptimSettings) -> dict[nn.Parameter, float]:
+def lr_factors(method: BaseMethod, settings: OptimSettings) -> dict[nn.Parameter, float]:
     """Factors of the learning rate with `layer_decay`: decay ** (number of layers above).
 
     Source: BEiT (arXiv:2106.08254, section 3.1). Empty without `layer_decay`.
@@ -117,7 +117,7 @@ def lr_factors(method: Method, settings: OptimSettings) -> dict[nn.Parameter, fl
     decay = settings.layer_decay
     if decay is None:
         return {}
-    layers_above = method.layers_above() if isinstance(method, TrainsLayers) else {}
+    layers_above = method.layers_above()
     if not layers_above:
         raise RecipeError(
             f"optim.layer_decay is {decay:g}, but no layer of an image encoder is trained.\n"
@@ -127,7 +127,7 @@ def lr_factors(method: Method, settings: OptimSettings) -> dict[nn.Parameter, fl
     return {parameters[name]: decay**above for name, above in layers_above.items()}
 
 
-def check_fits(method: Method, settings: OptimSettings) -> None:
+def check_fits(method: BaseMethod, settings: OptimSettings) -> None:
     """Checks that a method can be trained with these settings.
 
     Raises:

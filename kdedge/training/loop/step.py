@@ -26,7 +26,7 @@ from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer, s
 from kdedge.training.loop.precision import Precision
 
 if TYPE_CHECKING:
-    from kdedge.methods.protocol import Method, StepOutput
+    from kdedge.methods.protocol import BaseMethod, StepOutput
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Stepper:
 
     def __init__(
         self,
-        method: Method,
+        method: BaseMethod,
         settings: OptimSettings,
         device: torch.device,
         group: ProcessGroup = SINGLE_PROCESS,

@@ -34,13 +34,13 @@ from kdedge.training.loop.signals import StopSignals
 from kdedge.training.loop.training import Batches, Training
 
 if TYPE_CHECKING:
-    from kdedge.methods.protocol import Method
+    from kdedge.methods.protocol import BaseMethod
 
 _LOG = logging.getLogger(__name__)
 
 
 def train(
-    method: Method,
+    method: BaseMethod,
     batches: Batches,
     n_steps: int,
     *,

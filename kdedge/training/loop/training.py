@@ -39,7 +39,7 @@ from kdedge.training.loop.signals import StopSignals
 from kdedge.training.loop.step import Stepper
 
 if TYPE_CHECKING:
-    from kdedge.methods.protocol import Method
+    from kdedge.methods.protocol import BaseMethod
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Training:
 
     def __init__(
         self,
-        method: Method,
+        method: BaseMethod,
         settings: OptimSettings,
         n_steps: int,
         run: RunFolder,

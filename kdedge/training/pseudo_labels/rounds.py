@@ -21,7 +21,7 @@ from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.errors import DataError
 from kdedge.files import explain_os_error, sha256_json
-from kdedge.methods.protocol import LabelsItsPool
+from kdedge.methods.protocol import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.protocol import Model
 from kdedge.training.job import Job, zero_shot_model
@@ -124,7 +124,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
     own, pseudo = job.data.images, _pool(job).labeled_as(labels)
     n_labeled = 0 if own is None else len(own.indices)
     first = 0 if own is None else len(own.source.items)
-    labeler: type[LabelsItsPool] = job.choice.module.Method
+    labeler: type[BaseMethod] = job.choice.module.Method
 
     def weights(positions: Sequence[int]) -> Tensor:
         is_pseudo = torch.tensor([position >= first for position in positions])
@@ -174,7 +174,7 @@ def _to_label(job: Job) -> range:
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
-    labeler: type[LabelsItsPool] = job.choice.module.Method
+    labeler: type[BaseMethod] = job.choice.module.Method
     chosen = labeler.choose_labels(
         probabilities, job.choice.settings, round_number=number, classes=_to_label(job)
     )
