@@ -6,7 +6,7 @@ epoch can be reached at once, with any number of workers, and is the same to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from typing import Literal
@@ -77,7 +77,7 @@ def training_batches(
     n_workers: int | Literal["auto"] = 0,
     device: torch.device = _CPU,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields one epoch's augmented batches from a step on.
 
     Each process reads its own shard of a batch and no other image.

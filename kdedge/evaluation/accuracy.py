@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdedge.data.split import base_novel
-from kdedge.errors import DataError, DivergedError, MissingPackage, ShapeError
+from kdedge.errors import DataError, DivergedError, MissingPackage
 from kdedge.results import CalibrationBin, EvalDetails, EvalResult, Selection, Split, harmonic_mean
 from kdedge.runtime.backend import softmax
 
@@ -41,12 +41,19 @@ def evaluate(
         selection: how the weights were chosen, for the record.
 
     Raises:
-        DataError: there is no image, or a label is not a position in the class list.
-        ShapeError: the shapes of logits, labels and names do not match.
+        DataError: there is no image.
         DivergedError: a logit is not finite.
     """
     logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
-    _check(logits, labels, n_classes=len(class_names))
+    if len(labels) == 0:
+        raise DataError("There is no test image to evaluate on.\n  Check data.test in the recipe.")
+    n_bad = int((~logits.isfinite().all(dim=1)).sum())
+    if n_bad:
+        raise DivergedError(
+            f"The model's scores are NaN or infinity for {n_bad} of {len(labels)} test images.\n"
+            "  Its training diverged: train again with a lower optim.lr, optim.precision: fp32 or"
+            " optim.clip_grad_norm: 1.0."
+        )
     base = novel = mean = None
     if split == "base-to-novel":
         base, novel = (
@@ -89,31 +96,6 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
         probabilities, labels, num_classes=n_classes, n_bins=N_BINS, norm="l1"
     )
     return min(100.0, 100 * float(share))
-
-
-def _check(logits: Tensor, labels: Tensor, *, n_classes: int) -> None:
-    if logits.ndim != 2 or logits.shape[1] != n_classes or labels.shape != logits.shape[:1]:
-        raise ShapeError(
-            f"Logits {list(logits.shape)} and labels {list(labels.shape)} do not fit {n_classes}"
-            f" class names; expected [N, {n_classes}] and [N].\n"
-            "  Evaluate with the class list that the model was made for."
-        )
-    if len(labels) == 0:
-        raise DataError("There is no test image to evaluate on.\n  Check data.test in the recipe.")
-    wrong = labels[(labels < 0) | (labels >= n_classes)]
-    if len(wrong):
-        raise DataError(
-            f"Label {int(wrong[0])} is not a position in the class list of {n_classes} names"
-            f" ({len(wrong)} images have such labels).\n"
-            "  Evaluate with the class list that the labels were made for."
-        )
-    n_bad = int((~logits.isfinite().all(dim=1)).sum())
-    if n_bad:
-        raise DivergedError(
-            f"The model's scores are NaN or infinity for {n_bad} of {len(labels)} test images.\n"
-            "  Its training diverged: train again with a lower optim.lr, optim.precision: fp32 or"
-            " optim.clip_grad_norm: 1.0."
-        )
 
 
 def _percent(is_right: Tensor) -> float:

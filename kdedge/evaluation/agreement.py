@@ -47,11 +47,11 @@ def compare(
         head: with `argmax` the logits only rank classes, so there are no distances.
 
     Raises:
-        ShapeError: the numbers of images, classes, keys, labels or names differ.
-        DataError: there are no images, or a label is not a class.
+        ShapeError: the numbers of images or classes differ.
+        DataError: there are no images.
         DivergedError: the reference is not finite.
     """
-    _check(reference, logits, keys=keys, labels=labels, class_names=class_names)
+    _check(reference, logits, keys=keys, class_names=class_names)
     n_images = len(keys)
     is_finite = np.isfinite(logits).all(axis=1)  # [N]
     expected = np.argmax(reference, axis=1)
@@ -88,7 +88,6 @@ def _check(
     logits: npt.NDArray[Any],
     *,
     keys: Sequence[str],
-    labels: Sequence[int | None],
     class_names: Sequence[str],
 ) -> None:
     shape = (len(keys), len(class_names))
@@ -100,21 +99,11 @@ def _check(
                 "  The two models have different class lists or image lists: export both files"
                 " from one run."
             )
-    if len(labels) != len(keys):
-        raise ShapeError(
-            f"There are {len(labels)} labels for {len(keys)} images; expected one per image."
-        )
     if not keys:
         raise DataError(
             "There are no images to compare two models on.\n"
             "  Add data.test or data.unlabeled to the recipe."
         )
-    for key, label in zip(keys, labels, strict=True):
-        if label is not None and not 0 <= label < len(class_names):
-            raise DataError(
-                f"{key} has label {label}; expected 0 to {len(class_names) - 1}, a position in the"
-                " class list."
-            )
     unusable = np.flatnonzero(~np.isfinite(reference).all(axis=1))
     if len(unusable):
         raise DivergedError(

@@ -66,7 +66,10 @@ def fold(
             not linear.
         ShapeError: the class vectors have another dimension than the student's features.
     """
-    dim = _feature_dim(path, preprocess.size_px)
+    if path.projector is None:
+        dim = count_features(path.visual, "The image encoder", preprocess.size_px)
+    else:
+        dim = path.projector.linears[-1].out_features
     if class_vectors.ndim != 2 or class_vectors.shape[1] != dim:
         raise ShapeError(
             f"Class vectors of shape {list(class_vectors.shape)} do not fit image features of"
@@ -110,9 +113,3 @@ def _on_cpu(module: _ModuleT) -> _ModuleT:
     assert isinstance(moved, nn.Module)
     moved.float().cpu()
     return moved
-
-
-def _feature_dim(path: ImagePath, size_px: int) -> int:
-    if path.projector is None:
-        return count_features(path.visual, "The image encoder", size_px)
-    return path.projector.linears[-1].out_features

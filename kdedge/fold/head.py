@@ -119,11 +119,10 @@ class FoldedModel(nn.Module):
         self.head, self.pixels = request.head, request.pixels
         self.output_name = FEATURES_NAME if request.open_classes else OUTPUT_NAME
         if last is None:
-            n_features = _n_features(request)
-            last = (
-                torch.eye(n_features, dtype=torch.float64),
-                torch.zeros(n_features, dtype=torch.float64),
-            )
+            n_features = request.class_vectors.shape[1]
+            if request.projector is not None:
+                n_features = request.projector.linears[0].in_features
+            last = torch.eye(n_features).double(), torch.zeros(n_features).double()
         self.hidden, features = _fold_projector(request.projector, *last)
         self.is_divided = request.is_divided
         self.features = features if request.is_divided or request.open_classes else None
@@ -168,14 +167,6 @@ class FoldedModel(nn.Module):
         if self.has_one:
             outputs = torch.cat([outputs, torch.ones_like(outputs[:, :1])], dim=1)
         return outputs
-
-
-def _n_features(request: FoldRequest) -> int:
-    """D_student."""
-    projector = request.projector
-    if projector is None:
-        return request.class_vectors.shape[1]
-    return projector.linears[0].in_features
 
 
 def _fold_projector(

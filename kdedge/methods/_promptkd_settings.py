@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from kdedge.clip.architecture import EncoderSizes
+from kdedge.clip.low_rank import Projection
 from kdedge.clip.reduction import why_not_merged
-from kdedge.methods._lora import LoraSettings
 from kdedge.methods.losses import DEFAULT, ChosenLosses, chosen_losses_model
 from kdedge.methods.protocol import Encoder, MethodSettings
 
@@ -16,6 +22,49 @@ if TYPE_CHECKING:
     Losses = ChosenLosses
 else:
     Losses = chosen_losses_model()
+
+
+class LoraSettings(MethodSettings):
+    """W + (alpha / r) B A on chosen layers; defaults from CLIP-LoRA (arXiv:2405.18541)."""
+
+    rank: int = Field(
+        2,
+        ge=1,
+        description="Rank r of each layer's change.",
+    )
+    alpha: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="The change is multiplied by alpha / rank (arXiv:2106.09685); CLIP-LoRA's code"
+        " divides by the root of the rank.",
+    )
+    projections: list[Projection] = Field(
+        ["q", "k", "v"],
+        min_length=1,
+        description="Layers of a block that are changed: q, k, v and out of the attention; mlp for"
+        " both layers of the MLP.",
+    )
+    blocks: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Blocks of the image encoder that are changed, counted from 0; default: all.",
+    )
+
+    @field_validator("projections", "blocks")
+    @classmethod
+    def _named_once(cls, value: list[object] | None) -> list[object] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("has one of them twice")
+        return value
+
+    @field_validator("blocks")
+    @classmethod
+    def _from_0(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and min(value) < 0:
+            raise ValueError("has a negative number; blocks are counted from 0")
+        return value
+
 
 Tune = Literal["prompts", "projector", "full", "lora", "prompts+lora"]
 
@@ -25,73 +74,60 @@ class Settings(MethodSettings):
 
     tune: Tune = Field(
         "prompts",
-        description="What is trained on the image side (arXiv:2403.02781, table 5). prompts: visual"
-        " prompts and projector. projector: the projector only. full: the whole image encoder and"
-        " the projector, without prompts. lora: low-rank changes of the image encoder and the"
-        " projector. prompts+lora: visual prompts as well. Once exported, lora and full cost"
-        " nothing on the device. The paper gives no learning rate for full; optim.lr has to be far"
-        " below the 0.005 of prompts. Image encoders other than CLIP's ViT take neither prompts nor"
-        " lora: use projector, full, or n_ctx_vision: 0.",
+        description="What is trained on the image side, besides the projector (arXiv:2403.02781,"
+        " table 5): prompts, the projector alone, full for the whole encoder (with an optim.lr far"
+        " below the 0.005 of prompts), lora for low-rank changes, or prompts+lora. Image encoders"
+        " other than CLIP's ViT take projector or full.",
     )
     lora: LoraSettings = Field(
-        LoraSettings(),
-        description="Low-rank changes of the image encoder, for tune: lora and prompts+lora.",
+        LoraSettings(), description="Low-rank changes, for tune: lora and prompts+lora."
     )
     n_ctx_vision: int = Field(
         4,
         ge=0,
         le=1000,
-        description="Number of visual prompts in each prompted image layer, for tune: prompts and"
-        " prompts+lora; 0 for none. The default 4 is the PromptKD repository's.",
+        description="Visual prompts in each prompted image layer, as in the PromptKD repository; 0"
+        " for none.",
     )
     prompt_depth: int = Field(
         9,
         ge=0,
-        description="Number of image layers with visual prompts of their own, from the first, for"
-        " tune: prompts and prompts+lora. The default 9 is that of arXiv:2403.02781, section 4.1.",
+        description="Image layers with visual prompts of their own, from the first"
+        " (arXiv:2403.02781, section 4.1).",
     )
     merge_tokens: int = Field(
         0,
         ge=0,
-        description="Number of patch tokens that each block of the image encoder, but the last,"
-        " merges into similar ones (ToMe, arXiv:2210.09461): in training, in evaluation and on the"
-        " device. At most the patch tokens divided by the blocks, 16 for ViT-B/16; 0: none. Only"
-        " for CLIP's ViT.",
+        description="Patch tokens that each block of CLIP's ViT but the last merges into similar"
+        " ones, in training and on the device (ToMe, arXiv:2210.09461): up to 16 for ViT-B/16.",
     )
     depth: int | None = Field(
         None,
         ge=1,
-        description="Number of blocks of the image encoder that are kept, from the first; the"
-        " others are dropped. The layers after them were trained on the last block's output, so"
-        " the encoder has to learn: use tune: full or lora. Default: all blocks. Only for CLIP's"
-        " ViT.",
+        description="Blocks of CLIP's ViT that are kept, from the first; default: all. The encoder"
+        " then has to learn: use tune: full or lora.",
     )
     projector_depth: int = Field(
         2,
         ge=1,
         le=3,
-        description="Number of linear layers of the projector, with batch norm and ReLU between"
-        " them (arXiv:2403.02781, table 12). 3: one more hidden layer of the same"
-        " width; the paper does not specify the width. No effect with class_vectors:"
-        " student, which has no projector.",
+        description="Linear layers of the projector, with batch norm and ReLU between them"
+        " (arXiv:2403.02781, table 12).",
     )
     class_vectors: Literal["teacher", "student"] = Field(
         "teacher",
-        description="Whose text features the student compares images with. teacher: the stored"
-        ' ones. student: "w/o shared text feature" of arXiv:2403.02781, table 5: its own text'
-        " encoder computes them with learned context, and there is no projector.",
+        description="Whose text features images are compared with: the teacher's stored ones, or"
+        " those of the student's own text encoder with learned context and without a projector"
+        " (arXiv:2403.02781, table 5, w/o shared text feature).",
     )
     n_ctx_text: int = Field(
-        4,
-        ge=1,
-        description="Number of context tokens of the student's text encoder, for class_vectors:"
-        " student. The default 4 is the teacher's.",
+        4, ge=1, description="Context tokens of the text encoder, for class_vectors: student."
     )
     prompt_depth_text: int = Field(
         9,
         ge=1,
-        description="Number of text layers with context of their own, from the first, for"
-        " class_vectors: student. The default 9 is the teacher's.",
+        description="Text layers with context of their own, from the first, for class_vectors:"
+        " student.",
     )
     context_init: str = Field(
         "a photo of a",
@@ -102,30 +138,25 @@ class Settings(MethodSettings):
         0.0,
         ge=0,
         le=1e6,
-        description="Weight of the cross-entropy of labeled images, over the classes that have"
-        " labels. Each step then has images of data.labeled besides the unlabeled ones"
-        " (optim.labeled_batch_size). The loss is averaged over images, as with weight_per_image"
-        " of kl. 0: no labels are used.",
+        description="Weight of the cross-entropy of labeled images, of which each step then has"
+        " optim.labeled_batch_size; 0: no labels are used.",
     )
     label_head_share: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Share of a second linear head in the logits. It learns from the labels, and"
-        " the first head learns from the teacher (arXiv:2505.07675). An export folds both into one"
-        " layer. Default: no second head; the class vectors are used for both.",
+        description="Share in the logits of a second linear head that learns from the labels"
+        " (arXiv:2505.07675) and is folded into the first at export; default: no second head.",
     )
     losses: Losses = Field(
         Losses.model_validate({DEFAULT: {}}),
-        description="Distillation losses by name, each with its settings; their weighted values are"
-        " added. {kl: {weight: 200}, feature: {}} adds feature to kl. Default: kl, PromptKD's"
-        " divergence of class probabilities.",
+        description="Distillation losses by name, each with its settings, whose weighted values are"
+        " added: {kl: {weight: 200}, feature: {}}; default: kl, PromptKD's.",
     )
     float32_losses: bool = Field(
         True,
-        description="Compute projector and logits in float32 even if the forward pass is in half"
-        " precision; this default is ours. false: use the precision of the forward pass, as in the"
-        " authors' code. Losses are always computed in float32.",
+        description="Compute projector and logits in float32, our choice; false: in the precision"
+        " of the forward pass, as the authors' code does.",
     )
 
     @model_validator(mode="after")
@@ -217,14 +248,14 @@ class Settings(MethodSettings):
     @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
         """See `MethodSettings.prompt_depths`."""
-        image: dict[str, tuple[Encoder, ...]] = {"prompt_depth": ("image",)}
-        text: dict[str, tuple[Encoder, ...]] = {"prompt_depth_text": ("text",)}
-        kept: dict[str, tuple[Encoder, ...]] = {"depth": ("image",)}
-        return {
-            **(image if self.has_prompts else {}),
-            **(text if self.class_vectors == "student" else {}),
-            **({} if self.depth is None else kept),
-        }
+        used: dict[str, tuple[Encoder, ...]] = {}
+        if self.has_prompts:
+            used["prompt_depth"] = ("image",)
+        if self.class_vectors == "student":
+            used["prompt_depth_text"] = ("text",)
+        if self.depth is not None:
+            used["depth"] = ("image",)
+        return used
 
     def misfits(self, sizes: EncoderSizes) -> dict[str, str]:
         """See `MethodSettings.misfits`."""

@@ -7,22 +7,115 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kdedge.clip.backbone import Backbone
+from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
 from kdedge.clip.layers import layers_above
 from kdedge.clip.low_rank import BLOCKS, LowRankChanges, make_low_rank_changes, with_layers
-from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts
+from kdedge.clip.prompts import TextPrompts, make_linear, make_text_prompts, make_visual_prompts
 from kdedge.clip.reduction import check_reduction, first_blocks
 from kdedge.errors import RecipeError
-from kdedge.methods._labels import LabelHead
-from kdedge.methods._projector import Projector
 from kdedge.methods._promptkd_settings import Settings
-from kdedge.methods.losses import ChosenLosses
+
+
+class Projector(nn.Module):
+    """Student features to the teacher's dimension (PromptKD, arXiv:2403.02781, section 3.2).
+
+    Hidden layers (linear, batch norm, ReLU), then a linear layer. The paper's depth is 2. Its table
+    12 compares it with 1, a single linear layer, and with 3.
+
+    Args:
+        student_dim: D_student.
+        teacher_dim: D_teacher, also the hidden width.
+        generator: on the CPU; draws PyTorch's default for the authors' 1x1 convolutions.
+        depth: linear layers, 1 to 3.
+    """
+
+    def __init__(
+        self, student_dim: int, teacher_dim: int, generator: torch.Generator, *, depth: int = 2
+    ) -> None:
+        super().__init__()
+        self.linear1 = make_linear(student_dim, teacher_dim, generator)
+        if depth > 1:
+            self.batch_norm = nn.BatchNorm1d(teacher_dim)
+            self.linear2 = make_linear(teacher_dim, teacher_dim, generator)
+        if depth > 2:
+            self.batch_norm2 = nn.BatchNorm1d(teacher_dim)
+            self.linear3 = make_linear(teacher_dim, teacher_dim, generator)
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The linear layers, the first takes the student's features."""
+        return tuple(layer for layer in self.children() if isinstance(layer, nn.Linear))
+
+    @property
+    def batch_norms(self) -> tuple[nn.BatchNorm1d, ...]:
+        """Of all linear layers but the last; a ReLU follows each."""
+        return tuple(layer for layer in self.children() if isinstance(layer, nn.BatchNorm1d))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D_student] -> [B, D_teacher]."""
+        *hidden, last = self.linears
+        for linear, norm in zip(hidden, self.batch_norms, strict=True):
+            features = F.relu(norm(linear(features)))
+        projected: Tensor = last(features)
+        return projected
+
+
+class LabelHead(nn.Module):
+    """A second linear head, for labels, beside the teacher's class vectors.
+
+    Its rows are normalized like class vectors, so that both heads' logits have one scale. Classes
+    without labels have no row here, and stay comparable.
+
+    Args:
+        class_vectors: [C, D], unit length, the teacher's; the rows start from them.
+        labeled_classes: positions in the class list of the classes with labels.
+        share: share of this head's logits in the mixed ones, between 0 and 1.
+
+    Attributes:
+        weight: [C_labeled, D], not normalized.
+        teacher_vectors: [C, D], constant.
+    """
+
+    teacher_vectors: Tensor
+
+    def __init__(
+        self, class_vectors: Tensor, labeled_classes: Sequence[int], *, share: float
+    ) -> None:
+        super().__init__()
+        self._labeled_classes, self._share = list(labeled_classes), share
+        self.weight = nn.Parameter(class_vectors[self._labeled_classes].clone())
+        self.register_buffer("teacher_vectors", class_vectors.clone())
+
+    def vectors(self) -> Tensor:
+        """[C_labeled, D], unit length, with gradients."""
+        return unit_length(self.weight)
+
+    @torch.no_grad()
+    def mixed_vectors(self) -> Tensor:
+        """[C, D]: (1 - share) teacher's + share own; the teacher's for classes without labels.
+
+        An image's logits with them are the two heads' logits, mixed.
+        """
+        mixed = self.teacher_vectors.clone()
+        own = self.vectors()
+        mixed[self._labeled_classes] = torch.lerp(mixed[self._labeled_classes], own, self._share)
+        return mixed
 
 
 class Student(nn.Module):
     """The parts of a student; a part that the settings leave out is None.
+
+    Args:
+        backbone: the frozen CLIP, or an image encoder alone.
+        settings: choose the parts.
+        class_vectors: [C, D_teacher], the teacher's.
+        train_classes: positions in the class list of the classes that labels refer to.
+        scale: the teacher's, for a backbone that has none.
+        generator: on the CPU; draws prompts, low-rank changes, projector and context, in this
+            order.
 
     Attributes:
         visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
@@ -33,31 +126,86 @@ class Student(nn.Module):
         label_head: a second head for labels, if there is one.
         losses: the losses by name; most have nothing to train.
         scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
+
+    Raises:
+        RecipeError: an encoder has fewer layers than the settings name, or too few tokens to merge,
+            or cannot have their low-rank changes; a loss compares features of different
+            dimensions; or the settings need more than an image encoder.
     """
 
+    visual_prompts: nn.Parameter | None
+    projector: Projector | None
+    visual: nn.Module | None
+    lora: LowRankChanges | None
+    text_prompts: TextPrompts | None
+    label_head: LabelHead | None
     scale: Tensor | None
 
     def __init__(
         self,
-        visual_prompts: nn.Parameter | None,
-        projector: Projector | None,
+        backbone: AnyBackbone,
+        settings: Settings,
         *,
-        visual: nn.Module | None = None,
-        lora: LowRankChanges | None = None,
-        text_prompts: TextPrompts | None = None,
-        label_head: LabelHead | None = None,
-        losses: ChosenLosses,
-        scale: float | None = None,
+        class_vectors: Tensor,
+        train_classes: Sequence[int],
+        scale: float,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.visual_prompts = visual_prompts
-        self.projector = projector
-        self.visual = visual
-        self.lora = lora
-        self.text_prompts = text_prompts
-        self.label_head = label_head
-        self.losses = losses.build()
-        self.register_buffer("scale", None if scale is None else torch.tensor(scale))
+        if not isinstance(backbone, Backbone):
+            check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
+        check_reduction(backbone, depth=settings.depth, merge_tokens=settings.merge_tokens)
+        lora = text_prompts = None
+        teacher_dim = class_vectors.shape[1]
+        self.visual_prompts = self.projector = self.visual = self.label_head = None
+        if settings.has_prompts:
+            self.visual_prompts = make_visual_prompts(
+                backbone,
+                n_ctx=settings.n_ctx_vision,
+                prompt_depth=settings.prompt_depth,
+                generator=generator,
+            )
+        if settings.has_lora:
+            lora = make_low_rank_changes(
+                backbone,
+                rank=settings.lora.rank,
+                alpha=settings.lora.alpha,
+                projections=settings.lora.projections,
+                blocks=settings.lora_blocks,
+                generator=generator,
+            )
+        if settings.class_vectors == "teacher":
+            self.projector = Projector(
+                backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
+            )
+        else:
+            assert isinstance(backbone, Backbone)
+            text_prompts = make_text_prompts(
+                backbone,
+                n_ctx=settings.n_ctx_text,
+                prompt_depth=settings.prompt_depth_text,
+                context_init=settings.context_init,
+                generator=generator,
+            )
+        if settings.tune == "full":
+            kept = first_blocks(backbone.visual, settings.depth)
+            self.visual = copy.deepcopy(kept).requires_grad_(True)
+        self.lora, self.text_prompts = lora, text_prompts
+        if settings.label_head_share is not None:
+            share = settings.label_head_share
+            self.label_head = LabelHead(class_vectors, train_classes, share=share)
+        self.losses = settings.losses.build()
+        has_scale = isinstance(backbone, Backbone)
+        self.register_buffer("scale", None if has_scale else torch.tensor(scale))
+        if self.projector is None and backbone.embed_dim != teacher_dim:
+            for name, loss in self.losses.items():
+                if loss.needs_equal_dims:
+                    raise RecipeError(
+                        f"loss {name} compares the student's features ({backbone.embed_dim}"
+                        f" dimensions) with the teacher's ({teacher_dim}), but class_vectors:"
+                        " student has no projector.\n"
+                        "  Use a loss on logits, such as the default, or class_vectors: teacher."
+                    )
 
     def encoder(self, frozen: nn.Module) -> nn.Module:
         """The image encoder in training: the backbone's, the student's copy, or one with `lora`."""
@@ -105,90 +253,3 @@ def check_image_backbone(backbone: ImageBackbone, *, tune: str, needs_texts: boo
             " compared with class vectors.\n"
             "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
         )
-
-
-def make_student(
-    backbone: AnyBackbone,
-    settings: Settings,
-    *,
-    class_vectors: Tensor,
-    train_classes: Sequence[int],
-    scale: float,
-    generator: torch.Generator,
-) -> Student:
-    """Builds the parts that the settings train.
-
-    Args:
-        backbone: the frozen CLIP, or an image encoder alone.
-        settings: choose the parts.
-        class_vectors: [C, D_teacher], the teacher's.
-        train_classes: positions in the class list of the classes that labels refer to.
-        scale: the teacher's, for a backbone that has none.
-        generator: on the CPU; draws prompts, low-rank changes, projector and context, in this
-            order.
-
-    Raises:
-        RecipeError: an encoder has fewer layers than the settings name, or too few tokens to merge,
-            or cannot have their low-rank changes; a loss compares features of different
-            dimensions; or the settings need more than an image encoder.
-    """
-    if not isinstance(backbone, Backbone):
-        check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
-    check_reduction(backbone, depth=settings.depth, merge_tokens=settings.merge_tokens)
-    visual_prompts = projector = visual = lora = text_prompts = label_head = None
-    teacher_dim = class_vectors.shape[1]
-    if settings.has_prompts:
-        visual_prompts = make_visual_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_vision,
-            prompt_depth=settings.prompt_depth,
-            generator=generator,
-        )
-    if settings.tune == "full":
-        kept = first_blocks(backbone.visual, settings.depth)
-        visual = copy.deepcopy(kept).requires_grad_(True)
-    if settings.has_lora:
-        lora = make_low_rank_changes(
-            backbone,
-            rank=settings.lora.rank,
-            alpha=settings.lora.alpha,
-            projections=settings.lora.projections,
-            blocks=settings.lora_blocks,
-            generator=generator,
-        )
-    if settings.class_vectors == "teacher":
-        projector = Projector(
-            backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
-        )
-    else:
-        assert isinstance(backbone, Backbone)
-        text_prompts = make_text_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_text,
-            prompt_depth=settings.prompt_depth_text,
-            context_init=settings.context_init,
-            generator=generator,
-        )
-    if settings.label_head_share is not None:
-        share = settings.label_head_share
-        label_head = LabelHead(class_vectors, train_classes, share=share)
-    student = Student(
-        visual_prompts,
-        projector,
-        visual=visual,
-        lora=lora,
-        text_prompts=text_prompts,
-        label_head=label_head,
-        losses=settings.losses,
-        scale=None if isinstance(backbone, Backbone) else scale,
-    )
-    if projector is None and backbone.embed_dim != teacher_dim:
-        for name, loss in student.losses.items():
-            if loss.needs_equal_dims:
-                raise RecipeError(
-                    f"loss {name} compares the student's features ({backbone.embed_dim}"
-                    f" dimensions) with the teacher's ({teacher_dim}), but class_vectors: student"
-                    " has no projector.\n"
-                    "  Use a loss on logits, such as the default, or class_vectors: teacher."
-                )
-    return student

@@ -29,7 +29,7 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import ivlp, promptsrc
-from kdedge.methods.protocol import Inputs, StepOutput
+from kdedge.methods.protocol import StepOutput
 from kdedge.methods.registry import Declaration, Sees
 
 METHOD = Declaration(
@@ -51,22 +51,19 @@ class Settings(promptsrc.Settings):
         ["color", "shape"],
         min_length=1,
         max_length=16,
-        description="Attribute words before the class name, in this order. The default color, shape"
-        " is that of ImageNet (arXiv:2412.09442). The recipes of the benchmark sets have their own,"
-        " one to three each.",
+        description="Attribute words before the class name, in this order; the default is"
+        " ImageNet's, and the recipes of the benchmark sets have their own.",
     )
     n_ctx_attribute: int = Field(
         4,
         ge=1,
-        description="Number of context tokens before each attribute. The default 4 is that of"
-        " n_ctx_text, as in arXiv:2412.09442.",
+        description="Context tokens before each attribute.",
     )
     n_ctx_vision: int = Field(
         4,
         ge=0,
         le=1000,
-        description="Number of visual prompts in each prompted image layer; 0 for none, as for"
-        " CoOp.",
+        description="Visual prompts in each prompted image layer; 0 for none, as for CoOp.",
     )
     self_regulation: bool = Field(
         True,
@@ -139,23 +136,20 @@ class Method(promptsrc.Method):
     module: AnchoredCLIP
     _settings: Settings
 
-    @classmethod
-    def build(cls, backbone: Backbone, settings: ivlp.Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; the template is not used."""
-        assert isinstance(settings, Settings)
-        texts = anchored_texts(backbone, inputs.class_names, settings)
-        train_texts = anchored_texts(backbone, inputs.train_names, settings)
-        prompted = ivlp.make_prompted_clip(backbone, settings, inputs.generator)
+    @staticmethod
+    def class_texts(backbone: Backbone, names: Sequence[str], settings: Settings) -> TokenizedTexts:
+        """See `anchored_texts`."""
+        return anchored_texts(backbone, names, settings)
+
+    @staticmethod
+    def make_module(
+        backbone: Backbone, settings: Settings, generator: torch.Generator
+    ) -> AnchoredCLIP:
+        """Draws the initial values, first those of PromptSRC."""
+        prompted = ivlp.Method.make_module(backbone, settings, generator)
         n_context = len(settings.attributes) * settings.n_ctx_attribute
-        drawn = torch.randn(n_context, text_width(backbone), generator=inputs.generator)
-        return cls(
-            backbone,
-            AnchoredCLIP(prompted, (ATTRIBUTE_STD * drawn).to(backbone.device)),
-            settings,
-            texts=texts,
-            train_texts=train_texts,
-            train_names=inputs.train_names,
-        )
+        drawn = torch.randn(n_context, text_width(backbone), generator=generator)
+        return AnchoredCLIP(prompted, (ATTRIBUTE_STD * drawn).to(backbone.device))
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients in the memory of one chunk of classes."""

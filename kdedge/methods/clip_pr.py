@@ -24,9 +24,9 @@ from kdedge.clip.text import in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.supervised import encode_images
 
 METHOD = Declaration(
     label="CLIP-PR",

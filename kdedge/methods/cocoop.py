@@ -38,8 +38,7 @@ class Settings(MethodSettings):
     n_ctx: int = Field(4, ge=1, description="Number of context tokens.")
     context_init: str = Field(
         "a photo of a",
-        description="Words whose embeddings initialize the context; N(0, 0.02²) if they have"
-        " fewer than n_ctx tokens.",
+        description="Words whose embeddings initialize the context; N(0, 0.02²) if they are few.",
     )
 
 

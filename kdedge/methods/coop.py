@@ -47,18 +47,15 @@ class Settings(MethodSettings):
     )
     context_init: str = Field(
         "a photo of a",
-        description="Words whose embeddings initialize the context; N(0, 0.02²) if they have"
-        " fewer than n_ctx tokens.",
+        description="Words whose embeddings initialize the context; N(0, 0.02²) if they are few.",
     )
     class_position: Literal["end", "middle", "front"] = Field(
         "end",
-        description="Position of the class name: end (after the context), middle (after its first"
-        " half), or front (before it).",
+        description="Where the class name is: after the context, in its middle, or before it.",
     )
     class_specific: bool = Field(
         False,
-        description="Train one context per class instead of one for all classes; needs every"
-        " class to be trained (split: all).",
+        description="Train one context per class, which needs split: all, instead of one for all.",
     )
 
     @property

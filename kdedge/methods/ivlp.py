@@ -8,6 +8,7 @@ section 3.1, whose convention `clip.text` and `clip.vision` describe.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -39,21 +40,19 @@ METHOD = Declaration(
 class Settings(MethodSettings):
     """Settings of IVLP; defaults from PromptSRC's code (MaPLe's: 2 + 2, depth 12)."""
 
-    n_ctx_text: int = Field(
-        4, ge=1, description="Number of context tokens in each prompted text layer."
-    )
+    n_ctx_text: int = Field(4, ge=1, description="Context tokens in each prompted text layer.")
     n_ctx_vision: int = Field(
-        4, ge=1, le=1000, description="Number of visual prompts in each prompted image layer."
+        4, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth_text: int = Field(
         9,
         ge=1,
-        description="Number of text layers with context tokens of their own, from the first.",
+        description="Text layers with context tokens of their own, from the first.",
     )
     prompt_depth_vision: int = Field(
         9,
         ge=1,
-        description="Number of image layers with visual prompts of their own, from the first.",
+        description="Image layers with visual prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a", description="Words whose embeddings initialize the context."
@@ -74,48 +73,60 @@ class PromptedCLIP(nn.Module):
         self.visual_prompts = visual_prompts
 
 
-def class_texts(
-    backbone: Backbone, class_names: Sequence[str], settings: Settings
-) -> TokenizedTexts:
-    """Tokenizes "<context> NAME." with room for the context."""
-    return prompted_texts(
-        backbone, class_names, n_ctx=settings.n_ctx_text, context_init=settings.context_init
-    )
-
-
-def make_prompted_clip(
-    backbone: Backbone, settings: Settings, generator: torch.Generator
-) -> PromptedCLIP:
-    """Draws the initial values, first of the text prompts, then of the visual prompts."""
-    text_prompts = make_text_prompts(
-        backbone,
-        n_ctx=settings.n_ctx_text,
-        prompt_depth=settings.prompt_depth_text,
-        context_init=settings.context_init,
-        generator=generator,
-    )
-    visual_prompts = make_visual_prompts(
-        backbone,
-        n_ctx=settings.n_ctx_vision,
-        prompt_depth=settings.prompt_depth_vision,
-        generator=generator,
-        setting="prompt_depth_vision",
-    )
-    return PromptedCLIP(text_prompts, visual_prompts)
-
-
 class Method(TextPromptMethod):
     """IVLP on a frozen backbone."""
 
     module: PromptedCLIP
 
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: PromptedCLIP,
+        settings: Any,
+        *,
+        texts: TokenizedTexts,
+        train_texts: TokenizedTexts,
+        train_names: Sequence[str],
+    ) -> None:
+        super().__init__(backbone, module, texts=texts, train_texts=train_texts)
+        self._settings, self._train_names = settings, train_names
+
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
-        texts = class_texts(backbone, inputs.class_names, settings)
-        train_texts = class_texts(backbone, inputs.train_names, settings)
-        module = make_prompted_clip(backbone, settings, inputs.generator)
-        return cls(backbone, module, texts=texts, train_texts=train_texts)
+        """See `BaseMethod.build`; texts are those of `class_texts`, not the template."""
+        return cls(
+            backbone,
+            cls.make_module(backbone, settings, inputs.generator),
+            settings,
+            texts=cls.class_texts(backbone, inputs.class_names, settings),
+            train_texts=cls.class_texts(backbone, inputs.train_names, settings),
+            train_names=inputs.train_names,
+        )
+
+    @staticmethod
+    def class_texts(backbone: Backbone, names: Sequence[str], settings: Any) -> TokenizedTexts:
+        """Tokenizes "<context> NAME." with room for the context."""
+        n_ctx, init = settings.n_ctx_text, settings.context_init
+        return prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)
+
+    @staticmethod
+    def make_module(backbone: Backbone, settings: Any, generator: torch.Generator) -> PromptedCLIP:
+        """Draws the initial values, first of the text prompts, then of the visual prompts."""
+        text_prompts = make_text_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_text,
+            prompt_depth=settings.prompt_depth_text,
+            context_init=settings.context_init,
+            generator=generator,
+        )
+        visual_prompts = make_visual_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_vision,
+            prompt_depth=settings.prompt_depth_vision,
+            generator=generator,
+            setting="prompt_depth_vision",
+        )
+        return PromptedCLIP(text_prompts, visual_prompts)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""

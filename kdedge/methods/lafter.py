@@ -29,9 +29,9 @@ from kdedge.clip.vision import encode_image
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.supervised import encode_images
 from kdedge.methods.zeroshot import template_list
 
 METHOD = Declaration(
@@ -68,13 +68,12 @@ class Settings(MethodSettings):
         50,
         ge=1,
         le=1000,
-        description="Number of visual prompts before the first image layer; all layers keep them.",
+        description="Visual prompts before the first image layer; all layers keep them.",
     )
     n_text_steps: int = Field(
         600,
         ge=1,
-        description="Training steps of the text classifier, each on all texts. The authors' code"
-        " has 400 to 600, and 600 on Oxford Flowers.",
+        description="Training steps of the text classifier, each on all texts.",
     )
     text_lr: float = Field(
         5e-4, gt=0, description="Learning rate of the text classifier's training steps (AdamW)."
@@ -88,7 +87,7 @@ class Settings(MethodSettings):
         0.1,
         ge=0,
         lt=1,
-        description="Label smoothing: share of each label that is spread over all classes.",
+        description="Share of each label that is spread over all classes.",
     )
 
     @property

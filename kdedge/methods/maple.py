@@ -45,17 +45,16 @@ class Settings(MethodSettings):
     n_ctx: int = Field(
         2,
         ge=1,
-        description="Number of context tokens, and of visual prompts, in each prompted layer.",
+        description="Context tokens, and visual prompts, in each prompted layer.",
     )
     prompt_depth: int = Field(
         9,
         ge=1,
-        description="Number of layers of both encoders with prompts of their own, from the first.",
+        description="Layers of both encoders with prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a",
-        description="Words whose embeddings initialize the context; words beyond n_ctx tokens"
-        " stay as frozen words.",
+        description="Words whose embeddings initialize the context; further words stay as words.",
     )
 
     @property

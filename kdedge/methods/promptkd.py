@@ -28,14 +28,12 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
-from kdedge.methods._encode import encode_images, is_splittable
-from kdedge.methods._projector import Projector
 from kdedge.methods._promptkd_settings import Settings
-from kdedge.methods._student import Student, make_student
+from kdedge.methods._student import Projector, Student
 from kdedge.methods.losses import DistillationLoss, Outputs
 from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
-from kdedge.methods.supervised import labels_of
+from kdedge.methods.supervised import encode_images, is_splittable, labels_of
 
 __all__ = ["METHOD", "ImagePath", "Method", "Projector", "Settings", "Student"]
 
@@ -94,7 +92,7 @@ class Method(BaseMethod):
                 f" {len(class_names)} names.\n"
                 "  Use the class list that the teacher was trained with."
             )
-        module = make_student(
+        module = Student(
             backbone,
             settings,
             class_vectors=class_vectors,
@@ -106,7 +104,7 @@ class Method(BaseMethod):
         module.to(backbone.device)
         texts = None
         if settings.needs_texts:
-            assert isinstance(backbone, Backbone)  # make_student has checked it
+            assert isinstance(backbone, Backbone)  # the student has checked it
             texts = prompted_texts(
                 backbone,
                 class_names,

@@ -21,14 +21,12 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import (
     readable,
 )
-from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
-from kdedge.methods._encode import encode_images
-from kdedge.methods.protocol import Inputs, StepOutput
+from kdedge.methods.protocol import StepOutput
 from kdedge.methods.registry import Declaration, Sees
-from kdedge.methods.supervised import cross_entropy, labels_of
+from kdedge.methods.supervised import cross_entropy, encode_images, labels_of
 
 METHOD = Declaration(
     label="PromptSRC",
@@ -64,8 +62,7 @@ class Settings(ivlp.Settings):
         60,
         ge=1,
         le=80,
-        description="Number of OpenAI's ImageNet templates, from the first, for the frozen text"
-        " features.",
+        description="OpenAI's ImageNet templates, from the first, for the frozen text features.",
     )
 
 
@@ -156,35 +153,7 @@ def text_anchor(backbone: Backbone, class_names: Sequence[str], n_templates: int
 class Method(ivlp.Method):
     """PromptSRC on a frozen backbone: IVLP's prompts under other losses, averaged over epochs."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: ivlp.PromptedCLIP,
-        settings: Settings,
-        *,
-        texts: TokenizedTexts,
-        train_texts: TokenizedTexts,
-        train_names: Sequence[str],
-    ) -> None:
-        super().__init__(backbone, module, texts=texts, train_texts=train_texts)
-        self._settings = settings
-        self._train_names = train_names
-
-    @classmethod
-    def build(cls, backbone: Backbone, settings: ivlp.Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
-        assert isinstance(settings, Settings)
-        texts = ivlp.class_texts(backbone, inputs.class_names, settings)
-        train_texts = ivlp.class_texts(backbone, inputs.train_names, settings)
-        module = ivlp.make_prompted_clip(backbone, settings, inputs.generator)
-        return cls(
-            backbone,
-            module,
-            settings,
-            texts=texts,
-            train_texts=train_texts,
-            train_names=inputs.train_names,
-        )
+    _settings: Settings
 
     @cached_property
     def anchor(self) -> Tensor:

@@ -50,8 +50,8 @@ class Settings(MethodSettings):
 
     variant: Literal["fpl", "ifpl", "grip"] = Field(
         "grip",
-        description="fpl: one round. ifpl: rounds of per_class images. grip: rounds with a"
-        " growing number of images, up to an even share of all unlabeled images.",
+        description="fpl: one round; ifpl: rounds of per_class images; grip: of growing numbers, up"
+        " to an even share of all unlabeled images.",
     )
     per_class: int = Field(
         16, ge=1, description="Pseudo-labeled images per class, for fpl and ifpl."

@@ -74,15 +74,15 @@ class Settings(MethodSettings):
 
     outputs: Literal["logits", "features"] = Field(
         "logits",
-        description="What is regressed. logits: one output per class, for a closed list of"
-        " classes. features: a student's image features, compared with its teacher's class vectors,"
-        " so that classes without labels and later ones work.",
+        description="logits: one output per class, for a closed list of classes; features: a"
+        " student's image features, to compare with its teacher's class vectors, also of later"
+        " classes.",
     )
     labeled_weight: float = Field(
         0.0,
         ge=0,
         description="What a labeled image weighs for a student, where an unlabeled one weighs 1;"
-        " data.labeled has every class. Needs outputs: logits. A teacher learns from labels alone.",
+        " needs outputs: logits and labels of every class.",
     )
     n_blocks: int = Field(
         5, ge=0, description="Blocks or stages whose features are used, spread evenly to the last."

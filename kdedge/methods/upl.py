@@ -26,10 +26,9 @@ from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
-from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import Inputs, MethodSettings, StepOutput
 from kdedge.methods.registry import Declaration, Sees
-from kdedge.methods.supervised import TextPromptMethod, cross_entropy, labels_of
+from kdedge.methods.supervised import TextPromptMethod, cross_entropy, encode_images, labels_of
 
 METHOD = Declaration(
     label="UPL",
@@ -47,14 +46,13 @@ class Settings(MethodSettings):
         16,
         ge=1,
         le=1000,
-        description="Number of contexts that are trained, and whose logits are averaged.",
+        description="Contexts that are trained, and whose logits are averaged.",
     )
     n_ctx: int = Field(16, ge=1, description="Tokens per context, initialized from N(0, 0.02²).")
     per_class: int = Field(
         16,
         ge=1,
-        description="Maximum number of pseudo-labeled images per class: the most confident of those"
-        " that are predicted as the class.",
+        description="Pseudo-labels per class at most: the most confident images predicted as it.",
     )
 
     @property

@@ -33,12 +33,12 @@ class Settings(MethodSettings):
     """Settings of VPT; defaults from MaPLe's code, base-to-novel."""
 
     n_ctx_vision: int = Field(
-        8, ge=1, le=1000, description="Number of visual prompts in each prompted image layer."
+        8, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth: int = Field(
         12,
         ge=1,
-        description="Number of image layers with visual prompts of their own, from the first.",
+        description="Image layers with visual prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a",

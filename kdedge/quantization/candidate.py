@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Candidate:
     exact: nn.Module
     model: nn.Module
     layers: dict[str, QuantizedLayer]
-    inputs: dict[str, Observed]
+    inputs: Mapping[str, Observed]
     alphas: dict[str, float]
     ranges: dict[str, Range]
 
@@ -73,51 +73,169 @@ class Centered(nn.Module):
         return centered
 
 
-@torch.no_grad()
-def center_sites(
-    model: nn.Module, sites: Sequence[Site], observed: Mapping[str, Observed]
-) -> tuple[nn.Module, dict[str, Observed]]:
-    """A copy whose sites read channels from -a to a, where the model has channels from b to c.
+@dataclass(frozen=True)
+class ObservedModel:
+    """A float model and what its layers read.
 
-    INT8 without a zero point spends its levels on both signs alike, and a channel that is far from
-    zero takes them from all others. What is subtracted from a channel is the middle of its values;
-    the layers that read it make up for it in their biases. Exact up to float32 rounding (Wei et
-    al., arXiv:2304.09145, 4.1). A LayerNorm takes the constants into its bias, values into the bias
-    of their layer, as attention's weights sum to one; after an activation function they cost a
-    subtraction.
-
-    Args:
-        model: the folded model; not changed.
-        sites: its sites. Those without biases, and convolutions, stay as they are.
-        observed: what its layers read.
-
-    Returns:
-        The copy, and what its layers read.
+    Attributes:
+        model: the folded model, or a copy with exact changes.
+        sites: where it is quantized.
+        inputs: what its layers read, by name.
     """
-    changed, inputs = copy.deepcopy(model), dict(observed)
-    for site in sites:
-        layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
-        seen = observed[site.layers[0]]
-        center = (seen.low + seen.high) / 2
-        if any(layer.bias is None for layer in layers):
-            continue
-        if site.norm is not None:
-            norm: Any = changed.get_submodule(site.norm)
-            if norm.bias is None:
+
+    model: nn.Module
+    sites: Sequence[Site]
+    inputs: Mapping[str, Observed]
+
+    @torch.no_grad()
+    def centered(self) -> ObservedModel:
+        """A copy whose sites read channels from -a to a, where the model has channels from b to c.
+
+        INT8 without a zero point spends its levels on both signs alike, and a channel that is far
+        from zero takes them from all others. What is subtracted from a channel is the middle of its
+        values; the layers that read it make up for it in their biases. Exact up to float32 rounding
+        (Wei et al., arXiv:2304.09145, 4.1). A LayerNorm takes the constants into its bias, values
+        into the bias of their layer, as attention's weights sum to one; after an activation
+        function they cost a subtraction.
+
+        Sites without biases, and convolutions, stay as they are.
+        """
+        changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
+        for site in self.sites:
+            layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
+            seen = self.inputs[site.layers[0]]
+            center = (seen.low + seen.high) / 2
+            if any(layer.bias is None for layer in layers):
                 continue
-            norm.bias.sub_(center)
-        elif site.block is not None:
-            block: Any = changed.get_submodule(site.block)
-            block.subtract_from_values(center)
-        elif site.activation is not None:
-            function = changed.get_submodule(site.activation)
-            changed.set_submodule(site.activation, Centered(function, center))
-        else:
-            continue
-        for name, layer in zip(site.layers, layers, strict=True):
-            layer.bias.add_(layer.weight @ center)
-            inputs[name] = observed[name].minus(center)
-    return changed, inputs
+            if site.norm is not None:
+                norm: Any = changed.get_submodule(site.norm)
+                if norm.bias is None:
+                    continue
+                norm.bias.sub_(center)
+            elif site.block is not None:
+                block: Any = changed.get_submodule(site.block)
+                block.subtract_from_values(center)
+            elif site.activation is not None:
+                function = changed.get_submodule(site.activation)
+                changed.set_submodule(site.activation, Centered(function, center))
+            else:
+                continue
+            for name, layer in zip(site.layers, layers, strict=True):
+                layer.bias.add_(layer.weight @ center)
+                inputs[name] = self.inputs[name].minus(center)
+        return ObservedModel(changed, self.sites, inputs)
+
+    @torch.no_grad()
+    def smoothed(self, alphas: Mapping[str, float]) -> ObservedModel:
+        """A copy whose sites read channels divided by factors, in exchange for their weights.
+
+        Exact up to float32 rounding: SmoothQuant (Xiao et al., arXiv:2211.10438, equation 4). A
+        LayerNorm takes its factors into weight and bias. Values take theirs into the layer that
+        gives them, as attention only averages values of one channel.
+
+        Args:
+            alphas: by each site's first layer; a site without one keeps its channels.
+        """
+        changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
+        for site in self.sites:
+            alpha = alphas.get(site.layers[0])
+            if alpha is None:
+                continue
+            layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
+            factor = self._factor(site, alpha, changed)
+            if site.norm is not None:
+                norm: Any = changed.get_submodule(site.norm)
+                norm.weight.div_(factor)
+                if norm.bias is not None:
+                    norm.bias.div_(factor)
+            else:
+                assert site.block is not None
+                block: Any = changed.get_submodule(site.block)
+                block.divide_values(factor)
+            for name, layer in zip(site.layers, layers, strict=True):
+                layer.weight.mul_(factor)
+                inputs[name] = self.inputs[name].divided(factor)
+        return ObservedModel(changed, self.sites, inputs)
+
+    def _factor(self, site: Site, alpha: float, model: nn.Module) -> Tensor:
+        """[D_in]: what divides a site's channels, by the weights of a model; see `smoothed`."""
+        reads = torch.stack([self.inputs[name].channel_max for name in site.layers]).amax(dim=0)
+        layers: list[Any] = [model.get_submodule(name) for name in site.layers]
+        weight = torch.stack([layer.weight.abs().amax(dim=0) for layer in layers]).amax(dim=0)
+        return reads.clamp(min=1e-5) ** alpha / weight.clamp(min=1e-5) ** (1 - alpha)
+
+    @torch.no_grad()
+    def quantized(
+        self, methods: Mapping[str, Range] | Range
+    ) -> tuple[dict[str, QuantizedLayer], dict[str, Range]]:
+        """Quantizes every layer with its nearest levels.
+
+        Args:
+            methods: how ranges are found, by layer; or one for all.
+        """
+        layers, ranges = {}, {}
+        for names in self._sharing():
+            method = methods if isinstance(methods, str) else methods[names[0]]
+            scale = input_scale(self.inputs[names[0]], method)
+            for name in names:
+                layers[name] = quantize_weight(self.model.get_submodule(name), scale)
+                ranges[name] = method
+        return layers, ranges
+
+    def _sharing(self) -> Iterator[list[str]]:
+        """Names of the layers that read one tensor, and so share a scale."""
+        for site in self.sites:
+            for tensor in dict.fromkeys(site.tensors):
+                yield [n for n, t in zip(site.layers, site.tensors, strict=True) if t == tensor]
+
+    def best_ranges(self, check: Callable[[], object]) -> dict[str, Range]:
+        """By layer, the range with the least error of the layers that read its tensor.
+
+        Args:
+            check: called before each tensor; it may raise.
+        """
+        found: dict[str, Range] = {}
+        for names in self._sharing():
+            check()
+            errors: dict[Range, float] = {}
+            for method in RANGES:
+                scale = input_scale(self.inputs[names[0]], method)
+                layers = [(self.model.get_submodule(name), self.inputs[name]) for name in names]
+                errors[method] = sum(_nearest_error(layer, scale, seen) for layer, seen in layers)
+            found.update(dict.fromkeys(names, min(RANGES, key=errors.__getitem__)))
+        return found
+
+    def best_alphas(self, check: Callable[[], object]) -> dict[str, float]:
+        """By each site's first layer, the strength of smoothing with the least error of its layers.
+
+        Ranges reach the largest values meanwhile. A site that no smoothing helps is left out.
+
+        Args:
+            check: called before each site; it may raise.
+        """
+        found = {}
+        for site in self.sites:
+            check()
+            if not site.can_be_smoothed:
+                continue
+            tried: dict[float | None, float] = dict.fromkeys((None, *ALPHAS), 0.0)
+            for alpha in tried:
+                tried[alpha] = sum(self._smoothed_error(site, name, alpha) for name in site.layers)
+            best = min(tried, key=tried.__getitem__)
+            if best is not None:
+                found[site.layers[0]] = best
+        return found
+
+    @torch.no_grad()
+    def _smoothed_error(self, site: Site, name: str, alpha: float | None) -> float:
+        """A layer's error at a strength of smoothing."""
+        layer: Any = copy.copy(self.model.get_submodule(name))
+        seen = self.inputs[name]
+        if alpha is not None:
+            factor = self._factor(site, alpha, self.model)
+            layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
+            seen = seen.divided(factor)
+        return _nearest_error(layer, input_scale(seen, "max"), seen)
 
 
 @torch.no_grad()
@@ -136,86 +254,6 @@ def with_plain_functions(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
             changed.set_submodule(site.activation, function.function)
             is_plain = False
     return model if is_plain else changed
-
-
-@torch.no_grad()
-def smooth_sites(
-    model: nn.Module,
-    sites: Sequence[Site],
-    observed: Mapping[str, Observed],
-    alphas: Mapping[str, float],
-) -> tuple[nn.Module, dict[str, Observed]]:
-    """A copy whose sites read channels that are divided by factors, in exchange for their weights.
-
-    Exact up to float32 rounding: SmoothQuant (Xiao et al., arXiv:2211.10438, equation 4). A
-    LayerNorm takes its factors into weight and bias. Values take theirs into the layer that gives
-    them, as attention only averages values of one channel.
-
-    Args:
-        model: the centered model; not changed.
-        sites: its sites.
-        observed: what its layers read.
-        alphas: by each site's first layer; a site without one keeps its channels.
-
-    Returns:
-        The copy, and what its layers read.
-    """
-    changed, inputs = copy.deepcopy(model), dict(observed)
-    for site in sites:
-        alpha = alphas.get(site.layers[0])
-        if alpha is None:
-            continue
-        layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
-        factor = smoothing_factor(site, observed, [layer.weight for layer in layers], alpha)
-        if site.norm is not None:
-            norm: Any = changed.get_submodule(site.norm)
-            norm.weight.div_(factor)
-            if norm.bias is not None:
-                norm.bias.div_(factor)
-        else:
-            assert site.block is not None
-            block: Any = changed.get_submodule(site.block)
-            block.divide_values(factor)
-        for name, layer in zip(site.layers, layers, strict=True):
-            layer.weight.mul_(factor)
-            inputs[name] = observed[name].divided(factor)
-    return changed, inputs
-
-
-def smoothing_factor(
-    site: Site, observed: Mapping[str, Observed], weights: Sequence[Tensor], alpha: float
-) -> Tensor:
-    """[D_in]: what divides a site's channels; see `smooth_sites`."""
-    activation = torch.stack([observed[name].channel_max for name in site.layers]).amax(dim=0)
-    weight = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
-    return activation.clamp(min=1e-5) ** alpha / weight.clamp(min=1e-5) ** (1 - alpha)
-
-
-@torch.no_grad()
-def quantize_all(
-    model: nn.Module,
-    sites: Sequence[Site],
-    inputs: Mapping[str, Observed],
-    methods: Mapping[str, Range] | Range,
-) -> tuple[dict[str, QuantizedLayer], dict[str, Range]]:
-    """Quantizes every layer with its nearest levels.
-
-    Args:
-        model: float.
-        sites: its sites.
-        inputs: what its layers read.
-        methods: how ranges are found, by layer; or one for all.
-    """
-    layers, ranges = {}, {}
-    for site in sites:
-        for tensor in dict.fromkeys(site.tensors):
-            names = [n for n, t in zip(site.layers, site.tensors, strict=True) if t == tensor]
-            method = methods if isinstance(methods, str) else methods[names[0]]
-            scale = input_scale(inputs[names[0]], method)
-            for name in names:
-                layers[name] = quantize_weight(model.get_submodule(name), scale)
-                ranges[name] = method
-    return layers, ranges
 
 
 def input_scale(seen: Observed, method: Range) -> float:
@@ -254,91 +292,8 @@ def _lost(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Tensor:
     return run_layer(layer, seen.sample, layer.weight) - run_layer(layer, x, weight)
 
 
-def best_ranges(
-    model: nn.Module,
-    sites: Sequence[Site],
-    inputs: Mapping[str, Observed],
-    *,
-    check: Callable[[], object],
-) -> dict[str, Range]:
-    """By layer, the range with the least error of the layers that read its tensor.
-
-    Args:
-        model: float.
-        sites: its sites.
-        inputs: what its layers read.
-        check: called before each site; it may raise.
-    """
-    found: dict[str, Range] = {}
-    for site in sites:
-        check()
-        for tensor in dict.fromkeys(site.tensors):
-            names = [n for n, t in zip(site.layers, site.tensors, strict=True) if t == tensor]
-            errors: dict[Range, float] = {}
-            for method in RANGES:
-                scale = input_scale(inputs[names[0]], method)
-                errors[method] = sum(_nearest_error(model, name, scale, inputs) for name in names)
-            best = min(RANGES, key=errors.__getitem__)
-            found.update(dict.fromkeys(names, best))
-    return found
-
-
-def _nearest_error(
-    model: nn.Module, name: str, scale: float, inputs: Mapping[str, Observed]
-) -> float:
-    layer = model.get_submodule(name)
-    return layer_error(layer, quantize_weight(layer, scale), inputs[name])
-
-
-def best_alphas(
-    model: nn.Module,
-    sites: Sequence[Site],
-    observed: Mapping[str, Observed],
-    *,
-    check: Callable[[], object],
-) -> dict[str, float]:
-    """By each site's first layer, the strength of smoothing with the least error of its layers.
-
-    Ranges reach the largest values meanwhile. A site that no smoothing helps is left out.
-
-    Args:
-        model: the centered model.
-        sites: its sites.
-        observed: what its layers read.
-        check: called before each site; it may raise.
-    """
-    found = {}
-    for site in sites:
-        check()
-        if not site.can_be_smoothed:
-            continue
-        tried: dict[float | None, float] = dict.fromkeys((None, *ALPHAS), 0.0)
-        for alpha in tried:
-            for name in site.layers:
-                tried[alpha] += _smoothed_error(model, site, name, observed, alpha)
-        best = min(tried, key=tried.__getitem__)
-        if best is not None:
-            found[site.layers[0]] = best
-    return found
-
-
-@torch.no_grad()
-def _smoothed_error(
-    model: nn.Module,
-    site: Site,
-    name: str,
-    observed: Mapping[str, Observed],
-    alpha: float | None,
-) -> float:
-    """A layer's error at a strength of smoothing."""
-    weights: list[Any] = [model.get_submodule(each).weight for each in site.layers]
-    layer: Any = copy.copy(model.get_submodule(name))
-    seen = observed[name]
-    if alpha is not None:
-        factor = smoothing_factor(site, observed, weights, alpha)
-        layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
-        seen = seen.divided(factor)
-    return layer_error(layer, quantize_weight(layer, input_scale(seen, "max")), seen)
+def _nearest_error(layer: Any, scale: float, seen: Observed) -> float:
+    return layer_error(layer, quantize_weight(layer, scale), seen)
 
 
 _DAMPING = 0.01

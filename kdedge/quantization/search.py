@@ -21,7 +21,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,17 +34,13 @@ from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,
     Candidate,
-    best_alphas,
-    best_ranges,
-    center_sites,
+    ObservedModel,
     layer_error,
     output_shift,
-    quantize_all,
     round_weight,
-    smooth_sites,
     with_plain_functions,
 )
-from kdedge.quantization.fake import RANGES, QuantizedLayer, Range, attach
+from kdedge.quantization.fake import RANGES, QuantizedLayer, attach
 from kdedge.quantization.sites import Observed, Site, observe_layers
 
 log = logging.getLogger(__name__)
@@ -233,8 +229,8 @@ class _Search:
 
     def _smooth_alike(self) -> None:
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
-        self._centered = center_sites(self.folded, self.sites, self.observed)
-        self._smoothed = self._smooth(alphas)
+        self._centered = ObservedModel(self.folded, self.sites, self.observed).centered()
+        self._smoothed = self._centered.smoothed(alphas)
         self._alphas = alphas
         self._try(f"centered, SmoothQuant {DEFAULT_ALPHA}, ranges max", self._with_ranges("max"))
 
@@ -243,30 +239,21 @@ class _Search:
             self._check_time()
             self._try(f"ranges {method}", self._with_ranges(method))
         self._check_time()
-        chosen = self._best_ranges()
+        chosen = self._smoothed.best_ranges(self._check_time)
         self._try("ranges by layer", self._with_ranges(chosen))
 
     def _choose_alphas(self) -> None:
         self._check_time()
-        model, inputs = self._centered
-        self._alphas = best_alphas(model, self.sites, inputs, check=self._check_time)
-        self._smoothed = self._smooth(self._alphas)
+        self._alphas = self._centered.best_alphas(self._check_time)
+        self._smoothed = self._centered.smoothed(self._alphas)
         self._try("alpha by site, ranges max", self._with_ranges("max"))
         self._check_time()
-        chosen = self._best_ranges()
+        chosen = self._smoothed.best_ranges(self._check_time)
         self._try("alpha by site, ranges by layer", self._with_ranges(chosen))
 
-    def _best_ranges(self) -> dict[str, Range]:
-        model, inputs = self._smoothed
-        return best_ranges(model, self.sites, inputs, check=self._check_time)
-
-    def _smooth(self, alphas: Mapping[str, float]) -> tuple[nn.Module, dict[str, Observed]]:
-        model, inputs = self._centered
-        return smooth_sites(model, self.sites, inputs, alphas)
-
     def _with_ranges(self, methods: Any) -> Candidate:
-        model, inputs = self._smoothed
-        layers, ranges = quantize_all(model, self.sites, inputs, methods)
+        layers, ranges = self._smoothed.quantized(methods)
+        model, inputs = self._smoothed.model, self._smoothed.inputs
         return Candidate(model, model, layers, inputs, self._alphas, ranges)
 
     def _correct_biases(self) -> None:

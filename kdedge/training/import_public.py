@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.public_checkpoint import (
-    PromptKDParameters,
     PromptSRCParameters,
     PublicCheckpoint,
     deviation,
@@ -105,12 +104,12 @@ def import_teacher(
         prompt_depth_text=1 + len(found.deep_context),
         prompt_depth_vision=len(found.visual_prompts),
     )
-    section = _section("promptsrc", settings, on)
-    new = _NewRun(name, "teacher", class_names, file, checkpoint)
-    with new.create(workspace.root, section) as run:
+    recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, on))
+    with _new_run(workspace.root, recipe, "teacher", checkpoint, file) as run:
         if is_exact:
-            section |= _write_own_backbone(run, backbone, found, on)
-            write_atomic(run.recipe, new.recipe_text(section).encode())
+            own = replace(on, weights=_write_own_backbone(run, backbone, found), quick_gelu=None)
+            recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, own))
+            write_atomic(run.recipe, dump_recipe(recipe).encode())
         setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
         method = setup.build()
         method.module.load_state_dict(
@@ -149,14 +148,19 @@ def import_student(
     found = promptkd_parameters(checkpoint.state_dict)
     largest = _largest_deviation(file, on, _load_backbone(on, workspace), found.backbone)
     vectors = read_class_vectors(teacher)
-    _check_dimension(file, found, vectors.vectors.shape[1], teacher)
+    width, teacher_dim = found.projector["linear2.weight"].shape[0], vectors.vectors.shape[1]
+    if width != teacher_dim:
+        raise DataError(
+            f"{file} projects to {width} dimensions, but the class vectors of {teacher.name} have"
+            f" {teacher_dim}.\n"
+            "  Give the run of the teacher that this student was distilled from."
+        )
     settings = promptkd.Settings(
         n_ctx_vision=found.visual_prompts.shape[1], prompt_depth=len(found.visual_prompts)
     )
-    section = _section("promptkd", settings, on)
+    recipe = _recipe(name, vectors.class_names, "student", _section("promptkd", settings, on))
     taught_by = teacher.name if teacher.root == workspace.root.resolve() else None
-    new = _NewRun(name, "student", vectors.class_names, file, checkpoint, taught_by)
-    with new.create(workspace.root, section) as run:
+    with _new_run(workspace.root, recipe, "student", checkpoint, file, taught_by) as run:
         setup = set_up_role(load_recipe(run.recipe), "student", workspace)
         method = setup.build(class_vectors=vectors.vectors.to(workspace.device))
         projector = {f"projector.{key}": value for key, value in found.projector.items()}
@@ -173,18 +177,21 @@ def _load_backbone(on: BackboneSpec, workspace: Workspace) -> Backbone:
 
 def _section(method: str, settings: MethodSettings, on: BackboneSpec) -> dict[str, Any]:
     """The recipe's section of the imported model."""
-    changed = settings.model_dump(exclude_defaults=True)
-    return {"method": method, **_backbone_keys(on), "settings": changed}
-
-
-def _backbone_keys(on: BackboneSpec) -> dict[str, Any]:
     keys = {
         "backbone": on.name,
         "weights": on.weights,
         "config": None if on.config is None else str(on.config),
         "quick_gelu": on.quick_gelu,
     }
-    return {key: value for key, value in keys.items() if value is not None}
+    changed = settings.model_dump(exclude_defaults=True)
+    given = {key: value for key, value in keys.items() if value is not None}
+    return {"method": method, **given, "settings": changed}
+
+
+def _recipe(name: str, class_names: Sequence[str], role: str, section: dict[str, Any]) -> Recipe:
+    """A recipe with only the model's section."""
+    values = {"name": name, "classes": list(class_names), "data": {}, role: section}
+    return Recipe.model_validate(values, context={"folder": Path.cwd()})
 
 
 def grouped(keys: Iterable[str]) -> tuple[str, ...]:
@@ -218,73 +225,46 @@ def _largest_deviation(
     return relative, key
 
 
-def _check_dimension(
-    file: Path, found: PromptKDParameters, teacher_dim: int, teacher: RunFolder
-) -> None:
-    width = found.projector["linear2.weight"].shape[0]
-    if width != teacher_dim:
-        raise DataError(
-            f"{file} projects to {width} dimensions, but the class vectors of {teacher.name} have"
-            f" {teacher_dim}.\n"
-            "  Give the run of the teacher that this student was distilled from."
-        )
+@contextlib.contextmanager
+def _new_run(
+    root: Path,
+    recipe: Recipe,
+    role: Literal["teacher", "student"],
+    checkpoint: PublicCheckpoint,
+    file: Path,
+    teacher_run: str | None = None,
+) -> Iterator[RunFolder]:
+    """Context manager: a new run, finished at the end of the block, or deleted if it fails."""
+    section = getattr(recipe, role)
+    run = RunFolder.create(
+        root,
+        recipe.name,
+        kind=role,
+        recipe_text=dump_recipe(recipe),
+        provenance={
+            "method": section.method,
+            "settings": section.settings,
+            "imported_from": str(file.absolute()),
+            "epoch": checkpoint.epoch,
+            "hashes": {"checkpoint": sha256_file(file)},
+            "teacher_run": teacher_run,
+        },
+    )
+    try:
+        with run.lock():
+            yield run
+            run.finish()
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
-@dataclass(frozen=True)
-class _NewRun:
-    """What a run made from a checkpoint records."""
-
-    name: str
-    role: Literal["teacher", "student"]
-    class_names: tuple[str, ...]
-    file: Path
-    checkpoint: PublicCheckpoint
-    teacher_run: str | None = None
-
-    def recipe_text(self, section: Mapping[str, Any]) -> str:
-        """Text of a recipe with only the model's section."""
-        values = {
-            "name": self.name,
-            "classes": list(self.class_names),
-            "data": {},
-            self.role: dict(section),
-        }
-        return dump_recipe(Recipe.model_validate(values, context={"folder": Path.cwd()}))
-
-    @contextlib.contextmanager
-    def create(self, root: Path, section: Mapping[str, Any]) -> Iterator[RunFolder]:
-        """Context manager: a new run, finished at the end of the block, or deleted if it fails."""
-        run = RunFolder.create(
-            root,
-            self.name,
-            kind=self.role,
-            recipe_text=self.recipe_text(section),
-            provenance={
-                "method": section["method"],
-                "settings": section["settings"],
-                "imported_from": str(self.file.absolute()),
-                "epoch": self.checkpoint.epoch,
-                "hashes": {"checkpoint": sha256_file(self.file)},
-                "teacher_run": self.teacher_run,
-            },
-        )
-        try:
-            with run.lock():
-                yield run
-                run.finish()
-        except BaseException:
-            shutil.rmtree(run.path, ignore_errors=True)
-            raise
-
-
-def _write_own_backbone(
-    run: RunFolder, backbone: Backbone, found: PromptSRCParameters, on: BackboneSpec
-) -> dict[str, Any]:
-    """Writes the backbone with the file's tensors; returns the recipe keys that name it."""
+def _write_own_backbone(run: RunFolder, backbone: Backbone, found: PromptSRCParameters) -> str:
+    """Writes the backbone with the file's tensors; returns the path."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
     state |= {key: value.float() for key, value in found.backbone.items()}
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     path = run.path / "backbone.safetensors"
     tensors = {key: value.cpu().contiguous() for key, value in state.items()}
     write_tensors(path, tensors, {"quick_gelu": str(is_quick).lower()})
-    return _backbone_keys(BackboneSpec(on.name, str(path.absolute()), on.config, None))
+    return str(path.absolute())

@@ -5,7 +5,7 @@ A job is cheap: its key is a hash of hashes, and the method is built on first us
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -117,7 +117,7 @@ class Job:
 
     def batches(
         self, epoch: int, first_step: int, features: FeaturesOfViews | None = None
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """The training batches of an epoch (from 1), from a step (from 0) on.
 
         Args:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kdedge.config.load import LoadedRecipe
+from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import sha256_json
@@ -16,6 +21,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, load_run
 from kdedge.runs.protocol import Model
 from kdedge.runs.weights import features_provenance, hash_trained
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -29,9 +35,10 @@ from kdedge.training.pseudo_labels.labels import (
     warn_of_unpredicted,
     write_for,
 )
-from kdedge.training.pseudo_labels.pool_logits import AnsweringModel, PoolLogits
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.student import open_role, open_run
+from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
+from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import Share
 
 TEACHER = "teacher"
@@ -60,14 +67,8 @@ class LabeledPool:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            "path": str(self.path),
-            "method": self.method,
-            "n_images": self.n_images,
-            "n_classes": self.n_classes,
-            "accuracy_percent": self.accuracy_percent,
-            "run": None if self.run is None else str(self.run.path),
-        }
+        run = None if self.run is None else str(self.run.path)
+        return {**vars(self), "path": str(self.path), "run": run}
 
 
 def label_pool(
@@ -97,19 +98,15 @@ def label_pool(
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
     found = _find_model(loaded, workspace, method)
-    logits = PoolLogits(
-        found.model,
-        pool,
-        provenance=found.logits_provenance,
-        opens=found.opens,
-        workspace=workspace,
-    )
-    probabilities = logits.compute().softmax(dim=-1).numpy()
+    filler = _logits_filler(found, pool, workspace)
+    filler.fill()
+    logits = filler.store.read(filler.store.indices, 1)
+    probabilities = logits.softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
     _check_free(path)  # once more: training may have taken hours
     write_for(pool, labels, path, classes=classes, method=method, provenance=found.provenance)
-    logits.forget()
+    shutil.rmtree(filler.store.path, ignore_errors=True)
     given = {one.image: one.label for one in labels}
     return LabeledPool(
         path=path,
@@ -133,6 +130,27 @@ def _check_free(path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class AnsweringModel:
+    """A model as a store asks it, with its logits for features."""
+
+    model: Model
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How its images are prepared."""
+        return self.model.preprocess
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images."""
+        return self.model.device
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C]: its logits."""
+        return self.model.logits(images)
+
+
+@dataclass(frozen=True)
 class _Found:
     """A model that labels.
 
@@ -147,13 +165,37 @@ class _Found:
     model: Model
     provenance: str
     features: str
-    opens: Callable[[Share], AnsweringModel]
+    opens: Callable[[Share], FeatureModel]
     run: RunFolder | None
 
-    @property
-    def logits_provenance(self) -> str:
-        """Hash of what its logits depend on."""
-        return sha256_json([self.provenance, self.features])
+
+def _logits_filler(found: _Found, images: Images, workspace: Workspace) -> StoreFiller:
+    """Computes a model's logits for the unlabeled images, and keeps them on disk meanwhile.
+
+    They are a store as the teacher's features are, with C logits in float32 an image: workers share
+    the files, and what a killed command has finished is not computed again.
+    """
+    model = found.model
+    provenance = sha256_json([found.provenance, found.features])
+    description = describe_store(
+        provenance=sha256_json(["logits", provenance]),
+        images=images,
+        preprocess=model.preprocess,
+        augment=None,
+        precision="fp32",
+    )
+    store = TeacherStore(
+        workspace.root / ".cache" / "logits",
+        description,
+        indices=images.indices,
+        dim=len(model.class_names),
+        n_views=1,
+        dtype=torch.float32,
+        name="Logits",
+        digests=images.digests,
+    )
+    answering, workers = AnsweringModel(model), workspace.workers
+    return StoreFiller(store, answering, images.source, None, "fp32", "auto", found.opens, workers)
 
 
 def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Found:

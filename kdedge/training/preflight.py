@@ -175,7 +175,10 @@ def estimate_seconds(job: Job) -> float:
     """
     if job.choice.is_solved:
         return solve_seconds(job)
-    features = None if job.filler is None else _stand_in(job.filler.store.dim)
+    features: FeaturesOfViews | None = None
+    if job.filler is not None:
+        row = torch.full((job.filler.store.dim,), job.filler.store.dim**-0.5)  # unit length
+        features = lambda positions, view: row.repeat(len(positions), 1)  # noqa: E731
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:
         return 0.0
@@ -183,12 +186,6 @@ def estimate_seconds(job: Job) -> float:
     steps = settings.epochs * job.n_steps
     later = times[len(times) // 2 :]
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
-
-
-def _stand_in(dim: int) -> FeaturesOfViews:
-    """Gives every view the same unit-length features."""
-    row = torch.full((dim,), dim**-0.5)
-    return lambda positions, view: row.repeat(len(positions), 1)
 
 
 def look_at_store(

@@ -100,8 +100,17 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     if group.on_rank0(lambda: run.is_finished):
         return run
     job.prepare()  # before the run's own random draws, as building draws too
-    with _at_work(run, job):
-        _fill(run, job)
+    with contextlib.ExitStack() as stack:
+        if group.is_rank0:
+            for context in (run.lock(), run.logging_to_file(), _status(run, job)):
+                stack.enter_context(context)
+            _record_images(run, job)
+        with rng_kept(job.device):
+            # An image encoder with dropout draws from torch's global generators
+            torch.manual_seed(job.setup.seed)
+            summary = _train(run, job)
+        if group.is_rank0:
+            _finish(run, job, summary)
         group.all_reduce_max(0)  # all processes wait until the run is finished
     return run
 
@@ -188,17 +197,6 @@ def _new_run(job: Job, key: str) -> RunFolder:
     )
 
 
-@contextlib.contextmanager
-def _at_work(run: RunFolder, job: Job) -> Iterator[None]:
-    """Context manager of a running job: rank 0 locks the folder, writes the log and the status."""
-    group = job.setup.workspace.group
-    if not group.is_rank0:
-        yield
-        return
-    with run.lock(), run.logging_to_file(), _status(run, job.device, group.world_size):
-        yield
-
-
 def _check_processes(job: Job) -> None:
     """Checks that every process has work, before a run is made.
 
@@ -220,13 +218,13 @@ def _check_processes(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[None]:
+def _status(run: RunFolder, job: Job) -> Iterator[None]:
     """Records in the run's provenance how it ended."""
     try:
         run.mark(
             "running",
-            device=str(device),
-            n_processes=n_processes,
+            device=str(job.device),
+            n_processes=job.setup.workspace.group.world_size,
             threads=torch.get_num_threads(),
         )
         yield
@@ -247,28 +245,6 @@ def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[
         with contextlib.suppress(Exception):
             run.mark("failed")
         raise
-
-
-def _fill(run: RunFolder, job: Job) -> None:
-    """Trains, stores and evaluates; rank 0 alone does everything but training."""
-    is_rank0 = job.setup.workspace.group.is_rank0
-    if is_rank0:
-        _record_images(run, job)
-    with _own_rng(job):
-        summary = _train(run, job)
-    if is_rank0:
-        _finish(run, job, summary)
-
-
-@contextlib.contextmanager
-def _own_rng(job: Job) -> Iterator[None]:
-    """Context manager in which random draws depend on the seed alone.
-
-    An image encoder with dropout draws from torch's global generators.
-    """
-    with rng_kept(job.device):
-        torch.manual_seed(job.setup.seed)
-        yield
 
 
 def _train(run: RunFolder, job: Job) -> dict[str, Any]:

@@ -6,18 +6,17 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 
-from kdedge.data.batch import Batch, FeaturesOfViews
-from kdedge.errors import DivergedError
+from kdedge.data.batch import FeaturesOfViews
 from kdedge.methods.protocol import BaseMethod
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
-from kdedge.training.loop.divergence import diverged
 from kdedge.training.loop.optim import learning_rate
-from kdedge.training.loop.step import Stepper
+from kdedge.training.loop.step import Stepper, diverged
 
 
 def trial_steps(
@@ -46,25 +45,28 @@ def trial_steps(
     """
     if not job.method.trainable_parameters():
         return []
+    settings, group = job.choice.optim, job.setup.workspace.group
     times: list[float] = []
     with (
         rng_kept(job.device),
         _weights_kept(job.method),
-        contextlib.closing(_first_batches(job, features)) as batches,
+        contextlib.closing(job.batches(1, 0, features)) as batches,
     ):
-        trial = _Trial(job)
+        stepper = Stepper(job.method, settings, job.device, group)
+        job.method.module.train()
         began = ended = time.perf_counter()
-        for batch in itertools.islice(batches, n_trials):
-            trial.step(batch)
+        for step, batch in enumerate(itertools.islice(batches, n_trials)):
+            lr = learning_rate(settings, epoch=1, step=step, n_steps=job.n_steps)
+            place, keys = f"trial step {step + 1}", batch.all_keys
+            failed = partial(diverged, place=place, keys=keys, settings=settings)
+            stepper.take(batch, lr=lr, diverged=failed)
+            if job.device.type == "cuda":
+                torch.cuda.synchronize(job.device)
             before, ended = ended, time.perf_counter()
             times.append(ended - before)
             if len(times) > 1 and ended - began >= budget_s:
                 break
     return times
-
-
-def _first_batches(job: Job, features: FeaturesOfViews | None) -> Generator[Batch, None, None]:
-    yield from job.batches(1, 0, features)
 
 
 @contextlib.contextmanager
@@ -80,31 +82,3 @@ def _weights_kept(method: BaseMethod) -> Iterator[None]:
         module.train(was_training)
         for parameter in method.trainable_parameters().values():
             parameter.grad = None
-
-
-class _Trial:
-    """The training loop's step without its log and checkpoints."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._settings = job, job.choice.optim
-        group = job.setup.workspace.group
-        self._stepper = Stepper(job.method, self._settings, job.device, group)
-        self._n_steps = job.n_steps
-        self._n_done = 0
-        job.method.module.train()
-
-    def step(self, batch: Batch) -> None:
-        """Takes one step and waits for the device to finish."""
-        lr = learning_rate(self._settings, epoch=1, step=self._n_done, n_steps=self._n_steps)
-        self._n_done += 1
-        self._stepper.take(batch, lr=lr, diverged=lambda what: self._diverged(what, batch))
-        if self._job.device.type == "cuda":
-            torch.cuda.synchronize(self._job.device)
-
-    def _diverged(self, what: str, batch: Batch) -> DivergedError:
-        return diverged(
-            what,
-            place=f"trial step {self._n_done}",
-            keys=batch.all_keys,
-            settings=self._settings,
-        )

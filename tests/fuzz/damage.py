@@ -7,7 +7,6 @@ test run. `KDEDGE_FUZZ=5000 python -m pytest tests/fuzz --timeout 0` draws 5,000
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -20,7 +19,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -156,22 +154,6 @@ def damage_safetensors(draw: Draw, data: bytes) -> bytes:
     (size,) = struct.unpack("<Q", data[:8])
     header = damage_json(draw, data[8 : 8 + size])
     return struct.pack("<Q", len(header)) + header + data[8 + size :]
-
-
-def damage_checkpoint(draw: Draw, data: bytes) -> bytes:
-    """Changes the state in a checkpoint of ours, and keeps its hash right."""
-    from safetensors.torch import load, save
-
-    (size,) = struct.unpack("<Q", data[:8])
-    metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-    text = damage_json(draw, metadata["state"].encode()).decode()
-    tensors = load(data)
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return save(tensors, metadata={**metadata, "state": text, "sha256": digest.hexdigest()})
 
 
 def damage_zip(draw: Draw, data: bytes) -> bytes:

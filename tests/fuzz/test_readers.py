@@ -420,9 +420,7 @@ READERS = {
     "records, show": Reader(_show, _runs, ("damage_json", "damage_bytes")),
     "records, report": Reader(_report, _runs, ("damage_json", "damage_bytes"), cost=20),
     "speed": Reader(read_speed, _copies(RECORDS / "bench.json"), ("damage_json", "damage_bytes")),
-    "checkpoints": Reader(
-        load_checkpoint, _checkpoints, ("damage_bytes", "damage_safetensors", "damage_checkpoint")
-    ),
+    "checkpoints": Reader(load_checkpoint, _checkpoints, ("damage_bytes", "damage_safetensors")),
     "class vectors": Reader(
         load_class_vectors, _class_vectors, ("damage_bytes", "damage_safetensors")
     ),

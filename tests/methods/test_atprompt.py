@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import RecipeError
 from kdedge.methods import atprompt, coop
 from kdedge.methods.protocol import Inputs
 
@@ -95,21 +94,6 @@ def test_an_attribute_may_have_several_tokens(tiny_backbone: Backbone) -> None:
     assert texts.tokens[0, 3:first].tolist() == words
 
 
-def test_every_prompt_learns_and_the_backbone_stays_frozen(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone)
-    parameters = method.trainable_parameters()
-    assert {name: tuple(p.shape) for name, p in parameters.items()} == {
-        "attribute_context": (4, 64),
-        "visual_prompts": (2, 4, 64),
-        "text_prompts.context": (3, 64),
-        "text_prompts.deep_context": (1, 3, 64),
-    }
-    assert float(method.module.attribute_context.detach().std()) == pytest.approx(0.01, rel=0.2)
-    method.training_step(batch()).loss.backward()
-    assert all(float(p.grad.abs().sum()) > 0 for p in parameters.values())
-    assert all(p.grad is None for p in tiny_backbone.model.parameters())
-
-
 def test_its_loss_is_promptsrcs_with_these_texts(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone)
     losses = method.losses(batch())
@@ -135,15 +119,6 @@ def test_with_coop_it_is_cross_entropy_of_text_context_alone(tiny_backbone: Back
     assert method.averaging_weights(20) is None
 
 
-def test_five_steps_give_the_pinned_losses(
-    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
-) -> None:
-    assert five_steps(build(tiny_backbone), batch(), lr=0.005) == pytest.approx(PINNED, rel=1e-4)
-
-
-PINNED = [3.43669, 3.2019, 3.02927, 2.93255, 2.73595]
-
-
 def test_attributes_change_what_coops_texts_say(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone, **COOP)
     plain = coop.Method.build(
@@ -165,9 +140,3 @@ def test_context_that_does_not_fit_beside_a_name_is_an_error(tiny_backbone: Back
         RecipeError, match=r"take 85 positions, but the class name \"school_bus\" leaves 72 of"
     ):
         build(tiny_backbone, n_ctx_attribute=40)
-
-
-def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
-    for chosen in ({}, COOP):
-        with pytest.raises(DataError, match="no labels"):
-            build(tiny_backbone, **chosen).training_step(Batch(batch().images, None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_confident_predicted
-from kdedge.errors import DataError, RecipeError
 from kdedge.methods import coop, upl
 from kdedge.methods.protocol import Inputs
 
@@ -109,25 +107,3 @@ def test_it_chooses_the_most_confident_of_the_images_predicted_as_a_class() -> N
     chosen = upl.Method.choose_labels(table, settings, round_number=1, classes=range(2, 4))
     assert chosen == most_confident_predicted(table, 3)
     assert settings.n_rounds == 1
-
-
-def test_five_steps_give_the_pinned_losses(
-    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
-) -> None:
-    losses = five_steps(build(tiny_backbone), batch(), lr=0.01)
-    assert losses == pytest.approx(PINNED, rel=1e-4)
-
-
-PINNED = [7.34955, 6.80272, 5.8523, 4.77108, 3.92351]
-
-
-def test_images_without_pseudo_labels_are_an_error(tiny_backbone: Backbone) -> None:
-    with pytest.raises(DataError, match="learns from labeled images"):
-        build(tiny_backbone).training_step(Batch(batch().images, None))
-
-
-def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
-    tiny_backbone: Backbone,
-) -> None:
-    with pytest.raises(RecipeError, match="n_ctx is 80, but with the class name"):
-        build(tiny_backbone, n_ctx=80)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.quantization.candidate import Candidate, quantize_all, smooth_sites
+from kdedge.quantization.candidate import Candidate, ObservedModel
 from kdedge.quantization.search import BATCH, score, search
 from kdedge.quantization.sites import observe_layers
 
@@ -76,9 +76,9 @@ def test_plain_ranges_fail_on_it_and_the_search_passes_with_few_layers_in_float(
 
     def plain(model: Any, alphas: dict[str, float]) -> float:
         seen = observe_layers(model, names, calibration, batch=BATCH, advance=lambda _: None)
-        smoothed, inputs = smooth_sites(model, sites, seen, alphas)
-        layers, ranges = quantize_all(smoothed, sites, inputs, "max")
-        candidate = Candidate(smoothed, smoothed, layers, inputs, alphas, ranges)
+        changed = ObservedModel(model, sites, seen).smoothed(alphas)
+        layers, ranges = changed.quantized("max")
+        candidate = Candidate(changed.model, changed.model, layers, changed.inputs, alphas, ranges)
         return score(candidate, test, model).agreement_percent
 
     norms = {site.layers[0]: 0.5 for site in sites if site.norm is not None}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
-import math
 import random
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from kdedge.clip.tensor_file import write_tensors
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.training.loop.checkpoint import (
     DamagedCheckpoint,
@@ -143,42 +140,6 @@ def test_a_foreign_safetensors_file_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "e01-s00001.safetensors"
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(DamagedCheckpoint, match="is not a checkpoint"):
-        load_checkpoint(path)
-
-
-def _pack(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return ["dict", *([key, _pack(item)] for key, item in value.items())]
-
-
-def _text_of(**changes: Any) -> str:
-    names = [entry.name for entry in dataclasses.fields(TrainingState)]
-    values = {name: {} for name in names} | {"epoch": 1, "step": 0} | changes
-    return json.dumps(_pack(values))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[]", "not enough values"),
-        ("[" * 100_000, "recursion"),
-        ("7", "expected epoch, step"),
-        ('["tensor", "none"]', "none"),
-        ('["dict", ["epoch", 1]]', "expected epoch, step"),
-        ('["set", 1]', "'set'"),
-        ('["dict", [["list"], 1]]', "unhashable"),
-        ("nonsense", "Expecting value"),
-        *((_text_of(epoch=epoch), "epoch") for epoch in ("x", -5, 0, math.nan, 1.0, True, None)),
-        *((_text_of(step=step), "step") for step in ("x", -1, math.inf)),
-        (_text_of(module=["list"]), "module is"),
-        (_text_of(optimizer=None), "optimizer is None"),
-    ],
-)
-def test_odd_content_under_a_right_hash_is_damage(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "e01-s00000.safetensors"
-    write_tensors(path, {}, {"format": "kdedge-checkpoint-1", "state": text})
-    with pytest.raises(DamagedCheckpoint, match=f"(?i)does not hold a training state: .*{said}"):
         load_checkpoint(path)
 
 

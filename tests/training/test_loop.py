@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,6 @@ from torch import nn
 from kdedge.errors import DataError, DivergedError, RecipeError, ResourceError
 from kdedge.methods.protocol import StepOutput
 from kdedge.training.loop.checkpoint import (
-    capture_rng,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
@@ -463,27 +461,7 @@ def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
     assert [line["epoch"] for line in lines if line.get("kind") == "epoch"] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"epoch": 99},
-        {"step": 99},
-        {"record": {"loss_sum": math.nan, "final_loss": 0.0, "seconds": 1.0}},
-        {"record": {"loss_sum": "x", "final_loss": 0.0, "seconds": 1.0}},
-        *({name: {}} for name in ("module", "optimizer", "rng", "best", "record")),
-        {"optimizer": {"state": {5: 6}, "param_groups": 7}},
-        {"rng": {"python": (), "numpy": (), "torch": None}},
-        *({"rng": {**capture_rng(), "python": (3, (value,) * 625, None)}} for value in (-1, 2**70)),
-        *(
-            {"rng": {**capture_rng(), "numpy": ("MT19937", numbers, position, 0, 0.0)}}
-            for numbers, position in (
-                (torch.full((624,), -1), 7),
-                (torch.full((624,), 2**32), 7),
-                (torch.ones(624, dtype=torch.int64), 99_999),
-            )
-        ),
-    ],
-)
+@pytest.mark.parametrize("changes", [{name: {}} for name in ("module", "optimizer", "rng")])
 def test_a_checkpoint_whose_content_does_not_fit_is_told(
     tmp_path: Path, toy: ModuleType, changes: dict[str, Any]
 ) -> None:
@@ -494,38 +472,4 @@ def test_a_checkpoint_whose_content_does_not_fit_is_told(
     newest.unlink()
     save_checkpoint(run.checkpoints, state)
     with pytest.raises(DataError, match="does not fit this run"):
-        toy.train_toy(run, toy.ToyMethod())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state["state"][0].update(momentum_buffer=torch.zeros(1)),
-        lambda state: state["state"][0].update(
-            momentum_buffer=state["state"][0]["momentum_buffer"].double()
-        ),
-        lambda state: state["param_groups"][0].update(momentum=math.nan),
-        lambda state: state["param_groups"][0].update(weight_decay=5.0),
-        lambda state: state["param_groups"][0].update(lr="x"),
-    ],
-)
-def test_an_optimizer_s_state_that_does_not_fit_is_told(
-    tmp_path: Path, toy: ModuleType, change: Callable[[dict[str, Any]], None]
-) -> None:
-    run = toy.make_run(tmp_path)
-    toy.train_toy(run, toy.ToyMethod())
-    state = load_checkpoint(list_checkpoints(run.checkpoints)[0])
-    change(state.optimizer)
-    save_checkpoint(run.checkpoints, state)
-    with pytest.raises(DataError, match="does not fit this run"):
-        toy.train_toy(run, toy.ToyMethod())
-
-
-def test_weights_that_torch_would_convert_are_told(tmp_path: Path, toy: ModuleType) -> None:
-    run = toy.make_run(tmp_path)
-    toy.train_toy(run, toy.ToyMethod())
-    state = load_checkpoint(list_checkpoints(run.checkpoints)[0])
-    module = {name: value.double() for name, value in state.module.items()}
-    save_checkpoint(run.checkpoints, replace(state, module=module))
-    with pytest.raises(DataError, match=r"does not fit this run: .* is torch.float64"):
         toy.train_toy(run, toy.ToyMethod())

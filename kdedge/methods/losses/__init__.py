@@ -8,22 +8,207 @@ In the class-prompt setting the texts are the C classes, not a batch's captions:
 B rows and the text side C.
 """
 
-from kdedge.methods.losses._chosen import (
-    DEFAULT,
-    ChosenLosses,
-    chosen_losses_model,
-    list_losses,
-    load_loss,
-)
-from kdedge.methods.losses._protocol import DistillationLoss, LossSettings, Outputs
+from __future__ import annotations
 
-__all__ = [
-    "DEFAULT",
-    "ChosenLosses",
-    "DistillationLoss",
-    "LossSettings",
-    "Outputs",
-    "chosen_losses_model",
-    "list_losses",
-    "load_loss",
-]
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    create_model,
+    model_serializer,
+    model_validator,
+)
+from torch import Tensor, nn
+
+from kdedge.errors import KdedgeError, SetupError
+from kdedge.methods.protocol import MethodSettings
+from kdedge.plugins import Plugins
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What student and teacher compute for a batch, all of one dtype, float32 in training.
+
+    Attributes:
+        student_features: [B, D_student], unit length, with gradients.
+        teacher_features: [B, D_teacher], unit length, of the same crops; constant.
+        student_vectors: [C, D_student], unit length, the student's class vectors: the teacher's, or
+            its own with gradients.
+        teacher_vectors: [C, D_teacher], unit length; constant.
+        student_scale: the student's `logit_scale.exp()`.
+        teacher_scale: the teacher's `logit_scale.exp()`.
+        given_logits: [B, C], of a teacher without class vectors, `teacher_vectors` is then [C, 0];
+            None of others.
+    """
+
+    student_features: Tensor
+    teacher_features: Tensor
+    student_vectors: Tensor
+    teacher_vectors: Tensor
+    student_scale: float
+    teacher_scale: float
+    given_logits: Tensor | None = None
+
+    @property
+    def student_logits(self) -> Tensor:
+        """[B, C], scaled."""
+        return self.student_scale * self.student_features @ self.student_vectors.T
+
+    @property
+    def teacher_logits(self) -> Tensor:
+        """[B, C], scaled."""
+        if self.given_logits is not None:
+            return self.given_logits
+        return self.teacher_scale * self.teacher_features @ self.teacher_vectors.T
+
+
+class LossSettings(BaseModel):
+    """Base of every loss's `Settings`: strict types, unknown keys are errors.
+
+    A loss gives `weight` its own default and description.
+    """
+
+    model_config = MethodSettings.model_config
+
+    weight: float | None = Field(gt=0, description="Multiplies the loss.")
+
+    def weight_for(self, n_classes: int) -> float:
+        """The factor of the loss's value in the sum of all losses, for C classes."""
+        assert self.weight is not None  # a loss with an optional weight overrides this method
+        return self.weight
+
+    def recorded(self, n_classes: int) -> dict[str, float]:
+        """See `MethodSettings.recorded`; nothing unless a loss overrides it."""
+        return {}
+
+
+class DistillationLoss(nn.Module):
+    """Base of every loss's `Loss`, which overrides `forward`.
+
+    Its parameters are trained with the student and kept in the student's file.
+
+    Attributes:
+        needs_equal_dims: whether D_student and D_teacher must be equal.
+    """
+
+    needs_equal_dims: ClassVar[bool] = False
+
+    def __init__(self, settings: LossSettings) -> None:
+        super().__init__()
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """A scalar with gradients, before its weight."""
+        raise NotImplementedError
+
+    def scalars(self, value: Tensor, n_classes: int) -> dict[str, Tensor]:
+        """Values for the log. If empty, the log shows the loss itself as `<name>_loss`."""
+        return {}
+
+
+DEFAULT = "kl"
+"""The loss of settings that name none: PromptKD's own."""
+
+_LOSSES = Plugins(
+    noun="loss",
+    package="kdedge.methods.losses",
+    group="kdedge.losses",
+    parts={
+        "": {
+            "Settings": "a subclass of kdedge.methods.losses.LossSettings.",
+            "Loss": "a subclass of kdedge.methods.losses.DistillationLoss.",
+        }
+    },
+)
+
+
+def list_losses() -> tuple[str, ...]:
+    """Names of all losses, sorted: kdedge's own and those of installed packages."""
+    return _LOSSES.names()
+
+
+def load_loss(name: str) -> ModuleType:
+    """Imports a loss's module, which holds `Settings` and `Loss`.
+
+    A package's loss cannot take the name of one of kdedge's own.
+
+    Raises:
+        RecipeError: there is no such loss.
+        SetupError: an installed package's loss cannot be imported or lacks a part.
+    """
+    return _LOSSES.load(name)
+
+
+class ChosenLosses(BaseModel):
+    """Losses that are added up, by name: `{kl: {weight: 200}, feature: {}}`.
+
+    The order is kept: it decides how the sum is rounded. Losses that are not chosen do not appear
+    in dumped values, so that a package installed later changes no record.
+    """
+
+    model_config = MethodSettings.model_config
+
+    _names: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_the_given_order(
+        cls, values: Any, handler: ModelWrapValidatorHandler[ChosenLosses]
+    ) -> ChosenLosses:
+        if isinstance(values, dict) and not values:
+            raise ValueError(f"must name at least one loss, such as {DEFAULT}: {{}}")
+        chosen = handler(values)
+        if isinstance(values, dict):
+            chosen._names = tuple(values)
+        return chosen
+
+    @model_serializer
+    def _dump(self) -> dict[str, Any]:
+        return {name: one.model_dump(mode="json") for name, one in self.items()}
+
+    def items(self) -> list[tuple[str, LossSettings]]:
+        """Name and settings of each loss, in the order of the recipe."""
+        return [(name, getattr(self, name)) for name in self._names]
+
+    def weights(self, n_classes: int) -> dict[str, float]:
+        """The factor of each loss in the sum, for C classes."""
+        return {name: one.weight_for(n_classes) for name, one in self.items()}
+
+    def build(self) -> nn.ModuleDict:
+        """The losses' modules by name."""
+        return nn.ModuleDict({name: load_loss(name).Loss(one) for name, one in self.items()})
+
+
+@cache
+def chosen_losses_model() -> type[ChosenLosses]:
+    """The model with one field per loss: kdedge's own losses and those of installed packages.
+
+    An installed package's loss that cannot be loaded is an error only if it is chosen.
+    """
+    fields: dict[str, Any] = {}
+    for name in list_losses():
+        try:
+            module = load_loss(name)
+            if hasattr(ChosenLosses, name):
+                raise SetupError(f'A loss cannot have the name "{name}".')
+        except KdedgeError as error:
+            fields[name] = (_unusable(str(error)), Field(None, description=str(error)))
+        else:
+            about = (module.__doc__ or "").partition("\n")[0]
+            fields[name] = (module.Settings, Field(None, description=about))
+    return create_model("Losses", __base__=ChosenLosses, __doc__=ChosenLosses.__doc__, **fields)
+
+
+def _unusable(message: str) -> Any:
+    """A field type that refuses every value with a message."""
+
+    def refuse(value: object) -> object:
+        raise ValueError(f"cannot be used. {message.rstrip('.')}")
+
+    return Annotated[Any, BeforeValidator(refuse)]

@@ -20,18 +20,8 @@ class Settings(LossSettings):
     weight: float = Field(
         2000.0,
         gt=0,
-        description="Multiplies the loss. 2000 is CLIP-KD's; PromptKD's table has no value.",
+        description="Multiplies the loss; 2000 is CLIP-KD's.",
     )
-
-
-def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Squared difference, averaged over images and dimensions.
-
-    Args:
-        student_features: [B, D], unit length.
-        teacher_features: [B, D], unit length. Treated as constant.
-    """
-    return F.mse_loss(student_features, teacher_features.detach())
 
 
 class Loss(DistillationLoss):
@@ -40,5 +30,5 @@ class Loss(DistillationLoss):
     needs_equal_dims = True
 
     def forward(self, outputs: Outputs) -> Tensor:
-        """A scalar."""
-        return feature_loss(outputs.student_features, outputs.teacher_features)
+        """A scalar, averaged over images and dimensions."""
+        return F.mse_loss(outputs.student_features, outputs.teacher_features.detach())

@@ -20,19 +20,8 @@ class Settings(LossSettings):
     weight: float = Field(
         100.0,
         gt=0,
-        description="Multiplies the loss. The paper does not specify it; with this default the"
-        " gradient is about as large as that of feature.",
+        description="Multiplies the loss; our default, about the gradient of feature.",
     )
-
-
-def feature_l1_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Absolute difference, averaged over images and dimensions.
-
-    Args:
-        student_features: [B, D], unit length.
-        teacher_features: [B, D], unit length. Treated as constant.
-    """
-    return F.l1_loss(student_features, teacher_features.detach())
 
 
 class Loss(DistillationLoss):
@@ -41,5 +30,5 @@ class Loss(DistillationLoss):
     needs_equal_dims = True
 
     def forward(self, outputs: Outputs) -> Tensor:
-        """A scalar."""
-        return feature_l1_loss(outputs.student_features, outputs.teacher_features)
+        """A scalar, averaged over images and dimensions."""
+        return F.l1_loss(outputs.student_features, outputs.teacher_features.detach())

@@ -28,22 +28,19 @@ class Settings(LossSettings):
     weight: float | None = Field(
         None,
         gt=0,
-        description="kd_weight: multiplies the divergence averaged over images and classes, so that"
-        f" one image weighs weight / C. {WEIGHT:g}, the PromptKD repository's, unless"
-        " weight_per_image is given.",
+        description="kd_weight: multiplies the divergence averaged over images and C classes;"
+        f" {WEIGHT:g}, the PromptKD repository's, unless weight_per_image is given.",
     )
     weight_per_image: float | None = Field(
         None,
         gt=0,
-        description="kd_weight_per_image: multiplies the divergence averaged over images only, so"
-        " that it does not depend on the number of classes C. Equals weight / C.",
+        description="weight / C: multiplies the divergence averaged over images only.",
     )
     temperature: float = Field(
         1.0,
         ge=0.01,
         le=1000,
-        description="Divides both logits before the divergence. The default 1 is that of"
-        " arXiv:2403.02781, section 4.1.",
+        description="Divides both logits before the divergence (arXiv:2403.02781, section 4.1).",
     )
 
     @model_validator(mode="after")

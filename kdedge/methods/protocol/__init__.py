@@ -307,7 +307,7 @@ class BaseMethod(ABC):
     def can_split_batches(self) -> bool:
         """Whether an image's features do not depend on the other images of its training step.
 
-        If so, a batch may be encoded in parts (`methods/_encode.py`).
+        If so, a batch may be encoded in parts (`supervised.encode_images`).
         """
         return True
 

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.text import TokenizedTexts
+from kdedge.clip.text import TokenizedTexts, in_chunks
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import BaseMethod, ImagePath, StepOutput
+
+
+def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """[B, D]: the image features of all images of a step, with gradients.
+
+    Args:
+        batch: may hold this rank's shard of the images.
+        encode: [b, 3, H, W] -> [b, D]; an image's features must not depend on other images.
+    """
+    images = batch.images
+    rows = in_chunks(
+        lambda chunk: encode(images[chunk]),
+        len(images),
+        chunk_size=batch.micro_batch or len(images),
+    )
+    return batch.group.gather(rows, batch.n_images)
+
+
+def is_splittable(visual: nn.Module) -> bool:
+    """Whether an image encoder in training mode gives an image the same features in any batch.
+
+    Batch norm uses statistics of the whole batch, and dropout differs in a second pass.
+    """
+    return not any(
+        isinstance(layer, _BatchNorm)
+        or (isinstance(layer, _DropoutNd) and layer.p > 0)
+        or getattr(layer, "drop_prob", None)  # timm's DropPath
+        for layer in visual.modules()
+    )
 
 
 def labels_of(batch: Batch) -> Tensor:
@@ -32,13 +63,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Ten
     if weights is None:
         return F.cross_entropy(logits, labels)
     return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
-
-
-def cross_entropy_step(logits: Tensor, labels: Tensor, weights: Tensor | None) -> StepOutput:
-    """A step's `cross_entropy`, with the batch's accuracy in percent; the same arguments."""
-    accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
-    loss = cross_entropy(logits, labels, weights)
-    return StepOutput(loss, {"batch_accuracy_percent": accuracy})
 
 
 class SupervisedMethod(BaseMethod):
@@ -69,7 +93,9 @@ class SupervisedMethod(BaseMethod):
         """Cross-entropy with the labels [B], averaged over images or with the batch's weights."""
         labels = labels_of(batch)
         logits = self.class_logits(encode_images(batch, self.training_features))
-        return cross_entropy_step(logits, labels, batch.weights)
+        accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+        loss = cross_entropy(logits, labels, batch.weights)
+        return StepOutput(loss, {"batch_accuracy_percent": accuracy})
 
     @torch.no_grad()
     def image_path(self) -> ImagePath:
@@ -99,9 +125,12 @@ class TextPromptMethod(SupervisedMethod):
         self.texts = texts
         self._train_texts = train_texts
 
-    @abstractmethod
     def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
+        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory.
+
+        A method whose texts depend on the image has none, and logits of its own.
+        """
+        raise NotImplementedError
 
     def class_logits(self, image_features: Tensor) -> Tensor:
         """[B, D], unit length -> [B, C], float32, over the training classes."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -65,18 +64,6 @@ class TrainingState:
     record: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def figures(self) -> tuple[float, ...]:
-        """Loss so far in the epoch, loss of the previous epoch, seconds.
-
-        Raises:
-            ValueError: one is not finite.
-        """
-        found = tuple(float(self.record[name]) for name in ("loss_sum", "final_loss", "seconds"))
-        if not all(map(math.isfinite, found)):
-            raise ValueError(f"its figures are {found}")
-        return found
-
 
 def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
     """State of the global random generators: Python, numpy, torch, and a CUDA device's."""
@@ -98,16 +85,10 @@ def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Restores the global random generators to the state returned by `capture_rng`.
-
-    Raises:
-        ValueError: NumPy's numbers are none of its generator's, which NumPy itself would take.
-    """
+    """Restores the global random generators to the state returned by `capture_rng`."""
     random.setstate(state["python"])
-    name, keys, position, *rest = state["numpy"]
-    if keys.min() < 0 or keys.max() >= 2**32 or not 0 <= position <= len(keys):
-        raise ValueError(f"NumPy's generator has the numbers {keys}, position {position}")
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if device is not None and device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -126,11 +107,6 @@ def rng_kept(device: torch.device | None = None) -> Iterator[None]:
         restore_rng(before, device)
 
 
-def checkpoint_path(folder: Path, *, epoch: int, step: int) -> Path:
-    """Checkpoint file for a position in training."""
-    return folder / f"e{epoch:02d}-s{step:05d}.safetensors"
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
     """A folder's checkpoints, the furthest in training first."""
     found = []
@@ -147,7 +123,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
     Raises:
         ResourceError: the disk is full; existing checkpoints are kept.
     """
-    path = checkpoint_path(folder, epoch=state.epoch, step=state.step)
+    path = folder / f"e{state.epoch:02d}-s{state.step:05d}.safetensors"
     tensors: dict[str, Tensor] = {}
     values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
     text = json.dumps(_pack(values, "", tensors))
@@ -177,27 +153,9 @@ def load_checkpoint(path: Path) -> TrainingState:
         raise DamagedCheckpoint(f"{path} is not a checkpoint.")
     tensors = {name: tensor.clone() for name, tensor in stored.items()}  # not views of the file
     try:
-        return _state(_unpack(json.loads(facts["state"]), tensors))
+        return TrainingState(**_unpack(json.loads(facts["state"]), tensors))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path} does not hold a training state: {error}.") from error
-
-
-def _state(values: Any) -> TrainingState:
-    """Makes a state of unpacked values.
-
-    Raises:
-        ValueError: they are not a training state.
-    """
-    names = [entry.name for entry in fields(TrainingState)]
-    kinds = {name: int if name in ("epoch", "step") else dict for name in names}
-    if not isinstance(values, dict) or values.keys() != kinds.keys():
-        raise ValueError(f"expected {', '.join(kinds)}")
-    for name, kind in kinds.items():
-        if type(values[name]) is not kind:
-            raise ValueError(f"{name} is {values[name]!r:.60}")
-    if values["epoch"] < 1 or values["step"] < 0:
-        raise ValueError(f"it is of epoch {values['epoch']}, step {values['step']}")
-    return TrainingState(**values)
 
 
 def load_newest(folder: Path) -> TrainingState | None:

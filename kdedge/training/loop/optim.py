@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdedge.config.recipe import OptimSettings
 from kdedge.errors import RecipeError
@@ -75,29 +75,6 @@ def _by_factor(
     for parameter in parameters:
         groups[lr_factors.get(parameter, 1.0)].append(parameter)
     return [{"params": own, "lr_factor": factor} for factor, own in groups.items()]
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Loads the state dict of an optimizer that was made alike.
-
-    Raises:
-        ValueError: its settings differ, or a buffer has not its parameter's shape and dtype, which
-            torch would broadcast or convert.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    for mine, group in zip(own, stored["param_groups"], strict=True):
-        differing = [key for key in mine if key != "lr" and group.get(key, mine[key]) != mine[key]]
-        differing += [] if isinstance(group["lr"], float) else ["lr"]
-        if differing:
-            raise ValueError(f"its optimizer has another {', '.join(differing)}")
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    for number, buffers in stored["state"].items():
-        like = parameters[number]
-        for name, one in buffers.items():
-            is_like = isinstance(one, Tensor) and name != "step"
-            if is_like and (one.shape, one.dtype) != (like.shape, like.dtype):
-                raise ValueError(f"{name} is {one.dtype} {list(one.shape)}")
-    optimizer.load_state_dict(dict(stored))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -173,42 +150,3 @@ def learning_rate(settings: OptimSettings, *, epoch: int, step: int, n_steps: in
     if settings.schedule == "constant":
         return settings.lr
     return settings.lr / 2 * (1 + math.cos(math.pi * progress))
-
-
-class ParameterAverage:
-    """Weighted sum of the trained parameters over the epochs.
-
-    Source: Gaussian weighted prompt aggregation, PromptSRC (arXiv:2307.06948, 3.2). Only trained
-    parameters are averaged, in float64 on the CPU, and the sum survives an interruption.
-
-    Args:
-        weights: one per epoch; they sum to 1.
-        n_epochs: number of epochs.
-    """
-
-    def __init__(self, weights: Sequence[float], *, n_epochs: int) -> None:
-        if len(weights) != n_epochs:
-            raise ValueError(f"{len(weights)} averaging weights for {n_epochs} epochs")
-        self._weights = tuple(weights)
-        self._sum: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def add(self, parameters: Mapping[str, nn.Parameter], *, epoch: int) -> None:
-        """Adds the parameters at the end of an epoch; epochs count from 1."""
-        for name, parameter in parameters.items():
-            term = self._weights[epoch - 1] * parameter.detach().to("cpu", torch.float64)
-            self._sum[name] = self._sum[name] + term if name in self._sum else term
-
-    @torch.no_grad()
-    def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Overwrites the parameters with the sum, rounded once to their own dtype."""
-        for name, parameter in parameters.items():
-            parameter.copy_(self._sum[name].to(parameter.dtype))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Name -> partial sum, float64 on the CPU."""
-        return dict(self._sum)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the sum returned by `state_dict`."""
-        self._sum = dict(state)

@@ -1,11 +1,15 @@
-"""Selection of the final weights: keeps the best ones by validation score."""
+"""The final weights: the best ones by validation score, and averages over epochs and steps."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Kept = Literal["last", "epoch", "averaged", "moving average"]
@@ -71,3 +75,100 @@ class BestWeights:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state returned by `state_dict`."""
         self.score, self.epoch, self._module = state["score"], state["epoch"], state["module"]
+
+
+class ParameterAverage:
+    """Weighted sum of the trained parameters over the epochs.
+
+    Source: Gaussian weighted prompt aggregation, PromptSRC (arXiv:2307.06948, 3.2). Only trained
+    parameters are averaged, in float64 on the CPU, and the sum survives an interruption.
+
+    Args:
+        weights: one per epoch; they sum to 1.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._weights = tuple(weights)
+        self._sum: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, parameters: Mapping[str, nn.Parameter], *, epoch: int) -> None:
+        """Adds the parameters at the end of an epoch; epochs count from 1."""
+        for name, parameter in parameters.items():
+            term = self._weights[epoch - 1] * parameter.detach().to("cpu", torch.float64)
+            self._sum[name] = self._sum[name] + term if name in self._sum else term
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Overwrites the parameters with the sum, rounded once to their own dtype."""
+        for name, parameter in parameters.items():
+            parameter.copy_(self._sum[name].to(parameter.dtype))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name -> partial sum, float64 on the CPU."""
+        return dict(self._sum)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores the sum returned by `state_dict`."""
+        self._sum = dict(state)
+
+
+class MovingAverage:
+    """average <- d average + (1 - d) values after each step, of all parameters and buffers.
+
+    In step t, d is `decay` or (1 + t) / (10 + t), whichever is smaller (TensorFlow's
+    ExponentialMovingAverage with num_updates), so that initial values, such as those of a random
+    projector, are forgotten within a few steps. Batch norm's statistics are averaged like the
+    parameters. Integers have no average and are copied.
+
+    Args:
+        module: what is trained; the average starts from its current values.
+        decay: largest d, between 0 and 1.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._average = {name: x.detach().clone() for name, x in _tensors(module).items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, *, step: int) -> None:
+        """Adds the module's values after a step, counted from 1 over the whole run."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for name, value in _tensors(module).items():
+            average = self._average[name]
+            if value.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Overwrites the module's values with the average."""
+        for name, value in _tensors(module).items():
+            value.copy_(self._average[name])
+
+    @contextlib.contextmanager
+    def in_place_of(self, module: nn.Module) -> Iterator[None]:
+        """Context manager: the module has the average inside, and its own values afterwards."""
+        own = {name: value.detach().clone() for name, value in _tensors(module).items()}
+        self.copy_to(module)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in _tensors(module).items():
+                    value.copy_(own[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name -> average."""
+        return dict(self._average)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Loads what `state_dict` returned."""
+        for name, average in self._average.items():
+            average.copy_(state[name])
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, not copied."""
+    return dict(chain(module.named_parameters(), module.named_buffers()))

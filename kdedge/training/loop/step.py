@@ -1,8 +1,9 @@
 """One training step: forward pass, backward pass, gradient clipping, optimizer step.
 
 If memory runs out, the step is repeated with half as many images at a time in the image encoder,
-and all later steps use that number. Gradients stay those of the whole batch (`methods/_encode.py`).
-Several processes do not change it: they have `optim.micro_batch` as a number.
+and all later steps use that number. Gradients stay those of the whole batch (see
+`methods.supervised.encode_images`). Several processes do not change it: they have
+`optim.micro_batch` as a number.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,12 +21,10 @@ from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
+from kdedge.methods.protocol import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer, set_learning_rate
 from kdedge.training.loop.precision import Precision
-
-if TYPE_CHECKING:
-    from kdedge.methods.protocol import BaseMethod, StepOutput
 
 _LOG = logging.getLogger(__name__)
 
@@ -157,3 +155,31 @@ class Stepper:
             math.ceil(now / 2),
         )
         return math.ceil(now / 2)
+
+
+_N_KEYS_SHOWN = 5
+
+
+def diverged(
+    what: str, *, place: str, keys: Sequence[str], settings: OptimSettings, state: str = ""
+) -> DivergedError:
+    """Makes the error, with remedies that fit the settings.
+
+    Args:
+        what: start of the message, such as `The loss is nan`.
+        place: position in training, such as `epoch 2, step 4 of 7`.
+        keys: keys of the images of that step.
+        settings: the run's optimization.
+        state: a sentence that says where the last good state is stored, if there is one.
+    """
+    images = ", ".join(keys[:_N_KEYS_SHOWN]) or "not named"
+    more = ", ..." if len(keys) > _N_KEYS_SHOWN else ""
+    remedies = [
+        f"lower optim.lr (now {settings.lr:g})",
+        *(["set optim.precision: fp32"] if settings.precision != "fp32" else []),
+        *(["set optim.clip_grad_norm: 1.0"] if settings.clip_grad_norm is None else []),
+    ]
+    return DivergedError(
+        f"{what}: training diverged at {place}. Images: {images}{more}.\n"
+        f"  Remedies: {', or '.join(remedies)}." + (f"\n  {state}" if state else "")
+    )

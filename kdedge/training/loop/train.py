@@ -18,25 +18,309 @@ continues from the weights that are not averaged.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from kdedge.config.recipe import OptimSettings
+from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import (
+    DataError,
+    DivergedError,
+    Interrupted,
+    RecipeError,
+    ResourceError,
+)
+from kdedge.methods.protocol import BaseMethod
 from kdedge.runs.folder import RunFolder
-from kdedge.training.loop.optim import decisive_settings
-from kdedge.training.loop.selection import TrainingResult
+from kdedge.training.loop.checkpoint import (
+    TrainingState,
+    capture_rng,
+    check_identity,
+    load_newest,
+    restore_rng,
+    rng_kept,
+    save_checkpoint,
+)
+from kdedge.training.loop.loggers import MetricsLog
+from kdedge.training.loop.optim import decisive_settings, learning_rate
+from kdedge.training.loop.selection import (
+    BestWeights,
+    Kept,
+    MovingAverage,
+    ParameterAverage,
+    TrainingResult,
+)
 from kdedge.training.loop.signals import StopSignals
-from kdedge.training.loop.training import Batches, Training
-
-if TYPE_CHECKING:
-    from kdedge.methods.protocol import BaseMethod
+from kdedge.training.loop.step import Stepper, diverged
 
 _LOG = logging.getLogger(__name__)
+
+Batches = Callable[[int, int], Iterator[Batch]]
+"""(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
+
+
+class Training:
+    """State of a training between two steps, and the transitions to the next."""
+
+    def __init__(
+        self,
+        method: BaseMethod,
+        settings: OptimSettings,
+        n_steps: int,
+        run: RunFolder,
+        device: torch.device,
+        group: ProcessGroup,
+        *,
+        identity: dict[str, Any],
+    ) -> None:
+        self.epoch, self.step = 1, 0
+        self._method, self._settings, self._n_steps = method, settings, n_steps
+        self._run, self._device, self._identity = run, device, identity
+        self._group = group
+        self._stepper = Stepper(method, settings, device, group)
+        self._parameters = self._stepper.parameters
+        weights = method.averaging_weights(settings.epochs)
+        self._average = None if weights is None else ParameterAverage(weights)
+        decay = settings.ema_decay
+        self._moving = None if decay is None else MovingAverage(method.module, decay)
+        self._best = BestWeights()
+        self._loss_sum = self._final_loss = self._seconds_before = 0.0
+        self._last_keys: tuple[str, ...] = ()
+        self._newest: Path | None = None
+        self._began = self._saved = time.monotonic()
+
+    @property
+    def n_done(self) -> int:
+        """Number of steps done in the whole run."""
+        return (self.epoch - 1) * self._n_steps + self.step
+
+    def open_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
+        """Opens the run's metrics log at this position; None in processes that do not write."""
+        if not self._group.is_rank0:
+            return contextlib.nullcontext()
+        return MetricsLog(
+            self._run.metrics,
+            self._run.path,
+            epoch=self.epoch,
+            step=self.n_done,
+            n_steps=self._settings.epochs * self._n_steps,
+            what=f"training {self._run.kind}",
+        )
+
+    def resume(self) -> None:
+        """Loads the newest checkpoint, if there is one."""
+        state = self._group.on_rank0(lambda: load_newest(self._run.checkpoints))
+        if state is None:
+            return
+        check_identity(state, self._identity, where=self._run.path)
+        try:
+            self._take_up(state)
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:  # of another version
+            raise DataError(
+                f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
+                "  Delete the newest one to resume from the one before it, or start a new run."
+            ) from error
+        _LOG.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
+
+    def _take_up(self, state: TrainingState) -> None:
+        self._method.module.load_state_dict(state.module)
+        self._stepper.optimizer.load_state_dict(state.optimizer)
+        self._stepper.precision.load_state_dict(state.scaler)
+        if self._average is not None:
+            self._average.load_state_dict(state.average)
+        if self._moving is not None:
+            self._moving.load_state_dict(state.moving_average)
+        self.epoch, self.step = state.epoch, state.step
+        self._best.load_state_dict(state.best)
+        record = state.record
+        self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
+        self._seconds_before = record["seconds"]
+        if self._settings.micro_batch == "auto":
+            self._stepper.micro_batch = record["micro_batch"]
+        restore_rng(state.rng, self._device)
+
+    def save(self) -> None:
+        """Writes a checkpoint of this position."""
+        self._check_parameters()
+        if not self._group.is_rank0:
+            return
+        state = TrainingState(
+            epoch=self.epoch,
+            step=self.step,
+            module=self._method.module.state_dict(),
+            optimizer=self._stepper.optimizer.state_dict(),
+            scaler=self._stepper.precision.state_dict(),
+            rng=capture_rng(self._device),
+            average={} if self._average is None else self._average.state_dict(),
+            moving_average={} if self._moving is None else self._moving.state_dict(),
+            best=self._best.state_dict(),
+            record={
+                "loss_sum": self._loss_sum,
+                "final_loss": self._final_loss,
+                "seconds": self._seconds(),
+                "micro_batch": self._stepper.micro_batch,
+            },
+            identity=self._identity,
+        )
+        self._newest = save_checkpoint(self._run.checkpoints, state)
+        self._saved = time.monotonic()
+
+    def run_epoch(self, batches: Batches, *, stop: StopSignals, log: MetricsLog | None) -> None:
+        """Takes the steps that are left in this epoch."""
+        self._method.module.train()
+        if self.step == self._n_steps:
+            return
+        source = batches(self.epoch, self.step)
+        try:
+            while self.step < self._n_steps:
+                self._take_step(self._next_batch(source), log=log)
+                self.check_stop(stop)
+                is_due = time.monotonic() - self._saved >= self._settings.checkpoint_every_s
+                if is_due and self.step < self._n_steps:
+                    self.save()
+        except (RuntimeError, ResourceError) as error:
+            if stop.received is None or isinstance(error.__cause__, OSError):
+                raise
+            # The signal reached the data workers, too, and torch reports their end at any point,
+            # perhaps in the middle of a step: what is saved must be older
+            raise self._interrupted(stop.received) from error
+        finally:
+            if isinstance(source, Generator):
+                source.close()
+
+    def close_epoch(self, validate: Callable[[], float] | None, *, log: MetricsLog | None) -> None:
+        """Ends an epoch: averaging, validation, the epoch's line in the log."""
+        self._check_parameters()
+        self._final_loss = self._loss_sum / self._n_steps
+        figures = {"loss": self._final_loss, "seconds": self._seconds()}
+        if self._average is not None:
+            self._average.add(self._parameters, epoch=self.epoch)
+        if self._settings.selection != "last":
+            assert validate is not None
+            with self._kept_weights():
+                figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
+            if self._average is not None and self.epoch == self._settings.epochs:
+                figures["averaged_validation_percent"] = self._consider_average(validate)
+        if log is not None:
+            log.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
+        self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
+
+    def check_stop(self, stop: StopSignals) -> None:
+        """Saves and ends the run if any process received a signal."""
+        signum = self._group.all_reduce_max(stop.received or 0)
+        if signum:
+            self.save()
+            raise self._interrupted(signum)
+
+    def keep(self) -> TrainingResult:
+        """Loads the final weights into the module, after the last epoch."""
+        kept: Kept = "last"
+        if self._settings.selection != "last":
+            self._best.copy_to(self._method.module)
+            kept = "averaged" if self._best.epoch is None else "epoch"
+        elif self._average is not None:
+            self._average.copy_to(self._parameters)
+            kept = "averaged"
+        elif self._moving is not None:
+            self._moving.copy_to(self._method.module)
+            kept = "moving average"
+        self._check_parameters()
+        self._method.module.eval()
+        return TrainingResult(
+            epochs=self._settings.epochs,
+            steps=self._settings.epochs * self._n_steps,
+            seconds=self._seconds(),
+            final_loss=self._final_loss,
+            kept=kept,
+            best_epoch=self._best.epoch,
+            validation_percent=self._best.score,
+        )
+
+    def _next_batch(self, source: Iterator[Batch]) -> Batch:
+        batch = next(source, None)
+        if batch is None:
+            raise DataError(
+                f"The images of epoch {self.epoch} ended after {self.step} of"
+                f" {self._n_steps} steps."
+            )
+        return batch
+
+    def _take_step(self, batch: Batch, *, log: MetricsLog | None) -> None:
+        lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
+        self._last_keys = batch.all_keys
+        figures = self._stepper.take(
+            batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
+        )
+        self.step += 1
+        if self._moving is not None:
+            self._moving.update(self._method.module, step=self.n_done)
+        self._loss_sum += figures.loss
+        if log is not None:
+            log.step(
+                epoch=self.epoch,
+                step=self.n_done,
+                lr=lr,
+                loss=figures.loss,
+                scalars=figures.scalars,
+                n_images=batch.n_images,
+                is_last=self.step == self._n_steps,
+            )
+
+    def _kept_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager: the module has the weights that would be kept from this epoch."""
+        if self._moving is None:
+            return contextlib.nullcontext()
+        return self._moving.in_place_of(self._method.module)
+
+    @torch.no_grad()
+    def _consider(self, validate: Callable[[], float], *, epoch: int | None) -> float:
+        """Validates the current weights; keeps a copy if they are the best so far."""
+        module = self._method.module
+        module.eval()
+        with rng_kept(self._device):
+            score = self._group.on_rank0(lambda: float(validate()))
+        self._best.consider(module, score=score, epoch=epoch)
+        return score
+
+    @torch.no_grad()
+    def _consider_average(self, validate: Callable[[], float]) -> float:
+        """Validates the average, and leaves it in the module: `keep` loads the best weights."""
+        assert self._average is not None
+        self._average.copy_to(self._parameters)
+        return self._consider(validate, epoch=None)
+
+    def _check_parameters(self) -> None:
+        """Checks that parameters are finite, so that no checkpoint holds unusable values."""
+        finite = [parameter.detach().isfinite().all() for parameter in self._parameters.values()]
+        for name, is_finite in zip(self._parameters, torch.stack(finite).tolist(), strict=True):
+            if not is_finite:
+                raise self._diverged(f"{name} is no longer finite", step=self.step)
+
+    def _diverged(self, what: str, *, step: int) -> DivergedError:
+        return diverged(
+            what,
+            place=f"epoch {self.epoch}, step {step} of {self._n_steps}",
+            keys=self._last_keys,
+            settings=self._settings,
+            state=f"The last finite state is in {self._newest or self._run.checkpoints}.",
+        )
+
+    def _interrupted(self, signum: int) -> Interrupted:
+        return Interrupted(
+            f"Interrupted at epoch {self.epoch}, step {self.step} of {self._n_steps}; the state is"
+            f" in {self._newest}.\n  Run the same command with --resume to go on from there.",
+            signum=signum,
+        )
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
 
 
 def train(

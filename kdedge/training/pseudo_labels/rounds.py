@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +65,6 @@ class RoundFolder(RunFolder):
         return folder
 
 
-@dataclass(frozen=True)
-class Round:
-    """What is recorded of a round.
-
-    Attributes:
-        n_images: number of pseudo-labeled images.
-        n_classes: number of classes with a pseudo-label.
-        accuracy_percent: share of correct pseudo-labels; None if the pool's labels are unknown.
-        seconds: training time.
-    """
-
-    n_images: int
-    n_classes: int
-    accuracy_percent: float | None
-    seconds: float
-
-
 def train_rounds(
     job: Job, run: RunFolder, *, validate: Callable[[], float] | None
 ) -> dict[str, Any]:
@@ -97,21 +80,45 @@ def train_rounds(
     truth = true_labels(job.setup.loaded.recipe, job.classes, pool)
     model: Model = zero_shot_model(job)
     results: list[TrainingResult] = []
-    rounds: list[Round] = []
+    rounds: list[dict[str, Any]] = []
     for number in range(1, job.choice.settings.n_rounds + 1):
         folder = RoundFolder.of(run, number)
         if not folder.pseudo_labels.exists():
             _label(job, model, folder, number)
         labels = read_for(pool, folder.pseudo_labels, classes=job.classes)
         accuracy = accuracy_percent(labels, truth)
-        _say(job, labels, accuracy, number)
+        right = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
+        n_rounds = job.choice.settings.n_rounds
+        log.info("Round %d of %d: %d pseudo-labels%s.", number, n_rounds, len(labels), right)
         module.load_state_dict(first_values)
-        result = _train(job_of_round(job, labels), folder, labels, validate)
+        of_round = job_of_round(job, labels)
+        result = train(
+            job.method,
+            of_round.batches,
+            of_round.n_steps,
+            settings=job.choice.optim,
+            run=folder,
+            validate=validate,
+            device=job.device,
+            identity={
+                "pseudo_labels": sha256_json(sorted(labels.items())),
+                "key": of_round.key(),
+            },
+        )
         results.append(result)
-        n_classes = len(set(labels.values()))
-        rounds.append(Round(len(labels), n_classes, accuracy, result.seconds))
+        rounds.append(
+            {
+                "n_images": len(labels),
+                "n_classes": len(set(labels.values())),
+                "accuracy_percent": accuracy,  # of the pseudo-labels; None if unknown
+                "seconds": result.seconds,
+            }
+        )
         model = job.model()
-    return {"training": _added_up(results).to_dict(), "rounds": [asdict(one) for one in rounds]}
+    sums = {
+        name: sum(getattr(one, name) for one in results) for name in ("epochs", "steps", "seconds")
+    }
+    return {"training": replace(results[-1], **sums).to_dict(), "rounds": rounds}
 
 
 def job_of_round(job: Job, labels: dict[int, int]) -> Job:
@@ -194,34 +201,4 @@ def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
         classes=job.classes,
         method="zeroshot" if number == 1 else job.choice.name,
         provenance=sha256_json([job.key(), number]),
-    )
-
-
-def _say(job: Job, labels: dict[int, int], accuracy: float | None, number: int) -> None:
-    right = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
-    n_rounds = job.choice.settings.n_rounds
-    log.info("Round %d of %d: %d pseudo-labels%s.", number, n_rounds, len(labels), right)
-
-
-def _train(
-    job: Job, folder: RoundFolder, labels: dict[int, int], validate: Callable[[], float] | None
-) -> TrainingResult:
-    return train(
-        job.method,
-        job.batches,
-        job.n_steps,
-        settings=job.choice.optim,
-        run=folder,
-        validate=validate,
-        device=job.device,
-        identity={"pseudo_labels": sha256_json(sorted(labels.items())), "key": job.key()},
-    )
-
-
-def _added_up(results: list[TrainingResult]) -> TrainingResult:
-    return replace(
-        results[-1],
-        epochs=sum(result.epochs for result in results),
-        steps=sum(result.steps for result in results),
-        seconds=sum(result.seconds for result in results),
     )

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from kdedge.errors import DataError
 from kdedge.files import read_json, sha256_json
-from kdedge.training.teacher_store.image_list import read_image_list
-from kdedge.training.teacher_store.store import Chunk, TeacherStore
+from kdedge.training.teacher_store.store import Chunk, TeacherStore, read_image_list
 
 _OF_THE_IMAGES = ("images", "n_images")
 """Keys of a store's description in which a store of other images differs."""
