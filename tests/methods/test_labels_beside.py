@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,29 +15,15 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.fold import fold
-from kdedge.methods import promptkd, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods import promptkd
 
+Student = Callable[..., promptkd.Method]
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 LABELED = range(3)
 
 
 def images(n: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-
-
-def build(backbone: Backbone, teacher: Backbone, **chosen: Any) -> promptkd.Method:
-    common: dict[str, Any] = {
-        "template": "a photo of a {}.",
-        "generator": torch.Generator().manual_seed(1),
-    }
-    taught = zeroshot.Method.build(
-        teacher, zeroshot.Settings(), Inputs(NAMES, train_classes=range(5), **common)
-    )
-    settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
-    return promptkd.Method.build(
-        backbone, settings, Inputs(NAMES, teacher=taught, train_classes=LABELED, **common)
-    )
 
 
 def batch(n_labeled: int = 3) -> Batch:
@@ -75,9 +62,9 @@ def slow_cross_entropy(method: promptkd.Method, features: Tensor, vectors: Tenso
 
 @pytest.mark.parametrize("share", [None, 0.25])
 def test_the_loss_is_the_divergence_and_the_weighted_cross_entropy(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, share: float | None
+    student: Student, tiny_teacher_backbone: Backbone, share: float | None
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, labeled_weight=7.0, label_head_share=share)
+    method = student(n_labeled=3, labeled_weight=7.0, label_head_share=share)
     if share is not None:  # away from where it starts, and not of unit length
         with torch.no_grad():
             method.module.label_head.weight.add_(0.3 * images(1).flatten()[:120].reshape(3, 40))
@@ -96,29 +83,25 @@ def test_the_loss_is_the_divergence_and_the_weighted_cross_entropy(
     torch.testing.assert_close(output.scalars["label_loss"], cross_entropy, atol=1e-4, rtol=1e-4)
 
 
-def test_without_a_weight_labeled_images_are_not_looked_at(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_without_a_weight_labeled_images_are_not_looked_at(student: Student) -> None:
     losses = [
-        build(tiny_backbone, tiny_teacher_backbone).training_step(one).loss
+        student(n_labeled=3).training_step(one).loss
         for one in (replace(batch(), labeled=None), Batch(images(), None))
     ]
     assert torch.equal(losses[0], losses[1])
 
 
-def test_a_head_for_labels_starts_as_the_teachers_class_vectors(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, labeled_weight=1.0, label_head_share=0.5)
+def test_a_head_for_labels_starts_as_the_teachers_class_vectors(student: Student) -> None:
+    method = student(n_labeled=3, labeled_weight=1.0, label_head_share=0.5)
     torch.testing.assert_close(method.class_vectors(), method.student_vectors())
     assert method.module.label_head.weight.shape == (3, 40)
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_both_heads_fold_into_one_layer_that_mixes_their_logits(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, share: float
+    student: Student, tiny_backbone: Backbone, share: float
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, labeled_weight=7.0, label_head_share=share)
+    method = student(n_labeled=3, labeled_weight=7.0, label_head_share=share)
     optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,27 +15,14 @@ from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import fold
-from kdedge.methods import promptkd, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods import promptkd
 
-NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
+Student = Callable[..., promptkd.Method]
 ALL = ["q", "k", "v", "out", "mlp"]
 
 
 def images(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def build(backbone: Backbone, teacher: Backbone, **chosen: Any) -> promptkd.Method:
-    common: dict[str, Any] = {
-        "template": "a photo of a {}.",
-        "train_classes": range(len(NAMES)),
-        "generator": torch.Generator().manual_seed(1),
-    }
-    settings = zeroshot.Settings()
-    taught = zeroshot.Method.build(teacher, settings, Inputs(NAMES, **common))
-    settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
-    return promptkd.Method.build(backbone, settings, Inputs(NAMES, teacher=taught, **common))
 
 
 def trained(method: promptkd.Method) -> promptkd.Method:
@@ -55,9 +43,9 @@ def trained(method: promptkd.Method) -> promptkd.Method:
     ],
 )
 def test_the_changes_and_what_goes_with_them_are_trained_and_nothing_else(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str, parts: set[str]
+    student: Student, tiny_backbone: Backbone, tune: str, parts: set[str]
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, tune=tune)
+    method = student(tune=tune)
     before = {name: p.detach().clone() for name, p in method.trainable_parameters().items()}
     trained(method)
     after = method.trainable_parameters()
@@ -70,22 +58,20 @@ def test_the_changes_and_what_goes_with_them_are_trained_and_nothing_else(
 
 
 def test_a_student_starts_as_one_whose_projector_alone_is_trained(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, tiny_backbone: Backbone
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, tune="lora")
+    method = student(tune="lora")
     raw = tiny_backbone.model.visual(images())
     torch.testing.assert_close(method.image_features_raw(images()), raw, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tune", ["lora", "prompts+lora"])
-def test_merging_changes_no_answer(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
-) -> None:
+def test_merging_changes_no_answer(student: Student, tune: str) -> None:
     lora = {"rank": 5, "alpha": 3.0, "projections": ALL}
-    method = trained(build(tiny_backbone, tiny_teacher_backbone, tune=tune, lora=lora))
+    method = trained(student(tune=tune, lora=lora))
     with torch.no_grad():
         unmerged = method.image_features_raw(images())  # in training mode
-    plain = build(tiny_backbone, tiny_teacher_backbone, tune=tune, lora=lora)
+    plain = student(tune=tune, lora=lora)
     with torch.no_grad():
         untrained = plain.image_features_raw(images())
     method.module.eval()
@@ -97,12 +83,12 @@ def test_merging_changes_no_answer(
 
 @pytest.mark.parametrize("tune", ["lora", "prompts+lora"])
 def test_the_folded_student_is_a_plain_one_with_the_same_answers_and_operations(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
+    student: Student, tiny_backbone: Backbone, tune: str
 ) -> None:
     lora = {"projections": ALL}
-    method = trained(build(tiny_backbone, tiny_teacher_backbone, tune=tune, lora=lora))
+    method = trained(student(tune=tune, lora=lora))
     other = "projector" if tune == "lora" else "prompts"
-    plain = trained(build(tiny_backbone, tiny_teacher_backbone, tune=other))
+    plain = trained(student(tune=other))
     folded = []
     for one in (method, plain):
         one.module.eval()
@@ -134,35 +120,29 @@ def test_the_folded_student_is_a_plain_one_with_the_same_answers_and_operations(
             assert type(layer) is nn.Linear
 
 
-def test_a_measured_student_has_the_operations_of_a_plain_one(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_a_measured_student_has_the_operations_of_a_plain_one(student: Student) -> None:
     found = []
     for tune in ("lora", "projector"):
-        method = build(tiny_backbone, tiny_teacher_backbone, tune=tune)
+        method = student(tune=tune)
         method.module.eval().requires_grad_(False)
         found.append(count_gmacs(method.forward_features, images(1)))
     assert found[0] == found[1]
     assert method.forward_features(images(1)).shape == (1, 40)  # no value of the count is left
 
 
-def test_each_change_belongs_to_its_blocks_layer(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_each_change_belongs_to_its_blocks_layer(student: Student) -> None:
     chosen = {"tune": "lora", "lora": {"blocks": [0, 2], "projections": ["mlp"]}}
-    method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+    method = student(**chosen)
     assert method.layers_above() == {
         f"lora.{block}.mlp.{layer}.{part}": 3 - block
         for block in (0, 2)
         for layer in ("c_fc", "c_proj")
         for part in "ab"
     }
-    full = build(tiny_backbone, tiny_teacher_backbone, tune="full").layers_above()
+    full = student(tune="full").layers_above()
     assert (full["visual.conv1.weight"], full["visual.proj"]) == (4, 0)
-    assert set(full) < set(
-        build(tiny_backbone, tiny_teacher_backbone, tune="full").trainable_parameters()
-    )
-    assert build(tiny_backbone, tiny_teacher_backbone).layers_above() == {}
+    assert set(full) < set(student(tune="full").trainable_parameters())
+    assert student().layers_above() == {}
 
 
 @pytest.mark.parametrize(
@@ -187,13 +167,11 @@ def test_settings_that_nothing_reads_are_refused() -> None:
         promptkd.Settings(tune="full", lora={"rank": 4})
 
 
-def test_a_rank_above_the_width_is_an_error(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_a_rank_above_the_width_is_an_error(student: Student) -> None:
     with pytest.raises(
         RecipeError, match=r"lora\.rank is 100, [\s\S]* Set lora\.rank to 64 or less"
     ):
-        build(tiny_backbone, tiny_teacher_backbone, tune="lora", lora={"rank": 100})
+        student(tune="lora", lora={"rank": 100})
 
 
 def test_settings_of_other_students_are_recorded_as_before() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,8 +17,9 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, ShapeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses.kl import distillation_loss
-from kdedge.methods.protocol import Inputs, Teacher
+from kdedge.methods.protocol import Inputs
 
+Student = Callable[..., promptkd.Method]
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 
 
@@ -26,25 +27,11 @@ def logits(seed: int, n_images: int = 4, n_classes: int = 5) -> Tensor:
     return 3 * torch.randn(n_images, n_classes, generator=torch.Generator().manual_seed(seed))
 
 
-COMMON: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(len(NAMES))}
-
-
 def build_teacher(backbone: Backbone) -> zeroshot.Method:
     return zeroshot.Method.build(
-        backbone, zeroshot.Settings(), Inputs(NAMES, generator=torch.Generator(), **COMMON)
-    )
-
-
-def build(backbone: Backbone, teacher: Backbone | Teacher, **chosen: Any) -> promptkd.Method:
-    return promptkd.Method.build(
         backbone,
-        promptkd.Settings(**{"prompt_depth": 2, **chosen}),
-        Inputs(
-            NAMES,
-            teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
-            generator=torch.Generator().manual_seed(1),
-            **COMMON,
-        ),
+        zeroshot.Settings(),
+        Inputs(NAMES, "a photo of a {}.", range(5), torch.Generator()),
     )
 
 
@@ -135,9 +122,9 @@ def test_a_student_of_published_size_trains_the_published_number_of_parameters()
 
 
 def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student,
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone)
+    method = student()
     method.module.train()
     together = method.forward_features(images())
     alone = torch.cat([method.forward_features(image[None]) for image in images()])
@@ -150,11 +137,11 @@ def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
 
 
 def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
     own_teacher = build_teacher(tiny_teacher_backbone)
     own_teacher.scale = 3.0
-    method = build(tiny_backbone, own_teacher)
+    method = student(teacher=own_teacher)
     method.module.eval()
     step = method.training_step(Batch(images(), None))
     vectors = method.class_vectors()
@@ -183,9 +170,9 @@ class TrainableTeacher:
 
 
 def test_no_step_encodes_the_teachers_texts(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
-    method, calls = build(tiny_backbone, tiny_teacher_backbone), []
+    method, calls = student(), []
     block = tiny_teacher_backbone.model.transformer.resblocks[0]
     hook = block.ln_1.register_forward_hook(lambda *_: calls.append(1))
     method.training_step(Batch(images(), None))
@@ -196,15 +183,15 @@ def test_no_step_encodes_the_teachers_texts(
     assert calls == [1]
 
 
-def test_a_teacher_is_run_without_a_graph(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone, TrainableTeacher())
+def test_a_teacher_is_run_without_a_graph(student: Student) -> None:
+    method = student(teacher=TrainableTeacher())
     assert not method.outputs(Batch(images(), None)).teacher_features.requires_grad
 
 
 def test_a_student_without_prompts_trains_the_projector_alone(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, tiny_backbone: Backbone
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, n_ctx_vision=0)
+    method = student(n_ctx_vision=0)
     method.training_step(Batch(images(), None)).loss.backward()
     assert method.trainable_parameters()["visual_prompts"].numel() == 0
     plain = tiny_backbone.model.visual(images())
@@ -213,10 +200,8 @@ def test_a_student_without_prompts_trains_the_projector_alone(
     torch.testing.assert_close(method.forward_features(images()), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_one_image_in_a_batch_is_an_error_that_says_why(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone)
+def test_one_image_in_a_batch_is_an_error_that_says_why(student: Student) -> None:
+    method = student()
     with pytest.raises(DataError, match="at least 2 unlabeled images"):
         method.training_step(Batch(images(1), None))
 
@@ -227,9 +212,9 @@ def half(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("float32_losses", [True, False])
 def test_projector_and_logits_are_in_half_precision_only_where_that_is_asked_for(
-    float32_losses: bool, tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, float32_losses: bool
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, float32_losses=float32_losses)
+    method = student(float32_losses=float32_losses)
     seen: list[torch.dtype] = []
     assert method.module.projector is not None
     for layer in method.module.projector.linears:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,31 +20,16 @@ from kdedge.methods.losses import list_losses
 from kdedge.methods.losses.kl import distillation_loss
 from kdedge.methods.protocol import Inputs
 
+Student = Callable[..., promptkd.Method]
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 2}
 
 
-COMMON: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(len(NAMES))}
-
-
 def build_teacher(backbone: Backbone) -> zeroshot.Method:
     return zeroshot.Method.build(
-        backbone, zeroshot.Settings(), Inputs(NAMES, generator=torch.Generator(), **COMMON)
-    )
-
-
-def build(
-    backbone: Backbone, teacher: Backbone | zeroshot.Method, **chosen: Any
-) -> promptkd.Method:
-    return promptkd.Method.build(
         backbone,
-        promptkd.Settings(**{"prompt_depth": 2, **chosen}),
-        Inputs(
-            NAMES,
-            teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
-            generator=torch.Generator().manual_seed(1),
-            **COMMON,
-        ),
+        zeroshot.Settings(),
+        Inputs(NAMES, "a photo of a {}.", range(5), torch.Generator()),
     )
 
 
@@ -81,16 +66,14 @@ def _the_shared_backbones_stay_as_they_are(
         ({"prompt_depth": 0}, {"projector"}),
     ],
 )
-def test_each_setting_trains_its_own_parts(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, chosen: Any, parts: set[str]
-) -> None:
-    assert trained(build(tiny_backbone, tiny_teacher_backbone, **chosen)) == parts
+def test_each_setting_trains_its_own_parts(student: Student, chosen: Any, parts: set[str]) -> None:
+    assert trained(student(**chosen)) == parts
 
 
 def test_the_projector_alone_sees_the_image_tower_as_it_is(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, tiny_backbone: Backbone
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, tune="projector")
+    method = student(tune="projector")
     assert set(method.module.state_dict()) == {
         f"projector.{key}" for key in method.module.projector.state_dict()
     }
@@ -100,9 +83,9 @@ def test_the_projector_alone_sees_the_image_tower_as_it_is(
 
 
 def test_full_fine_tuning_trains_a_copy_that_starts_as_the_backbone(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, tiny_backbone: Backbone
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, tune="full")
+    method = student(tune="full")
     own = {k: v for k, v in method.module.state_dict().items() if k.startswith("visual.")}
     theirs = {f"visual.{k}": v for k, v in tiny_backbone.model.visual.state_dict().items()}
     assert own.keys() == theirs.keys()
@@ -124,10 +107,10 @@ def test_full_fine_tuning_trains_a_copy_that_starts_as_the_backbone(
 
 
 def test_a_student_without_shared_text_features_answers_with_its_own(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, **OWN_TEXT)
-    shared = build(tiny_backbone, tiny_teacher_backbone)
+    method = student(**OWN_TEXT)
+    shared = student()
     assert method.module.projector is None
     assert method.module.text_prompts.context.shape == (4, 64)
     assert method.module.text_prompts.deep_context.shape == (1, 4, 64)
@@ -147,11 +130,9 @@ def test_a_student_without_shared_text_features_answers_with_its_own(
     torch.testing.assert_close(loss, 1000 * expected)
 
 
-def test_learning_changes_a_students_own_class_vectors_and_no_shared_ones(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_learning_changes_a_students_own_class_vectors_and_no_shared_ones(student: Student) -> None:
     for chosen, changes in ((OWN_TEXT, True), ({}, False)):
-        method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+        method = student(**chosen)
         before = method.class_vectors()
         optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01)
         method.training_step(Batch(images(), None)).loss.backward()
@@ -188,23 +169,25 @@ def test_a_deeper_projector_begins_with_the_same_values() -> None:
         assert torch.equal(deep.state_dict()[key], value)
 
 
-def test_one_image_is_enough_where_there_is_no_batch_norm(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_one_image_is_enough_where_there_is_no_batch_norm(student: Student) -> None:
     for chosen in ({"projector_depth": 1}, OWN_TEXT):
-        method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+        method = student(**chosen)
         assert bool(method.training_step(Batch(images(1), None)).loss.isfinite())
 
 
 @pytest.mark.parametrize("loss", list_losses())
 @pytest.mark.parametrize("chosen", [{}, OWN_TEXT], ids=["shared", "own"])
 def test_a_student_learns_by_every_loss(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, loss: str, chosen: Any
+    student: Student,
+    tiny_backbone: Backbone,
+    tiny_teacher_backbone: Backbone,
+    loss: str,
+    chosen: Any,
 ) -> None:
     teacher = tiny_teacher_backbone
     if chosen and loss in {"feature", "feature_l1"}:
         teacher = tiny_backbone  # of its own dimension, as there is no projector
-    method = build(tiny_backbone, teacher, losses={loss: {}}, **chosen)
+    method = student(teacher=teacher, losses={loss: {}}, **chosen)
     parameters = method.trainable_parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-3)
     losses = []
@@ -221,9 +204,7 @@ def test_a_student_learns_by_every_loss(
 
 @pytest.mark.parametrize("loss", list_losses())
 def test_every_loss_takes_the_teachers_features_from_the_batch_and_does_not_run_it(
-    tiny_backbone: Backbone,
-    tiny_teacher_backbone: Backbone,
-    loss: str,
+    student: Student, tiny_teacher_backbone: Backbone, loss: str
 ) -> None:
     class CountedTeacher(zeroshot.Method):
         n_calls = 0
@@ -234,7 +215,7 @@ def test_every_loss_takes_the_teachers_features_from_the_batch_and_does_not_run_
 
     plain = build_teacher(tiny_teacher_backbone)
     teacher = CountedTeacher(tiny_teacher_backbone, plain.class_vectors())
-    method = build(tiny_backbone, teacher, losses={loss: {}})
+    method = student(teacher=teacher, losses={loss: {}})
     live = method.training_step(Batch(images(), None)).loss
     assert CountedTeacher.n_calls == 1
     features = plain.forward_features(images())
@@ -243,11 +224,9 @@ def test_every_loss_takes_the_teachers_features_from_the_batch_and_does_not_run_
     assert CountedTeacher.n_calls == 1
 
 
-def test_losses_add_up_with_their_weights(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_losses_add_up_with_their_weights(student: Student) -> None:
     def loss(**chosen: Any) -> Tensor:
-        method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+        method = student(**chosen)
         return method.training_step(Batch(images(), None)).loss.detach()
 
     kl, other = {"kl": {"weight": 30.0}}, {"feature_l1": {"weight": 0.5}}
@@ -300,15 +279,11 @@ def test_settings_that_contradict_each_other_are_refused(given: Any, message: st
         promptkd.Settings(**given)
 
 
-def test_features_of_two_dimensions_cannot_be_compared(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_features_of_two_dimensions_cannot_be_compared(student: Student) -> None:
     with pytest.raises(RecipeError, match=r"\(24 dimensions\) with the teacher's \(40\)"):
-        build(tiny_backbone, tiny_teacher_backbone, **OWN_TEXT, losses={"kl": {}, "feature": {}})
+        student(**OWN_TEXT, losses={"kl": {}, "feature": {}})
 
 
-def test_context_deeper_than_the_text_tower_is_an_error(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_context_deeper_than_the_text_tower_is_an_error(student: Student) -> None:
     with pytest.raises(RecipeError, match="prompt_depth_text is 9, but the text encoder"):
-        build(tiny_backbone, tiny_teacher_backbone, class_vectors="student")
+        student(class_vectors="student")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,26 +17,14 @@ from kdedge.clip.image_backbone import make_image_backbone
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods import promptkd, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods import promptkd
 from kdedge.runtime.preprocess import Preprocess
 
-NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
+Student = Callable[..., promptkd.Method]
 
 
 def images(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def build(backbone: Any, teacher: Backbone, **chosen: Any) -> promptkd.Method:
-    common: dict[str, Any] = {
-        "template": "a photo of a {}.",
-        "train_classes": range(len(NAMES)),
-        "generator": torch.Generator().manual_seed(1),
-    }
-    taught = zeroshot.Method.build(teacher, zeroshot.Settings(), Inputs(NAMES, **common))
-    settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
-    return promptkd.Method.build(backbone, settings, Inputs(NAMES, teacher=taught, **common))
 
 
 def trained(method: promptkd.Method) -> list[float]:
@@ -58,11 +47,9 @@ def test_what_is_off_is_in_no_record_so_that_runs_keep_their_keys() -> None:
 
 
 @pytest.mark.parametrize("tune", ["prompts", "prompts+lora", "full"])
-def test_a_student_learns_with_merged_tokens(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
-) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, tune=tune, merge_tokens=3)
-    plain = build(tiny_backbone, tiny_teacher_backbone, tune=tune)
+def test_a_student_learns_with_merged_tokens(student: Student, tune: str) -> None:
+    method = student(tune=tune, merge_tokens=3)
+    plain = student(tune=tune)
     losses, without = trained(method), trained(plain)
     assert losses[-1] < losses[0]
     assert losses != without
@@ -76,9 +63,9 @@ def test_a_student_learns_with_merged_tokens(
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_first_blocks_are_the_backbones_own(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, depth: int
+    student: Student, tiny_backbone: Backbone, depth: int
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, tune="projector", depth=depth)
+    method = student(tune="projector", depth=depth)
     expected = copy.deepcopy(tiny_backbone.model.visual)
     del expected.transformer.resblocks[depth:]
     raw = method.image_features_raw(images())
@@ -91,10 +78,8 @@ def test_the_first_blocks_are_the_backbones_own(
 
 
 @pytest.mark.parametrize("tune", ["full", "lora", "prompts+lora"])
-def test_only_what_is_kept_is_trained(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
-) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, tune=tune, depth=2)
+def test_only_what_is_kept_is_trained(student: Student, tiny_backbone: Backbone, tune: str) -> None:
+    method = student(tune=tune, depth=2)
     losses = trained(method)
     assert losses[-1] < losses[0]
     names = [name for name in method.trainable_parameters() if name.startswith(("visual.", "lora"))]
@@ -141,18 +126,15 @@ def test_settings_that_contradict_each_other_are_refused(
     ],
 )
 def test_more_than_an_encoder_has_is_refused(
-    tiny_backbone: Backbone,
-    tiny_teacher_backbone: Backbone,
-    chosen: dict[str, Any],
-    message: str,
+    student: Student, chosen: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        build(tiny_backbone, tiny_teacher_backbone, **chosen)
+        student(**chosen)
 
 
 @pytest.mark.parametrize("chosen", [{"merge_tokens": 1}, {"depth": 1}])
 def test_other_image_encoders_take_neither(
-    tiny_teacher_backbone: Backbone, chosen: dict[str, int]
+    student: Student, tiny_teacher_backbone: Backbone, chosen: dict[str, int]
 ) -> None:
     visual = timm.create_model("test_resnet", num_classes=0)
     backbone = make_image_backbone(
@@ -163,4 +145,4 @@ def test_other_image_encoders_take_neither(
     )
     message = "timm/test_resnet takes neither depth nor merge_tokens: its image encoder is a ResNet"
     with pytest.raises(RecipeError, match=message):
-        build(backbone, tiny_teacher_backbone, tune="full", **chosen)
+        student(backbone, tiny_teacher_backbone, tune="full", **chosen)
