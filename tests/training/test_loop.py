@@ -382,6 +382,9 @@ def test_resuming_accepts_settings_that_only_change_speed(toy: ModuleType, tmp_p
         {},
         {"selection": "validation", "algorithm": "adamw"},
         {"precision": "fp16", "schedule_per": "step"},
+        {"ema_decay": 0.8},
+        {"ema_decay": 0.8, "selection": "validation"},
+        {"layer_decay": 0.5},
     ],
 )
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
@@ -398,7 +401,8 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
                 yield batch
 
         toy.seed_everything(seed)
-        method = toy.ToyMethod(average=True, step_s=0.002)
+        is_averaged, layers = "ema_decay" not in options, {"1.weight": 2, "4.weight": 1}
+        method = toy.ToyMethod(average=is_averaged, step_s=0.002, layers=layers)
 
         def validate() -> float:
             return float(toy.accuracy_of(method))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,33 +77,6 @@ def test_the_moving_average_is_validated_and_training_goes_on_with_its_own(
     assert all(torch.equal(final[name], seen[1][name]) for name in final)
 
 
-@pytest.mark.parametrize("selection", ["last", "validation"])
-def test_a_run_with_a_moving_average_goes_on_bit_equal(
-    toy: ModuleType, tmp_path: Path, selection: str
-) -> None:
-    settings = toy.make_settings(ema_decay=0.8, selection=selection, checkpoint_every_s=1e-9)
-
-    def stopping(epoch: int, first: int) -> Any:
-        for step, batch in enumerate(toy.batches(epoch, first), first):
-            if (epoch, step) == (2, 3):
-                raise InterruptedError
-            yield batch
-
-    def train(run: Any, **others: Any) -> dict[str, Tensor]:
-        toy.seed_everything(1)
-        method = toy.ToyMethod()
-        validate = None if selection == "last" else lambda: toy.accuracy_of(method)
-        with contextlib.suppress(InterruptedError):
-            toy.train_toy(run, method, settings=settings, validate=validate, **others)
-        return toy.weights_of(method)
-
-    whole, stopped = toy.make_run(tmp_path), toy.make_run(tmp_path)
-    expected = train(whole)
-    train(stopped, batches=stopping)
-    actual = train(stopped)
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
-
-
 def test_a_method_that_averages_itself_refuses_a_moving_average(
     toy: ModuleType, tmp_path: Path
 ) -> None:
@@ -123,21 +95,11 @@ def test_decays_lie_between_0_and_1(key: str, value: float) -> None:
         OptimSettings(**{key: value})
 
 
-class Layered:
-    """Adds the layers of a toy method's two linear modules."""
-
-    def layers_above(self) -> dict[str, int]:
-        return {"1.weight": 2, "1.bias": 2, "4.weight": 1}
-
-
 @pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
 def test_each_layer_has_the_next_ones_learning_rate_times_the_decay(
     toy: ModuleType, algorithm: Any
 ) -> None:
-    class Method(Layered, toy.ToyMethod):
-        pass
-
-    method = Method()
+    method = toy.ToyMethod(layers={"1.weight": 2, "1.bias": 2, "4.weight": 1})
     settings = toy.make_settings(layer_decay=0.5, algorithm=algorithm)
     stepper = Stepper(method, settings, torch.device("cpu"))
     toy.seed_everything(1)
@@ -155,30 +117,6 @@ def test_each_layer_has_the_next_ones_learning_rate_times_the_decay(
         "1.bias": 0.0625,
         "4.weight": 0.125,
     }
-
-
-def test_a_run_with_layer_decay_goes_on_bit_equal(toy: ModuleType, tmp_path: Path) -> None:
-    class Method(Layered, toy.ToyMethod):
-        pass
-
-    settings = toy.make_settings(layer_decay=0.5, checkpoint_every_s=1e-9)
-
-    def stopping(epoch: int, first: int) -> Any:
-        for step, batch in enumerate(toy.batches(epoch, first), first):
-            if (epoch, step) == (2, 3):
-                raise InterruptedError
-            yield batch
-
-    whole, stopped = toy.make_run(tmp_path), toy.make_run(tmp_path)
-    results = []
-    for run, batches in ((whole, toy.batches), (stopped, stopping), (stopped, toy.batches)):
-        toy.seed_everything(1)
-        method = Method()
-        with contextlib.suppress(InterruptedError):
-            toy.train_toy(run, method, settings=settings, batches=batches)
-        results.append(toy.weights_of(method))
-    expected, _, actual = results
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
 def test_layer_decay_without_layers_is_an_error(toy: ModuleType, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ class ToyMethod:
     needs_teacher = False
     can_split_batches = True
 
-    def __init__(self, *, average: bool = False, step_s: float = 0.0) -> None:
+    def __init__(
+        self, *, average: bool = False, step_s: float = 0.0, layers: dict[str, int] | None = None
+    ) -> None:
         self.module = nn.Sequential(
             nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)
         )
@@ -54,7 +56,7 @@ class ToyMethod:
         with torch.no_grad():
             for parameter in self.module.parameters():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-        self._average, self._step_s = average, step_s
+        self._average, self._step_s, self._layers = average, step_s, layers or {}
         self.seen: list[tuple[str, ...]] = []
 
     def training_step(self, batch: Batch) -> StepOutput:
@@ -69,6 +71,9 @@ class ToyMethod:
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.module.named_parameters())
+
+    def layers_above(self) -> dict[str, int]:
+        return self._layers
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
         total = n_epochs * (n_epochs + 1) / 2
