@@ -29,9 +29,9 @@ from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._promptkd_settings import Settings
-from kdedge.methods._student import Projector, Student
+from kdedge.methods._student import Student
 from kdedge.methods.losses import DistillationLoss, Outputs
-from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, StepOutput, Teacher
+from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, Projector, StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import encode_images, is_splittable, labels_of
 

@@ -188,9 +188,7 @@ def estimate_seconds(job: Job) -> float:
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 
 
-def look_at_store(
-    filler: StoreFiller, *, what: str = "student: teacher store"
-) -> tuple[Finding, float]:
+def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
     """Size of a store of features, and the seconds that are still needed to fill it."""
     chunks = filler.store.chunks()
     missing = filler.store.load(chunks)
@@ -200,7 +198,7 @@ def look_at_store(
         if missing
         else "whole"
     )
-    return Finding(what, f"{filler.store.size}; {state}"), took
+    return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 
 
 def memory(device: torch.device) -> Finding:
