@@ -28,7 +28,7 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.distill import teacher_and_student
 from kdedge.training.job import Job
-from kdedge.training.pseudo_labels.labels import (
+from kdedge.training.pseudo_labels import (
     accuracy_percent,
     in_source,
     true_labels,

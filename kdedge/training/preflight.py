@@ -24,7 +24,7 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.closed_form import solve_seconds
 from kdedge.training.job import Job
-from kdedge.training.pseudo_labels.rounds import trial_round
+from kdedge.training.pseudo_labels import trial_round
 from kdedge.training.student import find_teacher, named_teacher, student_job, taught
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller

@@ -37,7 +37,7 @@ from kdedge.training.judge import (
 )
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
-from kdedge.training.pseudo_labels.rounds import train_rounds
+from kdedge.training.pseudo_labels import train_rounds
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, held_out_job
-from kdedge.training.pseudo_labels.labels import read_for
-from kdedge.training.pseudo_labels.rounds import trial_labels
+from kdedge.training.pseudo_labels import read_for, trial_labels
 from kdedge.training.quick_look import keep_look, quick_look
 from kdedge.training.run_job import run_job
 

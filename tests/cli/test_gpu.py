@@ -21,7 +21,7 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
-from kdedge.training.pseudo_labels.rounds import trial_round
+from kdedge.training.pseudo_labels import trial_round
 from kdedge.training.student import open_teacher, student_job, taught
 
 Run = Callable[..., Any]

@@ -20,8 +20,12 @@ from kdedge.runs.model import MethodModel
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.job import Job, zero_shot_model
-from kdedge.training.pseudo_labels.labels import pool_probabilities
-from kdedge.training.pseudo_labels.rounds import RoundFolder, job_of_round, train_rounds
+from kdedge.training.pseudo_labels import (
+    RoundFolder,
+    job_of_round,
+    pool_probabilities,
+    train_rounds,
+)
 
 Run = Callable[..., Any]
 NOVEL = (2, 3)
@@ -98,7 +102,7 @@ def test_a_model_whose_scores_are_not_finite_labels_nothing(project: Path) -> No
         def logits(self, images: Any) -> torch.Tensor:
             return torch.full((len(images), len(NAMES)), torch.nan)
 
-    with pytest.raises(DivergedError, match="scores of unlabeled images are not finite"):
+    with pytest.raises(DivergedError, match="images are not finite"):
         chosen_by(Diverged(job.setup, job.method), job)
 
 

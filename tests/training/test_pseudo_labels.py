@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdedge.data.images import Images
 from kdedge.errors import DivergedError
-from kdedge.training.pseudo_labels.labels import pool_probabilities
+from kdedge.training.pseudo_labels import pool_probabilities
 
 
 def scores(filling: ModuleType, logits: Tensor) -> np.ndarray:
@@ -36,5 +36,5 @@ def test_probabilities_are_the_softmax_over_an_images_classes(filling: ModuleTyp
 
 
 def test_scores_that_are_not_finite_label_nothing(filling: ModuleType) -> None:
-    with pytest.raises(DivergedError, match="scores of unlabeled images are not finite"):
+    with pytest.raises(DivergedError, match="images are not finite"):
         scores(filling, torch.tensor([[0.0, float("nan")]]))
