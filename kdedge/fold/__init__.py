@@ -13,10 +13,10 @@ Sums are computed in float64 and stored in float32.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.image_backbone import count_features
@@ -29,8 +29,6 @@ from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 
 __all__ = ["FoldedModel", "fold"]
-
-_ModuleT = TypeVar("_ModuleT")
 
 
 @torch.no_grad()
@@ -76,7 +74,13 @@ def fold(
             f" dimension {dim}.\n"
             "  They belong to another teacher: export a run with its own class vectors."
         )
-    path = _frozen_copy(path)
+    prompts, projector = path.visual_prompts, path.projector
+    path = replace(
+        path,
+        visual=copy.deepcopy(path.visual).float().cpu(),
+        visual_prompts=None if prompts is None else prompts.detach().clone().float().cpu(),
+        projector=None if projector is None else copy.deepcopy(projector).float().cpu(),
+    )
     request = FoldRequest(
         path.projector,
         class_vectors.detach().cpu(),
@@ -94,22 +98,3 @@ def fold(
     else:
         model = FoldedTower(path.visual, request)
     return model.eval().requires_grad_(False)
-
-
-def _frozen_copy(path: ImagePath) -> ImagePath:
-    """A copy in float32 on the CPU."""
-    prompts = path.visual_prompts
-    return ImagePath(
-        _on_cpu(path.visual),
-        None if prompts is None else prompts.detach().clone().float().cpu(),
-        None if path.projector is None else _on_cpu(path.projector),
-        merge_tokens=path.merge_tokens,
-        has_unit_length=path.has_unit_length,
-    )
-
-
-def _on_cpu(module: _ModuleT) -> _ModuleT:
-    moved = copy.deepcopy(module)
-    assert isinstance(moved, nn.Module)
-    moved.float().cpu()
-    return moved

@@ -14,7 +14,7 @@ import pytest
 from kdedge.errors import Interrupted
 from kdedge.training.loop.checkpoint import load_newest
 from kdedge.training.loop.loggers import MetricsLog
-from kdedge.training.loop.signals import StopSignals
+from kdedge.training.loop.train import StopSignals
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
