@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +18,6 @@ _FREE_SETTINGS = ("n_workers", "checkpoint_every_s", "micro_batch")
 _OPTIONAL_SETTINGS = ("labeled_batch_size", "layer_decay", "ema_decay")
 """Settings that are left out of a job's key if they are not given."""
 
-_NO_FACTORS: Mapping[nn.Parameter, float] = MappingProxyType({})
-
 
 def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
     """The settings that change what is learned, not only how fast; plain values."""
@@ -31,8 +28,7 @@ def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
 def make_optimizer(
     parameters: Iterable[nn.Parameter],
     settings: OptimSettings,
-    *,
-    lr_factors: Mapping[nn.Parameter, float] = _NO_FACTORS,
+    lr_factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Makes the optimizer; the loop sets its learning rates with `set_learning_rate`.
 
@@ -45,11 +41,16 @@ def make_optimizer(
         settings: algorithm, momentum, weight decay.
         lr_factors: parameter -> factor of its learning rate; 1 for parameters that are not listed.
     """
-    given = list(parameters)
-    scales = [parameter for parameter in given if parameter.ndim == 0]
-    groups = _by_factor([parameter for parameter in given if parameter.ndim > 0], lr_factors)
+    scales: list[nn.Parameter] = []
+    by_factor: defaultdict[float, list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        factor = (lr_factors or {}).get(parameter, 1.0)
+        (by_factor[factor] if parameter.ndim > 0 else scales).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": own, "lr_factor": factor} for factor, own in by_factor.items()
+    ]
     if scales:
-        groups.append({"params": scales, "weight_decay": 0.0})
+        groups.append({"params": scales, "lr_factor": 1.0, "weight_decay": 0.0})
     if settings.algorithm == "adamw":
         return torch.optim.AdamW(
             groups,
@@ -65,22 +66,10 @@ def make_optimizer(
     )
 
 
-def _by_factor(
-    parameters: Sequence[nn.Parameter], lr_factors: Mapping[nn.Parameter, float]
-) -> list[dict[str, Any]]:
-    """Parameter groups of one learning rate each; without factors, one group of all."""
-    if not lr_factors:
-        return [{"params": list(parameters)}]
-    groups: defaultdict[float, list[nn.Parameter]] = defaultdict(list)
-    for parameter in parameters:
-        groups[lr_factors.get(parameter, 1.0)].append(parameter)
-    return [{"params": own, "lr_factor": factor} for factor, own in groups.items()]
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets each parameter group's learning rate: `lr` times the group's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
+        group["lr"] = lr * group["lr_factor"]
 
 
 def lr_factors(method: BaseMethod, settings: OptimSettings) -> dict[nn.Parameter, float]:
