@@ -208,20 +208,6 @@ class Classifier:
         with self._running:
             return np.concatenate([self._graph.run_image(image) for image in images])
 
-    def classify(self, image: ImageInput, *, top: int = 1) -> tuple[ClassScore, ...]:
-        """Classifies one image: its most likely classes, best first.
-
-        Raises:
-            UnusableImage: the image cannot be decoded.
-            DataError: the model gives no finite logits for it.
-        """
-        (result,) = self.classify_many([("image", image)], top=top)
-        if isinstance(result, UnreadableImage):
-            raise UnusableImage(result.reason)
-        if isinstance(result, NonFiniteLogits):
-            raise DataError(f"{self.artifact.path / self.file.name}: {result.reason}.")
-        return result.top
-
     def classify_many(
         self, images: Iterable[tuple[str, ImageInput]], *, top: int = 1, batch: int | None = None
     ) -> Iterator[Result]:
