@@ -20,8 +20,9 @@ from kdedge.clip.find import load_backbone
 from kdedge.clip.prompts import readable
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.batch import Batch
-from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, zeroshot
+from kdedge.methods import promptkd, promptsrc, zeroshot
 from kdedge.methods.protocol import Inputs
+from kdedge.methods.registry import load_method
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 """Float32 sums in another order; the vectors' README grants this much, gradients included."""
@@ -157,106 +158,66 @@ def gradients_of(loss: Tensor, parameters: dict[str, torch.nn.Parameter]) -> dic
     return dict(zip(parameters, gradients, strict=True))
 
 
-def check_supervised(
-    method: Any, vectors: dict[str, Tensor], deployed_logits: Tensor
-) -> dict[str, Tensor]:
-    """Compares logits and cross-entropy of a method with its parameters set; gives gradients."""
-    close(deployed_logits, vectors["logits"])
+def coupled_names(depth: int) -> dict[str, str]:
+    names = {}
+    for layer in range(depth):
+        theirs = f"compound_prompt_projections.{layer - 1}" if layer else "proj"
+        names |= linear(f"couplings.{layer}", theirs)
+    return names
+
+
+def linear(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
+
+
+def reference(vectors: dict[str, Tensor], kind: str, name: str, settings: Any) -> dict[str, Tensor]:
+    """The reference's parameters or gradients by our names."""
+    own = {"context": "ctx"}
+    if name == "cocoop":
+        own |= linear("meta_net.linear1", "meta_net.linear1")
+        own |= linear("meta_net.linear2", "meta_net.linear2")
+    if name in ("ivlp", "maple"):
+        own = {"text_prompts.context": "ctx"}
+    if name == "maple":
+        own |= coupled_names(settings.prompt_depth)
+    found = {ours: vectors[f"{kind}/prompt_learner.{theirs}"] for ours, theirs in own.items()}
+    if name == "ivlp":
+        found["text_prompts.deep_context"] = deep_context(vectors, kind, settings.prompt_depth_text)
+        found["visual_prompts"] = visual_prompts(vectors, kind, settings.prompt_depth_vision)
+    if name == "maple":
+        deep = f"{kind}/prompt_learner.compound_prompts_text"
+        rows = [vectors[f"{deep}.{i}"] for i in range(settings.prompt_depth - 1)]
+        found["text_prompts.deep_context"] = torch.stack(rows)
+    return found
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "ivlp", "maple"])
+def test_a_supervised_method_gives_the_reference_logits_loss_and_gradients(
+    name: str, student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
+) -> None:
+    vectors, module = load_file(reference_folder / f"{name}.safetensors"), load_method(name)
+    meta = dict(reference_meta["settings"][name])
+    if name == "coop":
+        meta = {"n_ctx": meta["n_ctx"], "class_position": meta["class_token_position"]}
+    settings = module.Settings(**meta)
+    method = build(module, student_clip, reference_meta["classnames"], settings)
+    parameters = method.trainable_parameters()
+    given = reference(vectors, "param", name, settings)
+    assert set(given) == set(parameters)
+    with torch.no_grad():
+        for key, value in given.items():
+            parameters[key].copy_(value)
+    if name == "cocoop":
+        logits = method.own_logits(vectors["image"])
+    else:
+        features = method.forward_features(vectors["image"])
+        logits = method.scale * features @ method.class_vectors().T
+    close(logits, vectors["logits"])
     step = method.training_step(Batch(vectors["image"], vectors["label"]))
     close(step.loss, vectors["loss"])
-    return gradients_of(step.loss, method.trainable_parameters())
-
-
-def logits_of(method: Any, images: Tensor) -> Tensor:
-    return method.scale * method.forward_features(images) @ method.class_vectors().T
-
-
-def test_coop_gives_the_reference_logits_loss_and_gradient(
-    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
-) -> None:
-    vectors = load_file(reference_folder / "coop.safetensors")
-    meta = reference_meta["settings"]["coop"]
-    settings = coop.Settings(n_ctx=meta["n_ctx"], class_position=meta["class_token_position"])
-    method = build(coop, student_clip, reference_meta["classnames"], settings)
-    with torch.no_grad():
-        method.module.context.copy_(vectors["param/prompt_learner.ctx"])
-
-    gradients = check_supervised(method, vectors, logits_of(method, vectors["image"]))
-    close(gradients["context"], vectors["grad/prompt_learner.ctx"])
-
-
-def set_parameters(
-    method: Any, vectors: dict[str, Tensor], names: dict[str, str]
-) -> dict[str, Tensor]:
-    """Puts the reference's parameters into a method; gives the gradients it must have."""
-    parameters = method.trainable_parameters()
-    assert set(names) == set(parameters)
-    with torch.no_grad():
-        for ours, theirs in names.items():
-            parameters[ours].copy_(vectors[f"param/prompt_learner.{theirs}"])
-    return {ours: vectors[f"grad/prompt_learner.{theirs}"] for ours, theirs in names.items()}
-
-
-def test_cocoop_gives_the_reference_logits_loss_and_gradients(
-    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
-) -> None:
-    vectors = load_file(reference_folder / "cocoop.safetensors")
-    settings = cocoop.Settings(**reference_meta["settings"]["cocoop"])
-    method = build(cocoop, student_clip, reference_meta["classnames"], settings)
-    names = {"context": "ctx"}
-    for layer in ("linear1", "linear2"):
-        for kind in ("weight", "bias"):
-            names[f"meta_net.{layer}.{kind}"] = f"meta_net.{layer}.{kind}"
-    expected = set_parameters(method, vectors, names)
-
-    logits = method.own_logits(vectors["image"])
-    gradients = check_supervised(method, vectors, logits)
-    for name, gradient in gradients.items():
-        close(gradient, expected[name])
-
-
-def test_ivlp_gives_the_reference_logits_loss_and_gradients(
-    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
-) -> None:
-    vectors = load_file(reference_folder / "ivlp.safetensors")
-    settings = ivlp.Settings(**reference_meta["settings"]["ivlp"])
-    method = build(ivlp, student_clip, reference_meta["classnames"], settings)
-    depths = settings.prompt_depth_text, settings.prompt_depth_vision
-    with torch.no_grad():
-        prompts = method.module.text_prompts
-        prompts.context.copy_(vectors["param/prompt_learner.ctx"])
-        prompts.deep_context.copy_(deep_context(vectors, "param", depths[0]))
-        method.module.visual_prompts.copy_(visual_prompts(vectors, "param", depths[1]))
-
-    gradients = check_supervised(method, vectors, logits_of(method, vectors["image"]))
-    close(gradients["text_prompts.context"], vectors["grad/prompt_learner.ctx"])
-    close(gradients["text_prompts.deep_context"], deep_context(vectors, "grad", depths[0]))
-    close(gradients["visual_prompts"], visual_prompts(vectors, "grad", depths[1]))
-
-
-def test_maple_gives_the_reference_logits_loss_and_gradients(
-    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
-) -> None:
-    vectors = load_file(reference_folder / "maple.safetensors")
-    settings = maple.Settings(**reference_meta["settings"]["maple"])
-    method = build(maple, student_clip, reference_meta["classnames"], settings)
-    deep = "prompt_learner.compound_prompts_text"
-    for kind in ("param", "grad"):
-        rows = [vectors[f"{kind}/{deep}.{i}"] for i in range(settings.prompt_depth - 1)]
-        vectors[f"{kind}/{deep}"] = torch.stack(rows)
-    names = {
-        "text_prompts.context": "ctx",
-        "text_prompts.deep_context": "compound_prompts_text",
-    }
-    for layer in range(settings.prompt_depth):
-        theirs = f"compound_prompt_projections.{layer - 1}" if layer else "proj"
-        for kind in ("weight", "bias"):
-            names[f"couplings.{layer}.{kind}"] = f"{theirs}.{kind}"
-    expected = set_parameters(method, vectors, names)
-
-    gradients = check_supervised(method, vectors, logits_of(method, vectors["image"]))
-    for name, gradient in gradients.items():
-        close(gradient, expected[name])
+    gradients = gradients_of(step.loss, parameters)
+    for key, expected in reference(vectors, "grad", name, settings).items():
+        close(gradients[key], expected)
 
 
 def unit(features: Tensor) -> Tensor:
@@ -293,7 +254,7 @@ PROJECTOR_KEYS = {
 }
 
 
-def test_promptkd_gives_the_reference_loss_gradients_and_batch_norm_statistics(
+def test_promptkd_gives_the_reference_logits_loss_gradients_and_batch_norm_statistics(
     student_clip: Backbone,
     reference_promptsrc: tuple[promptsrc.Method, dict[str, Tensor]],
     reference_folder: Path,
@@ -314,6 +275,10 @@ def test_promptkd_gives_the_reference_loss_gradients_and_batch_norm_statistics(
     set_student(method, vectors, meta["prompt_depth"])
 
     method.module.train()
+    features = method.image_features(vectors["image"])
+    close(features, unit(vectors["student_image_features_train"]))
+    close(method.scale * features @ method.class_vectors().T, vectors["student_logits_train"])
+    set_student(method, vectors, meta["prompt_depth"])  # batch norm's statistics as before
     step = method.training_step(Batch(vectors["image"], None))
     close(step.loss, vectors["loss"])
     parameters = method.trainable_parameters()
@@ -328,27 +293,6 @@ def test_promptkd_gives_the_reference_loss_gradients_and_batch_norm_statistics(
     features = method.forward_features(vectors["image"])
     close(features, unit(vectors["student_image_features_eval"]))
     close(method.scale * features @ method.class_vectors().T, vectors["student_logits_eval"])
-
-
-def test_promptkd_gives_the_reference_logits_while_training(
-    student_clip: Backbone,
-    reference_promptsrc: tuple[promptsrc.Method, dict[str, Tensor]],
-    reference_folder: Path,
-    reference_meta: dict[str, Any],
-) -> None:
-    vectors = load_file(reference_folder / "promptkd.safetensors")
-    meta = reference_meta["settings"]["promptkd"]
-    settings = promptkd.Settings(
-        n_ctx_vision=meta["n_ctx_vision"], prompt_depth=meta["prompt_depth"]
-    )
-    names = reference_meta["classnames"]
-    method = build(promptkd, student_clip, names, settings, teacher=reference_promptsrc[0])
-    set_student(method, vectors, meta["prompt_depth"])
-
-    method.module.train()
-    features = method.image_features(vectors["image"])
-    close(features, unit(vectors["student_image_features_train"]))
-    close(method.scale * features @ method.class_vectors().T, vectors["student_logits_train"])
 
 
 def set_student(method: promptkd.Method, vectors: dict[str, Tensor], depth: int) -> None:
