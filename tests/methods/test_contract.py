@@ -1,9 +1,8 @@
-"""What holds for every trained method: pinned losses, what learns, which classes are seen."""
+"""What holds for every method: what it declares, its first losses, what learns and is seen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,191 +12,57 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods import zeroshot
-from kdedge.methods.protocol import Inputs
-from kdedge.methods.registry import list_methods, load_method
+from kdedge.methods.registry import Sees, list_methods, load_method
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
-DEPTHS = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
-"""The tiny CLIP has three layers."""
-FOUR = ("cat", "school_bus", "fox", "golden retriever")
-OTHER_FOUR = ("cat", "dog", "school_bus", "fox")
-
-
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def labeled() -> Batch:
-    return Batch(drawn(4, 3, 32, 32), torch.arange(4) % 2)
-
-
-def pseudo_labeled() -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, 3, 32, 32, generator=generator)
-    return Batch(images, torch.randint(4, (4,), generator=generator))
-
-
-def with_clean() -> Batch:
-    views, clean = drawn(2, 4, 3, 32, 32)
-    return Batch(views, None, clean_images=clean)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A method on the tiny CLIP, the losses of its first steps, and what it trains."""
-
-    lr: float
-    losses: Sequence[float]
-    shapes: dict[str, tuple[int, ...]]
-    settings: dict[str, Any] = field(default_factory=dict)
-    names: Sequence[str] = FOUR
-    template: str = "unused {}"
-    n_trained: int = 2
-    batch: Callable[[], Batch] = labeled
-
-
-PROMPTS = {
-    "visual_prompts": (2, 4, 64),
-    "text_prompts.context": (4, 64),
-    "text_prompts.deep_context": (1, 4, 64),
-}
-NORMS = [f"norms.{number}.{kind}" for number in range(8) for kind in ("weight", "bias")]
-CASES = {
-    "coop": Case(0.01, [1.06631, 1.05934, 1.04607, 1.02709, 1.00302], {"context": (4, 64)}),
-    "cocoop": Case(
-        0.01,
-        [1.32006, 1.31403, 1.30271, 1.28686, 1.26729],
-        {
-            "context": (4, 64),
-            "meta_net.linear1.weight": (1, 24),
-            "meta_net.linear1.bias": (1,),
-            "meta_net.linear2.weight": (64, 1),
-            "meta_net.linear2.bias": (64,),
-        },
-    ),
-    "vpt": Case(
-        0.01,
-        [0.944626, 0.812018, 0.56216, 0.444326, 0.381218],
-        {"visual_prompts": (3, 8, 64)},
-        {"prompt_depth": 3},
-    ),
-    "ivlp": Case(0.01, [0.895665, 2.46053, 0.834929, 0.806826, 0.782582], PROMPTS, DEPTHS),
-    "maple": Case(
-        0.01,
-        [1.0301, 0.783827, 0.639924, 0.623137, 0.585312],
-        {
-            "text_prompts.context": (2, 64),
-            "text_prompts.deep_context": (2, 2, 64),
-            **{f"couplings.{layer}.weight": (64, 64) for layer in range(3)},
-            **{f"couplings.{layer}.bias": (64,) for layer in range(3)},
-        },
-        {"prompt_depth": 3},
-    ),
-    "promptsrc": Case(
-        0.005,
-        [3.859, 3.30366, 2.72708, 2.32395, 2.3006],
-        PROMPTS,
-        {**DEPTHS, "n_anchor_templates": 3},
-        OTHER_FOUR,
-    ),
-    "atprompt": Case(
-        0.005,
-        [3.43669, 3.2019, 3.02927, 2.93255, 2.73595],
-        {
-            **PROMPTS,
-            "attribute_context": (4, 64),
-            "text_prompts.context": (3, 64),
-            "text_prompts.deep_context": (1, 3, 64),
-        },
-        {**DEPTHS, "n_anchor_templates": 3, "n_ctx_attribute": 2, "n_ctx_text": 3},
-        OTHER_FOUR,
-    ),
-    "upl": Case(
-        0.01,
-        [7.34955, 6.80272, 5.8523, 4.77108, 3.92351],
-        {"contexts": (3, 5, 64)},
-        {"n_runs": 3, "n_ctx": 5},
-        n_trained=4,
-        batch=pseudo_labeled,
-    ),
-    "clip_pr": Case(
-        0.01,
-        [1.387496, 1.378163, 1.371714, 1.374487, 1.380439],
-        {
-            "linear1.weight": (128, 24),
-            "linear1.bias": (128,),
-            "linear2.weight": (128, 128),
-            "linear2.bias": (128,),
-            "linear3.weight": (4, 128),
-        },
-        template="a blurred photo of a {}.",
-        n_trained=4,
-        batch=lambda: Batch(drawn(6, 3, 32, 32), None),
-    ),
-    "lafter": Case(
-        0.1,
-        [0.753719, 0.422380, 0.498011, 0.466518, 0.409114],
-        {"visual_prompts": (1, 3, 64), "classifier": (4, 24), **dict.fromkeys(NORMS, (64,))},
-        {"n_ctx_vision": 3, "n_text_steps": 20},
-        template="a blurred photo of a {}.",
-        n_trained=4,
-        batch=with_clean,
-    ),
-    "promptkd": Case(
-        0.001,
-        [301.943, 267.67, 228.584, 194.625, 173.95],
-        {
-            "visual_prompts": (2, 4, 64),
-            "projector.linear1.weight": (40, 24),
-            "projector.linear1.bias": (40,),
-            "projector.batch_norm.weight": (40,),
-            "projector.batch_norm.bias": (40,),
-            "projector.linear2.weight": (40, 40),
-            "projector.linear2.bias": (40,),
-        },
-        {"prompt_depth": 2},
-        ("cat", "dog", "school bus", "fox", "pizza"),
-        "a photo of a {}.",
-        5,
-        lambda: Batch(drawn(4, 3, 32, 32), None),
-    ),
-}
+TRAINED = [name for name in list_methods() if name not in ("zeroshot", "ridge")]
+"""Those with training steps."""
 WITH_VECTORS = ("coop", "vpt", "ivlp", "maple", "promptsrc", "atprompt")
 """Learn from labels, with one vector per class."""
 
 
-@pytest.fixture
-def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[..., Any]:
-    def make(name: str, backbone: Backbone = tiny_backbone, **chosen: Any) -> Any:
-        case, module = CASES[name], load_method(name)
-        teacher = None
-        if module.METHOD.needs_teacher:
-            inputs = Inputs(case.names, case.template, range(5), torch.Generator())
-            teacher = zeroshot.Method.build(tiny_teacher_backbone, zeroshot.Settings(), inputs)
-        return module.Method.build(
-            backbone,
-            module.Settings(**{**case.settings, **chosen}),
-            Inputs(
-                case.names,
-                case.template,
-                range(case.n_trained),
-                torch.Generator().manual_seed(1),
-                teacher=teacher,
-            ),
-        )
-
-    return make
+def images(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_every_method_with_steps_is_here() -> None:
-    assert {*CASES, "zeroshot", "ridge", "pseudo_label"} == set(list_methods())
+@pytest.mark.parametrize("name", list_methods())
+def test_a_method_declares_its_label_and_its_paper(name: str) -> None:
+    module = load_method(name)
+    assert module.__doc__.startswith(f"{module.METHOD.label}: ")
+    assert module.METHOD.paper.removeprefix("arXiv:") in module.__doc__
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_five_steps_give_the_pinned_losses(name: str, build: Callable[..., Any]) -> None:
-    method, case = build(name), CASES[name]
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
+    name: str, build: Callable[..., Any]
+) -> None:
+    module = load_method(name)
+    has_labels = module.METHOD.sees.labels or module.Settings().n_rounds > 0
+    # So many images that some look like a class without labels
+    labels = torch.arange(32) % 2 if has_labels else None
+    losses = []
+    for others in (("fox", "golden retriever"), ("pizza", "submarine")):
+        n_trained = 4 if module.METHOD.sees.novel_class_names else 2
+        method = build(name, names=("cat", "school_bus", *others), n_trained=n_trained)
+        method.module.train()
+        step = method.training_step(Batch(images(32), labels, clean_images=images(32)))
+        losses.append(float(step.loss.detach()))
+    assert (losses[0] != losses[1]) == module.METHOD.sees.novel_class_names
+
+
+def test_two_see_together_what_either_sees() -> None:
+    labels = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
+    pool = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
+    assert labels | pool == Sees(labels=True, unlabeled_images=True, novel_class_names=True)
+    assert labels | labels == labels
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_five_steps_give_the_pinned_losses(
+    name: str, build: Callable[..., Any], cases: Any
+) -> None:
+    method, case = build(name), cases[name]
     optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=case.lr, momentum=0.9)
     losses = []
     for _ in range(5):
@@ -209,14 +74,15 @@ def test_five_steps_give_the_pinned_losses(name: str, build: Callable[..., Any])
     assert losses == pytest.approx(case.losses, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_these_parameters_learn_and_the_backbones_stay_frozen(
     name: str,
     build: Callable[..., Any],
+    cases: Any,
     tiny_backbone: Backbone,
     tiny_teacher_backbone: Backbone,
 ) -> None:
-    method, case = build(name), CASES[name]
+    method, case = build(name), cases[name]
     parameters = method.trainable_parameters()
     assert {key: tuple(p.shape) for key, p in parameters.items()} == case.shapes
     assert {id(p) for p in method.module.parameters()} == {id(p) for p in parameters.values()}
@@ -232,19 +98,19 @@ def test_these_parameters_learn_and_the_backbones_stay_frozen(
 def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     name: str, build: Callable[..., Any], tiny_backbone: Backbone
 ) -> None:
-    method, images = build(name), labeled().images
-    features, vectors = method.forward_features(images), method.class_vectors()
+    method, seen = build(name), images()
+    features, vectors = method.forward_features(seen), method.class_vectors()
     assert vectors.shape == (4, 24)
     expected = (method.scale * features @ vectors.T)[:, :2]
-    torch.testing.assert_close(method.logits(images), expected, **FLOAT32)
+    torch.testing.assert_close(method.logits(seen), expected, **FLOAT32)
     prompts = method.image_path().visual_prompts
-    assert torch.equal(features, tiny_backbone.image_features(images, prompts))
+    assert torch.equal(features, tiny_backbone.image_features(seen, prompts))
 
 
 @pytest.mark.parametrize("name", [*WITH_VECTORS, "cocoop", "upl"])
 def test_images_without_labels_are_an_error(name: str, build: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="learns from labeled images, but the batch has no labels"):
-        build(name).training_step(Batch(labeled().images, None))
+        build(name).training_step(Batch(images(), None))
 
 
 @pytest.mark.parametrize(

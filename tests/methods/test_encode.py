@@ -11,57 +11,29 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import make_image_backbone
 from kdedge.data.batch import Batch
-from kdedge.methods import atprompt, cocoop, coop, ivlp, maple, promptkd, promptsrc, vpt, zeroshot
-from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
 
-NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 N_IMAGES = 6
 
-TAUGHT = {"prompt_depth": 2}
-BOTH = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
-METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "kl": (promptkd, TAUGHT),
-    "feature": (promptkd, {**TAUGHT, "losses": {"kl": {}, "feature": {}}}),
-    "own vectors": (promptkd, {**TAUGHT, "class_vectors": "student", "prompt_depth_text": 2}),
-    "full": (promptkd, {"tune": "full"}),
-    "lora": (promptkd, {**TAUGHT, "tune": "prompts+lora"}),
-    "coop": (coop, {}),
-    "cocoop": (cocoop, {}),
-    "vpt": (vpt, {"prompt_depth": 2}),
-    "ivlp": (ivlp, BOTH),
-    "maple": (maple, {"prompt_depth": 2}),
-    "promptsrc": (promptsrc, {**BOTH, "n_anchor_templates": 2}),
-    "atprompt": (atprompt, {**BOTH, "n_anchor_templates": 2}),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "feature": {"losses": {"kl": {}, "feature": {}}},
+    "own vectors": {"class_vectors": "student", "prompt_depth_text": 2},
+    "full": {"tune": "full"},
+    "lora": {"tune": "prompts+lora"},
 }
+"""Of PromptKD."""
+METHODS = ("promptkd", *VARIANTS, "coop", "cocoop", "vpt", "ivlp", "maple", "promptsrc", "atprompt")
 
 
 @pytest.fixture
-def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[[str], Any]:
-    """Builds a method by its name above."""
+def make(build: Callable[..., Any]) -> Callable[[str], Any]:
+    """Builds a method by its name above, to be trained."""
 
     def build_method(name: str) -> Any:
-        module, settings = METHODS[name]
-        common: dict[str, Any] = {
-            "template": "a photo of a {}.",
-            "train_classes": range(len(NAMES)),
-        }
-        teacher = None
-        if module is promptkd:
-            teacher = zeroshot.Method.build(
-                tiny_teacher_backbone,
-                zeroshot.Settings(),
-                Inputs(NAMES, generator=torch.Generator(), **common),
-            )
-        generator = torch.Generator().manual_seed(1)
-        method = module.Method.build(
-            tiny_backbone,
-            module.Settings(**settings),
-            Inputs(NAMES, teacher=teacher, generator=generator, **common),
-        )
+        given = ("promptkd", VARIANTS[name]) if name in VARIANTS else (name, {})
+        method = build(given[0], **given[1])
         method.module.train()
         return method
 
@@ -70,7 +42,7 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
 
 def batch() -> Batch:
     images = torch.randn(N_IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.arange(N_IMAGES) % len(NAMES))
+    return Batch(images, torch.arange(N_IMAGES) % 2)
 
 
 def learned(method: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -84,10 +56,10 @@ def learned(method: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor], dict[
 @pytest.mark.parametrize("micro_batch", [1, 4])
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_change_no_loss_gradient_or_statistic(
-    build: Callable[[str], Any], name: str, micro_batch: int
+    make: Callable[[str], Any], name: str, micro_batch: int
 ) -> None:
-    expected = learned(build(name), batch())
-    actual = learned(build(name), replace(batch(), micro_batch=micro_batch))
+    expected = learned(make(name), batch())
+    actual = learned(make(name), replace(batch(), micro_batch=micro_batch))
     largest = max(float(gradient.abs().max()) for gradient in expected[1].values())
     assert largest > 0
     # Gradients that are zero but for rounding, as of a bias before batch norm, round at the others'
@@ -111,18 +83,16 @@ def saved_bytes(method: Any, n_images: int, micro_batch: int | None) -> int:
 
 
 def test_memory_grows_with_the_micro_batch_and_not_with_the_batch(
-    build: Callable[[str], Any],
+    make: Callable[[str], Any],
 ) -> None:
-    method = build("kl")
+    method = make("promptkd")
     whole, parts = (
         saved_bytes(method, 16, size) - saved_bytes(method, 8, size) for size in (None, 4)
     )
     assert parts < 0.02 * whole
 
 
-def test_a_step_keeps_no_more_for_more_classes_but_its_logits(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
-) -> None:
+def test_a_step_keeps_no_more_for_more_classes_but_its_logits(build: Callable[..., Any]) -> None:
     def kept(n_classes: int) -> int:
         class Teacher:
             scale = 20.0
@@ -130,17 +100,8 @@ def test_a_step_keeps_no_more_for_more_classes_but_its_logits(
             def class_vectors(self) -> Tensor:
                 return nn.functional.normalize(torch.ones(n_classes, 40), dim=-1)
 
-        method = promptkd.Method.build(
-            tiny_backbone,
-            promptkd.Settings(**TAUGHT),
-            Inputs(
-                [f"class {i}" for i in range(n_classes)],
-                "{}",
-                [],
-                torch.Generator().manual_seed(1),
-                teacher=Teacher(),
-            ),
-        )
+        names = [f"class {i}" for i in range(n_classes)]
+        method = build("promptkd", teacher=Teacher(), names=names)
         features = nn.functional.normalize(torch.ones(N_IMAGES, 40), dim=-1)
         saved: dict[int, int] = {}
 
@@ -157,22 +118,6 @@ def test_a_step_keeps_no_more_for_more_classes_but_its_logits(
     assert many - few < vectors + 8 * logits
 
 
-def is_split(visual: nn.Module, teacher: Backbone) -> bool:
-    """Whether a student that trains all of an image encoder takes its batches in parts."""
-    backbone = make_image_backbone(
-        visual,
-        name="own",
-        preprocess=Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3),
-        is_trained_with_texts=False,
-    )
-    common: dict[str, Any] = {"template": "{}", "train_classes": range(len(NAMES))}
-    common["generator"] = torch.Generator().manual_seed(1)
-    taught = zeroshot.Method.build(teacher, zeroshot.Settings(), Inputs(NAMES, **common))
-    settings = promptkd.Settings(tune="full")
-    student = promptkd.Method.build(backbone, settings, Inputs(NAMES, teacher=taught, **common))
-    return student.can_split_batches
-
-
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -185,7 +130,12 @@ def is_split(visual: nn.Module, teacher: Backbone) -> bool:
     ],
 )
 def test_encoders_whose_images_see_each_other_or_that_drop_at_random_are_not_split(
-    tiny_teacher_backbone: Backbone, name: str, options: dict[str, Any], expected: bool
+    build: Callable[..., Any], name: str, options: dict[str, Any], expected: bool
 ) -> None:
-    visual = timm.create_model(name, num_classes=0, **options)
-    assert is_split(visual, tiny_teacher_backbone) is expected
+    backbone = make_image_backbone(
+        timm.create_model(name, num_classes=0, **options),
+        name="own",
+        preprocess=Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3),
+        is_trained_with_texts=False,
+    )
+    assert build("promptkd", backbone, tune="full").can_split_batches is expected

@@ -64,7 +64,7 @@ def slow_cross_entropy(method: promptkd.Method, features: Tensor, vectors: Tenso
 def test_the_loss_is_the_divergence_and_the_weighted_cross_entropy(
     student: Student, tiny_teacher_backbone: Backbone, share: float | None
 ) -> None:
-    method = student(n_labeled=3, labeled_weight=7.0, label_head_share=share)
+    method = student(n_trained=3, labeled_weight=7.0, label_head_share=share)
     if share is not None:  # away from where it starts, and not of unit length
         with torch.no_grad():
             method.module.label_head.weight.add_(0.3 * images(1).flatten()[:120].reshape(3, 40))
@@ -85,14 +85,14 @@ def test_the_loss_is_the_divergence_and_the_weighted_cross_entropy(
 
 def test_without_a_weight_labeled_images_are_not_looked_at(student: Student) -> None:
     losses = [
-        student(n_labeled=3).training_step(one).loss
+        student(n_trained=3).training_step(one).loss
         for one in (replace(batch(), labeled=None), Batch(images(), None))
     ]
     assert torch.equal(losses[0], losses[1])
 
 
 def test_a_head_for_labels_starts_as_the_teachers_class_vectors(student: Student) -> None:
-    method = student(n_labeled=3, labeled_weight=1.0, label_head_share=0.5)
+    method = student(n_trained=3, labeled_weight=1.0, label_head_share=0.5)
     torch.testing.assert_close(method.class_vectors(), method.student_vectors())
     assert method.module.label_head.weight.shape == (3, 40)
 
@@ -101,7 +101,7 @@ def test_a_head_for_labels_starts_as_the_teachers_class_vectors(student: Student
 def test_both_heads_fold_into_one_layer_that_mixes_their_logits(
     student: Student, tiny_backbone: Backbone, share: float
 ) -> None:
-    method = student(n_labeled=3, labeled_weight=7.0, label_head_share=share)
+    method = student(n_trained=3, labeled_weight=7.0, label_head_share=share)
     optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()
