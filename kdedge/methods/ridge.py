@@ -90,21 +90,6 @@ class Settings(MethodSettings):
     n_random: int = Field(2048, ge=0, description="Random features of a student; 0 for none.")
 
     @property
-    def is_class_specific(self) -> bool:
-        """See `MethodSettings.is_class_specific`."""
-        return self.outputs == "logits"
-
-    @property
-    def has_own_class_vectors(self) -> bool:
-        """See `MethodSettings.has_own_class_vectors`: a class is an output."""
-        return self.outputs == "logits"
-
-    @property
-    def needs_teacher_vectors(self) -> bool:
-        """See `MethodSettings.needs_teacher_vectors`."""
-        return self.outputs == "features"
-
-    @property
     def gives_logits(self) -> bool:
         """See `MethodSettings.gives_logits`."""
         return self.outputs == "logits"
@@ -273,7 +258,10 @@ class Method(BaseMethod):
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
         module, own, known = self.module, self.module.n_own, self._known
-        blocks, labels = self._labeled_rows(data, slice(0, _MOST_ROWS))
+        found = [(self._rows(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
+        blocks = torch.cat([rows for rows, _ in found])
+        _check_finite(blocks)
+        labels = torch.cat([labels for _, labels in found]).to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
         rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
@@ -318,13 +306,6 @@ class Method(BaseMethod):
             "scale": scale,
             "leave_one_out_percent": mean,
         }
-
-    def _labeled_rows(self, data: ClosedFormData, part: slice) -> tuple[Tensor, Tensor]:
-        """Block features [n, D_blocks] and labels [n] of some labeled images."""
-        found = [(self._rows(images), labels) for images, labels in data.labeled(part)]
-        blocks = torch.cat([rows for rows, _ in found])
-        _check_finite(blocks)
-        return blocks, torch.cat([labels for _, labels in found]).to(blocks.device)
 
     def _text_logits(self, blocks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Zero-shot CLIP's logits in balance, of standard deviation 1; None without texts.

@@ -46,17 +46,17 @@ class MethodSettings(BaseModel):
     @property
     def is_class_specific(self) -> bool:
         """Whether trained tensors belong to single classes, so that a new class name has none."""
-        return False
+        return self.gives_logits
 
     @property
     def has_own_class_vectors(self) -> bool:
         """Whether a student computes its own class vectors instead of using its teacher's."""
-        return False
+        return self.gives_logits
 
     @property
     def needs_teacher_vectors(self) -> bool:
         """Whether a student uses its teacher's class vectors; if not, any teacher will do."""
-        return True
+        return not self.gives_logits
 
     @property
     def learns_from_labels(self) -> bool:
