@@ -136,20 +136,17 @@ class Method(promptsrc.Method):
     module: AnchoredCLIP
     _settings: Settings
 
-    @staticmethod
-    def class_texts(backbone: Backbone, names: Sequence[str], settings: Settings) -> TokenizedTexts:
+    def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
         """See `anchored_texts`."""
-        return anchored_texts(backbone, names, settings)
+        return anchored_texts(self._backbone, names, self._settings)
 
-    @staticmethod
-    def make_module(
-        backbone: Backbone, settings: Settings, generator: torch.Generator
-    ) -> AnchoredCLIP:
+    def make_module(self) -> AnchoredCLIP:
         """Draws the initial values, first those of PromptSRC."""
-        prompted = ivlp.Method.make_module(backbone, settings, generator)
+        prompted, settings = super().make_module(), self._settings
         n_context = len(settings.attributes) * settings.n_ctx_attribute
-        drawn = torch.randn(n_context, text_width(backbone), generator=generator)
-        return AnchoredCLIP(prompted, (ATTRIBUTE_STD * drawn).to(backbone.device))
+        shape = n_context, text_width(self._backbone)
+        drawn = torch.randn(shape, generator=self._inputs.generator)
+        return AnchoredCLIP(prompted, (ATTRIBUTE_STD * drawn).to(self._backbone.device))
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients in the memory of one chunk of classes."""

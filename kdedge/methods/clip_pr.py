@@ -104,36 +104,22 @@ def prior_divergence(logits: Tensor, prior: Tensor) -> Tensor:
 
 
 class Method(BaseMethod):
-    """CLIP-PR on a frozen backbone."""
+    """CLIP-PR on a frozen backbone, over all classes.
+
+    Raises:
+        RecipeError: the prior's names are not the class list's.
+    """
 
     _backbone: Backbone
     why_no_class_vectors = "classifies image features with a network"
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: Adapter,
-        settings: Settings,
-        *,
-        texts: Sequence[str],
-        prior: Tensor,
-    ) -> None:
-        super().__init__(backbone, module)
-        self._settings, self._texts, self._prior = settings, texts, prior
-
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; learns over all classes, with the template.
-
-        Raises:
-            RecipeError: the prior's names are not the class list's.
-        """
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
         names, n_hidden = inputs.class_names, settings.n_hidden
-        prior = label_prior(settings, names).to(backbone.device)
+        self._prior = label_prior(settings, names).to(backbone.device)
         module = Adapter(backbone.embed_dim, n_hidden, len(names), inputs.generator)
-        module.to(backbone.device)
-        texts = [inputs.template.format(readable(name)) for name in names]
-        return cls(backbone, module, settings, texts=texts, prior=prior)
+        self.module = module.to(backbone.device)
+        self._texts = [inputs.template.format(readable(name)) for name in names]
 
     @cached_property
     def text_features(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text_width
+from kdedge.clip.prompts import first_context, make_linear, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import Inputs, MethodSettings
@@ -116,20 +116,12 @@ class Method(TextPromptMethod):
     why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
-        n_ctx, init = settings.n_ctx, settings.context_init
-        texts, train_texts = (
-            prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")
-            for names in (inputs.class_names, inputs.train_names)
-        )
-        context = first_context(
-            backbone, n_ctx=n_ctx, context_init=init, generator=inputs.generator
-        )
-        meta_net = MetaNet(backbone.embed_dim, text_width(backbone), inputs.generator)
-        module = PromptLearner(context, meta_net).to(backbone.device)
-        return cls(backbone, module, texts=texts, train_texts=train_texts)
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
+        n_ctx, init, generator = settings.n_ctx, settings.context_init, inputs.generator
+        context = first_context(backbone, n_ctx=n_ctx, context_init=init, generator=generator)
+        meta_net = MetaNet(backbone.embed_dim, text_width(backbone), generator)
+        self.module = PromptLearner(context, meta_net).to(backbone.device)
 
     def class_logits(self, image_features: Tensor, texts: TokenizedTexts | None = None) -> Tensor:
         """[B, D] -> [B, C], float32, over the texts' classes; None: the training classes."""

@@ -19,7 +19,6 @@ from kdedge.clip.prompts import (
     check_room,
     first_context,
     placeholders,
-    prompted_texts,
     readable,
     text_width,
 )
@@ -64,36 +63,6 @@ class Settings(MethodSettings):
         return self.class_specific
 
 
-def class_texts(
-    backbone: Backbone, class_names: Sequence[str], settings: Settings
-) -> TokenizedTexts:
-    """Tokenizes "<context> NAME.", with the name where `class_position` says (section 3.2).
-
-    With `middle`, n_ctx // 2 context tokens come before the name. With `middle` and `front`, all
-    context tokens are placeholders, even if `context_init` is longer.
-    """
-    n_ctx, position = settings.n_ctx, settings.class_position
-    if position == "end":
-        init = settings.context_init
-        return prompted_texts(
-            backbone, class_names, n_ctx=n_ctx, context_init=init, setting="n_ctx"
-        )
-    check_room(backbone, class_names, n_ctx, "n_ctx")
-    n_before = n_ctx // 2 if position == "middle" else 0
-    before, after = placeholders(n_before), placeholders(n_ctx - n_before)
-    names = [readable(name) for name in class_names]
-    texts = [f"{before} {name} {after}." for name in names]
-    tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
-    at = [
-        [*range(1, 1 + n_before), *range(1 + n_before + length, 1 + n_ctx + length)]
-        for length in (len(backbone.tokenizer.encode(name)) for name in names)
-    ]
-    device = backbone.device
-    return TokenizedTexts(
-        tokenized.tokens.to(device), tokenized.end.to(device), torch.tensor(at, device=device)
-    )
-
-
 class PromptLearner(nn.Module):
     """The parameters of CoOp.
 
@@ -126,9 +95,7 @@ class Method(TextPromptMethod):
 
     module: PromptLearner
 
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
         class_names, train_names = inputs.class_names, inputs.train_names
         if settings.class_specific and train_names != list(class_names):
             raise RecipeError(
@@ -137,10 +104,34 @@ class Method(TextPromptMethod):
                 " trained.\n"
                 "  Set class_specific: false, or data.split: all."
             )
-        texts = class_texts(backbone, class_names, settings)
-        train_texts = class_texts(backbone, train_names, settings)
+        super().__init__(backbone, settings, inputs)
         context = make_context(backbone, settings, len(class_names), inputs.generator)
-        return cls(backbone, PromptLearner(context), texts=texts, train_texts=train_texts)
+        self.module = PromptLearner(context)
+
+    def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
+        """Tokenizes "<context> NAME.", with the name where `class_position` says (section 3.2).
+
+        With `middle`, n_ctx // 2 context tokens come before the name. With it and `front`, all
+        context tokens are placeholders, even if `context_init` is longer.
+        """
+        backbone, settings = self._backbone, self._settings
+        n_ctx, position = settings.n_ctx, settings.class_position
+        if position == "end":
+            return super().class_texts(names)
+        check_room(backbone, names, n_ctx, "n_ctx")
+        n_before = n_ctx // 2 if position == "middle" else 0
+        before, after = placeholders(n_before), placeholders(n_ctx - n_before)
+        words = [readable(name) for name in names]
+        texts = [f"{before} {word} {after}." for word in words]
+        tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
+        at = [
+            [*range(1, 1 + n_before), *range(1 + n_before + length, 1 + n_ctx + length)]
+            for length in (len(backbone.tokenizer.encode(word)) for word in words)
+        ]
+        device = backbone.device
+        return TokenizedTexts(
+            tokenized.tokens.to(device), tokenized.end.to(device), torch.tensor(at, device=device)
+        )
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""

@@ -8,9 +8,7 @@ section 3.1, whose convention `clip.text` and `clip.vision` describe.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -78,40 +76,18 @@ class Method(TextPromptMethod):
 
     module: PromptedCLIP
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: PromptedCLIP,
-        settings: Any,
-        *,
-        texts: TokenizedTexts,
-        train_texts: TokenizedTexts,
-        train_names: Sequence[str],
-    ) -> None:
-        super().__init__(backbone, module, texts=texts, train_texts=train_texts)
-        self._settings, self._train_names = settings, train_names
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
+        self.module = self.make_module()
 
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are those of `class_texts`, not the template."""
-        return cls(
-            backbone,
-            cls.make_module(backbone, settings, inputs.generator),
-            settings,
-            texts=cls.class_texts(backbone, inputs.class_names, settings),
-            train_texts=cls.class_texts(backbone, inputs.train_names, settings),
-            train_names=inputs.train_names,
-        )
-
-    @staticmethod
-    def class_texts(backbone: Backbone, names: Sequence[str], settings: Any) -> TokenizedTexts:
+    def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
         """Tokenizes "<context> NAME." with room for the context."""
-        n_ctx, init = settings.n_ctx_text, settings.context_init
-        return prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)
+        n_ctx, init = self._settings.n_ctx_text, self._settings.context_init
+        return prompted_texts(self._backbone, names, n_ctx=n_ctx, context_init=init)
 
-    @staticmethod
-    def make_module(backbone: Backbone, settings: Any, generator: torch.Generator) -> PromptedCLIP:
+    def make_module(self) -> PromptedCLIP:
         """Draws the initial values, first of the text prompts, then of the visual prompts."""
+        backbone, settings, generator = self._backbone, self._settings, self._inputs.generator
         text_prompts = make_text_prompts(
             backbone,
             n_ctx=settings.n_ctx_text,

@@ -185,48 +185,20 @@ class Method(BaseMethod):
     module: TunedEncoder
     _backbone: Backbone
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        visual: nn.Module,
-        module: TunedEncoder,
-        settings: Settings,
-        *,
-        class_names: Sequence[str],
-        template: str,
-        noise_seed: int,
-    ) -> None:
-        super().__init__(backbone, module)
-        self._visual = visual
-        self._settings = settings
-        self._class_names = class_names
-        self._template = template
-        self._texts = template_texts(class_names, template)
-        self._noise_seed = noise_seed
-        self._first_classifier = module.classifier.detach().clone()
-        self._learned_version: int | None = None
-
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; learns over all classes."""
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
+        names, generator = inputs.class_names, inputs.generator
         visual_prompts = make_visual_prompts(
-            backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=inputs.generator
+            backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=generator
         )
-        visual = with_own_norms(backbone.visual)
-        linear = make_linear(
-            backbone.embed_dim, len(inputs.class_names), inputs.generator, bias=False
-        )
+        self._visual = with_own_norms(backbone.visual)
+        linear = make_linear(backbone.embed_dim, len(names), generator, bias=False)
         classifier = nn.Parameter(linear.weight.detach().to(backbone.device))
-        module = TunedEncoder(visual_prompts, layer_norms(visual), classifier)
-        return cls(
-            backbone,
-            visual,
-            module,
-            settings,
-            class_names=inputs.class_names,
-            template=inputs.template,
-            noise_seed=int(torch.randint(2**62, (), generator=inputs.generator)),
-        )
+        self.module = TunedEncoder(visual_prompts, layer_norms(self._visual), classifier)
+        self._texts = template_texts(names, inputs.template)
+        self._noise_seed = int(torch.randint(2**62, (), generator=generator))
+        self._first_classifier = classifier.detach().clone()
+        self._learned_version: int | None = None
 
     @property
     def scale(self) -> float:
@@ -242,8 +214,8 @@ class Method(BaseMethod):
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
         """See `BaseMethod.use_texts`; the recipe's template is learned, too."""
         texts = []
-        for name, given in zip(self._class_names, sentences, strict=True):
-            texts.append([*given, self._template.format(readable(name))])
+        for name, given in zip(self._inputs.class_names, sentences, strict=True):
+            texts.append([*given, self._inputs.template.format(readable(name))])
             self._check_lengths(name, texts[-1])
         self._texts = texts
 

@@ -21,7 +21,6 @@ from kdedge.clip.prompts import (
     make_linear,
     make_text_prompts,
     prompted_text_features,
-    prompted_texts,
     text_width,
 )
 from kdedge.clip.text import TokenizedTexts
@@ -83,48 +82,29 @@ class CoupledPrompts(nn.Module):
         return torch.stack([f(p) for f, p in zip(self.couplings, layers, strict=True)])
 
 
-def make_couplings(
-    n_in: int, n_out: int, *, prompt_depth: int, generator: torch.Generator
-) -> list[nn.Linear]:
-    """The couplings with their initial values: one for the first layer, copies of another after it.
-
-    Source: `_get_clones` in the authors' code.
-    """
-    first = make_linear(n_in, n_out, generator)
-    deep = make_linear(n_in, n_out, generator)
-    return [first, *(copy.deepcopy(deep) for _ in range(prompt_depth - 1))]
-
-
 class Method(TextPromptMethod):
     """MaPLe on a frozen backbone."""
 
     module: CoupledPrompts
 
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
-        n_ctx, init, depth = settings.n_ctx, settings.context_init, settings.prompt_depth
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
         check_takes_prompts(backbone)
-        visual = backbone.model.visual
+        visual, depth, generator = backbone.model.visual, settings.prompt_depth, inputs.generator
         check_depth(depth, len(visual.transformer.resblocks), "prompt_depth", "image")
-        texts, train_texts = (
-            prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")
-            for names in (inputs.class_names, inputs.train_names)
-        )
+        super().__init__(backbone, settings, inputs)
         text_prompts = make_text_prompts(
             backbone,
-            n_ctx=n_ctx,
+            n_ctx=settings.n_ctx,
             prompt_depth=depth,
-            context_init=init,
-            generator=inputs.generator,
+            context_init=settings.context_init,
+            generator=generator,
             setting="prompt_depth",
         )
-        width = visual.class_embedding.shape[0]
-        couplings = make_couplings(
-            text_width(backbone), width, prompt_depth=depth, generator=inputs.generator
-        )
-        module = CoupledPrompts(text_prompts, couplings).to(backbone.device)
-        return cls(backbone, module, texts=texts, train_texts=train_texts)
+        sizes = text_width(backbone), visual.class_embedding.shape[0]
+        # One for the first layer, and copies of another (`_get_clones` in the authors' code)
+        first, deep = make_linear(*sizes, generator), make_linear(*sizes, generator)
+        couplings = [first, *(copy.deepcopy(deep) for _ in range(depth - 1))]
+        self.module = CoupledPrompts(text_prompts, couplings).to(backbone.device)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""

@@ -12,7 +12,6 @@ The settings' descriptions say what the paper leaves open.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -31,7 +30,7 @@ from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods._student import Student
 from kdedge.methods.losses import DistillationLoss, Outputs
-from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, Projector, StepOutput, Teacher
+from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, Projector, StepOutput
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import encode_images, is_splittable, labels_of
 
@@ -47,79 +46,48 @@ METHOD = Declaration(
 
 
 class Method(BaseMethod):
-    """PromptKD's student on a frozen backbone, which may have no text encoder."""
+    """PromptKD's student on a frozen backbone, which may have no text encoder.
+
+    It learns from the teacher over all classes. Texts, "<context> NAME.", are only encoded under
+    `class_vectors: student`. A student that is not trained needs no teacher but its class vectors.
+    """
 
     module: Student
 
-    def __init__(
-        self,
-        backbone: AnyBackbone,
-        module: Student,
-        settings: Settings,
-        *,
-        teacher: Teacher | None,
-        class_vectors: Tensor,
-        train_classes: Sequence[int],
-        texts: TokenizedTexts | None = None,
-    ) -> None:
-        super().__init__(backbone, module)
-        if teacher is not None:  # read once, not in each step: a GPU is waited for
-            self._teacher_scale, self._student_scale = teacher.scale, self.scale
-        self._settings = settings
-        self._teacher = teacher
-        self._class_vectors = class_vectors
-        self._texts = texts
-        self._train_classes = torch.tensor(train_classes, device=backbone.device)
-        self._frozen = first_blocks(backbone.visual, settings.depth)
-        self.visual = module.encoder(self._frozen)
-        self._merge_tokens = settings.merge_tokens
-
-    @classmethod
-    def build(cls, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; learns from the teacher over all classes.
-
-        Texts, "<context> NAME.", are only encoded under `class_vectors: student`. A student that is
-        not trained needs no teacher but its class vectors, [C, D_teacher].
-        """
+    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> None:
         if not inputs.is_student:
             raise RecipeError(
                 "promptkd learns from a teacher, but the recipe has none.\n  Add a teacher section."
             )
-        class_vectors, class_names = inputs.vectors(), inputs.class_names
-        if len(class_vectors) != len(class_names):
+        super().__init__(backbone, settings, inputs)
+        self._teacher, self._class_vectors = inputs.teacher, inputs.vectors()
+        if len(self._class_vectors) != len(inputs.class_names):
             raise ShapeError(
-                f"The teacher has {len(class_vectors)} class vectors, but the class list has"
-                f" {len(class_names)} names.\n"
+                f"The teacher has {len(self._class_vectors)} class vectors, but the class list has"
+                f" {len(inputs.class_names)} names.\n"
                 "  Use the class list that the teacher was trained with."
             )
-        module = Student(
+        self.module = Student(
             backbone,
             settings,
-            class_vectors=class_vectors,
+            class_vectors=self._class_vectors,
             train_classes=inputs.train_classes,
             # A finished run's file has it
-            scale=1.0 if inputs.teacher is None else inputs.teacher.scale,
+            scale=1.0 if self._teacher is None else self._teacher.scale,
             generator=inputs.generator,
-        )
-        module.to(backbone.device)
-        texts = None
+        ).to(backbone.device)
+        if self._teacher is not None:  # read once, not in each step: a GPU is waited for
+            self._teacher_scale, self._student_scale = self._teacher.scale, self.scale
+        self._texts: TokenizedTexts | None = None
         if settings.needs_texts:
             assert isinstance(backbone, Backbone)  # the student has checked it
-            texts = prompted_texts(
-                backbone,
-                class_names,
-                n_ctx=settings.n_ctx_text,
-                context_init=settings.context_init,
-            )
-        return cls(
-            backbone,
-            module,
-            settings,
-            teacher=inputs.teacher,
-            class_vectors=class_vectors,
-            train_classes=inputs.train_classes,
-            texts=texts,
-        )
+            n_ctx, init = settings.n_ctx_text, settings.context_init
+            names = inputs.class_names
+            self._texts = prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)
+        self._train_classes = torch.tensor(inputs.train_classes, device=backbone.device)
+        self._frozen = first_blocks(backbone.visual, settings.depth)
+        self.visual = self.module.encoder(self._frozen)
+        self._merge_tokens = settings.merge_tokens
 
     @property
     def scale(self) -> float:

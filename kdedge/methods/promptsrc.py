@@ -158,7 +158,9 @@ class Method(ivlp.Method):
     @cached_property
     def anchor(self) -> Tensor:
         """[C, D], the training classes' frozen text anchor; computed when training asks."""
-        return text_anchor(self._backbone, self._train_names, self._settings.n_anchor_templates)
+        return text_anchor(
+            self._backbone, self._inputs.train_names, self._settings.n_anchor_templates
+        )
 
     def losses(self, batch: Batch) -> Losses:
         """The loss terms of a batch."""

@@ -34,7 +34,6 @@ from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
 from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
-from kdedge.methods.supervised import SupervisedMethod
 
 METHOD = Declaration(
     label="FPL, IFPL, GRIP",
@@ -107,7 +106,7 @@ class Method(BaseMethod):
     """The learner on a frozen backbone, over all classes."""
 
     @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> SupervisedMethod:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> BaseMethod:
         """Builds the learner, which trains on pseudo-labels as on labels; same arguments."""
         if settings.coop is not None:
             return CoOp.build(backbone, settings.coop, inputs)

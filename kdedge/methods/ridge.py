@@ -23,7 +23,6 @@ the teacher's logits. Leave-one-out says nothing of a student: its teacher has s
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -173,65 +172,36 @@ class Encoder(nn.Module):
 
 
 class Method(BaseMethod):
-    """A ridge regression on a frozen backbone, which may have no text encoder."""
+    """A ridge regression on a frozen backbone, which may have no text encoder.
+
+    Raises:
+        RecipeError: features are asked for where there is no teacher, or with labels.
+    """
 
     is_solved = True
     module: Regression
 
-    def __init__(
-        self,
-        backbone: AnyBackbone,
-        module: Regression,
-        settings: Settings,
-        *,
-        class_names: Sequence[str],
-        template: str,
-        known: Sequence[int],
-        vectors: Tensor,
-        is_student: bool,
-    ) -> None:
-        super().__init__(backbone, module)
-        self._settings, self._vectors = settings, vectors
-        self._blocks = BlockFeatures(backbone.visual, settings.n_blocks)
-        self._names, self._template, self._known = class_names, template, list(known)
-        self._is_student = is_student
-
-    @classmethod
-    def build(cls, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`.
-
-        Raises:
-            RecipeError: features are asked for where there is no teacher, or with labels.
-        """
-        is_student = inputs.is_student
+    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
+        is_student, vectors = inputs.is_student, torch.eye(len(inputs.class_names))
         if settings.outputs == "features":
             if not is_student or settings.labeled_weight:
                 what = "labeled_weight needs" if is_student else "a teacher or a baseline has"
                 raise RecipeError(
                     f"ridge with outputs: features: {what} outputs: logits.\n  Leave outputs out."
                 )
-            class_vectors = inputs.vectors()
-        else:
-            class_vectors = torch.eye(len(inputs.class_names))
-        vectors = class_vectors.to(backbone.device)
-        blocks = BlockFeatures(backbone.visual, settings.n_blocks)
+            vectors = inputs.vectors()
+        self._vectors, self._known = vectors.to(backbone.device), list(inputs.train_classes)
+        self._blocks = BlockFeatures(backbone.visual, settings.n_blocks)
         size_px = backbone.preprocess.size_px
         with torch.no_grad():
-            n_in = blocks(torch.zeros(1, 3, size_px, size_px, device=backbone.device)).shape[1]
+            seen = self._blocks(torch.zeros(1, 3, size_px, size_px, device=backbone.device))
         n_random = settings.n_random if is_student else 0
-        module = Regression(n_in, backbone.embed_dim, n_random, vectors.shape[1], inputs.generator)
+        sizes = seen.shape[1], backbone.embed_dim, n_random, vectors.shape[1]
+        self.module = Regression(*sizes, inputs.generator)
         if inputs.teacher is not None and settings.outputs == "features":
-            module.scale.fill_(inputs.teacher.scale)
-        return cls(
-            backbone,
-            module.to(backbone.device),
-            settings,
-            class_names=inputs.class_names,
-            template=inputs.template,
-            known=inputs.train_classes,
-            vectors=vectors,
-            is_student=is_student,
-        )
+            self.module.scale.fill_(inputs.teacher.scale)
+        self.module.to(backbone.device)
 
     @property
     def scale(self) -> float:
@@ -252,7 +222,7 @@ class Method(BaseMethod):
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
         """See `BaseMethod.fit`."""
-        if self._is_student:
+        if self._inputs.is_student:
             return self._fit_to_teacher(data)
         return self._fit_to_labels(data)
 
@@ -316,7 +286,9 @@ class Method(BaseMethod):
         """
         if not isinstance(self._backbone, Backbone):
             return None
-        vectors = ensemble_text_features(self._backbone, self._names, [self._template])
+        vectors = ensemble_text_features(
+            self._backbone, self._inputs.class_names, [self._inputs.template]
+        )
         features = unit_length(blocks[:, : self.module.n_own])
         logits = self._backbone.scale * features @ vectors[self._known].T
         counts = torch.bincount(labels, minlength=len(self._known)).double() + 1

@@ -78,18 +78,16 @@ class Method(TextPromptMethod):
 
     module: PromptLearners
 
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are "<context> NAME.", not the template."""
-        n_ctx = settings.n_ctx
-        texts, train_texts = (
-            prompted_texts(backbone, names, n_ctx=n_ctx, context_init="", setting="n_ctx")
-            for names in (inputs.class_names, inputs.train_names)
-        )
-        shape = (settings.n_runs, n_ctx, text_width(backbone))
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
+        shape = (settings.n_runs, settings.n_ctx, text_width(backbone))
         contexts = INIT_STD * torch.randn(shape, generator=inputs.generator)
-        module = PromptLearners(contexts.to(backbone.device))
-        return cls(backbone, module, texts=texts, train_texts=train_texts)
+        self.module = PromptLearners(contexts.to(backbone.device))
+
+    def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
+        """Tokenizes "<context> NAME.", with placeholders for the context."""
+        n_ctx = self._settings.n_ctx
+        return prompted_texts(self._backbone, names, n_ctx=n_ctx, context_init="", setting="n_ctx")
 
     def text_features_of_runs(self, texts: TokenizedTexts) -> Tensor:
         """[R, C, D], unit length, with gradients; encoded in chunks of classes to save memory."""

@@ -6,7 +6,6 @@ as the baseline of MaPLe, arXiv:2210.03117, section 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -64,31 +63,17 @@ class Method(SupervisedMethod):
 
     module: VisualPrompts
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: VisualPrompts,
-        *,
-        texts: Sequence[str],
-        train_classes: Sequence[int],
-    ) -> None:
-        super().__init__(backbone, module)
-        self._texts = texts
-        self._train_classes = torch.tensor(train_classes, device=backbone.device)
-
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; texts are "a photo of a NAME.", frozen."""
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
         visual_prompts = make_visual_prompts(
             backbone,
             n_ctx=settings.n_ctx_vision,
             prompt_depth=settings.prompt_depth,
             generator=inputs.generator,
         )
-        texts = [f"{settings.context_init} {readable(name)}." for name in inputs.class_names]
-        return cls(
-            backbone, VisualPrompts(visual_prompts), texts=texts, train_classes=inputs.train_classes
-        )
+        self.module = VisualPrompts(visual_prompts)
+        self._texts = [f"{settings.context_init} {readable(name)}." for name in inputs.class_names]
+        self._train_classes = torch.tensor(inputs.train_classes, device=backbone.device)
 
     @cached_property
     def text_features(self) -> Tensor:

@@ -67,15 +67,11 @@ def template_list(kind: str, template: str) -> list[str]:
 class Method(BaseMethod):
     """Zero-shot CLIP as a method and as a teacher."""
 
-    def __init__(self, backbone: Backbone, class_vectors: Tensor) -> None:
-        super().__init__(backbone, nn.Module())
-        self._class_vectors = class_vectors
-
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> Method:
-        """See `BaseMethod.build`; only the texts are used."""
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
+        self.module = nn.Module()
         templates = template_list(settings.templates, inputs.template)
-        return cls(backbone, ensemble_text_features(backbone, inputs.class_names, templates))
+        self._class_vectors = ensemble_text_features(backbone, inputs.class_names, templates)
 
     def training_step(self, batch: Batch) -> StepOutput:
         """There is nothing to train."""

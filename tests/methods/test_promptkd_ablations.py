@@ -25,8 +25,8 @@ NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 2}
 
 
-def build_teacher(backbone: Backbone) -> zeroshot.Method:
-    return zeroshot.Method.build(
+def build_teacher(backbone: Backbone, kind: Any = zeroshot.Method) -> Any:
+    return kind.build(
         backbone,
         zeroshot.Settings(),
         Inputs(NAMES, "a photo of a {}.", range(5), torch.Generator()),
@@ -214,7 +214,7 @@ def test_every_loss_takes_the_teachers_features_from_the_batch_and_does_not_run_
             return super().forward_features(images)
 
     plain = build_teacher(tiny_teacher_backbone)
-    teacher = CountedTeacher(tiny_teacher_backbone, plain.class_vectors())
+    teacher = build_teacher(tiny_teacher_backbone, CountedTeacher)
     method = student(teacher=teacher, losses={loss: {}})
     live = method.training_step(Batch(images(), None)).loss
     assert CountedTeacher.n_calls == 1

@@ -283,15 +283,18 @@ class ClosedFormData:
 class BaseMethod(ABC):
     """A prompt method: built once, trained by the loop, then used for features and class vectors.
 
-    A method's file adds `build`, `training_step` and `class_vectors`, and overrides what differs.
+    A method's file adds `training_step`, `class_vectors` and an `__init__` that sets `module`, and
+    overrides what differs.
 
     Args:
-        backbone: frozen, on its device.
+        backbone: frozen, on its device; an `ImageBackbone` unless `settings.needs_texts`.
+        settings: an instance of the method file's `Settings`.
+        inputs: classes, template, teacher and generator.
+
+    Attributes:
         module: holds every tensor that training changes, and only those: parameters and buffers
             (batch-norm statistics). Checkpoints and run folders keep its state dict. The loop calls
             `module.train()` and `.eval()`.
-
-    Attributes:
         why_no_class_vectors: for a method whose logits, `own_logits`, are not cosines with one
             vector per class: what it does instead, as in "makes texts for every image". It is
             trained and evaluated like any other, but cannot be exported and cannot teach.
@@ -299,24 +302,18 @@ class BaseMethod(ABC):
         is_solved: whether it is solved by `fit`, not trained by gradients.
     """
 
+    module: nn.Module
     why_no_class_vectors: ClassVar[str | None] = None
     learns_from_texts: ClassVar[bool] = False
     is_solved: ClassVar[bool] = False
 
-    def __init__(self, backbone: AnyBackbone, module: nn.Module) -> None:
-        self.module = module
-        self._backbone = backbone
+    def __init__(self, backbone: AnyBackbone, settings: Any, inputs: Inputs) -> None:
+        self._backbone, self._settings, self._inputs = backbone, settings, inputs
 
     @classmethod
-    @abstractmethod
     def build(cls, backbone: Any, settings: Any, inputs: Inputs) -> BaseMethod:
-        """Builds the method on a frozen backbone.
-
-        Args:
-            backbone: frozen, on its device; an `ImageBackbone` unless `settings.needs_texts`.
-            settings: an instance of the method file's `Settings`.
-            inputs: classes, template, teacher and generator.
-        """
+        """Builds the method; one that is another under its settings overrides this."""
+        return cls(backbone, settings, inputs)
 
     @abstractmethod
     def training_step(self, batch: Batch) -> StepOutput:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from kdedge.clip.backbone import Backbone
+from kdedge.clip.prompts import prompted_texts
 from kdedge.clip.text import TokenizedTexts, in_chunks
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods.protocol import BaseMethod, ImagePath, StepOutput
+from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, StepOutput
 
 
 def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -68,7 +70,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Ten
 class SupervisedMethod(BaseMethod):
     """A method on a frozen CLIP whose loss is the cross-entropy of its logits.
 
-    Its file adds `build`, the class logits, and its visual prompts if it has any.
+    Its file adds the module, the class logits, and its visual prompts if it has any.
     """
 
     _backbone: Backbone
@@ -104,26 +106,23 @@ class SupervisedMethod(BaseMethod):
 
 
 class TextPromptMethod(SupervisedMethod):
-    """A supervised method whose texts contain learned context.
+    """A supervised method whose texts, "<context> NAME.", contain learned context.
 
-    Args:
-        backbone: frozen.
-        module: holds the trained tensors.
+    Attributes:
         texts: of all classes, with placeholders for the context.
-        train_texts: of the training classes.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: nn.Module,
-        *,
-        texts: TokenizedTexts,
-        train_texts: TokenizedTexts,
-    ) -> None:
-        super().__init__(backbone, module)
-        self.texts = texts
-        self._train_texts = train_texts
+    def __init__(self, backbone: Backbone, settings: Any, inputs: Inputs) -> None:
+        super().__init__(backbone, settings, inputs)
+        self.texts = self.class_texts(inputs.class_names)
+        self._train_texts = self.class_texts(inputs.train_names)
+
+    def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
+        """Tokenizes "<context> NAME." with room for the context."""
+        n_ctx, init = self._settings.n_ctx, self._settings.context_init
+        return prompted_texts(
+            self._backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx"
+        )
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory.
