@@ -72,10 +72,15 @@ def bench(
         have no ratio.
 
     Raises:
-        RecipeError: no such run or method, or the file exists.
+        RecipeError: no such run or method, a number is too small, or the file exists.
         SetupError: torch or the device is missing; artifacts need no torch.
         ResourceError: the measurements cannot be written.
     """
+    if calls < 3 or min(batches, default=0) < 1 or not (seconds > 0 and slowest > 0):
+        raise RecipeError(
+            f"calls is {calls}, batches is {list(batches)}, seconds is {seconds:g} and slowest is"
+            f" {slowest:g}.\n  Give 3 calls or more, batches of 1 or more, and more than 0 seconds."
+        )
     file = None if output is None else Path(output)
     with contextlib.nullcontext() if file is None else new_file(file):
         wait = QuietWait(wait_quiet, most_percent=MOST_OTHERS_PERCENT)

@@ -137,10 +137,10 @@ def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
 
 
 def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
-    student: Student, tiny_teacher_backbone: Backbone
+    student: Student, tiny_teacher_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_teacher = build_teacher(tiny_teacher_backbone)
-    own_teacher.scale = 3.0
+    monkeypatch.setattr(type(own_teacher), "scale", 3.0)
     method = student(teacher=own_teacher)
     method.module.eval()
     step = method.training_step(Batch(images(), None))

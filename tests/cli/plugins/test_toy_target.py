@@ -133,7 +133,7 @@ def test_doctor_schema_and_help_know_it(run: Run) -> None:
     help_text = run("export", "--help-all").out
     assert "--toy" in help_text
     assert "The weights as NumPy arrays." in help_text
-    assert "tensorrt-rtxortoy." in "".join(run("predict", "--help").out.split())
+    assert "tensorrt-rtx,toy." in "".join(run("predict", "--help").out.split())
 
 
 def test_a_precision_that_it_does_not_make_is_told_before_anything_is_written(
