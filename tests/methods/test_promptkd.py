@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -137,10 +138,11 @@ def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
 
 
 def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
-    student: Student, tiny_teacher_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
-    own_teacher = build_teacher(tiny_teacher_backbone)
-    monkeypatch.setattr(type(own_teacher), "scale", 3.0)
+    backbone = copy.deepcopy(tiny_teacher_backbone)
+    backbone.model.logit_scale.data.fill_(math.log(3.0))
+    own_teacher = build_teacher(backbone)
     method = student(teacher=own_teacher)
     method.module.eval()
     step = method.training_step(Batch(images(), None))
