@@ -300,15 +300,17 @@ class Method(BaseMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         module = self.module
         look = [(self._rows(images), *said) for images, *said in data.pool(slice(0, data.n_look))]
-        blocks = torch.cat([rows for rows, *_ in look])
+        blocks, features, logits = (torch.cat(parts) for parts in zip(*look, strict=True))
         _check_finite(blocks)
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
         sums = Sums(module.out.in_features, module.out.out_features, blocks.device)
-        for images, features, logits in data.pool(slice(data.n_held_out, None), shard=True):
+        n = data.n_held_out
+        held_out, theirs = blocks[:n], logits[:n]
+        own = data.shard(len(blocks[n:]))  # they need no second pass
+        sums.add(module.rows(blocks[n:][own]), self._target(features[n:], logits[n:])[own])
+        for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
             sums.add(module.rows(self._rows(images)), self._target(features, logits))
         sums.reduce(data.all_reduce)
-        held_out = blocks[: data.n_held_out]
-        theirs = torch.cat([logits for *_, logits in look])[: data.n_held_out]
         lams = _LAMBDAS_POOL if len(held_out) else _LAMBDAS_POOL[2:3]
         best: tuple[float, float, tuple[Tensor, Tensor]] | None = None
         for one in lams:

@@ -91,6 +91,7 @@ def _data_of(job: Job) -> ClosedFormData:
         n_look=_LOOK,
         labeled=labeled_part,
         label_counts=counts,
+        shard=group.shard,
         all_reduce=group.all_reduce_sum,
     )
 

@@ -259,6 +259,7 @@ class ClosedFormData:
         n_look: unlabeled images, from the first, that say how features are distributed.
         labeled: a part of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
+        shard: the part of so many rows that is this process's share.
         all_reduce: adds a tensor up over the processes, in place.
     """
 
@@ -267,6 +268,7 @@ class ClosedFormData:
     n_look: int
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]
     label_counts: Tensor
+    shard: Callable[[int], slice]
     all_reduce: Callable[[Tensor], None]
 
     @property
