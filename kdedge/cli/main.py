@@ -178,7 +178,7 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
 
 def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
     """Writes an error's message to stderr and returns the exit code."""
-    error = _signal_in_import(error) or error
+    error = _signal_within(error) or error
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -214,13 +214,20 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     return _report_bug(error, arguments, run_log)
 
 
-def _signal_in_import(error: BaseException) -> KeyboardInterrupt | None:
-    """The signal that ended the import of an extension module, which made an ImportError of it."""
+def _signal_within(error: BaseException) -> KeyboardInterrupt | None:
+    """The signal that an extension module made an error of its own of.
+
+    The import of one ends in an ImportError; pydantic names the exception in its error's text.
+    """
     link: BaseException | None = error
     seen: set[int] = set()  # an error may be its own cause
     while link is not None and id(link) not in seen:
         if isinstance(link, ImportError) and isinstance(link.__cause__, KeyboardInterrupt):
             return link.__cause__
+        if type(link).__name__ == "PydanticSerializationError":
+            for kind in (Terminated, KeyboardInterrupt):
+                if f"{kind.__name__}:" in str(link):
+                    return kind()
         seen.add(id(link))
         link = link.__cause__
     return None

@@ -207,6 +207,19 @@ def test_a_signal_in_the_import_of_an_extension_is_no_missing_package(signal, co
     assert (done.returncode, done.stderr) == (code, "kdedge: interrupted.\n")
 
 
+def test_a_signal_while_pydantic_writes_json_is_no_bug():
+    raises = """from pathlib import Path
+        from pydantic import RootModel
+
+        class Interrupted(type(Path())):
+            def __str__(self):
+                raise KeyboardInterrupt
+
+        RootModel[Path].model_construct(Interrupted()).model_dump_json()"""
+    done = run_python(RAISE.format(raises=raises))
+    assert (done.returncode, done.stderr) == (130, "kdedge: interrupted.\n")
+
+
 @pytest.mark.parametrize(
     "raises",
     [

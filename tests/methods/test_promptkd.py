@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -140,8 +141,9 @@ def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
 def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
     student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
-    backbone = copy.deepcopy(tiny_teacher_backbone)
-    backbone.model.logit_scale.data.fill_(math.log(3.0))
+    model = copy.deepcopy(tiny_teacher_backbone.model)
+    model.logit_scale.data.fill_(math.log(3.0))
+    backbone = dataclasses.replace(tiny_teacher_backbone, model=model)
     own_teacher = build_teacher(backbone)
     method = student(teacher=own_teacher)
     method.module.eval()
