@@ -315,7 +315,7 @@ def loader_rate(shard: Path, *, batch_size: int = 64) -> float:
         Images(source, tuple(range(len(source.items)))),
         Preparation(PREPROCESS, AUGMENT),
         seed=1,
-        epoch=1,
+        epochs=[1],
         batch_size=batch_size,
     )
     next(iter(batches))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count, islice, tee
 from typing import Literal
 
 import numpy as np
@@ -66,10 +66,10 @@ def training_batches(
     preparation: Preparation,
     *,
     seed: int,
-    epoch: int,
+    epochs: Sequence[int],
     batch_size: int,
     first_step: int = 0,
-    view: int | None = None,
+    n_views: int | None = None,
     teacher_features: FeaturesOfViews | None = None,
     weights: Weights | None = None,
     labeled: Images | None = None,
@@ -78,18 +78,20 @@ def training_batches(
     device: torch.device = _CPU,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Generator[Batch, None, None]:
-    """Yields one epoch's augmented batches from a step on.
+    """Yields the augmented batches of successive epochs, from a step of the first one on.
 
-    Each process reads its own shard of a batch and no other image.
+    The data workers stay for all epochs, and decode the next one's images before the last step of
+    an epoch is done. Each process reads its own shard of a batch and no other image.
 
     Args:
         images: the images of an epoch, each used once, in random order.
         preparation: how each image is augmented.
         seed: of the order of the images.
-        epoch: from 1.
+        epochs: successive numbers, from 1.
         batch_size: images per step; fewer only if there are not enough for one batch.
-        first_step: first step of the epoch, from 0; `n_steps` gives no batch.
-        view: number of the crops and flips; None for the epoch's number.
+        first_step: first step of the first epoch, from 0; `n_steps` gives none of its batches.
+        n_views: number of views of an image, which the epochs use in turn; None for a new one in
+            each epoch.
         teacher_features: gives stored features of a teacher; None if none are stored.
         weights: gives the weights of a batch's images; None if all weigh the same.
         labeled: further images with labels, a fixed number per step, as `Batch.labeled`. They
@@ -105,26 +107,34 @@ def training_batches(
         ResourceError: a worker died.
     """
     steps = n_steps(len(images.indices), batch_size)
-    order = random_stream(seed, epoch, ORDER).permutation(np.asarray(images.indices, np.int64))
-    batches: list[list[PlannedImage]] = [
-        [(0, i, view or epoch) for i in order[step * batch_size :][:batch_size].tolist()]
-        for step in range(first_step, steps)
-    ]
-    beside: list[list[PlannedImage]] = [[] for _ in batches]
-    if labeled is not None:
-        n_before = ((epoch - 1) * steps + first_step) * labeled_batch_size
-        stream = _labeled_stream(labeled, seed, n_before)
-        beside = [list(islice(stream, labeled_batch_size)) for _ in batches]
-    for planned in (*batches, *beside):
-        check_shares(len(planned) or group.world_size, group.world_size)
-    shards = [
+    n_labeled = 0 if labeled is None else labeled_batch_size
+    sizes = [min(batch_size, len(images.indices)), n_labeled]
+    for size in sizes:
+        check_shares(size or group.world_size, group.world_size)
+    n_before = ((epochs[0] - 1) * steps + first_step) * n_labeled
+    stream = iter(()) if labeled is None else _labeled_stream(labeled, seed, n_before)
+
+    def planned() -> Iterator[tuple[list[PlannedImage], list[PlannedImage]]]:
+        indices = np.asarray(images.indices, np.int64)
+        for epoch in epochs:
+            order = random_stream(seed, epoch, ORDER).permutation(indices)
+            view = epoch if n_views is None else (epoch - 1) % n_views + 1
+            for step in range(first_step if epoch == epochs[0] else 0, steps):
+                positions = order[step * batch_size :][:batch_size].tolist()
+                yield [(0, i, view) for i in positions], list(islice(stream, n_labeled))
+
+    plan, plan_of_loader = tee(planned())
+    shards = (
         [*own[group.shard(len(own))], *other[group.shard(len(other))]]
-        for own, other in zip(batches, beside, strict=True)
-    ]
+        for own, other in plan_of_loader
+    )
+    n_batches = len(epochs) * steps - first_step
+    n_loaders = min(
+        choose_n_workers(n_workers, n_batches * sum(sizes) // group.world_size), n_batches
+    )
     sources = [images.source] if labeled is None else [images.source, labeled.source]
-    n_loaders = min(choose_n_workers(n_workers, sum(map(len, shards))), len(shards))
     loaded = load_images(sources, shards, preparation, n_loaders, device=device)
-    for pixels, own, other in zip(loaded, batches, beside, strict=True):
+    for pixels, (own, other) in zip(loaded, plan, strict=True):
         n_own = len(own[group.shard(len(own))])
         batch = _make_batch(images, pixels[:n_own], own, preparation, group)
         positions = [position for _, position, _ in own]

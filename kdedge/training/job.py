@@ -118,7 +118,7 @@ class Job:
     def batches(
         self, epoch: int, first_step: int, features: FeaturesOfViews | None = None
     ) -> Generator[Batch, None, None]:
-        """The training batches of an epoch (from 1), from a step (from 0) on.
+        """The training batches from a step of an epoch on, to the end of the last epoch.
 
         Args:
             epoch: from 1.
@@ -138,10 +138,10 @@ class Job:
                 with_clean=self.choice.module.METHOD.needs_clean_images,
             ),
             seed=recipe.seed,
-            epoch=epoch,
+            epochs=range(epoch, optim.epochs + 1),
             batch_size=optim.batch_size,
             first_step=first_step,
-            view=(epoch - 1) % n_views + 1,
+            n_views=n_views,
             teacher_features=features,
             weights=self.data.weights,
             labeled=self.data.labeled,

@@ -120,9 +120,9 @@ def _leave_cores(job: Job) -> None:
 
     The number of threads decides the order in which numbers are summed.
     """
-    images = job.data.images
-    n_images = 0 if images is None else len(images.indices)
-    n_threads = threads_beside(choose_n_workers(job.choice.optim.n_workers, n_images))
+    images, optim = job.data.images, job.choice.optim
+    n_images = 0 if images is None else optim.epochs * len(images.indices)
+    n_threads = threads_beside(choose_n_workers(optim.n_workers, n_images))
     if n_threads is not None:
         torch.set_num_threads(n_threads)
 

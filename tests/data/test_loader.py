@@ -44,7 +44,9 @@ def labels_of(source):
 
 def batches(source, indices=range(23), labeled=None, **changes):
     """One epoch, with the values of all parts by their names."""
-    options = {"seed": 1, "epoch": 0, "batch_size": 4} | changes
+    options = {"seed": 1, "batch_size": 4} | changes
+    epoch = options.pop("epoch", 0)
+    options.setdefault("epochs", [epoch])
     augment = Augmentation(
         options.pop("view_seed", options["seed"]),
         options.pop("crop_scale_min", 0.08),
@@ -149,7 +151,7 @@ def test_another_seed_of_the_views_leaves_the_order_as_it_is(source):
 
 
 def test_views_that_come_again_come_in_another_order(source):
-    first, second = (batches(source, epoch=epoch, view=1, batch_size=23) for epoch in (1, 2))
+    first, second = (batches(source, epoch=epoch, n_views=1, batch_size=23) for epoch in (1, 2))
     assert first[0].keys != second[0].keys
     again = [second[0].keys.index(key) for key in first[0].keys]
     assert torch.equal(first[0].images, second[0].images[again])
@@ -241,6 +243,16 @@ def test_starting_at_a_step_continues_the_labeled_stream_too(source, listed):
         assert_same([one.labeled for one in full[first_step:]], [one.labeled for one in later])
 
 
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_epochs_follow_each_other_as_if_each_were_asked_for_alone(source, listed, n_workers):
+    options = {"labeled": (listed([0, 1, 2, 0, 1, 2, 0]), 3), "n_views": 2}
+    alone = [batches(source, epoch=epoch, **options) for epoch in (2, 3, 4)]
+    expected = [batch for epoch in alone for batch in epoch][2:]
+    actual = batches(source, epochs=range(2, 5), first_step=2, n_workers=n_workers, **options)
+    assert_same(expected, actual)
+    assert_same([batch.labeled for batch in expected], [batch.labeled for batch in actual])
+
+
 def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed):
     def read(positions, view):
         return torch.tensor([[position, view] for position in positions], dtype=torch.float32)
@@ -248,7 +260,7 @@ def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed)
     other = listed([0, 1, 2])
     beside = other, 2
     options = {"labels": None, "labeled": beside, "teacher_features": read}
-    for batch in batches(source, epoch=3, view=2, **options):
+    for batch in batches(source, epoch=4, n_views=2, **options):
         own = [int(key.removeprefix("image-")) for key in batch.keys]
         assert batch.teacher_features.tolist() == [[position, 2] for position in own]
         assert batch.labeled.teacher_features is None

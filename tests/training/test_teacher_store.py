@@ -37,9 +37,9 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
         Images(filler.source, filler.store.indices),
         Preparation(filler.teacher.preprocess, Augmentation(1, 0.5, flip=True)),
         seed=5,
-        epoch=4,
+        epochs=[4],
         batch_size=64,
-        view=2,
+        n_views=2,
         teacher_features=filler.store.read,
     )
     for batch in batches:

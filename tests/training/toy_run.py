@@ -103,11 +103,17 @@ def make_run(root: Path, **provenance: Any) -> RunFolder:
 
 
 def train_toy(run: RunFolder, method: ToyMethod, **others: Any) -> TrainingResult:
-    """Trains with what is not given filled in."""
+    """Trains with what is not given filled in; `batches` gives those of one epoch."""
+    of_epoch, settings = others.pop("batches", batches), others.pop("settings", make_settings())
+
+    def remaining(epoch: int, first_step: int) -> Iterator[Batch]:
+        for number in range(epoch, settings.epochs + 1):
+            yield from of_epoch(number, first_step if number == epoch else 0)
+
     given = {
-        "batches": batches,
+        "batches": remaining,
         "n_steps": N_STEPS,
-        "settings": make_settings(),
+        "settings": settings,
         "validate": None,
         "device": torch.device("cpu"),
         **others,

@@ -64,8 +64,8 @@ from kdedge.training.loop.step import Stepper, diverged
 
 _LOG = logging.getLogger(__name__)
 
-Batches = Callable[[int, int], Iterator[Batch]]
-"""(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
+Batches = Callable[[int, int], Generator[Batch, None, None]]
+"""(epoch from 1, first step from 0) -> the batches from there on, to the end of the last epoch."""
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -215,15 +215,14 @@ class Training:
         self._newest = save_checkpoint(self._run.checkpoints, state)
         self._saved = time.monotonic()
 
-    def run_epoch(self, batches: Batches, *, stop: StopSignals, log: MetricsLog | None) -> None:
+    def run_epoch(
+        self, batches: Iterator[Batch], *, stop: StopSignals, log: MetricsLog | None
+    ) -> None:
         """Takes the steps that are left in this epoch."""
         self._method.module.train()
-        if self.step == self._n_steps:
-            return
-        source = batches(self.epoch, self.step)
         try:
             while self.step < self._n_steps:
-                self._take_step(self._next_batch(source), log=log)
+                self._take_step(next(batches), log=log)
                 self.check_stop(stop)
                 is_due = time.monotonic() - self._saved >= self._settings.checkpoint_every_s
                 if is_due and self.step < self._n_steps:
@@ -234,9 +233,6 @@ class Training:
             # The signal reached the data workers, too, and torch reports their end at any point,
             # perhaps in the middle of a step: what is saved must be older
             raise self._interrupted(stop.received) from error
-        finally:
-            if isinstance(source, Generator):
-                source.close()
 
     def close_epoch(self, validate: Callable[[], float] | None, *, log: MetricsLog | None) -> None:
         """Ends an epoch: averaging, validation, the epoch's line in the log."""
@@ -285,15 +281,6 @@ class Training:
             best_epoch=self._best.epoch,
             validation_percent=self._best.score,
         )
-
-    def _next_batch(self, source: Iterator[Batch]) -> Batch:
-        batch = next(source, None)
-        if batch is None:
-            raise DataError(
-                f"The images of epoch {self.epoch} ended after {self.step} of"
-                f" {self._n_steps} steps."
-            )
-        return batch
 
     def _take_step(self, batch: Batch, *, log: MetricsLog | None) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
@@ -431,10 +418,11 @@ def train(
         )
     with StopSignals() as stop, training.open_log() as log:
         training.save()
-        while training.epoch <= settings.epochs:
-            training.run_epoch(batches, stop=stop, log=log)
-            training.close_epoch(validate, log=log)
-            training.save()
-            training.check_stop(stop)
+        with contextlib.closing(batches(training.epoch, training.step)) as remaining:
+            while training.epoch <= settings.epochs:
+                training.run_epoch(remaining, stop=stop, log=log)
+                training.close_epoch(validate, log=log)
+                training.save()
+                training.check_stop(stop)
     training.check_stop(stop)  # a signal may arrive while the log closes
     return training.keep()
