@@ -26,10 +26,10 @@ _REDRAW_EVERY_S = 0.1
 _BAR_AND_ETA = len(" #### ") + len(" ETA 0:00:00")
 """Columns that the smallest bar and its ETA take, beside the text and the numbers."""
 
-Told = Callable[[str, int, int | None], object]
+ProgressCallback = Callable[[str, int, int | None], object]
 """Called with the name of the work, the finished pieces, and their total (None if unknown)."""
 
-_TOLD: ContextVar[Told | None] = ContextVar("told", default=None)
+_CALLBACK: ContextVar[ProgressCallback | None] = ContextVar("callback", default=None)
 
 
 class Advance(Protocol):
@@ -45,7 +45,7 @@ class Advance(Protocol):
 
 
 @contextlib.contextmanager
-def progress_to(callback: Told | None) -> Iterator[None]:
+def progress_to(callback: ProgressCallback | None) -> Iterator[None]:
     """Context in which a function gets the progress, instead of bars and log lines.
 
     It holds for this thread, or for this task of an event loop.
@@ -55,23 +55,11 @@ def progress_to(callback: Told | None) -> Iterator[None]:
             it, so it must be quick. `total` is None if unknown. An exception that it raises ends
             the work. With None there is no progress at all.
     """
-    token = _TOLD.set(callback or _ignore)
+    token = _CALLBACK.set(callback or (lambda what, done, total: None))
     try:
         yield
     finally:
-        _TOLD.reset(token)
-
-
-def _advance_of(told: Told, what: str, total: int | None) -> Advance:
-    def advance(done: int, detail: str = "") -> None:
-        del detail
-        told(what, done, total)
-
-    return advance
-
-
-def _ignore(what: str, done: int, total: int | None) -> None:
-    del what, done, total
+        _CALLBACK.reset(token)
 
 
 @contextlib.contextmanager
@@ -90,10 +78,15 @@ def progress(
         in_bytes: pieces are bytes, shown as in `1.5 GB`.
         unit: what the pieces are, to show their number a second; empty: no speed is shown.
     """
-    told = _TOLD.get()
-    if told is not None:
-        told(what, done, total)
-        yield _advance_of(told, what, total)
+    callback = _CALLBACK.get()
+    if callback is not None:
+        callback(what, done, total)
+
+        def call(done: int, detail: str = "") -> None:
+            del detail
+            callback(what, done, total)
+
+        yield call
     elif _is_terminal():
         with _bar(what, total, done, in_bytes, unit) as advance:
             yield advance
@@ -110,10 +103,10 @@ def working(what: str) -> Iterator[None]:
 
     It hides progress bars that other packages write to stderr.
     """
-    told = _TOLD.get()
-    if told is not None:
-        told(what, 0, None)
-    if told is not None or not _is_terminal():
+    callback = _CALLBACK.get()
+    if callback is not None:
+        callback(what, 0, None)
+    if callback is not None or not _is_terminal():
         yield
         return
     from rich.live import Live

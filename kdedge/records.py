@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -46,11 +46,10 @@ class Check(NamedTuple):
     """Annotates a value with a check of its own.
 
     Attributes:
-        function: takes the value and the fields before it, by name. It raises a ValueError whose
-            text says what is expected. Invalid fields are missing from it.
+        function: takes the value, and raises a ValueError whose text says what is expected.
     """
 
-    function: Callable[[Any, dict[str, Any]], None]
+    function: Callable[[Any], None]
 
 
 class Holds(NamedTuple):
@@ -72,31 +71,7 @@ OPTIONAL = object()
 """Annotates a field that a file may leave out."""
 
 
-def null_as(key: str) -> Check:
-    """Annotates a value that must be null if another field is null or 0, and only then."""
-
-    def check(value: object, before: dict[str, Any]) -> None:
-        other = before.get(key, value)
-        has_none = other is None or (other == 0 and isinstance(other, int))
-        if (value is None) != has_none:
-            shown = "null" if other is None else other
-            raise ValueError(f"{'null' if has_none else 'a number'}, as {key} is {shown}")
-
-    return Check(check)
-
-
-def at_most(key: str) -> Check:
-    """Annotates a number that another field bounds."""
-
-    def check(value: float, before: dict[str, Any]) -> None:
-        if value > before.get(key, value):
-            raise ValueError(f"at most {before[key]}, as {key} is")
-
-    return Check(check)
-
-
-def _check_sha256(text: str, before: dict[str, Any]) -> None:
-    del before
+def _check_sha256(text: str) -> None:
     if not re.fullmatch("[0-9a-f]{64}", text):
         raise ValueError("a SHA-256, 64 hexadecimal digits")
 
@@ -182,18 +157,18 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
         SetupError: a newer kdedge wrote it.
     """
     try:
-        found: _T = _validator(kind).validate_json(text)  # type: ignore[arg-type]
+        record: _T = _validator(kind).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), text, where, remedy) from error
     except DataError as error:  # of a value that checks itself, such as `Preprocess`
         raise DataError(f"{where}: {error}\n  {remedy}") from error
-    return found
+    return record
 
 
 @cache
 def _validator(kind: Any) -> SchemaValidator:
-    found: SchemaValidator | None = getattr(kind, "__pydantic_validator__", None)
-    return found or SchemaValidator(_schema(kind), _CONFIG)
+    own: SchemaValidator | None = getattr(kind, "__pydantic_validator__", None)
+    return own or SchemaValidator(_schema(kind), _CONFIG)
 
 
 _CONFIG: CoreConfig = {"strict": True, "allow_inf_nan": False}
@@ -230,20 +205,12 @@ def _annotated(kind: Any, marks: tuple[Any, ...]) -> Any:
         if isinstance(mark, Bounds):
             schema |= {name: x for name, x in mark._asdict().items() if x is not None}
         elif isinstance(mark, Check):
-            function = {"type": "with-info", "function": _checker(mark.function)}
+            function = {"type": "no-info", "function": partial(_keep, check=mark.function)}
             schema = {"type": "function-after", "function": function, "schema": schema}
         elif isinstance(mark, Holds):
             function = {"type": "no-info", "function": _keep}
             schema = {"type": "function-wrap", "function": function, "schema": _schema(mark.kind)}
     return schema
-
-
-def _checker(check: Callable[[Any, dict[str, Any]], None]) -> Callable[[Any, Any], Any]:
-    def run(value: Any, info: Any) -> Any:
-        check(value, info.data or {})
-        return value
-
-    return run
 
 
 def _keep(value: _T, check: Callable[[_T], object]) -> _T:
@@ -302,9 +269,9 @@ def _explain(
     value = from_json(text)
     places = [_place(problem, value) for problem in problems]
     first = [problem for problem, place in zip(problems, places, strict=True) if place == places[0]]
-    said = _say(first)
+    what = _say(first)
     name = ": ".join(part for part in (where, places[0]) if part)
-    return DataError(f"{name} {said}.\n  {remedy}")
+    return DataError(f"{name} {what}.\n  {remedy}")
 
 
 def _place(problem: ErrorDetails, value: Any) -> str:

@@ -6,28 +6,23 @@ show.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from kdedge.records import (
-    OPTIONAL,
     Bounds,
-    Check,
     Count,
     Fraction,
     Percent,
     Positive,
     PositiveCount,
     Record,
-    at_most,
-    null_as,
 )
 from kdedge.tables import Table, Tabled, percent
 
-Split = Literal["all", "base-to-novel"]
+Role = Literal["teacher", "student", "baseline"]
+SplitName = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation", "test"]
 
 _CHOSEN_ON_TEST = (
@@ -45,30 +40,8 @@ def harmonic_mean(base: float, novel: float) -> float:
     return 2 * base * novel / (base + novel)
 
 
-def _is_of_both(value: float | None, before: dict[str, Any]) -> None:
-    """Checks a record's harmonic mean."""
-    if not {"base", "novel"} <= before.keys():
-        return  # what is wrong with them is told
-    base, novel = before["base"], before["novel"]
-    expected = None if None in (base, novel) else harmonic_mean(base, novel)
-    if value != expected and not math.isclose(value or 0, expected or 0, rel_tol=1e-9):
-        raise ValueError(f"the harmonic mean of base and novel, {expected}")
-
-
-def _are_around_all(value: dict[str, float | None], before: dict[str, Any]) -> None:
-    """Checks that the accuracy of all images lies between those of the classes."""
-    known = [one for one in value.values() if one is not None] if "all" in before else []
-    if known and not min(known) - 1e-6 <= before["all"] <= max(known) + 1e-6:
-        raise ValueError(f"accuracies around that of all images, {before['all']}")
-
-
 class OnImages(Protocol):
-    """A result that was measured on a set of images.
-
-    Attributes:
-        n_images: how many.
-        images_hash: equal for the same images, labels and class list; None if not recorded.
-    """
+    """A result that was measured on a set of images."""
 
     @property
     def n_images(self) -> int | None:
@@ -77,7 +50,7 @@ class OnImages(Protocol):
 
     @property
     def images_hash(self) -> str | None:
-        """Hash of the images, their labels and the class list; None if not recorded."""
+        """Equal for the same images, labels and class list; None if not recorded."""
         ...
 
 
@@ -85,9 +58,8 @@ _Measured = TypeVar("_Measured", bound=OnImages)
 
 
 def are_same_images(one: OnImages, other: OnImages) -> bool:
-    """Whether two results were measured on the same images, as far as their records tell."""
-    hashes = {one.images_hash, other.images_hash} - {None}
-    return one.n_images == other.n_images and len(hashes) < 2
+    """Whether two results were measured on the same images."""
+    return (one.n_images, one.images_hash) == (other.n_images, other.images_hash)
 
 
 def by_images(
@@ -121,29 +93,27 @@ class EvalResult(Record, Tabled):
         ece_percent: expected calibration error of the softmax over all C names, 15 bins, L1.
         per_class: accuracy of each class's images against all C names, in class-list order; None
             for a class without test images.
-        images_hash: as in `OnImages`; None in older records.
+        images_hash: as in `OnImages`.
         largest_class_percent: share of the test images that are of their largest class: what
-            always answering that class would reach; None in older records.
+            always answering that class would reach.
         temperature: what the logits are divided by in an export with `export.calibrate`; None if
             the recipe does not ask for it, or no temperature fits.
         calibrated_ece_percent: the calibration error with it.
     """
 
-    split: Split
+    split: SplitName
     selection: Selection
     n_images: Count
     all: Percent
     base: Percent | None
     novel: Percent | None
-    harmonic_mean: Annotated[Percent | None, Check(_is_of_both)]
+    harmonic_mean: Percent | None
     ece_percent: Percent
-    per_class: Annotated[dict[str, Percent | None], Check(_are_around_all)] = field(
-        default_factory=dict
-    )
-    images_hash: Annotated[str | None, OPTIONAL] = None
-    largest_class_percent: Annotated[Percent | None, OPTIONAL] = None
-    temperature: Annotated[Positive | None, OPTIONAL] = None
-    calibrated_ece_percent: Annotated[Percent | None, OPTIONAL, null_as("temperature")] = None
+    per_class: dict[str, Percent | None] = field(default_factory=dict)
+    images_hash: str | None = None
+    largest_class_percent: Percent | None = None
+    temperature: Positive | None = None
+    calibrated_ece_percent: Percent | None = None
 
     @property
     def mean_over_classes(self) -> float:
@@ -152,14 +122,12 @@ class EvalResult(Record, Tabled):
         return sum(known) / len(known) if known else self.all
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """Warnings about comparing this result, for the lines below a table."""
         return (_CHOSEN_ON_TEST,) if self.selection == "test" else ()
 
-    def _notes(self) -> Sequence[str]:
-        return self.remarks
-
-    def _table(self) -> Table:
+    @property
+    def table(self) -> Table:
         """Accuracies in percent, as one row of cells."""
         values = {"base": self.base, "novel": self.novel, "harmonic mean": self.harmonic_mean}
         values |= {"all": self.all}
@@ -199,7 +167,7 @@ class SampleImage(Record):
     image: str
     top: Annotated[tuple[tuple[str, Percent], ...], Bounds(min_length=1)]
     teacher: str | None
-    label: Annotated[str | None, OPTIONAL] = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,13 +193,14 @@ class UnlabeledResult(Record, Tabled):
     images_hash: str
     agreement_percent: Percent | None
     confidence_percent: Percent
-    teacher_confidence_percent: Annotated[Percent | None, null_as("agreement_percent")]
+    teacher_confidence_percent: Percent | None
     predicted: dict[str, PositiveCount]
     teacher_predicted: dict[str, PositiveCount]
     n_classes: PositiveCount
     samples: tuple[SampleImage, ...]
 
-    def _table(self) -> Table:
+    @property
+    def table(self) -> Table:
         """Shares in percent, as one row of cells."""
         values = {"teacher agrees": self.agreement_percent, "confidence": self.confidence_percent}
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
@@ -317,30 +286,30 @@ class ParityResult(Record):
         worst: at most ten images: those that disagree first, then by distance.
         images: describes the images.
         runtime: names what ran the file, such as "onnxruntime 1.24.4 CPU".
-        images_hash: as in `OnImages`; None in older records, and for images of a smoke set.
+        images_hash: as in `OnImages`; None for images of a smoke set.
         test_set: the whole test set that they were taken from, evenly spaced; None if they were
-            not, and in older records.
+            not.
         ece_percent: expected calibration error of the file on the labeled images, as in
             `EvalResult`; None if no temperature was fitted.
         ece_percent_before: what it would be without the temperature.
     """
 
     n_images: PositiveCount
-    n_labeled: Annotated[Count, at_most("n_images")]
-    n_nonfinite: Annotated[Count, at_most("n_images")]
+    n_labeled: Count
+    n_nonfinite: Count
     agreement_percent: Percent
     mean_softmax_distance: Fraction | None
-    max_softmax_distance: Annotated[Fraction | None, null_as("mean_softmax_distance")]
-    accuracy_percent: Annotated[Percent | None, null_as("n_labeled")]
-    reference_accuracy_percent: Annotated[Percent | None, null_as("n_labeled")]
-    accuracy_drop: Annotated[Annotated[float, Bounds(ge=-100, le=100)] | None, null_as("n_labeled")]
+    max_softmax_distance: Fraction | None
+    accuracy_percent: Percent | None
+    reference_accuracy_percent: Percent | None
+    accuracy_drop: Annotated[float, Bounds(ge=-100, le=100)] | None
     worst: tuple[WorstImage, ...]
     images: str
     runtime: str
-    images_hash: Annotated[str | None, OPTIONAL] = None
-    test_set: Annotated[TestSet | None, OPTIONAL] = None
-    ece_percent: Annotated[Percent | None, OPTIONAL] = None
-    ece_percent_before: Annotated[Percent | None, OPTIONAL, null_as("ece_percent")] = None
+    images_hash: str | None = None
+    test_set: TestSet | None = None
+    ece_percent: Percent | None = None
+    ece_percent_before: Percent | None = None
 
 
 SampleKind = Literal["right", "wrong", "most unsure"]
@@ -361,26 +330,6 @@ class CalibrationBin(Record):
     accuracy_percent: Percent
 
 
-def _check_confusion(entries: tuple[tuple[int, int, int], ...], before: dict[str, Any]) -> None:
-    n_classes, n_images = len(before.get("class_names", ())), before.get("n_images")
-    if any(max(entry[:2]) >= n_classes for entry in entries):
-        raise ValueError(f"positions below {n_classes}, the number of class_names")
-    if sum(entry[2] for entry in entries) != n_images:
-        raise ValueError(f"[class, class, images] of {n_images} images in all, as n_images is")
-
-
-def _check_bins(bins: tuple[CalibrationBin, ...], before: dict[str, Any]) -> None:
-    n_images = before.get("n_images")
-    if sum(found.n_images for found in bins) != n_images:
-        raise ValueError(f"bins of {n_images} images in all, as n_images is")
-
-
-def _check_right(marks: str | None, before: dict[str, Any]) -> None:
-    n_images = before.get("n_images")
-    if marks is not None and (set(marks) - {"0", "1"} or len(marks) != n_images):
-        raise ValueError(f"0 or 1 for each of {n_images} images, as n_images is")
-
-
 @dataclass(frozen=True)
 class EvalDetails(Record):
     """Confusions and calibration of one model on one test set, over all C names.
@@ -391,19 +340,15 @@ class EvalDetails(Record):
         confusion: (class, predicted class, images) as positions in `class_names`, ascending; pairs
             without an image are left out.
         bins: those of the calibration error, by confidence.
-        right: for each image, in the test set's order, 1 if its top-1 class is right and 0 if
-            it is not; None in older records.
         samples: a few images by kind: right ones, wrong ones with the highest softmax, and those
-            with the lowest softmax; None in older records, and for models that are only compared
-            with.
+            with the lowest softmax; None for models that are only compared with.
     """
 
     class_names: Annotated[tuple[str, ...], Bounds(min_length=1)]
     n_images: PositiveCount
-    confusion: Annotated[tuple[tuple[Count, Count, PositiveCount], ...], Check(_check_confusion)]
-    bins: Annotated[tuple[CalibrationBin, ...], Check(_check_bins)]
-    right: Annotated[str | None, OPTIONAL, Check(_check_right)] = None
-    samples: Annotated[dict[SampleKind, tuple[SampleImage, ...]] | None, OPTIONAL] = None
+    confusion: tuple[tuple[Count, Count, PositiveCount], ...]
+    bins: tuple[CalibrationBin, ...]
+    samples: dict[SampleKind, tuple[SampleImage, ...]] | None = None
 
     @property
     def accuracy_percent(self) -> float:
@@ -422,25 +367,6 @@ class EvalDetails(Record):
     def ece_percent(self) -> float:
         """Expected calibration error, L1, as `EvalResult.ece_percent` up to float32's rounding."""
         return sum(
-            found.n_images / self.n_images * abs(found.accuracy_percent - found.confidence_percent)
-            for found in self.bins
+            entry.n_images / self.n_images * abs(entry.accuracy_percent - entry.confidence_percent)
+            for entry in self.bins
         )
-
-    def contradiction(self, result: EvalResult) -> str | None:
-        """Which figure of a result on these images is not that of the counts; None: all are."""
-        n_images, n_right = Counter[str](), Counter[str]()
-        for label, predicted, n in self.confusion:
-            n_images[self.class_names[label]] += n
-            n_right[self.class_names[label]] += n * (label == predicted)
-        counted = {
-            "n_images": self.n_images,
-            "all": self.accuracy_percent,
-            "ece_percent": self.ece_percent,
-            "largest_class_percent": 100 * max(n_images.values()) / self.n_images,
-            **{f"per_class.{name}": 100 * n_right[name] / n for name, n in n_images.items()},
-        }
-        told = {**vars(result), **{f"per_class.{name}": x for name, x in result.per_class.items()}}
-        for key, expected in counted.items():
-            if (value := told.get(key)) is not None and abs(value - expected) > 0.01:
-                return f"{key} is {round(value, 2)}, but the counts give {round(expected, 2)}"
-        return None

@@ -6,7 +6,6 @@ Nothing is rounded before it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,6 @@ from kdedge.records import (
     OPTIONAL,
     Bounds,
     Bytes,
-    Check,
     Count,
     Holds,
     NonNegative,
@@ -24,10 +22,9 @@ from kdedge.records import (
     PositiveCount,
     Record,
     Shape,
-    null_as,
     read_record,
 )
-from kdedge.results import EvalResult, are_same_images
+from kdedge.results import EvalResult
 from kdedge.tables import Table, Tabled
 
 FORMAT_VERSION = 1
@@ -37,10 +34,10 @@ MOST_PREEMPTED = 20.0
 MOST_SPREAD = 2.0
 """Beyond these limits a time is in doubt: `Measurement.doubt`. Models of 0.1 to 8 ms on two cores
 had at most 1.3 times their median as 90th percentile on a quiet machine, and up to 110 times
-beside one busy process."""
+next to one busy process."""
 
-Protocol = Literal["paper", "cached"]
-Inputs = Literal["on device", "copied", "image file"]
+TextEncoding = Literal["paper", "cached"]
+TimedFrom = Literal["on device", "copied", "image file"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,14 @@ class Measurement(Record):
         ratio_high: the largest.
         watts: mean power while this row ran; None if nothing measures it.
         samples_ms: every timed call, in order.
-        others_percent: share of the cores that other processes used meanwhile; None on a GPU, in
-            older records, and where unknown.
+        others_percent: share of the cores that other processes used meanwhile; None on a GPU, and
+            where unknown.
         preempted_per_second: involuntary context switches of the process's threads meanwhile; None
-            in older records, and where unknown.
+            where unknown.
     """
 
     batch: PositiveCount
-    inputs: Inputs
+    inputs: TimedFrom
     n_calls: PositiveCount
     p50_ms: Positive
     p90_ms: Positive
@@ -79,12 +76,12 @@ class Measurement(Record):
     cv_percent: NonNegative
     images_per_second: Positive
     ratio: NonNegative | None
-    ratio_low: Annotated[NonNegative | None, null_as("ratio")]
-    ratio_high: Annotated[NonNegative | None, null_as("ratio")]
+    ratio_low: NonNegative | None
+    ratio_high: NonNegative | None
     watts: NonNegative | None
     samples_ms: tuple[float, ...]
-    others_percent: Annotated[NonNegative | None, OPTIONAL] = None
-    preempted_per_second: Annotated[NonNegative | None, OPTIONAL] = None
+    others_percent: NonNegative | None = None
+    preempted_per_second: NonNegative | None = None
 
     @property
     def doubt(self) -> str | None:
@@ -115,8 +112,8 @@ class Accuracy(Record):
         all: of all images against all names.
         agreement: of an exported file, with the float32 model's top-1 classes.
         source: where the figures come from: a run, or the images that a file was compared on.
-        n_images: images that were measured; None in older records.
-        images_hash: equal for the same images, labels and class list; None in older records.
+        n_images: images that were measured.
+        images_hash: equal for the same images, labels and class list.
     """
 
     base: Percent | None
@@ -125,8 +122,8 @@ class Accuracy(Record):
     all: Percent | None
     agreement: Percent | None
     source: str
-    n_images: Annotated[Count | None, OPTIONAL] = None
-    images_hash: Annotated[str | None, OPTIONAL] = None
+    n_images: Count
+    images_hash: str | None = None
 
     @classmethod
     def of_run(cls, result: EvalResult, run: str) -> Accuracy:
@@ -141,19 +138,6 @@ class Accuracy(Record):
             n_images=result.n_images,
             images_hash=result.images_hash,
         )
-
-    def is_beside(self, other: Accuracy) -> bool:
-        """Whether both were measured on the same images, as far as the records tell."""
-        if self.n_images is None or other.n_images is None:  # runs' images, or a comparison's
-            return (self.agreement is None) == (other.agreement is None)
-        return are_same_images(self, other)
-
-    @property
-    def images_text(self) -> str:
-        """Describes the images, for tables."""
-        if self.n_images is None:
-            return "the recipe's test images" if self.agreement is None else self.source
-        return f"{self.n_images:,} images"
 
 
 @dataclass(frozen=True)
@@ -170,16 +154,15 @@ class ModelFacts(Record):
         n_parameters: numbers that it holds; None if not known.
         n_bytes: of its file; None for a model in memory.
         gmacs_image: multiply-adds per image, 1e9; None if not counted.
-        gmacs_call: further ones per call, whatever its batch: those of the class texts.
-        accuracy: from its run or comparison; None without one.
-        on_compared: of a run's model: its accuracy on the images that its exported files were
-            compared on; None if these are all test images, or the record does not tell.
+        gmacs_call: further ones per call, for the class texts, whatever its batch.
+        accuracy: from its run or comparison; None without one. That of an exported file of a run is
+            the run's, less the drop on the images that the file was compared on.
         gate: of an exported file: whether it passed its recipe's gates; None for other models.
     """
 
     source: str
     model: str
-    protocol: Protocol
+    protocol: TextEncoding
     precision: str
     n_parameters: Bytes | None
     n_bytes: Bytes | None
@@ -187,17 +170,6 @@ class ModelFacts(Record):
     gmacs_call: NonNegative
     accuracy: Accuracy | None
     gate: str | None
-    on_compared: Annotated[Accuracy | None, OPTIONAL] = field(default=None, kw_only=True)
-
-    @property
-    def accuracies(self) -> list[Accuracy]:
-        """Its known accuracies over all class names."""
-        found = (self.accuracy, self.on_compared)
-        return [one for one in found if one is not None and one.all is not None]
-
-    def accuracy_beside(self, other: Accuracy) -> Accuracy | None:
-        """Its accuracy on the images of another accuracy; None if unknown."""
-        return next((one for one in self.accuracies if one.is_beside(other)), None)
 
     @property
     def label(self) -> str:
@@ -207,12 +179,6 @@ class ModelFacts(Record):
     def gmacs(self, batch: int) -> float | None:
         """Multiply-adds per image in a batch of this size, 1e9."""
         return None if self.gmacs_image is None else self.gmacs_image + self.gmacs_call / batch
-
-
-def _check_runtime(text: str, before: dict[str, Any]) -> None:
-    del before
-    if not text.strip():
-        raise ValueError("what ran it, with its version")
 
 
 @dataclass(frozen=True)
@@ -228,7 +194,7 @@ class SpeedRow(ModelFacts):
         measurements: by batch.
     """
 
-    runtime: Annotated[str, Check(_check_runtime)]
+    runtime: Annotated[str, Bounds(min_length=1)]
     device: str
     memory_bytes: Bytes | None
     problem: str | None
@@ -240,10 +206,10 @@ class SpeedRow(ModelFacts):
         engine = self.runtime.split()[0]
         return (self.source, self.model, self.protocol, self.precision, engine, self.device)
 
-    def at(self, batch: int, inputs: Inputs) -> Measurement | None:
+    def at(self, batch: int, inputs: TimedFrom) -> Measurement | None:
         """The measurement at a batch size; None without one."""
-        found = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
-        return next(found, None)
+        matching = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
+        return next(matching, None)
 
     def alone(self, batch: int) -> Measurement | None:
         """The model without reading a file: on the device, or with copies if only that is known."""
@@ -314,27 +280,29 @@ class SpeedResult(Record, Tabled):
     def doubts(self) -> list[str]:
         """For each time that is in doubt: its row, batch and the reason."""
         return [
-            f"{row.label}, batch {found.batch}: {found.doubt}"
+            f"{row.label}, batch {time.batch}: {time.doubt}"
             for row in self.rows
-            for found in row.measurements
-            if found.doubt is not None
+            for time in row.measurements
+            if time.doubt is not None
         ]
 
-    def has_rank(self, found: Measurement) -> bool:
+    def has_rank(self, measurement: Measurement) -> bool:
         """Whether it may be ranked: its times and the baseline's are not in doubt."""
-        against = [
-            row.at(found.batch, found.inputs) for row in self.rows if row.label == self.baseline
-        ]
-        return all(one is None or one.doubt is None for one in (found, *against[:1]))
+        rows = [row for row in self.rows if row.label == self.baseline]
+        against = [row.at(measurement.batch, measurement.inputs) for row in rows[:1]]
+        return all(one is None or one.doubt is None for one in (measurement, *against))
 
-    def _notes(self) -> list[str]:
+    @property
+    def notes(self) -> list[str]:
+        """Times in doubt, and what is left out and why."""
         left_out = [f"{what} is left out: {why}" for what, why in self.left_out.items()]
         return [*self.doubts, *left_out]
 
-    def _table(self) -> Table:
+    @property
+    def table(self) -> Table:
         """Each model's size, median times on the device by batch (! in doubt) and accuracy."""
-        found = {m.batch for row in self.rows for m in row.measurements if m.inputs == "on device"}
-        batches = sorted(found)
+        measured = [m for row in self.rows for m in row.measurements if m.inputs == "on device"]
+        batches = sorted({m.batch for m in measured})
         rows = []
         for row in self.rows:
             times = [row.at(batch, "on device") for batch in batches]
@@ -352,15 +320,6 @@ class SpeedResult(Record, Tabled):
             )
         heads = [f"ms, batch {batch}" for batch in batches]
         return ["model", "MB", *heads, "accuracy %"], rows
-
-
-def accuracy_sets(rows: Sequence[ModelFacts]) -> list[Accuracy]:
-    """One known accuracy for each set of images that rows were measured on, in their order."""
-    sets: list[Accuracy] = []
-    for found in (one for row in rows for one in row.accuracies):
-        if not any(found.is_beside(known) for known in sets):
-            sets.append(found)
-    return sets
 
 
 def read_speed(path: Path) -> SpeedResult:

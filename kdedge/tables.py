@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,20 +15,22 @@ Table = tuple[list[str], list[list[str]]]
 class Tabled:
     """Prints as a table, and shows as one in a notebook."""
 
-    @abstractmethod
-    def _table(self) -> Table:
-        """What is shown."""
+    @property
+    def table(self) -> Table:
+        """Header and cells."""
+        raise NotImplementedError
 
-    def _notes(self) -> Sequence[str]:
+    @property
+    def notes(self) -> Sequence[str]:
         """Lines below the printed table."""
         return ()
 
     def __str__(self) -> str:
-        return "\n".join([text_table(*self._table()), *self._notes()])
+        return "\n".join([text_table(*self.table), *self.notes])
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<br>{html.escape(note)}" for note in self._notes())
-        return html_table(*self._table()) + notes
+        notes = "".join(f"<br>{html.escape(note)}" for note in self.notes)
+        return html_table(*self.table) + notes
 
 
 @dataclass(frozen=True)

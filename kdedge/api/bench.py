@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.api.evaluate import run_argument
-from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
+from kdedge.benchmarking.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.run import Machine, run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
@@ -213,12 +213,12 @@ class Models:
         workspace = Workspace(self._root, choose_device(self._device))
         newest = highest_number(run.exports)
         artifact = None if newest is None else load_artifact(newest)
-        compared = None if artifact is None else comparison(artifact)
-        rows, missing = run_subjects(run, workspace, against=self._against, compared=compared)
+        rows, missing = run_subjects(run, workspace, against=self._against)
         self.left_out |= missing
         self.run = self.run or run.path
         if artifact is not None:
-            rows += artifact_subjects(artifact, n_threads=self._n_threads)
+            own = rows[-1].accuracy
+            rows += artifact_subjects(artifact, n_threads=self._n_threads, own=own)
         else:
             command = f"kdedge export {shlex.quote(str(run.path))} --onnx --int8"
             self.left_out.setdefault(folded_name(run), f"not exported yet; export with {command}")

@@ -278,7 +278,9 @@ class Comparison(Tabled):
             rows.append([*cells, *([visible(one.label or "-")] if self._has_labels else [])])
         return header, rows
 
-    def _table(self) -> Table:
+    @property
+    def table(self) -> Table:
+        """The images whose class changed."""
         return self.changes()
 
     @property
@@ -292,7 +294,9 @@ class Comparison(Tabled):
         said = "" if labeled is None else labeled.sentence()
         return said if old == new else f"{said} The old file is {old} and the new one {new}."
 
-    def _notes(self) -> list[str]:
+    @property
+    def notes(self) -> list[str]:
+        """Which classes were compared, and the verdict where there are labels."""
         labeled = self.found.labeled
         return [self.classes_text(), *([] if labeled is None else [self.verdict])]
 

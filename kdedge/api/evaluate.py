@@ -11,7 +11,7 @@ from kdedge.config.load import Overrides
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
-from kdedge.runs.results import add_evaluation, add_unlabeled, has_samples
+from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.setup.packages import need_training_packages
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def evaluate(
             found,
             workspace,
             overrides=overrides,
-            with_samples=not overrides and not has_samples(found),
+            with_samples=not overrides and not is_evaluated(found),
         )
         add = functools.partial(add_evaluation, found, result, details)
     if not overrides:

@@ -260,13 +260,17 @@ class Predictions(Tabled, Sequence[Result]):
         written = [lines.heading(), *(lines.line(one) for one in self._results)]
         return "".join(f"{line}\n" for line in written)
 
-    def _table(self) -> Table:
+    @property
+    def table(self) -> Table:
+        """One image a row: its classes and scores."""
         header = ["image", "class", "score"]
         for rank in range(2, self._top + 1):
             header += [f"class {rank}", f"score {rank}"]
         return header, [self._row(one) for one in self._results]
 
-    def _notes(self) -> list[str]:
+    @property
+    def notes(self) -> list[str]:
+        """Why images have no prediction."""
         return [f"{one.key}: {one.reason}." for one in self.failed]
 
     def _row(self, result: Result) -> list[str]:

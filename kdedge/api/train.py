@@ -26,7 +26,7 @@ from kdedge.setup.packages import need_training_packages
 from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
-    from kdedge.setup.method import Role
+    from kdedge.results import Role
     from kdedge.setup.workspace import Workspace
     from kdedge.training.label_pool import LabeledPool
     from kdedge.training.preflight import Preflight

@@ -18,30 +18,29 @@ from kdedge.results import ParityResult
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
-from kdedge.speed_results import Accuracy, Inputs
+from kdedge.speed_results import Accuracy, TimedFrom
 from kdedge.targets.registry import list_targets, load_file
 
 PHOTO_PX = (640, 480)
 """Size in pixels of the JPEG that calls from an image file decode."""
 
 
-def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subject]:
+def artifact_subjects(
+    artifact: Artifact, *, n_threads: int | None, own: Accuracy | None = None
+) -> list[Subject]:
     """One row per file whose target has a backend, on this machine or another.
 
     Args:
         artifact: the artifact.
         n_threads: CPU threads; None for the engine's default.
+        own: accuracy of the model that was exported, on all its test images; None if unknown.
     """
     targets = {target.name for target in list_targets() if target.backend is not None}
     return [
-        _subject(artifact, file, n_threads) for file in artifact.files if file.target in targets
+        _subject(artifact, file, n_threads, own)
+        for file in artifact.files
+        if file.target in targets
     ]
-
-
-def comparison(artifact: Artifact) -> ParityResult | None:
-    """The comparison of a file on labeled images; all files were compared on the same ones."""
-    parities = (file.parity for file in artifact.files if file.parity is not None)
-    return next((parity for parity in parities if parity.n_labeled), None)
 
 
 def find_artifact(path: Path) -> tuple[Path, str | None] | None:
@@ -53,22 +52,11 @@ def find_artifact(path: Path) -> tuple[Path, str | None] | None:
     return None
 
 
-def _subject(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Subject:
+def _subject(
+    artifact: Artifact, file: ModelFile, n_threads: int | None, own: Accuracy | None
+) -> Subject:
     # All files compute one model, whose operations the export counted
     counted = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
-    parity = file.parity
-    accuracy = None
-    if parity is not None:
-        accuracy = Accuracy(
-            base=None,
-            novel=None,
-            harmonic_mean=None,
-            all=parity.accuracy_percent,
-            agreement=parity.agreement_percent,
-            source=parity.images,
-            n_images=parity.n_labeled or parity.n_images,
-            images_hash=parity.images_hash,
-        )
 
     @contextlib.contextmanager
     def load() -> Iterator[LoadedModelFile]:
@@ -87,14 +75,26 @@ def _subject(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Subj
         n_bytes=file.n_bytes,
         gmacs_image=counted.get("gmacs"),
         gmacs_call=0.0,
-        accuracy=accuracy,
+        accuracy=None if file.parity is None else _accuracy(file.parity, own),
         gate=file.gate,
         load=load,
     )
 
 
+def _accuracy(parity: ParityResult, own: Accuracy | None) -> Accuracy:
+    """A file's accuracy: its model's less the drop, or that on the images of its comparison."""
+    percent, drop, whole = parity.accuracy_percent, parity.accuracy_drop, parity.test_set
+    images = parity.images, parity.n_labeled or parity.n_images, parity.images_hash
+    is_of_own = own and whole and own.images_hash == whole.images_hash
+    if own is not None and own.all is not None and drop is not None and is_of_own:
+        percent = min(100.0, max(0.0, own.all - drop))
+        source = f"{own.source}, less the drop on {parity.images}"
+        images = source, own.n_images, own.images_hash
+    return Accuracy(None, None, None, percent, parity.agreement_percent, *images)
+
+
 class LoadedModelFile:
-    """A model file on its backend; see `benchmarking.subject.LoadedSubject`.
+    """A model file on its backend; see `benchmarking.timing.LoadedSubject`.
 
     A backend's call takes and returns host memory. On a GPU, it is timed with the copies and, by
     the GPU's own events, without them.
@@ -109,7 +109,7 @@ class LoadedModelFile:
             max(low, backend.batches[0]),
             high if backend.batches[1] is None else min(high, backend.batches[1]),
         )
-        self.inputs: tuple[Inputs, ...] = ("on device", "image file")
+        self.inputs: tuple[TimedFrom, ...] = ("on device", "image file")
         if isinstance(backend, DeviceTimed):
             self.inputs = ("on device", "copied", "image file")
         self._artifact, self._backend = artifact, backend
@@ -117,7 +117,7 @@ class LoadedModelFile:
     def gpu_bytes(self) -> None:
         """Not known: its engine takes memory on its own."""
 
-    def call(self, batch: int, inputs: Inputs) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> Call:
         """Returns a call that runs random pixels, or decodes, preprocesses and runs a JPEG.
 
         Raises:

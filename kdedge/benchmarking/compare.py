@@ -27,19 +27,17 @@ def check_regressions(
         GateError: a median grew by more, or a row of the baseline could not be measured now.
     """
     before = {
-        (row.key, found.batch, found.inputs): found
-        for row in baseline.rows
-        for found in row.measurements
+        (row.key, now.batch, now.inputs): now for row in baseline.rows for now in row.measurements
     }
     lines, slower = [], []
     for row in result.rows:
-        for found in row.measurements:
-            old = before.get((row.key, found.batch, found.inputs))
+        for now in row.measurements:
+            old = before.get((row.key, now.batch, now.inputs))
             if old is None:
                 continue
-            line = _line(row, found, old)
+            line = _line(row, now, old)
             lines.append(line)
-            if found.p50_ms > old.p50_ms * (1 + max_percent / 100):
+            if now.p50_ms > old.p50_ms * (1 + max_percent / 100):
                 slower.append(line)
     lost = _lost(result, baseline)
     if lost:
@@ -111,14 +109,14 @@ def _machine(device: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _line(row: SpeedRow, found: Measurement, old: Measurement) -> str:
-    change = 100 * (found.p50_ms / old.p50_ms - 1)
+def _line(row: SpeedRow, now: Measurement, old: Measurement) -> str:
+    change = 100 * (now.p50_ms / old.p50_ms - 1)
     doubt = "".join(
         f"; {which} in doubt: {one.doubt}"
-        for which, one in (("before", old), ("now", found))
+        for which, one in (("before", old), ("now", now))
         if one.doubt is not None
     )
     return (
-        f"{row.label} ({row.runtime}), batch {found.batch}, {found.inputs}:"
-        f" {old.p50_ms:.3g} -> {found.p50_ms:.3g} ms ({change:+.1f} %){doubt}"
+        f"{row.label} ({row.runtime}), batch {now.batch}, {now.inputs}:"
+        f" {old.p50_ms:.3g} -> {now.p50_ms:.3g} ms ({change:+.1f} %){doubt}"
     )

@@ -102,14 +102,14 @@ def fastest_on_cpu(
     Raises:
         GateError: no file can be run and passes its gate here; the message says why of each.
     """
-    found = _measure(artifact, plan)
-    chosen = choose(found, where=str(artifact.path))
+    candidates = _measure(artifact, plan)
+    chosen = choose(candidates, where=str(artifact.path))
     return CpuChoice(
         machine=CpuMachine.this(),
         file=chosen.file,
         sha256=artifact.file(chosen.file).sha256,
         batch=artifact.batches[0],
-        candidates=tuple(found),
+        candidates=tuple(candidates),
         not_tried=not_tried,
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
@@ -162,11 +162,13 @@ def is_worse(here: ParityResult, made: ParityResult) -> bool:
 
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
     """Loads the files, compares them with the model, and times those that load in turns."""
-    found: dict[str, TimedFile] = {}
+    candidates: dict[str, TimedFile] = {}
     calls: dict[str, Call] = {}
     with contextlib.ExitStack() as opened:
         for file in cpu_files(artifact):
-            found[file.name] = TimedFile(file.name, file.precision, None, None, None, None, None)
+            candidates[file.name] = TimedFile(
+                file.name, file.precision, None, None, None, None, None
+            )
             try:
                 with working(f"comparing {file.name}"):
                     backend = load_file(artifact, file)
@@ -174,19 +176,19 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
                     agreement, out = _compare(artifact, file, backend)
             except KdedgeError as error:
                 reason = str(error).partition("\n")[0].rstrip(".")
-                found[file.name] = dataclasses.replace(found[file.name], out=reason)
+                candidates[file.name] = dataclasses.replace(candidates[file.name], out=reason)
                 continue
             loaded = LoadedModelFile(artifact, backend)
             calls[file.name] = loaded.call(artifact.batches[0], "on device")
-            found[file.name] = dataclasses.replace(
-                found[file.name], runtime=loaded.runtime, agreement_percent=agreement, out=out
+            candidates[file.name] = dataclasses.replace(
+                candidates[file.name], runtime=loaded.runtime, agreement_percent=agreement, out=out
             )
         with working(f"timing {len(calls)} candidates in turns"):
             timed = measure(calls, plan)
     first = next((one for one in timed.values() if one.rounds), None)
     for name, one in timed.items():
-        found[name] = _with_time(found[name], one, first, batch=artifact.batches[0])
-    return list(found.values())
+        candidates[name] = _with_time(candidates[name], one, first, batch=artifact.batches[0])
+    return list(candidates.values())
 
 
 def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:

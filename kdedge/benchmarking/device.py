@@ -42,8 +42,6 @@ def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {"kdedge": __version__, **_versions()},
     }
-    if hasattr(os, "sched_getaffinity"):
-        sheet["affinity"] = sorted(os.sched_getaffinity(0))
     if "OMP_NUM_THREADS" in os.environ:  # libraries choose their threads by it
         sheet["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
     sheet["threads_spin"] = may_spin()
@@ -61,11 +59,11 @@ def _versions() -> dict[str, str]:
     """Versions of torch, NumPy and the packages of targets with a backend."""
     targets = [target for target in list_targets() if target.backend is not None]
     of_targets = [name for t in targets for package in t.packages for name in package.distributions]
-    found = {}
+    versions = {}
     for package in ("torch", "numpy", *of_targets):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
 def _texts(root: Path, pattern: str) -> list[str]:
@@ -109,38 +107,19 @@ def _power_mode() -> str:
 
 
 def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
-    """State that may change during a measurement: clocks, temperatures, throttle counters.
+    """State that may change during a measurement: counters of throttling.
 
     Args:
         root: of the file system.
     """
-    found: dict[str, Any] = {}
-    mhz = [
-        int(text) / 1000
-        for text in _texts(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")
-    ]
-    if mhz:
-        found["cpu_mhz"] = sum(mhz) / len(mhz)
-    temperatures = _temperatures(root)
-    if temperatures:
-        found["celsius"] = temperatures
+    state: dict[str, Any] = {}
     # Intel's counters of thermal throttling, and Jetson's of over-current events
     counted = _texts(root, "sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
     counted += _texts(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")
     if counted:
-        found["throttle_events"] = sum(int(text) for text in counted)
+        state["throttle_events"] = sum(int(text) for text in counted)
     gpus = [_gpu_conditions(nvml, gpu) for nvml, gpu in _gpus()]
-    return found | ({"gpus": gpus} if gpus else {})
-
-
-def _temperatures(root: Path) -> dict[str, float]:
-    """Degrees Celsius by zone; zones that do not answer, as of switched-off parts, are skipped."""
-    found = {}
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        with contextlib.suppress(OSError, ValueError):
-            name = (zone / "type").read_text(encoding="utf-8").strip()
-            found[name] = int((zone / "temp").read_text(encoding="utf-8")) / 1000
-    return found
+    return state | ({"gpus": gpus} if gpus else {})
 
 
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
@@ -181,7 +160,6 @@ def _describe_gpu(nvml: Any, gpu: Any) -> dict[str, Any]:
         "name": _asked(nvml, nvml.nvmlDeviceGetName, gpu),
         "driver": _asked(nvml, nvml.nvmlSystemGetDriverVersion),
         "memory_bytes": _asked(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
-        "highest_sm_mhz": _asked(nvml, nvml.nvmlDeviceGetMaxClockInfo, gpu, nvml.NVML_CLOCK_SM),
         "power_limit_watts": _asked(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000),
     }
 
@@ -194,20 +172,14 @@ def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
         "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
     }
     reasons = _asked(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
-    return {
-        "sm_mhz": _asked(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
-        "celsius": _asked(nvml, nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU),
-        "throttle_reasons": [name for name, bit in slowed.items() if reasons & bit],
-        "slowed_ns": _slowed_ns(nvml, gpu),
-    }
-
-
-def _slowed_ns(nvml: Any, gpu: Any) -> int | None:
-    """How long power and heat have slowed a GPU down so far; None if it does not count that."""
     policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
-    found = [_asked(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
-    times = [int(one.violationTime) for one in found if one is not None]
-    return sum(times) if times else None
+    statuses = [_asked(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
+    times = [int(one.violationTime) for one in statuses if one is not None]
+    return {
+        "throttle_reasons": [name for name, bit in slowed.items() if reasons & bit],
+        # How long power and heat have slowed it down so far; None if it does not count that
+        "slowed_ns": sum(times) if times else None,
+    }
 
 
 def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:

@@ -27,11 +27,11 @@ from kdedge.benchmarking.timing import (
 from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage
 from kdedge.progress import progress
 from kdedge.runtime.machine import Watch, watch_contention
-from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
+from kdedge.speed_results import Measurement, ModelFacts, SpeedResult, SpeedRow, TimedFrom
 
 log = logging.getLogger(__name__)
 
-_CALL_INPUTS: tuple[Inputs, ...] = ("on device", "copied")
+_CALL_INPUTS: tuple[TimedFrom, ...] = ("on device", "copied")
 
 
 @dataclass
@@ -180,7 +180,7 @@ def _measure_all(
     left_out: dict[str, str],
 ) -> None:
     """Times all rows against each other, at every batch size and then from an image file."""
-    turns: list[tuple[int, Inputs]] = [
+    turns: list[tuple[int, TimedFrom]] = [
         (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
     ]
     turns.append((1, "image file"))
@@ -195,9 +195,9 @@ def _measure_all(
             done += 1
             advance(done, label.partition(" ")[2])
 
-        for (batch, inputs), found in zip(turns, able, strict=True):
+        for (batch, inputs), timed_rows in zip(turns, able, strict=True):
             machine.wait()
-            still = [row for row in found if row.problem is None]
+            still = [row for row in timed_rows if row.problem is None]
             baseline = _measure_turn(
                 still, baseline, plan, batch, inputs, power, machine.watch, after_turn
             )
@@ -206,7 +206,7 @@ def _measure_all(
 def _able(
     rows: Sequence[_Row],
     batch: int,
-    inputs: Inputs,
+    inputs: TimedFrom,
     plan: TimingPlan,
     left_out: dict[str, str],
 ) -> list[_Row]:
@@ -243,7 +243,7 @@ def _measure_turn(
     baseline: _Row | None,
     plan: TimingPlan,
     batch: int,
-    inputs: Inputs,
+    inputs: TimedFrom,
     power: SampledPower | None,
     watch: Watch,
     after_turn: Any,
@@ -267,11 +267,11 @@ def _measure_turn(
     for key, one in timed.items():
         if power is None or not power.covers(by_key[key].device):
             one.watts = None
-        found = summarize(one, batch=batch, inputs=inputs, baseline=against)
-        if found is not None:
+        summary = summarize(one, batch=batch, inputs=inputs, baseline=against)
+        if summary is not None:
             if by_key[key].device == "GPU":  # a GPU keeps computing when others use the cores
-                found = replace(found, others_percent=None)
-            by_key[key].measurements.append(found)
+                summary = replace(summary, others_percent=None)
+            by_key[key].measurements.append(summary)
         if one.problem is not None:
             _keep_problem(by_key[key], one.problem)
     return baseline

@@ -25,15 +25,13 @@ from kdedge.benchmarking.torch_models import (
 )
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
-from kdedge.data.images import spread
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.methods.registry import list_methods, load_method
-from kdedge.results import EvalResult, ParityResult
+from kdedge.results import EvalResult
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.image_lists import warn_of_changes
-from kdedge.runs.model import RunModel, load_run
-from kdedge.runs.results import read_details, read_evaluation
+from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
+from kdedge.runs.results import read_evaluation
 from kdedge.setup.method import choose_method, has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
@@ -44,11 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def run_subjects(
-    run: RunFolder,
-    workspace: Workspace,
-    *,
-    against: Sequence[str],
-    compared: ParityResult | None = None,
+    run: RunFolder, workspace: Workspace, *, against: Sequence[str]
 ) -> tuple[list[Subject], dict[str, str]]:
     """Returns the rows of a finished run in PyTorch, and what is left out and why.
 
@@ -56,7 +50,6 @@ def run_subjects(
         run: run of a student, a teacher or a baseline.
         workspace: its folder of runs has the accuracies of other models.
         against: methods on the student's backbone to compare with.
-        compared: comparison of a file of the run; models also get accuracies on its images.
 
     Raises:
         RecipeError: the run is not finished or has no class vectors, or a method is unknown or
@@ -67,58 +60,45 @@ def run_subjects(
         _check_method(name)
     _check_has_class_vectors(run)
     trained = load_run(run, workspace)
-    _compare_test_images(trained)
+    try:
+        warn_of_other_test_images(trained, trained.images("test"))
+    except KdedgeError as error:
+        log.warning(
+            "The accuracies of %s were measured on test images that cannot be read now: %s",
+            *(run.name, str(error).partition("\n")[0]),
+        )
     recipe = trained.loaded.recipe
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
 
-    def add(model: TorchModel, known: _Known) -> None:
-        rows.append(_subject(recipe.name, model, known, workspace.device))
+    def add(model: TorchModel, of: RunFolder | None, key: str) -> None:
+        result = None if of is None else _evaluation(of).get(key)
+        accuracy = None if of is None or result is None else Accuracy.of_run(result, of.name)
+        rows.append(_subject(recipe.name, model, accuracy, workspace.device))
 
     if isinstance(trained.backbone, Backbone):
-        plain = zero_shot(trained.backbone, len(trained.class_names))
-        add(plain, _known(run, "zeroshot", compared))
+        add(zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot")
     else:
         left_out[title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
     baselines = {} if recipe.student is None else newest_baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
-        found = baselines.get(name)
-        loaded = trained.loaded if found is None else load_recipe(found.recipe)
-        known = (None, None) if found is None else _known(found, "baseline", compared)
+        baseline = baselines.get(name)
+        loaded = trained.loaded if baseline is None else load_recipe(baseline.recipe)
         try:
             models = _baseline(name, loaded, trained)
         except KdedgeError as error:
             left_out[title(name)] = str(error).splitlines()[0]
             continue
         for model in models:
-            add(model, known)
+            add(model, baseline, "baseline")
     if run.kind == "student":
         teacher = _teacher(run, trained, left_out)
         if teacher is not None:
             folder, model = teacher
             is_kept = "teacher" in _evaluation(run)  # on the student's test images
-            of, key = (run, "teacher") if is_kept else (folder, folder.kind)
-            add(model, _known(of, key, compared))
-    known = _known(run, run.kind, compared)
-    if compared is not None and compared.reference_accuracy_percent is not None:
-        # As it was measured at export
-        own = _on(compared, compared.reference_accuracy_percent, compared.images)
-        known = known[0], own
-    add(own_model(trained), known)
+            add(model, *((run, "teacher") if is_kept else (folder, folder.kind)))
+    add(own_model(trained), run, run.kind)
     return rows, left_out
-
-
-def _compare_test_images(trained: RunModel) -> None:
-    """Warns if the run's accuracies were measured on other test images than the current ones."""
-    try:
-        lists = {"test": trained.images("test")}
-    except KdedgeError as error:
-        log.warning(
-            "The accuracies of %s were measured on test images that cannot be read now: %s",
-            *(trained.run.name, str(error).partition("\n")[0]),
-        )
-        return
-    warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
 
 
 def folded_name(run: RunFolder) -> str:
@@ -127,12 +107,12 @@ def folded_name(run: RunFolder) -> str:
 
 
 def _check_has_class_vectors(run: RunFolder) -> None:
-    """Refuses a run without class vectors, which can only be measured beside another run."""
+    """Refuses a run without class vectors, which can only be measured next to another run."""
     choice = choose_method(load_recipe(run.recipe), run.kind)
     if not has_class_vectors(choice):
         raise RecipeError(
             f"{run.path} is a run of {choice.name}, which"
-            f" {choice.module.Method.why_no_class_vectors}: it can only be measured beside"
+            f" {choice.module.Method.why_no_class_vectors}: it can only be measured next to"
             " another run.\n"
             f"  Name another run: kdedge bench RUN --against {choice.name}"
         )
@@ -170,7 +150,7 @@ def _teacher(
             raise RecipeError("the teacher is not a run")
         folder = RunFolder.open(run.root / str(name))
         if folder.kind != "teacher":
-            raise RecipeError(f"the teacher is a {folder.kind}; name its run beside this one")
+            raise RecipeError(f"the teacher is a {folder.kind}; name its run next to this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
         model = own_model(teacher)
         return folder, replace(model, name=f"teacher, {model.name}")
@@ -181,16 +161,12 @@ def _teacher(
 
 def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     """The newest finished run of each baseline of a recipe's name."""
-    found = [
+    finished = [
         (str(record.finished_at), str(record.method), run)
         for run, record in runs_in(root)
         if run.kind == "baseline" and run.path.parent.name == recipe and record.is_finished
     ]
-    return {method: run for _, method, run in sorted(found, key=lambda entry: entry[0])}
-
-
-_Known = tuple[Accuracy | None, Accuracy | None]
-"""A model's accuracy, and that on the images of a comparison."""
+    return {method: run for _, method, run in sorted(finished, key=lambda entry: entry[0])}
 
 
 def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
@@ -201,31 +177,9 @@ def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
         return {}
 
 
-def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
-    """Accuracies of one of a run's models, from its evaluation."""
-    result = _evaluation(run).get(key)
-    if result is None:
-        return None, None
-    accuracy = Accuracy.of_run(result, run.name)
-    test = None if compared is None else compared.test_set
-    if compared is None or test is None or test.images_hash != result.images_hash:
-        return accuracy, None
-    with contextlib.suppress(KdedgeError):  # damaged, but not required
-        details = read_details(run).get(key)
-        if details is not None and details.right is not None:
-            right = [details.right[i] for i in spread(test.n_images, compared.n_images)]
-            return accuracy, _on(compared, 100 * right.count("1") / len(right), run.name)
-    return accuracy, None
-
-
-def _on(compared: ParityResult, percent: float, source: str) -> Accuracy:
-    """An accuracy on the images of a comparison."""
-    return Accuracy(
-        None, None, None, percent, None, source, compared.n_labeled, compared.images_hash
-    )
-
-
-def _subject(source: str, model: TorchModel, known: _Known, device: torch.device) -> Subject:
+def _subject(
+    source: str, model: TorchModel, accuracy: Accuracy | None, device: torch.device
+) -> Subject:
     n_parameters = sum(tensor.numel() for tensor in model.holds)
 
     @contextlib.contextmanager
@@ -241,8 +195,7 @@ def _subject(source: str, model: TorchModel, known: _Known, device: torch.device
         n_bytes=None,
         gmacs_image=model.gmacs_image,
         gmacs_call=model.gmacs_call,
-        accuracy=known[0],
-        on_compared=known[1],
+        accuracy=accuracy,
         gate=None,
         load=load,
     )

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow, accuracy_sets
+from kdedge.results import by_images
+from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow, TimedFrom
 from kdedge.tables import Grid, figure, percent
-
-_MOST_SETS = 2  # largest number of image sets with accuracies in the first table
-
 
 NamedRow = tuple[str, SpeedRow]
 """A measured model's name in the tables, and its measurements."""
-
-TABLE_7 = (
-    ("CoOp", 162.5, 1344.0, 71.66),
-    ("CoCoOp", 162.5, 15.08, 75.83),
-    ("PromptSRC", 162.8, 1380.0, 79.97),
-    ("PromptKD", 42.5, 1710.0, 83.73),
-)
-"""PromptKD's table 7 (arXiv:2403.02781): GFLOPs (test), FPS, harmonic mean over 11 datasets."""
 
 
 def make_grids(result: SpeedResult) -> list[Grid]:
@@ -36,23 +26,17 @@ def make_grids(result: SpeedResult) -> list[Grid]:
         _power(rows),
         *_accuracies(rows),
         _agreements(rows),
-        _published(),
     ]
     return [grid for grid in grids if grid.rows]
 
 
 def summary(result: SpeedResult) -> Grid:
-    """The main table, with one line per model.
-
-    Each column of accuracies has the same images.
-    """
+    """The main table, with one line per model."""
     rows = []
-    sets = accuracy_sets(result.rows)[:_MOST_SETS]
     named = named_rows(result)
     for (label, row), first in zip(named, _first(named, "on device"), strict=True):
-        accuracies = [row.accuracy_beside(images) for images in sets]
-        found = [m for m in row.measurements if m.inputs == "on device"]
-        sure = [m for m in found if m.doubt is None] or found
+        measured = [m for m in row.measurements if m.inputs == "on device"]
+        sure = [m for m in measured if m.doubt is None] or measured
         best = max(sure, key=lambda m: m.images_per_second, default=None)
         rows.append(
             [
@@ -61,24 +45,14 @@ def summary(result: SpeedResult) -> Grid:
                 "-" if first is None else _marked(first, first.p50_ms),
                 "-" if best is None else _marked(best, best.images_per_second),
                 _ratio_cells(result, first)[0],
-                *(percent(None if found is None else found.all) for found in accuracies),
+                percent(None if row.accuracy is None else row.accuracy.all),
             ]
         )
-    columns = [
-        ("acc." if not i else f"acc. {'files' if one.n_images is None else one.n_images}", one)
-        for i, one in enumerate(sets)
-    ]
-    which = "; ".join(f"{name}: {images.images_text}" for name, images in columns)
     title = (
         f"GFLOPs of one image, median ms per call, FPS at the best batch, speed relative"
         f" to {result.baseline}, accuracy over all classes in percent"
     )
-    if len(columns) > 1:
-        title += f" ({which})"
-    names = [name for name, _ in columns] or ["acc."]
-    if not columns:
-        rows = [[*cells, "-"] for cells in rows]
-    return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", *names], rows)
+    return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."], rows)
 
 
 def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
@@ -105,17 +79,17 @@ def sizes(named: Sequence[NamedRow]) -> Grid:
     return Grid(title, ["model", "M par.", "MB", "MiB", "GMACs", "GFLOPs"], rows)
 
 
-def _first(named: Sequence[NamedRow], inputs: Inputs) -> list[Measurement | None]:
+def _first(named: Sequence[NamedRow], inputs: TimedFrom) -> list[Measurement | None]:
     """Each row's measurement at the smallest measured batch."""
     batches = [m.batch for _, row in named for m in row.measurements if m.inputs == inputs]
     smallest = min(batches, default=1)
     return [row.at(smallest, inputs) for _, row in named]
 
 
-def _latencies(named: Sequence[NamedRow], inputs: Inputs) -> Grid:
-    found = [(label, m) for (label, _), m in zip(named, _first(named, inputs), strict=True) if m]
-    rows = [[label, *_percentiles(m)] for label, m in found]
-    batch = found[0][1].batch if found else 1
+def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Grid:
+    firsts = [(label, m) for (label, _), m in zip(named, _first(named, inputs), strict=True) if m]
+    rows = [[label, *_percentiles(m)] for label, m in firsts]
+    batch = firsts[0][1].batch if firsts else 1
     copied = ", images copied to the device and logits back" if inputs == "copied" else ""
     return Grid(
         f"Latency, ms per call at batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
@@ -124,10 +98,10 @@ def _latencies(named: Sequence[NamedRow], inputs: Inputs) -> Grid:
 
 def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Grid:
     rows = []
-    for (label, _), found in zip(named, _first(named, "on device"), strict=True):
-        if found is not None:
-            mark = "!" if found.doubt else ""
-            rows.append([label, *_ratio_cells(result, found), f"{found.cv_percent:.1f}{mark}"])
+    for (label, _), first in zip(named, _first(named, "on device"), strict=True):
+        if first is not None:
+            mark = "!" if first.doubt else ""
+            rows.append([label, *_ratio_cells(result, first), f"{first.cv_percent:.1f}{mark}"])
     title = (
         f"Speed relative to {result.baseline}: median, lowest and highest of"
         f" {result.settings['n_rounds']} rounds; variation of the calls"
@@ -142,19 +116,19 @@ def throughputs(named: Sequence[NamedRow]) -> Grid:
     )
     rows = []
     for label, row in named:
-        found = [row.alone(batch) for batch in batches]
-        if any(found):
+        times = [row.alone(batch) for batch in batches]
+        if any(times):
             rows.append(
-                [label, *("-" if m is None else _marked(m, m.images_per_second) for m in found)]
+                [label, *("-" if m is None else _marked(m, m.images_per_second) for m in times)]
             )
     return Grid("FPS: images per second by batch", ["model", *map(str, batches)], rows)
 
 
 def _end_to_end(named: Sequence[NamedRow]) -> Grid:
     rows = [
-        [label, *_percentiles(found), figure(found.images_per_second)]
+        [label, *_percentiles(time), figure(time.images_per_second)]
         for label, row in named
-        if (found := row.at(1, "image file")) is not None
+        if (time := row.at(1, "image file")) is not None
     ]
     header = ["model", "p50", "p90", "p99", "FPS"]
     return Grid("End to end, ms: a JPEG of 640x480 decoded, resized and classified", header, rows)
@@ -162,21 +136,12 @@ def _end_to_end(named: Sequence[NamedRow]) -> Grid:
 
 def _power(named: Sequence[NamedRow]) -> Grid:
     rows = [
-        [label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
+        [label, str(time.batch), figure(time.watts), figure(time.joules_per_image)]
         for label, row in named
-        for found in row.measurements
-        if found.watts is not None and found.inputs != "image file"
+        for time in row.measurements
+        if time.watts is not None and time.inputs != "image file"
     ]
     return Grid("Mean power during the calls, and energy", ["model", "batch", "W", "J/image"], rows)
-
-
-def _published() -> Grid:
-    rows = [[name, f"{gflops:g}", f"{fps:g}", f"{hm:.2f}"] for name, gflops, fps, hm in TABLE_7]
-    title = (
-        "Published: PromptKD, arXiv:2403.02781, table 7, SUN397 on an A100, batch and precision"
-        " not stated; HM of 11 datasets"
-    )
-    return Grid(title, ["model", "GFLOPs", "FPS", "HM"], rows)
 
 
 def notes(result: SpeedResult) -> list[str]:
@@ -189,9 +154,9 @@ def notes(result: SpeedResult) -> list[str]:
             "paper: class texts are encoded with every batch, as the methods' public code"
             " evaluates. The other models use stored class vectors."
         )
-    sources = dict.fromkeys(one.source for row in result.rows for one in row.accuracies)
+    sources = dict.fromkeys(row.accuracy.source for row in result.rows if row.accuracy)
     if sources:
-        lines.append(f"Accuracies were measured by {', '.join(sources)}.")
+        lines.append(f"Accuracies are those of {'; '.join(sources)}.")
     lines += doubts(result)
     few = sorted(
         {
@@ -217,9 +182,9 @@ def problems(result: SpeedResult, left_out: Mapping[str, str]) -> list[str]:
 def doubts(result: SpeedResult) -> list[str]:
     """Caveats of the first table: about its columns and the machine."""
     lines = []
-    n_more = len(accuracy_sets(result.rows)) - _MOST_SETS
-    if n_more > 0:
-        lines.append(f"Accuracies on {n_more} more sets of images are in separate tables.")
+    n_sets = len(accuracies(named_rows(result)))
+    if n_sets > 1:
+        lines.append(f"! Accuracies are on {n_sets} different sets of images: see their tables.")
     if result.doubts:
         n_all = sum(len(row.measurements) for row in result.rows)
         lines.append(
@@ -259,20 +224,20 @@ def as_markdown(result: SpeedResult) -> str:
     return "\n\n".join(blocks)
 
 
-def _marked(found: Measurement, value: float) -> str:
+def _marked(time: Measurement, value: float) -> str:
     """A number, with a mark if its times are in doubt."""
-    return f"{figure(value)}!" if found.doubt else figure(value)
+    return f"{figure(value)}!" if time.doubt else figure(value)
 
 
-def _percentiles(found: Measurement) -> list[str]:
-    return [_marked(found, found.p50_ms), figure(found.p90_ms), figure(found.p99_ms)]
+def _percentiles(time: Measurement) -> list[str]:
+    return [_marked(time, time.p50_ms), figure(time.p90_ms), figure(time.p99_ms)]
 
 
-def _ratio_cells(result: SpeedResult, found: Measurement | None) -> list[str]:
+def _ratio_cells(result: SpeedResult, time: Measurement | None) -> list[str]:
     """Median, lowest and highest ratio; dashes if not ranked."""
-    if found is None or not result.has_rank(found):
+    if time is None or not result.has_rank(time):
         return ["-"] * 3
-    ratios = (found.ratio, found.ratio_low, found.ratio_high)
+    ratios = (time.ratio, time.ratio_low, time.ratio_high)
     return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
 
 
@@ -281,17 +246,22 @@ def _doubled(gmacs: float | None) -> float | None:
     return None if gmacs is None else 2 * gmacs
 
 
+def accuracies(named: Sequence[NamedRow]) -> list[list[tuple[str, Accuracy]]]:
+    """The known accuracies by label, grouped by their images."""
+    known = [(label, row.accuracy) for label, row in named if row.accuracy is not None]
+    return by_images([(label, one) for label, one in known if one.all is not None])
+
+
 def _accuracies(named: Sequence[NamedRow]) -> list[Grid]:
     """One table per set of images."""
     grids = []
-    for images in accuracy_sets([row for _, row in named]):
-        rows = []
-        for label, row in named:
-            found = row.accuracy_beside(images)
-            if found is not None:
-                values = (found.base, found.novel, found.harmonic_mean, found.all)
-                rows.append([label, *map(percent, values)])
-        title = f"Accuracy, top-1 in percent, on {images.images_text}"
+    for group in accuracies(named):
+        rows = [
+            [label, *map(percent, (one.base, one.novel, one.harmonic_mean, one.all))]
+            for label, one in group
+        ]
+        n_images = group[0][1].n_images
+        title = f"Accuracy, top-1 in percent, on {n_images:,} images"
         grids.append(Grid(title, ["model", "base", "novel", "HM", "all"], rows))
     return grids
 

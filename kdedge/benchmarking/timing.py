@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from kdedge.benchmarking.device import SampledPower
 from kdedge.errors import KdedgeError
 from kdedge.runtime.machine import Contention, Watch, all_of, watch_contention
-from kdedge.speed_results import Inputs, Measurement, ModelFacts
+from kdedge.speed_results import Measurement, ModelFacts, TimedFrom
 
 # ONNX Runtime's threads spin for a while after a call and slow down the next model
 _PAUSE_S = 0.05
@@ -168,7 +168,7 @@ def _settle(call: Call, call_ms: float) -> None:
 
 
 def summarize(
-    timed: Timed, *, batch: int, inputs: Inputs, baseline: Timed | None
+    timed: Timed, *, batch: int, inputs: TimedFrom, baseline: Timed | None
 ) -> Measurement | None:
     """Percentiles and ratios of the times; None without any.
 
@@ -232,9 +232,9 @@ class LoadedSubject(Protocol):
     is_gpu: bool
     held_bytes: int
     batches: tuple[int, int | None]
-    inputs: tuple[Inputs, ...]
+    inputs: tuple[TimedFrom, ...]
 
-    def call(self, batch: int, inputs: Inputs) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> Call:
         """Prepares a batch and returns the call that runs it."""
         ...
 
@@ -281,5 +281,5 @@ def _status(key: str) -> int | None:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [line.split() for line in lines if line.startswith(f"{key}:")]
-    return int(found[0][1]) * 1024 if found else None
+    entries = [line.split() for line in lines if line.startswith(f"{key}:")]
+    return int(entries[0][1]) * 1024 if entries else None

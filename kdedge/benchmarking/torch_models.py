@@ -25,7 +25,7 @@ from kdedge.methods.registry import load_method
 from kdedge.methods.supervised import TextPromptMethod
 from kdedge.runs.model import RunModel
 from kdedge.setup.role import RoleSetup
-from kdedge.speed_results import Inputs, Protocol
+from kdedge.speed_results import TextEncoding, TimedFrom
 
 _Logits = Callable[[Tensor], Tensor]
 
@@ -44,7 +44,7 @@ class TorchModel:
     """
 
     name: str
-    protocol: Protocol
+    protocol: TextEncoding
     logits: _Logits
     backbone: AnyBackbone
     holds: Sequence[Tensor]
@@ -60,13 +60,9 @@ def title(name: str) -> str:
 
 def zero_shot(backbone: Backbone, n_classes: int) -> TorchModel:
     """Plain CLIP with the same number of class vectors; their values do not matter here."""
-    vectors = _unit_rows(n_classes, backbone)
-    return _with_vectors(title("zeroshot"), backbone.image_features, vectors, backbone, [])
-
-
-def _unit_rows(n_classes: int, backbone: Backbone) -> Tensor:
     rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
-    return F.normalize(rows, dim=-1).to(backbone.device)
+    vectors = F.normalize(rows, dim=-1).to(backbone.device)
+    return _with_vectors(title("zeroshot"), backbone.image_features, vectors, backbone, [])
 
 
 def _with_vectors(
@@ -98,7 +94,10 @@ def baseline_models(setup: RoleSetup, method: BaseMethod) -> list[TorchModel]:
     assert isinstance(backbone, Backbone)  # a baseline encodes texts
     method.module.requires_grad_(False).eval()
     label, holds = title(setup.choice.name), list(method.module.state_dict().values())
-    text_tower = _text_tower(backbone)
+    model = backbone.model
+    parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
+    text_tower = [parameter for part in parts for parameter in part.parameters()]
+    text_tower += [model.positional_embedding, model.text_projection]
     if isinstance(method, CoCoOp):
         return [_image_conditioned(label, method, backbone, [*holds, *text_tower])]
     if method.why_no_class_vectors:
@@ -148,16 +147,9 @@ def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTex
     return replace(texts, tokens=F.pad(texts.tokens, (0, missing)))
 
 
-def _text_tower(backbone: Backbone) -> list[Tensor]:
-    model = backbone.model
-    parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
-    inside = [parameter for part in parts for parameter in part.parameters()]
-    return [*inside, model.positional_embedding, model.text_projection]
-
-
 def own_model(trained: RunModel) -> TorchModel:
     """The run's own model, unfused."""
-    vectors, path = trained.class_vectors(), trained.image_path()
+    vectors, path = trained.class_vectors(), trained.method.image_path()
     scale = trained.scale  # a tensor if there is no CLIP: counting would not see its value
 
     def logits(images: Tensor) -> Tensor:
@@ -174,7 +166,7 @@ def own_model(trained: RunModel) -> TorchModel:
 
 
 class LoadedTorch:
-    """A PyTorch model; see `benchmarking.subject.LoadedSubject`."""
+    """A PyTorch model; see `benchmarking.timing.LoadedSubject`."""
 
     def __init__(
         self, logits: _Logits, size_px: int, device: torch.device, n_parameters: int
@@ -183,7 +175,9 @@ class LoadedTorch:
         self.batches: tuple[int, int | None] = (1, None)
         self.held_bytes = 4 * n_parameters
         self.is_gpu = device.type == "cuda"
-        self.inputs: tuple[Inputs, ...] = ("on device", "copied") if self.is_gpu else ("on device",)
+        self.inputs: tuple[TimedFrom, ...] = (
+            ("on device", "copied") if self.is_gpu else ("on device",)
+        )
         self._logits, self._size_px, self._device = logits, size_px, device
         if self.is_gpu:
             torch.cuda.reset_peak_memory_stats(device)
@@ -193,7 +187,7 @@ class LoadedTorch:
         """See `LoadedSubject.gpu_bytes`; only for a model on a GPU."""
         return self.held_bytes + torch.cuda.max_memory_allocated(self._device) - self._before
 
-    def call(self, batch: int, inputs: Inputs) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> Call:
         """Returns a call on random normal images; `copied` starts in pinned host memory."""
         shape = (batch, 3, self._size_px, self._size_px)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))

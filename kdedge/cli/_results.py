@@ -32,8 +32,8 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
         line += [percent(getattr(result, key)) for key in errors.values()]
     header += errors
     text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
-    remarks = [f"\n{label}: {remark}" for label, result in rows for remark in result.remarks]
-    return text + "".join(remarks)
+    notes = [f"\n{label}: {note}" for label, result in rows for note in result.notes]
+    return text + "".join(notes)
 
 
 def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:

@@ -60,8 +60,7 @@ def command(
     out of training.
 
     In a run without an evaluation, such as an imported one, it writes eval.json and
-    eval_details.json for `kdedge report`; in an older run, the sample images. Existing files stay.
-    With --set nothing is written.
+    eval_details.json for `kdedge report`. Existing files stay. With --set nothing is written.
     """
     found = find_run(run, root)
     with contextlib.nullcontext() if output is None else new_file(output):
@@ -71,7 +70,7 @@ def command(
     if isinstance(result, UnlabeledResult):
         text = _unlabeled_text(found, result, per_class=per_class)
     else:
-        text = _text(found, result, per_class=per_class, is_own=not overrides)
+        text = _text(found, result, per_class=per_class)
     if output is not None:
         text += f"\nWrote {output}"
     is_next = "export" if found.kind == "student" and not found.exports else "report"
@@ -79,9 +78,9 @@ def command(
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)
 
 
-def _text(run: RunFolder, result: EvalResult, *, per_class: bool, is_own: bool) -> str:
+def _text(run: RunFolder, result: EvalResult, *, per_class: bool) -> str:
     """The accuracies, with those of other models on the same images from the run's record."""
-    results = with_stored(run, result, is_own=is_own)
+    results = with_stored(run, result)
     rows = labeled_results(run, results)
     text = f"{run.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
     said = headline_of(run, results)

@@ -24,6 +24,7 @@ from kdedge.runs.headline import fastest_file, headline_of, speed_of
 from kdedge.runs.listing import changed_exports, files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
 from kdedge.runtime.artifact import Artifact
+from kdedge.tables import figure
 
 
 @click.command("show")
@@ -85,7 +86,7 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
         "pseudo-labels": _rounds(record.summary.rounds),
         "finished": record.finished_at,
         "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
-        "fastest file": fastest and f"{fastest[0]}, {fastest[1]} per image",
+        "fastest file": fastest and f"{fastest[0]}, {figure(fastest[1].p50_ms)} ms per image",
         "changed since the export": ", ".join(
             f"artifacts/{folder.name}" for folder in changed_exports(run)
         ),

@@ -37,8 +37,7 @@ from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, sha256_file, write_json
 from kdedge.fold import fold
 from kdedge.quantization.search import Found, search
-from kdedge.runs.image_lists import warn_of_changes
-from kdedge.runs.model import RunModel
+from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.none_of_these import FILE_NAME as NONE_OF_THESE
@@ -100,8 +99,7 @@ def export_artifact(
                 " images for calibration.\n"
                 "  Add data.unlabeled, such as --set data.unlabeled.folder=DIR, or leave INT8 out."
             )
-        lists = {"unlabeled": pool, "test": trained.images("test")}
-        warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
+        warn_of_other_test_images(trained, trained.images("test"))
         reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
         if (one := reference.only_class) is not None:
             log.warning(
@@ -145,7 +143,7 @@ class _Writer:
             [] if pool is None else [i for i in pool.indices if pool.digests[i] not in used]
         )
         model = fold(
-            trained.image_path(),
+            trained.method.image_path(),
             trained.vectors.vectors,
             scale=reference.scale,
             preprocess=trained.preprocess,

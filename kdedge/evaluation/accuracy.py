@@ -12,7 +12,14 @@ from torch import Tensor
 
 from kdedge.data.split import base_novel
 from kdedge.errors import DataError, DivergedError, MissingPackage
-from kdedge.results import CalibrationBin, EvalDetails, EvalResult, Selection, Split, harmonic_mean
+from kdedge.results import (
+    CalibrationBin,
+    EvalDetails,
+    EvalResult,
+    Selection,
+    SplitName,
+    harmonic_mean,
+)
 from kdedge.runtime.backend import softmax
 
 N_BINS = 15
@@ -24,7 +31,7 @@ def evaluate(
     labels: Tensor,
     *,
     class_names: Sequence[str],
-    split: Split,
+    split: SplitName,
     selection: Selection = "last",
 ) -> EvalResult:
     """Computes accuracies and calibration error from logits and labels.
@@ -140,7 +147,6 @@ def evaluation_details(
         n_images=len(labels),
         confusion=_confusion(labels, predicted, n_classes=len(class_names)),
         bins=_bins(logits, labels),
-        right="".join("1" if is_right else "0" for is_right in (predicted == labels).tolist()),
     )
 
 

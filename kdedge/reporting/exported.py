@@ -5,49 +5,12 @@ from __future__ import annotations
 from kdedge.deploy import model_card
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.records import RunRecords
-from kdedge.runs.headline import fastest_file
-from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.cpu_choice import CpuChoice, readable_choices
-from kdedge.speed_results import SpeedResult
+from kdedge.runs.headline import file_to_ship
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.cpu_choice import readable_choices
 from kdedge.tables import Grid, figure, percent
 
 _MOST_LAYERS = 10
-
-
-def file_to_ship(
-    artifact: Artifact, speed: SpeedResult | None
-) -> tuple[ModelFile, str | None] | None:
-    """The file to put on the device, and its latency in words; None if every file missed its gate.
-
-    It is the fastest as `kdedge export --cpu` measured last, else as `kdedge bench` did; without
-    a measurement the smallest ONNX file that is not for GPUs, where engines are built from it.
-    """
-    files = {file.name: file for file in artifact.files if file.gate != "missed"}
-    for choice in sorted(readable_choices(artifact), key=lambda one: one.measured_at, reverse=True):
-        if choice.file in files and choice.holds_for(files[choice.file]):
-            return files[choice.file], _latency(choice)
-    fastest = None if speed is None else fastest_file(speed)
-    if speed is not None and fastest is not None and fastest[0] in files:
-        return files[fastest[0]], f"{fastest[1]} on {speed.device['cpu']}"
-    onnx = [one for one in files.values() if one.target == "onnx" and one.device != "gpu"]
-    onnx = onnx or list(files.values())
-    if not onnx:
-        return None
-    smallest = min(onnx, key=lambda file: file.n_bytes)
-    times = [row.alone(1) for row in speed.rows if row.model == smallest.name] if speed else []
-    doubted = [
-        f"{figure(time.p50_ms)} ms, in doubt: {time.doubt}" for time in times if time and time.doubt
-    ]
-    return smallest, next(iter(doubted), None)
-
-
-def _latency(choice: CpuChoice) -> str | None:
-    (time,) = (one.time for one in choice.candidates if choice.is_chosen(one))
-    if time is None:
-        return None
-    doubt = f"; in doubt: {time.doubt}" if time.doubt else ""
-    images = "image" if choice.batch == 1 else f"{choice.batch} images"
-    return f"{figure(time.p50_ms)} ms for one {images}, on {choice.machine}{doubt}"
 
 
 def ship_blocks(records: RunRecords) -> list[Block]:
@@ -56,12 +19,13 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     if artifact is None:
         line = f"# no file was exported yet\nkdedge export {run} --int8"
         return [Text("", line)] if run and records.run.kind == "student" else []
-    found = file_to_ship(artifact, records.speed)
-    if found is None:
+    shipped = file_to_ship(artifact, records.speed)
+    if shipped is None:
         line = f"# every exported file missed its gate: see the table below\nkdedge show {run}"
         return [Text("", line)]
-    file, latency = found
+    file, time, machine = shipped
     rows = [["file", f"{file.name} ({file.precision}), {figure(file.n_bytes, 1e6)} MB"]]
+    rows.append(["gate", file.gate])
     parity = file.parity
     if parity is not None:
         agrees = f"{percent(parity.agreement_percent)} % of {parity.n_images:,} images"
@@ -70,7 +34,12 @@ def ship_blocks(records: RunRecords) -> list[Block]:
             theirs = percent(parity.reference_accuracy_percent)
             ours = f"{percent(parity.accuracy_percent)} %; the student's on the same: {theirs} %"
             rows.append(["accuracy", ours])
-    rows.append(["latency", latency or f"not measured: kdedge export {artifact.path} --cpu"])
+    latency = f"not measured: kdedge export {artifact.path} --cpu"
+    if time is not None:
+        images = "one image" if time.batch == 1 else f"{time.batch} images"
+        latency = f"{figure(time.p50_ms)} ms for {images}, on {machine}"
+        latency += f"; in doubt: {time.doubt}" if time.doubt else ""
+    rows.append(["latency", latency])
     commands = (
         f"# here\nkdedge predict {artifact.path} IMAGES --format csv\n"
         f"# to the device, which needs no torch; the folder's README.md says how to run it\n"
@@ -95,7 +64,12 @@ def exported_blocks(records: RunRecords) -> list[Block]:
 
 def files_table(artifact: Artifact) -> Grid:
     """Exported files and their comparisons with the float32 model."""
-    header, cells = model_card.files_table(artifact)
+    header, rows = model_card.files_table(artifact)
+    cells = [
+        [*row[:4], "-" if parity is None else parity.runtime, *row[4:],
+         "-" if parity is None else f"{parity.n_images:,}"]
+        for row, parity in zip(rows, (file.parity for file in artifact.files), strict=True)
+    ]  # fmt: skip
     compared = sorted({file.parity.images for file in artifact.files if file.parity})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
@@ -110,15 +84,16 @@ def files_table(artifact: Artifact) -> Grid:
     if artifact.none_of_these is not None:
         none = artifact.none_of_these
         caption += f' "None" keeps {none.share_percent:g} % of images like {none.images}.'
-    return Grid("Exported files compared with the float32 model", header, cells, caption, n_text=4)
+    title = "Exported files compared with the float32 model"
+    return Grid(title, [*header[:4], "runtime", *header[4:], "images"], cells, caption, n_text=5)
 
 
 def _search_blocks(artifact: Artifact) -> list[Block]:
     """Steps of the search of an INT8 file, and the layers that cost most; empty without one."""
-    found = [file.built_with["search"] for file in artifact.files if "search" in file.built_with]
-    if not found:
+    searches = [file.built_with["search"] for file in artifact.files if "search" in file.built_with]
+    if not searches:
         return []
-    search = found[0]
+    search = searches[0]
     steps = [
         [step["step"], f"{step['agreement_percent']:.2f}", f"{step['expected_percent']:.2f}",
          f"{step['logit_error_percent']:.2f}", "yes" if step["kept"] else "no",
@@ -133,14 +108,14 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
     )
     header = ["step", "agreement", "expected on others", "error of logits", "kept", "at second"]
     measured = {key: value["sensitivity"] for key, value in search["layers"].items()}
-    told = "Percentage points of the logits' error that each layer in float takes away."
+    caption = "Percentage points of the logits' error that each layer in float takes away."
     if not any(value is not None for value in measured.values()):
         measured = {key: value["error_percent"] for key, value in search["layers"].items()}
-        told = "Error of each layer's output by itself, percent of the output."
+        caption = "Error of each layer's output by itself, percent of the output."
     layers = [(name, value) for name, value in measured.items() if value is not None]
     layers.sort(key=lambda entry: -entry[1])
     rows = [[name, percent(value)] for name, value in layers[:_MOST_LAYERS]]
     return [
         Grid("How the INT8 file was found", header, steps, what),
-        Grid("The layers that INT8 costs most", ["layer", "%"], rows, told),
+        Grid("The layers that INT8 costs most", ["layer", "%"], rows, caption),
     ]

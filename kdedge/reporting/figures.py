@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -81,8 +79,8 @@ def training_curves(log: TrainingLog) -> Draw:
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of a key; non-finite values are gaps."""
-    found = [(line["step"], line[key]) for line in lines if key in line]
-    return [step for step, _ in found], [np.nan if y is None else float(y) for _, y in found]
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    return [step for step, _ in points], [np.nan if y is None else float(y) for _, y in points]
 
 
 def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
@@ -158,9 +156,9 @@ def calibration(models: Mapping[str, EvalDetails]) -> Draw:
         curve.plot([0, 100], [0, 100], color=MUTED, linestyle="--", label="as sure as right")
         styles = zip((FIRST, SECOND, THIRD), ("o", "s", "^"), strict=True)
         for (label, details), (color, marker) in zip(models.items(), styles, strict=False):
-            x = [found.confidence_percent for found in details.bins]
-            n_images = [100 * found.n_images / details.n_images for found in details.bins]
-            accuracies = [found.accuracy_percent for found in details.bins]
+            x = [entry.confidence_percent for entry in details.bins]
+            n_images = [100 * entry.n_images / details.n_images for entry in details.bins]
+            accuracies = [entry.accuracy_percent for entry in details.bins]
             sizes = [8 + 6 * min(n, 15) for n in n_images]
             curve.plot(x, accuracies, color=color, linewidth=0.9)
             curve.scatter(
@@ -211,54 +209,14 @@ def accuracy_against_cost(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
-        _name_points(axes, named)
+        for number, point in enumerate(named, start=1):
+            place = (point.cost, point.accuracy)
+            axes.annotate(f"{number}", place, (5, 3), textcoords="offset points", fontsize=8.5)
+        names = "\n".join(f"{i}  {_short(point.label, 30)}" for i, point in enumerate(named, 1))
+        axes.text(1.03, 1, names, transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.6)
         return figure
 
     return draw
-
-
-def _name_points(axes: Any, points: Sequence[CostPoint]) -> None:
-    """Writes names in a column right of the plot, each with a line to its point."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    ends = [tuple(to_axes.transform((point.cost, point.accuracy))) for point in points]
-    for point, place in zip(points, _places_of_names(ends), strict=True):
-        axes.annotate(
-            _short(point.label, 30),
-            xy=(point.cost, point.accuracy),
-            xytext=place,
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8.5,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": MUTED,
-                "linewidth": 0.6,
-                "relpos": (0, 0.5),
-            },
-        )
-
-
-def _places_of_names(ends: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Places in a column right of the axes for names whose lines begin at `ends`.
-
-    All are shares of the axes. Names are swapped while that shortens the total length of their
-    lines: the shortest lines do not cross.
-    """
-    n = len(ends)
-    column = [(1.05, 0.97 - 0.94 * i / (n - 1) if n > 1 else 0.5) for i in range(n)]
-    order = sorted(range(n), key=lambda i: -ends[i][1])
-    places = [place for _, place in sorted(zip(order, column, strict=True))]
-    is_settled = False
-    while not is_settled:
-        is_settled = True
-        for i, j in combinations(range(n), 2):
-            now = math.dist(ends[i], places[i]) + math.dist(ends[j], places[j])
-            then = math.dist(ends[i], places[j]) + math.dist(ends[j], places[i])
-            if then < now - 1e-9:
-                places[i], places[j] = places[j], places[i]
-                is_settled = False
-    return places
 
 
 def _short(name: str, most: int) -> str:

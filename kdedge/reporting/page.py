@@ -19,14 +19,14 @@ from kdedge.reporting.accuracy import (
     confusion_table,
 )
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
-from kdedge.reporting.exported import exported_blocks, file_to_ship, ship_blocks
+from kdedge.reporting.exported import exported_blocks, ship_blocks
 from kdedge.reporting.figures import training_curves
 from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.results import EvalResult, SampleKind, UnlabeledResult, assumed_shares, by_images
-from kdedge.runs.headline import headline
+from kdedge.runs.headline import file_to_ship, headline_of
 from kdedge.runs.results import in_order, model_label
 from kdedge.speed_results import SpeedResult
 from kdedge.tables import Grid, html_table, percent
@@ -86,17 +86,8 @@ def _label(records: RunRecords, name: str) -> str:
 
 
 def _verdict(records: RunRecords) -> list[str]:
-    lines = []
-    if records.run.kind == "student":
-        said = headline(
-            records.results,
-            records.details.get("student"),
-            records.unlabeled,
-            records.provenance.summary,
-            records.speed,
-            records.artifact,
-        )
-        lines += [] if said is None else [f"The {said}."]
+    headline = headline_of(records.run, records.results, records.unlabeled)
+    lines = [] if headline is None else [f"The {headline}."]
     if records.balance is not None:
         shares = assumed_shares(records.balance.prior)
         lines.append(
@@ -150,13 +141,13 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
         folded["Confusion matrix"] = [plot]
     judged = {name: details[name] for name in compared if name in details}
     if judged:
-        models = {model_label(run, name): found for name, found in judged.items()}
+        models = {model_label(run, name): one for name, one in judged.items()}
         results = {model_label(run, name): compared[name] for name in judged}
         folded["Calibration"] = [*calibration_blocks(models, results, f"{prefix}calibration")]
     folded["Exported files"] = [*exported_blocks(records)]
     ship = records.artifact and file_to_ship(records.artifact, records.speed)
     if records.artifact is not None and ship:
-        cards = changed_cards(records.artifact, ship[0], records.recipe)
+        cards = changed_cards(records.artifact, ship.file, records.recipe)
         folded["Images that the exported file changes"] = [cards]
     if records.speed is not None:
         folded["Speed"] = [*speed_blocks(records.speed, f"{prefix}accuracy-latency")]
@@ -166,8 +157,8 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
     return _made(shown, is_folded=False) + _made(folded, is_folded=True)
 
 
-def _made(found: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
-    sections = {title: [b for b in blocks if b is not None] for title, blocks in found.items()}
+def _made(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
+    sections = {title: [b for b in blocks if b is not None] for title, blocks in by_title.items()}
     return [Section(title, blocks, is_folded) for title, blocks in sections.items() if blocks]
 
 
@@ -178,26 +169,26 @@ def _images(records: RunRecords) -> list[Block | None]:
         groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_OF_A_KIND] for kind in _SAMPLES}
         return [*sample_cards(groups, records.recipe, is_test=True)]
     if records.unlabeled is not None:
-        found = records.unlabeled.samples[: 3 * _N_OF_A_KIND]
+        few = records.unlabeled.samples[: 3 * _N_OF_A_KIND]
         has_teacher = records.unlabeled.agreement_percent is not None
         title = "Those where model and teacher differ first" if has_teacher else "Evenly spaced"
-        return [*sample_cards({title: found}, records.recipe, is_test=False)]
+        return [*sample_cards({title: few}, records.recipe, is_test=False)]
     return []
 
 
-def _unlabeled(found: UnlabeledResult | None) -> list[Block | None]:
+def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
     """Agreement, confidence and predicted classes of a model without labels."""
-    if found is None:
+    if result is None:
         return []
-    facts = [["images", f"{found.images}; labels were not used"]]
-    confidence = f"{percent(found.confidence_percent)} %"
-    models = {"images": found.predicted}
-    if found.agreement_percent is not None:
-        facts.append(["predicts what the teacher predicts", f"{found.agreement_percent:.2f} %"])
-        confidence += f", the teacher's {percent(found.teacher_confidence_percent)} %"
-        models["the teacher's"] = found.teacher_predicted
+    facts = [["images", f"{result.images}; labels were not used"]]
+    confidence = f"{percent(result.confidence_percent)} %"
+    models = {"images": result.predicted}
+    if result.agreement_percent is not None:
+        facts.append(["predicts what the teacher predicts", f"{result.agreement_percent:.2f} %"])
+        confidence += f", the teacher's {percent(result.teacher_confidence_percent)} %"
+        models["the teacher's"] = result.teacher_predicted
     facts.append(["mean confidence", confidence])
-    facts.append(["classes predicted", f"{len(found.predicted):,} of {found.n_classes:,}"])
+    facts.append(["classes predicted", f"{len(result.predicted):,} of {result.n_classes:,}"])
     return [Grid("", [], facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
 
 
@@ -230,7 +221,7 @@ def _comparison(runs: Sequence[RunRecords]) -> Chapter:
         for records in runs
         for name, result in in_order(records.run, records.results).items()
     ]
-    found: dict[str, list[Block | None]] = {
+    blocks: dict[str, list[Block | None]] = {
         "Accuracy": [accuracy_table(_once(rows)) for rows in by_images(accuracies)],
         "Speed": [*_common_speed(runs)],
     }
@@ -238,17 +229,17 @@ def _comparison(runs: Sequence[RunRecords]) -> Chapter:
         anchor="comparison",
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(records.run.name for records in runs),
-        sections=_made(found, is_folded=False),
+        sections=_made(blocks, is_folded=False),
     )
 
 
 def _once(rows: Sequence[tuple[str, EvalResult]]) -> list[tuple[str, EvalResult]]:
     """Rows of the same model with the same result, such as a common teacher, as one row."""
-    found: dict[tuple[str, str], tuple[str, EvalResult]] = {}
+    unique: dict[tuple[str, str], tuple[str, EvalResult]] = {}
     for label, result in rows:
         model = label.partition(": ")[2]
-        found.setdefault((model, repr(result.to_dict())), (label, result))
-    return list(found.values())
+        unique.setdefault((model, repr(result.to_dict())), (label, result))
+    return list(unique.values())
 
 
 def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:

@@ -41,9 +41,9 @@ def sample_cards(
         is_test: whether they are test images; else unlabeled ones.
     """
     keys = {sample.image for group in groups.values() for sample in group}
-    found, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
+    thumbnails, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
     rows = [
-        Cards(title, [_card(sample, found) for sample in group])
+        Cards(title, [_card(sample, thumbnails) for sample in group])
         for title, group in groups.items()
         if group
     ]
@@ -73,11 +73,11 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
         return None
     keys = {entry.image for entry in parity.worst}
     if parity.images.endswith(SMOKE_SET):
-        found, problem = _read(_of_smoke_set(artifact, keys))
+        thumbnails, problem = _read(_of_smoke_set(artifact, keys))
     else:
         is_test = not parity.images.endswith("data.unlabeled")
-        found, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
-    n_missing = len(keys - found.keys())
+        thumbnails, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
+    n_missing = len(keys - thumbnails.keys())
     if n_missing and not problem:
         problem = f" {n_missing} of these images no longer exist."
     caption = (
@@ -86,7 +86,7 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
         f" {percent(parity.agreement_percent)} %. Distance: total variation of the two softmaxes, 0"
         f" to 1.{problem}"
     )
-    cards = [_changed(entry, *found.get(entry.image, (None, None))) for entry in parity.worst]
+    cards = [_changed(entry, *thumbnails.get(entry.image, (None, None))) for entry in parity.worst]
     return Cards(f"{file.name} against the float32 model", cards, caption)
 
 
@@ -110,9 +110,9 @@ def _read(pictures: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _Thumbn
 def _of_smoke_set(artifact: Artifact, keys: Collection[str]) -> Iterator[tuple[str, _Thumbnail]]:
     pixels = load_smoke_set(artifact).pixels  # [K, S, S, 3]
     for key in keys:
-        found = _SMOKE_KEY.fullmatch(key)
-        if found is not None and int(found[1]) < len(pixels):
-            yield key, (_jpeg_uri(Image.fromarray(pixels[int(found[1])])), None)
+        match = _SMOKE_KEY.fullmatch(key)
+        if match is not None and int(match[1]) < len(pixels):
+            yield key, (_jpeg_uri(Image.fromarray(pixels[int(match[1])])), None)
 
 
 def _of_recipe(

@@ -106,15 +106,12 @@ class RunRecords:
     def missing(self) -> dict[str, list[str]]:
         """Missing records of the run -> the command that makes each."""
         name = str(self.run.path)
-        own = self.details.get(self.run.kind)
-        has_samples = own is None or own.samples is not None  # one line for both
         lacking = {
             "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
             "confusions and calibration": (
                 self.run.kind in self.details or not self.can_evaluate,
                 ["eval", name],
             ),
-            "sample images": (has_samples or not self.can_evaluate, ["eval", name]),
             "agreement and predicted classes": (
                 self.unlabeled is not None or not self._can_judge,
                 ["eval", name],

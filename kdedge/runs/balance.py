@@ -78,8 +78,8 @@ def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tenso
     if spec.prior == "uniform":
         return torch.full((len(names),), 1 / len(names), dtype=torch.float64)
     if spec.prior == "labels":
-        found = data.require("labeled", "balance.prior is labels")
-        counts = Counter(found.source_labels().values())
+        labeled = data.require("labeled", "balance.prior is labels")
+        counts = Counter(labeled.source_labels().values())
         shares = torch.tensor([counts[c] + 1.0 for c in range(len(names))], dtype=torch.float64)
         return shares / shares.sum()
     assert isinstance(spec.prior, dict)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kdedge.config.load import load_recipe
-from kdedge.data.images import Images
-from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
+from kdedge.data.images import Images, spread
+from kdedge.results import EvalDetails, EvalResult, SampleImage, UnlabeledResult
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.image_lists import warn_of_changes
-from kdedge.runs.measure import measure, measure_with_samples, predict_logits
-from kdedge.runs.model import RunModel, load_run
+from kdedge.runs.measure import (
+    compute_logits,
+    measure,
+    measure_with_samples,
+    sample_images,
+    top_answers,
+)
+from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
 from kdedge.runs.temperature import fit_temperature, teacher_of
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes
@@ -42,7 +46,7 @@ def evaluate_run(
         RecipeError: the run is not finished or its recipe has no test images.
     """
     model, images = _open_with_test_images(run, workspace, overrides)
-    warn_of_changes(run, model.loaded, {"test": images}, model.class_names)
+    warn_of_other_test_images(model, images)
     trained_on = model.setup.classes.names
     if run.kind == "student" and model.class_names != trained_on:
         log.warning(
@@ -91,8 +95,8 @@ def judge_run(
         recipe = recipe.model_copy(update={"data": data})
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
-    found = images_to_judge(RecipeData(recipe, classes, workspace), others=others)
-    return None if found is None else judge(model, *found, teacher=teacher_of(model))
+    few = images_to_judge(RecipeData(recipe, classes, workspace), others=others)
+    return None if few is None else judge(model, *few, teacher=teacher_of(model))
 
 
 def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
@@ -105,49 +109,13 @@ def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
     return f"{len(names)} of its {len(trained_on)} names"
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A model's predicted classes for one image.
-
-    Attributes:
-        key: the image's name.
-        label: the image's class.
-        top: the classes with the highest softmax over all classes, and that softmax in percent.
-    """
-
-    key: str
-    label: str
-    top: tuple[tuple[str, float], ...]
-
-
-def predict_examples(
-    run: RunFolder, workspace: Workspace, *, n_images: int = 3, n_top: int = 3
-) -> tuple[tuple[Prediction, bytes], ...]:
-    """Classifies a few test images spread over a run's test set; returns each file's bytes, too.
-
-    Args:
-        run: a finished run whose recipe has test images.
-        workspace: the command's workspace.
-        n_images: number of images.
-        n_top: predicted classes per image.
-    """
+def predict_examples(run: RunFolder, workspace: Workspace) -> list[tuple[SampleImage, bytes]]:
+    """Classifies three test images spread over a run's test set; returns each file's bytes, too."""
     model, images = _open_with_test_images(run, workspace, None)
-    step = max(1, len(images.indices) // n_images)
-    few = images.only(images.indices[step // 2 :: step][:n_images])
-    logits, labels = predict_logits(model, few)
-    names = model.class_names
-    scores, best = logits.softmax(dim=-1).topk(min(n_top, len(names)))
-    return tuple(
-        (
-            Prediction(
-                few.source.items[index].key,
-                names[int(label)],
-                tuple((names[int(c)], 100 * float(s)) for s, c in zip(row, classes, strict=True)),
-            ),
-            few.source.read(index),
-        )
-        for index, label, row, classes in zip(few.indices, labels, scores, best, strict=True)
-    )
+    few = images.only([images.indices[i] for i in spread(len(images.indices), 3)])
+    answers = top_answers(compute_logits(model, few, what="evaluating images"))
+    samples = sample_images(few, answers, names=model.class_names, taught=None)
+    return list(zip(samples, map(few.source.read, few.indices), strict=True))
 
 
 def _open_with_test_images(

@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from kdedge.errors import DataError, RecipeError
+from kdedge.results import Role
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.provenance import Kind, Provenance
+from kdedge.runs.provenance import Provenance
 
 
 def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolder, Provenance]]:
@@ -29,9 +30,9 @@ def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolde
 
 def damaged_records(root: Path) -> list[Path]:
     """Returns the damaged records, whose runs `runs_in` skips."""
-    whole = {run.provenance for run, _ in runs_in(root)}
+    readable = {run.provenance for run, _ in runs_in(root)}
     files = sorted(root.glob("*/*/provenance.json"))
-    return [file for file in files if file.parent.name.isdigit() and file not in whole]
+    return [file for file in files if file.parent.name.isdigit() and file not in readable]
 
 
 def finished_runs(root: Path) -> set[Path]:
@@ -44,7 +45,7 @@ def newest(
     name: str | None = None,
     *,
     finished: bool = True,
-    kind: Kind | None = None,
+    kind: Role | None = None,
     exported: bool = False,
 ) -> RunFolder | None:
     """Finds the run that finished last, or None.
@@ -58,7 +59,7 @@ def newest(
         kind: only runs of this kind.
         exported: only runs with an artifact.
     """
-    found = [
+    candidates = [
         (str(record.finished_at or record.started_at), run.name, run)
         for run, record in runs_in(root)
         if (name is None or run.path.parent.name == name)
@@ -67,10 +68,10 @@ def newest(
         and record.better is None
         and (not exported or run.exports)
     ]
-    return max(found, key=lambda entry: entry[:2])[2] if found else None
+    return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
 
 
-def find_run(argument: str | None, root: Path, *, prefer: Kind | None = None) -> RunFolder:
+def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) -> RunFolder:
     """Finds the run that a command's RUN argument means.
 
     Args:

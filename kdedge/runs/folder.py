@@ -18,7 +18,8 @@ from kdedge import __version__
 from kdedge.errors import RecipeError
 from kdedge.files import explain_os_error, is_locked, locked, new_folder, write_atomic, write_json
 from kdedge.records import read_record
-from kdedge.runs.provenance import Kind, Provenance
+from kdedge.results import Role
+from kdedge.runs.provenance import Provenance
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
 
@@ -44,7 +45,7 @@ class RunFolder:
     """
 
     path: Path
-    kind: Kind
+    kind: Role
     is_new: bool = field(default=False, compare=False)
 
     recipe = _File("recipe.yaml")  # resolved: it runs again as it is
@@ -52,7 +53,6 @@ class RunFolder:
     log = _File("log.txt")  # messages and tracebacks
     metrics = _File("metrics.jsonl")  # of steps and epochs, one JSON object per line
     skipped = _File("skipped.csv")  # unreadable images and why
-    image_lists = _File("image_lists.safetensors")  # images that it was trained and measured on
     checkpoints = _File("checkpoints")  # folder of the two newest
     class_vectors = _File("class_vectors.safetensors")  # in class-list order
     evaluation = _File("eval.json")
@@ -66,7 +66,7 @@ class RunFolder:
         root: Path,
         name: str,
         *,
-        kind: Kind,
+        kind: Role,
         recipe_text: str,
         provenance: Mapping[str, Any],
     ) -> RunFolder:

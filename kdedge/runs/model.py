@@ -6,7 +6,7 @@ together. The backbone is built and the trained tensors are read when they are f
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,15 +20,15 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.protocol import BaseMethod, ImagePath
+from kdedge.methods.protocol import BaseMethod
 from kdedge.runs.balance import Plain, balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
 from kdedge.runs.weights import (
-    TrainedTensors,
+    check_weights,
     class_vectors_provenance,
     features_provenance,
-    open_weights,
+    load_weights,
     read_class_vectors,
 )
 from kdedge.runtime.preprocess import Preprocess
@@ -38,6 +38,8 @@ from kdedge.setup.method import has_class_vectors, settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
 
 class _OfMethod:
     """What the models of a method have in common; see `Model`."""
@@ -45,6 +47,7 @@ class _OfMethod:
     setup: RoleSetup
     method: BaseMethod
     offsets: Tensor | None
+    _vectors: Tensor
 
     @property
     def preprocess(self) -> Preprocess:
@@ -61,9 +64,9 @@ class _OfMethod:
         """See `Model`."""
         return self.method.scale
 
-    @abstractmethod
     def class_vectors(self) -> Tensor:
         """See `Model`."""
+        return self._vectors
 
     def forward_features(self, images: Tensor) -> Tensor:
         """See `Model`."""
@@ -106,12 +109,8 @@ class MethodModel(_OfMethod):
         return self.setup.classes.names
 
     @cached_property
-    def _vectors(self) -> Tensor:
+    def _vectors(self) -> Tensor:  # type: ignore[override]
         return self.method.class_vectors()
-
-    def class_vectors(self) -> Tensor:
-        """See `Model`."""
-        return self._vectors
 
 
 class RunModel(_OfMethod):
@@ -131,11 +130,11 @@ class RunModel(_OfMethod):
         loaded: LoadedRecipe,
         classes: Classes,
         *,
-        tensors: TrainedTensors,
+        trained: str,
         stored: ClassVectors,
     ) -> None:
         self.run, self.setup, self.loaded, self.classes = run, setup, loaded, classes
-        self._tensors, self._stored = tensors, stored
+        self._trained_hash, self._stored = trained, stored
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -187,7 +186,7 @@ class RunModel(_OfMethod):
             return self._stored.provenance
         if self.run.kind == "student":
             return self._teacher().vectors_provenance
-        return class_vectors_provenance(self.setup, self._tensors.trained, self.classes)
+        return class_vectors_provenance(self.setup, self._trained_hash, self.classes)
 
     @property
     def _has_stored_vectors(self) -> bool:
@@ -206,17 +205,9 @@ class RunModel(_OfMethod):
         labels = [images.source.items[index].label for index in images.indices]
         return [None if label is None else position.get(trained[label]) for label in labels]
 
-    def class_vectors(self) -> Tensor:
-        """See `Model`."""
-        return self._vectors_on_device
-
     @cached_property
-    def _vectors_on_device(self) -> Tensor:
+    def _vectors(self) -> Tensor:  # type: ignore[override]
         return self.vectors.vectors.to(self.device)
-
-    def image_path(self) -> ImagePath:
-        """The parts that `forward_features` runs."""
-        return self.method.image_path()
 
     @cached_property
     def offsets(self) -> Tensor | None:  # type: ignore[override]
@@ -227,12 +218,16 @@ class RunModel(_OfMethod):
         spec = self.loaded.recipe.balance
         if spec is None:
             return None
-        found = read_balance(self.run)
+        balance = read_balance(self.run)
         asked = (spec.prior, spec.strength, set(self.class_names))
-        if found is None or (found.prior, found.strength, set(found.offsets)) != asked:
+        if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != asked:
             plain = Plain(self.preprocess, self.device, self._plain_logits)
-            found = balance_of(plain, spec, self.loaded.recipe, self.classes, self.setup.workspace)
-        return torch.tensor([found.offsets[name] for name in self.class_names], device=self.device)
+            balance = balance_of(
+                plain, spec, self.loaded.recipe, self.classes, self.setup.workspace
+            )
+        return torch.tensor(
+            [balance.offsets[name] for name in self.class_names], device=self.device
+        )
 
     def _plain_logits(self, images: Tensor) -> Tensor:
         """Those of `class_names`, whichever classes the method was built for."""
@@ -245,7 +240,7 @@ class RunModel(_OfMethod):
     @property
     def features_provenance(self) -> str:
         """Hash of what image features depend on; no class name is part of it."""
-        return features_provenance(self.setup, self._tensors.trained)
+        return features_provenance(self.setup, self._trained_hash)
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
@@ -282,7 +277,7 @@ class RunModel(_OfMethod):
         if self.run.kind == "student":
             vectors = self._stored.vectors.to(self.device)
         method = setup.build(class_vectors=vectors)
-        self._tensors.load_into(method)
+        load_weights(self.run.weights, method)
         method.module.requires_grad_(False)
         return method
 
@@ -323,16 +318,11 @@ class RunModel(_OfMethod):
             )
             raise DataError(f"{what}, and {where}.\n{remedy}")
         teacher = load_run(RunFolder.open(folder), self.setup.workspace, names=names)
-        if teacher.stored_provenance != self._stored.provenance:
+        if teacher._stored.provenance != self._stored.provenance:
             raise DataError(
                 f"{what}, and the teacher in {folder} did not make the stored vectors.\n{remedy}"
             )
         return teacher
-
-    @property
-    def stored_provenance(self) -> str:
-        """Provenance hash of the class vectors in the run's folder."""
-        return self._stored.provenance
 
 
 def load_run(
@@ -365,20 +355,32 @@ def load_run(
     trained = load_recipe(run.recipe)
     own = classes_of(trained.recipe, stored.class_names)
     # For a student, overrides may name the new place of its backbone's weights
-    told = loaded if run.kind == "student" else trained
-    setup = set_up_role(told, run.kind, workspace, classes=own)
+    source = loaded if run.kind == "student" else trained
+    setup = set_up_role(source, run.kind, workspace, classes=own)
     classes = own if names is None else classes_of(loaded.recipe, names)
-    tensors = open_weights(run, setup, stored)
-    if setup.choice.settings.is_class_specific:
-        _check_trained(run, own.names, classes.names)
-    return RunModel(run, setup, loaded, classes, tensors=tensors, stored=stored)
-
-
-def _check_trained(run: RunFolder, trained: Sequence[str], names: Sequence[str]) -> None:
-    new = [name for name in names if name not in trained]
-    if new:
+    trained_hash = check_weights(run, setup, stored)
+    new = [name for name in classes.names if name not in own.names]
+    if new and setup.choice.settings.is_class_specific:
         raise DataError(
             f"{len(new)} class names have no tensors in {run.weights}, first {new[0]!r}: the method"
             " trains separate tensors for each class.\n"
-            f"  Use names among its {len(trained)}, or train again with the new list."
+            f"  Use names among its {len(own.names)}, or train again with the new list."
+        )
+    return RunModel(run, setup, loaded, classes, trained=trained_hash, stored=stored)
+
+
+def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
+    """Warns if a run's recipe has other test images now than when the run was measured.
+
+    Nothing is said of images or classes that overrides name.
+    """
+    now, then = model.loaded.recipe.data.test, load_recipe(model.run.recipe).recipe.data.test
+    is_own = now == then and model.class_names == model.setup.classes.names
+    measured_on = model.run.read_provenance().measured_on
+    if images is not None and is_own and measured_on not in (None, images.list_hash):
+        log.warning(
+            "The test images of %s are others than it was measured on: added, removed, renamed or"
+            " changed.\n"
+            "  Do not compare the figures from before with those from now.",
+            model.run.name,
         )

@@ -12,7 +12,7 @@ from kdedge.runtime.preprocess import Preprocess
 
 
 class LogitModel(Protocol):
-    """What gives logits for pixels that are prepared in its way."""
+    """A model that computes logits for images in its own preprocessing."""
 
     @property
     def preprocess(self) -> Preprocess:

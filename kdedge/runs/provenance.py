@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["teacher", "student", "baseline"]
+from kdedge.results import Role
+
 Status = Literal["running", "interrupted", "failed", "finished"]
 
 
@@ -26,7 +27,7 @@ class Resumed(_Tolerant):
         platform: operating system.
         device: torch device; None if it was not known yet.
         n_processes: world size.
-        threads: torch's threads in each process; None in older records.
+        threads: torch's threads in each process.
     """
 
     resumed_at: str | None = None
@@ -39,7 +40,7 @@ class Resumed(_Tolerant):
 
 
 class TrainingSummary(_Tolerant):
-    """Summary of a training loop; see `TrainResult` for the fields."""
+    """Summary of a training loop; see `training.loop.selection.TrainingResult` for the fields."""
 
     epochs: int
     steps: int
@@ -51,7 +52,7 @@ class TrainingSummary(_Tolerant):
 
 
 class RoundSummary(_Tolerant):
-    """Summary of one round of a method that labels its pool; see `Round` for the fields."""
+    """Summary of one round of a method that labels its pool."""
 
     n_images: int
     n_classes: int | None = None
@@ -59,7 +60,7 @@ class RoundSummary(_Tolerant):
     seconds: float | None = None
 
 
-class Summary(_Tolerant):
+class RunSummary(_Tolerant):
     """Results of a finished run.
 
     Attributes:
@@ -89,7 +90,7 @@ class Provenance(_Tolerant):
         key: hash of the job; runs with equal keys have the same weights.
         device: torch device at the first start.
         n_processes: world size at the first start.
-        threads: torch's threads in each process at the first start; None in older records.
+        threads: torch's threads in each process at the first start.
         seed: the recipe's seed.
         method: name of the method.
         settings: settings of the method.
@@ -105,7 +106,7 @@ class Provenance(_Tolerant):
         summary: results; empty until the run is finished.
     """
 
-    kind: Kind
+    kind: Role
     status: Status | None = None
     started_at: str | None = None
     finished_at: str | None = None
@@ -128,7 +129,7 @@ class Provenance(_Tolerant):
     official: bool = False
     better: str | None = None
     resumed: list[Resumed] = []
-    summary: Summary = Summary()
+    summary: RunSummary = RunSummary()
 
     @property
     def is_finished(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,35 +39,29 @@ def write_evaluations(run: RunFolder, evaluations: Evaluations) -> None:
     )
 
 
-def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
-    """Adds missing evaluation records of a run's own model; returns the files written.
+def is_evaluated(run: RunFolder) -> bool:
+    """Whether a run has the result and the details of its own model."""
+    return run.kind in _or_empty(read_evaluation, run) and run.kind in _or_empty(read_details, run)
 
-    Existing records stay. Nothing is added to a record of another class list or test set.
+
+def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
+    """Adds what is missing of the evaluation of a run's own model; returns the files written.
+
+    Nothing is added to a record of another class list or test set.
 
     Raises:
         ResourceError: a file cannot be written.
     """
-    stored, known = _if_whole(read_evaluation, run), _if_whole(read_details, run)
+    stored, known = _or_empty(read_evaluation, run), _or_empty(read_details, run)
     before = stored.get(run.kind)
-    if before is not None and _is_other(result, before):
+    if before is not None and (run.kind in known or not are_same_images(result, before)):
         return []
-    written = []
-    old = known.get(run.kind, details)
-    own = replace(details if before is None else old, samples=old.samples or details.samples)
-    if own != known.get(run.kind):
-        _write_details(run, {**known, run.kind: own})
-        written.append(run.evaluation_details)
-    if before is None:
-        results = {run.kind: result, **stored}
-        write_json(run.evaluation, {name: found.to_dict() for name, found in results.items()})
-        written.append(run.evaluation)
-    return written
-
-
-def has_samples(run: RunFolder) -> bool:
-    """Whether the record of a run's own model has sample images."""
-    own = _if_whole(read_details, run).get(run.kind)
-    return own is not None and own.samples is not None
+    _write_details(run, {**known, run.kind: details})
+    if before is not None:
+        return [run.evaluation_details]
+    results = {run.kind: result, **stored}
+    write_json(run.evaluation, {name: one.to_dict() for name, one in results.items()})
+    return [run.evaluation_details, run.evaluation]
 
 
 def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:
@@ -91,15 +84,9 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
     """Reads eval.json; empty without one.
 
     Raises:
-        DataError: it is damaged, or was edited: eval_details.json has other counts.
+        DataError: it is damaged.
     """
-    results = _read(dict[str, EvalResult], run.evaluation)
-    for name, details in _if_whole(read_details, run).items():
-        if name in results and (said := details.contradiction(results[name])):
-            raise DataError(
-                f"{run.evaluation}: {name}.{said} ({run.evaluation_details.name}).\n  {_REMEDY}"
-            )
-    return results
+    return _read(dict[str, EvalResult], run.evaluation)
 
 
 def read_details(run: RunFolder) -> dict[str, EvalDetails]:
@@ -134,22 +121,11 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
     return read_record(BalanceResult, run.balance, remedy="Remove it: it is made again.")
 
 
-def with_stored(run: RunFolder, result: EvalResult, *, is_own: bool) -> dict[str, EvalResult]:
-    """Returns a run's result, with those of other models on the same images from its record.
-
-    Args:
-        run: the run.
-        result: result of its own model.
-        is_own: whether the result is for the recipe's own test images. Older records do not say
-            which images they are for, so they count only then.
-    """
-    stored = _if_whole(read_evaluation, run)
-    same = {
-        name: other
-        for name, other in stored.items()
-        if are_same_images(other, result) and (is_own or other.images_hash is not None)
-    }
-    return {**same, str(run.kind): result}
+def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
+    """Returns a run's result, with those of other models on the same images from its record."""
+    stored = _or_empty(read_evaluation, run)
+    same = {name: other for name, other in stored.items() if are_same_images(other, result)}
+    return {**same, run.kind: result}
 
 
 def labeled_results(
@@ -190,20 +166,14 @@ def _read(kind: type[dict[str, _T]], path: Path) -> dict[str, _T]:
 
 def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:
     """Writes JSON on one line: a confusion of 1000 classes has many thousand numbers."""
-    values = {name: found.to_dict() for name, found in details.items()}
+    values = {name: one.to_dict() for name, one in details.items()}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     write_atomic(run.evaluation_details, f"{text}\n".encode())
 
 
-def _if_whole(read: Callable[[RunFolder], dict[str, _T]], run: RunFolder) -> dict[str, _T]:
+def _or_empty(read: Callable[[RunFolder], dict[str, _T]], run: RunFolder) -> dict[str, _T]:
     """Reads a record; empty if it is damaged, so that it is written again."""
     try:
         return read(run)
     except DataError:
         return {}
-
-
-def _is_other(result: EvalResult, before: EvalResult) -> bool:
-    """Whether a result has other images, another class list or another split."""
-    lists = [(found.split, tuple(found.per_class)) for found in (result, before)]
-    return lists[0] != lists[1] or not are_same_images(result, before)

@@ -89,11 +89,11 @@ def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images,
 def _from_labels(model: RunModel, images: Images, key: str) -> Temperature | None:
     few = _some(images, images.indices)
     labels = np.array(model.labels_of(few))
-    found = temperature_of_labels(
+    value = temperature_of_labels(
         finite_logits(model, few, what="fitting the temperature").numpy(), labels
     )
     n_images = len(few.indices)
-    if found is None:
+    if value is None:
         log.warning(
             "The scores are not calibrated: no temperature fits the %d images of %s, as when all"
             " are classified right.\n  Add other labeled images as data.validation.",
@@ -101,7 +101,7 @@ def _from_labels(model: RunModel, images: Images, key: str) -> Temperature | Non
         )
         return None
     what = f"{n_images} of {len(images.indices)} images of {key}"
-    return Temperature(found, "labels", what, n_images)
+    return Temperature(value, "labels", what, n_images)
 
 
 def _from_teacher(model: RunModel, apart_from: Collection[str]) -> Temperature | None:
@@ -118,8 +118,8 @@ def _from_teacher(model: RunModel, apart_from: Collection[str]) -> Temperature |
     logits = finite_logits(model, few, what="fitting the temperature").numpy()
     taught = finite_logits(teacher, few, what="running the teacher").numpy()
     share = float((logits.argmax(axis=1) == taught.argmax(axis=1)).mean())
-    found = temperature_of_share(logits, share)
-    if found is None:
+    value = temperature_of_share(logits, share)
+    if value is None:
         log.warning(
             "The scores are not calibrated: no temperature gives the mean confidence %.2f %%, the"
             " share of unlabeled images with the teacher's class.\n"
@@ -129,7 +129,7 @@ def _from_teacher(model: RunModel, apart_from: Collection[str]) -> Temperature |
         return None
     n_images = len(few.indices)
     what = f"{n_images} of {len(free)} images of data.unlabeled"
-    return Temperature(found, "teacher", what, n_images)
+    return Temperature(value, "teacher", what, n_images)
 
 
 def _some(images: Images, indices: Collection[int]) -> Images:

@@ -6,7 +6,6 @@ Each of the two files has the other's hash, so that files of different runs are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,48 +88,39 @@ def read_class_vectors(run: RunFolder) -> ClassVectors:
     return stored
 
 
-@dataclass(frozen=True)
-class TrainedTensors:
-    """A run's file of trained tensors; only its metadata is read at first.
+def load_weights(path: Path, method: BaseMethod) -> None:
+    """Loads a run's trained tensors into a newly built method, strictly; sets evaluation mode.
 
-    Attributes:
-        path: the file.
-        trained: hash of its tensors.
+    Raises:
+        DataError: the file is damaged, or the method's tensors have other names or sizes.
     """
-
-    path: Path
-    trained: str
-
-    def load_into(self, method: BaseMethod) -> None:
-        """Loads the tensors into a newly built method, strictly, and sets evaluation mode.
-
-        Raises:
-            DataError: the file is damaged, or the method's tensors have other names or sizes.
-        """
-        try:
-            state, _ = read_tensors(self.path)
-        except DataError as error:
-            raise DataError(f"{error}\n  Train or import again; that makes a new run.") from error
-        expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
-        found = {key: tuple(value.shape) for key, value in state.items()}
-        if expected != found:
-            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-            raise DataError(
-                f"{self.path} holds other tensors than its recipe builds, first {odd}:"
-                f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
-                "  Restore the recipe.yaml of this run, or train again."
-            )
-        method.module.load_state_dict(state)
-        method.module.eval()
+    try:
+        state, _ = read_tensors(path)
+    except DataError as error:
+        raise DataError(f"{error}\n  Train or import again; that makes a new run.") from error
+    expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
+    stored = {key: tuple(value.shape) for key, value in state.items()}
+    if expected != stored:
+        odd = sorted(set(expected.items()) ^ set(stored.items()))[0][0]
+        raise DataError(
+            f"{path} holds other tensors than its recipe builds, first {odd}:"
+            f" {stored.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
+            "  Restore the recipe.yaml of this run, or train again."
+        )
+    method.module.load_state_dict(state)
+    method.module.eval()
 
 
-def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> TrainedTensors:
-    """Reads the metadata of a run's trained tensors, and checks backbone and class vectors.
+def check_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> str:
+    """Checks backbone and class vectors by the metadata of a run's trained tensors.
 
     Args:
         run: the run.
         setup: its method and backbone, for the class list that it was trained with.
         stored: its class vectors.
+
+    Returns:
+        The hash of the trained tensors.
 
     Raises:
         DataError: the file is missing or damaged, or belongs to another backbone or to other class
@@ -160,7 +150,7 @@ def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> Trai
     if not is_pair:
         raise DataError(
             f"{path} was trained with other class vectors than those in {run.class_vectors.name}"
-            " beside it.\n"
+            " next to it.\n"
             "  One of the two files was replaced: train or import again; that makes a new run."
         )
-    return TrainedTensors(path, trained)
+    return trained

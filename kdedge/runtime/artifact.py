@@ -104,13 +104,12 @@ def read_matrix(path: Path) -> Matrix:
     return found
 
 
-def check_class_names(names: tuple[str, ...], before: dict[str, Any]) -> None:
+def check_class_names(names: tuple[str, ...]) -> None:
     """Checks the class names of a record.
 
     Raises:
         ValueError: there are none, or they cannot be told apart or written in one line each.
     """
-    del before
     if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
         raise ValueError("distinct names, one or more, without line breaks and control characters")
 

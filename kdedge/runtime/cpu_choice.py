@@ -115,9 +115,6 @@ class CpuChoice(Record, Tabled):
         header += ["range", "result"]
         return header, [self._row(one) for one in self.candidates]
 
-    def _table(self) -> Table:
-        return self.table
-
     def _row(self, one: TimedFile) -> list[str]:
         cells = [one.file, one.runtime or "-"]
         cells.append("-" if one.agreement_percent is None else f"{one.agreement_percent:.2f}")
@@ -143,9 +140,6 @@ class CpuChoice(Record, Tabled):
         if doubts:
             notes.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
         return notes
-
-    def _notes(self) -> list[str]:
-        return self.notes
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,7 @@ def read_gaussians(path: Path) -> Gaussians:
         raise DataError(f"{path} has no Gaussians: {error}.\n  Export again.") from error
 
 
-def _check_percentiles(values: tuple[float, ...], before: dict[str, Any]) -> None:
-    del before
+def _check_percentiles(values: tuple[float, ...]) -> None:
     if len(values) != N_PERCENTILES or any(a > b for a, b in itertools.pairwise(values)):
         raise ValueError(f"{N_PERCENTILES} scores in ascending order")
 

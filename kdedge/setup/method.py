@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,8 +15,7 @@ from kdedge.config.recipe import ModelSpec, OptimSettings, Recipe, resolve_optim
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import MethodSettings
 from kdedge.methods.registry import Sees, load_method
-
-Role = Literal["teacher", "student", "baseline"]
+from kdedge.results import Role
 
 
 @dataclass(frozen=True)

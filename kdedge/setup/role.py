@@ -14,8 +14,9 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.methods.protocol import BaseMethod, Inputs, Teacher
 from kdedge.methods.registry import Sees
+from kdedge.results import Role
 from kdedge.setup.classes import Classes, load_classes
-from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
+from kdedge.setup.method import MethodChoice, choose_method, model_spec
 from kdedge.setup.workspace import Workspace
 
 

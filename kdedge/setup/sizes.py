@@ -9,7 +9,8 @@ from kdedge.clip.find import FoundBackbone
 from kdedge.clip.resolve import named_sizes
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
+from kdedge.results import Role
+from kdedge.setup.method import MethodChoice, choose_method, model_spec
 from kdedge.setup.role import RoleSetup, backbone_spec
 
 

@@ -58,7 +58,7 @@ class Failure(Record):
 
 
 @dataclass(frozen=True)
-class Measurement(Record):
+class CellAccuracy(Record):
     """Accuracies of a run on other test images or class names than those of its own evaluation.
 
     Attributes:
@@ -98,11 +98,11 @@ class SuiteFolder:
         """The failure of a cell's last process; None if there is none."""
         return _read(Failure, self._file(cell, ".failure.json"))
 
-    def measurement(self, cell: Cell) -> Measurement | None:
+    def measurement(self, cell: Cell) -> CellAccuracy | None:
         """The last measurement for a cell; None if there is none."""
-        return _read(Measurement, self._file(cell, ".eval.json"))
+        return _read(CellAccuracy, self._file(cell, ".eval.json"))
 
-    def write(self, cell: Cell, record: Failure | Measurement) -> None:
+    def write(self, cell: Cell, record: Failure | CellAccuracy) -> None:
         """Writes a record; it replaces an older one.
 
         Raises:
@@ -142,12 +142,11 @@ def _read(kind: type[_T], file: Path) -> _T | None:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run with the key of its job."""
+class FinishedRun:
+    """A finished run's folder and provenance."""
 
     folder: RunFolder
     record: Provenance
-    key: str | None
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -164,26 +163,22 @@ class Runs:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._keys: dict[Path, str | None] = {}
-        self._finished: dict[Path, Run] = {}
+        self._finished: dict[Path, FinishedRun] = {}
         self._begun: set[str | None] = set()
 
     def look(self) -> None:
         """Reads runs that are new or were unfinished."""
         self._begun = set()
         for run, record in runs_in(self.root, but=self._finished):
-            if run.path not in self._keys:
-                self._keys[run.path] = record.key
-            key = self._keys[run.path]
             if record.is_finished:
-                self._finished[run.path] = Run(run, record, key)
+                self._finished[run.path] = FinishedRun(run, record)
             else:
-                self._begun.add(key)
+                self._begun.add(record.key)
 
-    def finished(self, key: str | None = None) -> list[Run]:
+    def finished(self, key: str | None = None) -> list[FinishedRun]:
         """The finished runs of a job, or of all jobs, newest first."""
-        found = [run for run in self._finished.values() if key in (None, run.key)]
-        return sorted(found, key=lambda run: str(run.record.finished_at), reverse=True)
+        runs = [run for run in self._finished.values() if key in (None, run.record.key)]
+        return sorted(runs, key=lambda run: str(run.record.finished_at), reverse=True)
 
     def has_begun(self, key: str) -> bool:
         """Whether a job has an unfinished run."""
@@ -335,9 +330,9 @@ class Ledger:
                     with contextlib.suppress(KdedgeError):  # its own process reports the error
                         self._jobs[cell] = find_job(cell, workspace, self._runs)
         for cell in self.plan.cells:
-            found = None if cell in self._finished else self._find_result(cell)
-            if found is not None:
-                self._finished[cell] = found
+            outcome = None if cell in self._finished else self._find_result(cell)
+            if outcome is not None:
+                self._finished[cell] = outcome
 
     def look_for(self, cell: Cell) -> None:
         """Looks for the run of a cell whose process has ended."""
@@ -388,11 +383,11 @@ class Ledger:
         return set() if job is None else job.keys
 
     def zero_shot(self, cell: Cell) -> object:
-        """Equal for cells with the same zero-shot CLIP; None if no run of the cell measures it."""
+        """Equal for cells that share one measurement of zero-shot CLIP; None if no run has it."""
         job = self._jobs.get(cell)
         return None if job is None or job.backbone is None else (job.backbone, job.test)
 
-    def run_to_measure(self, cell: Cell) -> Run | None:
+    def run_to_measure(self, cell: Cell) -> FinishedRun | None:
         """The finished run of a cell's job if its accuracies are unknown; else None."""
         job = self._jobs.get(cell.source or cell)
         runs = [] if job is None or job.key is None else self._runs.finished(job.key)
@@ -405,12 +400,12 @@ class Ledger:
         key = next((key for key in keys if key is not None), None)
         self.folder.write(cell, Failure(key, exit_code, last_lines))
 
-    def measured(self, cell: Cell, run: Run, result: EvalResult) -> None:
+    def measured(self, cell: Cell, run: FinishedRun, result: EvalResult) -> None:
         """Records a run's accuracies on a cell's test images, unless the images have changed."""
         job = self._jobs.get(cell)
-        if job is not None and run.key is not None and job.test.fits(result):
+        if job is not None and run.record.key is not None and job.test.fits(result):
             name, template = run.folder.name, job.test.classes.template
-            record = Measurement(name, run.key, job.test.list_hash, template, result)
+            record = CellAccuracy(name, run.record.key, job.test.list_hash, template, result)
             self.folder.write(cell, record)
 
     def _find_result(self, cell: Cell) -> Outcome | None:
@@ -436,25 +431,25 @@ class Ledger:
         if record is None or (record.test_list, record.template) != test:
             return None
         for run in runs:
-            is_its = (run.folder.name, run.key) == (record.run, record.job)
+            is_its = (run.folder.name, run.record.key) == (record.run, record.job)
             if is_its and job.test.fits(record.result):
                 return Outcome("finished", run.folder.path, record.result, _seconds(run))
         return None
 
 
-def _evaluation(run: Run) -> dict[str, EvalResult]:
+def _evaluation(run: FinishedRun) -> dict[str, EvalResult]:
     try:
         return read_evaluation(run.folder)
     except KdedgeError:  # damaged: the run is measured again
         return {}
 
 
-def _is_measured_on(run: Run, result: EvalResult, cell: Cell, job: KnownJob) -> bool:
+def _is_measured_on(run: FinishedRun, result: EvalResult, cell: Cell, job: KnownJob) -> bool:
     """Whether a run's evaluation is on a cell's current test images and class names."""
     test = job.test
     if not test.fits(result) or run.record.measured_on != test.list_hash:
         return False
-    if run.key == job.key:
+    if run.record.key == job.key:
         return True  # the key includes the template
     try:
         return run.recipe.classes.template == cell.loaded.recipe.classes.template
@@ -462,7 +457,7 @@ def _is_measured_on(run: Run, result: EvalResult, cell: Cell, job: KnownJob) -> 
         return False
 
 
-def _seconds(run: Run) -> float | None:
+def _seconds(run: FinishedRun) -> float | None:
     summary = run.record.summary
     parts = summary.rounds if summary.training is None else [summary.training]
     return sum(part.seconds or 0.0 for part in parts) if parts else None

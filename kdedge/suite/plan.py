@@ -21,10 +21,10 @@ from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_paper, check_se
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.methods.registry import Sees, load_method
+from kdedge.results import Role
 from kdedge.runs.find import find_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.method import (
-    Role,
     check_can_teach,
     check_reads_pseudo_labels,
     choose_method,

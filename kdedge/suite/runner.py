@@ -22,7 +22,7 @@ from kdedge.records import read_record
 from kdedge.results import EvalResult
 from kdedge.runtime.threads import shared_threads
 from kdedge.setup.device import choose_device
-from kdedge.suite.ledger import Ledger, Run
+from kdedge.suite.ledger import FinishedRun, Ledger
 from kdedge.suite.plan import Cell, measuring_overrides
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class _Running:
 
     process: subprocess.Popen[bytes]
     log_start: int
-    measures: Run | None
+    measures: FinishedRun | None
 
 
 class Runner:
@@ -270,11 +270,11 @@ class Runner:
 
     def _end(self, cell: Cell) -> None:
         outcome = self._ledger.outcome(cell)
-        found = outcome.result
-        assert found is not None  # it is finished
-        figures = {"base": found.base, "novel": found.novel, "HM": found.harmonic_mean}
-        if found.split == "all":
-            figures = {"accuracy": found.all}
+        result = outcome.result
+        assert result is not None  # it is finished
+        figures = {"base": result.base, "novel": result.novel, "HM": result.harmonic_mean}
+        if result.split == "all":
+            figures = {"accuracy": result.all}
         known = [f"{name} {value:.2f}" for name, value in figures.items() if value is not None]
         log.info("  %s: %s; %s", cell.label, ", ".join(known), outcome.run)
         self._after_each()

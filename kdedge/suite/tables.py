@@ -77,7 +77,7 @@ class Line:
 def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     """The lines of a suite from its finished cells, recipe by recipe."""
     suite = plan.loaded.suite
-    found = {
+    by_row = {
         (recipe, row.name): {
             cell.seed: {name: getattr(result, name) for name in FIGURES}
             for cell in plan.of(recipe, row.name)
@@ -87,10 +87,10 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
         for row in suite.methods
         if plan.of(recipe, row.name)
     }
-    lines = [_line(plan, *key, [*seeds.values()]) for key, seeds in found.items()]
+    lines = [_line(plan, *key, [*seeds.values()]) for key, seeds in by_row.items()]
     if len(plan.recipes) > 1:
         for row in suite.methods:
-            own = [found[recipe, row.name] for recipe in plan.recipes]
+            own = [by_row[recipe, row.name] for recipe in plan.recipes]
             lines.append(_line(plan, AVERAGE, row.name, _averages(own)))
     return lines
 
@@ -100,10 +100,10 @@ def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
 
     Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
     """
-    shared = [seed for seed in recipes[0] if all(seed in found for found in recipes)]
+    shared = [seed for seed in recipes[0] if all(seed in one for one in recipes)]
     averages: list[Values] = []
     for seed in shared:
-        of_seed = [found[seed] for found in recipes]
+        of_seed = [one[seed] for one in recipes]
         mean = {name: _mean(values[name] for values in of_seed) for name in FIGURES}
         averages.append({**mean, "harmonic_mean": _harmonic_mean(mean)})
     return averages
@@ -187,21 +187,21 @@ def _with_spread(mean: float | None, std: float | None) -> str:
 def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
     """Explains the figures."""
     paper = plan.loaded.suite.paper
-    found = [
+    texts = [
         "Accuracies in percent: mean ± standard deviation (n - 1) over seeds. HM: harmonic mean of"
         " the mean base and novel accuracy; its deviation is that of the seeds' harmonic means."
     ]
     if len({cell.sees for cell in plan.cells}) > 1:
-        found.append(
+        texts.append(
             "labels: few labeled images, the teacher's too. unlabeled: images of all classes,"
             " without labels. novel names: training knows the names of classes without labels."
         )
     if any(cell.is_official for cell in plan.cells):
-        found.append(
+        texts.append(
             f"{OFFICIAL_MARK} official: true, as in PromptKD's public code; epochs of students"
             " are chosen on the test images. Do not compare these rows with others."
         )
-    return found if paper is None else [*found, f"Paper: {paper.source}"]
+    return texts if paper is None else [*texts, f"Paper: {paper.source}"]
 
 
 def write_tables(folder: Path, plan: Plan, outcomes: Outcomes) -> None:

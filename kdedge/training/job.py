@@ -22,11 +22,12 @@ from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import BaseMethod, Teacher
 from kdedge.progress import working
+from kdedge.results import Role
 from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.method import MethodChoice, Role, settings_record
+from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits, decisive_settings
 from kdedge.training.teacher_store.fill import StoreFiller

@@ -19,7 +19,6 @@ from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.files import write_json
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.image_lists import describe_changes, write_image_lists
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
@@ -292,10 +291,9 @@ def _record_images(run: RunFolder, job: Job) -> None:
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
     )
-    changes = None if run.is_new else describe_changes(run, sources, job.classes.names)
-    if changes is not None:
-        log.warning("The images of %s have changed since it began: %s.", run.path, changes)
-    write_image_lists(run, sources, job.classes.names)
+    before = run.read_provenance().measured_on
+    if job.test is not None and before not in (None, job.test.list_hash):
+        log.warning("The test images of %s have changed since it began.", run.path)
 
 
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:

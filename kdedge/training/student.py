@@ -12,6 +12,7 @@ import torch
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
+from kdedge.results import Role
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
@@ -19,7 +20,6 @@ from kdedge.runs.weights import features_provenance
 from kdedge.setup.data import RecipeData
 from kdedge.setup.device import choose_device
 from kdedge.setup.method import (
-    Role,
     check_needs_no_vectors,
     choose_method,
     has_class_vectors,

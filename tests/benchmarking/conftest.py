@@ -40,7 +40,7 @@ def _row(model: str = "CLIP", *measurements: Measurement, **other: Any) -> Speed
         "gmacs_image": 17.5,
         "gmacs_call": 0.0,
         "memory_bytes": 500 << 20,
-        "accuracy": Accuracy(70.1, 60.2, 64.77, 55.5, None, "line3/02"),
+        "accuracy": Accuracy(70.1, 60.2, 64.77, 55.5, None, "line3/02", 2000),
         "gate": None,
         "problem": None,
     }

@@ -33,10 +33,10 @@ def _no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
 
 
-def test_this_machines_sheet_names_processor_versions_and_affinity() -> None:
+def test_this_machines_sheet_names_processor_and_versions() -> None:
     sheet = device_sheet()
     assert sheet["cpu"]
-    assert sheet["cpu_cores"] == len(sheet["affinity"])
+    assert sheet["cpu_cores"] > 0
     assert "numpy" in sheet["versions"]
     assert "jetson" not in sheet
 
@@ -47,9 +47,6 @@ JETSON = {
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "729600\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1510400\n",
-    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1510400\n",
-    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
-    "sys/class/thermal/thermal_zone0/temp": "48500\n",
     "sys/class/hwmon/hwmon1/oc1_event_cnt": "0\n",
 }
 
@@ -73,11 +70,9 @@ def test_a_jetsons_sheet_has_board_release_mode_and_clocks(
     assert device_sheet(root)["governor"] == "schedutil"
 
 
-def test_conditions_are_clocks_temperatures_and_counters(tmp_path: Path) -> None:
+def test_throttling_is_noticed_by_counters(tmp_path: Path) -> None:
     root = write(tmp_path, JETSON)
     before = conditions(root)
-    assert before["cpu_mhz"] == pytest.approx(1510.4)
-    assert before["celsius"] == {"cpu-thermal": 48.5}
     assert was_throttled(before, conditions(root)) is False
     write(root, {"sys/class/hwmon/hwmon1/oc1_event_cnt": "3\n"})
     after = conditions(root)
@@ -92,15 +87,6 @@ def test_clocks_are_fixed_where_the_lowest_is_the_highest(tmp_path: Path) -> Non
     for name in ("min", "max"):
         (root / f"{clocks}_{name}_freq").unlink()
     assert device_sheet(root)["jetson"]["clocks_are_fixed"] is None
-
-
-def test_a_zone_that_does_not_answer_leaves_the_others_their_temperatures(tmp_path: Path) -> None:
-    root = write(tmp_path, JETSON | {"sys/class/thermal/thermal_zone2/type": "gpu-thermal\n"})
-    write(root, {"sys/class/thermal/thermal_zone2/temp": "51000\n"})
-    off = root / "sys/class/thermal/thermal_zone1"
-    write(off, {"type": "cv0-thermal\n"})
-    (off / "temp").mkdir()  # reading it fails, as where the part is switched off
-    assert conditions(root)["celsius"] == {"cpu-thermal": 48.5, "gpu-thermal": 51.0}
 
 
 def test_where_nothing_counts_nobody_knows(tmp_path: Path) -> None:
@@ -183,7 +169,6 @@ class MadeUpNvml(SimpleNamespace):
     class NVMLError(Exception):
         pass
 
-    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
     NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
     nvmlClocksThrottleReasonSwPowerCap = 4
     nvmlClocksThrottleReasonSwThermalSlowdown = 32
@@ -197,9 +182,6 @@ class MadeUpNvml(SimpleNamespace):
             "nvmlDeviceGetName": b"NVIDIA H100",
             "nvmlSystemGetDriverVersion": "570.1",
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=1 << 36),
-            "nvmlDeviceGetMaxClockInfo": 1980,
-            "nvmlDeviceGetClockInfo": 1200,
-            "nvmlDeviceGetTemperature": 61,
             "nvmlDeviceGetPowerUsage": 200_000,
             "nvmlDeviceGetCurrentClocksThrottleReasons": 4 | 1,
             "nvmlInit": None,
@@ -223,17 +205,11 @@ def test_a_gpu_is_described_and_its_throttling_noticed(
         "name": "NVIDIA H100",
         "driver": "570.1",
         "memory_bytes": 1 << 36,
-        "highest_sm_mhz": 1980,
         "power_limit_watts": None,  # this one does not say
     }
     now = conditions(tmp_path)
     (conditions_of_gpu,) = now["gpus"]
-    assert conditions_of_gpu == {
-        "sm_mhz": 1200,
-        "celsius": 61,
-        "throttle_reasons": ["power"],
-        "slowed_ns": None,  # nor does it count
-    }
+    assert conditions_of_gpu == {"throttle_reasons": ["power"], "slowed_ns": None}
     assert was_throttled(now, now) is True
     assert watts(tmp_path) == pytest.approx(200.0)
 

@@ -15,7 +15,7 @@ from kdedge.benchmarking.run import Machine, run_bench
 from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, TimingPlan
 from kdedge.errors import BackendUnavailable
 from kdedge.runtime.machine import Contention
-from kdedge.speed_results import Inputs
+from kdedge.speed_results import TimedFrom
 
 SHORT = TimingPlan(seconds=0.01, n_calls=3, n_rounds=1)
 
@@ -44,15 +44,15 @@ class Instant:
     runtime: str = "none"
     held_bytes: int = 0
     batches: tuple[int, int | None] = (1, None)
-    inputs: tuple[Inputs, ...] = ("on device",)
-    ms: Callable[[int, Inputs], float] = lambda batch, inputs: 1.0
+    inputs: tuple[TimedFrom, ...] = ("on device",)
+    ms: Callable[[int, TimedFrom], float] = lambda batch, inputs: 1.0
 
     n_calls: int = 0
 
     def gpu_bytes(self) -> int:
         return 7
 
-    def call(self, batch: int, inputs: Inputs) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> Call:
         def run() -> float:
             self.n_calls += 1
             return self.ms(batch, inputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,34 +38,18 @@ def test_the_first_table_has_a_line_a_model(
     ]
 
 
-def test_accuracies_in_one_column_are_of_the_same_images(make_row: Make, make_result: Make) -> None:
-    whole = Accuracy(None, None, None, 42.05, None, "line3/02", 2000, "all")
-    some = Accuracy(None, None, None, 40.8, 100.0, "500 of 2000 images", 500, "some")
-    result = make_result(
-        make_row("CLIP", accuracy=replace(whole, all=30.0)),
-        make_row("PromptKD", accuracy=whole, on_compared=some),
-        make_row("m.onnx", accuracy=some),
-    )
-    first = make_grids(result)[0]
-    assert first.header[-2:] == ["acc.", "acc. 500"]
-    assert "acc.: 2,000 images; acc. 500: 500 images" in first.title
-    assert [cells[-2:] for cells in first.rows] == [
-        ["30.00", "-"],
-        ["42.05", "40.80"],
-        ["-", "40.80"],
-    ]
-    assert [cells[0] for cells in grid(result, "Accuracy, top-1 in percent, on 500")] == [
-        "PromptKD",
-        "m.onnx",
-    ]
-
-
-def test_files_of_an_older_record_stand_in_a_column_of_their_own(
+def test_accuracies_of_other_images_have_a_table_of_their_own(
     make_row: Make, make_result: Make
 ) -> None:
-    file = Accuracy(None, None, None, 40.8, 100.0, "500 of 2000 images of data.test")
-    first = make_grids(make_result(make_row("CLIP"), make_row("m.onnx", accuracy=file)))[0]
-    assert [cells[-2:] for cells in first.rows] == [["55.50", "-"], ["-", "40.80"]]
+    whole = Accuracy(None, None, None, 42.05, None, "line3/02", 2000, "all")
+    some = Accuracy(None, None, None, 40.8, 100.0, "500 of 2000 images", 500, "some")
+    one = make_result(make_row("CLIP", accuracy=whole), make_row("PromptKD", accuracy=whole))
+    assert "different sets" not in " ".join(notes(one))
+    result = make_result(make_row("CLIP", accuracy=whole), make_row("m.onnx", accuracy=some))
+    assert "! Accuracies are on 2 different sets of images" in " ".join(notes(result))
+    for images, model in (("2,000", "CLIP"), ("500", "m.onnx")):
+        (cells,) = grid(result, f"Accuracy, top-1 in percent, on {images} images")
+        assert cells[0] == model
 
 
 def test_what_is_not_known_is_a_dash(make_row: Make, make_result: Make) -> None:
@@ -207,10 +190,6 @@ def test_markdown_escapes_what_would_end_a_cell(
 def test_work_an_image_falls_with_the_batch(make_row: Make) -> None:
     row = make_row("CoOp", gmacs_call=80.0)
     assert [row.gmacs(1), row.gmacs(8)] == [97.5, 27.5]
-
-
-def test_the_papers_table_is_beside_ours(make_row: Make, make_result: Make) -> None:
-    assert grid(make_result(make_row()), "Published")[-1] == ["PromptKD", "42.5", "1710", "83.73"]
 
 
 def test_rows_of_several_runs_name_their_recipe(

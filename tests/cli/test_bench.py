@@ -107,31 +107,29 @@ def test_a_bare_call_measures_the_newest_student_against_everything(
     student = read("runs/tiny/02/eval.json")["student"]
     assert unfused["accuracy"]["harmonic_mean"] == student["harmonic_mean"]
     assert by_name["CoOp", "cached"]["accuracy"] is None  # it was never trained here
-    assert "Published: PromptKD" not in done.out
     assert max(map(len, done.out.splitlines())) <= 80
     assert "Wrote runs/tiny/02/bench/01.json\nNext: kdedge report runs/tiny/02" in done.err
 
 
-def test_accuracies_are_known_on_the_images_that_the_files_were_compared_on(
+def test_a_files_accuracy_is_its_models_less_the_drop_on_the_compared_images(
     exported: Path, kdedge: Kdedge
 ) -> None:
     options = ("--set", "export.parity_images=7", "--set", "gates.max_drop=100")
     assert kdedge("export", "tiny/02", *options).code == 0
     done = kdedge("bench", *QUICK, "--against", "none", "--all")
     assert done.code == 0, done.err
-    assert "Published: PromptKD, arXiv:2403.02781, table 7" in done.out
-    assert "Accuracy, top-1 in percent, on 7 images" in done.out
+    assert "tiny/02, less the drop on 7 of 20 images of data.test" in done.out
     rows = {row["model"]: row for row in read("runs/tiny/02/bench/01.json")["rows"]}
-    parity = read("runs/tiny/02/artifacts/02/artifact.json")["files"][0]["parity"]
-    assert rows["PromptKD"]["on_compared"]["all"] == parity["reference_accuracy_percent"]
-    assert rows["model.onnx"]["accuracy"]["all"] == parity["accuracy_percent"]
-    details = read("runs/tiny/02/eval_details.json")
-    keys = {"Zero-shot CLIP": "zeroshot", "teacher, PromptSRC": "teacher", "PromptKD": "student"}
-    for model, key in keys.items():
-        right = [int(details[key]["right"][i * 20 // 7]) for i in range(7)]
-        assert rows[model]["accuracy"]["n_images"] == 20
-        assert rows[model]["on_compared"]["n_images"] == 7
-        assert rows[model]["on_compared"]["all"] == pytest.approx(100 * sum(right) / 7)
+    own = rows["PromptKD"]["accuracy"]
+    for file in read("runs/tiny/02/artifacts/02/artifact.json")["files"]:
+        accuracy = rows[file["name"]]["accuracy"]
+        expected = own["all"] - file["parity"]["accuracy_drop"]
+        assert accuracy["all"] == pytest.approx(min(100, max(0, expected)))
+        assert [accuracy[key] for key in ("n_images", "images_hash")] == [20, own["images_hash"]]
+    alone = kdedge("bench", "runs/tiny/02/artifacts/02", *QUICK, "--output", "alone.json")
+    assert alone.code == 0, alone.err
+    (first, *_) = read("alone.json")["rows"]
+    assert first["accuracy"]["n_images"] == 7
 
 
 def test_class_texts_count_with_the_call_under_the_papers_protocol(

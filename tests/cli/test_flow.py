@@ -134,7 +134,6 @@ def test_a_run_holds_what_the_contract_names(trained) -> None:
                 "log.txt",
                 "metrics.jsonl",
                 "skipped.csv",
-                "image_lists.safetensors",
                 "eval.json",
                 "eval_details.json",
             ),

@@ -144,7 +144,7 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path
     kdedge("export", "tiny/01").fails(
         2, reason, "so it has no class vectors and cannot be exported"
     )
-    kdedge("bench", "tiny/01").fails(2, "it can only be measured beside another run")
+    kdedge("bench", "tiny/01").fails(2, "it can only be measured next to another run")
     assert "kdedge bench" not in kdedge("report", "tiny/01").out
     shutil.rmtree("runs")
     given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")

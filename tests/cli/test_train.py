@@ -313,7 +313,7 @@ def test_the_image_path_of_a_trained_baseline_is_what_export_folds(
     assert kdedge("train", "r.yaml", *options(method)).code == 0
     run = RunFolder.open(project / "runs/tiny/01")
     trained = load_run(run, Workspace(run.root, torch.device("cpu")))
-    path = trained.image_path()
+    path = trained.method.image_path()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = unit_length(encode_image(path.visual, images, path.visual_prompts))

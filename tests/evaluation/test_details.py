@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from typing import Any
 
 import pytest
 import torch
@@ -89,11 +87,8 @@ def test_the_record_survives_json() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("confusion", [[0, 0, 3]], "images in all"),
-        ("confusion", [[0, 9, 4]], "positions below 7, the number of class_names"),
         ("confusion", [[0, 0, True], [0, 1, 3]], r"confusion\[0\]\[2\] is True"),
         ("confusion", "x", "a valid array"),
-        ("bins", [], "bins of 4 images"),
         (
             "bins",
             [{"n_images": 4, "confidence_percent": 101, "accuracy_percent": 0}],
@@ -103,24 +98,9 @@ def test_the_record_survives_json() -> None:
         ("n_images", 0, "at least 1"),
     ],
 )
-def test_a_record_that_contradicts_itself_is_refused(
-    key: str, value: object, expected: str
-) -> None:
+def test_a_wrong_value_is_refused(key: str, value: object, expected: str) -> None:
     details = evaluation_details(*_draw(4, 7, 1, 3.0), class_names=NAMES)
     record = json.loads(json.dumps(details.to_dict())) | {key: value}
     with pytest.raises(DataError, match=expected) as caught:
         _read(record)
     assert str(caught.value).startswith(f"x.json: {key}")
-
-
-@pytest.mark.parametrize("key", ["all", "ece_percent", "largest_class_percent", "per_class"])
-def test_an_edited_accuracy_contradicts_the_counts(key: str) -> None:
-    logits, labels = _draw(50, 7, 1, 3.0)
-    details = evaluation_details(logits, labels, class_names=NAMES)
-    result = evaluate(logits, labels, class_names=NAMES, split="all")
-    assert details.contradiction(result) is None
-    value: Any = getattr(result, key)
-    edited = {**value, "bee": value["bee"] + 1} if key == "per_class" else value + 1
-    said = details.contradiction(dataclasses.replace(result, **{key: edited}))
-    assert said is not None
-    assert said.startswith(key)

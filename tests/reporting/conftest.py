@@ -112,7 +112,7 @@ def draw_artifact(folder: Path, names: Sequence[str]) -> Artifact:
 def speed_row(model: str, ms: float, accuracy: float | None, n_bytes: int | None) -> SpeedRow:
     known = None
     if accuracy is not None:
-        known = Accuracy(None, None, None, accuracy, None, "40 images of data.test")
+        known = Accuracy(None, None, None, accuracy, None, "40 images of data.test", 40)
     times = Measurement(1, "on device", 9, ms, ms, ms, ms, 7.0, 1000 / ms, 2.0, 1.0, 3.0, None, ())
     return SpeedRow(
         source="tiny", model=model, protocol="cached", precision="fp32", n_parameters=1000,

@@ -21,7 +21,7 @@ def test_a_runs_models_are_drawn_on_white(
     monkeypatch.setattr("sys.argv", [SCRIPT, str(run.path), str(picture)])
     runpy.run_path(SCRIPT, run_name="__main__")
     root = ET.parse(picture).getroot()
-    assert {"CLIP", "i8.onnx", "slow.engine"} <= {element.text for element in root.iter()}
+    assert {"1  CLIP", "2  i8.onnx", "3  slow.engine"} <= {element.text for element in root.iter()}
     assert [e.get("fill") for e in root if e.tag.endswith("rect")] == ["#ffffff"]
     (run.path / "bench/01.json").unlink()
     with pytest.raises(SystemExit, match="run kdedge bench"):

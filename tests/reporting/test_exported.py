@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from kdedge.reporting.exported import exported_blocks, file_to_ship
+from kdedge.reporting.exported import exported_blocks
 from kdedge.reporting.records import RunRecords, gather
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import file_to_ship
 
 STEP = {
     "agreement_percent": 97.27,
@@ -57,7 +58,9 @@ def with_search(records: RunRecords, found: dict[str, Any]) -> RunRecords:
 
 
 def test_an_artifact_without_a_search_has_one_table(records: RunRecords) -> None:
-    assert len(blocks(records)) == 1
+    (table,) = blocks(records)
+    cells = dict(zip(table.header, table.rows[1], strict=True))
+    assert (cells["runtime"], cells["images"]) == ("onnxruntime 1.24.4 CPU", "40")
 
 
 def test_steps_and_the_sensitivity_of_each_layer_are_shown(records: RunRecords) -> None:
@@ -82,13 +85,13 @@ def test_the_file_to_ship_is_the_fastest_that_passed_its_gate(
     artifact, speed = (getattr(gather(make_run()), name) for name in ("artifact", "speed"))
     plain, int8 = (replace(file, gate="passed") for file in artifact.files)
     artifact = replace(artifact, files=(plain, int8))
-    assert file_to_ship(artifact, None) == (artifact.files[1], None)  # the smallest
+    assert file_to_ship(artifact, None) == (artifact.files[1], None, "")  # the smallest
     for_gpus = replace(artifact, files=(plain, replace(int8, device="gpu")))
-    assert file_to_ship(for_gpus, None) == (plain, None)
+    assert file_to_ship(for_gpus, None) == (plain, None, "")
     rows = [replace(row, gate="passed") for row in speed.rows]
     rows[2] = replace(rows[2], model="model.onnx", measurements=rows[1].measurements)
     rows[1] = replace(rows[1], measurements=rows[0].measurements)
     speed = replace(speed, rows=tuple(rows[1:]))
-    assert file_to_ship(artifact, speed) == (plain, "1 ms on A processor")
+    assert file_to_ship(artifact, speed) == (plain, rows[2].alone(1), "A processor")
     missed = tuple(replace(file, gate="missed") for file in artifact.files)
     assert file_to_ship(replace(artifact, files=missed), speed) is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import re
 import tracemalloc
 import warnings
@@ -59,26 +57,6 @@ def front(points: list[tuple[float, float]]) -> Any:
     models = [figures.CostPoint(f"model {i}", "file", *point) for i, point in enumerate(points)]
     draw = figures.accuracy_against_cost(models, accuracy_name="%", cost_name="ms")
     return draw().axes[0]
-
-
-def test_lines_from_points_to_names_do_not_cross() -> None:
-    rng = random.Random(0)
-    for n in (1, 2, 7, 16):
-        axes = front(
-            [(10 ** rng.random(), rng.choice([20, 50, 100 * rng.random()])) for _ in range(n)]
-        )
-        to_axes = axes.transData + axes.transAxes.inverted()
-        pairs = [(tuple(to_axes.transform(name.xy)), name.xyann) for name in axes.texts]
-        assert len({place for _, place in pairs}) == n
-        for (a, b), (c, d) in itertools.combinations(pairs, 2):
-            assert not _cross(a, b, c, d)
-
-
-def _cross(a: tuple, b: tuple, c: tuple, d: tuple) -> bool:
-    def side(p: tuple, q: tuple, r: tuple) -> float:
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
-
-    return side(a, b, c) * side(a, b, d) < -1e-12 and side(c, d, a) * side(c, d, b) < -1e-12
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.004, 0.0095), (1.25, 3.2), (0.6, 1600.0)])

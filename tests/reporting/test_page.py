@@ -226,10 +226,13 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
+    artifact = gather(run).artifact
+    assert artifact is not None
+    replace(artifact, files=tuple(replace(file, gate="passed") for file in artifact.files)).save()
     headline = (
         "student is right on 40.0 % of 40 test images, keeps 50 % of the teacher's accuracy, 10.0"
-        " points above zero-shot CLIP, 86x fewer operations than its teacher, 1 ms, INT8 agrees on"
-        " 95.0 % of 40 images"
+        " points above zero-shot CLIP, 86x fewer operations than its teacher; i8.onnx passed its"
+        " gate, agrees on 95.0 % of 40 images, 1 ms"
     )
     assert make_chapters([gather(run)])[0].verdict[0] == f"The {headline}."
     assert headline in said(run)
@@ -237,8 +240,8 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
         found[name]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     assert make_chapters([gather(run)])[0].verdict[0] == (
-        "The student is right on 40.0 % of 40 test images, 86x fewer operations than its teacher,"
-        " 1 ms, INT8 agrees on 95.0 % of 40 images."
+        "The student is right on 40.0 % of 40 test images, 86x fewer operations than its teacher;"
+        " i8.onnx passed its gate, agrees on 95.0 % of 40 images, 1 ms."
     )
 
 
@@ -415,7 +418,9 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
     assert cards.cards[0].lines == ["class 00, 60\u00a0%", "teacher: class 01"]
 
 
-def test_of_compressed_files_one_that_passed_its_gate_is_in_the_headline(make_run: MakeRun) -> None:
+def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
+    make_run: MakeRun,
+) -> None:
     run = make_run(only="artifact")
     record = json.loads(run.provenance.read_text(encoding="utf-8"))
     record["summary"] = {"gmacs": 1.0, "teacher_gmacs": 2.0}
@@ -424,12 +429,14 @@ def test_of_compressed_files_one_that_passed_its_gate_is_in_the_headline(make_ru
     assert artifact is not None
     plain, int8 = artifact.files
     assert int8.parity is not None
-    better = replace(int8, name="b.onnx", parity=replace(int8.parity, agreement_percent=98.14))
-    for first, second, expected in [
-        (int8, replace(better, gate="passed"), "95.0"),  # what is built later changes nothing
-        (better, int8, "98.1"),
-        (replace(int8, gate="missed"), replace(better, gate="passed"), "98.1"),
+    gpus = replace(int8, name="gpu.onnx", device="gpu", gate="passed")
+    cpus = replace(int8, gate="missed", parity=replace(int8.parity, agreement_percent=97.4))
+    plain = replace(plain, gate="passed", parity=replace(int8.parity, agreement_percent=100.0))
+    shipped = "; model.onnx passed its gate, agrees on 100.0 % of 40 images"
+    for files, expected in [
+        ((plain, gpus, cpus), f"{shipped}; i8.onnx (97.4 %) missed its gate"),
+        ((plain, gpus, replace(cpus, gate="passed")), "; i8.onnx passed its gate, agrees on 97.4"),
+        ((cpus,), "; i8.onnx (97.4 %) missed its gate"),
     ]:
-        replace(artifact, files=(plain, first, second)).save()
-        n = f"{int8.parity.n_images:,}"
-        assert str(headline_of(run)).endswith(f", INT8 agrees on {expected} % of {n} images")
+        replace(artifact, files=files).save()
+        assert f"operations than its teacher{expected}" in str(headline_of(run))

@@ -26,13 +26,14 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: Callable[..., RunFo
         accuracy_drop=2.5,
     )
     table = files_table(replace(artifact, files=(plain, replace(int8, parity=parity))))
-    assert table.header[4:] == ["MB", "agreement %", "accuracy %", "drop", "distance"]
+    figures = ["MB", "agreement %", "accuracy %", "drop", "distance"]
+    assert table.header[4:] == ["runtime", *figures, "images"]
     distance = f"{parity.mean_softmax_distance:.4f}"
     assert table.rows == [
-        [*("model.onnx", "fp32", plain.device, "not measured", "2.0"), *["-"] * 4],
+        [*("model.onnx", "fp32", plain.device, "not measured", "-", "2.0"), *["-"] * 5],
         [
-            *("i8.onnx", "int8", int8.device, "not measured", "1.0"),
-            *("95.00", "70.00", "2.50", distance),
+            *("i8.onnx", "int8", int8.device, "not measured", parity.runtime, "1.0"),
+            *("95.00", "70.00", "2.50", distance, "40"),
         ],
     ]
     assert "Gates: agreement of int8 at least 98 %, drop at most 1 points." in table.caption

@@ -17,7 +17,7 @@ from kdedge.errors import DataError, ResourceError
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
-from kdedge.suite.ledger import Failure, Measurement, SuiteFolder
+from kdedge.suite.ledger import CellAccuracy, Failure, SuiteFolder
 
 LedgerOf = Callable[..., Any]
 PlanOf = Callable[..., Any]
@@ -177,7 +177,7 @@ def test_records_come_back_as_they_were_written(plan_of: PlanOf, folder: SuiteFo
     assert (folder.failure(cell), folder.measurement(cell)) == (None, None)
     found = EvalResult("all", "last", 3, 50.0, None, None, None, 12.5, {"cat": 50.0})
     failure = Failure("1" * 64, -9, ("a", "b"))
-    measurement = Measurement("tiny/01", "1" * 64, "2" * 64, "a {}", found)
+    measurement = CellAccuracy("tiny/01", "1" * 64, "2" * 64, "a {}", found)
     folder.begin(cell)
     folder.write(cell, failure)
     folder.write(cell, measurement)
