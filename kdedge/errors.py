@@ -134,6 +134,13 @@ def os_reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, printable and without a full stop."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return "".join(c if c.isprintable() else " " for c in line)
+
+
 _OUT_OF_MEMORY = (
     *("failed to map segment", "Cannot allocate memory"),  # a library that is loaded
     *("std::bad_alloc", "can't start new thread"),

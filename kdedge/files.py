@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdedge.errors import (
     DataError,
@@ -31,6 +31,32 @@ from kdedge.errors import (
 
 _LOG = logging.getLogger(__name__)
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+SETTLED_NS = 3_000_000_000
+"""A file that changed less than 3 s before it was read may change again without a new time stamp:
+FAT counts in steps of 2 s."""
+
+
+class Stamp(NamedTuple):
+    """A file's size in bytes, times of change in ns, and inode; a change of its bytes changes one.
+
+    Unlike the content's time of change (mtime), that of the inode (ctime) cannot be set back.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """Returns the stamp of a file's status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    def is_settled(self, read_ns: int) -> bool:
+        """Whether a later change would change it, for a file that was read at that time."""
+        return max(self.modified_ns, self.changed_ns) < read_ns - SETTLED_NS
 
 
 def explain_os_error(error: OSError, path: Path) -> ResourceError:

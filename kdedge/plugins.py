@@ -1,4 +1,4 @@
-"""Methods, losses and targets by name: kdedge's own, and those of installed packages.
+"""Methods, losses, targets and benchmark sets by name: kdedge's, and installed packages'.
 
 kdedge's own are the files of a folder, or folders with certain files; names with a leading
 underscore hold shared code. Installed packages join through a group of entry points. Listing
@@ -17,8 +17,8 @@ from types import ModuleType
 
 from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError
 
-# Module name -> distribution that holds it, all in the extra "train".
-_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
+TRAINING_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
+"""Module -> distribution that holds it, all in the extra train."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Plugins:
     def outside(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name; kdedge's own names are left out."""
         own = self.own()
-        found = {point.name: point for point in entry_points(group=self.group)}
-        return {name: found[name] for name in sorted(found) if name not in own}
+        points = {point.name: point for point in entry_points(group=self.group)}
+        return {name: points[name] for name in sorted(points) if name not in own}
 
     def names(self) -> tuple[str, ...]:
         """Names of all, sorted."""
@@ -73,7 +73,7 @@ class Plugins:
             raise RecipeError(f'There is no {self.noun} "{name}".\n  {near(name, self.names())}')
         what = f'The {self.noun} "{name}" from {point.value}'
         try:
-            found = importlib.import_module(f"{point.module}.{module}".rstrip("."))
+            loaded = importlib.import_module(f"{point.module}.{module}".rstrip("."))
         except KdedgeError:
             raise
         except Exception as error:  # another package may raise anything at import
@@ -82,11 +82,11 @@ class Plugins:
                 f"{what} cannot be imported: {reason}.\n"
                 "  Update or remove the package that it comes from."
             ) from error
-        lacking = [part for part in self.parts[module] if not hasattr(found, part)]
+        lacking = [part for part in self.parts[module] if not hasattr(loaded, part)]
         if lacking:
             texts = "".join(f"\n  {part}: {self.parts[module][part]}" for part in lacking)
             raise SetupError(f"{what} lacks {' and '.join(lacking)}.{texts}")
-        return found
+        return loaded
 
     def _load_own(self, name: str, module: str) -> ModuleType:
         path = f"{self.package}.{name.replace('-', '_')}.{module}".rstrip(".")
@@ -94,10 +94,10 @@ class Plugins:
             return importlib.import_module(path)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package not in _PACKAGES:
+            if package not in TRAINING_PACKAGES:
                 raise
             raise MissingPackage(
-                _PACKAGES[package], extra="train", purpose=f"The {self.noun} {name}"
+                TRAINING_PACKAGES[package], extra="train", purpose=f"The {self.noun} {name}"
             ) from error
 
 

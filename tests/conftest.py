@@ -317,10 +317,12 @@ def gpu_hour() -> ModuleType:
 
 
 @pytest.fixture
-def server(file_server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """That server, running on this machine."""
+def hub(file_server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """That server as the Hugging Face Hub: `give` a file as /OWNER/NAME/resolve/COMMIT/FILE."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with file_server.Server() as running:
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield running
 
 

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from kdedge.config.recipe import DataSpec
+from kdedge.config.data_spec import DataSpec
 from kdedge.data.benchmarks import PARTS, CoopSet, list_benchmarks, load_benchmark
 from kdedge.data.classes import benchmark_root
 from kdedge.files import write_atomic

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kdedge.data.images import scan
-from kdedge.data.sources import Source, folder, webdataset
+from kdedge.data.sources import ImageSource, folder, webdataset
 from kdedge.workers import Share, Work, open_workers
 
 MINI = Path(__file__).parents[2] / "../shared/mini"
@@ -56,7 +56,7 @@ def small_photos(last: int) -> str:
 def read_seconds(images: Path | None) -> float:
     """Processor time to read, decode and hash an image, as every command does once."""
     if images is None:
-        source: Source = webdataset.open_source(small_photos(1), class_names=(), labeled=False)
+        source: ImageSource = webdataset.open_source(small_photos(1), class_names=(), labeled=False)
     else:
         source = folder.open_source(images, class_names=(), labeled=False)
     began = time.process_time()

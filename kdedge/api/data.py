@@ -75,7 +75,7 @@ def open_set(name: str, root: str | Path = "data") -> BenchmarkSet:
 def fetch_set(name: str, root: str | Path = "data") -> Fetched:
     """Downloads the missing files of a benchmark set and unpacks them.
 
-    An interrupted download continues where it stopped. Sizes and hashes are checked where known.
+    They come from the Hugging Face Hub; an interrupted download continues where it stopped.
 
     Args:
         name: name of the set.
@@ -83,7 +83,7 @@ def fetch_set(name: str, root: str | Path = "data") -> Fetched:
 
     Raises:
         DataError: there is no such set, or a file is not the published one.
-        SetupError: a file must be fetched by hand, or no server provides it.
+        SetupError: a file must be fetched by hand, or the Hub does not provide it.
         ResourceError: the disk is full, or the folder cannot be written.
         InUseError: another fetch uses the folder.
     """

@@ -29,7 +29,7 @@ from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
 
 if TYPE_CHECKING:
-    from kdedge.data.sources import Source
+    from kdedge.data.sources import ImageSource
     from kdedge.inference.classify import Classifier, ImageInput
     from kdedge.runtime.artifact import Precision
 
@@ -184,7 +184,7 @@ def _folder(path: Path, labels: _Labels) -> list[Item]:
     return _items(source, path)
 
 
-def _items(source: Source, above: Path) -> list[Item]:
+def _items(source: ImageSource, above: Path) -> list[Item]:
     return [
         Item(
             str(above / item.key),

@@ -89,6 +89,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
         "license": benchmark.license,
         "n_classes": benchmark.n_classes,
         "n_images": dict(benchmark.n_images),
+        "mirror": benchmark.mirror and asdict(benchmark.mirror),
         "files": [asdict(one) | {"here": one not in absent} for one in benchmark.downloads],
     }
     parts = ", ".join(f"{part} {count:,}" for part, count in benchmark.n_images.items())
@@ -99,6 +100,8 @@ def show(name: str, root: Path, as_json: bool) -> None:
         ["license", benchmark.license],
         ["folder", str(folder)],
     ]
+    if benchmark.mirror is not None:
+        rows.append(["mirror", benchmark.mirror.url])
     blocks = [table(rows)]
     blocks += [_describe(one, is_here=one not in absent) for one in benchmark.downloads]
     if absent:
@@ -113,9 +116,9 @@ def show(name: str, root: Path, as_json: bool) -> None:
 def fetch(name: str, root: Path, as_json: bool) -> None:
     """Download the missing files of a benchmark set and unpack them.
 
-    An interrupted download continues where it stopped. Sizes and hashes are checked where known.
-    Some files must be fetched by hand, because of their terms or without a network. The command
-    names their URL and where to put them; run it again afterwards.
+    They come from the Hugging Face Hub; an interrupted download continues where it stopped. What
+    cannot be had there is named with its official address and where to put it; run the command
+    again afterwards.
     """
     found = fetch_set(name, root)
     if found.new:
@@ -175,9 +178,6 @@ def _describe(one: Download, *, is_here: bool) -> str:
     lines = [f"{one.gives}: {'here' if is_here else 'missing'}{origin}"]
     lines.append(f"  {', '.join(known) or 'size and SHA-256 are not known'}")
     lines += [f"  {url}" for url in one.urls]
-    if one.mirror is not None:
-        size = readable_bytes(one.mirror.n_bytes) if one.mirror.n_bytes else "size not known"
-        lines += [f"  else {one.mirror.name}, {size}: {url}" for url in one.mirror.urls]
     return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
 
 

@@ -43,8 +43,8 @@ _BOUNDS = {
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name that resembles a name most; None if none does."""
     lower = {candidate.lower(): candidate for candidate in known}
-    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
-    return lower[found[0]] if found else None
+    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[matches[0]] if matches else None
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
@@ -77,7 +77,7 @@ def explain_validation(
     messages = []
     for path, problems in ordered[:MAX_SHOWN]:
         full = (*prefix, *path)
-        where, name = lines.where(full), dotted(full) or "the recipe"
+        where, name = lines.where(full), dotted(full) or f"the {what}"
         subject = where if where == f"{OVERRIDE.get()}{name}" else f"{where}: {name}"
         messages.append(f"{subject} {_problem(model, path, problems)}")
     if len(ordered) > MAX_SHOWN:

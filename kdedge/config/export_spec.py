@@ -37,8 +37,8 @@ class ExportSpec(Strict):
     )
     open_classes: bool = Field(
         False,
-        description="The graph gives image features, and the class vectors are a file beside it, so"
-        " that `kdedge classes` adds and removes classes of the exported artifact.",
+        description="The graph gives image features, and the class vectors are a file next to it,"
+        " so that `kdedge classes` adds and removes classes of the exported artifact.",
     )
     calibrate: bool = Field(
         False,
@@ -94,7 +94,7 @@ class ExportSpec(Strict):
     )
     external_data: bool = Field(
         False,
-        description="Store the weights in a separate file beside the ONNX file. Models above 2 GB"
+        description="Store the weights in a separate file next to the ONNX file. Models above 2 GB"
         " need it.",
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from kdedge.config.explain import MAX_SHOWN, explain_validation, suggestion
 from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path
-from kdedge.config.recipe import BaselineSpec, ModelSpec, Recipe
+from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import OVERRIDE, DataError, RecipeError
 from kdedge.files import read_text
@@ -232,24 +231,12 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     specs = {"teacher": recipe.teacher, "student": recipe.student, "baseline": recipe.baseline}
     for name, spec in specs.items():
         if spec is not None:
-            _write_given(values[name], spec)
+            values[name]["settings"] = spec.settings
+            if spec.optim is not None:
+                values[name]["optim"] = spec.optim.model_dump(exclude_unset=True)
     if recipe.teacher is not None and recipe.teacher.file is not None:
         values["teacher"] = {"file": values["teacher"]["file"]}
     return values
-
-
-def _write_given(values: dict[str, Any], spec: ModelSpec | BaselineSpec) -> None:
-    """Writes a model's settings and `optim` as they were given."""
-    values["settings"] = spec.settings
-    if spec.optim is not None:
-        values["optim"] = spec.optim.model_dump(exclude_unset=True)
-
-
-MAX_SHARDS = 100_000
-"""Largest number of shards of a pattern; more are taken for a typing error."""
-
-_OTHER_PATTERN = re.compile(r"\{.*\}|::")
-_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
 def check_paths(loaded: LoadedRecipe) -> None:
@@ -288,9 +275,6 @@ def _named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, 
         value = getattr(spec, name)
         if isinstance(value, BaseModel):
             yield from _named_paths(value, (*key, name))
-        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
-            for number, one in enumerate(value):
-                yield from _named_paths(one, (*key, name, number))
         elif value is not None:
             options = get_args(field.annotation)  # none where the key is required
             marks = [m for option in options for m in getattr(option, "__metadata__", ())]
@@ -309,10 +293,9 @@ def _path_problem(path: str, kind: str) -> str | None:
             return None  # its name on the Hub
         kind = "folder"
     if kind == "shards":
-        if _OTHER_PATTERN.search(_RANGE.sub("", path)):
-            return None  # the shard reader expands and checks {a,b}, steps and ::
-        missing = [shard for shard in shard_paths(path) if not shard.is_file()]
-        return f"{len(missing)} shards are missing, the first is {missing[0]}." if missing else None
+        if "{" in path or ":" in path:
+            return None  # the shard reader expands and checks patterns
+        kind = "file"
     if kind == "table" and glob.has_magic(path):
         return None  # the table reader expands patterns
     if not Path(path).exists():
@@ -322,29 +305,3 @@ def _path_problem(path: str, kind: str) -> str | None:
     if kind == "folder" and not Path(path).is_dir():
         return f"{path} must be a folder, but is a file."
     return None
-
-
-def shard_paths(pattern: str) -> list[Path]:
-    """Expands `{000..063}` ranges, zero-padded as written; without one, the pattern is one file.
-
-    Raises:
-        DataError: a range runs backwards, or the ranges name more than `MAX_SHARDS` files.
-    """
-    ranges = [(int(first), int(last)) for first, last in _RANGE.findall(pattern)]
-    n_shards = math.prod(max(last - first + 1, 0) for first, last in ranges)
-    if not 1 <= n_shards <= MAX_SHARDS:
-        raise DataError(
-            f"{pattern} names {n_shards} files; it must name 1 to {MAX_SHARDS}.\n"
-            "  Write each range from the first to the last: {000..063}"
-        )
-    return [Path(name) for name in _expand(pattern)]
-
-
-def _expand(pattern: str) -> list[str]:
-    match = _RANGE.search(pattern)
-    if match is None:
-        return [pattern]
-    numbers = range(int(match[1]), int(match[2]) + 1)
-    tails = _expand(pattern[match.end() :])
-    head, width = pattern[: match.start()], len(match[1])
-    return [f"{head}{number:0{width}d}{tail}" for number in numbers for tail in tails]

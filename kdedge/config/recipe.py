@@ -15,9 +15,6 @@ from kdedge.config.data_spec import (
     BalanceSpec,
     ClassesSpec,
     DataSpec,
-    LabeledSpec,
-    SourceSpec,
-    UnlabeledSpec,
 )
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import (
@@ -29,28 +26,8 @@ from kdedge.config.fields import (
     Weights,
     plain_values,
 )
-from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.config.yaml_file import dotted, dump_value
-
-__all__ = [
-    "BalanceSpec",
-    "BaselineSpec",
-    "ClassesSpec",
-    "DataSpec",
-    "ExportSpec",
-    "GatesSpec",
-    "LabeledSpec",
-    "ModelSpec",
-    "OptimSettings",
-    "OptimSpec",
-    "Recipe",
-    "SourceSpec",
-    "StudentSpec",
-    "TeacherSpec",
-    "UnlabeledSpec",
-    "resolve_optim",
-]
-
 
 SettingsMapping = Annotated[dict[str, Any], AfterValidator(plain_values)]
 """A method's settings as a recipe writes them; the method validates them."""
@@ -113,7 +90,7 @@ class TeacherSpec(ModelSpec):
     file: RecipeFile | None = Field(
         None,
         description="CSV file with the class probabilities that any model gives to the images of"
-        " data.unlabeled, in the place of a teacher; no other key stands beside it. The first line"
+        " data.unlabeled, in the place of a teacher; it takes no other key. The first line"
         " is image and the class names, every other line an image's key and its probabilities.",
     )
 

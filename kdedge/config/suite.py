@@ -44,7 +44,7 @@ def _check_overrides(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-Overrides = Annotated[dict[str, Any], AfterValidator(_check_overrides)]
+CellOverrides = Annotated[dict[str, Any], AfterValidator(_check_overrides)]
 Percentage = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
@@ -66,12 +66,12 @@ class Row(Strict):
         " baseline: on the same backbone, as by `kdedge train`. teacher: on the teacher's, as by"
         " `kdedge teach`. Default: student for a method that needs a teacher, else baseline.",
     )
-    set: Overrides = Field(
+    set: CellOverrides = Field(
         default_factory=dict,
         description="Keys of the recipe to override in this row, as for --set. Relative paths start"
         " at the suite's folder.",
     )
-    set_on: dict[str, Overrides] = Field(
+    set_on: dict[str, CellOverrides] = Field(
         default_factory=dict,
         description="Recipe name -> keys to override in this row on that recipe alone, after those"
         " of set.",
@@ -94,7 +94,7 @@ class PaperFigures(Strict):
 
 
 class PaperSpec(Strict):
-    """Published figures, shown beside ours."""
+    """Published figures, shown next to ours."""
 
     source: PlainText = Field(description="Source of the figures: paper, table, data set.")
     figures: dict[str, dict[str, PaperFigures]] = Field(
@@ -135,11 +135,11 @@ class Suite(Strict):
         min_length=1,
         description="Seeds of each row. Published tables use 1, 2 and 3 (arXiv:2307.06948, 4.1).",
     )
-    set: Overrides = Field(
+    set: CellOverrides = Field(
         default_factory=dict,
         description="Keys of the recipes to override in all rows.",
     )
-    paper: PaperSpec | None = Field(None, description="Published figures to show beside ours.")
+    paper: PaperSpec | None = Field(None, description="Published figures to show next to ours.")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """YAML 1.2 text -> plain values and the line of each key, and plain values -> YAML text.
 
 Values are built from ruamel.yaml's events and not by its round-trip loader, which has line numbers
-too. On 80,000 keys that loader takes twice the time. It recurses without a limit, gives no line of
-the first of two equal keys, and reads `2001-01-01` as a date, `1_0` as 10 and `<<` as a merge.
+too. That loader recurses without a limit, gives no line of the first of two equal keys, and reads
+`2001-01-01` as a date, `1_0` as 10 and `<<` as a merge.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from kdedge.data.sources import Source
+from kdedge.data.sources import ImageSource
 from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
 from kdedge.distributed import local_world_size
 from kdedge.errors import DataError, ResourceError
@@ -66,7 +66,7 @@ class Preparation:
 class _Images(Dataset[_Loaded]):
     """Images by set, position and view; not normalized yet."""
 
-    def __init__(self, sources: Sequence[Source], preparation: Preparation) -> None:
+    def __init__(self, sources: Sequence[ImageSource], preparation: Preparation) -> None:
         self._sources = sources
         self._preparation = preparation
 
@@ -92,7 +92,7 @@ class _Images(Dataset[_Loaded]):
         return number, position, pixels, ""
 
     def _augment(self, number: int) -> Augmentation | None:
-        """Draws a view; those of a second image set are independent of the first set's."""
+        """Draws a view; a second image set's views are independent of the first set's."""
         augment = self._preparation.augment
         if augment is None or number == 0:
             return augment
@@ -119,7 +119,7 @@ def _collate(loaded: list[_Loaded]) -> tuple[torch.Tensor | None, list[tuple[int
 
 
 def load_images(
-    sources: Sequence[Source],
+    sources: Sequence[ImageSource],
     batches: Iterable[Sequence[PlannedImage]],
     preparation: Preparation,
     n_workers: int,

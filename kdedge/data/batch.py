@@ -28,7 +28,7 @@ class Batch:
     Attributes:
         images: [B, 3, H, W], augmented and normalized, float32; with several processes, this rank's
             shard of the B images.
-        labels: [B] int64, positions in the list of training classes; None without labels.
+        labels: [B] int64, positions in the list of training classes; None if they are unused.
         keys: the B images' names, for messages.
         teacher_features: [B, D_teacher], the stored teacher's features of these crops; None if the
             teacher has to run.
@@ -55,7 +55,7 @@ class Batch:
 
     @property
     def n_images(self) -> int:
-        """B, without those of `labeled`."""
+        """B, without the images of `labeled`."""
         return len(self.images) if self.n_all is None else self.n_all
 
     @property

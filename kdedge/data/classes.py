@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kdedge.config.explain import nearest
+from pydantic import AfterValidator, Field, StrictStr, TypeAdapter, ValidationError
+
+from kdedge.config.data_spec import ClassesSpec, DataSpec
+from kdedge.config.explain import suggestion
 from kdedge.config.fields import class_key
-from kdedge.config.recipe import ClassesSpec, DataSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.errors import DataError
 from kdedge.files import read_text, sha256_json
@@ -22,7 +24,6 @@ from kdedge.files import read_text, sha256_json
 _REMEDY = "Name a text file with one class name per line."
 _MAX_NAME_CHARACTERS = 200
 _FORM = 'Expected {"class name": ["a sentence", ...], ...}, with every class of the class list.'
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?')
 _NO_LISTS = (".yaml", ".yml", ".json")  # their lines could pass as names
 
 
@@ -127,59 +128,45 @@ def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str,
     """
     text = read_text(path, remedy=_FORM)
     try:
-        # Objects are read as tuples of pairs, to notice a name that appears twice
-        value = json.loads(text, object_pairs_hook=tuple)
+        texts = _TEXTS.validate_python(json.loads(text, object_pairs_hook=_without_repeats))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not JSON: {error.msg}, column {error.colno}.\n  {_FORM}"
         ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ", sentence ".join(str(i + 1 if isinstance(i, int) else i) for i in first["loc"])
+        raise DataError(f"{path}: {place or 'it'}: {first['msg']}.\n  {_FORM}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be used: {error}.\n  {_FORM}") from error
-    if not isinstance(value, tuple):
-        raise DataError(f"{path} does not hold a JSON object.\n  {_FORM}")
-    lines = _lines_of_keys(text)
-    found: dict[str, tuple[str, ...]] = {}
-    for name, sentences in value:
-        where = f"{path}:{lines[name][int(name in found)]}"
-        if name not in class_names:
-            guess = nearest(name, class_names)
-            remedy = f"Did you mean {guess}?" if guess else "Keys must be names of the class list."
-            raise DataError(f'{where}: "{name}" is not in the class list.\n  {remedy}')
-        if name in found:
-            raise DataError(f'{where}: "{name}" appears twice.\n  Put its sentences into one list.')
-        found[name] = _sentences(sentences, f'{where}: "{name}"')
-    missing = [name for name in class_names if name not in found]
+    unknown = next((name for name in texts if name not in class_names), None)
+    if unknown is not None:
+        remedy = suggestion(unknown, class_names, "Keys must be names of the class list.")
+        raise DataError(f'{path}: "{unknown}" is not in the class list.\n  {remedy}')
+    missing = [name for name in class_names if name not in texts]
     if missing:
         raise DataError(
             f"{path} has no sentences for {len(missing)} of {len(class_names)} classes, first"
             f' "{missing[0]}".\n  {_FORM}'
         )
-    return tuple(found[name] for name in class_names)
+    return tuple(tuple(texts[name]) for name in class_names)
 
 
-def _lines_of_keys(text: str) -> dict[str, list[int]]:
-    """Each name before a colon, and its lines in the order of the text."""
-    lines: dict[str, list[int]] = {}
-    line, end = 1, 0
-    for match in _STRING.finditer(text):
-        line += text.count("\n", end, match.start())
-        end = match.start()
-        if match[1] is not None:
-            lines.setdefault(json.loads(match[0].removesuffix(match[1])), []).append(line)
-    return lines
+def _sentence(text: str) -> str:
+    sentence = " ".join(text.split())
+    if not sentence or not sentence.isprintable():
+        raise ValueError("expected printable text")
+    return sentence
 
 
-def _sentences(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else "no list"
-        raise DataError(f"{where} has {got}; expected one sentence or more.\n  {_FORM}")
-    sentences = []
-    for number, entry in enumerate(value, 1):
-        sentence = " ".join(entry.split()) if isinstance(entry, str) else ""
-        if not sentence or not sentence.isprintable():
-            raise DataError(
-                f"{where}: sentence {number} of {len(value)} is {json.dumps(entry)[:60]}; expected"
-                " text."
-            )
-        sentences.append(sentence)
-    return tuple(sentences)
+_TEXTS = TypeAdapter(
+    dict[str, Annotated[list[Annotated[StrictStr, AfterValidator(_sentence)]], Field(min_length=1)]]
+)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = Counter(name for name, _ in pairs)
+    name, n_times = names.most_common(1)[0] if names else ("", 0)
+    if n_times > 1:
+        raise ValueError(f'"{name}" appears twice; put its sentences into one list')
+    return dict(pairs)

@@ -1,6 +1,7 @@
 """Downloads and unpacks a benchmark set's files; each is complete or absent.
 
-A downloaded archive is removed after unpacking; an archive that is there before is used and kept.
+They come from one archive on the Hugging Face Hub, which is removed after unpacking. An official
+archive that the user has downloaded is used and kept.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ import logging
 import shlex
 import shutil
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data._http import WAITS_S, AddressError, download, size_of
-from kdedge.data.benchmarks import Benchmark, Download, is_there
+from kdedge.data.benchmarks import Benchmark, Download, HubArchive, is_there
 from kdedge.data.unpack import temporary_name, unpack
-from kdedge.errors import DataError, KdedgeError, SetupError
-from kdedge.files import explain_os_error, locked, sha256_file, sync
-from kdedge.progress import progress
+from kdedge.errors import (
+    DataError,
+    KdedgeError,
+    MissingPackage,
+    ResourceError,
+    SetupError,
+    first_line,
+)
+from kdedge.files import explain_os_error, locked, sha256_file
+from kdedge.progress import progress, readable_bytes
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,183 +51,149 @@ def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
     return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
 
 
-def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
+def fetch(benchmark: Benchmark, root: Path) -> Fetched:
     """Fetches the missing files of a benchmark set.
 
     Args:
         benchmark: the set.
         root: folder of all sets; created if missing.
-        waits_s: seconds before each retry of a URL.
 
     Raises:
-        SetupError: a file must be fetched by hand, or no server provides it; the others were
-            fetched.
-        DataError: a file has another size or hash than expected; an archive cannot be unpacked.
+        SetupError: a file must be fetched by hand, or the Hub does not provide it; the others were
+            fetched. `MissingPackage` without the Hub's client.
+        DataError: an archive has another hash than expected, or cannot be unpacked.
         ResourceError: the disk is full, or the folder may not be written.
         InUseError: another fetch uses the folder.
     """
     folder = root / benchmark.folder
     wanted = missing(benchmark.downloads, folder)
-    if not wanted:
-        there = _archives(benchmark.downloads, folder)
-        _tidy(benchmark.downloads, folder, keep=there)
-        return Fetched(folder, (), there)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
+    archives = [name for name in _archive_names(benchmark) if (folder / name).is_file()]
     failed: dict[str, KdedgeError] = {}
-    there = _archives(benchmark.downloads, folder)
-    with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
-        for one in wanted:
-            try:
-                _bring(one, folder, waits_s)
-            except (SetupError, DataError) as error:
-                failed[one.name] = error
-        _tidy(benchmark.downloads, folder, keep=there)
+    if wanted:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
+            for one in wanted:
+                try:
+                    _bring(one, folder, benchmark.mirror)
+                except (SetupError, DataError) as error:
+                    failed[one.name] = error
+    _tidy(benchmark, folder, keep=archives)
     if failed:
-        raise _summary(benchmark.name, root, benchmark.downloads, failed)
-    new = tuple(one.gives for one in wanted)
-    return Fetched(folder, new, _archives(benchmark.downloads, folder))
+        raise _summary(benchmark, root, failed)
+    return Fetched(folder, tuple(one.gives for one in wanted), tuple(archives))
 
 
-def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    """Fetches and unpacks one file or its mirror; a download that has begun comes first."""
-    choices, failures = with_mirrors([wanted]), list[KdedgeError]()
-    choices.sort(key=lambda one: not _is_begun(folder / one.name))
-    for one in choices:
-        try:
-            _bring_itself(one, folder, waits_s)
-        except (SetupError, DataError) as error:
-            failures.append(error)
-            if one is not choices[-1]:
-                why, other = str(error).partition("\n")[0], choices[-1].name
-                _LOG.info("%s\nTrying another archive with the same content: %s.", why, other)
-        else:
-            return
-    raise _worst(failures)("\n".join(map(str, failures)))
-
-
-def _worst(errors: Iterable[KdedgeError]) -> type[KdedgeError]:
-    """The error class for several errors: wrong data before a missing file."""
-    return DataError if any(isinstance(error, DataError) for error in errors) else SetupError
-
-
-def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
+def _bring(wanted: Download, folder: Path, mirror: HubArchive | None) -> None:
+    """Unpacks a file of a set from its own archive, if that is there, or from the Hub's."""
     path = folder / wanted.name
-    if not path.exists():
-        _fetch_file(wanted, path, waits_s)
-    else:
-        problem = _what_is_wrong(wanted, path)
+    if path.exists():
+        problem = _wrong_hash(path, wanted.sha256)
         if problem:
-            raise DataError(f"{path}: {problem}.\n  Remove it and run the command again.")
-    if wanted.unpack is not None:
-        unpack(path, folder, wanted)
+            raise DataError(f"{path} {problem}.\n  Remove it and run the command again.")
+        unpack(path, folder, gives=wanted.gives, top=wanted.top, into=wanted.into)
+        return
+    addresses = " or ".join(wanted.urls)
+    by_hand = wanted.manual or f"Download it by hand from {addresses}"
+    by_hand = f"{by_hand.rstrip('.')}, and put it at {path}."
+    # No archive of gigabytes for a list alone
+    if mirror is None or not (wanted.is_archive or (folder / mirror.name).exists()):
+        raise SetupError(by_hand)
+    try:
+        archive = _download(mirror, folder)
+        unpack(archive, folder, gives=wanted.gives, top=mirror.top)
+    except (SetupError, DataError) as error:
+        kind = DataError if isinstance(error, DataError) else SetupError
+        raise kind(f"{error}\n{by_hand}") from error
 
 
-def _is_begun(path: Path) -> bool:
-    return path.exists() or _part(path).exists()
+def _download(mirror: HubArchive, folder: Path) -> Path:
+    """Downloads an archive of the Hub; `NAME.part` has the bytes so far.
 
-
-def _part(path: Path) -> Path:
-    """The part of a file that has been downloaded."""
-    return path.with_name(f"{path.name}.part")
-
-
-def _fetch_file(wanted: Download, path: Path, waits_s: Sequence[float]) -> None:
-    if not wanted.urls:
-        where = wanted.manual or "It is in another archive of the set, which is missing."
-        raise SetupError(f"{where}\n  Put it at {path}.")
-    failures: list[AddressError] = []
-    for url in wanted.urls:
-        _LOG.info("Fetching %s from %s.", wanted.name, url)
-        try:
-            _fetch_from(url, wanted, path, waits_s)
-        except AddressError as error:
-            failures.append(error)
-            if url != wanted.urls[-1]:
-                _LOG.info("%s. Trying the next URL.", error)
-        else:
-            return
-    reasons = "\n".join(f"{error}." for error in failures)
-    places = "\n  ".join(wanted.urls)
-    kind = DataError if any(error.kind == "wrong" for error in failures) else SetupError
-    raise kind(f"{reasons}\n  To fetch it by hand, put it at {path}. It is at:\n  {places}")
-
-
-def _fetch_from(url: str, wanted: Download, path: Path, waits_s: Sequence[float]) -> None:
-    """Downloads a file from one address, checks it and moves it into place."""
-    part = _part(path)
-    was_begun = size_of(part) > 0
-    download(url, part, wanted, waits_s=waits_s)
-    problem = _what_is_wrong(wanted, part)
-    if problem and was_begun:
-        # The part from an earlier fetch, or from another URL, may belong to another file
-        part.unlink()
-        download(url, part, wanted, waits_s=waits_s)
-        problem = _what_is_wrong(wanted, part)
+    `hf_hub_download` starts anew after a killed process, at the first byte of forty gigabytes.
+    """
+    path = folder / mirror.name
+    if path.exists():
+        return path
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.file_download import http_get
+    except ImportError as error:
+        purpose = "Downloading benchmark sets"
+        raise MissingPackage("huggingface_hub", extra="train", purpose=purpose) from error
+    url = hf_hub_url(mirror.repository, mirror.name, revision=mirror.commit)
+    part = path.with_name(f"{path.name}.part")
+    n_had = part.stat().st_size if part.exists() else 0
+    try:
+        n_bytes = get_hf_file_metadata(url).size or 0
+        _check_room(folder, mirror, 2 * n_bytes - n_had)
+        log.info("Fetching %s (%s) from %s.", mirror.name, readable_bytes(n_bytes), url)
+        with part.open("ab") as file:
+            http_get(url, file, resume_size=n_had, expected_size=n_bytes or None)
+    except KdedgeError:
+        raise
+    except Exception as error:  # the Hub's client raises the errors of its transport
+        if isinstance(error, OSError) and error.errno:
+            raise ResourceError(
+                f"{explain_os_error(error, part)}\n  The downloaded part is kept; run the same"
+                " command again to continue."
+            ) from error
+        raise SetupError(f"{url} cannot be downloaded: {first_line(error)}.") from error
+    problem = _wrong_hash(part, mirror.sha256)
     if problem:
         part.unlink()
-        raise AddressError(f"The file from {url} {problem}", "wrong")
-    try:
-        with part.open("rb+") as file:
-            sync(file.fileno(), part)
-        part.replace(path)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+        raise DataError(f"{url} {problem}.")
+    part.replace(path)
+    return path
 
 
-def _what_is_wrong(wanted: Download, path: Path) -> str | None:
-    """How a file differs from the expected size and hash; None if it does not."""
-    n_bytes = path.stat().st_size
-    if n_bytes == 0:
-        return "is empty"
-    if wanted.n_bytes is not None and n_bytes != wanted.n_bytes:
-        return f"has {n_bytes} bytes, expected {wanted.n_bytes}"
-    if wanted.sha256 is None:
+def _check_room(folder: Path, mirror: HubArchive, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise ResourceError(
+            f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
+            f" {readable_bytes(n_bytes)} more.\n"
+            "  Free some space, or name another folder with --data."
+        )
+
+
+def _wrong_hash(path: Path, expected: str | None) -> str | None:
+    """How a file differs from the expected SHA-256; None if it does not."""
+    if expected is None:
         return None
-    with progress(f"checking {wanted.name}", n_bytes, in_bytes=True) as advance:
-        found = sha256_file(path, progress=advance)
-    if found != wanted.sha256:
-        return f"has the SHA-256 {found}, expected {wanted.sha256}"
-    return None
+    with progress(f"checking {path.name}", path.stat().st_size, in_bytes=True) as advance:
+        sha256 = sha256_file(path, progress=advance)
+    return None if sha256 == expected else f"has the SHA-256 {sha256}, expected {expected}"
 
 
-def _tidy(downloads: Sequence[Download], folder: Path, *, keep: Collection[str]) -> None:
-    """Removes leftovers of files that are complete, but no archive that was there before."""
-    both = with_mirrors(downloads)
-    for one in both:
-        path = folder / one.name
-        # One archive may hold several
-        if missing([other for other in both if other.name == one.name], folder):
-            continue
+def _tidy(benchmark: Benchmark, folder: Path, *, keep: Collection[str]) -> None:
+    """Removes what was downloaded and half unpacked of a set whose images are complete."""
+    if any(one.is_archive for one in missing(benchmark.downloads, folder)):
+        return
+    for name in _archive_names(benchmark):
+        path = folder / name
         with contextlib.suppress(OSError):  # no error for a set that is complete
-            if one.unpack is not None and one.name not in keep:
+            if name not in keep:
                 path.unlink(missing_ok=True)
-            _part(path).unlink(missing_ok=True)
+            path.with_name(f"{name}.part").unlink(missing_ok=True)
         shutil.rmtree(folder / temporary_name(path), ignore_errors=True)
 
 
-def _archives(downloads: Sequence[Download], folder: Path) -> tuple[str, ...]:
-    archives = (one.name for one in with_mirrors(downloads) if one.unpack)
-    return tuple(name for name in archives if (folder / name).is_file())
+def _archive_names(benchmark: Benchmark) -> list[str]:
+    mirror = [] if benchmark.mirror is None else [benchmark.mirror.name]
+    return [one.name for one in benchmark.downloads if one.is_archive] + mirror
 
 
-def with_mirrors(downloads: Sequence[Download]) -> list[Download]:
-    """The files, each followed by its mirror."""
-    both = ((one, one.mirror) for one in downloads)
-    return [one for pair in both for one in pair if one is not None]
-
-
-def _summary(
-    name: str, root: Path, downloads: Sequence[Download], failed: dict[str, KdedgeError]
-) -> KdedgeError:
-    """One error for all files that could not be fetched."""
+def _summary(benchmark: Benchmark, root: Path, failed: dict[str, KdedgeError]) -> KdedgeError:
+    """One error for all files that could not be fetched: of wrong data before a missing file."""
     reasons = "\n".join(
         f"  {file}:\n{textwrap.indent(str(error), '    ')}" for file, error in failed.items()
     )
-    return _worst(failed.values())(
-        f"{name}: {len(failed)} of {len(downloads)} files are missing; the others are complete.\n"
-        f"{reasons}\n"
-        f"  Then run again: kdedge data fetch {name} --data {shlex.quote(str(root))}"
+    is_wrong = any(isinstance(error, DataError) for error in failed.values())
+    return (DataError if is_wrong else SetupError)(
+        f"{benchmark.name}: {len(failed)} of {len(benchmark.downloads)} files are missing; the"
+        f" others are complete.\n{reasons}\n"
+        f"  Then run again: kdedge data fetch {benchmark.name} --data {shlex.quote(str(root))}"
     )

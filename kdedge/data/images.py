@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from kdedge.data.scan_cache import ImageFacts, ScanCache
-from kdedge.data.sources import Joined, Source
+from kdedge.data.sources import ImageSource, Joined
 from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
@@ -55,7 +55,7 @@ class Scan:
 
 
 def scan(
-    source: Source,
+    source: ImageSource,
     *,
     rows: slice = slice(None),
     n_threads: int | None = None,
@@ -84,13 +84,13 @@ def scan(
     waiting: deque[Future[list[ImageFacts | str]]] = deque()
 
     def finish_one() -> None:
-        for found in waiting.popleft().result():
+        for facts in waiting.popleft().result():
             n_done = len(good) + len(bad)
             position = positions[n_done]
-            if isinstance(found, str):
-                bad.append(BadImage(source.items[position].key, found))
+            if isinstance(facts, str):
+                bad.append(BadImage(source.items[position].key, facts))
             else:
-                good[position] = found
+                good[position] = facts
             if progress is not None:
                 progress(n_done + 1)
 
@@ -107,13 +107,13 @@ def scan(
         finally:
             pool.shutdown(cancel_futures=True)
             cache.save(source)
-    sizes_px = Counter(found.size_px for found in good.values())
-    return Scan(tuple(good), tuple(bad), tuple(found.digest for found in good.values()), sizes_px)
+    sizes_px = Counter(facts.size_px for facts in good.values())
+    return Scan(tuple(good), tuple(bad), tuple(facts.digest for facts in good.values()), sizes_px)
 
 
 def scan_by(
     workers: Workers,
-    source: Source,
+    source: ImageSource,
     *,
     rows: slice = slice(None),
     progress: Callable[[int], None],
@@ -142,8 +142,8 @@ def scan_by(
     parts: list[Scan] = []
     work = Work(partial(_scan_parts, source, None), partial(_scan_elsewhere, source))
     try:
-        for found, facts in workers.run(pieces, work):
-            parts.append(found)
+        for scanned, facts in workers.run(pieces, work):
+            parts.append(scanned)
             cache.add(facts)
             progress(sum(len(one.good) + len(one.bad) for one in parts))
     finally:
@@ -156,20 +156,20 @@ _Part = tuple[range, Mapping[str, str]]
 
 
 def _scan_elsewhere(
-    source: Source, share: Share
+    source: ImageSource, share: Share
 ) -> DoPieces[_Part, tuple[Scan, Mapping[str, str]]]:
     return partial(_scan_parts, source, share.n_cores)
 
 
 def _scan_parts(
-    source: Source, n_threads: int | None, parts: Iterable[_Part]
+    source: ImageSource, n_threads: int | None, parts: Iterable[_Part]
 ) -> Iterator[tuple[Scan, Mapping[str, str]]]:
     """The scan of each part, and what the cache should know of it now."""
     for rows, known in parts:
         cache = ScanCache()
         cache.add(known)
-        found = scan(source, rows=slice(rows.start, rows.stop), n_threads=n_threads, cache=cache)
-        yield found, cache.take(source, rows)
+        part = scan(source, rows=slice(rows.start, rows.stop), n_threads=n_threads, cache=cache)
+        yield part, cache.take(source, rows)
 
 
 def put_together(scans: Sequence[Scan]) -> Scan:
@@ -185,18 +185,18 @@ def put_together(scans: Sequence[Scan]) -> Scan:
     )
 
 
-def _look_at(source: Source, rows: range, cache: ScanCache) -> list[ImageFacts | str]:
+def _look_at(source: ImageSource, rows: range, cache: ScanCache) -> list[ImageFacts | str]:
     """Hash and size of each image, or the reason why it cannot be used."""
-    found: list[ImageFacts | str] = []
+    facts: list[ImageFacts | str] = []
     for i in rows:
         try:
-            found.append(cache.look(source, i, partial(_examine, source, i)))
+            facts.append(cache.look(source, i, partial(_examine, source, i)))
         except UnusableImage as error:
-            found.append(error.reason)
-    return found
+            facts.append(error.reason)
+    return facts
 
 
-def _examine(source: Source, i: int) -> ImageFacts:
+def _examine(source: ImageSource, i: int) -> ImageFacts:
     data = source.read(i)
     image = decode_image(data)
     return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
@@ -252,7 +252,7 @@ def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None
     write_atomic(path, text.getvalue().encode())
 
 
-def image_list_hash(source: Source, indices: Iterable[int], digests: Mapping[int, str]) -> str:
+def image_list_hash(source: ImageSource, indices: Iterable[int], digests: Mapping[int, str]) -> str:
     """Returns the SHA-256, in hex, of a list of images: keys, labels and contents in order.
 
     Args:
@@ -276,7 +276,7 @@ class Images:
         labels: position -> label in a batch; None to train without labels.
     """
 
-    source: Source
+    source: ImageSource
     indices: tuple[int, ...]
     skipped: tuple[BadImage, ...] = ()
     digests: Mapping[int, str] = field(default_factory=dict)
@@ -302,8 +302,8 @@ class Images:
 
     def source_labels(self) -> dict[int, int]:
         """Position in the source -> class index, of the images that have a label."""
-        found = {index: self.source.items[index].label for index in self.indices}
-        return {index: label for index, label in found.items() if label is not None}
+        labels = {index: self.source.items[index].label for index in self.indices}
+        return {index: label for index, label in labels.items() if label is not None}
 
     def without(self, other: Images) -> Images:
         """Returns the images whose bytes are not among another's."""

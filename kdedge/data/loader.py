@@ -24,7 +24,7 @@ from kdedge.data._decoding import (
 )
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.images import Images
-from kdedge.data.sources import Source
+from kdedge.data.sources import ImageSource
 from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, RecipeError
@@ -202,7 +202,7 @@ def check_shares(n_images: int, n_processes: int) -> None:
 
 
 def view_batches(
-    source: Source,
+    source: ImageSource,
     batches: Iterable[Sequence[Wanted]],
     *,
     preprocess: Preprocess,
@@ -234,7 +234,7 @@ def view_batches(
 
 
 def evaluation_batches(
-    source: Source,
+    source: ImageSource,
     indices: Sequence[int],
     *,
     preprocess: Preprocess,

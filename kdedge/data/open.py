@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from kdedge.config.data_spec import SOURCES, DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources import Source, csv_list, folder, huggingface, parquet, webdataset
+from kdedge.data.sources import ImageSource, csv_list, folder, huggingface, parquet, webdataset
 from kdedge.errors import DataError, RecipeError
 
 
 def open_source(
     spec: SourceSpec, *, class_names: Sequence[str], labeled: bool, data: DataSpec
-) -> Source:
+) -> ImageSource:
     """Opens the source that a recipe names and lists its images.
 
     Args:
@@ -57,7 +57,9 @@ def open_source(
     )
 
 
-def _open_synthetic(name: str, part: str, class_names: Sequence[str], *, labeled: bool) -> Source:
+def _open_synthetic(
+    name: str, part: str, class_names: Sequence[str], *, labeled: bool
+) -> ImageSource:
     from kdedge.data.sources import synthetic
 
     own = synthetic.class_names(name)

@@ -6,7 +6,7 @@ image's key and its probability of each of these classes:
     image,red fox,school bus,pizza
     cam1/0007.jpg,0.91,0.02,0.07
 
-Keys are those of the image source: the path within the folder, or the name in the shard. A key or
+Keys are the image source's: the path within the folder, or the name in the shard. A key or
 class name with a comma is quoted. A line's probabilities are 0 to 1 and sum to 1, within 0.001, and
 are divided by their sum. Lines of images that the source does not have are passed over.
 """
@@ -82,7 +82,7 @@ def read_probabilities(
             reader = csv.reader(file, strict=True)
             columns = _read_header(path, next(reader, []), class_names)
             lines = ((reader.line_num, cells) for cells in reader if cells)
-            found = _read_lines(path, lines, len(columns), set(keys))
+            rows = _read_lines(path, lines, len(columns), set(keys))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
@@ -91,14 +91,14 @@ def read_probabilities(
         ) from error
     except csv.Error as error:
         raise DataError(f"{path} is not CSV text: {error}.\n  Write it again.") from error
-    return _in_order(path, keys, found, columns)
+    return _in_order(path, keys, rows, columns)
 
 
 def _read_lines(
     path: Path, lines: Iterable[tuple[int, list[str]]], n_classes: int, wanted: Collection[str]
 ) -> dict[str, _Row]:
     """The rows of the wanted images; every line is checked."""
-    found: dict[str, _Row] = {}
+    rows: dict[str, _Row] = {}
     first: dict[str, int] = {}
     for number, (key, *cells) in lines:
         place = f"{path}:{number}"
@@ -115,17 +115,17 @@ def _read_lines(
         first[key] = number
         row = _read_row(place, cells)
         if key in wanted:
-            found[key] = row
-    return found
+            rows[key] = row
+    return rows
 
 
 def _in_order(
     path: Path,
     keys: Sequence[str],
-    found: Mapping[str, _Row],
+    rows: Mapping[str, _Row],
     columns: Sequence[int],
 ) -> ImageProbabilities:
-    missing = [key for key in keys if key not in found]
+    missing = [key for key in keys if key not in rows]
     if missing:
         raise DataError(
             f"{path} has no line for {len(missing)} of {len(keys)} images, first"
@@ -133,9 +133,9 @@ def _in_order(
             " the folder or its name in the shard."
         )
     order = np.argsort(columns, kind="stable")
-    values = np.stack([found[key] for key in keys])[:, order]
-    rows = {key: row for row, key in enumerate(keys)}
-    return ImageProbabilities(rows, np.ascontiguousarray(values))
+    values = np.stack([rows[key] for key in keys])[:, order]
+    positions = {key: row for row, key in enumerate(keys)}
+    return ImageProbabilities(positions, np.ascontiguousarray(values))
 
 
 def _read_header(path: Path, cells: Sequence[str], class_names: Sequence[str]) -> list[int]:

@@ -7,9 +7,9 @@ A file has one JSON object per line. The first describes its origin, every other
     {"image": "cam1/0007.jpg", "class": "red fox", "confidence": 0.9312}
 
 Images are sorted by class in class-list order, the most confident first. A person may correct
-classes and remove lines. The file is therefore parsed here: messages name the line, a similar class
-name, or a key that appears twice, which pydantic does not notice. `made_by` is the model's
-provenance hash; `class_list` and `image_list` are hashes of the class names and of the images.
+classes and remove lines, so messages name the line and a similar class name. `made_by` is the
+model's provenance hash; `class_list` and `image_list` are hashes of the class names and of the
+images.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kdedge.config.explain import explain_validation
+from kdedge.config.yaml_file import LineMap
 from kdedge.data.classes import class_list_hash
 from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError
 from kdedge.files import read_text, write_atomic
-
-FORMAT = "kdedge-pseudo-labels-1"
-_ORIGIN_KEYS = ("method", "made_by", "class_list", "image_list")
-_LINE_KEYS = ("image", "class", "confidence")
 
 Probabilities = npt.NDArray[np.float32]
 """[N, C]: of each image, over all classes."""
@@ -52,21 +51,32 @@ class PseudoLabel:
     confidence: float
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Provenance of a file of pseudo-labels, in its first line.
+class _Line(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Origin(_Line):
+    """Provenance of a file of pseudo-labels, its first line.
 
     Attributes:
+        format: of the file.
         method: name of the model's method.
         provenance_hash: provenance hash of the model; `made_by` in the file.
         class_list: hash of the class names.
         image_list: hash of the images.
     """
 
+    format: Literal["kdedge-pseudo-labels-1"] = "kdedge-pseudo-labels-1"
     method: str
-    provenance_hash: str
+    provenance_hash: str = Field(alias="made_by")
     class_list: str
     image_list: str
+
+
+class _ImageLine(_Line):
+    image: str
+    class_name: str = Field(alias="class")
+    confidence: float = Field(ge=0, le=1)
 
 
 def most_probable(
@@ -103,7 +113,7 @@ def most_probable(
             given[label].append(PseudoLabel(image, label, -key))
         if len(given[label]) < per_class:
             heapq.heappush(waiting, _next(probabilities, label, ranked[label]))
-    return [one for found in given.values() for one in found]
+    return [one for chosen in given.values() for one in chosen]
 
 
 def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
@@ -159,15 +169,15 @@ def most_confident_predicted(probabilities: Probabilities, per_class: int) -> li
         Class by class in the order of the class list, the most probable image first.
     """
     predicted = probabilities.argmax(axis=1)
-    found = []
+    chosen = []
     for label in range(probabilities.shape[1]):
         images = np.flatnonzero(predicted == label)
         order = np.argsort(-probabilities[images, label], kind="stable")
-        found += [
+        chosen += [
             PseudoLabel(image, label, float(probabilities[image, label]))
             for image in images[order][:per_class].tolist()
         ]
-    return found
+    return chosen
 
 
 def write_pseudo_labels(
@@ -190,11 +200,11 @@ def write_pseudo_labels(
     Raises:
         ResourceError: the file cannot be written.
     """
-    values = zip(_ORIGIN_KEYS, astuple(origin), strict=True)
-    lines: list[dict[str, Any]] = [{"format": FORMAT, **dict(values)}]
+    lines: list[dict[str, Any]] = [origin.model_dump(by_alias=True)]
     for one in labels:
-        line = (keys[one.image], class_names[one.label], round(one.confidence, 6))
-        lines.append(dict(zip(_LINE_KEYS, line, strict=True)))
+        confidence = round(one.confidence, 6)
+        image, name = keys[one.image], class_names[one.label]
+        lines.append({"image": image, "class": name, "confidence": confidence})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(path, text.encode())
 
@@ -217,8 +227,9 @@ def read_pseudo_labels(
         DataError: the file is missing, was made for other classes or images, holds none, or a line
             is wrong; the message has its number.
     """
-    lines = list(_read_lines(path))
-    origin = _read_origin(path, lines)
+    text = read_text(path, remedy="Name a file that `kdedge pseudo-label` wrote.")
+    lines = [(f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    origin = _parse(Origin, *(lines[0] if lines else (f"{path}:1", "")))
     remedy = "  Make it again with `kdedge pseudo-label`, or remove data.pseudo_labels."
     if origin.class_list != class_list_hash(class_names):
         raise DataError(
@@ -231,96 +242,40 @@ def read_pseudo_labels(
             f" were added, removed or changed, or drawn with another seed.\n{remedy}"
         )
     index = LabelIndex(class_names)
-    found: dict[int, int] = {}
+    first: dict[int, str] = {}
     labels = []
-    for number, values in lines[1:]:
-        one = _read_label(f"{path}:{number}", values, index, positions)
-        if one.image in found:
+    for where, line in lines[1:]:
+        one = _parse(_ImageLine, where, line)
+        image, label = positions.get(one.image), index.find(one.class_name)
+        if label is None:
             raise DataError(
-                f"{path}:{number}: the image {values['image']!r} appears twice, first in line"
-                f" {found[one.image]}.\n  Keep the line with the right class."
+                f'{where}: "{one.class_name}" is not a class name{index.nearest(one.class_name)}.\n'
+                f'  The class list has {len(class_names)} names, first "{class_names[0]}".'
             )
-        found[one.image] = number
-        labels.append(one)
+        if image is None:
+            raise DataError(
+                f'{where}: data.unlabeled has no image "{one.image}".\n'
+                "  Use the image names that `kdedge pseudo-label` wrote."
+            )
+        if first.setdefault(image, where) != where:
+            raise DataError(
+                f'{where}: the image "{one.image}" appears twice, first in {first[image]}.\n'
+                "  Keep the line with the right class."
+            )
+        labels.append(PseudoLabel(image, label, one.confidence))
     if not labels:
         raise DataError(f"{path} holds no pseudo-label, only its first line.\n{remedy}")
     return labels
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and value of each line that is not blank."""
-    text = read_text(path, remedy="Name a file that `kdedge pseudo-label` wrote.")
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line, object_pairs_hook=_without_repeats)
-        except json.JSONDecodeError as error:
-            reason = f"{error.msg}, column {error.colno}"
-            raise _not_json(path, number, reason) from error
-        except (ValueError, RecursionError) as error:
-            raise _not_json(path, number, str(error)) from error
+_Model = TypeVar("_Model", bound=_Line)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{json.dumps(twice, ensure_ascii=False)} appears twice")
-    return values
-
-
-def _not_json(path: Path, number: int, reason: str) -> DataError:
-    return DataError(
-        f"{path}:{number}: not a JSON object: {reason}.\n"
-        "  Each line must be one. Correct it, or make the file again with `kdedge pseudo-label`."
-    )
-
-
-def _read_origin(path: Path, lines: Sequence[tuple[int, Any]]) -> Origin:
-    values = lines[0][1] if lines else None
-    if (
-        not isinstance(values, dict)
-        or values.get("format") != FORMAT
-        or set(values) != {"format", *_ORIGIN_KEYS}
-        or not all(isinstance(values[key], str) for key in _ORIGIN_KEYS)
-    ):
+def _parse(model: type[_Model], where: str, line: str) -> _Model:
+    try:
+        return model.model_validate_json(line)
+    except ValidationError as error:
+        problem = explain_validation(error, model=model, lines=LineMap(where), what="line")
         raise DataError(
-            f"{path}:{lines[0][0] if lines else 1}: the first line does not have the origin of"
-            f' these pseudo-labels: expected {{"format": "{FORMAT}", ...}}.\n'
-            "  Restore that line, or make the file again with `kdedge pseudo-label`."
-        )
-    return Origin(*(values[key] for key in _ORIGIN_KEYS))
-
-
-def _read_label(
-    where: str, values: Any, index: LabelIndex, positions: Mapping[str, int]
-) -> PseudoLabel:
-    if not isinstance(values, dict) or set(values) != set(_LINE_KEYS):
-        got = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
-        raise DataError(
-            f"{where}: expected an object with {', '.join(_LINE_KEYS)}, got {got or 'nothing'}.\n"
-            "  Correct the line, or remove it."
-        )
-    image, name, confidence = (values[key] for key in _LINE_KEYS)
-    label = index.find(name) if isinstance(name, str) else None
-    if label is None:
-        near = index.nearest(name) if isinstance(name, str) else ""
-        raise DataError(
-            f"{where}: {json.dumps(name, ensure_ascii=False)} is not a class name{near}.\n"
-            f"  The class list has {len(index.class_names)} names, first"
-            f' "{index.class_names[0]}".'
-        )
-    if not isinstance(image, str) or image not in positions:
-        raise DataError(
-            f"{where}: data.unlabeled has no image {json.dumps(image, ensure_ascii=False)}.\n"
-            "  Use the image names that `kdedge pseudo-label` wrote."
-        )
-    is_number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
-    if not is_number or not 0 <= confidence <= 1:
-        raise DataError(
-            f"{where}: confidence is {json.dumps(confidence):.60}, expected a number from 0 to 1.\n"
-            "  It is only a record; write 1 for a class that you have corrected."
-        )
-    return PseudoLabel(positions[image], label, float(confidence))
+            f"{problem}\n  Correct the line, or make the file again with `kdedge pseudo-label`."
+        ) from error

@@ -20,17 +20,13 @@ import PIL
 from PIL import Image
 
 from kdedge import __version__
-from kdedge.data.sources import InFiles, Location, Source, Stamp
+from kdedge.data.sources import ImageSource, InFiles, Location
 from kdedge.errors import InUseError, ResourceError
-from kdedge.files import locked, write_atomic
+from kdedge.files import Stamp, locked, write_atomic
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, register_heif
 
 MAX_FILES = 64
 """Largest number of files in a cache folder; the least recently used ones are removed."""
-
-_SETTLED_NS = 2_000_000_000
-"""A file that changed less than 2 s before it was read is not cached: it may change again without a
-new time stamp, as FAT counts in steps of 2 s."""
 
 _LOCK_WAIT_S = 10.0
 
@@ -60,7 +56,7 @@ class ScanCache:
         self._new: dict[str, str] = {}
         self._read: set[Path] = set()
 
-    def open(self, source: Source) -> None:
+    def open(self, source: ImageSource) -> None:
         """Reads the cached facts of a source's images, once per source."""
         file = self._file(source)
         if file is not None and file not in self._read:
@@ -69,7 +65,7 @@ class ScanCache:
             with contextlib.suppress(OSError):
                 os.utime(file)  # the time of use, see MAX_FILES
 
-    def look(self, source: Source, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
+    def look(self, source: ImageSource, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
         """Returns the cached facts of an image, else those that `examine` finds.
 
         Many threads may call this at once.
@@ -85,12 +81,11 @@ class ScanCache:
         if facts is None:
             started_ns = time.time_ns()
             facts = examine()
-            is_settled = max(before.modified_ns, before.changed_ns) < started_ns - _SETTLED_NS
-            if is_settled and _stamp(location) == before:
+            if before.is_settled(started_ns) and _stamp(location) == before:
                 self._found[key] = self._new[key] = _text(before, facts)
         return facts
 
-    def take(self, source: Source, rows: range) -> dict[str, str]:
+    def take(self, source: ImageSource, rows: range) -> dict[str, str]:
         """The cached facts of some images, for `add` to another cache."""
         if not isinstance(source, InFiles):
             return {}
@@ -103,7 +98,7 @@ class ScanCache:
         self._found |= new
         self._new |= new
 
-    def save(self, source: Source) -> None:
+    def save(self, source: ImageSource) -> None:
         """Adds newly scanned images to the source's file in the cache."""
         file, new = self._file(source), self._new
         self._new = {}
@@ -113,14 +108,16 @@ class ScanCache:
             file.parent.mkdir(parents=True, exist_ok=True)
             with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else images would be lost
                 _write(file, new)
-                _remove_oldest(file.parent)
+                caches = file.parent.glob("*.json")
+                for oldest in sorted(caches, key=lambda one: -one.stat().st_mtime)[MAX_FILES:]:
+                    oldest.unlink(missing_ok=True)
         except (InUseError, ResourceError, OSError) as error:
             _LOG.info(
                 "The scan of the images is not cached, so the next command repeats it: %s",
                 str(error).partition("\n")[0],
             )
 
-    def _file(self, source: Source) -> Path | None:
+    def _file(self, source: ImageSource) -> Path | None:
         """The cache file of a source's images: that of their common folder."""
         if self._folder is None or not isinstance(source, InFiles) or not source.items:
             return None
@@ -147,7 +144,7 @@ def _text(stamp: Stamp, facts: ImageFacts) -> str:
 
 
 def _facts(text: str, stamp: Stamp) -> ImageFacts | None:
-    """The cached facts of an image; None without any, or if its file has changed since."""
+    """The cached facts of an image; None if there are none, or its file has changed since."""
     *known, digest, width, height = text.split() or ("", "0", "0")
     if known != [str(value) for value in stamp]:
         return None
@@ -181,9 +178,3 @@ def _write(file: Path, new: Mapping[str, str]) -> None:
     images = {**_read(file), **new}
     body = json.dumps({"decoder": _decoder(), "images": images}).encode()
     write_atomic(file, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-
-
-def _remove_oldest(folder: Path) -> None:
-    files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files[MAX_FILES:]:
-        file.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, check_limit, scan
 from kdedge.data.sources import (
-    Source,
+    ImageSource,
     csv_list,
     folder,
     huggingface,
@@ -61,23 +61,23 @@ def survey(place: str) -> Survey:
     """
     kind, source, labels = _open(place)
     with progress(f"reading {place}", len(source.items), unit="images") as advance:
-        found = scan(source, progress=advance)
-    check_limit(found, len(found.bad), place)
+        result = scan(source, progress=advance)
+    check_limit(result, len(result.bad), place)
     counts = Counter(labels)
     n_unlabeled = counts.pop("", 0)
     return Survey(
         kind=kind,
         n_images=len(source.items),
-        bad=found.bad,
-        n_duplicates=len(found.digests) - len(set(found.digests)),
-        sizes_px=tuple(sorted(found.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
+        bad=result.bad,
+        n_duplicates=len(result.digests) - len(set(result.digests)),
+        sizes_px=tuple(sorted(result.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
         classes=tuple(sorted(counts.items())),
         n_unlabeled=n_unlabeled,
         left_out=tuple(sorted(getattr(source, "left_out", {}).items())),
     )
 
 
-def _open(place: str) -> tuple[str, Source, Iterable[str]]:
+def _open(place: str) -> tuple[str, ImageSource, Iterable[str]]:
     """A source's kind, its images, and the text of each label, "" for none."""
     if place.endswith(".tar"):
         shards = webdataset.open_source(place, class_names=(), labeled=False)
@@ -130,28 +130,28 @@ class FirstLook:
         common = sorted(self.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))
         sizes = " and ".join(f"{width}x{height}" for (width, height), _ in common[:2])
         more = len(common) - 2
-        found = [
+        lines = [
             f"{self.n_images:,}, of {sizes}" + (f" and {more} other sizes" if more > 0 else "")
         ]
         if self.n_unreadable:
-            found.append(f"{self.n_unreadable} of {self.n_read} sampled images cannot be read")
+            lines.append(f"{self.n_unreadable} of {self.n_read} sampled images cannot be read")
         present = [n for n in self.n_of_class.values() if n]
         if present:
             low, high = min(present), max(present)
             per_class = f"{low}" if low == high else f"{low} to {high}"
-            found.append(f"{per_class} images per class, {len(present)} classes")
+            lines.append(f"{per_class} images per class, {len(present)} classes")
             absent = [name for name, n in self.n_of_class.items() if not n]
-            found += [f"no images of {name_some(absent)}"] if absent else []
+            lines += [f"no images of {name_some(absent)}"] if absent else []
         if self.n_unlabeled and present:
-            found.append(f"{self.n_unlabeled} outside of class folders are not used")
+            lines.append(f"{self.n_unlabeled} outside of class folders are not used")
         if self.twins:
             n = len(self.twins)
             have = "images have" if n > 1 else "image has"
-            found.append(f"{n:,} {have} the name of another one, such as {self.twins[0]}: masks?")
-            found.append("They count as images; move them out of the folder.")
+            lines.append(f"{n:,} {have} the name of another one, such as {self.twins[0]}: masks?")
+            lines.append("They count as images; move them out of the folder.")
         if self.left_out:
-            found.append(f"skipped: {folder.left_out_text(self.left_out)}")
-        return found
+            lines.append(f"skipped: {folder.left_out_text(self.left_out)}")
+        return lines
 
 
 def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> FirstLook:
@@ -168,11 +168,11 @@ def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> F
     """
     source = folder.open_source(place, class_names=class_names, labeled=labeled)
     n_images = len(source.items)
-    found = scan(source, rows=slice(None, None, -(-n_images // _N_READ)))
-    if not found.good:
+    result = scan(source, rows=slice(None, None, -(-n_images // _N_READ)))
+    if not result.good:
         raise DataError(
-            f"{place}: none of {len(found.bad)} sampled images can be read; the first is"
-            f" {found.bad[0].key}: {found.bad[0].reason}.\n  Name a folder of image files."
+            f"{place}: none of {len(result.bad)} sampled images can be read; the first is"
+            f" {result.bad[0].key}: {result.bad[0].reason}.\n  Name a folder of image files."
         )
     labels = Counter(item.label for item in source.items)
     n_unlabeled = labels.pop(None, 0)
@@ -182,9 +182,9 @@ def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> F
         raise DataError(f"{place} has {what}, and two or more are needed.\n  Add others.")
     return FirstLook(
         n_images=n_images,
-        n_read=len(found.good) + len(found.bad),
-        n_unreadable=len(found.bad),
-        sizes_px=found.sizes_px,
+        n_read=len(result.good) + len(result.bad),
+        n_unreadable=len(result.bad),
+        sizes_px=result.sizes_px,
         n_of_class=n_of_class,
         n_unlabeled=n_unlabeled,
         left_out=source.left_out,

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from kdedge.data.benchmarks import Download
 from kdedge.data.sources import printable
 from kdedge.data.sources.webdataset import TarReader
 from kdedge.errors import DataError, ResourceError
@@ -31,7 +30,7 @@ from kdedge.progress import progress, readable_bytes
 
 
 @dataclass(frozen=True)
-class Limits:
+class ArchiveLimits:
     """Limits of an archive's content.
 
     Attributes:
@@ -45,7 +44,7 @@ class Limits:
     free_bytes: int = 1 << 24
 
 
-LIMITS = Limits()
+LIMITS = ArchiveLimits()
 
 _BLOCK_BYTES = 1 << 18
 _TAR_BLOCK = 512
@@ -56,17 +55,28 @@ _DAMAGED = (
 """Errors of the readers for truncated, damaged, encrypted or unknown archives."""
 
 
-def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LIMITS) -> None:
-    """Unpacks an archive into a folder, completely or not at all.
+def unpack(
+    archive: Path,
+    folder: Path,
+    *,
+    gives: str,
+    top: str | None = "",
+    into: str = "",
+    limits: ArchiveLimits = LIMITS,
+) -> None:
+    """Unpacks a zip file or a tar file into a folder, completely or not at all.
 
-    Everything is first unpacked into a hidden folder and then moved, `wanted.gives` last: if it
-    exists, all else does. Modes, owners and dates are not restored.
+    Everything is first unpacked into a hidden folder and then moved, `gives` last: if it exists,
+    all else does. Modes, owners and dates are not restored.
 
     Args:
         archive: the archive, which is kept.
         folder: the benchmark set's folder.
-        wanted: which part of the archive to take, and where to put it.
-        limits: see `Limits`.
+        gives: a path below `folder` that exists afterwards.
+        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it;
+            None, of a zip file, for `gives` alone, which may be in a folder or two of the archive.
+        into: folder below `folder` for the content of `top`; "" for `folder` itself.
+        limits: see `ArchiveLimits`.
 
     Raises:
         DataError: the archive is damaged, encrypted or a bomb; a member's name leaves the folder or
@@ -74,13 +84,15 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
             has the name of a member.
         ResourceError: no room, or the folder may not be written.
     """
-    gives, top = wanted.gives, wanted.top
     temporary = folder / temporary_name(archive)
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     try:
         target = _Target(temporary / "all", archive, limits)
         try:
-            (_read_tar if wanted.unpack == "tar" else _read_zip)(archive, target)
+            if archive.suffix == ".zip":
+                _read_zip(archive, target, only=None if top is not None else gives)
+            else:
+                _read_tar(archive, target)
         except _DAMAGED as error:
             raise DataError(
                 f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
@@ -91,8 +103,14 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
             places = (one for depth in ("", "*/", "*/*/") for one in unpacked.glob(depth + gives))
             source, place, top = next(places, unpacked / gives), wanted_part / gives, gives
         else:
-            source, place = unpacked / top, wanted_part / wanted.into
-        _place(source, place, archive=archive, top=top)
+            source, place = unpacked / top, wanted_part / into
+        if not (source.is_dir() or (place == wanted_part / gives and source.is_file())):
+            raise DataError(
+                f"{archive} does not contain {top}, which is expected in it.\n"
+                "  Unpack it by hand and look for it; the archive may have changed."
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(place)
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
                 f"{archive} does not contain {gives}, which is expected in it.\n"
@@ -110,27 +128,16 @@ def temporary_name(archive: Path) -> str:
     return f".unpacking-{archive.name}"
 
 
-def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:
-    """Moves the wanted part of an archive to its place below the set's folder."""
-    if not source.is_dir():
-        raise DataError(
-            f"{archive} does not contain the folder {top}, which is expected in it.\n"
-            "  Unpack it by hand and look for it; the archive may have changed."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
-
-
 class _Target:
     """The folder that an archive's members are written into.
 
     Args:
         folder: the folder; it is created.
         archive: the archive.
-        limits: see `Limits`.
+        limits: see `ArchiveLimits`.
     """
 
-    def __init__(self, folder: Path, archive: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, archive: Path, limits: ArchiveLimits) -> None:
         self.archive = archive
         self.max_bytes = limits.free_bytes + limits.ratio * archive.stat().st_size
         self._limits = limits
@@ -266,9 +273,12 @@ def _decompressed(file: IO[bytes]) -> Any:
     return file
 
 
-def _read_zip(archive: Path, target: _Target) -> None:
+def _read_zip(archive: Path, target: _Target, *, only: str | None) -> None:
+    """Unpacks all members, or those of one path in any folder."""
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
+        if only is not None:
+            members = [one for one in members if f"/{only}/" in f"/{one.filename}/"]
         target.need(sum(member.file_size for member in members))
         n_done, n_bytes = 0, sum(member.compress_size for member in members)
         with progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance:

@@ -84,8 +84,8 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         pass
     except DataError as error:
         problems.append(str(error))
-    for found in parts:
-        problems += _part_problems(found, len(class_names or ()))
+    for one in parts:
+        problems += _part_problems(one, len(class_names or ()))
     if class_names is not None and len(class_names) != benchmark.n_classes:
         problems.append(
             f"It has {len(class_names)} classes, the published set has {benchmark.n_classes}."
@@ -105,10 +105,10 @@ def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
     """Files whose hash differs from the published one. Archives are removed after unpacking."""
     for wanted in benchmark.downloads:
         path = folder / wanted.gives
-        if wanted.unpack is None and wanted.sha256 is not None and path.is_file():
-            found = sha256_file(path)
-            if found != wanted.sha256:
-                yield f"{path} has the SHA-256 {found}, the published file {wanted.sha256}."
+        if not wanted.is_archive and wanted.sha256 is not None and path.is_file():
+            sha256 = sha256_file(path)
+            if sha256 != wanted.sha256:
+                yield f"{path} has the SHA-256 {sha256}, the published file {wanted.sha256}."
 
 
 def _look_at(
@@ -131,20 +131,20 @@ def _look_at(
     )
 
 
-def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
-    if found.n_listed != found.n_published:
-        published = found.n_published
-        yield f"{found.part} has {found.n_listed} images, the published set has {published}."
-    if found.n_missing:
+def _part_problems(part: PartFound, n_classes: int) -> Iterator[str]:
+    if part.n_listed != part.n_published:
+        published = part.n_published
+        yield f"{part.part} has {part.n_listed} images, the published set has {published}."
+    if part.n_missing:
         yield (
-            f"{found.part} lacks {found.n_missing} of its {found.n_listed} image files, for example"
-            f" {found.first_missing:.100}."
+            f"{part.part} lacks {part.n_missing} of its {part.n_listed} image files, for example"
+            f" {part.first_missing:.100}."
         )
-    if found.n_classes != n_classes:
-        yield f"{found.part} has images of only {found.n_classes} of {n_classes} classes."
-    n_broken = len(found.bad or ()) - found.n_missing
+    if part.n_classes != n_classes:
+        yield f"{part.part} has images of only {part.n_classes} of {n_classes} classes."
+    n_broken = len(part.bad or ()) - part.n_missing
     if n_broken > 0:
-        yield f"{found.part} has {n_broken} images that cannot be read."
+        yield f"{part.part} has {n_broken} images that cannot be read."
 
 
 def _split(benchmark: Benchmark) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from kdedge.data.images import spread
-from kdedge.data.sources import Source
+from kdedge.data.sources import ImageSource
 from kdedge.errors import DataError
 from kdedge.progress import progress
 from kdedge.runtime.machine import usable_cores
@@ -88,7 +88,7 @@ class CalibrationSet:
 
 
 def choose_calibration_images(
-    source: Source,
+    source: ImageSource,
     digests: Mapping[int, str],
     *,
     n_images: int,
@@ -166,7 +166,7 @@ def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:
 PixelArray = npt.NDArray[np.uint8]
 
 
-def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) -> PixelArray:
+def read_pixels(source: ImageSource, indices: Sequence[int], preprocess: Preprocess) -> PixelArray:
     """Reads images with the deployment's preprocessing.
 
     Args:
@@ -192,7 +192,7 @@ def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) 
     return pixels
 
 
-def read_images(source: Source, indices: Sequence[int]) -> Iterator[PixelArray]:
+def read_images(source: ImageSource, indices: Sequence[int]) -> Iterator[PixelArray]:
     """Reads images as they are, one after the other: [H, W, 3], uint8, RGB, upright.
 
     Raises:
@@ -202,7 +202,7 @@ def read_images(source: Source, indices: Sequence[int]) -> Iterator[PixelArray]:
         yield np.asarray(_decoded(source, index))
 
 
-def _decoded(source: Source, index: int) -> Image.Image:
+def _decoded(source: ImageSource, index: int) -> Image.Image:
     try:
         return decode_image(source.read(index))
     except UnusableImage as error:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from kdedge import __version__
-from kdedge.config.recipe import ExportSpec, GatesSpec
+from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.data.images import Images, spread
 from kdedge.deploy.build import RunInputs, build_file, compared
 from kdedge.deploy.calibrate import (

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import placeholders, readable, text_width
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import ivlp, promptsrc

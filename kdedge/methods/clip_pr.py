@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_linear, readable
 from kdedge.clip.text import in_chunks
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings, StepOutput

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, make_linear, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods.protocol import Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod

@@ -23,7 +23,7 @@ from kdedge.clip.prompts import (
     text_width,
 )
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees

@@ -26,7 +26,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_linear, make_visual_prompts, readable
 from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, MethodSettings, StepOutput

@@ -24,7 +24,7 @@ from kdedge.clip.prompts import (
     text_width,
 )
 from kdedge.clip.text import TokenizedTexts
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods.protocol import Encoder, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod

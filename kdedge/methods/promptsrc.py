@@ -21,7 +21,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import (
     readable,
 )
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods.protocol import StepOutput

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_probable
 from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import INIT_STD, prompted_texts, text_width
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
 from kdedge.methods.protocol import Inputs, MethodSettings, StepOutput

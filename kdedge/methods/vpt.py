@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods.protocol import Encoder, Inputs, MethodSettings
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod

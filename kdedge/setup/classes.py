@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe
+from kdedge.config.data_spec import ClassesSpec, DataSpec
+from kdedge.config.recipe import Recipe
 from kdedge.data.classes import load_class_names
 from kdedge.data.split import base_novel
 from kdedge.methods.registry import Sees

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
-from kdedge.config.data_spec import n_of
-from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
+from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, n_of
+from kdedge.config.recipe import Recipe
 from kdedge.data.classes import benchmark_root
 from kdedge.data.images import Images, check_limit, put_together, scan_by
 from kdedge.data.open import open_source
-from kdedge.data.sources import Source, WithoutLabels, name_some
+from kdedge.data.sources import ImageSource, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
 from kdedge.data.split import few_shot
 from kdedge.errors import DataError, RecipeError
@@ -240,29 +240,29 @@ class RecipeData:
                 *(key, len(images.indices) - len(labels), len(images.indices)),
                 next(images.source.items[i].key for i in images.indices if i not in labels),
             )
-        found = set(labels.values())
+        present = set(labels.values())
         among = range(len(self._classes.names)) if key == "test" else self._classes.labeled
-        absent = [self._classes.names[label] for label in among if label not in found]
-        if found and absent:
+        absent = [self._classes.names[label] for label in among if label not in present]
+        if present and absent:
             log.warning(
                 "data.%s has no images of %d of %d classes: %s.\n  Only the other classes are %s.",
                 *(key, len(absent), len(among), name_some(absent)),
                 "trained on" if key == "labeled" else "measured",
             )
 
-    def _scan(self, source: Source, key: Key) -> Images:
+    def _scan(self, source: ImageSource, key: Key) -> Images:
         """Scans a source; each process scans a part of it."""
         group = self._workspace.group
         own = group.shard(len(source.items))
         with progress(f"reading data.{key}", own.stop - own.start, unit="images") as advance:
-            found = scan_by(
+            part = scan_by(
                 self._workspace.workers,
                 source,
                 rows=own,
                 progress=advance,
                 cache=self._workspace.scans,
             )
-        result = put_together(group.all_gather(found))
+        result = put_together(group.all_gather(part))
         spec = self._recipe.data
         limit = spec.bad_image_limit(len(source.items))
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)

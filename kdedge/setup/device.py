@@ -15,9 +15,7 @@ log = logging.getLogger(__name__)
 def choose_device(name: str | None) -> torch.device:
     """Returns the device of that name; by default CUDA if available, else the CPU.
 
-    A GPU becomes torch's current one.
-
-    Each process that torchrun started on a machine gets its own GPU.
+    A GPU becomes torch's current one. Each process that torchrun started on a machine gets its own.
 
     Raises:
         SetupError: this machine has no such device.
@@ -46,7 +44,7 @@ def choose_device(name: str | None) -> torch.device:
             )
         if local_world_size() > 1:
             device = _own_gpu(device)
-        # What asks for no device by name (events, peaks, engines) then means this one
+        # Events, peaks and engines name no device: they use the current one
         torch.cuda.set_device(device if device.index is not None else 0)
     # cuDNN's default would run the patch convolution of an fp32 run in TF32.
     torch.backends.cudnn.allow_tf32 = False

@@ -84,15 +84,15 @@ def _machine() -> dict[str, Any]:
 
 
 def _examine_package(package: Package) -> dict[str, Any]:
-    found = None
+    installed = None
     for distribution in package.distributions:
         try:
-            found = version(distribution)
+            installed = version(distribution)
         except PackageNotFoundError:
             continue
         break
-    install = None if found else package.install_line
-    return {"version": found, "purpose": package.purpose, "install": install}
+    install = None if installed else package.install_line
+    return {"version": installed, "purpose": package.purpose, "install": install}
 
 
 def _cuda(*, has_torch: bool) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe, override_texts
-from kdedge.config.recipe import ModelSpec, OptimSettings, Recipe, resolve_optim
+from kdedge.config.optim_spec import OptimSettings, resolve_optim
+from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import MethodSettings
 from kdedge.methods.registry import Sees, load_method

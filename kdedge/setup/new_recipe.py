@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import NAME, looks_like_path
 from kdedge.config.load import check_paths, load_recipe
-from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
+from kdedge.config.optim_spec import OptimSettings, OptimSpec
+from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import PACKAGED, StudentSize, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
@@ -52,7 +54,7 @@ _WHY = {
     "zeroshot": "no labels: CLIP knows the classes by their names",
     "text_loss_weight": "usual: 25 and 10 at a logit scale of 100; in proportion to it",
     "teacher optim": "usual: 0.005 at a logit scale of 100; the lower the scale, the higher",
-    "labeled_weight": "the labels, beside the teacher's answers on the unlabeled images",
+    "labeled_weight": "the labels, next to the teacher's answers on the unlabeled images",
     "views": "the teacher's answers are stored: another student costs no second pass",
     "one_pass_first": "a student without training, in one pass; the better one is kept",
     "tune": "all weights; prompts: --set student.settings.tune=prompts --set student.optim=null",

@@ -8,6 +8,7 @@ import os
 import sys
 
 from kdedge.errors import MissingPackage
+from kdedge.plugins import TRAINING_PACKAGES
 from kdedge.targets.protocol import Package
 
 SERVING = tuple(
@@ -23,11 +24,7 @@ def need_training_packages(purpose: str) -> None:
     Raises:
         MissingPackage: torch, torchvision or open_clip is not installed.
     """
-    for module, package in (
-        ("torch", "torch"),
-        ("torchvision", "torchvision"),
-        ("open_clip", "open_clip_torch"),
-    ):
+    for module, package in TRAINING_PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             raise MissingPackage(package, extra="train", purpose=purpose)
     # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it

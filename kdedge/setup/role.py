@@ -42,7 +42,7 @@ class RoleSetup:
 
     @property
     def seed(self) -> int:
-        """The recipe's."""
+        """Seed of the recipe."""
         return self.loaded.recipe.seed
 
     @property
@@ -52,7 +52,7 @@ class RoleSetup:
 
     @property
     def train_classes(self) -> range:
-        """Classes that labels refer to; those of the softmax, if the method has one."""
+        """Classes that labels refer to: the softmax's, if the method has one."""
         if self.choice.settings.learns_from_labels:
             return self.classes.trained_by(Sees(labels=True))
         return self.classes.trained_by(self.choice.sees)
@@ -112,8 +112,8 @@ def set_up_role(
     choice = choose_method(loaded, role) if choice is None else choice
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
-    found = workspace.identify(backbone_spec(spec), needs_texts=choice.settings.needs_texts)
-    return RoleSetup(role, loaded, choice, classes, found, workspace)
+    backbone = workspace.identify(backbone_spec(spec), needs_texts=choice.settings.needs_texts)
+    return RoleSetup(role, loaded, choice, classes, backbone, workspace)
 
 
 def backbone_spec(spec: ModelSpec) -> BackboneSpec:

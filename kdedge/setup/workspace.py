@@ -87,16 +87,16 @@ class Workspace:
             self._found[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
         return self._found[key]
 
-    def load_backbone(self, found: FoundBackbone) -> AnyBackbone:
+    def load_backbone(self, backbone: FoundBackbone) -> AnyBackbone:
         """Builds a backbone on the device, once per workspace."""
-        if found.identity in self._loaded:
-            found.forget()  # its tensors were loaded under another name
+        if backbone.identity in self._loaded:
+            backbone.forget()  # its tensors were loaded under another name
         else:
-            with working(f"loading {found.name}"):
-                self._loaded[found.identity] = found.load(
+            with working(f"loading {backbone.name}"):
+                self._loaded[backbone.identity] = backbone.load(
                     device=self.device, text_cache_folder=self._cache("text_features")
                 )
-        return self._loaded[found.identity]
+        return self._loaded[backbone.identity]
 
     def warn_once(self, message: str) -> None:
         """Logs a warning once per workspace, on rank 0 only."""
@@ -106,5 +106,5 @@ class Workspace:
 
     def forget_tensors(self) -> None:
         """Frees the tensors that `identify` had to read, if nothing will be built."""
-        for found in self._found.values():
-            found.forget()
+        for backbone in self._found.values():
+            backbone.forget()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdedge.config.data_spec import DataSpec
 from kdedge.config.load import (
     LoadedRecipe,
     check_paths,
@@ -16,7 +17,7 @@ from kdedge.config.load import (
     override_texts,
     recipe_values,
 )
-from kdedge.config.recipe import DataSpec, Recipe, TeacherSpec
+from kdedge.config.recipe import Recipe, TeacherSpec
 from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_paper, check_set_on, recipe_file
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, KdedgeError, RecipeError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import BaselineSpec, OptimSpec, resolve_optim
+from kdedge.config.optim_spec import OptimSpec, resolve_optim
+from kdedge.config.recipe import BaselineSpec
 from kdedge.errors import RecipeError
 from kdedge.methods.registry import load_method
 from kdedge.runs.folder import RunFolder

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.data.benchmarks import Download
-from kdedge.data.unpack import Limits, unpack
+from kdedge.data.unpack import ArchiveLimits, unpack
 from kdedge.errors import DataError, ResourceError
 
 Member = tuple[str, bytes]
-SMALL = Limits(free_bytes=1 << 20)  # small bombs are enough
+SMALL = ArchiveLimits(free_bytes=1 << 20)  # small bombs are enough
 GOOD: list[Member] = [("images/a.jpg", b"a"), ("images/b/c.jpg", b"cc")]
 
 
@@ -77,12 +76,11 @@ def run(folder: Path) -> Callable[..., None]:
         into: str = "",
         top: str | None = "",
         gives: str = "images",
-        limits: Limits = SMALL,
+        limits: ArchiveLimits = SMALL,
     ):
         archive = folder.parent / f"a.{kind}"
         archive.write_bytes(data)
-        wanted = Download(archive.name, (), gives, into=into, top=top)
-        unpack(archive, folder, wanted, limits=limits)
+        unpack(archive, folder, gives=gives, into=into, top=top, limits=limits)
 
     return unpack_bytes
 
@@ -269,7 +267,7 @@ def test_a_zip_file_that_says_less_than_it_holds_is_refused(run, folder):
 
 def test_too_many_members_are_refused(run, folder):
     with pytest.raises(DataError, match="more than 1 members"):
-        run(tar_bytes(*GOOD), limits=Limits(members=1))
+        run(tar_bytes(*GOOD), limits=ArchiveLimits(members=1))
     check_untouched(folder)
 
 
@@ -332,7 +330,7 @@ def test_a_full_disk_leaves_nothing(small_disk, tmp_path):
     archive = tmp_path / "a.tar"
     archive.write_bytes(gzip.compress(tar_bytes(("images/zeros", bytes(1 << 20)))))
     with pytest.raises(ResourceError, match="the disk is full"):
-        unpack(archive, disk, Download("a.tar", (), "images"))
+        unpack(archive, disk, gives="images")
     assert list(disk.iterdir()) == []
 
 
@@ -341,4 +339,4 @@ def test_a_disk_that_is_too_small_is_seen_before(small_disk, tmp_path):
     archive = tmp_path / "a.zip"
     archive.write_bytes(zip_bytes(("images/zeros", bytes(1 << 20))))
     with pytest.raises(ResourceError, match=r"unpacking a\.zip needs 1\.0 MB"):
-        unpack(archive, disk, Download("a.zip", (), "images"))
+        unpack(archive, disk, gives="images")

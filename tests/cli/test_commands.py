@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from kdedge.cli import doctor, init, methods, schema
+from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.load import check_paths, load_recipe, parse_overrides
-from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry
 from kdedge.setup.doctor import examine, optional_packages

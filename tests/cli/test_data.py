@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from kdedge.cli.main import run
-from kdedge.data.benchmarks import Download, list_benchmarks, load_benchmark
+from kdedge.data.benchmarks import Download, HubArchive, list_benchmarks, load_benchmark
 
 SUN397 = load_benchmark("sun397")
 
@@ -29,28 +29,28 @@ SPLIT = {
 
 
 @pytest.fixture
-def published(
-    server: Any, file_server: Any, install_benchmark: Callable[..., None]
-) -> tuple[str, str]:
-    """A server that has the set `small`, SUN397 with two classes; gives the two addresses."""
+def published(hub: Any, file_server: Any, install_benchmark: Callable[..., None]) -> None:
+    """A Hub that has the set `small`, SUN397 with two classes."""
     picture, archive = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for number in range(1, 7):
-            member = tarfile.TarInfo(f"SUN397/{number}.png")
-            member.size = len(picture.getvalue())
-            tar.addfile(member, io.BytesIO(picture.getvalue()))
-    images = server.give("/images", file_server.Answer(archive.getvalue()))
-    split = server.give("/split", file_server.Answer(json.dumps(SPLIT).encode()))
     name = SUN397.lists[0]
-    downloads = (
-        Download(name="SUN397.tar.gz", urls=(images,), gives="SUN397"),
-        Download(name=name, urls=(split,), gives=name, n_bytes=len(json.dumps(SPLIT))),
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(f"sun397/{name}", json.dumps(SPLIT))
+        for number in range(1, 7):
+            file.writestr(f"sun397/SUN397/{number}.png", picture.getvalue())
+    hub.give("/owner/sets/resolve/abc/small.zip", file_server.Answer(archive.getvalue()))
+    small = replace(
+        SUN397,
+        name="small",
+        downloads=(
+            Download(name="SUN397.tar.gz", urls=("https://a.test/images",), gives="SUN397"),
+            Download(name=name, urls=("https://a.test/split",), gives=name, n_bytes=200),
+        ),
+        mirror=HubArchive("small.zip", repository="owner/sets", commit="abc"),
+        n_classes=2,
+        n_images={"train": 2, "val": 2, "test": 2},
     )
-    n_images = {"train": 2, "val": 2, "test": 2}
-    small = replace(SUN397, name="small", downloads=downloads, n_classes=2, n_images=n_images)
     install_benchmark(small, name="small")
-    return images, split
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
         0,
         f"Wrote data/sun397 (SUN397, {SUN397.lists[0]})\nNext: kdedge data verify small\n",
     )
-    assert err.startswith("Fetching SUN397.tar.gz from http://127.0.0.1")
+    assert err.startswith("Fetching small.zip (")
     code, out, _ = kdedge("verify", "small", "--images")
     assert code == 0
     assert out.endswith("\n\nAll as published.\n")
@@ -132,15 +132,18 @@ def test_a_set_that_cannot_be_looked_at_is_listed_with_the_others(kdedge, tmp_pa
     assert (here["dtd"], here["sun397"]) == ("unknown", "no")
 
 
-def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, published, tmp_path):
+@pytest.mark.usefixtures("published")
+def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, tmp_path):
     (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
     _, out, _ = kdedge("show", "small")
     assert "SUN397: here, from SUN397.tar.gz\n  size and SHA-256 are not known" in out
-    assert f"{SUN397.lists[0]}: missing\n  {len(json.dumps(SPLIT))} bytes\n  {published[1]}" in out
+    assert f"{SUN397.lists[0]}: missing\n  200 bytes\n  https://a.test/split" in out
+    assert "mirror   https://huggingface.co/owner/sets/resolve/abc/small.zip\n" in out
     assert out.endswith("Next: kdedge data fetch small\n")
 
 
-def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, published, tmp_path):
+@pytest.mark.usefixtures("published")
+def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, tmp_path):
     kdedge("fetch", "small")
     (tmp_path / "data/sun397/SUN397/3.png").write_bytes(b"x")
     (tmp_path / "data/sun397/SUN397/5.png").unlink()
@@ -155,7 +158,8 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
     assert err.endswith("Move the files that differ away, and run: kdedge data fetch small\n")
 
 
-def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
+@pytest.mark.usefixtures("published")
+def test_what_is_missing_as_a_whole_is_fetched(kdedge, tmp_path):
     kdedge("fetch", "small")
     (tmp_path / "data/sun397" / SUN397.lists[0]).unlink()
     code, _, err = kdedge("verify", "small")
@@ -164,18 +168,19 @@ def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
 
 
 def test_without_a_network_the_exit_code_is_4(kdedge, install_benchmark):
-    unreachable = Download(name="a", urls=("http://127.0.0.1:9/a",), gives="a")
-    install_benchmark(replace(SUN397, name="small", downloads=(unreachable,)), name="small")
+    by_hand = Download(name="a", urls=("https://a.test/a",), gives="a")
+    small = replace(SUN397, name="small", downloads=(by_hand,), mirror=None)
+    install_benchmark(small, name="small")
     code, out, err = kdedge("fetch", "small")
     assert (code, out) == (4, "")
-    assert "put it at data/sun397/a. It is at:\n      http://127.0.0.1:9/a\n" in err
+    assert "Download it by hand from https://a.test/a, and put it at data/sun397/a.\n" in err
 
 
 @pytest.mark.parametrize("action", ["show", "fetch", "verify"])
 def test_an_unknown_set_ends_in_exit_code_3(action, kdedge):
     code, out, err = kdedge(action, "sun398")
     assert (code, out) == (3, "")
-    assert "sun398 is not a known benchmark set.\n  Known: " in err
+    assert "sun398 is not a known benchmark set.\n  Did you mean sun397?" in err
 
 
 def test_a_scan_prints_classes_sizes_and_what_is_unreadable(kdedge, tmp_path):

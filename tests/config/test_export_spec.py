@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides
-from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides, shipped_recipes
-from kdedge.config.recipe import Recipe, resolve_optim
+from kdedge.config.optim_spec import resolve_optim
+from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import dump_yaml, parse_yaml
 from kdedge.errors import RecipeError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides, shipped_recipes
-from kdedge.config.recipe import OFFICIAL, resolve_optim
+from kdedge.config.optim_spec import resolve_optim
+from kdedge.config.recipe import OFFICIAL
 from kdedge.errors import RecipeError
 
 RECIPE = """\

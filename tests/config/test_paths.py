@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config.load import check_paths, dump_recipe, load_recipe, shard_paths
+from kdedge.config.load import check_paths, dump_recipe, load_recipe
 from kdedge.errors import DataError
 
 GOOD = """\
@@ -28,14 +28,13 @@ def write(folder: Path, text: str) -> Path:
 
 def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_path):
     text = GOOD.replace("[cat, dog]", "{file: names.txt}").replace("openai", "w/x.pt")
-    loaded = load_recipe(write(tmp_path, text), {"data.labeled.webdataset": "/no/s-{0..2}.tar"})
+    loaded = load_recipe(write(tmp_path, text), {"data.labeled.webdataset": "/no/s.tar"})
     with pytest.raises(DataError) as caught:
         check_paths(loaded)
     assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
         "r.yaml:2: classes.file: there is no file names.txt.",
         "r.yaml:4: data.unlabeled.folder: there is no folder cams.",
-        "overrides: data.labeled.webdataset: data.labeled.webdataset: 3 shards are missing, the"
-        " first is /no/s-0.tar.",
+        "overrides: data.labeled.webdataset: data.labeled.webdataset: there is no file /no/s.tar.",
         "r.yaml:5: data.test.folder: there is no folder test.",
         "r.yaml:7: student.weights: there is no file w/x.pt.",
         f"  Relative paths start at the recipe's folder, {tmp_path}.",
@@ -62,8 +61,8 @@ def test_files_and_folders_that_are_there_pass(tmp_path):
     check_paths(load_recipe(write(tmp_path, GOOD)))
 
 
-def test_shard_patterns_of_other_kinds_are_left_to_the_reader_of_shards(tmp_path):
-    text = GOOD.replace("folder: cams", "webdataset: '/no/{a,b}-{0..1}.tar'")
+def test_patterns_of_shards_are_left_to_the_reader_of_shards(tmp_path):
+    text = GOOD.replace("folder: cams", "webdataset: '/no/s-{0..1}.tar'")
     (tmp_path / "test").mkdir()
     check_paths(load_recipe(write(tmp_path, text)))
 
@@ -102,14 +101,3 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "test").mkdir()
     with pytest.raises(DataError, match="must be a folder, but is a file"):
         check_paths(load_recipe(write(tmp_path, GOOD)))
-
-
-def test_shards_keep_their_zeros_and_ranges_multiply():
-    paths = [str(path) for path in shard_paths("a-{08..10}-{0..1}.tar")]
-    assert paths == [f"a-{n}-{m}.tar" for n in ("08", "09", "10") for m in (0, 1)]
-
-
-@pytest.mark.parametrize("pattern", ["{9..0}.tar", "{0..999999999}.tar", "{0..999}-{0..999}.tar"])
-def test_a_range_of_no_or_too_many_shards_is_refused(pattern):
-    with pytest.raises(DataError, match="names"):
-        shard_paths(pattern)

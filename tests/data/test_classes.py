@@ -1,6 +1,6 @@
 import pytest
 
-from kdedge.config.recipe import ClassesSpec, DataSpec
+from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.data.classes import class_list_hash, load_class_names, read_class_file
 from kdedge.errors import DataError
 

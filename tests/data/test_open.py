@@ -4,7 +4,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from kdedge.config.recipe import ClassesSpec, DataSpec, SourceSpec
+from kdedge.config.data_spec import ClassesSpec, DataSpec, SourceSpec
 from kdedge.data.classes import load_class_names
 from kdedge.data.open import open_source
 from kdedge.errors import DataError

@@ -21,7 +21,7 @@ from PIL import Image
 from kdedge.config.recipe import Recipe
 from kdedge.data.images import scan
 from kdedge.data.scan_cache import MAX_FILES, ScanCache
-from kdedge.data.sources import Source, csv_list, folder, webdataset
+from kdedge.data.sources import ImageSource, csv_list, folder, webdataset
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -54,7 +54,7 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
-def opened(place: Path) -> Source:
+def opened(place: Path) -> ImageSource:
     return folder.open_source(place, class_names=(), labeled=False)
 
 
@@ -75,7 +75,7 @@ class Counted:
         return data
 
 
-def check(source: Source, cache: ScanCache) -> int:
+def check(source: ImageSource, cache: ScanCache) -> int:
     """Compares with a scan without a cache; gives how many images were read."""
     counted = Counted(source)
     assert scan(counted, cache=cache) == scan(source)
@@ -252,7 +252,7 @@ def test_images_of_a_shard_are_known_until_the_shard_changes(tmp_path: Path) -> 
     shard = tmp_path / "a.tar"
     write_shard(shard, range(10))
 
-    def read() -> Source:
+    def read() -> ImageSource:
         return webdataset.open_source(str(shard), class_names=(), labeled=False)
 
     cache = ScanCache(tmp_path / "cache")

@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from kdedge.config.recipe import GatesSpec
+from kdedge.config.export_spec import GatesSpec
 from kdedge.deploy.parity import (
     SMOKE_SET,
     gate_error,

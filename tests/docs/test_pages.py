@@ -14,8 +14,9 @@ from PIL import Image
 
 import kdedge
 from kdedge.cli.main import cli
+from kdedge.config.export_spec import ExportSpec
 from kdedge.config.keys import explain
-from kdedge.config.recipe import ExportSpec, Recipe
+from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import SIZES
 from kdedge.serving.watch import SHOT, WINDOW
 

@@ -35,7 +35,6 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import infer_config, read_weights
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.suite import load_suite
-from kdedge.data.benchmarks import Download
 from kdedge.data.benchmarks._coop_split import read_split
 from kdedge.data.classes import read_class_file, read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
@@ -279,7 +278,7 @@ def _zip(folder: Path) -> Iterator[Path]:
 def _unpack(path: Path) -> None:
     folder = path.with_name("unpacked")
     try:
-        unpack(path, folder, Download(path.name, (), gives="set"))
+        unpack(path, folder, gives="set")
         assert folder.is_dir()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.weights import hash_weights
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, DivergedError
 from kdedge.methods import lafter

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kdedge.config.load import load_recipe, shipped_recipes
-from kdedge.config.recipe import OptimSettings, resolve_optim
+from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.suite import load_suite
 from kdedge.config.yaml_file import parse_yaml
 from kdedge.methods.registry import load_method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.training.loop.step import diverged
 
 LOWER, PLAIN, CLIP = "lower optim.lr (now 0.5)", "set optim.precision: fp32", "clip_grad_norm: 1.0"

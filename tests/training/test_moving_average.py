@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.errors import RecipeError
 from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.step import Stepper

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.training.loop.optim import learning_rate, make_optimizer
 from kdedge.training.loop.selection import ParameterAverage
 

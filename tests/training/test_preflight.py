@@ -19,7 +19,7 @@ from PIL import Image
 
 from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
-from kdedge.data.sources import Item, Source
+from kdedge.data.sources import ImageSource, Item
 from kdedge.errors import DivergedError
 from kdedge.methods import promptsrc
 from kdedge.methods.protocol import StepOutput
@@ -62,7 +62,7 @@ def job(tmp_path: Path, tiny_weights: Path) -> Job:
 class Slow:
     """A source on a slow disk."""
 
-    source: Source
+    source: ImageSource
 
     @property
     def items(self) -> Sequence[Item]:

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 import kdedge
-from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe, SourceSpec, StudentSpec
+from kdedge.config.data_spec import ClassesSpec, DataSpec, SourceSpec
+from kdedge.config.recipe import Recipe, StudentSpec
 from kdedge.data.images import Images
 from kdedge.progress import progress
 from kdedge.runs.measure import predict_logits

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
 from kdedge.runs.folder import RunFolder

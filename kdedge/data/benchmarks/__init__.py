@@ -6,21 +6,27 @@ that of the `Benchmark` that it points to.
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
-
-from kdedge.data.benchmarks._benchmark import Benchmark, Download, MissingPartsError, is_there
+from kdedge.data.benchmarks._benchmark import (
+    Benchmark,
+    Download,
+    HubArchive,
+    MissingPartsError,
+    is_there,
+)
 from kdedge.data.benchmarks._coop import COOP_SETS, CoopSet
-from kdedge.data.benchmarks._coop_split import PARTS, Split, open_part, read_split
+from kdedge.data.benchmarks._coop_split import PARTS, CoopSplit, open_part, read_split
 from kdedge.data.benchmarks._imagenet import IMAGENET_SETS
 from kdedge.errors import DataError, SetupError
+from kdedge.plugins import Plugins, near
 
 __all__ = [
     "PARTS",
     "Benchmark",
     "CoopSet",
+    "CoopSplit",
     "Download",
+    "HubArchive",
     "MissingPartsError",
-    "Split",
     "is_there",
     "list_benchmarks",
     "load_benchmark",
@@ -28,13 +34,13 @@ __all__ = [
     "read_split",
 ]
 
-_GROUP = "kdedge.benchmarks"
 _OWN: dict[str, Benchmark] = {one.name: one for one in (*COOP_SETS, *IMAGENET_SETS)}
+_OUTSIDE = Plugins("benchmark set", "kdedge.data.benchmarks", "kdedge.benchmarks", {"": {}})
 
 
 def list_benchmarks() -> list[str]:
-    """Returns the names of the sets, without importing those of packages."""
-    return sorted({*_OWN, *_outside()})
+    """Returns the names of the sets, without importing any package's."""
+    return sorted({*_OWN, *_OUTSIDE.names()})
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -46,28 +52,15 @@ def load_benchmark(name: str) -> Benchmark:
     """
     if name in _OWN:
         return _OWN[name]
-    point = _outside().get(name)
+    point = _OUTSIDE.outside().get(name)
     if point is None:
-        known = ", ".join(list_benchmarks())
-        raise DataError(f"{name} is not a known benchmark set.\n  Known: {known}.")
-    return _load_outside(point)
-
-
-def _outside() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=_GROUP)}
-
-
-def _load_outside(point: EntryPoint) -> Benchmark:
-    try:
-        found = point.load()
-        is_usable = isinstance(found, Benchmark) and found.name == point.name
-        reason = f"it is not a kdedge.data.benchmarks.Benchmark named {point.name!r}"
-    except Exception as error:  # a foreign package may raise anything at import
-        is_usable, reason = False, f"{type(error).__name__}: {error}".rstrip(".")
-    if not is_usable:
+        known = list_benchmarks()
+        raise DataError(f"{name} is not a known benchmark set.\n  {near(name, known)}")
+    benchmark = getattr(_OUTSIDE.load(name), point.attr, None)
+    if not isinstance(benchmark, Benchmark) or benchmark.name != name:
         raise SetupError(
-            f'The benchmark set "{point.name}" from {point.value} cannot be used: {reason}.\n'
-            "  Update or remove the package that provides it."
+            f'The benchmark set "{name}" from {point.value} is not a'
+            f" kdedge.data.benchmarks.Benchmark named {name!r}.\n"
+            "  Update or remove the package that it comes from."
         )
-    assert isinstance(found, Benchmark)
-    return found
+    return benchmark

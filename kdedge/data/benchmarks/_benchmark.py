@@ -7,17 +7,42 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource
 from kdedge.errors import DataError, os_reason
 from kdedge.files import read_text
 
-MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
-"""One zip per set with its split file, but not ImageNet (PromptKD repository, DATASETS.md)."""
+MIRROR = "zhengli97/prompt_learning_dataset"
+"""Repository on the Hugging Face Hub: one zip per set with its split file, but not ImageNet
+(PromptKD repository, DATASETS.md)."""
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+
+
+@dataclass(frozen=True)
+class HubArchive:
+    """An archive on the Hugging Face Hub that has the files of a benchmark set.
+
+    Attributes:
+        name: file name in the repository and in the set's folder.
+        sha256: of the archive, in hex; None if unknown.
+        top: folder in the archive whose content is unpacked; None for the set's missing files
+            alone, in whichever folder of the archive they are.
+        repository: `OWNER/NAME`.
+        commit: of the repository; another one may have other files.
+    """
+
+    name: str
+    sha256: str | None = None
+    top: str | None = None
+    repository: str = MIRROR
+    commit: str = "ceb3112337fb6e1bf71534e355ca5569b63f19a6"
+
+    @property
+    def url(self) -> str:
+        """Its address in a browser."""
+        return f"https://huggingface.co/{self.repository}/resolve/{self.commit}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -26,15 +51,13 @@ class Download:
 
     Attributes:
         name: file name in the set's folder.
-        urls: the official URL first, then mirrors; empty if its terms require a manual download.
+        urls: official addresses, for a download by hand; empty if its terms require more.
         gives: a path below the set's folder that exists once the file is complete, or unpacked.
         manual: instructions for a manual download, one sentence; None if there are `urls`.
         sha256: of the file, in hex; None if unknown.
         n_bytes: its size; None if unknown.
         into: folder below the set's, into which it is unpacked; "" for the set's own.
-        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it;
-            None for `gives` alone, in whichever folder of the archive that is.
-        mirror: another archive with the same content, used if no URL provides this one.
+        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it.
     """
 
     name: str
@@ -44,15 +67,12 @@ class Download:
     sha256: str | None = None
     n_bytes: int | None = None
     into: str = ""
-    top: str | None = ""
-    mirror: Download | None = None
+    top: str = ""
 
     @property
-    def unpack(self) -> Literal["tar", "zip"] | None:
-        """`tar` (any compression), `zip`, or None for a file that stays as it is."""
-        if self.name.endswith(".zip"):
-            return "zip"
-        return "tar" if self.name.endswith((".tar", ".tar.gz", ".tgz")) else None
+    def is_archive(self) -> bool:
+        """Whether it is unpacked."""
+        return self.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,7 @@ class Benchmark(ABC):
         n_classes: classes of the published split.
         n_images: part (train, val or test) -> images of the published split.
         downloads: files of the published set; the last has the parts or the class names.
+        mirror: what `kdedge data fetch` downloads; None for a set that the Hub does not have.
     """
 
     name: str
@@ -79,6 +100,7 @@ class Benchmark(ABC):
     n_classes: int
     n_images: Mapping[str, int]
     downloads: tuple[Download, ...]
+    mirror: HubArchive | None
 
     @abstractmethod
     def class_names(self, root: Path) -> tuple[str, ...]:
@@ -116,33 +138,6 @@ def google_drive(file_id: str) -> str:
     return f"{_DRIVE}{file_id}"
 
 
-def mirror(
-    name: str,
-    gives: str,
-    *,
-    top: str | None = None,
-    sha256: str | None = None,
-    n_bytes: int | None = None,
-) -> Download:
-    """Returns a set's zip in the mirror, for one part of it.
-
-    Args:
-        name: of the zip.
-        gives: see `Download`, as all others.
-        top: None takes `gives` alone, wherever it is in the zip.
-        sha256: as the mirror's page has it.
-        n_bytes: as above.
-    """
-    return Download(
-        name=name,
-        urls=(f"{MIRROR}/resolve/main/{name}",),
-        gives=gives,
-        sha256=sha256,
-        n_bytes=n_bytes,
-        top=top,
-    )
-
-
 def describe(download: Download) -> str:
     """Describes how to get a file, without a full stop."""
     if download.manual is not None:
@@ -151,8 +146,8 @@ def describe(download: Download) -> str:
     what = f"the content of {download.top} in {download.name}" if download.top else download.name
     if url.startswith(_DRIVE):
         origin = f"Google Drive file {url.removeprefix(_DRIVE)}"
-        return origin if download.unpack is None else f"Unpack {what}, {origin}"
-    return url if download.unpack is None else f"Unpack {what} from {url}"
+        return origin if not download.is_archive else f"Unpack {what}, {origin}"
+    return url if not download.is_archive else f"Unpack {what} from {url}"
 
 
 class MissingPartsError(DataError):
@@ -208,8 +203,8 @@ def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[
         f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n"
         f"  kdedge data fetch {name} --data {shlex.quote(str(folder.parent))}\n"
         f"  Or by hand:\n{lines}\n"
-        f"  All sets but ImageNet are also at {MIRROR}: one zip per set; unpack it in"
-        f" {folder.parent}.\n"
+        f"  All sets but ImageNet are also at https://huggingface.co/{MIRROR}: one zip per set;"
+        f" unpack it in {folder.parent}.\n"
         "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
     )
 

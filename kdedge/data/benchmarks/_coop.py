@@ -10,10 +10,10 @@ from pathlib import Path
 from kdedge.data.benchmarks._benchmark import (
     Benchmark,
     Download,
+    HubArchive,
     describe,
     google_drive,
     is_there,
-    mirror,
     nested,
     read_lines,
     require,
@@ -21,7 +21,7 @@ from kdedge.data.benchmarks._benchmark import (
 )
 from kdedge.data.benchmarks._coop_split import (
     PARTS,
-    Split,
+    CoopSplit,
     check_counts,
     check_path,
     open_part,
@@ -61,7 +61,7 @@ class CoopSet(Benchmark):
             folder / self.image_root, split, part=part, class_names=class_names, labeled=labeled
         )
 
-    def read_split(self, folder: Path) -> Split:
+    def read_split(self, folder: Path) -> CoopSplit:
         """Reads the parts from CoOp's split file in the set's folder.
 
         Raises:
@@ -74,7 +74,7 @@ class CoopSet(Benchmark):
         )
         return read_split(folder / self.lists[0], remedy=remedy)
 
-    def _refuse_nested(self, folder: Path, split: Split) -> None:
+    def _refuse_nested(self, folder: Path, split: CoopSplit) -> None:
         """Raises DataError where an archive was unpacked into the folder that it makes."""
         first = next((folder / self.image_root / path for path, _ in split.parts["train"]), None)
         if first is None or is_file(first):
@@ -87,14 +87,14 @@ class CoopSet(Benchmark):
     @property
     def images(self) -> list[str]:
         """Paths below its folder that hold the images."""
-        return [download.gives for download in self.downloads if download.unpack]
+        return [download.gives for download in self.downloads if download.is_archive]
 
     @property
     def _origin(self) -> str:
         """Where to get what defines the parts: the last download."""
         return describe(self.downloads[-1])
 
-    def _read(self, root: Path, *, with_images: bool) -> Split:
+    def _read(self, root: Path, *, with_images: bool) -> CoopSplit:
         folder = root / self.folder
         needed = (*(self.images if with_images else ()), *self.lists)
         if not all(is_there(folder / path) for path in needed):
@@ -116,7 +116,7 @@ class AircraftSet(CoopSet):
 
     lists = ("variants.txt", *(f"images_variant_{part}.txt" for part in PARTS))
 
-    def read_split(self, folder: Path) -> Split:
+    def read_split(self, folder: Path) -> CoopSplit:
         """Reads the official parts.
 
         Raises:
@@ -135,7 +135,7 @@ class AircraftSet(CoopSet):
                 check_path(f"{image}.jpg", str(folder / file))
                 rows.append((f"{image}.jpg", labels[name]))
             parts[part] = tuple(rows)
-        return Split(tuple(names), parts)
+        return CoopSplit(tuple(names), parts)
 
 
 def _split_file(
@@ -160,6 +160,7 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=100,
         n_images={"train": 4_128, "val": 1_649, "test": 2_465},
         image_root="101_ObjectCategories",
+        mirror=HubArchive("caltech-101.zip"),
         downloads=(
             Download(
                 name="101_ObjectCategories.tar.gz",
@@ -171,7 +172,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 # Of the second address (tensorflow_datasets, caltech101/checksums.tsv)
                 sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
                 n_bytes=131_740_031,
-                mirror=mirror("caltech-101.zip", "101_ObjectCategories"),
             ),
             _split_file("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
         ),
@@ -189,6 +189,7 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=37,
         n_images={"train": 2_944, "val": 736, "test": 3_669},
         image_root="images",
+        mirror=HubArchive("oxford_pets.zip"),
         # Hash from tensorflow_datasets, oxford_iiit_pet/checksums.tsv
         downloads=(
             Download(
@@ -200,7 +201,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="images",
                 sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
                 n_bytes=791_918_971,
-                mirror=mirror("oxford_pets.zip", "images"),
             ),
             _split_file("split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
         ),
@@ -216,6 +216,7 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=196,
         n_images={"train": 6_509, "val": 1_635, "test": 8_041},
         image_root="",
+        mirror=HubArchive("stanford_cars.zip"),
         # Hashes from tensorflow_datasets, url_checksums/cars196.txt
         downloads=(
             Download(
@@ -224,7 +225,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="cars_train",
                 sha256="512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
                 n_bytes=979_269_282,
-                mirror=mirror("stanford_cars.zip", "cars_train"),
             ),
             Download(
                 name="cars_test.tgz",
@@ -232,7 +232,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="cars_test",
                 sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
                 n_bytes=977_350_468,
-                mirror=mirror("stanford_cars.zip", "cars_test"),
             ),
             _split_file("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
         ),
@@ -249,6 +248,7 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=102,
         n_images={"train": 4_093, "val": 1_633, "test": 2_463},
         image_root="jpg",
+        mirror=HubArchive("oxford_flowers.zip"),
         # Hash from tensorflow_datasets, oxford_flowers102/checksums.tsv
         downloads=(
             Download(
@@ -257,7 +257,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="jpg",
                 sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
                 n_bytes=344_862_509,
-                mirror=mirror("oxford_flowers.zip", "jpg"),
             ),
             _split_file("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
         ),
@@ -274,6 +273,7 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=101,
         n_images={"train": 50_500, "val": 20_200, "test": 30_300},
         image_root="images",
+        mirror=HubArchive("food101.zip"),
         # Hash from tensorflow_datasets, url_checksums/food101.txt
         downloads=(
             Download(
@@ -283,7 +283,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 sha256="d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
                 n_bytes=4_996_278_331,
                 top="food-101",
-                mirror=mirror("food101.zip", "images"),
             ),
             _split_file("split_zhou_Food101.json", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
         ),
@@ -301,6 +300,7 @@ COOP_SETS: tuple[CoopSet, ...] = (
         # arXiv:1306.5151; arXiv:2403.02781, table 8
         n_images={"train": 3_334, "val": 3_333, "test": 3_333},
         image_root="images",
+        mirror=HubArchive("fgvc_aircraft.zip", top="fgvc_aircraft"),
         # Hash from tensorflow_datasets, url_checksums/fgvc.txt
         downloads=(
             Download(
@@ -312,7 +312,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 sha256="d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
                 n_bytes=2_770_575_360,
                 top="fgvc-aircraft-2013b/data",
-                mirror=mirror("fgvc_aircraft.zip", "images", top="fgvc_aircraft"),  # with its lists
             ),
         ),
     ),
@@ -329,6 +328,9 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=397,
         n_images={"train": 15_880, "val": 3_970, "test": 19_850},
         image_root="SUN397",
+        mirror=HubArchive(
+            "sun397.zip", sha256="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722"
+        ),
         # Hash from tensorflow_datasets, sun397/checksums.tsv. The official URL is
         # gone (github.com/pytorch/vision/issues/9348).
         downloads=(
@@ -338,12 +340,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="SUN397",
                 sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
                 n_bytes=39_077_296_924,
-                mirror=mirror(
-                    "sun397.zip",
-                    "SUN397",
-                    sha256="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722",
-                    n_bytes=39_182_693_483,
-                ),
             ),
             _split_file("split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
         ),
@@ -359,6 +355,9 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=47,
         n_images={"train": 2_820, "val": 1_128, "test": 1_692},
         image_root="images",
+        mirror=HubArchive(
+            "dtd.zip", sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b"
+        ),
         # The archive's hash from tensorflow_datasets, url_checksums/dtd.txt
         downloads=(
             Download(
@@ -368,12 +367,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
                 n_bytes=625_239_812,
                 top="dtd",
-                mirror=mirror(
-                    "dtd.zip",
-                    "images",
-                    sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b",
-                    n_bytes=626_071_992,
-                ),
             ),
             _split_file(
                 "split_zhou_DescribableTextures.json",
@@ -394,6 +387,9 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=10,
         n_images={"train": 13_500, "val": 5_400, "test": 8_100},
         image_root="2750",
+        mirror=HubArchive(
+            "eurosat.zip", sha256="cedceda1690cad47bc3b41eb6bf2d0a134ec7413558128409928829f06c74613"
+        ),
         # The archive's hash from tensorflow_datasets, url_checksums/eurosat.txt
         downloads=(
             Download(
@@ -402,12 +398,6 @@ COOP_SETS: tuple[CoopSet, ...] = (
                 gives="2750",
                 sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
                 n_bytes=94_280_567,
-                mirror=mirror(
-                    "eurosat.zip",
-                    "2750",
-                    sha256="cedceda1690cad47bc3b41eb6bf2d0a134ec7413558128409928829f06c74613",
-                    n_bytes=94_808_536,
-                ),
             ),
             _split_file(
                 "split_zhou_EuroSAT.json",
@@ -428,12 +418,12 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_classes=101,
         n_images={"train": 7_639, "val": 1_898, "test": 3_783},
         image_root="UCF-101-midframes",
+        mirror=HubArchive("ucf101.zip"),
         downloads=(
             Download(
                 name="UCF-101-midframes.zip",
                 urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
                 gives="UCF-101-midframes",
-                mirror=mirror("ucf101.zip", "UCF-101-midframes"),
             ),
             _split_file("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
         ),

@@ -20,7 +20,7 @@ _FILE = dict[str, tuple[tuple[str, int, str], ...]]
 
 
 @dataclass(frozen=True)
-class Split:
+class CoopSplit:
     """A split file's contents.
 
     Attributes:
@@ -32,7 +32,7 @@ class Split:
     parts: Mapping[str, tuple[tuple[str, int], ...]]
 
 
-def read_split(path: Path, *, remedy: str) -> Split:
+def read_split(path: Path, *, remedy: str) -> CoopSplit:
     """Reads and checks a split file.
 
     Args:
@@ -50,7 +50,7 @@ def read_split(path: Path, *, remedy: str) -> Split:
         raise DataError(f"{error}\n  {remedy}") from error
 
 
-def _checked(path: Path, listed: Mapping[str, Sequence[tuple[str, int, str]]]) -> Split:
+def _checked(path: Path, listed: Mapping[str, Sequence[tuple[str, int, str]]]) -> CoopSplit:
     if not set(PARTS) <= set(listed):
         raise DataError(f"{path} is not a split file: expected the keys train, val and test.")
     names: dict[int, str] = {}
@@ -69,7 +69,7 @@ def _checked(path: Path, listed: Mapping[str, Sequence[tuple[str, int, str]]]) -
             f"{path} has {len(names)} labels from {min(names)} to {max(names)}, expected 0 to"
             f" {len(names) - 1}, each with a name of its own."
         )
-    return Split(tuple(names[label] for label in range(len(names))), parts)
+    return CoopSplit(tuple(names[label] for label in range(len(names))), parts)
 
 
 def check_path(text: str, where: str) -> None:
@@ -84,7 +84,7 @@ def check_path(text: str, where: str) -> None:
 
 
 def check_counts(
-    split: Split, *, what: str, n_classes: int, n_images: Mapping[str, int], remedy: str
+    split: CoopSplit, *, what: str, n_classes: int, n_images: Mapping[str, int], remedy: str
 ) -> None:
     """Checks that a split has the published numbers of classes and images.
 
@@ -107,7 +107,7 @@ def check_counts(
 
 
 def open_part(
-    folder: Path, split: Split, *, part: str, class_names: Sequence[str], labeled: bool
+    folder: Path, split: CoopSplit, *, part: str, class_names: Sequence[str], labeled: bool
 ) -> FileSource:
     """Returns one part of a set, with labels as positions in `class_names`.
 
@@ -125,7 +125,7 @@ def open_part(
     index = LabelIndex(class_names)
     positions = [index.find(name) for name in split.class_names]
     unknown = [
-        name for name, found in zip(split.class_names, positions, strict=True) if found is None
+        name for name, place in zip(split.class_names, positions, strict=True) if place is None
     ]
     if unknown:
         raise DataError(

@@ -19,17 +19,17 @@ from pathlib import Path
 from kdedge.data.benchmarks._benchmark import (
     Benchmark,
     Download,
+    HubArchive,
     describe,
     folders_in,
     google_drive,
     images_in,
     is_there,
-    mirror,
     read_lines,
     require,
     unexpected,
 )
-from kdedge.data.benchmarks._coop_split import Split, open_part
+from kdedge.data.benchmarks._coop_split import CoopSplit, open_part
 from kdedge.data.sources import FileSource
 from kdedge.errors import DataError, MissingPackage
 
@@ -94,7 +94,7 @@ class FolderSet(Benchmark):
                 f"{folder} has {len(rows)} images, the published set has {n_published}.\n"
                 "  Get the set again; it is used only when complete."
             )
-        split = Split(tuple(names.values()), {part: rows})
+        split = CoopSplit(tuple(names.values()), {part: rows})
         return open_part(folder, split, part=part, class_names=class_names, labeled=labeled)
 
     def _require(self, root: Path, images: Iterable[str]) -> None:
@@ -127,21 +127,20 @@ def _read_names(root: Path, folder: str) -> dict[str, str]:
     """WordNet id -> class name, of all 1000 and in their order, no name twice."""
     files = [root / place / _CLASS_NAMES for place in (folder, _IMAGENET)]
     file = next((file for file in files if is_there(file)), None)
-    names = _names_of_open_clip(files[0]) if file is None else _names_of_file(file)
+    if file is None:
+        names = _names_of_open_clip(files[0])
+    else:
+        rows = [line.partition(" ") for line in read_lines(file)]
+        odd = next((row for row in rows if not row[2]), None)
+        if odd is not None:
+            raise unexpected(file, f"the line {odd[0]}", "a WordNet id and a class name")
+        names = {wordnet_id: name for wordnet_id, _, name in rows}
     counts = Counter(names.values())
     for wordnet_id, name in _WORDNET_NAMES.items():
         if counts[names.get(wordnet_id, "")] > 1:
             names[wordnet_id] = name
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in names.items()}
-
-
-def _names_of_file(file: Path) -> dict[str, str]:
-    rows = [line.partition(" ") for line in read_lines(file)]
-    odd = next((row for row in rows if not row[2]), None)
-    if odd is not None:
-        raise unexpected(file, f"the line {odd[0]}", "a WordNet id and a class name")
-    return {wordnet_id: name for wordnet_id, _, name in rows}
 
 
 def _names_of_open_clip(file: Path) -> dict[str, str]:
@@ -179,6 +178,7 @@ IMAGENET_SETS = (
         # arXiv:2403.02781, table 8
         n_images={"train": 1_281_167, "test": 50_000},
         images={"train": "images/train", "test": "images/val"},
+        mirror=None,
         downloads=(
             Download(
                 name="images/train",
@@ -192,7 +192,7 @@ IMAGENET_SETS = (
                 urls=(),
                 gives="images/val",
                 manual="Register at https://image-net.org, fetch ILSVRC2012_img_val.tar, and sort"
-                " its images into class folders as those of the training images.",
+                " its images into class folders, as the training images.",
             ),
             _CLASS_NAMES_FILE,
         ),
@@ -209,6 +209,7 @@ IMAGENET_SETS = (
         # arXiv:1902.10811
         n_images={"test": 10_000},
         images=dict.fromkeys(("train", "test"), "imagenetv2-matched-frequency-format-val"),
+        mirror=HubArchive("imagenetv2.zip"),
         is_numbered=True,
         # Hash from tensorflow_datasets, imagenet_v2/checksums.tsv
         downloads=(
@@ -221,7 +222,6 @@ IMAGENET_SETS = (
                 gives="imagenetv2-matched-frequency-format-val",
                 sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
                 n_bytes=1_264_079_360,
-                mirror=mirror("imagenetv2.zip", "imagenetv2-matched-frequency-format-val"),
             ),
             _CLASS_NAMES_FILE,
         ),
@@ -237,6 +237,7 @@ IMAGENET_SETS = (
         # arXiv:1905.13549
         n_images={"test": 50_889},
         images=dict.fromkeys(("train", "test"), "images"),
+        mirror=HubArchive("imagenet-sketch.zip"),
         # Hash from tensorflow_datasets, imagenet_sketch/checksums.tsv
         downloads=(
             Download(
@@ -247,7 +248,6 @@ IMAGENET_SETS = (
                 n_bytes=7_593_573_012,
                 into="images",
                 top="sketch",
-                mirror=mirror("imagenet-sketch.zip", "images"),
             ),
             _CLASS_NAMES_FILE,
         ),
@@ -264,6 +264,7 @@ IMAGENET_SETS = (
         # arXiv:1907.07174
         n_images={"test": 7_500},
         images=dict.fromkeys(("train", "test"), "imagenet-a"),
+        mirror=HubArchive("imagenet-adversarial.zip"),
         # Hash from tensorflow_datasets, imagenet_a/checksums.tsv
         downloads=(
             Download(
@@ -272,7 +273,6 @@ IMAGENET_SETS = (
                 gives="imagenet-a",
                 sha256="3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
                 n_bytes=687_552_512,
-                mirror=mirror("imagenet-adversarial.zip", "imagenet-a"),
             ),
             _CLASS_NAMES_FILE,
         ),
@@ -289,6 +289,7 @@ IMAGENET_SETS = (
         # arXiv:2006.16241
         n_images={"test": 30_000},
         images=dict.fromkeys(("train", "test"), "imagenet-r"),
+        mirror=HubArchive("imagenet-rendition.zip"),
         # Hash from tensorflow_datasets, imagenet_r/checksums.tsv
         downloads=(
             Download(
@@ -297,7 +298,6 @@ IMAGENET_SETS = (
                 gives="imagenet-r",
                 sha256="18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
                 n_bytes=2_191_079_936,
-                mirror=mirror("imagenet-rendition.zip", "imagenet-r"),
             ),
             _CLASS_NAMES_FILE,
         ),

@@ -11,12 +11,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
 from kdedge.errors import DataError, os_reason
+from kdedge.files import Stamp
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
 """Extensions of image files that every build of Pillow reads, in lower case and without the dot.
 
-Folders and shards may hold more kinds: see `runtime.formats.more_extensions`.
+Folders and shards may hold more kinds: see `runtime.preprocess.more_extensions`.
 """
 
 MAX_FILE_BYTES = 1 << 29
@@ -47,7 +48,7 @@ class Item:
         object.__setattr__(self, "label", state[1])
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """An ordered list of images.
 
     It can be pickled (loader workers get a copy) and read from many threads at once.
@@ -65,23 +66,6 @@ class Source(Protocol):
             UnusableImage: they cannot be read.
         """
         ...
-
-
-class Stamp(NamedTuple):
-    """A file's size in bytes, times of change in ns, and inode; a change of its bytes changes one.
-
-    Unlike the content's time of change (mtime), that of the inode (ctime) cannot be set back.
-    """
-
-    size: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
-        """Returns the stamp of a file's status."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 class Location(NamedTuple):
@@ -116,7 +100,7 @@ class WithoutLabels:
         items: the source's, each without a label.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ImageSource) -> None:
         self.items = tuple(Item(item.key, None) for item in source.items)
         self._source = source
 
@@ -136,7 +120,7 @@ class Joined:
         items: the first's, then the second's.
     """
 
-    def __init__(self, first: Source, second: Source) -> None:
+    def __init__(self, first: ImageSource, second: ImageSource) -> None:
         self.items = (*first.items, *second.items)
         self._first, self._second = first, second
 
@@ -219,6 +203,13 @@ def printable(name: str) -> str:
 _MAX_NAMED = 8
 
 
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Returns the printable paths of files below the folder that all have in common."""
+    absolute = [path.absolute() for path in paths]
+    common = os.path.commonpath([path.parent for path in absolute])
+    return [printable(path.relative_to(common).as_posix()) for path in absolute]
+
+
 class LabelIndex:
     """Finds class names: the exact one, else one that differs in case, blanks or underscores.
 
@@ -275,12 +266,12 @@ def name_some(names: Iterable[str]) -> str:
     return text + (f" and {more} more" if more > 0 else "")
 
 
-def describe_mismatch(found: Sequence[str], index: LabelIndex) -> str | None:
+def describe_mismatch(names: Sequence[str], index: LabelIndex) -> str | None:
     """Returns the line about folder names that are not class names; None if all are.
 
     It also lists the classes without a folder: one of them may be meant.
     """
-    positions = {name: index.find(name) for name in found}
+    positions = {name: index.find(name) for name in names}
     present = set(positions.values())
     missing = [name for i, name in enumerate(index.class_names) if i not in present]
     unknown = [name for name, position in positions.items() if position is None]

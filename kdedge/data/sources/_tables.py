@@ -11,7 +11,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,11 @@ from kdedge.data.sources import (
     Item,
     LabelIndex,
     Location,
-    Stamp,
     name_some,
-    printable,
+    names_of,
 )
-from kdedge.errors import DataError, MissingPackage
+from kdedge.errors import DataError, MissingPackage, first_line
+from kdedge.files import Stamp
 from kdedge.runtime.preprocess import UnusableImage
 
 _LABEL_COLUMNS = ("label", "labels")
@@ -68,7 +67,7 @@ class Columns:
 
     Attributes:
         image: the column of images.
-        label: the column of labels; None without one.
+        label: the column of labels; None if there is none.
         names: class names of its numbers; None if the table does not have them.
     """
 
@@ -118,7 +117,7 @@ class TableSource:
         self._files = tuple(file._replace(schema=None) for file in files)
         self._starts = (0, *itertools.accumulate(file.n_rows for file in files))
         assert self._starts[-1] == len(dataset)
-        rows = zip(files, _names([file.path for file in files]), strict=True)
+        rows = zip(files, names_of([file.path for file in files]), strict=True)
         keys = [f"{name}/{row}" for file, name in rows for row in range(file.n_rows)]
         labels: Sequence[int | None] = [None] * len(keys)
         if labeled:
@@ -226,12 +225,6 @@ def arrow_errors() -> tuple[type[Exception], ...]:
     return OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException
 
 
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, without a full stop."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
-
-
 def choose_columns(
     files: Sequence[TableFile], *, image_column: str | None, label_column: str | None
 ) -> Columns:
@@ -261,12 +254,12 @@ def choose_columns(
 
 def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
     features = read_features(file.schema)
-    found = [name for name, feature in features.items() if _kind(feature) == "image"]
+    images = [name for name, feature in features.items() if _kind(feature) == "image"]
     usable = [name for name, feature in features.items() if _kind(feature) == "label"]
     if image is None:
-        marked = [name for name in found if type(features[name]).__name__ == "Image"]
-        image = _only(marked or found, file)
-    elif image not in found:
+        marked = [name for name in images if type(features[name]).__name__ == "Image"]
+        image = _only(marked or images, file)
+    elif image not in images:
         raise _no_column(file, f"column {image} of images", "image_column")
     if label is None:
         classes = [name for name in usable if hasattr(features[name], "names")]
@@ -333,10 +326,3 @@ def _label_text(value: object, names: Sequence[str] | None) -> str | None:
     if names is None:
         return str(value)
     return names[value] if value < len(names) else None
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Paths below the folder that all files have in common."""
-    absolute = [path.absolute() for path in paths]
-    common = os.path.commonpath([path.parent for path in absolute])
-    return [printable(path.relative_to(common).as_posix()) for path in absolute]

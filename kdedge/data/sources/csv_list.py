@@ -43,7 +43,7 @@ class _Columns:
     Attributes:
         path: position of the path.
         label: position of the label; None if the heading has no such column.
-        heading: the heading's fields; None without a heading.
+        heading: the heading's fields; None if there is no heading.
     """
 
     path: int = 0
@@ -157,8 +157,8 @@ def _find_columns(path: Path, fields: Sequence[str]) -> _Columns:
 
 def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
     """Positions of the fields with one of these names, in the order of the names."""
-    found = [field.strip().strip('"').lower().replace(" ", "_") for field in fields]
-    return [found.index(name) for name in names if name in found]
+    headings = [field.strip().strip('"').lower().replace(" ", "_") for field in fields]
+    return [headings.index(name) for name in names if name in headings]
 
 
 def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:

@@ -92,13 +92,13 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(root / relative) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+                listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
                 f"{root / relative} cannot be listed: {os_reason(error)}.\n"
                 "  Allow your user to read it, or move it away."
             ) from error
-        for entry in found:
+        for entry in listed:
             name = f"{relative}/{entry.name}" if relative else entry.name
             is_image = _extension(entry.name) in extensions
             if entry.name.startswith(".") or entry.name.casefold() in _LEFT_BEHIND:
@@ -125,11 +125,11 @@ def _extension(name: str) -> str:
 
 
 def _no_images(folder: Path, left_out: Counter[str]) -> str:
-    found = left_out_text(left_out)
+    others = left_out_text(left_out)
     remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)} and others."
     if left_out[".parquet"]:  # as in a download from Hugging Face
         remedy = f'For Parquet files, write in the recipe: parquet: "{folder}/**/*.parquet".'
-    return f"{folder} has no image files; found {found or 'nothing at all'}.\n  {remedy}"
+    return f"{folder} has no image files; found {others or 'nothing at all'}.\n  {remedy}"
 
 
 def _folder_labels(
@@ -146,7 +146,8 @@ def _folder_labels(
     index = LabelIndex(class_names)
     mismatch = describe_mismatch([printable(name) for name in folders], index)
     if mismatch is not None:
-        bare = _empty_class_folders(folder, folders, index)
+        present = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        bare = [name for name in present if name not in folders and index.find(name) is not None]
         raise DataError(
             f"{folder} has {len(folders)} class folders with images, the class list has"
             f" {len(class_names)} names.\n{mismatch}"
@@ -155,8 +156,3 @@ def _folder_labels(
         )
     labels = {name: index.find(name) for name in folders}
     return [labels[name.split("/", 1)[0]] if "/" in name else None for name in names]
-
-
-def _empty_class_folders(folder: Path, with_images: Sequence[str], index: LabelIndex) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    return [name for name in names if name not in with_images and index.find(name) is not None]

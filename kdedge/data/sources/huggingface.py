@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.fields import HUB
-from kdedge.data.sources import Stamp
 from kdedge.data.sources._tables import (
     TableFile,
     TableSource,
     arrow_errors,
     choose_columns,
-    first_line,
     need_datasets,
     quiet,
 )
-from kdedge.errors import DataError, SetupError
-from kdedge.files import read_json
+from kdedge.errors import DataError, SetupError, first_line
+from kdedge.files import Stamp, read_json
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"

@@ -14,20 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge.data.sources import Stamp
 from kdedge.data.sources._tables import (
     Columns,
     TableFile,
     TableSource,
     arrow_errors,
     choose_columns,
-    first_line,
     need_datasets,
     quiet,
     read_features,
 )
-from kdedge.errors import DataError
-from kdedge.files import explain_os_error
+from kdedge.errors import DataError, first_line
+from kdedge.files import Stamp, explain_os_error
 
 _ROWS_AT_ONCE = 100
 """Rows that are copied at once; `datasets` writes row groups of images of this size."""

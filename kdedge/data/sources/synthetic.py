@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kdedge.data.drawings import DIM, draw_picture
-from kdedge.data.sources import Item, Source
+from kdedge.data.sources import ImageSource, Item
 from kdedge.errors import RecipeError
 
 _SHAPES_CLASSES = (
@@ -61,7 +61,7 @@ def class_names(name: str) -> tuple[str, ...]:
     return _SHAPES_CLASSES
 
 
-def open_source(name: str, *, part: str, labeled: bool) -> Source:
+def open_source(name: str, *, part: str, labeled: bool) -> ImageSource:
     """Opens a part of a synthetic set.
 
     Args:

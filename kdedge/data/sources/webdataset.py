@@ -11,23 +11,27 @@ import os
 import re
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdedge.config.load import MAX_SHARDS
 from kdedge.data.sources import (
     IMAGE_EXTENSIONS,
     MAX_FILE_BYTES,
     Item,
     LabelIndex,
     Location,
-    Stamp,
+    names_of,
     printable,
 )
 from kdedge.errors import DataError, MissingPackage, os_reason
+from kdedge.files import Stamp
 from kdedge.runtime.preprocess import UnusableImage, more_extensions
+
+_MAX_SHARDS = 100_000
+"""Largest number of shards of a pattern; more are taken for a typing error."""
 
 _MAX_LABEL_BYTES = 1024
 _MAX_OPEN_SHARDS = 128
@@ -216,7 +220,7 @@ def _index(pattern: str) -> Iterator[tuple[_Shard, Iterator[dict[str, Any]]]]:
     """Yields the shards, each with its samples: extension -> place."""
     group_by_keys, expand_urls = _webdataset_functions()
     paths = _shard_paths(pattern, expand_urls)
-    for number, (path, name) in enumerate(zip(paths, _shard_names(paths), strict=True)):
+    for number, (path, name) in enumerate(zip(paths, names_of(paths), strict=True)):
         shard, members = _index_shard(path, name, number)
         rows = ({"fname": m.name, "data": m, "__url__": shard.name} for m in members)
         yield shard, _samples(rows, path, group_by_keys)
@@ -244,9 +248,9 @@ def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:
     n_shards = 1
     for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]", pattern):
         n_shards *= abs(int(last) - int(first)) + 1
-    if n_shards > MAX_SHARDS:
+    if n_shards > _MAX_SHARDS:
         raise DataError(
-            f"{pattern} names {n_shards} shards, more than {MAX_SHARDS}.\n  Check its ranges."
+            f"{pattern} names {n_shards} shards, more than {_MAX_SHARDS}.\n  Check its ranges."
         )
     try:
         names = expand_urls(pattern)
@@ -261,21 +265,10 @@ def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:
             f"{missing[0]} does not exist ({len(missing)} of {len(paths)} shards are missing).\n"
             f"  The pattern is {pattern}."
         )
+    twice = [path for path, n_times in Counter(paths).items() if n_times > 1]
+    if twice:
+        raise DataError(f"shard {twice[0]} is listed twice.\n  List every shard once.")
     return paths
-
-
-def _shard_names(paths: Sequence[Path]) -> list[str]:
-    """Returns file names, or paths below the common folder if two shards have the same name."""
-    names = [printable(path.name) for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    absolute = [path.absolute() for path in paths]
-    common = os.path.commonpath([path.parent for path in absolute])
-    names = [printable(path.relative_to(common).as_posix()) for path in absolute]
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise DataError(f"shard {twice} is listed twice.\n  List every shard once.")
-    return names
 
 
 def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Place]]:
@@ -344,16 +337,16 @@ def _samples(rows: Iterator[dict[str, Any]], path: Path, group_by_keys: Any) -> 
 
 def _image_of(sample: dict[str, Any], path: Path) -> _Place:
     """Finds a sample's one image."""
-    found = [sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample]
+    images = [sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample]
     # Other kinds count only without a usual one: a sample may also hold a preview or a mask
-    found = found or [sample[kind] for kind in sorted(more_extensions()) if kind in sample]
-    if len(found) != 1:
+    images = images or [sample[kind] for kind in sorted(more_extensions()) if kind in sample]
+    if len(images) != 1:
         members = [value.name for value in sample.values() if isinstance(value, _Place)]
         raise DataError(
-            f"{path}: sample {sample['__key__']} has {len(found)} images, expected one"
+            f"{path}: sample {sample['__key__']} has {len(images)} images, expected one"
             f" ({', '.join(IMAGE_EXTENSIONS)}).\n  It consists of {', '.join(members)}."
         )
-    place: _Place = found[0]
+    place: _Place = images[0]
     if place.size > MAX_FILE_BYTES:
         raise DataError(
             f"{path}: {place.name} has {place.size} bytes, more than {MAX_FILE_BYTES >> 20} MiB,"
@@ -363,11 +356,14 @@ def _image_of(sample: dict[str, Any], path: Path) -> _Place:
 
 
 def _label_of(sample: dict[str, Any], path: Path, labels: LabelIndex) -> int | None:
-    """Reads a sample's label; None without one."""
+    """Reads a sample's label; None if it has none."""
     text = _label_text(sample, path)
     if text is None:
         return None
-    label = _position(text, labels)
+    label = labels.find(text)
+    # As in WebDataset; in lists and tables, a number that is a class name means that class
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        label = int(text) if int(text) < len(labels.class_names) else None
     if label is None:
         raise DataError(
             f'{path}: {sample["cls"].name} holds "{text[:80]}"{labels.nearest(text[:80])}, expected'
@@ -385,16 +381,6 @@ def _label_text(sample: dict[str, Any], path: Path) -> str | None:
         file.seek(place.offset)
         data = file.read(min(place.size, _MAX_LABEL_BYTES))
     return data.decode("utf-8", "backslashreplace").strip()
-
-
-def _position(text: str, labels: LabelIndex) -> int | None:
-    """A number is a position, as in WebDataset; anything else is a class name.
-
-    Lists and tables differ: there, a number that is a class name means that class.
-    """
-    if text.isascii() and text.isdecimal() and len(text) < 10:
-        return int(text) if int(text) < len(labels.class_names) else None
-    return labels.find(text)
 
 
 MAX_READ_BYTES = 1 << 20

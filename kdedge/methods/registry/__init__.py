@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.plugins import Plugins
 
 __all__ = ["Declaration", "Sees", "list_methods", "load_method"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import BaseMethod
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory

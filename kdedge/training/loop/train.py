@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import (

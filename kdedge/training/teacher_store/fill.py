@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.loader import MAX_WORKERS, Wanted, choose_n_workers, view_batches
-from kdedge.data.sources import Source
+from kdedge.data.sources import ImageSource
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError, SetupError
@@ -72,7 +72,7 @@ class StoreFiller:
 
     store: TeacherStore
     teacher: FeatureModel
-    source: Source
+    source: ImageSource
     augment: Augmentation | None
     precision: PrecisionName
     n_workers: int | Literal["auto"]
@@ -289,7 +289,7 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
 
 def _fill_elsewhere(
     store: TeacherStore,
-    source: Source,
+    source: ImageSource,
     augment: Augmentation | None,
     precision: PrecisionName,
     n_workers: int | Literal["auto"],

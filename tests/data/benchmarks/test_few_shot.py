@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.config.recipe import SourceSpec
+from kdedge.config.data_spec import SourceSpec
 from kdedge.data.benchmarks import list_benchmarks
 from kdedge.data.images import Images
 from kdedge.setup.data import draw_shots

@@ -354,16 +354,16 @@ except ResourceError as error:
 """
 
 
-def test_no_network_is_asked_for_local_files(server: Any, tmp_path: Path) -> None:
+def test_no_network_is_asked_for_local_files(hub: Any, tmp_path: Path) -> None:
     place = save_parquet(tmp_path, table_of(FEATURES, image=structs(IMAGES), label=[0] * 7))
     done = subprocess.run(
         [sys.executable, "-c", OPEN_PARQUET, place],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "HF_ENDPOINT": server.url("")},
+        env={**os.environ, "HF_ENDPOINT": hub.url},
     )
-    assert (done.stdout, server.requests) == ("7\n", [])
+    assert (done.stdout, hub.requests) == ("7\n", [])
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
