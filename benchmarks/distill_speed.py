@@ -49,8 +49,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
+from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
-from kdedge.data.loader import Preparation, training_batches
+from kdedge.data.loader import training_batches
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge

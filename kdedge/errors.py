@@ -20,7 +20,9 @@ where, what was got and expected, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import signal
+from collections.abc import Iterable
 from contextvars import ContextVar
 
 OVERRIDE = ContextVar("kdedge_override", default="overrides: ")
@@ -139,6 +141,22 @@ def first_line(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
     return "".join(c if c.isprintable() else " " for c in line)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that resembles a name most; None if none does."""
+    lower = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[matches[0]] if matches else None
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """Returns `Did you mean ...?` with the nearest known name, else the other sentence or all."""
+    known = list(known)
+    guess = nearest(name, known)
+    if guess is not None:
+        return f"Did you mean {guess}?"
+    return f"There are: {', '.join(known)}." if otherwise is None else otherwise
 
 
 _OUT_OF_MEMORY = (

@@ -8,14 +8,13 @@ imports nothing; loading imports one module.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
-from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError, suggestion
 
 TRAINING_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
 """Module -> distribution that holds it, all in the extra train."""
@@ -70,7 +69,9 @@ class Plugins:
             return self._load_own(name, module)
         point = self.outside().get(name)
         if point is None:
-            raise RecipeError(f'There is no {self.noun} "{name}".\n  {near(name, self.names())}')
+            raise RecipeError(
+                f'There is no {self.noun} "{name}".\n  {suggestion(name, self.names())}'
+            )
         what = f'The {self.noun} "{name}" from {point.value}'
         try:
             loaded = importlib.import_module(f"{point.module}.{module}".rstrip("."))
@@ -99,10 +100,3 @@ class Plugins:
             raise MissingPackage(
                 TRAINING_PACKAGES[package], extra="train", purpose=f"The {self.noun} {name}"
             ) from error
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """Names the known name that is most like an unknown one, or all of them."""
-    known = list(known)
-    guess = get_close_matches(name, known, n=1)
-    return f"Did you mean {guess[0]}?" if guess else f"There are: {', '.join(known)}."

@@ -75,7 +75,6 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         for key, look in made.looks.items()
         for number, line in enumerate(look.lines())
     ]
-    rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.methods())]
     if made.missing:
         rows.append(["weights", f"{' and '.join(made.missing)}: kdedge check fetches them."])
         rows.append(["", "Without a network, and with labels of every class, take ImageNet's:"])
@@ -86,9 +85,6 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         "recipe": str(made.path),
         "n_classes": len(made.class_names),
         "weights_to_fetch": list(made.missing),
-        **{
-            key: asdict(look) | {"sizes_px": [[*s, n] for s, n in sorted(look.sizes_px.items())]}
-            for key, look in made.looks.items()
-        },
+        **{key: asdict(look) for key, look in made.looks.items()},
     }
     print_result(record, as_json=as_json, text=text)

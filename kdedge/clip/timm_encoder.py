@@ -17,10 +17,9 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub
-from kdedge.config.explain import nearest
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import PACKAGED
-from kdedge.errors import MissingPackage, RecipeError, SetupError
+from kdedge.errors import MissingPackage, RecipeError, SetupError, nearest
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 _RESIZE_MODES = {"center": "shortest", "squash": "squash"}

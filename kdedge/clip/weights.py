@@ -26,8 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge.clip._unpickle import MALFORMED, REMEDY, Inert, kind_of, open_archive
-from kdedge.config.explain import nearest
-from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
+from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError, nearest
 
 OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Sizes that OpenAI's archives keep among the weights (openai/CLIP, clip/model.py)."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, resolve_scalar
-from kdedge.errors import OVERRIDE, RecipeError
+from kdedge.errors import OVERRIDE, RecipeError, nearest, suggestion
 
 MAX_SHOWN = 10
 
@@ -38,19 +37,6 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that resembles a name most; None if none does."""
-    lower = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
-    return lower[matches[0]] if matches else None
-
-
-def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Returns `Did you mean ...?` with the nearest known name, else the other sentence."""
-    guess = nearest(name, known)
-    return otherwise if guess is None else f"Did you mean {guess}?"
 
 
 def explain_validation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,12 +110,12 @@ def _resolve_weights(value: object, info: ValidationInfo) -> object:
 
 
 def plain_values(value: Any) -> Any:
-    """Copies nested values; `CommandLineText` becomes plain text."""
-    if isinstance(value, dict):
+    """Values as a YAML file has them: mappings, lists, and texts for paths and for other texts."""
+    if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
-    return str(value) if isinstance(value, str) else value
+    return str(value) if isinstance(value, str | Path) else value
 
 
 def _check_name(name: str) -> str:

@@ -12,11 +12,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from kdedge.config.explain import MAX_SHOWN, explain_validation, suggestion
-from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path
+from kdedge.config.explain import MAX_SHOWN, explain_validation
+from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import OVERRIDE, DataError, RecipeError
+from kdedge.errors import OVERRIDE, DataError, RecipeError, suggestion
 from kdedge.files import read_text
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def load_recipe(
 def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
     """The values of a recipe, their lines, its file and text."""
     if isinstance(source, Mapping | Recipe):
-        plain = recipe_values(source) if isinstance(source, Recipe) else _plain(source)
+        plain = recipe_values(source) if isinstance(source, Recipe) else plain_values(source)
         return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)
     path = find_recipe(source)
     text = read_text(path, remedy="Check the path and your right to read it.", kind=RecipeError)
@@ -93,15 +93,6 @@ def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
             "  Start from a shipped recipe, or write one with: kdedge init"
         )
     return values, lines, path, text
-
-
-def _plain(values: Any) -> Any:
-    """Values as a YAML file has them: mappings, lists, and texts for paths."""
-    if isinstance(values, Mapping):
-        return {key: _plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    return str(values) if isinstance(values, Path) else values
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
@@ -124,9 +115,8 @@ def find_recipe(path_or_name: str | Path) -> Path:
     if path.is_file() or (path.exists() and not is_name):
         return path
     what = f'named "{path_or_name}"' if is_name else path
-    names = [*sorted(file.stem for file in Path().glob("*.yaml")), *shipped]
-    otherwise = f"Give a file's path, or one of: {', '.join(names)}."
-    raise RecipeError(f"There is no recipe {what}.\n  {suggestion(path.stem, names, otherwise)}")
+    otherwise = f"Give a file's path, or one of: {', '.join(shipped)}."
+    raise RecipeError(f"There is no recipe {what}.\n  {suggestion(path.stem, shipped, otherwise)}")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -173,7 +163,7 @@ def in_order(*overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def override_texts(values: Mapping[str, Any]) -> list[str]:
     """Writes overrides as `--set` takes them."""
-    return [f"{key}={dump_value(_plain(value))}" for key, value in values.items()]
+    return [f"{key}={dump_value(plain_values(value))}" for key, value in values.items()]
 
 
 def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Overrides) -> LineMap:
@@ -181,7 +171,7 @@ def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Override
     places = set(lines.overrides)
     for key, value in overrides.items():
         keys = tuple(key.split("."))
-        _set(values, keys, _from_command_line(_plain(value)))
+        _set(values, keys, _from_command_line(plain_values(value)))
         places = {place for place in places if place[: len(keys)] != keys} | {keys}
     return replace(lines, overrides=frozenset(places))
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from kdedge.config.explain import suggestion
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, suggestion
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from kdedge.config.explain import explain_validation, nearest, suggestion
+from kdedge.config.explain import explain_validation
 from kdedge.config.fields import Name, PlainText, Strict
 from kdedge.config.load import shipped_recipes
 from kdedge.config.yaml_file import KeyPath, LineMap, parse_yaml
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, nearest, suggestion
 from kdedge.files import read_text
 
 AVERAGE = "average"

@@ -15,10 +15,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StrictStr, TypeAdapter, ValidationError
 
 from kdedge.config.data_spec import ClassesSpec, DataSpec
-from kdedge.config.explain import suggestion
 from kdedge.config.fields import class_key
 from kdedge.data.benchmarks import load_benchmark
-from kdedge.errors import DataError
+from kdedge.errors import DataError, suggestion
 from kdedge.files import read_text, sha256_json
 
 _REMEDY = "Name a text file with one class name per line."

@@ -14,33 +14,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kdedge.data._decoding import (
-    MAX_WORKERS,
-    PlannedImage,
-    Preparation,
-    choose_n_workers,
-    load_images,
-    n_cores,
-)
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
+from kdedge.data.decoding import PlannedImage, Preparation, choose_n_workers, load_images
 from kdedge.data.images import Images
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, RecipeError
 from kdedge.runtime.preprocess import Preprocess
-
-__all__ = [
-    "MAX_WORKERS",
-    "Preparation",
-    "Wanted",
-    "choose_n_workers",
-    "evaluation_batches",
-    "n_cores",
-    "n_steps",
-    "training_batches",
-    "view_batches",
-]
 
 _CPU = torch.device("cpu")
 

@@ -30,7 +30,7 @@ MAX_FILES = 64
 
 _LOCK_WAIT_S = 10.0
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ImageFacts(NamedTuple):
@@ -112,7 +112,7 @@ class ScanCache:
                 for oldest in sorted(caches, key=lambda one: -one.stat().st_mtime)[MAX_FILES:]:
                     oldest.unlink(missing_ok=True)
         except (InUseError, ResourceError, OSError) as error:
-            _LOG.info(
+            log.info(
                 "The scan of the images is not cached, so the next command repeats it: %s",
                 str(error).partition("\n")[0],
             )
@@ -170,7 +170,7 @@ def _read(file: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        _LOG.info("The cache %s is ignored: %s", file, error)
+        log.info("The cache %s is ignored: %s", file, error)
     return {}
 
 

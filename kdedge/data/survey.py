@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kdedge.config.fields import HUB
-from kdedge.data.images import BadImage, check_limit, scan
+from kdedge.data.images import BadImage, Scan, check_limit, scan
 from kdedge.data.sources import (
     ImageSource,
     csv_list,
@@ -24,28 +24,83 @@ from kdedge.progress import progress
 
 @dataclass(frozen=True)
 class Survey:
-    """The result of a survey.
+    """Facts of a source's images.
 
     Attributes:
         kind: folder, list, webdataset, parquet or huggingface: the recipe's key.
         n_images: images in all.
-        bad: images that cannot be read.
+        n_read: how many of them were decoded.
+        bad: decoded images that cannot be read.
         n_duplicates: readable images with the same bytes as an earlier one.
         sizes_px: ((width, height), number of readable images), the most frequent first.
-        classes: (class name in the source, number of images), sorted by name; empty without
-            labels.
+        classes: (class name, number of images), sorted by name or in class-list order; empty
+            without labels.
         n_unlabeled: images without a class.
         left_out: (kind, number of files) of a folder that are not read as images.
+        twins: images of a folder that differ only in their extension from another one, such as
+            masks; sought by `look_at` alone.
     """
 
     kind: str
     n_images: int
+    n_read: int
     bad: tuple[BadImage, ...]
     n_duplicates: int
     sizes_px: tuple[tuple[tuple[int, int], int], ...]
     classes: tuple[tuple[str, int], ...]
     n_unlabeled: int
-    left_out: tuple[tuple[str, int], ...] = ()
+    left_out: tuple[tuple[str, int], ...]
+    twins: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The summary as lines; the number of images comes first."""
+        sizes = " and ".join(f"{width}x{height}" for (width, height), _ in self.sizes_px[:2])
+        more = len(self.sizes_px) - 2
+        lines = [
+            f"{self.n_images:,}, of {sizes}" + (f" and {more} other sizes" if more > 0 else "")
+        ]
+        if self.bad:
+            lines.append(f"{len(self.bad)} of {self.n_read} sampled images cannot be read")
+        present = [n for _, n in self.classes if n]
+        if present:
+            low, high = min(present), max(present)
+            per_class = f"{low}" if low == high else f"{low} to {high}"
+            lines.append(f"{per_class} images per class, {len(present)} classes")
+            absent = [name for name, n in self.classes if not n]
+            lines += [f"no images of {name_some(absent)}"] if absent else []
+        if self.n_unlabeled and present:
+            lines.append(f"{self.n_unlabeled} outside of class folders are not used")
+        if self.twins:
+            n = len(self.twins)
+            have = "images have" if n > 1 else "image has"
+            lines.append(f"{n:,} {have} the name of another one, such as {self.twins[0]}: masks?")
+            lines.append("They count as images; move them out of the folder.")
+        if self.left_out:
+            lines.append(f"skipped: {folder.left_out_text(dict(self.left_out))}")
+        return lines
+
+
+def _survey(
+    kind: str,
+    source: ImageSource,
+    scanned: Scan,
+    classes: Iterable[tuple[str, int]],
+    n_unlabeled: int,
+    twins: Iterable[str] = (),
+) -> Survey:
+    sizes_px = sorted(scanned.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))
+    return Survey(
+        kind=kind,
+        n_images=len(source.items),
+        n_read=len(scanned.good) + len(scanned.bad),
+        bad=scanned.bad,
+        n_duplicates=len(scanned.digests) - len(set(scanned.digests)),
+        sizes_px=tuple(sizes_px),
+        classes=tuple(classes),
+        n_unlabeled=n_unlabeled,
+        left_out=tuple(sorted(getattr(source, "left_out", {}).items())),
+        twins=tuple(twins),
+    )
 
 
 def survey(place: str) -> Survey:
@@ -65,16 +120,7 @@ def survey(place: str) -> Survey:
     check_limit(result, len(result.bad), place)
     counts = Counter(labels)
     n_unlabeled = counts.pop("", 0)
-    return Survey(
-        kind=kind,
-        n_images=len(source.items),
-        bad=result.bad,
-        n_duplicates=len(result.digests) - len(set(result.digests)),
-        sizes_px=tuple(sorted(result.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
-        classes=tuple(sorted(counts.items())),
-        n_unlabeled=n_unlabeled,
-        left_out=tuple(sorted(getattr(source, "left_out", {}).items())),
-    )
+    return _survey(kind, source, result, sorted(counts.items()), n_unlabeled)
 
 
 def _open(place: str) -> tuple[str, ImageSource, Iterable[str]]:
@@ -101,60 +147,7 @@ _N_READ = 64
 """Number of images that are decoded; `kdedge check` decodes all."""
 
 
-@dataclass(frozen=True)
-class FirstLook:
-    """Summary of a folder of images.
-
-    Attributes:
-        n_images: files that look like images.
-        n_read: how many of these were decoded.
-        n_unreadable: how many of the decoded ones cannot be read.
-        sizes_px: (width, height) -> number of decoded images of that size.
-        n_of_class: class name -> images, in class-list order; empty without labels.
-        n_unlabeled: images outside of any class folder.
-        left_out: kind -> files that are not read as images.
-        twins: images that differ only in their extension from another one, such as masks.
-    """
-
-    n_images: int
-    n_read: int
-    n_unreadable: int
-    sizes_px: Mapping[tuple[int, int], int]
-    n_of_class: Mapping[str, int]
-    n_unlabeled: int
-    left_out: Mapping[str, int]
-    twins: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """The summary as lines; the number of images comes first."""
-        common = sorted(self.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))
-        sizes = " and ".join(f"{width}x{height}" for (width, height), _ in common[:2])
-        more = len(common) - 2
-        lines = [
-            f"{self.n_images:,}, of {sizes}" + (f" and {more} other sizes" if more > 0 else "")
-        ]
-        if self.n_unreadable:
-            lines.append(f"{self.n_unreadable} of {self.n_read} sampled images cannot be read")
-        present = [n for n in self.n_of_class.values() if n]
-        if present:
-            low, high = min(present), max(present)
-            per_class = f"{low}" if low == high else f"{low} to {high}"
-            lines.append(f"{per_class} images per class, {len(present)} classes")
-            absent = [name for name, n in self.n_of_class.items() if not n]
-            lines += [f"no images of {name_some(absent)}"] if absent else []
-        if self.n_unlabeled and present:
-            lines.append(f"{self.n_unlabeled} outside of class folders are not used")
-        if self.twins:
-            n = len(self.twins)
-            have = "images have" if n > 1 else "image has"
-            lines.append(f"{n:,} {have} the name of another one, such as {self.twins[0]}: masks?")
-            lines.append("They count as images; move them out of the folder.")
-        if self.left_out:
-            lines.append(f"skipped: {folder.left_out_text(self.left_out)}")
-        return lines
-
-
-def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> FirstLook:
+def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> Survey:
     """Lists a folder and decodes some of its images.
 
     Args:
@@ -176,20 +169,12 @@ def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> F
         )
     labels = Counter(item.label for item in source.items)
     n_unlabeled = labels.pop(None, 0)
-    n_of_class = {name: labels[i] for i, name in enumerate(class_names)} if labeled else {}
+    n_of_class = [(name, labels[i]) for i, name in enumerate(class_names)] if labeled else []
     if min(n_images, len(labels) if labeled else n_images) < 2:
         what = f"images of {len(labels)} class" if labeled else f"{n_images} image"
         raise DataError(f"{place} has {what}, and two or more are needed.\n  Add others.")
-    return FirstLook(
-        n_images=n_images,
-        n_read=len(result.good) + len(result.bad),
-        n_unreadable=len(result.bad),
-        sizes_px=result.sizes_px,
-        n_of_class=n_of_class,
-        n_unlabeled=n_unlabeled,
-        left_out=source.left_out,
-        twins=tuple(_twins([item.key for item in source.items])),
-    )
+    twins = _twins([item.key for item in source.items])
+    return _survey("folder", source, result, n_of_class, n_unlabeled, twins)
 
 
 def _twins(keys: Sequence[str]) -> Iterator[str]:

@@ -90,10 +90,11 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         problems.append(
             f"It has {len(class_names)} classes, the published set has {benchmark.n_classes}."
         )
+    lists = benchmark.lists[0] if isinstance(benchmark, CoopSet) else ""
     return Verification(
         name=benchmark.name,
         folder=folder,
-        split=_split(benchmark),
+        split=f"CoOp's, {lists}" if lists.endswith(".json") else "the set's own",
         n_classes_published=benchmark.n_classes,
         n_classes=None if class_names is None else len(class_names),
         parts=tuple(parts),
@@ -145,9 +146,3 @@ def _part_problems(part: PartFound, n_classes: int) -> Iterator[str]:
     n_broken = len(part.bad or ()) - part.n_missing
     if n_broken > 0:
         yield f"{part.part} has {n_broken} images that cannot be read."
-
-
-def _split(benchmark: Benchmark) -> str:
-    """Names the origin of the parts."""
-    name = benchmark.lists[0] if isinstance(benchmark, CoopSet) else ""
-    return f"CoOp's, {name}" if name.endswith(".json") else "the set's own"

@@ -20,7 +20,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import PACKAGED, StudentSize, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
-from kdedge.data.survey import FirstLook, look_at
+from kdedge.data.survey import Survey, look_at
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.files import explain_os_error
 from kdedge.setup.packages import need_training_packages
@@ -110,22 +110,8 @@ class NewRecipe:
 
     path: Path
     class_names: tuple[str, ...]
-    looks: dict[str, FirstLook]
+    looks: dict[str, Survey]
     missing: tuple[str, ...]
-
-    def methods(self) -> list[str]:
-        """Which methods the recipe has, and why, in lines."""
-        counts = self.looks["labeled"].n_of_class if "labeled" in self.looks else None
-        if counts is not None and all(counts.values()):
-            return ["ridge for both, as every class has labels: one pass over the images"]
-        why = "there are no labels"
-        teacher = "zero-shot CLIP"
-        if counts is not None:
-            teacher, why = "promptsrc", f'"{min(counts, key=counts.__getitem__)}" has no labels'
-        return [
-            f"{teacher} teaches, as {why}; promptkd learns in epochs, for hours on a CPU.",
-            "With labels of every class, one pass over the images is enough.",
-        ]
 
 
 def write_new_recipe(name: str, given: Given) -> NewRecipe:
@@ -166,7 +152,7 @@ def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
+def _look(given: Given) -> tuple[tuple[str, ...], dict[str, Survey]]:
     """The class names, and a summary of each folder."""
     if not given.classes.expanduser().is_file():
         is_folder = given.classes.expanduser().is_dir()
@@ -211,7 +197,7 @@ def _new_path(name: str) -> Path:
     return path
 
 
-def _values(name: str, given: Given, looks: dict[str, FirstLook]) -> dict[str, Any]:
+def _values(name: str, given: Given, looks: dict[str, Survey]) -> dict[str, Any]:
     """The recipe's keys: what wins with these images (docs/choose.md)."""
     data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
     if given.test is None:
@@ -221,7 +207,7 @@ def _values(name: str, given: Given, looks: dict[str, FirstLook]) -> dict[str, A
     if given.test is not None:
         data["test"] = {"folder": str(given.test)}
     data["max_bad_images"] = "1%"
-    has_all_labels = given.labeled is not None and all(looks["labeled"].n_of_class.values())
+    has_all_labels = given.labeled is not None and all(n for _, n in looks["labeled"].classes)
     clip, sized = given.student, {}
     if given.sized is not None:
         clip, sized = given.sized.clip, dict(given.sized.settings)

@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.plugins import Plugins, near
+from kdedge.errors import DataError, RecipeError, SetupError, suggestion
+from kdedge.plugins import Plugins
 from kdedge.targets.protocol import BuildModule, RunModule, Target
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def target_of_backend(name: str) -> Target:
     for target in list_targets():
         if target.backend == name:
             return target
-    raise RecipeError(f'There is no backend "{name}".\n  {near(name, list_backends())}')
+    raise RecipeError(f'There is no backend "{name}".\n  {suggestion(name, list_backends())}')
 
 
 def load_build(target: Target) -> BuildModule:

@@ -14,8 +14,9 @@ import torch
 from kdedge.config.recipe import Recipe
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
+from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
-from kdedge.data.loader import Preparation, n_steps, training_batches
+from kdedge.data.loader import n_steps, training_batches
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.files import sha256_json

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from kdedge.config.load import dump_recipe
+from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import check_shares, choose_n_workers
+from kdedge.data.loader import check_shares
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.files import write_json
 from kdedge.runs.find import runs_in

@@ -7,8 +7,9 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdedge.config.explain import explain_validation, nearest
+from kdedge.config.explain import explain_validation
 from kdedge.config.yaml_file import LineMap
+from kdedge.errors import nearest
 
 
 class Settings(BaseModel):

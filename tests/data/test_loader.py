@@ -15,14 +15,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from kdedge.data.decoding import Preparation, choose_n_workers
 from kdedge.data.images import Images
-from kdedge.data.loader import (
-    Preparation,
-    choose_n_workers,
-    evaluation_batches,
-    n_steps,
-    training_batches,
-)
+from kdedge.data.loader import evaluation_batches, n_steps, training_batches
 from kdedge.data.views import Augmentation, decode_pixels
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from kdedge.clip.tensor_file import write_tensors
+from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
-from kdedge.data.loader import Preparation, training_batches
+from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.teacher_store.store import Chunk, TeacherStore

@@ -16,8 +16,8 @@ from kdedge.data.benchmarks._benchmark import (
 from kdedge.data.benchmarks._coop import COOP_SETS, CoopSet
 from kdedge.data.benchmarks._coop_split import PARTS, CoopSplit, open_part, read_split
 from kdedge.data.benchmarks._imagenet import IMAGENET_SETS
-from kdedge.errors import DataError, SetupError
-from kdedge.plugins import Plugins, near
+from kdedge.errors import DataError, SetupError, suggestion
+from kdedge.plugins import Plugins
 
 __all__ = [
     "PARTS",
@@ -54,8 +54,9 @@ def load_benchmark(name: str) -> Benchmark:
         return _OWN[name]
     point = _OUTSIDE.outside().get(name)
     if point is None:
-        known = list_benchmarks()
-        raise DataError(f"{name} is not a known benchmark set.\n  {near(name, known)}")
+        raise DataError(
+            f"{name} is not a known benchmark set.\n  {suggestion(name, list_benchmarks())}"
+        )
     benchmark = getattr(_OUTSIDE.load(name), point.attr, None)
     if not isinstance(benchmark, Benchmark) or benchmark.name != name:
         raise SetupError(

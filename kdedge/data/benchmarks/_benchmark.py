@@ -17,7 +17,6 @@ MIRROR = "zhengli97/prompt_learning_dataset"
 (PromptKD repository, DATASETS.md)."""
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-_DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 
 @dataclass(frozen=True)
@@ -135,19 +134,18 @@ class Benchmark(ABC):
 
 def google_drive(file_id: str) -> str:
     """Returns a Google Drive file's download address that skips the warning page of large files."""
-    return f"{_DRIVE}{file_id}"
+    return f"https://drive.usercontent.google.com/download?export=download&confirm=t&id={file_id}"
 
 
 def describe(download: Download) -> str:
-    """Describes how to get a file, without a full stop."""
+    """Describes how to get a file by hand, without a full stop."""
     if download.manual is not None:
         return download.manual.rstrip(".")
-    url = download.urls[0]
+    addresses = " or ".join(download.urls)
+    if not download.is_archive:
+        return addresses
     what = f"the content of {download.top} in {download.name}" if download.top else download.name
-    if url.startswith(_DRIVE):
-        origin = f"Google Drive file {url.removeprefix(_DRIVE)}"
-        return origin if not download.is_archive else f"Unpack {what}, {origin}"
-    return url if not download.is_archive else f"Unpack {what} from {url}"
+    return f"Unpack {what} from {addresses}"
 
 
 class MissingPartsError(DataError):

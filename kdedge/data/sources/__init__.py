@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
-from kdedge.errors import DataError, os_reason
+from kdedge.errors import DataError, nearest, os_reason
 from kdedge.files import Stamp
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -254,8 +253,8 @@ class LabelIndex:
 
     def nearest(self, text: str) -> str:
         """Returns ` (nearest: "x")`; an empty text if no class name is similar."""
-        near = difflib.get_close_matches(class_key(text), list(self._keys), n=1)
-        return f' (nearest: "{self.class_names[self._keys[near[0]]]}")' if near else ""
+        near = nearest(class_key(text), self._keys)
+        return "" if near is None else f' (nearest: "{self.class_names[self._keys[near]]}")'
 
 
 def name_some(names: Iterable[str]) -> str:

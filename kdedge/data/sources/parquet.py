@@ -30,7 +30,7 @@ from kdedge.files import Stamp, explain_os_error
 _ROWS_AT_ONCE = 100
 """Rows that are copied at once; `datasets` writes row groups of images of this size."""
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def open_source(
@@ -103,7 +103,7 @@ def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
     """The used columns as a dataset; an earlier copy of `datasets` is used again."""
     names = [name for name in (columns.image, columns.label) if name is not None]
     features = read_features(files[0].schema.remove_metadata())  # images stay bytes
-    _LOG.info(
+    log.info(
         "%s: the datasets package copies the images into its cache, unless they are there.",
         files[0].path,
     )

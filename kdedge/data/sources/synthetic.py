@@ -6,7 +6,6 @@ what a prompt learns about the camera on the base classes helps on the novel one
 
 from __future__ import annotations
 
-import difflib
 import io
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from PIL import Image
 
 from kdedge.data.drawings import DIM, draw_picture
 from kdedge.data.sources import ImageSource, Item
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, suggestion
 
 _SHAPES_CLASSES = (
     # base
@@ -104,11 +103,5 @@ class SyntheticSource:
 
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
-    """Refuses an unknown name, and suggests the nearest one."""
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, n=1)
-    raise RecipeError(
-        f"{name!r} is not a {what}.\n"
-        f"  Known: {', '.join(known)}." + (f" Did you mean {near[0]}?" if near else "")
-    )
+    if name not in known:
+        raise RecipeError(f"{name!r} is not a {what}.\n  {suggestion(name, known)}")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kdedge.config.optim_spec import PrecisionName
-from kdedge.data.loader import MAX_WORKERS, Wanted, choose_n_workers, view_batches
+from kdedge.data.decoding import MAX_WORKERS, choose_n_workers
+from kdedge.data.loader import Wanted, view_batches
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup

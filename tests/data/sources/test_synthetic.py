@@ -134,7 +134,7 @@ def test_an_unknown_set_is_named_with_the_nearest_known_one() -> None:
 
 
 def test_an_unknown_part_is_named_with_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match="Known: train, val, test"):
+    with pytest.raises(RecipeError, match=r"Did you mean test\?"):
         open_source("shapes", part="testing", labeled=False)
 
 
