@@ -72,10 +72,11 @@ def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) 
     del parameter
     busy_cores = None if ctx.resilient_parsing else set_up_threads(n_threads)
     if busy_cores is not None:
+        left = cpu_cores() - round(busy_cores)
         log.warning(
-            "Other processes keep %.1f of %d cores busy: this will take longer.\n"
-            "  Stop them or wait for them, or compute on the cores that they leave: --threads %d.",
-            *(busy_cores, cpu_cores(), max(1, cpu_cores() - round(busy_cores))),
+            "Other processes keep %.1f of %d cores busy: this will take longer.%s",
+            *(busy_cores, cpu_cores()),
+            f"\n  To compute on the cores that they leave: --threads {left}." if left > 0 else "",
         )
     return n_threads
 

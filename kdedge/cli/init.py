@@ -75,6 +75,7 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         for key, look in made.looks.items()
         for number, line in enumerate(look.lines())
     ]
+    rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.methods())]
     if made.missing:
         rows.append(["weights", f"{' and '.join(made.missing)}: kdedge check fetches them."])
         rows.append(["", "Without a network, and with labels of every class, take ImageNet's:"])

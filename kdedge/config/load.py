@@ -115,8 +115,9 @@ def find_recipe(path_or_name: str | Path) -> Path:
     if path.is_file() or (path.exists() and not is_name):
         return path
     what = f'named "{path_or_name}"' if is_name else path
-    otherwise = f"Give a file's path, or one of: {', '.join(shipped)}."
-    raise RecipeError(f"There is no recipe {what}.\n  {suggestion(path.stem, shipped, otherwise)}")
+    names = [*sorted(file.stem for file in Path().glob("*.yaml")), *shipped]
+    otherwise = f"Give a file's path, or one of: {', '.join(names)}."
+    raise RecipeError(f"There is no recipe {what}.\n  {suggestion(path.stem, names, otherwise)}")
 
 
 def shipped_recipes() -> dict[str, Path]:

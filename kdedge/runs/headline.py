@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -17,6 +18,9 @@ from kdedge.speed_results import Measurement, SpeedResult, read_speed
 from kdedge.tables import figure
 
 _T = TypeVar("_T")
+
+_FEW = 1000
+"""With fewer test images, chance moves an accuracy by more than about three points."""
 
 
 def headline_of(
@@ -77,14 +81,16 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         return [f"is {-points:.1f} points below zero-shot CLIP: do not use it"], True
     parts = []
     if own.harmonic_mean is None:  # else no single figure is its accuracy
-        parts.append(f"right on {own.all:.1f} % of {own.n_images:,} test images")
+        parts.append(f"right on {own.all:.1f} % of {own.n_images:,} test images{_interval(own)}")
     if points < 0 or mean < 0:
         first, second = (f"{abs(x):.1f} points {_side(x)}" for x in (points, mean))
         parts.append(f"{first} zero-shot CLIP, and {second} it in the mean over classes")
     else:
         gain = 0.0 if teacher is None else _score(own) - _score(teacher)
         if gain > 0:
-            parts.append(f"{gain:.1f} points above its teacher")
+            few = own.harmonic_mean is None and own.n_images < _FEW
+            images = f" ({round(gain * own.n_images / 100)} images)" if few else ""
+            parts.append(f"{gain:.1f} points{images} above its teacher")
         elif teacher is not None and _score(teacher):
             share = 100 * _score(own) / _score(teacher)
             parts.append(f"keeps {share:.0f} % of the teacher's accuracy")
@@ -96,6 +102,18 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     if parts and not parts[0].startswith("keeps"):
         parts[0] = f"is {parts[0]}"
     return parts, False
+
+
+def _interval(own: EvalResult) -> str:
+    """The 95 % interval of an accuracy on few images (Wilson, 1927)."""
+    if own.n_images >= _FEW:
+        return ""
+    n, z2 = own.n_images, 1.96**2
+    n_right = own.all * n / 100
+    middle = n_right + z2 / 2
+    half = math.sqrt(z2 * (n_right * (n - n_right) / n + z2 / 4))
+    low, high = (100 * max(0.0, end) / (n + z2) for end in (middle - half, middle + half))
+    return f" (95 % interval: {low:.0f} to {high:.0f} %)"
 
 
 def _side(points: float) -> str:

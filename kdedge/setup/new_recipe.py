@@ -113,6 +113,20 @@ class NewRecipe:
     looks: dict[str, Survey]
     missing: tuple[str, ...]
 
+    def methods(self) -> list[str]:
+        """Which methods the recipe has, and why, in lines."""
+        counts = self.looks["labeled"].n_of_class if "labeled" in self.looks else None
+        if counts is not None and all(counts.values()):
+            return ["ridge for both, as every class has labels: one pass over the images"]
+        why = "there are no labels"
+        teacher = "zero-shot CLIP"
+        if counts is not None:
+            teacher, why = "promptsrc", f'"{min(counts, key=counts.__getitem__)}" has no labels'
+        return [
+            f"{teacher} teaches, as {why}; promptkd learns in epochs, for hours on a CPU.",
+            "With labels of every class, one pass over the images is enough.",
+        ]
+
 
 def write_new_recipe(name: str, given: Given) -> NewRecipe:
     """Writes `name`.yaml after checking the folders; writes no recipe that cannot work.

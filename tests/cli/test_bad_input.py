@@ -302,6 +302,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
         "         6 images per class, 3 classes",
     ]
     assert 'no images of "red fox"' in done.out
+    assert 'promptsrc teaches, as "red fox" has no labels' in done.out
     text = Path("line3.yaml").read_text()
     assert "method: promptsrc" in text  # one class has no labels
     assert "prompt_depth_vision: 4" in text  # the teacher has four image layers

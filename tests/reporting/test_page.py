@@ -230,9 +230,9 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     assert artifact is not None
     replace(artifact, files=tuple(replace(file, gate="passed") for file in artifact.files)).save()
     headline = (
-        "student is right on 40.0 % of 40 test images, keeps 50 % of the teacher's accuracy, 10.0"
-        " points above zero-shot CLIP, 86x fewer operations than its teacher; i8.onnx passed its"
-        " gate, agrees on 95.0 % of 40 images, 1 ms"
+        "student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %), keeps 50 % of"
+        " the teacher's accuracy, 10.0 points above zero-shot CLIP, 86x fewer operations than its"
+        " teacher; i8.onnx passed its gate, agrees on 95.0 % of 40 images, 1 ms"
     )
     assert make_chapters([gather(run)])[0].verdict[0] == f"The {headline}."
     assert headline in said(run)
@@ -240,8 +240,9 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
         found[name]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     assert make_chapters([gather(run)])[0].verdict[0] == (
-        "The student is right on 40.0 % of 40 test images, 86x fewer operations than its teacher;"
-        " i8.onnx passed its gate, agrees on 95.0 % of 40 images, 1 ms."
+        "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %), 86x fewer"
+        " operations than its teacher; i8.onnx passed its gate, agrees on 95.0 % of 40 images, 1"
+        " ms."
     )
 
 
@@ -251,13 +252,14 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
         ((30, 40), (30.5, 40), (20, 20), 10, "is 0.5 points below zero-shot CLIP: do not use it"),
         (
             (30, 40), (35, 20), (20, 20), 10,
-            "is right on 30.0 % of 40 test images, 5.0 points below zero-shot CLIP, and 20.0 points"
-            " above it in the mean over classes",
+            "is right on 30.0 % of 40 test images (95 % interval: 18 to 45 %), 5.0 points below"
+            " zero-shot CLIP, and 20.0 points above it in the mean over classes",
         ),
         (
             (50, 50), (20, 20), (45, 45), 71,
-            "is right on 50.0 % of 40 test images, 5.0 points above its teacher, 30.0 points above"
-            " zero-shot CLIP, 21.0 points below always answering the most frequent class",
+            "is right on 50.0 % of 40 test images (95 % interval: 35 to 65 %), 5.0 points (2"
+            " images) above its teacher, 30.0 points above zero-shot CLIP, 21.0 points below always"
+            " answering the most frequent class",
         ),
     ],
 )  # fmt: skip
