@@ -115,7 +115,7 @@ class NewRecipe:
 
     def methods(self) -> list[str]:
         """Which methods the recipe has, and why, in lines."""
-        counts = self.looks["labeled"].n_of_class if "labeled" in self.looks else None
+        counts = dict(self.looks["labeled"].classes) if "labeled" in self.looks else None
         if counts is not None and all(counts.values()):
             return ["ridge for both, as every class has labels: one pass over the images"]
         why = "there are no labels"
