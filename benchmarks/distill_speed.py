@@ -26,6 +26,7 @@ steps alone are printed: no memory, and no projection.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import statistics
@@ -57,7 +58,7 @@ from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.protocol import Inputs
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.loop.heap import give_back_freed_memory, keep_freed_memory
+from kdedge.training.loop.heap import freed_memory_kept
 from kdedge.training.teacher_store.store import TeacherStore
 
 LOOPS = ("plain", "live", "store", "ridge", "ridge, store")
@@ -123,11 +124,12 @@ class Setting:
 
     def time(self, loop: str, n_steps: int) -> None:
         """Adds one figure: the mean of some steps in a row."""
-        use_heap_of(loop)
-        began = time.perf_counter()
-        for _ in range(n_steps):
-            float(self.step(loop))  # waits for a GPU, as the training does
-        self.seconds[loop].append((time.perf_counter() - began) / n_steps)
+        with heap_of(loop):
+            float(self.step(loop))  # fills the heap
+            began = time.perf_counter()
+            for _ in range(n_steps):
+                float(self.step(loop))  # waits for a GPU, as the training does
+            self.seconds[loop].append((time.perf_counter() - began) / n_steps)
 
     def count(self, loop: str) -> float:
         """Operations of a step, 1e9, counted on tensors that have shapes and no values."""
@@ -146,9 +148,9 @@ class Setting:
         return counter.get_total_flops() / 1e9
 
 
-def use_heap_of(loop: str) -> None:
+def heap_of(loop: str) -> contextlib.AbstractContextManager[None]:
     """Treats freed memory as the loop does: kdedge keeps it, the public code leaves it to glibc."""
-    (give_back_freed_memory if loop == "plain" else keep_freed_memory)()
+    return contextlib.nullcontext() if loop == "plain" else freed_memory_kept()
 
 
 def make_setting(
@@ -383,12 +385,12 @@ def print_memory(arguments: argparse.Namespace) -> None:
 
 def peak_mib(loop: str, setting: Setting) -> float:
     """MiB that steps take at their peak above what is there before them."""
-    use_heap_of(loop)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = memory_kib("VmRSS")
-    for _ in range(2):
-        setting.step(loop)
-    return (memory_kib("VmHWM") - before) / 1024
+    with heap_of(loop):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = memory_kib("VmRSS")
+        for _ in range(2):
+            setting.step(loop)
+        return (memory_kib("VmHWM") - before) / 1024
 
 
 def memory_kib(name: str) -> int:

@@ -55,8 +55,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    # Earlier files have none
-    if facts.pop("digest", None) not in (None, _digest(tensors, facts)):
+    if facts.pop("digest", None) != _digest(tensors, facts):
         raise DataError(f"{path} is damaged: its contents do not match their SHA-256.")
     return tensors, facts
 

@@ -17,7 +17,7 @@ from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
-from kdedge.training.loop.heap import keep_freed_memory
+from kdedge.training.loop.heap import freed_memory_kept
 from kdedge.training.quick_look import keep_look, look_beside, quick_look
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.student import find_teacher, named_teacher, open_teacher, student_job, taught
@@ -51,9 +51,9 @@ def distill(
     run, job = teacher_and_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
     first = _one_pass_student(job, resume=resume)
     # A heap that is kept grows with every batch of a closed form: 3.5 GiB for 2,000 images
-    if workspace.device.type == "cpu" and not job.choice.is_solved:
-        keep_freed_memory()
-    student = _run_stage("Student 2/2", job, resume=resume)
+    keeps = workspace.device.type == "cpu" and not job.choice.is_solved
+    with freed_memory_kept() if keeps else contextlib.nullcontext():
+        student = _run_stage("Student 2/2", job, resume=resume)
     if first is not None and workspace.group.on_rank0(
         lambda: _is_first_better(first, student, job)
     ):

@@ -196,7 +196,7 @@ def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
     state = (
         f"{len(missing)} of {len(chunks)} files to compute, about {rough_duration(took)}"
         if missing
-        else "whole"
+        else "complete"
     )
     return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 

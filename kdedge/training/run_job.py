@@ -95,12 +95,12 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     """
     group = job.setup.workspace.group
     _check_processes(job)
-    _leave_cores(job)
-    run = group.on_rank0(lambda: _choose_run(job, resume=resume))
-    if group.on_rank0(lambda: run.is_finished):
-        return run
-    job.prepare()  # before the run's own random draws, as building draws too
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_cores_left(job))
+        run = group.on_rank0(lambda: _choose_run(job, resume=resume))
+        if group.on_rank0(lambda: run.is_finished):
+            return run
+        job.prepare()  # before the run's own random draws, as building draws too
         if group.is_rank0:
             for context in (run.lock(), run.logging_to_file(), _status(run, job)):
                 stack.enter_context(context)
@@ -115,7 +115,8 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     return run
 
 
-def _leave_cores(job: Job) -> None:
+@contextlib.contextmanager
+def _cores_left(job: Job) -> Iterator[None]:
     """Leaves cores to the data workers, in a resumed run as many as in an uninterrupted one.
 
     The number of threads decides the order in which numbers are summed.
@@ -123,8 +124,12 @@ def _leave_cores(job: Job) -> None:
     images, optim = job.data.images, job.choice.optim
     n_images = 0 if images is None else optim.epochs * len(images.indices)
     n_threads = threads_beside(choose_n_workers(optim.n_workers, n_images))
-    if n_threads is not None:
-        torch.set_num_threads(n_threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _choose_run(job: Job, *, resume: bool) -> RunFolder:

@@ -161,7 +161,7 @@ def test_check_counts_the_teacher_once_and_writes_nothing(trained: Path, kdedge:
     assert stores() == []
     assert kdedge("teach", "r.yaml", "--set", "student.views=2", "--store").code == 0
     warm = kdedge("check", *options)
-    assert re.search(rf"^student: teacher store +{size}; whole$", warm.out, re.MULTILINE)
+    assert re.search(rf"^student: teacher store +{size}; complete$", warm.out, re.MULTILINE)
 
 
 def steps_done(run: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from kdedge.cli.main import cli
@@ -103,3 +105,22 @@ def test_a_run_tells_with_how_many_threads_it_was_trained(
     assert [record["threads"] for record in records] == [1, 2]
     again = kdedge("train", "r.yaml", "--method", "coop", "--runs", "runs", "--resume")
     assert "runs/tiny/03 is already finished" in again.err  # the same run, whatever the threads
+
+
+def test_a_distillation_leaves_threads_and_heap_as_they_were(
+    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("KDEDGE_CHOSEN", "OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    before = torch.get_num_threads()
+    short = ("--set", "student.optim.epochs=1", "--set", "student.optim.n_workers=1")
+    done = kdedge("distill", "r.yaml", *short, "--runs", "runs")
+    assert done.code == 0, done.err
+    assert json.loads(Path("runs/tiny/03/provenance.json").read_text())["threads"] == 7
+    assert torch.get_num_threads() == before
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        np.ones(1 << 24)  # 128 MiB, which the kernel clears each time
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults > 1000

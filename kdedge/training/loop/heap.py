@@ -7,24 +7,28 @@ sizes repeat: passes over class texts in chunks fragment a heap that is kept, so
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
 _NEVER = 2**31 - 1
 
 
-def keep_freed_memory() -> None:
-    """Makes this process keep freed memory; does nothing if the C library is not glibc."""
-    _set(mmap_max=0, trim_threshold=_NEVER)
-
-
-def give_back_freed_memory() -> None:
-    """Restores glibc's defaults."""
-    _set(mmap_max=65536, trim_threshold=128 * 1024)
-
-
-def _set(*, mmap_max: int, trim_threshold: int) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, mmap_max)
-        mallopt(_M_TRIM_THRESHOLD, trim_threshold)
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keeps freed memory until the end; does nothing if the C library is not glibc."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, 65536)
+        # glibc no longer adapts these two once one is set: the values that it adapts them to
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+        libc.malloc_trim(0)
