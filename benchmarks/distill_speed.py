@@ -56,7 +56,7 @@ from kdedge.data.loader import training_batches
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.loop.heap import freed_memory_kept
 from kdedge.training.teacher_store.store import TeacherStore
@@ -159,14 +159,18 @@ def make_setting(
     """Builds teacher and student for so many classes, and a store of the images' features."""
     names = [f"place number {index}" for index in range(n_classes)]
     common = {"template": "{}", "train_classes": range(1), "generator": torch.Generator()}
-    teacher = promptsrc.Method.build(teacher_clip, promptsrc.Settings(), Inputs(names, **common))
+    teacher = promptsrc.Method.build(
+        teacher_clip, promptsrc.Settings(), MethodInputs(names, **common)
+    )
     teacher.module.requires_grad_(False)
     stored = OnceTeacher(teacher)
     student = promptkd.Method.build(
-        student_clip, promptkd.Settings(), Inputs(names, teacher=stored, **common)
+        student_clip, promptkd.Settings(), MethodInputs(names, teacher=stored, **common)
     )
     solved = ridge.Method.build(
-        student_clip, ridge.Settings(outputs="features"), Inputs(names, teacher=stored, **common)
+        student_clip,
+        ridge.Settings(outputs="features"),
+        MethodInputs(names, teacher=stored, **common),
     )
     sums = ridge.Sums(solved.module.out.in_features, 768, images.device)
     store = make_store(folder, stored.forward_features(images))

@@ -31,7 +31,7 @@ from kdedge.config.student_sizes import student_size
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import fold
 from kdedge.methods import promptkd
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.run import load
 from kdedge.targets.onnx.trace import write_onnx
@@ -64,7 +64,7 @@ def export(backbone: AnyBackbone, path: Path, **settings: Any) -> float:
     student = promptkd.Method.build(
         backbone,
         promptkd.Settings(**settings),
-        Inputs(
+        MethodInputs(
             [f"class {index}" for index in range(N_CLASSES)],
             "{}",
             range(N_CLASSES),

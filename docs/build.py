@@ -155,8 +155,8 @@ def methods_page() -> str:
     modules = {name: load_method(name) for name in list_methods()}
     for name, module in modules.items():
         declared = module.METHOD
-        sees = (declared.sees.labels, declared.sees.unlabeled_images)
-        marks = ["yes" if one else "-" for one in (*sees, declared.sees.novel_class_names)]
+        marked = (declared.data_needs.labels, declared.data_needs.unlabeled_images)
+        marks = ["yes" if one else "-" for one in (*marked, declared.data_needs.novel_class_names)]
         row = [f"[`{name}`](#{name})", declared.label, *marks, declared.paper or "-"]
         lines.append(f"| {' | '.join(row)} |")
     for name, module in modules.items():

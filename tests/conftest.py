@@ -170,7 +170,7 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
 
     from kdedge.fold import fold
     from kdedge.methods import promptkd
-    from kdedge.methods.protocol import Inputs
+    from kdedge.methods.protocol import MethodInputs
 
     class Teacher:
         scale = 20.0
@@ -185,7 +185,7 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
         student = promptkd.Method.build(
             tiny_backbone,
             promptkd.Settings(prompt_depth=2),
-            Inputs(names, "{}", range(5), generator, teacher=Teacher()),
+            MethodInputs(names, "{}", range(5), generator, teacher=Teacher()),
         )
         return fold(
             student.image_path(),

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from kdedge.data.images import scan
 from kdedge.data.sources import ImageSource, folder, webdataset
-from kdedge.workers import Share, Work, open_workers
+from kdedge.workers import Work, WorkerResources, open_workers
 
 MINI = Path(__file__).parents[2] / "../shared/mini"
 RECIPE = Path(__file__).parents[1] / "mini/photos100.yaml"
@@ -111,7 +111,7 @@ def same(pieces: Iterable[int]) -> Iterator[int]:
     yield from pieces
 
 
-def send(share: Share) -> Callable[[Iterable[int]], Iterator[int]]:
+def send(share: WorkerResources) -> Callable[[Iterable[int]], Iterator[int]]:
     """No work elsewhere."""
     return same
 

@@ -80,7 +80,7 @@ def describe(module: ModuleType) -> dict[str, Any]:
         "label": declared.label,
         "paper": declared.paper,
         "about": (module.__doc__ or "").partition("\n")[0],
-        **asdict(declared.sees),
+        **asdict(declared.data_needs),
         **({"losses": losses} if losses else {}),
     }
 

@@ -16,10 +16,10 @@ from kdedge.api.artifact import artifact_folder
 from kdedge.api.predict import AnyPath, Item, images_text, open_inputs, path_list, read_item
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.evaluation.answers import (
-    Answer,
     AnswerComparison,
     AnsweredImage,
     LabeledComparison,
+    ModelOutput,
     compare_answers,
 )
 from kdedge.inference.classify import Classifier
@@ -156,7 +156,7 @@ def _compared(
                 assert not isinstance(result, UnreadableImage)
                 if isinstance(result, NonFiniteLogits):
                     without_answer.append(FailedImage(item.key, f"{whose}: {result.reason}"))
-                answers.append(Answer.of(result))
+                answers.append(ModelOutput.of(result))
             label = None if item.label is None else label_names[item.label]
             yield AnsweredImage(item.key, answers[0], answers[1], label)
         if not n_answered:

@@ -18,7 +18,7 @@ from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
-from kdedge.workers import DoPieces, Share, Work, Workers
+from kdedge.workers import DoPieces, Work, WorkerResources, Workers
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
@@ -137,7 +137,7 @@ def scan_by(
         part = positions[start : start + n_at_once]
         pieces.append((part, cache.take(source, part)))
     n_new = len(positions) - sum(len(known) for _, known in pieces)
-    if workers.are_here or n_new <= n_at_once:
+    if workers.are_local or n_new <= n_at_once:
         return scan(source, rows=rows, progress=progress, cache=cache)
     parts: list[Scan] = []
     work = Work(partial(_scan_parts, source, None), partial(_scan_elsewhere, source))
@@ -156,7 +156,7 @@ _Part = tuple[range, Mapping[str, str]]
 
 
 def _scan_elsewhere(
-    source: ImageSource, share: Share
+    source: ImageSource, share: WorkerResources
 ) -> DoPieces[_Part, tuple[Scan, Mapping[str, str]]]:
     return partial(_scan_parts, source, share.n_cores)
 

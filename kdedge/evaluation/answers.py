@@ -26,7 +26,7 @@ Verdict = Literal["better", "worse", "no difference shown"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelOutput:
     """A classifier's answer for an image.
 
     Attributes:
@@ -40,7 +40,7 @@ class Answer:
     is_none: bool = False
 
     @classmethod
-    def of(cls, result: Prediction | NonFiniteLogits) -> Answer:
+    def of(cls, result: Prediction | NonFiniteLogits) -> ModelOutput:
         """The answer of a classifier's result; without finite logits there is none."""
         if isinstance(result, NonFiniteLogits):
             return cls(None)
@@ -51,7 +51,7 @@ class Answer:
         """The class's name, `none`, or a dash for no answer."""
         return self.class_name or (NONE if self.is_none else "-")
 
-    def is_same_as(self, other: Answer) -> bool:
+    def is_same_as(self, other: ModelOutput) -> bool:
         """Whether both are the same class, or both none; no answer is like no other."""
         is_answer = self.class_name is not None or self.is_none
         return is_answer and (self.class_name, self.is_none) == (other.class_name, other.is_none)
@@ -69,8 +69,8 @@ class AnsweredImage:
     """
 
     image: str
-    old: Answer
-    new: Answer
+    old: ModelOutput
+    new: ModelOutput
     label: str | None = None
 
     @property

@@ -30,12 +30,12 @@ from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import ivlp, promptsrc
 from kdedge.methods.protocol import StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(
     label="ATPrompt",
     paper="arXiv:2412.09442",
-    sees=Sees(labels=True),
+    data_needs=DataNeeds(labels=True),
     # PromptSRC's, into which the texts are put.
     optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
 )

@@ -24,14 +24,14 @@ from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings, StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 
 METHOD = Declaration(
     label="CLIP-PR",
     paper="arXiv:2212.00784",
-    sees=Sees(unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     # The authors' code on CIFAR-10; four of its batches of 128 are one here.
     optim=OptimSpec(
         algorithm="adamw",
@@ -113,7 +113,7 @@ class Method(BaseMethod):
     _backbone: Backbone
     why_no_class_vectors = "classifies image features with a network"
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         names, n_hidden = inputs.class_names, settings.n_hidden
         self._prior = label_prior(settings, names).to(backbone.device)

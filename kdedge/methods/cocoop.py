@@ -16,14 +16,14 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, make_linear, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import Inputs, MethodSettings
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import MethodInputs, MethodSettings
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
 METHOD = Declaration(
     label="CoCoOp",
     paper="arXiv:2203.05557",
-    sees=Sees(labels=True),
+    data_needs=DataNeeds(labels=True),
     # The authors' code, base-to-novel.
     optim=OptimSpec(lr=0.002, epochs=10, batch_size=1),
 )
@@ -116,7 +116,7 @@ class Method(TextPromptMethod):
     why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         n_ctx, init, generator = settings.n_ctx, settings.context_init, inputs.generator
         context = first_context(backbone, n_ctx=n_ctx, context_init=init, generator=generator)

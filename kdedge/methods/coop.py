@@ -25,14 +25,14 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import Inputs, MethodSettings
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import MethodInputs, MethodSettings
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
 METHOD = Declaration(
     label="CoOp",
     paper="arXiv:2109.01134",
-    sees=Sees(labels=True),
+    data_needs=DataNeeds(labels=True),
     # The authors' code, 8 or 16 shots; 50 epochs on ImageNet.
     optim=OptimSpec(lr=0.002, epochs=200, batch_size=32),
 )
@@ -95,7 +95,7 @@ class Method(TextPromptMethod):
 
     module: PromptLearner
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         class_names, train_names = inputs.class_names, inputs.train_names
         if settings.class_specific and train_names != list(class_names):
             raise RecipeError(

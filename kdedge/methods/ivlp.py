@@ -22,14 +22,14 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import Encoder, Inputs, MethodSettings
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import Encoder, MethodInputs, MethodSettings
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
 METHOD = Declaration(
     label="IVLP",
     paper="arXiv:2307.06948",
-    sees=Sees(labels=True),
+    data_needs=DataNeeds(labels=True),
     # PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4.
     optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
 )
@@ -76,7 +76,7 @@ class Method(TextPromptMethod):
 
     module: PromptedCLIP
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         self.module = self.make_module()
 

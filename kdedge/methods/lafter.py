@@ -29,15 +29,15 @@ from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, MethodSettings, StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import BaseMethod, ImagePath, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 from kdedge.methods.zeroshot import template_list
 
 METHOD = Declaration(
     label="LaFTer",
     paper="arXiv:2305.18287",
-    sees=Sees(unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     needs_clean_images=True,
     # The authors' code.
     optim=OptimSpec(
@@ -185,7 +185,7 @@ class Method(BaseMethod):
     module: TunedEncoder
     _backbone: Backbone
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         names, generator = inputs.class_names, inputs.generator
         visual_prompts = make_visual_prompts(

@@ -25,14 +25,14 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import Encoder, Inputs, MethodSettings
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import Encoder, MethodInputs, MethodSettings
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
 METHOD = Declaration(
     label="MaPLe",
     paper="arXiv:2210.03117",
-    sees=Sees(labels=True),
+    data_needs=DataNeeds(labels=True),
     # The authors' code, base-to-novel.
     optim=OptimSpec(lr=0.0035, epochs=5, batch_size=4),
 )
@@ -87,7 +87,7 @@ class Method(TextPromptMethod):
 
     module: CoupledPrompts
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         check_takes_prompts(backbone)
         visual, depth, generator = backbone.model.visual, settings.prompt_depth, inputs.generator
         check_depth(depth, len(visual.transformer.resblocks), "prompt_depth", "image")

@@ -30,8 +30,8 @@ from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods._student import Student
 from kdedge.methods.losses import DistillationLoss, Outputs
-from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, Projector, StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import BaseMethod, ImagePath, MethodInputs, Projector, StepOutput
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images, is_splittable, labels_of
 
 __all__ = ["METHOD", "ImagePath", "Method", "Projector", "Settings", "Student"]
@@ -40,7 +40,7 @@ METHOD = Declaration(
     label="PromptKD",
     paper="arXiv:2403.02781",
     # No labels: its teacher sees them. With labeled_weight it also sees them itself
-    sees=Sees(unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     needs_teacher=True,
 )
 
@@ -54,7 +54,7 @@ class Method(BaseMethod):
 
     module: Student
 
-    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: MethodInputs) -> None:
         if not inputs.is_student:
             raise RecipeError(
                 "promptkd learns from a teacher, but the recipe has none.\n  Add a teacher section."

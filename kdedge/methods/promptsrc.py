@@ -25,13 +25,13 @@ from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods.protocol import StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import cross_entropy, encode_images, labels_of
 
 METHOD = Declaration(
     label="PromptSRC",
     paper="arXiv:2307.06948",
-    sees=Sees(labels=True),
+    data_needs=DataNeeds(labels=True),
     # The authors' code, base-to-novel, ViT-B/16.
     optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
 )

@@ -32,13 +32,13 @@ from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
-from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings
+from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(
     label="FPL, IFPL, GRIP",
     paper="arXiv:2306.01669",
-    sees=Sees(labels=True, unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
     # Of each round: PromptSRC's own.
     optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
 )
@@ -106,7 +106,7 @@ class Method(BaseMethod):
     """The learner on a frozen backbone, over all classes."""
 
     @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: Inputs) -> BaseMethod:
+    def build(cls, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> BaseMethod:
         """Builds the learner, which trains on pseudo-labels as on labels; same arguments."""
         if settings.coop is not None:
             return CoOp.build(backbone, settings.coop, inputs)

@@ -40,19 +40,19 @@ from kdedge.methods.protocol import (
     BaseMethod,
     ClosedFormData,
     ImagePath,
-    Inputs,
+    MethodInputs,
     MethodSettings,
     StepOutput,
 )
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.zeroshot import ensemble_text_features
 from kdedge.quantization.sites import FloatLinear
 
 METHOD = Declaration(
     label="Ridge regression",
     paper="arXiv:2404.02285",
-    sees=Sees(labels=True),
-    sees_as_student=Sees(unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(labels=True),
+    student_data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
 )
 
 IMPOSSIBLE = -1e4
@@ -181,7 +181,7 @@ class Method(BaseMethod):
     is_solved = True
     module: Regression
 
-    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         is_student, vectors = inputs.is_student, torch.eye(len(inputs.class_names))
         if settings.outputs == "features":

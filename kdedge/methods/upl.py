@@ -26,14 +26,14 @@ from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
-from kdedge.methods.protocol import Inputs, MethodSettings, StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod, cross_entropy, encode_images, labels_of
 
 METHOD = Declaration(
     label="UPL",
     paper="arXiv:2204.03649",
-    sees=Sees(unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     # The authors' code.
     optim=OptimSpec(lr=0.002, epochs=50, batch_size=32),
 )
@@ -78,7 +78,7 @@ class Method(TextPromptMethod):
 
     module: PromptLearners
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         shape = (settings.n_runs, settings.n_ctx, text_width(backbone))
         contexts = INIT_STD * torch.randn(shape, generator=inputs.generator)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import Encoder, Inputs, MethodSettings
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import Encoder, MethodInputs, MethodSettings
+from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import SupervisedMethod
 
 METHOD = Declaration(
     label="VPT",
     paper="arXiv:2203.12119",
-    sees=Sees(labels=True),
+    data_needs=DataNeeds(labels=True),
     # MaPLe's code, base-to-novel.
     optim=OptimSpec(lr=0.0025, epochs=5, batch_size=4),
 )
@@ -63,7 +63,7 @@ class Method(SupervisedMethod):
 
     module: VisualPrompts
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         visual_prompts = make_visual_prompts(
             backbone,

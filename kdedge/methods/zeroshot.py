@@ -20,13 +20,13 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import BaseMethod, Inputs, MethodSettings, StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(
     label="Zero-shot CLIP",
     paper="arXiv:2103.00020",
-    sees=Sees(),
+    data_needs=DataNeeds(),
 )
 
 
@@ -67,7 +67,7 @@ def template_list(kind: str, template: str) -> list[str]:
 class Method(BaseMethod):
     """Zero-shot CLIP as a method and as a teacher."""
 
-    def __init__(self, backbone: Backbone, settings: Settings, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         self.module = nn.Module()
         templates = template_list(settings.templates, inputs.template)

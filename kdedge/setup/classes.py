@@ -11,7 +11,7 @@ from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import load_class_names
 from kdedge.data.split import base_novel
-from kdedge.methods.registry import Sees
+from kdedge.methods.registry import DataNeeds
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Classes:
     def _is_split(self) -> bool:
         return self.split == "base-to-novel"
 
-    def trained_by(self, sees: Sees) -> range:
+    def trained_by(self, needs: DataNeeds) -> range:
         """Classes in the softmax of a method that is trained on these kinds of data."""
-        from_pseudo_labels = sees.labels and self.has_pseudo_labels
-        is_any = sees.novel_class_names or from_pseudo_labels
+        from_pseudo_labels = needs.labels and self.has_pseudo_labels
+        is_any = needs.novel_class_names or from_pseudo_labels
         return range(len(self.names)) if is_any else self.labeled
 
     def positions(self, names: Sequence[str]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import MethodSettings
-from kdedge.methods.registry import Sees, load_method
+from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.results import Role
 
 
@@ -35,12 +35,12 @@ class MethodChoice:
         return bool(self.module.Method.is_solved)
 
     @property
-    def sees(self) -> Sees:
+    def needs(self) -> DataNeeds:
         """What the method learns from under these settings."""
-        declared: Sees = self.module.METHOD.sees
+        declared: DataNeeds = self.module.METHOD.data_needs
         if self.role == "student":
-            declared = self.module.METHOD.sees_as_student or declared
-        return declared | Sees(labels=self.settings.learns_from_labels)
+            declared = self.module.METHOD.student_data_needs or declared
+        return declared | DataNeeds(labels=self.settings.learns_from_labels)
 
 
 def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
@@ -112,8 +112,8 @@ def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
     Raises:
         RecipeError: the method would ignore the file.
     """
-    sees = choice.sees
-    if recipe.data.pseudo_labels is not None and sees.unlabeled_images and not sees.labels:
+    needs = choice.data_needs
+    if recipe.data.pseudo_labels is not None and needs.unlabeled_images and not needs.labels:
         raise RecipeError(
             f"{choice.name} uses no labels, but the recipe has data.pseudo_labels.\n"
             "  Remove that key, or choose a method that learns from labels, such as coop."

@@ -12,8 +12,8 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
-from kdedge.methods.protocol import BaseMethod, Inputs, Teacher
-from kdedge.methods.registry import Sees
+from kdedge.methods.protocol import BaseMethod, MethodInputs, Teacher
+from kdedge.methods.registry import DataNeeds
 from kdedge.results import Role
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.method import MethodChoice, choose_method, model_spec
@@ -54,8 +54,8 @@ class RoleSetup:
     def train_classes(self) -> range:
         """Classes that labels refer to: the softmax's, if the method has one."""
         if self.choice.settings.learns_from_labels:
-            return self.classes.trained_by(Sees(labels=True))
-        return self.classes.trained_by(self.choice.sees)
+            return self.classes.trained_by(DataNeeds(labels=True))
+        return self.classes.trained_by(self.choice.data_needs)
 
     def with_classes(self, classes: Classes) -> RoleSetup:
         """Returns the same model for another class list."""
@@ -74,7 +74,7 @@ class RoleSetup:
             class_vectors: [C, D], for a student; default: its teacher's.
             teacher: for a student that is trained.
         """
-        inputs = Inputs(
+        inputs = MethodInputs(
             self.classes.names,
             self.classes.template,
             self.train_classes,

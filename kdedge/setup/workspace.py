@@ -15,7 +15,7 @@ from kdedge.data.images import Images
 from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.progress import working
-from kdedge.workers import HERE, Workers
+from kdedge.workers import LOCAL, Workers
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Workspace:
         device: torch.device,
         *,
         group: ProcessGroup = SINGLE_PROCESS,
-        workers: Workers = HERE,
+        workers: Workers = LOCAL,
         is_read_only: bool = False,
     ) -> None:
         """Opens a workspace.

@@ -32,7 +32,13 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
 from kdedge.training.baseline import baseline_job
-from kdedge.training.student import file_teacher, named_teacher, open_teacher, student_job, taught
+from kdedge.training.student import (
+    file_teacher,
+    named_teacher,
+    open_teacher,
+    student_job,
+    with_teacher,
+)
 from kdedge.training.teach import teacher_job
 from kdedge.training.teachers import AnyTeacher
 
@@ -265,7 +271,7 @@ def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
         run = next((done.folder for done in runs.finished(trained)), None)
     if run is not None:
         teacher = open_teacher(run, student)
-    key = None if teacher is None else taught(student, teacher).key()
+    key = None if teacher is None else with_teacher(student, teacher).key()
     test = EvalSet.of(student.test, student.setup.classes)
     return KnownJob(test, student.setup.backbone.identity, key, trained)
 

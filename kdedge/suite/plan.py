@@ -21,7 +21,7 @@ from kdedge.config.recipe import Recipe, TeacherSpec
 from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_paper, check_set_on, recipe_file
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, KdedgeError, RecipeError
-from kdedge.methods.registry import Sees, load_method
+from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.results import Role
 from kdedge.runs.find import find_run
 from kdedge.setup.classes import load_classes
@@ -73,7 +73,7 @@ class Cell:
     loaded: LoadedRecipe
     is_zero_shot: bool
     is_official: bool
-    sees: Sees
+    sees: DataNeeds
     source: Cell | None = None
 
     @property
@@ -305,24 +305,24 @@ def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
     check_named_sizes(*trained)
 
 
-def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
+def row_sees(loaded: LoadedRecipe, role: Role) -> DataNeeds:
     """The kinds of data that a role's model learns from; a student's include its teacher's.
 
     What the model behind a file of probabilities has learned from is unknown.
     """
     recipe = loaded.recipe
-    own = _with_data(choose_method(loaded, role).sees, recipe.data)
+    own = _with_data(choose_method(loaded, role).data_needs, recipe.data)
     teacher = recipe.teacher
     if role == "student" and teacher is not None and teacher.file is None:
-        own |= _with_data(load_method(_teacher_method(teacher)).METHOD.sees, recipe.data)
+        own |= _with_data(load_method(_teacher_method(teacher)).METHOD.data_needs, recipe.data)
     return own
 
 
-def _with_data(declared: Sees, data: DataSpec) -> Sees:
+def _with_data(declared: DataNeeds, data: DataSpec) -> DataNeeds:
     """The declaration, adapted if the labels are pseudo-labels from a file."""
     if not declared.labels or data.pseudo_labels is None:
         return declared
-    return Sees(labels=data.labeled is not None, unlabeled_images=True, novel_class_names=True)
+    return DataNeeds(labels=data.labeled is not None, unlabeled_images=True, novel_class_names=True)
 
 
 def _teacher_method(teacher: TeacherSpec) -> str:

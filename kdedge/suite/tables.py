@@ -12,7 +12,7 @@ from typing import Any
 
 from kdedge.config.suite import AVERAGE, PaperFigures
 from kdedge.files import write_atomic, write_json
-from kdedge.methods.registry import Sees
+from kdedge.methods.registry import DataNeeds
 from kdedge.results import harmonic_mean
 from kdedge.suite.ledger import Outcome
 from kdedge.suite.plan import Cell, Plan
@@ -65,7 +65,7 @@ class Line:
     mean: Values
     std: Values
     paper: PaperFigures | None
-    sees: Sees
+    sees: DataNeeds
     is_official: bool
 
     @property

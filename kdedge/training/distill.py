@@ -18,9 +18,15 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
 from kdedge.training.loop.heap import freed_memory_kept
-from kdedge.training.quick_look import keep_look, look_beside, quick_look
+from kdedge.training.quick_look import compare_with_baselines, quick_look, save_baselines
 from kdedge.training.run_job import finished_run, run_job
-from kdedge.training.student import find_teacher, named_teacher, open_teacher, student_job, taught
+from kdedge.training.student import (
+    find_teacher,
+    named_teacher,
+    open_teacher,
+    student_job,
+    with_teacher,
+)
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.store import TeacherStore
 from kdedge.training.teachers import ModelTeacher
@@ -96,19 +102,19 @@ def teacher_and_student(
     if found is None:
         assert loaded.recipe.teacher is not None
         log.info("Teacher 1/2: using the probabilities of %s.", loaded.recipe.teacher.file)
-        return None, taught(student, teacher)
+        return None, with_teacher(student, teacher)
     if isinstance(found, RunFolder):
         why = "which the recipe names" if named else "trained with the same settings and data"
         log.info("Teacher 1/2: using %s, %s%s.", found.path, why, _reached(found))
         if named:
-            return found, taught(student, teacher)
+            return found, with_teacher(student, teacher)
         assert isinstance(teacher, ModelTeacher)  # a run's
         return _or_better(found, teacher, student, resume=resume, keep_teacher=keep_teacher)
     with working("trying a step of the student"):
-        trial_steps(taught(student, teacher), 1)
+        trial_steps(with_teacher(student, teacher), 1)
     look = workspace.group.on_rank0(lambda: quick_look(found))
     run = _run_stage("Teacher 1/2", found, resume=resume)
-    workspace.group.on_rank0(lambda: keep_look(run, look))
+    workspace.group.on_rank0(lambda: save_baselines(run, look))
     teacher = open_teacher(run, student)
     return _or_better(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
 
@@ -124,13 +130,13 @@ def _or_better(
     """A trained teacher, or what is better than it on the images that it was trained on."""
     loaded, workspace = student.setup.loaded, student.setup.workspace
     job = teacher_job(loaded, workspace)
-    look = workspace.group.on_rank0(lambda: look_beside(run, job, teacher.model))
+    look = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher.model))
     if not look:
-        return run, taught(student, teacher)
+        return run, with_teacher(student, teacher)
     reached = look.pop("trained")
     better = {name: value for name, value in look.items() if value > reached}
     if not better:
-        return run, taught(student, teacher)
+        return run, with_teacher(student, teacher)
     method, best = job.choice.name, max(better, key=better.__getitem__)
     said = (
         f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
@@ -143,7 +149,7 @@ def _or_better(
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
         log.warning("%s\n  %s", said, remedy)
-        return run, taught(student, teacher)
+        return run, with_teacher(student, teacher)
     chosen = max(better, key=better.__getitem__)
     log.warning("%s\n  Using %s as the teacher; --keep-teacher keeps %s.", said, chosen, method)
     spec = loaded.recipe.teacher
@@ -166,7 +172,7 @@ def _one_pass_student(student: Job, *, resume: bool) -> RunFolder | None:
     first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
     recipe = loaded.recipe.model_copy(update={"student": first})
     assert student.teacher is not None
-    job = taught(student_job(replace(loaded, recipe=recipe), workspace), student.teacher)
+    job = with_teacher(student_job(replace(loaded, recipe=recipe), workspace), student.teacher)
     run = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
     return run or _run_stage("First student", job, resume=resume)
 

@@ -39,7 +39,7 @@ from kdedge.training.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.student import open_role, open_run
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.workers import Share
+from kdedge.workers import WorkerResources
 
 TEACHER = "teacher"
 """Instead of a method's name: the recipe's teacher labels the images."""
@@ -165,7 +165,7 @@ class _Found:
     model: Model
     provenance: str
     features: str
-    opens: Callable[[Share], FeatureModel]
+    opens: Callable[[WorkerResources], FeatureModel]
     run: RunFolder | None
 
 
@@ -221,12 +221,14 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Fou
     return _Found(model, model.vectors.provenance, model.features_provenance, opens, run)
 
 
-def _open_untrained(loaded: LoadedRecipe, root: Path, share: Share) -> AnsweringModel:
+def _open_untrained(loaded: LoadedRecipe, root: Path, share: WorkerResources) -> AnsweringModel:
     setup = open_role(loaded, "baseline", root, share)
     return AnsweringModel(MethodModel(setup, setup.build()))
 
 
-def _open_trained(run: Path, names: Sequence[str], root: Path, share: Share) -> AnsweringModel:
+def _open_trained(
+    run: Path, names: Sequence[str], root: Path, share: WorkerResources
+) -> AnsweringModel:
     return AnsweringModel(open_run(run, names, root, share))
 
 

@@ -25,7 +25,7 @@ from kdedge.training.baseline import baseline_job
 from kdedge.training.closed_form import solve_seconds
 from kdedge.training.job import Job
 from kdedge.training.pseudo_labels import trial_round
-from kdedge.training.student import find_teacher, named_teacher, student_job, taught
+from kdedge.training.student import find_teacher, named_teacher, student_job, with_teacher
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.trial import trial_steps
@@ -121,7 +121,7 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
             jobs.append(found)
         else:
             run = found
-        jobs.append(taught(student, teacher))
+        jobs.append(with_teacher(student, teacher))
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
     return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
@@ -132,7 +132,7 @@ def describe(job: Job) -> list[Finding]:
     setup, data, test = job.setup, job.data, job.test
     recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
     is_half = len(classes.labeled) < len(classes.names)
-    reads_labels = is_half and job.choice.sees.labels and recipe.data.labeled is not None
+    reads_labels = is_half and job.choice.data_needs.labels and recipe.data.labeled is not None
     half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teacher is not None:

@@ -60,13 +60,13 @@ def quick_look(job: Job) -> dict[str, float]:
     return found
 
 
-def keep_look(run: RunFolder, look: dict[str, float]) -> None:
+def save_baselines(run: RunFolder, look: dict[str, float]) -> None:
     """Keeps what `quick_look` found in the run of the teacher that was trained after it."""
     if look:
         write_json(run.path / _FILE, look)
 
 
-def look_beside(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
+def compare_with_baselines(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
     """`quick_look`, with the trained teacher's own accuracy as `trained`; kept in its run.
 
     Args:
@@ -78,7 +78,7 @@ def look_beside(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]
     found: dict[str, float] = read_json(file) if file.exists() else quick_look(job)
     if found and "trained" not in found:
         found["trained"] = _mean_over_classes(job, *_answers(job, model))
-        keep_look(run, found)
+        save_baselines(run, found)
     return found
 
 

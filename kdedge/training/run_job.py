@@ -25,16 +25,16 @@ from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
-from kdedge.training.job import Job
-from kdedge.training.judge import (
+from kdedge.training.evaluate_job import (
+    count_operations,
     evaluations,
     find_balance,
     judged_images,
     measure_job,
     unlabeled_result,
     warn_of_failure,
-    work,
 )
+from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels import train_rounds
@@ -321,7 +321,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     run.finish(
         measured_on=measured_on,
         **summary,
-        **work(job),
+        **count_operations(job),
     )
 
 

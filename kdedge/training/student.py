@@ -33,14 +33,14 @@ from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher, teacher_for
-from kdedge.workers import Share
+from kdedge.workers import WorkerResources
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     """The recipe's student, still without a teacher: what is read before that is trained."""
     choice = choose_method(loaded, "student")
     method = choice.module.METHOD
-    if not (method.needs_teacher or method.sees_as_student):
+    if not (method.needs_teacher or method.student_data_needs):
         raise RecipeError(
             f"student.method is {choice.name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
@@ -59,11 +59,11 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     # Before validation images: the order of draws matters
-    labeled = labeled_data(setup, images).images if choice.sees.labels else None
+    labeled = labeled_data(setup, images).images if choice.data_needs.labels else None
     return held_out_job(setup, images, TrainingData(unlabeled, labeled=labeled))
 
 
-def taught(student: Job, teacher: AnyTeacher) -> Job:
+def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
     """The student's job with its teacher, and with stored features if the recipe stores them."""
     spec = student.setup.loaded.recipe.student
     assert spec is not None  # it was read from it
@@ -222,7 +222,9 @@ def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
     )
 
 
-def _opens(teacher: ModelTeacher, student: RoleSetup) -> Callable[[Share], FeatureModel] | None:
+def _opens(
+    teacher: ModelTeacher, student: RoleSetup
+) -> Callable[[WorkerResources], FeatureModel] | None:
     """Opens a student's teacher in another process; None where it is not trained."""
     if not isinstance(teacher.model, RunModel):
         return None
@@ -231,7 +233,7 @@ def _opens(teacher: ModelTeacher, student: RoleSetup) -> Callable[[Share], Featu
 
 
 def _open_prepared(
-    loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, share: Share
+    loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, share: WorkerResources
 ) -> FeatureModel:
     student, teacher = open_role(loaded, "student", root, share), open_run(run, names, root, share)
     if student.choice.is_solved:
@@ -239,17 +241,17 @@ def _open_prepared(
     return teacher_for(student.backbone, teacher)
 
 
-def workspace_of(root: Path, share: Share) -> Workspace:
+def workspace_of(root: Path, share: WorkerResources) -> Workspace:
     """A worker's own workspace, on its share of the machine."""
     torch.set_num_threads(share.n_cores)
     return Workspace(root, choose_device(share.device))
 
 
-def open_role(loaded: LoadedRecipe, role: Role, root: Path, share: Share) -> RoleSetup:
+def open_role(loaded: LoadedRecipe, role: Role, root: Path, share: WorkerResources) -> RoleSetup:
     """One of a recipe's models, as the recipe describes it."""
     return set_up_role(loaded, role, workspace_of(root, share))
 
 
-def open_run(run: Path, names: Sequence[str], root: Path, share: Share) -> RunModel:
+def open_run(run: Path, names: Sequence[str], root: Path, share: WorkerResources) -> RunModel:
     """A finished run as a model of a class list."""
     return load_run(RunFolder.open(run), workspace_of(root, share), names=names)

@@ -15,7 +15,7 @@ from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, held_out_job
 from kdedge.training.pseudo_labels import read_for, trial_labels
-from kdedge.training.quick_look import keep_look, quick_look
+from kdedge.training.quick_look import quick_look, save_baselines
 from kdedge.training.run_job import run_job
 
 
@@ -28,9 +28,9 @@ def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -
         resume: continue an interrupted run of the same teacher.
     """
     job = teacher_job(loaded, workspace)
-    look = workspace.group.on_rank0(lambda: quick_look(job))
+    baselines = workspace.group.on_rank0(lambda: quick_look(job))
     run = run_job(job, resume=resume)
-    workspace.group.on_rank0(lambda: keep_look(run, look))
+    workspace.group.on_rank0(lambda: save_baselines(run, baselines))
     return run
 
 
@@ -84,11 +84,11 @@ def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
 
 def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """The images of the kinds that a method declares."""
-    sees, has_rounds = setup.choice.sees, setup.choice.settings.n_rounds > 0
+    needs, has_rounds = setup.choice.data_needs, setup.choice.settings.n_rounds > 0
     pool = None
-    if sees.unlabeled_images:
+    if needs.unlabeled_images:
         pool = images.require("unlabeled", f"{setup.choice.name} learns from unlabeled images")
-    if not sees.labels:
+    if not needs.labels:
         return TrainingData(pool=pool) if has_rounds else TrainingData(images=pool)
     data = labeled_data(setup, images)
     if pool is None or data.images is None:

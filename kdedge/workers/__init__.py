@@ -23,7 +23,7 @@ DoPieces = Callable[[Iterable[Piece]], Iterator[Result]]
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerResources:
     """A worker's share of its machine.
 
     Attributes:
@@ -46,7 +46,7 @@ class Work(Generic[Piece, Result]):
     """
 
     here: DoPieces[Piece, Result]
-    elsewhere: Callable[[Share], DoPieces[Piece, Result]]
+    elsewhere: Callable[[WorkerResources], DoPieces[Piece, Result]]
     paths: tuple[Path, ...] = ()
 
 
@@ -54,7 +54,7 @@ class Workers(Protocol):
     """Who does the pieces."""
 
     @property
-    def are_here(self) -> bool:
+    def are_local(self) -> bool:
         """Whether this process does the pieces, with what it has loaded."""
         ...
 
@@ -71,17 +71,17 @@ class Workers(Protocol):
         ...
 
 
-class ThisProcess:
+class LocalWorkers:
     """Does the pieces in this process, one after the other."""
 
-    are_here = True
+    are_local = True
 
     def run(self, pieces: Sequence[Piece], work: Work[Piece, Result]) -> Iterator[Result]:
         """See `Workers`."""
         return work.here(pieces)
 
 
-HERE: Workers = ThisProcess()
+LOCAL: Workers = LocalWorkers()
 """No other process does any piece."""
 
 
@@ -98,7 +98,7 @@ def open_workers(engine: str, device: str | None = None) -> Iterator[Workers]:
         SetupError: Ray is not installed, or the cluster does not answer or lacks the device.
     """
     if engine == "local":
-        yield HERE
+        yield LOCAL
         return
     if engine not in ENGINES:
         raise RecipeError(f"There is no engine {engine!r}.\n  Use {' or '.join(ENGINES)}.")

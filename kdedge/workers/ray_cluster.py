@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from kdedge import __version__
 from kdedge.errors import KdedgeError, MissingPackage, ResourceError, SetupError
-from kdedge.workers import DoPieces, Piece, Result, Share, Work
+from kdedge.workers import DoPieces, Piece, Result, Work, WorkerResources
 
 _N_ATTEMPTS = 4
 """How often a piece is begun whose workers are killed."""
@@ -56,7 +56,7 @@ class _Attempts:
 class _Worker:
     """Does single pieces. Ray Data makes one in each process that it starts."""
 
-    def __init__(self, work: Any, attempts: Any, share: Share, version: str) -> None:
+    def __init__(self, work: Any, attempts: Any, share: WorkerResources, version: str) -> None:
         self._work, self._attempts, self._share = work, attempts, share
         self._version = version
         self._do: DoPieces[Any, Any] | None = None
@@ -111,9 +111,9 @@ class RayWorkers:
         n_workers: the largest number of them.
     """
 
-    are_here = False
+    are_local = False
 
-    def __init__(self, share: Share, n_workers: int) -> None:
+    def __init__(self, share: WorkerResources, n_workers: int) -> None:
         self._share, self._n_workers = share, n_workers
 
     def run(self, pieces: Sequence[Piece], work: Work[Piece, Result]) -> Iterator[Result]:
@@ -277,12 +277,12 @@ def _workers(ray: Any, device: str | None) -> RayWorkers:
     if with_gpu and device != "cpu":
         n_cores = min(int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu)
         return RayWorkers(
-            Share("cuda", max(1, n_cores)), sum(int(node["GPU"]) for node in with_gpu)
+            WorkerResources("cuda", max(1, n_cores)), sum(int(node["GPU"]) for node in with_gpu)
         )
     n_workers = sum(int(node.get("CPU", 0)) for node in nodes)
     if not n_workers:
         raise SetupError("The Ray cluster has no CPU core for a worker.\n  Add a node to it.")
-    return RayWorkers(Share("cpu", 1), n_workers)
+    return RayWorkers(WorkerResources("cpu", 1), n_workers)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from kdedge.training.baseline import baseline_job
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
 from kdedge.training.pseudo_labels import trial_round
-from kdedge.training.student import open_teacher, student_job, taught
+from kdedge.training.student import open_teacher, student_job, with_teacher
 
 Run = Callable[..., Any]
 OPTIM = "optim={epochs: 2, batch_size: 8, lr: %s, warmup_epochs: 0, precision: %s}"
@@ -152,7 +152,7 @@ def make_job(name: str, precision: str) -> Job:
         job = baseline_job(loaded, workspace, name)
         return job if job.data.pool is None else trial_round(job)
     student = student_job(loaded, workspace)
-    return taught(student, open_teacher(RunFolder.open(Path("runs/tiny/01")), student))
+    return with_teacher(student, open_teacher(RunFolder.open(Path("runs/tiny/01")), student))
 
 
 @pytest.mark.parametrize(

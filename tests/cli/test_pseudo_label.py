@@ -187,7 +187,7 @@ def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
 
 
 def test_every_method_that_learns_from_labels_is_among_them() -> None:
-    declared = {name: load_method(name).METHOD.sees for name in list_methods()}.items()
+    declared = {name: load_method(name).METHOD.data_needs for name in list_methods()}.items()
     supervised = {name for name, sees in declared if sees.labels and not sees.unlabeled_images}
     assert supervised == SUPERVISED.keys()
 

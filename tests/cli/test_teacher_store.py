@@ -20,7 +20,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
 from kdedge.training.run_job import run_job
-from kdedge.training.student import open_teacher, student_job, taught
+from kdedge.training.student import open_teacher, student_job, with_teacher
 
 CPU = torch.device("cpu")
 Start = Callable[..., Any]
@@ -52,7 +52,7 @@ def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     student = student_job(loaded, Workspace(Path("runs"), CPU))
     known = open_teacher(RunFolder.open(Path("runs/tiny/01")), student)
     teacher: Any = Counted(known.model)
-    return run_job(taught(student, replace(known, model=teacher)), resume=False), teacher
+    return run_job(with_teacher(student, replace(known, model=teacher)), resume=False), teacher
 
 
 def stores() -> list[Path]:

@@ -22,7 +22,7 @@ from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import distill
 from kdedge.training.job import Job
-from kdedge.training.student import find_teacher, named_teacher, student_job, taught
+from kdedge.training.student import find_teacher, named_teacher, student_job, with_teacher
 
 NAMES = ("cat", "dog", "red fox", "school bus")
 PROBE = "{method: ridge, weights: student.pt}"
@@ -69,7 +69,7 @@ def job_of(recipe: str, *overrides: str) -> Job:
     )
     student = student_job(loaded, workspace)
     _, teacher = find_teacher(named_teacher(loaded, workspace), student)
-    return taught(student, teacher)
+    return with_teacher(student, teacher)
 
 
 def record(run: RunFolder) -> dict[str, Any]:

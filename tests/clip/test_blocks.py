@@ -19,7 +19,7 @@ from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 WIDTH, N_HEADS = 24, 3
 LINEARS = ["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]
@@ -275,12 +275,12 @@ def test_low_rank_adapters_around_every_layer_learn_and_nothing_else_does(
     teacher = zeroshot.Method.build(
         tiny_teacher_backbone,
         zeroshot.Settings(),
-        Inputs(names, generator=torch.Generator(), **common),
+        MethodInputs(names, generator=torch.Generator(), **common),
     )
     student = promptkd.Method.build(
         tiny_backbone,
         promptkd.Settings(tune="full"),
-        Inputs(names, teacher=teacher, generator=torch.Generator().manual_seed(1), **common),
+        MethodInputs(names, teacher=teacher, generator=torch.Generator().manual_seed(1), **common),
     )
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     visual = student.module.visual

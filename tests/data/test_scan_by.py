@@ -13,19 +13,19 @@ from PIL import Image
 from kdedge.data.images import Scan, scan, scan_by
 from kdedge.data.scan_cache import ScanCache
 from kdedge.data.sources.folder import open_source
-from kdedge.workers import Share, Work
+from kdedge.workers import Work, WorkerResources
 
 
 class Sent:
     """Workers that get all they know as bytes, as another process would."""
 
-    are_here = False
+    are_local = False
 
     def __init__(self) -> None:
         self.n_pieces = 0
 
     def run(self, pieces: Sequence[Any], work: Work[Any, Any]) -> Iterator[Any]:
-        do = pickle.loads(pickle.dumps(work.elsewhere))(Share("cpu", 1))
+        do = pickle.loads(pickle.dumps(work.elsewhere))(WorkerResources("cpu", 1))
         for piece in pieces:
             self.n_pieces += 1
             yield from pickle.loads(pickle.dumps(list(do([pickle.loads(pickle.dumps(piece))]))))

@@ -18,7 +18,7 @@ from kdedge.errors import RecipeError, ShapeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 
 RELATIVE = 1e-4
@@ -76,7 +76,7 @@ def make_student(
     student = promptkd.Method.build(
         backbone,
         promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=depth, **chosen),
-        Inputs(
+        MethodInputs(
             names,
             "{}",
             range(n_classes),
@@ -384,7 +384,7 @@ def test_methods_without_a_projector_fold_too(tiny_backbone: Backbone, method: s
     built = module.Method.build(
         tiny_backbone,
         module.Settings(**settings),
-        Inputs(
+        MethodInputs(
             ["cat", "dog", "red fox"],
             "a photo of a {}.",
             range(3),
@@ -454,7 +454,9 @@ def test_lafters_norms_prompts_and_classifier_fold_exactly(head: str) -> None:
     built = lafter.Method.build(
         backbone,
         lafter.Settings(n_ctx_vision=5),
-        Inputs(["cat", "dog", "red fox"], "a {}.", range(3), torch.Generator().manual_seed(0)),
+        MethodInputs(
+            ["cat", "dog", "red fox"], "a {}.", range(3), torch.Generator().manual_seed(0)
+        ),
     )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from kdedge.clip.backbone import Backbone, make_backbone, unit_length
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import promptkd
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def make_student(backbone: Backbone, **chosen: Any) -> promptkd.Method:
     student = promptkd.Method.build(
         backbone,
         promptkd.Settings(**chosen),
-        Inputs(
+        MethodInputs(
             [f"class {index}" for index in range(7)],
             "{}",
             range(7),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from kdedge.errors import DataError
 from kdedge.evaluation.answers import (
-    Answer,
     AnsweredImage,
     LabeledComparison,
+    ModelOutput,
     compare_answers,
     mcnemar_p,
 )
@@ -24,7 +24,7 @@ NAMES = ("cat", "dog", "fox")
 
 def answered(old: str | None, new: str | None, label: str | None = None) -> AnsweredImage:
     """An image; None: none of the classes."""
-    answers = [Answer(name, 50.0, is_none=name is None) for name in (old, new)]
+    answers = [ModelOutput(name, 50.0, is_none=name is None) for name in (old, new)]
     return AnsweredImage("x.jpg", *answers, label)
 
 
@@ -73,24 +73,24 @@ def test_counts_are_those_of_a_plain_count(rows: list[tuple[str | None, ...]]) -
 
 def test_scores_are_compared_with_and_without_their_sign() -> None:
     images = [
-        AnsweredImage("a", Answer("cat", 60.0), Answer("cat", 70.0)),
-        AnsweredImage("b", Answer("cat", 60.0), Answer("dog", 30.0)),
+        AnsweredImage("a", ModelOutput("cat", 60.0), ModelOutput("cat", 70.0)),
+        AnsweredImage("b", ModelOutput("cat", 60.0), ModelOutput("dog", 30.0)),
     ]
     found = compared(*images)
     assert (found.mean_score_difference, found.mean_absolute_score_difference) == (-10.0, 20.0)
-    no_scores = AnsweredImage("a", Answer("cat"), Answer("cat", 70.0))
+    no_scores = AnsweredImage("a", ModelOutput("cat"), ModelOutput("cat", 70.0))
     assert compared(no_scores).mean_score_difference is None
 
 
 def test_none_is_an_answer_and_a_missing_answer_is_none_of_them() -> None:
     top = (ClassScore("cat", 40.0),)
-    none = Answer.of(Prediction("x", top, is_none=True))
-    lost = Answer.of(NonFiniteLogits("x", "NaN"))
+    none = ModelOutput.of(Prediction("x", top, is_none=True))
+    lost = ModelOutput.of(NonFiniteLogits("x", "NaN"))
     assert (str(none), none.score_percent, str(lost)) == ("none", 40.0, "-")
     assert none.is_same_as(none)
     assert not lost.is_same_as(lost)
-    assert not none.is_same_as(Answer("none"))  # a class of that name
-    assert not none.is_same_as(Answer("cat"))
+    assert not none.is_same_as(ModelOutput("none"))  # a class of that name
+    assert not none.is_same_as(ModelOutput("cat"))
 
 
 def test_classes_that_only_one_has_are_named_and_left_out_of_agreement_and_accuracy() -> None:

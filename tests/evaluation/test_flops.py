@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods import coop
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 
 def block(n: int, width: int) -> int:
@@ -68,7 +68,9 @@ def test_clips_encoders_need_what_the_formula_says_and_what_is_published(name: s
 
 def test_counting_without_values_gives_what_a_real_call_executes(tiny_backbone: Any) -> None:
     method = coop.Method.build(
-        tiny_backbone, coop.Settings(), Inputs(["cat", "dog"], "{}", range(2), torch.Generator())
+        tiny_backbone,
+        coop.Settings(),
+        MethodInputs(["cat", "dog"], "{}", range(2), torch.Generator()),
     )
     images = torch.randn(3, 3, 32, 32)
 

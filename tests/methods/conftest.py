@@ -14,7 +14,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import promptkd, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.methods.registry import load_method
 
 DEPTHS = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
@@ -193,9 +193,9 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
         case, module = CASES[name], load_method(name)
         names = names or case.names
 
-        def inputs(n_trained: int, teacher: Any = None) -> Inputs:
+        def inputs(n_trained: int, teacher: Any = None) -> MethodInputs:
             generator = torch.Generator().manual_seed(1)
-            return Inputs(names, case.template, range(n_trained), generator, teacher)
+            return MethodInputs(names, case.template, range(n_trained), generator, teacher)
 
         if not module.METHOD.needs_teacher:
             teacher = None

@@ -14,7 +14,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import atprompt, coop
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "dog", "school_bus", "fox"]
 TINY = {
@@ -37,7 +37,7 @@ def build(backbone: Backbone, **chosen: Any) -> atprompt.Method:
     return atprompt.Method.build(
         backbone,
         atprompt.Settings(**{**TINY, **chosen}),
-        Inputs(NAMES, "unused {}", [0, 1], torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", [0, 1], torch.Generator().manual_seed(1)),
     )
 
 
@@ -124,7 +124,7 @@ def test_attributes_change_what_coops_texts_say(tiny_backbone: Backbone) -> None
     plain = coop.Method.build(
         tiny_backbone,
         coop.Settings(n_ctx=2, context_init=""),
-        Inputs(NAMES, "{}", [0, 1], torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "{}", [0, 1], torch.Generator().manual_seed(1)),
     )
     assert not torch.allclose(method.class_vectors(), plain.class_vectors(), atol=1e-2)
 

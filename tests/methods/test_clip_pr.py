@@ -15,7 +15,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import clip_pr
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -26,7 +26,7 @@ def build(backbone: Backbone, **chosen: Any) -> clip_pr.Method:
     return clip_pr.Method.build(
         backbone,
         clip_pr.Settings(**chosen),
-        Inputs(NAMES, "a blurred photo of a {}.", range(4), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "a blurred photo of a {}.", range(4), torch.Generator().manual_seed(1)),
     )
 
 

@@ -12,7 +12,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.text import CHUNK_SIZE, encode_text
 from kdedge.data.batch import Batch
 from kdedge.methods import cocoop
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -23,7 +23,7 @@ def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> cocoop.Metho
     return cocoop.Method.build(
         backbone,
         cocoop.Settings(**chosen),
-        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.registry import Sees, list_methods, load_method
+from kdedge.methods.registry import DataNeeds, list_methods, load_method
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
@@ -38,23 +38,23 @@ def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
     name: str, build: Callable[..., Any]
 ) -> None:
     module = load_method(name)
-    has_labels = module.METHOD.sees.labels or module.Settings().n_rounds > 0
+    has_labels = module.METHOD.data_needs.labels or module.Settings().n_rounds > 0
     # So many images that some look like a class without labels
     labels = torch.arange(32) % 2 if has_labels else None
     losses = []
     for others in (("fox", "golden retriever"), ("pizza", "submarine")):
-        n_trained = 4 if module.METHOD.sees.novel_class_names else 2
+        n_trained = 4 if module.METHOD.data_needs.novel_class_names else 2
         method = build(name, names=("cat", "school_bus", *others), n_trained=n_trained)
         method.module.train()
         step = method.training_step(Batch(images(32), labels, clean_images=images(32)))
         losses.append(float(step.loss.detach()))
-    assert (losses[0] != losses[1]) == module.METHOD.sees.novel_class_names
+    assert (losses[0] != losses[1]) == module.METHOD.data_needs.novel_class_names
 
 
 def test_two_see_together_what_either_sees() -> None:
-    labels = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-    pool = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
-    assert labels | pool == Sees(labels=True, unlabeled_images=True, novel_class_names=True)
+    labels = DataNeeds(labels=True, unlabeled_images=False, novel_class_names=False)
+    pool = DataNeeds(labels=False, unlabeled_images=True, novel_class_names=True)
+    assert labels | pool == DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True)
     assert labels | labels == labels
 
 

@@ -15,7 +15,7 @@ from kdedge.clip.text import CHUNK_SIZE, encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import coop
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -26,7 +26,7 @@ def build(backbone: Backbone, n_trained: int = 4, **chosen: Any) -> coop.Method:
     return coop.Method.build(
         backbone,
         coop.Settings(**chosen),
-        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 
@@ -94,7 +94,7 @@ def test_a_context_of_each_class_is_encoded_in_chunks_with_the_same_gradient(
     method = coop.Method.build(
         tiny_backbone,
         settings,
-        Inputs(names, "unused {}", range(len(names)), torch.Generator().manual_seed(1)),
+        MethodInputs(names, "unused {}", range(len(names)), torch.Generator().manual_seed(1)),
     )
     images, context = batch(n_classes=len(names)), method.module.context
     texts = encode_text(tiny_backbone.model, method.texts, context=context)
@@ -141,7 +141,7 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     same = coop.Method.build(
         tiny_backbone,
         coop.Settings(),
-        Inputs(other, "{}", range(2), torch.Generator().manual_seed(1)),
+        MethodInputs(other, "{}", range(2), torch.Generator().manual_seed(1)),
     )
     assert torch.equal(same.training_step(batch()).loss, method.training_step(batch()).loss)
 

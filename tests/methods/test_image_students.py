@@ -15,7 +15,7 @@ from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus"]
@@ -51,7 +51,7 @@ def build(method: Any, backbone: Any, teacher: Any = None, **settings: Any) -> A
     return method.Method.build(
         backbone,
         method.Settings(**settings),
-        Inputs(
+        MethodInputs(
             NAMES,
             "a photo of a {}.",
             range(len(NAMES)),

@@ -15,7 +15,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, DivergedError
 from kdedge.methods import lafter
-from kdedge.methods.protocol import Inputs, StepOutput
+from kdedge.methods.protocol import MethodInputs, StepOutput
 from kdedge.training.loop.step import Stepper
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
@@ -29,7 +29,7 @@ def build(
     return kind.build(
         backbone,
         lafter.Settings(**{"n_ctx_vision": 3, "n_text_steps": 20, **chosen}),
-        Inputs(NAMES, "a blurred photo of a {}.", range(4), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "a blurred photo of a {}.", range(4), torch.Generator().manual_seed(1)),
     )
 
 

@@ -11,7 +11,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import maple
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -22,7 +22,7 @@ def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> maple.Method
     return maple.Method.build(
         backbone,
         maple.Settings(**{"prompt_depth": 3, **chosen}),
-        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 

@@ -14,7 +14,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.fold import fold
 from kdedge.methods import coop, maple, promptkd, promptsrc, vpt, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus"]
@@ -41,7 +41,7 @@ def build(method: Any, backbone: Backbone, teacher: Any = None, **settings: Any)
     return method.Method.build(
         backbone,
         method.Settings(**settings),
-        Inputs(
+        MethodInputs(
             NAMES,
             "a photo of a {}.",
             range(len(NAMES)),

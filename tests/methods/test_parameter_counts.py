@@ -12,7 +12,7 @@ from torch import nn
 from kdedge.clip.architecture import build_empty
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import TextFeatureCache
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.methods.registry import load_method
 from kdedge.runtime.preprocess import Preprocess
 
@@ -54,6 +54,8 @@ def test_a_method_trains_as_many_parameters_as_published(
     built = module.Method.build(
         empty_backbone(backbone),
         module.Settings(**settings),
-        Inputs(["cat", "dog"], "a photo of a {}.", range(1), torch.Generator().manual_seed(1)),
+        MethodInputs(
+            ["cat", "dog"], "a photo of a {}.", range(1), torch.Generator().manual_seed(1)
+        ),
     )
     assert sum(p.numel() for p in built.trainable_parameters().values()) == count

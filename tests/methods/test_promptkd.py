@@ -19,7 +19,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, ShapeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses.kl import distillation_loss
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 Student = Callable[..., promptkd.Method]
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
@@ -33,7 +33,7 @@ def build_teacher(backbone: Backbone) -> zeroshot.Method:
     return zeroshot.Method.build(
         backbone,
         zeroshot.Settings(),
-        Inputs(NAMES, "a photo of a {}.", range(5), torch.Generator()),
+        MethodInputs(NAMES, "a photo of a {}.", range(5), torch.Generator()),
     )
 
 

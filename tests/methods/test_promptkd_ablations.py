@@ -18,7 +18,7 @@ from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses import list_losses
 from kdedge.methods.losses.kl import distillation_loss
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 Student = Callable[..., promptkd.Method]
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
@@ -29,7 +29,7 @@ def build_teacher(backbone: Backbone, kind: Any = zeroshot.Method) -> Any:
     return kind.build(
         backbone,
         zeroshot.Settings(),
-        Inputs(NAMES, "a photo of a {}.", range(5), torch.Generator()),
+        MethodInputs(NAMES, "a photo of a {}.", range(5), torch.Generator()),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.methods import promptsrc
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "dog", "school_bus", "fox"]
 TINY = {"prompt_depth_text": 2, "prompt_depth_vision": 2, "n_anchor_templates": 3}
@@ -24,7 +24,7 @@ def build(backbone: Backbone, **chosen: Any) -> promptsrc.Method:
     return promptsrc.Method.build(
         backbone,
         promptsrc.Settings(**{**TINY, **chosen}),
-        Inputs(NAMES, "unused {}", [0, 1], torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", [0, 1], torch.Generator().manual_seed(1)),
     )
 
 
@@ -113,7 +113,7 @@ def test_the_order_of_class_names_permutes_the_class_vectors_only(tiny_backbone:
         return promptsrc.Method.build(
             tiny_backbone,
             promptsrc.Settings(**TINY),
-            Inputs(names, "{}", [0], torch.Generator().manual_seed(1)),
+            MethodInputs(names, "{}", [0], torch.Generator().manual_seed(1)),
         ).class_vectors()
 
     order = [2, 0, 3, 1]

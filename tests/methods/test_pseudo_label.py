@@ -14,7 +14,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_probable
 from kdedge.methods import coop, promptsrc, pseudo_label
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 PROMPTSRC = {"prompt_depth_text": 2, "prompt_depth_vision": 2, "n_anchor_templates": 4}
@@ -24,7 +24,7 @@ def build(backbone: Backbone, **chosen: Any) -> Any:
     return pseudo_label.Method.build(
         backbone,
         pseudo_label.Settings(**chosen),
-        Inputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(1)),
     )
 
 

@@ -12,7 +12,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.data.batch import Batch
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.methods.registry import load_method
 from kdedge.training.loop.precision import Precision, published_in_half
 
@@ -23,13 +23,13 @@ def build(name: str, settings: dict[str, Any], backbone: Backbone, n_classes: in
     names = [f"class {number}" for number in range(n_classes)]
     given: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(n_classes)}
     teacher = zeroshot.Method.build(
-        backbone, zeroshot.Settings(), Inputs(names, generator=torch.Generator(), **given)
+        backbone, zeroshot.Settings(), MethodInputs(names, generator=torch.Generator(), **given)
     )
     module, generator = load_method(name), torch.Generator().manual_seed(1)
     return module.Method.build(
         backbone,
         module.Settings(**settings),
-        Inputs(names, teacher=teacher, generator=generator, **given),
+        MethodInputs(names, teacher=teacher, generator=generator, **given),
     )
 
 

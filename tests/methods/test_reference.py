@@ -21,7 +21,7 @@ from kdedge.clip.prompts import readable
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import promptkd, promptsrc, zeroshot
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.methods.registry import load_method
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
@@ -80,7 +80,7 @@ def build(
     return method.Method.build(
         backbone,
         settings,
-        Inputs(
+        MethodInputs(
             names,
             arguments.get("template", "a photo of a {}."),
             range(len(names)),

@@ -13,9 +13,9 @@ from kdedge.methods.registry import list_methods, load_method
 
 WHOLE = """
 from kdedge.methods.protocol import MethodSettings
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.registry import Declaration, DataNeeds
 
-METHOD = Declaration(label="Toy", paper="arXiv:0", sees=Sees(labels=True))
+METHOD = Declaration(label="Toy", paper="arXiv:0", data_needs=DataNeeds(labels=True))
 class Settings(MethodSettings): "Of the toy."
 class Method: "A toy."
 """

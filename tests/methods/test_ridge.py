@@ -14,7 +14,7 @@ from kdedge.clip.block_features import BlockFeatures
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.fold import fold
 from kdedge.methods import ridge, zeroshot
-from kdedge.methods.protocol import ClosedFormData, Inputs
+from kdedge.methods.protocol import ClosedFormData, MethodInputs
 from kdedge.runtime.artifact import Head
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
@@ -98,12 +98,14 @@ def build(backbone: Backbone, *, is_student: bool = False, **settings: Any) -> A
     teacher = None
     if is_student:
         teacher = zeroshot.Method.build(
-            backbone, zeroshot.Settings(), Inputs(NAMES, generator=torch.Generator(), **shared)
+            backbone,
+            zeroshot.Settings(),
+            MethodInputs(NAMES, generator=torch.Generator(), **shared),
         )
     return ridge.Method.build(
         backbone,
         ridge.Settings(n_random=16, **settings),
-        Inputs(NAMES, teacher=teacher, generator=torch.Generator().manual_seed(1), **shared),
+        MethodInputs(NAMES, teacher=teacher, generator=torch.Generator().manual_seed(1), **shared),
     )
 
 

@@ -13,7 +13,7 @@ from kdedge.clip.class_vectors import ClassVectors
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_confident_predicted
 from kdedge.methods import coop, upl
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -24,7 +24,7 @@ def build(backbone: Backbone, **chosen: Any) -> upl.Method:
     return upl.Method.build(
         backbone,
         upl.Settings(**{"n_runs": 3, "n_ctx": 5, **chosen}),
-        Inputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(1)),
     )
 
 
@@ -33,7 +33,7 @@ def coop_run(backbone: Backbone, context: torch.Tensor) -> coop.Method:
     method = coop.Method.build(
         backbone,
         coop.Settings(n_ctx=len(context), context_init=""),
-        Inputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(9)),
+        MethodInputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(9)),
     )
     with torch.no_grad():
         method.module.context.copy_(context)

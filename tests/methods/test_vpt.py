@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp, lafter, promptkd, vpt
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -25,7 +25,7 @@ def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> vpt.Method:
     return vpt.Method.build(
         backbone,
         vpt.Settings(**{"prompt_depth": 3, **chosen}),
-        Inputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdedge.clip.backbone import Backbone
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.methods.zeroshot import Method, Settings, template_list
 
 TEMPLATE = "{} texture."
@@ -29,7 +29,7 @@ def test_an_ensemble_averages_vectors_of_unit_length_and_scales_once_more(
     method = Method.build(
         tiny_backbone,
         Settings(templates="ensemble7"),
-        Inputs(["cat", "school_bus"], TEMPLATE, range(2), torch.Generator()),
+        MethodInputs(["cat", "school_bus"], TEMPLATE, range(2), torch.Generator()),
     )
     expected = total / total.norm(dim=1, keepdim=True)
     torch.testing.assert_close(method.class_vectors(), expected, atol=1e-6, rtol=1e-5)

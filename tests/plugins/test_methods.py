@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods import coop
 from kdedge.methods.protocol import StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.registry import Declaration, DataNeeds
 
 METHOD = Declaration(
     label="Toy FixMatch",
     paper="arXiv:2001.07685",
-    sees=Sees(labels=True, unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
     optim=OptimSpec(lr=0.01),
 )
 Settings = coop.Settings
@@ -120,7 +120,9 @@ def test_one_that_declares_nothing_says_what_to_declare(
     train, methods = package.run(TRAIN, "methods")
     assert train.code == 4
     assert 'The method "toy" from outside_method lacks METHOD.' in train.err
-    declaration = 'METHOD = Declaration(label="...", paper="arXiv:...", sees=Sees(labels=True))'
+    declaration = (
+        'METHOD = Declaration(label="...", paper="arXiv:...", data_needs=DataNeeds(labels=True))'
+    )
     assert declaration in train.err
     assert methods.code == 0
     assert re.search(r"^toy +\?", methods.out, re.MULTILINE)
@@ -136,12 +138,12 @@ import torch
 from torch.nn import functional as F
 from kdedge.methods import promptkd
 from kdedge.methods.protocol import StepOutput
-from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.registry import Declaration, DataNeeds
 
 METHOD = Declaration(
     label="Toy student",
     paper="arXiv:2403.02781",
-    sees=Sees(labels=True, unlabeled_images=True, novel_class_names=True),
+    data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
     needs_teacher=True,
 )
 Settings = promptkd.Settings

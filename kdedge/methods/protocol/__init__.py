@@ -3,7 +3,7 @@
 A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
 functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no method by name.
 
-`METHOD.sees` decides what a batch holds:
+`METHOD.data_needs` decides what a batch holds:
 
 * labels only: images of `data.labeled` with their labels;
 * unlabeled images only: images of `data.unlabeled`, without labels;
@@ -11,8 +11,8 @@ functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no m
 * both, for a method whose settings have rounds: labeled and pseudo-labeled images together, see
   `BaseMethod.choose_labels`.
 
-The classes of a method's softmax, `train_classes`, are all classes if `sees.novel_class_names`,
-else those with labels.
+The classes of a method's softmax, `train_classes`, are all classes if
+`data_needs.novel_class_names`, else those with labels.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MethodSettings(BaseModel):
 
     @property
     def learns_from_labels(self) -> bool:
-        """Whether the method uses labels with these settings, though `METHOD.sees` declares none.
+        """Whether the method uses labels with these settings, though `METHOD` declares none.
 
         `train_classes` are then the classes that have labels.
         """
@@ -208,7 +208,7 @@ class Teacher(Protocol):
 
 
 @dataclass(frozen=True)
-class Inputs:
+class MethodInputs:
     """What a method is built from besides its backbone and its settings.
 
     Attributes:
@@ -309,11 +309,11 @@ class BaseMethod(ABC):
     learns_from_texts: ClassVar[bool] = False
     is_solved: ClassVar[bool] = False
 
-    def __init__(self, backbone: AnyBackbone, settings: Any, inputs: Inputs) -> None:
+    def __init__(self, backbone: AnyBackbone, settings: Any, inputs: MethodInputs) -> None:
         self._backbone, self._settings, self._inputs = backbone, settings, inputs
 
     @classmethod
-    def build(cls, backbone: Any, settings: Any, inputs: Inputs) -> BaseMethod:
+    def build(cls, backbone: Any, settings: Any, inputs: MethodInputs) -> BaseMethod:
         """Builds the method; one that is another under its settings overrides this."""
         return cls(backbone, settings, inputs)
 
@@ -402,8 +402,8 @@ class BaseMethod(ABC):
         """Chooses a round's images and their classes, each image once.
 
         Only for a method whose settings have `n_rounds`. Each round starts from the method's
-        initial values. It trains on the images of `data.labeled` if `sees.labels`, and on those
-        of `data.unlabeled` that are chosen here. The first round's probabilities are zero-shot
+        initial values. It trains on the images of `data.labeled` if `data_needs.labels`, and
+        on those of `data.unlabeled` that are chosen here. The first round's probabilities are zero-shot
         CLIP's; a later round's come from the model of the round before.
 
         Args:

@@ -12,11 +12,11 @@ from types import ModuleType
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.plugins import Plugins
 
-__all__ = ["Declaration", "Sees", "list_methods", "load_method"]
+__all__ = ["DataNeeds", "Declaration", "list_methods", "load_method"]
 
 
 @dataclass(frozen=True)
-class Sees:
+class DataNeeds:
     """What a method learns from, besides the frozen CLIP. It gets nothing else.
 
     Attributes:
@@ -31,9 +31,9 @@ class Sees:
     unlabeled_images: bool = False
     novel_class_names: bool = False
 
-    def __or__(self, other: Sees) -> Sees:
+    def __or__(self, other: DataNeeds) -> DataNeeds:
         """What two methods see together, such as a student and its teacher."""
-        return Sees(
+        return DataNeeds(
             labels=self.labels or other.labels,
             unlabeled_images=self.unlabeled_images or other.unlabeled_images,
             novel_class_names=self.novel_class_names or other.novel_class_names,
@@ -47,8 +47,8 @@ class Declaration:
     Attributes:
         label: the method's name in tables.
         paper: arXiv number of its paper.
-        sees: what it learns from.
-        sees_as_student: what it learns from besides its teacher, if it is a student as well.
+        data_needs: what it learns from.
+        student_data_needs: what it learns from besides its teacher, if it is a student as well.
         needs_teacher: whether it is a student, whose `build` gets a teacher.
         needs_clean_images: whether batches also hold each image as evaluation sees it
             (`Batch.clean_images`).
@@ -57,8 +57,8 @@ class Declaration:
 
     label: str
     paper: str
-    sees: Sees
-    sees_as_student: Sees | None = None
+    data_needs: DataNeeds
+    student_data_needs: DataNeeds | None = None
     needs_teacher: bool = False
     needs_clean_images: bool = False
     optim: OptimSpec | None = None
@@ -71,7 +71,7 @@ _METHODS = Plugins(
     parts={
         "": {
             "METHOD": 'METHOD = Declaration(label="...", paper="arXiv:...",'
-            " sees=Sees(labels=True)), from kdedge.methods.registry.",
+            " data_needs=DataNeeds(labels=True)), from kdedge.methods.registry.",
             "Settings": "a subclass of kdedge.methods.protocol.MethodSettings.",
             "Method": "a subclass of kdedge.methods.protocol.BaseMethod.",
         }

@@ -17,7 +17,7 @@ from kdedge.clip.prompts import prompted_texts
 from kdedge.clip.text import TokenizedTexts, in_chunks
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods.protocol import BaseMethod, ImagePath, Inputs, StepOutput
+from kdedge.methods.protocol import BaseMethod, ImagePath, MethodInputs, StepOutput
 
 
 def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -112,7 +112,7 @@ class TextPromptMethod(SupervisedMethod):
         texts: of all classes, with placeholders for the context.
     """
 
-    def __init__(self, backbone: Backbone, settings: Any, inputs: Inputs) -> None:
+    def __init__(self, backbone: Backbone, settings: Any, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         self.texts = self.class_texts(inputs.class_names)
         self._train_texts = self.class_texts(inputs.train_names)

@@ -28,7 +28,7 @@ from kdedge.runtime.preprocess import Preprocess, UnusableImage
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.reuse import OtherStores
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
-from kdedge.workers import HERE, DoPieces, Share, Work, Workers
+from kdedge.workers import LOCAL, DoPieces, Work, WorkerResources, Workers
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class StoreFiller:
     augment: Augmentation | None
     precision: PrecisionName
     n_workers: int | Literal["auto"]
-    opens: Callable[[Share], FeatureModel] | None = None
-    workers: Workers = HERE
+    opens: Callable[[WorkerResources], FeatureModel] | None = None
+    workers: Workers = LOCAL
     group: ProcessGroup = SINGLE_PROCESS
 
     def fill(self) -> None:
@@ -152,7 +152,7 @@ class StoreFiller:
 
     def _about(self, missing: Sequence[Chunk]) -> str:
         """How long chunks take, in words; nothing of other machines, which may be faster."""
-        if not self.workers.are_here:
+        if not self.workers.are_local:
             return ""
         return f": about {rough_duration(self.seconds(missing))} on {self.teacher.device}"
 
@@ -294,8 +294,8 @@ def _fill_elsewhere(
     augment: Augmentation | None,
     precision: PrecisionName,
     n_workers: int | Literal["auto"],
-    opens: Callable[[Share], FeatureModel] | None,
-    share: Share,
+    opens: Callable[[WorkerResources], FeatureModel] | None,
+    share: WorkerResources,
 ) -> DoPieces[Chunk, Chunk]:
     """`StoreFiller.compute` in another process, with the model opened there.
 

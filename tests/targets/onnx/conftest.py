@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 
 METADATA = {"class_names": ["a", "b", "c", "d", "e", "f"], "head": "scores"}
 
@@ -49,7 +49,7 @@ def folded_export(
     student = promptkd.Method.build(
         tiny_backbone,
         promptkd.Settings(prompt_depth=2),
-        Inputs(
+        MethodInputs(
             [f"class {index}" for index in range(6)],
             "{}",
             range(6),

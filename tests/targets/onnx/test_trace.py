@@ -20,7 +20,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import promptkd
-from kdedge.methods.protocol import Inputs
+from kdedge.methods.protocol import MethodInputs
 from kdedge.targets.onnx.trace import OPSET, write_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -48,7 +48,7 @@ def fold_student(tiny_backbone: Backbone) -> Callable[..., FoldedModel]:
         student = promptkd.Method.build(
             backbone,
             promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
-            Inputs(
+            MethodInputs(
                 [f"class {index}" for index in range(5)],
                 "{}",
                 range(5),

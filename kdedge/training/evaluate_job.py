@@ -139,7 +139,7 @@ def unlabeled_result(
     return judge(own, images, what, teacher=_answering(job.teacher, images))
 
 
-def work(job: Job) -> dict[str, float]:
+def count_operations(job: Job) -> dict[str, float]:
     """GMACs (1e9 multiply-adds) per image of a student and its teacher; else empty."""
     if job.teacher is None:
         return {}

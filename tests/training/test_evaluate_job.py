@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdedge.results import CalibrationBin, EvalDetails
-from kdedge.training.judge import warn_of_failure
+from kdedge.training.evaluate_job import warn_of_failure
 
 
 def details(n_right: int, n_images: int) -> EvalDetails:
