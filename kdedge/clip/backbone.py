@@ -6,11 +6,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from open_clip import CLIP, SimpleTokenizer
-from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +18,6 @@ from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.clip.weights import hash_weights
-from kdedge.files import sha256_json
 from kdedge.runtime.preprocess import Preprocess
 
 
@@ -33,9 +30,7 @@ class Backbone:
         model: open_clip's CLIP; no parameter has a gradient.
         preprocess: the image preprocessing of its pre-training.
         tokenizer: CLIP's byte-pair tokenizer.
-        weights_hash: SHA-256 over the sorted keys: each key's bytes, then its float32 bytes.
-        identity: hash of everything that decides its features: weights, activation, heads,
-            preprocessing.
+        identity: hash of everything that decides its features.
         text_cache: keeps the features of frozen texts.
     """
 
@@ -43,7 +38,6 @@ class Backbone:
     model: CLIP
     preprocess: Preprocess
     tokenizer: SimpleTokenizer
-    weights_hash: str
     identity: str
     text_cache: TextFeatureCache
 
@@ -110,7 +104,7 @@ def make_backbone(
     preprocess: Preprocess,
     device: torch.device | str = "cpu",
     text_cache_folder: Path | None = None,
-    weights_hash: str | None = None,
+    identity: str | None = None,
 ) -> Backbone:
     """Makes a frozen backbone from a CLIP that is already built.
 
@@ -122,52 +116,20 @@ def make_backbone(
         preprocess: the image preprocessing of its pre-training.
         device: device of the backbone.
         text_cache_folder: keeps features of frozen texts between runs; None keeps them in memory.
-        weights_hash: hash of its weights, if known; None computes it.
+        identity: hash of everything that decides its features; None for that of its weights.
     """
     if why_no_prompts(model.visual) is None:
         make_wrappable(model.visual.transformer)
     make_wrappable(model.transformer)
     model = model.float().eval().requires_grad_(False)
-    weights_hash = weights_hash or hash_weights(model.state_dict())
     return Backbone(
         name=name,
         preprocess=preprocess,
         tokenizer=_tokenizer(model.context_length),
-        weights_hash=weights_hash,
-        identity=identify(model, weights_hash, preprocess),
+        identity=identity or hash_weights(model.state_dict()),
         model=model.to(device),
         text_cache=TextFeatureCache(text_cache_folder),
     )
-
-
-def identify(module: nn.Module, weights_hash: str, preprocess: Preprocess) -> str:
-    """Hashes everything that decides a backbone's features.
-
-    Args:
-        module: the CLIP, or an image encoder alone, as open_clip or timm built it. Its tensors'
-            values are not read, so that it may be on the meta device.
-        weights_hash: hash of those values.
-        preprocess: preprocessing of its images.
-    """
-    if isinstance(module, CLIP):
-        layers = _describe_image_encoder(module.visual) + _describe_blocks(module.transformer)
-    else:
-        layers = _describe_image_encoder(module)
-    return sha256_json([weights_hash, layers, preprocess.as_dict()])
-
-
-def _describe_image_encoder(visual: nn.Module) -> list[list[Any]]:
-    """Lists what decides an image encoder's features and is in no tensor's shape."""
-    if why_no_prompts(visual) is None:
-        return _describe_blocks(visual.transformer)
-    return [[type(layer).__name__, getattr(layer, "num_heads", None)] for layer in visual.modules()]
-
-
-def _describe_blocks(transformer: Transformer) -> list[list[Any]]:
-    """Activation and heads of each block of a CLIP transformer."""
-    return [
-        [type(block.mlp.gelu).__name__, block.attn.num_heads] for block in transformer.resblocks
-    ]
 
 
 @functools.cache

@@ -1,17 +1,17 @@
-"""Identifies backbones by hashes without building them, and loads them when they are needed.
+"""Identifies backbones by their files without building them, and loads them when they are needed.
 
-`find_backbone` builds the architecture on torch's meta device, where tensors have shapes but no
-values. It computes the hash of the weights from the file, or takes it from the cache of an earlier
-command. `FoundBackbone.load` builds the model.
+`find_backbone` checks a file of weights against the architecture on torch's meta device, where
+tensors have shapes but no values. `FoundBackbone.load` builds the model.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -28,7 +28,7 @@ from kdedge.clip.architecture import (
     read_config,
     why_no_prompts,
 )
-from kdedge.clip.backbone import Backbone, identify, make_backbone
+from kdedge.clip.backbone import Backbone, make_backbone
 from kdedge.clip.builtin import BUILTIN_MODELS
 from kdedge.clip.image_backbone import AnyBackbone, count_features, make_image_backbone
 from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, named_config, resolve
@@ -36,6 +36,7 @@ from kdedge.clip.timm_encoder import find_timm_encoder
 from kdedge.clip.weights import match_shapes
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
+from kdedge.files import sha256_json
 from kdedge.progress import working
 from kdedge.runtime.preprocess import Preprocess
 
@@ -59,24 +60,22 @@ class _Blueprint:
     weights: WeightsFile
     keys: dict[str, str]
 
-    def types(self) -> dict[str, torch.dtype]:
-        return {name: value.dtype for name, value in self.empty.state_dict().items()}
-
     def fill(self) -> nn.Module:
         """Builds the model with the file's values."""
         stored = self.weights.take()
+        types = {name: value.dtype for name, value in self.empty.state_dict().items()}
         visual = self.empty.visual if isinstance(self.empty, CLIP) else self.empty
         if why_no_prompts(visual) is None:
             module = copy.deepcopy(self.empty)
             # Each stored tensor is freed once it is copied, so that memory holds the model once.
             state = {
                 name: stored.pop(self.keys[name]).to(kind, copy=True)
-                for name, kind in self.types().items()
+                for name, kind in types.items()
             }
             module.load_state_dict(state, assign=True)
         else:  # the encoder may have tensors that no file of weights holds
             module = self.build()
-            module.load_state_dict({name: stored[self.keys[name]] for name in self.types()})
+            module.load_state_dict({name: stored[self.keys[name]] for name in types})
         if isinstance(module, CLIP):
             module.attn_mask = None  # `encode_text` masks by position
         return module.float()
@@ -91,8 +90,9 @@ class FoundBackbone:
     Attributes:
         name: its name in tables and messages.
         preprocess: the image preprocessing of its pre-training.
-        weights_hash: the `weights_hash` of the loaded backbone.
-        identity: the `identity` of the loaded backbone.
+        weights_hash: SHA-256 of the file of weights.
+        identity: hash of everything that decides its features: the file, the architecture and the
+            preprocessing.
         embed_dim: D, the size of its image features.
         has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
         is_trained_with_texts: whether its image encoder was trained with texts.
@@ -127,7 +127,7 @@ class FoundBackbone:
                 preprocess=self.preprocess,
                 device=device,
                 text_cache_folder=text_cache_folder,
-                weights_hash=self.weights_hash,
+                identity=self.identity,
             )
         return make_image_backbone(
             module,
@@ -135,7 +135,7 @@ class FoundBackbone:
             preprocess=self.preprocess,
             is_trained_with_texts=self.is_trained_with_texts,
             device=device,
-            weights_hash=self.weights_hash,
+            identity=self.identity,
         )
 
     def forget(self) -> None:
@@ -146,11 +146,10 @@ class FoundBackbone:
 def find_backbone(
     spec: BackboneSpec, *, needs_texts: bool, hashes: HashCache | None = None
 ) -> FoundBackbone:
-    """Finds a backbone and its hashes without building it.
+    """Finds a backbone and its identity without building it.
 
     Weights are read only if `hashes` does not know their file, and fetched only if a pretrained tag
-    is not on this machine. Tensors that no file holds, such as Swin's position indices, are not
-    hashed.
+    is not on this machine.
 
     Args:
         spec: the backbone as a recipe names it.
@@ -228,7 +227,7 @@ def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
         found.weights,
         {key: key for key in found.weights.shapes},
     )
-    return _found(blueprint, found.label, found.preprocess, encoder_sizes(found.model_config))
+    return _found(blueprint, found.label, found.preprocess, found.model_config)
 
 
 def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
@@ -244,8 +243,7 @@ def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> F
         found.weights,
         {key.removeprefix(_VISUAL): key for key in found.weights.shapes if key.startswith(_VISUAL)},
     )
-    sizes = encoder_sizes(config)
-    return _found(blueprint, label, preprocess, sizes, where=f"{label}, image encoder")
+    return _found(blueprint, label, preprocess, config, where=f"{label}, image encoder")
 
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
@@ -256,39 +254,39 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
     else:
         keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
     blueprint = _Blueprint(encoder.empty, encoder.build, file, keys)
-    sizes = EncoderSizes()
-    return _found(blueprint, name, encoder.preprocess, sizes, is_trained_with_texts=False)
+    return _found(blueprint, name, encoder.preprocess)
 
 
 def _found(
     blueprint: _Blueprint,
     name: str,
     preprocess: Preprocess,
-    sizes: EncoderSizes,
+    model_config: Mapping[str, Any] | None = None,
     *,
     where: str | None = None,
-    is_trained_with_texts: bool = True,
 ) -> FoundBackbone:
-    """Checks the file against the model, and hashes both."""
+    """Checks the file against the model; `model_config` is None for a model of timm."""
     empty, file, keys = blueprint.empty.eval(), blueprint.weights, blueprint.keys
     expected = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
     match_shapes(
         expected, {key: file.shapes[stored] for key, stored in keys.items()}, where or name
     )
     with working(f"reading the weights of {name}"):
-        weights_hash = file.hash_of({key: keys[key] for key in expected}, blueprint.types())
-    if isinstance(empty, CLIP):
+        weights_hash = file.sha256
+    has_texts = isinstance(empty, CLIP)
+    if has_texts:
         embed_dim = int(empty.text_projection.shape[1])
     else:
         embed_dim = count_features(empty, name, preprocess.size_px)
+    architecture = model_config or name
     return FoundBackbone(
         name=name,
         preprocess=preprocess,
         weights_hash=weights_hash,
-        identity=identify(empty, weights_hash, preprocess),
+        identity=sha256_json([weights_hash, architecture, has_texts, preprocess.as_dict()]),
         embed_dim=embed_dim,
-        has_texts=isinstance(empty, CLIP),
-        is_trained_with_texts=is_trained_with_texts,
-        sizes=sizes,
+        has_texts=has_texts,
+        is_trained_with_texts=model_config is not None,
+        sizes=encoder_sizes(model_config) if model_config else EncoderSizes(),
         _blueprint=blueprint,
     )

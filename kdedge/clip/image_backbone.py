@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.architecture import why_no_prompts
-from kdedge.clip.backbone import Backbone, identify
+from kdedge.clip.backbone import Backbone
 from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.weights import hash_weights
 from kdedge.errors import RecipeError, is_out_of_memory
@@ -27,7 +27,6 @@ class ImageBackbone:
         name: its name in tables and messages.
         visual: [B, 3, H, W] -> [B, embed_dim]; no parameter has a gradient.
         preprocess: the image preprocessing of its pre-training.
-        weights_hash: as `Backbone.weights_hash`, for the encoder's own state dict.
         identity: hash of everything that decides its features.
         embed_dim: D.
         is_trained_with_texts: whether it was trained with texts.
@@ -36,7 +35,6 @@ class ImageBackbone:
     name: str
     visual: nn.Module
     preprocess: Preprocess
-    weights_hash: str
     identity: str
     embed_dim: int
     is_trained_with_texts: bool
@@ -57,7 +55,7 @@ def make_image_backbone(
     preprocess: Preprocess,
     is_trained_with_texts: bool,
     device: torch.device | str = "cpu",
-    weights_hash: str | None = None,
+    identity: str | None = None,
 ) -> ImageBackbone:
     """Makes a frozen backbone from an image encoder that is already built.
 
@@ -69,7 +67,7 @@ def make_image_backbone(
         preprocess: the image preprocessing of its pre-training.
         is_trained_with_texts: whether it was trained with texts.
         device: device of the backbone.
-        weights_hash: hash of its weights, if known; None computes it.
+        identity: hash of everything that decides its features; None for that of its weights.
 
     Raises:
         RecipeError: its output is not one vector per image.
@@ -77,12 +75,10 @@ def make_image_backbone(
     visual = visual.float().eval().requires_grad_(False)
     if why_no_prompts(visual) is None:
         make_wrappable(visual.transformer)
-    weights_hash = weights_hash or hash_weights(visual.state_dict())
     return ImageBackbone(
         name=name,
         preprocess=preprocess,
-        weights_hash=weights_hash,
-        identity=identify(visual, weights_hash, preprocess),
+        identity=identity or hash_weights(visual.state_dict()),
         embed_dim=count_features(visual, name, preprocess.size_px),
         is_trained_with_texts=is_trained_with_texts,
         visual=visual.to(device),

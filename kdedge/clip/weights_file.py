@@ -1,7 +1,7 @@
-"""Files of weights and their hashes, which are cached between commands.
+"""Files of weights and their SHA-256, which is cached between commands.
 
-A file's hash is cached on disk under the file's path, size and times of change. The shapes of its
-tensors are cached, too, so that a model can be checked and described without reading any value.
+It is cached on disk under the file's path, size and times of change. The shapes of its tensors are
+cached, too, so that a model can be checked and described without reading any value.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from kdedge.clip.weights import Shapes, Weights, hash_weights, read_weights
+from kdedge.clip.weights import Shapes, Weights, read_weights
 from kdedge.errors import ResourceError
-from kdedge.files import sha256_json, write_atomic
+from kdedge.files import sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,6 @@ FileState = tuple[int, int, int]
 the former time back, but not the latter."""
 
 
-def _state_of(path: Path) -> FileState | None:
-    try:
-        found = path.stat()
-    except OSError:  # reading the file will say why
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 class KnownFile(BaseModel):
     """Cached facts about one file of weights.
 
@@ -49,21 +41,21 @@ class KnownFile(BaseModel):
         state: the file's state when it was read.
         quick_gelu: as in `Weights`.
         shapes: name -> shape of each tensor.
-        hashes: which tensors -> their hash; see `WeightsFile.hash_of`.
+        sha256: of the file's bytes.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     path: str
     state: FileState
     quick_gelu: bool | None
     shapes: dict[str, tuple[int, ...]]
-    hashes: dict[str, str]
+    sha256: str
 
 
 class HashCache:
-    """Cache of hashes of files of weights, with one small JSON file for each.
+    """Cache of facts about files of weights, with one small JSON file for each.
 
     Several processes may use one folder. Each cache file is replaced as a whole, so the last writer
     wins, and lost entries are computed again.
@@ -112,12 +104,19 @@ class WeightsFile:
 
     Args:
         path: the file.
-        cache: hashes from earlier commands; None reads the file.
+        cache: facts from earlier commands; None reads the file.
         read: reads the file.
+
+    Attributes:
+        quick_gelu: as in `Weights`.
+        shapes: name -> shape of each tensor.
 
     Raises:
         DataError: as in `read_weights`.
     """
+
+    quick_gelu: bool | None
+    shapes: Shapes
 
     def __init__(
         self,
@@ -130,47 +129,28 @@ class WeightsFile:
         self._cache = cache
         self._read = read
         self._resolved = path.resolve()
-        self._state = _state_of(path)
         self._tensors: dict[str, Tensor] | None = None
-        known = None
-        if cache is not None and self._state is not None:
+        known = self._state = None
+        if cache is not None and path.exists():
+            found = path.stat()
+            self._state = found.st_size, found.st_mtime_ns, found.st_ctime_ns
             known = cache.get(self._resolved, self._state)
-        if known is None:
-            weights = read(path)
-            self._tensors = weights.state_dict
-            self.quick_gelu = weights.quick_gelu
-            self.shapes: Shapes = {k: tuple(v.shape) for k, v in weights.state_dict.items()}
-            self._hashes: dict[str, str] = {}
-        else:
+        if known is not None:
             self.quick_gelu, self.shapes = known.quick_gelu, known.shapes
-            self._hashes = dict(known.hashes)
+            self.sha256 = known.sha256
+        else:
+            weights = read(path)
+            self._tensors, self.quick_gelu = weights.state_dict, weights.quick_gelu
+            self.shapes = {key: tuple(value.shape) for key, value in weights.state_dict.items()}
 
-    def hash_of(self, keys: Mapping[str, str], types: Mapping[str, torch.dtype]) -> str:
-        """The hash of a model's weights, as it will be once they are loaded from this file.
-
-        Args:
-            keys: name in the model -> key in the file.
-            types: name in the model -> type of its tensor there.
-        """
-        which = sha256_json([dict(keys), {name: str(kind) for name, kind in types.items()}])
-        if which not in self._hashes:
-            stored = self._tensors = self._tensors or self._read(self.path).state_dict
-            # Others are hashed as float32 whatever they are
-            loaded = {
-                name: stored[key] if types[name] == torch.float32 else stored[key].to(types[name])
-                for name, key in keys.items()
-            }
-            self._hashes[which] = hash_weights(loaded)
-            if self._cache is not None and self._state is not None:
-                known = KnownFile(
-                    path=str(self._resolved),
-                    state=self._state,
-                    quick_gelu=self.quick_gelu,
-                    shapes={key: tuple(shape) for key, shape in self.shapes.items()},
-                    hashes=self._hashes,
-                )
-                self._cache.put(known)
-        return self._hashes[which]
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file's bytes; caches it with the other facts."""
+        digest = sha256_file(self.path)
+        if self._cache is not None and self._state is not None:
+            facts = {"quick_gelu": self.quick_gelu, "shapes": self.shapes, "sha256": digest}
+            self._cache.put(KnownFile(path=str(self._resolved), state=self._state, **facts))
+        return digest
 
     def take(self) -> dict[str, Tensor]:
         """Returns the tensors by their keys, without keeping a reference to them."""

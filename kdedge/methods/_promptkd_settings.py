@@ -194,18 +194,11 @@ class Settings(MethodSettings):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_what_is_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out settings without effect: keys of runs that do not use them stay the same."""
+    def _without_unused_lora(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `lora` where it has no effect, since it is refused there."""
         values: dict[str, Any] = serialize(self)
         if not self.has_lora:
             values.pop("lora", None)
-        if not self.merge_tokens:
-            values.pop("merge_tokens", None)
-        if self.depth is None:
-            values.pop("depth", None)
-        if not self.labeled_weight:
-            values.pop("labeled_weight", None)
-            values.pop("label_head_share", None)
         return values
 
     @property

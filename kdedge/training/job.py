@@ -274,15 +274,8 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
         choice: the method, its settings and how it is optimized.
         hashes: of backbone, class list, image lists and teacher, by name.
     """
-    # A teacher's answers are not balanced: one teacher serves recipes with balance and without
-    balance = {}
-    if recipe.balance is not None and role != "teacher":
-        balance = {"balance": recipe.balance.model_dump(mode="json")}
-    views: dict[str, int] = {}
-    if role == "student":
-        seed = view_seed(recipe)
-        views |= {} if seed == recipe.seed else {"view_seed": seed}
-        views |= {"views": n_stored_views(recipe, choice)} if "teacher_store" in hashes else {}
+    is_student, balance = role == "student", recipe.balance
+    has_store = is_student and "teacher_store" in hashes
     return sha256_json(
         {
             "role": role,
@@ -291,8 +284,10 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
             "template": recipe.classes.template,
             "split": recipe.data.split,
             "seed": recipe.seed,
-            **balance,
-            **views,
+            # A teacher's answers are not balanced: one serves recipes with balance and without
+            "balance": balance.model_dump(mode="json") if balance and role != "teacher" else None,
+            "view_seed": view_seed(recipe) if is_student else None,
+            "views": n_stored_views(recipe, choice) if has_store else None,
             **hashes,
         }
     )

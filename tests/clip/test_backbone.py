@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip import CLIP
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import nn
@@ -101,7 +98,7 @@ def test_a_config_of_ones_own_builds_the_gelu_it_says(
     same = tiny_backbone.image_features(images)
     torch.testing.assert_close(quick.image_features(images), same, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(plain.image_features(images), same, atol=1e-3)
-    assert quick.weights_hash == plain.weights_hash == tiny_backbone.weights_hash
+    assert quick.identity != plain.identity
 
 
 def test_weights_that_contradict_the_config_are_an_error(
@@ -246,18 +243,6 @@ def test_the_hash_of_weights_is_of_sorted_names_and_float32_bytes() -> None:
     state = {"b": torch.ones(2, dtype=torch.float16), "a": torch.zeros(1)}
     text = b"a" + np.zeros(1, np.float32).tobytes() + b"b" + np.ones(2, np.float32).tobytes()
     assert hash_weights(state) == hashlib.sha256(text).hexdigest()
-
-
-def test_heads_and_preprocessing_are_part_of_a_backbones_identity(tiny_backbone: Backbone) -> None:
-    def identity(model: CLIP, **changed: str) -> str:
-        preprocess = replace(tiny_backbone.preprocess, **changed)
-        return make_backbone(model, name="any", preprocess=preprocess).identity
-
-    more_heads = copy.deepcopy(tiny_backbone.model)
-    more_heads.transformer.resblocks[0].attn.num_heads = 2
-    assert identity(tiny_backbone.model) == tiny_backbone.identity
-    assert identity(tiny_backbone.model, resize_mode="squash") != tiny_backbone.identity
-    assert identity(more_heads) != tiny_backbone.identity
 
 
 def test_frozen_texts_are_encoded_in_float32_whatever_format_a_forward_pass_has(

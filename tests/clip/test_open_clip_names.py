@@ -21,7 +21,6 @@ def test_a_backbones_state_dict_is_open_clips_to_the_bit(
     ours, theirs = tiny_backbone.model.state_dict(), tiny_open_clip.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert tiny_backbone.weights_hash == hash_weights(theirs)
 
 
 def test_open_clip_reads_what_a_backbone_gives(
@@ -39,8 +38,7 @@ def test_open_clip_reads_what_a_backbone_gives(
 def test_replacing_blocks_changes_no_hash(tiny_backbone: Backbone, tiny_open_clip: CLIP) -> None:
     model = copy.deepcopy(tiny_open_clip)
     again = make_backbone(model, name="any", preprocess=tiny_backbone.preprocess)
-    assert again.weights_hash == tiny_backbone.weights_hash
-    assert again.identity == tiny_backbone.identity
+    assert again.identity == hash_weights(tiny_backbone.model.state_dict())
 
 
 def test_a_state_dict_loads_strictly_and_to_the_bit(tiny_backbone: Backbone) -> None:

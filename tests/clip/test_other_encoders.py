@@ -113,7 +113,6 @@ def test_encoders_whose_layers_differ_are_not_the_same(load: Load, tmp_path: Pat
     again = load_backbone(BackboneSpec(None, str(weights), config, False))
     quick = load_backbone(BackboneSpec("quick", str(weights), _quick(config), True))
     assert again.identity == backbone.identity
-    assert quick.weights_hash == backbone.weights_hash
     assert quick.identity != backbone.identity
 
 

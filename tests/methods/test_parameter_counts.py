@@ -38,7 +38,6 @@ def empty_backbone(name: str) -> Backbone:
         model=model,
         preprocess=Preprocess(size_px=224, mean=(0.5,) * 3, std=(0.5,) * 3),
         tokenizer=open_clip.SimpleTokenizer(),
-        weights_hash="",
         identity="",
         text_cache=TextFeatureCache(None),
     )

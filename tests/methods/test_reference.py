@@ -19,6 +19,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.find import load_backbone
 from kdedge.clip.prompts import readable
 from kdedge.clip.resolve import BackboneSpec
+from kdedge.clip.weights import hash_weights
 from kdedge.data.batch import Batch
 from kdedge.methods import promptkd, promptsrc, zeroshot
 from kdedge.methods.protocol import MethodInputs
@@ -35,7 +36,8 @@ def load_reference_clip(
     def load(which: str, tag: int) -> Backbone:
         path = write_clip(reference_meta[which], seed=reference_meta["seed"], tag=tag)
         backbone = load_backbone(BackboneSpec(None, str(path)))
-        assert backbone.weights_hash == reference_meta[f"{which}_sha256"]
+        expected = reference_meta[f"{which}_sha256"]
+        assert hash_weights(backbone.model.state_dict()) == expected
         return backbone
 
     return load

@@ -403,8 +403,8 @@ class BaseMethod(ABC):
 
         Only for a method whose settings have `n_rounds`. Each round starts from the method's
         initial values. It trains on the images of `data.labeled` if `data_needs.labels`, and
-        on those of `data.unlabeled` that are chosen here. The first round's probabilities are zero-shot
-        CLIP's; a later round's come from the model of the round before.
+        on those of `data.unlabeled` that are chosen here. The first round's probabilities are
+        zero-shot CLIP's; a later round's come from the model of the round before.
 
         Args:
             probabilities: [N, C], of the pool's images over all classes; softmax of the logits.

@@ -14,15 +14,12 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import BaseMethod
 
-_FREE_SETTINGS = ("n_workers", "checkpoint_every_s", "micro_batch")
-_OPTIONAL_SETTINGS = ("labeled_batch_size", "layer_decay", "ema_decay")
-"""Settings that are left out of a job's key if they are not given."""
-
 
 def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
     """The settings that change what is learned, not only how fast; plain values."""
-    absent = {name for name in _OPTIONAL_SETTINGS if getattr(settings, name) is None}
-    return settings.model_dump(mode="json", exclude={*_FREE_SETTINGS, *absent})
+    return settings.model_dump(
+        mode="json", exclude={"n_workers", "checkpoint_every_s", "micro_batch"}
+    )
 
 
 def make_optimizer(
