@@ -29,7 +29,9 @@ class BlockFeatures(nn.Module):
     def __init__(self, visual: nn.Module, n_blocks: int) -> None:
         super().__init__()
         self.visual = visual
-        self.chosen = _spread(_n_blocks(visual), n_blocks)
+        n_all = _n_blocks(visual)
+        n = min(n_all, n_blocks)
+        self.chosen = tuple((index + 1) * n_all // n - 1 for index in range(n))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], normalized -> [B, D_blocks]."""
@@ -68,9 +70,3 @@ def _n_blocks(visual: nn.Module) -> int:
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "forward_head"):
         return 0
     return len(trunk.feature_info)
-
-
-def _spread(n_all: int, n_chosen: int) -> tuple[int, ...]:
-    """Positions spread evenly over `n_all`, the last one among them."""
-    n_chosen = min(n_all, n_chosen)
-    return tuple((index + 1) * n_all // n_chosen - 1 for index in range(n_chosen))

@@ -265,7 +265,7 @@ _KINDS = ("weight", "bias")
 
 
 def split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
-    """Replaces open_clip's keys of one attention by those of its linear layers, in place.
+    """Replaces open_clip's keys of one attention by its linear layers', in place.
 
     Args:
         state_dict: other keys are kept; the new tensors are views.

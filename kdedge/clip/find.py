@@ -273,12 +273,11 @@ def _found(
     )
     with working(f"reading the weights of {name}"):
         weights_hash = file.sha256
-    has_texts = isinstance(empty, CLIP)
-    if has_texts:
+    if isinstance(empty, CLIP):
         embed_dim = int(empty.text_projection.shape[1])
     else:
         embed_dim = count_features(empty, name, preprocess.size_px)
-    architecture = model_config or name
+    has_texts, architecture = isinstance(empty, CLIP), model_config or name
     return FoundBackbone(
         name=name,
         preprocess=preprocess,

@@ -124,6 +124,13 @@ def placeholders(n_ctx: int) -> str:
     return " ".join(["X"] * n_ctx)
 
 
+def room_for_context(backbone: Backbone, class_names: Sequence[str]) -> tuple[str, int]:
+    """The longest class name, and the positions that it leaves for a context."""
+    lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
+    longest = max(lengths, key=lengths.__getitem__)
+    return longest, backbone.context_length - 2 - lengths[longest]  # start and end tokens
+
+
 def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setting: str) -> None:
     """Checks that the context and the longest class name fit into the text encoder's positions.
 
@@ -131,9 +138,7 @@ def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setti
         RecipeError: they do not, but a shorter context would. `tokenize` refuses a class name that
             leaves no position at all.
     """
-    lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
-    longest = max(lengths, key=lambda name: lengths[name])
-    room = backbone.context_length - 2 - lengths[longest]  # start and end tokens
+    longest, room = room_for_context(backbone, class_names)
     if n_ctx > room >= 1:
         raise RecipeError(
             f'{setting} is {n_ctx}, but with the class name "{longest}" this CLIP\'s'

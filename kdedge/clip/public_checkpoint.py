@@ -211,7 +211,7 @@ def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PromptKDParameters:
 
 def deviation(
     backbone_state: Mapping[str, Tensor], checkpoint_backbone: Mapping[str, Tensor]
-) -> tuple[float, float, str]:
+) -> tuple[float, str]:
     """Measures the deviation of a checkpoint's backbone from a loaded one.
 
     Args:
@@ -219,15 +219,14 @@ def deviation(
         checkpoint_backbone: the file's tensors under the same names; compared in float32.
 
     Returns:
-        The largest absolute difference, the largest relative one, and the name of the tensor with
-        that relative difference; 0, 0 and "" if there are no tensors. The relative difference is a
-        tensor's largest difference over its largest loaded magnitude.
+        The largest relative difference and its tensor's name; 0 and "" if there are no tensors. A
+        tensor's is its largest difference over its largest loaded magnitude.
 
     Raises:
         ShapeError: a tensor has different shapes in the two.
         DataError: the loaded CLIP has no tensor of that name.
     """
-    absolute, relative, where = 0.0, 0.0, ""
+    relative, where = 0.0, ""
     for key, theirs in checkpoint_backbone.items():
         if key not in backbone_state:
             raise DataError(
@@ -245,10 +244,9 @@ def deviation(
             continue
         difference = float((ours - theirs.detach().float().cpu()).abs().max())
         magnitude = max(float(ours.abs().max()), torch.finfo(torch.float32).tiny)
-        absolute = max(absolute, difference)
         if not where or difference / magnitude > relative:
             relative, where = difference / magnitude, key
-    return absolute, relative, where
+    return relative, where
 
 
 def _prompt(state_dict: Mapping[str, Tensor], key: str, wanted: str) -> Tensor:

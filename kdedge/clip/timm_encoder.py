@@ -59,7 +59,7 @@ def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
 
     Args:
         name: `timm/` and timm's name, with the tag of its weights: timm/resnet18.a1_in1k.
-        weights: `pretrained` for what timm publishes, `package` for those of an installed package
+        weights: `pretrained` for what timm publishes, `package` for an installed package's
             (`PACKAGES`), or a file of the model's state dict.
 
     Raises:

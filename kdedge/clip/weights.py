@@ -88,7 +88,10 @@ def read_weights(path: Path) -> Weights:
             quick_gelu = True
     else:
         values = _read_state_dict(path)
-    state_dict = _check_values(path, _without_prefix(values))
+    prefix = "module."  # which distributed training puts before every key
+    if all(isinstance(key, str) and key.startswith(prefix) for key in values):
+        values = {key.removeprefix(prefix): value for key, value in values.items()}
+    state_dict = _check_values(path, values)
     if all(key in state_dict for key in OPENAI_EXTRA_KEYS):
         quick_gelu = True
     state_dict = {k: v for k, v in state_dict.items() if k not in OPENAI_EXTRA_KEYS}
@@ -147,14 +150,6 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise DataError(f"{path} holds a {type(saved).__name__}, not a state dict.\n{REMEDY}")
     return saved
-
-
-def _without_prefix(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Drops the `module.` that distributed training puts before every key."""
-    prefix = "module."
-    if all(isinstance(key, str) and key.startswith(prefix) for key in values):
-        return {key[len(prefix) :]: value for key, value in values.items()}
-    return dict(values)
 
 
 def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:

@@ -148,8 +148,14 @@ class WeightsFile:
         """SHA-256 of the file's bytes; caches it with the other facts."""
         digest = sha256_file(self.path)
         if self._cache is not None and self._state is not None:
-            facts = {"quick_gelu": self.quick_gelu, "shapes": self.shapes, "sha256": digest}
-            self._cache.put(KnownFile(path=str(self._resolved), state=self._state, **facts))
+            known = KnownFile(
+                path=str(self._resolved),
+                state=self._state,
+                quick_gelu=self.quick_gelu,
+                shapes={key: tuple(shape) for key, shape in self.shapes.items()},
+                sha256=digest,
+            )
+            self._cache.put(known)
         return digest
 
     def take(self) -> dict[str, Tensor]:

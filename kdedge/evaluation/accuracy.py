@@ -141,22 +141,14 @@ def evaluation_details(
         class_names: all C names, in class-list order.
     """
     logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
-    predicted = logits.argmax(dim=1)
+    predicted, n_classes = logits.argmax(dim=1), len(class_names)
+    pairs, counts = torch.unique(labels * n_classes + predicted, return_counts=True)
+    counted = zip(pairs.tolist(), counts.tolist(), strict=True)
     return EvalDetails(
         class_names=tuple(class_names),
         n_images=len(labels),
-        confusion=_confusion(labels, predicted, n_classes=len(class_names)),
+        confusion=tuple((*divmod(pair, n_classes), n) for pair, n in counted),
         bins=_bins(logits, labels),
-    )
-
-
-def _confusion(
-    labels: Tensor, predicted: Tensor, *, n_classes: int
-) -> tuple[tuple[int, int, int], ...]:
-    pairs, counts = torch.unique(labels * n_classes + predicted, return_counts=True)
-    return tuple(
-        (pair // n_classes, pair % n_classes, n)
-        for pair, n in zip(pairs.tolist(), counts.tolist(), strict=True)
     )
 
 

@@ -1,6 +1,6 @@
 """Comparison of two classifiers' answers on the same images, and whether the new one is as good.
 
-`agreement.py` compares the logits of a file with those of its own float32 student. This file
+`agreement.py` compares a file's logits with its own float32 student's. This file
 compares what two artifacts answer, whose class lists may differ.
 """
 
@@ -31,7 +31,7 @@ class ModelOutput:
 
     Attributes:
         class_name: its best class; None if it answers "none of these", or nothing.
-        score_percent: score of its best class; None without scores.
+        score_percent: score of its best class; None if it gives no scores.
         is_none: whether it answers "none of these".
     """
 
@@ -65,7 +65,7 @@ class AnsweredImage:
         image: its key.
         old: the old classifier's answer.
         new: the new one's.
-        label: name of its class; None without a label.
+        label: name of its class; None if it is unknown.
     """
 
     image: str
@@ -95,17 +95,11 @@ class ClassCounts:
         class_name: the class, `none` for none of them.
         n_old: images that the old classifier answers with it.
         n_new: images that the new one answers with it.
-        n_labeled: images of the class, of those whose class both have.
-        n_old_right: those that the old one gets right.
-        n_new_right: those that the new one gets right.
     """
 
     class_name: str
     n_old: int
     n_new: int
-    n_labeled: int
-    n_old_right: int
-    n_new_right: int
 
 
 @dataclass(frozen=True)
@@ -189,7 +183,7 @@ class AnswerComparison:
         n_shared: number of classes that both have.
         changed: the images whose answers differ, in their order.
         classes: counts of each class, in the old order, then new classes, then `none`.
-        labeled: accuracies; None without labels.
+        labeled: accuracies; None if no image has a label.
     """
 
     n_images: int
@@ -238,97 +232,60 @@ def compare_answers(
             f"The two class lists have no name in common: {_some(old_names)} and"
             f" {_some(new_names)}.\n  Compare artifacts of the same classes."
         )
-    tally = _Tally(shared)
+    changed: list[AnsweredImage] = []
+    differences: list[float] = []
+    old_counts: Counter[str | None] = Counter()
+    new_counts: Counter[str | None] = Counter()
+    became: Counter[str | None] = Counter()
+    n_images = n_unshared = n_agree = n_left_out = n_both_right = 0
     for image in images:
-        tally.add(image)
-    if not tally.n_images:
+        n_images += 1
+        old, new = image.old, image.new
+        if any(a.class_name is not None and a.class_name not in shared for a in (old, new)):
+            n_unshared += 1
+        elif not image.is_changed:
+            n_agree += 1
+        if image.is_changed:
+            changed.append(image)
+        if old.score_percent is not None and new.score_percent is not None:
+            differences.append(new.score_percent - old.score_percent)
+        for answer, counts in ((old, old_counts), (new, new_counts)):
+            if answer.class_name is not None or answer.is_none:
+                counts[answer.class_name] += 1
+        if image.label in shared:
+            became[image.became] += 1
+            n_both_right += old.class_name == image.label == new.class_name
+        elif image.label is not None:
+            n_left_out += 1
+    if not n_images:
         raise DataError("There are no images to compare two artifacts on.")
-    only_old = tuple(name for name in old_names if name not in shared)
     only_new = tuple(name for name in new_names if name not in shared)
-    return tally.result(only_old, only_new, (*old_names, *only_new))
+    # A class may be called as the answer "none of these" is
+    classes: list[tuple[str, str | None]] = [(name, name) for name in (*old_names, *only_new)]
+    if old_counts[None] or new_counts[None]:
+        classes.append((NONE, None))
+    n, wrong, right = len(differences), became["wrong"], became["right"]
+    labeled = None
+    if became.total():
+        p_value = mcnemar_p(wrong, right)
+        labeled = LabeledComparison(became.total(), n_left_out, n_both_right, wrong, right, p_value)
+    return AnswerComparison(
+        n_images=n_images,
+        n_unshared=n_unshared,
+        n_agree=n_agree,
+        mean_score_difference=math.fsum(differences) / n if n else None,
+        mean_absolute_score_difference=math.fsum(map(abs, differences)) / n if n else None,
+        only_old=tuple(name for name in old_names if name not in shared),
+        only_new=only_new,
+        n_shared=len(shared),
+        changed=tuple(changed),
+        classes=tuple(ClassCounts(name, old_counts[k], new_counts[k]) for name, k in classes),
+        labeled=labeled,
+    )
 
 
 def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-
-
-class _Tally:
-    """Counts of images, one at a time."""
-
-    def __init__(self, shared: set[str]) -> None:
-        self.n_images = 0
-        self._shared = shared
-        self._n_unshared = self._n_agree = self._n_left_out = self._n_both_right = 0
-        self._changed: list[AnsweredImage] = []
-        self._differences: list[float] = []
-        self._answers: tuple[Counter[str | None], Counter[str | None]] = Counter(), Counter()
-        self._right: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-        self._labels: Counter[str] = Counter()
-        self._became: Counter[str | None] = Counter()
-
-    def add(self, image: AnsweredImage) -> None:
-        self.n_images += 1
-        old, new = image.old, image.new
-        if any(a.class_name is not None and a.class_name not in self._shared for a in (old, new)):
-            self._n_unshared += 1
-        elif not image.is_changed:
-            self._n_agree += 1
-        if image.is_changed:
-            self._changed.append(image)
-        if old.score_percent is not None and new.score_percent is not None:
-            self._differences.append(new.score_percent - old.score_percent)
-        for answer, count in zip((old, new), self._answers, strict=True):
-            if answer.class_name is not None or answer.is_none:
-                count[answer.class_name] += 1
-        if image.label is not None:
-            self._add_label(image, image.label)
-
-    def _add_label(self, image: AnsweredImage, label: str) -> None:
-        if label not in self._shared:
-            self._n_left_out += 1
-            return
-        self._labels[label] += 1
-        self._became[image.became] += 1
-        for answer, count in zip((image.old, image.new), self._right, strict=True):
-            count[label] += answer.class_name == label
-        self._n_both_right += image.old.class_name == label == image.new.class_name
-
-    def result(
-        self, only_old: tuple[str, ...], only_new: tuple[str, ...], names: Sequence[str]
-    ) -> AnswerComparison:
-        n = len(self._differences)
-        return AnswerComparison(
-            n_images=self.n_images,
-            n_unshared=self._n_unshared,
-            n_agree=self._n_agree,
-            mean_score_difference=math.fsum(self._differences) / n if n else None,
-            mean_absolute_score_difference=math.fsum(map(abs, self._differences)) / n
-            if n
-            else None,
-            only_old=only_old,
-            only_new=only_new,
-            n_shared=len(self._shared),
-            changed=tuple(self._changed),
-            classes=tuple(self._classes(names)),
-            labeled=self._labeled(),
-        )
-
-    def _classes(self, names: Sequence[str]) -> Iterable[ClassCounts]:
-        old, new = self._answers
-        for name in names:
-            right = (count[name] for count in self._right)
-            yield ClassCounts(name, old[name], new[name], self._labels[name], *right)
-        if old[None] or new[None]:
-            yield ClassCounts(NONE, old[None], new[None], 0, 0, 0)
-
-    def _labeled(self) -> LabeledComparison | None:
-        n_labeled = self._labels.total()
-        if not n_labeled:
-            return None
-        b, c = self._became["wrong"], self._became["right"]
-        return LabeledComparison(
-            n_labeled, self._n_left_out, self._n_both_right, b, c, mcnemar_p(b, c)
-        )
 
 
 def mcnemar_p(n_only_old_right: int, n_only_new_right: int) -> float:

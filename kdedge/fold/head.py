@@ -5,7 +5,7 @@ head. Unit length divides an image's logits by a positive number: the head `scor
 division, the head `argmax` drops it.
 
 With open classes there is no fused head: the model ends with the features, of unit length for the
-head `scores`, and `scale` and the class vectors are a file beside it.
+head `scores`, and `scale` and the class vectors are in a separate file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FoldRequest:
         preprocess: its mean and std become part of the graph; resizing does not.
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
-        open_classes: the graph gives features, for which a file beside it has the class vectors.
+        open_classes: the graph gives features, whose class vectors are in a separate file.
         offsets: [C], float64, subtracted from the logits; None for none.
         has_unit_length: whether features are scaled to unit length.
     """
@@ -96,7 +96,7 @@ class FoldedModel(nn.Module):
             layer after `encode`; None if `encode` gives the student's features.
 
     Attributes:
-        hidden: the projector's hidden layers, from what `encode` gives; None without any.
+        hidden: the projector's hidden layers, from what `encode` gives; None if there are none.
         features: from the last hidden features to the image features; None if neither their
             length nor they themselves are needed.
         fused_head: from the last hidden features to [C] logits; see the module's docstring. None

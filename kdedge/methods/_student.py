@@ -20,7 +20,7 @@ from kdedge.methods.protocol import Projector
 
 
 class LabelHead(nn.Module):
-    """A second linear head, for labels, beside the teacher's class vectors.
+    """A second linear head, for labels, next to the teacher's class vectors.
 
     Its rows are normalized like class vectors, so that both heads' logits have one scale. Classes
     without labels have no row here, and stay comparable.

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import placeholders, readable, text_width
+from kdedge.clip.prompts import placeholders, readable, room_for_context, text_width
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
@@ -83,7 +83,7 @@ def anchored_texts(
 ) -> TokenizedTexts:
     """Tokenizes the prompts, with placeholders where context is learned.
 
-    `context_at` has the positions of the context of all attributes, then those of the name's.
+    `context_at` has the positions of the context of all attributes, then of the name's.
 
     Raises:
         RecipeError: the longest class name leaves too few positions.
@@ -95,27 +95,19 @@ def anchored_texts(
         at += range(position, position + n_before)
         position += n_before + len(backbone.tokenizer.encode(attribute))
     at += range(position, position + n_own)
-    _check_room(backbone, class_names, settings, n_positions=position - 1 + n_own)
-    anchors = " ".join(f"{placeholders(n_before)} {one}" for one in settings.attributes)
-    texts = [f"{anchors} {placeholders(n_own)} {readable(name)}." for name in class_names]
-    tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
-    device = backbone.device
-    positions = torch.tensor(at, device=device).expand(len(texts), -1)
-    return TokenizedTexts(tokenized.tokens.to(device), tokenized.end.to(device), positions)
-
-
-def _check_room(
-    backbone: Backbone, class_names: Sequence[str], settings: Settings, *, n_positions: int
-) -> None:
-    lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
-    longest = max(lengths, key=lambda name: lengths[name])
-    room = backbone.context_length - 2 - lengths[longest]  # start and end tokens
+    n_positions, (longest, room) = position - 1 + n_own, room_for_context(backbone, class_names)
     if n_positions > room >= 1:  # a name that leaves no room is refused by `tokenize`
         raise RecipeError(
             f"attributes, n_ctx_attribute and n_ctx_text take {n_positions} positions, but the"
             f' class name "{longest}" leaves {room} of this CLIP\'s {backbone.context_length}.\n'
             f"  Use fewer attributes ({len(settings.attributes)} now), or lower n_ctx_attribute."
         )
+    anchors = " ".join(f"{placeholders(n_before)} {one}" for one in settings.attributes)
+    texts = [f"{anchors} {placeholders(n_own)} {readable(name)}." for name in class_names]
+    tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
+    device = backbone.device
+    positions = torch.tensor(at, device=device).expand(len(texts), -1)
+    return TokenizedTexts(tokenized.tokens.to(device), tokenized.end.to(device), positions)
 
 
 class AnchoredCLIP(ivlp.PromptedCLIP):
@@ -141,7 +133,7 @@ class Method(promptsrc.Method):
         return anchored_texts(self._backbone, names, self._settings)
 
     def make_module(self) -> AnchoredCLIP:
-        """Draws the initial values, first those of PromptSRC."""
+        """Draws the initial values, PromptSRC's first."""
         prompted, settings = super().make_module(), self._settings
         n_context = len(settings.attributes) * settings.n_ctx_attribute
         shape = n_context, text_width(self._backbone)
@@ -165,5 +157,5 @@ class Method(promptsrc.Method):
         return ivlp.Method.training_step(self, batch)
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """PromptSRC's; None without `self_regulation`."""
+        """PromptSRC's; None unless `self_regulation` is on."""
         return super().averaging_weights(n_epochs) if self._settings.self_regulation else None

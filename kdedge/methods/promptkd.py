@@ -152,8 +152,8 @@ class Method(BaseMethod):
         raw = encode_images(batch, self.image_features_raw)
         if batch.labeled is None:
             return self._project(raw), None
-        beside = encode_images(batch.labeled, self.image_features_raw)
-        features = self._project(torch.cat([raw, beside]))
+        labeled = encode_images(batch.labeled, self.image_features_raw)
+        features = self._project(torch.cat([raw, labeled]))
         return features[: len(raw)], features[len(raw) :]
 
     def _outputs(self, batch: Batch, student_features: Tensor) -> Outputs:
@@ -221,7 +221,7 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D]: the teacher's, mixed with those of a label head, or the student's own."""
+        """[C, D]: the teacher's, mixed with a label head's, or the student's own."""
         head = self.module.label_head
         return self.student_vectors() if head is None else head.mixed_vectors()
 

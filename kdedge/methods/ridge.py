@@ -11,7 +11,7 @@ intercept is not penalized. Related: LP++, arXiv:2404.02285.
 As a teacher or a baseline it learns from labels alone: `z_i` is the one-hot label, each class
 weighs the same, and there is no random layer. With the hat matrix `H` (`zhat = H z`), the answer
 for image i of a regression without image i is exactly `z_i + (zhat_i - z_i) / (1 - H_ii)`. This
-leave-one-out chooses `lambda`, the features (the last ones or those of all chosen blocks), the
+leave-one-out chooses `lambda`, the features (of the last or of all chosen blocks), the
 logits' scale, and the share of CLIP's own balanced zero-shot logits, by the cross-entropy.
 
 As a student it learns the teacher's centered logits, or its image features, on the unlabeled
@@ -23,6 +23,7 @@ the teacher's logits. Leave-one-out says nothing of a student: its teacher has s
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -237,17 +238,17 @@ class Method(BaseMethod):
         rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
         texts = self._text_logits(blocks, labels)
         solvers = {n: Dual(rows[:, :n], targets, weights) for n in sorted({own, rows.shape[1]})}
-        best: tuple[float, float, float, float, int, Tensor] | None = None
-        for n_columns, solver in solvers.items():
-            for lam in _LAMBDAS_LABELS:
-                answers = solver.leave_one_out(lam)
-                for share in (0.0,) if texts is None else _TEXT_SHARES:
-                    mixed = answers if texts is None else answers + share * texts[0]
-                    scale, loss = _fit_scale(mixed, labels, weights)
-                    if best is None or loss < best[0]:
-                        best = loss, lam, share, scale, n_columns, mixed
-        assert best is not None
-        _, lam, share, scale, n_columns, answers = best
+
+        def tried() -> Iterator[tuple[float, float, float, float, int, Tensor]]:
+            for n_columns, solver in solvers.items():
+                for lam in _LAMBDAS_LABELS:
+                    answers = solver.leave_one_out(lam)
+                    for share in (0.0,) if texts is None else _TEXT_SHARES:
+                        mixed = answers if texts is None else answers + share * texts[0]
+                        scale, loss = _fit_scale(mixed, labels, weights)
+                        yield loss, lam, share, scale, n_columns, mixed
+
+        _, lam, share, scale, n_columns, answers = min(tried(), key=lambda one: one[0])
         if data.n_labeled > _MOST_ROWS:
             sums = Sums(n_columns, len(known), rows.device)
             for images, more in data.labeled(slice(None)):
@@ -278,7 +279,9 @@ class Method(BaseMethod):
         }
 
     def _text_logits(self, blocks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Zero-shot CLIP's logits in balance, of standard deviation 1; None without texts.
+        """Zero-shot CLIP's logits in balance, of standard deviation 1.
+
+        None if the backbone has no text encoder.
 
         Returns:
             The logits [n, C_known]; the weight [C_known, D] and the offsets [C_known] that they
@@ -311,19 +314,17 @@ class Method(BaseMethod):
         for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
             sums.add(module.rows(self._rows(images)), self._target(features, logits))
         sums.reduce(data.all_reduce)
-        lams = _LAMBDAS_POOL if len(held_out) else _LAMBDAS_POOL[2:3]
-        best: tuple[float, float, tuple[Tensor, Tensor]] | None = None
-        for one in lams:
-            tried = sums.solve(one)
-            self._take(*tried)
-            distance = self._divergence(held_out, theirs)
-            if best is None or distance < best[0]:
-                best = distance, one, tried
-        assert best is not None
-        divergence, lam, solution = best
+
+        def tried() -> Iterator[tuple[float, float, tuple[Tensor, Tensor]]]:
+            for lam in _LAMBDAS_POOL if n else _LAMBDAS_POOL[2:3]:
+                solution = sums.solve(lam)
+                self._take(*solution)
+                yield self._divergence(held_out, theirs), lam, solution
+
+        divergence, lam, solution = min(tried(), key=lambda one: one[0])
         record: dict[str, Any] = {"lambda": lam}
         summary = f"{sums.n_rows:,} images, lambda {lam:g}"
-        if len(held_out):
+        if n:
             record["divergence"] = divergence
             summary += f": divergence from the teacher on held-out images {divergence:.4f}"
         if data.n_labeled:
@@ -344,9 +345,7 @@ class Method(BaseMethod):
         self.module.out.bias.copy_(bias)
 
     def _divergence(self, blocks: Tensor, theirs: Tensor) -> float:
-        """Mean KL(teacher | student) in nats; 0 without images."""
-        if not len(blocks):
-            return 0.0
+        """Mean KL(teacher | student) in nats; NaN without images."""
         outputs = self.module(blocks)
         if not self._settings.gives_logits:
             outputs = self.scale * unit_length(outputs) @ self._vectors.T

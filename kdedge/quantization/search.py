@@ -311,10 +311,9 @@ class _Search:
                            "at_seconds": round(time.monotonic() - self._began, 1)})  # fmt: skip
         if is_kept:  # the report lists the other steps, too
             self.best, self.score = candidate, measured
-            stay, expected = measured.agreement_percent, measured.expected_percent
             log.info(
-                "INT8, %s: %.2f %% of answers stay, %.2f %% expected on other images.",
-                *(name, stay, expected),
+                "INT8 %s: agrees on %.2f %% of the images, on %.2f %% expected of new ones.",
+                *(name, measured.agreement_percent, measured.expected_percent),
             )
         if self.score is not None and self.score.expected_percent >= self.target:
             raise _Stop("the target was reached")

@@ -35,7 +35,7 @@ class MethodChoice:
         return bool(self.module.Method.is_solved)
 
     @property
-    def needs(self) -> DataNeeds:
+    def data_needs(self) -> DataNeeds:
         """What the method learns from under these settings."""
         declared: DataNeeds = self.module.METHOD.data_needs
         if self.role == "student":

@@ -100,9 +100,9 @@ def _pool(job: Job) -> Images | None:
     """A student's unlabeled images, without those that it learns with their labels."""
     if job.teacher is None:
         return None
-    pool, beside = job.training_images, job.data.labeled
-    without = pool if beside is None else pool.without(beside)
-    return without if without.indices else pool
+    pool, labeled = job.training_images, job.data.labeled
+    rest = pool if labeled is None else pool.without(labeled)
+    return rest if rest.indices else pool
 
 
 def _shuffled(job: Job, images: Images | None) -> list[int]:

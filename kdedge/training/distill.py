@@ -145,7 +145,7 @@ def _or_better(
     if student.setup.choice.settings.needs_teacher_vectors:
         better.pop("ridge", None)  # it has none
     if keep_teacher or not better:
-        remedy = "It teaches all the same, as --keep-teacher asks."
+        remedy = "Using it anyway, because of --keep-teacher."
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
         log.warning("%s\n  %s", said, remedy)
@@ -201,9 +201,10 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
         does, where = "answers as its teacher", found[1]
     is_better = scores[0] > scores[1]
     log.info(
-        "%s, the student of one pass, %s on %.1f %% of the images, the trained one on %.1f %%"
-        " (%s): %s is kept.",
-        *(first.path, does, *scores, where, first.path if is_better else trained.path),
+        "Using the %s student %s: of %s, the ridge student %s on %.1f %% and the trained one on"
+        " %.1f %%.",
+        *("ridge" if is_better else "trained", (first if is_better else trained).path),
+        *(where, does, *scores),
     )
     if is_better:
         trained.replace_by(first)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Measured = tuple[EvalResult, EvalDetails]
 
 _ENOUGH = 100
-"""Test images from which on a low accuracy says something."""
+"""Fewest test images for which a low accuracy is reported."""
 
 
 def measure_job(job: Job, images: Images) -> Measured:
@@ -179,7 +179,13 @@ def warn_of_failure(job: Job, found: Evaluations) -> None:
             key = seen.source.items[seen.indices[0]].key
             remedy += f" Look whether the {which} are black or all the same, such as {key}."
         log.warning("The %s %s.\n  %s", role, guess, remedy)
-    elif zero_shot is not None and _is_worse(own, zero_shot):
+        return
+    if zero_shot is None:
+        return
+    shares = [one.accuracy_percent / 100 for one in (own, zero_shot)]
+    deviation = math.sqrt(sum(share * (1 - share) for share in shares) / own.n_images)
+    # By more than chance explains
+    if own.n_images >= _ENOUGH and shares[1] - shares[0] > 2 * deviation:
         log.warning(
             "The %s is right on %.2f %% of %s test images, and zero-shot CLIP on its backbone on"
             " %.2f %%: training made it worse.\n"
@@ -202,10 +208,3 @@ def _guess(own: EvalDetails) -> str | None:
             f" is no better than guessing among {len(own.class_names)} classes"
         )
     return None
-
-
-def _is_worse(own: EvalDetails, other: EvalDetails) -> bool:
-    """Whether a model's accuracy is lower by more than chance explains: two deviations."""
-    shares = [one.accuracy_percent / 100 for one in (own, other)]
-    deviation = math.sqrt(sum(share * (1 - share) for share in shares) / own.n_images)
-    return own.n_images >= _ENOUGH and shares[1] - shares[0] > 2 * deviation

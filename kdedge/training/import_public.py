@@ -213,7 +213,7 @@ def _largest_deviation(
     Raises:
         DataError: it is larger than rounding: the prompts were trained on other weights.
     """
-    _, relative, key = deviation(backbone.model.state_dict(), theirs)
+    relative, key = deviation(backbone.model.state_dict(), theirs)
     if relative > MAX_DEVIATION:
         raise DataError(
             f"{file} was not trained on {on.weights}: its backbone differs by {relative:.2g}"

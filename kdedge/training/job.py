@@ -58,7 +58,7 @@ class TrainingData:
 
     @property
     def labels(self) -> Mapping[int, int] | None:
-        """Position in the source -> label of the training images; None without labels."""
+        """Position in the source -> label of the training images; None if they have no labels."""
         return None if self.images is None else self.images.labels
 
 
@@ -71,7 +71,7 @@ class Job:
         data: training data.
         test: labeled images that accuracy is measured on.
         validation: labeled images that select the best epoch.
-        teacher: the frozen teacher of a student; None without one.
+        teacher: the frozen teacher of a student; None for other roles.
         filler: stores the teacher's features; None if it runs in every step.
     """
 
@@ -302,6 +302,4 @@ def view_seed(recipe: Recipe) -> int:
 def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
     """Views per image in a student's teacher store; at most the number of epochs."""
     assert recipe.student is not None  # its method was chosen
-    if choice.is_solved:
-        return 1
     return min(recipe.student.views, choice.optim.epochs)

@@ -24,6 +24,7 @@ from kdedge.runs.weights import features_provenance, hash_trained
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
+from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.distill import teacher_and_student
@@ -36,7 +37,7 @@ from kdedge.training.pseudo_labels import (
     write_for,
 )
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
-from kdedge.training.student import open_role, open_run
+from kdedge.training.student import workspace_of
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import WorkerResources
@@ -131,7 +132,7 @@ def _check_free(path: Path) -> None:
 
 @dataclass(frozen=True)
 class AnsweringModel:
-    """A model as a store asks it, with its logits for features."""
+    """A model whose features are its logits, for a store of them."""
 
     model: Model
 
@@ -156,15 +157,13 @@ class _Found:
 
     Attributes:
         model: the model.
-        provenance: hash of what its class vectors depend on.
-        features: hash of what its image features depend on.
+        provenance: hash of what its logits depend on.
         opens: opens it in another process.
         run: its run; None if it needs no training.
     """
 
     model: Model
     provenance: str
-    features: str
     opens: Callable[[WorkerResources], FeatureModel]
     run: RunFolder | None
 
@@ -176,9 +175,8 @@ def _logits_filler(found: _Found, images: Images, workspace: Workspace) -> Store
     the files, and what a killed command has finished is not computed again.
     """
     model = found.model
-    provenance = sha256_json([found.provenance, found.features])
     description = describe_store(
-        provenance=sha256_json(["logits", provenance]),
+        provenance=found.provenance,
         images=images,
         preprocess=model.preprocess,
         augment=None,
@@ -212,24 +210,25 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Fou
         job = baseline_job(loaded, workspace)
         if not job.method.trainable_parameters():
             features = features_provenance(job.setup, hash_trained(job.method))
+            provenance = sha256_json(["logits", job.provenance(), features])
             opens = partial(_open_untrained, loaded, workspace.root.absolute())
-            return _Found(job.model(), job.provenance(), features, opens, None)
+            return _Found(job.model(), provenance, opens, None)
         run = finished_run(workspace.root, job.key()) or _train(job)
     model = load_run(run, workspace)
+    provenance = sha256_json(["logits", model.vectors.provenance, model.features_provenance])
     of = run.path.absolute(), model.class_names, workspace.root.absolute()
-    opens = partial(_open_trained, *of)
-    return _Found(model, model.vectors.provenance, model.features_provenance, opens, run)
+    return _Found(model, provenance, partial(_open_trained, *of), run)
 
 
-def _open_untrained(loaded: LoadedRecipe, root: Path, share: WorkerResources) -> AnsweringModel:
-    setup = open_role(loaded, "baseline", root, share)
+def _open_untrained(loaded: LoadedRecipe, root: Path, resources: WorkerResources) -> AnsweringModel:
+    setup = set_up_role(loaded, "baseline", workspace_of(root, resources))
     return AnsweringModel(MethodModel(setup, setup.build()))
 
 
 def _open_trained(
-    run: Path, names: Sequence[str], root: Path, share: WorkerResources
+    run: Path, names: Sequence[str], root: Path, resources: WorkerResources
 ) -> AnsweringModel:
-    return AnsweringModel(open_run(run, names, root, share))
+    return AnsweringModel(load_run(RunFolder.open(run), workspace_of(root, resources), names=names))
 
 
 def _train(job: Job) -> RunFolder:

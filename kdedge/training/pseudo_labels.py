@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def train_rounds(
     sums = {
         name: sum(getattr(one, name) for one in results) for name in ("epochs", "steps", "seconds")
     }
-    return {"training": replace(results[-1], **sums).to_dict(), "rounds": rounds}
+    return {"training": asdict(replace(results[-1], **sums)), "rounds": rounds}
 
 
 def job_of_round(job: Job, labels: dict[int, int]) -> Job:

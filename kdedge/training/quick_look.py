@@ -1,8 +1,8 @@
-"""What takes seconds, beside a teacher that is trained for an hour: is it worth its training?
+"""Cheap baselines on the teacher's labeled images, to find a teacher that did not learn.
 
-On the labeled images: zero-shot CLIP, the same in balance, and a ridge regression by leave-one-out
-(`methods/ridge.py`), as means over classes. A trained teacher that ends below one of them on the
-images that it was trained on did not learn.
+They take seconds: zero-shot CLIP, the same in balance, and a ridge regression by leave-one-out
+(`methods/ridge.py`), as means over classes. A trained teacher did not learn if it ends below one of
+them on the images that it was trained on.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ def quick_look(job: Job) -> dict[str, float]:
 
 
 def save_baselines(run: RunFolder, look: dict[str, float]) -> None:
-    """Keeps what `quick_look` found in the run of the teacher that was trained after it."""
+    """Writes the result of `quick_look` to the run of the teacher that was trained after it."""
     if look:
         write_json(run.path / _FILE, look)
 
 
 def compare_with_baselines(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
-    """`quick_look`, with the trained teacher's own accuracy as `trained`; kept in its run.
+    """The result of `quick_look` and the trained teacher's own accuracy, as `trained`.
 
     Args:
-        run: the teacher's; another student of it reads what is there.
+        run: the teacher's, where both are written; its next student reads them.
         job: the teacher's.
         model: the trained teacher.
     """

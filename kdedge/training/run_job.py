@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -281,7 +282,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         identity={"key": group.on_rank0(lambda: run.read_provenance().key)},
         group=group,
     )
-    return {"training": result.to_dict()}
+    return {"training": asdict(result)}
 
 
 def _record_images(run: RunFolder, job: Job) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ import torch
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
-from kdedge.results import Role
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
@@ -46,14 +45,20 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
             "  Set student.method: promptkd."
         )
     setup = set_up_role(loaded, "student", workspace, choice=choice)
+    assert loaded.recipe.student is not None  # its method was chosen
+    n_views = loaded.recipe.student.views
+    if choice.is_solved and n_views > 1:
+        raise RecipeError(
+            f"student.views is {n_views}, but {choice.name} learns from each image once, prepared"
+            " as in evaluation.\n"
+            "  Set student.views: 1."
+        )
     teacher = loaded.recipe.teacher
     if teacher is not None and teacher.is_trained:
         trained = teacher_setup(loaded, workspace)
         check_teaches(trained, setup)
-        spec = loaded.recipe.student
         # A stored answer is the teacher's to the image as it prepares it
-        is_stored = choice.is_solved and spec is not None and spec.views > 0
-        check_sizes(*([setup] if is_stored else [trained, setup]))
+        check_sizes(*([setup] if choice.is_solved and n_views else [trained, setup]))
     else:
         check_sizes(setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
@@ -115,9 +120,9 @@ def file_teacher(student: Job) -> FileTeacher | None:
             "  Leave student.views out."
         )
     held_out = RecipeData(recipe, setup.classes, setup.workspace).held_out()
-    beside = () if held_out is None else held_out.indices
+    further = () if held_out is None else held_out.indices
     images = student.training_images
-    pool = images.only(sorted({*images.indices, *beside}))
+    pool = images.only(sorted({*images.indices, *further}))
     return FileTeacher(recipe.teacher.file, setup.classes, pool)
 
 
@@ -209,6 +214,10 @@ def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
         n_views=n_stored_views(recipe, setup.choice),
         digests=images.digests,
     )
+    opens = None
+    if isinstance(teacher.model, RunModel):  # another process can open it
+        run, root = teacher.model.run.path.absolute(), setup.workspace.root.absolute()
+        opens = partial(_open_prepared, setup.loaded, run, setup.classes.names, root)
     return StoreFiller(
         store=store,
         teacher=asked,
@@ -216,42 +225,22 @@ def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
         augment=augment,
         precision=optim.precision,
         n_workers=optim.n_workers,
-        opens=_opens(teacher, setup),
+        opens=opens,
         workers=setup.workspace.workers,
         group=setup.workspace.group,
     )
 
 
-def _opens(
-    teacher: ModelTeacher, student: RoleSetup
-) -> Callable[[WorkerResources], FeatureModel] | None:
-    """Opens a student's teacher in another process; None where it is not trained."""
-    if not isinstance(teacher.model, RunModel):
-        return None
-    run, root = teacher.model.run.path.absolute(), student.workspace.root.absolute()
-    return partial(_open_prepared, student.loaded, run, student.classes.names, root)
-
-
 def _open_prepared(
-    loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, share: WorkerResources
+    loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, resources: WorkerResources
 ) -> FeatureModel:
-    student, teacher = open_role(loaded, "student", root, share), open_run(run, names, root, share)
-    if student.choice.is_solved:
-        return teacher
-    return teacher_for(student.backbone, teacher)
+    workspace = workspace_of(root, resources)
+    teacher = load_run(RunFolder.open(run), workspace, names=names)
+    student = set_up_role(loaded, "student", workspace)
+    return teacher if student.choice.is_solved else teacher_for(student.backbone, teacher)
 
 
-def workspace_of(root: Path, share: WorkerResources) -> Workspace:
+def workspace_of(root: Path, resources: WorkerResources) -> Workspace:
     """A worker's own workspace, on its share of the machine."""
-    torch.set_num_threads(share.n_cores)
-    return Workspace(root, choose_device(share.device))
-
-
-def open_role(loaded: LoadedRecipe, role: Role, root: Path, share: WorkerResources) -> RoleSetup:
-    """One of a recipe's models, as the recipe describes it."""
-    return set_up_role(loaded, role, workspace_of(root, share))
-
-
-def open_run(run: Path, names: Sequence[str], root: Path, share: WorkerResources) -> RunModel:
-    """A finished run as a model of a class list."""
-    return load_run(RunFolder.open(run), workspace_of(root, share), names=names)
+    torch.set_num_threads(resources.n_cores)
+    return Workspace(root, choose_device(resources.device))

@@ -11,7 +11,7 @@ from typing import Generic, Literal, Protocol, TypeVar, get_args
 from kdedge.errors import RecipeError
 
 EngineName = Literal["local", "ray"]
-"""Who does the pieces: this process, or the workers of a Ray cluster."""
+"""What executes pieces of work: this process, or the workers of a Ray cluster."""
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
@@ -51,11 +51,11 @@ class Work(Generic[Piece, Result]):
 
 
 class Workers(Protocol):
-    """Who does the pieces."""
+    """Executors of pieces of work."""
 
     @property
     def are_local(self) -> bool:
-        """Whether this process does the pieces, with what it has loaded."""
+        """Whether this process executes the pieces, with what it has loaded."""
         ...
 
     def run(self, pieces: Sequence[Piece], work: Work[Piece, Result]) -> Iterator[Result]:
@@ -72,7 +72,7 @@ class Workers(Protocol):
 
 
 class LocalWorkers:
-    """Does the pieces in this process, one after the other."""
+    """Executes pieces in this process, one after the other."""
 
     are_local = True
 
@@ -82,7 +82,6 @@ class LocalWorkers:
 
 
 LOCAL: Workers = LocalWorkers()
-"""No other process does any piece."""
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
 from kdedge import __version__
@@ -56,8 +55,8 @@ class _Attempts:
 class _Worker:
     """Does single pieces. Ray Data makes one in each process that it starts."""
 
-    def __init__(self, work: Any, attempts: Any, share: WorkerResources, version: str) -> None:
-        self._work, self._attempts, self._share = work, attempts, share
+    def __init__(self, work: Any, attempts: Any, resources: WorkerResources, version: str) -> None:
+        self._work, self._attempts, self._resources = work, attempts, resources
         self._version = version
         self._do: DoPieces[Any, Any] | None = None
 
@@ -89,32 +88,28 @@ class _Worker:
                 )
             elsewhere, paths = _ray().get(self._work)
             for path in paths:
-                _check_sees(path)
-            self._do = elsewhere(self._share)
+                if not path.exists():
+                    raise SetupError(
+                        f"{path} does not exist on a node of the Ray cluster.\n"
+                        "  Put images, runs, weights and recipes on a file system that all nodes"
+                        " see under the same paths."
+                    )
+            self._do = elsewhere(self._resources)
         return self._do
-
-
-def _check_sees(path: Path) -> None:
-    if not path.exists():
-        raise SetupError(
-            f"{path} does not exist on a node of the Ray cluster.\n"
-            "  Put images, runs, weights and recipes on a file system that all nodes see under the"
-            " same paths."
-        )
 
 
 class RayWorkers:
     """The workers of a Ray cluster.
 
     Args:
-        share: what each of them gets of its node.
+        resources: what each of them gets of its node.
         n_workers: the largest number of them.
     """
 
     are_local = False
 
-    def __init__(self, share: WorkerResources, n_workers: int) -> None:
-        self._share, self._n_workers = share, n_workers
+    def __init__(self, resources: WorkerResources, n_workers: int) -> None:
+        self._resources, self._n_workers = resources, n_workers
 
     def run(self, pieces: Sequence[Piece], work: Work[Piece, Result]) -> Iterator[Result]:
         """See `kdedge.workers.Workers`."""
@@ -133,10 +128,10 @@ class RayWorkers:
                 override_num_blocks=len(pieces),
             ).map(
                 _Worker,
-                fn_constructor_args=(packed, attempts, self._share, __version__),
+                fn_constructor_args=(packed, attempts, self._resources, __version__),
                 compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=n, max_size=n),
-                num_cpus=self._share.n_cores,
-                num_gpus=int(self._share.device == "cuda"),
+                num_cpus=self._resources.n_cores,
+                num_gpus=int(self._resources.device == "cuda"),
             )
             for row in _rows_of(rows):
                 found = pickle.loads(row["found"])  # noqa: S301 - of a worker of this command
@@ -242,7 +237,9 @@ def _connect(ray: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     address = os.environ.get("RAY_ADDRESS", "")
     try:
-        _check_listens(address)
+        host, _, port = address.rpartition(":")
+        if host and port.isdigit() and "/" not in host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises plain ones, too, such as on a busy machine
         otherwise = (
@@ -256,13 +253,6 @@ def _connect(ray: Any) -> None:
         ) from error
     _keep_handler(before)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _check_listens(address: str) -> None:
-    """Raises OSError where nothing listens at HOST:PORT: Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 def _workers(ray: Any, device: str | None) -> RayWorkers:
@@ -287,7 +277,7 @@ def _workers(ray: Any, device: str | None) -> RayWorkers:
 
 @contextlib.contextmanager
 def _quiet_context() -> Iterator[None]:
-    """Context with Ray Data's settings: order kept, no bars or messages beside kdedge's own."""
+    """Context with Ray Data's settings: order kept, no bars or messages but kdedge's own."""
     data = _ray().data
     context = data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True

@@ -123,4 +123,4 @@ def test_a_distillation_leaves_threads_and_heap_as_they_were(
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
         np.ones(1 << 24)  # 128 MiB, which the kernel clears each time
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults > 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults > 200  # huge pages

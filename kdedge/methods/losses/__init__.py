@@ -129,7 +129,7 @@ _LOSSES = Plugins(
 
 
 def list_losses() -> tuple[str, ...]:
-    """Names of all losses, sorted: kdedge's own and those of installed packages."""
+    """Names of all losses, sorted: kdedge's own and installed packages'."""
     return _LOSSES.names()
 
 
@@ -187,7 +187,7 @@ class ChosenLosses(BaseModel):
 
 @cache
 def chosen_losses_model() -> type[ChosenLosses]:
-    """The model with one field per loss: kdedge's own losses and those of installed packages.
+    """The model with one field per loss: kdedge's own losses and installed packages'.
 
     An installed package's loss that cannot be loaded is an error only if it is chosen.
     """

@@ -80,7 +80,7 @@ _METHODS = Plugins(
 
 
 def list_methods() -> tuple[str, ...]:
-    """Names of all methods, sorted: kdedge's own and those of installed packages."""
+    """Names of all methods, sorted: kdedge's own and installed packages'."""
     return _METHODS.names()
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.errors import DataError, RecipeError
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"e(\d+)-s(\d+)\.safetensors")
 _N_KEPT = 2
 _FORMAT = "kdedge-checkpoint-1"
@@ -172,7 +172,7 @@ def load_newest(folder: Path) -> TrainingState | None:
         try:
             state = load_checkpoint(path)
         except DamagedCheckpoint as error:
-            _LOG.warning("%s Using the checkpoint before it.", error)
+            log.warning("%s Using the checkpoint before it.", error)
             path.replace(path.with_name(path.name + ".damaged"))
         else:
             _tidy(folder)

@@ -72,7 +72,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def lr_factors(method: BaseMethod, settings: OptimSettings) -> dict[nn.Parameter, float]:
     """Factors of the learning rate with `layer_decay`: decay ** (number of layers above).
 
-    Source: BEiT (arXiv:2106.08254, section 3.1). Empty without `layer_decay`.
+    Source: BEiT (arXiv:2106.08254, section 3.1). Empty if `layer_decay` is not set.
 
     Raises:
         RecipeError: `layer_decay` is set, but no layer of an image encoder is trained.

@@ -1,7 +1,7 @@
 """One training step: forward pass, backward pass, gradient clipping, optimizer step.
 
 If memory runs out, the step is repeated with half as many images at a time in the image encoder,
-and all later steps use that number. Gradients stay those of the whole batch (see
+and all later steps use that number. Gradients are still of the whole batch (see
 `methods.supervised.encode_images`). Several processes do not change it: they have
 `optim.micro_batch` as a number.
 """
@@ -26,7 +26,7 @@ from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer, set_learning_rate
 from kdedge.training.loop.precision import Precision
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Stepper:
         now = min(self.micro_batch or largest, largest)
         if not is_out_of_memory(error) or now == 1 or not self._can_halve:
             raise error
-        _LOG.warning(
+        log.warning(
             "Memory ran out with %d images at a time. Continuing with %d, which gives the same"
             " gradients but is slower.\n"
             "  Set optim.micro_batch: %d to start with that number.",

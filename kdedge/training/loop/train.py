@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ from kdedge.training.loop.selection import (
 )
 from kdedge.training.loop.step import Stepper, diverged
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Batches = Callable[[int, int], Generator[Batch, None, None]]
 """(epoch from 1, first step from 0) -> the batches from there on, to the end of the last epoch."""
@@ -92,12 +92,7 @@ class StopSignals:
                 self._before[signum] = signal.signal(signum, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             # None: a handler that was not set from Python and cannot be restored
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
@@ -170,7 +165,7 @@ class Training:
                 f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
                 "  Delete the newest one to resume from the one before it, or start a new run."
             ) from error
-        _LOG.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
+        log.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
 
     def _take_up(self, state: TrainingState) -> None:
         self._method.module.load_state_dict(state.module)
@@ -216,13 +211,13 @@ class Training:
         self._saved = time.monotonic()
 
     def run_epoch(
-        self, batches: Iterator[Batch], *, stop: StopSignals, log: MetricsLog | None
+        self, batches: Iterator[Batch], *, stop: StopSignals, metrics: MetricsLog | None
     ) -> None:
         """Takes the steps that are left in this epoch."""
         self._method.module.train()
         try:
             while self.step < self._n_steps:
-                self._take_step(next(batches), log=log)
+                self._take_step(next(batches), metrics=metrics)
                 self.check_stop(stop)
                 is_due = time.monotonic() - self._saved >= self._settings.checkpoint_every_s
                 if is_due and self.step < self._n_steps:
@@ -234,7 +229,9 @@ class Training:
             # perhaps in the middle of a step: what is saved must be older
             raise self._interrupted(stop.received) from error
 
-    def close_epoch(self, validate: Callable[[], float] | None, *, log: MetricsLog | None) -> None:
+    def close_epoch(
+        self, validate: Callable[[], float] | None, *, metrics: MetricsLog | None
+    ) -> None:
         """Ends an epoch: averaging, validation, the epoch's line in the log."""
         self._check_parameters()
         self._final_loss = self._loss_sum / self._n_steps
@@ -243,12 +240,15 @@ class Training:
             self._average.add(self._parameters, epoch=self.epoch)
         if self._settings.selection != "last":
             assert validate is not None
-            with self._kept_weights():
+            moving, module = self._moving, self._method.module
+            with moving.in_place_of(module) if moving else contextlib.nullcontext():
                 figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
-                figures["averaged_validation_percent"] = self._consider_average(validate)
-        if log is not None:
-            log.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
+                # It stays in the module: `keep` loads the best weights
+                self._average.copy_to(self._parameters)
+                figures["averaged_validation_percent"] = self._consider(validate, epoch=None)
+        if metrics is not None:
+            metrics.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
         self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
 
     def check_stop(self, stop: StopSignals) -> None:
@@ -282,7 +282,7 @@ class Training:
             validation_percent=self._best.score,
         )
 
-    def _take_step(self, batch: Batch, *, log: MetricsLog | None) -> None:
+    def _take_step(self, batch: Batch, *, metrics: MetricsLog | None) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
         self._last_keys = batch.all_keys
         figures = self._stepper.take(
@@ -292,8 +292,8 @@ class Training:
         if self._moving is not None:
             self._moving.update(self._method.module, step=self.n_done)
         self._loss_sum += figures.loss
-        if log is not None:
-            log.step(
+        if metrics is not None:
+            metrics.step(
                 epoch=self.epoch,
                 step=self.n_done,
                 lr=lr,
@@ -302,12 +302,6 @@ class Training:
                 n_images=batch.n_images,
                 is_last=self.step == self._n_steps,
             )
-
-    def _kept_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Context manager: the module has the weights that would be kept from this epoch."""
-        if self._moving is None:
-            return contextlib.nullcontext()
-        return self._moving.in_place_of(self._method.module)
 
     @torch.no_grad()
     def _consider(self, validate: Callable[[], float], *, epoch: int | None) -> float:
@@ -318,13 +312,6 @@ class Training:
             score = self._group.on_rank0(lambda: float(validate()))
         self._best.consider(module, score=score, epoch=epoch)
         return score
-
-    @torch.no_grad()
-    def _consider_average(self, validate: Callable[[], float]) -> float:
-        """Validates the average, and leaves it in the module: `keep` loads the best weights."""
-        assert self._average is not None
-        self._average.copy_to(self._parameters)
-        return self._consider(validate, epoch=None)
 
     def _check_parameters(self) -> None:
         """Checks that parameters are finite, so that no checkpoint holds unusable values."""
@@ -409,19 +396,19 @@ def train(
     )
     training.resume()
     if training.epoch > settings.epochs:
-        _LOG.info("%s is already trained: nothing to do.", run.path)
+        log.info("%s is already trained: nothing to do.", run.path)
         return training.keep()
     if group.on_rank0(lambda: run.is_finished):
         raise DataError(
             f"{run.path} is finished, but its last checkpoint is missing.\n"
             f"  Its weights are in {run.weights.name}; start a new run to train again."
         )
-    with StopSignals() as stop, training.open_log() as log:
+    with StopSignals() as stop, training.open_log() as metrics:
         training.save()
         with contextlib.closing(batches(training.epoch, training.step)) as remaining:
             while training.epoch <= settings.epochs:
-                training.run_epoch(remaining, stop=stop, log=log)
-                training.close_epoch(validate, log=log)
+                training.run_epoch(remaining, stop=stop, metrics=metrics)
+                training.close_epoch(validate, metrics=metrics)
                 training.save()
                 training.check_stop(stop)
     training.check_stop(stop)  # a signal may arrive while the log closes

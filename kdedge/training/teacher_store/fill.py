@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -188,8 +188,9 @@ class StoreFiller:
     @property
     def _work(self) -> Work[Chunk, Chunk]:
         """Chunks as pieces, which are results, too."""
-        of = self.store, self.source, self.augment, self.precision, self.n_workers, self.opens
-        elsewhere = functools.partial(_fill_elsewhere, *of)
+        # The other process opens the model itself
+        without = replace(self, teacher=None, workers=LOCAL, group=SINGLE_PROCESS)  # type: ignore[arg-type]
+        elsewhere = functools.partial(_fill_elsewhere, without)
         return Work(self.compute, elsewhere, (self.store.path.absolute(),))
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -288,22 +289,14 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
         )
 
 
-def _fill_elsewhere(
-    store: TeacherStore,
-    source: ImageSource,
-    augment: Augmentation | None,
-    precision: PrecisionName,
-    n_workers: int | Literal["auto"],
-    opens: Callable[[WorkerResources], FeatureModel] | None,
-    share: WorkerResources,
-) -> DoPieces[Chunk, Chunk]:
+def _fill_elsewhere(filler: StoreFiller, resources: WorkerResources) -> DoPieces[Chunk, Chunk]:
     """`StoreFiller.compute` in another process, with the model opened there.
 
     Raises:
         SetupError: it does not see the images.
     """
-    assert opens is not None  # only a model that can be opened again is used elsewhere
-    first = store.indices[0]
+    assert filler.opens is not None  # only a model that can be opened again is used elsewhere
+    source, first = filler.source, filler.store.indices[0]
     try:
         source.read(first)
     except UnusableImage as error:
@@ -311,6 +304,7 @@ def _fill_elsewhere(
             f"{source.items[first].key}: {error.reason}, but the command has read this image.\n"
             "  Put the images on a file system that all nodes see under the same paths."
         ) from error
+    n_workers = filler.n_workers
     if n_workers == "auto":
-        n_workers = min(MAX_WORKERS, share.n_cores - 1)
-    return StoreFiller(store, opens(share), source, augment, precision, n_workers).compute
+        n_workers = min(MAX_WORKERS, resources.n_cores - 1)
+    return replace(filler, teacher=filler.opens(resources), n_workers=n_workers).compute
