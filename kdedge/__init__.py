@@ -21,7 +21,10 @@ def __getattr__(name: str) -> object:
         return sorted([*homes, "__version__"])
     if name not in homes:
         raise AttributeError(f"module 'kdedge' has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(homes[name]), name)
+    try:
+        globals()[name] = value = getattr(import_module(homes[name]), name)
+    except ModuleNotFoundError as error:  # a class that only a call with torch or uvicorn returns
+        raise AttributeError(f"kdedge.{name} needs {error.name}, which is missing") from error
     return value
 
 

@@ -13,20 +13,21 @@ from kdedge.api.artifact import (
 from kdedge.api.bench import bench as bench, check_speed as check_speed
 from kdedge.api.compare import Comparison as Comparison, compare as compare
 from kdedge.api.data import (
+    BenchmarkSet as BenchmarkSet,
     fetch_set as fetch_set,
     list_sets as list_sets,
     open_set as open_set,
     scan_images as scan_images,
     verify_set as verify_set,
 )
-from kdedge.api.demo import demo as demo
+from kdedge.api.demo import Demo as Demo, demo as demo
 from kdedge.api.evaluate import evaluate as evaluate, report as report
 from kdedge.api.export import export as export
 from kdedge.api.model import LoadedModel as LoadedModel, load as load
 from kdedge.api.predict import Predictions as Predictions, predict as predict
 from kdedge.api.run import Run as Run, list_runs as list_runs, open_run as open_run
 from kdedge.api.serve import serve as serve, watch as watch
-from kdedge.api.suite import run_suite as run_suite
+from kdedge.api.suite import SuiteResult as SuiteResult, run_suite as run_suite
 from kdedge.api.train import (
     check as check,
     distill as distill,
@@ -37,8 +38,12 @@ from kdedge.api.train import (
     teach as teach,
     train as train,
 )
-from kdedge.config.load import load_recipe as load_recipe
+from kdedge.config.load import LoadedRecipe as LoadedRecipe, load_recipe as load_recipe
 from kdedge.config.recipe import Recipe as Recipe
+from kdedge.data.fetch import Fetched as Fetched
+from kdedge.data.survey import Survey as Survey
+from kdedge.data.verify import Verification as Verification
+from kdedge.deploy.client import ClientCheck as ClientCheck
 from kdedge.errors import (
     CellsFailed as CellsFailed,
     DataError as DataError,
@@ -47,11 +52,28 @@ from kdedge.errors import (
     InUseError as InUseError,
     Interrupted as Interrupted,
     KdedgeError as KdedgeError,
+    MissingPackage as MissingPackage,
     RecipeError as RecipeError,
     ResourceError as ResourceError,
     SetupError as SetupError,
 )
+from kdedge.inference.lines import (
+    ClassScore as ClassScore,
+    NonFiniteLogits as NonFiniteLogits,
+    Prediction as Prediction,
+    UnreadableImage as UnreadableImage,
+)
 from kdedge.progress import progress_to as progress_to
+from kdedge.results import EvalResult as EvalResult, UnlabeledResult as UnlabeledResult
+from kdedge.runs.provenance import Provenance as Provenance
+from kdedge.runtime.artifact import Artifact as Artifact
+from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
+from kdedge.serving.server import Server as Server
+from kdedge.setup.new_recipe import NewRecipe as NewRecipe
+from kdedge.speed_results import SpeedResult as SpeedResult
+from kdedge.training.label_pool import LabeledPool as LabeledPool
+from kdedge.training.preflight import Preflight as Preflight
+from kdedge.training.teacher_store.store import TeacherStore as TeacherStore
 
 __version__: str
 __all__: list[str]

@@ -24,15 +24,22 @@ import difflib
 import signal
 from collections.abc import Iterable
 from contextvars import ContextVar
+from typing import Any
 
 OVERRIDE = ContextVar("kdedge_override", default="overrides: ")
 """How messages name a key that a caller has overridden: `--set KEY` on a command line."""
 
 
 class KdedgeError(Exception):
-    """An error that its message explains completely; it is shown without a traceback."""
+    """An error that its message explains completely; it is shown without a traceback.
+
+    Attributes:
+        result: what the call would have returned, if it was there before the error: measurements
+            that are slower than a baseline, an artifact whose file missed a gate. Else None.
+    """
 
     exit_code = 1
+    result: Any = None
 
 
 class RecipeError(KdedgeError):

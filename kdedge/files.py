@@ -16,7 +16,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from kdedge.errors import (
     os_reason,
 )
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
@@ -79,6 +78,8 @@ _UNSUPPORTED = frozenset(
 )
 """Error codes of network and FAT file systems for calls that they do not support."""
 
+_WARNED: set[str] = set()
+
 
 @contextlib.contextmanager
 def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
@@ -93,17 +94,9 @@ def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _warn_once(_mount_point(path), otherwise)
-
-
-@cache
-def _warn_once(mount: str, otherwise: str) -> None:
-    _LOG.warning("The file system of %s is limited: %s.", mount, otherwise)
-
-
-def _mount_point(path: Path) -> str:
-    place = path.absolute()
-    return next(str(above) for above in (place, *place.parents) if above.is_mount())
+        if otherwise not in _WARNED:
+            _WARNED.add(otherwise)
+            log.warning("The file system of %s is limited: %s.", path.absolute(), otherwise)
 
 
 def set_mode(path: Path, mode: int) -> None:
@@ -130,7 +123,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             sync(file.fileno(), path.parent)
         set_mode(temporary, 0o644)
         temporary.replace(path)
-    except BaseException as error:  # Ctrl-C must not leave a half-written file beside the old one
+    except BaseException as error:  # Ctrl-C must not leave a half-written file next to the old one
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -163,9 +156,7 @@ def new_file(path: Path) -> Iterator[None]:
     try:
         path.touch(exist_ok=False)
     except FileExistsError as error:
-        raise RecipeError(
-            f"{path} exists, and nothing is overwritten.\n  Name another file."
-        ) from error
+        raise already_exists(path) from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecipeError(
             f"{path} cannot be written: the folder {path.parent} does not exist.\n"
@@ -180,13 +171,15 @@ def new_file(path: Path) -> Iterator[None]:
             path.unlink()
 
 
-def refuse_existing(path: Path) -> None:
-    """Raises DataError if the file exists."""
-    if path.exists() or path.is_symlink():
-        raise DataError(
-            f"{path} exists, and nothing is overwritten.\n"
-            "  Delete it if you do not need it, and run the command again."
-        )
+def already_exists(path: Path, kind: type[KdedgeError] = RecipeError) -> KdedgeError:
+    """Returns the error for a new file or folder that is there already."""
+    return kind(f"{path} exists, and nothing is overwritten.\n  Move it away, or name another one.")
+
+
+def refuse_existing(path: Path, kind: type[KdedgeError] = RecipeError) -> None:
+    """Raises the error for a file or folder that exists."""
+    if os.path.lexists(path):
+        raise already_exists(path, kind)
 
 
 def sync(descriptor: int, path: Path) -> None:
@@ -372,8 +365,8 @@ def new_folder(
         InUseError: another process makes it.
         ResourceError: it cannot be written.
     """
-    if not is_numbered and os.path.lexists(folder):
-        raise _exists(folder)
+    if not is_numbered:
+        refuse_existing(folder)
     above = folder if is_numbered else folder.parent
     part = above / f".{folder.name}.part-{secrets.token_hex(4)}"
     final: list[Path] = []
@@ -404,14 +397,8 @@ def _rename(part: Path, folder: Path) -> Path:
         return part.rename(folder)  # onto an empty folder, or a free name
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:  # made meanwhile
-            raise _exists(folder) from error
+            raise already_exists(folder) from error
         raise
-
-
-def _exists(folder: Path) -> RecipeError:
-    return RecipeError(
-        f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
-    )
 
 
 @contextlib.contextmanager
@@ -562,3 +549,8 @@ def _holder(descriptor: int) -> str:
         return f"pid {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "pid unknown"
+
+
+def printable(name: str) -> str:
+    """Returns a file name as valid UTF-8; file names may be other bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -10,7 +10,7 @@ from typing import Any
 from kdedge.errors import KdedgeError
 from kdedge.methods import registry
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def doctor() -> dict[str, Any]:
@@ -68,29 +68,23 @@ def _loaded_methods(effect: str) -> dict[str, ModuleType]:
             remedy = str(error).partition("\n")[2].strip()
             problems.setdefault(remedy if is_missing and remedy else str(error), []).append(name)
     for problem, names in problems.items():
-        _LOG.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
+        log.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
     return modules
 
 
 def describe(module: ModuleType) -> dict[str, Any]:
     """A method's declared facts, and the losses that its settings can name, if any."""
+    from kdedge.methods.losses import ChosenLosses
+
     declared = module.METHOD
-    losses = _losses(module)
-    return {
+    facts = {
         "label": declared.label,
         "paper": declared.paper,
         "about": (module.__doc__ or "").partition("\n")[0],
         **asdict(declared.data_needs),
-        **({"losses": losses} if losses else {}),
     }
-
-
-def _losses(module: ModuleType) -> dict[str, str]:
-    """Names and first lines of the losses that a method's settings can name."""
-    from kdedge.methods.losses import ChosenLosses
-
     field = module.Settings.model_fields.get("losses")
     kind = None if field is None else field.annotation
-    if not (isinstance(kind, type) and issubclass(kind, ChosenLosses)):
-        return {}
-    return {name: str(one.description) for name, one in kind.model_fields.items()}
+    if isinstance(kind, type) and issubclass(kind, ChosenLosses):
+        facts["losses"] = {name: str(one.description) for name, one in kind.model_fields.items()}
+    return facts

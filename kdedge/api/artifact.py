@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from kdedge.api.evaluate import run_argument
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import highest_number
 from kdedge.runs.find import find_run, newest
+from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here
 from kdedge.setup.packages import need_training_packages
@@ -100,19 +100,19 @@ def write_browser(source: Any, folder: str | Path, *, precision: Precision | Non
 
 
 def artifact_folder(source: Any, root: str | Path | None = None) -> Path:
-    """The artifact that an argument means: the folder itself, or the newest artifact of a run.
+    """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
 
     Args:
         source: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`, or
             a recipe's name for its newest finished run with an artifact.
-        root: folder of all runs; None for the environment's KDEDGE_RUNS, or else `runs`.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Raises:
         DataError: there is none.
     """
     path = Path(getattr(source, "path", source)).expanduser()
     path = path.parent if path.name == FILE_NAME else path
-    named = Path(root or os.environ.get("KDEDGE_RUNS") or "runs") / path
+    named = runs_folder(root) / path
     for folder in (path, named):
         if (folder / FILE_NAME).is_file():
             return folder
@@ -152,13 +152,7 @@ def write_smoke_images(
     return write_images(open_artifact(source), Path(folder), pictures=pictures)
 
 
-def verify_client(
-    source: Any,
-    answers: str | Path,
-    *,
-    file: str | None = None,
-    show: Callable[[ClientCheck], object] = lambda _: None,
-) -> ClientCheck:
+def verify_client(source: Any, answers: str | Path, *, file: str | None = None) -> ClientCheck:
     """Checks that a program classifies the images of an artifact's smoke set as the artifact does.
 
     `write_smoke_images` writes the images. The program's answers are a file with a line such as
@@ -170,13 +164,13 @@ def verify_client(
         answers: the file of answers.
         file: the model file that the program ran; None for `model.image.onnx` if there is one, and
             else `model.onnx`.
-        show: called with the result, before an error of an answer that differs is raised.
 
     Returns:
         The largest differences.
 
     Raises:
-        GateError: an answer differs, or the file does not have one for each image.
+        GateError: an answer differs (`result` has the check), or the file does not have one for
+            each image.
         RecipeError: the artifact has no such file.
         DataError: there is no artifact or no smoke set, a file has changed since the export, or the
             answers cannot be read.
@@ -193,9 +187,9 @@ def verify_client(
             "\n  Name one of them with --file."
         )
     found = check_answers(artifact, Path(answers), file=ran)
-    show(found)
-    if found.error is not None:
-        raise found.error
+    if (error := found.error) is not None:
+        error.result = found
+        raise error
     return found
 
 
@@ -205,7 +199,7 @@ def change_classes(
     add: str | Sequence[str] = (),
     remove: str | Sequence[str] = (),
     run: Any = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
 ) -> Artifact:
     """Removes classes of an artifact with open classes, and adds new ones at its end.
@@ -218,7 +212,7 @@ def change_classes(
         add: names of new classes. The teacher of `run` makes their vectors.
         remove: names of classes to remove.
         run: the run that the artifact was exported from; needed to add classes.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
@@ -247,7 +241,7 @@ def change_classes(
                 "  Name the run that the artifact was exported from, with --from RUN."
             )
         need_training_packages("Making class vectors")
-        found = find_run(run_argument(run), Path(root), prefer="student")
+        found = find_run(run_argument(run), runs_folder(root, run), prefer="student")
         new = _encode(artifact, found, names[0], names[-len(added) :], device)
         if artifact.none_of_these is not None:
             log.warning(

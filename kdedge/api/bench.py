@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,20 @@ from typing import Any
 from kdedge.api.evaluate import run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.benchmarking.compare import check_comparable, check_regressions
+from kdedge.benchmarking.device import device_sheet
 from kdedge.benchmarking.run import Machine, run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError, ResourceError
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
+from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.machine import QuietWait
 from kdedge.runtime.threads import given_number, set_up_threads
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 AGAINST = ("coop", "cocoop", "promptsrc")
 """Methods whose architectures a run is compared with by default."""
@@ -38,14 +40,14 @@ def bench(
     batches: Sequence[int] = (1, 8, 32, 100),
     seconds: float = 2.0,
     threads: int | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
     calls: int = 20,
     slowest: float = 10.0,
     wait_quiet: float = 0.0,
     output: str | Path | None = None,
-    show: Callable[[SpeedResult], object] = lambda _: None,
-    machine: Machine | None = None,
+    baseline: SpeedResult | str | Path | None = None,
+    max_percent: float = 5.0,
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -58,23 +60,28 @@ def bench(
         batches: images per call.
         seconds: shortest measurement of each model at each batch size.
         threads: CPU threads; None for one per physical core.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
         slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
         wait_quiet: longest time in total to wait until other processes leave the cores, in seconds.
         output: a new file for the measurements; by default `bench/NN.json` in the first run.
-        show: gets the measurements before they are written, and what there is of them on Ctrl-C.
-        machine: what measures power and the load of other processes; None for this machine's.
+        baseline: earlier measurements of this machine, or a file of them, to compare with; it is
+            checked before anything is measured.
+        max_percent: how much longer than the baseline's a median may be, in percent.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
         have no ratio.
 
     Raises:
-        RecipeError: no such run or method, a number is too small, or the file exists.
+        RecipeError: no such run or method, a number is too small, the file exists, or the baseline
+            is another machine's.
         SetupError: torch or the device is missing; artifacts need no torch.
-        ResourceError: the measurements cannot be written.
+        ResourceError: the measurements cannot be written. This error, a GateError and an
+            Interrupted have them as `result`.
+        GateError: a median is longer than the baseline's allows.
+        Interrupted: on Ctrl-C, with what was measured before.
     """
     if calls < 3 or min(batches, default=0) < 1 or not (seconds > 0 and slowest > 0):
         raise RecipeError(
@@ -82,40 +89,50 @@ def bench(
             f" {slowest:g}.\n  Give 3 calls or more, batches of 1 or more, and more than 0 seconds."
         )
     file = None if output is None else Path(output)
+    threads = given_number() if threads is None else threads
+    if baseline is not None:
+        before, where = _read_baseline(baseline)
+        check_comparable(before, device=device_sheet(), n_threads=threads, where=where)
     with contextlib.nullcontext() if file is None else new_file(file):
         wait = QuietWait(wait_quiet, most_percent=MOST_OTHERS_PERCENT)
         wait()  # the load of the machine decides how threads wait
-        threads = given_number() if threads is None else threads
         set_up_threads(threads)
         names = [against] if isinstance(against, str) else against
-        models = Models(Path(root), against=names, device=device, n_threads=threads)
+        models = Models(
+            runs_folder(root, *sources), against=names, device=device, n_threads=threads
+        )
         for source in sources or (None,):
             models.add(run_argument(source))
 
-        def take(result: SpeedResult) -> None:
-            show(result)
-            written = models.write(result, file)
-            if written is not None:
-                _LOG.info("Wrote %s", written)
-
-        result = run_bench(
-            models.subjects,
-            plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
-            batches=tuple(batches),
-            n_threads=threads,
-            left_out=models.left_out,
-            command=shlex.join(["kdedge", *sys.argv[1:]]),
-            when_interrupted=take,
-            machine=replace(machine or Machine(), wait=wait),
-        )
-        take(result)
-        return result
+        try:
+            result = run_bench(
+                models.subjects,
+                plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
+                batches=tuple(batches),
+                n_threads=threads,
+                left_out=models.left_out,
+                command=shlex.join(["kdedge", *sys.argv[1:]]),
+                machine=replace(Machine(), wait=wait),
+            )
+        except Interrupted as error:
+            models.write(error.result, file)
+            raise
+        models.write(result, file)
+    if baseline is not None:
+        try:
+            lines = check_regressions(result, before, max_percent=max_percent, where=where)
+        except KdedgeError as error:
+            error.result = result
+            raise
+        for line in lines:
+            log.info("%s", line)
+    return result
 
 
 def check_speed(
     result: SpeedResult, baseline: SpeedResult | str | Path, *, max_percent: float = 5.0
 ) -> list[str]:
-    """Compares measurements with earlier ones of the same machine.
+    """Compares measurements with earlier ones of the same machine, as `bench(baseline=...)` does.
 
     Args:
         result: a result of `bench`.
@@ -129,22 +146,23 @@ def check_speed(
         GateError: a median is longer than allowed.
         RecipeError: the baseline has another machine or number of threads, or is not a measurement.
     """
-    where = "the baseline" if isinstance(baseline, SpeedResult) else str(baseline)
-    before = baseline if isinstance(baseline, SpeedResult) else read_baseline(Path(baseline))
+    before, where = _read_baseline(baseline)
     check_comparable(
         before, device=result.device, n_threads=result.settings.get("threads"), where=where
     )
     return check_regressions(result, before, max_percent=max_percent, where=where)
 
 
-def read_baseline(path: Path) -> SpeedResult:
-    """Reads earlier measurements to compare with.
+def _read_baseline(baseline: SpeedResult | str | Path) -> tuple[SpeedResult, str]:
+    """Earlier measurements, and their name in messages.
 
     Raises:
         RecipeError: the file has no measurements.
     """
+    if isinstance(baseline, SpeedResult):
+        return baseline, "the baseline"
     try:
-        return read_speed(path)
+        return read_speed(Path(baseline)), str(baseline)
     except DataError as error:
         raise RecipeError(f"--baseline: {error}") from error
 
@@ -168,7 +186,7 @@ class Models:
 
     @property
     def subjects(self) -> list[Subject]:
-        """The models; those of the same name get the path that the user gave as their source."""
+        """The models; of the same name, each gets the path that the user gave as its source."""
         n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
         found = []
         for name, rows in self._groups:
@@ -176,18 +194,22 @@ class Models:
             found += rows if is_alone else [replace(row, source=name) for row in rows]
         return found
 
-    def write(self, result: SpeedResult, output: Path | None) -> Path | None:
-        """Writes the measurements; gives the file, or None where there is no place for one.
+    def write(self, result: SpeedResult, output: Path | None) -> None:
+        """Writes the measurements, if there is a place for them.
 
         Raises:
-            ResourceError: it cannot be written.
+            ResourceError: they cannot be written; it has them as `result`.
         """
+        try:
+            if output is not None:
+                write_json(output, result.to_dict())
+            elif self.run is not None:
+                output = write_new_numbered_json(self.run / "bench", result.to_dict())
+        except ResourceError as error:
+            error.result = result
+            raise
         if output is not None:
-            write_json(output, result.to_dict())
-            return output
-        if self.run is None:
-            return None
-        return write_new_numbered_json(self.run / "bench", result.to_dict())
+            log.info("Wrote %s", output)
 
     def add(self, source: str | None) -> None:
         """Adds a run, an artifact or a file of one; None for the newest finished student."""

@@ -6,14 +6,22 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.predict import AnyPath, Item, images_text, open_inputs, path_list, read_item
+from kdedge.api.predict import (
+    AnyPath,
+    ImageToClassify,
+    images_text,
+    open_inputs,
+    path_list,
+    read_item,
+)
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.evaluation.answers import (
     AnswerComparison,
@@ -22,14 +30,15 @@ from kdedge.evaluation.answers import (
     ModelOutput,
     compare_answers,
 )
-from kdedge.inference.classify import Classifier
-from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, printed_key, visible
+from kdedge.files import printable
+from kdedge.inference.classify import Classifier, ImageInput, Pixels, decoded
+from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, visible
 from kdedge.progress import Advance, progress, working
 from kdedge.runtime.artifact import FILE_NAME, Precision
 from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def compare(
@@ -40,7 +49,6 @@ def compare(
     require_no_worse: bool = False,
     batch: int | None = None,
     threads: int | None = None,
-    show: Callable[[Comparison], object] = lambda _: None,
 ) -> Comparison:
     """Compares what two artifacts answer on the same images.
 
@@ -58,13 +66,12 @@ def compare(
             needs `labels`.
         batch: images per call; by default as many as each artifact takes.
         threads: CPU threads; by default the engine's choice.
-        show: called with what changed, before the error of `require_no_worse` is raised.
 
     Returns:
         What changed.
 
     Raises:
-        GateError: the new one is worse, and `require_no_worse` is set.
+        GateError: the new one is worse, and `require_no_worse` is set; `result` has what changed.
         DataError: there is no artifact, no image can be read, a label is unknown, or the artifacts
             have no class in common.
         RecipeError: an argument is wrong.
@@ -89,15 +96,16 @@ def compare(
             )
         files = [(one.artifact.path / one.file.name).resolve() for one in (first, second)]
         if files[0] == files[1]:
-            _LOG.warning("%s is compared with itself. Name another artifact or file.", files[0])
+            log.warning("%s is compared with itself. Name another artifact or file.", files[0])
         found = _compared(first, second, named, reads_labels=labels, batch=batch)
-    show(found)
-    labeled = found.found.labeled
+    labeled = found.answers.labeled
     if require_no_worse and labeled is not None and labeled.verdict == "worse":
-        raise GateError(
+        error = GateError(
             f"{found.verdict}\n  Accuracy: {accuracies_text(labeled)}."
             " Keep the old one, or train again."
         )
+        error.result = found
+        raise error
     return found
 
 
@@ -112,8 +120,6 @@ def _opened(
         threads: CPU threads.
         precision: of the file, unless one is named.
     """
-    from kdedge.inference.classify import Classifier
-
     path = Path(getattr(source, "path", source)).expanduser()
     with working(f"loading {path}"):
         if path.is_file() and path.name != FILE_NAME:
@@ -221,7 +227,7 @@ class Comparison(Tabled):
     Attributes:
         old: the old artifact's file.
         new: the new one's.
-        found: agreement, changed answers, counts by class, and accuracies where there are labels.
+        answers: agreement, changed answers, counts by class, and accuracies with labels.
         unreadable: images that cannot be read, which are left out.
         without_answer: images for which a model gives NaN or infinity; they count as changed.
     """
@@ -230,32 +236,32 @@ class Comparison(Tabled):
         self,
         old: Compared,
         new: Compared,
-        found: AnswerComparison,
+        answers: AnswerComparison,
         unreadable: Sequence[FailedImage],
         without_answer: Sequence[FailedImage],
     ) -> None:
-        self.old, self.new, self.found = old, new, found
+        self.old, self.new, self.answers = old, new, answers
         self.unreadable, self.without_answer = tuple(unreadable), tuple(without_answer)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         failed = {"unreadable": self.unreadable, "without_answer": self.without_answer}
-        values = self.found.to_dict()
+        values = self.answers.to_dict()
         for one in values["changed"]:
-            one["image"] = printed_key(one["image"])
+            one["image"] = printable(one["image"])
         return {
             "old": dataclasses.asdict(self.old),
             "new": dataclasses.asdict(self.new),
             **values,
             **{
-                name: [{"image": printed_key(x.image), "reason": x.reason} for x in images]
+                name: [{"image": printable(x.image), "reason": x.reason} for x in images]
                 for name, images in failed.items()
             },
         }
 
     def classes_text(self) -> str:
         """How the two class lists differ, in a sentence."""
-        found = self.found
+        found = self.answers
         if not found.only_old and not found.only_new:
             return f"Both have the same {found.n_shared:,} classes."
         parts = [f"Compared on the {found.n_shared:,} classes that both have"]
@@ -270,7 +276,7 @@ class Comparison(Tabled):
         """The changed answers as a header and rows of texts."""
         header = ["image", "old", "score", "new", "score", *(["label"] if self._has_labels else [])]
         rows = []
-        for one in self.found.changed:
+        for one in self.answers.changed:
             cells = [visible(one.image)]
             for answer in (one.old, one.new):
                 score = answer.score_percent
@@ -285,25 +291,25 @@ class Comparison(Tabled):
 
     @property
     def _has_labels(self) -> bool:
-        return self.found.labeled is not None
+        return self.answers.labeled is not None
 
     @property
     def verdict(self) -> str:
         """Whether the new one is as good, in words; empty without labels."""
-        labeled, old, new = self.found.labeled, self.old.precision, self.new.precision
+        labeled, old, new = self.answers.labeled, self.old.precision, self.new.precision
         said = "" if labeled is None else labeled.sentence()
         return said if old == new else f"{said} The old file is {old} and the new one {new}."
 
     @property
     def notes(self) -> list[str]:
         """Which classes were compared, and the verdict where there are labels."""
-        labeled = self.found.labeled
+        labeled = self.answers.labeled
         return [self.classes_text(), *([] if labeled is None else [self.verdict])]
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What was compared, and the figures, each with its name."""
-    found = comparison.found
+    found = comparison.answers
     rows = [
         (name, f"{one.file} ({one.precision}), {one.n_classes:,} classes, on {one.runtime}")
         for name, one in (("old", comparison.old), ("new", comparison.new))
@@ -352,8 +358,8 @@ _MAX_AT_ONCE = 256
 
 
 def classify_with_both(
-    old: Classifier, new: Classifier, items: Iterator[Item], *, batch: int | None = None
-) -> Iterator[tuple[Item, Result, Result]]:
+    old: Classifier, new: Classifier, items: Iterator[ImageToClassify], *, batch: int | None = None
+) -> Iterator[tuple[ImageToClassify, Result, Result]]:
     """Classifies images with two classifiers, in their order: the results of each alone.
 
     Args:
@@ -366,8 +372,21 @@ def classify_with_both(
         RecipeError: an artifact does not take batches of that size.
     """
     sizes = [one.max_batch if batch is None else batch for one in (old, new)]
+    for one, size in zip((old, new), sizes, strict=True):
+        one.check_batch(size)
     both = math.lcm(*sizes)  # so that each gets the batches that it would get alone
-    while chunk := list(islice(items, both if both <= _MAX_AT_ONCE else max(sizes))):
-        images = [(item.key, read_item(item)) for item in chunk]
-        results = (one.classify_many(images, batch=batch) for one in (old, new))
-        yield from zip(chunk, *results, strict=True)
+    step = both if both <= _MAX_AT_ONCE else max(sizes)
+
+    def prepared(image: ImageInput) -> tuple[Pixels, Pixels]:
+        pixels = decoded(image)
+        return old.prepare(pixels), new.prepare(pixels)
+
+    with ThreadPoolExecutor(old.n_decoders, thread_name_prefix="decode") as pool:
+        while chunk := list(islice(items, step)):
+            columns = zip(*pool.map(prepared, map(read_item, chunk)), strict=True)
+            found = []
+            for one, size, pixels in zip((old, new), sizes, columns, strict=True):
+                keyed = list(zip((item.key for item in chunk), pixels, strict=True))
+                batches = (keyed[start : start + size] for start in range(0, len(keyed), size))
+                found.append([x for batch in batches for x in one.classify_batch(batch, top=1)])
+            yield from zip(chunk, *found, strict=True)

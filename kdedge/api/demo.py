@@ -15,12 +15,13 @@ from PIL import Image
 from kdedge.api.bench import AGAINST, Models
 from kdedge.api.evaluate import report
 from kdedge.api.export import export
+from kdedge.api.run import Run
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe
 from kdedge.files import write_atomic, write_new_numbered_json
 from kdedge.inference.pictures import with_answer
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import decode_image
 from kdedge.setup.packages import need_training_packages
@@ -40,14 +41,14 @@ class Demo:
         student: the run of the student in one pass (`methods/ridge.py`), which is exported.
         speed: of the student, its teacher and the baselines.
         picture: test drawings with the student's predictions.
-        artifact: the exported student; None without the extra `export`.
-        page: the report; None without the extra `report`.
+        artifact: the exported student; None if the extra `export` is not installed.
+        page: the report; None if the extra `report` is not installed.
         seconds: how long it took.
     """
 
-    teacher: RunFolder
-    promptkd: RunFolder
-    student: RunFolder
+    teacher: Run
+    promptkd: Run
+    student: Run
     speed: SpeedResult
     picture: Path
     artifact: Artifact | None
@@ -55,11 +56,13 @@ class Demo:
     seconds: float
 
 
-def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool = False) -> Demo:
+def demo(
+    *, root: str | Path | None = None, device: str | None = None, resume: bool = False
+) -> Demo:
     """Trains, exports, measures and reports on built-in drawings with two tiny CLIPs; no download.
 
     Args:
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs.
 
@@ -74,7 +77,7 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     from kdedge.training.distill import distill
 
     began = time.monotonic()
-    root = Path(root)
+    root = runs_folder(root)
     workspace = Workspace(root, choose_device(device))
     teacher, promptkd = distill(load_recipe("demo"), workspace, resume=resume)
     assert teacher is not None  # the recipe names no file
@@ -110,9 +113,9 @@ def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool =
     if _is_installed("matplotlib", "jinja2"):
         # Beside the demo's runs, in place of an earlier demo's
         page = student.path.parent / "report.html"
-        shutil.copyfile(report(student, root=student.root), page)
+        shutil.copyfile(report(student, root=root), page)
     seconds = time.monotonic() - began
-    return Demo(teacher, promptkd, student, speed, picture, artifact, page, seconds)
+    return Demo(Run(teacher), Run(promptkd), Run(student), speed, picture, artifact, page, seconds)
 
 
 def _is_installed(*modules: str) -> bool:
@@ -120,7 +123,7 @@ def _is_installed(*modules: str) -> bool:
 
 
 def _side_by_side(pictures: Sequence[Image.Image]) -> bytes:
-    """One PNG of pictures beside each other."""
+    """One PNG of pictures next to each other."""
     width = sum(picture.width + _GAP_PX for picture in pictures) - _GAP_PX
     canvas = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
     left = 0

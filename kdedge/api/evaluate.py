@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.load import Overrides
-from kdedge.errors import RecipeError, ResourceError
+from kdedge.errors import ResourceError
+from kdedge.files import refuse_existing
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
+from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.setup.packages import need_training_packages
 
@@ -21,7 +23,7 @@ def evaluate(
     run: Any = None,
     *,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
 ) -> EvalResult | UnlabeledResult:
     """Evaluates a finished run on its test images, or on others.
@@ -33,7 +35,7 @@ def evaluate(
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished run; None
             for the newest finished student.
         overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
@@ -46,13 +48,14 @@ def evaluate(
         DataError: images or the run's files cannot be read.
         SetupError: torch, weights or the device is missing.
     """
-    found = find_run(run_argument(run), Path(root))
+    root = runs_folder(root, run)
+    found = find_run(run_argument(run), root)
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run, judge_run
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
-    workspace = Workspace(Path(root), choose_device(device))
+    workspace = Workspace(root, choose_device(device))
     result: EvalResult | UnlabeledResult
     unlabeled = judge_run(found, workspace, overrides=overrides)
     if unlabeled is not None:
@@ -79,7 +82,7 @@ def run_argument(run: Any) -> str | None:
     return None if run is None else str(getattr(run, "path", run))
 
 
-def report(*runs: Any, output: str | Path | None = None, root: str | Path = "runs") -> Path:
+def report(*runs: Any, output: str | Path | None = None, root: str | Path | None = None) -> Path:
     """Writes one HTML page about runs.
 
     It shows the records in the run folders; no model is loaded.
@@ -87,7 +90,7 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path = "run
     Args:
         runs: `Run`s, folders or names; the newest finished student if left out.
         output: the folder to write, which must not exist; `report/NN` in the first run if left out.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         The HTML file.
@@ -100,10 +103,9 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path = "run
     from kdedge.reporting.records import gather
 
     folder = None if output is None else Path(output)
-    if folder is not None and (folder.exists() or folder.is_symlink()):  # before reading runs
-        raise RecipeError(
-            f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
-        )
-    found = [find_run(run_argument(run), Path(root)) for run in runs or (None,)]
+    if folder is not None:
+        refuse_existing(folder)  # before reading runs
+    root = runs_folder(root, *runs)
+    found = [find_run(run_argument(run), root) for run in runs or (None,)]
     records = [gather(run) for run in {run.path.resolve(): run for run in found}.values()]
     return write_report(records, folder)

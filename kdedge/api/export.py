@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ from kdedge.config.load import Overrides
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import held
 from kdedge.runs.find import find_run
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
-from kdedge.runtime.cpu_choice import CpuChoice, check_can_keep, keep_choice
+from kdedge.runtime.cpu_choice import check_can_keep, keep_choice
 from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import check_utf_8, find_target, list_targets
@@ -38,20 +38,14 @@ class Export:
     Attributes:
         artifact: its current state.
         inputs: what only a run's export has; None for an artifact that existed before.
-        gflops: 1e9 operations per image, before and after folding; empty for such an artifact.
         names: files of the artifact that were made or compared; their gates count.
-        written: folders and files that were written.
         failed: errors of what could not be made; the other files stay.
-        choice: the fastest file on this CPU, if it was asked for and could be found.
     """
 
     artifact: Artifact
     inputs: RunInputs | None = None
-    gflops: dict[str, float] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
-    written: list[Path] = field(default_factory=list)
     failed: list[KdedgeError] = field(default_factory=list)
-    choice: CpuChoice | None = None
 
     @property
     def errors(self) -> list[KdedgeError]:
@@ -85,8 +79,8 @@ class Export:
             with self.keeping_errors():
                 check_can_keep(self.artifact)
                 self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
-                self.choice = fastest_on_cpu(self.artifact, not_tried=missing)
-                self.artifact = renew_model_card(keep_choice(self.artifact, self.choice))
+                choice = fastest_on_cpu(self.artifact, not_tried=missing)
+                self.artifact = renew_model_card(keep_choice(self.artifact, choice))
 
     @contextlib.contextmanager
     def keeping_errors(self) -> Iterator[None]:
@@ -97,8 +91,8 @@ class Export:
         except KdedgeError as error:
             self.failed.append(error)
             self.artifact = load_artifact(before.path)
-        if self.artifact != before and before.path not in self.written:
-            self.written.append(before.path)
+        if self.artifact != before:
+            log.info("Wrote %s", before.path)
 
 
 def export(
@@ -113,9 +107,8 @@ def export(
     classes: str | Path | Sequence[str] | None = None,
     output: str | Path | None = None,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
-    show: Callable[[Export], object] = lambda _: None,
 ) -> Artifact:
     """Exports a run for the device, or builds engines from an artifact's ONNX files.
 
@@ -135,15 +128,15 @@ def export(
             may be fewer or in another order; new ones need the teacher's run.
         output: the artifact's folder; `artifacts/NN` in the run if left out.
         overrides: keys of the recipe with other values, such as `{"export.head": "argmax"}`.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
-        show: called with what was made, before an error of some of it is raised.
 
     Returns:
         The artifact: a folder that runs without torch.
 
     Raises:
         GateError: a file misses the recipe's gates. The artifact is kept and marks the file.
+            Whatever the error, its `result` is the artifact, if there is one.
         RecipeError: no such run or target, the output folder exists, or an artifact that exists is
             given options of a run's export.
         DataError: images cannot be read, there are none to calibrate INT8 with, or the artifact's
@@ -187,7 +180,7 @@ def export(
             made = Export(load_artifact(Path(name)))
             made.add(chosen, precisions, cpu=cpu)
         else:
-            run = find_run(name, Path(root), prefer="student")
+            run = find_run(name, runs_folder(root, source), prefer="student")
             trained = _load(run, overrides, classes, device)
             precisions.update(trained.loaded.recipe.export.precisions)
             made = _fold(trained, chosen, precisions, output, cpu=cpu)
@@ -199,15 +192,16 @@ def export(
                     path = write_triton(
                         made.artifact, Path(triton), precision=lowest, built=made.names
                     )
-                    made.written.append(path)
+                    log.info("Wrote %s", path)
                 if browser is not None:
                     path = write_browser(made.artifact, Path(browser), precision=lowest)
-                    made.written.append(path)
-    show(made)
-    for error in made.errors[1:]:
+                    log.info("Wrote %s", path)
+    errors = made.errors
+    for error in errors[1:]:
         log.warning("%s", error)
-    if made.errors:
-        raise made.errors[0]
+    if errors:
+        errors[0].result = made.artifact
+        raise errors[0]
     return made.artifact
 
 
@@ -269,7 +263,7 @@ def _fold(
     pool = trained.images("unlabeled")
     for_cpu: set[Precision] = {"int8"} if cpu and pool is not None and pool.indices else set()
     recipe = trained.loaded.recipe
-    artifact, inputs, gflops = export_artifact(
+    artifact, inputs = export_artifact(
         trained,
         spec=recipe.export,
         gates=recipe.gates,
@@ -277,4 +271,5 @@ def _fold(
         output=None if output is None else Path(output),
     )
     names = [file.name for file in artifact.files if file.precision in needed]
-    return Export(artifact, inputs, gflops, names, [artifact.path])
+    log.info("Wrote %s", artifact.path)
+    return Export(artifact, inputs, names)

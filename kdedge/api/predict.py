@@ -23,6 +23,7 @@ from kdedge.inference.lines import (
     UnreadableImage,
     best_name,
     lines_as,
+    result_values,
 )
 from kdedge.progress import progress, working
 from kdedge.runtime.threads import check_threads
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier, ImageInput
     from kdedge.runtime.artifact import Precision
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 29  # of an image on standard input: no photo is larger
 
 
@@ -45,14 +46,15 @@ class _Labels(TypedDict):
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageToClassify:
     """One image.
 
     Attributes:
         key: its name in results.
         name: file name to save it under.
         read: returns it or raises UnusableImage; reads an image file anew at each call.
-        label: its class, as a position in the names that labels were read with; None without one.
+        label: its class, as a position in the names that labels were read with; None if it has
+            none.
     """
 
     key: str
@@ -62,7 +64,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ImagesToClassify:
     """The images to classify.
 
     Attributes:
@@ -70,7 +72,7 @@ class Inputs:
         keys: all keys; None if there are frames, whose number is unknown.
     """
 
-    items: Iterator[Item]
+    items: Iterator[ImageToClassify]
     keys: Sequence[str] | None
 
     @property
@@ -78,7 +80,7 @@ class Inputs:
         """Number of images; None if unknown."""
         return None if self.keys is None else len(self.keys)
 
-    def without_first(self, n_images: int) -> Inputs:
+    def without_first(self, n_images: int) -> ImagesToClassify:
         """Returns the inputs without the first images; only with all keys known."""
         assert self.keys is not None
         return replace(self, items=islice(self.items, n_images, None), keys=self.keys[n_images:])
@@ -96,7 +98,7 @@ def path_list(paths: Iterable[AnyPath]) -> tuple[str, ...]:
 
 def open_inputs(
     paths: Sequence[str], *, every: int = 1, label_names: Sequence[str] | None = None
-) -> Inputs:
+) -> ImagesToClassify:
     """Opens the images to classify; lists folders, shards and CSV lists at once.
 
     Args:
@@ -112,11 +114,11 @@ def open_inputs(
     if tuple(paths) != ("-",):
         return _listed(paths, every, label_names)
     data = sys.stdin.buffer.read(_MOST_BYTES)
-    found = [Item("stdin", "stdin.jpg", _giver(data))] if data else []
-    return Inputs(iter(found), None)
+    found = [ImageToClassify("stdin", "stdin.jpg", _giver(data))] if data else []
+    return ImagesToClassify(iter(found), None)
 
 
-def read_item(item: Item) -> ImageInput:
+def read_item(item: ImageToClassify) -> ImageInput:
     """An item's image, or why it cannot be read."""
     from kdedge.runtime.preprocess import UnusableImage
 
@@ -130,13 +132,15 @@ def _giver(image: ImageInput) -> Callable[[], ImageInput]:
     return lambda: image
 
 
-def _listed(paths: Sequence[str], every: int, label_names: Sequence[str] | None) -> Inputs:
+def _listed(
+    paths: Sequence[str], every: int, label_names: Sequence[str] | None
+) -> ImagesToClassify:
     """The images of files, folders and videos, in the order given."""
     from kdedge.data.sources import csv_list, read_file
     from kdedge.runtime.video import import_pyav, is_video
 
     labels: _Labels = {"class_names": label_names or (), "labeled": label_names is not None}
-    parts: list[Sequence[Item] | Iterator[Item]] = []
+    parts: list[Sequence[ImageToClassify] | Iterator[ImageToClassify]] = []
     has_video = False
     for name in paths:
         path = Path(name)
@@ -163,15 +167,15 @@ def _listed(paths: Sequence[str], every: int, label_names: Sequence[str] | None)
             has_video = True
             parts.append(_frames(path, every))
         else:
-            parts.append([Item(name, path.name, partial(read_file, path.absolute()))])
+            parts.append([ImageToClassify(name, path.name, partial(read_file, path.absolute()))])
     items = (item for part in parts for item in part)
     if has_video:
-        return Inputs(items, None)
+        return ImagesToClassify(items, None)
     listed = list(items)
-    return Inputs(iter(listed), [item.key for item in listed])
+    return ImagesToClassify(iter(listed), [item.key for item in listed])
 
 
-def _folder(path: Path, labels: _Labels) -> list[Item]:
+def _folder(path: Path, labels: _Labels) -> list[ImageToClassify]:
     """The images of a folder; warns of videos and pictures that are skipped."""
     from kdedge.data.sources.folder import has_pictures, left_out_text, open_source
     from kdedge.runtime.video import is_video
@@ -180,13 +184,13 @@ def _folder(path: Path, labels: _Labels) -> list[Item]:
     has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)
     if has_videos or has_pictures(source.left_out):
         remedy = "\n  To classify a video, give its path." if has_videos else ""
-        _LOG.warning("%s: skipped files: %s.%s", path, left_out_text(source.left_out), remedy)
+        log.warning("%s: skipped files: %s.%s", path, left_out_text(source.left_out), remedy)
     return _items(source, path)
 
 
-def _items(source: ImageSource, above: Path) -> list[Item]:
+def _items(source: ImageSource, above: Path) -> list[ImageToClassify]:
     return [
-        Item(
+        ImageToClassify(
             str(above / item.key),
             item.key.replace("/", "_"),
             partial(source.read, i),
@@ -196,7 +200,7 @@ def _items(source: ImageSource, above: Path) -> list[Item]:
     ]
 
 
-def _frames(path: Path, every: int) -> Iterator[Item]:
+def _frames(path: Path, every: int) -> Iterator[ImageToClassify]:
     """A video's frames; at damage, a last item whose `read` raises the reason."""
     from kdedge.runtime.preprocess import UnusableImage
     from kdedge.runtime.video import frames_of_video
@@ -205,9 +209,9 @@ def _frames(path: Path, every: int) -> Iterator[Item]:
         for number, seconds, image in frames_of_video(path, every=every):
             time = "" if seconds is None else f"@{seconds:.3f}s"
             name = f"{path.stem}-{number:06d}.jpg"
-            yield Item(f"{path}:{number}{time}", name, _giver(image))
+            yield ImageToClassify(f"{path}:{number}{time}", name, _giver(image))
     except UnusableImage as error:
-        yield Item(str(path), path.name, _giver(error))
+        yield ImageToClassify(str(path), path.name, _giver(error))
 
 
 class Predictions(Tabled, Sequence[Result]):
@@ -253,6 +257,10 @@ class Predictions(Tabled, Sequence[Result]):
                 )
             kept.add(one, None)
         return [one for one, _ in kept.taken()]
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Returns the objects that `kdedge predict --format jsonl` writes, as for a data frame."""
+        return [result_values(one, None) for one in self._results]
 
     def to_csv(self) -> str:
         """Returns the lines that `kdedge predict --format csv` writes."""
@@ -316,12 +324,15 @@ def predict(
 
     Raises:
         DataError: a path does not exist, there is no artifact, or no image could be classified.
-        RecipeError: no path is given, or no file of that precision for that backend.
+        RecipeError: no path is given, `top` or `every` is below 1, or the artifact has no file of
+            that precision for that backend.
         SetupError: this machine can run no file of the artifact.
     """
     named = path_list(paths)
     if not named:
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
+    if top < 1 or every < 1:
+        raise RecipeError(f"top is {top} and every is {every}; both must be 1 or more.")
     check_threads(threads)
     inputs = open_inputs(named, every=every)
     with opened(source, precision=precision, backend=backend, threads=threads) as classifier:
@@ -364,16 +375,16 @@ class ResultStream:
     """
 
     def __init__(
-        self, inputs: Inputs, classifier: Classifier, *, top: int, batch: int | None
+        self, inputs: ImagesToClassify, classifier: Classifier, *, top: int, batch: int | None
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._inputs, self._classifier = inputs, classifier
         self._top, self._batch = top, batch
         self._first_failed: UnreadableImage | NonFiniteLogits | None = None
 
-    def __iter__(self) -> Iterator[tuple[Result, Item]]:
+    def __iter__(self) -> Iterator[tuple[Result, ImageToClassify]]:
         """Yields each result once, and counts it when the caller asks for the next."""
-        waiting: deque[Item] = deque()
+        waiting: deque[ImageToClassify] = deque()
 
         def images() -> Iterator[tuple[str, ImageInput]]:
             for item in self._inputs.items:

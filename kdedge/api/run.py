@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdedge.api.bench import bench
-from kdedge.api.evaluate import evaluate, report, run_argument
-from kdedge.api.export import export
-from kdedge.api.model import LoadedModel, load
+from kdedge.api.bench import bench as bench_run
+from kdedge.api.evaluate import evaluate as evaluate_run
+from kdedge.api.evaluate import report as report_run
+from kdedge.api.evaluate import run_argument
+from kdedge.api.export import export as export_run
+from kdedge.api.model import load as load_run
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
-from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells
+from kdedge.results import EvalResult, accuracy_cells
 from kdedge.runs.find import find_run, runs_in
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation
-from kdedge.runtime.artifact import Artifact
-from kdedge.speed_results import SpeedResult
+from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.tables import Table, html_table, text_table
 
 
@@ -73,34 +74,21 @@ class Run:
             return None
 
     @property
-    def artifacts(self) -> list[Path]:
-        """Folders of the run's artifacts, by number; `open_artifact` reads one."""
-        return self.folder.exports
+    def artifacts(self) -> list[Artifact]:
+        """The run's artifacts, by number."""
+        return [load_artifact(folder) for folder in self.folder.exports]
 
     @property
     def headline(self) -> str | None:
         """What the student keeps of its teacher's accuracy, in one sentence; None if unknown."""
         return headline_of(self.folder)
 
-    def evaluate(self, **options: Any) -> EvalResult | UnlabeledResult:
-        """Evaluates the run again; see `kdedge.evaluate`."""
-        return evaluate(self, **{"root": self.folder.root, **options})
-
-    def export(self, **options: Any) -> Artifact:
-        """Exports the run for the device; see `kdedge.export`."""
-        return export(self, **{"root": self.folder.root, **options})
-
-    def bench(self, **options: Any) -> SpeedResult:
-        """Measures the run's models and its newest artifact; see `kdedge.bench`."""
-        return bench(self, **{"root": self.folder.root, **options})
-
-    def report(self, **options: Any) -> Path:
-        """Writes one HTML file about the run; see `kdedge.report`."""
-        return report(self, **{"root": self.folder.root, **options})
-
-    def load(self, **options: Any) -> LoadedModel:
-        """Loads the newest artifact of the run; see `kdedge.load`."""
-        return load(self.path, **options)
+    # Functions as methods: a notebook completes their keywords
+    evaluate = evaluate_run
+    export = export_run
+    bench = bench_run
+    report = report_run
+    load = load_run
 
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"
@@ -121,20 +109,20 @@ class Run:
         return accuracy_cells(list(self.results.items()))
 
 
-def open_run(run: Any = None, *, root: str | Path = "runs") -> Run:
+def open_run(run: Any = None, *, root: str | Path | None = None) -> Run:
     """Finds a run.
 
     Args:
         run: its folder, `name/NN`, or a recipe's name for its newest finished run; None for the
             newest finished student, or any finished run if there is no student.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Raises:
         RecipeError: no such run.
     """
-    return Run(find_run(run_argument(run), Path(root)))
+    return Run(find_run(run_argument(run), runs_folder(root)))
 
 
-def list_runs(root: str | Path = "runs") -> list[Run]:
+def list_runs(root: str | Path | None = None) -> list[Run]:
     """Lists all runs, by name and number; other folders are ignored."""
-    return [Run(folder) for folder, _ in runs_in(Path(root))]
+    return [Run(folder) for folder, _ in runs_in(runs_folder(root))]

@@ -12,9 +12,9 @@ from kdedge.api.predict import opened
 from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.threads import check_threads
-from kdedge.serving.limits import Limits
+from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_source
-from kdedge.serving.watch import Settings, watch_source
+from kdedge.serving.watch import WatchSettings, watch_source
 from kdedge.setup.packages import need_serving_packages
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
-    limits: Limits | None = None,
+    max_megabytes: int = RequestLimits.max_megabytes,
+    max_megapixels: int = RequestLimits.max_megapixels,
+    max_requests: int = RequestLimits.max_requests,
+    timeout: float = RequestLimits.timeout,
     precision: Precision | None = None,
     backend: str | None = None,
     batch: int | None = None,
@@ -46,7 +49,10 @@ def serve(
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         host: the address to listen on. The default takes requests of this machine alone.
         port: the port; 0 for a free one.
-        limits: limits of requests; None for the defaults.
+        max_megabytes: largest body of a request, 10^6 bytes; all together have eight times that.
+        max_megapixels: largest image, 10^6 pixels; a larger one is refused before it is decoded.
+        max_requests: requests that wait at once; more are answered with 503.
+        timeout: seconds of a request, from its headers to its answer.
         precision: as in `kdedge.load`, and so are `backend` and `threads`.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: the largest batch that requests are joined to; None for the artifact's.
@@ -62,6 +68,7 @@ def serve(
         SetupError: a package is missing, or this machine can run no file of the artifact.
     """
     check_threads(threads)
+    limits = RequestLimits(max_megabytes, max_megapixels, max_requests, timeout)
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
     need_serving_packages()
@@ -69,7 +76,7 @@ def serve(
 
     load = partial(Classifier.load, precision=precision, backend=backend, n_threads=threads)
     found = ArtifactSource(partial(artifact_folder, source), load, batch)
-    return Server(found, host=host, port=port, limits=limits or Limits())
+    return Server(found, host=host, port=port, limits=limits)
 
 
 def watch(
@@ -116,7 +123,9 @@ def watch(
         SetupError: the camera cannot be opened, or a package is missing.
     """
     check_threads(threads)
-    settings = Settings(each, window, min_score, drift, shot)
+    if every < 1:
+        raise RecipeError(f"every is {every}; it must be 1 or more.")
+    settings = WatchSettings(each, window, min_score, drift, shot)
     folder = artifact_folder(source)
 
     def events() -> Generator[dict[str, Any], None, None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,18 @@ from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import GateError, KdedgeError
 from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedRow
-from kdedge.tables import Grid, figure, percent
+from kdedge.tables import Grid, figure, html_table, percent, text_table
 
 if TYPE_CHECKING:
     from kdedge.suite.ledger import Ledger
     from kdedge.suite.plan import Cell
 
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def run_suite(
@@ -38,12 +39,10 @@ def run_suite(
     *,
     suites: str | Path = "suites",
     jobs: int = 1,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
     export: bool = False,
-    show: Callable[[Ledger, Exported | None], object] = lambda *_: None,
-    machine: Machine | None = None,
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Runs a suite: recipes x methods x seeds, each cell in its own process.
 
     A second call continues: it finds finished runs again, resumes interrupted ones and runs failed
@@ -54,42 +53,79 @@ def run_suite(
         file: the suite's YAML file.
         suites: folder of all suites.
         jobs: cells to run at the same time.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         export: export the first finished run of each row, and time all files against each other.
-        show: called with the cells' outcomes and what was exported, before the error of a failed
-            cell is raised.
-        machine: for tests: how pauses are made and power is measured.
 
     Returns:
-        The content of `results.json`: `lines`, one for each recipe and method, with means, spreads
-        and the paper's figures; and `cells`, with each cell's status and run. With `export`, also
-        `exported`: the files with accuracy, latency, size, and whether they are on the Pareto
-        front.
+        The table.
 
     Raises:
-        CellsFailed: some cells failed; the others are finished and in the table.
+        CellsFailed: some cells failed; the others are finished, and in the table that it has as
+            `result`.
         RecipeError: the suite or one of its recipes is wrong.
         SetupError: torch or the device is missing.
         ResourceError: the suite's folder cannot be written.
     """
-    ledger = _open(Path(file), Path(suites), Path(root))
+    root = runs_folder(root)
+    ledger = _open(Path(file), Path(suites), root)
     from kdedge.suite.runner import check_failed, run_cells
-    from kdedge.suite.tables import make_lines, to_record, write_tables
+    from kdedge.suite.tables import write_tables
 
     def write() -> None:
         write_tables(ledger.folder.path, ledger.plan, ledger.outcomes())
 
-    run_cells(ledger, root=Path(root), device=device, n_jobs=jobs, after_each=write)
+    run_cells(ledger, root=root, device=device, n_jobs=jobs, after_each=write)
     write()
-    made = None
-    if export:
-        made = export_students(ledger, Path(root), device, machine=machine or Machine())
-    show(ledger, made)
-    check_failed(ledger)
-    outcomes = ledger.outcomes()
-    record = to_record(ledger.plan, outcomes, make_lines(ledger.plan, outcomes))
-    return record if made is None else {**record, "exported": made[0]}
+    exported = None
+    try:
+        if export:
+            exported = export_students(ledger, root, device)
+        check_failed(ledger)
+    except KdedgeError as error:
+        error.result = SuiteResult(ledger, exported)
+        raise
+    return SuiteResult(ledger, exported)
+
+
+class SuiteResult:
+    """The table of a suite: means, spreads and the paper's figures for each recipe and method.
+
+    Attributes:
+        folder: where the table is written.
+        grids: a table for each recipe and one of their average; with `export`, also one of the
+            files with accuracy, latency, size, and whether they are on the Pareto front.
+        notes: lines that explain the figures.
+        runs: folders of the finished runs.
+    """
+
+    def __init__(self, ledger: Ledger, exported: Exported | None) -> None:
+        from kdedge.suite.tables import make_grids, make_lines, notes, to_record
+
+        plan, outcomes = ledger.plan, ledger.outcomes()
+        lines = make_lines(plan, outcomes)
+        self.folder = ledger.folder.path
+        self.grids, self.notes = make_grids(plan, lines), notes(plan, lines)
+        self.runs = [one.run for one in outcomes.values() if one.run is not None]
+        self._record = to_record(plan, outcomes, lines)
+        if exported is not None:
+            self._record["exported"], grid = exported
+            self.grids.append(grid)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `results.json`: `lines`, and `cells` with each cell's status and run.
+
+        With `export`, also `exported`: the files.
+        """
+        return dict(self._record)
+
+    def __str__(self) -> str:
+        tables = [f"{one.title}\n{text_table(one.header, one.rows)}" for one in self.grids]
+        return "\n\n".join([*tables, *self.notes])
+
+    def _repr_html_(self) -> str:
+        tables = [f"{html.escape(g.title)}{html_table(g.header, g.rows)}" for g in self.grids]
+        return "".join([*tables, *(f"<br>{html.escape(note)}" for note in self.notes)])
 
 
 def _open(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:
@@ -110,7 +146,7 @@ def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
     ledger = _open(file, suites, root, is_read_only=writes_nothing)
     if root.is_dir() or ledger.folder.path.is_dir():
         if writes_nothing:
-            _LOG.info("Reading all images once to find out which cells are finished.")
+            log.info("Reading all images once to find out which cells are finished.")
         ledger.look()
     return ledger
 
@@ -121,9 +157,7 @@ Exported = tuple[dict[str, Any], Grid]
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
 
 
-def export_students(
-    ledger: Ledger, root: Path, device: str | None, *, machine: Machine
-) -> Exported:
+def export_students(ledger: Ledger, root: Path, device: str | None) -> Exported:
     """Exports the first finished seed of each row, and times all files against each other.
 
     A run's newest artifact is used if it has one. `exported.json` and `exported.md` are written
@@ -131,9 +165,8 @@ def export_students(
 
     Args:
         ledger: of the suite, whose cells have run.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: torch's, for the export.
-        machine: measures power, and watches other processes.
 
     Raises:
         KdedgeError: no row could be exported and measured; it is the first one's error.
@@ -149,7 +182,7 @@ def export_students(
         try:
             artifacts[label] = cell, _artifact(run, root, device)
         except KdedgeError as error:
-            _LOG.warning("%s cannot be exported: %s", label, error)
+            log.warning("%s cannot be exported: %s", label, error)
             first = first or error
             left_out[label] = str(error).partition("\n")[0]
     if not artifacts:
@@ -166,8 +199,7 @@ def export_students(
         n_threads=None,
         left_out=left_out,
         command=shlex.join(sys.argv),
-        machine=machine,
-        when_interrupted=lambda _: None,
+        machine=Machine(),
     )
     files = [
         _file(row, artifacts[row.source][1], ledger, artifacts[row.source][0]) for row in speed.rows

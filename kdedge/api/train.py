@@ -21,7 +21,8 @@ from kdedge.config.load import (
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run
-from kdedge.setup.new_recipe import Given, write_new_recipe
+from kdedge.runs.folder import runs_folder
+from kdedge.setup.new_recipe import Given, NewRecipe, write_new_recipe
 from kdedge.setup.packages import need_training_packages
 from kdedge.workers import EngineName, open_workers
 
@@ -75,7 +76,7 @@ def init(
     student: str | None = None,
     size: str | None = None,
     all_keys: bool = False,
-) -> Path:
+) -> NewRecipe:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
     It checks the folders first and writes no recipe that cannot work. An existing file is never
@@ -93,7 +94,8 @@ def init(
         all_keys: write every key with its description.
 
     Returns:
-        The recipe's file.
+        The recipe's `path`, the class names, a summary of each folder (`looks`), and which weights
+        have to be fetched (`missing`).
 
     Raises:
         RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
@@ -110,7 +112,7 @@ def init(
         size=size,
         all_keys=all_keys,
     )
-    return write_new_recipe(name, given).path
+    return write_new_recipe(name, given)
 
 
 def teach(
@@ -121,7 +123,7 @@ def teach(
     lr: float | None = None,
     seed: int | None = None,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
     resume: bool = False,
 ) -> Run:
@@ -134,7 +136,7 @@ def teach(
         lr: learning rate after warm-up.
         seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"teacher.optim.lr": 0.01}`.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
 
@@ -167,7 +169,7 @@ def fill_teacher_store(
     lr: float | None = None,
     seed: int | None = None,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
     resume: bool = False,
     engine: EngineName = "local",
@@ -184,7 +186,7 @@ def fill_teacher_store(
         lr: learning rate after warm-up.
         seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
         engine: who reads the images and fills the stores: this process, or the workers of a Ray
@@ -218,7 +220,7 @@ def distill(
     lr: float | None = None,
     seed: int | None = None,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
     resume: bool = False,
     keep_teacher: bool = False,
@@ -236,7 +238,7 @@ def distill(
         lr: learning rate after warm-up.
         seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs of the same teacher and student.
         keep_teacher: use a trained teacher even if zero-shot CLIP or a ridge regression on its
@@ -280,7 +282,7 @@ def train(
     lr: float | None = None,
     seed: int | None = None,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
     resume: bool = False,
 ) -> Run:
@@ -294,7 +296,7 @@ def train(
         lr: learning rate after warm-up.
         seed: of all random draws.
         overrides: keys of the recipe with other values, such as `{"baseline.settings.n_ctx": 16}`.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same baseline.
 
@@ -321,7 +323,7 @@ def train(
 
 @contextmanager
 def _ready(
-    loaded: LoadedRecipe, root: str | Path, device: str | None, engine: EngineName = "local"
+    loaded: LoadedRecipe, root: str | Path | None, device: str | None, engine: EngineName = "local"
 ) -> Iterator[Workspace]:
     """Context with the workspace of a call that trains, joined with torchrun's other processes."""
     check_paths(loaded)
@@ -338,7 +340,7 @@ def _ready(
                 " starts its own.\n  Run the command without torchrun."
             )
         with open_workers(engine, device) as workers:
-            yield Workspace(Path(root), chosen, group=group, workers=workers)
+            yield Workspace(runs_folder(root), chosen, group=group, workers=workers)
 
 
 def check(
@@ -346,7 +348,7 @@ def check(
     *,
     size: str | None = None,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
 ) -> Preflight:
     """Checks a recipe before a run: classes, images, weights, memory, disk, time.
@@ -358,7 +360,7 @@ def check(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         size: `nano`, `small` or `base`, a student in place of the recipe's, as for `distill`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
@@ -379,7 +381,8 @@ def check(
     from kdedge.training import preflight
 
     warn_of_unused_optim(loaded, *trained_roles(loaded))
-    return preflight.check(loaded, Workspace(Path(root), choose_device(device), is_read_only=True))
+    workspace = Workspace(runs_folder(root), choose_device(device), is_read_only=True)
+    return preflight.check(loaded, workspace)
 
 
 TEACHER = "teacher"
@@ -393,7 +396,7 @@ def pseudo_label(
     per_class: int,
     method: str | None = None,
     overrides: Overrides | None = None,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
     engine: EngineName = "local",
 ) -> LabeledPool:
@@ -411,7 +414,7 @@ def pseudo_label(
             first unless a finished run exists. None for the teacher if the recipe has labeled
             images and a student, else `zeroshot`.
         overrides: keys of the recipe with other values.
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         engine: who reads and labels the images: this process, or the workers of a Ray cluster.
 
@@ -440,7 +443,7 @@ def pseudo_label(
     from kdedge.training.label_pool import label_pool
 
     with open_workers(engine, device) as workers:
-        workspace = Workspace(Path(root), choose_device(device), workers=workers)
+        workspace = Workspace(runs_folder(root), choose_device(device), workers=workers)
         return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
 
 
@@ -456,7 +459,7 @@ def import_checkpoint(
     quick_gelu: bool | None = None,
     name: str | None = None,
     exact: bool = False,
-    root: str | Path = "runs",
+    root: str | Path | None = None,
     device: str | None = None,
 ) -> Run:
     """Imports a checkpoint of the public PromptSRC or PromptKD code as a finished run.
@@ -477,7 +480,7 @@ def import_checkpoint(
         name: name of the run; by default the file's name and the kind.
         exact: use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc
             only).
-        root: folder of all runs.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
@@ -510,7 +513,7 @@ def import_checkpoint(
     from kdedge.setup.workspace import Workspace
     from kdedge.training.import_public import import_student, import_teacher
 
-    file, root = Path(file), Path(root)
+    file, root = Path(file), runs_folder(root)
     on = BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu)
     name = name or f"{file.name.split('.')[0]}-{kind}"
     workspace = Workspace(root, choose_device(device))
@@ -521,7 +524,7 @@ def import_checkpoint(
         of = find_run(run_argument(teacher), root)
         found = import_student(file, workspace, name=name, on=on, teacher=of)
     log.info(
-        "%s: not needed: %s; not read, beside state_dict: %s. Its backbone differs from %s by at"
+        "%s: not needed: %s; not read, besides state_dict: %s. Its backbone differs from %s by at"
         " most %.2g (relative, at %s).",
         *(file, ", ".join(found.left_out) or "no key", ", ".join(found.unread) or "no entry"),
         *(backbone or weights, *found.largest_deviation),

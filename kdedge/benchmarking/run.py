@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,7 +25,13 @@ from kdedge.benchmarking.timing import (
     summarize,
     watching_peak,
 )
-from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage
+from kdedge.errors import (
+    BackendUnavailable,
+    Interrupted,
+    KdedgeError,
+    MissingPackage,
+    Terminated,
+)
 from kdedge.progress import progress
 from kdedge.runtime.machine import Watch, watch_contention
 from kdedge.speed_results import Measurement, ModelFacts, SpeedResult, SpeedRow, TimedFrom
@@ -75,7 +82,6 @@ def run_bench(
     n_threads: int | None,
     left_out: dict[str, str],
     command: str,
-    when_interrupted: Callable[[SpeedResult], object] = lambda _: None,
     machine: Machine = Machine(),
 ) -> SpeedResult:
     """Measures models on this machine.
@@ -87,12 +93,11 @@ def run_bench(
         n_threads: CPU threads, for the record; None for each library's default.
         left_out: models that are already left out, and why.
         command: the command line, for the record.
-        when_interrupted: called with the measurements so far, if any, on Ctrl-C or SIGTERM; the
-            interrupt is then raised again.
         machine: measures power, and watches other processes.
 
     Raises:
         KdedgeError: no model could be measured; it is the first model's error.
+        Interrupted: Ctrl-C or SIGTERM came after a measurement; `result` has what was measured.
     """
     left_out = dict(left_out)
     before = conditions()
@@ -127,8 +132,10 @@ def run_bench(
         left_out=left_out,
     )
     if interrupt is not None:
-        when_interrupted(result)
-        raise interrupt
+        signum = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+        interrupted = Interrupted("interrupted: the other rows were not measured.", signum=signum)
+        interrupted.result = result
+        raise interrupted from interrupt
     return result
 
 

@@ -21,6 +21,7 @@ runs_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs"),
     envvar="KDEDGE_RUNS",
+    show_envvar=True,
     show_default=True,
     help="Folder of all runs.",
 )

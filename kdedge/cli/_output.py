@@ -9,20 +9,23 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from kdedge.errors import KdedgeError
 from kdedge.tables import Grid, text_table
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[Any]
 else:
     _StreamHandler = logging.StreamHandler  # no generic class before Python 3.11
+
+_T = TypeVar("_T")
 
 LOGGER = "kdedge"
 _TEXT_COLUMN = 12
@@ -47,6 +50,18 @@ def print_result(record: Any, *, as_json: bool, text: str = "") -> None:
     # The last line names the next command
     before, mark, following = text.rpartition("Next:")
     click.echo(f"{before}{colored(mark, 'green', sys.stdout)}{following}")
+
+
+def show_result(call: Callable[[], _T], show: Callable[[_T], object]) -> _T:
+    """Shows what a call returns, or what it had before its error."""
+    try:
+        result = call()
+    except KdedgeError as error:
+        if error.result is not None:
+            show(error.result)
+        raise
+    show(result)
+    return result
 
 
 class FiniteRange(click.FloatRange):

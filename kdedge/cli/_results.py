@@ -76,7 +76,7 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
 
 
 def unlabeled_text(run: RunFolder) -> str | None:
-    """Formats a run's measurements without labels; None without any."""
+    """Formats a run's measurements without labels; None if there are none."""
     try:
         found = read_unlabeled(run)
     except DataError as error:

@@ -10,11 +10,8 @@ from typing import Any
 
 import click
 
-from kdedge.api.bench import AGAINST, bench, read_baseline
+from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.artifact_subjects import find_artifact
-from kdedge.benchmarking.compare import check_comparable, check_regressions
-from kdedge.benchmarking.device import device_sheet
-from kdedge.benchmarking.run import Machine
 from kdedge.benchmarking.tables import (
     as_markdown,
     doubts,
@@ -24,9 +21,8 @@ from kdedge.benchmarking.tables import (
     summary,
 )
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
-from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result
+from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
 from kdedge.runs.find import find_run
-from kdedge.runtime.threads import given_number
 from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
@@ -135,17 +131,12 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 )
 @runs_option
 @device_option
-@click.pass_obj
 def command(
-    machine: Machine | None,
-    /,
     sources: tuple[str, ...],
     against: str,
-    threads: int | None,
     root: Path,
     kind: str,
     is_whole: bool,
-    output: Path | None,
     baseline: Path | None,
     max_regress: float | None,
     **options: Any,
@@ -159,30 +150,18 @@ def command(
 
     Speed and work depend on a method's architecture only. Accuracies come from finished runs.
     """
-    threads = given_number() if threads is None else threads
     if max_regress is not None and baseline is None:
         raise click.UsageError("--max-regress needs --baseline FILE to compare with.")
-    before = None if baseline is None else read_baseline(baseline)
-    if before is not None:
-        check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
-    names = [] if against == "none" else [name.strip() for name in against.split(",")]
-    result = bench(
-        *sources,
-        against=names,
-        threads=threads,
-        root=root,
-        output=output,
-        show=lambda found: _print(found, kind, is_whole=is_whole),
-        machine=machine,
-        **options,
+    options["against"] = [] if against == "none" else [name.strip() for name in against.split(",")]
+    if max_regress is not None:
+        options["max_percent"] = max_regress
+    show_result(
+        lambda: bench(*sources, root=root, baseline=baseline, **options),
+        lambda result: _print(result, kind, is_whole=is_whole),
     )
     runs = [source for source in sources or (None,) if not (source and find_artifact(Path(source)))]
     if runs:
         log.info("%s", next_line("report", find_run(runs[0], root).path))
-    if before is not None:
-        limit = 5.0 if max_regress is None else max_regress
-        for line in check_regressions(result, before, max_percent=limit, where=str(baseline)):
-            log.info("%s", line)
 
 
 def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:

@@ -35,7 +35,7 @@ def command(
     no graph or engine is built again. The teacher of RUN makes the vectors of new classes; where
     RUN is not, only removing works. The change is a new file, classes.N.npy, and artifact.json
     names it; earlier files stay. To a device that has the artifact, copy the new file, README.md
-    and artifact.json. Agreement and accuracy in artifact.json are those of the exported classes.
+    and artifact.json. Agreement and accuracy in artifact.json are of the exported classes.
     """
     from kdedge.api.artifact import artifact_folder, change_classes, open_artifact
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdedge.cli._options import threads_value_option
-from kdedge.cli._output import json_option, print_result, table
+from kdedge.cli._output import json_option, print_result, show_result, table
 
 if TYPE_CHECKING:
     from kdedge.api.compare import Comparison
@@ -54,13 +54,15 @@ def command(
     the float32 files are compared. PATH is an image, a folder, a shard (.tar), a CSV list or a
     video.
 
-    Class lists may differ in order and in names; agreement and accuracy are those of the classes
+    Class lists may differ in order and in names; agreement and accuracy are of the classes
     that both have. An image that cannot be read is counted and does not stop the others.
     """
     from kdedge.api.compare import compare
 
-    options["show"] = lambda found: print_result(found, as_json=as_json, text=_as_text(found))
-    compare(old, new, *paths, **options)
+    show_result(
+        lambda: compare(old, new, *paths, **options),
+        lambda found: print_result(found, as_json=as_json, text=_as_text(found)),
+    )
 
 
 def _as_text(found: Comparison) -> str:
@@ -75,7 +77,7 @@ def _as_text(found: Comparison) -> str:
         parts.append(shown + (f"\n... and {more:,} more changed answers" if more > 0 else ""))
     else:
         parts.append("No answer has changed.")
-    counts = [one for one in found.found.classes if one.n_old != one.n_new]
+    counts = [one for one in found.answers.classes if one.n_old != one.n_new]
     if counts:
         counts.sort(key=lambda one: -abs(one.n_new - one.n_old))
         cells = [

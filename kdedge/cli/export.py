@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +17,18 @@ from kdedge.cli._output import (
     json_option,
     next_line,
     print_result,
+    show_result,
     table,
 )
 from kdedge.cli._overrides import set_option
+from kdedge.errors import DataError
 from kdedge.tables import percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
-    from kdedge.api.export import Export
     from kdedge.runtime.artifact import Artifact
+    from kdedge.runtime.cpu_choice import CpuChoice
 
 _FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")
 """Options in the short help."""
@@ -145,29 +148,34 @@ def command(
     overrides |= {
         key: value for key, value in of_recipe.items() if value is not None and value is not False
     }
-    export(
-        source,
-        targets=[target.name for target in targets],
-        overrides=overrides,
-        show=functools.partial(_print, as_json=as_json),
-        **options,
+    names = [target.name for target in targets]
+    artifact = show_result(
+        lambda: export(source, targets=names, overrides=overrides, **options),
+        lambda made: _print(made, has_choice=options["cpu"], as_json=as_json),
     )
+    if not as_json:
+        print_result({}, as_json=False, text=next_line("predict", artifact.path, "IMAGE"))
 
 
-def _print(made: Export, *, as_json: bool) -> None:
+def _print(artifact: Artifact, *, has_choice: bool, as_json: bool) -> None:
+    from kdedge.runtime.cpu_choice import choice_here
+
+    choice = None
+    with contextlib.suppress(DataError):  # it is damaged, which the export's error says
+        choice = choice_here(artifact) if has_choice else None
     record = {
-        "artifact": str(made.artifact.path),
-        "gflops": made.gflops,
-        "files": [file.to_dict() for file in made.artifact.files],
-        "cpu_choice": None if made.choice is None else made.choice.to_dict(),
+        "artifact": str(artifact.path),
+        "gflops": artifact.provenance.get("gflops", {}),
+        "files": [file.to_dict() for file in artifact.files],
+        "cpu_choice": None if choice is None else choice.to_dict(),
     }
-    print_result(record, as_json=as_json, text=_as_text(made))
+    print_result(record, as_json=as_json, text=_as_text(artifact, choice))
 
 
-def _as_text(made: Export) -> str:
+def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     from kdedge.deploy.model_card import files_table
 
-    artifact, gflops = made.artifact, made.gflops
+    gflops = artifact.provenance.get("gflops")
     lines = []
     if gflops:
         lines.append(
@@ -186,11 +194,8 @@ def _as_text(made: Export) -> str:
             " accuracy drop in points."
         )
     lines += _fitted_lines(artifact)
-    if made.choice is not None:
-        lines.append(f"\nFastest on this CPU:\n{made.choice}\n")
-    lines += [f"Wrote {path}" for path in made.written]
-    if not made.failed:  # else the error says what to do
-        lines.append(next_line("predict", artifact.path, "IMAGE"))
+    if choice is not None:
+        lines.append(f"\nFastest on this CPU:\n{choice}\n")
     return "\n".join(lines)
 
 

@@ -149,13 +149,8 @@ def _signal_code(error: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
-def run(arguments: Sequence[str], *, obj: object = None) -> int:
-    """Runs a command and gives its exit code; messages go to stderr.
-
-    Args:
-        arguments: what follows `kdedge` on a command line.
-        obj: click's context object; for `bench`, a `kdedge.benchmarking.run.Machine`.
-    """
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command, what follows `kdedge`, and gives its exit code; messages go to stderr."""
     instruction = os.environ.get("_KDEDGE_COMPLETE")
     if instruction:
         from click.shell_completion import shell_complete
@@ -165,7 +160,7 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with cli.make_context("kdedge", list(arguments), obj=obj) as ctx:
+        with cli.make_context("kdedge", list(arguments)) as ctx:
             cli.invoke(ctx)
         if sys.stdout is not None:  # None if closed, as by >&-
             sys.stdout.flush()

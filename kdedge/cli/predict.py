@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdedge.api.predict import (
-    Inputs,
-    Item,
+    ImagesToClassify,
+    ImageToClassify,
     ResultStream,
     images_text,
     open_inputs,
@@ -25,7 +25,7 @@ from kdedge.api.predict import (
 from kdedge.cli._options import backend_option, precision_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 from kdedge.errors import KdedgeError, ResourceError
-from kdedge.files import explain_os_error, held, sha256_json
+from kdedge.files import already_exists, explain_os_error, held, printable, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
     LeastCertain,
@@ -35,7 +35,6 @@ from kdedge.inference.lines import (
     best_name,
     column_widths,
     lines_as,
-    printed_key,
 )
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier
     from kdedge.runtime.artifact import Precision
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def command(
         )
     for path in (None if shape.resume else shape.output, shape.save):
         if path is not None and _has_content(path):
-            raise _exists(path)
+            raise already_exists(path)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
     with opened(artifact, precision=precision, backend=backend, threads=threads) as classifier:
@@ -184,12 +183,12 @@ def command(
                 " Export again with --head scores."
             )
         unfinished = _unfinished(inputs, classifier, shape)
-        _LOG.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
+        log.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
         n_done = 0
         if unfinished is not None and shape.resume and unfinished.output.exists():
             with held(unfinished.output):  # a command that was taken for dead may still write it
                 n_done = unfinished.n_done(inputs.keys or ())
-            _LOG.info("%s has %s.", shape.output, images_text(n_done))
+            log.info("%s has %s.", shape.output, images_text(n_done))
             inputs = inputs.without_first(n_done)
             if not n_done:
                 unfinished.output.unlink()  # at most a heading
@@ -200,7 +199,9 @@ def command(
             results.check_any()
 
 
-def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> UnfinishedLines | None:
+def _unfinished(
+    inputs: ImagesToClassify, classifier: Classifier, shape: _Format
+) -> UnfinishedLines | None:
     """The file of lines, if the command can be continued; None for a video."""
     output, keys = shape.output, inputs.keys
     if output is None or keys is None or not shape.is_table or shape.uncertain is not None:
@@ -211,7 +212,7 @@ def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> Unfin
     model = [file.sha256, weights, list(artifact.class_names)]
     model += [] if below is None else [sha256_json(below.to_dict())]
     options = [shape.kind, shape.top, shape.min_score]
-    made_from = sha256_json([*model, *options, list(map(printed_key, keys))])
+    made_from = sha256_json([*model, *options, list(map(printable, keys))])
     return UnfinishedLines(output, "csv" if shape.kind == "csv" else "jsonl", made_from)
 
 
@@ -236,12 +237,8 @@ def _has_content(path: Path) -> bool:
         raise explain_os_error(error, path) from error
 
 
-def _exists(path: Path) -> click.UsageError:
-    return click.UsageError(f"{path} exists, and nothing is overwritten. Name another one.")
-
-
 def _write_all(
-    inputs: Inputs,
+    inputs: ImagesToClassify,
     results: ResultStream,
     classifier: Classifier,
     shape: _Format,
@@ -267,7 +264,7 @@ def _write_all(
         bar = contextlib.nullcontext(lambda *_: None)
     shown: Counter[str] = Counter()
 
-    def put(result: Result, item: Item) -> None:
+    def put(result: Result, item: ImageToClassify) -> None:
         write(lines.line(result))
         if not isinstance(result, Prediction):
             return
@@ -286,15 +283,15 @@ def _write_all(
         if results.counts:
             if isinstance(error, ResourceError):  # the message names the file that failed
                 shape = replace(shape, output=None, save=None)
-            _LOG.info(_summary(results.counts, shown, classifier, shape))
+            log.info(_summary(results.counts, shown, classifier, shape))
         raise
     if results.counts:
-        _LOG.info(_summary(results.counts, shown, classifier, shape))
+        log.info(_summary(results.counts, shown, classifier, shape))
 
 
 def _put_all(
     results: ResultStream,
-    put: Callable[[Result, Item], None],
+    put: Callable[[Result, ImageToClassify], None],
     advance: Callable[[int], None],
     *,
     n_kept: int | None,
@@ -303,7 +300,7 @@ def _put_all(
 
     If Ctrl-C or an error ends it, these are the least certain ones so far.
     """
-    kept: LeastCertain[Item] | None = None if n_kept is None else LeastCertain(n_kept)
+    kept: LeastCertain[ImageToClassify] | None = None if n_kept is None else LeastCertain(n_kept)
     try:
         for number, (result, item) in enumerate(results, 1):
             if kept is not None and isinstance(result, Prediction):
@@ -332,8 +329,8 @@ def _streamed(
         return
     try:
         file = output.open("a" if is_begun else "x", encoding="utf-8", newline="")
-    except FileExistsError as error:  # since `_check_new`: another command writes it
-        raise _exists(output) from error
+    except FileExistsError as error:  # since it was checked: another command writes it
+        raise already_exists(output) from error
     except OSError as error:
         raise explain_os_error(error, output) from error
     n_written = 0

@@ -14,9 +14,9 @@ from kdedge.api.serve import PORT, serve
 from kdedge.cli._options import backend_option, precision_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 from kdedge.progress import working
-from kdedge.serving.limits import Limits
+from kdedge.serving.limits import RequestLimits
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @click.command("serve")
@@ -46,40 +46,33 @@ _LOG = logging.getLogger(__name__)
 @click.option(
     "--max-megabytes",
     type=click.IntRange(min=1),
-    default=Limits.max_megabytes,
+    default=RequestLimits.max_megabytes,
     show_default=True,
     help="Largest body of a request, MB.",
 )
 @click.option(
     "--max-megapixels",
     type=click.IntRange(min=1),
-    default=Limits.max_megapixels,
+    default=RequestLimits.max_megapixels,
     show_default=True,
     help="Largest image; a larger one is refused before it is decoded.",
 )
 @click.option(
     "--max-requests",
     type=click.IntRange(min=1),
-    default=Limits.max_requests,
+    default=RequestLimits.max_requests,
     show_default=True,
     help="Requests that wait at once; more are answered with 503.",
 )
 @click.option(
     "--timeout",
     type=FiniteRange(min=0, min_open=True),
-    default=Limits.timeout,
+    default=RequestLimits.timeout,
     show_default=True,
     metavar="SECONDS",
     help="Time of a request, from its headers to its answer.",
 )
-def command(
-    artifact: Path,
-    max_megabytes: int,
-    max_megapixels: int,
-    max_requests: int,
-    timeout: float,
-    **options: Any,
-) -> None:
+def command(artifact: Path, **options: Any) -> None:
     """Serve ARTIFACT, the folder that `kdedge export` wrote, over HTTP.
 
     \b
@@ -98,10 +91,9 @@ def command(
     with contextlib.suppress(OSError, ValueError):  # each connection is an open file
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with working(f"loading {artifact}"):
-        limits = Limits(max_megabytes, max_megapixels, max_requests, timeout)
-        server = serve(artifact, limits=limits, **options)
+        server = serve(artifact, **options)
     with server:
         with contextlib.suppress(KeyboardInterrupt):  # SIGTERM raises one, too
             click.echo(f"Serving {server.name} at {server.url}, {server.model.describe()}")
             server.wait()
-        _LOG.info("Finishing the requests in progress, then stopping.")
+        log.info("Finishing the requests in progress, then stopping.")

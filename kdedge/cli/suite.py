@@ -1,4 +1,4 @@
-"""Run a grid of recipes, methods and seeds into one table, beside the paper's figures."""
+"""Run a grid of recipes, methods and seeds into one table, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import click
 
 from kdedge.api.suite import look_at_suite, run_suite
 from kdedge.cli._options import device_option, runs_option, suites_option, threads_option
-from kdedge.cli._output import given_options, grid_text, json_option, next_line, print_result, table
+from kdedge.cli._output import (
+    given_options,
+    grid_text,
+    json_option,
+    next_line,
+    print_result,
+    show_result,
+    table,
+)
 
 if TYPE_CHECKING:
-    from kdedge.api.suite import Exported
-    from kdedge.benchmarking.run import Machine
+    from kdedge.api.suite import SuiteResult
     from kdedge.suite.ledger import Ledger
 
 
@@ -39,10 +46,7 @@ if TYPE_CHECKING:
 @device_option
 @threads_option
 @json_option
-@click.pass_obj
 def command(
-    machine: Machine | None,
-    /,
     file: Path,
     suites: Path,
     root: Path,
@@ -70,34 +74,18 @@ def command(
     if dry_run:
         _list_cells(look_at_suite(file, suites, root), as_json=as_json)
         return
-    run_suite(
-        file,
-        suites=suites,
-        root=root,
-        show=lambda ledger, made: _print(ledger, made, as_json=as_json),
-        machine=machine,
-        **options,
+    show_result(
+        lambda: run_suite(file, suites=suites, root=root, **options),
+        lambda result: _print(result, as_json=as_json),
     )
 
 
-def _print(ledger: Ledger, made: Exported | None, *, as_json: bool) -> None:
-    from kdedge.suite.tables import make_grids, make_lines, notes, to_record
-
-    plan, outcomes = ledger.plan, ledger.outcomes()
-    lines = make_lines(plan, outcomes)
-    blocks = [grid_text(grid) for grid in make_grids(plan, lines)]
-    files = "table.md, table.csv, results.json"
-    record = to_record(plan, outcomes, lines)
-    if made is not None:
-        record["exported"], grid = made
-        blocks.append(f"{grid_text(grid)}\n\n{grid.caption}")
-        files += ", exported.md, exported.json"
-    ending = [*notes(plan, lines), f"Wrote {ledger.folder.path} ({files})"]
-    runs = [outcome.run for outcome in outcomes.values() if outcome.run is not None]
-    if runs:
-        ending.append(next_line("show", runs[0]))
-    text = "\n\n".join([*blocks, "\n".join(ending)])
-    print_result(record, as_json=as_json, text=text)
+def _print(result: SuiteResult, *, as_json: bool) -> None:
+    blocks = [f"{grid_text(grid)}\n\n{grid.caption}".strip() for grid in result.grids]
+    more = ", exported.md, exported.json" if "exported" in result.to_dict() else ""
+    wrote = f"Wrote {result.folder} (table.md, table.csv, results.json{more})"
+    ending = [*result.notes, wrote, *(next_line("show", run) for run in result.runs[:1])]
+    print_result(result, as_json=as_json, text="\n\n".join([*blocks, "\n".join(ending)]))
 
 
 def _list_cells(ledger: Ledger, *, as_json: bool) -> None:

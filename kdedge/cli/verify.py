@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._output import json_option, print_result
+from kdedge.cli._output import json_option, print_result, show_result
 
 if TYPE_CHECKING:
     from kdedge.deploy.client import ClientCheck, Pictures
@@ -65,11 +66,9 @@ def command(
         print_result(paths, as_json=as_json, text=f"Wrote {len(paths)} images into {images}.")
         return
     assert answers is not None
-    verify_client(
-        artifact,
-        answers,
-        file=file,
-        show=lambda found: print_result(asdict(found), as_json=as_json, text=_as_text(found)),
+    show_result(
+        partial(verify_client, artifact, answers, file=file),
+        lambda found: print_result(asdict(found), as_json=as_json, text=_as_text(found)),
     )
 
 

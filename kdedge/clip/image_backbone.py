@@ -7,6 +7,7 @@ where it was trained without texts. It has no zero-shot predictions and no logit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class ImageBackbone:
         return next(self.visual.parameters()).device
 
 
-AnyBackbone = Backbone | ImageBackbone
+AnyBackbone: TypeAlias = Backbone | ImageBackbone
 
 
 def make_image_backbone(

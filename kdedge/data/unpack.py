@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from kdedge.data.sources import printable
 from kdedge.data.sources.webdataset import TarReader
 from kdedge.errors import DataError, ResourceError
-from kdedge.files import explain_os_error
+from kdedge.files import explain_os_error, printable
 from kdedge.progress import progress, readable_bytes
 
 

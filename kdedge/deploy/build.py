@@ -43,7 +43,7 @@ class RunInputs:
         compare: compares an artifact's loaded file with the unfused model, on all images of the
             comparison.
         calibration: [N, 3, S, S], images as the graph takes them that decide the ranges of INT8;
-            None without INT8.
+            None if no INT8 file is made.
         limit: fits a loaded file's limit of "none of these"; None if the artifact has none.
     """
 
@@ -192,7 +192,7 @@ def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile 
     if not path.exists():
         return None
     if source is None:  # it is unknown from which folded model
-        refuse_existing(path)
+        refuse_existing(path, DataError)
         return None
     entry = next((file for file in artifact.files if file.name == name), None)
     problem = None

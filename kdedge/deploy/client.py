@@ -90,7 +90,7 @@ class ClientCheck:
         )
 
 
-class _Answer(BaseModel):
+class _ClientLine(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     label: str
@@ -122,7 +122,7 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
 def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientCheck:
     """Compares a client's answers with the artifact's.
 
-    A float32 file's answers are those of the smoke set. Another file is run by kdedge here, for
+    A float32 file's answers are in the smoke set. Another file is run by kdedge here, for
     the answers that it gives.
 
     Args:
@@ -168,10 +168,10 @@ _FORMAT = (
 )
 
 
-def _answer(line: str, number: int, class_names: Sequence[str]) -> _Answer:
+def _answer(line: str, number: int, class_names: Sequence[str]) -> _ClientLine:
     problem = None
     try:
-        found = _Answer.model_validate_json(line)
+        found = _ClientLine.model_validate_json(line)
         if found.label in class_names:
             return found
         problem = "label is no class name of the artifact"
@@ -188,7 +188,7 @@ def _compare(
     file: ModelFile,
     smoke: SmokeSet,
     scores: npt.NDArray[np.float64],
-    answers: Sequence[_Answer],
+    answers: Sequence[_ClientLine],
 ) -> ClientCheck:
     names, has_scores = artifact.class_names, artifact.head == "scores"
     means = smoke.pixels.mean(axis=(1, 2))  # [K, 3]

@@ -66,7 +66,7 @@ def export_artifact(
     gates: GatesSpec,
     precisions: Collection[Precision],
     output: Path | None = None,
-) -> tuple[Artifact, RunInputs, dict[str, float]]:
+) -> tuple[Artifact, RunInputs]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
@@ -78,9 +78,9 @@ def export_artifact(
             run's `artifacts`.
 
     Returns:
-        The artifact; what other targets' files are built from and compared with; and GFLOPs per
-        image (2 per multiply-add) of the bare image encoder, of the model as trained, and of the
-        folded model.
+        The artifact, and what other targets' files are built from and compared with. Its provenance
+        has GFLOPs per image (2 per multiply-add) of the bare image encoder, of the model as
+        trained, and of the folded model.
 
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
@@ -110,7 +110,7 @@ def export_artifact(
             )
         writer = _Writer(trained, part, pool, spec=spec, gates=gates, reference=reference)
         writer.write(precisions)
-    return dataclasses.replace(writer.artifact, path=place()), writer.run, writer.gflops
+    return dataclasses.replace(writer.artifact, path=place()), writer.run
 
 
 class _Writer:
@@ -119,7 +119,6 @@ class _Writer:
     Attributes:
         artifact: the artifact with the files written so far.
         run: what all targets' files are built from and compared with.
-        gflops: see `export_artifact`.
     """
 
     def __init__(
@@ -185,7 +184,7 @@ class _Writer:
             ),
             "folded": (model, images),
         }
-        self.gflops = {name: 2 * count_gmacs(*one) for name, one in counted.items()}
+        self._gflops = {name: 2 * count_gmacs(*one) for name, one in counted.items()}
 
     def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
@@ -215,6 +214,8 @@ class _Writer:
         name = self.artifact.output_name
         write_smoke_set(smoke, shown.pixels, shown.logits, shown.images, output_name=name)
         self._keep(smoke)
+        told = {**self.artifact.provenance, "gflops": self._gflops}  # in no file's metadata
+        self.artifact = dataclasses.replace(self.artifact, provenance=told)
         for path in write_model_card(self.artifact, self._folder):
             self._keep(path)
         self.artifact.save()
@@ -223,7 +224,7 @@ class _Writer:
         """Metadata of an ONNX file, for readers who have it without its artifact."""
         artifact = self.artifact
         classes: dict[str, Any] = {"class_names": list(artifact.class_names)}
-        if artifact.open_classes is not None:  # the file beside the graph changes
+        if artifact.open_classes is not None:  # the file next to the graph changes
             classes = {"classes": "artifact.json has their names, classes.N.npy their vectors"}
         return {
             **classes,
@@ -291,7 +292,7 @@ class _Writer:
         model = self.run.model
         facts = {
             "normalized": model.normalization,
-            "gmacs": self.gflops["folded"] / 2,
+            "gmacs": self._gflops["folded"] / 2,
             "parameters": sum(values.numel() for values in model.state_dict().values()),
             **facts,
         }

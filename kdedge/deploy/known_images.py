@@ -183,7 +183,7 @@ def choose_known_images(
         apart_from: SHA-256 of images that files are compared on.
 
     Returns:
-        The images, each content once; None without a share.
+        The images, each content once; None if no share is asked for.
 
     Raises:
         RecipeError: a class has the name of the answer for images that show none.

@@ -32,7 +32,7 @@ SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
 """Enough to detect a wrong build on the device; 30 MB at 224 pixels."""
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
 _N_NAMED = 3  # of the worst images, in a message
 _GATES: dict[Precision, Precision] = {"bf16": "fp16"}  # both are half precision
@@ -87,7 +87,7 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
         result: comparison of the file.
         precision: precision of the file; bf16 has the gate of fp16.
         gates: `agreement`, percent by precision, and `max_drop`, percentage points; as
-            `GatesSpec.to_dict` gives them and artifacts store them.
+            `GatesSpec.as_record` gives them and artifacts store them.
     """
     gate = _GATES.get(precision, precision)
     least = gates.get("agreement", {}).get(gate, 0.0)
@@ -154,8 +154,7 @@ class SmokeSet:
     Attributes:
         pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
         logits: [K, C] float32, of the float32 student.
-        images: PNG files of the first images before resize and crop, in any size; empty in
-            artifacts of kdedge 0.2 and earlier.
+        images: PNG files of the first images before resize and crop, in any size.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -200,10 +199,9 @@ def write_smoke_set(
     tensors: dict[str, npt.NDArray[Any]] = {
         "pixels": np.ascontiguousarray(pixels),
         output_name: np.ascontiguousarray(outputs),
+        "images": np.frombuffer(b"".join(images), np.uint8),
+        "image_ends": np.cumsum([len(file) for file in images], dtype=np.int64),
     }
-    if images:
-        tensors["images"] = np.frombuffer(b"".join(images), np.uint8)
-        tensors["image_ends"] = np.cumsum([len(file) for file in images], dtype=np.int64)
     write_atomic(path, safetensors.numpy.save(tensors))
 
 
@@ -230,12 +228,10 @@ def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
     try:
         tensors = safetensors.numpy.load(read_bytes(path))
         pixels, outputs = tensors["pixels"], tensors[output_name]
+        data, ends = tensors["images"].tobytes(), tensors["image_ends"].tolist()
     except (safetensors.SafetensorError, KeyError) as error:
         raise DataError(f"{path} is not a smoke set: {error}.\n  Export again.") from error
-    images: tuple[bytes, ...] = ()
-    if "images" in tensors:
-        data, ends = tensors["images"].tobytes(), tensors["image_ends"].tolist()
-        images = tuple(data[a:b] for a, b in itertools.pairwise([0, *ends]))
+    images = tuple(data[a:b] for a, b in itertools.pairwise([0, *ends]))
     return SmokeSet(pixels, outputs, images)
 
 
@@ -295,4 +291,4 @@ def warn_of_misses(
     result = parity_on_smoke_set(artifact, backend)
     missed = misses(result, file.precision, artifact.gates)
     if missed:
-        _LOG.warning("%s", gate_error(file.name, file.precision, result, missed))
+        log.warning("%s", gate_error(file.name, file.precision, result, missed))

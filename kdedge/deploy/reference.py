@@ -137,7 +137,7 @@ class Reference:
     ) -> tuple[float | None, float | None]:
         """The calibration error of a file's logits [N, C] before and after the temperature.
 
-        Both are None without a temperature or without labels.
+        Both are None if there is no temperature, or there are no labels.
         """
         known = [i for i, label in enumerate(self.labels) if label is not None]
         rows = [i for i in known if np.isfinite(logits[i]).all()]

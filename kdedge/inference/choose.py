@@ -15,7 +15,7 @@ from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_file, target_of_backend
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _Failure = tuple[Target, ModelFile, SetupError]
 _ABSENT = (MissingPackage, BackendUnavailable)
@@ -68,7 +68,7 @@ def choose_and_load(
         if measured is not None and not target.is_engine:
             measured.warn(file)
         if not _fits(file, size):
-            _LOG.warning(
+            log.warning(
                 "%s was built for a GPU with %s multiprocessors, but this one has %s. Build an"
                 " engine for this GPU with: %s",
                 *(file.name, _built_for(file), size, _export_command(artifact, target)),
@@ -188,13 +188,13 @@ def _warn(
     """Warns if the loaded file missed its gate, was not measured, or is not the preferred one."""
     if file.gate == "missed":
         found = file.parity and f" ({file.parity.agreement_percent:.2f} % agreement)"
-        _LOG.warning(
+        log.warning(
             "%s missed its gate%s. It is used because %s was asked for; artifact.json compares it"
             " with the model.",
             *(file.name, found or "", file.precision),
         )
     if target.name != "onnx" and file.gate == "not measured" and not was_asked_for:
-        _LOG.warning(
+        log.warning(
             "%s was never compared with the model. Compare it on this machine with: %s",
             file.name,
             _export_command(artifact, target),
@@ -202,7 +202,7 @@ def _warn(
     # A missing TensorRT or GPU needs no warning; one that is broken or does not fit the engine does
     for _, tried, error in failures:
         if tried.target != file.target and not isinstance(error, _ABSENT):
-            _LOG.warning("Using %s instead of %s: %s", file.name, tried.name, error)
+            log.warning("Using %s instead of %s: %s", file.name, tried.name, error)
             break
 
 

@@ -33,10 +33,19 @@ from kdedge.targets.registry import load_file
 ImageInput = bytes | Image.Image | UnusableImage
 """An image file's bytes, a decoded RGB image, or the error that prevented both."""
 
-_Decoded = npt.NDArray[np.uint8] | UnusableImage
+Pixels = npt.NDArray[np.uint8] | UnusableImage
+"""[H, W, 3], as a model file takes them, or the error of an image that has none."""
 
 
-class _Answer(NamedTuple):
+def decoded(image: ImageInput) -> Image.Image | UnusableImage:
+    """Decodes an image file's bytes."""
+    try:
+        return decode_image(image) if isinstance(image, bytes) else image
+    except UnusableImage as error:
+        return error
+
+
+class _ImageScores(NamedTuple):
     """An image's best classes, and how much it looks like known images; None if not measured."""
 
     top: tuple[ClassScore, ...]
@@ -225,6 +234,15 @@ class Classifier:
             RecipeError: the artifact does not take batches of that size.
         """
         size = self.max_batch if batch is None else batch
+        self.check_batch(size)
+        return self._classify_many(images, top=top, size=size)
+
+    def check_batch(self, size: int) -> None:
+        """Checks a batch size.
+
+        Raises:
+            RecipeError: the artifact does not take batches of that size.
+        """
         if not 1 <= size <= self.max_batch:
             low, high = self.backend.batches
             key = "batch" if low == high else "max_batch"
@@ -233,49 +251,49 @@ class Classifier:
                 f" {self.max_batch} images.\n"
                 f"  Choose such a batch size, or export again with another export.{key}."
             )
-        return self._classify_many(images, top=top, size=size)
 
     def _classify_many(
         self, images: Iterable[tuple[str, ImageInput]], *, top: int, size: int
     ) -> Iterator[Result]:
-        waiting: deque[tuple[str, Future[_Decoded]]] = deque()
+        waiting: deque[tuple[str, Future[Pixels]]] = deque()
         n_ahead = 1 if size == 1 else 2 * size
         pool = ThreadPoolExecutor(self.n_decoders, thread_name_prefix="decode")
         try:
             for key, image in images:
-                waiting.append((key, pool.submit(self._decode, image)))
+                waiting.append((key, pool.submit(self._decoded, image)))
                 if len(waiting) == n_ahead:
-                    yield from self._classify_batch(waiting, top=top, size=size)
+                    yield from self._classify_first(waiting, top=top, size=size)
             while waiting:
-                yield from self._classify_batch(waiting, top=top, size=size)
+                yield from self._classify_first(waiting, top=top, size=size)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _decode(self, image: ImageInput) -> _Decoded:
-        """The pixels that the file takes, [H, W, 3], or the error of an image that has none."""
+    def _decoded(self, image: ImageInput) -> Pixels:
+        return self.prepare(decoded(image))
+
+    def prepare(self, image: Image.Image | UnusableImage) -> Pixels:
+        """A decoded image as the file takes it; an error stays one."""
         if isinstance(image, UnusableImage):
             return image
-        try:
-            decoded = decode_image(image) if isinstance(image, bytes) else image
-        except UnusableImage as error:
-            return error
         if isinstance(self.backend, TakesImages):
-            return np.asarray(decoded)
-        return np.asarray(resize_and_crop(decoded, self.artifact.preprocess))
+            return np.asarray(image)
+        return np.asarray(resize_and_crop(image, self.artifact.preprocess))
 
-    def _classify_batch(
-        self, waiting: deque[tuple[str, Future[_Decoded]]], *, top: int, size: int
+    def _classify_first(
+        self, waiting: deque[tuple[str, Future[Pixels]]], *, top: int, size: int
     ) -> list[Result]:
-        """Classifies the first `size` waiting images."""
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-        decoded = [(key, future.result()) for key, future in taken]
-        usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
+        return self.classify_batch([(key, future.result()) for key, future in taken], top=top)
+
+    def classify_batch(self, images: Sequence[tuple[str, Pixels]], *, top: int) -> list[Result]:
+        """Classifies one batch of keys and prepared images."""
+        usable = [pixels for _, pixels in images if not isinstance(pixels, UnusableImage)]
         answers = iter(self._answers(self._outputs_of(usable), top) if usable else ())
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
             else self._result(key, next(answers))
-            for key, pixels in decoded
+            for key, pixels in images
         ]
 
     def results(
@@ -291,7 +309,7 @@ class Classifier:
         found = zip(keys, self._answers(outputs, top), strict=True)
         return [self._result(key, answer) for key, answer in found]
 
-    def _answers(self, outputs: npt.NDArray[np.float32], top: int) -> Iterator[_Answer | None]:
+    def _answers(self, outputs: npt.NDArray[np.float32], top: int) -> Iterator[_ImageScores | None]:
         """Each image's best classes; None if a logit is not finite."""
         logits = self.as_logits(outputs)
         is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
@@ -305,9 +323,9 @@ class Classifier:
         for row, row_scores, one, is_good in zip(logits, scores, known, is_finite, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]
-            yield _Answer(tuple(ClassScore(*x) for x in shown), one) if is_good else None
+            yield _ImageScores(tuple(ClassScore(*x) for x in shown), one) if is_good else None
 
-    def _result(self, key: str, answer: _Answer | None) -> Prediction | NonFiniteLogits:
+    def _result(self, key: str, answer: _ImageScores | None) -> Prediction | NonFiniteLogits:
         if answer is not None:
             known = answer.known
             if known is None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from kdedge.files import printable
 from kdedge.runtime.none_of_these import NONE
 
 
@@ -176,6 +177,14 @@ def answer_values(result: Prediction, min_score: float | None) -> dict[str, Any]
     return values
 
 
+def result_values(result: Result, min_score: float | None) -> dict[str, Any]:
+    """An image's key, and its classes or why it has none, as values for JSON."""
+    values: dict[str, Any] = {"image": printable(result.key)}
+    if not isinstance(result, Prediction):
+        return values | {"error": result.reason}
+    return values | answer_values(result, min_score)
+
+
 class _Text:
     def __init__(self, min_score: float | None, columns: tuple[int, int]) -> None:
         self._min_score, self._columns = min_score, columns
@@ -227,7 +236,7 @@ class _Csv:
     def line(self, result: Result) -> str:
         n_cells = 2 * self._top + self._tells_none
         if not isinstance(result, Prediction):
-            return _csv_row([printed_key(result.key), *[""] * n_cells, result.reason])
+            return _csv_row([printable(result.key), *[""] * n_cells, result.reason])
         cells: list[str] = []
         for answer in result.top:
             score = "" if answer.score_percent is None else f"{answer.score_percent:.4f}"
@@ -236,7 +245,7 @@ class _Csv:
         cells += [""] * (n_cells - len(cells))
         if self._tells_none and result.known_percent is not None:
             cells[-1] = f"{result.known_percent:.4f}"
-        return _csv_row([printed_key(result.key), *cells, ""])
+        return _csv_row([printable(result.key), *cells, ""])
 
 
 class _JsonLines:
@@ -247,12 +256,7 @@ class _JsonLines:
         return None
 
     def line(self, result: Result) -> str:
-        values: dict[str, Any] = {"image": printed_key(result.key)}
-        if not isinstance(result, Prediction):
-            values["error"] = result.reason
-        else:
-            values |= answer_values(result, self._min_score)
-        return json.dumps(values, ensure_ascii=False)
+        return json.dumps(result_values(result, self._min_score), ensure_ascii=False)
 
 
 def _csv_row(cells: Sequence[str]) -> str:
@@ -261,13 +265,8 @@ def _csv_row(cells: Sequence[str]) -> str:
     return text.getvalue().removesuffix("\r\n")  # a terminator of csv, so that it quotes both
 
 
-def printed_key(name: str) -> str:
-    """Makes a key encodable: file names need not be UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def visible(name: str) -> str:
     """Puts a key or a class name on one line, without terminal control characters."""
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in printed_key(name)
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(name)
     )

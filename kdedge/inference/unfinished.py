@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from kdedge.errors import RecipeError
-from kdedge.files import explain_os_error, read_json, write_json
-from kdedge.inference.lines import printed_key
+from kdedge.files import explain_os_error, printable, read_json, write_json
 
 
 @dataclass(frozen=True)
 class UnfinishedLines:
-    """A file of predictions that is being written, and a hidden file beside it until its end.
+    """A file of predictions that is being written, and a hidden file next to it until its end.
 
     Attributes:
         output: the file.
@@ -74,7 +73,7 @@ class UnfinishedLines:
                 f"{self.output} has lines that `kdedge predict` did not write.\n"
                 "  Undo the change, or name another file and leave --resume out."
             ) from error
-        if found != [printed_key(key) for key in keys[: len(found)]]:
+        if found != [printable(key) for key in keys[: len(found)]]:
             raise self._of_others()
         return len(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,12 @@ from kdedge.results import Role
 from kdedge.runs.provenance import Provenance
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
+
+
+def runs_folder(root: str | Path | None, *runs: Any) -> Path:
+    """The folder of all runs: `root`, or that of the first `Run`, of KDEDGE_RUNS, or `runs`."""
+    of_run = next((one.folder.root for one in runs if hasattr(one, "folder")), None)
+    return Path(root or of_run or os.environ.get("KDEDGE_RUNS") or "runs")
 
 
 class _File:

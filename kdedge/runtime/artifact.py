@@ -52,7 +52,7 @@ class ClassChange(Record):
         kdedge: version of kdedge that changed them.
         added: names, in the order of the new last rows.
         removed: names.
-        class_vectors: provenance hash of the added vectors; None without any.
+        class_vectors: provenance hash of the added vectors; None if none were added.
     """
 
     at: str
@@ -107,84 +107,19 @@ def read_matrix(path: Path) -> Matrix:
 def check_class_names(names: tuple[str, ...]) -> None:
     """Checks the class names of a record.
 
+    Each has to fit into one line. This is weaker than a class list's `str.isprintable`, which
+    accepts more characters in newer Python versions: a device's Python may be older than that of
+    the exporting machine.
+
     Raises:
         ValueError: there are none, or they cannot be told apart or written in one line each.
     """
-    if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
+    fits = [bool(name) and _UNWRITABLE.isdisjoint(map(category, name)) for name in names]
+    if not names or not all(fits) or len(set(names)) != len(names):
         raise ValueError("distinct names, one or more, without line breaks and control characters")
 
 
-def _is_name(name: str) -> bool:
-    """Whether a class name fits into one line.
-
-    The check is weaker than a class list's `str.isprintable`, which accepts more characters in
-    newer Python versions: a device's Python may be older than that of the exporting machine.
-    """
-    return bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
-
-
 Pixels = Literal["float", "uint8"]
-
-
-@dataclass(frozen=True)
-class Preparation(Record):
-    """How an image file becomes pixels, as in `artifact.json`.
-
-    Attributes:
-        size_px: side of the model's square input, pixels.
-        resize_mode: as in `Preprocess`.
-        interpolation: as in `Preprocess`.
-        crop: the part that is kept after resizing.
-        rounding: how values and sides are rounded.
-        normalization: where mean and standard deviation are applied.
-        steps: all steps in order, in words.
-    """
-
-    size_px: int
-    resize_mode: Literal["shortest", "squash"]
-    interpolation: Literal["bicubic", "bilinear"]
-    crop: Literal["center", "none"]
-    rounding: str
-    normalization: Literal["in graph"]
-    steps: list[str]
-
-
-@dataclass(frozen=True)
-class InGraph(Record):
-    """Normalization in the graph, which must not be applied a second time.
-
-    Attributes:
-        mean: subtracted, per channel in RGB order, for values 0-1.
-        std: divided by, per channel in RGB order, for values 0-1.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-def describe_preparation(preprocess: Preprocess, pixels: Pixels) -> Preparation:
-    """Describes how an image file becomes the graph's input."""
-    is_cropped = preprocess.resize_mode == "shortest"
-    return Preparation(
-        size_px=preprocess.size_px,
-        resize_mode=preprocess.resize_mode,
-        interpolation=preprocess.interpolation,
-        crop="center" if is_cropped else "none",
-        rounding="values to 8 bits after resizing; sides down; crop offsets to the nearest, halves"
-        " to the even number",
-        normalization="in graph",
-        steps=_steps(preprocess, pixels),
-    )
-
-
-def describe_tensor(pixels: Pixels) -> dict[str, Any]:
-    """Type, layout, channel order and range of values of the graph's input."""
-    return {
-        "dtype": "float32" if pixels == "float" else "uint8",
-        "layout": "NCHW",
-        "channels": "RGB",
-        "values": [0, 1] if pixels == "float" else [0, 255],
-    }
 
 
 def _steps(preprocess: Preprocess, pixels: Pixels) -> list[str]:
@@ -220,7 +155,7 @@ OUTPUT_NAMES = (OUTPUT_NAME, FEATURES_NAME)
 _REMEDY = "Copy the folder from the export again, or export again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artifact:
     """Content of an artifact, and how an image is classified with it.
 
@@ -279,6 +214,9 @@ class Artifact:
                     " among the artifact's other files.\n"
                     f"  {_REMEDY}"
                 )
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self.path}: {', '.join(file.name for file in self.files)}>"
 
     @property
     def output_name(self) -> str:
@@ -376,17 +314,29 @@ class Artifact:
 
     def usage(self) -> dict[str, Any]:
         """How an image file becomes the graph's input, and what the graph does itself."""
-        in_graph = InGraph(self.preprocess.mean, self.preprocess.std)
+        preprocess, is_float = self.preprocess, self.pixels == "float"
         return {
-            "preprocess": describe_preparation(self.preprocess, self.pixels).to_dict(),
+            "preprocess": {
+                "size_px": preprocess.size_px,
+                "resize_mode": preprocess.resize_mode,
+                "interpolation": preprocess.interpolation,
+                "crop": "center" if preprocess.resize_mode == "shortest" else "none",
+                "rounding": "values to 8 bits after resizing; sides down; crop offsets to the"
+                " nearest, halves to the even number",
+                "normalization": "in graph",
+                "steps": _steps(preprocess, self.pixels),
+            },
             "input": {
                 "name": INPUT_NAME,
                 "pixels": self.pixels,
                 "batch": self.batch,
                 "max_batch": self.max_batch,
-                **describe_tensor(self.pixels),
+                "dtype": "float32" if is_float else "uint8",
+                "layout": "NCHW",
+                "channels": "RGB",
+                "values": [0, 1] if is_float else [0, 255],
             },
-            "in_graph": in_graph.to_dict(),
+            "in_graph": {"mean": preprocess.mean, "std": preprocess.std},
         }
 
 
@@ -402,48 +352,24 @@ def load_artifact(path: Path) -> Artifact:
     """
     folder = _folder(path)
     file = folder / FILE_NAME
-    found = parse_record(Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
+    found = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
+    same = {entry.name: getattr(found, entry.name, None) for entry in dataclasses.fields(Artifact)}
     try:
-        preprocess = Preprocess(
-            size_px=found.preprocess.size_px,
-            mean=found.in_graph.mean,
-            std=found.in_graph.std,
-            interpolation=found.preprocess.interpolation,
-            resize_mode=found.preprocess.resize_mode,
-        )
+        preprocess = Preprocess(**vars(found.preprocess), **vars(found.in_graph))
     except DataError as error:
         raise DataError(f"{file}: {error}\n  {_REMEDY}") from error
-    artifact = Artifact(
-        path=folder,
-        name=found.name,
-        class_names=found.class_names,
-        preprocess=preprocess,
-        pixels=found.input.pixels,
-        head=found.output.head,
-        max_batch=found.input.max_batch,
-        batch=found.input.batch,
-        gates=found.gates,
-        files=found.files,
-        others=found.others,
-        provenance=found.provenance,
-        open_classes=found.open_classes,
-        temperature=found.temperature,
-        none_of_these=found.none_of_these,
-    )
+    of_graph = {**vars(found.input), "head": found.output.head, "preprocess": preprocess}
+    artifact = Artifact(**{**same, **of_graph, "path": folder})
+    hashes = artifact.provenance.get("hashes")
+    exported = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
     classes = artifact.open_classes
-    if not (classes and classes.changes) and not _has_exported_names(artifact):
+    is_changed = exported not in (None, sha256_json(list(artifact.class_names)))
+    if is_changed and not (classes and classes.changes):
         raise DataError(
             f"{file}: class_names differ from those of the export.\n"
             "  Export the run again, with the wanted names as --classes."
         )
     return artifact
-
-
-def _has_exported_names(artifact: Artifact) -> bool:
-    """Whether the class names are those of the export; true if provenance does not have them."""
-    hashes = artifact.provenance.get("hashes")
-    recorded = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
-    return recorded in (None, sha256_json(list(artifact.class_names)))
 
 
 def _folder(path: Path) -> Path:
@@ -473,21 +399,28 @@ Head = Literal["scores", "argmax"]
 
 
 @dataclass(frozen=True)
-class _Input(Record):
-    name: Literal["images"]
+class _Input(Shape):
     pixels: Pixels
     batch: Literal["dynamic"] | PositiveCount
     max_batch: PositiveCount
-    dtype: Literal["float32", "uint8"]
-    layout: Literal["NCHW"]
-    channels: Literal["RGB"]
-    values: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Output(Record):
-    name: Literal["logits", "features"]
+class _Output(Shape):
     head: Head
+
+
+@dataclass(frozen=True)
+class _Preprocess(Shape):
+    size_px: int
+    resize_mode: Literal["shortest", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+
+
+@dataclass(frozen=True)
+class _InGraph(Shape):
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -499,8 +432,8 @@ class _Gates(Shape):
 
 
 @dataclass(frozen=True)
-class Contents(Record):
-    """What `artifact.json` holds; mean and standard deviation are in the graph."""
+class _Contents(Record):
+    """What is read of `artifact.json`; its other keys tell readers how to prepare an image."""
 
     format: Annotated[int, Bounds(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
     kdedge: str
@@ -511,9 +444,9 @@ class Contents(Record):
     files: tuple[ModelFile, ...]
     others: dict[str, Sha256]
     provenance: dict[str, Any]
-    preprocess: Preparation
+    preprocess: _Preprocess
     input: _Input
-    in_graph: InGraph
+    in_graph: _InGraph
     open_classes: Annotated[OpenClasses | None, OPTIONAL] = None
     temperature: Annotated[Temperature | None, OPTIONAL] = None
     none_of_these: Annotated[NoneOfThese | None, OPTIONAL] = None

@@ -22,7 +22,7 @@ class Backend(Protocol):
 
     @property
     def batches(self) -> tuple[int, int | None]:
-        """Smallest and largest batch; None without a limit."""
+        """Smallest and largest batch; None if there is no limit."""
         ...
 
     @property

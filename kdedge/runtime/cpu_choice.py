@@ -19,7 +19,7 @@ from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 from kdedge.speed_results import Measurement
 from kdedge.tables import Table, Tabled, markdown_table
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CPU_CHOICE = "cpu_choice.json"
 FORMAT_VERSION = 1
@@ -31,7 +31,7 @@ class CpuMachine(Record):
 
     Attributes:
         cpu: the processor's own name.
-        instructions: those of `cpu_instructions`; cloud machines share names and differ in these.
+        instructions: what `cpu_instructions` gives; cloud machines share names and differ in these.
         cores: cores that the process may use.
     """
 
@@ -58,10 +58,10 @@ class TimedFile(Record):
         precision: its precision.
         runtime: the runtime and its version; None if it could not be loaded.
         agreement_percent: equal top-1 classes on the smoke set, on this machine; None if unknown.
-        time: one call, beside the others in rounds; ratios are to the first candidate. None if it
+        time: one call, in turns with the others; ratios are to the first candidate. None if it
             could not run.
         speedup: how many times as fast as the first candidate, by the quickest tenth of the calls,
-            which other programs disturb least; it decides. None without a time.
+            which other programs disturb least; it decides. None if there is no time.
         out: why it cannot be chosen, in words; None if it can.
     """
 
@@ -191,7 +191,7 @@ def check_can_keep(artifact: Artifact) -> None:
     """
     check_writable(artifact.path)
     if CPU_CHOICE not in artifact.others:
-        refuse_existing(artifact.path / CPU_CHOICE)
+        refuse_existing(artifact.path / CPU_CHOICE, DataError)
 
 
 def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
@@ -223,7 +223,7 @@ class CpuPreference:
     """The measured file of this machine, or why there is none.
 
     Attributes:
-        choice: the choice that holds here; None without one.
+        choice: the choice that holds here; None if there is none.
         problem: what to tell if no file is preferred; None if there is nothing to tell.
         remedy: the command that measures here.
     """
@@ -265,4 +265,4 @@ class CpuPreference:
         if self.choice is not None and used.name != self.choice.file:
             problem = f"{self.choice.file} was measured as the fastest, but cannot be used here"
         if problem is not None:
-            _LOG.warning("%s: using %s. %s", problem, used.name, self.remedy)
+            log.warning("%s: using %s. %s", problem, used.name, self.remedy)

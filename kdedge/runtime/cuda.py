@@ -128,7 +128,7 @@ def open_cuda() -> Cuda:
 
 
 def _runtime_libraries() -> Iterator[str]:
-    """Names and paths to try: first the system's, then those of NVIDIA's Python packages."""
+    """Names and paths to try: first the system's, then NVIDIA's Python packages'."""
     yield from _RUNTIMES
     packages = Path(sysconfig.get_path("platlib")) / "nvidia"
     for folder in ("cu13/lib", "cuda_runtime/lib"):

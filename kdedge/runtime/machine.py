@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Vectors, products of bytes, and products of half precision: of x86-64, then of Arm
 _INSTRUCTIONS = (
@@ -54,28 +54,20 @@ def physical_cores(root: Path = Path("/")) -> int:
 
 
 def _cpu_quota(root: Path) -> float | None:
-    """Cores that the control groups (version 1 or 2) allow; None without a limit."""
-    quotas = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            trees = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-        elif "cpu" in controllers.split(","):
-            trees = [root / "sys/fs/cgroup/cpu", root / "sys/fs/cgroup/cpu,cpuacct"]
-        else:
-            continue
-        # In a container the path may be the host's, while the tree begins at the container's group
-        groups = [Path(path), *Path(path).parents]
-        quotas += [_quota_of(tree / str(group).strip("/")) for tree in trees for group in groups]
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota_of(group: Path) -> float | None:
-    quota, _, period = _read(group / "cpu.max").partition(" ")
-    if not quota:
-        quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-    is_limit = quota.isdigit() and period.isdigit() and int(period) > 0  # else max, -1 or no file
-    return int(quota) / int(period) if is_limit else None
+    """Cores that the control groups (version 2) allow; None if there is no limit."""
+    lines = _read(root / "proc/self/cgroup").splitlines()
+    own = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if own is None:
+        return None
+    # In a container the path may be the host's, while the tree begins at the container's group
+    groups = [
+        root / "sys/fs/cgroup" / str(one).strip("/") for one in (Path(own), *Path(own).parents)
+    ]
+    limits = [_read(group / "cpu.max").split() for group in groups]
+    return min(
+        (int(one[0]) / int(one[1]) for one in limits if len(one) == 2 and one[0] != "max"),
+        default=None,
+    )
 
 
 def _read(path: Path) -> str:
@@ -300,17 +292,17 @@ class QuietWait:
             percent = since().others_percent
             if percent is None:
                 self._left_s = 0
-                _LOG.warning(
+                log.warning(
                     "This system does not show whether other processes are busy, so kdedge"
                     " does not wait."
                 )
             elif percent <= self._most_percent:
                 waited = time.monotonic() - began
                 if waited >= 2 * _LOOK_S:
-                    _LOG.info("Waited %.0f s until the machine was quiet.", waited)
+                    log.info("Waited %.0f s until the machine was quiet.", waited)
                 return
             elif self._left_s <= 0:
-                _LOG.warning(
+                log.warning(
                     "The machine is not quiet after %.0f s: other processes keep %.0f %% of its"
                     " cores busy. Measuring anyway.",
                     *(time.monotonic() - began, percent),

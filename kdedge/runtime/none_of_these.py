@@ -31,7 +31,7 @@ N_PERCENTILES = 101
 
 
 class KnownScore(NamedTuple):
-    """How much an image looks like the known ones.
+    """Score of an image as one of the known classes; higher is more similar.
 
     Attributes:
         percent: share of the known images with a lower score; 0 to 100.
@@ -128,11 +128,11 @@ class NoneOfThese(Record):
 
 
 def known_scores(scores: npt.NDArray[np.float64], limits: NoneBelow) -> list[KnownScore]:
-    """How much each image looks like the known ones, and whether it shows none of the classes.
+    """Scores images as the known classes, and tells which show none of the classes.
 
     Args:
         scores: [B], of the images.
-        limits: those of the file that gave the outputs.
+        limits: of the file that gave the outputs.
     """
     percents = np.interp(scores, limits.percentiles, np.arange(N_PERCENTILES))
     return [

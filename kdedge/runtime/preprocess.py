@@ -220,7 +220,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         image.load()
         # The orientation after loading: PNG may keep it behind the pixels, TIFF and AVIF turn
         # by themselves.
-        return _upright(_to_rgb(image), _orientation(image))
+        upright, turn = _to_rgb(image), _TURNS.get(_orientation(image))
+        return upright if turn is None else upright.transpose(turn)
     except UnusableImage:
         raise
     except _PILLOW_ERRORS as error:
@@ -317,10 +318,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
 def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """Resizes an RGB image and crops its center, as torchvision's Resize and CenterCrop do.
 
@@ -365,15 +362,6 @@ def normalize(
     values -= mean
     values /= std
     return values
-
-
-def preprocess_image(data: bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """Turns an image file's bytes into the model's input, [3, size_px, size_px], float32.
-
-    Raises:
-        UnusableImage: the image cannot be decoded.
-    """
-    return normalize(resize_and_crop(decode_image(data), preprocess), preprocess)
 
 
 _ALWAYS = (

@@ -32,8 +32,8 @@ from starlette.routing import Route
 
 from kdedge.inference.lines import NonFiniteLogits, Prediction, answer_values
 from kdedge.runtime.preprocess import UnusableImage
-from kdedge.serving.limits import Limits
-from kdedge.serving.model import Batcher, CurrentModel, Inputs, Outputs, ServedModel
+from kdedge.serving.limits import RequestLimits
+from kdedge.serving.model import Batcher, CurrentModel, Outputs, RequestImages, ServedModel
 from kdedge.serving.open_inference import (
     LENGTH_HEADER,
     SERVER,
@@ -43,7 +43,7 @@ from kdedge.serving.open_inference import (
 )
 from kdedge.serving.uploads import Refusal, Uploads, image_in, too_busy
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -143,13 +143,13 @@ class App:
         is_draining: whether the server is about to end: clients are told to close connections.
     """
 
-    def __init__(self, name: str, current: CurrentModel, limits: Limits) -> None:
+    def __init__(self, name: str, current: CurrentModel, limits: RequestLimits) -> None:
         self._name, self._current, self._limits = name, current, limits
         self._n_waiting, self._uploads = 0, Uploads(limits)
         self.metrics = Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes)
         self.is_draining = False
         with current.used() as model:
-            self._batcher = Batcher(model.n_decoders, self.metrics.batches.observe)
+            self._batcher = Batcher(model.classifier.n_decoders, self.metrics.batches.observe)
         # JSON takes many times its size in memory: one request at a time
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         page = load_page()
@@ -233,7 +233,7 @@ class App:
             with self._admitted(), self._current.used() as model:
                 prepare = partial(model.prepare, image, max_pixels=self._limits.pixels)
                 outputs = await self._outputs(model, prepare, until)
-                (found,) = model.results(outputs, top=top)
+                (found,) = model.classifier.results([""], outputs, top=top)
         if isinstance(found, NonFiniteLogits):
             raise Refusal(500, found.reason)
         self.metrics.count_prediction(found)
@@ -249,7 +249,7 @@ class App:
                 parse = partial(parse_request, body, length, model.artifact)
                 wanted = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(wanted.prepare, model, self._limits.pixels)
-                logits = model.logits(await self._outputs(model, prepare, until))
+                logits = model.classifier.as_logits(await self._outputs(model, prepare, until))
         if not np.isfinite(logits).all():
             raise Refusal(500, "the model gives NaN or infinity")
         content, headers = format_answer(self._name, wanted, logits)
@@ -271,7 +271,7 @@ class App:
             self._n_waiting -= 1
 
     async def _outputs(
-        self, model: ServedModel, prepare: Callable[[], Inputs], until: float
+        self, model: ServedModel, prepare: Callable[[], RequestImages], until: float
     ) -> Outputs:
         """What the graph gives for images.
 
@@ -297,7 +297,7 @@ def _top(request: Request) -> int:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """The answer of a request that failed by a fault of the model or of kdedge."""
-    _LOG.error("%s %s failed.", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed.", request.method, request.url.path, exc_info=error)
     return JSONResponse({"error": "the server failed; its log says why"}, 500)
 
 

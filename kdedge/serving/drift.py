@@ -61,7 +61,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ScoreSummary:
     """Several frames in numbers for people.
 
     Attributes:
@@ -75,7 +75,7 @@ class Summary:
     class_percent: Array
 
     @classmethod
-    def of(cls, frames: Sequence[Scored]) -> Summary:
+    def of(cls, frames: Sequence[Scored]) -> ScoreSummary:
         """The numbers of frames."""
         best = [int(one.scores.argmax()) for one in frames]
         return cls(
@@ -102,8 +102,8 @@ class Drift:
     is_over: bool
     p_value: float
     n_frames: int
-    reference: Summary
-    now: Summary
+    reference: ScoreSummary
+    now: ScoreSummary
 
     def most_changed(self, class_names: Sequence[str]) -> list[tuple[str, float, float]]:
         """The classes whose share has changed most: name, percent in the reference, percent now."""
@@ -141,7 +141,7 @@ class Reference:
     """
 
     def __init__(self, scored: Sequence[Scored]) -> None:
-        self.n_images, self.summary = len(scored), Summary.of(scored)
+        self.n_images, self.summary = len(scored), ScoreSummary.of(scored)
         scores = np.stack([one.scores for one in scored])
         logs = _log_scores(scores)
         self._center = logs.mean(axis=0)
@@ -293,7 +293,7 @@ class DriftMonitor:
         is_over: bool,
     ) -> Drift:
         frames = [frame for observation in list(self._last)[-n:] for frame in observation]
-        now = Summary.of(frames)
+        now = ScoreSummary.of(frames)
         return Drift(name, is_over, p_values[n], len(frames), reference.summary, now)
 
 

@@ -11,7 +11,7 @@ _N_BODIES = 8
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Limits of a server; what is above them is refused with a reason.
 
     Attributes:

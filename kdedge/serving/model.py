@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.inference.classify import Classifier
-from kdedge.inference.lines import NonFiniteLogits, Prediction
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
@@ -25,10 +24,14 @@ class ServedModel:
     Args:
         classifier: the loaded artifact.
         batch: largest batch that requests are joined to; None for the artifact's.
+
+    Attributes:
+        classifier: the loaded artifact.
+        max_batch: largest batch.
     """
 
     def __init__(self, classifier: Classifier, batch: int | None = None) -> None:
-        self._classifier = classifier
+        self.classifier = classifier
         largest = classifier.max_batch
         self.max_batch = largest if batch is None else min(batch, largest)
         self._lock, self._n_uses, self._is_replaced = threading.Lock(), 0, False
@@ -36,21 +39,11 @@ class ServedModel:
     @property
     def artifact(self) -> Artifact:
         """The artifact."""
-        return self._classifier.artifact
-
-    @property
-    def n_decoders(self) -> int:
-        """Number of threads that decode images for it."""
-        return self._classifier.n_decoders
+        return self.classifier.artifact
 
     def describe(self) -> str:
         """The model file and what runs it."""
-        return f"{self._classifier.file.name} on {self._classifier.backend.describe()}"
-
-    @property
-    def backend_name(self) -> str:
-        """Name of the runtime, such as `onnxruntime`."""
-        return self._classifier.backend.name
+        return f"{self.classifier.file.name} on {self.classifier.backend.describe()}"
 
     def warm_up(self) -> None:
         """Runs the smallest and the largest batch, so that the first request does not wait longer.
@@ -60,7 +53,7 @@ class ServedModel:
         """
         size_px = self.artifact.preprocess.size_px
         for n_images in (1, self.max_batch):
-            self._classifier.logits(np.zeros((n_images, size_px, size_px, 3), np.uint8))
+            self.classifier.logits(np.zeros((n_images, size_px, size_px, 3), np.uint8))
 
     def prepare(self, data: bytes, *, max_pixels: int) -> npt.NDArray[Any]:
         """An image file as the graph takes it, [1, 3, S, S].
@@ -74,17 +67,7 @@ class ServedModel:
 
     def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[N, 3, S, S] -> outputs of the graph: logits [N, C], or features with open classes."""
-        return self._classifier.outputs(inputs, max_batch=self.max_batch)
-
-    def logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Outputs of the graph -> logits [N, C]."""
-        return self._classifier.as_logits(outputs)
-
-    def results(
-        self, outputs: npt.NDArray[np.float32], *, top: int
-    ) -> list[Prediction | NonFiniteLogits]:
-        """The results of images from outputs of the graph."""
-        return self._classifier.results([""] * len(outputs), outputs, top=top)
+        return self.classifier.outputs(inputs, max_batch=self.max_batch)
 
     def retain(self) -> None:
         """Begins one more use."""
@@ -97,14 +80,14 @@ class ServedModel:
             self._n_uses -= 1
             is_done = self._is_replaced and not self._n_uses
         if is_done:
-            self._classifier.backend.close()
+            self.classifier.backend.close()
 
     def replaced(self) -> None:
         """Says that no new use begins."""
         with self._lock:
             self._is_replaced, is_done = True, not self._n_uses
         if is_done:
-            self._classifier.backend.close()
+            self.classifier.backend.close()
 
 
 class CurrentModel:
@@ -135,7 +118,7 @@ class CurrentModel:
         self._model.replaced()
 
 
-Inputs = npt.NDArray[Any]
+RequestImages = npt.NDArray[Any]
 """[N, 3, S, S], as the graph takes images."""
 
 Outputs = npt.NDArray[np.float32]
@@ -144,7 +127,7 @@ Outputs = npt.NDArray[np.float32]
 
 class _Waiting(NamedTuple):
     model: ServedModel
-    inputs: Inputs
+    inputs: RequestImages
     future: Future[Outputs]
 
 
@@ -167,7 +150,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, model: ServedModel, prepare: Callable[[], Inputs]) -> Future[Outputs]:
+    def submit(self, model: ServedModel, prepare: Callable[[], RequestImages]) -> Future[Outputs]:
         """Runs a model on images, which another thread prepares before.
 
         Args:
@@ -201,7 +184,7 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _prepare(
-        self, model: ServedModel, prepare: Callable[[], Inputs], future: Future[Outputs]
+        self, model: ServedModel, prepare: Callable[[], RequestImages], future: Future[Outputs]
     ) -> None:
         if future.cancelled():
             return

@@ -89,7 +89,7 @@ def describe_model(name: str, model: ServedModel) -> dict[str, Any]:
     return {
         "name": name,
         "versions": [_VERSION],
-        "platform": model.backend_name,
+        "platform": model.classifier.backend.name,
         "inputs": [{"name": INPUT_NAME, "datatype": _datatype(artifact), "shape": images}],
         "outputs": [{"name": OUTPUT_NAME, "datatype": "FP32", "shape": logits}],
     }

@@ -26,10 +26,10 @@ from kdedge.errors import InUseError, KdedgeError, RecipeError, os_reason
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact
 from kdedge.serving.app import App
-from kdedge.serving.limits import Limits
+from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import CurrentModel, ServedModel
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _Stamp = tuple[object, ...]
 
@@ -49,10 +49,10 @@ class ArtifactSource:
     batch: int | None = None
 
 
-class Takeover:
+class ModelReloader:
     """A thread that replaces the served model whenever the artifact has changed.
 
-    A changed artifact is loaded beside the old one once its files stay the same from one look to
+    A changed artifact is loaded next to the old one once its files stay the same from one look to
     the next. It is refused if it is damaged or differs from its own smoke set; the old one is
     served on.
 
@@ -105,7 +105,7 @@ class Takeover:
             path = self._source.find()
             model = load_checked(self._source, path)
         except Exception as error:  # whatever it is, the old model goes on
-            _LOG.error(
+            log.error(  # noqa: TRY400 - for whoever runs the server, no traceback
                 "The new artifact is refused, and the old one is served on.\n  %s",
                 str(error) or type(error).__name__,
             )
@@ -116,7 +116,7 @@ class Takeover:
             return
         self._current.replace(model)
         self._outcomes.labels("taken").inc()
-        _LOG.info("Serving the new artifact %s: %s.", path, model.describe())
+        log.info("Serving the new artifact %s: %s.", path, model.describe())
 
 
 def load_checked(source: ArtifactSource, path: Path) -> ServedModel:
@@ -142,7 +142,7 @@ def _check(classifier: Classifier) -> None:
     artifact: Artifact = classifier.artifact
     file = classifier.file
     if SMOKE_SET not in artifact.others:
-        _LOG.warning("%s has no smoke set: its answers were not compared.", artifact.path)
+        log.warning("%s has no smoke set: its answers were not compared.", artifact.path)
         return
     result = parity_on_smoke_set(artifact, classifier.backend)
     missed = misses(result, file.precision, artifact.gates)
@@ -268,7 +268,7 @@ class Server:
         *,
         host: str,
         port: int,
-        limits: Limits,
+        limits: RequestLimits,
         look_every_s: float = 1.0,
     ) -> None:
         """Takes the port, loads the model and begins to answer.
@@ -285,7 +285,10 @@ class Server:
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
             self.model = ServedModel(loaded, source.batch)
             self.model.warm_up()
-            _listen(self._socket)
+            try:
+                self._socket.listen(_BACKLOG)
+            except OSError as error:
+                raise _explain(error, *self._socket.getsockname()[:2]) from error
         except BaseException:
             self._socket.close()
             raise
@@ -298,7 +301,7 @@ class Server:
         self._app = App(self.name, self._current, limits)
         self._uvicorn = uvicorn.Server(self._config())
         self._error: BaseException | None = None
-        self._takeover = Takeover(
+        self._reloader = ModelReloader(
             source, self._current, self._app.metrics.artifacts, every_s=look_every_s
         )
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
@@ -354,11 +357,11 @@ class Server:
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
             raise
         patience_s = min(_HANGING_S, self._limits.timeout)
-        self._takeover.close(patience_s=patience_s)
+        self._reloader.close(patience_s=patience_s)
         has_ended = self._app.close(patience_s=patience_s)
         self._current.close()
         if not has_ended:
-            _LOG.error(
+            log.error(
                 "The model still runs a batch, %g seconds after its last request was given up: it"
                 " hangs.\n  The server ends without it. Look at the device and its driver.",
                 patience_s,
@@ -395,14 +398,6 @@ def _take(host: str, port: int) -> socket.socket:
         taken.close()
         raise _explain(error, host, port) from error
     return taken
-
-
-def _listen(taken: socket.socket) -> None:
-    host, port = taken.getsockname()[:2]
-    try:
-        taken.listen(_BACKLOG)
-    except OSError as error:
-        raise _explain(error, host, port) from error
 
 
 def _explain(error: OSError, host: str, port: int) -> Exception:

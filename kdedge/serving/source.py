@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from kdedge.data.sources import IMAGE_EXTENSIONS, printable, read_file
+from kdedge.data.sources import IMAGE_EXTENSIONS, read_file
 from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
+from kdedge.files import printable
 from kdedge.inference.classify import ImageInput
 from kdedge.runtime.preprocess import UnusableImage, decode_image, more_extensions
 from kdedge.runtime.video import (
@@ -40,7 +41,7 @@ _CAMERA = re.compile(r"/dev/(video\d|v4l/)")
 _Stamp = tuple[int, int]
 """Time of change, nanoseconds, and size of a file."""
 
-Kind = Literal["camera", "stream", "video", "folder"]
+FrameSourceKind = Literal["camera", "stream", "video", "folder"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Back:
 
 
 @dataclass(frozen=True)
-class Source:
+class FrameSource:
     """An open source.
 
     Attributes:
@@ -96,12 +97,12 @@ class Source:
     """
 
     name: str
-    kind: Kind
+    kind: FrameSourceKind
     items: Generator[Frame | Lost | Back, None, None]
     n_dropped: Callable[[], int] = lambda: 0
 
 
-def open_source(text: str, *, every: int = 1, existing: bool = False) -> Source:
+def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSource:
     """Opens what a text names.
 
     Args:
@@ -122,7 +123,7 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> Source:
     return source
 
 
-def _opened(text: str, *, every: int, existing: bool) -> Source:
+def _opened(text: str, *, every: int, existing: bool) -> FrameSource:
     if re.fullmatch(r"\d{1,3}", text):
         return _live(f"/dev/video{int(text)}", "camera", every)
     if "://" in text:
@@ -133,7 +134,7 @@ def _opened(text: str, *, every: int, existing: bool) -> Source:
             return _live(text, "camera", every)
         if text and path.is_dir():
             _import_watchfiles()  # fail before the model is loaded
-            return Source(printable(text), "folder", _files(path, every, existing=existing))
+            return FrameSource(printable(text), "folder", _files(path, every, existing=existing))
         is_there = path.is_file()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -147,10 +148,10 @@ def _opened(text: str, *, every: int, existing: bool) -> Source:
             "  Name a camera (0 or /dev/video0), an address (rtsp://...), a video, or a folder."
         )
     import_pyav()  # fail before the model is loaded
-    return Source(printable(text), "video", _video(path, every))
+    return FrameSource(printable(text), "video", _video(path, every))
 
 
-def _live(address: str, kind: Kind, every: int) -> Source:
+def _live(address: str, kind: FrameSourceKind, every: int) -> FrameSource:
     name = without_password(address)
     try:
         video = open_live(address)
@@ -162,9 +163,9 @@ def _live(address: str, kind: Kind, every: int) -> Source:
             remedy = "Check the address, its user and password, and that the camera is on."
         raise SetupError(f"{name} cannot be opened: {lost.reason}.\n  {remedy}") from lost
     if video.has_end:
-        return Source(name, "video", _finite(video, every))
-    newest = Newest(video, partial(open_live, address), every=every)
-    return Source(name, kind, iter(newest), lambda: newest.n_dropped)
+        return FrameSource(name, "video", _finite(video, every))
+    newest = LatestFrameReader(video, partial(open_live, address), every=every)
+    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped)
 
 
 def _finite(video: LiveVideo, every: int) -> Generator[Frame, None, None]:
@@ -311,7 +312,7 @@ def _read(read: Callable[[], ImageInput]) -> ImageInput:
 _Taken = tuple[int, float, Callable[[], Image.Image]]
 
 
-class Newest:
+class LatestFrameReader:
     """Reads a live source in a thread of its own; a slow reader gets its newest frame.
 
     Args:

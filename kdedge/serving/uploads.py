@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Message
 
-from kdedge.serving.limits import Limits
+from kdedge.serving.limits import RequestLimits
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, and no error of the server
@@ -51,7 +51,7 @@ class Uploads:
         n_bytes: their size together.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self._limits, self.n_bytes = limits, 0
 
     @contextlib.asynccontextmanager

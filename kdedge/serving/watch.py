@@ -19,17 +19,17 @@ from kdedge.inference.lines import Prediction, Result
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving import drift, watch_events
 from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, Reference, Scored
-from kdedge.serving.source import Frame, Lost, Source
-from kdedge.serving.watch_events import UNDECIDED, Answer, Decider
+from kdedge.serving.source import Frame, FrameSource, Lost
+from kdedge.serving.watch_events import UNDECIDED, Decider, FrameClass
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
 WINDOW, SHOT = 7, 25
 """Defaults for frames; a folder's files are answered, and counted, one by one."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class WatchSettings:
     """How to watch.
 
     Attributes:
@@ -59,7 +59,7 @@ class Settings:
 
 
 def watch_source(
-    source: Source, classifier: Classifier, settings: Settings
+    source: FrameSource, classifier: Classifier, settings: WatchSettings
 ) -> Iterator[dict[str, Any]]:
     """Classifies a source's frames and yields events, as docs/deploy/watch.md lists them.
 
@@ -81,7 +81,9 @@ def watch_source(
 class _Watching:
     """The state of one watch."""
 
-    def __init__(self, source: Source, classifier: Classifier, settings: Settings) -> None:
+    def __init__(
+        self, source: FrameSource, classifier: Classifier, settings: WatchSettings
+    ) -> None:
         self._source, self._classifier, self._settings = source, classifier, settings
         is_folder = source.kind == "folder"
         self._each = settings.each or (is_folder and settings.window is None)
@@ -119,7 +121,7 @@ class _Watching:
                 if not isinstance(item, Frame):
                     notices.append(watch_events.notice(item))
                     if isinstance(item, Lost):
-                        _LOG.warning("%s is lost: %s.", self._source.name, item.reason)
+                        log.warning("%s is lost: %s.", self._source.name, item.reason)
                     yield "", UnusableImage("")  # so that the event is not held until a frame
                     continue
                 waiting.append(item)
@@ -145,7 +147,7 @@ class _Watching:
         assert isinstance(frame.image, Image.Image)
         self._counts.classified += 1
         best = result.top[0]
-        answer = Answer(None, is_none=True) if result.is_none else Answer(best.class_name)
+        answer = FrameClass(None, is_none=True) if result.is_none else FrameClass(best.class_name)
         is_sure = self._settings.min_score is None or (
             best.score_percent is not None and best.score_percent >= self._settings.min_score
         )
@@ -160,7 +162,7 @@ class _Watching:
         names = self._classifier.artifact.class_names
         for found in self._drift.add(_scored(result, names), frame.image):
             if not found.is_over:
-                _LOG.warning("%s", watch_events.drift_text(found, self._source.name))
+                log.warning("%s", watch_events.drift_text(found, self._source.name))
             yield watch_events.drift(frame, found, names)
         if was_learning and self._drift.reference is not None:
             yield watch_events.learned(frame, self._drift.reference.n_images)
@@ -168,7 +170,7 @@ class _Watching:
     def finish(self) -> None:
         """Tells the numbers of frames."""
         self._counts.dropped = self._source.n_dropped()
-        _LOG.info("%s: %s.", self._source.name, self._counts.text())
+        log.info("%s: %s.", self._source.name, self._counts.text())
 
     def _check_any(self) -> None:
         if self._counts.classified:
@@ -180,7 +182,7 @@ class _Watching:
         )
 
 
-def _check_scores(classifier: Classifier, settings: Settings, *, has_scores: bool) -> None:
+def _check_scores(classifier: Classifier, settings: WatchSettings, *, has_scores: bool) -> None:
     needs = {
         "min_score": settings.min_score is not None,
         "drift": settings.drift in ("artifact", "stream"),

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import Prediction
 from kdedge.runtime.none_of_these import NONE
-from kdedge.serving.drift import Drift, Summary
-from kdedge.serving.source import Back, Frame, Lost, Source
+from kdedge.serving.drift import Drift, ScoreSummary
+from kdedge.serving.source import Back, Frame, FrameSource, Lost
 
 
-class Answer(NamedTuple):
+class FrameClass(NamedTuple):
     """What a frame, or several, show.
 
     Attributes:
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
     is_none: bool = False
 
 
-UNDECIDED = Answer(None)
+UNDECIDED = FrameClass(None)
 
 
 class Decision(NamedTuple):
@@ -39,7 +39,7 @@ class Decision(NamedTuple):
         since: the first of these frames.
     """
 
-    answer: Answer
+    answer: FrameClass
     score_percent: float | None
     since: Frame
 
@@ -56,10 +56,10 @@ class Decider:
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._last: deque[tuple[Answer, float | None, Frame]] = deque(maxlen=window)
+        self._last: deque[tuple[FrameClass, float | None, Frame]] = deque(maxlen=window)
         self._answer = UNDECIDED
 
-    def add(self, answer: Answer, score_percent: float | None, frame: Frame) -> Decision | None:
+    def add(self, answer: FrameClass, score_percent: float | None, frame: Frame) -> Decision | None:
         """Adds a frame's answer; returns the decision if it changes.
 
         Args:
@@ -114,7 +114,9 @@ class Counts:
         return ", ".join(parts)
 
 
-def start(source: Source, classifier: Classifier, *, window: int, reference: str) -> dict[str, Any]:
+def start(
+    source: FrameSource, classifier: Classifier, *, window: int, reference: str
+) -> dict[str, Any]:
     """The first event: what is watched, and with what."""
     return {
         "event": "start",
@@ -129,7 +131,7 @@ def start(source: Source, classifier: Classifier, *, window: int, reference: str
     }
 
 
-def frame(one: Frame, answer: Answer, result: Prediction, decision: Decision) -> dict[str, Any]:
+def frame(one: Frame, answer: FrameClass, result: Prediction, decision: Decision) -> dict[str, Any]:
     """A frame's own answer, and the decision after it."""
     known = result.known_percent
     return {
@@ -234,7 +236,7 @@ def _when(one: Frame) -> dict[str, Any]:
     return values
 
 
-def _named(answer: Answer) -> str | None:
+def _named(answer: FrameClass) -> str | None:
     return NONE if answer.is_none else answer.class_name
 
 
@@ -242,7 +244,7 @@ def _rounded(score_percent: float | None) -> float | None:
     return None if score_percent is None else round(score_percent, 2)
 
 
-def _numbers(summary: Summary) -> dict[str, float]:
+def _numbers(summary: ScoreSummary) -> dict[str, float]:
     return {
         "mean_score_percent": round(summary.mean_score_percent, 2),
         "none_percent": round(summary.none_percent, 2),

@@ -22,7 +22,7 @@ from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, look_at
 from kdedge.errors import DataError, KdedgeError, RecipeError
-from kdedge.files import explain_os_error
+from kdedge.files import explain_os_error, refuse_existing
 from kdedge.setup.packages import need_training_packages
 
 TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
@@ -204,10 +204,7 @@ def _new_path(name: str) -> Path:
             " dot."
         )
     path = Path(f"{name}.yaml")
-    if path.exists() or path.is_symlink():
-        raise RecipeError(
-            f"{path} exists, and nothing is overwritten.\n  Choose another name, or move it away."
-        )
+    refuse_existing(path)
     return path
 
 

@@ -79,7 +79,7 @@ def explaining(
     lines: Sequence[str] = (),
     shorten: Callable[[str], str] = lambda reason: reason[:_N_LETTERS],
 ) -> Iterator[None]:
-    """Context in which a package's errors become those of a file that cannot be loaded or run.
+    """Context in which a package's errors become errors of a file that cannot be loaded or run.
 
     Args:
         path: the file.
@@ -112,7 +112,7 @@ class CpuModel:
     Args:
         path: the file, for messages.
         runtime: the package and its version.
-        batches: smallest and largest batch; None without a limit.
+        batches: smallest and largest batch; None if there is no limit.
         pixels: kind of pixels that it takes.
         image_shape: [3, S, S].
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
     from kdedge.runtime.artifact import Artifact, Device, Precision
     from kdedge.runtime.backend import Backend
 
-Source = Literal["folded model", "ONNX file"]
+ExportInput = Literal["folded model", "ONNX file"]
 
 HEAD_LAYERS = ("hidden/", "features/", "fused_head/")
 """How the names of the head's nodes and layers begin, from the projector to the class vectors. They
@@ -80,7 +80,7 @@ class Target:
         source: what its files are built from. ONNX files are part of the artifact, so files from
             them can be built on the device. The folded model exists only during a run's export.
         precisions: precisions of its files, the preferred one first.
-        cpu_precisions: those of them whose files run on a CPU, which `kdedge export --cpu` tries.
+        cpu_precisions: the precisions whose files run on a CPU, which `kdedge export --cpu` tries.
         packages: optional packages that it needs.
         backend: name of the backend that runs its files in `kdedge predict` and `kdedge bench`;
             None if kdedge does not run them, so that the folder has no run.py.
@@ -99,7 +99,7 @@ class Target:
     flag: str
     help: str
     files: str
-    source: Source
+    source: ExportInput
     precisions: tuple[Precision, ...]
     cpu_precisions: tuple[Precision, ...] = ()
     packages: tuple[Package, ...] = ()

@@ -16,7 +16,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
-from kdedge.files import sha256_json
+from kdedge.files import refuse_existing, sha256_json
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, load_run
 from kdedge.runs.protocol import Model
@@ -120,8 +120,7 @@ def label_pool(
 
 
 def _check_free(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise RecipeError(f"{path} exists already.\n  Choose another name, or move the file away.")
+    refuse_existing(path)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise RecipeError(

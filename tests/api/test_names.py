@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -21,6 +24,49 @@ def test_each_is_there_and_documented() -> None:
     for name in kdedge.__all__:
         assert getattr(kdedge, name) is not None
         assert name == "__version__" or getattr(kdedge, name).__doc__, name
+
+
+def callables() -> Iterator[Callable[..., object]]:
+    """The functions of the API, and the methods of the classes that it defines itself."""
+    for name in kdedge.__all__:
+        one = getattr(kdedge, name)
+        own = vars(one).values() if getattr(one, "__module__", "").startswith("kdedge.api") else ()
+        members = [one, *own] if isinstance(one, type) else [one]
+        members = [getattr(member, "fget", member) for member in members]
+        yield from (inspect.unwrap(one) for one in members if inspect.isfunction(one))
+
+
+def test_what_a_call_returns_can_be_named() -> None:
+    """So that a program can annotate it, and tell results apart with isinstance."""
+    for function in callables():
+        annotation = str(function.__annotations__.get("return"))
+        for name in set(re.findall(r"(?<![.\w])[A-Z]\w+", annotation)) - {"None"}:
+            found = function.__globals__.get(name)
+            for kind in [found] if isinstance(found, type) else get_args(found):
+                is_own = getattr(kind, "__module__", "").startswith("kdedge.")
+                assert not is_own or getattr(kdedge, kind.__name__) is kind, (function, name)
+            assert found is not None or hasattr(kdedge, name), (function, name)
+
+
+def test_a_run_completes_the_keywords_of_its_methods() -> None:
+    for method in ("evaluate", "export", "bench", "report", "load"):
+        bound = inspect.signature(getattr(kdedge.Run, method).__get__(object()))
+        of_function = inspect.signature(getattr(kdedge, method)).parameters.values()
+        keywords = {one.name for one in of_function if one.kind is one.KEYWORD_ONLY}
+        assert keywords <= set(bound.parameters), method
+
+
+def test_no_call_has_a_folder_of_runs_of_its_own() -> None:
+    """`runs_folder` alone knows it, and reads KDEDGE_RUNS."""
+    functions = {name: getattr(kdedge, name) for name in kdedge.__all__}
+    defaults = {
+        name: root.default
+        for name, function in functions.items()
+        if inspect.isfunction(function)
+        and (root := inspect.signature(function).parameters.get("root"))
+    }
+    of_sets = {"list_sets", "open_set", "fetch_set", "verify_set"}
+    assert {name for name, default in defaults.items() if default is not None} == of_sets
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

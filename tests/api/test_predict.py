@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,25 @@ def test_its_csv_is_that_of_the_command(
     command = ["predict", str(artifact.path), str(folder), "--top", "3", "--format", "csv"]
     assert run(command) == 0
     assert found.to_csv() == capsys.readouterr().out
+
+
+def test_its_records_are_the_json_lines_of_the_command(
+    artifact: Artifact, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = kdedge.predict(artifact, folder, top=2)
+    capsys.readouterr()
+    assert run(["predict", str(artifact.path), str(folder), "--top", "2", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert found.to_records() == [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("number", ["top", "every"])
+def test_a_number_below_1_is_refused_as_the_command_refuses_it(
+    artifact: Artifact, folder: Path, number: str
+) -> None:
+    with pytest.raises(kdedge.RecipeError, match=f"{number} is 0"):
+        kdedge.predict(artifact, folder, **{number: 0})
+    assert run(["predict", str(artifact.path), str(folder), f"--{number}", "0"]) == 2
 
 
 def test_the_least_certain_come_lowest_score_first(artifact: Artifact, folder: Path) -> None:

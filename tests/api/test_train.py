@@ -159,7 +159,7 @@ def test_a_recipe_for_own_images_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("classes.txt").write_text("\n".join(CLASSES))
-    path = kdedge.init("line", images=folder / "images", classes="classes.txt")
+    path = kdedge.init("line", images=folder / "images", classes="classes.txt").path
     assert kdedge.load_recipe(path).recipe.name == "line"
     with pytest.raises(kdedge.RecipeError, match=r"line\.yaml exists"):
         kdedge.init("line", images=folder / "images", classes="classes.txt")
@@ -172,13 +172,27 @@ def test_a_suite_gives_the_table_that_it_writes(recipe: dict[str, Any], tmp_path
     found = kdedge.run_suite(
         suite, suites=tmp_path / "suites", root=tmp_path / "runs", device="cpu"
     )
-    assert found == json.loads((tmp_path / "suites/small/results.json").read_text())
-    assert [cell["status"] for cell in found["cells"]] == ["finished"]
+    record = json.loads((tmp_path / "suites/small/results.json").read_text())
+    assert found.to_dict() == record
+    assert [cell["status"] for cell in record["cells"]] == ["finished"]
+    assert "zeroshot  100.00" in str(found)
+    assert "<td>zeroshot</td>" in found._repr_html_()
 
 
 def test_evaluating_gives_what_training_measured(student: kdedge.Run, folder: Path) -> None:
     assert student.evaluate(root=folder / "runs", device="cpu") == student.result
     assert kdedge.evaluate("toy/02", root=folder / "runs", device="cpu") == student.result
+
+
+def test_the_environment_names_the_folder_of_runs(
+    student: kdedge.Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDEDGE_RUNS", str(folder / "runs"))
+    assert kdedge.open_run("toy/02").path == student.path
+    assert "toy/02" in [run.name for run in kdedge.list_runs()]
+    assert kdedge.evaluate("toy/02", device="cpu") == student.result
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_test_images_the_unlabeled_ones_are_judged(student: kdedge.Run) -> None:
@@ -241,6 +255,6 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     with pytest.raises(kdedge.RecipeError, match="exists, and nothing is overwritten"):
         kdedge.bench(artifact, output=file)
     assert len(kdedge.check_speed(speed, file)) == len(kdedge.check_speed(speed, speed)) > 0
-    assert [one.name for one in student.artifacts] == ["01"]
+    assert [one.path.name for one in student.artifacts] == ["01"]
     page = student.report(output=tmp_path / "report")
     assert "toy/02" in page.read_text(encoding="utf-8")

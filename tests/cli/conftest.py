@@ -177,12 +177,12 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def kdedge(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs a command in this process; `obj` is what the command gets from click."""
+    """Runs a command in this process."""
     from kdedge.cli.main import run
 
-    def run_command(*arguments: str, obj: object = None) -> Done:
+    def run_command(*arguments: str) -> Done:
         capsys.readouterr()
-        code = run(arguments, obj=obj)
+        code = run(arguments)
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
@@ -239,12 +239,9 @@ def forked_cells(_forking: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def quick_machine(monkeypatch: pytest.MonkeyPatch) -> object:
+def quick_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """For `bench`: what pauses does so for no time."""
-    from kdedge.benchmarking.run import Machine
-
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return Machine()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
@@ -28,10 +27,7 @@ ARTIFACT = "runs/tiny/02/artifacts/01"
 Kdedge = Callable[..., Any]
 
 
-@pytest.fixture
-def kdedge(kdedge: Kdedge, quick_machine: object) -> Kdedge:
-    """Runs a command in this process; benches measure the machine itself in no time."""
-    return functools.partial(kdedge, obj=quick_machine)
+pytestmark = pytest.mark.usefixtures("quick_machine")
 
 
 def before_each_run(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, int], None]) -> None:
@@ -331,6 +327,10 @@ def test_a_regression_ends_in_exit_6_after_the_table(exported: Path, kdedge: Kde
     assert done.code == 6
     assert "FPS: images per second by batch" in done.out
     assert "3 of 3 medians are more than 5 % above faster.json" in done.err
+    options: dict[str, Any] = {"batches": (1, 2), "seconds": 0.01, "calls": 3}
+    with pytest.raises(api.GateError) as caught:
+        api.bench(file, baseline="faster.json", **options)
+    assert [row.model for row in caught.value.result.rows] == [Path(file).name]
 
 
 def test_a_baseline_that_is_no_table_is_found_before_anything_is_measured(
@@ -355,15 +355,18 @@ def test_nothing_is_overwritten(exported: Path, kdedge: Kdedge) -> None:
         assert (folder / f"{number}.json").is_file()
 
 
-def test_a_file_is_taken_before_the_measurement_and_not_kept_without_one(exported: Path) -> None:
+def test_a_file_is_taken_before_the_measurement_and_not_kept_without_one(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there: list[bool] = []
 
-    def fail(_: Any) -> None:
+    def fail(number: int, n_images: int) -> None:
         there.append(Path("b.json").exists())
         raise ZeroDivisionError
 
+    before_each_run(monkeypatch, fail)
     with pytest.raises(ZeroDivisionError):
-        api.bench(ARTIFACT, batches=(1,), seconds=0.01, calls=3, output="b.json", show=fail)
+        api.bench(ARTIFACT, batches=(1,), seconds=0.01, calls=3, output="b.json")
     assert (there, Path("b.json").exists()) == ([True], False)
 
 

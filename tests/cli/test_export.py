@@ -71,7 +71,7 @@ def test_a_bare_export_writes_the_newest_students_float32_file(
     assert file["parity"]["n_images"] == file["parity"]["n_labeled"] == 20
     assert file["parity"]["agreement_percent"] == 100
     assert "GFLOPs per image" in done.out
-    assert f"Wrote {ARTIFACT}" in done.out
+    assert f"Wrote {ARTIFACT}" in done.err
     assert f"Next: kdedge predict {ARTIFACT} IMAGE" in done.out
 
 
@@ -219,7 +219,7 @@ def test_a_target_that_cannot_be_built_here_leaves_the_onnx_files_and_names_the_
     assert "pip install" in done.err or "JetPack" in done.err
     assert f"The artifact {ARTIFACT} is complete without engines." in done.err
     assert f"kdedge export {ARTIFACT} --trt --int8\n" in done.err
-    assert f"Wrote {ARTIFACT}\n" in done.out
+    assert f"Wrote {ARTIFACT}\n" in done.err
     names = {file["name"] for file in read(ARTIFACT / "artifact.json")["files"]}
     assert names >= {"model.onnx", "model.fp16.onnx", "model.int8.onnx"}
     assert all(name.endswith(".onnx") for name in names)
@@ -256,7 +256,7 @@ def test_an_export_whose_engine_fails_keeps_the_onnx_files_and_names_them_where_
     done = kdedge("export", "tiny/02", "--trt-rtx", *LOOSE)
     assert done.code == 4
     assert f"could not build {ARTIFACT}/model.fp16.onnx" in done.err
-    assert f"Wrote {ARTIFACT}\n" in done.out
+    assert f"Wrote {ARTIFACT}\n" in done.err
     assert [path.name for path in ARTIFACT.parent.iterdir()] == ["01"]
     assert not list(ARTIFACT.glob("*.engine"))
 
@@ -402,7 +402,7 @@ def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[.
 
     again = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8")
     assert again.code == 0, again.err
-    assert "Wrote" not in again.out
+    assert "Wrote" not in again.err
     record = read(ARTIFACT / "artifact.json")
     assert {file["name"] for file in record["files"]} == set(files)
 
@@ -495,7 +495,7 @@ def test_on_the_device_only_the_engines_gates_count(
     done = kdedge("export", str(ARTIFACT), "--trt")
     assert done.code == 4
     assert "TensorRT engines need tensorrt" in done.err
-    assert "Wrote" not in done.out
+    assert "Wrote" not in done.err
 
 
 def test_an_interrupted_export_leaves_no_artifact(trained: Path, start: Callable[..., Any]) -> None:

@@ -121,7 +121,7 @@ def test_a_choice_that_cannot_be_kept_overwrites_nothing_and_is_not_called_writt
     done = kdedge("export", str(ARTIFACT), "--cpu")
     assert done.code == 3
     assert f"{CPU_CHOICE} exists, and nothing is overwritten" in done.err
-    assert "Wrote" not in done.out
+    assert "Wrote" not in done.err
     assert (ARTIFACT / CPU_CHOICE).read_text() == "mine"
 
 
@@ -138,5 +138,5 @@ def test_an_artifact_that_may_not_be_written_is_told_before_anything_is_made(
     done = kdedge("export", str(ARTIFACT), "--cpu")
     assert done.code == 7
     assert f"{ARTIFACT} may not be written." in done.err
-    assert "Wrote" not in done.out
+    assert "Wrote" not in done.err
     assert {path.name for path in ARTIFACT.iterdir()} == before

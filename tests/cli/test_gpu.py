@@ -229,10 +229,10 @@ def test_public_weights_are_imported_on_a_gpu(
 
 
 def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
-    kdedge: Run, project: Path, gpu: Any, gpu_hour: Any, quick_machine: object
+    kdedge: Run, project: Path, gpu: Any, gpu_hour: Any, quick_machine: None
 ) -> None:
     def run(arguments: list[str]) -> tuple[int, str, str]:
-        done = kdedge(*arguments, obj=quick_machine)
+        done = kdedge(*arguments)
         return done.code, done.out, done.err
 
     recipe = Path("r.yaml").read_text()

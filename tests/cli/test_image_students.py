@@ -87,10 +87,10 @@ def test_a_timm_student_is_exported_in_every_precision_and_predicts(
         assert len(done.out.splitlines()) == 20
 
 
-def test_a_timm_student_is_timed(kdedge: Run, quick_machine: object) -> None:
+def test_a_timm_student_is_timed(kdedge: Run, quick_machine: None) -> None:
     assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
     quick = ("--seconds", "0.01", "--calls", "3", "--batch", "1,2")
-    done = kdedge("bench", str(STUDENT), *quick, "--format", "json", obj=quick_machine)
+    done = kdedge("bench", str(STUDENT), *quick, "--format", "json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "PromptKD"]
@@ -105,12 +105,12 @@ def test_a_timm_student_is_timed(kdedge: Run, quick_machine: object) -> None:
     }
 
 
-def test_a_teacher_without_texts_is_timed(kdedge: Run, quick_machine: object) -> None:
+def test_a_teacher_without_texts_is_timed(kdedge: Run, quick_machine: None) -> None:
     ridge = "{method: ridge, backbone: timm/test_resnet, weights: timm.safetensors"
     both = ("data.split=all", f"teacher={ridge}}}", f"student={ridge}, views: 1}}")
     assert kdedge("distill", "r.yaml", *options(*both)).code == 0
     quick = ("--seconds", "0.01", "--calls", "3", "--batch", "1", "--against", "none")
-    done = kdedge("bench", str(STUDENT), *quick, "--format", "json", obj=quick_machine)
+    done = kdedge("bench", str(STUDENT), *quick, "--format", "json")
     assert done.code == 0, done.err
     models = [row["model"] for row in json.loads(done.out)["rows"]]
     assert models == ["teacher, Ridge regression", "Ridge regression"]

@@ -225,7 +225,7 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--set", "data.unlabeled=null"], 2, "no data.unlabeled, and they are to get"),
         (["-o", "nowhere/labels.jsonl"], 2, "nowhere for labels.jsonl does not exist"),
-        (["-o", "r.yaml"], 2, "r.yaml exists already"),
+        (["-o", "r.yaml"], 2, "r.yaml exists, and nothing is overwritten"),
         (["--set", "classes=[cat]"], 2, "at least 2"),
     ],
 )

@@ -27,10 +27,14 @@ from kdedge.runtime.preprocess import (
     decode_image,
     is_upright_jpeg,
     normalize,
-    preprocess_image,
+    resize_and_crop,
 )
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+
+
+def preprocess_image(data, preprocess):
+    return normalize(resize_and_crop(decode_image(data), preprocess), preprocess)
 
 
 def labels_of(source):

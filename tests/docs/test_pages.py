@@ -75,6 +75,12 @@ def test_the_python_of_the_pages_uses_names_that_the_api_has() -> None:
     assert used - set(kdedge.__all__) == set()
 
 
+def test_the_page_on_python_has_each_name_of_the_api() -> None:
+    described = re.findall(r"^::: kdedge\.(\w+)$", TEXTS["docs/python.md"], re.MULTILINE)
+    names = [name for name in kdedge.__all__ if not hasattr(kdedge.errors, name)]
+    assert sorted(described) == sorted({*names, "errors"} - {"__version__"})
+
+
 def test_every_key_of_a_recipe_that_is_named_exists() -> None:
     keys = {key.name for key in explain(Recipe.model_json_schema())}
     named = {

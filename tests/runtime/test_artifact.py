@@ -189,7 +189,6 @@ def test_external_data_must_be_listed_with_its_hash(written: Artifact) -> None:
         (("preprocess", "size_px"), None, "size_px is null"),
         (("preprocess",), [], "preprocess is not a JSON object"),
         (("input", "pixels"), "bgr", "input.pixels is 'bgr'.*expected 'float' or 'uint8'"),
-        (("input", "name"), "x", "expected 'images'"),
         (
             ("input", "batch"),
             "any",

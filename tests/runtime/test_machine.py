@@ -53,23 +53,12 @@ def write(root: Path, files: dict[str, str]) -> Path:
             2,
         ),
         (  # half a core is one thread
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/docker/1\n0::/\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-            },
+            {"proc/self/cgroup": "0::/docker/1\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"},
             1,
         ),
-        (
-            {
-                "proc/self/cgroup": "1:cpu:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            8,
-        ),
+        ({"proc/self/cgroup": "1:cpu:/\n"}, 8),
     ],
-    ids=["none", "version 2", "no limit", "parent", "version 1", "version 1, no limit"],
+    ids=["none", "version 2", "no limit", "parent", "half", "version 1"],
 )
 def test_a_containers_cores_are_what_it_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int

@@ -21,13 +21,16 @@ from kdedge.runtime.preprocess import (
     UnusableImage,
     decode_image,
     normalize,
-    preprocess_image,
     resize_and_crop,
 )
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "mini" / "photos-full"
+
+
+def preprocess_image(data: bytes, preprocess: Preprocess) -> np.ndarray:
+    return normalize(resize_and_crop(decode_image(data), preprocess), preprocess)
 
 
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -141,7 +141,7 @@ def gated(
     artifact: Artifact, mean_color_logits: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[Callable[..., tuple[Any, GatedBackend]]]:
     """Starts servers whose device waits for the test; gives the server and the device."""
-    from kdedge.serving.limits import Limits
+    from kdedge.serving.limits import RequestLimits
     from kdedge.serving.server import ArtifactSource, Server
 
     started = []
@@ -151,7 +151,7 @@ def gated(
         source = ArtifactSource(
             lambda: artifact.path, lambda path: Classifier(artifact, artifact.files[0], backend)
         )
-        server = Server(source, host="127.0.0.1", port=0, limits=Limits(**limits))
+        server = Server(source, host="127.0.0.1", port=0, limits=RequestLimits(**limits))
         backend.sizes.clear()  # of the warm-up
         while backend.begun.acquire(blocking=False):
             pass

@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdedge.serving.source import Frame
-from kdedge.serving.watch_events import UNDECIDED, Answer, Decider
+from kdedge.serving.watch_events import UNDECIDED, Decider, FrameClass
 
-A, B, NONE = Answer("a"), Answer("b"), Answer(None, is_none=True)
+A, B, NONE = FrameClass("a"), FrameClass("b"), FrameClass(None, is_none=True)
 
 
 def frame(number: int) -> Frame:
     return Frame(number, float(number), b"")
 
 
-def decided(answers: list[Answer], window: int) -> list[Answer]:
+def decided(answers: list[FrameClass], window: int) -> list[FrameClass]:
     decider, found = Decider(window), []
     for number, answer in enumerate(answers, 1):
         decider.add(answer, 50.0, frame(number))
@@ -23,7 +23,7 @@ def decided(answers: list[Answer], window: int) -> list[Answer]:
     return found
 
 
-def by_the_book(answers: list[Answer], window: int) -> list[Answer]:
+def by_the_book(answers: list[FrameClass], window: int) -> list[FrameClass]:
     """The rule as the docs say it, over the whole list each time."""
     found, now = [], UNDECIDED
     for end in range(1, len(answers) + 1):
@@ -39,7 +39,7 @@ def by_the_book(answers: list[Answer], window: int) -> list[Answer]:
 
 
 @given(st.lists(st.sampled_from([A, B, NONE, UNDECIDED]), max_size=40), st.integers(1, 9))
-def test_decisions_follow_the_rule(answers: list[Answer], window: int) -> None:
+def test_decisions_follow_the_rule(answers: list[FrameClass], window: int) -> None:
     assert decided(answers, window) == by_the_book(answers, window)
 
 

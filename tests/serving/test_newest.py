@@ -11,7 +11,7 @@ from PIL import Image
 
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import LiveVideo, StreamLost, without_password
-from kdedge.serving.source import Back, Frame, Lost, Newest
+from kdedge.serving.source import Back, Frame, LatestFrameReader, Lost
 
 
 def picture(number: int) -> Image.Image:
@@ -45,8 +45,8 @@ class Camera:
         self.n_closed += 1
 
 
-def watched(camera: Camera, **options: int) -> Newest:
-    return Newest(camera.open(), camera.open, first_wait_s=0.001, **options)
+def watched(camera: Camera, **options: int) -> LatestFrameReader:
+    return LatestFrameReader(camera.open(), camera.open, first_wait_s=0.001, **options)
 
 
 def test_a_camera_that_comes_back_goes_on_with_the_next_number() -> None:
@@ -91,7 +91,7 @@ def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
         raise UnusableImage("its frames are too large")
 
     video = LiveVideo(False, iter([broken]), lambda: None)
-    items = iter(Newest(video, Camera().open))
+    items = iter(LatestFrameReader(video, Camera().open))
     frame = next(items)
     items.close()
     assert isinstance(frame, Frame)
@@ -103,7 +103,7 @@ def test_a_bug_in_the_thread_is_an_error_here() -> None:
         yield partial(picture, 1)
         raise ZeroDivisionError
 
-    items = iter(Newest(LiveVideo(False, frames(), lambda: None), Camera().open))
+    items = iter(LatestFrameReader(LiveVideo(False, frames(), lambda: None), Camera().open))
     with pytest.raises(ZeroDivisionError):
         list(items)
 

@@ -273,10 +273,10 @@ def test_options_that_cannot_be_used(
     ],
 )
 def test_limits_that_are_none(limits: dict[str, Any], message: str) -> None:
-    from kdedge.serving.limits import Limits
+    from kdedge.serving.limits import RequestLimits
 
     with pytest.raises(RecipeError, match=message):
-        Limits(**limits)
+        RequestLimits(**limits)
 
 
 def test_a_damaged_artifact_is_not_served_and_leaves_the_port(artifact: Artifact) -> None:
@@ -411,11 +411,11 @@ def quick(source: Path) -> Any:
 
     from kdedge.api.artifact import artifact_folder
     from kdedge.inference.classify import Classifier
-    from kdedge.serving.limits import Limits
+    from kdedge.serving.limits import RequestLimits
     from kdedge.serving.server import ArtifactSource, Server
 
     found = ArtifactSource(partial(artifact_folder, source), Classifier.load)
-    return Server(found, host="127.0.0.1", port=0, limits=Limits(), look_every_s=0.05)
+    return Server(found, host="127.0.0.1", port=0, limits=RequestLimits(), look_every_s=0.05)
 
 
 def test_a_run_s_newer_artifact_is_served(

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
 from kdedge.errors import DataError, nearest, os_reason
-from kdedge.files import Stamp
+from kdedge.files import Stamp, printable
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
@@ -192,11 +192,6 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a zero byte in it
         return False
-
-
-def printable(name: str) -> str:
-    """Returns a file name as valid UTF-8; file names may be other bytes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 _MAX_NAMED = 8

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.sources import FileSource, Item, LabelIndex, is_file, printable
+from kdedge.data.sources import FileSource, Item, LabelIndex, is_file
 from kdedge.errors import DataError
-from kdedge.files import read_text
+from kdedge.files import printable, read_text
 
 _IMAGE_HEADINGS = (
     *("path", "image", "images", "image_path", "imagepath", "img", "img_path", "image_file"),

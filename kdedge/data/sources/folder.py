@@ -14,9 +14,9 @@ from kdedge.data.sources import (
     LabelIndex,
     describe_mismatch,
     name_some,
-    printable,
 )
 from kdedge.errors import DataError, os_reason
+from kdedge.files import printable
 from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
 
 _LEFT_BEHIND = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")

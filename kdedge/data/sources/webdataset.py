@@ -24,10 +24,9 @@ from kdedge.data.sources import (
     LabelIndex,
     Location,
     names_of,
-    printable,
 )
 from kdedge.errors import DataError, MissingPackage, os_reason
-from kdedge.files import Stamp
+from kdedge.files import Stamp, printable
 from kdedge.runtime.preprocess import UnusableImage, more_extensions
 
 _MAX_SHARDS = 100_000

@@ -137,7 +137,8 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
     whole = _Scores(model, has_scores=artifact.head == "scores").eval()
     images = example_images(model, size_px=size_px, batches=one).float()
     program = export_program(whole, images, batches=one).run_decompositions({})
-    half = ct.transform.FP16ComputePrecision(op_selector=_is_before_head)
+    # All but the head, whose operations alone have one vector an image, [1, D]
+    half = ct.transform.FP16ComputePrecision(op_selector=lambda op: bool(op.outputs[0].rank > 2))
     package: Any = ct.convert(
         program,
         inputs=[
@@ -201,8 +202,3 @@ def _check_request(artifact: Artifact) -> None:
             f"A Core ML package takes one image, but export.batch is {artifact.batches[0]}.\n"
             "  Set export.batch to dynamic or 1, or leave out --coreml."
         )
-
-
-def _is_before_head(op: Any) -> bool:
-    """Whether an operation may be in FP16: only the head has one vector an image, [1, D]."""
-    return bool(op.outputs[0].rank > 2)

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 from PIL import Image
 
@@ -98,7 +97,11 @@ def find_order(preprocess: Preprocess) -> Order:
     Raises:
         SetupError: there is none.
     """
-    images = _probe_images(preprocess.size_px)
+    rng, size = np.random.default_rng(0), preprocess.size_px
+    images = [
+        rng.integers(0, 256, (max(1, size * high // 2), max(1, size * wide // 2), 3), np.uint8)
+        for high, wide in _PROBES
+    ]
     expected = [np.asarray(resize_and_crop(Image.fromarray(one), preprocess)) for one in images]
     worst = {}
     for order in reversed(get_args(Order)):
@@ -117,14 +120,6 @@ def find_order(preprocess: Preprocess) -> Order:
         f" {min(worst.values())} of 255.\n"
         "  Install a Pillow that is known to agree: pip install 'pillow<=13.0.0'"
     )
-
-
-def _probe_images(size: int) -> list[npt.NDArray[np.uint8]]:
-    rng = np.random.default_rng(0)
-    return [
-        rng.integers(0, 256, (max(1, size * high // 2), max(1, size * wide // 2), 3), np.uint8)
-        for high, wide in _PROBES
-    ]
 
 
 def preprocess_graph(preprocess: Preprocess, order: Order) -> Any:

@@ -24,7 +24,7 @@ IMAGE_NAME = "image"
 """The graph's input: uint8 [height, width, 3], RGB."""
 
 PIXELS_NAME = "pixels"
-"""An output beside the logits: the bytes that the model sees, uint8 [1, 3, S, S], RGB."""
+"""An output next to the logits: the bytes that the model sees, uint8 [1, 3, S, S], RGB."""
 
 Order = Literal["width first", "by size"]
 """Which axis Pillow resizes first: the width; or, as of some version between 12.0 and 13.0, the
@@ -160,9 +160,9 @@ def _resized(nodes: Nodes, rows: str, axis: list[str], preprocess: Preprocess) -
     add, integers, real = nodes.add, nodes.integers, nodes.real
     window, weights = _window_and_weights(nodes, axis, preprocess)
     inputs = add("Gather", rows, window, axis=0)  # [blocks, window, K]
-    sums = add("MatMul", weights, _as_real(nodes, inputs))  # [blocks, _BLOCK, K]
+    sums = add("MatMul", weights, _cast(nodes, inputs, "DOUBLE"))  # [blocks, _BLOCK, K]
     values = add("Floor", add("Add", add("Mul", sums, real(1 / _WEIGHT_UNIT)), real(0.5)))
-    values = _as_bytes(nodes, add("Clip", values, real(0), real(255)))
+    values = _cast(nodes, add("Clip", values, real(0), real(255)), "UINT8")
     n_outputs = _n_blocks(preprocess) * _BLOCK
     rows = add("Reshape", values, integers([n_outputs, -1]))
     return add("Slice", rows, integers([0]), integers([preprocess.size_px]), integers([0]))
@@ -196,8 +196,8 @@ def _window_and_weights(nodes: Nodes, axis: list[str], preprocess: Preprocess) -
     steps = add("Range", integers(0), add("Squeeze", width), integers(1))
     window = add("Add", start, steps)  # [blocks, 1, window]
     away = add("Mul", add("Add", add("Mul", window, integers([2])), integers([1])), resized)
-    away = _as_real(nodes, add("Abs", add("Sub", away, centers)))
-    units = add("Div", away, _as_real(nodes, add("Mul", larger, integers([2]))))
+    away = _cast(nodes, add("Abs", add("Sub", away, centers)), "DOUBLE")
+    units = add("Div", away, _cast(nodes, add("Mul", larger, integers([2])), "DOUBLE"))
     weights = _KERNELS[preprocess.interpolation](nodes, units)
     weights = add("Div", weights, add("ReduceSum", weights, integers([2]), keepdims=1))
     rounded = add("Add", add("Mul", add("Abs", weights), real(_WEIGHT_UNIT)), real(0.5))
@@ -224,13 +224,7 @@ def _bilinear(nodes: Nodes, x: str) -> str:
 _KERNELS: dict[str, Callable[[Nodes, str], str]] = {"bicubic": _bicubic, "bilinear": _bilinear}
 
 
-def _as_real(nodes: Nodes, name: str) -> str:
+def _cast(nodes: Nodes, name: str, to: Literal["DOUBLE", "UINT8"]) -> str:
     from onnx import TensorProto
 
-    return nodes.add("Cast", name, to=TensorProto.DOUBLE)
-
-
-def _as_bytes(nodes: Nodes, name: str) -> str:
-    from onnx import TensorProto
-
-    return nodes.add("Cast", name, to=TensorProto.UINT8)
+    return nodes.add("Cast", name, to=getattr(TensorProto, to))

@@ -62,7 +62,7 @@ def load(
 
 
 def weights_of(path: Path) -> Path:
-    """The file with the weights of a .xml file; that in bf16 shares those of the float32 file."""
+    """The file with the weights of a .xml file; the bf16 file shares the float32 file's."""
     return path.with_name(path.name.replace(".bf16.xml", ".xml")).with_suffix(".bin")
 
 

@@ -84,13 +84,13 @@ def test_unasked_predict_keeps_to_onnx_runtime(run: Run, exported: Path) -> None
 def test_bench_has_a_row_of_it(
     exported: Path,
     kdedge: Run,
-    quick_machine: object,
+    quick_machine: None,
     toy_site: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(toy_site), *sys.path])
     options = ("--batch", "1", "--seconds", "0.01", "--calls", "3", "--format", "json")
-    done = kdedge("bench", str(exported), *options, obj=quick_machine)
+    done = kdedge("bench", str(exported), *options)
     assert done.code == 0, done.err
     rows = {row["model"]: row for row in json.loads(done.out)["rows"]}
     assert rows["model.fp32.npz"]["runtime"].startswith("toy numpy ")
