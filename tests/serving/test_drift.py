@@ -13,7 +13,7 @@ from kdedge.serving.drift import (
     DriftMonitor,
     Reference,
     Scored,
-    Summary,
+    ScoreSummary,
 )
 
 stats = pytest.importorskip("scipy.stats")
@@ -91,7 +91,9 @@ def test_an_alarm_has_the_numbers_of_both_sides(reference: Reference) -> None:
     shots = draw(rng, 40, shift=4)
     (_, alarm), *_ = play(monitor, shots, length=1)
     assert alarm.reference == reference.summary
-    assert alarm.now.mean_score_percent == Summary.of(shots[: alarm.n_frames]).mean_score_percent
+    assert (
+        alarm.now.mean_score_percent == ScoreSummary.of(shots[: alarm.n_frames]).mean_score_percent
+    )
     name, before, now = alarm.most_changed("abcdef")[0]
     assert name == "a"
     assert now > before + 20
