@@ -53,11 +53,12 @@ class Export:
         from kdedge.deploy.parity import gate_error, misses
 
         errors: list[KdedgeError] = []
+        passed = [file.name for file in self.artifact.files if file.gate == "passed"]
         for file in self.artifact.files:
             if file.name in self.names and file.gate == "missed":
                 assert file.parity is not None  # a missed gate was measured
                 missed = misses(file.parity, file.precision, self.artifact.gates) or _EARLIER
-                errors.append(gate_error(file.name, file.precision, file.parity, missed))
+                errors.append(gate_error(file.name, file.precision, file.parity, missed, passed))
         return [*errors, *self.failed]
 
     def add(self, targets: Sequence[Target], precisions: set[Precision], *, cpu: bool) -> None:

@@ -109,9 +109,13 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
 
 
 def gate_error(
-    file_name: str, precision: Precision, result: ParityResult, missed: tuple[str, ...]
+    file_name: str,
+    precision: Precision,
+    result: ParityResult,
+    missed: tuple[str, ...],
+    passed: Sequence[str] = (),
 ) -> GateError:
-    """Makes the error for a file that missed its gates, with the worst images and remedies."""
+    """Makes the error for a file that missed its gates, with the worst images and what to do."""
     remedies = {
         "int8": "Calibrate on more images (export.calibration_images), leave int8 out of"
         " export.precisions",
@@ -126,6 +130,8 @@ def gate_error(
     if result.worst:
         shown = ", ".join(_named(entry) for entry in result.worst[:_N_NAMED])
         lines.append(f"  Worst images: {shown}.")
+    if passed:
+        lines.append(f"  Passed, and ready to ship: {', '.join(passed)}.")
     lines.append(f"  {remedies[precision]}, or lower the gates in the recipe.")
     return GateError("\n".join(lines))
 

@@ -199,6 +199,7 @@ def test_a_file_that_misses_its_gate_is_marked_kept_and_ends_in_exit_code_6(
     assert done.code == 6
     assert name in done.err
     assert "missed its gates against the float32 student: agreement" in done.err
+    assert "Passed, and ready to ship: model.onnx" in done.err
     files = {file["name"]: file for file in read(ARTIFACT / "artifact.json")["files"]}
     assert files["model.onnx"]["gate"] == "passed"
     assert files[name]["gate"] == "missed"
