@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
 _BAR_AND_ETA = len(" #### ") + len(" ETA 0:00:00")
-"""Columns that the smallest bar and its ETA take, beside the text and the numbers."""
+"""Columns that the smallest bar and its ETA take, next to the text and the numbers."""
 
 ProgressCallback = Callable[[str, int, int | None], object]
 """Called with the name of the work, the finished pieces, and their total (None if unknown)."""

@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Literal,
     NamedTuple,
     TypeVar,
@@ -66,9 +67,11 @@ class Holds(NamedTuple):
 class Shape:
     """Base class of frozen dataclasses that name keys of a dictionary; further keys are allowed."""
 
+    unknown_keys: ClassVar[Literal["forbid", "ignore"]] = "ignore"
+
 
 OPTIONAL = object()
-"""Annotates a field that a file may leave out."""
+"""Annotates a field that is not written where it has its default."""
 
 
 def _check_sha256(text: str) -> None:
@@ -90,14 +93,19 @@ Sha256 = Annotated[str, Check(_check_sha256)]
 class Record:
     """Base class of the frozen dataclasses that commands write as JSON and read again.
 
-    A file must hold every field and no other key. Types are exact and numbers are finite. Values
+    A file must hold every field without a default. Types are exact and numbers are finite. Values
     are checked when a file is read, not when Python code makes a record.
+
+    Attributes:
+        unknown_keys: whether a file with other keys, as of another version, is refused.
     """
+
+    unknown_keys: ClassVar[Literal["forbid", "ignore"]] = "forbid"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values for JSON, in field order.
 
-        What a file may leave out is left out where it has its default.
+        What is marked `OPTIONAL` is left out where it has its default.
         """
         return {key: _plain(value) for key, value in _told(self)}
 
@@ -224,7 +232,10 @@ def _dataclass_schema(kind: Any) -> Any:
     members = []
     for entry in fields(kind):
         schema = _schema(hints[entry.name])
-        if OPTIONAL in getattr(hints[entry.name], "__metadata__", ()):
+        if entry.default_factory is not MISSING:
+            factory = entry.default_factory
+            schema = {"type": "default", "schema": schema, "default_factory": factory}
+        elif entry.default is not MISSING or entry.name in _may_be_left_out(kind):
             default = None if entry.default is MISSING else entry.default
             schema = {"type": "default", "schema": schema, "default": default}
         members.append({"type": "dataclass-field", "name": entry.name, "schema": schema})
@@ -234,7 +245,7 @@ def _dataclass_schema(kind: Any) -> Any:
         "config": _CONFIG,
         "cls": kind,
         "fields": [member["name"] for member in members],
-        "schema": {**arguments, "extra_behavior": "ignore" if is_shape else "forbid"},
+        "schema": {**arguments, "extra_behavior": getattr(kind, "unknown_keys", "forbid")},
         "strict": not is_shape,  # strictly, a dictionary in Python is no dataclass
         "post_init": hasattr(kind, "__post_init__"),
     }

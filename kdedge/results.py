@@ -82,7 +82,7 @@ class EvalResult(Record, Tabled):
 
     Attributes:
         split: `all`, or `base-to-novel`: the first ceil(C / 2) classes against the others.
-        selection: which weights were measured: those of the last epoch, or those with the best
+        selection: which weights were measured: of the last epoch, or of the epoch with the best
             accuracy on validation images, or on the test images themselves (`official: true`).
         n_images: test images in all.
         all: accuracy of all images against all C names.
@@ -160,8 +160,8 @@ class SampleImage(Record):
     Attributes:
         image: its key, as the image source names it.
         top: the model's classes with the highest softmax, and that softmax in percent.
-        teacher: the teacher's class; None without a teacher.
-        label: its own class; None without a label.
+        teacher: the teacher's class; None if there is no teacher.
+        label: its own class; None if it has no label.
     """
 
     image: str
@@ -178,7 +178,8 @@ class UnlabeledResult(Record, Tabled):
         n_images: images that it was measured on, at least 1.
         images: describes them.
         images_hash: as in `OnImages`.
-        agreement_percent: images with the teacher's top-1 class; None without a teacher.
+        agreement_percent: images with the teacher's top-1 class; None if there is no
+            teacher.
         confidence_percent: mean over images of the highest softmax.
         teacher_confidence_percent: the teacher's.
         predicted: images by predicted class, of the classes that were predicted, in class-list
@@ -258,7 +259,7 @@ class WorstImage(Record):
 
 @dataclass(frozen=True)
 class TestSet(Record):
-    """A test set; see `OnImages`."""
+    """The whole test set that compared images were taken from."""
 
     __test__ = False  # pytest would take it for a class of tests
 
@@ -339,11 +340,12 @@ class EvalDetails(Record):
         n_images: test images in all.
         confusion: (class, predicted class, images) as positions in `class_names`, ascending; pairs
             without an image are left out.
-        bins: those of the calibration error, by confidence.
+        bins: of the calibration error, by confidence.
         samples: a few images by kind: right ones, wrong ones with the highest softmax, and those
             with the lowest softmax; None for models that are only compared with.
     """
 
+    unknown_keys = "ignore"
     class_names: Annotated[tuple[str, ...], Bounds(min_length=1)]
     n_images: PositiveCount
     confusion: tuple[tuple[Count, Count, PositiveCount], ...]

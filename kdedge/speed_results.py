@@ -55,7 +55,8 @@ class Measurement(Record):
         mean_ms: mean of a call.
         cv_percent: coefficient of variation: standard deviation over mean.
         images_per_second: batch over mean.
-        ratio: the baseline's time over this one's, median over rounds; None without a baseline.
+        ratio: the baseline's time over this one's, median over rounds; None if there is no
+            baseline.
         ratio_low: the smallest ratio of a round.
         ratio_high: the largest.
         watts: mean power while this row ran; None if nothing measures it.
@@ -155,11 +156,12 @@ class ModelFacts(Record):
         n_bytes: of its file; None for a model in memory.
         gmacs_image: multiply-adds per image, 1e9; None if not counted.
         gmacs_call: further ones per call, for the class texts, whatever its batch.
-        accuracy: from its run or comparison; None without one. That of an exported file of a run is
-            the run's, less the drop on the images that the file was compared on.
+        accuracy: from its run or comparison; None if unknown. An exported file of a run has the
+            run's, less the drop on the images that the file was compared on.
         gate: of an exported file: whether it passed its recipe's gates; None for other models.
     """
 
+    unknown_keys = "ignore"
     source: str
     model: str
     protocol: TextEncoding
@@ -207,7 +209,7 @@ class SpeedRow(ModelFacts):
         return (self.source, self.model, self.protocol, self.precision, engine, self.device)
 
     def at(self, batch: int, inputs: TimedFrom) -> Measurement | None:
-        """The measurement at a batch size; None without one."""
+        """The measurement at a batch size; None if there is none."""
         matching = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
         return next(matching, None)
 

@@ -51,13 +51,13 @@ def evaluate(
     root = runs_folder(root, run)
     found = find_run(run_argument(run), root)
     need_training_packages("Measuring accuracy")
-    from kdedge.runs.evaluate import evaluate_run, judge_run
+    from kdedge.runs.evaluate import evaluate_run, evaluate_run_without_labels
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
     workspace = Workspace(root, choose_device(device))
     result: EvalResult | UnlabeledResult
-    unlabeled = judge_run(found, workspace, overrides=overrides)
+    unlabeled = evaluate_run_without_labels(found, workspace, overrides=overrides)
     if unlabeled is not None:
         result, add = unlabeled, functools.partial(add_unlabeled, found, unlabeled)
     else:

@@ -147,7 +147,7 @@ def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
     if root.is_dir() or ledger.folder.path.is_dir():
         if writes_nothing:
             log.info("Reading all images once to find out which cells are finished.")
-        ledger.look()
+        ledger.refresh()
     return ledger
 
 

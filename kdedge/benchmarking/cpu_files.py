@@ -202,7 +202,7 @@ def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[flo
 
 
 def _with_time(candidate: TimedFile, timed: Timed, first: Timed | None, *, batch: int) -> TimedFile:
-    """A candidate with its times, compared with those of the first one."""
+    """A candidate with its times, compared with the first candidate's."""
     time = summarize(timed, batch=batch, inputs="on device", baseline=first)
     if time is None or first is None:
         return dataclasses.replace(candidate, out=candidate.out or str(timed.problem))

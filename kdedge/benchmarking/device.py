@@ -123,7 +123,7 @@ def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
 
 
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
-    """Whether the device slowed itself down in between; None without such a counter."""
+    """Whether the device slowed itself down in between; None if nothing counts that."""
     answers = []
     if "throttle_events" in after:
         answers.append(after["throttle_events"] > before.get("throttle_events", 0))
@@ -196,7 +196,7 @@ _MODULE_INPUT = "VDD_IN"
 
 
 def find_power(root: Path = _SYSTEM) -> SampledPower | None:
-    """Returns the power sensor of this machine; None without one.
+    """Returns the power sensor of this machine; None if it has none.
 
     Args:
         root: root of the file system.
@@ -283,7 +283,12 @@ def _nvml_reader() -> Callable[[], float | None] | None:
         return None
     try:
         nvml.nvmlInit()
-        gpu = _first_gpu(nvml)
+        # CUDA's first: NVML also counts GPUs that CUDA_VISIBLE_DEVICES hides
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+        if first.startswith(("GPU-", "MIG-")):
+            gpu = nvml.nvmlDeviceGetHandleByUUID(first)
+        else:
+            gpu = nvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdecimal() else 0)
         nvml.nvmlDeviceGetPowerUsage(gpu)
     except nvml.NVMLError:
         return None
@@ -295,11 +300,3 @@ def _nvml_reader() -> Callable[[], float | None] | None:
             return None
 
     return read
-
-
-def _first_gpu(nvml: Any) -> Any:
-    """The handle of CUDA's first GPU; NVML also counts GPUs that CUDA_VISIBLE_DEVICES hides."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-    if first.startswith(("GPU-", "MIG-")):
-        return nvml.nvmlDeviceGetHandleByUUID(first)
-    return nvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdecimal() else 0)

@@ -156,7 +156,7 @@ def notes(result: SpeedResult) -> list[str]:
         )
     sources = dict.fromkeys(row.accuracy.source for row in result.rows if row.accuracy)
     if sources:
-        lines.append(f"Accuracies are those of {'; '.join(sources)}.")
+        lines.append(f"Accuracies are from {'; '.join(sources)}.")
     lines += doubts(result)
     few = sorted(
         {

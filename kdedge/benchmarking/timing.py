@@ -77,7 +77,7 @@ class Timed:
 
     Attributes:
         rounds: ms of the timed calls, by round.
-        problem: the error that ended it; None without one.
+        problem: the error that ended it; None if none did.
         watts: mean power.
         contention: load by other processes during the timed calls, by round.
     """
@@ -170,7 +170,7 @@ def _settle(call: Call, call_ms: float) -> None:
 def summarize(
     timed: Timed, *, batch: int, inputs: TimedFrom, baseline: Timed | None
 ) -> Measurement | None:
-    """Percentiles and ratios of the times; None without any.
+    """Percentiles and ratios of the times; None if there are none.
 
     Args:
         timed: the model's times.

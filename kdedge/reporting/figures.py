@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,8 @@ MOST_NAMED_CLASSES = 40
 MOST_CELLS = 200
 """Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row."""
 
-_MOST_LABELS = 16  # beside the points of a plot
+_MOST_LABELS = 16  # numbered points of a plot
+_NEAR_PX = 14.0
 _WIDTH = 4.4  # inches: 422 CSS pixels, so that letters can be read on a phone
 
 
@@ -209,9 +211,15 @@ def accuracy_against_cost(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
-        for number, point in enumerate(named, start=1):
-            place = (point.cost, point.accuracy)
-            axes.annotate(f"{number}", place, (5, 3), textcoords="offset points", fontsize=8.5)
+        places = [(point.cost, point.accuracy) for point in named]
+        pixels = axes.transData.transform(places)
+        numbers: dict[int, list[str]] = {}  # of points that are too close for a number each
+        for i, pixel in enumerate(pixels):
+            first = next(k for k in (*numbers, i) if math.dist(pixels[k], pixel) < _NEAR_PX)
+            numbers.setdefault(first, []).append(str(i + 1))
+        for i, texts in numbers.items():
+            style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8.5}
+            axes.annotate(", ".join(texts), places[i], (0, 6), **style)
         names = "\n".join(f"{i}  {_short(point.label, 30)}" for i, point in enumerate(named, 1))
         axes.text(1.03, 1, names, transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.6)
         return figure

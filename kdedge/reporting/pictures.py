@@ -61,7 +61,7 @@ def _card(sample: SampleImage, thumbnails: Mapping[str, _Thumbnail]) -> Card:
 
 
 def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | None) -> Cards | None:
-    """Images on which a file differs most from the float32 model; None without a comparison.
+    """Images on which a file differs most from the float32 model; None if it was not compared.
 
     Args:
         artifact: the export.

@@ -15,8 +15,7 @@ from kdedge.data.balance import careful_offsets, find_offsets
 from kdedge.data.images import spread
 from kdedge.errors import RecipeError
 from kdedge.results import BalanceResult
-from kdedge.runs.measure import finite_logits
-from kdedge.runs.protocol import LogitModel
+from kdedge.runs.measure import LogitModel, finite_logits
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData

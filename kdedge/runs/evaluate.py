@@ -13,13 +13,12 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import (
     compute_logits,
     measure,
-    measure_with_samples,
     sample_images,
-    top_answers,
+    top_classes,
 )
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
 from kdedge.runs.temperature import fit_temperature, teacher_of
-from kdedge.runs.unlabeled import images_to_judge, judge
+from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -59,17 +58,16 @@ def evaluate_run(
         measured_on = {images.digests[index] for index in images.indices}
         fitted = fit_temperature(model, apart_from=measured_on)
         temperature = None if fitted is None else fitted.value
-    if not with_samples:
-        return measure(model, images, model.classes, selection=selection, temperature=temperature)
-    return measure_with_samples(
+    return measure(
         *(model, images, model.classes),
         selection=selection,
-        teacher=teacher_of(model),
         temperature=temperature,
+        with_samples=with_samples,
+        teacher=teacher_of(model) if with_samples else None,
     )
 
 
-def judge_run(
+def evaluate_run_without_labels(
     run: RunFolder, workspace: Workspace, *, overrides: Mapping[str, Any] | None = None
 ) -> UnlabeledResult | None:
     """Measures a finished run without test images on its unlabeled images.
@@ -95,8 +93,8 @@ def judge_run(
         recipe = recipe.model_copy(update={"data": data})
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
-    few = images_to_judge(RecipeData(recipe, classes, workspace), others=others)
-    return None if few is None else judge(model, *few, teacher=teacher_of(model))
+    few = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
+    return None if few is None else measure_without_labels(model, *few, teacher=teacher_of(model))
 
 
 def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
@@ -113,8 +111,8 @@ def predict_examples(run: RunFolder, workspace: Workspace) -> list[tuple[SampleI
     """Classifies three test images spread over a run's test set; returns each file's bytes, too."""
     model, images = _open_with_test_images(run, workspace, None)
     few = images.only([images.indices[i] for i in spread(len(images.indices), 3)])
-    answers = top_answers(compute_logits(model, few, what="evaluating images"))
-    samples = sample_images(few, answers, names=model.class_names, taught=None)
+    top = top_classes(compute_logits(model, few, what="evaluating images"))
+    samples = sample_images(few, top, names=model.class_names, teacher_classes=None)
     return list(zip(samples, map(few.source.read, few.indices), strict=True))
 
 

@@ -44,7 +44,6 @@ def newest(
     root: Path,
     name: str | None = None,
     *,
-    finished: bool = True,
     kind: Role | None = None,
     exported: bool = False,
 ) -> RunFolder | None:
@@ -55,16 +54,15 @@ def newest(
     Args:
         root: folder of all runs.
         name: only runs of this recipe name.
-        finished: only finished runs; else unfinished runs count by their start.
         kind: only runs of this kind.
         exported: only runs with an artifact.
     """
     candidates = [
-        (str(record.finished_at or record.started_at), run.name, run)
+        (str(record.finished_at), run.name, run)
         for run, record in runs_in(root)
         if (name is None or run.path.parent.name == name)
         and (kind is None or run.kind == kind)
-        and (not finished or record.is_finished)
+        and record.is_finished
         and record.better is None
         and (not exported or run.exports)
     ]

@@ -176,7 +176,7 @@ class RunFolder:
         """Records the status of the run; a finished run stays finished.
 
         When a run resumes, its time, command, versions and platform are added to the record's list
-        `resumed`; they may differ from those of its start.
+        `resumed`; they may differ from its start.
 
         Args:
             status: the new status.

@@ -32,8 +32,8 @@ def headline_of(
 
     Args:
         run: the run; damaged records are left out.
-        results: accuracies by model; default: those of the run's record.
-        unlabeled: measurements without labels; default: those of the run's record.
+        results: accuracies by model; default: from the run's record.
+        unlabeled: measurements without labels; default: from the run's record.
     """
     if run.kind != "student":
         return None
@@ -83,7 +83,9 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     if own.harmonic_mean is None:  # else no single figure is its accuracy
         parts.append(f"right on {own.all:.1f} % of {own.n_images:,} test images{_interval(own)}")
     if points < 0 or mean < 0:
-        first, second = (f"{abs(x):.1f} points {_side(x)}" for x in (points, mean))
+        first, second = (
+            f"{abs(x):.1f} points {'above' if x >= 0 else 'below'}" for x in (points, mean)
+        )
         parts.append(f"{first} zero-shot CLIP, and {second} it in the mean over classes")
     else:
         gain = 0.0 if teacher is None else _score(own) - _score(teacher)
@@ -114,10 +116,6 @@ def _interval(own: EvalResult) -> str:
     half = math.sqrt(z2 * (n_right * (n - n_right) / n + z2 / 4))
     low, high = (100 * max(0.0, end) / (n + z2) for end in (middle - half, middle + half))
     return f" (95 % interval: {low:.0f} to {high:.0f} %)"
-
-
-def _side(points: float) -> str:
-    return "above" if points >= 0 else "below"
 
 
 def _score(result: EvalResult) -> float:
@@ -200,7 +198,7 @@ def fastest_file(speed: SpeedResult) -> tuple[str, Measurement] | None:
 
 
 def speed_of(run: RunFolder) -> SpeedResult | None:
-    """The newest speed measurement of a run; None without one, or if it is damaged."""
+    """The newest speed measurement of a run; None if there is none, or if it is damaged."""
     file = newest_speed(run)
     return None if file is None else _or_none(lambda: read_speed(file))
 

@@ -82,7 +82,7 @@ def size_of(run: RunFolder) -> int:
 
 
 def record_export(run: RunFolder, artifact: Path) -> None:
-    """Notes an artifact's hash in the run; one outside the run by its whole path."""
+    """Notes an artifact's hash in the run; one outside the run by its full path."""
     path = run.path / "exports.json"
     name = artifact.name if artifact.parent == run.path / "artifacts" else str(artifact.resolve())
     write_json(path, {**_recorded(path), name: sha256_file(artifact / FILE_NAME)})

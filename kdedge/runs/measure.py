@@ -15,7 +15,7 @@ from kdedge.errors import DivergedError
 from kdedge.evaluation.accuracy import calibration_error_percent, evaluate, evaluation_details
 from kdedge.progress import progress
 from kdedge.results import EvalDetails, EvalResult, SampleImage, SampleKind, Selection
-from kdedge.runs.protocol import LogitModel, Model
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
 
 _N_TOP = 3
@@ -24,8 +24,52 @@ EVALUATION_BATCH = 100
 """Images per batch without gradients, as in the methods' public code."""
 
 
+class LogitModel(Protocol):
+    """A model that computes logits for images in its own preprocessing."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The preprocessing of its images."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its images and logits."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, no graph; in balance where the recipe asks for it."""
+        ...
+
+
+class Model(LogitModel, Protocol):
+    """A frozen model of a class list, such as a run or a student's teacher."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C classes, in the order of the logits."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """`logit_scale.exp()`."""
+        ...
+
+    def class_vectors(self) -> Tensor:
+        """[C, D], unit length, float32, on the device, no graph; [C, 0] without class vectors."""
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
+        ...
+
+    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
+        """See `methods.protocol.Teacher`; not for a method that is neither of its two kinds."""
+        ...
+
+
 @runtime_checkable
-class AnswersImages(Protocol):
+class HasLogits(Protocol):
     """Computes logits from images, not from pixels: a file of probabilities."""
 
     def logits_of(self, images: Images) -> Tensor:
@@ -34,7 +78,7 @@ class AnswersImages(Protocol):
 
 
 @torch.no_grad()
-def compute_logits(model: LogitModel | AnswersImages, images: Images, *, what: str) -> Tensor:
+def compute_logits(model: LogitModel | HasLogits, images: Images, *, what: str) -> Tensor:
     """Logits of all images against all classes, without crops or flips.
 
     Args:
@@ -45,7 +89,7 @@ def compute_logits(model: LogitModel | AnswersImages, images: Images, *, what: s
     Returns:
         [N, C] float32, on the CPU, in the images' order.
     """
-    if isinstance(model, AnswersImages):
+    if isinstance(model, HasLogits):
         return model.logits_of(images)
     logits: list[Tensor] = []
     batches = evaluation_batches(
@@ -65,7 +109,7 @@ def compute_logits(model: LogitModel | AnswersImages, images: Images, *, what: s
     return torch.cat(logits)
 
 
-def finite_logits(model: LogitModel | AnswersImages, images: Images, *, what: str) -> Tensor:
+def finite_logits(model: LogitModel | HasLogits, images: Images, *, what: str) -> Tensor:
     """Logits as `compute_logits` gives them.
 
     Raises:
@@ -81,7 +125,7 @@ def finite_logits(model: LogitModel | AnswersImages, images: Images, *, what: st
     return logits
 
 
-def predict_logits(model: Model | AnswersImages, images: Images) -> tuple[Tensor, Tensor]:
+def predict_logits(model: Model | HasLogits, images: Images) -> tuple[Tensor, Tensor]:
     """Logits of all images against all classes, and their labels.
 
     Returns:
@@ -93,12 +137,14 @@ def predict_logits(model: Model | AnswersImages, images: Images) -> tuple[Tensor
 
 
 def measure(
-    model: Model | AnswersImages,
+    model: Model | HasLogits,
     images: Images,
     classes: Classes,
     *,
     selection: Selection,
     temperature: float | None = None,
+    with_samples: bool = False,
+    teacher: Model | HasLogits | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model on labeled images; base and novel images among their own names.
 
@@ -108,11 +154,25 @@ def measure(
         classes: the class list and its split.
         selection: how the model's epoch was chosen, for the record.
         temperature: also measure the calibration error of logits divided by it.
+        with_samples: keep a few images with its predictions.
+        teacher: also classifies the few images; None if there is none.
     """
     logits, labels = predict_logits(model, images)
-    return measure_logits(
+    result, details = measure_logits(
         logits, labels, images, classes, selection=selection, temperature=temperature
     )
+    if not with_samples:
+        return result, details
+    scores, best = top_classes(logits)
+    samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
+    pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
+    for kind, chosen in _choose(scores[:, 0].tolist(), pairs).items():
+        few, theirs = images.only([images.indices[i] for i in chosen]), None
+        if teacher is not None and chosen:
+            theirs = compute_logits(teacher, few, what="running the teacher").argmax(dim=1).tolist()
+        top = scores[chosen], best[chosen]
+        samples[kind] = sample_images(few, top, names=classes.names, teacher_classes=theirs)
+    return result, replace(details, samples=samples)
 
 
 def measure_logits(
@@ -135,7 +195,7 @@ def measure_logits(
     return result, evaluation_details(logits, labels, class_names=classes.names)
 
 
-def top_answers(logits: Tensor) -> tuple[Tensor, Tensor]:
+def top_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
     top = logits.double().softmax(dim=1).topk(min(_N_TOP, logits.shape[1]))
     return top.values, top.indices
@@ -143,67 +203,31 @@ def top_answers(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def sample_images(
     images: Images,
-    answers: tuple[Tensor, Tensor],
+    top: tuple[Tensor, Tensor],
     *,
     names: Sequence[str],
-    taught: Sequence[int] | None,
+    teacher_classes: Sequence[int] | None,
 ) -> tuple[SampleImage, ...]:
     """Makes the records of images with their predictions.
 
     Args:
         images: the images.
-        answers: the model's predictions for them, from `top_answers`.
+        top: the model's predictions for them, from `top_classes`.
         names: the class list.
-        taught: the teacher's classes for them; None without a teacher.
+        teacher_classes: the teacher's classes for them; None if there is no teacher.
     """
-    scores, best = (part.tolist() for part in answers)
+    scores, best = (part.tolist() for part in top)
     items = [images.source.items[index] for index in images.indices]
     return tuple(
         SampleImage(
             image=item.key,
             # A sum of softmaxes may exceed 1 by rounding
             top=tuple((names[c], min(100.0, 100 * s)) for c, s in zip(*pair, strict=True)),
-            teacher=None if taught is None else names[taught[i]],
+            teacher=None if teacher_classes is None else names[teacher_classes[i]],
             label=None if item.label is None else names[item.label],
         )
         for i, (item, pair) in enumerate(zip(items, zip(best, scores, strict=True), strict=True))
     )
-
-
-def measure_with_samples(
-    model: Model,
-    images: Images,
-    classes: Classes,
-    *,
-    selection: Selection,
-    teacher: Model | AnswersImages | None,
-    temperature: float | None = None,
-) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates a model as `measure` does, and keeps a few images with its predictions.
-
-    Args:
-        model: a model of these classes.
-        images: images with labels.
-        classes: the class list and its split.
-        selection: how the model's epoch was chosen, for the record.
-        teacher: also classifies the few images; None without one.
-        temperature: as in `measure`.
-    """
-    logits, labels = predict_logits(model, images)
-    result, details = measure_logits(
-        logits, labels, images, classes, selection=selection, temperature=temperature
-    )
-    scores, best = top_answers(logits)
-    samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
-    pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
-    for kind, chosen in _choose(scores[:, 0].tolist(), pairs).items():
-        few = images.only([images.indices[i] for i in chosen])
-        taught = None
-        if teacher is not None and chosen:
-            taught = compute_logits(teacher, few, what="running the teacher").argmax(dim=1).tolist()
-        answers = scores[chosen], best[chosen]
-        samples[kind] = sample_images(few, answers, names=classes.names, taught=taught)
-    return result, replace(details, samples=samples)
 
 
 def _choose(

@@ -195,7 +195,7 @@ class RunModel(_OfMethod):
         return not has_class_vectors(self.setup.choice) or set(self.class_names) <= stored
 
     def images(self, key: Key) -> Images | None:
-        """The images of its recipe under `data.<key>`; None without any."""
+        """The images of its recipe under `data.<key>`; None if it has none."""
         setup = self.setup
         return RecipeData(self.loaded.recipe, setup.classes, setup.workspace).load(key)
 

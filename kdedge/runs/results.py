@@ -99,7 +99,7 @@ def read_details(run: RunFolder) -> dict[str, EvalDetails]:
 
 
 def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
-    """Reads eval_unlabeled.json; None without one.
+    """Reads eval_unlabeled.json; None if there is none.
 
     Raises:
         DataError: it is damaged.
@@ -111,7 +111,7 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
 
 
 def read_balance(run: RunFolder) -> BalanceResult | None:
-    """Reads balance.json; None without one.
+    """Reads balance.json; None if there is none.
 
     Raises:
         DataError: it is damaged.
@@ -122,7 +122,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
 
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
-    """Returns a run's result, with those of other models on the same images from its record."""
+    """Returns a run's result, with other models' on the same images from its record."""
     stored = _or_empty(read_evaluation, run)
     same = {name: other for name, other in stored.items() if are_same_images(other, result)}
     return {**same, run.kind: result}

@@ -67,7 +67,7 @@ def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images,
         apart_from: SHA-256 of images that are left out.
 
     Returns:
-        The images, each with a label, and their key in the recipe; None without any.
+        The images, each with a label, and their key in the recipe; None if there are none.
     """
     recipe, setup = model.loaded.recipe, model.setup
     data = RecipeData(recipe, setup.classes, setup.workspace)
@@ -116,8 +116,8 @@ def _from_teacher(model: RunModel, apart_from: Collection[str]) -> Temperature |
         )
     few = _some(pool, free)
     logits = finite_logits(model, few, what="fitting the temperature").numpy()
-    taught = finite_logits(teacher, few, what="running the teacher").numpy()
-    share = float((logits.argmax(axis=1) == taught.argmax(axis=1)).mean())
+    teacher_logits = finite_logits(teacher, few, what="running the teacher").numpy()
+    share = float((logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean())
     value = temperature_of_share(logits, share)
     if value is None:
         log.warning(

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from kdedge.data.images import Images, spread
 from kdedge.results import UnlabeledResult
-from kdedge.runs.measure import AnswersImages, finite_logits, sample_images, top_answers
-from kdedge.runs.protocol import Model
+from kdedge.runs.measure import HasLogits, Model, finite_logits, sample_images, top_classes
 from kdedge.setup.data import RecipeData
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ _N_SAMPLES = 12
 _N_DIFFERENT = 6  # largest number of samples
 
 
-def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, str] | None:
+def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images, str] | None:
     """Images to measure a model without test images on, and their description.
 
     They are those held out of `data.unlabeled`, or else some of all its images.
@@ -53,8 +52,8 @@ def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, 
     return few, f"{len(few.indices)} of {len(images.indices)} images {where}"
 
 
-def judge(
-    model: Model, images: Images, what: str, *, teacher: Model | AnswersImages | None
+def measure_without_labels(
+    model: Model, images: Images, what: str, *, teacher: Model | HasLogits | None
 ) -> UnlabeledResult:
     """Measures a model on images without labels.
 
@@ -62,21 +61,21 @@ def judge(
         model: the model.
         images: one or more images.
         what: describes the images, for the record.
-        teacher: a teacher with the same class list; None without one.
+        teacher: a teacher with the same class list; None if there is none.
 
     Raises:
         DivergedError: a logit is not finite.
     """
     names = model.class_names
-    scores, best = top_answers(finite_logits(model, images, what="evaluating images"))
-    predicted, taught = best[:, 0].tolist(), None
+    scores, best = top_classes(finite_logits(model, images, what="evaluating images"))
+    predicted, teacher_classes = best[:, 0].tolist(), None
     agreement, their_confidence = None, None
     if teacher is not None:
         logits = finite_logits(teacher, images, what="running the teacher")
-        their_scores, theirs = top_answers(logits)
-        taught, their_confidence = theirs[:, 0].tolist(), _mean_percent(their_scores)
+        their_scores, theirs = top_classes(logits)
+        teacher_classes, their_confidence = theirs[:, 0].tolist(), _mean_percent(their_scores)
         agreement = 100 * int((best[:, 0] == theirs[:, 0]).sum()) / len(predicted)
-    chosen = _samples(predicted, taught, scores[:, 0].tolist())
+    chosen = _samples(predicted, teacher_classes, scores[:, 0].tolist())
     return UnlabeledResult(
         n_images=len(predicted),
         images=what,
@@ -85,13 +84,15 @@ def judge(
         confidence_percent=_mean_percent(scores),
         teacher_confidence_percent=their_confidence,
         predicted=_counts(predicted, names),
-        teacher_predicted={} if taught is None else _counts(taught, names),
+        teacher_predicted={} if teacher_classes is None else _counts(teacher_classes, names),
         n_classes=len(names),
         samples=sample_images(
             images.only([images.indices[i] for i in chosen]),
             (scores[chosen], best[chosen]),
             names=names,
-            taught=None if taught is None else [taught[i] for i in chosen],
+            teacher_classes=None
+            if teacher_classes is None
+            else [teacher_classes[i] for i in chosen],
         ),
     )
 
@@ -106,11 +107,15 @@ def _counts(predicted: Sequence[int], names: Sequence[str]) -> dict[str, int]:
 
 
 def _samples(
-    predicted: Sequence[int], taught: Sequence[int] | None, scores: Sequence[float]
+    predicted: Sequence[int], teacher_classes: Sequence[int] | None, scores: Sequence[float]
 ) -> list[int]:
     """Positions of samples: where the two differ, the surest first, then evenly spaced ones."""
     everywhere = list(range(len(predicted)))
-    differs = [] if taught is None else [i for i in everywhere if predicted[i] != taught[i]]
+    differs = (
+        []
+        if teacher_classes is None
+        else [i for i in everywhere if predicted[i] != teacher_classes[i]]
+    )
     first = sorted(differs, key=lambda i: -scores[i])[:_N_DIFFERENT]
     rest = [i for i in everywhere if i not in first]
     return first + [rest[i] for i in spread(len(rest), _N_SAMPLES - len(first))]

@@ -71,7 +71,7 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, *, prove
 
 
 def read_class_vectors(run: RunFolder) -> ClassVectors:
-    """Reads a run's class vectors; their names must be those of its record.
+    """Reads a run's class vectors; their names must be as in its record.
 
     Raises:
         DataError: the file is missing or damaged, or its names differ: predictions would get wrong

@@ -65,7 +65,7 @@ class Failure(Record):
 
 @dataclass(frozen=True)
 class CellAccuracy(Record):
-    """Accuracies of a run on other test images or class names than those of its own evaluation.
+    """Accuracies of a run on other test images or class names than its own evaluation has.
 
     Attributes:
         run: the run, as `name/NN`.
@@ -172,7 +172,7 @@ class Runs:
         self._finished: dict[Path, FinishedRun] = {}
         self._begun: set[str | None] = set()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Reads runs that are new or were unfinished."""
         self._begun = set()
         for run, record in runs_in(self.root, but=self._finished):
@@ -307,7 +307,7 @@ class Ledger:
     def __init__(
         self, plan: Plan, folder: SuiteFolder, root: Path, *, is_read_only: bool = False
     ) -> None:
-        """Starts without any states; `look` reads them.
+        """Starts without any states; `refresh` reads them.
 
         Args:
             plan: the suite.
@@ -320,9 +320,9 @@ class Ledger:
         self._jobs: dict[Cell, KnownJob | None] = {}
         self._finished: dict[Cell, Outcome] = {}
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Reads new runs; the first time, also all images of all recipes."""
-        self._runs.look()
+        self._runs.refresh()
         new = [cell for cell in self.plan.cells if self._may_be_known_better(cell)]
         if new:
             # Only for this call, as the lists of all images may be large
@@ -340,11 +340,11 @@ class Ledger:
             if outcome is not None:
                 self._finished[cell] = outcome
 
-    def look_for(self, cell: Cell) -> None:
+    def refresh_after(self, cell: Cell) -> None:
         """Looks for the run of a cell whose process has ended."""
         if self._jobs.get(cell) is None:  # its process may have downloaded others' files, too
             self._jobs = {other: job for other, job in self._jobs.items() if job is not None}
-        self.look()
+        self.refresh()
 
     def _may_be_known_better(self, cell: Cell) -> bool:
         if cell not in self._jobs:
@@ -355,7 +355,7 @@ class Ledger:
         return bool(self._runs.finished(job.teacher))
 
     def outcome(self, cell: Cell) -> Outcome:
-        """The state of a cell at the last `look`."""
+        """The state of a cell at the last `refresh`."""
         if cell in self._finished:
             return self._finished[cell]
         keys = self._keys(cell)

@@ -17,7 +17,7 @@ from kdedge.config.load import (
     override_texts,
     recipe_values,
 )
-from kdedge.config.recipe import Recipe, TeacherSpec
+from kdedge.config.recipe import Recipe
 from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_paper, check_set_on, recipe_file
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, KdedgeError, RecipeError
@@ -48,6 +48,8 @@ _UNREAD: dict[Role, tuple[str, ...]] = {
     ),
 }
 """The parts of a recipe that the model of a role does not depend on."""
+
+_REMEDY = "  Remove trained_on from this row."
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +135,11 @@ def make_plan(loaded: LoadedSuite) -> Plan:
     for number, file in trained_on.items():
         trained[number] = _row_cells(loaded, file, names[file], number)
         first = trained[number][0]
-        check_answers_for_others(
-            loaded.lines.where(("methods", number, "trained_on")),
-            first.row,
-            role=first.role,
-            is_zero_shot=first.is_zero_shot,
-        )
+        if first.is_zero_shot or first.role == "student":
+            where = loaded.lines.where(("methods", number, "trained_on"))
+            why = "can only predict the class names that its teacher knew"
+            why = "is not trained" if first.is_zero_shot else why
+            raise RecipeError(f"{where}: {first.row} {why}.\n{_REMEDY}")
     cells: list[Cell] = []
     for file, name in sorted(names.items(), key=lambda item: item[1] in recipes):
         rows: dict[int, list[Cell]] = {}
@@ -186,14 +187,17 @@ def _measuring_cells(
     resolved = _load(loaded, file, list(loaded.suite.set.items()))
     check_paths(resolved)
     _check_test(resolved, file)
-    check_names(
-        loaded.lines.where(("methods", number, "trained_on")),
-        trained[0].row,
-        trained=trained[0].loaded,
-        role=trained[0].role,
-        measured=resolved.recipe,
-    )
-    name = resolved.recipe.name
+    name, first = resolved.recipe.name, trained[0]
+    if choose_method(first.loaded, first.role).settings.is_class_specific:
+        known, names = (load_classes(one.recipe).names for one in (first.loaded, resolved))
+        new = [one for one in names if one not in known]
+        if new:
+            raise RecipeError(
+                f"{loaded.lines.where(('methods', number, 'trained_on'))}: {first.row} trains"
+                f" separate tensors for each class of {first.loaded.recipe.name}, and {len(new)} of"
+                f" the {len(names)} classes of {name} are not among them, first"
+                f' "{new[0]}".\n{_REMEDY}'
+            )
     return [replace(cell, recipe=name, loaded=resolved, source=cell) for cell in trained]
 
 
@@ -314,7 +318,11 @@ def row_sees(loaded: LoadedRecipe, role: Role) -> DataNeeds:
     own = _with_data(choose_method(loaded, role).data_needs, recipe.data)
     teacher = recipe.teacher
     if role == "student" and teacher is not None and teacher.file is None:
-        own |= _with_data(load_method(_teacher_method(teacher)).METHOD.data_needs, recipe.data)
+        method = teacher.method
+        if teacher.run is not None:  # which reports its errors when it is used
+            with contextlib.suppress(KdedgeError):
+                method = str(find_run(str(teacher.run), Path()).read_provenance().method)
+        own |= _with_data(load_method(method).METHOD.data_needs, recipe.data)
     return own
 
 
@@ -323,65 +331,3 @@ def _with_data(declared: DataNeeds, data: DataSpec) -> DataNeeds:
     if not declared.labels or data.pseudo_labels is None:
         return declared
     return DataNeeds(labels=data.labeled is not None, unlabeled_images=True, novel_class_names=True)
-
-
-def _teacher_method(teacher: TeacherSpec) -> str:
-    """The method of the teacher, which may be an existing run."""
-    if teacher.run is not None:
-        with contextlib.suppress(KdedgeError):  # errors of that run are reported when it is used
-            return str(find_run(str(teacher.run), Path()).read_provenance().method)
-    return teacher.method
-
-
-_REMEDY = "  Remove trained_on from this row."
-
-
-def check_answers_for_others(where: str, row: str, *, role: Role, is_zero_shot: bool) -> None:
-    """Refuses rows that cannot classify another recipe's class names at all.
-
-    Args:
-        where: file and line, for the message.
-        row: the row's label.
-        role: the row's model.
-        is_zero_shot: whether it is zero-shot CLIP.
-
-    Raises:
-        RecipeError: it is a student, or zero-shot CLIP.
-    """
-    if role != "student" and not is_zero_shot:
-        return
-    why = (
-        "is not trained"
-        if is_zero_shot
-        else "can only predict the class names that its teacher knew"
-    )
-    raise RecipeError(f"{where}: {row} {why}.\n{_REMEDY}")
-
-
-def check_names(
-    where: str, row: str, *, trained: LoadedRecipe, role: Role, measured: Recipe
-) -> None:
-    """Refuses a row with trained tensors per class if the other recipe has other classes.
-
-    Args:
-        where: file and line, for the message.
-        row: the row's label.
-        trained: the recipe that it is trained on, with the row's settings.
-        role: the row's model in it.
-        measured: the recipe that it is measured on.
-
-    Raises:
-        RecipeError: a class name of that recipe is not among those trained.
-        DataError: a class list cannot be read.
-    """
-    if not choose_method(trained, role).settings.is_class_specific:
-        return
-    known = set(load_classes(trained.recipe).names)
-    names = load_classes(measured).names
-    new = [name for name in names if name not in known]
-    if new:
-        raise RecipeError(
-            f"{where}: {row} trains separate tensors for each class of {trained.recipe.name},"
-            f" and {len(new)} of the {len(names)} classes of {measured.name} are not among them,"
-            f' first "{new[0]}".\n{_REMEDY}'
-        )

@@ -66,7 +66,7 @@ def run_cells(
     options = ("--runs", str(root.absolute()), *(() if device is None else ("--device", device)))
     remedy = "Wait for that run of this suite or stop it; finished cells are kept."
     with locked(folder / ".lock", remedy=remedy):
-        ledger.look()
+        ledger.refresh()
         runner = Runner(
             ledger,
             options,
@@ -98,7 +98,7 @@ class Runner:
     """Runs the unfinished cells of a suite in processes; use it in the thread that gets signals.
 
     Args:
-        ledger: the suite's ledger, after its first `look`.
+        ledger: the suite's ledger, after its first `refresh`.
         options: options of all commands: folder of runs and device.
         environment: variables of the processes that override this one's.
         n_jobs: largest number of processes at the same time.
@@ -151,7 +151,7 @@ class Runner:
             signum = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
             labels = " and ".join(cell.label for cell in self._running)
             self._stop(signum)
-            self._ledger.look()
+            self._ledger.refresh()
             n_finished = sum(map(self._ledger.is_finished, self._cells))
             raise Interrupted(
                 f"Interrupted{' in ' if labels else ''}{labels};"
@@ -177,7 +177,7 @@ class Runner:
 
     def _start_what_may(self) -> None:
         """Starts cells of the queue that need not wait, up to `n_jobs`."""
-        self._ledger.look()
+        self._ledger.refresh()
         while self._queue and len(self._running) < self._n_jobs:
             cell = next_cell(
                 self._queue,
@@ -243,7 +243,7 @@ class Runner:
         if running.measures is not None:
             result = read_record(EvalResult, self._folder.answer(cell), remedy="Run it again.")
             self._ledger.measured(cell, running.measures, result)
-        self._ledger.look_for(cell)
+        self._ledger.refresh_after(cell)
         if self._ledger.is_finished(cell):
             self._end(cell)
         elif running.measures is None and self._ledger.run_to_measure(cell) is not None:
@@ -257,7 +257,7 @@ class Runner:
             )
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
-        self._ledger.look()  # its teacher may be finished
+        self._ledger.refresh()  # its teacher may be finished
         self._ledger.fail(cell, exit_code, *last_lines)
         log.warning(
             "%s failed with exit code %s; its log is %s.\n  %s",

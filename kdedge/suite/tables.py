@@ -1,4 +1,4 @@
-"""The tables of a suite: mean and standard deviation over seeds, beside the paper's figures."""
+"""The tables of a suite: mean and standard deviation over seeds, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Line:
         n_seeds: number of finished seeds.
         n_planned: number of seeds in the suite.
         mean: means over seeds of base, novel and all; the harmonic mean is that of the mean base
-            and the mean novel accuracy. None without a figure.
+            and the mean novel accuracy. None if a figure is missing.
         std: standard deviations over seeds (n - 1); for the harmonic mean, that of the seeds'
             harmonic means. None for fewer than two seeds.
         paper: published figures, if the suite has them.

@@ -13,7 +13,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure
 from kdedge.runs.model import load_run
 from kdedge.runs.results import read_evaluation
-from kdedge.runs.unlabeled import images_to_judge, judge
+from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
@@ -194,10 +194,13 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
         ]
         does, where = "is right", f"{len(labeled.indices)} images of data.validation"
     else:
-        found = images_to_judge(images)
+        found = unlabeled_sample(images)
         assert found is not None  # it was trained on some
         asked = teacher.model if isinstance(teacher, ModelTeacher) else teacher
-        scores = [judge(m, *found, teacher=asked).agreement_percent or 0.0 for m in models]
+        scores = [
+            measure_without_labels(m, *found, teacher=asked).agreement_percent or 0.0
+            for m in models
+        ]
         does, where = "answers as its teacher", found[1]
     is_better = scores[0] > scores[1]
     log.info(

@@ -16,16 +16,10 @@ from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
-from kdedge.runs.measure import (
-    measure,
-    measure_logits,
-    measure_with_samples,
-    predict_logits,
-)
+from kdedge.runs.measure import Model, measure, measure_logits, predict_logits
 from kdedge.runs.model import MethodModel, RunModel
-from kdedge.runs.protocol import Model
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
-from kdedge.runs.unlabeled import images_to_judge, judge
+from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
 from kdedge.setup.data import RecipeData
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
@@ -54,11 +48,12 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
     test = job.test
     if test is None:
         return {}
-    own = measure_with_samples(
+    own = measure(
         _balanced(job.model(), balance),
         test,
         job.classes,
         selection=job.choice.optim.selection,
+        with_samples=True,
         teacher=None if job.teacher is None else _answering(job.teacher, test),
     )
     found = {str(job.setup.role): own}
@@ -127,7 +122,7 @@ def judged_images(job: Job) -> tuple[Images, str] | None:
     """
     if job.teacher is None or job.test is not None:
         return None
-    return images_to_judge(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
+    return unlabeled_sample(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
 
 
 def unlabeled_result(
@@ -136,7 +131,7 @@ def unlabeled_result(
     """Evaluates a student on unlabeled images; see `judged_images`."""
     assert job.teacher is not None
     own = _balanced(job.model(), balance)
-    return judge(own, images, what, teacher=_answering(job.teacher, images))
+    return measure_without_labels(own, images, what, teacher=_answering(job.teacher, images))
 
 
 def count_operations(job: Job) -> dict[str, float]:

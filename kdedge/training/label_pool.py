@@ -18,8 +18,8 @@ from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import Model
 from kdedge.runs.model import MethodModel, load_run
-from kdedge.runs.protocol import Model
 from kdedge.runs.weights import features_provenance, hash_trained
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes

@@ -34,8 +34,7 @@ from kdedge.errors import DataError
 from kdedge.files import explain_os_error, sha256_json
 from kdedge.methods.protocol import BaseMethod
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import finite_logits
-from kdedge.runs.protocol import Model
+from kdedge.runs.measure import Model, finite_logits
 from kdedge.setup.classes import Classes
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.loop.selection import TrainingResult

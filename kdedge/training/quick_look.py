@@ -18,8 +18,7 @@ from kdedge.evaluation.accuracy import evaluate
 from kdedge.files import read_json, write_json
 from kdedge.methods import ridge
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import compute_logits
-from kdedge.runs.protocol import LogitModel
+from kdedge.runs.measure import LogitModel, compute_logits
 from kdedge.setup.method import MethodChoice
 from kdedge.training.closed_form import fit_now
 from kdedge.training.job import Job, TrainingData, zero_shot_model

@@ -18,8 +18,8 @@ from kdedge.data.images import Images
 from kdedge.data.probabilities import read_probabilities
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import Teacher
+from kdedge.runs.measure import Model
 from kdedge.runs.model import MethodModel, RunModel
-from kdedge.runs.protocol import Model
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
 from kdedge.setup.sizes import larger_teacher

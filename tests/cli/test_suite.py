@@ -293,7 +293,7 @@ def undisturbed(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -
         )
     plan = make_plan(load_suite(folder / "s.yaml"))
     ledger = Ledger(plan, SuiteFolder(folder / "suites"), folder / "runs")
-    ledger.look()
+    ledger.refresh()
     return to_csv(make_lines(plan, ledger.outcomes())).encode()
 
 

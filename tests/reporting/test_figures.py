@@ -59,6 +59,12 @@ def front(points: list[tuple[float, float]]) -> Any:
     return draw().axes[0]
 
 
+def test_points_that_are_close_share_their_numbers() -> None:
+    texts = [text.get_text() for text in front([(1.0, 50.0), (1.01, 50.0), (3.0, 60.0)]).texts]
+    assert texts[:2] == ["1, 2", "3"]
+    assert texts[2].splitlines()[1] == "2  model 1"
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.004, 0.0095), (1.25, 3.2), (0.6, 1600.0)])
 def test_a_time_axis_always_has_ticks(low: float, high: float) -> None:
     axes = front([(1.6 * low, 50.0), (high / 1.6, 60.0)])

@@ -151,7 +151,7 @@ def ledger_of(tmp_path: Path) -> Callable[..., Any]:
     def look(plan: Any = None) -> Any:
         plan = make_plan(load_suite(tmp_path / "s.yaml")) if plan is None else plan
         ledger = Ledger(plan, SuiteFolder(tmp_path / "suites/grid"), tmp_path / "runs")
-        ledger.look()
+        ledger.refresh()
         return ledger
 
     return look

@@ -256,7 +256,6 @@ def many(tmp_path: Path) -> Path:
         ({"kind": "student"}, "line3/01"),
         ({"name": "line3"}, "line3/01"),
         ({"name": "open"}, None),
-        ({"name": "open", "finished": False}, "open/01"),
         ({"name": "nothing"}, None),
     ],
 )
