@@ -72,8 +72,8 @@ def command(name: str, as_json: bool, **options: Any) -> None:
     rows = [["classes", f"{len(made.class_names)} in {options['classes']}"]]
     rows += [
         [key if number == 0 else "", line]
-        for key, look in made.looks.items()
-        for number, line in enumerate(look.lines())
+        for key, survey in made.surveys.items()
+        for number, line in enumerate(survey.lines())
     ]
     rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.methods())]
     if made.missing:
@@ -86,6 +86,6 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         "recipe": str(made.path),
         "n_classes": len(made.class_names),
         "weights_to_fetch": list(made.missing),
-        **{key: asdict(look) for key, look in made.looks.items()},
+        **{key: asdict(survey) for key, survey in made.surveys.items()},
     }
     print_result(record, as_json=as_json, text=text)

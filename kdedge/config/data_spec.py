@@ -243,7 +243,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class BalanceSpec(Strict):
-    """Offsets that are subtracted from a model's logits, so that its mean answer is a prior."""
+    """Offsets that are subtracted from a model's logits, so that its mean prediction is a prior."""
 
     prior: Literal["auto", "uniform", "labels"] | dict[str, Share] = Field(
         "auto",

@@ -6,8 +6,8 @@ With logits `L` [N, C] of a pool of images and a prior `q` [C] of its classes,
 
 and balanced logits are `L - v`.
 
-Sources: the bias is seen in the mean answer (DebiasPL, arXiv:2201.01490) and subtracted from logits
-(logit adjustment, arXiv:2007.07314), by Sinkhorn's rule on one side (arXiv:1911.05371).
+Sources: the bias is seen in the mean prediction (DebiasPL, arXiv:2201.01490) and subtracted from
+logits (logit adjustment, arXiv:2007.07314), by Sinkhorn's rule on one side (arXiv:1911.05371).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HIGHEST, _RISK = 0.75, 0.01
 
 
 def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
-    """The offsets `v` [C], float64, with which the mean answer is the prior; their mean is 0.
+    """The offsets `v` [C], float64, with which the mean prediction is the prior; their mean is 0.
 
     Args:
         logits: [N, C], finite.
@@ -31,11 +31,11 @@ def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
     logits, wanted = logits.double(), prior.double().log()
     offsets = torch.zeros_like(wanted)
     for _ in range(_N_ROUNDS):
-        offsets = offsets + _log_mean_answer(logits - offsets) - wanted
+        offsets = offsets + _log_mean_softmax(logits - offsets) - wanted
     return offsets - offsets.mean()
 
 
-def _log_mean_answer(logits: Tensor) -> Tensor:
+def _log_mean_softmax(logits: Tensor) -> Tensor:
     """[N, C] -> [C]: the logarithm of the mean softmax."""
     return logits.log_softmax(dim=1).logsumexp(dim=0) - torch.tensor(len(logits)).log()
 
@@ -43,12 +43,12 @@ def _log_mean_answer(logits: Tensor) -> Tensor:
 def careful_offsets(logits: Tensor) -> Tensor:
     """Offsets for a pool whose shares are not known: uniform ones, held back where that is risky.
 
-    A pool that is unequal itself looks like a model that prefers classes. The model's mean answer
-    `m` tells the two apart only as far as its answers differ from image to image: none are taken
-    where `KL(m | uniform) (I / log C)^2 > 0.01`, with `I` the information between images and
-    answers. A class's logit is lowered by at most 0.75 more than the median class's. Both numbers
-    were chosen on pools of five sets with equal shares, with one class of 50 to 95 %, and with long
-    tails (docs/how-it-works.md).
+    A pool that is unequal itself looks like a model that prefers classes. The model's mean
+    prediction `m` tells the two apart only as far as its predictions differ from image to image:
+    none are taken where `KL(m | uniform) (I / log C)^2 > 0.01`, with `I` the information between
+    images and predictions. A class's logit is lowered by at most 0.75 more than the median class's.
+    Both numbers were chosen on pools of five sets with equal shares, with one class of 50 to 95 %,
+    and with long tails (docs/how-it-works.md).
 
     Args:
         logits: [N, C], finite.
@@ -57,11 +57,12 @@ def careful_offsets(logits: Tensor) -> Tensor:
         [C], float64; their median is 0.
     """
     n_classes = logits.shape[1]
-    answers = logits.double().softmax(dim=1)
-    mean = answers.mean(dim=0)
+    probabilities = logits.double().softmax(dim=1)
+    mean = probabilities.mean(dim=0)
     # entr of 0 is 0
-    unequal = math.log(n_classes) - float(torch.special.entr(mean).sum())
-    information = float(torch.special.entr(mean).sum() - torch.special.entr(answers).sum(1).mean())
+    entropy = torch.special.entr(mean).sum()
+    unequal = math.log(n_classes) - float(entropy)
+    information = float(entropy - torch.special.entr(probabilities).sum(1).mean())
     if unequal * (information / math.log(n_classes)) ** 2 > _RISK:
         return torch.zeros(n_classes, dtype=torch.float64)
     offsets = find_offsets(logits, torch.full((n_classes,), 1 / n_classes))

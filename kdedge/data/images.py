@@ -101,7 +101,7 @@ def scan(
                 if len(waiting) == 4 * n_threads:
                     finish_one()
                 some = positions[start : start + _ROWS_AT_ONCE]
-                waiting.append(pool.submit(_look_at, source, some, cache))
+                waiting.append(pool.submit(_scan_rows, source, some, cache))
             while waiting:
                 finish_one()
         finally:
@@ -185,12 +185,12 @@ def put_together(scans: Sequence[Scan]) -> Scan:
     )
 
 
-def _look_at(source: ImageSource, rows: range, cache: ScanCache) -> list[ImageFacts | str]:
+def _scan_rows(source: ImageSource, rows: range, cache: ScanCache) -> list[ImageFacts | str]:
     """Hash and size of each image, or the reason why it cannot be used."""
     facts: list[ImageFacts | str] = []
     for i in rows:
         try:
-            facts.append(cache.look(source, i, partial(_examine, source, i)))
+            facts.append(cache.facts(source, i, partial(_examine, source, i)))
         except UnusableImage as error:
             facts.append(error.reason)
     return facts

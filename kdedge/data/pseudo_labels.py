@@ -188,7 +188,7 @@ def write_pseudo_labels(
     class_names: Sequence[str],
     keys: Mapping[int, str],
 ) -> None:
-    """Writes a file of pseudo-labels, whole or not at all.
+    """Writes a file of pseudo-labels, completely or not at all.
 
     Args:
         path: the file; an existing one is replaced.

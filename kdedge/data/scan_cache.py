@@ -65,7 +65,7 @@ class ScanCache:
             with contextlib.suppress(OSError):
                 os.utime(file)  # the time of use, see MAX_FILES
 
-    def look(self, source: ImageSource, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
+    def facts(self, source: ImageSource, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
         """Returns the cached facts of an image, else those that `examine` finds.
 
         Many threads may call this at once.

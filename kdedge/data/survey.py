@@ -1,4 +1,4 @@
-"""Surveys the user's images: readability, sizes and classes, of all or at a first look."""
+"""Surveys the user's images: readability, sizes and classes, of all or of a sample."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Survey:
         n_unlabeled: images without a class.
         left_out: (kind, number of files) of a folder that are not read as images.
         twins: images of a folder that differ only in their extension from another one, such as
-            masks; sought by `look_at` alone.
+            masks; sought by `survey_sample` alone.
     """
 
     kind: str
@@ -147,7 +147,7 @@ _N_READ = 64
 """Number of images that are decoded; `kdedge check` decodes all."""
 
 
-def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> Survey:
+def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> Survey:
     """Lists a folder and decodes some of its images.
 
     Args:
@@ -169,12 +169,12 @@ def look_at(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> S
         )
     labels = Counter(item.label for item in source.items)
     n_unlabeled = labels.pop(None, 0)
-    n_of_class = [(name, labels[i]) for i, name in enumerate(class_names)] if labeled else []
+    counts = [(name, labels[i]) for i, name in enumerate(class_names)] if labeled else []
     if min(n_images, len(labels) if labeled else n_images) < 2:
         what = f"images of {len(labels)} class" if labeled else f"{n_images} image"
         raise DataError(f"{place} has {what}, and two or more are needed.\n  Add others.")
     twins = _twins([item.key for item in source.items])
-    return _survey("folder", source, result, n_of_class, n_unlabeled, twins)
+    return _survey("folder", source, result, counts, n_unlabeled, twins)
 
 
 def _twins(keys: Sequence[str]) -> Iterator[str]:

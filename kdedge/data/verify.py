@@ -79,7 +79,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         class_names = benchmark.class_names(root)
         for part in benchmark.n_images:
             source = benchmark.open_source(root, part=part, class_names=class_names, labeled=True)
-            parts.append(_look_at(benchmark, part, source, read_images=read_images))
+            parts.append(_survey_part(benchmark, part, source, read_images=read_images))
     except MissingPartsError:  # these are already among the problems
         pass
     except DataError as error:
@@ -112,7 +112,7 @@ def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
                 yield f"{path} has the SHA-256 {sha256}, the published file {wanted.sha256}."
 
 
-def _look_at(
+def _survey_part(
     benchmark: Benchmark, part: str, source: FileSource, *, read_images: bool
 ) -> PartFound:
     n_images = len(source.items)

@@ -20,7 +20,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import PACKAGED, StudentSize, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
-from kdedge.data.survey import Survey, look_at
+from kdedge.data.survey import Survey, survey_sample
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.files import explain_os_error, refuse_existing
 from kdedge.setup.packages import need_training_packages
@@ -104,18 +104,18 @@ class NewRecipe:
     Attributes:
         path: the file.
         class_names: of its class list.
-        looks: summary of each folder, by its role: images, labeled, test.
+        surveys: summary of each folder, by its role: images, labeled, test.
         missing: those of `TEACHER` and `STUDENT` that have to be fetched first.
     """
 
     path: Path
     class_names: tuple[str, ...]
-    looks: dict[str, Survey]
+    surveys: dict[str, Survey]
     missing: tuple[str, ...]
 
     def methods(self) -> list[str]:
         """Which methods the recipe has, and why, in lines."""
-        counts = dict(self.looks["labeled"].classes) if "labeled" in self.looks else None
+        counts = dict(self.surveys["labeled"].classes) if "labeled" in self.surveys else None
         if counts is not None and all(counts.values()):
             return ["ridge for both, as every class has labels: one pass over the images"]
         why = "there are no labels"
@@ -144,10 +144,10 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
         )
     if {given.teacher, given.student, given.size} != {None}:
         need_training_packages("Looking at a CLIP's layers")
-    class_names, looks = _look(given)
-    values = _values(name, given, looks)
+    class_names, surveys = _survey_folders(given)
+    values = _values(name, given, surveys)
     _write(path, _long_text(values) if given.all_keys else _short_text(values))
-    return NewRecipe(path, class_names, looks, _to_fetch(values))
+    return NewRecipe(path, class_names, surveys, _to_fetch(values))
 
 
 def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _look(given: Given) -> tuple[tuple[str, ...], dict[str, Survey]]:
+def _survey_folders(given: Given) -> tuple[tuple[str, ...], dict[str, Survey]]:
     """The class names, and a summary of each folder."""
     if not given.classes.expanduser().is_file():
         is_folder = given.classes.expanduser().is_dir()
@@ -175,11 +175,11 @@ def _look(given: Given) -> tuple[tuple[str, ...], dict[str, Survey]]:
             f"{problem.format(given.classes)}\n  Name a text file with one class name per line."
         )
     names = read_class_file(given.classes.expanduser())
-    looks = {"images": look_at(given.images.expanduser(), labeled=False)}
+    surveys = {"images": survey_sample(given.images.expanduser(), labeled=False)}
     for key, folder in (("labeled", given.labeled), ("test", given.test)):
         if folder is not None:
-            looks[key] = look_at(folder.expanduser(), class_names=names, labeled=True)
-    return names, looks
+            surveys[key] = survey_sample(folder.expanduser(), class_names=names, labeled=True)
+    return names, surveys
 
 
 def _write(path: Path, text: str) -> None:
@@ -208,7 +208,7 @@ def _new_path(name: str) -> Path:
     return path
 
 
-def _values(name: str, given: Given, looks: dict[str, Survey]) -> dict[str, Any]:
+def _values(name: str, given: Given, surveys: dict[str, Survey]) -> dict[str, Any]:
     """The recipe's keys: what wins with these images (docs/choose.md)."""
     data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
     if given.test is None:
@@ -218,7 +218,7 @@ def _values(name: str, given: Given, looks: dict[str, Survey]) -> dict[str, Any]
     if given.test is not None:
         data["test"] = {"folder": str(given.test)}
     data["max_bad_images"] = "1%"
-    has_all_labels = given.labeled is not None and all(n for _, n in looks["labeled"].classes)
+    has_all_labels = given.labeled is not None and all(n for _, n in surveys["labeled"].classes)
     clip, sized = given.student, {}
     if given.sized is not None:
         clip, sized = given.sized.clip, dict(given.sized.settings)

@@ -30,7 +30,7 @@ class Workspace:
         root: folder of all runs.
         device: where models compute.
         group: the processes that train together.
-        workers: who reads and encodes whole pools of images.
+        workers: read and encode pools of images.
         scans: cached facts of images: readable, size, digest.
         images: readable images of each opened source, by its description in the recipe.
     """
@@ -50,7 +50,7 @@ class Workspace:
             root: folder of all runs; it may not exist yet.
             device: where models compute.
             group: the processes that train together.
-            workers: who reads and encodes whole pools of images.
+            workers: read and encode pools of images.
             is_read_only: keep caches in memory and write nothing below `root`.
         """
         self.root, self.device, self.group = root, device, group
