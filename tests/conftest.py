@@ -179,19 +179,19 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
             vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
             return torch.nn.functional.normalize(vectors, dim=-1)
 
-    def make(**options: Any) -> Any:
+    def make(backbone: Any = tiny_backbone, projector_depth: int = 2, **options: Any) -> Any:
         names = [f"class {index}" for index in range(5)]
         generator = torch.Generator().manual_seed(0)
         student = promptkd.Method.build(
-            tiny_backbone,
-            promptkd.Settings(prompt_depth=2),
+            backbone,
+            promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
             MethodInputs(names, "{}", range(5), generator, teacher=Teacher()),
         )
         return fold(
             student.image_path(),
             student.class_vectors(),
             scale=student.scale,
-            preprocess=tiny_backbone.preprocess,
+            preprocess=backbone.preprocess,
             **options,
         )
 

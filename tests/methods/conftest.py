@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
+from kdedge.clip.weights import hash_weights
 from kdedge.data.batch import Batch
+from kdedge.fold import fold
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.protocol import MethodInputs
 from kdedge.methods.registry import load_method
+from kdedge.runtime.preprocess import Preprocess
 
 DEPTHS = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
 """The tiny CLIP has three layers."""
@@ -27,8 +30,8 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def labeled() -> Batch:
-    return Batch(drawn(4, 3, 32, 32), torch.arange(4) % 2)
+def labeled(n: int = 4) -> Batch:
+    return Batch(drawn(n, 3, 32, 32), torch.arange(n) % 2)
 
 
 def pseudo_labeled() -> Batch:
@@ -177,6 +180,60 @@ def cases() -> Mapping[str, Case]:
     return CASES
 
 
+@pytest.fixture(scope="session")
+def labeled_batch() -> Callable[..., Batch]:
+    """Draws so many images, 4 by default, labeled as the first two classes in turn."""
+    return labeled
+
+
+@pytest.fixture(scope="session")
+def learn() -> Callable[..., list[float]]:
+    """Takes steps on one batch; gives their losses."""
+
+    def take(
+        method: Any, batch: Batch, *, n_steps: int = 4, kind: Any = torch.optim.SGD, **options: Any
+    ) -> list[float]:
+        optimizer = kind(method.trainable_parameters().values(), **options)
+        losses = []
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            loss = method.training_step(batch).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def fold_and_unfolded() -> Callable[..., tuple[Any, Tensor, Tensor]]:
+    """Folds a method; gives the model, images for it, and the logits of the method for them."""
+
+    def make(method: Any, preprocess: Preprocess, **options: Any) -> tuple[Any, Tensor, Tensor]:
+        vectors, scale = method.class_vectors(), method.scale
+        model = fold(method.image_path(), vectors, scale=scale, preprocess=preprocess, **options)
+        pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+        mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+        features = method.forward_features((pixels - mean) / std)
+        return model, pixels, (scale * features @ vectors.T).detach()
+
+    return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_shared_backbones_stay_as_they_are(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> Iterator[None]:
+    backbones = (tiny_backbone, tiny_teacher_backbone)
+    before = [hash_weights(backbone.model.state_dict()) for backbone in backbones]
+    yield
+    assert [hash_weights(backbone.model.state_dict()) for backbone in backbones] == before
+    for backbone in backbones:
+        assert not any(p.requires_grad for p in backbone.model.parameters())
+        assert all(p.grad is None for p in backbone.model.parameters())
+
+
 @pytest.fixture
 def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[..., Any]:
     """Builds a method by its name; its teacher is zero-shot CLIP unless one is given."""
@@ -190,7 +247,7 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
         n_trained: int = 0,
         **settings: Any,
     ) -> Any:
-        case, module = CASES[name], load_method(name)
+        case, module = CASES.get(name, Case(0, [], {})), load_method(name)
         names = names or case.names
 
         def inputs(n_trained: int, teacher: Any = None) -> MethodInputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,19 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods import atprompt, coop
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods import atprompt
 
 NAMES = ["cat", "dog", "school_bus", "fox"]
-TINY = {
-    "prompt_depth_text": 2,
-    "prompt_depth_vision": 2,
-    "n_anchor_templates": 3,
-    "n_ctx_attribute": 2,
-    "n_ctx_text": 3,
-}
+Build = Callable[..., Any]
 COOP: dict[str, Any] = {
     "self_regulation": False,
     "prompt_depth_text": 1,
@@ -31,19 +24,6 @@ COOP: dict[str, Any] = {
     "n_ctx_text": 2,
     "context_init": "",
 }
-
-
-def build(backbone: Backbone, **chosen: Any) -> atprompt.Method:
-    return atprompt.Method.build(
-        backbone,
-        atprompt.Settings(**{**TINY, **chosen}),
-        MethodInputs(NAMES, "unused {}", [0, 1], torch.Generator().manual_seed(1)),
-    )
-
-
-def batch(n: int = 4) -> Batch:
-    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.arange(n) % 2)
 
 
 def slow_text_features(backbone: Backbone, method: atprompt.Method, name: str) -> Tensor:
@@ -68,22 +48,21 @@ def slow_text_features(backbone: Backbone, method: atprompt.Method, name: str) -
 
 
 def test_a_text_has_its_context_before_each_attribute_and_before_the_name(
-    tiny_backbone: Backbone,
+    build: Build, tiny_backbone: Backbone
 ) -> None:
-    method = build(tiny_backbone)
+    method = build("atprompt")
     with torch.no_grad():
         method.module.attribute_context.mul_(30)
-        for index, name in enumerate(["cat", "dog", "school bus", "fox"]):
-            torch.testing.assert_close(
-                method.class_vectors()[index],
-                slow_text_features(tiny_backbone, method, name),
-                atol=1e-5,
-                rtol=1e-4,
-            )
+        expected = [slow_text_features(tiny_backbone, method, n.replace("_", " ")) for n in NAMES]
+        torch.testing.assert_close(
+            method.class_vectors(), torch.stack(expected), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_an_attribute_may_have_several_tokens(tiny_backbone: Backbone) -> None:
-    settings = atprompt.Settings(**{**TINY, "attributes": ["watercourse bed", "shape"]})
+    settings = atprompt.Settings(
+        n_ctx_attribute=2, n_ctx_text=3, attributes=["watercourse bed", "shape"]
+    )
     texts = atprompt.anchored_texts(tiny_backbone, NAMES, settings)
     n_tokens = len(tiny_backbone.tokenizer.encode("watercourse bed"))
     assert n_tokens > 1
@@ -94,38 +73,32 @@ def test_an_attribute_may_have_several_tokens(tiny_backbone: Backbone) -> None:
     assert texts.tokens[0, 3:first].tolist() == words
 
 
-def test_its_loss_is_promptsrcs_with_these_texts(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone)
-    losses = method.losses(batch())
-    assert torch.equal(method.training_step(batch()).loss, losses.total)
-    features = method.training_features(batch().images)
+def test_its_loss_is_promptsrcs_with_these_texts(build: Build, labeled_batch: Any) -> None:
+    method, batch = build("atprompt"), labeled_batch()
+    losses = method.losses(batch)
+    assert torch.equal(method.training_step(batch).loss, losses.total)
+    features = method.training_features(batch.images)
     logits = method.scale * features @ method.class_vectors()[:2].T
-    expected = F.cross_entropy(logits, batch().labels)
+    expected = F.cross_entropy(logits, batch.labels)
     torch.testing.assert_close(losses.cross_entropy, expected, atol=1e-4, rtol=1e-4)
     assert len(method.averaging_weights(20)) == 20
 
 
-def test_with_coop_it_is_cross_entropy_of_text_context_alone(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone, **COOP)
-    output = method.training_step(batch())
-    logits = method.scale * tiny_backbone.image_features(batch().images)
+def test_with_coop_it_is_cross_entropy_of_text_context_alone(
+    build: Build, labeled_batch: Any, tiny_backbone: Backbone
+) -> None:
+    method, batch = build("atprompt", **COOP), labeled_batch()
+    output = method.training_step(batch)
+    logits = method.scale * tiny_backbone.image_features(batch.images)
     logits = logits @ method.class_vectors()[:2].T
-    torch.testing.assert_close(
-        output.loss, F.cross_entropy(logits, batch().labels), atol=1e-4, rtol=1e-4
-    )
+    expected = F.cross_entropy(logits, batch.labels)
+    torch.testing.assert_close(output.loss, expected, atol=1e-4, rtol=1e-4)
     output.loss.backward()
     learned = {name for name, p in method.trainable_parameters().items() if p.numel()}
     assert learned == {"attribute_context", "text_prompts.context"}
     assert method.averaging_weights(20) is None
-
-
-def test_attributes_change_what_coops_texts_say(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone, **COOP)
-    plain = coop.Method.build(
-        tiny_backbone,
-        coop.Settings(n_ctx=2, context_init=""),
-        MethodInputs(NAMES, "{}", [0, 1], torch.Generator().manual_seed(1)),
-    )
+    # The attributes change what CoOp's texts say
+    plain = build("coop", names=NAMES, n_ctx=2, context_init="")
     assert not torch.allclose(method.class_vectors(), plain.class_vectors(), atol=1e-2)
 
 
@@ -135,8 +108,8 @@ def test_attributes_that_are_none_or_too_many_are_refused(attributes: list[str])
         atprompt.Settings(attributes=attributes)
 
 
-def test_context_that_does_not_fit_beside_a_name_is_an_error(tiny_backbone: Backbone) -> None:
+def test_context_that_does_not_fit_beside_a_name_is_an_error(build: Build) -> None:
     with pytest.raises(
         RecipeError, match=r"take 85 positions, but the class name \"school_bus\" leaves 72 of"
     ):
-        build(tiny_backbone, n_ctx_attribute=40)
+        build("atprompt", n_ctx_attribute=40)

@@ -60,17 +60,10 @@ def test_two_see_together_what_either_sees() -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_five_steps_give_the_pinned_losses(
-    name: str, build: Callable[..., Any], cases: Any
+    name: str, build: Callable[..., Any], cases: Any, learn: Any
 ) -> None:
-    method, case = build(name), cases[name]
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=case.lr, momentum=0.9)
-    losses = []
-    for _ in range(5):
-        loss = method.training_step(case.batch()).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    case = cases[name]
+    losses = learn(build(name), case.batch(), n_steps=5, lr=case.lr, momentum=0.9)
     assert losses == pytest.approx(case.losses, rel=1e-4)
 
 
@@ -107,6 +100,17 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     assert torch.equal(features, tiny_backbone.image_features(seen, prompts))
 
 
+@pytest.mark.parametrize("name", ["cocoop", "clip_pr"])
+def test_a_method_without_class_vectors_says_why_and_has_logits_of_its_own(
+    name: str, build: Callable[..., Any]
+) -> None:
+    method = build(name)
+    assert method.why_no_class_vectors
+    assert method.class_vectors().shape == (4, 0)
+    logits = method.own_logits(images())
+    assert (logits.shape, logits.requires_grad) == ((4, 4), False)
+
+
 @pytest.mark.parametrize("name", [*WITH_VECTORS, "cocoop", "upl"])
 def test_images_without_labels_are_an_error(name: str, build: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="learns from labeled images, but the batch has no labels"):
@@ -119,6 +123,7 @@ def test_images_without_labels_are_an_error(name: str, build: Callable[..., Any]
         ("vpt", "prompt_depth", "image"),
         ("maple", "prompt_depth", "image"),
         ("promptkd", "prompt_depth", "image"),
+        ("promptkd", "prompt_depth_text", "text"),
         *((name, "prompt_depth_text", "text") for name in ("ivlp", "promptsrc")),
         *((name, "prompt_depth_vision", "image") for name in ("ivlp", "promptsrc")),
     ],
@@ -126,18 +131,26 @@ def test_images_without_labels_are_an_error(name: str, build: Callable[..., Any]
 def test_more_prompted_layers_than_there_are_is_an_error(
     name: str, setting: str, encoder: str, build: Callable[..., Any]
 ) -> None:
+    others = {"class_vectors": "student"} if (name, encoder) == ("promptkd", "text") else {}
     with pytest.raises(RecipeError, match=rf"{setting} is 9, but the {encoder} encoder .* 3"):
-        build(name, **{setting: 9})
+        build(name, **{setting: 9}, **others)
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"),
-    [("coop", "n_ctx"), ("cocoop", "n_ctx"), ("upl", "n_ctx"), ("ivlp", "n_ctx_text")],
+    ("name", "setting", "others"),
+    [
+        ("coop", "n_ctx", {}),
+        ("coop", "n_ctx", {"class_position": "front"}),
+        ("cocoop", "n_ctx", {}),
+        ("upl", "n_ctx", {}),
+        ("ivlp", "n_ctx_text", {}),
+    ],
 )
 def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
-    name: str, setting: str, build: Callable[..., Any]
+    name: str, setting: str, others: dict[str, str], build: Callable[..., Any]
 ) -> None:
     # 77 positions less start, end, full stop and two words
     message = f'{setting} is 73, but with the class name "school_bus" .* only 72 context tokens'
     with pytest.raises(RecipeError, match=message):
-        build(name, **{setting: 73})
+        build(name, **{setting: 73}, **others)
+    build(name, **{setting: 72}, **others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,27 +13,12 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.text import CHUNK_SIZE, encode_text
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods import coop
-from kdedge.methods.protocol import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
-
-
-def build(backbone: Backbone, n_trained: int = 4, **chosen: Any) -> coop.Method:
-    return coop.Method.build(
-        backbone,
-        coop.Settings(**chosen),
-        MethodInputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
-    )
-
-
-def batch(n: int = 4, n_classes: int = 2) -> Batch:
-    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.arange(n) % n_classes)
+Build = Callable[..., Any]
 
 
 def encode_plainly(
@@ -61,15 +47,15 @@ def encode_plainly(
 @pytest.mark.parametrize("n_ctx", [1, 4, 5])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_the_name_stands_where_its_position_says(
-    tiny_backbone: Backbone, tiny_open_clip: CLIP, position: str, n_ctx: int, is_specific: bool
+    build: Build,
+    tiny_backbone: Backbone,
+    tiny_open_clip: CLIP,
+    position: str,
+    n_ctx: int,
+    is_specific: bool,
 ) -> None:
-    method = build(
-        tiny_backbone,
-        n_ctx=n_ctx,
-        context_init="",
-        class_position=position,
-        class_specific=is_specific,
-    )
+    chosen = {"n_ctx": n_ctx, "context_init": "", "class_position": position}
+    method = build("coop", n_trained=4, class_specific=is_specific, **chosen)
     context = method.module.context
     own = list(context) if is_specific else [context] * len(NAMES)
     expected = torch.stack(
@@ -87,16 +73,12 @@ def test_the_name_stands_where_its_position_says(
 
 
 def test_a_context_of_each_class_is_encoded_in_chunks_with_the_same_gradient(
-    tiny_backbone: Backbone,
+    build: Build, labeled_batch: Any, tiny_backbone: Backbone
 ) -> None:
     names = [f"class {number}" for number in range(CHUNK_SIZE + 6)]
-    settings = coop.Settings(class_specific=True, class_position="middle", n_ctx=6)
-    method = coop.Method.build(
-        tiny_backbone,
-        settings,
-        MethodInputs(names, "unused {}", range(len(names)), torch.Generator().manual_seed(1)),
-    )
-    images, context = batch(n_classes=len(names)), method.module.context
+    chosen = {"class_specific": True, "class_position": "middle", "n_ctx": 6}
+    method = build("coop", names=names, n_trained=len(names), **chosen)
+    images, context = replace(labeled_batch(), labels=torch.arange(4)), method.module.context
     texts = encode_text(tiny_backbone.model, method.texts, context=context)
     features = method.forward_features(images.images)
     logits = method.scale * features @ unit_length(texts).T
@@ -114,49 +96,20 @@ def test_a_context_of_each_class_is_encoded_in_chunks_with_the_same_gradient(
     torch.testing.assert_close(gradient, plain, **FLOAT32)
 
 
-def test_the_context_starts_as_words_or_at_random(tiny_backbone: Backbone) -> None:
+def test_the_context_starts_as_words_or_at_random(build: Build, tiny_backbone: Backbone) -> None:
     table = tiny_backbone.model.token_embedding.weight
     words = table[[320, 1125, 539, 320]]
-    assert torch.equal(build(tiny_backbone).module.context, words)
-    specific = build(tiny_backbone, class_specific=True).module.context
+    assert torch.equal(build("coop").module.context, words)
+    specific = build("coop", n_trained=4, class_specific=True).module.context
     assert torch.equal(specific, words.expand(4, -1, -1))
-    drawn = build(tiny_backbone, n_ctx=16).module.context.detach()
+    drawn = build("coop", n_ctx=16).module.context.detach()
     assert drawn.shape == (16, 64)
     assert float(drawn.std()) == pytest.approx(0.02, rel=0.2)
-    own = build(tiny_backbone, n_ctx=16, class_specific=True).module.context.detach()
+    own = build("coop", n_trained=4, n_ctx=16, class_specific=True).module.context.detach()
     assert own.shape == (4, 16, 64)
     assert not torch.equal(own[0], own[1])
 
 
-def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
-    tiny_backbone: Backbone,
-) -> None:
-    method = build(tiny_backbone, n_trained=2)
-    logits = method.logits(batch().images)
-    assert logits.shape == (4, 2)
-    assert method.class_vectors().shape == (4, 24)
-    expected = method.scale * method.forward_features(batch().images) @ method.class_vectors().T
-    torch.testing.assert_close(logits, expected[:, :2], **FLOAT32)
-    other = [*NAMES[:2], "pizza", "submarine"]
-    same = coop.Method.build(
-        tiny_backbone,
-        coop.Settings(),
-        MethodInputs(other, "{}", range(2), torch.Generator().manual_seed(1)),
-    )
-    assert torch.equal(same.training_step(batch()).loss, method.training_step(batch()).loss)
-
-
-def test_class_specific_contexts_need_every_class_trained(tiny_backbone: Backbone) -> None:
+def test_class_specific_contexts_need_every_class_trained(build: Build) -> None:
     with pytest.raises(RecipeError, match="2 of 4 classes are not trained"):
-        build(tiny_backbone, n_trained=2, class_specific=True)
-
-
-@pytest.mark.parametrize("position", ["end", "front"])
-def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
-    tiny_backbone: Backbone, position: str
-) -> None:
-    # 77 positions less start, end, full stop and two words
-    message = 'n_ctx is 73, but with the class name "school_bus" .* room for only 72 context tokens'
-    with pytest.raises(RecipeError, match=message):
-        build(tiny_backbone, n_ctx=73, class_position=position)
-    assert build(tiny_backbone, n_ctx=72, class_position=position).texts.tokens.shape[1] == 77
+        build("coop", class_specific=True)

@@ -122,14 +122,13 @@ def test_a_step_keeps_no_more_for_more_classes_but_its_logits(build: Callable[..
     ("name", "options", "expected"),
     [
         ("test_resnet", {}, False),
-        ("test_vit", {"img_size": 32}, True),
         ("test_vit", {"img_size": 32, "drop_path_rate": 0.1}, False),
         ("test_vit", {"img_size": 32, "proj_drop_rate": 0.1}, False),
         ("test_vit", {"img_size": 32, "proj_drop_rate": 0.0}, True),
         ("test_efficientnet", {}, False),
     ],
 )
-def test_encoders_whose_images_see_each_other_or_that_drop_at_random_are_not_split(
+def test_tuned_encoders_whose_images_see_each_other_or_that_drop_at_random_are_not_split(
     build: Callable[..., Any], name: str, options: dict[str, Any], expected: bool
 ) -> None:
     backbone = make_image_backbone(
@@ -139,3 +138,5 @@ def test_encoders_whose_images_see_each_other_or_that_drop_at_random_are_not_spl
         is_trained_with_texts=False,
     )
     assert build("promptkd", backbone, tune="full").can_split_batches is expected
+    frozen = replace(backbone, is_trained_with_texts=True)
+    assert build("promptkd", frozen, tune="projector").can_split_batches

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
-from kdedge.fold import fold
 from kdedge.methods import promptkd
 
 Student = Callable[..., promptkd.Method]
@@ -99,17 +98,12 @@ def test_a_head_for_labels_starts_as_the_teachers_class_vectors(student: Student
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_both_heads_fold_into_one_layer_that_mixes_their_logits(
-    student: Student, tiny_backbone: Backbone, share: float
+    student: Student, tiny_backbone: Backbone, learn: Any, fold_and_unfolded: Any, share: float
 ) -> None:
     method = student(n_trained=3, labeled_weight=7.0, label_head_share=share)
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.05)
-    for _ in range(3):
-        optimizer.zero_grad()
-        method.training_step(batch()).loss.backward()
-        optimizer.step()
+    learn(method, batch(), n_steps=3, lr=0.05)
     method.module.eval()
-
-    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    folded, pixels, _ = fold_and_unfolded(method, tiny_backbone.preprocess)
     mean, std = (
         torch.tensor(values)[:, None, None]
         for values in (tiny_backbone.preprocess.mean, tiny_backbone.preprocess.std)
@@ -121,12 +115,6 @@ def test_both_heads_fold_into_one_layer_that_mixes_their_logits(
     mixed = of_teacher.clone()
     mixed[:, :3] = (1 - share) * of_teacher[:, :3] + share * of_labels
     assert float((of_teacher[:, :3] - of_labels).abs().max()) > 1e-3
-    folded = fold(
-        method.image_path(),
-        method.class_vectors(),
-        scale=method.scale,
-        preprocess=tiny_backbone.preprocess,
-    )
     torch.testing.assert_close(folded(pixels), mixed, atol=1e-3, rtol=1e-4)
     assert folded.fused_head.weight.shape == (5, 40)
 

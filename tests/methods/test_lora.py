@@ -14,7 +14,6 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.fold import fold
 from kdedge.methods import promptkd
 
 Student = Callable[..., promptkd.Method]
@@ -25,14 +24,15 @@ def images(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def trained(method: promptkd.Method) -> promptkd.Method:
-    """After a few steps, so that no part has its first values."""
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.05)
-    for _ in range(3):
-        optimizer.zero_grad()
-        method.training_step(Batch(images(), None)).loss.backward()
-        optimizer.step()
-    return method
+@pytest.fixture
+def trained(learn: Callable[..., Any]) -> Callable[[promptkd.Method], promptkd.Method]:
+    """Takes a few steps, so that no part has its first values."""
+
+    def train(method: promptkd.Method) -> promptkd.Method:
+        learn(method, Batch(images(), None), n_steps=3, lr=0.05)
+        return method
+
+    return train
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def trained(method: promptkd.Method) -> promptkd.Method:
     ],
 )
 def test_the_changes_and_what_goes_with_them_are_trained_and_nothing_else(
-    student: Student, tiny_backbone: Backbone, tune: str, parts: set[str]
+    student: Student, trained: Any, tiny_backbone: Backbone, tune: str, parts: set[str]
 ) -> None:
     method = student(tune=tune)
     before = {name: p.detach().clone() for name, p in method.trainable_parameters().items()}
@@ -66,7 +66,7 @@ def test_a_student_starts_as_one_whose_projector_alone_is_trained(
 
 
 @pytest.mark.parametrize("tune", ["lora", "prompts+lora"])
-def test_merging_changes_no_answer(student: Student, tune: str) -> None:
+def test_merging_changes_no_answer(student: Student, trained: Any, tune: str) -> None:
     lora = {"rank": 5, "alpha": 3.0, "projections": ALL}
     method = trained(student(tune=tune, lora=lora))
     with torch.no_grad():
@@ -83,37 +83,18 @@ def test_merging_changes_no_answer(student: Student, tune: str) -> None:
 
 @pytest.mark.parametrize("tune", ["lora", "prompts+lora"])
 def test_the_folded_student_is_a_plain_one_with_the_same_answers_and_operations(
-    student: Student, tiny_backbone: Backbone, tune: str
+    student: Student, trained: Any, fold_and_unfolded: Any, tiny_backbone: Backbone, tune: str
 ) -> None:
-    lora = {"projections": ALL}
-    method = trained(student(tune=tune, lora=lora))
-    other = "projector" if tune == "lora" else "prompts"
-    plain = trained(student(tune=other))
+    method = trained(student(tune=tune, lora={"projections": ALL}))
+    plain = trained(student(tune="projector" if tune == "lora" else "prompts"))
     folded = []
     for one in (method, plain):
         one.module.eval()
-        vectors = one.class_vectors()
-        folded.append(
-            fold(
-                one.image_path(),
-                vectors,
-                scale=one.scale,
-                preprocess=tiny_backbone.preprocess,
-            )
-        )
-    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    mean, std = (
-        torch.tensor(values)[:, None, None]
-        for values in (tiny_backbone.preprocess.mean, tiny_backbone.preprocess.std)
-    )
-    expected = method.scale * method.forward_features((pixels - mean) / std)
-    expected = expected @ method.class_vectors().T
-    torch.testing.assert_close(folded[0](pixels), expected, atol=1e-3, rtol=1e-4)
-
-    own, others = (dict(one.named_modules()) for one in folded)
-    assert {name: type(m) for name, m in own.items()} == {
-        name: type(m) for name, m in others.items()
-    }
+        model, pixels, expected = fold_and_unfolded(one, tiny_backbone.preprocess)
+        torch.testing.assert_close(model(pixels), expected, atol=1e-3, rtol=1e-4)
+        folded.append(model)
+    own, others = ([(name, type(m)) for name, m in one.named_modules()] for one in folded)
+    assert own == others
     assert count_gmacs(folded[0], pixels) == count_gmacs(folded[1], pixels)
     for name, layer in method.image_path().visual.named_modules():
         if name.rpartition(".")[2] in {"q", "k", "v", "out", "c_fc", "c_proj"}:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdedge.methods.losses import DistillationLoss, Outputs, list_losses, load_loss
 from kdedge.methods.losses.kl import distillation_loss
 
-N_IMAGES, N_CLASSES, STUDENT_DIM, TEACHER_DIM = 5, 4, 6, 6
+N_IMAGES, N_CLASSES, DIM = 5, 4, 6
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -25,13 +25,12 @@ def draw(seed: int, *shape: int) -> Tensor:
     return unit(torch.randn(*shape, generator=generator, dtype=torch.float64))
 
 
-def make_outputs(student_dim: int = STUDENT_DIM, **changed: Any) -> Outputs:
-    teacher_vectors = draw(3, N_CLASSES, TEACHER_DIM)
+def make_outputs(student_dim: int = DIM, **changed: Any) -> Outputs:
     values = {
         "student_features": draw(1, N_IMAGES, student_dim),
-        "teacher_features": draw(2, N_IMAGES, TEACHER_DIM),
+        "teacher_features": draw(2, N_IMAGES, DIM),
         "student_vectors": draw(4, N_CLASSES, student_dim),
-        "teacher_vectors": teacher_vectors,
+        "teacher_vectors": draw(3, N_CLASSES, DIM),
         "student_scale": 3.0,
         "teacher_scale": 5.0,
     }
@@ -47,10 +46,6 @@ def divergence(teacher: list[float], student: list[float]) -> float:
     """Of the softmax over some logits, in nats."""
     p, q = softmax(teacher), softmax(student)
     return sum(t * (math.log(t) - math.log(s)) for t, s in zip(p, q, strict=True))
-
-
-def columns(rows: list[list[float]]) -> list[list[float]]:
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def mean(values: list[float]) -> float:
@@ -82,11 +77,7 @@ def slow_feature_l1(outputs: Outputs) -> float:
     return mean([abs(float(x)) for s, t in pairs for x in s - t])
 
 
-SLOW = {
-    "kl": slow_kl,
-    "feature": slow_feature,
-    "feature_l1": slow_feature_l1,
-}
+SLOW = {"kl": slow_kl, "feature": slow_feature, "feature_l1": slow_feature_l1}
 
 
 def make_loss(name: str, **chosen: Any) -> DistillationLoss:
@@ -96,11 +87,7 @@ def make_loss(name: str, **chosen: Any) -> DistillationLoss:
     return loss
 
 
-def test_every_loss_is_spelled_out_here() -> None:
-    assert set(list_losses()) == set(SLOW)
-
-
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", list_losses())
 def test_a_loss_is_its_definition_spelled_out(name: str) -> None:
     outputs = make_outputs()
     # The divergence is computed in float32 whatever it is given
@@ -118,7 +105,7 @@ def test_a_losss_gradient_is_that_of_its_values(name: str) -> None:
         changed = {"student_features": features, "student_vectors": vectors}
         return loss(make_outputs(**changed))
 
-    inputs = [draw(1, N_IMAGES, STUDENT_DIM), draw(4, N_CLASSES, STUDENT_DIM)]
+    inputs = [draw(1, N_IMAGES, DIM), draw(4, N_CLASSES, DIM)]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     assert torch.autograd.gradcheck(value, [*inputs, *loss.parameters()])
 
@@ -135,12 +122,12 @@ def test_the_divergences_gradient_is_that_of_its_values() -> None:
 
 @pytest.mark.parametrize("name", SLOW)
 def test_no_gradient_reaches_the_teacher(name: str) -> None:
-    features = draw(2, N_IMAGES, TEACHER_DIM).requires_grad_()
-    vectors = draw(3, N_CLASSES, TEACHER_DIM).requires_grad_()
+    features = draw(2, N_IMAGES, DIM).requires_grad_()
+    vectors = draw(3, N_CLASSES, DIM).requires_grad_()
     outputs = make_outputs(
         teacher_features=features,
         teacher_vectors=vectors,
-        student_features=draw(1, N_IMAGES, STUDENT_DIM).requires_grad_(),
+        student_features=draw(1, N_IMAGES, DIM).requires_grad_(),
     )
     make_loss(name)(outputs).backward()
     assert features.grad is None
@@ -158,7 +145,7 @@ def test_only_losses_of_features_and_crossed_ones_need_equal_dimensions(name: st
         assert bool(loss(outputs).isfinite())
 
 
-@pytest.mark.parametrize("name", ["kl", "feature", "feature_l1"])
+@pytest.mark.parametrize("name", SLOW)
 def test_a_student_that_outputs_as_its_teacher_has_no_loss(name: str) -> None:
     outputs = make_outputs()
     same = make_outputs(

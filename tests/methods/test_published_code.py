@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,72 +12,49 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.data.batch import Batch
-from kdedge.methods import zeroshot
-from kdedge.methods.protocol import MethodInputs
-from kdedge.methods.registry import load_method
 from kdedge.training.loop.precision import Precision, published_in_half
 
-BOTH = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
-
-
-def build(name: str, settings: dict[str, Any], backbone: Backbone, n_classes: int = 3) -> Any:
-    names = [f"class {number}" for number in range(n_classes)]
-    given: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(n_classes)}
-    teacher = zeroshot.Method.build(
-        backbone, zeroshot.Settings(), MethodInputs(names, generator=torch.Generator(), **given)
-    )
-    module, generator = load_method(name), torch.Generator().manual_seed(1)
-    return module.Method.build(
-        backbone,
-        module.Settings(**settings),
-        MethodInputs(names, teacher=teacher, generator=generator, **given),
-    )
+Build = Callable[..., Any]
 
 
 def linear(name: str) -> set[str]:
     return {f"{name}.weight", f"{name}.bias"}
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "expected"),
-    [
-        # CoOp repository, trainers/coop.py and cocoop.py: ctx in CLIP's dtype, meta_net.half()
-        ("coop", {}, {"context"}),
-        ("cocoop", {}, {"context", *linear("meta_net.linear1"), *linear("meta_net.linear2")}),
-        # PromptSRC repository, trainers/promptsrc.py: ctx; clip/model.py: VPT_shallow float32
-        ("ivlp", BOTH, {"text_prompts.context"}),
-        ("promptsrc", BOTH, {"text_prompts.context"}),
-        # MaPLe repository, trainers/maple.py: ctx and proj.half(), the compound layers float32
-        ("maple", {"prompt_depth": 2}, {"text_prompts.context", *linear("couplings.0")}),
-        # MaPLe repository, trainers/vpt.py: the whole model float32
-        ("vpt", {"prompt_depth": 2}, set()),
-        # ATPrompt repository, trainers/coop_atp.py: ctx and ctx_att1 to ctx_att3
-        ("atprompt", BOTH, {"text_prompts.context", "attribute_context"}),
-        # UPL repository, trainers/upltrainer.py: ctx
-        ("upl", {}, {"contexts"}),
-        # PromptKD repository, trainers/promptkd.py: convert_weights(VPT_image_trans)
-        (
-            "promptkd",
-            {"prompt_depth": 2},
-            linear("projector.linear1") | linear("projector.linear2"),
-        ),
-        # LaFTer repository, utils/utils.py: model.float(); CLIPPR repository, model.py: float()
-        ("lafter", {}, set()),
-        ("clip_pr", {}, set()),
-    ],
-)
-def test_in_half_precision_is_what_the_public_code_keeps_in_it(
-    name: str, settings: dict[str, Any], expected: set[str], tiny_backbone: Backbone
-) -> None:
-    module = build(name, settings, tiny_backbone).module
+# CoOp repository, trainers/coop.py and cocoop.py: ctx in CLIP's dtype, meta_net.half()
+# PromptSRC repository, trainers/promptsrc.py: ctx; clip/model.py: VPT_shallow float32
+# MaPLe repository, trainers/maple.py: ctx and proj.half(), the compound layers float32
+# MaPLe repository, trainers/vpt.py: the whole model float32
+# ATPrompt repository, trainers/coop_atp.py: ctx and ctx_att1 to ctx_att3
+# UPL repository, trainers/upltrainer.py: ctx
+# PromptKD repository, trainers/promptkd.py: convert_weights(VPT_image_trans)
+# LaFTer repository, utils/utils.py: model.float(); CLIPPR repository, model.py: float()
+IN_HALF: dict[str, set[str]] = {
+    "coop": {"context"},
+    "cocoop": {"context", *linear("meta_net.linear1"), *linear("meta_net.linear2")},
+    "ivlp": {"text_prompts.context"},
+    "promptsrc": {"text_prompts.context"},
+    "maple": {"text_prompts.context", *linear("couplings.0")},
+    "vpt": set(),
+    "atprompt": {"text_prompts.context", "attribute_context"},
+    "upl": {"contexts"},
+    "promptkd": linear("projector.linear1") | linear("projector.linear2"),
+    "lafter": set(),
+    "clip_pr": set(),
+}
+
+
+@pytest.mark.parametrize("name", IN_HALF)
+def test_in_half_precision_is_what_the_public_code_keeps_in_it(name: str, build: Build) -> None:
+    module = build(name).module
     names = {id(parameter): own for own, parameter in module.named_parameters()}
-    assert {names[id(parameter)] for parameter in published_in_half(module)} == expected
+    assert {names[id(parameter)] for parameter in published_in_half(module)} == IN_HALF[name]
 
 
 def test_in_half_precision_products_are_rounded_and_prompts_and_sums_are_not(
-    tiny_backbone: Backbone,
+    build: Build, tiny_backbone: Backbone
 ) -> None:
-    method = build("ivlp", BOTH, tiny_backbone)
+    method = build("ivlp")
     seen: dict[str, set[torch.dtype]] = {"sums": set(), "products": set()}
     hooks = [
         module.register_forward_hook(
@@ -111,12 +89,13 @@ def divergence_of_an_image(student_logits: Tensor, teacher_logits: Tensor) -> Te
     [("eurosat", 10, 100.0), ("eurosat_cross", 10, 100.0), ("dtd", 47, 200 / 47)],
 )
 def test_a_step_of_a_recipe_has_the_gradient_of_the_launch_scripts_weight(
-    recipe: str, n_classes: int, weight_of_an_image: float, tiny_backbone: Backbone
+    recipe: str, n_classes: int, weight_of_an_image: float, build: Build
 ) -> None:
     student = load_recipe(shipped_recipes()[recipe]).recipe.student
     assert student is not None
+    names = [f"class {number}" for number in range(n_classes)]
     settings = {**student.settings, "prompt_depth": 2}
-    method = build("promptkd", settings, tiny_backbone, n_classes)
+    method = build("promptkd", names=names, n_trained=n_classes, **settings)
     method.module.train()
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     parameters = list(method.trainable_parameters().values())

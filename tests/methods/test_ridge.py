@@ -12,7 +12,6 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.block_features import BlockFeatures
 from kdedge.errors import DivergedError, RecipeError
-from kdedge.fold import fold
 from kdedge.methods import ridge, zeroshot
 from kdedge.methods.protocol import ClosedFormData, MethodInputs
 from kdedge.runtime.artifact import Head
@@ -54,11 +53,15 @@ def slow_leave_one_out(rows: Tensor, targets: Tensor, weights: Tensor, penalty: 
 
 
 @pytest.mark.parametrize("lam", [0.01, 1.0])
-def test_a_few_rows_are_solved_as_by_the_normal_equations(lam: float) -> None:
+def test_rows_at_once_and_in_any_parts_are_solved_as_by_the_normal_equations(lam: float) -> None:
     rows, targets, weights = table()
-    weight, bias = ridge.Dual(rows, targets, weights).solve(lam)
+    sums = ridge.Sums(N_COLUMNS, N_TARGETS, rows.device)
+    for part in (slice(0, 5), slice(5, 6), slice(6, None)):
+        sums.add(rows[part], targets[part], weights[part])
     expected = slow_fit(rows, targets, weights, penalty_of(rows, weights, lam))
-    torch.testing.assert_close(torch.cat([weight, bias[None]]), expected)
+    for solver in (ridge.Dual(rows, targets, weights), sums):
+        weight, bias = solver.solve(lam)
+        torch.testing.assert_close(torch.cat([weight, bias[None]]), expected)
 
 
 @pytest.mark.parametrize("lam", [0.01, 1.0])
@@ -67,18 +70,6 @@ def test_leave_one_out_of_a_few_rows_is_that_of_as_many_fits(lam: float) -> None
     found = ridge.Dual(rows, targets, weights).leave_one_out(lam)
     penalty = penalty_of(rows, weights, lam)
     torch.testing.assert_close(found, slow_leave_one_out(rows, targets, weights, penalty))
-
-
-@pytest.mark.parametrize("lam", [0.01, 1.0])
-def test_sums_in_any_parts_give_the_same_solution(lam: float) -> None:
-    rows, targets, weights = table()
-    penalty = penalty_of(rows, weights, lam)
-    sums = ridge.Sums(N_COLUMNS, N_TARGETS, rows.device)
-    for part in (slice(0, 5), slice(5, 6), slice(6, None)):
-        sums.add(rows[part], targets[part], weights[part])
-    weight, bias = sums.solve(lam)
-    expected = slow_fit(rows, targets, weights, penalty)
-    torch.testing.assert_close(torch.cat([weight, bias[None]]), expected)
 
 
 def test_the_sums_of_two_processes_are_added_up() -> None:
@@ -182,25 +173,17 @@ def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
 @pytest.mark.parametrize("head", ["scores", "argmax"])
 @pytest.mark.parametrize("has_offsets", [False, True])
 def test_the_folded_graph_answers_as_the_method(
-    tiny_backbone: Backbone, settings: dict[str, Any], head: Head, has_offsets: bool
+    tiny_backbone: Backbone,
+    fold_and_unfolded: Any,
+    settings: dict[str, Any],
+    head: Head,
+    has_offsets: bool,
 ) -> None:
     method, _ = fitted(tiny_backbone, **settings)
     offsets = torch.tensor([0.5, -1.0, 0.2, 0.3]) if has_offsets else None
-    folded = fold(
-        method.image_path(),
-        method.class_vectors(),
-        scale=method.scale,
-        preprocess=tiny_backbone.preprocess,
-        head=head,
-        offsets=offsets,
+    folded, pixels, expected = fold_and_unfolded(
+        method, tiny_backbone.preprocess, head=head, offsets=offsets
     )
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in (tiny_backbone.preprocess.mean, tiny_backbone.preprocess.std)
-    )
-    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-    normal = (pixels - mean) / std
-    expected = method.scale * method.forward_features(normal) @ method.class_vectors().T
     expected = expected if offsets is None else expected - offsets
     found = folded(pixels)
     if head == "argmax" and settings.get("outputs") == "features" and not has_offsets:
@@ -210,17 +193,12 @@ def test_the_folded_graph_answers_as_the_method(
 
 
 def test_with_open_classes_offsets_are_a_column_of_the_class_vectors(
-    tiny_backbone: Backbone,
+    tiny_backbone: Backbone, fold_and_unfolded: Any
 ) -> None:
     method, _ = fitted(tiny_backbone, is_student=True, outputs="features")
     offsets = torch.tensor([0.5, -1.0, 0.2, 0.3])
-    folded = fold(
-        method.image_path(),
-        method.class_vectors(),
-        scale=method.scale,
-        preprocess=tiny_backbone.preprocess,
-        open_classes=True,
-        offsets=offsets,
+    folded, *_ = fold_and_unfolded(
+        method, tiny_backbone.preprocess, open_classes=True, offsets=offsets
     )
     features = folded(torch.rand(3, 3, 32, 32))
     assert torch.equal(features[:, -1], torch.ones(3))

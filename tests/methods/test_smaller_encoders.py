@@ -27,30 +27,16 @@ def images(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def trained(method: promptkd.Method) -> list[float]:
-    """The losses of a few steps."""
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=1e-5)
-    losses = []
-    for _ in range(4):
-        optimizer.zero_grad()
-        loss = method.training_step(Batch(images(), None)).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def test_what_is_off_is_in_no_record_so_that_runs_keep_their_keys() -> None:
-    assert not {"merge_tokens", "depth"} & set(promptkd.Settings().model_dump())
+def test_what_is_chosen_is_recorded() -> None:
     chosen = promptkd.Settings(merge_tokens=2, depth=9).model_dump()
     assert (chosen["merge_tokens"], chosen["depth"]) == (2, 9)
 
 
 @pytest.mark.parametrize("tune", ["prompts", "prompts+lora", "full"])
-def test_a_student_learns_with_merged_tokens(student: Student, tune: str) -> None:
+def test_a_student_learns_with_merged_tokens(student: Student, learn: Any, tune: str) -> None:
     method = student(tune=tune, merge_tokens=3)
-    plain = student(tune=tune)
-    losses, without = trained(method), trained(plain)
+    batch = Batch(images(), None)
+    losses, without = (learn(one, batch, lr=1e-5) for one in (method, student(tune=tune)))
     assert losses[-1] < losses[0]
     assert losses != without
     assert all(p.grad is not None for p in method.trainable_parameters().values())
@@ -78,9 +64,11 @@ def test_the_first_blocks_are_the_backbones_own(
 
 
 @pytest.mark.parametrize("tune", ["full", "lora", "prompts+lora"])
-def test_only_what_is_kept_is_trained(student: Student, tiny_backbone: Backbone, tune: str) -> None:
+def test_only_what_is_kept_is_trained(
+    student: Student, learn: Any, tiny_backbone: Backbone, tune: str
+) -> None:
     method = student(tune=tune, depth=2)
-    losses = trained(method)
+    losses = learn(method, Batch(images(), None), lr=1e-5)
     assert losses[-1] < losses[0]
     names = [name for name in method.trainable_parameters() if name.startswith(("visual.", "lora"))]
     assert any(".1." in name for name in names)
@@ -133,9 +121,7 @@ def test_more_than_an_encoder_has_is_refused(
 
 
 @pytest.mark.parametrize("chosen", [{"merge_tokens": 1}, {"depth": 1}])
-def test_other_image_encoders_take_neither(
-    student: Student, tiny_teacher_backbone: Backbone, chosen: dict[str, int]
-) -> None:
+def test_other_image_encoders_take_neither(student: Student, chosen: dict[str, int]) -> None:
     visual = timm.create_model("test_resnet", num_classes=0)
     backbone = make_image_backbone(
         visual,
@@ -145,4 +131,4 @@ def test_other_image_encoders_take_neither(
     )
     message = "timm/test_resnet takes neither depth nor merge_tokens: its image encoder is a ResNet"
     with pytest.raises(RecipeError, match=message):
-        student(backbone, tiny_teacher_backbone, tune="full", **chosen)
+        student(backbone, tune="full", **chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,7 @@ from kdedge.methods.protocol import MethodInputs
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
-
-
-def build(backbone: Backbone, **chosen: Any) -> upl.Method:
-    return upl.Method.build(
-        backbone,
-        upl.Settings(**{"n_runs": 3, "n_ctx": 5, **chosen}),
-        MethodInputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(1)),
-    )
+Build = Callable[..., Any]
 
 
 def coop_run(backbone: Backbone, context: torch.Tensor) -> coop.Method:
@@ -46,8 +40,8 @@ def batch(step: int = 0) -> Batch:
     return Batch(images, torch.randint(4, (4,), generator=generator))
 
 
-def test_each_run_trains_as_a_coop_alone(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone)
+def test_each_run_trains_as_a_coop_alone(build: Build, tiny_backbone: Backbone) -> None:
+    method = build("upl")
     alone = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
 
     def train(trained: Any) -> None:
@@ -64,8 +58,10 @@ def test_each_run_trains_as_a_coop_alone(tiny_backbone: Backbone) -> None:
     torch.testing.assert_close(method.module.contexts.detach(), expected, **FLOAT32)
 
 
-def test_the_answer_is_the_average_of_the_runs_logits(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone)
+def test_the_answer_is_the_average_of_the_runs_logits(
+    build: Build, tiny_backbone: Backbone
+) -> None:
+    method = build("upl")
     images = batch().images
     runs = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
     expected = torch.stack([run.logits(images) for run in runs]).mean(dim=0)
@@ -77,8 +73,8 @@ def test_the_answer_is_the_average_of_the_runs_logits(tiny_backbone: Backbone) -
     assert len(ClassVectors(vectors, tuple(NAMES), "x").vectors) == 4
 
 
-def test_the_loss_is_the_sum_of_the_runs(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone)
+def test_the_loss_is_the_sum_of_the_runs(build: Build, tiny_backbone: Backbone) -> None:
+    method = build("upl")
     runs = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
     output = method.training_step(batch())
     expected = sum(float(run.training_step(batch()).loss.detach()) for run in runs)
@@ -86,15 +82,15 @@ def test_the_loss_is_the_sum_of_the_runs(tiny_backbone: Backbone) -> None:
     assert float(output.scalars["loss_of_a_run"]) == pytest.approx(expected / 3, rel=1e-5)
 
 
-def test_pseudo_labeled_images_weigh_the_same(tiny_backbone: Backbone) -> None:
-    method, plain = build(tiny_backbone), batch()
+def test_pseudo_labeled_images_weigh_the_same(build: Build) -> None:
+    method, plain = build("upl"), batch()
     weights = upl.Method.weigh(torch.ones(4, dtype=torch.bool), n_labeled=0, n_pseudo=9)
     weighted = method.training_step(Batch(plain.images, plain.labels, weights=weights))
     torch.testing.assert_close(weighted.loss, method.training_step(plain).loss)
 
 
-def test_the_contexts_are_drawn_each_by_itself(tiny_backbone: Backbone) -> None:
-    contexts = build(tiny_backbone, n_runs=4, n_ctx=16).module.contexts.detach()
+def test_the_contexts_are_drawn_each_by_itself(build: Build) -> None:
+    contexts = build("upl", n_runs=4, n_ctx=16).module.contexts.detach()
     assert contexts.shape == (4, 16, 64)
     assert float(contexts.std()) == pytest.approx(0.02, rel=0.1)
     assert not torch.equal(contexts[0], contexts[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,26 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.data.batch import Batch
 from kdedge.methods import ivlp, lafter, promptkd, vpt
-from kdedge.methods.protocol import MethodInputs
 
-NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
-
-
-def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> vpt.Method:
-    return vpt.Method.build(
-        backbone,
-        vpt.Settings(**{"prompt_depth": 3, **chosen}),
-        MethodInputs(NAMES, "unused {}", range(n_trained), torch.Generator().manual_seed(1)),
-    )
-
-
-def batch(n: int = 4) -> Batch:
-    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.arange(n) % 2)
 
 
 def encode_plainly(visual: torch.nn.Module, images: Tensor, prompts: Tensor) -> Tensor:
@@ -52,10 +37,14 @@ def encode_plainly(visual: torch.nn.Module, images: Tensor, prompts: Tensor) -> 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
-    tiny_backbone: Backbone, tiny_open_clip: CLIP, depth: int
+    build: Callable[..., Any],
+    labeled_batch: Any,
+    tiny_backbone: Backbone,
+    tiny_open_clip: CLIP,
+    depth: int,
 ) -> None:
-    method = build(tiny_backbone, prompt_depth=depth)
-    images, labels = batch().images, batch().labels
+    method, batch = build("vpt", prompt_depth=depth), labeled_batch()
+    images, labels = batch.images, batch.labels
     prompts = method.module.visual_prompts.detach().clone().requires_grad_()
     image_features = unit_length(encode_plainly(tiny_open_clip.visual, images, prompts))
     tokens = tiny_backbone.tokenizer(["a photo of a cat.", "a photo of a school bus."])
@@ -65,23 +54,10 @@ def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
     loss.backward()
 
     torch.testing.assert_close(method.logits(images), expected, **FLOAT32)
-    step = method.training_step(batch())
+    step = method.training_step(batch)
     torch.testing.assert_close(step.loss, loss, **FLOAT32)
     step.loss.backward()
     torch.testing.assert_close(method.module.visual_prompts.grad, prompts.grad, **FLOAT32)
-
-
-def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
-    tiny_backbone: Backbone,
-) -> None:
-    method = build(tiny_backbone)
-    assert method.logits(batch().images).shape == (4, 2)
-    vectors = method.class_vectors()
-    assert vectors.shape == (4, 24)
-    texts = [f"a photo of a {name}." for name in ("cat", "school bus", "fox", "golden retriever")]
-    assert torch.equal(vectors, unit_length(tiny_backbone.text_features_raw(texts)))
-    expected = method.scale * method.forward_features(batch().images) @ vectors.T
-    torch.testing.assert_close(method.logits(batch().images), expected[:, :2], **FLOAT32)
 
 
 @pytest.mark.parametrize("method", [ivlp, lafter, promptkd, vpt])
