@@ -138,12 +138,11 @@ def test_engines_are_built_and_listed_with_what_made_them(artifact: Artifact) ->
     assert [file["gate"] for file in written] == ["passed"] * 3 + ["not measured"] * 2
 
 
-def test_a_second_call_keeps_what_is_there(
+def test_a_second_call_keeps_what_is_there_and_builds_what_was_deleted(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="kdedge.deploy.build")
-    first, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
-    name = rtx.plan("fp16")[0].name
+    first, (name,) = build_files(artifact, "tensorrt-rtx", ["fp16"])
     assert caplog.messages[0] == f"Building {name} from model.fp16.onnx."
     before = snapshot(artifact.path)
     caplog.clear()
@@ -154,6 +153,10 @@ def test_a_second_call_keeps_what_is_there(
     assert caplog.messages[1].startswith(
         f"{name} is not compared with the model, as it cannot run on this machine: "
     )
+    (artifact.path / name).unlink()
+    third, _ = build_files(second, "tensorrt-rtx", ["fp16"])
+    assert third.file(name).sha256 == sha256(artifact.path / name)
+    assert len(third.files) == len(first.files)
 
 
 @pytest.fixture
@@ -230,22 +233,20 @@ def with_smoke_set(artifact: Artifact) -> tuple[Artifact, np.ndarray]:
     return found, logits
 
 
-def test_an_engine_that_was_deleted_is_built_once_more(artifact: Artifact) -> None:
-    first, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
-    path = artifact.path / rtx.plan("fp16")[0].name
-    path.unlink()
-    second, _ = build_files(first, "tensorrt-rtx", ["fp16"])
-    assert second.file(path.name).sha256 == sha256(path)
-    assert len(second.files) == len(first.files)
-
-
-def test_an_engine_of_another_graph_is_in_the_way(artifact: Artifact) -> None:
-    built, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
+def test_an_engine_that_is_not_of_this_graph_is_in_the_way(artifact: Artifact) -> None:
+    built, (name,) = build_files(artifact, "tensorrt-rtx", ["fp16"])
+    path = artifact.path / name
+    data = path.read_bytes()
+    with pytest.raises(DataError, match=r"is not listed in artifact\.json"):
+        build_files(artifact, "tensorrt-rtx", ["fp16"])
+    path.write_bytes(data[:-1])
+    with pytest.raises(DataError, match=r"\.engine has changed since it was built"):
+        build_files(built, "tensorrt-rtx", ["fp16"])
+    path.write_bytes(data)
     write_model(artifact.path / "model.fp16.onnx", "fp16", factor=2.0)
     newer = built.with_files(list_model(artifact.path / "model.fp16.onnx", "fp16"))
     newer.save()
     before = snapshot(artifact.path)
-    path = artifact.path / rtx.plan("fp16")[0].name
     with pytest.raises(DataError) as caught:
         build_files(newer, "tensorrt-rtx", ["fp16"])
     assert str(caught.value) == (
@@ -273,22 +274,6 @@ def test_an_engine_of_other_weights_beside_the_graph_is_in_the_way(artifact: Art
     newer = dataclasses.replace(built, others={data.name: sha256(data)})
     with pytest.raises(DataError, match=r"was built from another model\.onnx"):
         build_files(newer, "tensorrt-rtx", ["fp32"])
-
-
-def test_an_engine_that_was_changed_is_in_the_way(artifact: Artifact) -> None:
-    built, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
-    path = artifact.path / rtx.plan("fp16")[0].name
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"\.engine has changed since it was built"):
-        build_files(built, "tensorrt-rtx", ["fp16"])
-
-
-def test_an_engine_that_no_one_knows_is_in_the_way(artifact: Artifact) -> None:
-    path = artifact.path / rtx.plan("fp16")[0].name
-    path.write_bytes(b"someone's")
-    with pytest.raises(DataError, match=r"is not listed in artifact\.json"):
-        build_files(artifact, "tensorrt-rtx", ["fp16"])
-    assert path.read_bytes() == b"someone's"
 
 
 @pytest.mark.parametrize("changed", ["model.fp16.onnx", "model.onnx.data"])
@@ -339,9 +324,9 @@ def test_an_unknown_target_is_told_with_those_there_are(artifact: Artifact) -> N
 
 
 @pytest.mark.parametrize(
-    ("precisions", "flags"), [(["fp16", "int8"], "--trt --int8"), (["fp16"], "--trt")]
+    ("precisions", "flags", "is_relative"),
+    [(["fp16", "int8"], "--trt --int8", True), (["fp16"], "--trt", False)],
 )
-@pytest.mark.parametrize("is_relative", [True, False])
 def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_in_its_place(
     monkeypatch: pytest.MonkeyPatch,
     artifact: Artifact,
@@ -369,26 +354,18 @@ def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_i
     assert snapshot(artifact.path) == before
 
 
-def test_without_rtx_too_it_is_not_offered(
-    monkeypatch: pytest.MonkeyPatch, artifact: Artifact
+@pytest.mark.parametrize(("target", "flag"), [("tensorrt", "--trt"), ("tensorrt-rtx", "--trt-rtx")])
+def test_without_both_neither_is_offered_or_built_in_the_others_place(
+    monkeypatch: pytest.MonkeyPatch, artifact: Artifact, target: str, flag: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(SetupError) as caught:
-        build_files(artifact, "tensorrt", ["fp16"])
-    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' --trt")
-    assert "tensorrt-rtx" not in str(caught.value)
-
-
-def test_without_rtx_its_engines_are_not_built_by_another(
-    monkeypatch: pytest.MonkeyPatch, artifact: Artifact
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     before = snapshot(artifact.path)
     with pytest.raises(SetupError) as caught:
-        build_files(artifact, "tensorrt-rtx", ["fp16"])
+        build_files(artifact, target, ["fp16"])
     assert isinstance(caught.value.__cause__, SetupError)
-    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' --trt-rtx")
+    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' {flag}")
+    assert "is installed: use" not in str(caught.value)
     assert snapshot(artifact.path) == before
 
 

@@ -245,11 +245,6 @@ def test_an_engine_of_tensorrt_rtx_is_never_taken(artifact: Artifact, tmp_path: 
     assert "1/model.onnx" in tree(write_triton(with_rtx, tmp_path))
 
 
-def test_a_file_that_missed_its_gate_is_not_taken(artifact: Artifact, tmp_path: Path) -> None:
-    missed = with_engine(artifact, gate="missed")
-    assert "1/model.onnx" in tree(write_triton(missed, tmp_path / "a"))
-
-
 def test_a_precision_that_is_asked_for_is_the_one_that_is_served(
     artifact: Artifact, tmp_path: Path
 ) -> None:
@@ -259,10 +254,6 @@ def test_a_precision_that_is_asked_for_is_the_one_that_is_served(
     alone = dataclasses.replace(artifact, files=artifact.files[:1])
     with pytest.raises(DataError, match="no file that Triton can run"):
         write_triton(alone, tmp_path / "b", precision="int8")
-
-
-def test_fp32_is_taken_where_there_is_no_other(artifact: Artifact, tmp_path: Path) -> None:
-    alone = dataclasses.replace(artifact, files=artifact.files[:1])
     assert tree(write_triton(alone, tmp_path))["1/model.onnx"] == b"bytes of model.onnx"
 
 
