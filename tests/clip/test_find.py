@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +191,15 @@ def test_a_backbone_is_found_without_values_and_loads_as_it_was_found(
 ) -> None:
     spec = KINDS[kind](tmp_path)
     made_on_cpu = request.getfixturevalue("made_on_cpu")  # the files are written by now
-    expected = found_values(spec, None)
-    assert found_values(spec, a_minute_later()) == expected
-    assert found_values(spec, a_minute_later()) == expected
+    caches = (None, a_minute_later(), a_minute_later())
+    first, _, again = [find_backbone(spec, needs_texts=False, hashes=one) for one in caches]
     assert made_on_cpu == []
     path = builtin_file(spec.name) if spec.weights == "builtin" else Path(str(spec.weights))
-    assert expected["weights_hash"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    for hashes in (None, a_minute_later()):
-        found = find_backbone(spec, needs_texts=False, hashes=hashes)
+    assert first.weights_hash == again.weights_hash == sha256(path.read_bytes()).hexdigest()
+    for found in (first, again):
         backbone = found.load()
         for name in ("identity", "embed_dim", "name", "preprocess"):
-            assert getattr(backbone, name) == getattr(found, name)
+            assert getattr(backbone, name) == getattr(found, name) == getattr(first, name)
         assert found.has_texts == hasattr(backbone, "text_cache")
 
 

@@ -327,12 +327,11 @@ def test_a_key_that_is_not_known_is_named(promptkd: OrderedDict[str, Tensor], ke
         promptkd_parameters({**promptkd, key: torch.ones(1)})
 
 
-def test_a_promptkd_student_is_not_taken_for_promptsrc(promptkd: OrderedDict[str, Tensor]) -> None:
+def test_neither_method_is_taken_for_the_other(
+    promptsrc: OrderedDict[str, Tensor], promptkd: OrderedDict[str, Tensor]
+) -> None:
     with pytest.raises(DataError, match="looks like a checkpoint of a PromptKD student"):
         promptsrc_parameters(promptkd)
-
-
-def test_promptsrc_is_not_taken_for_a_promptkd_student(promptsrc: OrderedDict[str, Tensor]) -> None:
     with pytest.raises(DataError, match="looks like a PromptSRC checkpoint"):
         promptkd_parameters(promptsrc)
 

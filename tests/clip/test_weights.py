@@ -392,19 +392,6 @@ def test_every_pretrained_tag_of_a_vit_has_something_to_fetch() -> None:
             assert address in str(error), (name, tag)
 
 
-def test_an_unknown_tag_names_the_nearest_and_all_of_them() -> None:
-    error = describe_missing_weights("ViT-B-16", "opena1", None)
-    assert isinstance(error, RecipeError)
-    assert "opena1 is not a pretrained tag of ViT-B-16. Did you mean openai?" in str(error)
-    assert "laion2b_s34b_b88k" in str(error)
-
-
-def test_an_unknown_model_names_the_nearest() -> None:
-    error = describe_missing_weights("vit-b-61", None, None)
-    assert isinstance(error, RecipeError)
-    assert "Did you mean ViT-B-16?" in str(error)
-
-
 def test_a_model_without_a_tag_lists_its_tags() -> None:
     error = describe_missing_weights("ViT-B-16", None, None)
     assert isinstance(error, RecipeError)

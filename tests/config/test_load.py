@@ -301,7 +301,7 @@ plain = st.recursive(
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), plain, min_size=1, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80)
 def test_dumped_yaml_reads_back_as_equal_values(values):
     assert parse_yaml(dump_yaml(values), name="x")[0] == values
 
@@ -340,9 +340,7 @@ recipes = st.fixed_dictionaries(
 
 
 @given(recipes)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_dumped_recipe_loads_as_an_equal_one(tmp_path, values):
     recipe = Recipe.model_validate(values, context={"folder": tmp_path})
     again = load_recipe(write(tmp_path, dump_recipe(recipe))).recipe

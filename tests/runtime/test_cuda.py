@@ -91,18 +91,34 @@ def libraries(host_gpu: Any, codes: dict[str, int]) -> Callable[[str], Any]:
     return find
 
 
-def test_a_library_that_is_newer_than_the_driver_is_passed_over(
-    host_gpu: Any, cuda_libraries: Any
+@pytest.mark.parametrize(
+    "codes", [{"libcudart.so.13": 35, "libcudart.so.12": 0}, {"libcudart.so.12": 0}]
+)
+def test_a_library_that_is_missing_or_newer_than_the_driver_is_passed_over(
+    host_gpu: Any, cuda_libraries: Any, codes: dict[str, int]
 ) -> None:
-    cuda_libraries(libraries(host_gpu, {"libcudart.so.13": 35, "libcudart.so.12": 0}))
+    cuda_libraries(libraries(host_gpu, codes))
     cuda = open_cuda()
     assert cuda.gpu.name == "Orin"
     assert cuda.new_stream() == 77
 
 
-def test_a_library_that_is_not_there_is_passed_over(host_gpu: Any, cuda_libraries: Any) -> None:
-    cuda_libraries(libraries(host_gpu, {"libcudart.so.12": 0}))
-    assert open_cuda().new_stream() == 77
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        (
+            {"libcudart.so.13": 35, "libcudart.so.12": 36},
+            "cudaGetDeviceCount failed with error 35",
+        ),
+        ({}, r"\(libcudart\), which TensorRT needs, is not found.*\n.*pip install nvidia"),
+    ],
+)
+def test_where_no_library_works_the_first_error_or_the_line_that_installs_one_is_told(
+    host_gpu: Any, cuda_libraries: Any, codes: dict[str, int], said: str
+) -> None:
+    cuda_libraries(libraries(host_gpu, codes))
+    with pytest.raises(SetupError, match=said):
+        open_cuda()
 
 
 def test_the_time_of_work_is_that_between_two_events(cudart: Any) -> None:
@@ -116,25 +132,6 @@ def test_the_time_of_work_is_that_between_two_events(cudart: Any) -> None:
     assert cuda.elapsed_ms(work, stream) >= 10
     assert n_events == [2]
     assert cudart.events == {}
-
-
-def test_of_several_libraries_that_fail_the_first_is_told(
-    host_gpu: Any, cuda_libraries: Any
-) -> None:
-    cuda_libraries(libraries(host_gpu, {"libcudart.so.13": 35, "libcudart.so.12": 36}))
-    with pytest.raises(SetupError, match="cudaGetDeviceCount failed with error 35"):
-        open_cuda()
-
-
-def test_no_library_at_all_is_told_with_the_line_that_installs_it(
-    host_gpu: Any, cuda_libraries: Any
-) -> None:
-    cuda_libraries(libraries(host_gpu, {}))
-    with pytest.raises(
-        SetupError,
-        match=r"\(libcudart\), which TensorRT needs, is not found.*\n.*pip install nvidia",
-    ):
-        open_cuda()
 
 
 def test_a_cuda_error_is_told_with_its_number_and_text(cudart: Any) -> None:

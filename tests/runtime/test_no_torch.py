@@ -14,6 +14,12 @@ import kdedge
 from kdedge.runtime.artifact import Artifact
 
 HEAVY = ("torch", "torchvision", "open_clip", "onnx", "torchmetrics", "webdataset", "scipy")
+LIGHT = [
+    *("runtime.artifact", "runtime.preprocess", "runtime.cuda"),
+    *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
+    *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "serving.watch", "deploy.parity"),
+    *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "deploy.build"),
+]
 
 DRIVER = """
 import json, sys
@@ -42,18 +48,13 @@ def drive(what: str, *, blocked: tuple[str, ...] = ()) -> tuple[str, dict[str, o
     return done.stdout, json.loads(done.stderr.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("runtime.artifact", "runtime.preprocess", "runtime.cuda"),
-        *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
-        *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "serving.watch"),
-        *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "deploy.build"),
-    ],
-)
-def test_importing_the_devices_side_loads_no_engine_and_nothing_heavy(module: str) -> None:
-    engines = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "av")
-    what = f"import kdedge.{module}\ncode = [n for n in {engines} if n in sys.modules]"
+def test_importing_the_devices_side_loads_no_engine_and_nothing_heavy() -> None:
+    unwanted = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "av", *HEAVY)
+    what = (
+        f"from importlib import import_module\ncode = []\nfor name in {LIGHT}:\n"
+        "    import_module(f'kdedge.{name}')\n"
+        f"    code += [(name, other) for other in {unwanted} if other in sys.modules]"
+    )
     _, said = drive(what)
     assert said == {"code": [], "loaded": []}
 
@@ -68,8 +69,11 @@ def predict(artifact: Artifact, paint: Callable[..., Path], tmp_path: Path) -> s
     return f"from kdedge.cli.main import run\ncode = run({arguments!r})"
 
 
-def test_predicting_loads_nothing_heavy(predict: str) -> None:
-    stdout, said = drive(predict)
+@pytest.mark.parametrize("blocked", [(), HEAVY])
+def test_predicting_loads_nothing_heavy_and_works_without(
+    predict: str, blocked: tuple[str, ...]
+) -> None:
+    stdout, said = drive(predict, blocked=blocked)
     assert said == {"code": 0, "loaded": []}
     assert [line.split(",")[1] for line in stdout.splitlines()] == ["class", "red", "blue"]
 
@@ -84,12 +88,6 @@ def test_comparing_works_where_torch_and_onnx_cannot_be_imported(
     stdout, said = drive(what, blocked=HEAVY)
     assert said == {"code": 0, "loaded": []}
     assert json.loads(stdout)["n_agree"] == 2
-
-
-def test_predicting_works_where_torch_and_onnx_cannot_be_imported(predict: str) -> None:
-    stdout, said = drive(predict, blocked=HEAVY)
-    assert said == {"code": 0, "loaded": []}
-    assert [line.split(",")[1] for line in stdout.splitlines()] == ["class", "red", "blue"]
 
 
 def test_watching_works_where_torch_and_onnx_cannot_be_imported(

@@ -71,10 +71,7 @@ def test_gaussians_are_read_back_equal_and_damaged_ones_are_named(tmp_path: Path
     found = read_gaussians(path)
     np.testing.assert_array_equal(found.whitening, gaussians.whitening)
     np.testing.assert_array_equal(found.means, gaussians.means)
-    for bad in (
-        b"",
-        gaussians.to_bytes()[:-8],
-    ):
+    for bad in (b"", gaussians.to_bytes()[:-8]):
         path.write_bytes(bad)
         with pytest.raises(DataError, match=r"none_of_these\.safetensors"):
             read_gaussians(path)

@@ -94,24 +94,69 @@ def test_odd_margins_are_cropped_as_torchvision_crops_them():
     assert np.array_equal(np.asarray(image)[:, 2:12], np.asarray(cropped))
 
 
-def test_a_rgb_image_is_decoded_unchanged():
-    pixels = noise(20, 30)
-    decoded = decode_image(encode(Image.fromarray(pixels), "PNG"))
+def row(mode: str, *values: object) -> Image.Image:
+    """An image one pixel high."""
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
+
+
+def palette() -> Image.Image:
+    image = row("P", 0, 1, 2)
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    return image
+
+
+def deep(*values: int, order: str = "<") -> Image.Image:
+    """A row of 16-bit gray values."""
+    data = np.array([values], f"{order}u2").tobytes()
+    return Image.frombytes("I;16B" if order == ">" else "I;16", (len(values), 1), data)
+
+
+RANGES = [(0, 70000), (0, 65536), (-1, 8)]
+COLORS = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+WHITE = [255, 255, 255]
+
+
+def gray(*values: int) -> list[list[int]]:
+    return [[value] * 3 for value in values]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(row("RGB", (1, 2, 3), (4, 5, 6)), "PNG"), [[1, 2, 3], [4, 5, 6]]),
+        (encode(row("L", 7, 200), "PNG"), gray(7, 200)),
+        (encode(row("1", 0, 1), "PNG"), gray(0, 255)),
+        # What is transparent shows white
+        (
+            encode(row("RGBA", (0, 0, 0, 0), (0, 0, 0, 128), (0, 0, 0, 255)), "PNG"),
+            gray(255, 127, 0),
+        ),
+        (encode(row("LA", (10, 255), (10, 0)), "PNG"), gray(10, 255)),
+        (encode(palette(), "PNG"), COLORS),
+        (encode(palette(), "PNG", transparency=1), [COLORS[0], WHITE, COLORS[2]]),
+        (encode(palette(), "PNG", transparency=b"\xff\x00\xff"), [COLORS[0], WHITE, COLORS[2]]),
+        (
+            encode(row("RGB", (1, 2, 3), (4, 5, 6)), "PNG", transparency=(1, 2, 3)),
+            [WHITE, [4, 5, 6]],
+        ),
+        (encode(deep(0, 257, 514, 65535), "PNG", transparency=257), gray(0, 255, 2, 255)),
+        # 16 bits are scaled and not clipped, also those of a dark image
+        (encode(deep(0, 128, 129, 257, 30000, 65535), "PNG"), gray(0, 0, 1, 1, 117, 255)),
+        (encode(deep(0, 128, 129, 257, 30000, 65535), "TIFF"), gray(0, 0, 1, 1, 117, 255)),
+        (encode(deep(200, 200), "PNG"), gray(1, 1)),
+        (encode(deep(0, 30000, 65535, order=">"), "TIFF"), gray(0, 117, 255)),
+        (b"P5 3 1 65535\n" + np.array([0, 200, 65535], ">u2").tobytes(), gray(0, 1, 255)),
+        (encode(row("I", 0, 257, 65535), "TIFF"), gray(0, 1, 255)),
+    ],
+)
+def test_every_kind_of_pixel_becomes_rgb_of_eight_bits(
+    data: bytes, expected: list[list[int]]
+) -> None:
+    decoded = decode_image(data)
     assert decoded.mode == "RGB"
-    assert np.array_equal(pixels, np.asarray(decoded))
-
-
-def test_gray_images_repeat_their_channel():
-    pixels = noise(9, 5, channels=1)
-    decoded = np.asarray(decode_image(encode(Image.fromarray(pixels), "PNG")))
-    assert np.array_equal(np.repeat(pixels[:, :, None], 3, axis=2), decoded)
-
-
-def test_black_and_white_images_become_0_and_255():
-    image = Image.new("1", (2, 1))
-    image.putpixel((1, 0), 1)
-    decoded = np.asarray(decode_image(encode(image, "PNG")))
-    assert decoded.tolist() == [[[0, 0, 0], [255, 255, 255]]]
+    assert np.asarray(decoded)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -179,87 +224,15 @@ def test_ycck_jpegs_have_the_colors_that_were_printed():
     assert np.abs(np.asarray(decode_image(data))[8, 8] - expected).max() <= 3
 
 
-def test_transparent_parts_show_white():
-    pixels = np.zeros((1, 3, 4), np.uint8)
-    pixels[0, :, 3] = (0, 128, 255)
-    decoded = np.asarray(decode_image(encode(Image.fromarray(pixels), "PNG")))
-    assert decoded[0, :, 0].tolist() == [255, 127, 0]
-
-
-def test_gray_with_alpha_shows_white_where_it_is_transparent():
-    pixels = np.array([[[10, 255], [10, 0]]], np.uint8)
-    decoded = np.asarray(decode_image(encode(Image.fromarray(pixels, "LA"), "PNG")))
-    assert decoded[0, :, 0].tolist() == [10, 255]
-
-
-@pytest.mark.parametrize("transparency", [1, b"\xff\x00\xff"])
-def test_a_palettes_transparent_color_shows_white(transparency):
-    image = Image.new("P", (3, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    image.putdata([0, 1, 2])
-    data = encode(image, "PNG", transparency=transparency)
-    decoded = np.asarray(decode_image(data))
-    assert decoded.tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
-
-
-def test_a_palette_without_transparency_gives_its_colors():
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putdata([0, 1])
-    assert np.asarray(decode_image(encode(image, "PNG"))).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-
-
-def test_a_transparent_color_of_a_rgb_png_shows_white():
-    pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
-    data = encode(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3))
-    assert np.asarray(decode_image(data)).tolist() == [[[255, 255, 255], [4, 5, 6]]]
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_gray_is_scaled_and_not_clipped(kind):
-    values = np.array([[0, 128, 129, 257, 30000, 65535]], np.uint16)
-    decoded = np.asarray(decode_image(encode(Image.fromarray(values), kind)))
-    assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 117, 255]
-
-
-def test_a_dark_16_bit_png_stays_dark():
-    values = np.full((2, 2), 200, np.uint16)
-    assert np.asarray(decode_image(encode(Image.fromarray(values), "PNG"))).max() == 1
-
-
-def test_big_endian_16_bit_tiffs_are_scaled_too():
-    values = np.array([[0, 30000, 65535]], ">u2")
-    image = Image.frombytes("I;16B", (3, 1), values.tobytes())
-    decoded = np.asarray(decode_image(encode(image, "TIFF")))
-    assert decoded[0, :, 0].tolist() == [0, 117, 255]
-
-
-def test_16_bit_ppm_gray_is_scaled():
-    data = b"P5 3 1 65535\n" + np.array([0, 200, 65535], ">u2").tobytes()
-    assert np.asarray(decode_image(data))[0, :, 0].tolist() == [0, 1, 255]
-
-
-def test_a_transparent_16_bit_gray_shows_white():
-    values = np.array([[0, 257, 514, 65535]], np.uint16)
-    data = encode(Image.fromarray(values), "PNG", transparency=257)
-    assert np.asarray(decode_image(data))[0, :, 0].tolist() == [0, 255, 2, 255]
-
-
-@pytest.mark.parametrize("values", [(0, 70000), (0, 65536), (-1, 8)])
-def test_32_bit_gray_beyond_16_bits_is_refused_with_its_range(values):
-    image = Image.fromarray(np.array([values], np.int32))
-    with pytest.raises(UnusableImage, match=f"gray values from {values[0]} to {values[1]}"):
-        decode_image(encode(image, "TIFF"))
-
-
-def test_32_bit_gray_within_16_bits_is_scaled():
-    image = Image.fromarray(np.array([[0, 257, 65535]], np.int32))
-    assert np.asarray(decode_image(encode(image, "TIFF")))[0, :, 0].tolist() == [0, 1, 255]
-
-
-def test_float_images_are_refused_with_a_reason():
-    image = Image.fromarray(np.array([[0.5, 2.0]], np.float32))
-    with pytest.raises(UnusableImage, match="float pixels have no fixed range"):
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        *((row("I", *v), f"gray values from {v[0]} to {v[1]}") for v in RANGES),
+        (row("F", 0.5, 2.0), "float pixels have no fixed range"),
+    ],
+)
+def test_gray_beyond_16_bits_is_refused_with_its_range(image: Image.Image, said: str) -> None:
+    with pytest.raises(UnusableImage, match=said):
         decode_image(encode(image, "TIFF"))
 
 
@@ -303,31 +276,25 @@ def test_newer_formats_are_read_upright(kind):
 
 def test_heic_without_its_package_is_refused_with_the_way_to_get_it(tmp_path):
     pillow_heif.register_heif_opener()
-    (tmp_path / "a.heic").write_bytes(encode(Image.new("RGB", (32, 32)), "HEIF"))
-    (tmp_path / "b.png").write_bytes(encode(Image.new("RGB", (32, 32)), "PNG"))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, kind in {"a.heic": "HEIF", "b.png": "PNG"}.items():
+        (folder / name).write_bytes(encode(Image.new("RGB", (32, 32)), kind))
+    (tmp_path / "list.csv").write_text("images/a.heic\nimages/b.png\n")
     script = (
         "import sys; sys.modules['pillow_heif'] = None\n"
         "from kdedge.cli.main import run\n"
-        "sys.exit(run(['data', 'scan', sys.argv[1]]))"
+        "for place in sys.argv[1:]: run(['data', 'scan', place])"
     )
-    folder = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "list.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert re.search(
         r"images +1\n.*left out +1 \.heic; \.heic: pip install 'kdedge\[heif\]'",
-        folder.stdout,
+        done.stdout,
         re.DOTALL,
-    ), folder.stdout + folder.stderr
-    (tmp_path / "list.csv").write_text("a.heic\nb.png\n")
-    listed = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "list.csv")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (
-        "a HEIC image; to read it, run: pip install 'kdedge[heif]'" in listed.stdout + listed.stderr
-    )
+    ), done.stdout + done.stderr
+    said = "a HEIC image; to read it, run: pip install 'kdedge[heif]'"
+    assert said in done.stdout + done.stderr
 
 
 def test_pillows_switches_are_as_before_also_while_many_threads_decode(monkeypatch):
