@@ -1,9 +1,11 @@
 import atexit
 import io
 import os
+import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,21 @@ def png(i: int) -> bytes:
 def source() -> ListedImages:
     """23 images of different sizes in 3 classes."""
     return ListedImages([png(i) for i in range(23)], [i % 3 for i in range(23)])
+
+
+@pytest.fixture(scope="session")
+def write_shard() -> Callable[..., Path]:
+    """Writes a tar of members, each a name and its bytes."""
+
+    def write(path: Path, *members: tuple[str, bytes], **options: object) -> Path:
+        with tarfile.open(path, "w", **options) as tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import functools
 import io
 import math
 import os
@@ -31,6 +32,8 @@ from kdedge.runtime.preprocess import (
 )
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+SEVEN = [0, 1, 2, 0, 1, 2, 0]
+"""Labels of images beside unlabeled ones."""
 
 
 def preprocess_image(data, preprocess):
@@ -186,7 +189,7 @@ def slow_stream(seed, n_images, batch_size):
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
     """Seven labeled images, three a step: each pass ends within a batch."""
-    other = listed([0, 1, 2, 0, 1, 2, 0])
+    other = listed(SEVEN)
     beside = other, 3
     options = {"labels": None, "with_clean": True, "n_workers": n_workers}
     slow = slow_stream(1, 7, 3)
@@ -225,16 +228,12 @@ def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
 
 
 def test_more_labeled_images_a_step_than_there_are_come_more_than_once(source, listed):
-    other = listed([0, 1])
-    beside = other, 5
-    (batch, *_) = batches(source, labels=None, labeled=beside, epoch=1)
+    (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1]), 5), epoch=1)
     assert sorted(batch.labeled.labels.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 1, 1, 1])
 
 
 def test_starting_at_a_step_continues_the_labeled_stream_too(source, listed):
-    other = listed([0, 1, 2, 0, 1, 2, 0])
-    beside = other, 3
-    options = {"labels": None, "labeled": beside, "epoch": 2}
+    options = {"labels": None, "labeled": (listed(SEVEN), 3), "epoch": 2}
     full = batches(source, **options)
     for first_step in (1, 4, 5):
         later = batches(source, first_step=first_step, n_workers=1, **options)
@@ -244,7 +243,7 @@ def test_starting_at_a_step_continues_the_labeled_stream_too(source, listed):
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_epochs_follow_each_other_as_if_each_were_asked_for_alone(source, listed, n_workers):
-    options = {"labeled": (listed([0, 1, 2, 0, 1, 2, 0]), 3), "n_views": 2}
+    options = {"labeled": (listed(SEVEN), 3), "n_views": 2}
     alone = [batches(source, epoch=epoch, **options) for epoch in (2, 3, 4)]
     expected = [batch for epoch in alone for batch in epoch][2:]
     actual = batches(source, epochs=range(2, 5), first_step=2, n_workers=n_workers, **options)
@@ -256,37 +255,15 @@ def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed)
     def read(positions, view):
         return torch.tensor([[position, view] for position in positions], dtype=torch.float32)
 
-    other = listed([0, 1, 2])
-    beside = other, 2
-    options = {"labels": None, "labeled": beside, "teacher_features": read}
+    options = {"labels": None, "labeled": (listed([0, 1, 2]), 2), "teacher_features": read}
     for batch in batches(source, epoch=4, n_views=2, **options):
         own = [int(key.removeprefix("image-")) for key in batch.keys]
         assert batch.teacher_features.tolist() == [[position, 2] for position in own]
         assert batch.labeled.teacher_features is None
 
 
-def test_processes_share_both_parts_of_a_batch(source, listed):
-    other = listed([0, 1, 2, 0, 1, 2, 0])
-    beside = other, 3
-    options = {"labels": None, "labeled": beside, "epoch": 1}
-    shares = [batches(source, group=ProcessGroup(rank, 2), **options) for rank in range(2)]
-    for step, full in enumerate(batches(source, **options)):
-        parts = [share[step] for share in shares]
-        assert torch.equal(torch.cat([part.images for part in parts]), full.images)
-        both = torch.cat([part.labeled.images for part in parts])
-        assert torch.equal(both, full.labeled.images)
-        for part in parts:
-            assert (part.keys, part.labeled.keys) == (full.keys, full.labeled.keys)
-            assert torch.equal(part.labeled.labels, full.labeled.labels)
-            assert (part.n_images, part.labeled.n_images) == (4, 3)
-    with pytest.raises(RecipeError, match="4 processes share batches of 3 images"):
-        batches(source, group=ProcessGroup(0, 4), **options)
-
-
 def test_a_mixed_batch_moves_and_splits_with_its_labeled_part(source, listed):
-    other = listed([0, 1, 2])
-    beside = other, 2
-    (batch, *_) = batches(source, labels=None, labeled=beside, epoch=1)
+    (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1, 2]), 2), epoch=1)
     moved = batch.to(torch.device("meta")).in_micro_batches(2)
     assert {moved.images.device.type, moved.labeled.images.device.type} == {"meta"}
     assert (moved.micro_batch, moved.labeled.micro_batch) == (2, 2)
@@ -374,86 +351,55 @@ def test_automatic_workers_leave_small_sets_to_the_main_process(monkeypatch):
     assert choose_n_workers("auto", 2000) == 0
 
 
-class Deadly:
-    """A source whose reader dies, as a worker does that runs out of memory."""
-
-    items = ()
-
-    def read(self, i):
-        """Never returns."""
-        os._exit(9)
+def picture():
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "PNG")
+    return file.getvalue()
 
 
-def test_a_worker_that_dies_is_a_resource_error_and_no_hang():
-    loading = evaluation_batches(
-        Deadly(), range(4), preprocess=PREPROCESS, batch_size=1, n_workers=1
+def die(i):
+    """As a worker does that runs out of memory."""
+    os._exit(9)
+
+
+def cramp(i):
+    """Leaves its process no room in shared memory, as a container's /dev/shm."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    return picture()
+
+
+def fail(i):
+    raise RuntimeError("no such attribute")
+
+
+def note_parent(folder, i):
+    (folder / str(os.getppid())).touch()
+    return picture()
+
+
+def by_a_worker(read, n_images):
+    source = SimpleNamespace(items=(), read=read)
+    return evaluation_batches(
+        source, range(n_images), preprocess=PREPROCESS, batch_size=n_images, n_workers=1
     )
-    with pytest.raises(ResourceError, match=r"a loader process died.*\n.*optim\.n_workers"):
-        next(loading)
 
 
-class Cramped:
-    """A source that leaves its process no room in shared memory, as a container's /dev/shm."""
-
-    items = ()
-
-    def read(self, i):
-        """Gives a picture."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        file = io.BytesIO()
-        Image.new("RGB", (16, 16)).save(file, "PNG")
-        return file.getvalue()
-
-
-def test_a_worker_without_room_for_a_batch_is_a_resource_error_and_no_hang():
-    loading = evaluation_batches(
-        Cramped(), range(4), preprocess=PREPROCESS, batch_size=4, n_workers=1
-    )
-    with pytest.raises(ResourceError, match=r"no shared memory for a batch.*\n.*/dev/shm"):
-        next(loading)
-
-
-class Faulty:
-    """A source with a bug."""
-
-    items = ()
-
-    def read(self, i):
-        """Fails."""
-        raise RuntimeError("no such attribute")
-
-
-def test_a_bug_in_a_worker_is_not_taken_for_a_lack_of_memory():
-    loading = evaluation_batches(
-        Faulty(), range(4), preprocess=PREPROCESS, batch_size=4, n_workers=1
-    )
-    with pytest.raises(RuntimeError, match=r"(?s)DataLoader worker.*no such attribute"):
-        next(loading)
-
-
-class Parents:
-    """A source that notes which process started its reader."""
-
-    items = ()
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def read(self, i):
-        """Gives a picture."""
-        (self.folder / str(os.getppid())).touch()
-        file = io.BytesIO()
-        Image.new("RGB", (16, 16)).save(file, "PNG")
-        return file.getvalue()
+@pytest.mark.parametrize(
+    ("read", "error", "message"),
+    [
+        (die, ResourceError, r"a loader process died.*\n.*optim\.n_workers"),
+        (cramp, ResourceError, r"no shared memory for a batch.*\n.*/dev/shm"),
+        (fail, RuntimeError, r"(?s)DataLoader worker.*no such attribute"),
+    ],
+)
+def test_what_ends_a_worker_is_told_and_no_hang(read, error, message):
+    with pytest.raises(error, match=message):
+        next(by_a_worker(read, 4))
 
 
 def test_one_process_starts_the_workers_of_all_epochs(tmp_path):
     for _ in range(2):
-        list(
-            evaluation_batches(
-                Parents(tmp_path), range(2), preprocess=PREPROCESS, batch_size=1, n_workers=1
-            )
-        )
+        list(by_a_worker(functools.partial(note_parent, tmp_path), 1))
     (parent,) = tmp_path.iterdir()
     assert parent.name != str(os.getpid())
 
@@ -546,24 +492,33 @@ def test_workers_die_with_a_killed_main_process(tmp_path, source):
     process.communicate()
 
 
-@pytest.mark.parametrize("n_processes", [2, 3])
-def test_the_shares_of_several_processes_are_the_batch_of_one(source, n_processes):
+@pytest.mark.parametrize(("n_processes", "is_mixed"), [(2, False), (3, False), (2, True)])
+def test_the_shares_of_several_processes_are_the_batch_of_one(
+    source, listed, n_processes, is_mixed
+):
+    options = {"labels": None, "labeled": (listed(SEVEN), 3), "epoch": 1} if is_mixed else {}
     shares = [
-        batches(source, group=ProcessGroup(rank, n_processes), n_workers=rank % 2)
+        batches(source, group=ProcessGroup(rank, n_processes), n_workers=rank % 2, **options)
         for rank in range(n_processes)
     ]
-    for step, whole in enumerate(batches(source)):
+    for step, whole in enumerate(batches(source, **options)):
         parts = [share[step] for share in shares]
-        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-        for part in parts:
-            assert part.keys == whole.keys
-            assert torch.equal(part.labels, whole.labels)
-            assert part.n_images == 4
+        pairs = [(parts, whole)]
+        pairs += [([part.labeled for part in parts], whole.labeled)] if is_mixed else []
+        for own, one in pairs:
+            assert torch.equal(torch.cat([part.images for part in own]), one.images)
+            for part in own:
+                assert (part.keys, part.n_images) == (one.keys, len(one.keys))
+                assert torch.equal(part.labels, one.labels) if one.labels is not None else True
 
 
-def test_a_batch_of_fewer_images_than_processes_is_an_error(source):
-    with pytest.raises(RecipeError, match="5 processes share batches of 4 images"):
-        batches(source, group=ProcessGroup(0, 5))
+@pytest.mark.parametrize(("n_processes", "is_mixed", "n"), [(5, False, 4), (4, True, 3)])
+def test_a_batch_of_fewer_images_than_processes_is_an_error(
+    source, listed, n_processes, is_mixed, n
+):
+    options = {"labels": None, "labeled": (listed(SEVEN), 3), "epoch": 1} if is_mixed else {}
+    with pytest.raises(RecipeError, match=f"{n_processes} processes share batches of {n} images"):
+        batches(source, group=ProcessGroup(0, n_processes), **options)
 
 
 def jpeg(mode="RGB", **options):

@@ -1,5 +1,4 @@
 import io
-import tarfile
 
 import pytest
 from PIL import Image
@@ -21,7 +20,7 @@ def image() -> bytes:
 
 
 @pytest.fixture
-def specs(tmp_path, image):
+def specs(tmp_path, image, write_shard):
     """The same two labeled images as folder, list, shard and table."""
     pytest.importorskip("datasets")
     import pyarrow as pa
@@ -31,12 +30,8 @@ def specs(tmp_path, image):
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "a.png").write_bytes(image)
     (tmp_path / "images.csv").write_text("images/cat/a.png,cat\nimages/dog/a.png,dog\n")
-    with tarfile.open(tmp_path / "s-0.tar", "w") as tar:
-        for label, name in enumerate(NAMES):
-            for extension, data in (("png", image), ("cls", str(label).encode())):
-                info = tarfile.TarInfo(f"{name}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = [("cat.png", image), ("cat.cls", b"0"), ("dog.png", image), ("dog.cls", b"1")]
+    write_shard(tmp_path / "s-0.tar", *members)
     table = pa.table({"image": [image, image], "label": list(NAMES)})
     pq.write_table(table, tmp_path / "images.parquet")
     (tmp_path / "dataset").mkdir()

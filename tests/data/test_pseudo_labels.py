@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -79,36 +78,18 @@ def test_the_predicted_are_chosen_as_one_by_one(table: Any, per_class: int) -> N
     assert most_confident_predicted(table, per_class) == expected
 
 
-def test_an_image_that_two_classes_want_goes_to_the_one_it_is_more_probable_for() -> None:
-    table = softmax([[3, 2, 0], [0, 1, 2], [2, 1.9, 1]])
-    chosen = most_probable(table, 1, classes=range(2))
-    assert [(one.image, one.label) for one in chosen] == [(0, 0), (2, 1)]
-
-
 def test_a_class_that_no_image_is_predicted_as_has_its_most_probable_images_or_none() -> None:
     table = softmax([[3, 0, 0], [2, 1, 0], [0, 0, 3], [0, 0, 2]])
     assert [one.image for one in most_probable(table, 1, classes=[1])] == [1]
     assert {one.label for one in most_confident_predicted(table, 4)} == {0, 2}
 
 
-def test_with_clear_winners_each_class_gets_the_images_of_its_own_column() -> None:
-    rng = np.random.default_rng(0)
-    table = softmax(8 * np.eye(5)[np.arange(40) % 5] + rng.uniform(0, 1, (40, 5)))
-    for one_class, chosen in itertools.groupby(
-        most_probable(table, 3, classes=range(5)), key=lambda one: one.label
-    ):
-        expected = np.argsort(-table[:, one_class], kind="stable")[:3].tolist()
-        assert [one.image for one in chosen] == expected
-
-
 def test_fewer_images_than_the_classes_are_to_have_are_refused_with_what_would_do() -> None:
     table = softmax(np.zeros((7, 3)))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(
+        DataError, match=r"are 7 .* 3 classes need 9\.\n.*set per_class to 2 or less"
+    ):
         most_probable(table, 3, classes=range(3))
-    assert str(error.value) == (
-        "There are 7 unlabeled images, but 3 for each of 3 classes need 9.\n"
-        "  Add images, or set per_class to 2 or less."
-    )
     with pytest.raises(DataError, match=r"need 3\.\n  Add images\.$"):
         most_probable(table[:2], 1, classes=range(3))
 
@@ -187,20 +168,15 @@ def test_a_file_of_other_classes_or_images_is_refused(tmp_path: Path) -> None:
         read(path, image_list="6" * 64)
 
 
-def test_files_of_other_editors_are_read_alike(tmp_path: Path) -> None:
+def test_files_of_other_editors_are_read_alike_but_not_in_another_encoding(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.jsonl")
     expected, data = read(path), path.read_bytes()
     for other in (b"\xef\xbb\xbf" + data, data.replace(b"\n", b"\r\n"), data.rstrip(b"\n")):
         path.write_bytes(other)
         assert read(path) == expected
-
-
-def test_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "labels.jsonl")
-    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
-    with pytest.raises(DataError) as error:
+    path.write_bytes(data.decode().encode("latin-1"))
+    with pytest.raises(DataError, match=r"\.jsonl:3: not UTF-8 \(byte 0xe4\)\.\n  Save it as UTF"):
         read(path)
-    assert str(error.value) == f"{path}:3: not UTF-8 (byte 0xe4).\n  Save it as UTF-8."
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", b"{}\n", b"[" * 10**5])

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -239,35 +238,31 @@ def test_images_of_a_list_are_known_from_their_folder(images: Path, tmp_path: Pa
     assert check(listed, cache) == 2
 
 
-def write_shard(path: Path, seeds: range) -> None:
-    with tarfile.open(path, "w") as tar:
-        for seed in seeds:
-            data = png(seed)
-            member = tarfile.TarInfo(f"{seed:03d}.png")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+def drawn(seeds: range) -> list[tuple[str, bytes]]:
+    return [(f"{seed:03d}.png", png(seed)) for seed in seeds]
 
 
-def test_images_of_a_shard_are_known_until_the_shard_changes(tmp_path: Path) -> None:
-    shard = tmp_path / "a.tar"
-    write_shard(shard, range(10))
+def test_images_of_a_shard_are_known_until_the_shard_changes(
+    tmp_path: Path, write_shard: Callable[..., Path]
+) -> None:
+    shard = write_shard(tmp_path / "a.tar", *drawn(range(10)))
 
     def read() -> ImageSource:
         return webdataset.open_source(str(shard), class_names=(), labeled=False)
 
     cache = ScanCache(tmp_path / "cache")
     assert [check(read(), cache) for _ in range(2)] == [10, 0]
-    write_shard(shard, range(20, 30))
+    write_shard(shard, *drawn(range(20, 30)))
     assert check(read(), ScanCache(tmp_path / "cache")) == 10
 
 
-def test_a_shard_that_is_replaced_while_it_is_open_is_not_kept(tmp_path: Path) -> None:
-    shard = tmp_path / "a.tar"
-    write_shard(shard, range(10))
+def test_a_shard_that_is_replaced_while_it_is_open_is_not_kept(
+    tmp_path: Path, write_shard: Callable[..., Path]
+) -> None:
+    shard = write_shard(tmp_path / "a.tar", *drawn(range(10)))
     source = webdataset.open_source(str(shard), class_names=(), labeled=False)
     source.read(0)
-    write_shard(tmp_path / "b.tar", range(20, 30))
-    (tmp_path / "b.tar").replace(shard)
+    write_shard(tmp_path / "b.tar", *drawn(range(20, 30))).replace(shard)
     scan(source, cache=ScanCache(tmp_path / "cache"))  # of the old bytes, still open
     again = webdataset.open_source(str(shard), class_names=(), labeled=False)
     assert check(again, ScanCache(tmp_path / "cache")) == 10

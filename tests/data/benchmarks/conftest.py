@@ -33,6 +33,16 @@ class Miniature:
     names: tuple[str, ...]
     n_images: dict[str, int]
 
+    @property
+    def root(self) -> Path:
+        return self.folder.parent
+
+    def open(self, part: str, names: tuple[str, ...] | None = None, **options: Any) -> Any:
+        """Opens a part, labeled unless the options say otherwise."""
+        names = self.names if names is None else names
+        options = {"labeled": True, **options}
+        return self.benchmark.open_source(self.root, part=part, class_names=names, **options)
+
 
 def touch(folder: Path, names: list[str]) -> None:
     for name in names:

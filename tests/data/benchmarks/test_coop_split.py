@@ -3,10 +3,8 @@ import pickle
 
 import pytest
 
-from kdedge.data.benchmarks import load_benchmark, open_part, read_split
+from kdedge.data.benchmarks import open_part, read_split
 from kdedge.errors import DataError
-
-SUN397 = load_benchmark("sun397")
 
 SPLIT = {
     "train": [["c/a.jpg", 1, "church"], ["a/b.jpg", 0, "abbey"]],
@@ -28,25 +26,12 @@ def test_a_split_file_gives_names_in_label_order_and_rows_in_file_order(tmp_path
     assert split.parts["train"] == (("c/a.jpg", 1), ("a/b.jpg", 0))
 
 
-def test_labels_are_positions_in_the_class_list_that_is_used(tmp_path):
-    split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
-    names = ("x", "church", "abbey")
-    source = open_part(tmp_path, split, part="test", class_names=names, labeled=True)
-    assert [(item.key, item.label) for item in source.items] == [("a/d.jpg", 2), ("c/e.jpg", 1)]
-
-
 def test_images_are_read_below_the_image_folder(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "c.jpg").write_bytes(b"data")
     split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
     source = open_part(tmp_path, split, part="val", class_names=(), labeled=False)
     assert pickle.loads(pickle.dumps(source)).read(0) == b"data"
-
-
-def test_a_class_list_without_the_sets_names_is_refused(tmp_path):
-    split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
-    with pytest.raises(DataError, match=r'lacks 1 of .* names: "church"'):
-        open_part(tmp_path, split, part="test", class_names=("abbey",), labeled=True)
 
 
 @pytest.mark.parametrize(
@@ -78,36 +63,3 @@ def test_a_row_that_does_not_fit_is_named_with_what_to_do(tmp_path, part, row, m
 def test_what_is_no_split_file_is_refused(tmp_path, value):
     with pytest.raises(DataError, match=rf"split\.json.*\n  {REMEDY}$"):
         read_split(write(tmp_path, value), remedy=REMEDY)
-
-
-def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):
-    with pytest.raises(DataError) as caught:
-        SUN397.open_source(tmp_path, part="train", class_names=(), labeled=False)
-    message = str(caught.value)
-    assert f"{tmp_path}/sun397/SUN397: Unpack SUN397.tar.gz" in message
-    assert f"{tmp_path}/sun397/split_zhou_SUN397.json: Google Drive file" in message
-    assert "KDEDGE_DATA" in message
-
-
-def published_like_split():
-    rows = {part: [] for part in SUN397.n_images}
-    for part, count in SUN397.n_images.items():
-        for i in range(count):
-            label = i % 397
-            rows[part].append([f"{part}/{i}.jpg", label, f"scene {label}"])
-    return rows
-
-
-def test_sun397_has_the_published_counts(tmp_path):
-    folder = tmp_path / "sun397"
-    (folder / "SUN397").mkdir(parents=True)
-    rows = published_like_split()
-    (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
-    names = SUN397.class_names(tmp_path)
-    assert len(names) == 397
-    source = SUN397.open_source(tmp_path, part="test", class_names=names, labeled=True)
-    assert len(source.items) == 19_850
-    rows["train"].pop()
-    (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
-    with pytest.raises(DataError, match="the published split 397"):
-        SUN397.class_names(tmp_path)

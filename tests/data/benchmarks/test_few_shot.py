@@ -19,9 +19,7 @@ VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
 
 
 def images_of(mini: Any, part: str) -> Images:
-    source = mini.benchmark.open_source(
-        mini.folder.parent, part=part, class_names=mini.names, labeled=True
-    )
+    source = mini.open(part)
     return Images(source, tuple(range(len(source.items))), (), {})
 
 

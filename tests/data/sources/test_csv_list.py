@@ -23,25 +23,23 @@ def read(folder, text, *, labeled=True, encoding="utf-8"):
 
 
 def test_rows_keep_their_order_and_labels(folder):
-    source = read(folder, 'path,label\nsub/d.jpg,hot_dog\n"b, c.jpg",0\n\na.jpg,7\n')
+    source = read(folder, 'path,label\nsub/d.jpg,hot_dog\n"b, c.jpg",0\n\na.jpg,7\nlist.csv\n')
     assert [(item.key, item.label) for item in source.items] == [
         ("sub/d.jpg", 1),
         ("b, c.jpg", 0),
         ("a.jpg", 2),  # the class named 7, not a position
+        ("list.csv", None),
     ]
     assert pickle.loads(pickle.dumps(source)).read(1) == b"b, c.jpg"
 
 
 def test_no_heading_and_no_labels_are_fine_without_labels(folder):
-    source = read(folder, "a.jpg\nsub/d.jpg\n", labeled=False)
-    assert [(item.key, item.label) for item in source.items] == [
-        ("a.jpg", None),
-        ("sub/d.jpg", None),
-    ]
-
-
-def test_labels_are_not_looked_at_where_they_are_not_asked_for(folder):
-    assert read(folder, "a.jpg,nonsense\n", labeled=False).items[0].label is None
+    for rows in ("a.jpg\nsub/d.jpg\n", "a.jpg,nonsense\nsub/d.jpg,\n"):
+        source = read(folder, rows, labeled=False)
+        assert [(item.key, item.label) for item in source.items] == [
+            ("a.jpg", None),
+            ("sub/d.jpg", None),
+        ]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_fine(folder):
@@ -59,11 +57,6 @@ def test_absolute_paths_and_paths_upwards_are_the_users_own(folder):
 def test_missing_files_are_named_with_their_lines(folder):
     with pytest.raises(DataError, match=r"names 2 missing files.*\n  line 2: x\.jpg; line 4: sub"):
         read(folder, "path\nx.jpg\na.jpg\nsub\n", labeled=False)
-
-
-def test_a_row_without_a_label_has_none(folder):
-    source = read(folder, "a.jpg,cat\nsub/d.jpg\n")
-    assert [item.label for item in source.items] == [0, None]
 
 
 @pytest.mark.parametrize(
