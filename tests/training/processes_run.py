@@ -39,11 +39,6 @@ def exchange(group: ProcessGroup) -> Any:
     }
 
 
-def work(group: ProcessGroup) -> Any:
-    """What they exchange."""
-    return {"exchange": exchange(group)}
-
-
 def death(group: ProcessGroup) -> Any:
     """A training whose second process dies in its fourth step."""
     toy = _toy()
@@ -70,7 +65,7 @@ def main(scenario: str) -> int:
     torch.set_num_threads(1)
     try:
         with joined(torch.device("cpu")) as group:
-            found = {"work": work, "death": death}[scenario](group)
+            found = {"exchange": exchange, "death": death}[scenario](group)
             print(json.dumps(found))
     except KdedgeError as error:
         print(error, file=sys.stderr)

@@ -146,14 +146,3 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert f"{newest} is damaged" in messages
     assert "Resuming at" in messages
     _assert_same_weights(whole, damaged)
-
-
-def test_a_finished_run_that_is_started_again_does_nothing_and_says_so(
-    tmp_path: Path, start_toy: Start
-) -> None:
-    _run_to_the_end(start_toy, tmp_path)
-    metrics = (_folder(tmp_path) / "metrics.jsonl").read_bytes()
-    weights = (_folder(tmp_path) / "student.safetensors").read_bytes()
-    assert "nothing to do" in _run_to_the_end(start_toy, tmp_path)
-    assert (_folder(tmp_path) / "metrics.jsonl").read_bytes() == metrics
-    assert (_folder(tmp_path) / "student.safetensors").read_bytes() == weights

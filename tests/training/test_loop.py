@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from kdedge.errors import DataError, DivergedError, RecipeError, ResourceError
 from kdedge.methods.protocol import StepOutput
@@ -22,7 +21,6 @@ from kdedge.training.loop.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from kdedge.training.loop.optim import learning_rate
 
 
 def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:
@@ -30,28 +28,10 @@ def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:
     toy.seed_everything(1)
     method = toy.ToyMethod()
     result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
-
-    toy.seed_everything(1)
-    plain = toy.ToyMethod()
-    plain.module.train()
-    parameters = list(plain.module.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.9, weight_decay=5e-4)
-    losses = []
-    for epoch in range(1, 4):
-        losses = []
-        for step in range(toy.N_STEPS):
-            optimizer.param_groups[0]["lr"] = learning_rate(
-                settings, epoch=epoch, step=step, n_steps=toy.N_STEPS
-            )
-            loss = plain.training_step(toy.draw_batch(epoch, step)).loss
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 0.5)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-    expected, actual = toy.weights_of(plain), toy.weights_of(method)
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    assert result.final_loss == sum(losses) / len(losses)
+    losses: list[float] = []
+    plain = toy.train_plainly(settings, lambda method, epoch, loss: losses.append(loss))
+    toy.assert_same(toy.weights_of(plain), toy.weights_of(method))
+    assert result.final_loss == sum(losses[-toy.N_STEPS :]) / toy.N_STEPS
     assert (result.epochs, result.steps, result.kept) == (3, 21, "last")
     assert not method.module.training
 
@@ -62,23 +42,12 @@ def test_averaging_gives_the_weighted_sum_of_the_epochs_parameters(
     toy.seed_everything(1)
     averaged = toy.ToyMethod(average=True)
     result = toy.train_toy(toy.make_run(tmp_path), averaged)
-
-    ends = []
-    for n_epochs in (1, 2, 3):
-        toy.seed_everything(1)
-        method = toy.ToyMethod()
-
-        def batches(epoch: int, first: int, last: int = n_epochs) -> Any:
-            if epoch > last:
-                raise InterruptedError
-            return toy.batches(epoch, first)
-
-        with contextlib.suppress(InterruptedError):
-            toy.train_toy(toy.make_run(tmp_path), method, batches=batches)
-        ends.append({name: p.detach().clone() for name, p in method.module.named_parameters()})
+    ends: dict[int, Any] = {}
+    toy.train_plainly(
+        toy.make_settings(), lambda method, epoch, _: ends.update({epoch: toy.weights_of(method)})
+    )
     for name, parameter in averaged.module.named_parameters():
-        terms = zip((1 / 6, 2 / 6, 3 / 6), ends, strict=True)
-        expected = sum(weight * end[name].double() for weight, end in terms)
+        expected = sum(epoch / 6 * end[name].double() for epoch, end in ends.items())
         assert torch.equal(expected.float(), parameter.detach())
     assert result.kept == "averaged"
 
@@ -109,7 +78,7 @@ def test_validation_keeps_the_first_of_two_equal_best_epochs(
     )
     kept = toy.weights_of(method)
     assert (result.kept, result.best_epoch, result.validation_percent) == ("epoch", 2, 60.0)
-    assert all(torch.equal(seen[1][name], kept[name]) for name in kept)
+    toy.assert_same(seen[1], kept)
     assert not torch.equal(seen[2]["1.weight"], kept["1.weight"])
 
 
@@ -124,10 +93,8 @@ def test_the_average_is_one_more_candidate_of_validation(
         settings=toy.make_settings(selection="validation"),
         validate=_scores([40.0, 60.0, 50.0, last_score], seen, toy, method),
     )
-    final = toy.weights_of(method)
-    index = 3 if kept == "averaged" else 1
     assert result.kept == kept
-    assert all(torch.equal(seen[index][name], final[name]) for name in final)
+    toy.assert_same(seen[3 if kept == "averaged" else 1], toy.weights_of(method))
 
 
 def test_validating_does_not_change_what_is_learned(toy: ModuleType, tmp_path: Path) -> None:
@@ -142,8 +109,7 @@ def test_validating_does_not_change_what_is_learned(toy: ModuleType, tmp_path: P
         settings=toy.make_settings(selection="validation"),
         validate=_scores([1.0, 2.0, 3.0], seen, toy, method),
     )
-    expected, actual = toy.weights_of(plain), toy.weights_of(method)
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    toy.assert_same(toy.weights_of(plain), toy.weights_of(method))
 
 
 @pytest.mark.parametrize("selection", ["validation", "test"])
@@ -314,8 +280,7 @@ def test_a_trained_run_is_not_trained_again_and_says_so(
     assert "nothing to do" in caplog.text
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == files
     assert (second.final_loss, second.kept) == (first.final_loss, first.kept)
-    expected, actual = toy.weights_of(method), toy.weights_of(again)
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    toy.assert_same(toy.weights_of(method), toy.weights_of(again))
 
 
 def test_a_finished_run_without_checkpoints_is_not_trained_again(
@@ -328,13 +293,9 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again(
 
 
 def _stop_in_epoch_two(toy: ModuleType, run: Any) -> None:
-    def batches(epoch: int, first: int) -> Any:
-        if epoch == 2:
-            raise InterruptedError
-        return toy.batches(epoch, first)
-
+    batches, identity = toy.interrupted_at((2, 0)), {"class_list": "a1"}
     with pytest.raises(InterruptedError):
-        toy.train_toy(run, toy.ToyMethod(), batches=batches, identity={"class_list": "a1"})
+        toy.train_toy(run, toy.ToyMethod(), batches=batches, identity=identity)
 
 
 def test_resuming_with_other_settings_names_what_differs(toy: ModuleType, tmp_path: Path) -> None:
@@ -358,20 +319,21 @@ def test_resuming_with_other_settings_names_what_differs(toy: ModuleType, tmp_pa
 def test_what_cannot_be_saved_is_known_before_the_first_step(
     toy: ModuleType, tmp_path: Path
 ) -> None:
-    def batches(epoch: int, first: int) -> Any:
-        raise InterruptedError
-
     run = toy.make_run(tmp_path)
     with pytest.raises(InterruptedError):
-        toy.train_toy(run, toy.ToyMethod(), batches=batches)
+        toy.train_toy(run, toy.ToyMethod(), batches=toy.interrupted_at((1, 0)))
     assert [path.stem for path in list_checkpoints(run.checkpoints)] == ["e01-s00000"]
 
 
-def test_resuming_accepts_settings_that_only_change_speed(toy: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_resuming_accepts_settings_that_only_change_speed(
+    toy: ModuleType, tmp_path: Path, micro_batch: int | None
+) -> None:
     run = toy.make_run(tmp_path)
     _stop_in_epoch_two(toy, run)
     method = toy.ToyMethod()
-    settings = toy.make_settings(n_workers=2, checkpoint_every_s=5.0)
+    given = {} if micro_batch is None else {"micro_batch": micro_batch}
+    settings = toy.make_settings(n_workers=2, checkpoint_every_s=5.0, **given)
     toy.train_toy(run, method, settings=settings, identity={"class_list": "a1"})
     assert len(method.seen) == 2 * toy.N_STEPS
 
@@ -393,13 +355,8 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
     """In one process; `test_interruption.py` ends real ones."""
     settings = toy.make_settings(checkpoint_every_s=1e-9, **options)
 
-    def go(run: Any, *, seed: int, stop_at: tuple[int, int] | None = None) -> Any:
-        def batches(epoch: int, first: int) -> Any:
-            for step, batch in enumerate(toy.batches(epoch, first), first):
-                if (epoch, step) == stop_at:
-                    raise InterruptedError
-                yield batch
-
+    def go(run: Any, *, seed: int, stop_at: tuple[int, int] = (0, 0)) -> Any:
+        batches = toy.interrupted_at(stop_at)
         toy.seed_everything(seed)
         is_averaged, layers = "ema_decay" not in options, {"1.weight": 2, "4.weight": 1}
         method = toy.ToyMethod(average=is_averaged, step_s=0.002, layers=layers)
@@ -423,7 +380,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
     assert actual.seconds > seconds_before
     assert replace(actual, seconds=expected.seconds) == expected
     assert own_scaler == scaler
-    assert all(torch.equal(weights[name], own_weights[name]) for name in weights)
+    toy.assert_same(weights, own_weights)
 
 
 def _fill(disk: Path) -> None:

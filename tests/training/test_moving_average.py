@@ -13,32 +13,24 @@ from torch import Tensor
 
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.errors import RecipeError
-from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.step import Stepper
 
 
-def slow_average(toy: ModuleType, settings: OptimSettings, n_epochs: int) -> dict[str, Tensor]:
-    """The average after some epochs of a plain loop, in float64."""
+def slow_averages(toy: ModuleType, settings: OptimSettings) -> list[dict[str, Tensor]]:
+    """The average after each epoch of a plain loop, in float64."""
     toy.seed_everything(1)
-    method = toy.ToyMethod()
-    method.module.train()
-    parameters = list(method.module.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.9, weight_decay=5e-4)
-    average = {name: x.double() for name, x in toy.weights_of(method).items()}
-    n_done = 0
-    for epoch in range(1, n_epochs + 1):
-        for step in range(toy.N_STEPS):
-            optimizer.param_groups[0]["lr"] = learning_rate(
-                settings, epoch=epoch, step=step, n_steps=toy.N_STEPS
-            )
-            optimizer.zero_grad()
-            method.training_step(toy.draw_batch(epoch, step)).loss.backward()
-            optimizer.step()
-            n_done += 1
-            decay = min(0.8, (1 + n_done) / (10 + n_done))
-            for name, value in toy.weights_of(method).items():
-                average[name] = decay * average[name] + (1 - decay) * value.double()
-    return average
+    averages = [{name: x.double() for name, x in toy.weights_of(toy.ToyMethod()).items()}]
+
+    def average(method: Any, epoch: int, loss: float) -> None:
+        n_done = len(averages)
+        decay = min(0.8, (1 + n_done) / (10 + n_done))
+        own = toy.weights_of(method)
+        averages.append(
+            {name: decay * x + (1 - decay) * own[name].double() for name, x in averages[-1].items()}
+        )
+
+    toy.train_plainly(settings, average)
+    return averages[toy.N_STEPS :: toy.N_STEPS]
 
 
 def assert_is(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -55,7 +47,7 @@ def test_the_moving_average_of_parameters_and_statistics_is_kept(
     method = toy.ToyMethod()
     result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
     assert result.kept == "moving average"
-    assert_is(toy.weights_of(method), slow_average(toy, settings, 3))
+    assert_is(toy.weights_of(method), slow_averages(toy, settings)[-1])
 
 
 def test_the_moving_average_is_validated_and_training_goes_on_with_its_own(
@@ -71,10 +63,9 @@ def test_the_moving_average_is_validated_and_training_goes_on_with_its_own(
 
     result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings, validate=validate)
     assert (result.kept, result.best_epoch) == ("epoch", 2)
-    for n_epochs, validated in enumerate(seen, 1):
-        assert_is(validated, slow_average(toy, settings, n_epochs))
-    final = toy.weights_of(method)
-    assert all(torch.equal(final[name], seen[1][name]) for name in final)
+    for validated, expected in zip(seen, slow_averages(toy, settings), strict=True):
+        assert_is(validated, expected)
+    toy.assert_same(toy.weights_of(method), seen[1])
 
 
 def test_a_method_that_averages_itself_refuses_a_moving_average(

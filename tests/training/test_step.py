@@ -56,8 +56,7 @@ def test_without_room_a_step_is_taken_in_halves_until_it_fits_and_so_are_all_aft
     with caplog.at_level(logging.WARNING, "kdedge"):
         actual = trained(toy, tmp_path / "narrow", method)
     assert method.asked == [None, 2, 1, *[1] * (3 * toy.N_STEPS - 1)]
-    # What was drawn and what batch norm saw in vain is undone
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    toy.assert_same(expected, actual)  # what was drawn and what batch norm saw in vain is undone
     assert [record.getMessage()[:58] for record in caplog.records] == [
         "Memory ran out with 4 images at a time. Continuing with 2,",
         "Memory ran out with 2 images at a time. Continuing with 1,",
@@ -97,19 +96,15 @@ def test_a_number_that_was_asked_for_is_not_changed(toy: ModuleType, tmp_path: P
         trained(toy, tmp_path / "too large", narrow(toy, 2), micro_batch=3)
 
 
-def test_no_room_for_one_image_is_the_end(toy: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("can_split", "asked"), [(True, [None, 2, 1]), (False, [None])])
+def test_no_room_for_one_image_or_a_batch_that_cannot_be_split_is_the_end(
+    toy: ModuleType, tmp_path: Path, can_split: bool, asked: list[int | None]
+) -> None:
     method = narrow(toy, 0)
+    method.can_split_batches = can_split
     with pytest.raises(RuntimeError, match="can't allocate"):
         trained(toy, tmp_path, method)
-    assert method.asked == [None, 2, 1]
-
-
-def test_a_batch_that_cannot_be_split_is_not_tried_again(toy: ModuleType, tmp_path: Path) -> None:
-    method = narrow(toy, 0)
-    method.can_split_batches = False
-    with pytest.raises(RuntimeError, match="can't allocate"):
-        trained(toy, tmp_path, method)
-    assert method.asked == [None]
+    assert method.asked == asked
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_room(toy: ModuleType, tmp_path: Path) -> None:
@@ -124,21 +119,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_room(toy: ModuleType, tmp_path
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         trained(toy, tmp_path, method)
     assert len(seen) == 1
-
-
-def test_a_run_goes_on_with_another_micro_batch(toy: ModuleType, tmp_path: Path) -> None:
-    run = toy.make_run(tmp_path)
-
-    def batches(epoch: int, first: int) -> Any:
-        if epoch == 2:
-            raise InterruptedError
-        return toy.batches(epoch, first)
-
-    with pytest.raises(InterruptedError):
-        toy.train_toy(run, toy.ToyMethod(), batches=batches)
-    method = narrow(toy, 3)
-    toy.train_toy(run, method, settings=toy.make_settings(micro_batch=3))
-    assert set(method.asked) == {3}
 
 
 def test_a_batch_that_cannot_be_split_is_refused_a_micro_batch(

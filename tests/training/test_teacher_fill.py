@@ -27,17 +27,14 @@ def test_a_whole_store_asks_no_teacher(
     filling: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    teacher = filling.SlowTeacher()
-    filling.make_filler(tmp_path, teacher=teacher).fill()
+    _, teacher = filling.fill(tmp_path)
     assert teacher.n_passes == 2 * filling.N_PASSES + 2  # two of them for the estimate
     size = "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
     said = rf"{size}\. Computing 6 of 6 files: about \d+ s on cpu\.$"
     assert re.search(said, caplog.messages[0])
     took = re.fullmatch(r"Teacher store filled in (\d+) s\.", caplog.messages[-1])
     assert took is not None, "not by the clock's own time"
-    warm = filling.SlowTeacher()
-    filling.make_filler(tmp_path, teacher=warm).fill()
-    assert warm.n_passes == 0
+    assert filling.fill(tmp_path)[1].n_passes == 0
     assert caplog.messages[-1].endswith(f"{size}. It is complete: the teacher is not needed.")
 
 
@@ -52,12 +49,9 @@ def test_a_killed_process_loses_the_file_it_was_at_and_no_other(
     missing = store.load(store.chunks())
     assert 0 < len(missing) <= 3
     (store.path / "view-0002" / ".00001.safetensors.a1b2c3").write_bytes(b"half a file")
-    teacher = filling.SlowTeacher()
-    filling.make_filler(tmp_path / "killed", teacher=teacher).fill()
-    assert teacher.n_passes <= filling.N_PASSES + 2
-    undisturbed = filling.make_filler(tmp_path / "undisturbed")
-    undisturbed.fill()
-    assert filling.files_of(store) == filling.files_of(undisturbed.store)
+    assert filling.fill(tmp_path / "killed")[1].n_passes <= filling.N_PASSES + 2
+    undisturbed, _ = filling.fill(tmp_path / "undisturbed")
+    assert filling.files_of(store) == filling.files_of(undisturbed)
 
 
 def test_of_two_commands_that_fill_one_store_one_waits_and_computes_nothing(
@@ -68,10 +62,9 @@ def test_of_two_commands_that_fill_one_store_one_waits_and_computes_nothing(
     # Two passes are for an estimate
     assert sorted(int(process.stdout) for process in both) == [0, 2 * filling.N_PASSES + 2]
     assert "Waiting for another process that is filling" in both[0].stderr + both[1].stderr
-    alone = filling.make_filler(tmp_path / "alone")
-    alone.fill()
+    alone, _ = filling.fill(tmp_path / "alone")
     store = filling.make_filler(tmp_path / "both").store
-    assert filling.files_of(store) == filling.files_of(alone.store)
+    assert filling.files_of(store) == filling.files_of(alone)
 
 
 def test_a_disk_that_fills_up_ends_in_a_resource_error_and_keeps_what_is_there(

@@ -23,12 +23,6 @@ from kdedge.training.teacher_store.store import Chunk, TeacherStore
 Filling = ModuleType
 
 
-def filled(filling: Filling, root: Path, **changes: Any) -> TeacherStore:
-    filler = filling.make_filler(root, **changes)
-    filler.fill()
-    return filler.store
-
-
 def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     filling: Filling, tmp_path: Path
 ) -> None:
@@ -52,7 +46,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
 def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
     filling: Filling, tmp_path: Path
 ) -> None:
-    store = filled(filling, tmp_path)
+    store, _ = filling.fill(tmp_path)
     assert store.n_bytes == 290 * 2 * 24 * 2
     assert store.size == "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
     files = filling.files_of(store)
@@ -125,9 +119,8 @@ def test_images_named_in_any_order_have_their_own_features(tmp_path: Path) -> No
 def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(
     filling: Filling, tmp_path: Path
 ) -> None:
-    filled(filling, tmp_path, n_views=1)
-    teacher = filling.SlowTeacher()
-    filler = filling.make_filler(tmp_path, n_views=3, teacher=teacher)
+    filling.fill(tmp_path, n_views=1)
+    filler = filling.make_filler(tmp_path, n_views=3)
     assert {chunk.view for chunk in filler.store.load(filler.store.chunks())} == {2, 3}
     filler.fill()
     fewer = filling.make_filler(tmp_path, n_views=2)
@@ -156,13 +149,11 @@ DAMAGES = {
 def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
     filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    store = filled(filling, tmp_path)
+    store, _ = filling.fill(tmp_path)
     before = filling.files_of(store)
     file = store.file(Chunk(1, 1))
     file.write_bytes(DAMAGES[damage](store, file))
-    teacher = filling.SlowTeacher()
-    filler = filling.make_filler(tmp_path, teacher=teacher)
-    filler.fill()
+    _, teacher = filling.fill(tmp_path)
     assert filling.files_of(store) == before
     assert teacher.n_passes == 4 + 2  # two of them for the estimate
     warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
@@ -174,7 +165,7 @@ def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
 def test_a_damaged_description_is_written_anew_and_nothing_depends_on_it(
     filling: Filling, tmp_path: Path
 ) -> None:
-    store = filled(filling, tmp_path, n_images=4)
+    store, _ = filling.fill(tmp_path, n_images=4)
     (store.path / "store.json").write_text("{")
-    filled(filling, tmp_path, n_images=4, n_views=3)
+    filling.fill(tmp_path, n_images=4, n_views=3)
     assert json.loads((store.path / "store.json").read_text())["teacher"] == "t"

@@ -11,7 +11,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
 from kdedge.runs.folder import RunFolder
+from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.train import train
 
@@ -92,6 +93,41 @@ def batches(epoch: int, first_step: int) -> Iterator[Batch]:
         yield draw_batch(epoch, step)
 
 
+def interrupted_at(place: tuple[int, int]) -> Callable[[int, int], Iterator[Batch]]:
+    """Gives batches until a step of an epoch, both counted as `draw_batch` does."""
+
+    def give(epoch: int, first_step: int) -> Iterator[Batch]:
+        for step, batch in enumerate(batches(epoch, first_step), first_step):
+            if (epoch, step) == place:
+                raise InterruptedError
+            yield batch
+
+    return give
+
+
+def train_plainly(
+    settings: OptimSettings, after_step: Callable[[ToyMethod, int, float], None]
+) -> ToyMethod:
+    """Trains in a slow, obvious loop; each step is told with its epoch and loss."""
+    seed_everything(1)
+    method = ToyMethod()
+    method.module.train()
+    parameters = list(method.module.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(1, settings.epochs + 1):
+        for step in range(N_STEPS):
+            rate = learning_rate(settings, epoch=epoch, step=step, n_steps=N_STEPS)
+            optimizer.param_groups[0]["lr"] = rate
+            loss = method.training_step(draw_batch(epoch, step)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            if settings.clip_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, settings.clip_grad_norm)
+            optimizer.step()
+            after_step(method, epoch, float(loss.detach()))
+    return method
+
+
 def make_settings(**values: Any) -> OptimSettings:
     return OptimSettings(**{"epochs": 3, "batch_size": BATCH, "lr": 0.05, **values})
 
@@ -129,6 +165,12 @@ def seed_everything(seed: int) -> None:
 
 def weights_of(method: ToyMethod) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in method.module.state_dict().items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Asserts that weights are equal to the bit."""
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 def accuracy_of(method: ToyMethod) -> float:
