@@ -13,7 +13,7 @@ import pytest
 
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
-from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdedge.runtime.backend import Backend
 
 MAX_BATCH = 4
-GATES = {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1}
+PREPROCESS = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +38,8 @@ def open_model(fold_student: Callable[..., FoldedModel]) -> FoldedModel:
 
 
 @pytest.fixture(scope="session")
-def block_model() -> FoldedModel:
-    """A folded student of one block, for converters that take seconds a block: 32x32 pixels."""
+def fold_vit() -> Callable[[int], FoldedModel]:
+    """Folds a student of so many blocks with as many heads: 32x32 pixels, five classes."""
     import torch
     from open_clip.transformer import VisionTransformer
 
@@ -47,12 +47,20 @@ def block_model() -> FoldedModel:
     from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
 
-    torch.manual_seed(0)
-    visual = VisionTransformer(32, 8, 32, 1, 2, 2.0, output_dim=16).eval().requires_grad_(False)
-    make_wrappable(visual.transformer)
-    vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
-    preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return fold(ImagePath(visual), vectors, scale=20.0, preprocess=preprocess)
+    def make(n: int) -> FoldedModel:
+        torch.manual_seed(0)
+        visual = VisionTransformer(32, 8, 32 * n, n, n, 2.0, output_dim=16)
+        make_wrappable(visual.eval().requires_grad_(False).transformer)
+        vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
+        return fold(ImagePath(visual), vectors, scale=20.0, preprocess=PREPROCESS)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def block_model(fold_vit: Callable[[int], FoldedModel]) -> FoldedModel:
+    """A folded student of one block, for converters that take seconds a block."""
+    return fold_vit(1)
 
 
 @pytest.fixture(scope="session")
@@ -131,30 +139,68 @@ def cnn_model() -> Any:
     return Small().requires_grad_(False)
 
 
+def _tiny_artifact(folder: Path, **changes: Any) -> Artifact:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "class_names": tuple("abcde"),
+        "preprocess": PREPROCESS,
+        "pixels": "float",
+        "head": "scores",
+        "max_batch": MAX_BATCH,
+        "batch": "dynamic",
+        "gates": {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1},
+    }
+    return Artifact(path=folder, **{**values, **changes})
+
+
 @pytest.fixture(scope="session")
-def block_artifact(tmp_path_factory: pytest.TempPathFactory, block_model: FoldedModel) -> Artifact:
-    """The artifact of `block_model` with a smoke set, and without model files."""
+def tiny_artifact() -> Callable[..., Artifact]:
+    """Makes an artifact of five classes in a folder, which stays as it is."""
+    return _tiny_artifact
+
+
+@pytest.fixture(scope="session")
+def save_artifact() -> Callable[..., Artifact]:
+    """Saves an artifact of five classes with a model's smoke set in a new folder."""
     import torch
 
-    folder = tmp_path_factory.mktemp("bare")
-    pixels = np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    write_smoke_set(
-        folder / SMOKE_SET, pixels, block_model(torch.from_numpy(to_input(pixels, "float"))).numpy()
-    )
-    artifact = Artifact(
-        path=folder,
-        name="tiny",
-        class_names=tuple("abcde"),
-        preprocess=Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        pixels="float",
-        head="scores",
-        max_batch=MAX_BATCH,
-        batch="dynamic",
-        others={SMOKE_SET: hashlib.sha256((folder / SMOKE_SET).read_bytes()).hexdigest()},
-        gates=GATES,
-    )
-    artifact.save()
-    return artifact
+    def save(
+        folder: Path, model: Any, *, pixels: Any = None, whole: Sequence[bytes] = (), **changes: Any
+    ) -> Artifact:
+        folder.mkdir()
+        if pixels is None:
+            pixels = np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(to_input(pixels, "float"))).numpy()
+        write_smoke_set(folder / SMOKE_SET, pixels, logits, whole)
+        others = {SMOKE_SET: hashlib.sha256((folder / SMOKE_SET).read_bytes()).hexdigest()}
+        artifact = _tiny_artifact(folder, others=others, **changes)
+        artifact.save()
+        return artifact
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def listed() -> Callable[..., ModelFile]:
+    """Gives the entry of an ONNX file that passed its gate."""
+
+    def make(path: Path, precision: Any = "fp32") -> ModelFile:
+        data = path.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        return ModelFile(path.name, "onnx", precision, "any", sha256, len(data), gate="passed")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def block_artifact(
+    tmp_path_factory: pytest.TempPathFactory,
+    block_model: FoldedModel,
+    save_artifact: Callable[..., Artifact],
+) -> Artifact:
+    """The artifact of `block_model` with a smoke set, and without model files."""
+    return save_artifact(tmp_path_factory.mktemp("bare") / "artifact", block_model)
 
 
 @pytest.fixture
@@ -171,56 +217,49 @@ def block_inputs(block_model: FoldedModel) -> RunInputs:
 
 
 @pytest.fixture(scope="session")
-def onnx_files(
-    tiny_model: FoldedModel,
-    int8_by_maxima: Callable[..., None],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Path]:
-    """Precision -> the student's ONNX file, for batches of 1 to 4."""
+def write_precisions(
+    int8_by_maxima: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[FoldedModel], dict[str, Path]]:
+    """Writes a model's ONNX files for batches of 1 to 4; gives precision -> file."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.trace import write_onnx
 
-    folder = tmp_path_factory.mktemp("onnx")
-    images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
-    names = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
-    precisions = ("fp32", "fp16", "int8")
-    files = {key: folder / name for key, name in zip(precisions, names, strict=True)}
-    write_onnx(tiny_model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
-    to_fp16(files["fp32"], files["fp16"], images=images)
-    int8_by_maxima(files["fp32"], files["int8"], calibration=images)
-    return files
+    def write(model: FoldedModel) -> dict[str, Path]:
+        folder = tmp_path_factory.mktemp("onnx")
+        images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
+        names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+        files = {precision: folder / name for precision, name in names.items()}
+        write_onnx(model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
+        to_fp16(files["fp32"], files["fp16"], images=images)
+        int8_by_maxima(files["fp32"], files["int8"], calibration=images)
+        return files
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def cnn_files(
-    int8_by_maxima: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+def onnx_files(
+    tiny_model: FoldedModel, write_precisions: Callable[[FoldedModel], dict[str, Path]]
 ) -> dict[str, Path]:
-    """Precision -> the ONNX file of a small CNN, for batches of 1 to 4."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
+    """Those of the student with three blocks."""
+    return write_precisions(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def cnn_files(write_precisions: Callable[[FoldedModel], dict[str, Path]]) -> dict[str, Path]:
+    """Those of a small CNN."""
     import timm
     import torch
 
     from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
-    from kdedge.targets.onnx.half import to_fp16
-    from kdedge.targets.onnx.trace import write_onnx
 
     torch.manual_seed(0)
     encoder = timm.create_model("test_efficientnet", num_classes=0).eval().requires_grad_(False)
     vectors = torch.nn.functional.normalize(torch.randn(5, encoder.num_features), dim=-1)
-    preprocess = Preprocess(32, (0.5,) * 3, (0.25,) * 3)
-    model = fold(ImagePath(encoder), vectors, scale=20.0, preprocess=preprocess)
-    folder = tmp_path_factory.mktemp("cnn")
-    images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
-    names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-    files = {precision: folder / name for precision, name in names.items()}
-    write_onnx(model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
-    to_fp16(files["fp32"], files["fp16"], images=images)
-    int8_by_maxima(files["fp32"], files["int8"], calibration=images)
-    return files
+    return write_precisions(fold(ImagePath(encoder), vectors, scale=20.0, preprocess=PREPROCESS))
 
 
 @pytest.fixture(scope="session")

@@ -127,15 +127,6 @@ def test_int8_rounds_weights_by_output_and_inputs_by_token(
     check_int8_by_token(load_run(target).load(built.path / case.files[1], n_threads=1))
 
 
-def test_a_file_of_another_origin_is_not_overwritten(
-    case: Case, block_copy: Artifact, block_inputs: RunInputs
-) -> None:
-    (block_copy.path / case.files[0]).write_bytes(b"before")
-    with pytest.raises(DataError, match=f"{case.files[0]} exists"):
-        build_files(block_copy, case.target, ["fp32"], run=block_inputs)
-    assert (block_copy.path / case.files[0]).read_bytes() == b"before"
-
-
 def test_an_artifact_without_its_run_and_other_precisions_are_told(
     case: Case, block_copy: Artifact, target: Target
 ) -> None:

@@ -110,24 +110,20 @@ def test_the_table_of_targets_has_a_row_for_each() -> None:
     assert [row.split("`")[1] for row in rows] == [target.flag for target in list_targets()]
 
 
-def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
-    with pytest.raises(RecipeError, match=r'no target "tensort"\.\n  Did you mean tensorrt'):
-        find_target("tensort")
-    with pytest.raises(
-        RecipeError,
-        match="There are: coreml, executorch, litert, onnx, onnx-image, openvino, tensorrt,",
-    ):
-        find_target("../x")
-
-
-def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
-    with pytest.raises(RecipeError, match=r'no backend "tensort"\.\n  Did you mean tensorrt'):
-        target_of_backend("tensort")
-    with pytest.raises(
-        RecipeError,
-        match="There are: executorch, litert, onnxruntime, onnxruntime-image, openvino, tensorrt,",
-    ):
-        target_of_backend("../x")
+@pytest.mark.parametrize(
+    ("find", "kind", "names"),
+    [
+        *((find_target, "target", "coreml, executorch, litert, onnx, onnx-image, openvino"),),
+        *((target_of_backend, "backend", "executorch, litert, onnxruntime, onnxruntime-image"),),
+    ],
+)
+def test_an_unknown_one_is_told_with_the_nearest_name_or_all(
+    find: Callable[[str], Any], kind: str, names: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf'no {kind} "tensort"\.\n  Did you mean tensorrt'):
+        find("tensort")
+    with pytest.raises(RecipeError, match=f"There are: {names},"):
+        find("../x")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ import pytest
 
 from kdedge.deploy.build import RunInputs, build_files
 from kdedge.errors import BackendUnavailable, RecipeError
-from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.runtime.artifact import Artifact, OpenClasses, load_artifact
 from kdedge.targets.protocol import BuildRequest
 
 pytestmark = pytest.mark.filterwarnings(  # coremltools removes its folders when it is collected
@@ -27,39 +27,12 @@ ct = pytest.importorskip("coremltools")
 
 from kdedge.targets.coreml import build as target  # noqa: E402
 
-NAMES = tuple(f"class {index}" for index in range(5))
+Make = Callable[..., Artifact]
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    """A folded student of two blocks, 32x32 pixels."""
-    from open_clip.transformer import VisionTransformer
-
-    from kdedge.clip.blocks import make_wrappable
-    from kdedge.fold import fold
-    from kdedge.methods.protocol import ImagePath
-
-    torch.manual_seed(0)
-    visual = VisionTransformer(32, 8, 64, 2, 2, 2.0, output_dim=16).eval().requires_grad_(False)
-    make_wrappable(visual.transformer)
-    vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
-    preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return fold(ImagePath(visual), vectors, scale=20.0, preprocess=preprocess)
-
-
-def artifact_in(folder: Path, **changes: Any) -> Artifact:
-    values: dict[str, Any] = {
-        "path": folder,
-        "name": "tiny",
-        "class_names": NAMES,
-        "preprocess": Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        "pixels": "float",
-        "head": "scores",
-        "max_batch": 4,
-        "batch": "dynamic",
-        "gates": {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1},
-    }
-    return Artifact(**{**values, **changes})
+def model(fold_vit: Callable[[int], Any]) -> Any:
+    return fold_vit(2)
 
 
 @pytest.fixture(scope="module")
@@ -145,21 +118,28 @@ OPS: dict[str, Any] = {
     ("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 2e-2)]
 )
 def test_the_program_computes_what_the_model_does(
-    tmp_path: Path, model: Any, images: np.ndarray, precision: Any, tolerance: float
+    tmp_path: Path,
+    tiny_artifact: Make,
+    model: Any,
+    images: np.ndarray,
+    precision: Any,
+    tolerance: float,
 ) -> None:
-    package = target.convert(model, artifact_in(tmp_path), precision)
+    package = target.convert(model, tiny_artifact(tmp_path), precision)
     logits = model(torch.from_numpy(images.astype(np.float32) / 255))
     expected = logits.softmax(dim=-1).numpy()
     assert expected.argmax(axis=1).max() > 0  # not one class for all
     for image, row in zip(images, expected, strict=True):
         scores = run_program(package, image)
-        assert tuple(scores) == NAMES
+        assert tuple(scores) == tuple("abcde")
         np.testing.assert_allclose(list(scores.values()), row, rtol=0, atol=tolerance)
 
 
-def test_files_are_listed_as_not_measured_and_read_back(tmp_path: Path, model: Any) -> None:
+def test_files_are_listed_as_not_measured_and_read_back(
+    tmp_path: Path, tiny_artifact: Make, model: Any
+) -> None:
     run = RunInputs(model, lambda *_: pytest.fail("it cannot run"))
-    artifact = artifact_in(tmp_path)
+    artifact = tiny_artifact(tmp_path)
     artifact.save()
     artifact, names = build_files(artifact, "coreml", ["fp16", "int8"], run=run)
     assert names == ("model.fp16.mlpackage.zip", "model.int8.mlpackage.zip")
@@ -185,32 +165,41 @@ def test_files_are_listed_as_not_measured_and_read_back(tmp_path: Path, model: A
 
 
 def test_a_graph_for_bytes_gives_the_same_answers(
-    tmp_path: Path, model: Any, images: np.ndarray
+    tmp_path: Path, tiny_artifact: Make, model: Any, images: np.ndarray
 ) -> None:
     bytes_model = copy.deepcopy(model)
     bytes_model.pixels = "uint8"
     bytes_model.patch_conv.weight.div_(255)
-    package = target.convert(bytes_model, artifact_in(tmp_path, pixels="uint8"), "fp32")
+    package = target.convert(bytes_model, tiny_artifact(tmp_path, pixels="uint8"), "fp32")
     expected = model(torch.from_numpy(images[:1].astype(np.float32) / 255)).softmax(dim=-1)
     scores = run_program(package, images[0])
     np.testing.assert_allclose(list(scores.values()), expected[0].numpy(), rtol=0, atol=1e-5)
 
 
-def test_what_core_ml_cannot_have_is_refused_before_the_conversion(tmp_path: Path) -> None:
-    from kdedge.runtime.artifact import OpenClasses
-
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 4}, r"takes one image, but export\.batch is 4"),
+        (
+            {
+                "open_classes": OpenClasses("classes.1.npy", 16, 20.0),
+                "others": {"classes.1.npy": "0"},
+            },
+            "Leave out --open-classes or --coreml",
+        ),
+    ],
+)
+def test_what_core_ml_cannot_have_is_refused_before_the_conversion(
+    tmp_path: Path, tiny_artifact: Make, changes: Any, message: str
+) -> None:
     (file,) = target.plan("fp16")
-    fixed = artifact_in(tmp_path, batch=4)
-    with pytest.raises(RecipeError, match=r"takes one image, but export\.batch is 4"):
-        target.build(file, BuildRequest(fixed, tmp_path, model=None))
-    opened = artifact_in(
-        tmp_path, open_classes=OpenClasses("classes.1.npy", 16, 20.0), others={"classes.1.npy": "0"}
-    )
-    with pytest.raises(RecipeError, match="Leave out --open-classes or --coreml"):
-        target.build(file, BuildRequest(opened, tmp_path, model=None))
+    with pytest.raises(RecipeError, match=message):
+        target.build(file, BuildRequest(tiny_artifact(tmp_path, **changes), tmp_path, model=None))
 
 
-def test_a_model_that_cannot_be_converted_is_one_message(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_converted_is_one_message(
+    tmp_path: Path, tiny_artifact: Make
+) -> None:
     class Odd(torch.nn.Module):  # type: ignore[name-defined,misc]
         pixels = "float"
 
@@ -219,5 +208,5 @@ def test_a_model_that_cannot_be_converted_is_one_message(tmp_path: Path) -> None
 
     (file,) = target.plan("fp32")
     with pytest.raises(RecipeError, match="cannot be built by coremltools"):
-        target.build(file, BuildRequest(artifact_in(tmp_path), tmp_path, model=Odd()))
+        target.build(file, BuildRequest(tiny_artifact(tmp_path), tmp_path, model=Odd()))
     assert list(tmp_path.iterdir()) == []

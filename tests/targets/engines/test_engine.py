@@ -29,22 +29,16 @@ def images(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["FLOAT", "UINT8"])
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_every_batch_of_the_profile_goes_through(
-    tmp_path: Path, cudart: Any, kind: str, n: int
+@pytest.mark.parametrize("output", ["logits", "features"])
+def test_every_batch_of_the_profile_goes_through_and_results_stay(
+    tmp_path: Path, cudart: Any, kind: str, output: str
 ) -> None:
-    engine = load(tmp_path, cudart, f"engine 1 5 {kind} logits")
+    engine = load(tmp_path, cudart, f"engine 1 5 {kind} {output}")
     assert engine.batches == (1, 5)
-    logits = engine.run(images(n))
-    assert logits.shape == (n, N_CLASSES)
-    assert logits[:, :3].tolist() == images(n).sum(axis=(2, 3)).astype(np.float32).tolist()
-
-
-def test_an_engine_with_open_classes_gives_what_it_calls_features(
-    tmp_path: Path, cudart: Any
-) -> None:
-    engine = load(tmp_path, cudart, "engine 1 5 UINT8 features")
-    assert engine.run(images(2))[:, :3].tolist() == images(2).sum(axis=(2, 3)).tolist()
+    results = {n: engine.run(images(n)) for n in (1, 2, 5)}
+    for n, logits in results.items():
+        assert logits.shape == (n, N_CLASSES)
+        assert logits[:, :3].tolist() == images(n).sum(axis=(2, 3)).astype(np.float32).tolist()
 
 
 def test_a_transposed_view_is_copied_as_it_looks(tmp_path: Path, cudart: Any) -> None:
@@ -53,19 +47,17 @@ def test_a_transposed_view_is_copied_as_it_looks(tmp_path: Path, cudart: Any) ->
     assert engine.run(turned)[:, :3].tolist() == turned.sum(axis=(2, 3)).tolist()
 
 
-def test_results_stay_when_the_next_batch_runs(tmp_path: Path, cudart: Any) -> None:
-    engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
-    first = engine.run(images(2))
-    before = first.copy()
-    engine.run(images(3))
-    assert first.tolist() == before.tolist()
-
-
-def test_a_static_engine_takes_its_one_batch(tmp_path: Path, cudart: Any) -> None:
+def test_it_says_what_it_takes_and_refuses_all_else(tmp_path: Path, cudart: Any) -> None:
     engine = load(tmp_path, cudart, "engine 2 2 UINT8 logits")
     assert engine.batches == (2, 2)
+    assert (engine.pixels, engine.image_shape) == ("uint8", (3, 2, 2))
+    assert engine.describe() == "tensorrt 10.3.0 GPU 8.7"
     with pytest.raises(SetupError, match=r"takes 2 to 2 images at once, got shape \(3, 3, 2, 2\)"):
         engine.run(images(3))
+    with pytest.raises(SetupError, match=r"got shape \(2, 3, 4, 4\)"):
+        engine.run(np.zeros((2, 3, 4, 4), np.uint8))
+    other = load(tmp_path, cudart, "engine 1 5 FLOAT logits 16")
+    assert (other.pixels, other.image_shape) == ("float", (3, 16, 16))
 
 
 def test_single_images_take_the_profile_that_was_tuned_for_them(
@@ -82,12 +74,6 @@ def test_single_images_take_the_profile_that_was_tuned_for_them(
     for n in (5, 1, 1, 2, 1):
         assert engine.run(images(n))[:, :3].tolist() == images(n).sum(axis=(2, 3)).tolist()
     assert contexts[0].profiles_used == [0, 1, 1, 0, 1]
-
-
-def test_an_image_of_another_size_is_refused(tmp_path: Path, cudart: Any) -> None:
-    engine = load(tmp_path, cudart, "engine 1 2 UINT8 logits")
-    with pytest.raises(SetupError, match=r"got shape \(1, 3, 4, 4\)"):
-        engine.run(np.zeros((1, 3, 4, 4), np.uint8))
 
 
 def test_buffers_are_those_of_the_largest_batch_and_are_given_back(
@@ -132,34 +118,19 @@ def test_closing_never_hides_the_failure_before_it(
     assert not (cudart.streams if function == "cudaFree" else cudart.allocated)
 
 
-def test_it_says_what_it_takes(tmp_path: Path, cudart: Any) -> None:
-    engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits 16")
-    assert (engine.pixels, engine.image_shape) == ("uint8", (3, 16, 16))
-    engine = load(tmp_path, cudart, "engine 1 5 FLOAT logits")
-    assert (engine.pixels, engine.image_shape) == ("float", (3, 2, 2))
-
-
 def test_a_gpu_that_cuda_counts_with_an_error_is_one_that_is_not_there(cudart: Any) -> None:
     cudart.fails["cudaGetDeviceCount"] = 100
     with pytest.raises(BackendUnavailable, match=r"CUDA sees no GPU\.\n  Check whether"):
         target.check_environment()
 
 
-def test_it_says_what_runs_it(tmp_path: Path, cudart: Any) -> None:
-    engine = load(tmp_path, cudart, "engine 1 5 FLOAT logits")
-    assert engine.describe() == "tensorrt 10.3.0 GPU 8.7"
-
-
 def test_a_null_engine_gives_tensorrts_error_in_one_line(tmp_path: Path, cudart: Any) -> None:
     with pytest.raises(SetupError) as caught:
         load(tmp_path, cudart, "something else")
-    assert str(caught.value) == (
-        f"{tmp_path / 'm.engine'} cannot be loaded by tensorrt 10.3.0 on a GPU of compute"
-        " capability 8.7: Serialization"
-        " assertion failed.\n"
-        "  An engine runs only with the TensorRT version and the kind of GPU that it was built"
-        f" for. Build it on this machine: kdedge export {tmp_path} --trt"
-    )
+    first, _, remedy = str(caught.value).partition("\n")
+    assert first.startswith(f"{tmp_path / 'm.engine'} cannot be loaded by tensorrt 10.3.0 on a GPU")
+    assert first.endswith("8.7: Serialization assertion failed.")
+    assert f"Build it on this machine: kdedge export {tmp_path} --trt" in remedy
 
 
 def test_a_tensorrt_that_cannot_use_the_driver_is_no_bug(
@@ -170,34 +141,20 @@ def test_a_tensorrt_that_cannot_use_the_driver_is_no_bug(
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(host_gpu.HostTensorRT, "Runtime", null)
-    with pytest.raises(SetupError) as caught:
+    with pytest.raises(SetupError, match=r"cannot start on a GPU of .*: CUDA init.*error: 35"):
         load(tmp_path, cudart, "engine 1 5 FLOAT logits")
-    assert str(caught.value).startswith(
-        "tensorrt 10.3.0 cannot start on a GPU of compute capability 8.7: CUDA initialization"
-        " failure with error: 35.\n"
-    )
 
 
-@pytest.mark.parametrize("function", ["cudaMalloc", "cudaStreamCreate"])
-def test_too_little_memory_is_told_by_cuda(tmp_path: Path, cudart: Any, function: str) -> None:
+@pytest.mark.parametrize(
+    "function", ["cudaMalloc", "cudaStreamCreate", "cudaMemcpyAsync", "cudaStreamSynchronize"]
+)
+def test_what_cuda_refuses_is_told(tmp_path: Path, cudart: Any, function: str) -> None:
     cudart.fails[function] = 2
     with pytest.raises(SetupError, match=f"{function} failed with error 2, out of memory"):
-        load(tmp_path, cudart, "engine 1 5 FLOAT logits")
+        load(tmp_path, cudart, "engine 1 5 FLOAT logits").run(images(1))
 
 
-@pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaStreamSynchronize"])
-def test_a_failure_while_running_is_told_by_cuda(
-    tmp_path: Path, cudart: Any, function: str
-) -> None:
-    engine = load(tmp_path, cudart, "engine 1 5 FLOAT logits")
-    cudart.fails[function] = 2
-    with pytest.raises(SetupError, match=f"{function} failed"):
-        engine.run(images(1))
-
-
-def test_time_on_the_device_is_that_between_two_events(
-    tmp_path: Path, cudart: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_on_the_device_is_that_between_two_events(tmp_path: Path, cudart: Any) -> None:
     engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
     before = engine.run(images(3))
     assert engine.device_ms(images(3)) > 0

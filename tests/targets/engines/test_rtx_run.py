@@ -47,15 +47,11 @@ def engine(trt: Any, write_model: WriteModel, tmp_path_factory: pytest.TempPathF
     return path
 
 
-def test_without_a_gpu_the_environment_check_fails(trt: Any, no_gpu: None) -> None:
-    with pytest.raises(SetupError, match=r"driver|CUDA") as caught:
-        target.check_environment()
-    assert not isinstance(caught.value, MissingPackage)
-
-
-def test_loading_without_a_gpu_fails_with_the_same_reason(engine: Path, no_gpu: None) -> None:
-    with pytest.raises(SetupError, match=r"driver|CUDA"):
-        target.load(engine)
+def test_without_a_gpu_nothing_is_checked_or_loaded(trt: Any, engine: Path, no_gpu: None) -> None:
+    for call in (target.check_environment, lambda: target.load(engine)):
+        with pytest.raises(SetupError, match=r"driver|CUDA") as caught:
+            call()
+        assert not isinstance(caught.value, MissingPackage)
 
 
 @without_gpu
@@ -68,30 +64,26 @@ def test_a_good_engine_without_a_driver_is_refused_with_tensorrts_reason(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_missing_engine_is_told(trt: Any, cudart: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: no such file"):
+        target.load(tmp_path / "m.engine")
+
+
 @pytest.mark.parametrize("data", [b"", b"garbage" * 1000])
 def test_an_engine_of_another_version_or_a_damaged_file_is_told(
     trt: Any, cudart: Any, tmp_path: Path, data: bytes
 ) -> None:
     path = tmp_path / "m.engine"
     path.write_bytes(data)
-    built_with = {
-        "tool": "TensorRT-RTX", "version": "1.2.0", "device": "RTX 4090",
-        "compute_capability": "8.9",
-    }  # fmt: skip
+    built_with = {"tool": "TensorRT-RTX", "version": "1.2.0", "device": "RTX 4090"}
+    built_with["compute_capability"] = "8.9"
     with pytest.raises(SetupError) as caught:
         target.load(path, built_with=built_with)
-    assert str(caught.value) == (
-        f"{path} cannot be loaded by tensorrt-rtx {trt.__version__} on a GPU of compute"
-        " capability 8.7: the file is damaged, or was built by another version or product.\n"
-        "  It was built with TensorRT-RTX 1.2.0 for RTX 4090, compute capability 8.9.\n"
-        "  An engine runs only with the TensorRT version and the kind of GPU that it was built"
-        f" for. Build it on this machine: kdedge export {tmp_path} --trt-rtx"
-    )
-
-
-def test_a_missing_engine_is_told(trt: Any, cudart: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read: no such file"):
-        target.load(tmp_path / "m.engine")
+    first, second, third = str(caught.value).splitlines()
+    assert f"loaded by tensorrt-rtx {trt.__version__} on" in first
+    assert "damaged, or was built by another version" in first
+    assert "built with TensorRT-RTX 1.2.0 for RTX 4090, compute capability 8.9." in second
+    assert f"kdedge export {tmp_path} --trt-rtx" in third
 
 
 @pytest.mark.gpu

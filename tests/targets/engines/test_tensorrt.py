@@ -15,43 +15,16 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, DistributionFinder
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from kdedge.errors import MissingPackage, ResourceError, SetupError
-from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.machine import is_jetson
-from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
-from kdedge.targets.engines.package import import_engine_package, tensorrt_install_hint
-from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.engines.package import import_engine_package
 from kdedge.targets.tensorrt import build as target
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
-
-
-def build(onnx_path: Path, folder: Path, *, precision: Any, **options: Any) -> Built:
-    """Builds an engine for batches of 1 to 4, or as the options say."""
-    artifact = Artifact(
-        path=folder,
-        name="tiny",
-        class_names=tuple("abcde"),
-        preprocess=Preprocess(32, (0.5,) * 3, (0.5,) * 3),
-        pixels="float",
-        head="scores",
-        **{"max_batch": 4, "batch": "dynamic", **options},
-    )
-    (file,) = target.plan(precision)
-    built_with = target.build(file, BuildRequest(artifact, folder, onnx_path=onnx_path))
-    return Built(folder / file.name, built_with)
-
-
-class Built(NamedTuple):
-    """An engine file and what built it."""
-
-    path: Path
-    built_with: dict[str, Any]
 
 
 class NetworkFlagsOf10(enum.IntEnum):
@@ -207,49 +180,16 @@ def install(folder: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "expected"),
-    [
-        ("etc/nv_tegra_release", b"# R36 (release)", True),
-        ("proc/device-tree/model", b"NVIDIA Jetson Orin Nano Developer Kit\0", True),
-        ("proc/device-tree/compatible", b"nvidia,p3768\0nvidia,tegra234\0", True),
-        ("proc/device-tree/model", b"Raspberry Pi 5\0", False),
-        ("etc/os-release", b"Jetson", False),
-    ],
-)
-def test_a_jetson_is_known_by_its_release_file_or_its_device_tree(
-    tmp_path: Path, file: str, text: bytes, expected: bool
-) -> None:
-    (tmp_path / file).parent.mkdir(parents=True)
-    (tmp_path / file).write_bytes(text)
-    assert is_jetson(tmp_path) is expected
-
-
-@pytest.mark.parametrize(
     ("system", "machine", "is_jetson", "expected"),
     [
-        (
-            *("Linux", "x86_64", False),
-            "Install it with: pip install tensorrt\n  Its libraries come from NVIDIA's own index.",
-        ),
-        (
-            *("Windows", "AMD64", False),
-            "Install it with: pip install tensorrt\n  Its libraries come from NVIDIA's own index.",
-        ),
-        (
-            *("Linux", "aarch64", False),
-            "Install NVIDIA's package for this system: sudo apt-get install python3-libnvinfer",
-        ),
+        ("Linux", "x86_64", False, ["pip install tensorrt\n", "NVIDIA's own index"]),
+        ("Windows", "AMD64", False, ["pip install tensorrt\n", "NVIDIA's own index"]),
+        ("Linux", "aarch64", False, ["NVIDIA's package", "apt-get install python3-libnvinfer"]),
         (
             *("Linux", "aarch64", True),
-            "Install JetPack's package: sudo apt-get install python3-libnvinfer\n"
-            "  In a virtual environment, it is found only if that was made with: python3 -m venv"
-            " --system-site-packages\n"
-            "  Do not use pip: its wheels for ARM servers have no code for Orin (SM 87).",
+            ["apt-get install python3-libnvinfer", "--system-site-packages", "Do not use pip"],
         ),
-        (
-            *("Darwin", "arm64", False),
-            "It needs an NVIDIA GPU and Linux or Windows, but this is Darwin.",
-        ),
+        ("Darwin", "arm64", False, ["needs an NVIDIA GPU and Linux or Windows", "this is Darwin"]),
     ],
 )
 def test_the_way_to_tensorrt_is_that_of_the_machine(
@@ -258,7 +198,7 @@ def test_the_way_to_tensorrt_is_that_of_the_machine(
     system: str,
     machine: str,
     is_jetson: bool,
-    expected: str,
+    expected: list[str],
 ) -> None:
     if is_jetson:
         request.getfixturevalue("jetson")
@@ -266,12 +206,10 @@ def test_the_way_to_tensorrt_is_that_of_the_machine(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    assert tensorrt_install_hint() == expected
-    with pytest.raises(SetupError) as caught:
+    with pytest.raises(SetupError, match="engines need tensorrt, which is not installed") as caught:
         target.check_environment()
-    assert str(caught.value) == (
-        f"TensorRT engines need tensorrt, which is not installed.\n  {expected}"
-    )
+    assert all(words in str(caught.value) for words in expected)
+    assert ("pip install" in str(caught.value)) == (expected[0] == "pip install tensorrt\n")
 
 
 def test_type_stubs_alone_are_no_package(packages: Path) -> None:
@@ -281,10 +219,6 @@ def test_type_stubs_alone_are_no_package(packages: Path) -> None:
     assert import_engine_package("tensorrt") is None
     with pytest.raises(SetupError, match="need tensorrt, which is not installed"):
         target.plan("fp16")
-
-
-def test_a_package_that_is_not_there_is_none(packages: Path) -> None:
-    assert import_engine_package("tensorrt") is None
 
 
 def test_a_package_that_loads_is_given(packages: Path) -> None:
@@ -310,13 +244,10 @@ def test_a_package_that_is_there_and_does_not_load_is_no_missing_one(
     packages: Path, source: str, reason: str
 ) -> None:
     install(packages, source)
-    with pytest.raises(SetupError) as caught:
+    expected = rf"is installed, but cannot be loaded: {reason}\.\n  Install it again; all its"
+    with pytest.raises(SetupError, match=expected) as caught:
         import_engine_package("tensorrt")
     assert not isinstance(caught.value, MissingPackage)
-    assert str(caught.value) == (
-        f"tensorrt is installed, but cannot be loaded: {reason}.\n"
-        "  Install it again; all its packages must have the same version."
-    )
 
 
 class Installed(Distribution):
@@ -365,25 +296,28 @@ def test_a_wheel_on_a_jetson_is_warned_of(
     monkeypatch.setitem(sys.modules, "tensorrt", version_10.module)
     with caplog.at_level(logging.WARNING):
         target.check_environment()
-    expected = (
-        "tensorrt was installed by pip, in /v/site-packages. On a Jetson its wheels may have no"
-        " code for the GPU (SM 87). Uninstall it with pip, so that JetPack's TensorRT is found."
-    )
     is_pips = folder is not None and folder.startswith("/v")
-    assert caplog.messages == ([expected] if is_jetson and is_pips else [])
+    expected = "tensorrt was installed by pip, in /v/site-packages. On a Jetson"
+    assert [text[: len(expected)] for text in caplog.messages] == (
+        [expected] if is_jetson and is_pips else []
+    )
 
 
 # The target
 
 
 def test_without_a_device_nothing_can_be_built(
-    monkeypatch: pytest.MonkeyPatch, version_10: Version, no_gpu: None, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    version_10: Version,
+    no_gpu: None,
+    build_engine: Any,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", version_10.module)
     calls: tuple[Callable[[], Any], ...] = (
         target.check_environment,
         lambda: target.plan("fp16"),
-        lambda: build(tmp_path / "none.onnx", tmp_path, precision="fp16"),
+        lambda: build_engine(target, tmp_path / "none.onnx", tmp_path, "fp16"),
     )
     for call in calls:
         with pytest.raises(SetupError, match="There is no NVIDIA driver on this machine"):
@@ -408,22 +342,27 @@ def test_timing_caches_lie_in_the_users_cache(
 
 
 def test_an_engine_is_named_and_described_after_the_version_and_the_device(
-    monkeypatch: pytest.MonkeyPatch, device: Path, onnx_files: dict[str, Path], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    device: Path,
+    onnx_files: dict[str, Path],
+    build_engine: Any,
+    tmp_path: Path,
 ) -> None:
     version = Version("10.16.2.11", NetworkFlagsOf10)
     monkeypatch.setitem(sys.modules, "tensorrt", version.module)
-    built = build(onnx_files["fp16"], tmp_path, precision="fp16")
+    built = build_engine(target, onnx_files["fp16"], tmp_path, "fp16")
     assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87-orin-8.engine"
     assert built.path.stat().st_size > 100_000
-    keys = ("tool", "version", "device", "compute_capability", "multiprocessors")
-    about = {key: built.built_with[key] for key in keys}
-    assert about == {
-        "tool": "TensorRT",
-        "version": "10.16.2.11",
-        "device": "Orin",
-        "compute_capability": "8.7",
-        "multiprocessors": 8,
-    }
+    assert (
+        built.built_with.items()
+        >= {
+            "tool": "TensorRT",
+            "version": "10.16.2.11",
+            "device": "Orin",
+            "compute_capability": "8.7",
+            "multiprocessors": 8,
+        }.items()
+    )
     assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87-orin-8.cache"]
 
 
@@ -486,22 +425,10 @@ def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
 @pytest.mark.parametrize(
     ("reason", "kind", "last"),
     [
-        (
-            "[E] OutOfMemory (no further information)",
-            ResourceError,
-            "Lower export.max_batch, or close other programs that use the GPU.",
-        ),
-        (
-            "Cuda failure: out of memory",
-            ResourceError,
-            "Lower export.max_batch, or close other programs that use the GPU.",
-        ),
-        (
-            "Target GPU SM 87 is not supported by this TensorRT release.",
-            SetupError,
-            "`kdedge doctor` shows the driver and the versions on this machine.",
-        ),
-        (None, SetupError, "`kdedge doctor` shows the driver and the versions on this machine."),
+        ("[E] OutOfMemory (no further information)", ResourceError, "Lower export.max_batch"),
+        ("Cuda failure: out of memory", ResourceError, "Lower export.max_batch"),
+        ("Target GPU SM 87 is not supported by this release.", SetupError, "`kdedge doctor`"),
+        (None, SetupError, "`kdedge doctor`"),
     ],
 )
 def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
@@ -519,7 +446,7 @@ def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
     version_10.instead = fail
     with pytest.raises(kind) as caught:
         version_10.builder().build(small, tmp_path / "a.engine")
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"TensorRT 10.3.0 could not build {small.onnx_path}.\n"
         f"  {reason or 'It gave no reason.'}\n  {last}"
     )
@@ -534,53 +461,46 @@ def test_a_builder_that_does_not_start_is_told(
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     version_10.module.Builder = refuse
-    with pytest.raises(SetupError) as caught:
-        version_10.builder().build(small, tmp_path / "a.engine")
-    assert str(caught.value) == (
-        f"TensorRT 10.3.0 cannot start to build {small.onnx_path}.\n"
-        "  CUDA initialization failure with error: 35.\n"
-        "  `kdedge doctor` shows the driver and the versions on this machine."
-    )
-
-
-def test_a_parser_error_without_names_tells_the_nodes_number(
-    version_10: Version, small: EngineRequest, tmp_path: Path
-) -> None:
-    code = SimpleNamespace(name="UNSUPPORTED_NODE")
-    error = SimpleNamespace(
-        node=lambda: 7,
-        node_name=str,
-        node_operator=str,
-        code=lambda: code,
-        desc=lambda: "no importer",
-    )
-    version_10.module.OnnxParser = lambda network, log: SimpleNamespace(
-        parse_from_file=lambda path: False, num_errors=1, get_error=lambda index: error
-    )
-    with pytest.raises(SetupError, match="  node number 7: unsupported node: no importer\n"):
+    with pytest.raises(SetupError, match=r"cannot start to build .*\n  CUDA init.* error: 35"):
         version_10.builder().build(small, tmp_path / "a.engine")
 
 
-def test_of_many_refused_nodes_the_first_are_told(
-    version_10: Version, small: EngineRequest, tmp_path: Path
+@pytest.mark.parametrize(
+    ("is_named", "n_errors", "expected"),
+    [
+        (False, 1, ["  node number 7: unsupported node: no importer"]),
+        (
+            *(True, 5),
+            [
+                *(f"  node blocks.{i}/Odd (Odd): unsupported node: no importer" for i in range(3)),
+                "  and 2 more",
+            ],
+        ),
+    ],
+)
+def test_of_refused_nodes_the_first_are_told_by_name_or_number(
+    version_10: Version,
+    small: EngineRequest,
+    tmp_path: Path,
+    is_named: bool,
+    n_errors: int,
+    expected: list[str],
 ) -> None:
     def refuse(index: int) -> Any:
         return SimpleNamespace(
-            node=lambda: index,
-            node_name=lambda: f"blocks.{index}/Odd",
-            node_operator=lambda: "Odd",
+            node=lambda: 7,
+            node_name=lambda: f"blocks.{index}/Odd" if is_named else "",
+            node_operator=lambda: "Odd" if is_named else "",
             code=lambda: SimpleNamespace(name="UNSUPPORTED_NODE"),
             desc=lambda: "no\n  importer",
         )
 
     version_10.module.OnnxParser = lambda network, log: SimpleNamespace(
-        parse_from_file=lambda path: False, num_errors=5, get_error=refuse
+        parse_from_file=lambda path: False, num_errors=n_errors, get_error=refuse
     )
     with pytest.raises(SetupError) as caught:
         version_10.builder().build(small, tmp_path / "a.engine")
-    assert str(caught.value).splitlines() == [
-        f"TensorRT 10.3.0 cannot build {small.onnx_path}: it refuses 5 of its nodes.",
-        *(f"  node blocks.{i}/Odd (Odd): unsupported node: no importer" for i in range(3)),
-        "  and 2 more",
-        "  A newer version may support them. ONNX Runtime can run the file without an engine.",
-    ]
+    first, *nodes, last = str(caught.value).splitlines()
+    assert first.endswith(f"{small.onnx_path}: it refuses {n_errors} of its nodes.")
+    assert nodes == expected
+    assert "ONNX Runtime can run the file without an engine" in last

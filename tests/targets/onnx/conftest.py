@@ -11,7 +11,7 @@ import pytest
 
 from kdedge.methods.protocol import MethodInputs
 
-METADATA = {"class_names": ["a", "b", "c", "d", "e", "f"], "head": "scores"}
+METADATA = {"class_names": ["a", "é", "c", "d", "e", "f"], "head": "scores"}
 
 Run = Callable[[Path, np.ndarray], np.ndarray]
 
@@ -137,6 +137,20 @@ def folded_types() -> Callable[[Any], dict[str, int]]:
         }
 
     return types
+
+
+@pytest.fixture(scope="session")
+def folded_runtime_files(
+    folded_onnx: Path, folded_images: np.ndarray, folded_int8: Path
+) -> dict[str, Path]:
+    """Its files in lower precisions, by their names."""
+    from kdedge.targets.onnx.half import to_fp16
+    from kdedge.targets.onnx.quantize import to_int8_cpu
+
+    half, cpu = (folded_int8.with_name(f"model.{name}.onnx") for name in ("fp16", "int8-cpu"))
+    to_fp16(folded_onnx, half, images=folded_images)
+    to_int8_cpu(folded_onnx, cpu, calibration=folded_images)
+    return {"fp16": half, "int8": folded_int8, "int8-cpu": cpu}
 
 
 @pytest.fixture

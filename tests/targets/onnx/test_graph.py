@@ -56,13 +56,10 @@ def test_a_graph_is_written_whole_or_not_at_all(
     assert list(folder.iterdir()) == []
 
 
-def test_the_head_begins_with_the_projector(folded_graph: Any) -> None:
+def test_layers_are_known_by_their_names(folded_graph: Any) -> None:
     head = head_nodes(folded_graph)
     assert {"hidden/Gemm", "fused_head/Gemm", "features/Gemm", "Div"} <= head
     assert not any(name.startswith(("blocks.", "ln_post", "patch_conv")) for name in head)
-
-
-def test_six_linear_layers_a_block_have_weights(folded_graph: Any) -> None:
     names = [node.name for node in weight_matmuls(folded_graph)]
     parts = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")
     assert sorted(names) == sorted(f"blocks.{i}.{part}/MatMul" for i in range(3) for part in parts)
@@ -101,14 +98,11 @@ def test_measuring_gives_the_tensors_values_and_leaves_the_graph_as_it_was(
     )
 
 
-def test_only_constants_that_nothing_reads_are_dropped(folded_graph: Any) -> None:
+def test_constants_that_nothing_reads_are_dropped_and_others_replaced(folded_graph: Any) -> None:
     names = set(initializers(folded_graph))
     set_initializer(folded_graph, "lone", np.zeros(3, np.float32))
+    set_initializer(folded_graph, "ln_pre.bias", np.arange(64, dtype=np.float32))
     drop_unused(folded_graph)
     assert set(initializers(folded_graph)) == names
-
-
-def test_a_constant_of_the_same_name_is_replaced(folded_graph: Any) -> None:
-    set_initializer(folded_graph, "ln_pre.bias", np.arange(64, dtype=np.float32))
-    (tensor,) = (t for t in folded_graph.graph.initializer if t.name == "ln_pre.bias")
+    tensor = initializers(folded_graph)["ln_pre.bias"]
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), np.arange(64))

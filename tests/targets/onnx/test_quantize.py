@@ -31,12 +31,8 @@ def int8(folded_int8: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cpu_path(
-    folded_onnx: Path, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    path = tmp_path_factory.mktemp("cpu") / "model.int8-cpu.onnx"
-    to_int8_cpu(folded_onnx, path, calibration=folded_images)
-    return path
+def cpu_path(folded_runtime_files: dict[str, Path]) -> Path:
+    return folded_runtime_files["int8-cpu"]
 
 
 @pytest.fixture
@@ -161,29 +157,15 @@ def test_what_is_quantized_is_rounded_to_the_nearest_level(
     assert (levels == quantized).mean() > 0.999
 
 
-def test_names_and_metadata_are_kept_and_the_opset_is_the_first_with_fp16_scales(
-    int8: Any, folded_graph: Any
-) -> None:
-    assert nodes_by_name(folded_graph).keys() <= nodes_by_name(int8).keys()
-    assert int8.metadata_props == folded_graph.metadata_props
-    assert len(int8.metadata_props) == 2
-    assert [(opset.domain, opset.version) for opset in int8.opset_import] == [("", 19)]
-    assert int8.ir_version == folded_graph.ir_version
-    assert int8.producer_name == "kdedge"
-    assert int8.graph.name == folded_graph.graph.name
-    assert int8.graph.input == folded_graph.graph.input
-    assert int8.graph.output == folded_graph.graph.output
-
-
-@pytest.mark.parametrize("file", ["folded_int8", "cpu_path"])
+@pytest.mark.parametrize("precision", ["int8", "int8-cpu"])
 def test_logits_stay_near_those_of_float32_and_classes_the_same(
     folded_onnx: Path,
+    folded_runtime_files: dict[str, Path],
     folded_images: np.ndarray,
     folded_run: Run,
-    request: pytest.FixtureRequest,
-    file: str,
+    precision: str,
 ) -> None:
-    path = request.getfixturevalue(file)
+    path = folded_runtime_files[precision]
     expected, actual = (folded_run(each, folded_images) for each in (folded_onnx, path))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
     assert not np.allclose(actual, expected, rtol=0, atol=1e-3)  # it is quantized
@@ -193,24 +175,44 @@ def test_logits_stay_near_those_of_float32_and_classes_the_same(
     np.testing.assert_array_equal(actual.argmax(axis=1)[is_clear], expected.argmax(1)[is_clear])
 
 
-@pytest.mark.parametrize("file", ["folded_int8", "cpu_path"])
-def test_every_batch_is_taken(
-    folded_images: np.ndarray, folded_run: Run, request: pytest.FixtureRequest, file: str
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-cpu"])
+def test_names_metadata_and_every_batch_are_kept(
+    folded_runtime_files: dict[str, Path],
+    folded_graph: Any,
+    folded_images: np.ndarray,
+    folded_run: Run,
+    precision: str,
 ) -> None:
+    path = folded_runtime_files[precision]
+    model = onnx.load(path)
+    assert nodes_by_name(folded_graph).keys() <= nodes_by_name(model).keys()
+    assert model.metadata_props == folded_graph.metadata_props
+    assert len(model.metadata_props) == 2
+    # With INT8, the opset is the first with FP16 scales
+    opset = 19 if precision == "int8" else folded_graph.opset_import[0].version
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", opset)]
+    assert model.ir_version == folded_graph.ir_version
+    assert model.graph.name == folded_graph.graph.name
+    assert model.graph.input == folded_graph.graph.input
+    assert model.graph.output == folded_graph.graph.output
     for n_images in (1, 3, 24):
-        logits = folded_run(request.getfixturevalue(file), folded_images[:n_images])
+        logits = folded_run(path, folded_images[:n_images])
         assert logits.shape == (n_images, 6)
         assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+@pytest.mark.parametrize(("kind", "precision"), [("gpu", "int8"), ("cpu", "int8-cpu")])
 def test_the_same_file_comes_out_twice(
-    folded_onnx: Path, folded_images: np.ndarray, tmp_path: Path, make: Callable[..., None]
+    folded_onnx: Path,
+    folded_runtime_files: dict[str, Path],
+    folded_images: np.ndarray,
+    tmp_path: Path,
+    make: Callable[..., None],
+    precision: str,
 ) -> None:
-    for name in ("first", "second"):
-        make(folded_onnx, tmp_path / name, calibration=folded_images)
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+    make(folded_onnx, tmp_path / "again", calibration=folded_images)
+    assert (tmp_path / "again").read_bytes() == folded_runtime_files[precision].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
@@ -319,13 +321,6 @@ def test_on_cpus_all_but_the_linear_layers_stays_float32(
             np.testing.assert_array_equal(
                 constant(cpu, new.input[index]), constant(folded_graph, old.input[index])
             )
-
-
-def test_on_cpus_names_metadata_and_opset_are_kept(cpu: Any, folded_graph: Any) -> None:
-    assert nodes_by_name(folded_graph).keys() <= nodes_by_name(cpu).keys()
-    assert cpu.metadata_props == folded_graph.metadata_props
-    assert cpu.opset_import == folded_graph.opset_import
-    assert cpu.ir_version == folded_graph.ir_version
 
 
 def test_both_files_are_much_smaller(folded_onnx: Path, folded_int8: Path, cpu_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shutil
 from collections.abc import Callable
@@ -13,9 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 
 if TYPE_CHECKING:
@@ -36,19 +33,6 @@ def noise() -> Callable[[int, int], Any]:
     return draw
 
 
-@pytest.fixture(scope="session")
-def listed() -> Callable[..., ModelFile]:
-    """The entry of an ONNX file."""
-
-    def make(path: Path, **values: Any) -> ModelFile:
-        data = path.read_bytes()
-        given = {"precision": "fp32", "device": "any", "gate": "passed", **values}
-        sha256 = hashlib.sha256(data).hexdigest()
-        return ModelFile(path.name, "onnx", sha256=sha256, n_bytes=len(data), **given)
-
-    return make
-
-
 @pytest.fixture
 def artifact(
     tmp_path: Path,
@@ -56,12 +40,9 @@ def artifact(
     onnx_files: dict[str, Path],
     noise: Callable[[int, int], Any],
     listed: Callable[..., ModelFile],
+    save_artifact: Callable[..., Artifact],
 ) -> Artifact:
     """The tiny student's artifact with its float32 file."""
-    import torch
-
-    folder = tmp_path / "artifact"
-    folder.mkdir()
     preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     whole = [Image.fromarray(noise(*shape)) for shape in WHOLE]
     squares = [np.asarray(resize_and_crop(image, preprocess)) for image in whole]
@@ -71,22 +52,7 @@ def artifact(
         file = io.BytesIO()
         image.save(file, "PNG")
         files.append(file.getvalue())
-    with torch.no_grad():
-        logits = tiny_model(torch.from_numpy(to_input(pixels, "float"))).numpy()
-    smoke = folder / SMOKE_SET
-    write_smoke_set(smoke, pixels, logits, files)
-    found = Artifact(
-        path=folder,
-        name="tiny",
-        class_names=tuple("abcde"),
-        preprocess=preprocess,
-        pixels="float",
-        head="scores",
-        max_batch=4,
-        batch="dynamic",
-        files=(listed(Path(shutil.copy(onnx_files["fp32"], folder))),),
-        others={SMOKE_SET: hashlib.sha256(smoke.read_bytes()).hexdigest()},
-        gates={"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1},
-    )
-    found.save()
+    onnx, folder = (listed(onnx_files["fp32"]),), tmp_path / "artifact"
+    found = save_artifact(folder, tiny_model, pixels=pixels, whole=files, files=onnx)
+    shutil.copy(onnx_files["fp32"], folder)
     return found

@@ -30,6 +30,22 @@ def draw_images(n_images: int) -> np.ndarray:
 
 
 @pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
+    """The precision and the number of threads of each model that is compiled."""
+    seen = []
+
+    class Remembered(openvino.Core):
+        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
+            compiled = super().compile_model(model, device, settings)
+            threads = compiled.get_property("INFERENCE_NUM_THREADS")
+            seen.append((settings["INFERENCE_PRECISION_HINT"], threads))
+            return compiled
+
+    monkeypatch.setattr(openvino, "Core", Remembered)
+    return seen
+
+
+@pytest.fixture
 def files(artifact: Artifact, with_flags: WithFlags) -> Path:
     """The folder of an artifact with OpenVINO files in float32, bf16 and FP16."""
     from kdedge.deploy.build import build_files
@@ -58,38 +74,19 @@ def test_a_fixed_batch_and_pixels_as_bytes_are_known(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_as_many_as_asked_for(
-    files: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+    files: Path, asked: Any, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    seen = []
-
-    class Remembered(openvino.Core):
-        def compile_model(self, *arguments: Any) -> Any:
-            model = super().compile_model(*arguments)
-            seen.append(model.get_property("INFERENCE_NUM_THREADS"))
-            return model
-
-    monkeypatch.setattr(openvino, "Core", Remembered)
     target.load(files / "model.xml", n_threads=threads)
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     target.load(files / "model.xml")
-    assert seen == [threads, threads]
+    assert [found for _, found in asked] == [threads, threads]
 
 
-def test_a_file_runs_in_float32_unless_it_names_bf16(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_runs_in_float32_unless_it_names_bf16(files: Path, asked: Any) -> None:
     """Without a setting, OpenVINO rounds to bfloat16 where the CPU can."""
-    asked = []
-
-    class Remembered(openvino.Core):
-        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
-            asked.append(settings["INFERENCE_PRECISION_HINT"])
-            return super().compile_model(model, device, settings)
-
-    monkeypatch.setattr(openvino, "Core", Remembered)
     for name in ("model.xml", "model.fp16.xml", "model.bf16.xml"):
         target.load(files / name, n_threads=1)
-    assert asked == ["f32", "f32", "bf16"]
+    assert [precision for precision, _ in asked] == ["f32", "f32", "bf16"]
 
 
 def test_bf16_is_refused_by_a_processor_without_it_and_float32_takes_its_place(
@@ -111,34 +108,25 @@ def test_openvino_is_used_before_onnx_runtime(files: Path) -> None:
     assert Classifier.load(files, n_threads=1, precision="bf16").file.name == "model.bf16.xml"
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"<net></net>"])
-def test_a_file_that_is_no_graph_is_told(files: Path, data: bytes) -> None:
-    (files / "model.xml").write_bytes(data)
-    with pytest.raises(DataError, match=r"model\.xml cannot be loaded by openvino") as caught:
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"<net></net>", None])
+def test_a_file_that_is_no_graph_is_told(files: Path, data: bytes | None) -> None:
+    whole = (files / "model.xml").read_bytes()
+    (files / "model.xml").write_bytes(whole[: len(whole) // 2] if data is None else data)
+    with pytest.raises(DataError, match=r"(?s)model\.xml cannot be loaded by openv.*export again"):
         target.load(files / "model.xml")
-    assert "export again" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
-def test_a_truncated_file_is_told(files: Path, name: str) -> None:
-    data = (files / name).read_bytes()
-    (files / name).write_bytes(data[: len(data) // 2])
-    for file in ("model.xml", "model.bf16.xml") if name == "model.bin" else ("model.xml",):
+def test_weights_that_are_changed_torn_or_missing_are_told(files: Path) -> None:
+    path = files / "model.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    with pytest.raises(DataError, match=r"model\.bin.* has changed since the export"):
+        Classifier.load(files, backend="openvino", precision="fp32")
+    path.write_bytes(data[: len(data) // 2])
+    for file in ("model.xml", "model.bf16.xml"):
         with pytest.raises(DataError, match="cannot be loaded by openvino"):
             target.load(files / file)
-
-
-@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
-def test_a_file_that_changed_since_the_export_is_not_read(files: Path, name: str) -> None:
-    data = bytearray((files / name).read_bytes())
-    data[-20] ^= 1
-    (files / name).write_bytes(bytes(data))
-    with pytest.raises(DataError, match=f"{name}.* has changed since the export"):
-        Classifier.load(files, backend="openvino", precision="fp32")
-
-
-def test_missing_weights_are_told(files: Path) -> None:
-    (files / "model.bin").unlink()
+    path.unlink()
     with pytest.raises(DataError, match=r"cannot be loaded by openvino.*model\.bin"):
         target.load(files / "model.xml")
     with pytest.raises(DataError, match=r"model\.bin.* is missing"):
