@@ -27,11 +27,6 @@ def images(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_what_is_chosen_is_recorded() -> None:
-    chosen = promptkd.Settings(merge_tokens=2, depth=9).model_dump()
-    assert (chosen["merge_tokens"], chosen["depth"]) == (2, 9)
-
-
 @pytest.mark.parametrize("tune", ["prompts", "prompts+lora", "full"])
 def test_a_student_learns_with_merged_tokens(student: Student, learn: Any, tune: str) -> None:
     method = student(tune=tune, merge_tokens=3)
