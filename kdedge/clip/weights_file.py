@@ -19,17 +19,9 @@ from torch import Tensor
 
 from kdedge.clip.weights import Shapes, Weights, read_weights
 from kdedge.errors import ResourceError
-from kdedge.files import sha256_file, write_atomic
+from kdedge.files import Stamp, sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
-
-RACY_S = 3.0
-"""A file that changed less than this ago is not cached: it could change again within the resolution
-of its times, unnoticed. FAT, the coarsest file system in use, rounds to 2 s."""
-
-FileState = tuple[int, int, int]
-"""Size, time of the last write and time of the last change of any kind, in ns. A program can set
-the former time back, but not the latter."""
 
 
 class KnownFile(BaseModel):
@@ -38,7 +30,7 @@ class KnownFile(BaseModel):
     Attributes:
         format: version of the cached facts; raised when their meaning changes.
         path: absolute, without links.
-        state: the file's state when it was read.
+        stamp: the file's when it was read.
         quick_gelu: as in `Weights`.
         shapes: name -> shape of each tensor.
         sha256: of the file's bytes.
@@ -48,7 +40,7 @@ class KnownFile(BaseModel):
 
     format: Literal[2] = 2
     path: str
-    state: FileState
+    stamp: Stamp
     quick_gelu: bool | None
     shapes: dict[str, tuple[int, ...]]
     sha256: str
@@ -60,22 +52,22 @@ class HashCache:
     Several processes may use one folder. Each cache file is replaced as a whole, so the last writer
     wins, and lost entries are computed again.
 
-    A file whose size and times are all unchanged counts as unchanged.
+    A file whose stamp is unchanged counts as unchanged.
 
     Args:
         folder: folder of the cache; created when needed.
-        now: the time in seconds since 1970.
+        now_ns: the time in nanoseconds since 1970.
     """
 
-    def __init__(self, folder: Path, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._folder = folder
-        self._now = now
+        self._now_ns = now_ns
 
     def _file(self, path: Path) -> Path:
         return self._folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
 
-    def get(self, path: Path, state: FileState) -> KnownFile | None:
-        """The cached facts about a file in this state; None if missing or damaged."""
+    def get(self, path: Path, stamp: Stamp) -> KnownFile | None:
+        """The cached facts about a file with this stamp; None if missing or damaged."""
         file = self._file(path)
         try:
             known = KnownFile.model_validate_json(file.read_bytes())
@@ -85,12 +77,11 @@ class HashCache:
             reason = str(error).partition("\n")[0]
             log.warning("%s is damaged (%s). Making it again.", file, reason)
             return None
-        return known if (known.path, known.state) == (str(path), state) else None
+        return known if (known.path, known.stamp) == (str(path), stamp) else None
 
     def put(self, known: KnownFile) -> None:
         """Caches facts about a file, unless the file has only just changed."""
-        _, written_ns, changed_ns = known.state
-        if self._now() - max(written_ns, changed_ns) / 1e9 < RACY_S:
+        if not known.stamp.is_settled(self._now_ns()):
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +121,10 @@ class WeightsFile:
         self._read = read
         self._resolved = path.resolve()
         self._tensors: dict[str, Tensor] | None = None
-        known = self._state = None
+        known = self._stamp = None
         if cache is not None and path.exists():
-            found = path.stat()
-            self._state = found.st_size, found.st_mtime_ns, found.st_ctime_ns
-            known = cache.get(self._resolved, self._state)
+            self._stamp = Stamp.of(path.stat())
+            known = cache.get(self._resolved, self._stamp)
         if known is not None:
             self.quick_gelu, self.shapes = known.quick_gelu, known.shapes
             self.sha256 = known.sha256
@@ -147,10 +137,10 @@ class WeightsFile:
     def sha256(self) -> str:
         """SHA-256 of the file's bytes; caches it with the other facts."""
         digest = sha256_file(self.path)
-        if self._cache is not None and self._state is not None:
+        if self._cache is not None and self._stamp is not None:
             known = KnownFile(
                 path=str(self._resolved),
-                state=self._state,
+                stamp=self._stamp,
                 quick_gelu=self.quick_gelu,
                 shapes={key: tuple(shape) for key, shape in self.shapes.items()},
                 sha256=digest,

@@ -28,7 +28,8 @@ from kdedge.clip.find import find_backbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import hash_weights
-from kdedge.clip.weights_file import RACY_S, HashCache
+from kdedge.clip.weights_file import HashCache
+from kdedge.files import SETTLED_NS
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 64, "patch_size": 8}
@@ -169,7 +170,7 @@ def opened(_audit: None) -> list[str]:
 @pytest.fixture
 def a_minute_later(tmp_path: Path) -> Callable[[], HashCache]:
     """Opens a cache as commands do that start long after the test wrote its files."""
-    return lambda: HashCache(tmp_path / "cache", now=lambda: time.time() + 60)
+    return lambda: HashCache(tmp_path / "cache", now_ns=lambda: time.time_ns() + 60_000_000_000)
 
 
 Open = Callable[[], HashCache]
@@ -257,9 +258,11 @@ def test_a_replaced_file_is_hashed_anew_even_with_the_old_time(
 
 def test_a_file_that_has_only_just_changed_is_not_kept(tmp_path: Path) -> None:
     spec = half_safetensors(tmp_path)
-    changed_s = (tmp_path / "w.safetensors").stat().st_mtime
-    for later_s, n_kept in ((0.0, 0), (RACY_S - 0.5, 0), (RACY_S + 0.5, 1)):
-        cache = HashCache(tmp_path / "cache", now=lambda later_s=later_s: changed_s + later_s)
+    changed_ns = (tmp_path / "w.safetensors").stat().st_ctime_ns
+    for later_ns, n_kept in ((0, 0), (SETTLED_NS, 0), (SETTLED_NS + 1, 1)):
+        cache = HashCache(
+            tmp_path / "cache", now_ns=lambda later_ns=later_ns: changed_ns + later_ns
+        )
         find_backbone(spec, needs_texts=True, hashes=cache)
         assert len(list((tmp_path / "cache").glob("*"))) == n_kept
 
@@ -284,7 +287,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     spec = half_safetensors(tmp_path)
     (tmp_path / "cache").write_text("a file")
-    cache = HashCache(tmp_path / "cache", now=lambda: time.time() + 60)
+    cache = HashCache(tmp_path / "cache", now_ns=lambda: time.time_ns() + 60_000_000_000)
     with caplog.at_level(logging.WARNING, "kdedge"):
         assert found_values(spec, cache) == found_values(spec, None)
     assert "could not be cached" in caplog.text
