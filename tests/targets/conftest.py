@@ -32,9 +32,15 @@ def tiny_model(fold_student: Callable[..., FoldedModel]) -> FoldedModel:
 
 
 @pytest.fixture(scope="session")
-def open_model(fold_student: Callable[..., FoldedModel]) -> FoldedModel:
-    """The same student with open classes: it gives 40 features."""
-    return fold_student(open_classes=True)
+def open_onnx(
+    fold_student: Callable[..., FoldedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The ONNX file of the same student with open classes: it gives 40 features."""
+    from kdedge.targets.onnx.trace import write_onnx
+
+    path = tmp_path_factory.mktemp("open") / "model.onnx"
+    write_onnx(fold_student(open_classes=True), path, size_px=32, max_batch=MAX_BATCH)
+    return path
 
 
 @pytest.fixture(scope="session")

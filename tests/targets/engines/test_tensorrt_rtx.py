@@ -82,12 +82,9 @@ def test_an_engine_of_a_cnn_has_the_files_precision(
 
 
 def test_an_engine_with_open_classes_is_built_and_has_no_class_in_it(
-    build: Build, open_model: Any, tmp_path: Path, no_gpu: None
+    build: Build, open_onnx: Path, tmp_path: Path, no_gpu: None
 ) -> None:
-    from kdedge.targets.onnx.trace import write_onnx
-
-    write_onnx(open_model, tmp_path / "model.onnx", size_px=32, max_batch=4)
-    built = build(tmp_path / "model.onnx", tmp_path, precision="fp32")
+    built = build(open_onnx, tmp_path, precision="fp32")
     assert built.built_with["profiles"] == [EVERY_BATCH, SINGLE_IMAGES]
     # One product less than with the fused head
     assert built.built_with["multiplications"] == {"FLOAT": PRODUCTS["fp32"]["FLOAT"] - 1}

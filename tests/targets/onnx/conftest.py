@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def folded_export(
     directions = np.linalg.svd(features - np.outer(features @ shared, shared))[2][:3]
     vectors = np.concatenate([directions, -directions])
 
+    @functools.cache
     def write(*, batch: Any = "dynamic", **options: Any) -> Path:
         model = fold(
             student.image_path(),

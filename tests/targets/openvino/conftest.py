@@ -4,44 +4,68 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kdedge.deploy.build import build_files
 from kdedge.runtime.artifact import Artifact, ModelFile
 
 if TYPE_CHECKING:
     from kdedge.fold import FoldedModel
 
 
+def _set_flags(patch: pytest.MonkeyPatch, flags: str) -> None:
+    read_text = Path.read_text
+
+    def read(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == Path("/proc/cpuinfo"):
+            return f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu {flags}\n"
+        return read_text(path, *arguments, **options)
+
+    patch.setattr(Path, "read_text", read)
+
+
 @pytest.fixture
 def with_flags(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Gives the processor these flags."""
-    read_text = Path.read_text
-
-    def set_flags(flags: str) -> None:
-        def read(path: Path, *arguments: Any, **options: Any) -> str:
-            if path == Path("/proc/cpuinfo"):
-                return f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu {flags}\n"
-            return read_text(path, *arguments, **options)
-
-        monkeypatch.setattr(Path, "read_text", read)
-
-    return set_flags
+    return partial(_set_flags, monkeypatch)
 
 
-@pytest.fixture
-def artifact(
-    tmp_path: Path,
+@pytest.fixture(scope="session")
+def save_onnx_artifact(
     tiny_model: FoldedModel,
     onnx_files: dict[str, Path],
     listed: Callable[..., ModelFile],
     save_artifact: Callable[..., Artifact],
-) -> Artifact:
-    """The tiny student's artifact with its ONNX files, on one file system with the tests."""
-    files = tuple(listed(path, precision) for precision, path in onnx_files.items())
-    found = save_artifact(tmp_path / "artifact", tiny_model, files=files)
-    for path in onnx_files.values():
-        shutil.copy(path, found.path)
-    return found
+) -> Callable[[Path], Artifact]:
+    """Saves the tiny student's artifact with its ONNX files in a new folder."""
+
+    def save(folder: Path) -> Artifact:
+        files = tuple(listed(path, precision) for precision, path in onnx_files.items())
+        found = save_artifact(folder, tiny_model, files=files)
+        for path in onnx_files.values():
+            shutil.copy(path, folder)
+        return found
+
+    return save
+
+
+@pytest.fixture
+def artifact(save_onnx_artifact: Callable[[Path], Artifact], tmp_path: Path) -> Artifact:
+    """That artifact, on one file system with the tests."""
+    return save_onnx_artifact(tmp_path / "artifact")
+
+
+@pytest.fixture(scope="session")
+def openvino_files(
+    save_onnx_artifact: Callable[[Path], Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of one with OpenVINO files in float32, bf16 and FP16; not to be changed."""
+    artifact = save_onnx_artifact(tmp_path_factory.mktemp("openvino") / "artifact")
+    with pytest.MonkeyPatch.context() as patch:
+        _set_flags(patch, "avx512f avx512_bf16")
+        build_files(artifact, "openvino", ["fp32", "fp16"])
+    return artifact.path
