@@ -404,24 +404,19 @@ def _rename(part: Path, folder: Path) -> Path:
 @contextlib.contextmanager
 def _made(part: Path) -> Iterator[None]:
     """Context of a new folder with a lock, if its file system has locks."""
-    descriptor = _open_new(part)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_new(part: Path) -> int:
-    while True:
+    descriptor: int | None = None
+    while descriptor is None:
         part.mkdir()
-        try:
+        with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(part, os.O_RDONLY)
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except FileNotFoundError:
-            continue
-        if part.exists():  # else another process took it for one that was left behind
-            return descriptor
+            if not part.exists():  # another process took it for one that was left behind
+                os.close(descriptor)
+                descriptor = None
+    try:
+        yield
+    finally:
         os.close(descriptor)
 
 

@@ -272,26 +272,19 @@ class Comparison(Tabled):
                 parts.append(f"only the {whose} one has {shown}{more}")
         return f"{'; '.join(parts)}."
 
-    def changes(self) -> Table:
-        """The changed answers as a header and rows of texts."""
-        header = ["image", "old", "score", "new", "score", *(["label"] if self._has_labels else [])]
+    @property
+    def table(self) -> Table:
+        """The images whose class changed, as a header and rows of texts."""
+        has_labels = self.answers.labeled is not None
+        header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
         rows = []
         for one in self.answers.changed:
             cells = [visible(one.image)]
             for answer in (one.old, one.new):
                 score = answer.score_percent
                 cells += [visible(str(answer)), "-" if score is None else f"{score:.2f} %"]
-            rows.append([*cells, *([visible(one.label or "-")] if self._has_labels else [])])
+            rows.append([*cells, *([visible(one.label or "-")] if has_labels else [])])
         return header, rows
-
-    @property
-    def table(self) -> Table:
-        """The images whose class changed."""
-        return self.changes()
-
-    @property
-    def _has_labels(self) -> bool:
-        return self.answers.labeled is not None
 
     @property
     def verdict(self) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdedge.cli._output import table
 from kdedge.errors import DataError
@@ -15,9 +15,6 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
 from kdedge.tables import percent
-
-if TYPE_CHECKING:
-    from kdedge.api.run import Run
 
 _N_MOST = 5  # most often predicted classes to name
 
@@ -90,14 +87,8 @@ def megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
 
 
-def folder_of(run: RunFolder | Run) -> RunFolder:
-    """The folder of a run that a call gave."""
-    return run if isinstance(run, RunFolder) else run.folder
-
-
-def run_record(made: RunFolder | Run) -> dict[str, Any]:
+def run_record(run: RunFolder) -> dict[str, Any]:
     """Returns a run as plain values."""
-    run = folder_of(made)
     evaluation, unlabeled = None, None
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned already
         if run.evaluation.exists():
@@ -111,14 +102,13 @@ def run_record(made: RunFolder | Run) -> dict[str, Any]:
     return record if said is None else {**record, "headline": said}
 
 
-def run_text(made: Sequence[RunFolder | Run], *, used: Collection[Path]) -> str:
+def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     """Formats one table of the runs' accuracies, and the files that they wrote.
 
     Args:
-        made: finished runs, the last of which the command was for.
+        runs: finished runs, the last of which the command was for.
         used: folders of the runs that were finished before this command.
     """
-    runs = [folder_of(run) for run in made]
     rows: list[tuple[str, EvalResult]] = []
     several = sum(run.kind == "student" for run in runs) > 1
     for run in runs:

@@ -70,7 +70,7 @@ def _as_text(found: Comparison) -> str:
     from kdedge.inference.lines import visible
 
     parts = [table([list(row) for row in facts(found)])]
-    header, rows = found.changes()
+    header, rows = found.table
     if rows:
         shown = table(rows[:_MOST_SHOWN], header=header, align="llrlrl"[: len(header)])
         more = len(rows) - _MOST_SHOWN

@@ -31,7 +31,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     used = finished_runs(root)
     done = demo(root=root, device=device, resume=resume)
     grid = summary(done.speed)
-    runs = [done.teacher, done.promptkd, done.student]
+    runs = [one.folder for one in (done.teacher, done.promptkd, done.student)]
     made = [done.picture, None if done.artifact is None else done.artifact.path, done.page]
     notes = ["Test drawings with predictions", "Exported student, for a device", "Report"]
     wrote = [f"{note}: {path}" for note, path in zip(notes, made, strict=True) if path is not None]
@@ -49,9 +49,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
         ]
     )
     record = {
-        "teacher": run_record(done.teacher),
-        "promptkd": run_record(done.promptkd),
-        "student": run_record(done.student),
+        **dict(zip(("teacher", "promptkd", "student"), map(run_record, runs), strict=True)),
         "speed": done.speed.to_dict(),
         "picture": str(done.picture),
         "artifact": None if done.artifact is None else str(done.artifact.path),

@@ -276,9 +276,19 @@ def _write_all(
             pictures.save(item.name, read_item(item), answer)
 
     heading = None if is_begun else lines.heading()
+    kept = None if shape.uncertain is None else LeastCertain[ImageToClassify](shape.uncertain)
     try:
         with bar as advance, _streamed(shape.output, heading, is_begun=is_begun) as write:
-            _put_all(results, put, advance, n_kept=shape.uncertain)
+            try:
+                for number, (result, item) in enumerate(results, 1):
+                    if kept is not None and isinstance(result, Prediction):
+                        kept.add(result, item)
+                    else:
+                        put(result, item)
+                    advance(number)
+            finally:  # after Ctrl-C or an error, the least certain ones so far
+                for prediction, item in [] if kept is None else kept.taken():
+                    put(prediction, item)
     except (KeyboardInterrupt, KdedgeError) as error:
         if results.counts:
             if isinstance(error, ResourceError):  # the message names the file that failed
@@ -287,30 +297,6 @@ def _write_all(
         raise
     if results.counts:
         log.info(_summary(results.counts, shown, classifier, shape))
-
-
-def _put_all(
-    results: ResultStream,
-    put: Callable[[Result, ImageToClassify], None],
-    advance: Callable[[int], None],
-    *,
-    n_kept: int | None,
-) -> None:
-    """Hands on each result as it arrives; with `n_kept`, the least certain predictions at the end.
-
-    If Ctrl-C or an error ends it, these are the least certain ones so far.
-    """
-    kept: LeastCertain[ImageToClassify] | None = None if n_kept is None else LeastCertain(n_kept)
-    try:
-        for number, (result, item) in enumerate(results, 1):
-            if kept is not None and isinstance(result, Prediction):
-                kept.add(result, item)
-            else:
-                put(result, item)
-            advance(number)
-    finally:
-        for prediction, item in [] if kept is None else kept.taken():
-            put(prediction, item)
 
 
 @contextlib.contextmanager

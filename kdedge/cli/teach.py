@@ -74,5 +74,5 @@ def command(
     following = distilling
     if run.recipe.student is None:
         following = next_line("show" if run.recipe.data.test is None else "eval", run.path)
-    text = f"{run_text([run], used=used)}\n{following}"
-    print_result({"teacher": run_record(run)}, as_json=as_json, text=text)
+    text = f"{run_text([run.folder], used=used)}\n{following}"
+    print_result({"teacher": run_record(run.folder)}, as_json=as_json, text=text)

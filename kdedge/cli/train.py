@@ -46,5 +46,5 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     if not is_first_process():
         return
     following = "show" if run.recipe.data.test is None else "eval"
-    text = f"{run_text([run], used=used)}\n{next_line(following, run.path)}"
-    print_result({"baseline": run_record(run)}, as_json=as_json, text=text)
+    text = f"{run_text([run.folder], used=used)}\n{next_line(following, run.path)}"
+    print_result({"baseline": run_record(run.folder)}, as_json=as_json, text=text)

@@ -62,7 +62,9 @@ def choose_and_load(
         try:
             loaded = load_file(artifact, file, n_threads=n_threads)
         except SetupError as error:
-            failures.append((target, file, _bare(error)))
+            # Without its traceback, whose frames keep an engine in the GPU's memory
+            error.__cause__ = error.__context__ = None
+            failures.append((target, file, error.with_traceback(None)))
             continue
         _warn(artifact, target, file, failures, was_asked_for=backend is not None)
         if measured is not None and not target.is_engine:
@@ -99,15 +101,6 @@ def _export_command(artifact: Artifact, target: Target) -> str:
     """The command that builds and measures a target's files, from the artifact if possible."""
     source = str(artifact.path) if target.source == "ONNX file" else "RUN"
     return shlex.join(["kdedge", "export", source, target.flag])
-
-
-def _bare(error: SetupError) -> SetupError:
-    """The error without its traceback, whose frames keep an engine in the GPU's memory.
-
-    The next file that is loaded needs that memory.
-    """
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 def candidates(

@@ -26,10 +26,8 @@ def folder(make_artifact: Callable[..., Artifact], tmp_path_factory: Any) -> Pat
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    from kdedge.serving.limits import RequestLimits
-
-    limits = RequestLimits(max_megabytes=1, max_megapixels=1, timeout=1)
-    with kdedge.serve(folder, port=0, limits=limits) as server:
+    limits = {"max_megabytes": 1, "max_megapixels": 1, "timeout": 1}
+    with kdedge.serve(folder, port=0, **limits) as server:
         yield server.url
 
 
