@@ -125,12 +125,6 @@ def write_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="session")
-def drawn_clip() -> Callable[..., dict[str, np.ndarray]]:
-    """Draws a CLIP's tensors from a seed and a tag."""
-    return draw_clip
-
-
 TINY = {
     "vision_width": 64,
     "vision_layers": 3,
@@ -272,9 +266,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 def _load(name: str, folder: Path = Path(__file__).parent) -> ModuleType:
-    """A module beside this file, or in another folder."""
-    path = folder / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
+    """A module beside this file, or in another folder; its own copy at each call."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -286,8 +279,20 @@ def _load(name: str, folder: Path = Path(__file__).parent) -> ModuleType:
 _device = _load("device")
 artifact, make_artifact, write_model = _device.artifact, _device.make_artifact, _device.write_model
 mean_color_logits, paint = _device.mean_color_logits, _device.paint
-host_gpu, cudart, no_gpu, jetson = _device.host_gpu, _device.cudart, _device.no_gpu, _device.jetson
+cudart, no_gpu, jetson = _device.cudart, _device.no_gpu, _device.jetson
 cuda_libraries = _device.cuda_libraries
+
+
+@pytest.fixture(scope="session")
+def host_gpu() -> ModuleType:
+    """A GPU and a TensorRT made of host memory."""
+    return _load("host_gpu")
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[..., ModuleType]:
+    """Loads a module beside this file, or in another folder."""
+    return _load
 
 
 @pytest.fixture(scope="session")
@@ -296,6 +301,12 @@ def _forking() -> Iterator[Any]:
     processes = _load("processes").Processes()
     yield processes
     processes.close()
+
+
+@pytest.fixture
+def forked_cells(_forking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are processes of their own that need not import torch first, which takes 4 s each."""
+    monkeypatch.setattr(sys, "executable", str(_forking.python))
 
 
 @pytest.fixture(scope="session")
@@ -308,12 +319,6 @@ def file_server() -> ModuleType:
 def planted_outliers() -> ModuleType:
     """Plants outliers in a CLIP: `benchmarks/planted_outliers.py`."""
     return _load("planted_outliers", Path(__file__).parents[1] / "benchmarks")
-
-
-@pytest.fixture(scope="session")
-def gpu_hour() -> ModuleType:
-    """Measures on a GPU: `benchmarks/gpu/hour.py`."""
-    return _load("hour", Path(__file__).parents[1] / "benchmarks/gpu")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -157,20 +156,6 @@ def _paint(path: Path, color: tuple[int, int, int], *, side_px: int = 24) -> Pat
 def paint() -> Callable[..., Path]:
     """Writes a picture of one color."""
     return _paint
-
-
-@pytest.fixture(scope="session")
-def host_gpu() -> ModuleType:
-    """A GPU and a TensorRT made of host memory."""
-    spec = importlib.util.spec_from_file_location(
-        "host_gpu", Path(__file__).with_name("host_gpu.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

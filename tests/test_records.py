@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import tempfile
@@ -200,20 +199,6 @@ def test_a_damaged_record_is_read_as_it_is_written_or_refused(name: str, data: A
         # The version that writes, and descriptions for people and other programs
         read |= {key: written[key] for key in ("kdedge", "preprocess", "input", "in_graph")}
     assert _is_same(read, written)
-
-
-@pytest.mark.parametrize("name", READERS)
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
-def test_changed_bytes_of_a_record_give_no_traceback(name: str, data: Any) -> None:
-    content = bytearray((GOLDEN / name).read_bytes())
-    at = data.draw(st.integers(0, len(content) - 1))
-    if data.draw(st.booleans()):
-        del content[at:]
-    else:
-        content[at] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(DataError, SetupError):
-        _read(name, bytes(content))
 
 
 @pytest.mark.parametrize(

@@ -44,14 +44,6 @@ def test_nothing_is_lost_on_the_way_through_json(result: SpeedResult) -> None:
     assert read(result.to_dict()) == result
 
 
-@pytest.mark.parametrize("key", ["rows", "device", "left_out", "command"])
-def test_a_missing_key_is_named(result: SpeedResult, key: str) -> None:
-    values = result.to_dict()
-    del values[key]
-    with pytest.raises(DataError, match=f"b.json has no {key}"):
-        read(values)
-
-
 def test_a_wrong_value_is_named_with_its_place(result: SpeedResult) -> None:
     values = json.loads(json.dumps(result.to_dict()))
     values["rows"][0]["measurements"][0]["batch"] = "eight"

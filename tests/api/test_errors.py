@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -117,3 +119,63 @@ def test_an_override_from_python_is_named_as_one() -> None:
     with pytest.raises(kdedge.RecipeError, match=r"^overrides: student\.optim\.epochs ") as caught:
         kdedge.load_recipe("sun397", {"student.optim.epochs": "ten"})
     assert "--set" not in str(caught.value)
+
+
+# Names
+
+
+def test_the_names_are_sorted_and_listed() -> None:
+    assert kdedge.__all__ == sorted(kdedge.__all__) == dir(kdedge)
+
+
+def test_each_is_there_and_documented() -> None:
+    for name in kdedge.__all__:
+        assert getattr(kdedge, name) is not None
+        assert name == "__version__" or getattr(kdedge, name).__doc__, name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(kdedge, "distil")
+
+
+def callables() -> Iterator[Callable[..., object]]:
+    """The functions of the API, and the methods of the classes that it defines itself."""
+    for name in kdedge.__all__:
+        one = getattr(kdedge, name)
+        own = vars(one).values() if getattr(one, "__module__", "").startswith("kdedge.api") else ()
+        members = [one, *own] if isinstance(one, type) else [one]
+        members = [getattr(member, "fget", member) for member in members]
+        yield from (inspect.unwrap(one) for one in members if inspect.isfunction(one))
+
+
+def test_what_a_call_returns_can_be_named() -> None:
+    """So that a program can annotate it, and tell results apart with isinstance."""
+    for function in callables():
+        annotation = str(function.__annotations__.get("return"))
+        for name in set(re.findall(r"(?<![.\w])[A-Z]\w+", annotation)) - {"None"}:
+            found = function.__globals__.get(name)
+            for kind in [found] if isinstance(found, type) else get_args(found):
+                is_own = getattr(kind, "__module__", "").startswith("kdedge.")
+                assert not is_own or getattr(kdedge, kind.__name__) is kind, (function, name)
+            assert found is not None or hasattr(kdedge, name), (function, name)
+
+
+def test_a_run_completes_the_keywords_of_its_methods() -> None:
+    for method in ("evaluate", "export", "bench", "report", "load"):
+        bound = inspect.signature(getattr(kdedge.Run, method).__get__(object()))
+        of_function = inspect.signature(getattr(kdedge, method)).parameters.values()
+        keywords = {one.name for one in of_function if one.kind is one.KEYWORD_ONLY}
+        assert keywords <= set(bound.parameters), method
+
+
+def test_no_call_has_a_folder_of_runs_of_its_own() -> None:
+    """`runs_folder` alone knows it, and reads KDEDGE_RUNS."""
+    functions = {name: getattr(kdedge, name) for name in kdedge.__all__}
+    defaults = {
+        name: root.default
+        for name, function in functions.items()
+        if inspect.isfunction(function)
+        and (root := inspect.signature(function).parameters.get("root"))
+    }
+    of_sets = {"list_sets", "open_set", "fetch_set", "verify_set"}
+    assert {name for name, default in defaults.items() if default is not None} == of_sets

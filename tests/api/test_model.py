@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kdedge
 from kdedge.api.model import LoadedModel, load
+from kdedge.cli.main import run
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.lines import Prediction, UnreadableImage
 from kdedge.runtime.artifact import Artifact
@@ -121,21 +124,6 @@ def test_several_threads_get_the_answers_of_one(model: LoadedModel) -> None:
     assert got == dict.fromkeys(range(4), expected)
 
 
-def test_a_run_means_its_newest_artifact(make_artifact: MakeArtifact, tmp_path: Path) -> None:
-    artifact = make_artifact(tmp_path / "artifact")
-    run = tmp_path / "line3" / "02"
-    for number in ("01", "10", "9x"):
-        (run / "artifacts" / number).parent.mkdir(parents=True, exist_ok=True)
-        (run / "artifacts" / number).symlink_to(artifact.path)
-    with load(run) as model:
-        assert model.artifact.path.name == "10"
-
-
-def test_what_is_no_artifact_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not an artifact"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("given", [None, 5, [None]])
 def test_what_is_no_image_is_said(given: Any, model: LoadedModel) -> None:
     with pytest.raises(DataError, match=r"(?s)Expected an image .*OpenCV") as caught:
@@ -149,3 +137,99 @@ def test_no_classes_are_refused_and_so_is_a_closed_model(model: LoadedModel) -> 
     model.close()
     with pytest.raises(SetupError, match=r"closed.\n  Load it again"):
         model(photo())
+
+
+# `kdedge.predict`
+
+
+@pytest.fixture
+def artifact(make_artifact: MakeArtifact, tmp_path: Path) -> Artifact:
+    pytest.importorskip("onnxruntime")
+    return make_artifact(tmp_path / "artifact")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five images and one that is none."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path / f"{number}.png")
+    (path / "broken.jpg").write_bytes(b"no image")
+    return path
+
+
+def test_a_folder_gets_the_answers_of_a_loaded_model_in_its_order(
+    artifact: Artifact, folder: Path
+) -> None:
+    found = kdedge.predict(artifact, folder, top=2)
+    assert len(found) == 6
+    assert [one.key for one in found] == sorted(map(str, folder.iterdir()))
+    assert [one.key for one in found.failed] == [str(folder / "broken.jpg")]
+    assert isinstance(found.failed[0], UnreadableImage)
+    with kdedge.load(artifact) as model:
+        expected = [model(folder / f"{number}.png", top=2) for number in range(5)]
+    assert [[answer.class_name for answer in one.top] for one in found.classified] == [
+        [answer.class_name for answer in answers] for answers in expected
+    ]
+
+
+def test_it_prints_as_a_table_and_shows_as_one(artifact: Artifact, folder: Path) -> None:
+    found = kdedge.predict(artifact, folder, top=2)
+    first = found[0]
+    assert isinstance(first, Prediction)
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["image", "class", "score", "class", "2", "score", "2"]
+    assert lines[1].startswith(first.key)
+    assert f"{first.top[1].score_percent:.2f} %" in lines[1]
+    assert lines[6].split() == [str(folder / "broken.jpg"), "-"]
+    assert lines[7].startswith(f"{folder / 'broken.jpg'}: not a readable image")
+    page = found._repr_html_()
+    assert page.startswith("<table>")
+    assert page.count("<tr>") == 7
+
+
+def test_its_csv_is_that_of_the_command(
+    artifact: Artifact, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = kdedge.predict(artifact, folder, top=3)
+    capsys.readouterr()
+    command = ["predict", str(artifact.path), str(folder), "--top", "3", "--format", "csv"]
+    assert run(command) == 0
+    assert found.to_csv() == capsys.readouterr().out
+
+
+def test_without_scores_nothing_is_least_certain(
+    make_artifact: MakeArtifact, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    ranks = make_artifact(tmp_path / "ranks", head="argmax")
+    with pytest.raises(kdedge.RecipeError, match="gives no scores"):
+        kdedge.predict(ranks, folder).least_certain(1)
+
+
+def test_no_threads_and_no_path_are_refused(artifact: Artifact, folder: Path) -> None:
+    with pytest.raises(kdedge.RecipeError, match="1 or more"):
+        kdedge.predict(artifact, folder, threads=0)
+    with pytest.raises(kdedge.RecipeError, match="No path is given"):
+        kdedge.predict(artifact)
+
+
+def test_its_records_are_the_json_lines_of_the_command(
+    artifact: Artifact, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = kdedge.predict(artifact, folder, top=2)
+    capsys.readouterr()
+    assert run(["predict", str(artifact.path), str(folder), "--top", "2", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert found.to_records() == [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("number", ["top", "every"])
+def test_a_number_below_1_is_refused_as_the_command_refuses_it(
+    artifact: Artifact, folder: Path, number: str
+) -> None:
+    with pytest.raises(kdedge.RecipeError, match=f"{number} is 0"):
+        kdedge.predict(artifact, folder, **{number: 0})
+    assert run(["predict", str(artifact.path), str(folder), f"--{number}", "0"]) == 2

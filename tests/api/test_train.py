@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 import kdedge
-from kdedge.results import UnlabeledResult
 
 pytest.importorskip("torch")
 
@@ -71,57 +70,14 @@ def test_a_student_has_its_teacher_results_and_recipe(student: kdedge.Run) -> No
     assert student.result is not None
     assert student.result.n_images == 9
     assert set(student.result.per_class) == set(CLASSES)
-    assert student.recipe.student is not None
-    assert student.recipe.name == "toy"
-
-
-def test_keywords_set_the_optim_of_the_model_that_is_trained(student: kdedge.Run) -> None:
     recipe = student.recipe
+    assert recipe.name == "toy"
     assert recipe.student is not None
     assert recipe.teacher is not None
     assert recipe.student.optim is not None
     assert recipe.student.optim.epochs == 2
     assert recipe.teacher.optim is None
     assert recipe.optim.epochs == 1
-
-
-def test_a_finished_teacher_is_used_again(student: kdedge.Run, folder: Path) -> None:
-    again = kdedge.distill(student.recipe, root=folder / "runs", device="cpu")
-    assert again.name != student.name
-    assert again.teacher is not None
-    assert again.teacher.name == "toy/01"
-    assert again.result == student.result  # the recipe has the epochs of the first call
-
-
-def test_a_baseline_is_trained_with_overrides(recipe: dict[str, Any], folder: Path) -> None:
-    run = kdedge.train(
-        recipe,
-        "coop",
-        overrides={"baseline.settings.n_ctx": 2},
-        root=folder / "others",
-        device="cpu",
-        seed=7,
-    )
-    assert (run.kind, run.provenance.method, run.provenance.seed) == ("baseline", "coop", 7)
-    assert run.provenance.settings["n_ctx"] == 2
-
-
-def test_progress_goes_to_the_callers_function(recipe: dict[str, Any], folder: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
-    with kdedge.progress_to(lambda *news: told.append(news)):
-        kdedge.train(recipe, "coop", root=folder / "told", device="cpu", seed=8)
-    totals = {total for what, _, total in told if what.startswith("training")}
-    assert totals, told
-    assert all(done <= (total or done) for _, done, total in told)
-
-
-def test_an_override_that_no_model_follows_is_named(
-    recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    overrides = {"optim.epochs": 5, "optim.selection": "validation"}  # so that nothing is trained
-    with pytest.raises(kdedge.RecipeError, match=r"no data\.validation"):
-        kdedge.teach(recipe, overrides=overrides, device="cpu", epochs=1)
-    assert "optim.epochs=5 has no effect, overridden by teacher.optim.epochs=1" in caplog.text
 
 
 def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:
@@ -131,38 +87,6 @@ def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:
     assert "student" in {line.partition(":")[0] for line in lines}, lines
     assert last.startswith("Ready: about")
     assert not (folder / "none").exists()
-
-
-def test_a_teachers_answers_are_stored_and_found_by_its_student(
-    recipe: dict[str, Any], student: kdedge.Run, folder: Path
-) -> None:
-    place = {"root": folder / "runs", "device": "cpu"}
-    views = {"student.views": 2, "student.optim.epochs": 2}
-    store = kdedge.fill_teacher_store(recipe, overrides=views, **place)
-    found = kdedge.distill(recipe, overrides=views, **place)
-    assert found.provenance.hashes["teacher_store"].startswith(store.path.name)
-    assert found.teacher is not None
-    assert student.teacher is not None
-    assert found.teacher.name == student.teacher.name
-
-
-def test_images_get_pseudo_labels(recipe: dict[str, Any], folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "labels.jsonl"
-    found = kdedge.pseudo_label(recipe, file, per_class=1, root=folder / "runs", device="cpu")
-    assert (found.path, found.n_images, file.is_file()) == (file, 3, True)
-    with pytest.raises(kdedge.RecipeError, match=r"labels\.jsonl"):
-        kdedge.pseudo_label(recipe, file, per_class=1, root=folder / "runs", device="cpu")
-
-
-def test_a_recipe_for_own_images_is_written(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("classes.txt").write_text("\n".join(CLASSES))
-    path = kdedge.init("line", images=folder / "images", classes="classes.txt").path
-    assert kdedge.load_recipe(path).recipe.name == "line"
-    with pytest.raises(kdedge.RecipeError, match=r"line\.yaml exists"):
-        kdedge.init("line", images=folder / "images", classes="classes.txt")
 
 
 def test_a_suite_gives_the_table_that_it_writes(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -179,11 +103,6 @@ def test_a_suite_gives_the_table_that_it_writes(recipe: dict[str, Any], tmp_path
     assert "<td>zeroshot</td>" in found._repr_html_()
 
 
-def test_evaluating_gives_what_training_measured(student: kdedge.Run, folder: Path) -> None:
-    assert student.evaluate(root=folder / "runs", device="cpu") == student.result
-    assert kdedge.evaluate("toy/02", root=folder / "runs", device="cpu") == student.result
-
-
 def test_the_environment_names_the_folder_of_runs(
     student: kdedge.Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,13 +112,6 @@ def test_the_environment_names_the_folder_of_runs(
     assert "toy/02" in [run.name for run in kdedge.list_runs()]
     assert kdedge.evaluate("toy/02", device="cpu") == student.result
     assert not list(tmp_path.iterdir())
-
-
-def test_without_test_images_the_unlabeled_ones_are_judged(student: kdedge.Run) -> None:
-    found = student.evaluate(overrides={"data.test": None}, device="cpu")
-    assert isinstance(found, UnlabeledResult)
-    assert found.n_images == 9
-    assert found.agreement_percent is not None
 
 
 def test_runs_are_listed_and_shown(student: kdedge.Run, folder: Path) -> None:
@@ -241,6 +153,7 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     student: kdedge.Run, folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
+    assert student.evaluate(device="cpu") == student.result
     artifact = student.export(device="cpu", overrides={"gates.agreement.fp16": "0%"})
     with student.load() as model:
         assert model.artifact.path == artifact.path

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +33,9 @@ student:
   weights: student.pt
   settings: {prompt_depth: 2}
 optim: {epochs: 2, batch_size: 4, warmup_epochs: 0}
+gates: {agreement: {fp16: 0%, int8: 0%}, max_drop: 100}
 """
+"""A student of two epochs hardly prefers one class: rounding changes its mind."""
 
 
 def _draw_picture(path: Path, *, label: int, number: int, side_px: int = 40) -> None:
@@ -90,7 +90,7 @@ def one_thread() -> Iterator[None]:
 
 
 def copy_project(source: Path, target: Path) -> Path:
-    """Copies a project; the weights, which no test writes into, are linked."""
+    """Copies a project, its runs too; the weights, which no test writes into, are linked."""
 
     def copy(file: str, to: str) -> str:
         if file.endswith(".pt"):
@@ -102,6 +102,12 @@ def copy_project(source: Path, target: Path) -> Path:
     for recipe in target.glob("runs/*/*/recipe.yaml"):
         recipe.write_text(recipe.read_text().replace(str(source), str(target)))
     return target
+
+
+@pytest.fixture(scope="session")
+def copy_of() -> Callable[[Path, Path], Path]:
+    """Copies a project."""
+    return copy_project
 
 
 @pytest.fixture
@@ -129,29 +135,27 @@ def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def trained(trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That project once more, of the test's own, as the current folder."""
-    folder = copy_project(trained_project, tmp_path / "project")
+    folder = copy_project(trained_project, tmp_path / "trained")
     monkeypatch.chdir(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def exported_project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That project with an INT8 export of the student in artifacts/01, whatever it reaches."""
+    """That project with an INT8 export of the student in artifacts/01."""
     from kdedge.cli.main import run
 
     folder = copy_project(trained_project, tmp_path_factory.mktemp("exported") / "project")
-    gates = ("gates.agreement.int8=0%", "gates.agreement.fp16=0%", "gates.max_drop=100")
-    loose = [part for gate in gates for part in ("--set", gate)]
-    runs = str(folder / "runs")
+    command = ["export", "tiny/02", "--int8", "--int8-minutes", "0"]
     with one_thread():
-        assert run(["export", "tiny/02", "--runs", runs, "--int8", *loose]) == 0
+        assert run([*command, "--runs", str(folder / "runs")]) == 0
     return folder
 
 
 @pytest.fixture
 def exported(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That project, of the test's own, as the current folder."""
-    folder = copy_project(exported_project, tmp_path / "project")
+    folder = copy_project(exported_project, tmp_path / "exported")
     monkeypatch.chdir(folder)
     return folder
 
@@ -203,39 +207,17 @@ def predict(kdedge: Run) -> Callable[..., list[dict[str, Any]]]:
     return predict
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"cli_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def public_layout() -> ModuleType:
+def public_layout(load_module: Callable[..., ModuleType]) -> ModuleType:
     """Makes checkpoints of the public code."""
-    return _load(Path(__file__).with_name("public_layout.py"))
+    return load_module("public_layout", Path(__file__).parent)
 
 
 @pytest.fixture(scope="module")
-def device() -> ModuleType:
+def device(load_module: Callable[..., ModuleType]) -> ModuleType:
     """Makes artifacts that name the color of a picture, and pictures; the module's own copy."""
     pytest.importorskip("onnxruntime")
-    return _load(Path(__file__).parents[1] / "device.py")
-
-
-@pytest.fixture(scope="session")
-def ray_nodes() -> ModuleType:
-    """Two nodes of a Ray cluster."""
-    return _load(Path(__file__).parents[1] / "ray_nodes.py")
-
-
-@pytest.fixture
-def forked_cells(_forking: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells are processes of their own that need not import torch first, which takes 4 s each."""
-    monkeypatch.setattr(sys, "executable", str(_forking.python))
+    return load_module("device")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -17,7 +16,9 @@ import torch
 
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.setup.method import choose_method
-from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
+from kdedge.training.loop.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("project")
 
 Run = Callable[..., Any]
 
@@ -172,7 +173,7 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_check_refuses_distill_refuses_alike_before_a_teacher_is_trained(
-    kdedge: Run, project: Path, name: str
+    kdedge: Run, name: str
 ) -> None:
     break_it, overrides, code, parts = REFUSED[name]
     if break_it is not None:
@@ -183,7 +184,7 @@ def test_what_check_refuses_distill_refuses_alike_before_a_teacher_is_trained(
     assert runs() == []
 
 
-def test_a_backbone_with_values_that_are_not_finite_is_refused(kdedge: Run, project: Path) -> None:
+def test_a_backbone_with_values_that_are_not_finite_is_refused(kdedge: Run) -> None:
     poison("student.pt")
     kdedge("distill", "r.yaml").fails(3, "visual.proj holds values that are not finite")
     assert runs() == []
@@ -192,15 +193,7 @@ def test_a_backbone_with_values_that_are_not_finite_is_refused(kdedge: Run, proj
 # Images
 
 
-def test_one_labeled_image_a_class_is_enough(kdedge: Run, project: Path) -> None:
-    for folder in Path("labeled").iterdir():
-        keep(str(folder), 1)
-    assert kdedge("distill", "r.yaml", "--set", "optim.batch_size=500").code == 0
-    student = json.loads(Path("runs/tiny/02/provenance.json").read_text())
-    assert student["summary"]["training"]["steps"] == 2
-
-
-def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run, project: Path) -> None:
+def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run) -> None:
     cut("pool/0_0.jpg", 100)
     done = kdedge("distill", "r.yaml", "--set", "data.max_bad_images=5%")
     assert done.code == 0
@@ -219,7 +212,6 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
 @pytest.mark.parametrize(
     ("break_it", "code", "parts"),
     [
-        (lambda: keep("pool", 0), 3, ("pool has no image files; found nothing at all.",)),
         (lambda: keep("pool", 1), 3, ("pool has 1 image, and two or more are needed.",)),
         (
             lambda: [cut(path, 50) for path in Path("pool").iterdir()],
@@ -236,19 +228,9 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
             ),
         ),
         (
-            lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
-            3,
-            ('"cat" (line 1) and "cat" (line 3) are one class name.',),
-        ),
-        (
             lambda: Path("classes.txt").write_text("Cat\ndog\ncat \n"),
             3,
             ('"Cat" (line 1) and "cat" (line 3) are one class name.', "Remove or rename one."),
-        ),
-        (
-            lambda: Path("classes.txt").write_bytes("cat\ndog\n".encode("utf-16")),
-            3,
-            ("classes.txt:1: UTF-16, not UTF-8.", "Save it as UTF-8"),
         ),
         (
             lambda: Path("labeled/dog").rename("labeled/dgo"),
@@ -263,7 +245,7 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
     ],
 )
 def test_init_writes_nothing_that_cannot_work(
-    kdedge: Run, project: Path, break_it: Callable[[], object], code: int, parts: tuple[str, ...]
+    kdedge: Run, break_it: Callable[[], object], code: int, parts: tuple[str, ...]
 ) -> None:
     break_it()
     kdedge(*INIT).fails(code, *parts)
@@ -282,9 +264,7 @@ def test_init_in_a_folder_that_may_not_be_written_is_no_bug(
     monkeypatch.chdir(project)
 
 
-def test_init_says_what_it_found_and_its_recipe_passes_the_check(
-    kdedge: Run, project: Path
-) -> None:
+def test_init_says_what_it_found_and_its_recipe_passes_the_check(kdedge: Run) -> None:
     shutil.rmtree("labeled/red fox")
     Path("pool/notes.txt").touch()
     shutil.copy("pool/0_0.jpg", "pool/0_0.png")  # as a mask may be called
@@ -313,7 +293,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
     assert checked.code == 0, checked.err
 
 
-def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
+def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
     kdedge(*INIT, "--student", "ViT-B-16:gone.pt").fails(3, "there is no file")
     other = kdedge(*INIT, "--student", "ViT-B-16:teacher.pt")
     other.fails(3, "ViT-B-16: the file does not fit the model", "Name the model that the weights")
@@ -324,9 +304,7 @@ def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project:
     assert not Path("line3.yaml").exists()
 
 
-def test_labels_of_every_class_make_a_short_recipe_without_epochs(
-    kdedge: Run, project: Path
-) -> None:
+def test_labels_of_every_class_make_a_short_recipe_without_epochs(kdedge: Run) -> None:
     """Written as the shipped recipe is, and with every key."""
     Path("pool").rename("cams")
     names = ("--images", "cams", "--classes", "classes.txt")
@@ -343,7 +321,7 @@ def test_labels_of_every_class_make_a_short_recipe_without_epochs(
     assert long.model_copy(update={"name": short.name, "optim": short.optim}) == short
 
 
-def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run, project: Path) -> None:
+def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run) -> None:
     done = kdedge(*INIT, "--size", "nano")
     assert done.code == 0, done.err
     text = Path("line3.yaml").read_text()
@@ -358,7 +336,7 @@ def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run, project
     [(100.0, (25.0, 10.0), 0.005), (15.0, (3.8, 1.5), 0.033)],
 )
 def test_init_follows_the_logit_scale_where_prompts_are_trained(
-    kdedge: Run, project: Path, scale: float, settings: tuple[float, float], lr: float
+    kdedge: Run, scale: float, settings: tuple[float, float], lr: float
 ) -> None:
     state = torch.load("teacher.pt")
     torch.save({**state, "logit_scale": torch.tensor(scale).log()}, "scaled.pt")
@@ -371,28 +349,11 @@ def test_init_follows_the_logit_scale_where_prompts_are_trained(
     assert kept.optim.lr == lr
 
 
-# Sizes
-
-
-@pytest.mark.parametrize("command", ["check", "distill"])
-def test_an_override_that_the_models_own_settings_override_is_named(
-    kdedge: Run, project: Path, command: str
-) -> None:
-    edit("r.yaml", "optim: {epochs: 2,", "optim: {")
-    edit("r.yaml", "teacher:\n", "teacher:\n  optim: {epochs: 1}\n")
-    edit("r.yaml", "student:\n", "student:\n  optim: {epochs: 1}\n")
-    done = kdedge(command, "r.yaml", "--set", "optim.epochs=2")
-    assert done.code == 0, done.err
-    assert "--set optim.epochs=2 has no effect, overridden by teacher.optim.epochs=1" in done.err
-
-
 # Labels and class names
 
 
 @pytest.mark.parametrize("kind", ["folder", "list"])
-def test_a_class_without_labels_is_named_and_the_others_are_taught(
-    kdedge: Run, project: Path, kind: str
-) -> None:
+def test_a_class_without_labels_is_named_and_the_others_are_taught(kdedge: Run, kind: str) -> None:
     keep("labeled/dog", 0)
     Path("labeled/__MACOSX").mkdir()
     shutil.copy("labeled/cat/0.jpg", "labeled/__MACOSX/x.jpg")
@@ -410,9 +371,7 @@ def test_a_class_without_labels_is_named_and_the_others_are_taught(
     assert re.search(r"teacher: images +18 used of 19", done.out)
 
 
-def test_labels_of_test_images_are_counted_before_they_are_trained_on(
-    kdedge: Run, project: Path
-) -> None:
+def test_labels_of_test_images_are_counted_before_they_are_trained_on(kdedge: Run) -> None:
     shared = (
         "8 of the 8 labeled images that the teacher is trained on are also test images, for example"
     )
@@ -422,7 +381,7 @@ def test_labels_of_test_images_are_counted_before_they_are_trained_on(
         assert done.err.count(shared) == 1
 
 
-def test_class_names_may_hold_commas_quotes_braces_and_emoji(kdedge: Run, project: Path) -> None:
+def test_class_names_may_hold_commas_quotes_braces_and_emoji(kdedge: Run) -> None:
     names = ['cat, the "big" one', "dög 'x'", "🦊 {} %s", "école bus"]
     Path("classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     for folder in ("labeled", "test"):
@@ -524,18 +483,7 @@ def test_a_damaged_teacher_stops_its_student_before_anything_is_written(
     assert "Teacher 1/2: using runs/tiny/03" in kdedge("distill", "r.yaml").err
 
 
-def test_class_vectors_of_other_weights_are_refused(kdedge: Run, trained: Path) -> None:
-    # Vectors that were stored before the weights were loaded look like this
-    assert kdedge("teach", "r.yaml", "--set", "seed=2").code == 0
-    replace("runs/tiny/01/teacher.safetensors", "runs/tiny/03/teacher.safetensors")
-    shutil.rmtree("runs/tiny/03")
-    message = "teacher.safetensors was trained with other class vectors than those in"
-    kdedge("eval", "tiny/01").fails(3, message)
-    kdedge("distill", "r.yaml").fails(3, message)
-    assert runs() == ["runs/tiny/01", "runs/tiny/02"]
-
-
-def test_a_student_refuses_the_class_vectors_of_another_teacher(kdedge: Run, trained: Path) -> None:
+def test_class_vectors_of_another_teacher_are_refused(kdedge: Run, trained: Path) -> None:
     assert kdedge("teach", "r.yaml", "--set", "seed=2").code == 0
     name = "class_vectors.safetensors"
     replace(f"runs/tiny/02/{name}", f"runs/tiny/03/{name}")
@@ -543,6 +491,13 @@ def test_a_student_refuses_the_class_vectors_of_another_teacher(kdedge: Run, tra
         3,
         "student.safetensors was trained with other class vectors than those in",
     )
+    # Vectors that were stored before the weights were loaded look like this
+    replace("runs/tiny/01/teacher.safetensors", "runs/tiny/03/teacher.safetensors")
+    shutil.rmtree("runs/tiny/03")
+    message = "teacher.safetensors was trained with other class vectors than those in"
+    kdedge("eval", "tiny/01").fails(3, message)
+    kdedge("distill", "r.yaml").fails(3, message)
+    assert runs() == ["runs/tiny/01", "runs/tiny/02"]
 
 
 def test_backbone_weights_that_were_replaced_after_training_are_refused(
@@ -570,57 +525,10 @@ def test_a_damaged_evaluation_costs_the_table_and_nothing_else(kdedge: Run, trai
     assert json.loads(kdedge("show", "tiny/01", "--json").out)["evaluation"] is None
 
 
-def test_damaged_text_features_are_computed_again(kdedge: Run, trained: Path) -> None:
-    for path in Path("runs/.cache/text_features").iterdir():
-        flip(path)
-    done = kdedge("teach", "r.yaml")
-    assert done.code == 0
-    assert "SHA-256. Computing it again" in done.err
-    first, second = (Path(f"runs/tiny/0{n}/teacher.safetensors") for n in (1, 3))
-    assert second.read_bytes() == first.read_bytes()
-    assert kdedge("teach", "r.yaml").err == ""
-
-
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
-    kdedge: Run, trained: Path
-) -> None:
-    unfinish("02")
-    flip(list_checkpoints(Path("runs/tiny/02/checkpoints"))[0])
-    before = Path("runs/tiny/02/student.safetensors").read_bytes()
-    Path("runs/tiny/02/student.safetensors").unlink()
-    done = kdedge("distill", "r.yaml", "--resume")
-    assert done.code == 0
-    assert "is damaged: its contents do not match their SHA-256." in done.err
-    assert "Resuming at epoch 2, step 1." in done.err
-    assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_says_how_to_begin_again(
-    kdedge: Run, trained: Path
-) -> None:
-    unfinish("02")
-    for path in list_checkpoints(Path("runs/tiny/02/checkpoints")):
-        flip(path)
-    done = kdedge("distill", "r.yaml", "--resume")
-    damaged = "All checkpoints in runs/tiny/02/checkpoints are damaged."
-    done.fails(3, damaged, "Delete the contents of that folder")
-    shutil.rmtree("runs/tiny/02/checkpoints")
-    before = Path("runs/tiny/02/student.safetensors").read_bytes()
-    Path("runs/tiny/02/checkpoints").mkdir()
-    assert kdedge("distill", "r.yaml", "--resume").code == 0
-    assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
-
-
-def unfinish(run: str) -> None:
-    """Makes a run look as if it had been killed after its last checkpoint."""
-    path = Path("runs/tiny", run, "provenance.json")
-    path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
-
-
 # Folders and divergence
 
 
-def test_a_runs_folder_that_cannot_be_written_is_refused(kdedge: Run, project: Path) -> None:
+def test_a_runs_folder_that_cannot_be_written_is_refused(kdedge: Run) -> None:
     Path("file").write_text("x")
     for command in ("check", "teach", "distill"):
         kdedge(command, "r.yaml", "--runs", "file/runs").fails(7, "file/runs", "\n  ")
@@ -628,13 +536,6 @@ def test_a_runs_folder_that_cannot_be_written_is_refused(kdedge: Run, project: P
     Path("runs").mkdir()
     Path("runs/.cache").write_text("x")
     kdedge("teach", "r.yaml").fails(7, "runs/.cache/text_features could not be written")
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_runs_folder_without_permission_is_refused(kdedge: Run, project: Path) -> None:
-    Path("runs").mkdir(mode=0o500)
-    for command in ("check", "teach"):
-        kdedge(command, "r.yaml").fails(7, "runs")
 
 
 def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, trained: Path) -> None:
@@ -654,11 +555,3 @@ def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, tra
     # What is broken is never taken for the newest finished run
     assert "runs/tiny/02" in kdedge("eval").out
     kdedge("eval", "tiny/03").fails(2, "tiny/03 is not finished")
-
-
-def test_a_run_that_no_command_knows_is_answered_with_what_there_is(
-    kdedge: Run, trained: Path
-) -> None:
-    for command in ("eval", "show"):
-        kdedge(command, "tinny").fails(2, "Did you mean tiny")
-        kdedge(command, "tiny/09").fails(2, "tiny/01")

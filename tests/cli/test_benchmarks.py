@@ -15,6 +15,10 @@ from PIL import Image
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.data.benchmarks import load_benchmark
 
+Run = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("textures")
+
 DTD = load_benchmark("dtd")
 
 NAMES = ("banded", "blotchy", "zigzagged")
@@ -59,8 +63,7 @@ def textures(
     return folder
 
 
-@pytest.mark.usefixtures("textures")
-def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Callable[..., Any]) -> None:
+def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Run) -> None:
     options = [word for key, value in CROSS.items() for word in ("--set", f"{key}={value}")]
     done = kdedge("distill", "dtd.yaml", *options)
     assert done.code == 0, done.err
@@ -70,8 +73,7 @@ def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Callable[
     assert (measured["split"], measured["n_images"]) == ("all", N_IMAGES["test"])
 
 
-@pytest.mark.usefixtures("textures")
-def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[..., Any]) -> None:
+def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Run) -> None:
     values = ("classes={benchmark: small}", "data.test={benchmark: small, part: test}")
     options = [word for value in values for word in ("--set", value)]
     done = kdedge("eval", "tiny/01", *options, "--json")
@@ -81,7 +83,7 @@ def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[...,
 
 
 @pytest.fixture
-def teach(kdedge: Callable[..., Any], textures: Path) -> Callable[..., Any]:
+def teach(kdedge: Run, textures: Path) -> Callable[..., Any]:
     """Runs a command of the teacher of these textures."""
     values = {
         "teacher.backbone": "null",

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import RunModel, load_run
+from kdedge.setup.workspace import Workspace
+
+Run = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("trained")
 
 STUDENT = Path("runs/tiny/02")
 
@@ -31,7 +39,7 @@ def edit_provenance(**values: Any) -> None:
 
 
 def test_eval_export_and_bench_say_that_the_test_images_are_others(
-    trained: Path, kdedge: Callable[..., Any]
+    kdedge: Run,
 ) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
@@ -47,9 +55,7 @@ def test_eval_export_and_bench_say_that_the_test_images_are_others(
     assert warning not in kdedge("eval", "tiny/02", *others).err  # named on purpose
 
 
-def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(
-    trained: Path, kdedge: Callable[..., Any]
-) -> None:
+def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(kdedge: Run) -> None:
     edit_provenance(status="interrupted")
     remove_ten_unlabeled_images()
     done = kdedge("distill", "r.yaml", "--resume")
@@ -58,9 +64,7 @@ def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(
     assert Path("runs/tiny/03/student.safetensors").is_file()
 
 
-def test_a_resumed_run_says_and_records_that_it_is_measured_on_other_images(
-    trained: Path, kdedge: Callable[..., Any]
-) -> None:
+def test_a_resumed_run_says_and_records_that_it_is_measured_on_other_images(kdedge: Run) -> None:
     edit_provenance(status="interrupted", summary={})
     before = json.loads((STUDENT / "provenance.json").read_text())["measured_on"]
     change_one_test_image()
@@ -71,9 +75,7 @@ def test_a_resumed_run_says_and_records_that_it_is_measured_on_other_images(
     assert "are others" not in kdedge("eval", "tiny/02").err
 
 
-def test_class_names_that_are_not_the_recorded_ones_are_refused(
-    trained: Path, kdedge: Callable[..., Any]
-) -> None:
+def test_class_names_that_are_not_the_recorded_ones_are_refused(kdedge: Run) -> None:
     vectors = STUDENT / "class_vectors.safetensors"
     tensors, facts = read_tensors(vectors)
     names = json.loads(facts["class_names"])
@@ -85,10 +87,56 @@ def test_class_names_that_are_not_the_recorded_ones_are_refused(
         assert "holds other class names, or another order of them, than provenance.json" in done.err
 
 
-def test_a_corrupted_hash_of_the_class_list_is_refused(
-    trained: Path, kdedge: Callable[..., Any]
-) -> None:
+def test_a_corrupted_hash_of_the_class_list_is_refused(kdedge: Run) -> None:
     edit_provenance(hashes={"class_list": "0" * 64})
     done = kdedge("eval", "tiny/02")
     assert done.code == 3
     assert "(hash of the class list)" in done.err
+
+
+# A run as a model
+
+
+def opened(run: str, **options: Any) -> RunModel:
+    folder = RunFolder.open(Path("runs/tiny") / run)
+    return load_run(folder, Workspace(folder.root, torch.device("cpu")), **options)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("run", ["01", "02"])
+def test_names_vectors_and_hashes_need_no_weights(run: str) -> None:
+    model = opened(run, names=("dog", "cat"))
+    Path("teacher.pt").unlink()
+    Path("student.pt").unlink()
+    assert model.class_names == ("dog", "cat")
+    assert model.class_vectors().shape[0] == 2
+    assert len(model.features_provenance) == len(model.vectors.provenance) == 64
+    assert model.preprocess.size_px == 32
+
+
+@pytest.mark.parametrize("run", ["01", "02"])
+def test_logits_are_scaled_cosines_with_the_class_vectors(run: str, images: torch.Tensor) -> None:
+    model = opened(run)
+    assert model.class_names == ("cat", "dog", "red fox", "school bus")
+    expected = model.scale * model.forward_features(images) @ model.class_vectors().T
+    assert torch.equal(model.logits(images), expected)
+
+
+def test_a_label_is_the_position_of_its_name_in_the_class_list() -> None:
+    model = opened("02", names=("school bus", "cat"))
+    images = model.images("test")
+    assert images is not None
+    named = [images.source.items[index].key.split("/")[0] for index in images.indices]
+    expected = [{"school bus": 0, "cat": 1}.get(name) for name in named]
+    assert model.labels_of(images) == expected
+    assert None in expected
+
+
+def test_a_backbone_is_built_once_for_all_runs_of_a_workspace() -> None:
+    workspace = Workspace(Path("runs"), torch.device("cpu"))
+    teachers = [load_run(RunFolder.open(Path("runs/tiny/01")), workspace) for _ in range(2)]
+    assert teachers[0].backbone is teachers[1].backbone

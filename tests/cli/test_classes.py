@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from kdedge.files import held
 from kdedge.inference.choose import choose_and_load
 from kdedge.runtime.artifact import load_artifact, matrix_bytes
 
+pytestmark = pytest.mark.usefixtures("project")
+
 for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
@@ -30,9 +32,6 @@ NAMES = ("cat", "dog", "red fox", "school bus")
 CHANGED = ("cat", "red fox", "school bus", "forklift", "old man")
 GRAPHS = ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-cpu.onnx")
 
-# A student of two epochs hardly prefers one class: rounding changes its mind.
-LOOSE = ("--set", "gates.agreement.int8=0%", "--set", "gates.agreement.fp16=0%")
-LOOSE += ("--set", "gates.max_drop=100")
 
 TOLERANCE = 1e-4
 """Of logits up to 20: the sums are the same, in another order, in float32."""
@@ -51,26 +50,19 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (folder / "artifact.json").write_text(json.dumps(record))
 
 
-def replace_matrix(folder: Path, matrix: np.ndarray) -> None:
-    """Replaces the class matrix and its hash."""
-    data = matrix_bytes(matrix)
-    (folder / "classes.1.npy").write_bytes(data)
-    edit(folder, lambda r: r["others"].update({"classes.1.npy": hashlib.sha256(data).hexdigest()}))
-
-
 @pytest.fixture(scope="module")
-def both_exports(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both_exports(
+    trained_project: Path, copy_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The trained project with `open` in all precisions, and plain exports of both lists."""
     from kdedge.cli.main import run
 
-    folder = tmp_path_factory.mktemp("classes") / "project"
-    shutil.copytree(trained_project, folder)
-    for recipe in folder.glob("runs/*/*/recipe.yaml"):
-        recipe.write_text(recipe.read_text().replace(str(trained_project), str(folder)))
+    folder = copy_of(trained_project, tmp_path_factory.mktemp("classes") / "project")
     (folder / "changed.txt").write_text("\n".join(CHANGED))
-    export = ("export", "tiny/02", "--runs", str(folder / "runs"), *LOOSE)
+    export = ("export", "tiny/02", "--runs", str(folder / "runs"))
     other = ("--classes", str(folder / "changed.txt"))
-    assert run([*export, "--open-classes", "--int8", "--output", str(folder / OPEN)]) == 0
+    int8 = ("--int8", "--int8-minutes", "0")
+    assert run([*export, "--open-classes", *int8, "--output", str(folder / OPEN)]) == 0
     assert run([*export, "--output", str(folder / PLAIN)]) == 0
     assert run([*export, *other, "--output", str(folder / "plain changed")]) == 0
     assert run([*export, *other, "--open-classes", "--output", str(folder / "open changed")]) == 0
@@ -78,12 +70,11 @@ def both_exports(trained_project: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def project(both_exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def project(
+    both_exports: Path, copy_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A copy of that project, as the current folder."""
-    folder = tmp_path / "project"
-    shutil.copytree(both_exports, folder)
-    for recipe in folder.glob("runs/*/*/recipe.yaml"):
-        recipe.write_text(recipe.read_text().replace(str(both_exports), str(folder)))
+    folder = copy_of(both_exports, tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder
 
@@ -94,9 +85,7 @@ def logits_of(artifact: Path, **options: Any) -> np.ndarray:
         return model.logits(pixels)
 
 
-def test_an_open_export_answers_like_a_plain_one_and_lists_its_matrix(
-    project: Path, kdedge: Kdedge
-) -> None:
+def test_an_open_export_answers_like_a_plain_one_and_lists_its_matrix(kdedge: Kdedge) -> None:
     record = read(OPEN / "artifact.json")
     assert record["output"] == {"name": "features", "head": "scores"}
     assert record["open_classes"]["file"] == "classes.1.npy"
@@ -104,10 +93,7 @@ def test_an_open_export_answers_like_a_plain_one_and_lists_its_matrix(
     assert record["open_classes"]["changes"] == []
     assert [file["name"] for file in record["files"]] == list(GRAPHS)
     assert record["files"][0]["parity"]["agreement_percent"] == 100
-    listed = {file["name"]: file["sha256"] for file in record["files"]} | record["others"]
-    assert listed.keys() == {path.name for path in OPEN.iterdir()} - {"artifact.json"}
-    for name, sha256 in listed.items():
-        assert hashlib.sha256((OPEN / name).read_bytes()).hexdigest() == sha256
+    assert "classes.1.npy" in record["others"]
     np.testing.assert_allclose(logits_of(OPEN), logits_of(PLAIN), rtol=0, atol=TOLERANCE)
     assert "One tensor, `features`: float32 [batch, 40]." in (OPEN / "README.md").read_text()
     assert kdedge("classes", str(OPEN)).out == "\n".join(NAMES) + "\n"
@@ -115,7 +101,7 @@ def test_an_open_export_answers_like_a_plain_one_and_lists_its_matrix(
     assert "; open, in classes.1.npy" in kdedge("show", str(OPEN)).out
 
 
-def test_lower_precisions_keep_the_layers_that_give_features_in_float(project: Path) -> None:
+def test_lower_precisions_keep_the_layers_that_give_features_in_float() -> None:
     import onnx
 
     for name in GRAPHS:
@@ -128,9 +114,7 @@ def test_lower_precisions_keep_the_layers_that_give_features_in_float(project: P
     assert np.isfinite(logits_of(OPEN, precision="int8")).all()
 
 
-def test_changed_classes_answer_like_an_export_with_these_classes(
-    project: Path, kdedge: Kdedge
-) -> None:
+def test_changed_classes_answer_like_an_export_with_these_classes(kdedge: Kdedge) -> None:
     before = {name: (OPEN / name).read_bytes() for name in (*GRAPHS, "classes.1.npy")}
     change = ("--add", "forklift", "--add", "old man", "--from", "tiny/02", "--remove", "dog")
     done = kdedge("classes", str(OPEN), *change)
@@ -160,7 +144,7 @@ def test_changed_classes_answer_like_an_export_with_these_classes(
     np.testing.assert_allclose(answers, logits_of(Path("plain changed")), rtol=0, atol=TOLERANCE)
 
 
-def test_the_smoke_set_has_the_logits_of_the_present_classes(project: Path) -> None:
+def test_the_smoke_set_has_the_logits_of_the_present_classes() -> None:
     change_classes(OPEN, removed=["dog"])
     artifact = load_artifact(OPEN)
     smoke, plain = load_smoke_set(artifact), load_smoke_set(load_artifact(PLAIN))
@@ -174,7 +158,7 @@ def test_the_smoke_set_has_the_logits_of_the_present_classes(project: Path) -> N
     assert (parity.agreement_percent, parity.n_nonfinite) == (100, 0)
 
 
-def test_a_file_with_preprocessing_has_open_classes_too(project: Path, kdedge: Kdedge) -> None:
+def test_a_file_with_preprocessing_has_open_classes_too(kdedge: Kdedge) -> None:
     done = kdedge("export", str(OPEN), "--with-preprocess")
     assert done.code == 0, done.err
     change_classes(OPEN, removed=["dog"])
@@ -196,20 +180,8 @@ def test_a_file_with_preprocessing_has_open_classes_too(project: Path, kdedge: K
     assert api.verify_client(OPEN, "answers").max_score_difference is not None
 
 
-def test_the_fastest_file_is_found_by_the_logits_of_the_present_classes(
-    project: Path, kdedge: Kdedge
-) -> None:
-    change_classes(OPEN, removed=["dog"])
-    done = kdedge("export", str(OPEN), "--cpu")
-    assert done.code == 0, done.err
-    choice = api.cpu_choice(OPEN)
-    assert choice is not None
-    agreement = {one.file: one.agreement_percent for one in choice.candidates}
-    assert agreement["model.onnx"] == 100
-
-
 def test_the_artifact_after_a_change_is_what_predict_bench_and_the_example_see(
-    project: Path, kdedge: Kdedge
+    kdedge: Kdedge,
 ) -> None:
     artifact = api.change_classes(OPEN, add="forklift", run="tiny/02")
     assert artifact == load_artifact(OPEN)
@@ -225,9 +197,7 @@ def test_the_artifact_after_a_change_is_what_predict_bench_and_the_example_see(
     assert float(shown[2]) == pytest.approx(line["top"][0]["score_percent"], abs=0.011)
 
 
-def test_engines_and_other_files_are_built_after_a_change_and_compared(
-    project: Path, kdedge: Kdedge
-) -> None:
+def test_engines_and_other_files_are_built_after_a_change_and_compared(kdedge: Kdedge) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("tensorrt_rtx")
     change_classes(OPEN, removed=["dog"])
@@ -246,7 +216,7 @@ def test_engines_and_other_files_are_built_after_a_change_and_compared(
     backend.close()
 
 
-def test_servers_that_need_logits_are_refused(project: Path, kdedge: Kdedge) -> None:
+def test_servers_that_need_logits_are_refused(kdedge: Kdedge) -> None:
     done = kdedge("export", str(OPEN), "--triton", "server")
     assert done.code == 2, done.err
     assert "give image features, as its classes are open" in done.err
@@ -274,9 +244,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_change_is_one_message_and_changes_nothing(
-    project: Path, kdedge: Kdedge, case: str
-) -> None:
+def test_a_bad_change_is_one_message_and_changes_nothing(kdedge: Kdedge, case: str) -> None:
     options, code, message = BAD[case]
     before = {path.name: path.read_bytes() for path in OPEN.iterdir()}
     done = kdedge("classes", str(OPEN), *options)
@@ -284,7 +252,7 @@ def test_a_bad_change_is_one_message_and_changes_nothing(
     assert {path.name: path.read_bytes() for path in OPEN.iterdir()} == before
 
 
-def test_closed_classes_and_other_runs_are_refused(project: Path, kdedge: Kdedge) -> None:
+def test_closed_classes_and_other_runs_are_refused(kdedge: Kdedge) -> None:
     done = kdedge("classes", str(PLAIN), "--remove", "dog")
     assert done.code == 2
     assert "The classes of plain are part of its graphs" in done.err
@@ -299,15 +267,17 @@ def test_closed_classes_and_other_runs_are_refused(project: Path, kdedge: Kdedge
     assert "have no stored vector, first 'lorry', and its teacher's run" in done.err
 
 
-def test_vectors_of_another_dimension_are_refused(project: Path) -> None:
+def test_vectors_of_another_dimension_are_refused() -> None:
     new = NewClasses(("forklift",), np.ones((1, 24), np.float32), "0" * 64)
     with pytest.raises(ShapeError, match=r"are \[1, 24\], but the features of open take \[1, 40\]"):
         change_classes(OPEN, added=new)
     assert load_artifact(OPEN).class_names == NAMES
 
 
-def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) -> None:
-    replace_matrix(OPEN, np.load(OPEN / "classes.1.npy")[:, :24])
+def test_a_matrix_that_does_not_fit_is_refused(kdedge: Kdedge) -> None:
+    data = matrix_bytes(np.load(OPEN / "classes.1.npy")[:, :24])
+    (OPEN / "classes.1.npy").write_bytes(data)
+    edit(OPEN, lambda r: r["others"].update({"classes.1.npy": hashlib.sha256(data).hexdigest()}))
     done = kdedge("predict", str(OPEN), "test")
     done.fails(3, "the class matrix takes features [batch, 24]")
     (OPEN / "classes.1.npy").write_bytes(b"no matrix")
@@ -315,7 +285,7 @@ def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) ->
     assert (done.code, "classes.1.npy has changed since the export" in done.err) == (3, True)
 
 
-def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten(project: Path) -> None:
+def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten() -> None:
     left = OPEN / "classes.2.npy"  # artifact.json, which would name it, is written last
     left.write_bytes(b"left")
     assert logits_of(OPEN).shape == (6, 4)
@@ -326,18 +296,17 @@ def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten(project
     assert left.read_bytes() == b"left"
 
 
-def test_a_folder_that_another_process_changes_is_left_alone(project: Path) -> None:
+def test_a_folder_that_another_process_changes_is_left_alone() -> None:
     with held(OPEN), pytest.raises(InUseError, match="open is in use by another process"):
         change_classes(OPEN, removed=["dog"])
     assert load_artifact(OPEN).class_names == NAMES
 
 
-def test_a_teachers_own_export_takes_new_classes_too(project: Path, kdedge: Kdedge) -> None:
+def test_a_teachers_own_export_takes_new_classes_too(kdedge: Kdedge) -> None:
     """Its text encoder makes the vectors, as it made those of the export."""
-    options = (*LOOSE, "--output", "teacher")
-    assert kdedge("export", "tiny/01", "--open-classes", *options).code == 0
+    assert kdedge("export", "tiny/01", "--open-classes", "--output", "teacher").code == 0
     api.change_classes("teacher", add=["forklift", "old man"], remove="dog", run="tiny/01")
-    changed = ("--classes", "changed.txt", *LOOSE, "--output", "teacher changed")
+    changed = ("--classes", "changed.txt", "--output", "teacher changed")
     assert kdedge("export", "tiny/01", *changed).code == 0
     np.testing.assert_allclose(
         logits_of(Path("teacher")), logits_of(Path("teacher changed")), rtol=0, atol=TOLERANCE
@@ -346,7 +315,7 @@ def test_a_teachers_own_export_takes_new_classes_too(project: Path, kdedge: Kded
     assert (done.code, "was not exported from runs/tiny/02" in done.err) == (3, True)
 
 
-def test_removing_needs_no_torch(project: Path) -> None:
+def test_removing_needs_no_torch() -> None:
     code = (
         "import sys, kdedge\n"
         "print(kdedge.change_classes('open', remove='dog').class_names)\n"

@@ -23,6 +23,8 @@ from kdedge.errors import GateError, RecipeError
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, keep_choice
 
+pytestmark = pytest.mark.usefixtures("work")
+
 Run = Callable[..., Any]
 COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (0, 10, 240), "dark thing": (3, 0, 0)}
 
@@ -58,7 +60,6 @@ def compared(kdedge: Run, *arguments: str) -> Any:
     return json.loads(done.out)
 
 
-@pytest.mark.usefixtures("work")
 def test_answers_and_scores_are_those_that_predict_gives(kdedge: Run) -> None:
     found = compared(kdedge, "old", "new", "pics")
     answers = []
@@ -80,7 +81,6 @@ def test_answers_and_scores_are_those_that_predict_gives(kdedge: Run) -> None:
     assert found["labeled"] is None
 
 
-@pytest.mark.usefixtures("work")
 def test_with_labels_the_new_one_is_tested_and_the_gate_ends_in_exit_code_6(kdedge: Run) -> None:
     done = kdedge("compare", "old", "new", "pics", "--labels")
     assert done.code == 0
@@ -118,7 +118,6 @@ def test_files_of_one_precision_are_compared_or_the_verdict_says_so(
     assert "The old file is int8 and the new one fp32." in done.out
 
 
-@pytest.mark.usefixtures("work")
 def test_a_single_file_of_an_artifact_and_its_record_name_it(kdedge: Run) -> None:
     found = compared(kdedge, "old/model.onnx", "new/artifact.json", "pics")
     assert (found["old"]["file"], found["new"]["file"]) == ("old/model.onnx", "new/model.onnx")
@@ -192,7 +191,6 @@ def test_unreadable_images_are_counted_and_listed_and_none_is_an_error(
     assert kdedge("compare", "old", "new", "-").code == 2
 
 
-@pytest.mark.usefixtures("work")
 def test_one_image_is_enough_and_an_artifact_agrees_with_itself(kdedge: Run) -> None:
     done = kdedge("compare", "old", "old", "pics/red/0.png")
     assert done.code == 0
@@ -278,7 +276,6 @@ def test_the_images_are_the_same_whatever_the_two_preparations_are(
         package.compare("old", "new", *named, batch=99)
 
 
-@pytest.mark.usefixtures("work")
 def test_in_python_it_prints_as_a_table_of_changes() -> None:
     found = package.compare("old", "new", "pics", labels=True)
     lines = str(found).splitlines()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,18 @@ from typing import Any
 
 import pytest
 
+import kdedge as api
+from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.cpu_choice import CPU_CHOICE
 from kdedge.runtime.machine import has_bf16
+
+pytestmark = pytest.mark.usefixtures("exported")
 
 for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 ARTIFACT = Path("runs/tiny/02/artifacts/01")
 
-# A student of two epochs hardly prefers one class: rounding changes its mind.
-LOOSE = ("--set", "gates.agreement.int8=0%", "--set", "gates.agreement.fp16=0%")
-LOOSE += ("--set", "gates.max_drop=100")
 
 Kdedge = Callable[..., Any]
 
@@ -57,7 +60,7 @@ def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
     names: dict[str, str],
 ) -> None:
     pytest.importorskip(package)
-    done = kdedge("export", "tiny/02", f"--{target}", "--int8", *LOOSE)
+    done = kdedge("export", "tiny/02", f"--{target}", "--int8", "--int8-minutes", "0")
     assert done.code == 0, done.err
     record = read(ARTIFACT / "artifact.json")
     files = {file["name"]: file for file in record["files"] if file["target"] == target}
@@ -123,22 +126,12 @@ def test_without_the_package_the_onnx_files_are_written_and_the_line_is_told(
     assert not (ARTIFACT / file).exists()
 
 
-def test_an_artifact_gets_them_later_and_its_card_lists_them(
-    exported_project: Path, tmp_path: Path, kdedge: Kdedge
-) -> None:
-    pytest.importorskip("openvino")
-    artifact = shutil.copytree(exported_project / ARTIFACT, tmp_path / "artifact")
-    done = kdedge("export", str(artifact), "--openvino", "--int8")
-    assert done.code == 0, done.err
-    card = (artifact / "README.md").read_text()
-    assert all(f"| `{name}` |" in card for name in OPENVINO)
-
-
 def test_a_miss_before_the_gates_were_changed_by_hand_says_so(
     exported: Path, kdedge: Kdedge
 ) -> None:
     pytest.importorskip("openvino")
     assert kdedge("export", str(ARTIFACT), "--openvino").code == 0
+    assert "| `model.xml` |" in (ARTIFACT / "README.md").read_text()
     record = read(ARTIFACT / "artifact.json")
     (file,) = (file for file in record["files"] if file["name"] == "model.xml")
     file["gate"] = "missed"
@@ -146,3 +139,109 @@ def test_a_miss_before_the_gates_were_changed_by_hand_says_so(
     done = kdedge("export", str(ARTIFACT), "--openvino")
     assert done.code == 6
     assert "before the gates in artifact.json were changed" in done.err
+
+
+# The fastest file on a CPU
+
+
+for package in ("onnx", "onnxruntime"):
+    pytest.importorskip(package)
+
+
+def used(kdedge: Kdedge, *options: str) -> tuple[str, str]:
+    """The file that `predict` used, and all that it said."""
+    done = kdedge("predict", str(ARTIFACT), "test", *options)
+    assert done.code == 0, done.err
+    found = re.search(r"(\S+) on \S+ \S+ CPU", done.err)
+    assert found is not None, done.err
+    return found[1], done.err
+
+
+def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
+    trained: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    done = kdedge("export", "tiny/02", "--cpu")
+    assert done.code == 0, done.err
+    choice = api.cpu_choice(ARTIFACT)
+    assert choice is not None
+    names = {one.file for one in choice.candidates}
+    assert names >= {"model.onnx", "model.int8-cpu.onnx", "model.xml", "model.int8.xml"}
+    assert "model.int8.onnx" not in names
+    assert all(one.time is not None for one in choice.candidates)
+    assert choice.file in done.out
+    assert choice.file in (ARTIFACT / "README.md").read_text().partition("## Fastest on ")[2]
+
+    assert used(kdedge)[0] == choice.file
+    assert "measured on another machine" not in used(kdedge)[1]
+    assert used(kdedge, "--precision", "fp32", "--backend", "onnxruntime")[0] == "model.onnx"
+
+    assert kdedge("report", "tiny/02", "--output", "report").code == 0
+    (page,) = Path("report").rglob("*.html")
+    assert f": {choice.file}" in page.read_text(encoding="utf-8").partition("Fastest on ")[2]
+
+    done = kdedge("export", str(ARTIFACT), "--cpu", "--json")
+    assert done.code == 0, done.err
+    again = json.loads(done.out)["cpu_choice"]
+    assert {one["file"] for one in again["candidates"]} == names
+    load_artifact(ARTIFACT).checked(CPU_CHOICE)
+
+    read_text = Path.read_text
+
+    def read(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == Path("/proc/cpuinfo"):
+            return "processor\t: 0\nmodel name\t: Another CPU\nflags\t\t: fpu avx2\n"
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    name, said = used(kdedge)
+    assert name == "model.xml"
+    assert "measured on another machine" in said
+    assert "Another CPU" in said
+
+
+def test_what_is_missing_is_listed_with_the_line_that_installs_it(
+    kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("openvino", "litert_torch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    done = kdedge("export", str(ARTIFACT), "--cpu")
+    assert done.code == 0, done.err
+    assert (
+        "Not tried: LiteRT int8: the artifact has none; first pip install 'kdedge[litert]'; then"
+        " it is made when a run is exported: kdedge export RUN --cpu" in done.out
+    )
+    assert "Not tried: OpenVINO int8: " in done.out
+    assert "pip install 'kdedge[openvino]'" in done.out
+    choice = api.cpu_choice(ARTIFACT)
+    assert choice is not None
+    assert {one.file for one in choice.candidates} == {"model.onnx", "model.int8-cpu.onnx"}
+
+
+def test_a_choice_that_cannot_be_kept_overwrites_nothing_and_is_not_called_written(
+    kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (ARTIFACT / CPU_CHOICE).write_text("mine")
+    done = kdedge("export", str(ARTIFACT), "--cpu")
+    assert done.code == 3
+    assert f"{CPU_CHOICE} exists, and nothing is overwritten" in done.err
+    assert "Wrote" not in done.err
+    assert (ARTIFACT / CPU_CHOICE).read_text() == "mine"
+
+
+def test_an_artifact_that_may_not_be_written_is_told_before_anything_is_made(
+    kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access  # root may write everywhere, so the system's answer is replaced
+
+    def read_only(path: Any, mode: int) -> bool:
+        return access(path, mode) and not (mode & os.W_OK and Path(path) == ARTIFACT)
+
+    monkeypatch.setattr(os, "access", read_only)
+    before = {path.name for path in ARTIFACT.iterdir()}
+    done = kdedge("export", str(ARTIFACT), "--cpu")
+    assert done.code == 7
+    assert f"{ARTIFACT} may not be written." in done.err
+    assert "Wrote" not in done.err
+    assert {path.name for path in ARTIFACT.iterdir()} == before

@@ -128,8 +128,9 @@ def test_a_gpu_trains_resumes_and_measures_as_the_cpu_does(
         by_gpu, actual = train("cuda", precision)
         weights = next(x for x in by_gpu.iterdir() if x.stem in ("student", "baseline"))
         whole = weights.read_bytes()
-        forget_the_last_epoch(by_gpu, weights)
-        assert train("cuda", precision, "--resume")[0] == by_gpu
+        if precision == "fp16" or name in MORE:  # fp16 has a scale of its own to go on with
+            forget_the_last_epoch(by_gpu, weights)
+            assert train("cuda", precision, "--resume")[0] == by_gpu
     # A real GPU adds up in an order of its own
     assert simulated is None or weights.read_bytes() == whole
     # Batch norms of an encoder over eight images enlarge what rounding differs by
@@ -229,12 +230,13 @@ def test_public_weights_are_imported_on_a_gpu(
 
 
 def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
-    kdedge: Run, project: Path, gpu: Any, gpu_hour: Any, quick_machine: None
+    kdedge: Run, project: Path, gpu: Any, load_module: Any, quick_machine: None
 ) -> None:
     def run(arguments: list[str]) -> tuple[int, str, str]:
         done = kdedge(*arguments)
         return done.code, done.out, done.err
 
+    gpu_hour = load_module("hour", Path(__file__).parents[2] / "benchmarks/gpu")
     recipe = Path("r.yaml").read_text()
     Path("r.yaml").write_text(
         recipe.replace("epochs: 2, batch_size: 4", "epochs: 1, batch_size: 8")

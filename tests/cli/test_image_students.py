@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,16 +58,12 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> No
     assert "runs/tiny/02 is already finished: there is nothing to resume." in again.err
 
 
-# A student of two epochs hardly prefers one class: rounding changes its mind
-LOOSE = ("gates.agreement.int8=0%", "gates.agreement.fp16=0%", "gates.max_drop=100")
-
-
 def test_a_timm_student_is_exported_in_every_precision_and_predicts(
     kdedge: Run, project: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
     assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
-    exported = kdedge("export", str(STUDENT), "--int8", "--json", *options(*LOOSE))
+    exported = kdedge("export", str(STUDENT), "--int8", "--json")
     assert exported.code == 0, exported.err
     record = json.loads(exported.out)
     files = {file["name"]: file for file in record["files"]}
@@ -152,11 +147,7 @@ def test_what_a_timm_model_cannot_be_is_said_before_anything_is_trained(
     assert list(Path().glob("runs/*/*/teacher.safetensors")) == []
 
 
-@pytest.fixture
-def mobile() -> tuple[str, ...]:
-    """Overrides that put a small CLIP with another text encoder in the student's place."""
-    from open_clip import CustomTextCLIP
-
+def test_the_image_tower_of_another_clip_is_a_student(kdedge: Run) -> None:
     config = {
         "embed_dim": 24,
         "vision_cfg": {"timm_model_name": "test_convnext", "image_size": 32, "timm_proj": "linear"},
@@ -164,38 +155,16 @@ def mobile() -> tuple[str, ...]:
     }
     torch.manual_seed(0)
     Path("mobile.json").write_text(json.dumps({**config, "custom_text": True}))
-    state = {key: v.contiguous() for key, v in CustomTextCLIP(**config).state_dict().items()}
-    save_file(state, "mobile.safetensors")
-    return "student.config=mobile.json", "student.weights=mobile.safetensors"
-
-
-@pytest.mark.parametrize("tune", ["projector", "full"])
-def test_the_image_tower_of_another_clip_is_a_student(
-    kdedge: Run, mobile: tuple[str, ...], tune: str
-) -> None:
-    done = kdedge("distill", "r.yaml", "--json", *options(*mobile, f"student.settings.tune={tune}"))
+    state = open_clip.CustomTextCLIP(**config).state_dict()
+    save_file({key: v.contiguous() for key, v in state.items()}, "mobile.safetensors")
+    mobile = ("student.config=mobile.json", "student.weights=mobile.safetensors")
+    tuned = options(*mobile, "student.settings.tune=full")
+    done = kdedge("distill", "r.yaml", "--json", *tuned)
     assert done.code == 0, done.err
     reached = json.loads(done.out)["student"]["evaluation"]
     assert reached.keys() == {"student", "teacher"}
     measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
     assert {key: measured[key] for key in reached["student"]} == reached["student"]
-
-
-@pytest.mark.slow
-def test_it_goes_on_where_it_was_interrupted_and_ends_in_the_same_weights(
-    project: Path, start: Callable[..., Any], kdedge: Run
-) -> None:
-    given = options(*TUNED, "student.optim.epochs=3", "optim.checkpoint_every_s=0.001")
-    process = start("distill", "r.yaml", *given)
-    process.wait_until(lambda: len(list(STUDENT.glob("checkpoints/e*.safetensors"))) > 1)
-    process.send(signal.SIGINT)
-    assert process.wait() == 130, process.stderr
-    process = start("distill", "r.yaml", "--resume", *given)
-    assert process.wait() == 0, process.stderr
-    process = start("distill", "r.yaml", *given)
-    assert process.wait() == 0, process.stderr
-    first = (STUDENT / "student.safetensors").read_bytes()
-    assert first == Path("runs/tiny/03/student.safetensors").read_bytes()
 
 
 @pytest.mark.slow

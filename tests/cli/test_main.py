@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import click
+import numpy as np
 import pytest
 
-from kdedge.cli import main as entry
 from kdedge.cli.main import cli, run
+
+Run = Callable[..., Any]
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +66,21 @@ RAISE = """
 """
 
 
+@pytest.fixture
+def fail(_forking, tmp_path):
+    """Runs a command that raises; gives its exit code, and what it said on stderr alone."""
+
+    def run_script(raises: str) -> tuple[int, str]:
+        script = tmp_path / "script.py"
+        script.write_text(textwrap.dedent(RAISE.format(raises=raises)))
+        process = _forking.start(cwd=tmp_path, script=script)
+        code = process.wait()
+        assert process.stdout == ""
+        return code, process.stderr
+
+    return run_script
+
+
 def test_help_takes_less_than_half_a_second():
     fastest = min(_seconds("--help") for _ in range(3))
     assert fastest < 0.5
@@ -86,20 +108,25 @@ def test_help_loads_neither_torch_nor_a_command_nor_the_recipe_schema():
     assert done.stderr.strip() == "[] ['kdedge.cli.main'] 0"
 
 
-def test_no_commands_help_loads_torch():
+def test_every_command_has_one_line_in_the_help_and_a_help_of_its_own_without_torch():
     done = run_python("""
         import contextlib, io, sys
+        from pathlib import Path
         import click
-        from kdedge.cli.main import cli, run
+        from kdedge.cli.main import cli, first_line, run
         for name in cli.list_commands(click.Context(cli)):
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                code = run([name, "--help"])
+                code = run([name, "-h"])
             heavy = {"torch", "torchvision", "open_clip", "onnx", "onnxruntime"} & set(sys.modules)
-            print(name, code, sorted(heavy), bool(out.getvalue()))
+            short = first_line(Path(sys.modules[f"kdedge.cli.{name.replace('-', '_')}"].__file__))
+            is_own = out.getvalue().startswith(f"Usage: kdedge {name}") and short.endswith(".")
+            print(name, code, sorted(heavy), is_own)
     """)
     lines = done.stdout.splitlines()
     assert len(lines) >= 20
     assert [line.partition(" ")[2] for line in lines] == ["0 [] True"] * len(lines), done.stderr
+    listed = kdedge("--help-all").stdout
+    assert all(f"\n  {line.partition(' ')[0]} " in listed for line in lines)
 
 
 def test_doctor_examines_a_machine_whose_numpy_is_broken():
@@ -121,18 +148,6 @@ def test_importing_kdedge_loads_nothing_but_itself():
         print(sorted(set(sys.modules) - before))
     """)
     assert done.stdout.strip() == "['kdedge']"
-
-
-@pytest.mark.parametrize("name", cli.list_commands(click.Context(cli)))
-def test_every_command_has_one_line_in_the_help_and_a_help_of_its_own(name):
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None
-    short = entry.first_line(Path(sys.modules[f"kdedge.cli.{name.replace('-', '_')}"].__file__))
-    assert short.endswith(".")
-    assert f"  {name}" in kdedge("--help-all").stdout
-    done = kdedge(name, "-h")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"Usage: kdedge {name}")
 
 
 def test_an_unknown_command_is_a_usage_error_with_the_nearest_name():
@@ -190,24 +205,22 @@ def test_the_version_is_printed():
         ("sys.exit(9)", 9, ""),
     ],
 )
-def test_an_error_is_its_message_and_its_exit_code(raises, code, message):
-    done = run_python(RAISE.format(raises=raises))
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", message)
+def test_an_error_is_its_message_and_its_exit_code(fail, raises, code, message):
+    assert fail(raises) == (code, message)
 
 
 @pytest.mark.parametrize(
     ("signal", "code"), [("KeyboardInterrupt()", 130), ("errors.Terminated()", 143)]
 )
-def test_a_signal_in_the_import_of_an_extension_is_no_missing_package(signal, code):
+def test_a_signal_in_the_import_of_an_extension_is_no_missing_package(fail, signal, code):
     # What pybind11 raises from an exception, any exception, in a module's initialization
     raises = f"""failed = ImportError("initialization failed")
         failed.__cause__ = {signal}
         raise errors.MissingPackage("matplotlib", extra="report", purpose="A report") from failed"""
-    done = run_python(RAISE.format(raises=raises))
-    assert (done.returncode, done.stderr) == (code, "kdedge: interrupted.\n")
+    assert fail(raises) == (code, "kdedge: interrupted.\n")
 
 
-def test_a_signal_while_pydantic_writes_json_is_no_bug():
+def test_a_signal_while_pydantic_writes_json_is_no_bug(fail):
     raises = """from pathlib import Path
         from pydantic import RootModel
 
@@ -216,8 +229,7 @@ def test_a_signal_while_pydantic_writes_json_is_no_bug():
                 raise KeyboardInterrupt
 
         RootModel[Path].model_construct(Interrupted()).model_dump_json()"""
-    done = run_python(RAISE.format(raises=raises))
-    assert (done.returncode, done.stderr) == (130, "kdedge: interrupted.\n")
+    assert fail(raises) == (130, "kdedge: interrupted.\n")
 
 
 @pytest.mark.parametrize(
@@ -233,18 +245,18 @@ def test_a_signal_while_pydantic_writes_json_is_no_bug():
         "raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')",
     ],
 )
-def test_running_out_of_memory_is_no_bug_and_has_a_remedy(raises):
-    done = run_python(RAISE.format(raises=raises))
-    assert done.returncode == 7
-    assert done.stderr.startswith("kdedge: memory ran out: ")
-    assert "--set optim.batch_size" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_running_out_of_memory_is_no_bug_and_has_a_remedy(fail, raises):
+    code, said = fail(raises)
+    assert code == 7
+    assert said.startswith("kdedge: memory ran out: ")
+    assert "(--set optim.batch_size=4; predict: --batch 1)" in said
+    assert "Traceback" not in said
 
 
-def test_a_full_disk_is_no_bug():
-    done = run_python(RAISE.format(raises="raise OSError(errno.ENOSPC, 'No space', 'x.bin')"))
-    assert done.returncode == 7
-    assert done.stderr.startswith("kdedge: the disk is full while writing x.bin.\n")
+def test_a_full_disk_is_no_bug(fail):
+    code, said = fail("raise OSError(errno.ENOSPC, 'No space', 'x.bin')")
+    assert code == 7
+    assert said.startswith("kdedge: the disk is full while writing x.bin.\n")
 
 
 @pytest.mark.parametrize(
@@ -264,16 +276,16 @@ def test_a_name_that_the_system_refuses_is_no_bug(arguments, capfd):
     assert message.endswith(" cannot be used: file name too long.\n")
 
 
-def test_a_path_that_may_not_be_read_is_no_bug():
-    done = run_python(RAISE.format(raises="raise PermissionError(errno.EACCES, 'No', 'x.bin')"))
-    assert (done.returncode, done.stderr) == (3, "kdedge: x.bin cannot be used: no.\n")
+def test_a_path_that_may_not_be_read_is_no_bug(fail):
+    raises = "raise PermissionError(errno.EACCES, 'No', 'x.bin')"
+    assert fail(raises) == (3, "kdedge: x.bin cannot be used: no.\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_result_that_does_not_fit_on_the_disk_is_an_error():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "kdedge", "methods"],
+            [sys.executable, "-m", "kdedge", "data", "list"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=full,
             stderr=subprocess.PIPE,
@@ -325,7 +337,7 @@ def test_a_bug_during_a_run_is_told_in_the_runs_log(tmp_path):
 
 def test_a_closed_pipe_ends_quietly():
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdedge", "methods"],
+        [sys.executable, "-m", "kdedge", "data", "list"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -372,13 +384,6 @@ def test_a_signal_between_a_commands_end_and_the_exit_is_an_exit_code(name, code
     assert done.stdout.startswith("kdedge ")
 
 
-def test_json_results_are_one_object_on_stdout():
-    for name in ("doctor", "methods"):
-        done = kdedge(name, "--json")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert isinstance(json.loads(done.stdout), dict)
-
-
 def test_a_warning_is_told_once_a_command_and_a_message_each_time(capsys):
     logger = logging.getLogger("kdedge.data")
     for _ in range(2):
@@ -388,3 +393,195 @@ def test_a_warning_is_told_once_a_command_and_a_message_each_time(capsys):
             logger.info("working")
     warning = "kdedge: warning: classnames.txt is not there.\n"
     assert capsys.readouterr().err == (warning + "working\n" + "working\n") * 2
+
+
+# What a terminal of 80 columns shows, and what a pipe gets instead
+
+
+def run_shown(*arguments: str, on_terminal: bool, **environment: str) -> str:
+    """All that a command writes, in a process whose output is a terminal or a pipe."""
+    command = [sys.executable, "-m", "kdedge", *arguments]
+    clean = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    env = {**clean, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80", **environment}
+    if not on_terminal:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, check=False
+        )
+        return done.stdout.decode()
+    parent, child = pty.openpty()
+    process = subprocess.Popen(command, stdout=child, stderr=child, env=env)
+    os.close(child)
+    shown = b""
+    try:
+        while block := os.read(parent, 4096):
+            shown += block
+    except OSError:
+        pass  # how a terminal says that its other end is closed
+    process.wait()
+    os.close(parent)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_wide_table_is_wrapped_between_words_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = run_shown("methods", on_terminal=True)
+    assert run(["methods"]) == 0
+    piped = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert max(map(len, piped.splitlines())) > 80
+    assert sorted(shown.split()) == sorted(piped.split())
+
+
+def test_on_a_terminal_the_columns_are_aligned(
+    device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    device._make_artifact(Path("art"))
+    colors = {"a.jpg": (250, 10, 10), "sub/b.png": (0, 230, 0), "z.jpg": (3, 0, 0)}
+    for name, color in colors.items():
+        device._paint(Path("pics", name), color)
+    lines = run_shown("predict", "art", "pics", on_terminal=True).splitlines()
+    good = [line for line in lines if line.endswith("%")]
+    assert len({len(line) for line in good}) == 1
+    classes = ("red", "green", "dark")
+    places = {line.index(name) for line, name in zip(good, classes, strict=True)}
+    assert places == {len("pics/sub/b.png  ")}
+
+
+@pytest.mark.parametrize(
+    ("on_terminal", "environment", "color"),
+    [
+        (True, {}, "\x1b[31m"),
+        (True, {"NO_COLOR": "1"}, ""),
+        (True, {"TERM": "dumb"}, ""),
+        (False, {}, ""),
+        (False, {"FORCE_COLOR": "1"}, ""),
+    ],
+)
+def test_errors_have_a_color_where_it_is_shown(
+    on_terminal: bool, environment: dict[str, str], color: str
+) -> None:
+    said = run_shown("predict", "artifact", "nowhere.jpg", on_terminal=on_terminal, **environment)
+    end = "\x1b[0m" if color else ""
+    assert said.startswith(f"{color}kdedge:{end} nowhere.jpg does not exist.\n")
+
+
+def test_a_command_that_loads_pytorch_says_so_first(tmp_path: Path) -> None:
+    command = ("distill", "demo", "--runs", str(tmp_path), "--device", "nope")
+    assert run_shown(*command, on_terminal=False) == (
+        "Loading PyTorch.\nkdedge: --device nope is not a device.\n  Use cpu, cuda or cuda:0.\n"
+    )
+
+
+# Threads, and what commands do before torch is loaded
+
+
+COMPUTING = (
+    *("teach", "train", "distill", "eval", "export", "bench", "predict", "pseudo-label", "suite"),
+    *("demo", "check", "import"),
+)
+
+
+def run_in(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process in whose environment the user has chosen nothing else."""
+    names = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS"}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """Processes that keep every core busy."""
+    code = "print(flush=True)\nwhile True: pass"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        for _ in range(os.cpu_count() or 1)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    yield
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_what_computes_takes_a_number_of_threads() -> None:
+    for name in COMPUTING:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert [one.type.min for one in command.params if one.name == "threads"] == [1], name
+
+
+def test_threads_are_chosen_before_torch_is_loaded() -> None:
+    code = """if True:
+        import os, sys
+        from kdedge.cli.main import cli, run
+        for name in cli.list_commands(None):
+            cli.get_command(None, name)
+        assert run(["train", "missing.yaml", *sys.argv[1:]]) == 2
+        assert "torch" not in sys.modules
+        names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        print(*(os.environ.get(name, "-") for name in names))
+        """
+    number, policy, spin = run_in(code).stdout.split()
+    assert int(number) >= 1
+    assert (policy, spin) in {("PASSIVE", "-"), ("-", "10000")}
+    given = run_in(code, OMP_NUM_THREADS="3", OMP_WAIT_POLICY="active")
+    assert given.stdout.split() == ["3", "active", "-"]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="this system does not count")
+@pytest.mark.usefixtures("busy")
+def test_a_busy_machine_is_said_once_with_what_to_do() -> None:
+    call = "from kdedge.cli.main import run\nrun({!r})"
+    said = run_in(call.format(["train", "missing.yaml"]), OMP_NUM_THREADS="2").stderr
+    assert said.count("kdedge: warning: Other processes keep") == 1
+    assert "--threads" not in said  # no core is left
+    assert "Other processes" not in run_in(call.format(["train", "m", "--threads", "1"])).stderr
+    said = run_in(call.format(["bench", "nothing", "--wait-quiet", "0.5"])).stderr
+    assert "The machine is not quiet after" in said
+
+
+def test_a_run_tells_with_how_many_threads_it_was_trained(
+    trained: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # restored afterwards
+    before = torch.get_num_threads()
+    command = ("train", "r.yaml", "--method", "coop", "--epochs", "1", "--runs", "runs")
+    done = kdedge(*command, "--threads", "2")
+    torch.set_num_threads(before)
+    assert done.code == 0, done.err
+    records = [json.loads(Path(f"runs/tiny/{n}/provenance.json").read_text()) for n in ("01", "03")]
+    assert [record["threads"] for record in records] == [1, 2]
+    again = kdedge(*command, "--resume")
+    assert "runs/tiny/03 is already finished" in again.err  # the same run, whatever the threads
+
+
+def test_a_distillation_leaves_threads_and_heap_as_they_were(
+    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("KDEDGE_CHOSEN", "OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    before = torch.get_num_threads()
+    short = ("--set", "student.optim.epochs=1", "--set", "student.optim.n_workers=1")
+    done = kdedge("distill", "r.yaml", *short, "--runs", "runs")
+    assert done.code == 0, done.err
+    assert json.loads(Path("runs/tiny/03/provenance.json").read_text())["threads"] == 7
+    assert torch.get_num_threads() == before
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        np.ones(1 << 24)  # 128 MiB, which the kernel clears each time
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults > 200  # huge pages

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("project")
+
 Run = Callable[..., Any]
 SETTINGS = {"clip_pr": "{n_hidden: 8}", "lafter": "{n_ctx_vision: 2, n_text_steps: 5}"}
 SHORT = "baseline.optim={epochs: 2, batch_size: 8}"
@@ -41,7 +43,7 @@ def write_texts(sentences: Any) -> None:
 
 @METHODS
 def test_it_is_trained_on_unlabeled_images_alone_and_measured_alike_again(
-    kdedge: Run, project: Path, method: str
+    kdedge: Run, method: str
 ) -> None:
     record = train(kdedge, method, "data.labeled=null")
     assert record["summary"]["training"]["steps"] == 10  # 40 images, 8 a step, 2 epochs
@@ -55,9 +57,7 @@ def test_it_is_trained_on_unlabeled_images_alone_and_measured_alike_again(
 
 
 @METHODS
-def test_classes_go_by_name_and_others_are_not_known(
-    kdedge: Run, project: Path, method: str
-) -> None:
+def test_classes_go_by_name_and_others_are_not_known(kdedge: Run, method: str) -> None:
     train(kdedge, method)
     before = json.loads(kdedge("eval", "--json").out)["per_class"]
     Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
@@ -69,23 +69,10 @@ def test_classes_go_by_name_and_others_are_not_known(
     )
 
 
-@METHODS
-def test_the_preflight_takes_trial_steps_and_writes_nothing(
-    kdedge: Run, project: Path, method: str
-) -> None:
-    section = f"baseline: {{method: {method}, settings: {SETTINGS[method]}}}\n"
-    with Path("r.yaml").open("a") as recipe:
-        recipe.write(section)
-    done = kdedge("check", "r.yaml")
-    assert done.code == 0, done.err
-    assert re.search(rf"^baseline: method +{method}, [\d,]+ parameters", done.out, re.MULTILINE)
-    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
-
-
 # Texts
 
 
-def test_sentences_are_learned_and_are_not_needed_to_measure(kdedge: Run, project: Path) -> None:
+def test_sentences_are_learned_and_are_not_needed_to_measure(kdedge: Run) -> None:
     write_texts(SENTENCES)
     templates, own = train(kdedge, "lafter"), train(kdedge, "lafter", TEXTS)
     assert "class_texts" not in templates["hashes"]
@@ -94,21 +81,17 @@ def test_sentences_are_learned_and_are_not_needed_to_measure(kdedge: Run, projec
     assert first.read_bytes() != second.read_bytes()
     Path("texts.json").unlink()
     assert kdedge("eval", "tiny/02").code == 0
-
-
-def test_other_sentences_are_another_run(kdedge: Run, project: Path) -> None:
-    write_texts(SENTENCES)
-    train(kdedge, "lafter", TEXTS)
+    # Other sentences are another run
     write_texts({**SENTENCES, "cat": ["it meows."]})
     done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")
     assert done.code == 0
     assert "There is no interrupted run" in done.err
     write_texts(SENTENCES)
     done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")
-    assert "runs/tiny/01 is already finished: there is nothing to resume." in done.err
+    assert "runs/tiny/02 is already finished: there is nothing to resume." in done.err
 
 
-def test_methods_that_learn_from_no_sentences_leave_them_alone(kdedge: Run, project: Path) -> None:
+def test_methods_that_learn_from_no_sentences_leave_them_alone(kdedge: Run) -> None:
     Path("texts.json").write_text("no JSON")
     assert "class_texts" not in train(kdedge, "clip_pr", TEXTS)["hashes"]
 
@@ -116,7 +99,7 @@ def test_methods_that_learn_from_no_sentences_leave_them_alone(kdedge: Run, proj
 # To the device, and to a student
 
 
-def test_lafter_is_exported_and_answers_as_it_was_measured(kdedge: Run, project: Path) -> None:
+def test_lafter_is_exported_and_answers_as_it_was_measured(kdedge: Run) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     reached = train(kdedge, "lafter")["evaluation"]["baseline"]
@@ -129,7 +112,7 @@ def test_lafter_is_exported_and_answers_as_it_was_measured(kdedge: Run, project:
     assert file["parity"]["accuracy_percent"] == reached["all"]
 
 
-def test_lafter_teaches_a_student(kdedge: Run, project: Path) -> None:
+def test_lafter_teaches_a_student(kdedge: Run) -> None:
     teacher = ["teacher.method=lafter", f"teacher.settings={SETTINGS['lafter']}"]
     given = [part for text in teacher for part in ("--set", text)]
     done = kdedge("distill", "r.yaml", *given, "--set", "data.labeled=null", "--json")
@@ -137,7 +120,7 @@ def test_lafter_teaches_a_student(kdedge: Run, project: Path) -> None:
     assert json.loads(done.out)["student"]["evaluation"]["student"]["n_images"] == 20
 
 
-def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path) -> None:
+def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run) -> None:
     reason = "clip_pr classifies image features with a network"
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
@@ -165,19 +148,12 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path
     ],
 )
 def test_what_it_cannot_learn_from_makes_no_run(
-    kdedge: Run, project: Path, method: str, override: str, code: int, parts: tuple[str, ...]
+    kdedge: Run, method: str, override: str, code: int, parts: tuple[str, ...]
 ) -> None:
     Path("empty").mkdir()
     done = kdedge("train", "r.yaml", *options(method, override))
     done.fails(code, *(part.format(method) for part in parts))
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
-
-
-@METHODS
-def test_fewer_images_than_a_batch_are_one_batch(kdedge: Run, project: Path, method: str) -> None:
-    for path in sorted(Path("pool").iterdir())[1:]:
-        path.unlink()
-    assert train(kdedge, method)["summary"]["training"]["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -191,23 +167,21 @@ def test_fewer_images_than_a_batch_are_one_batch(kdedge: Run, project: Path, met
     ],
 )
 def test_a_wrong_file_of_texts_is_refused_before_a_run_is_made(
-    kdedge: Run, project: Path, sentences: Any, message: str
+    kdedge: Run, sentences: Any, message: str
 ) -> None:
     write_texts(sentences)
     kdedge("train", "r.yaml", *options("lafter", TEXTS)).fails(3, message)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
-def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(
-    kdedge: Run, project: Path
-) -> None:
+def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(kdedge: Run) -> None:
     recipe = Path("r.yaml").read_text()
     Path("r.yaml").write_text(recipe.replace("classes.txt}", "classes.txt, texts: t.json}"))
     done = kdedge("train", "r.yaml", *options("lafter"))
     done.fails(3, "r.yaml:2: classes.texts: there is no file", "t.json")
 
 
-def test_a_prior_of_other_names_is_refused_before_a_run_is_made(kdedge: Run, project: Path) -> None:
+def test_a_prior_of_other_names_is_refused_before_a_run_is_made(kdedge: Run) -> None:
     done = kdedge("train", "r.yaml", *options("clip_pr", "baseline.settings.prior={cat: 1}"))
     done.fails(2, 'prior has 1 names, the class list 4: "dog" is missing')
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import pty
 import shlex
 import shutil
 import signal
@@ -17,7 +16,7 @@ import sys
 import tarfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,6 +25,8 @@ import pytest
 
 import kdedge as package
 from kdedge.files import held
+
+pytestmark = pytest.mark.usefixtures("work")
 
 Run = Callable[..., Any]
 
@@ -63,7 +64,6 @@ def feed(data: bytes, *arguments: str) -> tuple[int, list[str], str]:
     return process.returncode, out.decode().splitlines(), err.decode()
 
 
-@pytest.mark.usefixtures("work")
 def test_a_folder_is_searched_and_every_image_gets_a_line(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics")
     assert done.code == 0
@@ -75,23 +75,14 @@ def test_a_folder_is_searched_and_every_image_gets_a_line(kdedge: Run) -> None:
         ["pics/z.jpg", "dark thing"],
     ]
     assert "\t" not in done.out
+    score = first.split("  ")[2]
+    assert score.endswith(" %")
+    assert 99 < float(score[:-2]) <= 100
     lines = done.err.splitlines()
     assert lines[0].startswith("Using model.onnx on onnxruntime")
     assert lines[-1] == "4 images: 3 classified, 1 unreadable"
 
 
-@pytest.mark.usefixtures("work")
-def test_one_image_gives_one_line_with_its_score(kdedge: Run) -> None:
-    done = kdedge("predict", "art", "pics/a.jpg")
-    (line,) = done.out.splitlines()
-    key, name, score = line.split("  ")
-    assert (key, name) == ("pics/a.jpg", "red")
-    assert score.endswith(" %")
-    assert 99 < float(score[:-2]) <= 100
-    assert done.err.splitlines()[-1] == "1 image: 1 classified"
-
-
-@pytest.mark.usefixtures("work")
 def test_csv_has_a_heading_and_the_same_columns_in_every_row(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "--format", "csv", "--top", "2")
     rows = list(csv.DictReader(io.StringIO(done.out)))
@@ -103,9 +94,9 @@ def test_csv_has_a_heading_and_the_same_columns_in_every_row(kdedge: Run) -> Non
     assert all(None not in row and None not in row.values() for row in rows)
 
 
-@pytest.mark.usefixtures("work")
 def test_jsonl_is_one_object_a_line(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "--format", "jsonl", "--top", "99")
+    assert kdedge("predict", "art", "pics", "--json", "--top", "99").out == done.out
     first, broken, *_ = map(json.loads, done.out.splitlines())
     assert list(first) == ["image", "class", "score_percent", "top"]
     assert (first["image"], first["class"]) == ("pics/a.jpg", "red")
@@ -128,7 +119,6 @@ def test_jsonl_is_one_object_a_line(kdedge: Run) -> None:
         ),
     ],
 )
-@pytest.mark.usefixtures("work")
 def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
     kdedge: Run, kind: str, expected: list[str]
 ) -> None:
@@ -143,7 +133,6 @@ def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
     assert "2 images: 2 classified, 2 of them below 100 %" in unsure.err
 
 
-@pytest.mark.usefixtures("work")
 def test_a_score_that_just_reaches_the_minimum_is_enough(kdedge: Run) -> None:
     def predict(*options: str) -> Any:
         return json.loads(kdedge("predict", "art", "pics/z.jpg", "--format", "jsonl", *options).out)
@@ -153,29 +142,18 @@ def test_a_score_that_just_reaches_the_minimum_is_enough(kdedge: Run) -> None:
     assert predict("--min-score", repr(math.nextafter(score, 100)))["class"] is None
 
 
-@pytest.mark.usefixtures("work")
 def test_a_minimum_score_needs_scores(kdedge: Run, device: ModuleType) -> None:
     device._make_artifact(Path("ranks"), head="argmax")
     done = kdedge("predict", "ranks", "pics", "--min-score", "50")
     assert done.code == 2
     assert "head argmax" in done.err
     assert done.out == ""
+    refused = kdedge("predict", "ranks", "pics", "--uncertain", "1")
+    refused.fails(2, "--uncertain: ranks was exported with --head argmax")
     assert kdedge("predict", "ranks", "pics/a.jpg").out == "pics/a.jpg  red\n"
 
 
-@pytest.mark.parametrize("batch", ["1", "3", None])
-@pytest.mark.parametrize("shape", [{"pixels": "uint8"}, {"batch": 3}, {"external": True}])
-@pytest.mark.usefixtures("work")
-def test_batches_and_kinds_of_graphs_change_no_answer(
-    kdedge: Run, device: ModuleType, batch: str | None, shape: dict[str, Any]
-) -> None:
-    device._make_artifact(Path("other"), **shape)
-    options = ("--batch", batch) if batch else ()
-    assert kdedge("predict", "other", "pics", *options).out == kdedge("predict", "art", "pics").out
-
-
 @pytest.mark.parametrize(("paths", "code"), [(("pics",), 0), (("pics/broken.jpg",), 3)])
-@pytest.mark.usefixtures("work")
 def test_the_models_memory_is_given_back(
     kdedge: Run, monkeypatch: pytest.MonkeyPatch, paths: tuple[str, ...], code: int
 ) -> None:
@@ -193,21 +171,11 @@ def test_the_models_memory_is_given_back(
     assert [session() for session in sessions] == [None]
 
 
-@pytest.mark.usefixtures("work")
 def test_an_output_file_gets_the_lines_and_stdout_none(kdedge: Run) -> None:
     wanted = kdedge("predict", "art", "pics", "--format", "csv").out
     done = kdedge("predict", "art", "pics", "--format", "csv", "--output", "o.csv")
     assert (done.out, Path("o.csv").read_text()) == ("", wanted)
     assert done.err.rstrip().endswith("Wrote o.csv")
-
-
-@pytest.mark.usefixtures("work")
-def test_an_output_file_that_exists_is_not_touched(kdedge: Run) -> None:
-    Path("o.csv").write_text("mine")
-    done = kdedge("predict", "art", "pics", "--output", "o.csv")
-    assert done.code == 2
-    assert "nothing is overwritten" in done.err
-    assert Path("o.csv").read_text() == "mine"
 
 
 def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
@@ -218,9 +186,10 @@ def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
     assert not Path("o.csv").exists()
     assert feed((work / "pics/a.jpg").read_bytes(), *arguments)[0] == 0
     assert Path("o.csv").read_text().startswith("image,class,score_percent,error\nstdin,red,")
+    code, lines, _ = feed((work / "pics/sub/b.png").read_bytes(), "predict", "art", "-")
+    assert (code, lines[0].split("  ")[:2]) == (0, ["stdin", "green"])
 
 
-@pytest.mark.usefixtures("work")
 @pytest.mark.parametrize(
     ("output", "code", "last_line"),
     [
@@ -245,7 +214,6 @@ def test_with_stdout_closed_results_need_an_output_file(
         assert len(Path("o.txt").read_text().splitlines()) == 4
 
 
-@pytest.mark.usefixtures("work")
 def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(
     work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +229,6 @@ def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(
     assert Path("o.txt").read_text() == "of the other\n"
 
 
-@pytest.mark.usefixtures("work")
 def test_what_another_command_is_writing_is_left_to_it(kdedge: Run) -> None:
     command = ("predict", "art", "pics", "--format", "csv", "--output", "o.csv")
     kdedge(*command)
@@ -271,13 +238,6 @@ def test_what_another_command_is_writing_is_left_to_it(kdedge: Run) -> None:
         done = kdedge(*command, "--resume")
     assert (done.code, "o.csv is in use by another process" in done.err) == (8, True)
     assert Path("o.csv").read_text() == before
-
-
-@pytest.mark.usefixtures("work")
-def test_an_output_folder_that_is_not_there_is_told(kdedge: Run) -> None:
-    done = kdedge("predict", "art", "pics", "--output", "no/where.csv")
-    assert done.code == 7
-    assert "no/where.csv could not be written" in done.err
 
 
 def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
@@ -300,6 +260,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
         (("art", "x" * 300), 3, "cannot be read: file name too long"),
         (("x" * 300, "pics"), 3, "file name too long"),
         (("art", "pics", "--output", "x" * 300), 7, "could not be written: file name too long"),
+        (("art", "pics", "--output", "no/where.csv"), 7, "no/where.csv could not be written"),
         (("art",), 2, "Name images, a folder, or - for standard input."),
         (("art", "-", "pics"), 2, "cannot be combined"),
         (("art", "nowhere.jpg"), 3, "nowhere.jpg does not exist"),
@@ -326,14 +287,6 @@ def test_what_cannot_be_done_is_told(
     (work / "texts/a.txt").write_text("x")
     done = kdedge("predict", *arguments)
     assert (done.code, message in done.err) == (code, True), done.err
-
-
-def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> None:
-    path = work / "art/artifact.json"
-    path.write_text(path.read_text().replace('"format": 6', '"format": 99'))
-    done = kdedge("predict", "art", "pics")
-    assert done.code == 4
-    assert "Install the newer kdedge here, from its wheel or its folder." in done.err
 
 
 @pytest.mark.parametrize(
@@ -376,22 +329,6 @@ def test_a_class_name_that_would_steer_a_terminal_is_shown_escaped(
     assert kdedge("predict", "bidi", "pics/a.jpg").out.startswith("pics/a.jpg  right\\u202eleft  ")
 
 
-@pytest.mark.usefixtures("work")
-def test_where_memory_runs_out_the_option_of_predict_is_named_too(
-    kdedge: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import onnxruntime
-
-    class Full(onnxruntime.InferenceSession):
-        def run(self, *_: Any) -> Any:
-            raise MemoryError
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Full)
-    done = kdedge("predict", "art", "pics")
-    assert done.code == 7
-    assert "(--set optim.batch_size=4; predict: --batch 1)" in done.err
-
-
 def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
     work: Path, kdedge: Run
 ) -> None:
@@ -406,13 +343,6 @@ def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
     assert record["image"] == "odd/\\xff\nx.jpg"
 
 
-@pytest.mark.usefixtures("work")
-def test_json_is_asked_for_as_in_other_commands(kdedge: Run) -> None:
-    lines = kdedge("predict", "art", "pics", "--format", "jsonl").out
-    assert kdedge("predict", "art", "pics", "--json").out == lines
-    assert kdedge("predict", "art", "pics").out != lines
-
-
 def test_csv_quotes_the_line_breaks_of_a_file_name(work: Path, kdedge: Run) -> None:
     (work / "odd").mkdir()
     names = ["odd/a\nx.jpg", "odd/b\rx.jpg"]
@@ -423,25 +353,12 @@ def test_csv_quotes_the_line_breaks_of_a_file_name(work: Path, kdedge: Run) -> N
         assert [row[0] for row in csv.reader(file)] == ["image", *names]
 
 
-def test_an_artifact_in_a_folder_whose_name_is_not_utf_8(work: Path, kdedge: Run) -> None:
+def test_an_artifact_in_a_folder_whose_name_is_not_utf_8(kdedge: Run) -> None:
     folder = os.fsdecode(b"b\xff")
     shutil.copytree("art", folder)
     done = kdedge("predict", folder, "pics/a.jpg")
     assert done.code == 3
     assert "udcff/model.onnx' is not UTF-8, and runtimes cannot open it" in done.err
-
-
-def test_stdin_may_hold_one_image_of_any_kind(work: Path) -> None:
-    code, lines, _ = feed((work / "pics/sub/b.png").read_bytes(), "predict", "art", "-")
-    assert code == 0
-    assert [line.split("  ")[:2] for line in lines] == [["stdin", "green"]]
-
-
-@pytest.mark.usefixtures("work")
-def test_an_empty_stream_is_an_error() -> None:
-    code, lines, err = feed(b"", "predict", "art", "-")
-    assert (code, lines) == (3, [])
-    assert "kdedge: Standard input has no image." in err
 
 
 @pytest.fixture
@@ -493,30 +410,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:
     assert process.wait() == 141
     with process.stderr as stderr:
         assert stderr.read().startswith(b"Using model.onnx on ")
-
-
-def _shown(terminal: int) -> Iterator[bytes]:
-    try:
-        while block := os.read(terminal, 4096):
-            yield block
-    except OSError:
-        pass  # how a terminal says that its other end is closed
-
-
-@pytest.mark.usefixtures("work")
-def test_on_a_terminal_the_columns_are_aligned() -> None:
-    parent, child = pty.openpty()
-    process = start("predict", "art", "pics", stdout=child, stderr=subprocess.DEVNULL)
-    os.close(child)
-    lines = b"".join(_shown(parent)).decode().splitlines()
-    os.close(parent)
-    assert process.wait() == 0
-    good = [line for line in lines if line.endswith("%")]
-    assert len(good) == 3
-    assert len({len(line) for line in good}) == 1
-    assert {
-        line.index(name) for line, name in zip(good, ("red", "green", "dark"), strict=True)
-    } == {len("pics/broken.jpg  ")}
 
 
 # Continued files and shards
@@ -574,7 +467,7 @@ def opened_for_a_reader(pipe: str) -> int | None:
         return None
 
 
-def test_only_the_same_commands_unfinished_file_is_continued(work: Path, kdedge: Run) -> None:
+def test_only_the_same_commands_unfinished_file_is_continued(kdedge: Run) -> None:
     command = ("predict", "art", "pics", "--format", "csv", "--output", "o.csv", "--resume")
     assert kdedge(*command).code == 0  # nothing was begun
     done = kdedge(*command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.errors import RecipeError, ResourceError, SetupError
+from kdedge.errors import RecipeError, ResourceError
 from kdedge.inference.pictures import PictureFolder
+
+pytestmark = pytest.mark.usefixtures("work")
 
 Run = Callable[..., Any]
 COLORS = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
@@ -56,7 +57,6 @@ def saved(folder: str) -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-@pytest.mark.usefixtures("work")
 def test_pictures_are_saved_with_a_band_below_them_and_none_replaces_another(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "pics/sub/a.jpg", "--save", "new/out", "--top", "2")
     assert done.code == 0, done.err
@@ -76,7 +76,6 @@ def test_a_picture_that_another_program_saved_meanwhile_stays(work: Path) -> Non
     assert (work / "a.jpg").read_text() == "of the other"
 
 
-@pytest.mark.usefixtures("work")
 def test_a_folder_without_pictures_is_not_made(
     kdedge: Run, small_disk: Callable[[int], Path]
 ) -> None:
@@ -88,7 +87,6 @@ def test_a_folder_without_pictures_is_not_made(
     assert (done.code, "the disk is full" in done.err) == (7, True)
 
 
-@pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("option", ["--save", "--output"])
 def test_what_is_there_is_not_overwritten(kdedge: Run, option: str) -> None:
     taken = "pics" if option == "--save" else "pics/a.jpg"
@@ -98,7 +96,6 @@ def test_what_is_there_is_not_overwritten(kdedge: Run, option: str) -> None:
     assert saved("pics") == ["a.jpg", "broken.jpg", "sub", "z.jpg"]
 
 
-@pytest.mark.usefixtures("work")
 def test_the_least_certain_images_come_lowest_score_first_and_are_copied(kdedge: Run) -> None:
     every = {
         row["image"]: row["score_percent"]
@@ -117,15 +114,6 @@ def test_the_least_certain_images_come_lowest_score_first_and_are_copied(kdedge:
     assert Path("out/z.jpg").read_bytes() == Path("pics/z.jpg").read_bytes()
 
 
-@pytest.mark.usefixtures("work")
-def test_uncertainty_needs_scores(kdedge: Run, device: Any) -> None:
-    device._make_artifact(Path("ranks"), head="argmax")
-    refused = kdedge("predict", "ranks", "pics", "--uncertain", "1")
-    assert refused.code == RecipeError.exit_code
-    assert "--uncertain: ranks was exported with --head argmax" in refused.err
-
-
-@pytest.mark.usefixtures("work")
 def test_every_nth_frame_of_a_video_is_named_by_file_number_and_time(kdedge: Run) -> None:
     film(Path("v.mp4"))
     Path("bad.mp4").write_bytes(Path("v.mp4").read_bytes()[:500])
@@ -151,12 +139,3 @@ def test_a_turned_video_is_shown_upright(tmp_path: Path) -> None:
     (frame,) = frames_of_video(film(tmp_path / "v.mp4", is_turned=True), every=30)
     assert frame.image.size == (48, 64)
     assert np.asarray(frame.image)[:, 40:].min() > 200  # what was above is on the right
-
-
-@pytest.mark.usefixtures("work")
-def test_a_video_without_pyav_names_the_extra(kdedge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("v.MP4").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "av", None)
-    done = kdedge("predict", "art", "v.MP4")
-    assert (done.code, done.out) == (SetupError.exit_code, "")
-    assert "pip install 'kdedge[video]'" in done.err

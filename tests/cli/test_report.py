@@ -6,21 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
-
-@pytest.fixture
-def exported(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The exported project once more, of the test's own, as the current folder."""
-    import shutil
-
-    folder = tmp_path / "project"
-    shutil.copytree(exported_project, folder)
-    for recipe in folder.glob("runs/*/*/recipe.yaml"):
-        recipe.write_text(recipe.read_text().replace(str(exported_project), str(folder)))
-    monkeypatch.chdir(folder)
-    return folder
-
 
 def test_the_newest_run_is_reported_into_a_new_folder(kdedge, exported) -> None:
     done = kdedge("report")
@@ -88,30 +73,6 @@ def test_eval_adds_no_details_of_another_test_set(kdedge, trained) -> None:
     Path("test/cat/0.jpg").unlink()
     done = kdedge("eval")
     assert (done.code, details.exists()) == (0, False)
-
-
-@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
-def test_a_missing_package_is_named_with_its_extra(
-    kdedge, trained, monkeypatch, package: str
-) -> None:
-    for name in [
-        name for name in sys.modules if name.startswith(("kdedge.reporting", "kdedge.api.evaluate"))
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    done = kdedge("report")
-    assert done.code == 4
-    assert f"A report needs {package}, which is not installed" in done.err
-    assert "pip install 'kdedge[report]'" in done.err
-    assert not Path("runs/tiny/02/report").exists()
-
-
-def test_a_damaged_record_is_told(kdedge, trained) -> None:
-    Path("runs/tiny/02/eval.json").write_text("{")
-    done = kdedge("report", "tiny")
-    assert (done.code, "runs/tiny/02/eval.json is not valid JSON" in done.err) == (0, True)
 
 
 def test_a_report_loads_no_model(trained, tmp_path) -> None:

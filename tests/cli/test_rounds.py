@@ -14,9 +14,7 @@ from safetensors.torch import load_file
 
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.data.pseudo_labels import most_probable
-from kdedge.errors import DivergedError
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.job import Job, zero_shot_model
@@ -26,6 +24,8 @@ from kdedge.training.pseudo_labels import (
     pool_probabilities,
     train_rounds,
 )
+
+pytestmark = pytest.mark.usefixtures("project")
 
 Run = Callable[..., Any]
 NOVEL = (2, 3)
@@ -95,18 +95,7 @@ def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_a
         assert torch.equal(value, trained[name])
 
 
-def test_a_model_whose_scores_are_not_finite_labels_nothing(project: Path) -> None:
-    job = job_of("fpl")
-
-    class Diverged(MethodModel):
-        def logits(self, images: Any) -> torch.Tensor:
-            return torch.full((len(images), len(NAMES)), torch.nan)
-
-    with pytest.raises(DivergedError, match="images are not finite"):
-        chosen_by(Diverged(job.setup, job.method), job)
-
-
-def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones(project: Path) -> None:
+def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones() -> None:
     job = job_of("fpl")
     given = {0: 2, 5: 3, 7: 3}
     both = job_of_round(job, given).data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,8 @@ from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
 from kdedge.training.run_job import run_job
 from kdedge.training.student import open_teacher, student_job, with_teacher
+
+pytestmark = pytest.mark.usefixtures("trained")
 
 CPU = torch.device("cpu")
 Start = Callable[..., Any]
@@ -61,7 +62,7 @@ def stores() -> list[Path]:
 
 @pytest.mark.parametrize("own", [(), ("student.view_seed=9",)], ids=["seed", "view_seed"])
 def test_as_many_views_as_epochs_give_the_live_runs_weights_bit_for_bit(
-    trained: Path, own: tuple[str, ...]
+    own: tuple[str, ...],
 ) -> None:
     live, asked = distilled(*own)
     stored, warm = distilled("student.views=2", *own)
@@ -71,9 +72,7 @@ def test_as_many_views_as_epochs_give_the_live_runs_weights_bit_for_bit(
     assert warm.n_images == 2 * 40 + 2 * 32
 
 
-def test_fewer_views_are_gone_through_in_turn_and_more_than_epochs_are_not_made(
-    trained: Path,
-) -> None:
+def test_fewer_views_are_gone_through_in_turn_and_more_than_epochs_are_not_made() -> None:
     distilled("student.views=1", "student.optim.epochs=3")
     (store,) = stores()
     assert [path.name for path in sorted(store.glob("view-*"))] == ["view-0001"]
@@ -83,7 +82,7 @@ def test_fewer_views_are_gone_through_in_turn_and_more_than_epochs_are_not_made(
     assert [path.name for path in sorted(store.glob("view-*"))] == ["view-0001"]
 
 
-def test_a_warm_store_serves_other_seeds_losses_and_class_lists(trained: Path) -> None:
+def test_a_warm_store_serves_other_seeds_losses_and_class_lists() -> None:
     shared = ("student.views=1", "student.view_seed=1")
     distilled(*shared)
     Path("fewer.txt").write_text("dog\nschool bus\n")
@@ -143,7 +142,7 @@ def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> Non
     ],
 )
 def test_what_teach_cannot_store_it_says(
-    trained: Path, kdedge: Any, arguments: tuple[str, ...], code: int, message: str
+    kdedge: Any, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     done = kdedge("teach", "r.yaml", *arguments)
     assert done.code == code
@@ -151,7 +150,7 @@ def test_what_teach_cannot_store_it_says(
     assert stores() == []
 
 
-def test_check_counts_the_teacher_once_and_writes_nothing(trained: Path, kdedge: Any) -> None:
+def test_check_counts_the_teacher_once_and_writes_nothing(kdedge: Any) -> None:
     options = (*TAUGHT, "--set", "student.views=2")
     cold = kdedge("check", *options)
     assert cold.code == 0, cold.err
@@ -162,39 +161,3 @@ def test_check_counts_the_teacher_once_and_writes_nothing(trained: Path, kdedge:
     assert kdedge("teach", "r.yaml", "--set", "student.views=2", "--store").code == 0
     warm = kdedge("check", *options)
     assert re.search(rf"^student: teacher store +{size}; complete$", warm.out, re.MULTILINE)
-
-
-def steps_done(run: Path) -> int:
-    names = [path.name for path in run.glob("checkpoints/e*-s*.safetensors")]
-    return max((10 * (int(name[1:3]) - 1) + int(name[5:10]) for name in names), default=-1)
-
-
-def test_a_run_killed_while_it_stores_and_while_it_trains_ends_as_an_undisturbed_one(
-    trained: Path, start: Start
-) -> None:
-    command = ("distill", "r.yaml", "--set", "student.views=2", "--set", "student.optim.epochs=5")
-    often = ("--set", "optim.checkpoint_every_s=0.001", "--resume")
-    first = start(*command)
-    assert first.wait() == 0, first.stderr
-    (store,), run = stores(), trained / "runs/tiny/03"
-    expected = (run / "student.safetensors").read_bytes()
-    shutil.rmtree(run)
-    shutil.rmtree(store)
-    moments: list[Callable[[], object]] = [
-        lambda: any(store.glob("view-*/*.safetensors")),
-        lambda: steps_done(run) > 10,
-        lambda: steps_done(run) > 25,
-    ]
-    resumed = 0
-    for is_moment in moments:
-        process = start(*command, *often)
-        process.wait_until(is_moment)
-        process.send(signal.SIGKILL)
-        process.wait()
-        resumed += "runs/tiny/03: resuming where it stopped." in process.stderr
-        # The store is gone in the middle of a run: what is computed again is the same
-        shutil.rmtree(store)
-    last = start(*command, *often)
-    assert last.wait() == 0, last.stderr
-    assert resumed
-    assert (run / "student.safetensors").read_bytes() == expected

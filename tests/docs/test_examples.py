@@ -6,7 +6,6 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -45,26 +44,6 @@ def test_the_service_answers_an_image_and_refuses_a_text(
     refused = client.post("/classify", files={"image": b"no image"})
     assert refused.status_code == 422
     assert "not a readable image" in refused.json()["detail"]
-
-
-def test_requests_at_the_same_time_get_their_own_answers(
-    artifact: Artifact, paint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("multipart")
-    fastapi = pytest.importorskip("fastapi.testclient")
-    monkeypatch.setenv("ARTIFACT", str(artifact.path))
-    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90)]
-    images = [paint(tmp_path / f"{color}.png", color).read_bytes() for color in colors]
-
-    def answer(image: bytes) -> Any:
-        return client.post("/classify?top=2", files={"image": image}).json()
-
-    with fastapi.TestClient(load_example("service.py").app) as client:
-        expected = [answer(image) for image in images]
-        assert len({str(one) for one in expected}) == len(images)
-        with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(answer, 5 * images)) == 5 * expected
 
 
 class Camera:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DataError, DivergedError
-from kdedge.evaluation.accuracy import evaluate
+from kdedge.evaluation.accuracy import (
+    N_BINS,
+    evaluate,
+    evaluation_details,
+    temperature_of_labels,
+    temperature_of_share,
+)
+from kdedge.records import parse_record
+from kdedge.results import EvalDetails
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
 
-def _draw(n_images: int, n_classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(
+    n_images: int, n_classes: int, seed: int, spread: float = 3.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(n_images, n_classes, generator=generator)
+    logits = spread * torch.randn(n_images, n_classes, generator=generator)
     return logits, torch.randint(n_classes, (n_images,), generator=generator)
 
 
@@ -72,32 +84,6 @@ def test_every_figure_equals_the_slow_one(n: int, n_classes: int, seed: int) -> 
         assert result.per_class[name] == (100 * sum(share) / len(mine) if mine else None)
 
 
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 30), seed=st.integers(0, 2**31), order=st.permutations(range(5)))
-def test_class_order_permutes_outputs_only(n: int, seed: int, order: list[int]) -> None:
-    logits, labels = _draw(n, 5, seed)
-    result = evaluate(logits, labels, class_names=NAMES[:5], split="all")
-    position = torch.tensor([order.index(c) for c in range(5)])
-    other = evaluate(
-        logits[:, order], position[labels], class_names=[NAMES[c] for c in order], split="all"
-    )
-    assert list(other.per_class) == [NAMES[c] for c in order]
-    assert other.per_class == result.per_class
-    assert other.all == result.all
-    assert other.ece_percent == pytest.approx(result.ece_percent, abs=1e-4)
-
-
-@given(n=st.integers(1, 30), seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
-def test_image_order_changes_nothing(n: int, seed: int) -> None:
-    logits, labels = _draw(n, 4, seed)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    one = evaluate(logits, labels, class_names=NAMES[:4], split="base-to-novel")
-    other = evaluate(logits[order], labels[order], class_names=NAMES[:4], split="base-to-novel")
-    assert one.per_class == other.per_class
-    assert (one.all, one.base, one.novel) == (other.all, other.base, other.novel)
-
-
 def test_base_images_compete_among_base_names_only() -> None:
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 9.0], [9.0, 9.0, 0.0]])
     result = evaluate(logits, torch.tensor([0, 1, 2]), class_names=NAMES[:3], split="base-to-novel")
@@ -131,3 +117,152 @@ def test_scores_that_are_not_finite_are_not_counted_as_answers() -> None:
     logits = torch.tensor([[0.0, 1.0], [math.nan, 0.0]])
     with pytest.raises(DivergedError, match="1 of 2 test images"):
         evaluate(logits, torch.tensor([0, 1]), class_names=NAMES[:2], split="all")
+
+
+# Temperatures
+
+
+GRID = np.exp(np.linspace(np.log(0.2), np.log(15), 4001))
+STEP = GRID[1] / GRID[0]
+
+
+def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of 200 images and 5 classes, of which about half are right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 5, 200)
+    logits = rng.normal(0, 2, (200, 5))
+    logits[np.arange(200), labels] += 1.5
+    return logits.astype(np.float32), labels
+
+
+def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) / temperature)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_labels_give_the_temperature_with_the_lowest_likelihood_loss(factor: float) -> None:
+    logits, labels = draw()
+    logits = np.float32(factor) * logits
+
+    def loss(temperature: float) -> float:
+        of_label = probabilities(logits, temperature)[np.arange(len(labels)), labels]
+        return float(-np.log(of_label).mean())
+
+    best = GRID[np.argmin([loss(one) for one in GRID])]
+    found = temperature_of_labels(logits, labels)
+    assert found is not None
+    assert best / STEP <= found <= best * STEP
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_the_mean_confidence_becomes_the_share(share: float) -> None:
+    logits, _ = draw()
+    found = temperature_of_share(logits, share)
+    assert found is not None
+    confidence = probabilities(logits, found).max(axis=1).mean()
+    assert confidence == pytest.approx(share, abs=1e-9)
+
+
+def test_scaled_logits_have_a_scaled_temperature() -> None:
+    logits, labels = draw()
+    assert temperature_of_labels(4 * logits, labels) == pytest.approx(
+        4 * temperature_of_labels(logits, labels), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_a_share_that_no_temperature_gives_has_none(share: float) -> None:
+    """Five classes have a confidence of a fifth or more."""
+    assert temperature_of_share(draw()[0], share) is None
+
+
+def test_labels_that_are_all_right_or_useless_have_no_temperature() -> None:
+    logits, _ = draw()
+    assert temperature_of_labels(logits, logits.argmax(axis=1)) is None
+    assert temperature_of_labels(logits, logits.argmin(axis=1)) is None
+    assert temperature_of_labels(logits[:, :1], np.zeros(200, np.int64)) is None
+
+
+# Confusions and calibration bins
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 300),
+    n_classes=st.integers(2, 7),
+    seed=st.integers(0, 2**31),
+    spread=st.sampled_from([0.5, 3.0, 40.0]),  # the last: confidences that round to 1
+)
+def test_the_bins_give_the_calibration_error_exactly(
+    n: int, n_classes: int, seed: int, spread: float
+) -> None:
+    logits, labels = _draw(n, n_classes, seed, spread)
+    names = NAMES[:n_classes]
+    details = evaluation_details(logits, labels, class_names=names)
+    expected = evaluate(logits, labels, class_names=names, split="all").ece_percent
+    # torchmetrics adds up all bins in float32, empty ones too
+    gap, share = torch.zeros(N_BINS + 1), torch.zeros(N_BINS + 1)
+    for found in details.bins:
+        confidence, accuracy = (
+            torch.tensor(value / 100)
+            for value in (found.confidence_percent, found.accuracy_percent)
+        )
+        place = int(torch.bucketize(confidence, torch.linspace(0, 1, N_BINS + 1), right=True)) - 1
+        gap[place] = (accuracy - confidence).abs()
+        share[place] = torch.tensor(float(found.n_images)) / n
+    assert min(100.0, 100 * float(torch.sum(gap * share))) == expected
+    assert details.ece_percent == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 60), n_classes=st.integers(1, 7), seed=st.integers(0, 2**31))
+def test_the_confusion_counts_every_image_once(n: int, n_classes: int, seed: int) -> None:
+    logits, labels = _draw(n, n_classes, seed)
+    details = evaluation_details(logits, labels, class_names=NAMES[:n_classes])
+    slow: dict[tuple[int, int], int] = {}
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        pair = label, row.index(max(row))
+        slow[pair] = slow.get(pair, 0) + 1
+    assert details.confusion == tuple((*pair, count) for pair, count in sorted(slow.items()))
+    result = evaluate(logits, labels, class_names=NAMES[:n_classes], split="all")
+    assert details.accuracy_percent == pytest.approx(result.all)
+
+
+def test_one_class_alone_is_one_bin_that_is_right() -> None:
+    details = evaluation_details(torch.randn(4, 1), torch.zeros(4).long(), class_names=["ant"])
+    assert details.confusion == ((0, 0, 4),)
+    assert [(b.n_images, b.confidence_percent, b.accuracy_percent) for b in details.bins] == [
+        (4, 100, 100)
+    ]
+
+
+def _read(values: object) -> EvalDetails:
+    return parse_record(EvalDetails, json.dumps(values), where="x.json", remedy="Measure again.")
+
+
+def test_the_record_survives_json() -> None:
+    details = evaluation_details(*_draw(50, 7, 1), class_names=NAMES)
+    assert _read(details.to_dict()) == details
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("confusion", [[0, 0, True], [0, 1, 3]], r"confusion\[0\]\[2\] is True"),
+        ("confusion", "x", "a valid array"),
+        (
+            "bins",
+            [{"n_images": 4, "confidence_percent": 101, "accuracy_percent": 0}],
+            "at most 100",
+        ),
+        ("class_names", [1], r"class_names\[0\] is 1 \(int\); expected a valid string"),
+        ("n_images", 0, "at least 1"),
+    ],
+)
+def test_a_wrong_value_is_refused(key: str, value: object, expected: str) -> None:
+    details = evaluation_details(*_draw(4, 7, 1), class_names=NAMES)
+    record = json.loads(json.dumps(details.to_dict())) | {key: value}
+    with pytest.raises(DataError, match=expected) as caught:
+        _read(record)
+    assert str(caught.value).startswith(f"x.json: {key}")

@@ -180,11 +180,20 @@ def write_engine(
     return ModelFile(name, "tensorrt", sha256=digest, n_bytes=len(text), **values)
 
 
+@pytest.mark.parametrize(
+    ("gate", "wishes"), [("passed", {}), ("not measured", {"backend": "tensorrt"})]
+)
 @pytest.mark.usefixtures("cudart")
-def test_an_engine_is_used_before_the_onnx_file_and_nothing_is_said(
-    artifact: Artifact, caplog: pytest.LogCaptureFixture
+def test_an_engine_is_used_before_any_other_file_and_nothing_is_said(
+    artifact: Artifact,
+    write_model: Any,
+    caplog: pytest.LogCaptureFixture,
+    gate: str,
+    wishes: dict[str, Any],
 ) -> None:
-    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
+    artifact = measured(artifact, write_model)
+    engine = write_engine(artifact, "model.fp16.engine", gate=gate)
+    file, _ = load(artifact.with_files(engine), **wishes)
     assert file.name == "model.fp16.engine"
     assert caplog.messages == []
 
@@ -211,15 +220,6 @@ def test_an_engine_that_was_never_measured_is_used_with_one_warning(
         " with: kdedge export"
         f" {artifact.path} --trt"
     ]
-
-
-@pytest.mark.usefixtures("cudart")
-def test_an_engine_that_was_asked_for_needs_no_measure(
-    artifact: Artifact, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = write_engine(artifact, "model.fp16.engine", gate="not measured")
-    load(artifact.with_files(engine), backend="tensorrt")
-    assert caplog.messages == []
 
 
 @pytest.mark.usefixtures("cudart")
@@ -314,30 +314,23 @@ def measured(artifact: Artifact, write_model: Any, **changes: Any) -> Artifact:
     return keep_choice(artifact.with_files(entry), CpuChoice(**{**values, **changes}))
 
 
-def test_the_file_that_was_the_fastest_here_is_used_and_nothing_is_said(
-    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    file, _ = load(measured(artifact, write_model))
-    assert file.name == "model.int8-cpu.onnx"
-    assert caplog.messages == []
-
-
-@pytest.mark.parametrize("wishes", [{"precision": "fp32"}, {"backend": "onnxruntime"}])
-def test_what_is_asked_for_comes_before_what_was_measured(
-    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture, wishes: dict[str, Any]
+@pytest.mark.parametrize(
+    ("wishes", "name"),
+    [
+        ({}, "model.int8-cpu.onnx"),
+        ({"precision": "fp32"}, "model.onnx"),
+        ({"backend": "onnxruntime"}, "model.onnx"),
+    ],
+)
+def test_the_file_that_was_the_fastest_here_is_used_where_no_other_is_asked_for(
+    artifact: Artifact,
+    write_model: Any,
+    caplog: pytest.LogCaptureFixture,
+    wishes: dict[str, Any],
+    name: str,
 ) -> None:
     file, _ = load(measured(artifact, write_model), **wishes)
-    assert file.name == "model.onnx"
-    assert caplog.messages == []
-
-
-@pytest.mark.usefixtures("cudart")
-def test_an_engine_is_used_before_the_fastest_file_for_the_cpu(
-    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    artifact = measured(artifact, write_model)
-    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
-    assert file.name == "model.fp16.engine"
+    assert file.name == name
     assert caplog.messages == []
 
 

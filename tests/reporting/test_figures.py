@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tracemalloc
 import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ from kdedge.reporting import figures
 from kdedge.reporting.plots import Draw, render
 from kdedge.reporting.records import TrainingLog
 from kdedge.results import CalibrationBin, EvalDetails
+from kdedge.runs.folder import RunFolder
 
 
 def drawn_shares(draw: Draw) -> np.ndarray:
@@ -117,3 +122,20 @@ def test_one_svg_takes_its_colors_from_the_page() -> None:
     for variable in ("text", "muted", "first", "second", "third"):
         assert f"var(--{variable}, #" in svg
     assert not re.search(r"[:\"] ?#[0-9a-f]{6}", svg)  # no color that a dark page would hide
+
+
+SCRIPT = str(Path(__file__).parents[2] / "benchmarks" / "accuracy_latency.py")
+
+
+def test_a_runs_models_are_drawn_on_white(
+    make_run: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, picture = make_run(only="bench"), tmp_path / "picture.svg"
+    monkeypatch.setattr("sys.argv", [SCRIPT, str(run.path), str(picture)])
+    runpy.run_path(SCRIPT, run_name="__main__")
+    root = ET.parse(picture).getroot()
+    assert {"1  CLIP", "2  i8.onnx", "3  slow.engine"} <= {element.text for element in root.iter()}
+    assert [e.get("fill") for e in root if e.tag.endswith("rect")] == ["#ffffff"]
+    (run.path / "bench/01.json").unlink()
+    with pytest.raises(SystemExit, match="run kdedge bench"):
+        runpy.run_path(SCRIPT, run_name="__main__")

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kdedge.benchmarking.tables import named_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdedge.benchmarking.tables import named_rows, pareto_front
+from kdedge.reporting.accuracy import accuracy_table, class_table, confusion_table
 from kdedge.reporting.speed import front_plots, speed_blocks
+from kdedge.results import EvalDetails, EvalResult
 from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
@@ -130,3 +135,61 @@ def test_a_time_in_doubt_is_on_no_front_and_has_no_ratio() -> None:
         ["-"] * 3 + ["1.0!"],
     ]
     assert "m.onnx, batch 1: other processes kept 60 % of the cores busy" in " ".join(note.lines)
+
+
+POINTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=12)
+
+
+@given(points=POINTS)
+def test_the_front_is_what_no_other_point_beats(points: list[tuple[float, float]]) -> None:
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a[0] <= b[0] and a[1] >= b[1] and a != b
+
+    front = pareto_front(points)
+    slow = {i for i, p in enumerate(points) if not any(beats(q, p) for q in points)}
+    assert set(front) == slow
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+DETAILS = EvalDetails(
+    ("cat", "dog", "fox"), 12, ((0, 0, 3), (0, 1, 1), (1, 0, 2), (1, 1, 5), (1, 2, 1)), ()
+)
+
+
+def evaluated(per_class: dict[str, float | None]) -> EvalResult:
+    return EvalResult("all", "last", 12, 50.0, None, None, None, 1.0, per_class)
+
+
+def test_a_confusion_counts_among_the_images_of_its_class() -> None:
+    # 4 cats, 8 dogs; and no fox
+    table = confusion_table("student", DETAILS)
+    assert table is not None
+    assert table.rows == [
+        ["dog", "cat", "2 of 8", "25.00"],
+        ["cat", "dog", "1 of 4", "25.00"],
+        ["dog", "fox", "1 of 8", "12.50"],
+    ]
+
+
+def test_classes_have_their_images_and_the_lowest_is_first() -> None:
+    own = evaluated({"cat": 75.0, "dog": 62.5, "fox": None})
+    teacher, plain = evaluated({"cat": 80.0}), evaluated({"cat": 50.0, "dog": 90.0})
+    models = {"student": own, "teacher": teacher, "zero-shot CLIP": plain}
+    table = class_table(models, DETAILS)
+    assert table.header == ["class", "images", "student", "teacher", "zero-shot CLIP"]
+    assert table.rows == [
+        ["dog", "8", "62.50", "-", "90.00"],
+        ["cat", "4", "75.00", "80.00", "50.00"],
+    ]
+    assert "Mean over these classes: 68.75 %" in table.caption
+    assert class_table(models, None, least=1).rows == [["dog", "62.50", "-", "90.00"]]
+
+
+def test_always_the_most_frequent_class_is_what_every_model_must_beat() -> None:
+    own = replace(evaluated({"cat": 0.0, "dog": 75.0}), largest_class_percent=66.6)
+    table = accuracy_table([("student", own)])
+    assert table.header == ["model", "accuracy", "mean over classes"]
+    assert table.rows == [
+        ["student", "50.00", "37.50"],
+        ["always the most frequent class", "66.60", "50.00"],
+    ]

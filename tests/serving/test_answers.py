@@ -16,11 +16,13 @@ from PIL import Image
 import kdedge
 from kdedge.runtime.artifact import Artifact
 
+MakeArtifact = Callable[..., Artifact]
+
 ColorFile = Callable[[str], bytes]
 
 
 @pytest.fixture(scope="module")
-def folder(make_artifact: Callable[..., Artifact], tmp_path_factory: Any) -> Path:
+def folder(make_artifact: MakeArtifact, tmp_path_factory: Any) -> Path:
     return make_artifact(tmp_path_factory.mktemp("served") / "art").path
 
 
@@ -207,7 +209,7 @@ def test_the_page_takes_nothing_from_elsewhere(ask: Any, url: str) -> None:
 
 
 def test_metrics_count_requests_batches_and_classes(
-    ask: Any, make_artifact: Callable[..., Artifact], tmp_path: Path, color_file: ColorFile
+    ask: Any, make_artifact: MakeArtifact, tmp_path: Path, color_file: ColorFile
 ) -> None:
     with kdedge.serve(make_artifact(tmp_path / "art"), port=0) as server:
         for color in ("red", "red", "blue"):
@@ -228,7 +230,7 @@ def test_metrics_count_requests_batches_and_classes(
 
 
 def test_a_head_without_scores_gives_none(
-    ask: Any, make_artifact: Callable[..., Artifact], tmp_path: Path, color_file: ColorFile
+    ask: Any, make_artifact: MakeArtifact, tmp_path: Path, color_file: ColorFile
 ) -> None:
     with kdedge.serve(make_artifact(tmp_path / "art", head="argmax"), port=0) as server:
         found = ask(server.url, "/predict?top=1", color_file("red")).json
@@ -362,7 +364,7 @@ def test_files_with_wrong_lengths(ask: Any, url: str, data: bytes) -> None:
 
 
 def test_a_uint8_tensor_has_whole_numbers_to_255(
-    ask: Any, make_artifact: Callable[..., Artifact], tmp_path: Path
+    ask: Any, make_artifact: MakeArtifact, tmp_path: Path
 ) -> None:
     with kdedge.serve(make_artifact(tmp_path / "art", pixels="uint8"), port=0) as server:
         for value, status in ((255, 200), (256, 400), (0.5, 400), (-1, 400)):
@@ -372,7 +374,7 @@ def test_a_uint8_tensor_has_whole_numbers_to_255(
 
 @pytest.mark.parametrize("kind", [{}, {"pixels": "uint8"}, {"batch": 3}])
 def test_the_real_client_of_the_protocol(
-    make_artifact: Callable[..., Artifact],
+    make_artifact: MakeArtifact,
     tmp_path: Path,
     mean_color_logits: Callable[[np.ndarray], np.ndarray],
     kind: dict[str, Any],

@@ -14,13 +14,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kdedge
 from kdedge.deploy.parity import warn_of_misses
 from kdedge.errors import DataError, InUseError, RecipeError
+from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact
+from kdedge.serving.model import Batcher, ServedModel
 from kdedge.targets.registry import load_file
+
+MakeArtifact = Callable[..., Artifact]
 
 COLORS = ("red", "green", "blue")
 ColorFile = Callable[[str], bytes]
@@ -330,7 +335,7 @@ def replace(link: Path, target: Path) -> None:
 
 
 def test_a_new_artifact_is_served_without_a_lost_request_and_a_damaged_one_is_not(
-    make_checked: Callable[..., Artifact],
+    make_checked: MakeArtifact,
     tmp_path: Path,
     ask: Any,
     color_file: ColorFile,
@@ -363,7 +368,7 @@ def test_a_new_artifact_is_served_without_a_lost_request_and_a_damaged_one_is_no
 
 @pytest.mark.parametrize("wrong", [True, False])
 def test_a_model_that_misses_its_gates_on_this_machine_is_warned_of(
-    make_checked: Callable[..., Artifact],
+    make_checked: MakeArtifact,
     tmp_path: Path,
     paint: Callable[..., Path],
     caplog: pytest.LogCaptureFixture,
@@ -392,7 +397,7 @@ class Slow:
 
 @pytest.mark.parametrize(("seconds", "is_compared"), [(0.1, False), (10.0, True)])
 def test_what_takes_too_long_is_not_compared(
-    make_checked: Callable[..., Artifact],
+    make_checked: MakeArtifact,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     seconds: float,
@@ -419,7 +424,7 @@ def quick(source: Path) -> Any:
 
 
 def test_a_run_s_newer_artifact_is_served(
-    make_checked: Callable[..., Artifact], tmp_path: Path, ask: Any, color_file: ColorFile
+    make_checked: MakeArtifact, tmp_path: Path, ask: Any, color_file: ColorFile
 ) -> None:
     make_checked(tmp_path / "run/artifacts/01")
     with quick(tmp_path / "run") as server:
@@ -428,7 +433,7 @@ def test_a_run_s_newer_artifact_is_served(
 
 
 def test_an_artifact_that_is_copied_slowly_is_served_when_it_is_whole(
-    make_checked: Callable[..., Artifact], tmp_path: Path, ask: Any, color_file: ColorFile
+    make_checked: MakeArtifact, tmp_path: Path, ask: Any, color_file: ColorFile
 ) -> None:
     make_checked(tmp_path / "art")
     new = make_checked(tmp_path / "new", names=NAMES).path
@@ -458,3 +463,22 @@ def test_the_old_model_is_closed_once_its_last_request_is_answered(
     until(lambda: device.is_closed)
     assert send(server, "blue").result().json["class"] == "blue"
     assert other.sizes == [1]
+
+
+def test_a_batch_has_images_of_one_model(
+    artifact: Artifact, gated_backend: Callable[[], Any]
+) -> None:
+    old, new = gated_backend(), gated_backend()
+    models = [ServedModel(Classifier(artifact, artifact.files[0], one)) for one in (old, new)]
+    sizes: list[int] = []
+    batcher = Batcher(1, sizes.append)
+    old.gate.clear()
+    image = np.zeros((1, 3, 16, 16), np.float32)
+    futures = [batcher.submit(models[0], lambda: image)]
+    old.begun.acquire()
+    # As while a new artifact takes over
+    futures += [batcher.submit(models[number], lambda: image) for number in (0, 1, 0)]
+    old.gate.set()
+    assert [len(future.result(10)) for future in futures] == [1] * 4
+    assert (old.sizes, new.sizes, sizes) == ([1] * 3, [1], [1] * 4)
+    assert batcher.close(patience_s=10)

@@ -13,7 +13,14 @@ import pytest
 
 pytest.importorskip("watchfiles")
 
-from kdedge.serving.source import Back, Lost, new_files
+from functools import partial
+
+import pytest
+from PIL import Image
+
+from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.video import LiveVideo, StreamLost, without_password
+from kdedge.serving.source import Back, Frame, LatestFrameReader, Lost, new_files
 
 SETTLE_S, POLL_S = 0.3, 0.05
 
@@ -109,3 +116,105 @@ def test_a_folder_that_vanishes_is_lost_once_and_comes_back(folder: Path) -> Non
     assert isinstance(back, Back)
     assert 0.2 < back.after_s < 60
     assert file == "z.jpg"
+
+
+# A folder that image files drop into
+
+
+def picture(number: int) -> Image.Image:
+    return Image.new("RGB", (4, 4), (number, 0, 0))
+
+
+class Camera:
+    """A camera whose openings give these numbers of frames, and then fail."""
+
+    def __init__(self, *openings: int | None, gate: threading.Event | None = None) -> None:
+        self._openings, self._gate = list(openings), gate
+        self.n_open = self.n_closed = 0
+
+    def open(self) -> LiveVideo:
+        if not self._openings:
+            raise StreamLost("unplugged")
+        n_frames = self._openings.pop(0)
+        if n_frames is None:
+            raise StreamLost("not there yet")
+        self.n_open += 1
+        return LiveVideo(False, self._frames(n_frames), self._close)
+
+    def _frames(self, n_frames: int) -> Iterator[Callable[[], Image.Image]]:
+        for number in range(1, n_frames + 1):
+            yield partial(picture, number)
+            if self._gate is not None:
+                self._gate.set()
+        raise StreamLost("no such device")
+
+    def _close(self) -> None:
+        self.n_closed += 1
+
+
+def watched(camera: Camera, **options: int) -> LatestFrameReader:
+    return LatestFrameReader(camera.open(), camera.open, first_wait_s=0.001, **options)
+
+
+def test_a_camera_that_comes_back_goes_on_with_the_next_number() -> None:
+    camera = Camera(1, None, None, 1, 1)
+    items = iter(watched(camera))
+    kinds = [next(items) for _ in range(7)]
+    assert [type(item) for item in kinds] == [Frame, Lost, Back, Frame, Lost, Back, Frame]
+    frames = [item for item in kinds if isinstance(item, Frame)]
+    assert [frame.number for frame in frames] == [1, 2, 3]
+    assert kinds[1] == Lost("no such device")
+    items.close()
+    assert camera.n_open == camera.n_closed == 3
+
+
+def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:
+    camera = Camera(50)
+    newest = watched(camera)
+    items = iter(newest)
+    while True:  # the first frame may be taken before there are others
+        frame = next(items)
+        if isinstance(frame, Lost):
+            break
+        last = frame
+        while camera.n_closed == 0:  # the camera goes on meanwhile, to its end
+            threading.Event().wait(0.001)
+    items.close()
+    assert isinstance(last, Frame)
+    assert last.number == 50
+    assert isinstance(last.image, Image.Image)
+    assert last.image.getpixel((0, 0)) == (50, 0, 0)
+    assert newest.n_dropped in (48, 49)
+
+
+def test_every_nth_frame_is_taken() -> None:
+    items = iter(watched(Camera(5), every=5))
+    assert [next(items).number, type(next(items))] == [1, Lost]  # type: ignore[union-attr]
+    items.close()
+
+
+def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
+    def broken() -> Image.Image:
+        raise UnusableImage("its frames are too large")
+
+    video = LiveVideo(False, iter([broken]), lambda: None)
+    items = iter(LatestFrameReader(video, Camera().open))
+    frame = next(items)
+    items.close()
+    assert isinstance(frame, Frame)
+    assert isinstance(frame.image, UnusableImage)
+
+
+def test_a_bug_in_the_thread_is_an_error_here() -> None:
+    def frames() -> Iterator[Callable[[], Image.Image]]:
+        yield partial(picture, 1)
+        raise ZeroDivisionError
+
+    items = iter(LatestFrameReader(LiveVideo(False, frames(), lambda: None), Camera().open))
+    with pytest.raises(ZeroDivisionError):
+        list(items)
+
+
+def test_passwords_are_not_shown() -> None:
+    assert without_password("rtsp://me:se@cret@cam/1?a=b@c") == "rtsp://cam/1?a=b@c"
+    assert without_password("http://cam:8080/video") == "http://cam:8080/video"

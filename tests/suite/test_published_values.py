@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.suite import load_suite
 from kdedge.config.yaml_file import parse_yaml
+from kdedge.errors import DataError
 from kdedge.methods.registry import load_method
 from kdedge.setup.method import choose_method
 from kdedge.suite.plan import Cell, Plan, make_plan
@@ -105,3 +107,53 @@ def test_every_value_has_its_repository_and_every_published_row_of_promptkd_a_va
         assert entry["source"].partition(":")[0] in PUBLISHED["repositories"]
     sets = [set(one["sets"]) for _, row, one in CASES if row == "PromptKD" and "sets" in one]
     assert set.union(*sets) == set(load_suite(SUITES / "table1.yaml").suite.recipes)
+
+
+# The published tables, planned without their data
+
+
+FEW_SHOT = ("few-shot-1", "few-shot-2", "few-shot-imagenet")
+
+
+@pytest.mark.parametrize("name", ["table1", "table5", "table6", *FEW_SHOT])
+def test_a_table_is_planned_without_its_sets(name: str) -> None:
+    plan = make_plan(load_suite(SUITES / f"{name}.yaml"))
+    n_recipes = len(plan.recipes)
+    cells = Counter(cell.row for cell in plan.cells)
+    assert len(cells) == len(plan.loaded.suite.methods)
+    assert cells.pop("CLIP") == n_recipes
+    assert cells.pop("teacher CLIP", 1) == 1
+    assert set(cells.values()) == {3 * n_recipes}
+
+
+@pytest.mark.parametrize("name", ["table2", "table9"])
+def test_the_other_tables_need_the_run_of_their_teacher(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "suites"
+    folder.mkdir(parents=True)
+    suite = folder / f"{name}.yaml"
+    suite.write_text((SUITES / suite.name).read_text())
+    with pytest.raises(DataError, match=r"teacher.run: there is no folder .*runs/imagenet_all/01"):
+        make_plan(load_suite(suite))
+    run = tmp_path / "runs" / "imagenet_all" / "01"
+    run.mkdir(parents=True)
+    plan = make_plan(load_suite(suite))
+    students = [cell for cell in plan.cells if cell.row == "PromptKD"]
+    assert len(students) == 3 * len(plan.recipes)
+    for cell in students:
+        assert Path(cell.loaded.recipe.teacher.run).samefile(run)
+
+
+def test_the_few_shot_tables_have_all_sets_once() -> None:
+    suites = [load_suite(SUITES / f"{name}.yaml").suite for name in FEW_SHOT]
+    table1 = load_suite(SUITES / "table1.yaml").suite
+    assert len(table1.recipes) == 11
+    assert sorted(table1.recipes) == sorted(name for suite in suites for name in suite.recipes)
+
+
+def test_table_3_is_planned_and_says_what_each_method_learns_from() -> None:
+    plan = make_plan(load_suite(SUITES / "table3.yaml"))
+    sees = {cell.row: cell.sees for cell in plan.cells}
+    assert [row for row, seen in sees.items() if not seen.unlabeled_images] == ["PromptSRC", "CLIP"]
+    assert {row for row, seen in sees.items() if seen.labels} == {
+        *("PromptSRC", "FPL", "IFPL", "GRIP", "PromptKD")
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +20,24 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(
+    trained_project: Path, copy_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A trained project of this module's own."""
-    folder = tmp_path_factory.mktemp("toy") / "project"
-    shutil.copytree(trained_project, folder)
-    for recipe in folder.glob("runs/*/*/recipe.yaml"):
-        recipe.write_text(recipe.read_text().replace(str(trained_project), str(folder)))
-    return folder
+    return copy_of(trained_project, tmp_path_factory.mktemp("toy") / "project")
 
 
 @pytest.fixture(scope="module")
-def run(kdedge_with: Run, toy_site: Path, project: Path) -> Run:
+def toy(install: Callable[..., Any], project: Path) -> Any:
+    """The toy package, whose commands run in the project."""
+    points = {"kdedge.targets": {"toy": "kdedge_toy.numpy_target"}}
+    return install({"kdedge_toy": Path(__file__).with_name("kdedge_toy")}, points, project)
+
+
+@pytest.fixture(scope="module")
+def run(toy: Any) -> Run:
     """Runs a command in the project, with the toy package installed."""
-    return lambda *arguments: kdedge_with(toy_site, *arguments, cwd=project)
+    return lambda *arguments: toy.run(shlex.join(arguments))[0]
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +90,10 @@ def test_bench_has_a_row_of_it(
     exported: Path,
     kdedge: Run,
     quick_machine: None,
-    toy_site: Path,
+    toy: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "path", [str(toy_site), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(toy.folder), *sys.path])
     options = ("--batch", "1", "--seconds", "0.01", "--calls", "3", "--format", "json")
     done = kdedge("bench", str(exported), *options)
     assert done.code == 0, done.err
@@ -97,21 +102,18 @@ def test_bench_has_a_row_of_it(
     assert rows["model.fp32.npz"]["measurements"]
 
 
-@pytest.mark.parametrize("targets", [(), ("toy",)])
-def test_the_fastest_file_is_looked_for_among_its_files_too_asked_for_or_not(
+def test_the_fastest_file_is_looked_for_among_its_files_too(
     project: Path,
-    toy_site: Path,
+    toy: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    targets: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.setattr(sys, "path", [str(toy_site), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(toy.folder), *sys.path])
     for package in ("executorch.runtime", "litert_torch", "openvino"):  # quicker without
         monkeypatch.setitem(sys.modules, package, None)
     artifact = kdedge.export(
         "tiny/02",
-        targets=targets,
         cpu=True,
         output=tmp_path / "artifact",
         overrides={"data.unlabeled": None},
@@ -151,28 +153,18 @@ def test_an_artifact_alone_is_not_what_it_is_built_from(run: Run, exported: Path
     assert "has no folded model, from which Toy is built" in done.err
 
 
-def test_a_package_that_does_not_load_is_told_once_it_is_used(
-    kdedge_with: Run, install: Any, exported: Path, tmp_path: Path
-) -> None:
-    package = tmp_path / "kdedge_broken"
-    package.mkdir()
-    (package / "__init__.py").write_text("1 / 0")
-    site = tmp_path / "site"
-    site.mkdir()
-    install(site, package, {"kdedge.targets": {"broken": "kdedge_broken"}})
-
-    def run(*arguments: str) -> Any:
-        return kdedge_with(site, *arguments, cwd=exported.parent)
-
+def test_a_package_that_does_not_load_is_told_once_it_is_used(install: Any, exported: Path) -> None:
+    points = {"kdedge.targets": {"broken": "kdedge_broken"}}
+    package = install({"kdedge_broken": "1 / 0"}, points, exported.parent)
     reason = (
         'The target "broken" from kdedge_broken cannot be imported: ZeroDivisionError: division by'
         " zero."
     )
-    for arguments, code in (
-        (("export", "tiny/02", "--broken"), 2),
-        (("predict", str(exported), "test"), 0),
-        (("predict", str(exported), "test", "--backend", "broken"), 2),
-        (("doctor",), 0),
-    ):
-        done = run(*arguments)
+    commands = {
+        "export tiny/02 --broken": 2,
+        "predict artifact test": 0,
+        "predict artifact test --backend broken": 2,
+        "doctor": 0,
+    }
+    for done, code in zip(package.run(*commands), commands.values(), strict=True):
         assert (done.code, reason in done.err) == (code, True), done.err

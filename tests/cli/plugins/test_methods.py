@@ -111,9 +111,7 @@ def test_check_schema_and_methods_know_it(outside: Any) -> None:
     assert check.code == 0, check.err
 
 
-def test_one_that_declares_nothing_says_what_to_declare(
-    install: Callable[..., Any],
-) -> None:
+def test_one_that_declares_nothing_says_what_to_declare(install: Callable[..., Any]) -> None:
     source = "class Settings: pass\nclass Method: pass\n"
     package = install({"outside_method": source}, {"kdedge.methods": {"toy": "outside_method"}})
     (package.cwd / "r.yaml").write_text(RECIPE)
