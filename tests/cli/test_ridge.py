@@ -149,13 +149,13 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge:
     done = kdedge("distill", "r.yaml", *options(*stuck))
     assert done.code == 0, done.err
     assert "answers as its teacher on" in done.err
-    assert "runs/tiny/02 is kept" in done.err
+    assert "Using the ridge student runs/tiny/02: of " in done.err
     assert read("runs/tiny/02/provenance.json")["method"] == "ridge"
     assert read("runs/tiny/03/provenance.json")["better"] == "tiny/02"
     assert "runs/tiny/02" in kdedge("eval").out
     # Labels decide where there are some; both students guess here, and the recipe's own is kept
     judged = kdedge("distill", "r.yaml", *options(*stuck, "data.validation={folder: test}"))
-    assert "(20 images of data.validation): runs/tiny/04 is kept" in judged.err
+    assert "Using the trained student runs/tiny/04: of 20 images of data.validation" in judged.err
 
 
 @pytest.mark.parametrize(
