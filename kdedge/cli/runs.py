@@ -59,8 +59,8 @@ def _text(found: list[dict[str, Any]]) -> str:
     for one in found:
         for name in one["damaged"]:
             log.warning(
-                "%s/%s is damaged, so its accuracies are not listed.\n  Measure them again with:"
-                " kdedge eval %s",
+                "%s/%s is damaged or of another version, so its accuracies are not listed.\n"
+                "  Measure them again with: kdedge eval %s",
                 *(one["path"], name, one["path"]),
             )
     found.sort(key=lambda one: str(one["started_at"]))
@@ -76,5 +76,5 @@ def _text(found: list[dict[str, Any]]) -> str:
 def _accuracy(one: dict[str, Any]) -> tuple[str, str]:
     """The cells of the accuracy and of its kind."""
     if one["percent"] is None and one["damaged"]:
-        return "damaged", "-"
+        return "unreadable", "-"
     return percent(one["percent"]), one["measure"] or "-"

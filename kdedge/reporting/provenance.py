@@ -54,7 +54,7 @@ def missing_lines(records: RunRecords) -> list[str]:
     ]
     if not records.can_evaluate and not records.results and records.unlabeled is None:
         lines.append("The recipe has no test images, so accuracy was not measured.")
-    return lines + [f"Left out because it is damaged: {problem}" for problem in records.problems]
+    return lines + [f"Left out, as it cannot be read: {problem}" for problem in records.problems]
 
 
 def backbone_of(records: RunRecords, role: str) -> str | None:
