@@ -352,7 +352,7 @@ def test_a_damaged_evaluation_is_said_in_the_list_of_runs(kdedge, trained) -> No
     Path("runs/tiny/02/eval.json").write_text("{")
     done = kdedge("runs")
     assert re.search(r"^tiny/01 .* finished +\d+\.\d\d +HM ", done.out, re.MULTILINE)
-    assert re.search(r"^tiny/02 .* finished +damaged +- +- ", done.out, re.MULTILINE)
+    assert re.search(r"^tiny/02 .* finished +unreadable +- +- ", done.out, re.MULTILINE)
     assert "runs/tiny/02/eval.json is damaged" in done.err
     assert "kdedge eval runs/tiny/02" in done.err
     found = {one["run"]: one["damaged"] for one in json.loads(kdedge("runs", "--json").out)["runs"]}

@@ -318,7 +318,7 @@ def test_a_damaged_record_costs_its_part_and_nothing_else(make_run: MakeRun, fil
     path.write_text(path.read_text(encoding="utf-8")[5:], encoding="utf-8")
     (problem,) = gather(run).problems
     assert str(path) in problem
-    assert said(run).count("Left out because it is damaged") == 1
+    assert said(run).count("Left out, as it cannot be read") == 1
     assert len(plots(run)) >= 2
 
 
