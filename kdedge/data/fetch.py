@@ -95,9 +95,9 @@ def _bring(wanted: Download, folder: Path, mirror: HubArchive | None) -> None:
             raise DataError(f"{path} {problem}.\n  Remove it and run the command again.")
         unpack(path, folder, gives=wanted.gives, top=wanted.top, into=wanted.into)
         return
-    addresses = " or ".join(wanted.urls)
-    by_hand = wanted.manual or f"Download it by hand from {addresses}"
-    by_hand = f"{by_hand.rstrip('.')}, and put it at {path}."
+    by_hand = "\n  ".join([f"Download it by hand to {path}. It is at:", *wanted.urls])
+    if wanted.manual is not None:
+        by_hand = f"{wanted.manual}\n  Put it at {path}."
     # No archive of gigabytes for a list alone
     if mirror is None or not (wanted.is_archive or (folder / mirror.name).exists()):
         raise SetupError(by_hand)
@@ -126,21 +126,29 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
     url = hf_hub_url(mirror.repository, mirror.name, revision=mirror.commit)
     part = path.with_name(f"{path.name}.part")
     n_had = part.stat().st_size if part.exists() else 0
+    # The Hub's client raises the errors of its transport
     try:
         n_bytes = get_hf_file_metadata(url).size or 0
-        _check_room(folder, mirror, 2 * n_bytes - n_had)
-        log.info("Fetching %s (%s) from %s.", mirror.name, readable_bytes(n_bytes), url)
+    except Exception as error:
+        raise _no_download(url, error) from error
+    free, needed = shutil.disk_usage(folder).free, 2 * n_bytes - n_had
+    if free < needed:
+        raise ResourceError(
+            f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
+            f" {readable_bytes(needed)} more.\n"
+            "  Free some space, or name another folder with --data."
+        )
+    log.info("Fetching %s (%s) from %s.", mirror.name, readable_bytes(n_bytes), url)
+    try:
         with part.open("ab") as file:
             http_get(url, file, resume_size=n_had, expected_size=n_bytes or None)
-    except KdedgeError:
-        raise
-    except Exception as error:  # the Hub's client raises the errors of its transport
-        if isinstance(error, OSError) and error.errno:
-            raise ResourceError(
-                f"{explain_os_error(error, part)}\n  The downloaded part is kept; run the same"
-                " command again to continue."
-            ) from error
-        raise SetupError(f"{url} cannot be downloaded: {first_line(error)}.") from error
+    except Exception as error:
+        if not isinstance(error, OSError) or not error.errno:
+            raise _no_download(url, error) from error
+        raise ResourceError(
+            f"{explain_os_error(error, part)}\n  The downloaded part is kept; run the same"
+            " command again to continue."
+        ) from error
     problem = _wrong_hash(part, mirror.sha256)
     if problem:
         part.unlink()
@@ -149,14 +157,8 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
     return path
 
 
-def _check_room(folder: Path, mirror: HubArchive, n_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise ResourceError(
-            f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
-            f" {readable_bytes(n_bytes)} more.\n"
-            "  Free some space, or name another folder with --data."
-        )
+def _no_download(url: str, error: Exception) -> SetupError:
+    return SetupError(f"{url} cannot be downloaded: {first_line(error)}.")
 
 
 def _wrong_hash(path: Path, expected: str | None) -> str | None:

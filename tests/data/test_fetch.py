@@ -154,8 +154,8 @@ def test_what_the_hub_does_not_have_is_named_with_its_official_address(
     message = str(caught.value)
     assert message.startswith("sun397: 2 of 2 files are missing; the others are complete.\n")
     assert f"{hub.url}{PATH} cannot be downloaded: " in message
-    assert f"Download it by hand from {ADDRESS}/a.tgz, and put it at {folder}/a.tgz." in message
-    assert f"Download it by hand from {ADDRESS}/split, and put it at {folder}/split.js" in message
+    assert f"by hand to {folder}/a.tgz. It is at:\n      {ADDRESS}/a.tgz\n" in message
+    assert f"by hand to {folder}/split.json. It is at:\n      {ADDRESS}/split\n" in message
     assert message.endswith(f"Then run again: kdedge data fetch sun397 --data {folder.parent}")
     assert left_in(folder) == set()
 
@@ -170,7 +170,9 @@ def test_a_machine_without_a_network_is_told_what_to_fetch_by_hand(
         template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     started = time.monotonic()
-    with pytest.raises(SetupError, match=f"cannot be downloaded[\\s\\S]*by hand from {ADDRESS}"):
+    with pytest.raises(
+        SetupError, match=f"cannot be downloaded[\\s\\S]*by hand to .*\\n *{ADDRESS}"
+    ):
         fetch_files(ARCHIVE)
     assert time.monotonic() - started < 5
 
@@ -181,9 +183,14 @@ def test_without_the_hubs_client_the_extra_is_named(fetch_files, monkeypatch):
         fetch_files(ARCHIVE)
 
 
-def test_what_a_server_says_cannot_change_the_terminal(hub, fetch_files, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [ValueError("\x1b[31m\x07"), FileNotFoundError(2, "No such file", "certificates.pem")]
+)
+def test_no_error_of_the_client_changes_the_terminal_or_blames_the_disk(
+    error, hub, fetch_files, monkeypatch
+):
     def refuse(url: str) -> None:
-        raise ValueError("\x1b[31m\x07")
+        raise error
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     with pytest.raises(SetupError) as caught:
@@ -194,7 +201,7 @@ def test_what_a_server_says_cannot_change_the_terminal(hub, fetch_files, monkeyp
 def test_for_a_list_alone_no_archive_is_downloaded(hub, file_server, fetch_files, folder):
     hub.give(PATH, file_server.Answer(WHOLE))
     (folder / "images").mkdir(parents=True)
-    with pytest.raises(SetupError, match=f"1 of 2 files[\\s\\S]*by hand from {ADDRESS}/split"):
+    with pytest.raises(SetupError, match=f"1 of 2 files[\\s\\S]*by hand to .*\\n *{ADDRESS}/split"):
         fetch_files()
     assert hub.requests == []
     (folder / "m.zip").write_bytes(WHOLE)
@@ -209,7 +216,7 @@ def test_a_manual_download_is_named_after_everything_else_was_fetched(
     by_hand = Download(name="names.txt", urls=(), gives="names.txt", manual="Register at x.org.")
     with pytest.raises(SetupError) as caught:
         fetch_files(by_hand, ARCHIVE, LIST)
-    assert f"Register at x.org, and put it at {folder}/names.txt." in str(caught.value)
+    assert f"Register at x.org.\n      Put it at {folder}/names.txt." in str(caught.value)
     assert "1 of 3 files are missing" in str(caught.value)
     assert left_in(folder) == {"images", "split.json"}
 
