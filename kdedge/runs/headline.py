@@ -75,7 +75,7 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     same = {name: one for name, one in results.items() if are_same_images(own, one)}
     zero_shot, teacher = same.get("zeroshot", own), same.get("teacher")
     points = mean = _score(own) - _score(zero_shot)
-    if own.harmonic_mean is None:  # which is of fewer names at a time than the mean over classes
+    if own.harmonic_mean is None:  # the harmonic mean is of fewer names at a time
         mean = own.mean_over_classes - zero_shot.mean_over_classes
     if points < 0 and mean <= 0:
         return [f"is {-points:.1f} points below zero-shot CLIP: do not use it"], True
