@@ -232,9 +232,7 @@ def test_an_artifact_needs_neither_torch_nor_onnx() -> None:
     assert "model.int8-cpu.onnx" in done.stdout
 
 
-def test_a_method_that_learns_from_a_teacher_is_no_comparison(
-    trained: Path, kdedge: Kdedge
-) -> None:
+def test_a_method_that_learns_from_a_teacher_is_no_comparison(kdedge: Kdedge) -> None:
     done = kdedge("bench", *QUICK, "--against", "promptkd")
     assert done.code == 2
     assert "--against promptkd: it learns from a teacher" in done.err

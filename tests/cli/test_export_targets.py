@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,13 @@ for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 
+@pytest.fixture
+def quick_clock(quick_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `--cpu`: a file is timed for a fiftieth of its time."""
+    now = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: 50 * now())
+
+
 def used(kdedge: Kdedge, *options: str) -> tuple[str, str]:
     """The file that `predict` used, and all that it said."""
     done = kdedge("predict", str(ARTIFACT), "test", *options)
@@ -158,7 +166,7 @@ def used(kdedge: Kdedge, *options: str) -> tuple[str, str]:
 
 
 def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
-    trained: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+    trained: Path, kdedge: Kdedge, quick_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
     done = kdedge("export", "tiny/02", "--cpu")
@@ -201,7 +209,7 @@ def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
 
 
 def test_what_is_missing_is_listed_with_the_line_that_installs_it(
-    kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+    kdedge: Kdedge, quick_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("openvino", "litert_torch"):
         monkeypatch.setitem(sys.modules, package, None)
@@ -219,7 +227,7 @@ def test_what_is_missing_is_listed_with_the_line_that_installs_it(
 
 
 def test_a_choice_that_cannot_be_kept_overwrites_nothing_and_is_not_called_written(
-    kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+    kdedge: Kdedge, quick_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     (ARTIFACT / CPU_CHOICE).write_text("mine")

@@ -24,7 +24,6 @@ from kdedge.training.student import open_teacher, student_job, with_teacher
 pytestmark = pytest.mark.usefixtures("trained")
 
 CPU = torch.device("cpu")
-Start = Callable[..., Any]
 TAUGHT = ("r.yaml", "--set", "teacher.run=runs/tiny/01")
 
 

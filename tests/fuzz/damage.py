@@ -40,7 +40,6 @@ def fuzzing(cost: int) -> settings:
 
 
 Draw = Callable[[Any], Any]
-Damage = Callable[[Draw, bytes], bytes]
 
 _DEEP = "deep" * 7
 _ODD = [

@@ -15,7 +15,7 @@ from kdedge.runtime.artifact import Artifact
 
 HEAVY = ("torch", "torchvision", "open_clip", "onnx", "torchmetrics", "webdataset", "scipy")
 LIGHT = [
-    *("runtime.artifact", "runtime.preprocess", "runtime.cuda"),
+    *("api.model", "runtime.artifact", "runtime.preprocess", "runtime.cuda"),
     *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
     *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "serving.watch", "deploy.parity"),
     *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "deploy.build"),
