@@ -259,18 +259,12 @@ def test_a_full_disk_is_no_bug(fail):
     assert said.startswith("kdedge: the disk is full while writing x.bin.\n")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *((command, "x" * 300) for command in ("bench", "export", "report")),
-        ("report", "--output", "x" * 300),
-    ],
-)
-def test_a_name_that_the_system_refuses_is_no_bug(arguments, capfd):
+@pytest.mark.parametrize("command", ["bench", "export", "report"])
+def test_a_name_that_the_system_refuses_is_no_bug(command, capfd):
     pytest.importorskip("torch")
     from kdedge.cli.main import run
 
-    assert run(arguments) == 3
+    assert run((command, "x" * 300)) == 3
     message = capfd.readouterr().err
     assert message.startswith("kdedge: xxx")
     assert message.endswith(" cannot be used: file name too long.\n")
