@@ -106,22 +106,23 @@ class NewRecipe:
         class_names: of its class list.
         surveys: summary of each folder, by its role: images, labeled, test.
         missing: those of `TEACHER` and `STUDENT` that have to be fetched first.
+        teacher_method: method of the recipe's teacher, which its labels decide.
     """
 
     path: Path
     class_names: tuple[str, ...]
     surveys: dict[str, Survey]
     missing: tuple[str, ...]
+    teacher_method: str
 
     def methods(self) -> list[str]:
         """Which methods the recipe has, and why, in lines."""
-        counts = dict(self.surveys["labeled"].classes) if "labeled" in self.surveys else None
-        if counts is not None and all(counts.values()):
+        if self.teacher_method == "ridge":
             return ["ridge for both, as every class has labels: one pass over the images"]
-        why = "there are no labels"
-        teacher = "zero-shot CLIP"
-        if counts is not None:
-            teacher, why = "promptsrc", f'"{min(counts, key=counts.__getitem__)}" has no labels'
+        teacher, why = "zero-shot CLIP", "there are no labels"
+        if "labeled" in self.surveys:
+            name = next(name for name, n in self.surveys["labeled"].classes if not n)
+            teacher, why = self.teacher_method, f'"{name}" has no labels'
         return [
             f"{teacher} teaches, as {why}; promptkd learns in epochs, for hours on a CPU.",
             "With labels of every class, one pass over the images is enough.",
@@ -147,7 +148,8 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
     class_names, surveys = _survey_folders(given)
     values = _values(name, given, surveys)
     _write(path, _long_text(values) if given.all_keys else _short_text(values))
-    return NewRecipe(path, class_names, surveys, _to_fetch(values))
+    method = values["teacher"]["method"]
+    return NewRecipe(path, class_names, surveys, _to_fetch(values), method)
 
 
 def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
