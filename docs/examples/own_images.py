@@ -19,11 +19,17 @@ def main(images: str, classes: str, labeled: str, test: str, **changes: object) 
         "classes": {"file": classes, "template": "a photo of a {}."},
         "data": {
             "unlabeled": {"folder": images},
-            "labeled": {"folder": labeled, "shots": 16},
+            "labeled": {"folder": labeled},
             "test": {"folder": test},
         },
-        "teacher": {"method": "promptsrc", "backbone": "ViT-L-14", "weights": "openai"},
-        "student": {"backbone": "ViT-B-16", "weights": "openai"},
+        "teacher": {"method": "ridge", "backbone": "ViT-L-14", "weights": "openai"},
+        "student": {
+            "method": "ridge",
+            "backbone": "ViT-B-16",
+            "weights": "openai",
+            "settings": {"labeled_weight": 1.0},
+            "views": 1,
+        },
         **changes,
     }
     run = kdedge.distill(recipe)
