@@ -179,18 +179,18 @@ def verify_client(source: Any, answers: str | Path, *, file: str | None = None) 
 
     artifact = open_artifact(source)
     there = {one.name: one for one in artifact.files}
-    wanted = ("model.image.onnx", "model.onnx") if file is None else (file,)
-    ran = next((there[name] for name in wanted if name in there), None)
+    names = ("model.image.onnx", "model.onnx") if file is None else (file,)
+    ran = next((there[name] for name in names if name in there), None)
     if ran is None:
         raise RecipeError(
-            f"{artifact.path} has no {wanted[-1]}; it has: {', '.join(there) or 'no model files'}."
+            f"{artifact.path} has no {names[-1]}; it has: {', '.join(there) or 'no model files'}."
             "\n  Name one of them with --file."
         )
-    found = check_answers(artifact, Path(answers), file=ran)
-    if (error := found.error) is not None:
-        error.result = found
+    check_result = check_answers(artifact, Path(answers), file=ran)
+    if (error := check_result.error) is not None:
+        error.result = check_result
         raise error
-    return found
+    return check_result
 
 
 def change_classes(
@@ -241,8 +241,8 @@ def change_classes(
                 "  Name the run that the artifact was exported from, with --from RUN."
             )
         need_training_packages("Making class vectors")
-        found = find_run(run_argument(run), runs_folder(root, run), prefer="student")
-        new = _encode(artifact, found, names[0], names[-len(added) :], device)
+        folder = find_run(run_argument(run), runs_folder(root, run), prefer="student")
+        new = _encode(artifact, folder, names[0], names[-len(added) :], device)
         if artifact.none_of_these is not None:
             log.warning(
                 'Images of new classes may get the answer "none": its limit was fitted without'
@@ -271,14 +271,14 @@ def _encode(
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
-    record, told = run.read_provenance(), artifact.provenance
-    hashes = told.get("hashes")
+    record, exported = run.read_provenance(), artifact.provenance
+    hashes = exported.get("hashes")
     own = {key: hashes.get(key) for key in record.hashes} if isinstance(hashes, dict) else None
     theirs = (record.hashes, record.finished_at, record.seed)
-    if (own, told.get("trained_at"), told.get("seed")) != theirs:
+    if (own, exported.get("trained_at"), exported.get("seed")) != theirs:
         raise DataError(
             f"{artifact.path} was not exported from {run.path}, but from the run"
-            f" {told.get('run')} of {told.get('trained_at')}.\n"
+            f" {exported.get('run')} of {exported.get('trained_at')}.\n"
             "  Class vectors fit only the student that learned from their teacher: name that run."
         )
     workspace = Workspace(run.root, choose_device(device))

@@ -188,11 +188,11 @@ class Models:
     def subjects(self) -> list[Subject]:
         """The models; of the same name, each gets the path that the user gave as its source."""
         n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
-        found = []
+        rows_of_all = []
         for name, rows in self._groups:
             is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
-            found += rows if is_alone else [replace(row, source=name) for row in rows]
-        return found
+            rows_of_all += rows if is_alone else [replace(row, source=name) for row in rows]
+        return rows_of_all
 
     def write(self, result: SpeedResult, output: Path | None) -> None:
         """Writes the measurements, if there is a place for them.
@@ -213,11 +213,11 @@ class Models:
 
     def add(self, source: str | None) -> None:
         """Adds a run, an artifact or a file of one; None for the newest finished student."""
-        found = None if source is None else find_artifact(Path(source))
-        if found is None:
+        located = None if source is None else find_artifact(Path(source))
+        if located is None:
             self._add_run(source)
         else:
-            folder, file = found
+            folder, file = located
             artifact = load_artifact(folder)
             if file is not None:
                 artifact.file(file)  # an unknown file is an error that lists the known ones

@@ -97,16 +97,16 @@ def compare(
         files = [(one.artifact.path / one.file.name).resolve() for one in (first, second)]
         if files[0] == files[1]:
             log.warning("%s is compared with itself. Name another artifact or file.", files[0])
-        found = _compared(first, second, named, reads_labels=labels, batch=batch)
-    labeled = found.answers.labeled
+        comparison = _compared(first, second, named, reads_labels=labels, batch=batch)
+    labeled = comparison.answers.labeled
     if require_no_worse and labeled is not None and labeled.verdict == "worse":
         error = GateError(
-            f"{found.verdict}\n  Accuracy: {accuracies_text(labeled)}."
+            f"{comparison.verdict}\n  Accuracy: {accuracies_text(labeled)}."
             " Keep the old one, or train again."
         )
-        error.result = found
+        error.result = comparison
         raise error
-    return found
+    return comparison
 
 
 @contextlib.contextmanager
@@ -173,13 +173,13 @@ def _compared(
             )
 
     with progress("comparing", inputs.n_images, unit="images") as advance:
-        found = compare_answers(answered(advance), old_names=names[0], new_names=names[1])
-    if reads_labels and found.labeled is None:
+        counts = compare_answers(answered(advance), old_names=names[0], new_names=names[1])
+    if reads_labels and counts.labeled is None:
         raise DataError(
             "No image has a label of a class that both artifacts have.\n  Name a folder with a"
             " subfolder for each class, a CSV list with labels, or shards with cls members."
         )
-    return Comparison(_described(old), _described(new), found, unreadable, without_answer)
+    return Comparison(_described(old), _described(new), counts, unreadable, without_answer)
 
 
 def _described(classifier: Classifier) -> Compared:
@@ -261,11 +261,11 @@ class Comparison(Tabled):
 
     def classes_text(self) -> str:
         """How the two class lists differ, in a sentence."""
-        found = self.answers
-        if not found.only_old and not found.only_new:
-            return f"Both have the same {found.n_shared:,} classes."
-        parts = [f"Compared on the {found.n_shared:,} classes that both have"]
-        for whose, names in (("old", found.only_old), ("new", found.only_new)):
+        answers = self.answers
+        if not answers.only_old and not answers.only_new:
+            return f"Both have the same {answers.n_shared:,} classes."
+        parts = [f"Compared on the {answers.n_shared:,} classes that both have"]
+        for whose, names in (("old", answers.only_old), ("new", answers.only_new)):
             if names:
                 more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
                 shown = ", ".join(map(visible, names[:_MOST_NAMED]))
@@ -290,8 +290,12 @@ class Comparison(Tabled):
     def verdict(self) -> str:
         """Whether the new one is as good, in words; empty without labels."""
         labeled, old, new = self.answers.labeled, self.old.precision, self.new.precision
-        said = "" if labeled is None else labeled.sentence()
-        return said if old == new else f"{said} The old file is {old} and the new one {new}."
+        difference = "" if labeled is None else labeled.sentence()
+        return (
+            difference
+            if old == new
+            else f"{difference} The old file is {old} and the new one {new}."
+        )
 
     @property
     def notes(self) -> list[str]:
@@ -302,37 +306,39 @@ class Comparison(Tabled):
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What was compared, and the figures, each with its name."""
-    found = comparison.answers
+    answers = comparison.answers
     rows = [
         (name, f"{one.file} ({one.precision}), {one.n_classes:,} classes, on {one.runtime}")
         for name, one in (("old", comparison.old), ("new", comparison.new))
     ]
-    images = images_text(found.n_images)
+    images = images_text(answers.n_images)
     if comparison.unreadable:
         images += f", and {len(comparison.unreadable):,} unreadable"
     if comparison.without_answer:
         images += f"; {len(comparison.without_answer):,} answers with NaN or infinity"
     rows += [("images", images), ("classes", comparison.classes_text())]
-    if found.agreement_percent is None:
+    if answers.agreement_percent is None:
         rows.append(("agreement", "none: each image is answered with a class that one lacks"))
     else:
-        n_compared = found.n_images - found.n_unshared
-        text = f"{found.agreement_percent:.2f} %: {found.n_agree:,} of {images_text(n_compared)}"
-        if found.n_unshared:
-            text += f"; {found.n_unshared:,} answered with a class that only one has left out"
+        n_compared = answers.n_images - answers.n_unshared
+        text = (
+            f"{answers.agreement_percent:.2f} %: {answers.n_agree:,} of {images_text(n_compared)}"
+        )
+        if answers.n_unshared:
+            text += f"; {answers.n_unshared:,} answered with a class that only one has left out"
         rows.append(("agreement", text))
-    if found.mean_score_difference is None or found.mean_absolute_score_difference is None:
+    if answers.mean_score_difference is None or answers.mean_absolute_score_difference is None:
         rows.append(("score", "not compared: an artifact has --head argmax, which gives no scores"))
     else:
         rows.append(
             (
                 "score",
-                f"new minus old {found.mean_score_difference:+.2f} points on average,"
-                f" {found.mean_absolute_score_difference:.2f} without the sign",
+                f"new minus old {answers.mean_score_difference:+.2f} points on average,"
+                f" {answers.mean_absolute_score_difference:.2f} without the sign",
             )
         )
-    if found.labeled is not None:
-        rows.append(("accuracy", accuracies_text(found.labeled)))
+    if answers.labeled is not None:
+        rows.append(("accuracy", accuracies_text(answers.labeled)))
         rows.append(("the new one is", comparison.verdict))
     return rows
 
@@ -377,9 +383,9 @@ def classify_with_both(
     with ThreadPoolExecutor(old.n_decoders, thread_name_prefix="decode") as pool:
         while chunk := list(islice(items, step)):
             columns = zip(*pool.map(prepared, map(read_item, chunk)), strict=True)
-            found = []
+            pairs = []
             for one, size, pixels in zip((old, new), sizes, columns, strict=True):
                 keyed = list(zip((item.key for item in chunk), pixels, strict=True))
                 batches = (keyed[start : start + size] for start in range(0, len(keyed), size))
-                found.append([x for batch in batches for x in one.classify_batch(batch, top=1)])
-            yield from zip(chunk, *found, strict=True)
+                pairs.append([x for batch in batches for x in one.classify_batch(batch, top=1)])
+            yield from zip(chunk, *pairs, strict=True)

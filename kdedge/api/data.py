@@ -46,14 +46,14 @@ def list_sets(root: str | Path = "data") -> dict[str, BenchmarkSet]:
     Raises:
         SetupError: an installed package's set cannot be loaded.
     """
-    found = {}
+    sets = {}
     for name in list_benchmarks():
         try:
-            found[name] = open_set(name, root)
+            sets[name] = open_set(name, root)
         except DataError:  # one unreadable folder must not keep the others off the list
             benchmark = load_benchmark(name)
-            found[name] = BenchmarkSet(benchmark, Path(root) / benchmark.folder, None)
-    return found
+            sets[name] = BenchmarkSet(benchmark, Path(root) / benchmark.folder, None)
+    return sets
 
 
 def open_set(name: str, root: str | Path = "data") -> BenchmarkSet:

@@ -49,7 +49,7 @@ def evaluate(
         SetupError: torch, weights or the device is missing.
     """
     root = runs_folder(root, run)
-    found = find_run(run_argument(run), root)
+    folder = find_run(run_argument(run), root)
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run, evaluate_run_without_labels
     from kdedge.setup.device import choose_device
@@ -57,17 +57,17 @@ def evaluate(
 
     workspace = Workspace(root, choose_device(device))
     result: EvalResult | UnlabeledResult
-    unlabeled = evaluate_run_without_labels(found, workspace, overrides=overrides)
+    unlabeled = evaluate_run_without_labels(folder, workspace, overrides=overrides)
     if unlabeled is not None:
-        result, add = unlabeled, functools.partial(add_unlabeled, found, unlabeled)
+        result, add = unlabeled, functools.partial(add_unlabeled, folder, unlabeled)
     else:
         result, details = evaluate_run(
-            found,
+            folder,
             workspace,
             overrides=overrides,
-            with_samples=not overrides and not is_evaluated(found),
+            with_samples=not overrides and not is_evaluated(folder),
         )
-        add = functools.partial(add_evaluation, found, result, details)
+        add = functools.partial(add_evaluation, folder, result, details)
     if not overrides:
         try:
             for path in add():
@@ -106,6 +106,6 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path | None
     if folder is not None:
         refuse_existing(folder)  # before reading runs
     root = runs_folder(root, *runs)
-    found = [find_run(run_argument(run), root) for run in runs or (None,)]
-    records = [gather(run) for run in {run.path.resolve(): run for run in found}.values()]
+    folders = [find_run(run_argument(run), root) for run in runs or (None,)]
+    records = [gather(run) for run in {run.path.resolve(): run for run in folders}.values()]
     return write_report(records, folder)

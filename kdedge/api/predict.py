@@ -114,8 +114,8 @@ def open_inputs(
     if tuple(paths) != ("-",):
         return _listed(paths, every, label_names)
     data = sys.stdin.buffer.read(_MOST_BYTES)
-    found = [ImageToClassify("stdin", "stdin.jpg", _giver(data))] if data else []
-    return ImagesToClassify(iter(found), None)
+    images = [ImageToClassify("stdin", "stdin.jpg", _giver(data))] if data else []
+    return ImagesToClassify(iter(images), None)
 
 
 def read_item(item: ImageToClassify) -> ImageInput:

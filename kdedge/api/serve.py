@@ -75,8 +75,8 @@ def serve(
     from kdedge.serving.server import ArtifactSource, Server
 
     load = partial(Classifier.load, precision=precision, backend=backend, n_threads=threads)
-    found = ArtifactSource(partial(artifact_folder, source), load, batch)
-    return Server(found, host=host, port=port, limits=limits)
+    model_source = ArtifactSource(partial(artifact_folder, source), load, batch)
+    return Server(model_source, host=host, port=port, limits=limits)
 
 
 def watch(

@@ -277,10 +277,10 @@ def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict
     accurate, and better in one; `doubt` why it is not ranked.
     """
     file = artifact.file(row.model)
-    found, gmacs = row.alone(1), row.gmacs(1)
+    time, gmacs = row.alone(1), row.gmacs(1)
     result, parity = ledger.outcomes()[cell].result, file.parity
-    doubt = row.problem or (None if found is None else found.doubt)
-    if found is None:
+    doubt = row.problem or (None if time is None else time.doubt)
+    if time is None:
         doubt = doubt or "it was not measured at batch 1"
     elif file.gate == "missed":
         doubt = "it missed its gates"
@@ -294,7 +294,7 @@ def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict
         "images": None if parity is None else parity.images_hash,
         "accuracy": None if parity is None else parity.accuracy_percent,
         "harmonic_mean": None if result is None else result.harmonic_mean,
-        "p50_ms": None if found is None else found.p50_ms,
+        "p50_ms": None if time is None else time.p50_ms,
         "n_bytes": file.n_bytes,
         "gflops": None if gmacs is None else 2 * gmacs,
         "is_on_front": False,

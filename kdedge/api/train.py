@@ -519,14 +519,16 @@ def import_checkpoint(
     workspace = Workspace(root, choose_device(device))
     if classes is not None and kind == "promptsrc":
         names = given_class_names(classes)
-        found = import_teacher(file, workspace, name=name, on=on, class_names=names, is_exact=exact)
+        imported = import_teacher(
+            file, workspace, name=name, on=on, class_names=names, is_exact=exact
+        )
     else:
         of = find_run(run_argument(teacher), root)
-        found = import_student(file, workspace, name=name, on=on, teacher=of)
+        imported = import_student(file, workspace, name=name, on=on, teacher=of)
     log.info(
         "%s: not needed: %s; not read, besides state_dict: %s. Its backbone differs from %s by at"
         " most %.2g (relative, at %s).",
-        *(file, ", ".join(found.left_out) or "no key", ", ".join(found.unread) or "no entry"),
-        *(backbone or weights, *found.largest_deviation),
+        *(file, ", ".join(imported.left_out) or "no key", ", ".join(imported.unread) or "no entry"),
+        *(backbone or weights, *imported.largest_deviation),
     )
-    return Run(found.run)
+    return Run(imported.run)

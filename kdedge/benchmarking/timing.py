@@ -67,8 +67,8 @@ class TimingPlan:
     def calls_for(self, call_ms: float) -> int:
         """The number of timed calls if each takes this long."""
         call_s = max(call_ms, 1e-3) / 1000
-        wanted = max(self.n_calls, math.ceil(self.seconds / call_s))
-        return max(3, min(wanted, math.floor(self.most_seconds / call_s)))
+        n_calls = max(self.n_calls, math.ceil(self.seconds / call_s))
+        return max(3, min(n_calls, math.floor(self.most_seconds / call_s)))
 
 
 @dataclass

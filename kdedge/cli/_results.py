@@ -46,17 +46,17 @@ def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
     return "\n\n".join(f"{head}\n{text}" for head, text in zip(heads, tables, strict=True))
 
 
-def unlabeled_table(found: UnlabeledResult) -> str:
+def unlabeled_table(result: UnlabeledResult) -> str:
     """Formats measurements without labels."""
-    rows = [["images", found.images]]
-    if found.agreement_percent is not None:
-        rows.append(["teacher agrees", f"{found.agreement_percent:.2f} %"])
-    theirs = found.teacher_confidence_percent
+    rows = [["images", result.images]]
+    if result.agreement_percent is not None:
+        rows.append(["teacher agrees", f"{result.agreement_percent:.2f} %"])
+    theirs = result.teacher_confidence_percent
     beside = "" if theirs is None else f", the teacher's {theirs:.2f} %"
-    rows.append(["mean confidence", f"{found.confidence_percent:.2f} %{beside}"])
-    most = sorted(found.predicted.items(), key=lambda entry: -entry[1])[:_N_MOST]
-    shares = [f"{name} {100 * n / found.n_images:.1f} %" for name, n in most]
-    rows.append(["classes predicted", f"{len(found.predicted):,} of {found.n_classes:,}"])
+    rows.append(["mean confidence", f"{result.confidence_percent:.2f} %{beside}"])
+    most = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_N_MOST]
+    shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most]
+    rows.append(["classes predicted", f"{len(result.predicted):,} of {result.n_classes:,}"])
     return table([*rows, *(["" if i else "most often", share] for i, share in enumerate(shares))])
 
 
@@ -75,11 +75,11 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
 def unlabeled_text(run: RunFolder) -> str | None:
     """Formats a run's measurements without labels; None if there are none."""
     try:
-        found = read_unlabeled(run)
+        result = read_unlabeled(run)
     except DataError as error:
         logging.getLogger(__name__).warning("%s", error)
         return None
-    return None if found is None else unlabeled_table(found)
+    return None if result is None else unlabeled_table(result)
 
 
 def megabytes(n_bytes: int) -> str:
@@ -92,14 +92,14 @@ def run_record(run: RunFolder) -> dict[str, Any]:
     evaluation, unlabeled = None, None
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned already
         if run.evaluation.exists():
-            evaluation = {name: found.to_dict() for name, found in read_evaluation(run).items()}
+            evaluation = {name: result.to_dict() for name, result in read_evaluation(run).items()}
     with contextlib.suppress(DataError):
         unlabeled = read_unlabeled(run)
     record = {"path": str(run.path), **run.read_provenance().to_dict(), "evaluation": evaluation}
     if unlabeled is not None:
         record["evaluation_unlabeled"] = unlabeled.to_dict()
-    said = headline_of(run)
-    return record if said is None else {**record, "headline": said}
+    headline = headline_of(run)
+    return record if headline is None else {**record, "headline": headline}
 
 
 def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:

@@ -183,9 +183,9 @@ def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:
     n_less = len(result.left_out) - len(at_all)
     more = "--all: sizes, percentiles, FPS by batch, published figures"
     more += f", {n_less} models and batches left out" if n_less else ""
-    said = [*doubts(result), *problems(result, at_all), more]
+    below = [*doubts(result), *problems(result, at_all), more]
     grid = replace(grid, title=_wrapped(grid.title))
-    return [grid_text(grid), "\n".join(map(_wrapped, said))]
+    return [grid_text(grid), "\n".join(map(_wrapped, below))]
 
 
 def _wrapped(text: str) -> str:

@@ -36,10 +36,10 @@ def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     exit code that the run would end with. Nothing is written, except that open_clip downloads
     pretrained weights into its cache.
     """
-    found = check(recipe, overrides=overrides, **options)
-    rows = [[finding.what, finding.found] for finding in found.findings]
+    preflight = check(recipe, overrides=overrides, **options)
+    rows = [[finding.what, finding.found] for finding in preflight.findings]
     has_student = load_recipe(recipe, overrides).recipe.student is not None
     same = [*given_options("size"), *same_options(overrides)]
     following = next_line("distill" if has_student else "teach", recipe, *same)
-    text = f"{table(rows)}\n{found.estimate}\n{following}"
-    print_result(asdict(found), as_json=as_json, text=text)
+    text = f"{table(rows)}\n{preflight.estimate}\n{following}"
+    print_result(asdict(preflight), as_json=as_json, text=text)

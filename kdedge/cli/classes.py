@@ -40,20 +40,20 @@ def command(
     from kdedge.api.artifact import artifact_folder, change_classes, open_artifact
 
     if not add and not remove:
-        found = open_artifact(artifact_folder(artifact, root))
-        text = "\n".join(found.class_names)
+        result = open_artifact(artifact_folder(artifact, root))
+        text = "\n".join(result.class_names)
     else:
-        found = change_classes(artifact, add=add, remove=remove, root=root, **options)
-        assert found.open_classes is not None  # else it cannot be changed
+        result = change_classes(artifact, add=add, remove=remove, root=root, **options)
+        assert result.open_classes is not None  # else it cannot be changed
         text = (
-            f"{found.path}: {len(add)} classes added, {len(remove)} removed;"
-            f" {len(found.class_names)} in {found.open_classes.file}\n"
-            + next_line("predict", found.path, "IMAGE")
+            f"{result.path}: {len(add)} classes added, {len(remove)} removed;"
+            f" {len(result.class_names)} in {result.open_classes.file}\n"
+            + next_line("predict", result.path, "IMAGE")
         )
-    open_classes = found.open_classes
+    open_classes = result.open_classes
     record = {
-        "artifact": str(found.path),
-        "class_names": list(found.class_names),
+        "artifact": str(result.path),
+        "class_names": list(result.class_names),
         "open_classes": None if open_classes is None else open_classes.to_dict(),
     }
     print_result(record, as_json=as_json, text=text)

@@ -61,23 +61,23 @@ def command(
 
     show_result(
         lambda: compare(old, new, *paths, **options),
-        lambda found: print_result(found, as_json=as_json, text=_as_text(found)),
+        lambda comparison: print_result(comparison, as_json=as_json, text=_as_text(comparison)),
     )
 
 
-def _as_text(found: Comparison) -> str:
+def _as_text(comparison: Comparison) -> str:
     from kdedge.api.compare import facts
     from kdedge.inference.lines import visible
 
-    parts = [table([list(row) for row in facts(found)])]
-    header, rows = found.table
+    parts = [table([list(row) for row in facts(comparison)])]
+    header, rows = comparison.table
     if rows:
         shown = table(rows[:_MOST_SHOWN], header=header, align="llrlrl"[: len(header)])
         more = len(rows) - _MOST_SHOWN
         parts.append(shown + (f"\n... and {more:,} more changed answers" if more > 0 else ""))
     else:
         parts.append("No answer has changed.")
-    counts = [one for one in found.answers.classes if one.n_old != one.n_new]
+    counts = [one for one in comparison.answers.classes if one.n_old != one.n_new]
     if counts:
         counts.sort(key=lambda one: -abs(one.n_new - one.n_old))
         cells = [
@@ -86,9 +86,11 @@ def _as_text(found: Comparison) -> str:
         more = len(counts) - _MOST_SHOWN
         text = table(cells, header=("class", "old", "new"), align="lrr")
         parts.append(text + (f"\n... and {more:,} more classes" if more > 0 else ""))
-    if found.unreadable:
-        lines = [f"{visible(one.image)}: {one.reason}" for one in found.unreadable[:_MOST_SHOWN]]
-        more = len(found.unreadable) - _MOST_SHOWN
+    if comparison.unreadable:
+        lines = [
+            f"{visible(one.image)}: {one.reason}" for one in comparison.unreadable[:_MOST_SHOWN]
+        ]
+        more = len(comparison.unreadable) - _MOST_SHOWN
         lines += [f"... and {more:,} more"] if more > 0 else []
         parts.append("\n".join(["Unreadable:", *lines]))
     return "\n\n".join(parts)

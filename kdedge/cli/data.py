@@ -81,8 +81,8 @@ def list_here(root: Path, as_json: bool) -> None:
 @json_option
 def show(name: str, root: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, sizes, terms, layout, and which are missing."""
-    found = open_set(name, root)
-    benchmark, folder, absent = found.benchmark, found.folder, found.missing or ()
+    opened = open_set(name, root)
+    benchmark, folder, absent = opened.benchmark, opened.folder, opened.missing or ()
     record = {
         "name": name,
         "folder": str(folder),
@@ -120,15 +120,15 @@ def fetch(name: str, root: Path, as_json: bool) -> None:
     cannot be had there is named with its official address and where to put it; run the command
     again afterwards.
     """
-    found = fetch_set(name, root)
-    if found.new:
-        text = f"Wrote {found.folder} ({', '.join(found.new)})"
+    fetched = fetch_set(name, root)
+    if fetched.new:
+        text = f"Wrote {fetched.folder} ({', '.join(fetched.new)})"
     else:
-        text = f"{found.folder} has all of {name} already."
-    if found.kept:
-        text += f"\nNo longer needed: {', '.join(str(found.folder / k) for k in found.kept)}"
+        text = f"{fetched.folder} has all of {name} already."
+    if fetched.kept:
+        text += f"\nNo longer needed: {', '.join(str(fetched.folder / k) for k in fetched.kept)}"
     text += f"\n{next_line('data', 'verify', name, *given_options('root'))}"
-    print_result(asdict(found), as_json=as_json, text=text)
+    print_result(asdict(fetched), as_json=as_json, text=text)
 
 
 @command.command("verify")
@@ -138,18 +138,18 @@ def fetch(name: str, root: Path, as_json: bool) -> None:
 @json_option
 def verify(name: str, read_images: bool, root: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with the published ones."""
-    found = verify_set(name, root, read_images=read_images)
-    print_result(asdict(found), as_json=as_json, text=_verification_text(found))
-    if found.problems:
+    verification = verify_set(name, root, read_images=read_images)
+    print_result(asdict(verification), as_json=as_json, text=_verification_text(verification))
+    if verification.problems:
         remedy = (
             "Fetch what is missing"
             if open_set(name, root).missing
             else "A fetch only adds files and folders that are missing altogether."
             "\n  Move the files that differ away, and run"
         )
-        count = len(found.problems)
+        count = len(verification.problems)
         raise DataError(
-            f"{found.folder} differs from the published {name}: {count} difference"
+            f"{verification.folder} differs from the published {name}: {count} difference"
             f"{'s' if count > 1 else ''}.\n  {remedy}: "
             + shlex.join(["kdedge", "data", "fetch", name, *given_options("root")])
         )
@@ -166,22 +166,22 @@ def scan(source: str, as_json: bool) -> None:
     folder, or hf://datasets/OWNER/NAME. Nothing is written, except that the datasets package copies
     Parquet files and datasets of the Hub into its cache.
     """
-    found = scan_images(source)
-    print_result(asdict(found), as_json=as_json, text=_survey_text(found))
+    survey = scan_images(source)
+    print_result(asdict(survey), as_json=as_json, text=_survey_text(survey))
 
 
-def _describe(one: Download, *, is_here: bool) -> str:
+def _describe(download: Download, *, is_here: bool) -> str:
     """A file's lines in `show`."""
-    origin = "" if one.name == one.gives else f", from {one.name}"
-    known = [readable_bytes(one.n_bytes)] if one.n_bytes is not None else []
-    known += [f"SHA-256 {one.sha256}"] if one.sha256 else []
-    lines = [f"{one.gives}: {'here' if is_here else 'missing'}{origin}"]
+    origin = "" if download.name == download.gives else f", from {download.name}"
+    known = [readable_bytes(download.n_bytes)] if download.n_bytes is not None else []
+    known += [f"SHA-256 {download.sha256}"] if download.sha256 else []
+    lines = [f"{download.gives}: {'here' if is_here else 'missing'}{origin}"]
     lines.append(f"  {', '.join(known) or 'size and SHA-256 are not known'}")
-    lines += [f"  {url}" for url in one.urls]
-    return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
+    lines += [f"  {url}" for url in download.urls]
+    return "\n".join([*lines, f"  {download.manual}"] if download.manual else lines)
 
 
-def _verification_text(found: Verification) -> str:
+def _verification_text(verification: Verification) -> str:
     rows = [
         [
             part.part,
@@ -191,53 +191,53 @@ def _verification_text(found: Verification) -> str:
             str(part.n_classes),
             "-" if part.bad is None else str(len(part.bad)),
         ]
-        for part in found.parts
+        for part in verification.parts
     ]
     header = ("part", "published", "listed", "missing", "classes", "unreadable")
-    has = "unknown" if found.n_classes is None else str(found.n_classes)
+    has = "unknown" if verification.n_classes is None else str(verification.n_classes)
     blocks = [
         table(
             [
-                ["folder", str(found.folder)],
-                ["split", found.split],
-                ["classes", f"{has}, published {found.n_classes_published}"],
+                ["folder", str(verification.folder)],
+                ["split", verification.split],
+                ["classes", f"{has}, published {verification.n_classes_published}"],
             ]
         )
     ]
     if rows:
         blocks.append(table(rows, header=header, align="lrrrrr"))
-    bad = [image for part in found.parts for image in part.bad or ()]
+    bad = [image for part in verification.parts for image in part.bad or ()]
     if bad:
         blocks.append(_name_some(bad))
-    is_read = any(part.bad is not None for part in found.parts)
+    is_read = any(part.bad is not None for part in verification.parts)
     good = "All as published." + ("" if is_read else " --images decodes the images, too.")
-    blocks.append("\n".join(found.problems) or good)
+    blocks.append("\n".join(verification.problems) or good)
     return "\n\n".join(blocks)
 
 
-def _survey_text(found: Survey) -> str:
-    sides = [min(size) for size, _ in found.sizes_px]
-    common = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in found.sizes_px[:3])
-    others = len(found.sizes_px) - 3
+def _survey_text(survey: Survey) -> str:
+    sides = [min(size) for size, _ in survey.sizes_px]
+    common = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in survey.sizes_px[:3])
+    others = len(survey.sizes_px) - 3
     rows = [
-        ["source", found.kind],
-        ["images", f"{found.n_images:,}"],
-        ["unreadable", f"{len(found.bad):,}"],
-        ["duplicates", f"{found.n_duplicates:,}"],
+        ["source", survey.kind],
+        ["images", f"{survey.n_images:,}"],
+        ["unreadable", f"{len(survey.bad):,}"],
+        ["duplicates", f"{survey.n_duplicates:,}"],
         ["sizes", common + (f" and {others:,} others" if others > 0 else "")],
         ["shorter side", f"{min(sides)} to {max(sides)} px"],
-        ["classes", str(len(found.classes)) if found.classes else "none"],
+        ["classes", str(len(survey.classes)) if survey.classes else "none"],
     ]
-    if found.classes and found.n_unlabeled:
-        rows.append(["without class", f"{found.n_unlabeled:,}"])
-    if found.left_out:
-        rows.append(["left out", left_out_text(dict(found.left_out))])
+    if survey.classes and survey.n_unlabeled:
+        rows.append(["without class", f"{survey.n_unlabeled:,}"])
+    if survey.left_out:
+        rows.append(["left out", left_out_text(dict(survey.left_out))])
     blocks = [table(rows)]
-    if found.classes:
-        classes = [[name, f"{count:,}"] for name, count in found.classes]
+    if survey.classes:
+        classes = [[name, f"{count:,}"] for name, count in survey.classes]
         blocks.append(table(classes, header=("class", "images"), align="lr"))
-    if found.bad:
-        blocks.append(_name_some(found.bad))
+    if survey.bad:
+        blocks.append(_name_some(survey.bad))
     return "\n\n".join(blocks)
 
 

@@ -39,8 +39,8 @@ def _as_text(report: dict[str, Any]) -> str:
     elif problem is not None:
         rows.append(["torch", problem])
     packages = [
-        [name, found["version"] or "missing", found["purpose"], found["install"] or ""]
-        for name, found in report["packages"].items()
+        [name, state["version"] or "missing", state["purpose"], state["install"] or ""]
+        for name, state in report["packages"].items()
     ]
     header = ("package", "version", "for", "install with")
     return "\n\n".join([table(rows), table(packages, header=header), *report["problems"]])

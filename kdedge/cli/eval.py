@@ -62,20 +62,20 @@ def command(
     In a run without an evaluation, such as an imported one, it writes eval.json and
     eval_details.json for `kdedge report`. Existing files stay. With --set nothing is written.
     """
-    found = find_run(run, root)
+    folder = find_run(run, root)
     with contextlib.nullcontext() if output is None else new_file(output):
-        result = evaluate(found, overrides=overrides, root=root, device=device)
+        result = evaluate(folder, overrides=overrides, root=root, device=device)
         if output is not None:
             write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):
-        text = _unlabeled_text(found, result, per_class=per_class)
+        text = _unlabeled_text(folder, result, per_class=per_class)
     else:
-        text = _text(found, result, per_class=per_class)
+        text = _text(folder, result, per_class=per_class)
     if output is not None:
         text += f"\nWrote {output}"
-    is_next = "export" if found.kind == "student" and not found.exports else "report"
-    text += f"\n{next_line(is_next, found.path)}"
-    print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)
+    is_next = "export" if folder.kind == "student" and not folder.exports else "report"
+    text += f"\n{next_line(is_next, folder.path)}"
+    print_result({"run": str(folder.path), **result.to_dict()}, as_json=as_json, text=text)
 
 
 def _text(run: RunFolder, result: EvalResult, *, per_class: bool) -> str:
@@ -83,9 +83,9 @@ def _text(run: RunFolder, result: EvalResult, *, per_class: bool) -> str:
     results = with_stored(run, result)
     rows = labeled_results(run, results)
     text = f"{run.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
-    said = headline_of(run, results)
-    if said is not None:
-        text += f"\n{said}"
+    headline = headline_of(run, results)
+    if headline is not None:
+        text += f"\n{headline}"
     if per_class:
         cells = [[name, percent(value)] for name, value in result.per_class.items()]
         text += "\n\n" + table(cells, header=["class", "accuracy"], align="lr")
@@ -94,9 +94,9 @@ def _text(run: RunFolder, result: EvalResult, *, per_class: bool) -> str:
 
 def _unlabeled_text(run: RunFolder, result: UnlabeledResult, *, per_class: bool) -> str:
     text = f"{run.path}, without labels\n{unlabeled_table(result)}"
-    said = headline_of(run, unlabeled=result)
-    if said is not None:
-        text += f"\n{said}"
+    headline = headline_of(run, unlabeled=result)
+    if headline is not None:
+        text += f"\n{headline}"
     if per_class:
         names = dict.fromkeys([*result.predicted, *result.teacher_predicted])
         columns = [result.predicted, result.teacher_predicted]

@@ -58,14 +58,14 @@ def command(
 
     The method uses the recipe's baseline section if that has the same method.
     """
-    found = pseudo_label(recipe, path, overrides=overrides, **options)
-    lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
-    if found.accuracy_percent is not None:
-        right = percent(found.accuracy_percent)
+    pool = pseudo_label(recipe, path, overrides=overrides, **options)
+    lines = [f"{pool.n_images} images of {pool.n_classes} classes by {pool.method}."]
+    if pool.accuracy_percent is not None:
+        right = percent(pool.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
     lines.append(f"Wrote {path}")
     lines.append(_next_line(recipe, overrides, path))
-    print_result(found, as_json=as_json, text="\n".join(lines))
+    print_result(pool, as_json=as_json, text="\n".join(lines))
 
 
 def _next_line(recipe: str, overrides: dict[str, Any], path: Path) -> str:

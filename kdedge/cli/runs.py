@@ -37,14 +37,12 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
             file.parent,
             file.name,
         )
-    found = [
-        summary_of(run, record) for run, record in runs if name in (None, run.path.parent.name)
-    ]
-    text = _text(found) if found else f"There is no run{f' of {name}' if name else ''} in {root}."
-    print_result({"runs": found}, as_json=as_json, text=text)
+    rows = [summary_of(run, record) for run, record in runs if name in (None, run.path.parent.name)]
+    text = _text(rows) if rows else f"There is no run{f' of {name}' if name else ''} in {root}."
+    print_result({"runs": rows}, as_json=as_json, text=text)
 
 
-def _text(found: list[dict[str, Any]]) -> str:
+def _text(records: list[dict[str, Any]]) -> str:
     header = ["run", "kind", "method", "status", "accuracy", "", "images", "size", "exports"]
     rows = [
         [
@@ -54,27 +52,27 @@ def _text(found: list[dict[str, Any]]) -> str:
             megabytes(one["n_bytes"]),
             str(len(one["artifacts"]) or "-"),
         ]
-        for one in found
+        for one in records
     ]
-    for one in found:
+    for one in records:
         for name in one["damaged"]:
             log.warning(
                 "%s/%s is damaged or of another version, so its accuracies are not listed.\n"
                 "  Measure them again with: kdedge eval %s",
                 *(one["path"], name, one["path"]),
             )
-    found.sort(key=lambda one: str(one["started_at"]))
-    last = {(one["run"].split("/")[0], one["kind"], one["method"]): one for one in found}
+    records.sort(key=lambda one: str(one["started_at"]))
+    last = {(one["run"].split("/")[0], one["kind"], one["method"]): one for one in records}
     unfinished = [one for one in last.values() if one["status"] == "interrupted"]
-    next_one = next_line("show", found[-1]["path"])
+    next_one = next_line("show", records[-1]["path"])
     program, *words = unfinished[-1]["command"] if unfinished else [""]
     if Path(program).name in {"kdedge", "__main__.py"}:  # or a script that calls the Python API
         next_one = next_line(*words, *(["--resume"] if "--resume" not in words else []))
     return f"{table(rows, header=header, align='llllrlrrr')}\n{next_one}"
 
 
-def _accuracy(one: dict[str, Any]) -> tuple[str, str]:
+def _accuracy(record: dict[str, Any]) -> tuple[str, str]:
     """The cells of the accuracy and of its kind."""
-    if one["percent"] is None and one["damaged"]:
+    if record["percent"] is None and record["damaged"]:
         return "unreadable", "-"
-    return percent(one["percent"]), one["measure"] or "-"
+    return percent(record["percent"]), record["measure"] or "-"

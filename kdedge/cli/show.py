@@ -46,8 +46,8 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
         artifact = load_artifact(Path(run))
         print_result(artifact_record(artifact), as_json=as_json, text=artifact_text(artifact))
         return
-    found = find_run(run, root)
-    print_result(run_record(found), as_json=as_json, text=_text(found, is_whole=is_whole))
+    folder = find_run(run, root)
+    print_result(run_record(folder), as_json=as_json, text=_text(folder, is_whole=is_whole))
 
 
 def _text(run: RunFolder, *, is_whole: bool) -> str:
@@ -136,8 +136,8 @@ def artifact_text(artifact: Artifact) -> str:
     provenance, classes = artifact.provenance, artifact.open_classes
     open_ = "" if classes is None else f"; open, in {classes.file}"
     # Where the graph normalizes the pixels, if the artifact records it
-    found = (file.built_with.get("normalized") for file in artifact.files)
-    normalized = next((f": {where}" for where in found if where), "")
+    built_in = (file.built_with.get("normalized") for file in artifact.files)
+    normalized = next((f": {where}" for where in built_in if where), "")
     facts = {
         "run": provenance.get("run"),
         "method": provenance.get("method"),

@@ -68,16 +68,16 @@ def command(
     assert answers is not None
     show_result(
         partial(verify_client, artifact, answers, file=file),
-        lambda found: print_result(asdict(found), as_json=as_json, text=_as_text(found)),
+        lambda checked: print_result(asdict(checked), as_json=as_json, text=_as_text(checked)),
     )
 
 
-def _as_text(found: ClientCheck) -> str:
-    wrong = len({mistake.image for mistake in found.mistakes})
-    text = f"{found.n_images - wrong} of {found.n_images} images with {found.file} are answered"
-    text += " as the artifact does"
-    if found.max_score_difference is not None:
-        text += f"; scores differ by up to {found.max_score_difference:.3f} points"
-    if found.max_mean_difference is not None:
-        text += f"; channel means by up to {found.max_mean_difference:.3f} of 255"
+def _as_text(checked: ClientCheck) -> str:
+    wrong = len({mistake.image for mistake in checked.mistakes})
+    text = f"{checked.n_images - wrong} of {checked.n_images} images with {checked.file}"
+    text += " are answered as the artifact does"
+    if checked.max_score_difference is not None:
+        text += f"; scores differ by up to {checked.max_score_difference:.3f} points"
+    if checked.max_mean_difference is not None:
+        text += f"; channel means by up to {checked.max_mean_difference:.3f} of 255"
     return text

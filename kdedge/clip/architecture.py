@@ -105,10 +105,10 @@ class EncoderSizes:
 def encoder_sizes(model_config: Mapping[str, Any]) -> EncoderSizes:
     """The sizes that a config has; open_clip's own where it leaves them out."""
     vision, text = model_config["vision_cfg"], model_config["text_cfg"]
-    found = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}
+    layers = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}
     if vision.get("timm_model_name"):
-        del found["image"]
-    n_layers = {encoder: number for encoder, number in found.items() if type(number) is int}
+        del layers["image"]
+    n_layers = {encoder: number for encoder, number in layers.items() if type(number) is int}
     patch, side = vision.get("patch_size", 16), vision.get("image_size", 224)
     is_vit = "image" in n_layers and type(patch) is int and type(side) is int and patch > 0
     return EncoderSizes(n_layers, (side // patch) ** 2 if is_vit else None)

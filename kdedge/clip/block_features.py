@@ -51,15 +51,15 @@ class BlockFeatures(nn.Module):
 
     def _of_clip(self, visual: VisionTransformer, images: Tensor) -> Tensor:
         tokens = embed_patches(visual, images)
-        blocks, found = visual.transformer.resblocks, []
+        blocks, features = visual.transformer.resblocks, []
         for index, block in enumerate(blocks):
             is_last = index == len(blocks) - 1
             tokens = block(tokens, queries=tokens[:, :1] if is_last else None)
             if index in self.chosen:
-                found.append(tokens[:, 0])
+                features.append(tokens[:, 0])
                 if not is_last:
-                    found.append(tokens[:, 1:].mean(dim=1))
-        return torch.cat([visual.ln_post(tokens[:, 0]) @ visual.proj, *found], dim=1)
+                    features.append(tokens[:, 1:].mean(dim=1))
+        return torch.cat([visual.ln_post(tokens[:, 0]) @ visual.proj, *features], dim=1)
 
 
 def _n_blocks(visual: nn.Module) -> int:

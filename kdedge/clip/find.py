@@ -194,8 +194,8 @@ def load_backbone(
     hashes: HashCache | None = None,
 ) -> Backbone:
     """Loads a CLIP with its text encoder; arguments and errors as of `find_backbone` and `load`."""
-    found = find_backbone(spec, needs_texts=True, hashes=hashes)
-    backbone = found.load(device=device, text_cache_folder=text_cache_folder)
+    backbone_files = find_backbone(spec, needs_texts=True, hashes=hashes)
+    backbone = backbone_files.load(device=device, text_cache_folder=text_cache_folder)
     assert isinstance(backbone, Backbone)
     return backbone
 
@@ -220,30 +220,34 @@ def has_texts(spec: BackboneSpec) -> bool:
 
 
 def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
-    found = resolve(spec, check=build_empty, hashes=hashes)
+    resolved = resolve(spec, check=build_empty, hashes=hashes)
     blueprint = _Blueprint(
-        build_empty(found.label, found.model_config),
-        partial(build_filled, found.label, found.model_config),
-        found.weights,
-        {key: key for key in found.weights.shapes},
+        build_empty(resolved.label, resolved.model_config),
+        partial(build_filled, resolved.label, resolved.model_config),
+        resolved.weights,
+        {key: key for key in resolved.weights.shapes},
     )
-    return _found(blueprint, found.label, found.preprocess, found.model_config)
+    return _checked(blueprint, resolved.label, resolved.preprocess, resolved.model_config)
 
 
 def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
     build_meta = partial(build_image_encoder, device="meta")
-    found = resolve(spec, check=build_meta, hashes=hashes)
-    label, config = found.label, found.model_config
-    preprocess = found.preprocess
+    resolved = resolve(spec, check=build_meta, hashes=hashes)
+    label, config = resolved.label, resolved.model_config
+    preprocess = resolved.preprocess
     if spec.name is not None and spec.weights is not None and looks_like_path(spec.weights):
         preprocess = agreed_preprocess(spec.name, config) or preprocess
     blueprint = _Blueprint(
         build_meta(label, config),
         partial(build_image_encoder, label, config, device="cpu"),
-        found.weights,
-        {key.removeprefix(_VISUAL): key for key in found.weights.shapes if key.startswith(_VISUAL)},
+        resolved.weights,
+        {
+            key.removeprefix(_VISUAL): key
+            for key in resolved.weights.shapes
+            if key.startswith(_VISUAL)
+        },
     )
-    return _found(blueprint, label, preprocess, config, where=f"{label}, image encoder")
+    return _checked(blueprint, label, preprocess, config, where=f"{label}, image encoder")
 
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
@@ -254,10 +258,10 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
     else:
         keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
     blueprint = _Blueprint(encoder.empty, encoder.build, file, keys)
-    return _found(blueprint, name, encoder.preprocess)
+    return _checked(blueprint, name, encoder.preprocess)
 
 
-def _found(
+def _checked(
     blueprint: _Blueprint,
     name: str,
     preprocess: Preprocess,

@@ -23,10 +23,10 @@ def layers_above(visual: nn.Module) -> dict[str, int]:
     """
     layers, before = [""], {}
     for name, _ in visual.named_parameters():
-        found = _LAYER.match(name)
-        if found is not None and found.group() not in layers:
-            layers.append(found.group())
-        before[name] = len(layers) - 1 if found is None else layers.index(found.group())
+        match = _LAYER.match(name)
+        if match is not None and match.group() not in layers:
+            layers.append(match.group())
+        before[name] = len(layers) - 1 if match is None else layers.index(match.group())
     n_layers, is_after = len(layers), False
     above = {}
     for name, index in before.items():

@@ -165,7 +165,7 @@ def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PromptSRCParameter
     Raises:
         DataError: another method's checkpoint, a key that is not known, a prompt that is missing.
     """
-    _refuse_other_methods(state_dict, wanted=_PROMPTSRC)
+    _refuse_other_methods(state_dict, method=_PROMPTSRC)
     context = _prompt(state_dict, "prompt_learner.ctx", _PROMPTSRC)
     deep_context = _deep_prompts(state_dict, "text_encoder", like=context)
     shallow = _prompt(state_dict, "image_encoder.VPT", _PROMPTSRC)
@@ -174,7 +174,7 @@ def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PromptSRCParameter
         state_dict,
         used={"prompt_learner.ctx", "image_encoder.VPT"},
         ignorable=_IGNORED_BY_PROMPTSRC,
-        wanted=_PROMPTSRC,
+        method=_PROMPTSRC,
     )
     return PromptSRCParameters(
         context=context,
@@ -191,7 +191,7 @@ def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PromptKDParameters:
     Raises:
         DataError: another method's checkpoint, a key that is not known, a tensor that is missing.
     """
-    _refuse_other_methods(state_dict, wanted=_PROMPTKD)
+    _refuse_other_methods(state_dict, method=_PROMPTKD)
     shallow = _prompt(state_dict, "image_encoder.VPT", _PROMPTKD)
     deep = _deep_prompts(state_dict, "image_encoder", like=shallow)
     projector = _projector(state_dict)
@@ -199,7 +199,7 @@ def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PromptKDParameters:
         state_dict,
         used={"image_encoder.VPT", *(f"VPT_image_trans.{key}" for key in _PROJECTOR_KEYS)},
         ignorable=(),
-        wanted=_PROMPTKD,
+        method=_PROMPTKD,
     )
     return PromptKDParameters(
         visual_prompts=torch.cat([shallow[None], deep]),
@@ -249,10 +249,10 @@ def deviation(
     return relative, where
 
 
-def _prompt(state_dict: Mapping[str, Tensor], key: str, wanted: str) -> Tensor:
+def _prompt(state_dict: Mapping[str, Tensor], key: str, method: str) -> Tensor:
     """Gives a first block's prompt, [n, D], float32."""
     if key not in state_dict:
-        raise DataError(f"The state_dict has no {key}, which {wanted} has.")
+        raise DataError(f"The state_dict has no {key}, which {method} has.")
     prompt = state_dict[key].float()
     if prompt.ndim != 2:
         raise ShapeError(f"{key} is {list(prompt.shape)}; expected [tokens, width].")
@@ -262,7 +262,7 @@ def _prompt(state_dict: Mapping[str, Tensor], key: str, wanted: str) -> Tensor:
 def _deep_prompts(state_dict: Mapping[str, Tensor], encoder: str, *, like: Tensor) -> Tensor:
     """Gives the prompts of blocks 1 to J - 1, [J - 1, n, D], float32; J comes from the keys."""
     pattern = re.compile(rf"{encoder}\.{_DEEP_PROMPT}")
-    blocks = {int(found[1]): key for key in state_dict if (found := pattern.fullmatch(key))}
+    blocks = {int(match[1]): key for key in state_dict if (match := pattern.fullmatch(key))}
     missing = [str(block) for block in range(1, max(blocks, default=0)) if block not in blocks]
     if missing or 0 in blocks:
         raise DataError(
@@ -301,7 +301,7 @@ def _projector(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rest(
-    state_dict: Mapping[str, Tensor], *, used: set[str], ignorable: Iterable[str], wanted: str
+    state_dict: Mapping[str, Tensor], *, used: set[str], ignorable: Iterable[str], method: str
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Gives the keys that are not used, and the backbone under open_clip's names."""
     deep_prompt = re.compile(rf"(image|text)_encoder\.{_DEEP_PROMPT}")
@@ -317,16 +317,16 @@ def _rest(
             backbone[name] = value
         else:
             raise DataError(
-                f"The state_dict has {printable(key)}, which {wanted} does not have.\n"
+                f"The state_dict has {printable(key)}, which {method} does not have.\n"
                 "  The file may come from modified code, which kdedge cannot import."
             )
     return tuple(sorted(ignored)), backbone
 
 
-def _refuse_other_methods(state_dict: Mapping[str, Tensor], *, wanted: str) -> None:
+def _refuse_other_methods(state_dict: Mapping[str, Tensor], *, method: str) -> None:
     looks_like = _method_of(state_dict)
-    if looks_like != wanted:
-        raise DataError(f"Expected {wanted}; the state_dict looks like {looks_like}.")
+    if looks_like != method:
+        raise DataError(f"Expected {method}; the state_dict looks like {looks_like}.")
 
 
 def _method_of(state_dict: Mapping[str, Tensor]) -> str:

@@ -200,7 +200,7 @@ def _settle_quick_gelu(
     label: str, by_name: bool | None, by_recipe: bool | None, by_weights: bool | None
 ) -> bool:
     """Decides the activation: weights, recipe and model name must agree."""
-    said = {
+    configured = {
         key: value
         for key, value in (
             ("the weights", by_weights),
@@ -210,20 +210,20 @@ def _settle_quick_gelu(
         if value is not None
     }
     kinds = {True: "QuickGELU", False: "GELU"}
-    if not said:
+    if not configured:
         raise RecipeError(
             f"{label}: it is unknown whether these weights were trained with QuickGELU or GELU.\n"
             "  Next to weights, set quick_gelu: true (OpenAI's weights, and weights fine-tuned"
             " from them) or quick_gelu: false."
         )
-    if len(set(said.values())) > 1:
-        lines = ", ".join(f"{who}: {kinds[value]}" for who, value in said.items())
+    if len(set(configured.values())) > 1:
+        lines = ", ".join(f"{who}: {kinds[value]}" for who, value in configured.items())
         raise RecipeError(
             f"{label}: the activation is contradictory ({lines}).\n"
             "  The wrong activation lowers accuracy without any error; name the model that the"
             " weights belong to."
         )
-    return next(iter(said.values()))
+    return next(iter(configured.values()))
 
 
 def named_config(name: str) -> dict[str, Any]:
@@ -249,10 +249,10 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess 
     A local file of weights does not state its own.
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
-    found = {
+    settings = {
         pretrained_preprocess(model_config, open_clip.get_pretrained_cfg(name, tag)) for tag in tags
     }
-    return found.pop() if len(found) == 1 else None
+    return settings.pop() if len(settings) == 1 else None
 
 
 _REACH_WITHIN_S = 10.0
@@ -317,9 +317,9 @@ def _file_in_hub_cache(place: str) -> Path | None:
     name = name or _DEFAULT_FILE
     stem = "open_clip_model" if name == _DEFAULT_FILE else name.rpartition(".")[0]
     for candidate in (f"{stem}.safetensors", name):
-        found = try_to_load_from_cache(repository, candidate)
-        if isinstance(found, str):
-            return Path(found)
+        cached = try_to_load_from_cache(repository, candidate)
+        if isinstance(cached, str):
+            return Path(cached)
     return None
 
 

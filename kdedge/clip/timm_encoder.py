@@ -104,7 +104,7 @@ def _unknown(name: str, known: list[str]) -> RecipeError:
     )
 
 
-def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
+def timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
     """Turns timm's data config into preprocessing.
 
     Its `crop_pct`, which zooms in on test images by some percent, is ignored: a student is trained
@@ -113,12 +113,12 @@ def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
     Raises:
         RecipeError: kdedge does not support this preprocessing.
     """
-    channels, *sides = wanted["input_size"]
+    channels, *sides = config["input_size"]
     odd = {
         f"{channels} channels": channels != 3,
         f"{sides[0]}x{sides[1]} pixels": sides[0] != sides[1],
-        f"interpolation {wanted['interpolation']}": wanted["interpolation"] not in RESAMPLING,
-        f"crop mode {wanted['crop_mode']}": wanted["crop_mode"] not in _RESIZE_MODES,
+        f"interpolation {config['interpolation']}": config["interpolation"] not in RESAMPLING,
+        f"crop mode {config['crop_mode']}": config["crop_mode"] not in _RESIZE_MODES,
     }
     for what, is_there in odd.items():
         if is_there:
@@ -129,10 +129,10 @@ def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
             )
     return Preprocess(
         size_px=sides[0],
-        mean=tuple(wanted["mean"]),
-        std=tuple(wanted["std"]),
-        interpolation=wanted["interpolation"],
-        resize_mode=_RESIZE_MODES[wanted["crop_mode"]],  # type: ignore[arg-type]
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        resize_mode=_RESIZE_MODES[config["crop_mode"]],  # type: ignore[arg-type]
     )
 
 
@@ -173,8 +173,8 @@ def _file_of_package(name: str) -> Path:
             "  Set weights: pretrained, or a file."
         )
     try:
-        found = metadata.files(package) or []
+        files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
         purpose = f"{name} with weights: package"
         raise MissingPackage(package, extra="efficientnet", purpose=purpose) from error
-    return Path(str(next(file.locate() for file in found if file.suffix == ".pth")))
+    return Path(str(next(file.locate() for file in files if file.suffix == ".pth")))

@@ -244,8 +244,8 @@ def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, 
 
 def _encoder_sizes(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int | float]:
     """Width, number of layers and, if it is not 4, MLP ratio of a transformer."""
-    found = (re.match(rf"{re.escape(prefix)}\.(\d{{1,4}})\.", key) for key in shapes)
-    blocks = {int(match[1]) for match in found if match}
+    matches = (re.match(rf"{re.escape(prefix)}\.(\d{{1,4}})\.", key) for key in shapes)
+    blocks = {int(match[1]) for match in matches if match}
     missing = sorted(set(range(max(blocks, default=0) + 1)) - blocks)
     if missing:
         raise DataError(
@@ -291,7 +291,7 @@ def layout_of(keys: Iterable[str]) -> str | None:
     return None
 
 
-def match_shapes(expected: Shapes, found: Shapes, where: str) -> None:
+def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
     """Checks that a file has exactly a model's tensors.
 
     One difference is allowed: the file may hold the buffer `attn_mask` (an encoder's causal mask),
@@ -299,22 +299,22 @@ def match_shapes(expected: Shapes, found: Shapes, where: str) -> None:
 
     Args:
         expected: name -> shape of each tensor in the model's state dict.
-        found: name -> shape of each tensor in the file.
+        actual: name -> shape of each tensor in the file.
         where: the file or the model, for the message.
 
     Raises:
         DataError: lists the missing, the unexpected and the wrongly shaped names.
     """
-    known = [key for key in found if key in expected or not _is_buffer_to_ignore(key)]
+    known = [key for key in actual if key in expected or not _is_buffer_to_ignore(key)]
     lines = [
-        _listing("missing", [key for key in expected if key not in found]),
+        _listing("missing", [key for key in expected if key not in actual]),
         _listing("unexpected", [key for key in known if key not in expected]),
         _listing(
             "of another shape",
             [
-                f"{key} {list(found[key])} (the model: {list(shape)})"
+                f"{key} {list(actual[key])} (the model: {list(shape)})"
                 for key, shape in expected.items()
-                if key in found and list(found[key]) != list(shape)
+                if key in actual and list(actual[key]) != list(shape)
             ],
         ),
     ]

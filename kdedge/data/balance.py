@@ -28,10 +28,10 @@ def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
         logits: [N, C], finite.
         prior: [C], positive, sums to 1.
     """
-    logits, wanted = logits.double(), prior.double().log()
-    offsets = torch.zeros_like(wanted)
+    logits, log_prior = logits.double(), prior.double().log()
+    offsets = torch.zeros_like(log_prior)
     for _ in range(_N_ROUNDS):
-        offsets = offsets + _log_mean_softmax(logits - offsets) - wanted
+        offsets = offsets + _log_mean_softmax(logits - offsets) - log_prior
     return offsets - offsets.mean()
 
 

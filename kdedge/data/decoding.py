@@ -70,8 +70,8 @@ class _Images(Dataset[_Loaded]):
         self._sources = sources
         self._preparation = preparation
 
-    def __getitem__(self, wanted: PlannedImage) -> _Loaded:
-        number, position, view = wanted
+    def __getitem__(self, place: PlannedImage) -> _Loaded:
+        number, position, view = place
         preprocess, augment = self._preparation.preprocess, self._augment(number)
         try:
             data = self._sources[number].read(position)

@@ -48,7 +48,7 @@ class Fetched:
 
 def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
     """Returns the files of a set that are not in its folder."""
-    return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
+    return [download for download in downloads if not is_there(folder / download.gives)]
 
 
 def fetch(benchmark: Benchmark, root: Path) -> Fetched:
@@ -66,16 +66,16 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
         InUseError: another fetch uses the folder.
     """
     folder = root / benchmark.folder
-    wanted = missing(benchmark.downloads, folder)
+    downloads = missing(benchmark.downloads, folder)
     archives = [name for name in _archive_names(benchmark) if (folder / name).is_file()]
     failed: dict[str, KdedgeError] = {}
-    if wanted:
+    if downloads:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain_os_error(error, folder) from error
         with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
-            for one in wanted:
+            for one in downloads:
                 try:
                     _bring(one, folder, benchmark.mirror)
                 except (SetupError, DataError) as error:
@@ -83,27 +83,27 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
     _tidy(benchmark, folder, keep=archives)
     if failed:
         raise _summary(benchmark, root, failed)
-    return Fetched(folder, tuple(one.gives for one in wanted), tuple(archives))
+    return Fetched(folder, tuple(one.gives for one in downloads), tuple(archives))
 
 
-def _bring(wanted: Download, folder: Path, mirror: HubArchive | None) -> None:
+def _bring(download: Download, folder: Path, mirror: HubArchive | None) -> None:
     """Unpacks a file of a set from its own archive, if that is there, or from the Hub's."""
-    path = folder / wanted.name
+    path = folder / download.name
     if path.exists():
-        problem = _wrong_hash(path, wanted.sha256)
+        problem = _wrong_hash(path, download.sha256)
         if problem:
             raise DataError(f"{path} {problem}.\n  Remove it and run the command again.")
-        unpack(path, folder, gives=wanted.gives, top=wanted.top, into=wanted.into)
+        unpack(path, folder, gives=download.gives, top=download.top, into=download.into)
         return
-    by_hand = "\n  ".join([f"Download it by hand to {path}. It is at:", *wanted.urls])
-    if wanted.manual is not None:
-        by_hand = f"{wanted.manual}\n  Put it at {path}."
+    by_hand = "\n  ".join([f"Download it by hand to {path}. It is at:", *download.urls])
+    if download.manual is not None:
+        by_hand = f"{download.manual}\n  Put it at {path}."
     # No archive of gigabytes for a list alone
-    if mirror is None or not (wanted.is_archive or (folder / mirror.name).exists()):
+    if mirror is None or not (download.is_archive or (folder / mirror.name).exists()):
         raise SetupError(by_hand)
     try:
         archive = _download(mirror, folder)
-        unpack(archive, folder, gives=wanted.gives, top=mirror.top)
+        unpack(archive, folder, gives=download.gives, top=mirror.top)
     except (SetupError, DataError) as error:
         kind = DataError if isinstance(error, DataError) else SetupError
         raise kind(f"{error}\n{by_hand}") from error

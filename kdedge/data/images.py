@@ -328,8 +328,8 @@ class Images:
 
     def of_classes(self, classes: Sequence[int]) -> Images:
         """Returns the images whose label is one of these classes."""
-        wanted = set(classes)
-        return self.only([i for i in self.indices if self.source.items[i].label in wanted])
+        chosen = set(classes)
+        return self.only([i for i in self.indices if self.source.items[i].label in chosen])
 
 
 def spread(n_items: int, n_wanted: int) -> list[int]:

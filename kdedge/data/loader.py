@@ -148,12 +148,12 @@ def _labeled_stream(labeled: Images, seed: int, n_before: int) -> Iterator[Plann
 def _make_batch(
     images: Images,
     pixels: torch.Tensor,
-    wanted: Sequence[PlannedImage],
+    planned: Sequence[PlannedImage],
     preparation: Preparation,
     group: ProcessGroup,
 ) -> Batch:
     """A batch from this rank's pixels and the images of all ranks."""
-    positions = [position for _, position, _ in wanted]
+    positions = [position for _, position, _ in planned]
     clean = None
     if preparation.with_clean:
         pixels, clean = pixels.unbind(1)
@@ -208,9 +208,9 @@ def view_batches(
         DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
-    wanted = ([(0, position, view) for position, view in batch] for batch in batches)
+    planned = ([(0, position, view) for position, view in batch] for batch in batches)
     yield from load_images(
-        [source], wanted, Preparation(preprocess, augment), n_workers, device=device
+        [source], planned, Preparation(preprocess, augment), n_workers, device=device
     )
 
 
@@ -236,7 +236,7 @@ def evaluation_batches(
     batches = [
         list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
     ]
-    wanted = [[(0, position, 0) for position in batch] for batch in batches]
+    planned = [[(0, position, 0) for position in batch] for batch in batches]
     n_loaders = min(choose_n_workers(n_workers, len(indices)), len(batches))
-    loaded = load_images([source], wanted, Preparation(preprocess), n_loaders, device=device)
+    loaded = load_images([source], planned, Preparation(preprocess), n_loaders, device=device)
     yield from zip(loaded, batches, strict=True)

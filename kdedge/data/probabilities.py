@@ -95,7 +95,7 @@ def read_probabilities(
 
 
 def _read_lines(
-    path: Path, lines: Iterable[tuple[int, list[str]]], n_classes: int, wanted: Collection[str]
+    path: Path, lines: Iterable[tuple[int, list[str]]], n_classes: int, keys: Collection[str]
 ) -> dict[str, _Row]:
     """The rows of the wanted images; every line is checked."""
     rows: dict[str, _Row] = {}
@@ -114,7 +114,7 @@ def _read_lines(
             )
         first[key] = number
         row = _read_row(place, cells)
-        if key in wanted:
+        if key in keys:
             rows[key] = row
     return rows
 

@@ -245,24 +245,25 @@ def read_pseudo_labels(
     first: dict[int, str] = {}
     labels = []
     for where, line in lines[1:]:
-        one = _parse(_ImageLine, where, line)
-        image, label = positions.get(one.image), index.find(one.class_name)
+        entry = _parse(_ImageLine, where, line)
+        image, label = positions.get(entry.image), index.find(entry.class_name)
         if label is None:
             raise DataError(
-                f'{where}: "{one.class_name}" is not a class name{index.nearest(one.class_name)}.\n'
+                f'{where}: "{entry.class_name}" is not a class name'
+                f"{index.nearest(entry.class_name)}.\n"
                 f'  The class list has {len(class_names)} names, first "{class_names[0]}".'
             )
         if image is None:
             raise DataError(
-                f'{where}: data.unlabeled has no image "{one.image}".\n'
+                f'{where}: data.unlabeled has no image "{entry.image}".\n'
                 "  Use the image names that `kdedge pseudo-label` wrote."
             )
         if first.setdefault(image, where) != where:
             raise DataError(
-                f'{where}: the image "{one.image}" appears twice, first in {first[image]}.\n'
+                f'{where}: the image "{entry.image}" appears twice, first in {first[image]}.\n'
                 "  Keep the line with the right class."
             )
-        labels.append(PseudoLabel(image, label, one.confidence))
+        labels.append(PseudoLabel(image, label, entry.confidence))
     if not labels:
         raise DataError(f"{path} holds no pseudo-label, only its first line.\n{remedy}")
     return labels

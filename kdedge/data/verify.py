@@ -70,7 +70,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         read_images: also decode every image; else only check that its file exists.
     """
     folder = root / benchmark.folder
-    absent = (folder / wanted.gives for wanted in missing(benchmark.downloads, folder))
+    absent = (folder / download.gives for download in missing(benchmark.downloads, folder))
     problems = [f"{path} is missing." for path in absent]
     problems += _wrong_files(benchmark, folder)
     parts: list[PartFound] = []
@@ -104,12 +104,12 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
 
 def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
     """Files whose hash differs from the published one. Archives are removed after unpacking."""
-    for wanted in benchmark.downloads:
-        path = folder / wanted.gives
-        if not wanted.is_archive and wanted.sha256 is not None and path.is_file():
+    for download in benchmark.downloads:
+        path = folder / download.gives
+        if not download.is_archive and download.sha256 is not None and path.is_file():
             sha256 = sha256_file(path)
-            if sha256 != wanted.sha256:
-                yield f"{path} has the SHA-256 {sha256}, the published file {wanted.sha256}."
+            if sha256 != download.sha256:
+                yield f"{path} has the SHA-256 {sha256}, the published file {download.sha256}."
 
 
 def _survey_part(

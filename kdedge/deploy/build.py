@@ -162,11 +162,11 @@ def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFi
     if target.base_precision is not None and precision != "int8":
         precision = target.base_precision
     unfit = "gpu" if target.is_for_cpu else "cpu"
-    found = [file for file in artifact.files if file.target == "onnx" and file.device != unfit]
-    for file in found:
+    files = [file for file in artifact.files if file.target == "onnx" and file.device != unfit]
+    for file in files:
         if file.precision == precision:
             return file
-    there = ", ".join(f"{file.name} ({file.precision})" for file in found) or "none"
+    there = ", ".join(f"{file.name} ({file.precision})" for file in files) or "none"
     flag = "" if precision == "fp32" else f" --{precision}"
     raise RecipeError(
         f"{artifact.path} has no ONNX file in {precision} to build from; it has"

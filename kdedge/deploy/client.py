@@ -171,9 +171,9 @@ _FORMAT = (
 def _answer(line: str, number: int, class_names: Sequence[str]) -> _ClientLine:
     problem = None
     try:
-        found = _ClientLine.model_validate_json(line)
-        if found.label in class_names:
-            return found
+        answer = _ClientLine.model_validate_json(line)
+        if answer.label in class_names:
+            return answer
         problem = "label is no class name of the artifact"
     except ValidationError as error:
         first = error.errors()[0]
@@ -201,14 +201,14 @@ def _compare(
         elif has_scores and answer.score is not None:
             score_differences.append(abs(answer.score - float(row[place])))
             if score_differences[-1] > SCORE_TOLERANCE:
-                told = f"the score {row[place]:.2f} for {answer.label!r}"
-                mistakes.append(Mistake(number, told, f"{answer.score:.2f}"))
+                expected = f"the score {row[place]:.2f} for {answer.label!r}"
+                mistakes.append(Mistake(number, expected, f"{answer.score:.2f}"))
         if answer.rgb_mean is not None:
             apart = np.abs(np.asarray(answer.rgb_mean) - mean).max()
             mean_differences.append(float(apart))
             if apart > MEAN_TOLERANCE:
-                told = f"the means {_shown(mean)} of red, green and blue"
-                mistakes.append(Mistake(number, told, _shown(answer.rgb_mean)))
+                expected = f"the means {_shown(mean)} of red, green and blue"
+                mistakes.append(Mistake(number, expected, _shown(answer.rgb_mean)))
     return ClientCheck(
         file=file.name,
         n_images=len(answers),

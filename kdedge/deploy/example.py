@@ -37,14 +37,14 @@ def read_rgb(path: str) -> Image.Image:
     return Image.alpha_composite(white, turned.convert("RGBA")).convert("RGB")
 
 
-def resize_and_crop(image: Image.Image, wanted: dict[str, Any]) -> Image.Image:
+def resize_and_crop(image: Image.Image, preprocess: dict[str, Any]) -> Image.Image:
     """Resizes and crops to the model's square, as `preprocess` of artifact.json says."""
-    size, (width, height) = wanted["size_px"], image.size
+    size, (width, height) = preprocess["size_px"], image.size
     new_size = [size, size]
-    if wanted["resize_mode"] == "shortest":
+    if preprocess["resize_mode"] == "shortest":
         shorter = min(width, height)
         new_size = [int(size * width / shorter), int(size * height / shorter)]
-    image = image.resize(new_size, Image.Resampling[wanted["interpolation"].upper()])
+    image = image.resize(new_size, Image.Resampling[preprocess["interpolation"].upper()])
     left, top = (round((side - size) / 2) for side in new_size)
     return image.crop((left, top, left + size, top + size))
 
@@ -117,8 +117,8 @@ def main() -> None:
             score = 100 * float(shares[best] / shares.sum())
         is_none = none is not None and none(output)
         if as_json:
-            found = {"label": label, "score": score, "rgb_mean": pixels.mean(axis=(1, 2)).tolist()}
-            print(json.dumps(found if none is None else {**found, "is_none": is_none}))
+            answer = {"label": label, "score": score, "rgb_mean": pixels.mean(axis=(1, 2)).tolist()}
+            print(json.dumps(answer if none is None else {**answer, "is_none": is_none}))
         else:
             shown = "" if score is None else f"\t{score:.2f}"
             print(f"{path}\t{'none' if is_none else label}{shown}")

@@ -214,8 +214,8 @@ class _Writer:
         name = self.artifact.output_name
         write_smoke_set(smoke, shown.pixels, shown.logits, shown.images, output_name=name)
         self._keep(smoke)
-        told = {**self.artifact.provenance, "gflops": self._gflops}  # in no file's metadata
-        self.artifact = dataclasses.replace(self.artifact, provenance=told)
+        provenance = {**self.artifact.provenance, "gflops": self._gflops}  # in no file's metadata
+        self.artifact = dataclasses.replace(self.artifact, provenance=provenance)
         for path in write_model_card(self.artifact, self._folder):
             self._keep(path)
         self.artifact.save()
@@ -240,7 +240,7 @@ class _Writer:
         """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
         images = self.run.calibration
         assert images is not None
-        found = search_int8(
+        search = search_int8(
             self.run.model, float32, images, held_out,
             gate_percent=self.artifact.gates["agreement"]["int8"], minutes=self._spec.int8_minutes,
             class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
@@ -249,13 +249,13 @@ class _Writer:
             traced: dict[int, Path] = {}  # both files may have one model
             for file in onnx_build.plan("int8"):
                 # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
-                model = found.exact if file.device == "cpu" else found.model
+                model = search.exact if file.device == "cpu" else search.model
                 if id(model) not in traced:
                     path = traced[id(model)] = Path(scratch) / f"{len(traced)}.onnx"
                     made = BuildRequest(self.artifact, path.parent, model=model, options=options)
                     onnx_build.build(PlannedFile(path.name, "fp32", "any"), made)
-                facts = {} if file.device == "cpu" else {"search": found.record}
-                layers = {"layers": found.layers}
+                facts = {} if file.device == "cpu" else {"search": search.record}
+                layers = {"layers": search.layers}
                 self._add(file, facts, onnx_path=traced[id(model)], images=images, options=layers)
 
     def _range_images(self) -> npt.NDArray[Any]:

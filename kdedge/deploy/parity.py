@@ -92,20 +92,20 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
     gate = _GATES.get(precision, precision)
     least = gates.get("agreement", {}).get(gate, 0.0)
     max_drop = gates.get("max_drop", 100.0)
-    found = []
+    lines = []
     if result.n_nonfinite:
-        found.append(f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images")
+        lines.append(f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images")
     if result.agreement_percent < least:
-        got, wanted = _apart(result.agreement_percent, least)
-        found.append(
-            f"agreement {got} %, but at least {wanted} % is required (gates.agreement.{gate})"
+        got, limit = _apart(result.agreement_percent, least)
+        lines.append(
+            f"agreement {got} %, but at least {limit} % is required (gates.agreement.{gate})"
         )
     if result.accuracy_drop is not None and result.accuracy_drop > max_drop:
-        got, wanted = _apart(result.accuracy_drop, max_drop)
-        found.append(
-            f"accuracy {got} points lower, but at most {wanted} is allowed (gates.max_drop)"
+        got, limit = _apart(result.accuracy_drop, max_drop)
+        lines.append(
+            f"accuracy {got} points lower, but at most {limit} is allowed (gates.max_drop)"
         )
-    return tuple(found)
+    return tuple(lines)
 
 
 def gate_error(

@@ -60,8 +60,8 @@ def write_triton(
         DataError: the artifact has no file for Triton, or a file has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    wanted = [pair for pair in _WANTED if precision in (None, pair[1])]
-    file = choose_file(artifact, wanted, server="Triton", built=built)
+    pairs = [pair for pair in _WANTED if precision in (None, pair[1])]
+    file = choose_file(artifact, pairs, server="Triton", built=built)
     name = model_name(artifact.name)
     with new_folder(folder / name) as (part, _):
         version = part / "1"
@@ -150,7 +150,7 @@ def _warmup(kind: str, dims: str, *, batches: list[int]) -> Iterator[str]:
 
 def choose_file(
     artifact: Artifact,
-    wanted: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]],
     *,
     server: str,
     built: Collection[str] = (),
@@ -159,7 +159,7 @@ def choose_file(
 
     Args:
         artifact: the artifact.
-        wanted: pairs of target and precision, the best first.
+        pairs: target and precision of each, the best first.
         server: name of the server, for messages.
         built: names of the engines that were just built on this machine. Without them, an engine
             is used only if it is the only one of its kind, as others are for other GPUs.
@@ -174,20 +174,20 @@ def choose_file(
             f" {server} needs graphs that give logits.\n"
             "  Export the run again without --open-classes (export.open_classes)."
         )
-    for target, precision in wanted:
+    for target, precision in pairs:
         kind = [f for f in artifact.files if (f.target, f.precision) == (target, precision)]
-        found = [file for file in kind if file.gate != "missed"]
-        if kind and not found:
+        passed = [file for file in kind if file.gate != "missed"]
+        if kind and not passed:
             log.warning("%s is not used for %s, as it missed its gate.", kind[0].name, server)
-        here = [file for file in found if file.name in built]
-        if len(here or found) > 1 and target != "onnx":
+        here = [file for file in passed if file.name in built]
+        if len(here or passed) > 1 and target != "onnx":
             raise DataError(
-                f"{artifact.path} has {len(found)} engines in {precision}, each for another GPU or"
-                f" version: {', '.join(file.name for file in found)}.\n"
+                f"{artifact.path} has {len(passed)} engines in {precision}, each for another GPU or"
+                f" version: {', '.join(file.name for file in passed)}.\n"
                 f"  On {server}'s machine, run the command with the target's flag, such as --trt,"
                 " which selects its engine."
             )
-        for file in here or found:
+        for file in here or passed:
             log.info("Using %s for %s.", file.name, server)
             return file
     missed = [file.name for file in artifact.files if file.gate == "missed"]
@@ -222,13 +222,13 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
         MissingPackage: onnx is not installed.
         ResourceError: the folder cannot be written.
     """
-    wanted = "onnx-image", precision or "fp32"
-    if not any((file.target, file.precision) == wanted for file in artifact.files):
+    pair = "onnx-image", precision or "fp32"
+    if not any((file.target, file.precision) == pair for file in artifact.files):
         raise DataError(
-            f"{artifact.path} has no {wanted[1]} file with preprocessing, which a page needs.\n"
+            f"{artifact.path} has no {pair[1]} file with preprocessing, which a page needs.\n"
             f"  Make it with: kdedge export {artifact.path} --with-preprocess"
         )
-    file = choose_file(artifact, [wanted], server="browsers")
+    file = choose_file(artifact, [pair], server="browsers")
     settings = {
         "name": artifact.name,
         "preprocess": PREPROCESS,

@@ -110,11 +110,11 @@ class Observed:
 
     def depend_on_images(self) -> set[int]:
         """`id` of each tensor that the images decide."""
-        found = {id(self.images)}
+        dependent = {id(self.images)}
         for operation in self.operations:
-            if any(id(one) in found for one in operation.inputs):
-                found.update(id(one) for one in operation.outputs)
-        return found
+            if any(id(one) in dependent for one in operation.inputs):
+                dependent.update(id(one) for one in operation.outputs)
+        return dependent
 
 
 @torch.no_grad()
@@ -260,10 +260,10 @@ def _fold_weights(encoder: nn.Module, observed: Observed) -> None:
 
 def _only_convolution(call: Call) -> Operation | None:
     """The convolution from a module's input to its output; None if it does more."""
-    found = [operation for operation in call.operations if operation.is_convolution]
-    if len(found) != 1 or found[0].outputs[0] is not call.output:
+    convolutions = [operation for operation in call.operations if operation.is_convolution]
+    if len(convolutions) != 1 or convolutions[0].outputs[0] is not call.output:
         return None
-    return found[0] if found[0].arguments[0] is call.input else None
+    return convolutions[0] if convolutions[0].arguments[0] is call.input else None
 
 
 def _fold_batch_norms(encoder: nn.Module, observed: Observed) -> None:

@@ -126,12 +126,12 @@ def candidates(
         raise RecipeError(f'There is no precision "{precision}".\n  There are: {known}.')
     runnable = list_targets() if backend is None else (target_of_backend(backend),)
     targets = {target.name: target for target in runnable if target.backend is not None}
-    found = [
+    files = [
         file
         for file in artifact.files
         if file.target in targets and precision in (None, file.precision)
     ]
-    if not found:
+    if not files:
         kind = f"{precision} file" if precision else "file"
         place = f"{backend} can run" if backend else "can be run"
         there = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files)
@@ -139,12 +139,12 @@ def candidates(
             f"{artifact.path} has no {kind} that {place}.\n  It has: {there or 'none'}."
         )
     if precision is None:
-        asked = found
-        free = [file for file in found if file.precision != "int8" and file.gate != "missed"]
-        found = [file for file in found if file in free or file.name == chosen]
-        if not found:
+        asked = files
+        free = [file for file in files if file.precision != "int8" and file.gate != "missed"]
+        files = [file for file in files if file in free or file.name == chosen]
+        if not files:
             raise _only_when_asked(artifact, asked)
-    return sorted(found, key=lambda file: _rank(targets[file.target], file, chosen))
+    return sorted(files, key=lambda file: _rank(targets[file.target], file, chosen))
 
 
 def _group(target: Target, file: ModelFile, chosen: str | None) -> tuple[bool, bool, int]:
@@ -180,11 +180,11 @@ def _warn(
 ) -> None:
     """Warns if the loaded file missed its gate, was not measured, or is not the preferred one."""
     if file.gate == "missed":
-        found = file.parity and f" ({file.parity.agreement_percent:.2f} % agreement)"
+        agreement = file.parity and f" ({file.parity.agreement_percent:.2f} % agreement)"
         log.warning(
             "%s missed its gate%s. It is used because %s was asked for; artifact.json compares it"
             " with the model.",
-            *(file.name, found or "", file.precision),
+            *(file.name, agreement or "", file.precision),
         )
     if target.name != "onnx" and file.gate == "not measured" and not was_asked_for:
         log.warning(
@@ -200,12 +200,12 @@ def _warn(
 
 
 def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupError:
-    told = sorted(failures, key=lambda failure: isinstance(failure[2], _ABSENT))
-    if len({str(error) for *_, error in told}) == 1:
-        return told[0][2]
-    lines = "\n".join(f"  {file.name}: {str(error).splitlines()[0]}" for _, file, error in told)
+    ordered = sorted(failures, key=lambda failure: isinstance(failure[2], _ABSENT))
+    if len({str(error) for *_, error in ordered}) == 1:
+        return ordered[0][2]
+    lines = "\n".join(f"  {file.name}: {str(error).splitlines()[0]}" for _, file, error in ordered)
     remedy = "Run again with --backend NAME to see how to fix one of them."
-    for target, _, error in told:
+    for target, _, error in ordered:
         if isinstance(error, MissingPackage) and not target.is_engine:
             remedy = f"The simplest fix on any machine: {str(error).rpartition(': ')[2]}"
     return SetupError(f"This machine cannot run any file of {artifact.path}.\n{lines}\n  {remedy}")

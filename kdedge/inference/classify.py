@@ -306,8 +306,8 @@ class Classifier:
             outputs: what `outputs` gave for them.
             top: number of classes per image; at most all.
         """
-        found = zip(keys, self._answers(outputs, top), strict=True)
-        return [self._result(key, answer) for key, answer in found]
+        pairs = zip(keys, self._answers(outputs, top), strict=True)
+        return [self._result(key, answer) for key, answer in pairs]
 
     def _answers(self, outputs: npt.NDArray[np.float32], top: int) -> Iterator[_ImageScores | None]:
         """Each image's best classes; None if a logit is not finite."""
@@ -318,8 +318,8 @@ class Classifier:
         names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
         known: Sequence[KnownScore | None] = [None] * len(finite)
         if self._gaussians is not None and self.none_below is not None:
-            found = self._gaussians.scores(np.where(is_finite[:, None], outputs, np.float32(0)))
-            known = known_scores(found, self.none_below)
+            distances = self._gaussians.scores(np.where(is_finite[:, None], outputs, np.float32(0)))
+            known = known_scores(distances, self.none_below)
         for row, row_scores, one, is_good in zip(logits, scores, known, is_finite, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]
@@ -340,8 +340,8 @@ def _check_input(artifact: Artifact, file: ModelFile, backend: Backend) -> None:
     size_px = artifact.preprocess.size_px
     expected = (3, size_px, size_px)
     got = tuple(
-        wanted if size is None else size
-        for size, wanted in zip(backend.image_shape, expected, strict=True)
+        expected_size if size is None else size
+        for size, expected_size in zip(backend.image_shape, expected, strict=True)
     )
     if (backend.pixels, got) != (artifact.pixels, expected):
         raise DataError(

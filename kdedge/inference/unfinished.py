@@ -65,7 +65,7 @@ class UnfinishedLines:
         if not isinstance(known, dict) or known.get("made_from") != self.made_from:
             raise self._of_others()
         try:
-            found = self._whole_lines()
+            lines = self._whole_lines()
         except OSError as error:
             raise explain_os_error(error, self.output) from error
         except (ValueError, LookupError, TypeError, csv.Error) as error:
@@ -73,9 +73,9 @@ class UnfinishedLines:
                 f"{self.output} has lines that `kdedge predict` did not write.\n"
                 "  Undo the change, or name another file and leave --resume out."
             ) from error
-        if found != [printable(key) for key in keys[: len(found)]]:
+        if lines != [printable(key) for key in keys[: len(lines)]]:
             raise self._of_others()
-        return len(found)
+        return len(lines)
 
     def _whole_lines(self) -> list[str]:
         """The keys of the whole lines."""

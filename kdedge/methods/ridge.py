@@ -229,10 +229,10 @@ class Method(BaseMethod):
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
         module, own, known = self.module, self.module.n_own, self._known
-        found = [(self._rows(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
-        blocks = torch.cat([rows for rows, _ in found])
+        batches = [(self._rows(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
+        blocks = torch.cat([rows for rows, _ in batches])
         _check_finite(blocks)
-        labels = torch.cat([labels for _, labels in found]).to(blocks.device)
+        labels = torch.cat([labels for _, labels in batches]).to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
         rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
@@ -302,7 +302,10 @@ class Method(BaseMethod):
 
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         module = self.module
-        look = [(self._rows(images), *said) for images, *said in data.pool(slice(0, data.n_look))]
+        look = [
+            (self._rows(images), *teacher_outputs)
+            for images, *teacher_outputs in data.pool(slice(0, data.n_look))
+        ]
         blocks, features, logits = (torch.cat(parts) for parts in zip(*look, strict=True))
         _check_finite(blocks)
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
@@ -349,9 +352,14 @@ class Method(BaseMethod):
         outputs = self.module(blocks)
         if not self._settings.gives_logits:
             outputs = self.scale * unit_length(outputs) @ self._vectors.T
-        wanted = theirs.to(outputs.device).log_softmax(dim=1)
+        log_probabilities = theirs.to(outputs.device).log_softmax(dim=1)
         return float(
-            F.kl_div(outputs.log_softmax(dim=1), wanted, reduction="batchmean", log_target=True)
+            F.kl_div(
+                outputs.log_softmax(dim=1),
+                log_probabilities,
+                reduction="batchmean",
+                log_target=True,
+            )
         )
 
     def _add_labels(self, data: ClosedFormData, sums: Sums) -> None:

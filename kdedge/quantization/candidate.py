@@ -194,7 +194,7 @@ class ObservedModel:
         Args:
             check: called before each tensor; it may raise.
         """
-        found: dict[str, Range] = {}
+        ranges: dict[str, Range] = {}
         for names in self._sharing():
             check()
             errors: dict[Range, float] = {}
@@ -202,8 +202,8 @@ class ObservedModel:
                 scale = input_scale(self.inputs[names[0]], method)
                 layers = [(self.model.get_submodule(name), self.inputs[name]) for name in names]
                 errors[method] = sum(_nearest_error(layer, scale, seen) for layer, seen in layers)
-            found.update(dict.fromkeys(names, min(RANGES, key=errors.__getitem__)))
-        return found
+            ranges.update(dict.fromkeys(names, min(RANGES, key=errors.__getitem__)))
+        return ranges
 
     def best_alphas(self, check: Callable[[], object]) -> dict[str, float]:
         """By each site's first layer, the strength of smoothing with the least error of its layers.
@@ -213,7 +213,7 @@ class ObservedModel:
         Args:
             check: called before each site; it may raise.
         """
-        found = {}
+        alphas = {}
         for site in self.sites:
             check()
             if not site.can_be_smoothed:
@@ -223,8 +223,8 @@ class ObservedModel:
                 tried[alpha] = sum(self._smoothed_error(site, name, alpha) for name in site.layers)
             best = min(tried, key=tried.__getitem__)
             if best is not None:
-                found[site.layers[0]] = best
-        return found
+                alphas[site.layers[0]] = best
+        return alphas
 
     @torch.no_grad()
     def _smoothed_error(self, site: Site, name: str, alpha: float | None) -> float:

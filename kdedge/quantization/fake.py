@@ -177,13 +177,13 @@ def find_range(values: Tensor, method: Range, *, largest: float) -> float:
     flat = flat[:: max(1, len(flat) // _N_VALUES)]
     if method == "percentile":
         at = min(len(flat) - 1, int(PERCENTILE * len(flat)))
-        found = float(flat.sort().values[at])
+        maximum = float(flat.sort().values[at])
     elif method == "mse":
         errors = [_squared_error(flat, clip * largest) for clip in _CLIPS]
-        found = _CLIPS[errors.index(min(errors))] * largest
+        maximum = _CLIPS[errors.index(min(errors))] * largest
     else:
-        found = _by_entropy(flat, largest)
-    return found if found > 0 else largest
+        maximum = _by_entropy(flat, largest)
+    return maximum if maximum > 0 else largest
 
 
 def _squared_error(values: Tensor, reach: float) -> float:
@@ -194,7 +194,7 @@ def _squared_error(values: Tensor, reach: float) -> float:
 def _by_entropy(magnitudes: Tensor, largest: float) -> float:
     """The range whose histogram loses least when 128 levels stand for its bins."""
     counts = torch.histc(magnitudes, _N_BINS, 0.0, largest).double()
-    best, found = float("inf"), largest
+    best, maximum = float("inf"), largest
     for n_bins in range(_N_LEVELS, _N_BINS + 1, _BIN_STEP):
         expected = counts[:n_bins].clone()
         is_there = expected > 0
@@ -208,5 +208,5 @@ def _by_entropy(magnitudes: Tensor, largest: float) -> float:
         divergence = float((p[used] * (p[used] / q[used]).log()).sum())
         divergence += float(p[(p > 0) & (q <= 0)].sum()) * 10  # a value that no level stands for
         if divergence < best:
-            best, found = divergence, largest * n_bins / _N_BINS
-    return found
+            best, maximum = divergence, largest * n_bins / _N_BINS
+    return maximum

@@ -98,10 +98,10 @@ def read_matrix(path: Path) -> Matrix:
         DataError: it is no array in NumPy's format.
     """
     try:
-        found: Matrix = np.load(path, allow_pickle=False)
+        matrix: Matrix = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a matrix in NumPy's format: {error}.") from error
-    return found
+    return matrix
 
 
 def check_class_names(names: tuple[str, ...]) -> None:
@@ -352,13 +352,15 @@ def load_artifact(path: Path) -> Artifact:
     """
     folder = _folder(path)
     file = folder / FILE_NAME
-    found = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
-    same = {entry.name: getattr(found, entry.name, None) for entry in dataclasses.fields(Artifact)}
+    contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
+    same = {
+        entry.name: getattr(contents, entry.name, None) for entry in dataclasses.fields(Artifact)
+    }
     try:
-        preprocess = Preprocess(**vars(found.preprocess), **vars(found.in_graph))
+        preprocess = Preprocess(**vars(contents.preprocess), **vars(contents.in_graph))
     except DataError as error:
         raise DataError(f"{file}: {error}\n  {_REMEDY}") from error
-    of_graph = {**vars(found.input), "head": found.output.head, "preprocess": preprocess}
+    of_graph = {**vars(contents.input), "head": contents.output.head, "preprocess": preprocess}
     artifact = Artifact(**{**same, **of_graph, "path": folder})
     hashes = artifact.provenance.get("hashes")
     exported = hashes.get("exported_class_list") if isinstance(hashes, dict) else None

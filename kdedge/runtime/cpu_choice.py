@@ -115,16 +115,16 @@ class CpuChoice(Record, Tabled):
         header += ["range", "result"]
         return header, [self._row(one) for one in self.candidates]
 
-    def _row(self, one: TimedFile) -> list[str]:
-        cells = [one.file, one.runtime or "-"]
-        cells.append("-" if one.agreement_percent is None else f"{one.agreement_percent:.2f}")
-        time = one.time
+    def _row(self, timed: TimedFile) -> list[str]:
+        cells = [timed.file, timed.runtime or "-"]
+        cells.append("-" if timed.agreement_percent is None else f"{timed.agreement_percent:.2f}")
+        time = timed.time
         if time is None or time.ratio is None:
             cells += ["-", "-", "-", "-"]
         else:
-            cells += [f"{time.p50_ms:.3g}", f"{one.speedup:.2f}", f"{time.ratio:.2f}"]
+            cells += [f"{time.p50_ms:.3g}", f"{timed.speedup:.2f}", f"{time.ratio:.2f}"]
             cells.append(f"{time.ratio_low:.2f}-{time.ratio_high:.2f}")
-        return [*cells, "chosen" if self.is_chosen(one) else one.out or ""]
+        return [*cells, "chosen" if self.is_chosen(timed) else timed.out or ""]
 
     @property
     def notes(self) -> list[str]:

@@ -134,9 +134,9 @@ def _runtime_libraries() -> Iterator[str]:
     for folder in ("cu13/lib", "cuda_runtime/lib"):
         yield from (str(path) for path in sorted((packages / folder).glob("libcudart.so.*")))
     yield from ("/usr/local/cuda/lib64/libcudart.so", "/usr/local/cuda/lib/libcudart.so")
-    found = ctypes.util.find_library("cudart")
-    if found is not None:
-        yield found
+    name = ctypes.util.find_library("cudart")
+    if name is not None:
+        yield name
 
 
 class Cuda:

@@ -109,8 +109,8 @@ def cpu_instructions(root: Path = Path("/")) -> tuple[str, ...]:
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, _, flags = line.partition(":")
         if name.strip() in ("flags", "Features"):  # on x86 and on Arm
-            found = set(flags.split())
-            return tuple(one for one in _INSTRUCTIONS if one in found)
+            present = set(flags.split())
+            return tuple(one for one in _INSTRUCTIONS if one in present)
     return ()
 
 

@@ -68,8 +68,8 @@ class Gaussians:
             )
         white = outputs.astype(np.float64) @ self.whitening.T
         squares = (white**2).sum(axis=1)[:, None] + (self.means**2).sum(axis=1)
-        found: npt.NDArray[np.float64] = (2 * white @ self.means.T - squares).max(axis=1)
-        return found
+        values: npt.NDArray[np.float64] = (2 * white @ self.means.T - squares).max(axis=1)
+        return values
 
     def to_bytes(self) -> bytes:
         """The content of the artifact's file."""

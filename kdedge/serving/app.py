@@ -233,11 +233,11 @@ class App:
             with self._admitted(), self._current.used() as model:
                 prepare = partial(model.prepare, image, max_pixels=self._limits.pixels)
                 outputs = await self._outputs(model, prepare, until)
-                (found,) = model.classifier.results([""], outputs, top=top)
-        if isinstance(found, NonFiniteLogits):
-            raise Refusal(500, found.reason)
-        self.metrics.count_prediction(found)
-        return JSONResponse(answer_values(found, None))
+                (prediction,) = model.classifier.results([""], outputs, top=top)
+        if isinstance(prediction, NonFiniteLogits):
+            raise Refusal(500, prediction.reason)
+        self.metrics.count_prediction(prediction)
+        return JSONResponse(answer_values(prediction, None))
 
     async def _infer(self, request: Request) -> Response:
         self._check_name(request)
@@ -247,12 +247,12 @@ class App:
             with self._admitted(), self._current.used() as model:
                 length = request.headers.get(LENGTH_HEADER)
                 parse = partial(parse_request, body, length, model.artifact)
-                wanted = await loop.run_in_executor(self._parsing, parse)
-                prepare = partial(wanted.prepare, model, self._limits.pixels)
+                parsed = await loop.run_in_executor(self._parsing, parse)
+                prepare = partial(parsed.prepare, model, self._limits.pixels)
                 logits = model.classifier.as_logits(await self._outputs(model, prepare, until))
         if not np.isfinite(logits).all():
             raise Refusal(500, "the model gives NaN or infinity")
-        content, headers = format_answer(self._name, wanted, logits)
+        content, headers = format_answer(self._name, parsed, logits)
         return Response(content, headers=headers)
 
     @contextlib.contextmanager
@@ -330,7 +330,7 @@ def load_page() -> HTMLResponse:
 
 
 def _hash_of(text: str, element: str) -> str:
-    found = re.search(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
-    assert found is not None
-    digest = hashlib.sha256(found[1].encode()).digest()
+    match = re.search(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
+    assert match is not None
+    digest = hashlib.sha256(match[1].encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

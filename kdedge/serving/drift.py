@@ -267,7 +267,7 @@ class DriftMonitor:
             return []
         self._last.append(frames)
         names = (*self.reference.statistics, *(("none",) if self._has_none else ()))
-        return [found for name in names for found in self._test(name, self.reference)]
+        return [drift for name in names for drift in self._test(name, self.reference)]
 
     def _test(self, name: Statistic, reference: Reference) -> Iterator[Drift]:
         rows = np.stack([reference.values(frames, name).mean(axis=0) for frames in self._last])

@@ -280,7 +280,7 @@ def _changes(folder: Path) -> Iterator[queue.SimpleQueue[BaseException | None]]:
 
 def _stamps(folder: Path) -> dict[Path, _Stamp]:
     """Size and time of change of the folder's image files, the oldest first."""
-    found = dict[Path, _Stamp]()
+    stamps = dict[Path, _Stamp]()
     for path in folder.glob("*"):
         extension = path.suffix[1:].lower()
         is_image = extension in IMAGE_EXTENSIONS or extension in more_extensions()
@@ -290,8 +290,8 @@ def _stamps(folder: Path) -> dict[Path, _Stamp]:
             except OSError:  # deleted meanwhile
                 continue
             if status.st_size and path.is_file():
-                found[path] = (status.st_mtime_ns, status.st_size)
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+                stamps[path] = (status.st_mtime_ns, status.st_size)
+    return dict(sorted(stamps.items(), key=lambda item: item[1]))
 
 
 def _import_watchfiles() -> Any:

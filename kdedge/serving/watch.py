@@ -97,14 +97,14 @@ class _Watching:
 
     def _open_drift(self, shot: int) -> tuple[DriftMonitor | None, str]:
         """The drift alarm, and where its reference is from."""
-        wanted = self._settings.drift
-        if wanted == "off" or not self._has_scores:
+        chosen = self._settings.drift
+        if chosen == "off" or not self._has_scores:
             return None, "off"
         drift.check_environment()
         shot = self._settings.shot or shot
         reference = None
-        if wanted != "stream":
-            reference = _reference_of(self._classifier, is_asked=wanted == "artifact")
+        if chosen != "stream":
+            reference = _reference_of(self._classifier, is_asked=chosen == "artifact")
         monitor = DriftMonitor(reference, shot=shot, has_none=self._classifier.tells_none)
         return monitor, "stream" if reference is None else "artifact"
 
@@ -160,10 +160,10 @@ class _Watching:
             return
         was_learning = self._drift.reference is None
         names = self._classifier.artifact.class_names
-        for found in self._drift.add(_scored(result, names), frame.image):
-            if not found.is_over:
-                log.warning("%s", watch_events.drift_text(found, self._source.name))
-            yield watch_events.drift(frame, found, names)
+        for change in self._drift.add(_scored(result, names), frame.image):
+            if not change.is_over:
+                log.warning("%s", watch_events.drift_text(change, self._source.name))
+            yield watch_events.drift(frame, change, names)
         if was_learning and self._drift.reference is not None:
             yield watch_events.learned(frame, self._drift.reference.n_images)
 

@@ -85,7 +85,7 @@ class Decider:
 
     def decision(self) -> Decision:
         """The present decision; there must have been a frame."""
-        frames = [one for one in self._last if one[0] == self._answer] or [self._last[-1]]
+        frames = [frame for frame in self._last if frame[0] == self._answer] or [self._last[-1]]
         scores = [score for _, score, _ in frames if score is not None]
         is_scored = scores and self._answer != UNDECIDED
         mean = sum(scores) / len(scores) if is_scored else None
@@ -131,12 +131,14 @@ def start(
     }
 
 
-def frame(one: Frame, answer: FrameClass, result: Prediction, decision: Decision) -> dict[str, Any]:
+def frame(
+    image: Frame, answer: FrameClass, result: Prediction, decision: Decision
+) -> dict[str, Any]:
     """A frame's own answer, and the decision after it."""
     known = result.known_percent
     return {
         "event": "frame",
-        **_when(one),
+        **_when(image),
         "class": _named(answer),
         "is_none": answer.is_none,
         "score_percent": _rounded(result.top[0].score_percent),
@@ -145,12 +147,12 @@ def frame(one: Frame, answer: FrameClass, result: Prediction, decision: Decision
     }
 
 
-def decision(one: Frame, made: Decision) -> dict[str, Any]:
+def decision(frame: Frame, made: Decision) -> dict[str, Any]:
     """A new decision."""
     began = _when(made.since)
     return {
         "event": "decision",
-        **_when(one),
+        **_when(frame),
         "class": _named(made.answer),
         "is_none": made.answer.is_none,
         "score_percent": _rounded(made.score_percent),
@@ -159,9 +161,9 @@ def decision(one: Frame, made: Decision) -> dict[str, Any]:
     }
 
 
-def unreadable(one: Frame, reason: str) -> dict[str, Any]:
+def unreadable(frame: Frame, reason: str) -> dict[str, Any]:
     """A frame without an answer."""
-    return {"event": "unreadable", **_when(one), "error": reason}
+    return {"event": "unreadable", **_when(frame), "error": reason}
 
 
 def notice(item: Lost | Back) -> dict[str, Any]:
@@ -171,35 +173,36 @@ def notice(item: Lost | Back) -> dict[str, Any]:
     return {"event": "back", "time": clock_text(_now()), "after_s": round(item.after_s, 1)}
 
 
-def learned(one: Frame, n_images: int) -> dict[str, Any]:
+def learned(frame: Frame, n_images: int) -> dict[str, Any]:
     """The stream's reference is complete: from now on, drift is looked for."""
-    return {"event": "learned", **_when(one), "observations": n_images}
+    return {"event": "learned", **_when(frame), "observations": n_images}
 
 
-def drift(one: Frame, found: Drift, class_names: Sequence[str]) -> dict[str, Any]:
+def drift(frame: Frame, change: Drift, class_names: Sequence[str]) -> dict[str, Any]:
     """The drift alarm, or its end."""
     changed = [
         {"class": name, "reference_percent": round(before, 1), "now_percent": round(now, 1)}
-        for name, before, now in found.most_changed(class_names)
+        for name, before, now in change.most_changed(class_names)
     ]
     return {
-        "event": "drift over" if found.is_over else "drift",
-        **_when(one),
-        "statistic": found.statistic,
-        "p_value": float(f"{found.p_value:.2g}"),
-        "frames": found.n_frames,
-        "reference": _numbers(found.reference),
-        "now": _numbers(found.now),
+        "event": "drift over" if change.is_over else "drift",
+        **_when(frame),
+        "statistic": change.statistic,
+        "p_value": float(f"{change.p_value:.2g}"),
+        "frames": change.n_frames,
+        "reference": _numbers(change.reference),
+        "now": _numbers(change.now),
         "most_changed": changed,
     }
 
 
-def drift_text(found: Drift, source: str) -> str:
+def drift_text(change: Drift, source: str) -> str:
     """The warning of an alarm."""
-    before, now = found.reference, found.now
+    before, now = change.reference, change.now
     return (
-        f"{source}: the last {found.n_frames} frames are unlike the reference ({found.statistic}):"
-        f" mean score {now.mean_score_percent:.1f} % instead of {before.mean_score_percent:.1f} %,"
+        f"{source}: the last {change.n_frames} frames are unlike the reference"
+        f" ({change.statistic}): mean score {now.mean_score_percent:.1f} % instead of"
+        f" {before.mean_score_percent:.1f} %,"
         f" none of the classes {now.none_percent:.1f} % instead of {before.none_percent:.1f} %.\n"
         "  Look at the camera and its pictures; answers may be wrong until it is as before, or the"
         " student has learned the new pictures."
@@ -227,12 +230,12 @@ def _now() -> float:
     return datetime.now(timezone.utc).timestamp()
 
 
-def _when(one: Frame) -> dict[str, Any]:
-    values: dict[str, Any] = {"time": clock_text(one.time), "frame": one.number}
-    if one.seconds is not None:
-        values["seconds"] = round(one.seconds, 3)
-    if one.file is not None:
-        values["file"] = one.file
+def _when(frame: Frame) -> dict[str, Any]:
+    values: dict[str, Any] = {"time": clock_text(frame.time), "frame": frame.number}
+    if frame.seconds is not None:
+        values["seconds"] = round(frame.seconds, 3)
+    if frame.file is not None:
+        values["file"] = frame.file
     return values
 
 

@@ -340,14 +340,14 @@ def _model(
     if looks_like_path(weights) and Path(weights).expanduser().is_file():
         check_weights(spec)
     kind = load_method(method).Settings
-    defaults, wanted = kind(), kind.model_validate(settings).prompt_depths
+    defaults, depths = kind(), kind.model_validate(settings).prompt_depths
     fitting: dict[str, int] = {}
     for setting, encoders in defaults.prompt_depths.items():
         if all(encoder in n_layers for encoder in encoders):
             most = min(n_layers[encoder] for encoder in encoders)
             if most < getattr(defaults, setting):
                 fitting[setting] = most
-        elif setting in wanted:
+        elif setting in depths:
             raise RecipeError(
                 f"{method} trains visual prompts, and {clip} has no layers that take them.\n"
                 "  Choose a CLIP with a ViT, such as ViT-B-16:openai. Or write the recipe by hand:"

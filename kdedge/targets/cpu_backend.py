@@ -47,10 +47,10 @@ def import_runtime(
     """
     module = module or package.module
     problem: Exception | None = None
-    found: Any = None
+    runtime: Any = None
     try:
         with quietly():
-            found = importlib.import_module(module)
+            runtime = importlib.import_module(module)
     except ModuleNotFoundError as error:
         is_absent = error.name is not None and f"{module}.".startswith(f"{error.name}.")
         problem = None if is_absent else error
@@ -64,9 +64,9 @@ def import_runtime(
             f"{name} is installed, but cannot be imported: {problem}.\n"
             f"  Reinstall it with: pip install --force-reinstall {name}{also and f' {also}'}"
         ) from problem
-    if not hasattr(found, attribute):
+    if not hasattr(runtime, attribute):
         raise package.missing(purpose)
-    return found
+    return runtime
 
 
 @contextlib.contextmanager
@@ -96,8 +96,8 @@ def explaining(
     try:
         yield
     except errors as error:
-        told = [str(error), *(_LINE_START.sub("", line) for line in lines[-2:])]
-        reason = " ".join(" ".join(told).split()).rstrip(".")
+        lines_of_error = [str(error), *(_LINE_START.sub("", line) for line in lines[-2:])]
+        reason = " ".join(" ".join(lines_of_error).split()).rstrip(".")
         problem = f"{path} cannot be {what} by {runtime}: {shorten(reason)}.\n"
         if is_out_of_memory(error) or any(sign in reason for sign in _NO_MEMORY):
             remedy = "  Use smaller batches, or close other programs."

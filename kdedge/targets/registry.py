@@ -38,13 +38,13 @@ _TARGETS = Plugins(
 
 def list_targets() -> tuple[Target, ...]:
     """Lists the targets, kdedge's own first; a warning tells why one cannot be loaded."""
-    found = [_TARGETS.load(name).TARGET for name in _TARGETS.own()]
+    targets = [_TARGETS.load(name).TARGET for name in _TARGETS.own()]
     for name in _TARGETS.outside():
         try:
-            found.append(_TARGETS.load(name).TARGET)
+            targets.append(_TARGETS.load(name).TARGET)
         except SetupError as error:
             log.warning("%s", error)
-    return tuple(found)
+    return tuple(targets)
 
 
 def find_target(name: str) -> Target:

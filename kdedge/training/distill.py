@@ -98,22 +98,22 @@ def teacher_and_student(
     """
     named = named_teacher(loaded, workspace)
     student = student_job(loaded, workspace)
-    found, teacher = find_teacher(named, student)
-    if found is None:
+    teacher_run, teacher = find_teacher(named, student)
+    if teacher_run is None:
         assert loaded.recipe.teacher is not None
         log.info("Teacher 1/2: using the probabilities of %s.", loaded.recipe.teacher.file)
         return None, with_teacher(student, teacher)
-    if isinstance(found, RunFolder):
+    if isinstance(teacher_run, RunFolder):
         why = "which the recipe names" if named else "trained with the same settings and data"
-        log.info("Teacher 1/2: using %s, %s%s.", found.path, why, _reached(found))
+        log.info("Teacher 1/2: using %s, %s%s.", teacher_run.path, why, _reached(teacher_run))
         if named:
-            return found, with_teacher(student, teacher)
+            return teacher_run, with_teacher(student, teacher)
         assert isinstance(teacher, ModelTeacher)  # a run's
-        return _or_better(found, teacher, student, resume=resume, keep_teacher=keep_teacher)
+        return _or_better(teacher_run, teacher, student, resume=resume, keep_teacher=keep_teacher)
     with working("trying a step of the student"):
         trial_steps(with_teacher(student, teacher), 1)
-    look = workspace.group.on_rank0(lambda: quick_look(found))
-    run = _run_stage("Teacher 1/2", found, resume=resume)
+    look = workspace.group.on_rank0(lambda: quick_look(teacher_run))
+    run = _run_stage("Teacher 1/2", teacher_run, resume=resume)
     workspace.group.on_rank0(lambda: save_baselines(run, look))
     teacher = open_teacher(run, student)
     return _or_better(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
@@ -138,7 +138,7 @@ def _or_better(
     if not better:
         return run, with_teacher(student, teacher)
     method, best = job.choice.name, max(better, key=better.__getitem__)
-    said = (
+    summary = (
         f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
         f" (mean over classes), and {best} on the same backbone on {better[best]:.1f} %."
     )
@@ -148,10 +148,10 @@ def _or_better(
         remedy = "Using it anyway, because of --keep-teacher."
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
-        log.warning("%s\n  %s", said, remedy)
+        log.warning("%s\n  %s", summary, remedy)
         return run, with_teacher(student, teacher)
     chosen = max(better, key=better.__getitem__)
-    log.warning("%s\n  Using %s as the teacher; --keep-teacher keeps %s.", said, chosen, method)
+    log.warning("%s\n  Using %s as the teacher; --keep-teacher keeps %s.", summary, chosen, method)
     spec = loaded.recipe.teacher
     assert spec is not None  # it has been trained
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
@@ -194,14 +194,14 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
         ]
         does, where = "is right", f"{len(labeled.indices)} images of data.validation"
     else:
-        found = unlabeled_sample(images)
-        assert found is not None  # it was trained on some
+        sample = unlabeled_sample(images)
+        assert sample is not None  # it was trained on some
         asked = teacher.model if isinstance(teacher, ModelTeacher) else teacher
         scores = [
-            measure_without_labels(m, *found, teacher=asked).agreement_percent or 0.0
+            measure_without_labels(m, *sample, teacher=asked).agreement_percent or 0.0
             for m in models
         ]
-        does, where = "answers as its teacher", found[1]
+        does, where = "answers as its teacher", sample[1]
     is_better = scores[0] > scores[1]
     log.info(
         "Using the %s student %s: of %s, the ridge student %s on %.1f %% and the trained one on"

@@ -56,22 +56,22 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
         with_samples=True,
         teacher=None if job.teacher is None else _answering(job.teacher, test),
     )
-    found = {str(job.setup.role): own}
+    results = {str(job.setup.role): own}
     if job.teacher is not None:
         result = _of_teacher(job, job.teacher, test)
         if result is not None:
-            found["teacher"] = result
+            results["teacher"] = result
     if job.setup.backbone.has_texts:
         model = zero_shot_model(job)
         logits, labels = predict_logits(model, test)
         measured = functools.partial(
             measure_logits, labels=labels, images=test, classes=job.classes, selection="last"
         )
-        found["zeroshot"] = measured(logits)
+        results["zeroshot"] = measured(logits)
         own_balance = find_balance(job, model)
         if own_balance is not None:
-            found["zeroshot_balanced"] = measured(logits - _offsets(own_balance, model))
-    return found
+            results["zeroshot_balanced"] = measured(logits - _offsets(own_balance, model))
+    return results
 
 
 def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
@@ -102,7 +102,7 @@ def _answering(teacher: AnyTeacher, images: Images) -> Model | FileTeacher | Non
 
 def _of_teacher(job: Job, teacher: AnyTeacher, test: Images) -> Measured | None:
     """The teacher's result: that of its own run if the images are the same, else measured."""
-    wanted = test.hash_with(job.classes.names)
+    list_hash = test.hash_with(job.classes.names)
     asked = _answering(teacher, test)
     if isinstance(asked, RunModel):
         try:
@@ -110,7 +110,7 @@ def _of_teacher(job: Job, teacher: AnyTeacher, test: Images) -> Measured | None:
             details = read_details(asked.run).get(asked.run.kind)
         except DataError:  # damaged
             result = details = None
-        if result is not None and details is not None and result.images_hash == wanted:
+        if result is not None and details is not None and result.images_hash == list_hash:
             return result, replace(details, samples=None)
     return None if asked is None else measure(asked, test, job.classes, selection="last")
 
@@ -143,12 +143,12 @@ def count_operations(job: Job) -> dict[str, float]:
     # Known before the counter runs, as its tensors have no values
     vectors = own.class_vectors()
     # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
-    found = {"gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T)}
+    counts = {"gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T)}
     if isinstance(teacher, ModelTeacher):
         model = teacher.model
         _ = model.class_vectors(), model.scale
-        found["teacher_gmacs"] = _gmacs(model, model.logits)
-    return found
+        counts["teacher_gmacs"] = _gmacs(model, model.logits)
+    return counts
 
 
 def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:
@@ -156,11 +156,11 @@ def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:
     return count_gmacs(logits, torch.zeros(1, 3, size, size, device=model.device))
 
 
-def warn_of_failure(job: Job, found: Evaluations) -> None:
+def warn_of_failure(job: Job, results: Evaluations) -> None:
     """Warns if a model guesses, or if training made it worse than zero-shot CLIP."""
     role = str(job.setup.role)
-    own = found[role][1]
-    zero_shot = found["zeroshot"][1] if "zeroshot" in found else None
+    own = results[role][1]
+    zero_shot = results["zeroshot"][1] if "zeroshot" in results else None
     guess = _guess(own)
     keys = "the method's settings"
     keys = keys if job.choice.is_solved else f"optim.lr, optim.epochs or {keys}"

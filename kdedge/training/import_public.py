@@ -95,33 +95,35 @@ def import_teacher(
         DataError: the file is no PromptSRC checkpoint, or is of another backbone.
     """
     checkpoint = read_public_checkpoint(file)
-    found = promptsrc_parameters(checkpoint.state_dict)
+    parameters = promptsrc_parameters(checkpoint.state_dict)
     backbone = _load_backbone(on, workspace)
-    largest = _largest_deviation(file, on, backbone, found.backbone)
+    largest = _largest_deviation(file, on, backbone, parameters.backbone)
     settings = promptsrc.Settings(
-        n_ctx_text=found.context.shape[0],
-        n_ctx_vision=found.visual_prompts.shape[1],
-        prompt_depth_text=1 + len(found.deep_context),
-        prompt_depth_vision=len(found.visual_prompts),
+        n_ctx_text=parameters.context.shape[0],
+        n_ctx_vision=parameters.visual_prompts.shape[1],
+        prompt_depth_text=1 + len(parameters.deep_context),
+        prompt_depth_vision=len(parameters.visual_prompts),
     )
     recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, on))
     with _new_run(workspace.root, recipe, "teacher", checkpoint, file) as run:
         if is_exact:
-            own = replace(on, weights=_write_own_backbone(run, backbone, found), quick_gelu=None)
+            own = replace(
+                on, weights=_write_own_backbone(run, backbone, parameters), quick_gelu=None
+            )
             recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, own))
             write_atomic(run.recipe, dump_recipe(recipe).encode())
         setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
         method = setup.build()
         method.module.load_state_dict(
             {
-                "text_prompts.context": found.context,
-                "text_prompts.deep_context": found.deep_context,
-                "visual_prompts": found.visual_prompts,
+                "text_prompts.context": parameters.context,
+                "text_prompts.deep_context": parameters.deep_context,
+                "visual_prompts": parameters.visual_prompts,
             }
         )
         provenance = class_vectors_provenance(setup, hash_trained(method), setup.classes)
         write_weights(run, setup, method, provenance=provenance)
-    return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
+    return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
 
 
 def import_student(
@@ -145,10 +147,10 @@ def import_student(
         DataError: the file is no PromptKD checkpoint, or is of another backbone or teacher.
     """
     checkpoint = read_public_checkpoint(file)
-    found = promptkd_parameters(checkpoint.state_dict)
-    largest = _largest_deviation(file, on, _load_backbone(on, workspace), found.backbone)
+    parameters = promptkd_parameters(checkpoint.state_dict)
+    largest = _largest_deviation(file, on, _load_backbone(on, workspace), parameters.backbone)
     vectors = read_class_vectors(teacher)
-    width, teacher_dim = found.projector["linear2.weight"].shape[0], vectors.vectors.shape[1]
+    width, teacher_dim = parameters.projector["linear2.weight"].shape[0], vectors.vectors.shape[1]
     if width != teacher_dim:
         raise DataError(
             f"{file} projects to {width} dimensions, but the class vectors of {teacher.name} have"
@@ -156,17 +158,17 @@ def import_student(
             "  Give the run of the teacher that this student was distilled from."
         )
     settings = promptkd.Settings(
-        n_ctx_vision=found.visual_prompts.shape[1], prompt_depth=len(found.visual_prompts)
+        n_ctx_vision=parameters.visual_prompts.shape[1], prompt_depth=len(parameters.visual_prompts)
     )
     recipe = _recipe(name, vectors.class_names, "student", _section("promptkd", settings, on))
     taught_by = teacher.name if teacher.root == workspace.root.resolve() else None
     with _new_run(workspace.root, recipe, "student", checkpoint, file, taught_by) as run:
         setup = set_up_role(load_recipe(run.recipe), "student", workspace)
         method = setup.build(class_vectors=vectors.vectors.to(workspace.device))
-        projector = {f"projector.{key}": value for key, value in found.projector.items()}
-        method.module.load_state_dict({"visual_prompts": found.visual_prompts, **projector})
+        projector = {f"projector.{key}": value for key, value in parameters.projector.items()}
+        method.module.load_state_dict({"visual_prompts": parameters.visual_prompts, **projector})
         write_weights(run, setup, method, provenance=vectors.provenance)
-    return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
+    return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
 
 
 def _load_backbone(on: BackboneSpec, workspace: Workspace) -> Backbone:
@@ -259,10 +261,10 @@ def _new_run(
         raise
 
 
-def _write_own_backbone(run: RunFolder, backbone: Backbone, found: PromptSRCParameters) -> str:
+def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PromptSRCParameters) -> str:
     """Writes the backbone with the file's tensors; returns the path."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
-    state |= {key: value.float() for key, value in found.backbone.items()}
+    state |= {key: value.float() for key, value in parameters.backbone.items()}
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     path = run.path / "backbone.safetensors"
     tensors = {key: value.cpu().contiguous() for key, value in state.items()}

@@ -98,15 +98,15 @@ def label_pool(
     images = RecipeData(loaded.recipe, classes, workspace)
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    found = _find_model(loaded, workspace, method)
-    filler = _logits_filler(found, pool, workspace)
+    model = _find_model(loaded, workspace, method)
+    filler = _logits_filler(model, pool, workspace)
     filler.fill()
     logits = filler.store.read(filler.store.indices, 1)
     probabilities = logits.softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
     _check_free(path)  # once more: training may have taken hours
-    write_for(pool, labels, path, classes=classes, method=method, provenance=found.provenance)
+    write_for(pool, labels, path, classes=classes, method=method, provenance=model.provenance)
     shutil.rmtree(filler.store.path, ignore_errors=True)
     given = {one.image: one.label for one in labels}
     return LabeledPool(
@@ -115,7 +115,7 @@ def label_pool(
         n_images=len(given),
         n_classes=len(set(given.values())),
         accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
-        run=found.run,
+        run=model.run,
     )
 
 
@@ -151,7 +151,7 @@ class AnsweringModel:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _LabelingModel:
     """A model that labels.
 
     Attributes:
@@ -167,15 +167,15 @@ class _Found:
     run: RunFolder | None
 
 
-def _logits_filler(found: _Found, images: Images, workspace: Workspace) -> StoreFiller:
+def _logits_filler(labeler: _LabelingModel, images: Images, workspace: Workspace) -> StoreFiller:
     """Computes a model's logits for the unlabeled images, and keeps them on disk meanwhile.
 
     They are a store as the teacher's features are, with C logits in float32 an image: workers share
     the files, and what a killed command has finished is not computed again.
     """
-    model = found.model
+    model = labeler.model
     description = describe_store(
-        provenance=found.provenance,
+        provenance=labeler.provenance,
         images=images,
         preprocess=model.preprocess,
         augment=None,
@@ -192,10 +192,12 @@ def _logits_filler(found: _Found, images: Images, workspace: Workspace) -> Store
         digests=images.digests,
     )
     answering, workers = AnsweringModel(model), workspace.workers
-    return StoreFiller(store, answering, images.source, None, "fp32", "auto", found.opens, workers)
+    return StoreFiller(
+        store, answering, images.source, None, "fp32", "auto", labeler.opens, workers
+    )
 
 
-def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Found:
+def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _LabelingModel:
     """The teacher, or the recipe's baseline, which is untrained if it needs no training."""
     run: RunFolder | None
     if method == TEACHER:
@@ -211,12 +213,12 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Fou
             features = features_provenance(job.setup, hash_trained(job.method))
             provenance = sha256_json(["logits", job.provenance(), features])
             opens = partial(_open_untrained, loaded, workspace.root.absolute())
-            return _Found(job.model(), provenance, opens, None)
+            return _LabelingModel(job.model(), provenance, opens, None)
         run = finished_run(workspace.root, job.key()) or _train(job)
     model = load_run(run, workspace)
     provenance = sha256_json(["logits", model.vectors.provenance, model.features_provenance])
     of = run.path.absolute(), model.class_names, workspace.root.absolute()
-    return _Found(model, provenance, partial(_open_trained, *of), run)
+    return _LabelingModel(model, provenance, partial(_open_trained, *of), run)
 
 
 def _open_untrained(loaded: LoadedRecipe, root: Path, resources: WorkerResources) -> AnsweringModel:

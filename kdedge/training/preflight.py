@@ -59,8 +59,8 @@ class Preflight:
     seconds: float
 
     def __str__(self) -> str:
-        found = [f"{finding.what}: {finding.found}" for finding in self.findings]
-        return "\n".join([*found, self.estimate])
+        lines = [f"{finding.what}: {finding.found}" for finding in self.findings]
+        return "\n".join([*lines, self.estimate])
 
     @property
     def estimate(self) -> str:
@@ -90,8 +90,8 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     for job in jobs:
         findings += describe(job)
         if job.filler is not None:
-            found, took = look_at_store(job.filler)
-            findings.append(found)
+            store_finding, took = look_at_store(job.filler)
+            findings.append(store_finding)
             seconds += took
         took = estimate_seconds(job)
         seconds += took
@@ -116,11 +116,11 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
         named = named_teacher(loaded, workspace)
         # First, as by `distill`: it compares the sizes of the models
         student = student_job(loaded, workspace)
-        found, teacher = find_teacher(named, student)
-        if isinstance(found, Job):
-            jobs.append(found)
+        teacher_run, teacher = find_teacher(named, student)
+        if isinstance(teacher_run, Job):
+            jobs.append(teacher_run)
         else:
-            run = found
+            run = teacher_run
         jobs.append(with_teacher(student, teacher))
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
@@ -211,10 +211,10 @@ def memory(device: torch.device) -> Finding:
         peak_bytes = torch.cuda.max_memory_reserved(device)
         # What other processes hold is not for this one
         room_bytes = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-        found = f"{_share(peak_bytes, room_bytes)} at the peak on {device}"
+        share = f"{_share(peak_bytes, room_bytes)} at the peak on {device}"
         if peak_bytes > _TIGHT * room_bytes:
-            found += ", which is close to all of it; set optim.batch_size or micro_batch lower"
-        return Finding("memory", found)
+            share += ", which is close to all of it; set optim.batch_size or micro_batch lower"
+        return Finding("memory", share)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
     total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -291,8 +291,8 @@ def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int
     except DataError:
         return None
     known = {item.key: item.label for item in source.items}
-    found = {index: known.get(key) for key, index in positions_of(pool).items()}
-    return {index: label for index, label in found.items() if label is not None}
+    labels = {index: known.get(key) for key, index in positions_of(pool).items()}
+    return {index: label for index, label in labels.items() if label is not None}
 
 
 def accuracy_percent(labels: Mapping[int, int], truth: Mapping[int, int] | None) -> float | None:

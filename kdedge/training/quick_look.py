@@ -42,21 +42,21 @@ def quick_look(job: Job) -> dict[str, float]:
     all_labeled = labels is not None and len(set(labels.values())) == len(job.classes.names)
     if not all_labeled or job.choice.name in ("ridge", "zeroshot"):
         return {}
-    found: dict[str, float] = {}
-    said = []
+    accuracies: dict[str, float] = {}
+    parts = []
     if job.setup.backbone.has_texts:
         logits, truth = _answers(job, zero_shot_model(job))
         shares = torch.bincount(truth, minlength=logits.shape[1]).double() / len(truth)
-        found["zeroshot"] = _mean_over_classes(job, logits, truth)
+        accuracies["zeroshot"] = _mean_over_classes(job, logits, truth)
         balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
-        said.append(f"zero-shot CLIP {found['zeroshot']:.1f} %, in balance {balanced:.1f} %")
+        parts.append(f"zero-shot CLIP {accuracies['zeroshot']:.1f} %, in balance {balanced:.1f} %")
     choice = MethodChoice("ridge", ridge, ridge.Settings(), job.choice.optim, job.setup.role)
     probe = Job(replace(job.setup, choice=choice), TrainingData(job.data.images))
-    found["ridge"] = float(fit_now(probe)["leave_one_out_percent"])
-    said.append(f"ridge {found['ridge']:.1f} % by leave-one-out")
+    accuracies["ridge"] = float(fit_now(probe)["leave_one_out_percent"])
+    parts.append(f"ridge {accuracies['ridge']:.1f} % by leave-one-out")
     n_images = len(job.training_images.indices)
-    log.info("On %d labeled images, mean over classes: %s.", n_images, ", ".join(said))
-    return found
+    log.info("On %d labeled images, mean over classes: %s.", n_images, ", ".join(parts))
+    return accuracies
 
 
 def save_baselines(run: RunFolder, look: dict[str, float]) -> None:
@@ -74,11 +74,11 @@ def compare_with_baselines(run: RunFolder, job: Job, model: LogitModel) -> dict[
         model: the trained teacher.
     """
     file = run.path / _FILE
-    found: dict[str, float] = read_json(file) if file.exists() else quick_look(job)
-    if found and "trained" not in found:
-        found["trained"] = _mean_over_classes(job, *_answers(job, model))
-        save_baselines(run, found)
-    return found
+    accuracies: dict[str, float] = read_json(file) if file.exists() else quick_look(job)
+    if accuracies and "trained" not in accuracies:
+        accuracies["trained"] = _mean_over_classes(job, *_answers(job, model))
+        save_baselines(run, accuracies)
+    return accuracies
 
 
 def _answers(job: Job, model: LogitModel) -> tuple[Tensor, Tensor]:

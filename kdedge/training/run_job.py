@@ -66,12 +66,12 @@ def finished_run(root: Path, key: str) -> RunFolder | None:
 
 
 def _newest_of(root: Path, key: str, *, is_finished: bool) -> RunFolder | None:
-    found = [
+    runs = [
         (str(record.finished_at if is_finished else record.started_at), run)
         for run, record in runs_in(root)
         if record.is_finished == is_finished and record.key == key
     ]
-    return max(found, key=lambda entry: entry[0])[1] if found else None
+    return max(runs, key=lambda entry: entry[0])[1] if runs else None
 
 
 def run_job(job: Job, *, resume: bool) -> RunFolder:
@@ -165,18 +165,18 @@ def _why_not(job: Job) -> str:
     For example its images: another version may read more kinds of files as images.
     """
     name = job.setup.loaded.recipe.name
-    found = [
+    candidates = [
         (str(record.started_at), run, record.hashes)
         for run, record in runs_in(job.setup.workspace.root)
         if not record.is_finished and (run.kind, run.path.parent.name) == (job.setup.role, name)
     ]
-    if not found:
+    if not candidates:
         return ""
-    _, run, hashes = max(found, key=lambda entry: entry[0])
+    _, run, hashes = max(candidates, key=lambda entry: entry[0])
     now = job.hashes()
     other = [what for key, what in _HASHED.items() if hashes.get(key) != now.get(key)]
-    said = f"\n  {run.path} was interrupted with different {' and '.join(other or ['settings'])}"
-    return f"{said}."
+    text = f"\n  {run.path} was interrupted with different {' and '.join(other or ['settings'])}"
+    return f"{text}."
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
@@ -309,10 +309,10 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     balance = find_balance(job, job.model())
     if balance is not None:
         write_json(run.balance, balance.to_dict())
-    found = evaluations(job, balance)
-    if found:
-        write_evaluations(run, found)
-        warn_of_failure(job, found)
+    results = evaluations(job, balance)
+    if results:
+        write_evaluations(run, results)
+        warn_of_failure(job, results)
     test, judged = job.test, judged_images(job)
     if judged is not None:
         write_json(

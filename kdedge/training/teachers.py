@@ -82,12 +82,12 @@ class FileTeacher:
 
     def __init__(self, path: Path, classes: Classes, unlabeled: Images) -> None:
         keys = [unlabeled.source.items[index].key for index in unlabeled.indices]
-        found = read_probabilities(path, keys=keys, class_names=classes.names)
-        self.provenance = found.sha256
+        probabilities = read_probabilities(path, keys=keys, class_names=classes.names)
+        self.provenance = probabilities.sha256
         # Logarithms, whose softmax gives the probabilities back; of 0, the smallest number's
         smallest = torch.finfo(torch.float32).tiny
-        self._logits = torch.from_numpy(found.values).clamp_min(smallest).log()
-        self._row_of_key = found.rows
+        self._logits = torch.from_numpy(probabilities.values).clamp_min(smallest).log()
+        self._row_of_key = probabilities.rows
         self._row_of_contents = {
             unlabeled.digests[index]: row for row, index in enumerate(unlabeled.indices)
         }

@@ -64,11 +64,11 @@ class _Worker:
         """`piece` -> `found`, both pickled: the list of its results, or `_Failed`."""
         try:
             self._check_begins(int(row["number"]))
-            found: object = list(self._ready()([pickle.loads(row["piece"])]))  # noqa: S301 - of this command
+            output: object = list(self._ready()([pickle.loads(row["piece"])]))  # noqa: S301 - of this command
         except KdedgeError as error:
             text = f"{error}\n  This is the message of a Ray worker on {socket.gethostname()}."
-            found = _Failed(type(error), text)
-        return {"found": pickle.dumps(found)}
+            output = _Failed(type(error), text)
+        return {"found": pickle.dumps(output)}
 
     def _check_begins(self, number: int) -> None:
         """Ends a piece that kills one worker after the other: Ray would begin it forever."""
@@ -134,10 +134,10 @@ class RayWorkers:
                 num_gpus=int(self._resources.device == "cuda"),
             )
             for row in _rows_of(rows):
-                found = pickle.loads(row["found"])  # noqa: S301 - of a worker of this command
-                if isinstance(found, _Failed):
-                    raise found.error()
-                yield from found
+                output = pickle.loads(row["found"])  # noqa: S301 - of a worker of this command
+                if isinstance(output, _Failed):
+                    raise output.error()
+                yield from output
 
 
 def _rows_of(rows: Any) -> Iterator[dict[str, bytes]]:

@@ -98,8 +98,8 @@ class CoopSet(Benchmark):
         folder = root / self.folder
         needed = (*(self.images if with_images else ()), *self.lists)
         if not all(is_there(folder / path) for path in needed):
-            wanted = [download.gives for download in self.downloads]
-            require(self.name, folder, wanted, self.downloads)
+            paths = [download.gives for download in self.downloads]
+            require(self.name, folder, paths, self.downloads)
         split = self.read_split(folder)
         check_counts(
             split,

@@ -195,18 +195,18 @@ class EngineBuilder:
 
     def _serialize(self, request: EngineRequest, cancel: Cancel) -> tuple[bytes, dict[str, Any]]:
         """Builds the engine; returns its bytes and their record."""
-        said = open_log(self._module)
+        log = open_log(self._module)
         try:
-            builder = self._trt.Builder(said)
+            builder = self._trt.Builder(log)
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
-            raise self._failure("cannot start to build", said, request) from error
+            raise self._failure("cannot start to build", log, request) from error
         kinds = self._trt.NetworkDefinitionCreationFlag
         strong = getattr(kinds, "STRONGLY_TYPED", None)  # a version may know no other typing
         network = builder.create_network(0 if strong is None else 1 << int(strong))
-        parser = self._trt.OnnxParser(network, said)
+        parser = self._trt.OnnxParser(network, log)
         is_parsed = parser.parse_from_file(str(request.onnx_path))
         if not is_parsed or parser.num_errors:
-            raise self._parse_failure(parser, said, request)
+            raise self._parse_failure(parser, log, request)
         images = network.get_input(0)
         config = builder.create_builder_config()
         profiles = self._add_profiles(builder, config, images, request)
@@ -214,7 +214,7 @@ class EngineBuilder:
         config.progress_monitor = cancel.monitor
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise self._failure("could not build", said, request)
+            raise self._failure("could not build", log, request)
         self._write_timing_cache(config)
         record = {"profiles": profiles, "multiplications": count_products(network)}
         return bytes(serialized), record
@@ -267,16 +267,16 @@ class EngineBuilder:
         except (OSError, ResourceError) as error:  # an engine is complete without a cache
             log.debug("The timing cache could not be saved: %s", error)
 
-    def _parse_failure(self, parser: Any, said: Any, request: EngineRequest) -> KdedgeError:
+    def _parse_failure(self, parser: Any, log: Any, request: EngineRequest) -> KdedgeError:
         """The error for a graph that the parser refuses, with each node's name and operator."""
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         at_nodes = [error for error in errors if error.node() >= 0]
         if not at_nodes:
             detail = [error.desc() for error in errors]
-            files = [line for line in said.errors if "open file" in line]
+            files = [line for line in log.errors if "open file" in line]
             return DataError(
                 f"{request.onnx_path} cannot be read by {self._title}.\n"
-                f"  {_joined(files or detail or said.errors)}\n"
+                f"  {_joined(files or detail or log.errors)}\n"
                 "  Copy the file (and its data file, if it has one) again, or export again."
             )
         return SetupError(
@@ -287,9 +287,9 @@ class EngineBuilder:
             " engine."
         )
 
-    def _failure(self, what: str, said: Any, request: EngineRequest) -> KdedgeError:
+    def _failure(self, what: str, log: Any, request: EngineRequest) -> KdedgeError:
         """The error for a step of the builder that failed."""
-        detail = _joined(said.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
+        detail = _joined(log.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
         text = f"{self._title} {what} {request.onnx_path}.\n  {detail}\n  "
         if "out of memory" in detail.lower() or "outofmemory" in detail.lower():
             return ResourceError(

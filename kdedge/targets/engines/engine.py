@@ -136,8 +136,8 @@ def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str] | None:
     if validity != trt.EngineValidity.INVALID:
         return None
     names = trt.EngineInvalidityDiagnostics.__members__
-    found = [name for name, member in names.items() if int(diagnostics) & int(member)]
-    return [_INVALID.get(name, name) for name in found]
+    reasons = [name for name, member in names.items() if int(diagnostics) & int(member)]
+    return [_INVALID.get(name, name) for name in reasons]
 
 
 def _origin(built_with: Mapping[str, Any]) -> str:

@@ -135,9 +135,9 @@ def open_log(module: ModuleType) -> Any:
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
     """
-    found = _shared(module)
-    found.errors.clear()
-    return found
+    log_of_module = _shared(module)
+    log_of_module.errors.clear()
+    return log_of_module
 
 
 @functools.cache

@@ -124,8 +124,8 @@ class ExecuTorchModel(CpuModel):
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         # torch warns of arrays that cannot be written to
         tensor = self._torch.from_numpy(np.require(images, requirements=["C", "W"]))
-        found: npt.NDArray[np.float32] = self._method.execute([tensor])[0].numpy()  # a copy
-        return found
+        logits: npt.NDArray[np.float32] = self._method.execute([tensor])[0].numpy()  # a copy
+        return logits
 
     def close(self) -> None:
         """Frees the program."""

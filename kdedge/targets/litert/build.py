@@ -124,8 +124,8 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
             recipe.add_static_config(activation_num_bits=8, weight_num_bits=8, **layer)
     made = quantizer.Quantizer(data, recipe.get_quantization_recipe())
     ranges = _ranges(data, recipe, images, n_images) if made.need_calibration else None
-    found = made.quantize(ranges, enable_progress_report=False)
-    return bytes(found.quantized_model)
+    result = made.quantize(ranges, enable_progress_report=False)
+    return bytes(result.quantized_model)
 
 
 def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -> Any:

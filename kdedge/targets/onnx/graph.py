@@ -70,11 +70,11 @@ def initializers(model: Any) -> dict[str, Any]:
 
 def consumers(model: Any) -> dict[str, list[Any]]:
     """Tensor name -> nodes that read it."""
-    found: dict[str, list[Any]] = {}
+    nodes_by_input: dict[str, list[Any]] = {}
     for node in model.graph.node:
         for name in dict.fromkeys(node.input):
-            found.setdefault(name, []).append(node)
-    return found
+            nodes_by_input.setdefault(name, []).append(node)
+    return nodes_by_input
 
 
 def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
@@ -199,8 +199,8 @@ def extremes(
     outputs = [f"{name}/{kind}" for kind in ("Min", "Max") for name in names]
     values = np.array(list(run_outputs(measured, outputs, images)))  # [batches, 2 * names]
     lows, highs = np.split(values, 2, axis=1)
-    found = zip(lows.min(axis=0).tolist(), highs.max(axis=0).tolist(), strict=True)
-    return dict(zip(names, found, strict=True))
+    pairs = zip(lows.min(axis=0).tolist(), highs.max(axis=0).tolist(), strict=True)
+    return dict(zip(names, pairs, strict=True))
 
 
 def quantizer_pair(model: Any, x: str, name: str, scale: float, zero_point: Any) -> list[Any]:

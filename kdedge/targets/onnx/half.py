@@ -78,8 +78,8 @@ def absolute_maxima(model: Any, images: npt.NDArray[Any]) -> dict[str, float]:
     """Largest magnitude over the images of each float32 tensor that a node computes."""
     types = _tensor_types(model)
     names = [name for node in model.graph.node for name in node.output if types.get(name) == _FLOAT]
-    found = extremes(model, names, images)
-    return {name: max(-low, high) for name, (low, high) in found.items()}
+    ranges = extremes(model, names, images)
+    return {name: max(-low, high) for name, (low, high) in ranges.items()}
 
 
 def convert(model: Any, maxima: Mapping[str, float]) -> None:

@@ -28,10 +28,10 @@ def quantizable(model: Any) -> dict[str, list[Any]]:
 
     A layer is named as the module of the folded model: "blocks.0.query", "encoder.conv1".
     """
-    found: dict[str, list[Any]] = {}
+    tensors: dict[str, list[Any]] = {}
     for node in (*weight_matmuls(model), *wide_convs(model)):
-        found.setdefault(layer_of(node), []).append(node)
-    return found
+        tensors.setdefault(layer_of(node), []).append(node)
+    return tensors
 
 
 def layer_of(node: Any) -> str:
@@ -104,7 +104,7 @@ def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:
     """Each LayerNorm whose output only linear layers read, and the nodes of these layers."""
     linear = {node.name for node in weight_matmuls(model)}
     read_by = consumers(model)
-    found = []
+    nodes = []
     for norm in model.graph.node:
         if norm.op_type != "LayerNormalization":
             continue
@@ -113,8 +113,8 @@ def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:
         readers = [node for node in readers if node.op_type != "Slice"]
         readers += [node for cut in cuts for node in read_by[cut.output[0]]]
         if readers and all(node.name in linear for node in readers):
-            found.append((norm, readers))
-    return found
+            nodes.append((norm, readers))
+    return nodes
 
 
 def find_sites(model: Any, folded: nn.Module) -> list[Site]:

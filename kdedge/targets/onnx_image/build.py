@@ -108,12 +108,12 @@ def find_order(preprocess: Preprocess) -> Order:
         graph = preprocess_graph(preprocess, order).SerializeToString()
         pixels = run.run_preprocessing(graph, images)
         apart = [
-            int(np.abs(got.transpose(1, 2, 0).astype(int) - wanted.astype(int)).max())
-            for got, wanted in zip(pixels, expected, strict=True)
+            int(np.abs(got.transpose(1, 2, 0).astype(int) - expected_pixel.astype(int)).max())
+            for got, expected_pixel in zip(pixels, expected, strict=True)
         ]
         if not any(apart):
-            found: Order = order
-            return found
+            best: Order = order
+            return best
         worst[order] = max(apart)
     raise SetupError(
         f"Pillow {PIL.__version__} resizes otherwise than the graph: pixels differ by"

@@ -139,14 +139,14 @@ def _signal_stack_kept() -> Iterator[None]:
     and the next Ctrl-C would end the process with a segmentation fault.
     """
     change = ctypes.CDLL(None).sigaltstack if os.name == "posix" else None
-    found = ctypes.create_string_buffer(_STACK_BYTES)
-    if change is None or change(None, found) != 0:
+    stack = ctypes.create_string_buffer(_STACK_BYTES)
+    if change is None or change(None, stack) != 0:
         yield
         return
     try:
         yield
     finally:
-        change(found, None)
+        change(stack, None)
 
 
 def import_openvino() -> Any:

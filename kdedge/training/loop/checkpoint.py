@@ -109,12 +109,12 @@ def rng_kept(device: torch.device | None = None) -> Iterator[None]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """A folder's checkpoints, the furthest in training first."""
-    found = []
+    steps = []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _NAME.fullmatch(path.name)
         if match:
-            found.append((int(match[1]), int(match[2]), path))
-    return [path for _, _, path in sorted(found, reverse=True)]
+            steps.append((int(match[1]), int(match[2]), path))
+    return [path for _, _, path in sorted(steps, reverse=True)]
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
@@ -167,8 +167,8 @@ def load_newest(folder: Path) -> TrainingState | None:
     Raises:
         DataError: there are checkpoints, and all are damaged.
     """
-    found = list_checkpoints(folder)
-    for path in found:
+    checkpoints = list_checkpoints(folder)
+    for path in checkpoints:
         try:
             state = load_checkpoint(path)
         except DamagedCheckpoint as error:
@@ -177,7 +177,7 @@ def load_newest(folder: Path) -> TrainingState | None:
         else:
             _tidy(folder)
             return state
-    if found or any(folder.glob("*.damaged")):
+    if checkpoints or any(folder.glob("*.damaged")):
         raise DataError(
             f"All checkpoints in {folder} are damaged.\n"
             "  Delete the contents of that folder to train this run again from the start."

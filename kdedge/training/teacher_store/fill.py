@@ -158,7 +158,7 @@ class StoreFiller:
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates how long chunks take, from forward passes over the first images of one."""
-        n_images = sum(len(self._wanted(chunk)) for chunk in missing)
+        n_images = sum(len(self._missing(chunk)) for chunk in missing)
         if not n_images:
             return 0.0
         trial = next(batch for chunk in missing for batch in self._passes(chunk))
@@ -195,20 +195,20 @@ class StoreFiller:
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Computes and writes chunks, those first that other stores have."""
-        n_wanted = {chunk: len(self._wanted(chunk)) for chunk in chunks}
-        for chunk in n_wanted:
+        n_missing = {chunk: len(self._missing(chunk)) for chunk in chunks}
+        for chunk in n_missing:
             self.store.tidy(chunk)
-            if not n_wanted[chunk]:
+            if not n_missing[chunk]:
                 self._write(chunk, ())
                 yield chunk
-        computed = [chunk for chunk, n in n_wanted.items() if n]
+        computed = [chunk for chunk, n in n_missing.items() if n]
         passes = (one for chunk in list(computed) for one in self._passes(chunk))
-        n_workers = choose_n_workers(self.n_workers, sum(n_wanted.values()))
+        n_workers = choose_n_workers(self.n_workers, sum(n_missing.values()))
         features: list[Tensor] = []
         with contextlib.closing(self._images(passes, n_workers=n_workers)) as loaded:
             for images in loaded:
                 features.append(self._features(images))
-                if sum(map(len, features)) == n_wanted[computed[0]]:
+                if sum(map(len, features)) == n_missing[computed[0]]:
                     chunk = computed.pop(0)
                     self._write(chunk, torch.cat(features))
                     features = []
@@ -218,16 +218,16 @@ class StoreFiller:
     def _others(self) -> OtherStores:
         return OtherStores(self.store)
 
-    def _wanted(self, chunk: Chunk) -> list[int]:
+    def _missing(self, chunk: Chunk) -> list[int]:
         """Positions of a chunk's images whose features no other store has."""
         rows = self._others.rows(chunk)
         return [position for position in self.store.positions(chunk) if position not in rows]
 
     def _passes(self, chunk: Chunk) -> Iterator[list[Wanted]]:
         """The images of each forward pass. Batches are always the same, so features are, too."""
-        wanted = [(position, chunk.view) for position in self._wanted(chunk)]
-        for start in range(0, len(wanted), FORWARD_BATCH):
-            yield wanted[start : start + FORWARD_BATCH]
+        planned = [(position, chunk.view) for position in self._missing(chunk)]
+        for start in range(0, len(planned), FORWARD_BATCH):
+            yield planned[start : start + FORWARD_BATCH]
 
     def _images(
         self, passes: Iterable[list[Wanted]], *, n_workers: int

@@ -46,9 +46,10 @@ class OtherStores:
         known: set[str] = set()
         others = []
         for file in sorted(store.path.parent.glob("*/store.json")):
-            found = _opened(file, store) if own and file.parent.name != store.path.name else None
-            if found is not None:
-                other, digests = found
+            if not own or file.parent.name == store.path.name:
+                continue
+            if (opened := _opened(file, store)) is not None:
+                other, digests = opened
                 known.update(digests.values())
                 others.append(_Other(other, self._places(own, digests)))
         others = sorted(others, key=lambda one: -len(one.places))
@@ -66,18 +67,18 @@ class OtherStores:
 
     def rows(self, chunk: Chunk) -> dict[int, tuple[TeacherStore, Chunk, int]]:
         """Position -> store, chunk and row of the features of a chunk's images."""
-        found: dict[int, tuple[TeacherStore, Chunk, int]] = {}
+        places: dict[int, tuple[TeacherStore, Chunk, int]] = {}
         for other in self._others:
             is_there: dict[Chunk, bool] = {}
             for position in self._store.positions(chunk):
-                if position not in other.places or position in found:
+                if position not in other.places or position in places:
                     continue
                 there, row = other.store.place(other.places[position], chunk.view)
                 if there not in is_there:
                     is_there[there] = other.store.has(there)
                 if is_there[there]:
-                    found[position] = other.store, there, row
-        return found
+                    places[position] = other.store, there, row
+        return places
 
     def features(self, chunk: Chunk) -> dict[int, Tensor]:
         """Position -> stored features, [D_teacher], of a chunk's images."""

@@ -288,11 +288,11 @@ class TeacherStore:
             positions: positions in the source of images that are in the store.
             view: from 1; its chunks must be loaded.
         """
-        found = []
+        rows = []
         for position in positions:
             chunk, row = self.place(position, view)
-            found.append(self._features[chunk][row])
-        return torch.stack(found).float()
+            rows.append(self._features[chunk][row])
+        return torch.stack(rows).float()
 
     def place(self, position: int, view: int) -> tuple[Chunk, int]:
         """The chunk of an image's features in a view, and their row in it."""
