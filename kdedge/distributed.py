@@ -164,7 +164,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     is `SINGLE_PROCESS`.
 
     Args:
-        device: where this process trains.
+        device: where this process trains; a GPU is torch's current one already.
 
     Raises:
         SetupError: torch was built without torch.distributed.
@@ -178,10 +178,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
             f"torch {torch.__version__} here was built without torch.distributed.\n"
             "  Run the command without torchrun, or install another build of torch."
         )
-    backend = "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Import this before the group exists. A later import, as by torch's optimizers, would keep the
     # group in its default arguments, and gloo's threads at Python's exit can abort the process
     importlib.import_module("torch.distributed.nn.functional")

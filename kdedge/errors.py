@@ -172,7 +172,7 @@ _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "CUDA out of memory",
     "CUDA error: out of memory",  # outside of torch's allocator
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
 
 

@@ -31,6 +31,7 @@ class HostCudart:
         allocated: sizes in bytes by address.
         memory_bytes: the size of its memory.
         n_gpus: how many the driver counts.
+        current: number of the GPU that the thread uses; streams and buffers are the first one's.
         streams: those that were created and not destroyed.
         events: the host's time in ms at which each was recorded, by handle.
         fails: the functions that fail, and with which code.
@@ -40,6 +41,7 @@ class HostCudart:
         self.allocated: dict[int, int] = {}
         self.memory_bytes = 1 << 30
         self.n_gpus = 1
+        self.current = 0
         self.streams: set[int] = set()
         self.events: dict[int, float] = {}
         self.fails: dict[str, int] = {}
@@ -49,7 +51,7 @@ class HostCudart:
             *("cuDeviceTotalMem_v2", "cuDeviceGetAttribute"),
             *("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamCreate"),
             *("cudaStreamSynchronize", "cudaStreamDestroy", "cudaGetErrorString"),
-            *("cudaGetDeviceCount", "cudaSetDevice"),
+            *("cudaGetDeviceCount", "cudaGetDevice", "cudaSetDevice"),
             *("cudaEventCreate", "cudaEventRecord", "cudaEventElapsedTime", "cudaEventDestroy"),
         ):
             setattr(self, name, Function(self._guarded(name)))
@@ -79,6 +81,14 @@ class HostCudart:
 
     def _cudaGetDeviceCount(self, count: Any) -> int:
         count._obj.value = 1
+        return 0
+
+    def _cudaGetDevice(self, device: Any) -> int:
+        device._obj.value = self.current
+        return 0
+
+    def _cudaSetDevice(self, device: int) -> int:
+        self.current = device
         return 0
 
     def _cudaStreamCreate(self, stream: Any) -> int:
@@ -122,6 +132,7 @@ class HostCudart:
         return 0
 
     def _cudaMemcpyAsync(self, to: int, source: int, n_bytes: int, kind: int, stream: int) -> int:
+        assert self.current == 0
         on_device = to if kind == 1 else source
         assert n_bytes <= self.allocated[on_device]
         ctypes.memmove(to, source, n_bytes)

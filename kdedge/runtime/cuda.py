@@ -6,6 +6,7 @@ TensorRT needs in any case.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import platform
@@ -172,7 +173,19 @@ class Cuda:
                 "CUDA sees no GPU.\n  Check whether CUDA_VISIBLE_DEVICES hides it."
             )
         self._check("cudaGetDeviceCount", code)
+        with self.first_gpu():
+            pass
+
+    @contextlib.contextmanager
+    def first_gpu(self) -> Iterator[None]:
+        """Context in which it is this thread's current GPU: torch may have chosen another one."""
+        before = c_int()
+        self._call("cudaGetDevice", byref(before))
         self._call("cudaSetDevice", 0)
+        try:
+            yield
+        finally:
+            self._library.cudaSetDevice(before.value)
 
     def allocate(self, n_bytes: int) -> int:
         """Allocates GPU memory and returns its address."""

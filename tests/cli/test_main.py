@@ -243,6 +243,7 @@ def test_a_signal_while_pydantic_writes_json_is_no_bug(fail):
         "raise OSError(errno.ENOMEM, 'Cannot allocate memory')",
         'raise RuntimeError("can\'t start new thread")',
         "raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')",
+        "raise RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')",
     ],
 )
 def test_running_out_of_memory_is_no_bug_and_has_a_remedy(fail, raises):

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import kdedge
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, joined
@@ -97,3 +99,33 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined(torch.device("cpu")) as group:
         assert group is SINGLE_PROCESS
+
+
+def test_machines_with_one_gpu_each_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torchrun --nnodes 2 --nproc-per-node 1`: the GPU has no number, which torch may refuse."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "a-machine")
+    started: list[str] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: started.append(backend))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with joined(torch.device("cuda")) as group:
+        assert group.world_size == 2
+    assert started == ["cpu:gloo,cuda:nccl"]
+
+
+def test_what_processes_exchange_stays_on_the_gpu(gpu: Any) -> None:
+    """As the first of two would see it whose second sends zeros."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with gpu():
+        rows = torch.ones(2, 3, device="cuda", requires_grad=True)
+        group = ProcessGroup(0, 2)
+        whole = group.gather(rows, 4)
+        whole.sum().backward()
+        assert rows.grad is not None
+        group.all_reduce_mean([rows.grad])
+        assert {whole.device, rows.grad.device} == {rows.device}
+        assert whole.tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 2
+        assert rows.grad.tolist() == [[1.0] * 3] * 2
+        assert group.all_reduce_max(7) == 7
+    dist.destroy_process_group()

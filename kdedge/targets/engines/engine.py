@@ -173,15 +173,16 @@ class Engine:
         self.name = target.backend
         self._cuda, self._path, self._version = cuda, path, trt.__version__
         gpu = f"a GPU of compute capability {cuda.gpu.compute_capability}"
-        loaded = _deserialize(trt, path, target=target, gpu=gpu, built_with=built_with)
-        self._log, self._runtime, self._engine = loaded.log, loaded.runtime, loaded.engine
         self._context: Any = None
         self._held = contextlib.ExitStack()  # stream and buffers, freed in reverse order
-        try:
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
+        with cuda.first_gpu():
+            loaded = _deserialize(trt, path, target=target, gpu=gpu, built_with=built_with)
+            self._log, self._runtime, self._engine = loaded.log, loaded.runtime, loaded.engine
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
 
     def _prepare(self) -> None:
         """Creates the context, stream and buffers that a batch needs."""
@@ -227,10 +228,11 @@ class Engine:
         """
         images = self._fitting(images)
         outputs = np.empty((len(images), self._n_outputs), np.float32)
-        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
-        self._execute()
-        self._cuda.copy_from_device(outputs, self._addresses[self._output], self._stream)
-        self._cuda.synchronize(self._stream)
+        with self._cuda.first_gpu():
+            self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+            self._execute()
+            self._cuda.copy_from_device(outputs, self._addresses[self._output], self._stream)
+            self._cuda.synchronize(self._stream)
         return outputs
 
     def device_ms(self, images: npt.NDArray[Any]) -> float:
@@ -240,9 +242,10 @@ class Engine:
             SetupError: the engine was not built for this shape, or CUDA fails.
         """
         images = self._fitting(images)
-        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
-        self._cuda.synchronize(self._stream)
-        return self._cuda.elapsed_ms(self._execute, self._stream)
+        with self._cuda.first_gpu():
+            self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+            self._cuda.synchronize(self._stream)
+            return self._cuda.elapsed_ms(self._execute, self._stream)
 
     def _fitting(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The images in the engine's input type, after setting the engine to their shape."""

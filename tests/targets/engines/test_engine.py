@@ -162,6 +162,16 @@ def test_time_on_the_device_is_that_between_two_events(tmp_path: Path, cudart: A
     assert engine.run(images(3)).tolist() == before.tolist()
 
 
+def test_torchs_own_gpu_stays_the_current_one(tmp_path: Path, cudart: Any) -> None:
+    cudart.current = 1
+    engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
+    engine.run(images(3))
+    engine.device_ms(images(3))
+    with pytest.raises(SetupError, match="cannot be loaded"):
+        load(tmp_path, cudart, "something else")
+    assert cudart.current == 1
+
+
 def test_events_are_destroyed_where_the_engine_fails(tmp_path: Path, cudart: Any) -> None:
     engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
     with pytest.raises(SetupError, match="takes 1 to 5 images at once"):
