@@ -203,9 +203,11 @@ class SimulatedGpu(TorchDispatchMode):
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         before = torch.get_rng_state()
         torch.set_rng_state(self.generator.get_state())
-        yield
-        self.generator.set_state(torch.get_rng_state())
-        torch.set_rng_state(before)
+        try:
+            yield
+        finally:
+            self.generator.set_state(torch.get_rng_state())
+            torch.set_rng_state(before)
 
 
 @contextlib.contextmanager
@@ -214,8 +216,10 @@ def _shapes_alone() -> Iterator[None]:
     with no_dispatch():
         before = torch._C._meta_in_tls_dispatch_include()
         torch._C._set_meta_in_tls_dispatch_include(True)
-        yield
-        torch._C._set_meta_in_tls_dispatch_include(before)
+        try:
+            yield
+        finally:
+            torch._C._set_meta_in_tls_dispatch_include(before)
 
 
 def _on_cpu(x: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -134,18 +135,22 @@ def test_int8_is_refused_before_anything_is_looked_for(
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance"),
-    [("fp32", 1e-5), ("fp16", 0.03)],  # logits up to 8, whose blocks round to 11 bits
+    ("precision", "tolerance", "on_gpu"),
+    # logits up to 8, whose blocks round to 11 bits
+    [("fp32", 1e-5, False), ("fp16", 0.03, False), ("fp16", 0.03, True)],
 )
 def test_the_traced_program_gives_the_models_logits_at_every_batch(
-    tiny_model: FoldedModel, precision: Any, tolerance: float
+    tiny_model: FoldedModel, gpu: Any, precision: Any, tolerance: float, on_gpu: bool
 ) -> None:
-    program, _ = target.trace(tiny_model, precision=precision, size_px=32, batches=(1, 4))
-    for n_images in (1, 2, 4):
-        images = draw_images(n_images)
-        logits = program.module()(images)
-        assert logits.dtype == torch.float32
-        torch.testing.assert_close(logits, tiny_model(images), rtol=0, atol=tolerance)
+    with gpu() if on_gpu else contextlib.nullcontext():
+        sizes = {"size_px": 32, "batches": (1, 4)}
+        program, example = target.trace(tiny_model, precision=precision, on_gpu=on_gpu, **sizes)
+        assert example.is_cuda == on_gpu
+        for n_images in (1, 2, 4):
+            images = draw_images(n_images)
+            logits = program.module()(images.to(example.device)).cpu()
+            assert logits.dtype == torch.float32
+            torch.testing.assert_close(logits, tiny_model(images), rtol=0, atol=tolerance)
 
 
 def test_half_precision_is_that_of_the_blocks_and_the_model_stays_as_it_is(
