@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -111,7 +110,6 @@ def bench(
                 batches=tuple(batches),
                 n_threads=threads,
                 left_out=models.left_out,
-                command=shlex.join(["kdedge", *sys.argv[1:]]),
                 machine=replace(Machine(), wait=wait),
             )
         except Interrupted as error:

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import html
 import logging
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,7 +196,6 @@ def export_students(ledger: Ledger, root: Path, device: str | None) -> Exported:
         batches=(1,),
         n_threads=None,
         left_out=left_out,
-        command=shlex.join(sys.argv),
         machine=Machine(),
     )
     files = [

@@ -102,7 +102,7 @@ class LoadedModelFile:
 
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
         self.runtime, _, gpu = backend.describe().removesuffix(" CPU").partition(" GPU ")
-        self.is_gpu = bool(gpu)
+        self.gpu = 0 if gpu else None
         self.held_bytes = 0
         low, high = artifact.batches
         self.batches: tuple[int, int | None] = (

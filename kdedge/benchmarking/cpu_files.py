@@ -16,7 +16,14 @@ from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, percentile, summarize
 from kdedge.deploy.build import RunInputs, build_files
 from kdedge.deploy.parity import misses, parity_on_smoke_set
-from kdedge.errors import DataError, GateError, KdedgeError, RecipeError, SetupError
+from kdedge.errors import (
+    DataError,
+    GateError,
+    KdedgeError,
+    RecipeError,
+    SetupError,
+    first_line,
+)
 from kdedge.progress import working
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
@@ -175,8 +182,9 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
                     opened.callback(backend.close)
                     agreement, out = _compare(artifact, file, backend)
             except KdedgeError as error:
-                reason = str(error).partition("\n")[0].rstrip(".")
-                candidates[file.name] = dataclasses.replace(candidates[file.name], out=reason)
+                candidates[file.name] = dataclasses.replace(
+                    candidates[file.name], out=first_line(error)
+                )
                 continue
             loaded = LoadedModelFile(artifact, backend)
             calls[file.name] = loaded.call(artifact.batches[0], "on device")
@@ -204,11 +212,12 @@ def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[flo
 def _with_time(candidate: TimedFile, timed: Timed, first: Timed | None, *, batch: int) -> TimedFile:
     """A candidate with its times, compared with the first candidate's."""
     time = summarize(timed, batch=batch, inputs="on device", baseline=first)
+    out = candidate.out or (None if timed.problem is None else first_line(timed.problem))
     if time is None or first is None:
-        return dataclasses.replace(candidate, out=candidate.out or str(timed.problem))
+        return dataclasses.replace(candidate, out=out)
     speedup = percentile(first.samples, _QUICK) / percentile(timed.samples, _QUICK)
     time = dataclasses.replace(time, samples_ms=())
-    return dataclasses.replace(candidate, time=time, speedup=speedup)
+    return dataclasses.replace(candidate, time=time, speedup=speedup, out=out)
 
 
 def _speedup(candidate: TimedFile) -> float:

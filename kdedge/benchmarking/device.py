@@ -128,8 +128,8 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     if "throttle_events" in after:
         answers.append(after["throttle_events"] > before.get("throttle_events", 0))
     gpus = after.get("gpus", [])
-    answers += [bool(gpu["throttle_reasons"]) for gpu in gpus]
-    # Only counters: throttle reasons are momentary, and the GPU is idle before and after
+    # The GPU is idle again: a reason that still holds tells, and none tells nothing
+    answers += [True for gpu in gpus if gpu["throttle_reasons"]]
     answers += [
         gpu["slowed_ns"] > was["slowed_ns"]
         for was, gpu in zip(before.get("gpus", []), gpus, strict=False)
@@ -204,7 +204,7 @@ def find_power(root: Path = _SYSTEM) -> SampledPower | None:
     if (module := _ina_reader(root)) is not None:
         return SampledPower(module)
     if (gpu := _nvml_reader()) is not None:
-        return SampledPower(gpu, devices=("GPU",))
+        return SampledPower(gpu, devices=(0,))
     return None
 
 
@@ -213,18 +213,18 @@ class SampledPower:
 
     Args:
         read: returns the current watts; None if the sensor does not answer.
-        devices: devices that the sensor covers.
+        devices: what the sensor covers: 0 is the first GPU, None the CPU.
     """
 
     def __init__(
-        self, read: Callable[[], float | None], devices: Sequence[str] = ("CPU", "GPU")
+        self, read: Callable[[], float | None], devices: Sequence[int | None] = (None, 0)
     ) -> None:
         self._read, self._devices = read, devices
         self._samples: dict[Hashable, list[float]] = {}
 
-    def covers(self, device: str) -> bool:
-        """Whether the sensor measures the power of `CPU` or `GPU`."""
-        return device in self._devices
+    def covers(self, gpu: int | None) -> bool:
+        """Whether the sensor measures the power of this GPU; None for the CPU."""
+        return gpu in self._devices
 
     @contextlib.contextmanager
     def during(self, key: Hashable) -> Iterator[None]:

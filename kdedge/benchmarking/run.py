@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from kdedge.errors import (
     Terminated,
 )
 from kdedge.progress import progress
+from kdedge.runs.folder import command_line
 from kdedge.runtime.machine import Watch, watch_contention
 from kdedge.speed_results import Measurement, ModelFacts, SpeedResult, SpeedRow, TimedFrom
 
@@ -56,7 +58,7 @@ class _Row:
     @property
     def device(self) -> str:
         """The device that computes."""
-        return "GPU" if self.loaded is not None and self.loaded.is_gpu else "CPU"
+        return "CPU" if self.loaded is None or self.loaded.gpu is None else "GPU"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ def run_bench(
     batches: Sequence[int],
     n_threads: int | None,
     left_out: dict[str, str],
-    command: str,
     machine: Machine = Machine(),
 ) -> SpeedResult:
     """Measures models on this machine.
@@ -92,7 +93,6 @@ def run_bench(
         batches: images per call; a model is left out at batches that it does not take.
         n_threads: CPU threads, for the record; None for each library's default.
         left_out: models that are already left out, and why.
-        command: the command line, for the record.
         machine: measures power, and watches other processes.
 
     Raises:
@@ -118,7 +118,7 @@ def run_bench(
         raise errors[0]
     after = conditions()
     result = SpeedResult(
-        command=command,
+        command=shlex.join(command_line()),
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         settings={**asdict(plan), "batches": list(batches), "threads": n_threads},
         device={
@@ -173,7 +173,7 @@ def _load(row: _Row, held: ExitStack) -> None:
         low, _ = row.loaded.batches
         row.first_ms = row.loaded.call(low, row.loaded.inputs[0])()
         extra = added()
-    if row.loaded.is_gpu:
+    if row.device == "GPU":
         row.memory_bytes = row.loaded.gpu_bytes()
     else:
         row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
@@ -272,7 +272,8 @@ def _measure_turn(
             baseline.is_baseline = True
     against = next((one for key, one in timed.items() if by_key[key] is baseline), None)
     for key, one in timed.items():
-        if power is None or not power.covers(by_key[key].device):
+        loaded = by_key[key].loaded
+        if power is None or loaded is None or not power.covers(loaded.gpu):
             one.watts = None
         summary = summarize(one, batch=batch, inputs=inputs, baseline=against)
         if summary is not None:

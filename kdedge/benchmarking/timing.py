@@ -222,14 +222,14 @@ class LoadedSubject(Protocol):
 
     Attributes:
         runtime: its runtime and version.
-        is_gpu: whether it runs on a GPU.
+        gpu: the GPU that it runs on, as CUDA counts; None on the CPU.
         batches: the smallest and the largest batch that it takes; None for no limit.
         inputs: where its calls can start; see `Measurement`.
         held_bytes: bytes of its weights that were in memory already, as models share weights.
     """
 
     runtime: str
-    is_gpu: bool
+    gpu: int | None
     held_bytes: int
     batches: tuple[int, int | None]
     inputs: tuple[TimedFrom, ...]

@@ -174,12 +174,12 @@ class LoadedTorch:
         self.runtime = f"PyTorch {torch.__version__}"
         self.batches: tuple[int, int | None] = (1, None)
         self.held_bytes = 4 * n_parameters
-        self.is_gpu = device.type == "cuda"
+        self.gpu = (device.index or 0) if device.type == "cuda" else None
         self.inputs: tuple[TimedFrom, ...] = (
-            ("on device", "copied") if self.is_gpu else ("on device",)
+            ("on device", "copied") if self.gpu is not None else ("on device",)
         )
         self._logits, self._size_px, self._device = logits, size_px, device
-        if self.is_gpu:
+        if self.gpu is not None:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
 
@@ -195,7 +195,7 @@ class LoadedTorch:
             pinned = images.pin_memory()
             return host_timed(lambda: self._run(pinned.to(self._device, non_blocking=True)).cpu())
         on_device = images.to(self._device)
-        if self.is_gpu:
+        if self.gpu is not None:
             return _event_timed(lambda: self._run(on_device))
         return host_timed(lambda: self._run(on_device))
 

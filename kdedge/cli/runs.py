@@ -66,7 +66,7 @@ def _text(records: list[dict[str, Any]]) -> str:
     unfinished = [one for one in last.values() if one["status"] == "interrupted"]
     next_one = next_line("show", records[-1]["path"])
     program, *words = unfinished[-1]["command"] if unfinished else [""]
-    if Path(program).name in {"kdedge", "__main__.py"}:  # or a script that calls the Python API
+    if program == "kdedge":  # or a script that calls the Python API
         next_one = next_line(*words, *(["--resume"] if "--resume" not in words else []))
     return f"{table(rows, header=header, align='llllrlrrr')}\n{next_one}"
 

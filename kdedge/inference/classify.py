@@ -95,7 +95,7 @@ class Classifier:
 
         By default this is an engine in fp16 or fp32 that this machine's GPU can run, or else the
         float32 file for OpenVINO or ONNX Runtime on the CPU. A file in int8, or one that missed its
-        gate, is used only if its precision is given.
+        gate, is used only if its precision is given, or if `export --cpu` chose it on such a CPU.
 
         Args:
             artifact_path: the artifact's folder.

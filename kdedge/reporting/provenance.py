@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from kdedge.config.recipe import ModelSpec
 from kdedge.reporting.blocks import Block, Text
@@ -69,8 +68,5 @@ def backbone_of(records: RunRecords, role: str) -> str | None:
 def _commands(records: RunRecords) -> list[str]:
     commands = [records.speed.command] if records.speed is not None else []
     if records.provenance.command:
-        program, *arguments = records.provenance.command
-        name = Path(program).name
-        # A suite runs its cells as `python -m kdedge`
-        commands.insert(0, shlex.join(["kdedge" if name == "__main__.py" else name, *arguments]))
+        commands.insert(0, shlex.join(records.provenance.command))
     return commands

@@ -233,10 +233,21 @@ def _read_record(file: Path) -> Provenance:
     return read_record(Provenance, file, remedy=remedy)
 
 
+def command_line() -> list[str]:
+    """This process's command, as one types it; `notebook` for one without a command of its own."""
+    program, *arguments = sys.argv
+    path = Path(program)
+    if path.name.endswith("kernel_launcher.py"):  # of Jupyter and Colab
+        return ["notebook"]
+    # A suite runs its cells as `python -m kdedge`
+    is_kdedge = path.name == "kdedge" or path.parts[-2:] == ("kdedge", "__main__.py")
+    return ["kdedge" if is_kdedge else path.name, *arguments]
+
+
 def _circumstances() -> dict[str, Any]:
     """Command, versions and platform of this process."""
     return {
-        "command": sys.argv,
+        "command": command_line(),
         "versions": {
             "kdedge": __version__,
             "python": platform.python_version(),

@@ -83,4 +83,4 @@ def test_a_batch_has_to_suit_the_artifact_and_what_runs_it(
     runs: Any = SimpleNamespace(batches=backend, describe=lambda: "onnxruntime 1.24 CPU")
     loaded = LoadedModelFile(make_artifact(), runs)
     assert loaded.batches == expected
-    assert (loaded.runtime, loaded.is_gpu) == ("onnxruntime 1.24", False)
+    assert (loaded.runtime, loaded.gpu) == ("onnxruntime 1.24", None)

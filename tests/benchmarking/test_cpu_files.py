@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -203,3 +204,29 @@ def test_without_its_smoke_set_nothing_is_chosen(measurable: Artifact) -> None:
     (measurable.path / SMOKE_SET).unlink()
     with pytest.raises(GateError, match=r"model\.onnx: .*smoke_set\.safetensors is missing"):
         fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
+
+
+def test_a_file_that_fails_while_it_is_timed_is_out_with_one_line(
+    measurable: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    n_runs = collections.Counter[str]()
+
+    class Failing(onnxruntime.InferenceSession):
+        def __init__(self, path: str, *arguments: Any, **options: Any) -> None:
+            super().__init__(path, *arguments, **options)
+            self.path = path
+
+        def run(self, *arguments: Any) -> Any:
+            n_runs[self.path] += 1
+            if self.path.endswith("int8-cpu.onnx") and n_runs[self.path] > 10:
+                raise RuntimeError("no kernel\nUpdate it.")
+            return super().run(*arguments)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Failing)
+    choice = fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
+    found = {one.file: one for one in choice.candidates}
+    assert "no kernel" in str(found["model.int8-cpu.onnx"].out)
+    assert "\n" not in str(found["model.int8-cpu.onnx"].out)
+    assert choice.file == "model.onnx"

@@ -126,9 +126,9 @@ def test_rails_cover_the_module_and_nvml_the_gpu_alone(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
     gpu = find_power(tmp_path)
-    assert (gpu.covers("CPU"), gpu.covers("GPU")) == (False, True)
+    assert [gpu.covers(device) for device in (None, 0, 1)] == [False, True, False]
     module = find_power(write(tmp_path, rail(1, "VDD_IN", 5000, 2000)))
-    assert (module.covers("CPU"), module.covers("GPU")) == (True, True)
+    assert [module.covers(device) for device in (None, 0)] == [True, True]
 
 
 def test_a_machine_without_rails_has_no_power(tmp_path: Path) -> None:
@@ -211,6 +211,8 @@ def test_a_gpu_is_described_and_its_throttling_noticed(
     (conditions_of_gpu,) = now["gpus"]
     assert conditions_of_gpu == {"throttle_reasons": ["power"], "slowed_ns": None}
     assert was_throttled(now, now) is True
+    conditions_of_gpu["throttle_reasons"] = []
+    assert was_throttled(now, now) is None  # it is idle now, and counts nothing
     assert watts(tmp_path) == pytest.approx(200.0)
 
 

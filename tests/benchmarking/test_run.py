@@ -40,7 +40,7 @@ def subject(name: str, load: Callable[[], AbstractContextManager[LoadedSubject]]
 class Instant:
     """A model that says how long it takes, in ms by batch, and on which device."""
 
-    is_gpu: bool
+    gpu: int | None
     runtime: str = "none"
     held_bytes: int = 0
     batches: tuple[int, int | None] = (1, None)
@@ -75,23 +75,21 @@ def test_nothing_that_runs_here_is_an_error_and_no_empty_table() -> None:
     with pytest.raises(
         BackendUnavailable, match=r"a\.engine was built for another device"
     ) as caught:
-        run_bench(
-            subjects, plan=TimingPlan(), batches=[1], n_threads=None, left_out={}, command="bench"
-        )
+        run_bench(subjects, plan=TimingPlan(), batches=[1], n_threads=None, left_out={})
     assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize(
-    ("devices", "on_cpu"), [(("GPU",), None), (("CPU", "GPU"), 200.0)], ids=["gpu's", "module's"]
+    ("devices", "on_cpu"), [((0,), None), ((None, 0), 200.0)], ids=["gpu's", "module's"]
 )
-def test_a_model_on_the_cpu_is_not_given_the_watts_of_a_gpu(
-    devices: tuple[str, ...], on_cpu: float | None
+def test_watts_are_given_to_models_on_the_measured_devices_alone(
+    devices: tuple[int | None, ...], on_cpu: float | None
 ) -> None:
     power = SampledPower(lambda: 200.0, devices)
     machine = Machine(power=lambda: power)
     subjects = [
-        subject(name, lambda is_gpu=is_gpu: nullcontext(Instant(is_gpu)))
-        for name, is_gpu in (("cpu", False), ("gpu", True))
+        subject(name, lambda gpu=gpu: nullcontext(Instant(gpu)))
+        for name, gpu in (("cpu", None), ("gpu", 0), ("second gpu", 1))
     ]
     result = run_bench(
         subjects,
@@ -99,21 +97,20 @@ def test_a_model_on_the_cpu_is_not_given_the_watts_of_a_gpu(
         batches=[1],
         n_threads=None,
         left_out={},
-        command="bench",
         machine=machine,
     )
     watts = {row.model: [found.watts for found in row.measurements] for row in result.rows}
-    assert watts == {"cpu": [on_cpu], "gpu": [200.0]}
+    assert watts == {"cpu": [on_cpu], "gpu": [200.0], "second gpu": [None]}
 
 
 def measured(one: Subject, **how: Any) -> Any:
     """The table of one model."""
-    values = {"plan": SHORT, "batches": [1, 4], "n_threads": None, "left_out": {}, "command": ""}
+    values = {"plan": SHORT, "batches": [1, 4], "n_threads": None, "left_out": {}}
     return run_bench([one], **(values | how))
 
 
 def test_a_model_is_left_out_at_batches_that_are_too_large_or_too_slow() -> None:
-    model = Instant(is_gpu=False, batches=(2, 8), ms=lambda batch, inputs: 1000.0 * batch)
+    model = Instant(gpu=None, batches=(2, 8), ms=lambda batch, inputs: 1000.0 * batch)
     one = replace(subject("m", lambda: nullcontext(model)), gmacs_image=10.0)
     plan = replace(SHORT, call_seconds=5.0)
     result = measured(one, plan=plan, batches=[1, 2, 8, 9])
@@ -131,7 +128,7 @@ def test_memory_is_what_loading_added_above_what_was_held() -> None:
     @contextmanager
     def load() -> Iterator[LoadedSubject]:
         np.ones(n_bytes, np.uint8)  # given back at once: the peak counts
-        yield Instant(is_gpu=False, held_bytes=1 << 40)
+        yield Instant(gpu=None, held_bytes=1 << 40)
 
     (row,) = measured(subject("m", load)).rows
     if row.memory_bytes is None:
@@ -141,13 +138,13 @@ def test_memory_is_what_loading_added_above_what_was_held() -> None:
 
 
 def test_memory_of_a_gpu_is_the_gpus_own() -> None:
-    (row,) = measured(subject("m", lambda: nullcontext(Instant(is_gpu=True)))).rows
+    (row,) = measured(subject("m", lambda: nullcontext(Instant(gpu=0)))).rows
     assert row.memory_bytes == 7
 
 
 def test_a_larger_batch_is_left_out_by_the_work_of_the_first_call() -> None:
     """A text encoder's work is that of a call, whatever the batch."""
-    model = Instant(is_gpu=False, ms=lambda batch, inputs: 2000.0)
+    model = Instant(gpu=None, ms=lambda batch, inputs: 2000.0)
     one = replace(
         subject("CoOp, paper", lambda: nullcontext(model)), gmacs_image=0.001, gmacs_call=0.1
     )
@@ -163,8 +160,8 @@ def test_what_others_do_is_watched_and_a_quiet_machine_waited_for_before_each_tu
         watch=lambda: lambda: Contention(1.0, 2, 1.0, 0),
         wait=lambda: waits.append(None),
     )
-    for is_gpu, expected in ((False, 50.0), (True, None)):
-        one = subject("m", lambda is_gpu=is_gpu: nullcontext(Instant(is_gpu)))
+    for gpu, expected in ((None, 50.0), (0, None)):
+        one = subject("m", lambda gpu=gpu: nullcontext(Instant(gpu)))
         (row,) = measured(one, machine=machine, batches=[1]).rows
         assert [found.others_percent for found in row.measurements] == [expected]
     assert len(waits) == 2 * (1 + 3)  # before loading, then on device, copied, image file

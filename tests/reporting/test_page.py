@@ -171,15 +171,6 @@ def test_what_is_not_recorded_is_left_out_with_the_command_that_makes_it(
     assert ("confusion" in plots(run)) == ("eval" in only)
 
 
-@pytest.mark.parametrize("program", ["/venv/bin/kdedge", "/venv/lib/kdedge/__main__.py"])
-def test_a_runs_command_is_one_to_type(make_run: MakeRun, program: str) -> None:
-    run = make_run(only="")
-    record = json.loads(run.provenance.read_text(encoding="utf-8"))
-    record["command"] = [program, "distill", "r.yaml"]
-    run.provenance.write_text(json.dumps(record), encoding="utf-8")
-    assert "text='kdedge distill r.yaml'" in said(run)
-
-
 def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: MakeRun) -> None:
     run = make_run()
     run.evaluation_details.unlink()

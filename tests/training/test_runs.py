@@ -18,7 +18,7 @@ import pytest
 import kdedge
 from kdedge.errors import DataError, InUseError, RecipeError, ResourceError
 from kdedge.runs.find import find_run, newest, runs_in
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, command_line
 
 
 def _create(root: Path, name: str = "line3", kind: Any = "student", **values: Any) -> RunFolder:
@@ -32,6 +32,22 @@ def _finish(run: RunFolder, at: str) -> RunFolder:
     return run
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("/venv/bin/kdedge bench", "kdedge bench"),
+        ("/venv/lib/kdedge/__main__.py distill r.yaml", "kdedge distill r.yaml"),
+        ("experiments/all.py 3", "all.py 3"),
+        ("/venv/lib/ipykernel_launcher.py -f /root/kernel-1.json", "notebook"),
+    ],
+)
+def test_a_recorded_command_is_one_to_type(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, expected: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    assert command_line() == expected.split()
+
+
 def test_a_new_run_has_its_recipe_and_what_made_it(tmp_path: Path) -> None:
     run = _create(tmp_path, seed=7, device="cpu", hashes={"backbone": "ab"})
     assert run.path == tmp_path / "line3" / "01"
@@ -39,7 +55,7 @@ def test_a_new_run_has_its_recipe_and_what_made_it(tmp_path: Path) -> None:
     record = json.loads(run.provenance.read_text())
     assert (record["seed"], record["device"], record["hashes"]) == (7, "cpu", {"backbone": "ab"})
     assert record["status"] == "running"
-    assert record["command"] == sys.argv
+    assert record["command"] == command_line()
     assert record["versions"]["kdedge"] == kdedge.__version__
     assert record["versions"]["torch"]
     assert record["versions"]["open_clip_torch"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,19 @@ def test_external_data_is_read_from_beside_the_file(
     (tmp_path / "m.data").unlink()
     with pytest.raises(DataError, match=r"m\.data"):
         load_onnx(path)
+
+
+def test_loading_does_not_read_the_whole_file_into_pythons_memory(
+    load_onnx: Any, tmp_path: Path
+) -> None:
+    n_bytes = 32 << 20
+    with (tmp_path / "m.onnx").open("wb") as file:
+        file.truncate(n_bytes)
+    tracemalloc.start()
+    with pytest.raises(DataError):
+        load_onnx(tmp_path / "m.onnx")
+    assert tracemalloc.get_traced_memory()[1] < n_bytes / 4
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"\x08\x09", None])
