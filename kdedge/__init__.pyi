@@ -10,7 +10,7 @@ from kdedge.api.artifact import (
     write_smoke_images as write_smoke_images,
     write_triton as write_triton,
 )
-from kdedge.api.bench import bench as bench, check_speed as check_speed
+from kdedge.api.bench import bench as bench
 from kdedge.api.compare import Comparison as Comparison, compare as compare
 from kdedge.api.data import (
     BenchmarkSet as BenchmarkSet,

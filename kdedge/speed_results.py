@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from kdedge.records import (
-    OPTIONAL,
     Bounds,
     Bytes,
     Count,
-    Holds,
     NonNegative,
     Percent,
     Positive,
     PositiveCount,
     Record,
-    Shape,
     read_record,
 )
 from kdedge.results import EvalResult
@@ -202,12 +199,6 @@ class SpeedRow(ModelFacts):
     problem: str | None
     measurements: tuple[Measurement, ...]
 
-    @property
-    def key(self) -> tuple[str, ...]:
-        """Identifies the row in two tables of the same models."""
-        engine = self.runtime.split()[0]
-        return (self.source, self.model, self.protocol, self.precision, engine, self.device)
-
     def at(self, batch: int, inputs: TimedFrom) -> Measurement | None:
         """The measurement at a batch size; None if there is none."""
         matching = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
@@ -216,40 +207,6 @@ class SpeedRow(ModelFacts):
     def alone(self, batch: int) -> Measurement | None:
         """The model without reading a file: on the device, or with copies if only that is known."""
         return self.at(batch, "on device") or self.at(batch, "copied")
-
-
-@dataclass(frozen=True)
-class _Settings(Shape):
-    """The settings that tables show."""
-
-    batches: list[PositiveCount]
-    threads: PositiveCount | None
-    n_calls: PositiveCount
-    n_rounds: PositiveCount
-
-
-@dataclass(frozen=True)
-class _Gpu(Shape):
-    name: str | None
-    driver: str | None
-
-
-@dataclass(frozen=True)
-class _Jetson(Shape):
-    board: str
-    power_mode: str
-
-
-@dataclass(frozen=True)
-class _Device(Shape):
-    """The facts of a device sheet that tables show or compare."""
-
-    cpu: str
-    cpu_cores: PositiveCount
-    omp_num_threads: Annotated[str, OPTIONAL]
-    gpus: Annotated[list[_Gpu], OPTIONAL]
-    jetson: Annotated[_Jetson, OPTIONAL]
-    throttled: Annotated[bool | None, OPTIONAL]
 
 
 @dataclass(frozen=True)
@@ -272,8 +229,8 @@ class SpeedResult(Record, Tabled):
     )
     command: str
     measured_at: str
-    settings: Annotated[dict[str, Any], Holds(_Settings)]
-    device: Annotated[dict[str, Any], Holds(_Device)]
+    settings: dict[str, Any]
+    device: dict[str, Any]
     baseline: str | None
     rows: tuple[SpeedRow, ...]
     left_out: dict[str, str]
@@ -295,10 +252,17 @@ class SpeedResult(Record, Tabled):
         return all(one is None or one.doubt is None for one in (measurement, *against))
 
     @property
+    def problems(self) -> list[str]:
+        """Missed gates, failed models, and what was left out and why."""
+        missed = [row.label for row in self.rows if row.gate == "missed"]
+        lines = [f"Missed its gate at export: {', '.join(missed)}."] if missed else []
+        lines += [f"{row.label} ended early: {row.problem}" for row in self.rows if row.problem]
+        return lines + [f"Left out: {name}: {why}" for name, why in self.left_out.items()]
+
+    @property
     def notes(self) -> list[str]:
-        """Times in doubt, and what is left out and why."""
-        left_out = [f"{what} is left out: {why}" for what, why in self.left_out.items()]
-        return [*self.doubts, *left_out]
+        """Times in doubt, and problems."""
+        return [*self.doubts, *self.problems]
 
     @property
     def table(self) -> Table:

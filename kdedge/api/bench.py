@@ -13,19 +13,16 @@ from typing import Any
 
 from kdedge.api.evaluate import run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, find_artifact
-from kdedge.benchmarking.compare import check_comparable, check_regressions
-from kdedge.benchmarking.device import device_sheet
-from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
-from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError, ResourceError
+from kdedge.errors import Interrupted, RecipeError, ResourceError
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.machine import QuietWait
 from kdedge.runtime.threads import given_number, set_up_threads
 from kdedge.setup.packages import need_training_packages
-from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
+from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +40,7 @@ def bench(
     device: str | None = None,
     calls: int = 20,
     slowest: float = 10.0,
-    wait_quiet: float = 0.0,
     output: str | Path | None = None,
-    baseline: SpeedResult | str | Path | None = None,
-    max_percent: float = 5.0,
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -63,24 +57,17 @@ def bench(
         device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
         slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
-        wait_quiet: longest time in total to wait until other processes leave the cores, in seconds.
         output: a new file for the measurements; by default `bench/NN.json` in the first run.
-        baseline: earlier measurements of this machine, or a file of them, to compare with; it is
-            checked before anything is measured.
-        max_percent: how much longer than the baseline's a median may be, in percent.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
         have no ratio.
 
     Raises:
-        RecipeError: no such run or method, a number is too small, the file exists, or the baseline
-            is another machine's.
+        RecipeError: no such run or method, a number is too small, or the file exists.
         SetupError: torch or the device is missing; artifacts need no torch.
-        ResourceError: the measurements cannot be written. This error, a GateError and an
-            Interrupted have them as `result`.
-        GateError: a median is longer than the baseline's allows.
-        Interrupted: on Ctrl-C, with what was measured before.
+        ResourceError: the measurements cannot be written; the error has them as `result`.
+        Interrupted: on Ctrl-C; `result` has what was measured before.
     """
     if calls < 3 or min(batches, default=0) < 1 or not (seconds > 0 and slowest > 0):
         raise RecipeError(
@@ -89,12 +76,7 @@ def bench(
         )
     file = None if output is None else Path(output)
     threads = given_number() if threads is None else threads
-    if baseline is not None:
-        before, where = _read_baseline(baseline)
-        check_comparable(before, device=device_sheet(), n_threads=threads, where=where)
     with contextlib.nullcontext() if file is None else new_file(file):
-        wait = QuietWait(wait_quiet, most_percent=MOST_OTHERS_PERCENT)
-        wait()  # the load of the machine decides how threads wait
         set_up_threads(threads)
         names = [against] if isinstance(against, str) else against
         models = Models(
@@ -110,59 +92,12 @@ def bench(
                 batches=tuple(batches),
                 n_threads=threads,
                 left_out=models.left_out,
-                machine=replace(Machine(), wait=wait),
             )
         except Interrupted as error:
             models.write(error.result, file)
             raise
         models.write(result, file)
-    if baseline is not None:
-        try:
-            lines = check_regressions(result, before, max_percent=max_percent, where=where)
-        except KdedgeError as error:
-            error.result = result
-            raise
-        for line in lines:
-            log.info("%s", line)
     return result
-
-
-def check_speed(
-    result: SpeedResult, baseline: SpeedResult | str | Path, *, max_percent: float = 5.0
-) -> list[str]:
-    """Compares measurements with earlier ones of the same machine, as `bench(baseline=...)` does.
-
-    Args:
-        result: a result of `bench`.
-        baseline: an earlier result, or a file that `bench` wrote.
-        max_percent: how much longer a median may be, in percent.
-
-    Returns:
-        A line for each model and batch size that both have.
-
-    Raises:
-        GateError: a median is longer than allowed.
-        RecipeError: the baseline has another machine or number of threads, or is not a measurement.
-    """
-    before, where = _read_baseline(baseline)
-    check_comparable(
-        before, device=result.device, n_threads=result.settings.get("threads"), where=where
-    )
-    return check_regressions(result, before, max_percent=max_percent, where=where)
-
-
-def _read_baseline(baseline: SpeedResult | str | Path) -> tuple[SpeedResult, str]:
-    """Earlier measurements, and their name in messages.
-
-    Raises:
-        RecipeError: the file has no measurements.
-    """
-    if isinstance(baseline, SpeedResult):
-        return baseline, "the baseline"
-    try:
-        return read_speed(Path(baseline)), str(baseline)
-    except DataError as error:
-        raise RecipeError(f"--baseline: {error}") from error
 
 
 class Models:

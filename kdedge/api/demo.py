@@ -106,7 +106,6 @@ def demo(
         batches=(1, 32),
         n_threads=None,
         left_out=models.left_out,
-        command="kdedge demo",
     )
     write_new_numbered_json(student.path / "bench", speed.to_dict())
     page = None

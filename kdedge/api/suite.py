@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.api.export import export
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
-from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.tables import machine as machine_text
 from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
@@ -196,7 +196,6 @@ def export_students(ledger: Ledger, root: Path, device: str | None) -> Exported:
         batches=(1,),
         n_threads=None,
         left_out=left_out,
-        machine=Machine(),
     )
     files = [
         _file(row, artifacts[row.source][1], ledger, artifacts[row.source][0]) for row in speed.rows

@@ -61,21 +61,6 @@ class _Row:
         return "CPU" if self.loaded is None or self.loaded.gpu is None else "GPU"
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Functions that measure this machine.
-
-    Attributes:
-        power: returns its power sensor.
-        watch: watches the load of other processes, like `watch_contention`.
-        wait: called before each turn; it may wait until the machine is quiet.
-    """
-
-    power: Callable[[], SampledPower | None] = find_power
-    watch: Watch = watch_contention
-    wait: Callable[[], None] = lambda: None
-
-
 def run_bench(
     subjects: Sequence[Subject],
     *,
@@ -83,7 +68,8 @@ def run_bench(
     batches: Sequence[int],
     n_threads: int | None,
     left_out: dict[str, str],
-    machine: Machine = Machine(),
+    find_sensor: Callable[[], SampledPower | None] = find_power,
+    watch: Watch = watch_contention,
 ) -> SpeedResult:
     """Measures models on this machine.
 
@@ -93,7 +79,8 @@ def run_bench(
         batches: images per call; a model is left out at batches that it does not take.
         n_threads: CPU threads, for the record; None for each library's default.
         left_out: models that are already left out, and why.
-        machine: measures power, and watches other processes.
+        find_sensor: returns the power sensor of this machine.
+        watch: watches the load of other processes, like `watch_contention`.
 
     Raises:
         KdedgeError: no model could be measured; it is the first model's error.
@@ -103,10 +90,9 @@ def run_bench(
     before = conditions()
     interrupt: KeyboardInterrupt | None = None
     with ExitStack() as held:
-        machine.wait()
         rows = _load_all(subjects, held, left_out)
         try:
-            _measure_all(rows, plan, batches, machine, left_out)
+            _measure_all(rows, plan, batches, left_out, power=find_sensor(), watch=watch)
         except KeyboardInterrupt as error:
             if not any(row.measurements for row in rows):
                 raise
@@ -183,8 +169,10 @@ def _measure_all(
     rows: Sequence[_Row],
     plan: TimingPlan,
     batches: Sequence[int],
-    machine: Machine,
     left_out: dict[str, str],
+    *,
+    power: SampledPower | None,
+    watch: Watch,
 ) -> None:
     """Times all rows against each other, at every batch size and then from an image file."""
     turns: list[tuple[int, TimedFrom]] = [
@@ -193,7 +181,6 @@ def _measure_all(
     turns.append((1, "image file"))
     able = [_able(rows, batch, inputs, plan, left_out) for batch, inputs in turns]
     baseline: _Row | None = None
-    power = machine.power()
     done = 0
     with progress("measuring", sum(map(len, able)) * plan.n_rounds) as advance:
 
@@ -203,11 +190,8 @@ def _measure_all(
             advance(done, label.partition(" ")[2])
 
         for (batch, inputs), timed_rows in zip(turns, able, strict=True):
-            machine.wait()
             still = [row for row in timed_rows if row.problem is None]
-            baseline = _measure_turn(
-                still, baseline, plan, batch, inputs, power, machine.watch, after_turn
-            )
+            baseline = _measure_turn(still, baseline, plan, batch, inputs, power, watch, after_turn)
 
 
 def _able(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from kdedge.results import by_images
 from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow, TimedFrom
@@ -157,7 +157,7 @@ def notes(result: SpeedResult) -> list[str]:
     sources = dict.fromkeys(row.accuracy.source for row in result.rows if row.accuracy)
     if sources:
         lines.append(f"Accuracies are from {'; '.join(sources)}.")
-    lines += doubts(result)
+    lines += caveats(result)
     few = sorted(
         {
             row.label
@@ -168,18 +168,10 @@ def notes(result: SpeedResult) -> list[str]:
     )
     if few:
         lines.append(f"Fewer than {settings['n_calls']} calls, as they are slow: {', '.join(few)}.")
-    return [*lines, *problems(result, result.left_out)]
+    return [*lines, *result.problems]
 
 
-def problems(result: SpeedResult, left_out: Mapping[str, str]) -> list[str]:
-    """Failed models, missed gates, and what was left out and why."""
-    missed = [row.label for row in result.rows if row.gate == "missed"]
-    lines = [f"Missed its gate at export: {', '.join(missed)}."] if missed else []
-    lines += [f"{row.label} ended early: {row.problem}" for row in result.rows if row.problem]
-    return lines + [f"Left out: {name}: {why}" for name, why in left_out.items()]
-
-
-def doubts(result: SpeedResult) -> list[str]:
+def caveats(result: SpeedResult) -> list[str]:
     """Caveats of the first table: about its columns and the machine."""
     lines = []
     n_sets = len(accuracies(named_rows(result)))
@@ -189,7 +181,7 @@ def doubts(result: SpeedResult) -> list[str]:
         n_all = sum(len(row.measurements) for row in result.rows)
         lines.append(
             f"! {len(result.doubts)} of {n_all} times are in doubt and get no ratio"
-            f" ({result.doubts[0]}). Measure on a quiet machine: --wait-quiet 60."
+            f" ({result.doubts[0]}). Measure again on a quiet machine."
         )
     if result.device.get("throttled"):
         lines.append("! The device was throttled during the measurement (heat, power or current).")

@@ -14,10 +14,9 @@ from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.artifact_subjects import find_artifact
 from kdedge.benchmarking.tables import (
     as_markdown,
-    doubts,
+    caveats,
     make_grids,
     notes,
-    problems,
     summary,
 )
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
@@ -38,20 +37,6 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
         raise click.BadParameter(f"{value!r} is not a list of batch sizes. Write it as 1,8,32.")
     return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    """A percentage from `5%` or `5`."""
-    del ctx, parameter
-    if value is None:
-        return None
-    try:
-        number = float(value.strip().removesuffix("%"))
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1000:
-        raise click.BadParameter(f"{value!r} is not a percentage. Write it as 5%.")
-    return number
 
 
 @click.command("bench")
@@ -88,15 +73,6 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     metavar="SECONDS",
     help="Skip batch sizes at which one call of a model would take longer.",
 )
-@click.option(
-    "--wait-quiet",
-    "wait_quiet",
-    type=FiniteRange(min=0),
-    default=0.0,
-    metavar="SECONDS",
-    help="Wait until other processes leave the cores, for at most this time in total. Times that"
-    " they disturb are marked with ! and not ranked.",
-)
 @unused_threads_option
 @click.option(
     "--format",
@@ -104,7 +80,7 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     type=click.Choice(_FORMATS),
     default="text",
     show_default=True,
-    help="json has every timed call; it is what --output writes and --baseline reads.",
+    help="json has every timed call; it is what --output writes.",
 )
 @click.option(
     "--all",
@@ -118,17 +94,6 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     help="Write the measurements here as JSON. Must not exist. [default: bench/NN.json in the"
     " first run]",
 )
-@click.option(
-    "--baseline",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Earlier measurements (JSON) to compare with.",
-)
-@click.option(
-    "--max-regress",
-    callback=_percent,
-    metavar="PERCENT",
-    help="Exit with code 6 if a median is this much above --baseline's.  [default: 5%]",
-)
 @runs_option
 @device_option
 def command(
@@ -137,8 +102,6 @@ def command(
     root: Path,
     kind: str,
     is_whole: bool,
-    baseline: Path | None,
-    max_regress: float | None,
     **options: Any,
 ) -> None:
     """Measure models against each other: work, latency, FPS, memory, accuracy.
@@ -150,13 +113,9 @@ def command(
 
     Speed and work depend on a method's architecture only. Accuracies come from finished runs.
     """
-    if max_regress is not None and baseline is None:
-        raise click.UsageError("--max-regress needs --baseline FILE to compare with.")
     options["against"] = [] if against == "none" else [name.strip() for name in against.split(",")]
-    if max_regress is not None:
-        options["max_percent"] = max_regress
     show_result(
-        lambda: bench(*sources, root=root, baseline=baseline, **options),
+        lambda: bench(*sources, root=root, **options),
         lambda result: _print(result, kind, is_whole=is_whole),
     )
     runs = [source for source in sources or (None,) if not (source and find_artifact(Path(source)))]
@@ -183,7 +142,7 @@ def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:
     n_less = len(result.left_out) - len(at_all)
     more = "--all: sizes, percentiles, FPS by batch, published figures"
     more += f", {n_less} models and batches left out" if n_less else ""
-    below = [*doubts(result), *problems(result, at_all), more]
+    below = [*caveats(result), *replace(result, left_out=at_all).problems, more]
     grid = replace(grid, title=_wrapped(grid.title))
     return [grid_text(grid), "\n".join(map(_wrapped, below))]
 

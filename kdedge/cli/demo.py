@@ -26,7 +26,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     paper, and by a ridge regression in one pass. Novel classes have no labels.
     """
     from kdedge.api.demo import demo
-    from kdedge.benchmarking.tables import doubts, summary
+    from kdedge.benchmarking.tables import caveats, summary
 
     used = finished_runs(root)
     done = demo(root=root, device=device, resume=resume)
@@ -40,7 +40,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
             f"{run_text(runs, used=used)}\n",
             grid_text(grid),
             "paper: class texts are encoded with every batch; all others use stored class vectors.",
-            *doubts(done.speed),
+            *caveats(done.speed),
             "",
             *wrote,
             f"The demo took {done.seconds:.0f} s.",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-log = logging.getLogger(__name__)
 
 # Vectors, products of bytes, and products of half precision: of x86-64, then of Arm
 _INSTRUCTIONS = (
@@ -162,7 +159,6 @@ def is_jetson(root: Path = Path("/")) -> bool:
 
 
 _SYSTEM = Path("/")
-_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -265,45 +261,3 @@ def _preempted() -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-class QuietWait:
-    """Waits until other processes leave the cores, for a limited total time.
-
-    Args:
-        seconds: total time to wait, over all calls.
-        most_percent: share of the cores that others may keep busy.
-        watch: measures the use by others.
-    """
-
-    def __init__(
-        self, seconds: float, *, most_percent: float, watch: Watch = watch_contention
-    ) -> None:
-        self._left_s, self._most_percent, self._watch = seconds, most_percent, watch
-
-    def __call__(self) -> None:
-        """Waits, and logs for how long, and whether the machine became quiet."""
-        began = time.monotonic()
-        while self._left_s > 0:
-            since = self._watch()
-            look_s = min(_LOOK_S, self._left_s)
-            time.sleep(look_s)
-            self._left_s -= look_s
-            percent = since().others_percent
-            if percent is None:
-                self._left_s = 0
-                log.warning(
-                    "This system does not show whether other processes are busy, so kdedge"
-                    " does not wait."
-                )
-            elif percent <= self._most_percent:
-                waited = time.monotonic() - began
-                if waited >= 2 * _LOOK_S:
-                    log.info("Waited %.0f s until the machine was quiet.", waited)
-                return
-            elif self._left_s <= 0:
-                log.warning(
-                    "The machine is not quiet after %.0f s: other processes keep %.0f %% of its"
-                    " cores busy. Measuring anyway.",
-                    *(time.monotonic() - began, percent),
-                )

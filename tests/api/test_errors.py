@@ -49,10 +49,6 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "evaluate": (lambda: kdedge.evaluate("line3"), ("eval", "line3")),
     "export": (lambda: kdedge.export("line3"), ("export", "line3")),
     "bench": (lambda: kdedge.bench("line3"), ("bench", "line3")),
-    "check_speed": (
-        lambda: kdedge.check_speed(None, "bad.json"),  # type: ignore[arg-type]
-        ("bench", "--baseline", "bad.json"),
-    ),
     "report": (lambda: kdedge.report("line3"), ("report", "line3")),
     "open_run": (lambda: kdedge.open_run("line3"), ("show", "line3")),
     "open_artifact": (lambda: kdedge.open_artifact("art"), ("show", "art")),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdedge.benchmarking.device import SampledPower
-from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, TimingPlan
 from kdedge.errors import BackendUnavailable
 from kdedge.runtime.machine import Contention
@@ -86,7 +86,6 @@ def test_watts_are_given_to_models_on_the_measured_devices_alone(
     devices: tuple[int | None, ...], on_cpu: float | None
 ) -> None:
     power = SampledPower(lambda: 200.0, devices)
-    machine = Machine(power=lambda: power)
     subjects = [
         subject(name, lambda gpu=gpu: nullcontext(Instant(gpu)))
         for name, gpu in (("cpu", None), ("gpu", 0), ("second gpu", 1))
@@ -97,7 +96,7 @@ def test_watts_are_given_to_models_on_the_measured_devices_alone(
         batches=[1],
         n_threads=None,
         left_out={},
-        machine=machine,
+        find_sensor=lambda: power,
     )
     watts = {row.model: [found.watts for found in row.measurements] for row in result.rows}
     assert watts == {"cpu": [on_cpu], "gpu": [200.0], "second gpu": [None]}
@@ -153,15 +152,10 @@ def test_a_larger_batch_is_left_out_by_the_work_of_the_first_call() -> None:
     assert result.left_out == {f"{one.label}, batch 1000": "a call would take about 22 s"}
 
 
-def test_what_others_do_is_watched_and_a_quiet_machine_waited_for_before_each_turn() -> None:
+def test_what_others_do_is_watched() -> None:
     """A GPU computes on where other processes have the cores."""
-    waits: list[None] = []
-    machine = Machine(
-        watch=lambda: lambda: Contention(1.0, 2, 1.0, 0),
-        wait=lambda: waits.append(None),
-    )
     for gpu, expected in ((None, 50.0), (0, None)):
         one = subject("m", lambda gpu=gpu: nullcontext(Instant(gpu)))
-        (row,) = measured(one, machine=machine, batches=[1]).rows
+        watch = lambda: lambda: Contention(1.0, 2, 1.0, 0)  # noqa: E731
+        (row,) = measured(one, watch=watch, batches=[1]).rows
         assert [found.others_percent for found in row.measurements] == [expected]
-    assert len(waits) == 2 * (1 + 3)  # before loading, then on device, copied, image file

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
 from typing import Any
 
 import pytest
 
-from kdedge.runtime.machine import Contention, QuietWait, all_of, watch_contention
+from kdedge.runtime.machine import Contention, all_of, watch_contention
 
 
 def test_others_have_what_is_busy_or_stolen_on_the_cores_of_this_process(system: Any) -> None:
@@ -42,29 +40,3 @@ def test_several_times_count_by_their_length() -> None:
     assert whole.others_cores == pytest.approx(0.2)
     assert whole.preempted_per_second == 2.0
     assert all_of([Contention(1.0, 2, None, None), Contention(1.0, 2, 1.0, 1)]).others_s is None
-
-
-def test_a_quiet_machine_is_waited_for_and_that_is_said(
-    system: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    watch = partial(watch_contention, system.root)
-    QuietWait(10.0, most_percent=10.0, watch=watch)()
-    assert not caplog.text
-
-    def until_two() -> Any:
-        system.busy_cores = 1.0 if system.slept < 2 else 0.0
-        return watch()
-
-    QuietWait(10.0, most_percent=10.0, watch=until_two)()
-    assert "Waited 2 s until the machine was quiet." in caplog.text
-
-
-def test_the_wait_for_a_quiet_machine_ends(system: Any, caplog: pytest.LogCaptureFixture) -> None:
-    system.busy_cores = 1.0
-    wait = QuietWait(3.0, most_percent=10.0, watch=partial(watch_contention, system.root))
-    wait()
-    assert system.slept == 3.0
-    assert "not quiet after 3 s: other processes keep 50 % of its cores busy." in caplog.text
-    wait()  # the time is up
-    assert system.slept == 3.0
