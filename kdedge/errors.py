@@ -138,6 +138,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised as an exception so that code that handles Ctrl-C handles it too."""
 
 
+def signum_of(interrupt: KeyboardInterrupt) -> int:
+    """Returns the signal that raised it: SIGTERM or SIGINT."""
+    return signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+
+
 def os_reason(error: OSError) -> str:
     """Says why the operating system refuses something, as the middle of a sentence."""
     return (error.strerror or str(error)).lower()

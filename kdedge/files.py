@@ -133,6 +133,30 @@ def write_atomic(path: Path, data: bytes) -> None:
     _sync_folder(path)
 
 
+@contextlib.contextmanager
+def written_together(path: Path) -> Iterator[Path]:
+    """Context in which a file and others that belong to it are written: all or none.
+
+    Yields:
+        A path of that name in a hidden folder. When the context ends, the folder's files move to
+        the folder of `path`, and `path` last.
+
+    Raises:
+        ResourceError: a file cannot be written.
+    """
+    try:
+        hidden = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+        with hidden as folder:
+            part = Path(folder, path.name)
+            yield part
+            for file in sorted(part.parent.iterdir(), key=lambda file: file == part):
+                with file.open("rb") as written:
+                    sync(written.fileno(), part.parent)
+                file.replace(path.parent / file.name)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
 def check_writable(folder: Path) -> None:
     """Checks that files can be written to a folder, before work whose result is to go there.
 

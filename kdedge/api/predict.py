@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import sys
 from collections import Counter, deque
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 from kdedge.api.artifact import artifact_folder
 from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.lines import (
-    LeastCertain,
     NonFiniteLogits,
     Prediction,
     Result,
@@ -248,15 +248,17 @@ class Predictions(Tabled, Sequence[Result]):
         Raises:
             RecipeError: the artifact was exported with the head argmax, which gives no scores.
         """
-        kept: LeastCertain[None] = LeastCertain(n)
-        for one in self.classified:
-            if one.top[0].score_percent is None:
+
+        def score(prediction: Prediction) -> float:
+            percent = prediction.top[0].score_percent
+            if percent is None:
                 raise RecipeError(
                     "The artifact was exported with the head argmax, which gives no scores.\n"
                     "  Export again with the head scores."
                 )
-            kept.add(one, None)
-        return [one for one, _ in kept.taken()]
+            return percent
+
+        return heapq.nsmallest(n, self.classified, key=score)
 
     def to_records(self) -> list[dict[str, Any]]:
         """Returns the objects that `kdedge predict --format jsonl` writes, as for a data frame."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -31,7 +30,8 @@ from kdedge.errors import (
     Interrupted,
     KdedgeError,
     MissingPackage,
-    Terminated,
+    first_line,
+    signum_of,
 )
 from kdedge.progress import progress
 from kdedge.runs.folder import command_line
@@ -118,8 +118,9 @@ def run_bench(
         left_out=left_out,
     )
     if interrupt is not None:
-        signum = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-        interrupted = Interrupted("interrupted: the other rows were not measured.", signum=signum)
+        interrupted = Interrupted(
+            "interrupted: the other rows were not measured.", signum=signum_of(interrupt)
+        )
         interrupted.result = result
         raise interrupted from interrupt
     return result
@@ -140,7 +141,7 @@ def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, 
             try:
                 _load(row, held)
             except (MissingPackage, BackendUnavailable) as error:
-                left_out[subject.label] = str(error).splitlines()[0]
+                left_out[subject.label] = first_line(error)
                 absent.append(error)
                 continue
             except (KdedgeError, RuntimeError, MemoryError) as error:
@@ -281,6 +282,6 @@ def _finish(row: _Row) -> SpeedRow:
         runtime="-" if row.loaded is None else row.loaded.runtime,
         device=row.device,
         memory_bytes=row.memory_bytes,
-        problem=None if row.problem is None else str(row.problem).splitlines()[0],
+        problem=None if row.problem is None else first_line(row.problem),
         measurements=tuple(row.measurements),
     )

@@ -25,7 +25,14 @@ import click
 
 from kdedge import __version__
 from kdedge.cli._output import colored, first_line, help_all_option, set_up_logging, shows_all
-from kdedge.errors import OVERRIDE, KdedgeError, Terminated, is_out_of_memory, os_reason
+from kdedge.errors import (
+    OVERRIDE,
+    KdedgeError,
+    Terminated,
+    is_out_of_memory,
+    os_reason,
+    signum_of,
+)
 
 _FOLDER = Path(__file__).parent
 # Errors that a mistyped path can cause
@@ -129,7 +136,7 @@ def main() -> NoReturn:
         _leave_signals_to_the_system()
     except KeyboardInterrupt as error:  # after the command, or while its error was reported
         _leave_signals_to_the_system()
-        code = _signal_code(error)
+        code = 128 + signum_of(error)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed
         sys.stderr.flush()
     sys.exit(code)
@@ -143,10 +150,6 @@ def _leave_signals_to_the_system() -> None:
     """Lets SIGINT and SIGTERM kill the process: no code is left to catch their exceptions."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_DFL)
-
-
-def _signal_code(error: KeyboardInterrupt) -> int:
-    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -187,7 +190,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, KdedgeError):
         return _say(str(error), error.exit_code)
     if isinstance(error, Terminated):
-        return _say(_terminated(), _signal_code(error))
+        return _say(_terminated(), 128 + signum_of(error))
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say("interrupted.", 130)
     if isinstance(error, BrokenPipeError):  # stdout's reader has ended (`| head`)

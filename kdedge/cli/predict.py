@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import sys
@@ -28,7 +29,6 @@ from kdedge.errors import KdedgeError, ResourceError
 from kdedge.files import already_exists, explain_os_error, held, printable, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
-    LeastCertain,
     Prediction,
     Result,
     answer_lines,
@@ -276,18 +276,19 @@ def _write_all(
             pictures.save(item.name, read_item(item), answer)
 
     heading = None if is_begun else lines.heading()
-    kept = None if shape.uncertain is None else LeastCertain[ImageToClassify](shape.uncertain)
+    least_certain: list[tuple[Prediction, ImageToClassify]] = []  # lowest score first
     try:
         with bar as advance, _streamed(shape.output, heading, is_begun=is_begun) as write:
             try:
                 for number, (result, item) in enumerate(results, 1):
-                    if kept is not None and isinstance(result, Prediction):
-                        kept.add(result, item)
+                    if shape.uncertain is not None and isinstance(result, Prediction):
+                        bisect.insort(least_certain, (result, item), key=_score)
+                        del least_certain[shape.uncertain :]
                     else:
                         put(result, item)
                     advance(number)
             finally:  # after Ctrl-C or an error, the least certain ones so far
-                for prediction, item in [] if kept is None else kept.taken():
+                for prediction, item in least_certain:
                     put(prediction, item)
     except (KeyboardInterrupt, KdedgeError) as error:
         if results.counts:
@@ -297,6 +298,12 @@ def _write_all(
         raise
     if results.counts:
         log.info(_summary(results.counts, shown, classifier, shape))
+
+
+def _score(entry: tuple[Prediction, ImageToClassify]) -> float:
+    score = entry[0].top[0].score_percent
+    assert score is not None  # heads without scores are refused
+    return score
 
 
 @contextlib.contextmanager

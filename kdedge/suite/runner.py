@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.errors import CellsFailed, DataError, Interrupted, Terminated
+from kdedge.errors import CellsFailed, DataError, Interrupted, signum_of
 from kdedge.files import explain_os_error, locked
 from kdedge.progress import Advance, progress
 from kdedge.records import read_record
@@ -148,7 +148,7 @@ class Runner:
                     advance(self.n_done, "; ".join(cell.label for cell in self._running))
                 time.sleep(_POLL_EVERY_S)
         except KeyboardInterrupt as error:
-            signum = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            signum = signum_of(error)
             labels = " and ".join(cell.label for cell in self._running)
             self._stop(signum)
             self._ledger.refresh()
@@ -173,7 +173,7 @@ class Runner:
                 for process in processes:
                     process.wait()
             except KeyboardInterrupt as error:
-                signum = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+                signum = signum_of(error)
 
     def _start_what_may(self) -> None:
         """Starts cells of the queue that need not wait, up to `n_jobs`."""

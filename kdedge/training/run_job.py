@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -17,7 +16,7 @@ from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares
-from kdedge.errors import Interrupted, RecipeError, Terminated
+from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
@@ -243,7 +242,7 @@ def _status(run: RunFolder, job: Job) -> Iterator[None]:
         raise Interrupted(
             f"Interrupted in {run.path}.\n"
             "  Run the same command with --resume to go on from there.",
-            signum=signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT,
+            signum=signum_of(error),
         ) from error
     except BaseException:
         # The error that ended the run matters more than one while noting it (a full disk gives

@@ -12,19 +12,18 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
 from kdedge.files import write_atomic
 from kdedge.targets.engines.package import open_log
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
+_T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
@@ -66,12 +65,12 @@ def make_cancel(module: ModuleType) -> Cancel:
 
 
 def in_a_thread(
-    work: Callable[[], tuple[bytes, dict[str, Any]]],
+    work: Callable[[], _T],
     cancel: Cancel,
     what: str,
     *,
     report_every_s: float = 30.0,
-) -> tuple[bytes, dict[str, Any]]:
+) -> _T:
     """Runs a build in another thread, so that Ctrl-C works.
 
     Signals interrupt the main thread only. In the building thread, a signal would interrupt
@@ -95,7 +94,7 @@ def in_a_thread(
         return future.result()
 
 
-def _release(work: Callable[[], tuple[bytes, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
+def _release(work: Callable[[], _T]) -> _T:
     """Runs a build and frees its builder at once if it fails.
 
     An exception's traceback keeps the builder alive. The garbage collector may then free it inside
@@ -109,19 +108,6 @@ def _release(work: Callable[[], tuple[bytes, dict[str, Any]]]) -> tuple[bytes, d
 
 
 _N_ERRORS_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """Source and options of an engine.
-
-    Attributes:
-        onnx_path: the graph, with one input [B, 3, S, S] and any number of outputs.
-        batches: smallest and largest batch.
-    """
-
-    onnx_path: Path
-    batches: tuple[int, int]
 
 
 class EngineBuilder:
@@ -161,25 +147,28 @@ class EngineBuilder:
             DataError, SetupError, ResourceError: as `build`.
         """
         assert request.onnx_path is not None
-        engine = EngineRequest(request.onnx_path, request.artifact.batches)
+        path, batches = request.folder / file.name, request.artifact.batches
         return {
             "tool": self._tool,
             "version": self._module.__version__,
             **device,
-            **self.build(engine, request.folder / file.name),
+            "profiles": self.build(request.onnx_path, path, batches=batches),
         }
 
-    def build(self, request: EngineRequest, path: Path) -> dict[str, Any]:
+    def build(
+        self, onnx_path: Path, path: Path, *, batches: tuple[int, int]
+    ) -> list[dict[str, int]]:
         """Builds an engine and writes it atomically.
 
         Ctrl-C cancels the build.
 
         Args:
-            request: source and options.
+            onnx_path: the graph, with one input [B, 3, S, S] and any number of outputs.
             path: the engine file.
+            batches: smallest and largest batch.
 
         Returns:
-            Profiles (batch min, opt, max), and the types of its multiplications as parsed.
+            The engine's profiles: batch min, opt and max.
 
         Raises:
             DataError: the ONNX file is broken.
@@ -187,60 +176,61 @@ class EngineBuilder:
             ResourceError: memory or disk ran out.
         """
         cancel = make_cancel(self._module)
-        data, record = in_a_thread(
-            lambda: self._serialize(request, cancel), cancel, f"Building {path.name}"
+        data, profiles = in_a_thread(
+            lambda: self._serialize(onnx_path, batches, cancel), cancel, f"Building {path.name}"
         )
         write_atomic(path, data)
-        return record
+        return profiles
 
-    def _serialize(self, request: EngineRequest, cancel: Cancel) -> tuple[bytes, dict[str, Any]]:
-        """Builds the engine; returns its bytes and their record."""
+    def _serialize(
+        self, onnx_path: Path, batches: tuple[int, int], cancel: Cancel
+    ) -> tuple[bytes, list[dict[str, int]]]:
+        """Builds the engine; returns its bytes and its profiles."""
         log = open_log(self._module)
         try:
             builder = self._trt.Builder(log)
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
-            raise self._failure("cannot start to build", log, request) from error
+            raise self._failure("cannot start to build", log, onnx_path) from error
         kinds = self._trt.NetworkDefinitionCreationFlag
         strong = getattr(kinds, "STRONGLY_TYPED", None)  # a version may know no other typing
         network = builder.create_network(0 if strong is None else 1 << int(strong))
         parser = self._trt.OnnxParser(network, log)
-        is_parsed = parser.parse_from_file(str(request.onnx_path))
+        is_parsed = parser.parse_from_file(str(onnx_path))
         if not is_parsed or parser.num_errors:
-            raise self._parse_failure(parser, log, request)
+            raise self._parse_failure(parser, log, onnx_path)
         images = network.get_input(0)
         config = builder.create_builder_config()
-        profiles = self._add_profiles(builder, config, images, request)
+        profiles = self._add_profiles(builder, config, images, batches)
         self._read_timing_cache(config)
         config.progress_monitor = cancel.monitor
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise self._failure("could not build", log, request)
+            raise self._failure("could not build", log, onnx_path)
         self._write_timing_cache(config)
-        record = {"profiles": profiles, "multiplications": count_products(network)}
-        return bytes(serialized), record
+        return bytes(serialized), profiles
 
     def _add_profiles(
-        self, builder: Any, config: Any, images: Any, request: EngineRequest
+        self, builder: Any, config: Any, images: Any, batches: tuple[int, int]
     ) -> list[dict[str, int]]:
         """Adds a profile for all batches, tuned for the largest, and one for the smallest.
 
         Tools that do not know profiles use the first one, so it takes every batch.
         """
         shape = tuple(images.shape)
-        low, high = request.batches
-        batches = [{"min": low, "opt": high, "max": high}]
+        low, high = batches
+        profiles = [{"min": low, "opt": high, "max": high}]
         if shape[0] != -1:
-            return batches
+            return profiles
         if low < high:
-            batches.append({"min": low, "opt": low, "max": low})
-        for batch in batches:
+            profiles.append({"min": low, "opt": low, "max": low})
+        for batch in profiles:
             profile = builder.create_optimization_profile()
             low_shape, opt_shape, high_shape = (
                 (batch[key], *shape[1:]) for key in ("min", "opt", "max")
             )
             profile.set_shape(images.name, low_shape, opt_shape, high_shape)
             config.add_optimization_profile(profile)
-        return batches
+        return profiles
 
     def _read_timing_cache(self, config: Any) -> None:
         if self._timing_cache is None:
@@ -267,7 +257,7 @@ class EngineBuilder:
         except (OSError, ResourceError) as error:  # an engine is complete without a cache
             log.debug("The timing cache could not be saved: %s", error)
 
-    def _parse_failure(self, parser: Any, log: Any, request: EngineRequest) -> KdedgeError:
+    def _parse_failure(self, parser: Any, log: Any, onnx_path: Path) -> KdedgeError:
         """The error for a graph that the parser refuses, with each node's name and operator."""
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         at_nodes = [error for error in errors if error.node() >= 0]
@@ -275,22 +265,22 @@ class EngineBuilder:
             detail = [error.desc() for error in errors]
             files = [line for line in log.errors if "open file" in line]
             return DataError(
-                f"{request.onnx_path} cannot be read by {self._title}.\n"
+                f"{onnx_path} cannot be read by {self._title}.\n"
                 f"  {_joined(files or detail or log.errors)}\n"
                 "  Copy the file (and its data file, if it has one) again, or export again."
             )
         return SetupError(
-            f"{self._title} cannot build {request.onnx_path}: it refuses {len(at_nodes)} of its"
+            f"{self._title} cannot build {onnx_path}: it refuses {len(at_nodes)} of its"
             " nodes.\n"
             f"  {_joined([_describe_node(error) for error in at_nodes])}\n"
             "  A newer version may support them. ONNX Runtime can run the file without an"
             " engine."
         )
 
-    def _failure(self, what: str, log: Any, request: EngineRequest) -> KdedgeError:
+    def _failure(self, what: str, log: Any, onnx_path: Path) -> KdedgeError:
         """The error for a step of the builder that failed."""
         detail = _joined(log.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
-        text = f"{self._title} {what} {request.onnx_path}.\n  {detail}\n  "
+        text = f"{self._title} {what} {onnx_path}.\n  {detail}\n  "
         if "out of memory" in detail.lower() or "outofmemory" in detail.lower():
             return ResourceError(
                 f"{text}Lower export.max_batch, or close other programs that use the GPU."
@@ -312,37 +302,3 @@ def _joined(lines: list[str]) -> str:
     shown = [" ".join(line.split()) for line in lines[:_N_ERRORS_SHOWN]]
     left = len(lines) - len(shown)
     return "\n  ".join([*shown, f"and {left} more"] if left > 0 else shown)
-
-
-_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
-
-# Operators that may be between a dequantization and its product, and change no value
-_SHAPE_ONLY = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
-
-
-def count_products(network: Any) -> dict[str, int]:
-    """The number of a parsed network's matrix products and convolutions by type.
-
-    Types are TensorRT's names, such as FLOAT and HALF; INT8 where both operands come from 8-bit
-    integers, so that the product can run on them.
-    """
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    makers = {
-        layer.get_output(index).name: layer
-        for layer in layers
-        for index in range(layer.num_outputs)
-    }
-
-    def is_dequantized(tensor: Any) -> bool:
-        layer = makers.get(tensor.name)
-        while layer is not None and layer.type.name in _SHAPE_ONLY:
-            layer = makers.get(layer.get_input(0).name)
-        return layer is not None and layer.type.name == "DEQUANTIZE"
-
-    def type_of(product: Any) -> str:
-        inputs = [product.get_input(index) for index in range(product.num_inputs)]
-        operands = [tensor for tensor in inputs if tensor is not None][:2]
-        is_int8 = len(operands) == 2 and all(map(is_dequantized, operands))
-        return "INT8" if is_int8 else str(operands[0].dtype.name)
-
-    return dict(Counter(type_of(layer) for layer in layers if layer.type.name in _PRODUCTS))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import logging
-import shutil
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -17,9 +15,10 @@ import torch
 from torch import nn
 
 from kdedge.errors import RecipeError
-from kdedge.files import explain_os_error
+from kdedge.files import written_together
 from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
+from kdedge.targets.program import dynamic_shapes, example_images
 
 Batch = Literal["dynamic"] | int
 
@@ -75,12 +74,7 @@ def write_onnx(
             " at most 2.1 GB.\n"
             "  Store the weights in a second file: --set export.external_data=true"
         )
-    try:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
-        part = folder / path.name
+    with written_together(path) as part:
         if external_data:
             onnx.save(
                 proto, part, save_as_external_data=True, location=f"{path.name}.data",
@@ -88,24 +82,13 @@ def write_onnx(
         else:
             onnx.save(proto, part)
         onnx.checker.check_model(part, full_check=True)
-        for file in sorted(folder.iterdir(), reverse=True):  # the graph last
-            file.replace(path.parent / file.name)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
     """Traces a model to torch's ONNX graph."""
-    is_dynamic = batch == "dynamic" and max_batch > 1
-    # A batch of 1 would become a constant
-    n_images = 2 if is_dynamic else 1 if batch == "dynamic" else batch
-    images = torch.zeros(n_images, 3, size_px, size_px)
+    batches = (1, max_batch) if batch == "dynamic" else (batch, batch)
+    images = example_images(model, size_px=size_px, batches=batches)
     folded: Any = model
-    if folded.pixels == "uint8":
-        images = images.to(torch.uint8)
-    dimension = torch.export.Dim("batch", min=1, max=max_batch) if is_dynamic else None
     with torch.no_grad():
         model(
             images
@@ -125,7 +108,7 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
                 verbose=False,
                 input_names=[INPUT_NAME],
                 output_names=[folded.output_name],
-                dynamic_shapes={"images": {0: dimension}} if dimension else None,
+                dynamic_shapes=dynamic_shapes(batches),
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise RecipeError(

@@ -9,15 +9,13 @@ NNCF, changes more predictions at the same speed (`benchmarks/README.md`).
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdedge.errors import DataError, ResourceError
-from kdedge.files import explain_os_error, write_atomic
+from kdedge.files import write_atomic, written_together
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.machine import adds_bytes_in_16_bits, has_bf16
 from kdedge.targets.openvino.run import (
@@ -25,7 +23,6 @@ from kdedge.targets.openvino.run import (
     check_environment,
     import_openvino,
     version_of,
-    weights_of,
 )
 from kdedge.targets.protocol import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
 
@@ -128,18 +125,10 @@ def _save(ov: Any, model: Any, path: Path, *, has_fp16_weights: bool) -> None:
         ResourceError: a file cannot be written.
     """
     try:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
-        part = folder / path.name
-        ov.save_model(model, part, compress_to_fp16=has_fp16_weights)
-        for target in (weights_of(path), path):
-            write_atomic(target, (folder / target.name).read_bytes())
+        with written_together(path) as part:
+            ov.save_model(model, part, compress_to_fp16=has_fp16_weights)
     except RuntimeError as error:  # OpenVINO's own writer
         raise ResourceError(
             f"{path} could not be written: {error}.\n"
             "  Free some space, or name another folder that you may write to."
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

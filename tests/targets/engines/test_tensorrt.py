@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from kdedge.errors import MissingPackage, ResourceError, SetupError
-from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
+from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import import_engine_package
 from kdedge.targets.tensorrt import build as target
 
@@ -140,15 +140,14 @@ def version_10() -> Version:
 
 
 @pytest.fixture
-def small(write_graph: Callable[..., Path], tmp_path: Path) -> EngineRequest:
+def small(write_graph: Callable[..., Path], tmp_path: Path) -> Path:
     """A graph of one convolution, which is built in no time."""
-    path = write_graph(
+    return write_graph(
         tmp_path / "small.onnx",
         {"images": ("batch", 3, 32, 32)},
         [("Conv", ("images", "weight")), ("Flatten", ("between 0",))],
         ("batch", 5),
     )
-    return EngineRequest(path, (1, 4))
 
 
 @pytest.fixture
@@ -373,18 +372,16 @@ def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
     version_10: Version, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     for precision in ("fp32", "fp16", "int8"):
-        request = EngineRequest(onnx_files[precision], (1, 4))
-        version_10.builder().build(request, tmp_path / f"{precision}.engine")
+        path = tmp_path / f"{precision}.engine"
+        version_10.builder().build(onnx_files[precision], path, batches=(1, 4))
     assert version_10.flags == []
     assert version_10.networks == [1 << NetworkFlagsOf10.STRONGLY_TYPED] * 3
     assert "progress_monitor" in version_10.settings
 
 
-def test_a_version_without_network_flags_is_asked_for_none(
-    small: EngineRequest, tmp_path: Path
-) -> None:
+def test_a_version_without_network_flags_is_asked_for_none(small: Path, tmp_path: Path) -> None:
     version = Version("12.0.0", NoNetworkFlags)
-    version.builder().build(small, tmp_path / "a.engine")
+    version.builder().build(small, tmp_path / "a.engine", batches=(1, 4))
     assert version.networks == [0]
 
 
@@ -399,7 +396,7 @@ def test_a_version_without_network_flags_is_asked_for_none(
 )
 def test_a_timing_cache_is_read_where_it_fits_and_kept_after_the_build(
     version_10: Version,
-    small: EngineRequest,
+    small: Path,
     tmp_path: Path,
     before: bytes | None,
     taken: bytes,
@@ -408,17 +405,17 @@ def test_a_timing_cache_is_read_where_it_fits_and_kept_after_the_build(
     if before is not None:
         cache.parent.mkdir()
         cache.write_bytes(before)
-    version_10.builder(timing_cache=cache).build(small, tmp_path / "a.engine")
+    version_10.builder(timing_cache=cache).build(small, tmp_path / "a.engine", batches=(1, 4))
     assert version_10.caches == [taken]
     assert cache.read_bytes() == taken + b"measured "
 
 
 def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
-    version_10: Version, small: EngineRequest, tmp_path: Path
+    version_10: Version, small: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     builder = version_10.builder(timing_cache=tmp_path / "file" / "a.cache")
-    builder.build(small, tmp_path / "a.engine")
+    builder.build(small, tmp_path / "a.engine", batches=(1, 4))
     assert (tmp_path / "a.engine").is_file()
 
 
@@ -433,7 +430,7 @@ def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
 )
 def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
     version_10: Version,
-    small: EngineRequest,
+    small: Path,
     tmp_path: Path,
     reason: str | None,
     kind: type[Exception],
@@ -445,16 +442,15 @@ def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
 
     version_10.instead = fail
     with pytest.raises(kind) as caught:
-        version_10.builder().build(small, tmp_path / "a.engine")
+        version_10.builder().build(small, tmp_path / "a.engine", batches=(1, 4))
     assert str(caught.value).startswith(
-        f"TensorRT 10.3.0 could not build {small.onnx_path}.\n"
-        f"  {reason or 'It gave no reason.'}\n  {last}"
+        f"TensorRT 10.3.0 could not build {small}.\n  {reason or 'It gave no reason.'}\n  {last}"
     )
-    assert list(tmp_path.iterdir()) == [small.onnx_path]
+    assert list(tmp_path.iterdir()) == [small]
 
 
 def test_a_builder_that_does_not_start_is_told(
-    version_10: Version, small: EngineRequest, tmp_path: Path
+    version_10: Version, small: Path, tmp_path: Path
 ) -> None:
     def refuse(log: Any) -> Any:
         log.log(tensorrt_rtx.ILogger.ERROR, "CUDA initialization failure with error: 35.")
@@ -462,7 +458,7 @@ def test_a_builder_that_does_not_start_is_told(
 
     version_10.module.Builder = refuse
     with pytest.raises(SetupError, match=r"cannot start to build .*\n  CUDA init.* error: 35"):
-        version_10.builder().build(small, tmp_path / "a.engine")
+        version_10.builder().build(small, tmp_path / "a.engine", batches=(1, 4))
 
 
 @pytest.mark.parametrize(
@@ -480,7 +476,7 @@ def test_a_builder_that_does_not_start_is_told(
 )
 def test_of_refused_nodes_the_first_are_told_by_name_or_number(
     version_10: Version,
-    small: EngineRequest,
+    small: Path,
     tmp_path: Path,
     is_named: bool,
     n_errors: int,
@@ -499,8 +495,8 @@ def test_of_refused_nodes_the_first_are_told_by_name_or_number(
         parse_from_file=lambda path: False, num_errors=n_errors, get_error=refuse
     )
     with pytest.raises(SetupError) as caught:
-        version_10.builder().build(small, tmp_path / "a.engine")
+        version_10.builder().build(small, tmp_path / "a.engine", batches=(1, 4))
     first, *nodes, last = str(caught.value).splitlines()
-    assert first.endswith(f"{small.onnx_path}: it refuses {n_errors} of its nodes.")
+    assert first.endswith(f"{small}: it refuses {n_errors} of its nodes.")
     assert nodes == expected
     assert "ONNX Runtime can run the file without an engine" in last
