@@ -4,29 +4,44 @@ The names of the Python API are those that `__init__.pyi` imports. Importing thi
 of them: each is loaded when it is first used.
 """
 
+import functools
+
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str) -> object:
-    """Loads a name of the API."""
+@functools.cache
+def _modules() -> dict[str, str]:
+    """The names of the API and the module of each."""
     # Imported here: `kdedge --help` starts at once
     import ast
-    from importlib import import_module
     from pathlib import Path
 
     stub = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
     imports = (node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom))
-    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def __getattr__(name: str) -> object:
+    """Loads a name of the API."""
+    from importlib import import_module
+
     if name == "__all__":
-        return sorted([*homes, "__version__"])
-    if name not in homes:
+        return __dir__()
+    if name not in _modules():
         raise AttributeError(f"module 'kdedge' has no attribute {name!r}")
     try:
-        globals()[name] = value = getattr(import_module(homes[name]), name)
+        globals()[name] = value = getattr(import_module(_modules()[name]), name)
     except ModuleNotFoundError as error:  # a class that only a call with torch or uvicorn returns
         raise AttributeError(f"kdedge.{name} needs {error.name}, which is missing") from error
     return value
 
 
 def __dir__() -> list[str]:
-    return list(__getattr__("__all__"))  # type: ignore[call-overload]
+    """Lists the names of the API, without classes whose packages are missing."""
+    from importlib.util import find_spec
+
+    needs = {"kdedge.training.": "torch", "kdedge.serving.": "uvicorn"}
+    missing = tuple(room for room, package in needs.items() if find_spec(package) is None)
+    return sorted(
+        ["__version__", *(name for name, m in _modules().items() if not m.startswith(missing))]
+    )

@@ -94,8 +94,8 @@ def init(
         all_keys: write every key with its description.
 
     Returns:
-        The recipe's `path`, the class names, a summary of each folder (`looks`), and which weights
-        have to be fetched (`missing`).
+        The recipe's `path`, the class names, a summary of each folder (`surveys`), and which
+        weights have to be fetched (`missing`).
 
     Raises:
         RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.

@@ -220,7 +220,7 @@ def new_files(
         settle_s: seconds.
         poll_s: seconds between two looks at waiting files.
     """
-    taken = {} if existing else _stamps(folder)
+    delivered = {} if existing else _stamps(folder)
     while True:
         growing: dict[Path, tuple[_Stamp, float]] = {}
         with _changes(folder) as changes:
@@ -235,17 +235,19 @@ def new_files(
                 if error is not None:
                     raise error
                 now = time.monotonic()
-                there = _stamps(folder)
-                growing = {path: one for path, one in growing.items() if path in there}
-                for path, stamp in there.items():
-                    if taken.get(path) == stamp:
+                present = _stamps(folder)
+                growing = {path: one for path, one in growing.items() if path in present}
+                if present:  # an empty folder may be a share that will be mounted again
+                    delivered = {path: s for path, s in delivered.items() if path in present}
+                for path, stamp in present.items():
+                    if delivered.get(path) == stamp:
                         continue
                     before, since = growing.get(path, (None, now))
                     if before != stamp:
                         growing[path] = stamp, now
                     elif now - since >= settle_s:
                         del growing[path]
-                        taken[path] = stamp
+                        delivered[path] = stamp
                         yield path
         gone = time.monotonic()
         yield Lost("no such file or directory")

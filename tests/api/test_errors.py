@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -132,6 +134,29 @@ def test_each_is_there_and_documented() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(kdedge, "distil")
+
+
+def test_on_a_device_without_torch_all_names_can_be_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("Preflight", "Server"):
+        monkeypatch.delitem(vars(kdedge), name, raising=False)
+    for name in list(sys.modules):
+        if name.startswith(("kdedge.training", "kdedge.serving")):
+            monkeypatch.delitem(sys.modules, name)
+    for package in ("torch", "uvicorn"):
+        monkeypatch.setitem(sys.modules, package, None)
+    names: dict[str, object] = {}
+    exec("from kdedge import *", names)
+    assert {"load", "doctor"} <= names.keys()
+    assert not {"Preflight", "Server"} & names.keys()
+    with pytest.raises(AttributeError, match="needs torch"):
+        _ = kdedge.Preflight
+
+
+def test_what_init_returns_has_the_attributes_that_it_describes() -> None:
+    names = re.findall(r"`(\w+)`", str(kdedge.init.__doc__).partition("Returns:")[2])
+    assert set(names) - {"path"} <= {field.name for field in fields(kdedge.NewRecipe)}
 
 
 def callables() -> Iterator[Callable[..., object]]:

@@ -63,7 +63,9 @@ def steps_done(run: Path) -> int:
 def test_runs_killed_at_random_moments_end_as_an_undisturbed_one(
     project: Path, start: Start, reference: dict[str, bytes]
 ) -> None:
-    rng = random.Random()
+    seed = random.randrange(2**32)
+    print(f"moments of the kills by random.Random({seed})")  # shown if the test fails
+    rng = random.Random(seed)
     student, resumed = project / "runs/tiny/02", 0
     resuming = "runs/tiny/02: resuming where it stopped"
     for kill in range(4):

@@ -103,6 +103,26 @@ def test_a_file_that_is_written_anew_or_gets_an_images_name_is_new(folder: Path)
     assert (set(found), len(found)) == ({"old.jpg", "y.jpg", "z.jpg"}, 3)
 
 
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_file_that_left_is_forgotten_unless_the_folder_was_empty(
+    folder: Path, *, is_alone: bool
+) -> None:
+    def work() -> None:
+        time.sleep(0.2)
+        away = [path.rename(folder.parent / path.name) for path in sorted(folder.iterdir())]
+        if not is_alone:
+            (folder / "y.jpg").write_bytes(b"1")
+        time.sleep(3 * SETTLE_S)
+        for path in away:
+            path.rename(folder / path.name)
+        time.sleep(3 * SETTLE_S)
+        (folder / "z.jpg").write_bytes(b"1")
+
+    files = taken(folder, work, "z.jpg")
+    expected = ["z.jpg"] if is_alone else ["old.jpg", "older.png", "y.jpg", "z.jpg"]
+    assert sorted(files) == expected
+
+
 def test_a_folder_that_vanishes_is_lost_once_and_comes_back(folder: Path) -> None:
     def work() -> None:
         time.sleep(0.2)
