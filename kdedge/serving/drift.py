@@ -49,7 +49,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scored:
-    """What the classifier said of one frame.
+    """Scores of one frame.
 
     Attributes:
         scores: [C], sum 1.
@@ -62,7 +62,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Several frames in numbers for people.
+    """Mean score and shares of several frames.
 
     Attributes:
         mean_score_percent: mean score of the best class.
@@ -76,7 +76,7 @@ class ScoreSummary:
 
     @classmethod
     def of(cls, frames: Sequence[Scored]) -> ScoreSummary:
-        """The numbers of frames."""
+        """Computes them."""
         best = [int(one.scores.argmax()) for one in frames]
         return cls(
             100 * float(np.mean([one.scores.max() for one in frames])),
@@ -94,8 +94,8 @@ class Drift:
         is_over: it is back.
         p_value: of the test that saw it.
         n_frames: number of frames in the window of that test.
-        reference: the reference in numbers.
-        now: those frames in numbers.
+        reference: scores of the reference.
+        now: scores of the frames in the window.
     """
 
     statistic: Statistic
@@ -125,7 +125,7 @@ def check_environment() -> None:
 
 
 class Reference:
-    """What frames are like where nothing has changed.
+    """The scores of images before any change.
 
     The values of the statistics are ranks in the reference, as normal scores (van der Waerden 1952,
     "Order tests for the two-sample problem"). So a test of means may take them as normal, however
@@ -135,9 +135,9 @@ class Reference:
         scored: independent images, at least 20.
 
     Attributes:
-        n_images: their number.
-        summary: they in numbers.
-        statistics: those that can be tested besides "none".
+        n_images: number of images.
+        summary: mean score and shares of the reference images.
+        statistics: statistics of scores that can be tested.
     """
 
     def __init__(self, scored: Sequence[Scored]) -> None:
@@ -298,7 +298,7 @@ class DriftMonitor:
 
 
 def _log_scores(scores: Array) -> Array:
-    """[n, C] -> [n, C], the logits less their mean: that is all of them that scores hold."""
+    """[n, C] -> [n, C], the logits less their mean, which scores do not hold."""
     logs: Array = np.log(np.maximum(scores, _LEAST))
     logs -= logs.mean(axis=1, keepdims=True)
     return logs

@@ -1,4 +1,4 @@
-"""What a server takes of one request and of all together; loads no package of `kdedge[serve]`."""
+"""Limits of a server's requests; loads no package of `kdedge[serve]`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _N_BODIES = 8
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of a server; what is above them is refused with a reason.
+    """Limits of a server, which answers what exceeds them with an error.
 
     Attributes:
-        max_megabytes: size of a request's body, 10^6 bytes. Together, those that are in may have
-            eight times as much.
+        max_megabytes: size of a request's body, 10^6 bytes. All bodies in memory may have eight
+            times as much.
         max_megapixels: size of an image, 10^6 pixels. A larger one is refused by its header.
         max_requests: requests that wait for an answer at once.
         timeout: seconds from a request's headers to its answer.
@@ -41,7 +41,7 @@ class RequestLimits:
 
     @property
     def all_bodies_bytes(self) -> int:
-        """Largest sum of the bodies that are in, bytes."""
+        """Most bytes that all request bodies may take together."""
         return _N_BODIES * self.body_bytes
 
     @property

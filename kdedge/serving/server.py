@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import resource
@@ -11,14 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvicorn
 from prometheus_client import Counter
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, misses, parity_on_smoke_set, warn_of_misses
 from kdedge.deploy.servers import model_name
@@ -150,102 +147,7 @@ def _check(classifier: Classifier) -> None:
         raise gate_error(file.name, file.precision, result, missed)
 
 
-_HEADER_BYTES = 65_536
-_BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
-    b"content-length: 0\r\n\r\n"
-)
-_LONG_HEADERS = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
-    b"content-length: 0\r\n\r\n"
-)
-
-
-class ConnectionLimits(NamedTuple):
-    """Limits of connections.
-
-    Attributes:
-        headers_s: seconds from the connection, or a request's first byte, to the end of its
-            headers.
-        request_s: seconds from there to the end of its body and of the answer.
-        n_connections: connections at once.
-    """
-
-    headers_s: float
-    request_s: float
-    n_connections: int
-
-
-class LimitedConnection(HttpToolsProtocol):  # type: ignore[misc]
-    """uvicorn's connection, which is closed if the client exceeds a limit.
-
-    uvicorn itself waits without end for a request's headers and body, and for a client that does
-    not read its answer.
-    """
-
-    def __init__(self, *arguments: Any, limits: ConnectionLimits, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._limits = limits
-        self._n_header_bytes = 0
-        self._has_headers = self._has_message = False
-        self._since = self.loop.time()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """A client has connected."""
-        super().connection_made(transport)
-        if len(self.connections) > self._limits.n_connections:
-            transport.write(_BUSY)
-            transport.close()
-        self._check()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Some of a request is in."""
-        if self.transport.is_closing():
-            return
-        super().data_received(data)
-        if not self._has_headers and not self.transport.is_closing():
-            self._n_header_bytes += len(data)
-            if self._n_header_bytes > _HEADER_BYTES:
-                self.transport.write(_LONG_HEADERS)
-                self.transport.close()
-
-    def on_message_begin(self) -> None:
-        """The first byte of a request is in."""
-        self._since, self._n_header_bytes = self.loop.time(), 0
-        self._has_headers = self._has_message = False
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """A request's headers are in."""
-        self._since, self._has_headers = self.loop.time(), True
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """A request's body is in."""
-        self._has_message = True
-        super().on_message_complete()
-
-    def _check(self) -> None:
-        """Closes the connection if its time is over, and else looks again when it will be."""
-        is_idle = self._has_message and self.cycle.response_complete and not self.pipeline
-        is_sent = not self.transport.get_write_buffer_size()
-        limit_s = self._limits.request_s if self._has_headers else self._limits.headers_s
-        left_s = self._since + limit_s - self.loop.time()
-        if left_s <= 0 and not (is_idle and is_sent):  # uvicorn closes those that are idle
-            self.transport.abort()
-            return
-        self._timer = self.loop.call_later(min(limit_s / 4, 1.0), self._check)
-
-
 _BACKLOG = 2048
-_HEADERS_S = 10.0
 _KEEP_ALIVE_S = 30
 _MORE_S = 5.0  # for an answer to go out, after the time of its request
 _LAST_REQUESTS_S = 0.5  # clients with open connections are told to close them
@@ -279,7 +181,7 @@ class Server:
             DataError: the artifact is damaged.
             SetupError: this machine cannot run it.
         """
-        self._socket = _take(host, port)
+        self._socket = _bind(host, port)
         try:
             loaded = source.load(source.find())
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
@@ -308,12 +210,12 @@ class Server:
         self._thread.start()
 
     def _config(self) -> Any:
-        request_s = self._limits.timeout + min(_MORE_S, self._limits.timeout)
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
-        limits = ConnectionLimits(min(_HEADERS_S, self._limits.timeout), request_s, max(most, 1))
+        n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        more_s = min(_MORE_S, self._limits.timeout)
         return uvicorn.Config(
             self._app.asgi,
-            http=partial(LimitedConnection, limits=limits),
+            http="h11",  # limits headers to 64 KiB
+            limit_concurrency=max(n_files - _OTHER_FILES, 1),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -323,7 +225,7 @@ class Server:
             server_header=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(request_s) + 1,
+            timeout_graceful_shutdown=int(self._limits.timeout + more_s) + 1,
         )
 
     def _run(self) -> None:
@@ -379,8 +281,8 @@ class Server:
         self.close()
 
 
-def _take(host: str, port: int) -> socket.socket:
-    """A socket that has the port and does not listen yet."""
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound to the port and does not listen yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -390,14 +292,14 @@ def _take(host: str, port: int) -> socket.socket:
             f"The host {host!r} has no address: {getattr(error, 'strerror', None) or error}.\n"
             "  Take 127.0.0.1 for this machine alone, or 0.0.0.0 for the network."
         ) from error
-    taken = socket.socket(family, kind, protocol)
+    bound = socket.socket(family, kind, protocol)
     try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
     except OSError as error:
-        taken.close()
+        bound.close()
         raise _explain(error, host, port) from error
-    return taken
+    return bound
 
 
 def _explain(error: OSError, host: str, port: int) -> Exception:

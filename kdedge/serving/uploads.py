@@ -45,10 +45,10 @@ _NO_IMAGE = ("text/", "application/json", "application/xml")
 
 
 class Uploads:
-    """The bodies that are in.
+    """The request bodies that are in memory now.
 
     Attributes:
-        n_bytes: their size together.
+        n_bytes: sum of their sizes.
     """
 
     def __init__(self, limits: RequestLimits) -> None:
@@ -56,10 +56,11 @@ class Uploads:
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request, timeout_s: float) -> AsyncIterator[bytes]:
-        """Context with the body of a request, whose bytes count in it.
+        """Context with the body of a request; its bytes are counted in it.
 
         Raises:
-            Refusal: it is encoded, too large or too slow, or the others have taken the sum.
+            Refusal: the body is compressed, too large or too slow, or all bodies together would
+                exceed the limit.
         """
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "the body has a Content-Encoding; send it without one")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,8 @@ from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
 from kdedge.errors import DataError, RecipeError
-from kdedge.inference.classify import Classifier, ImageInput
+from kdedge.inference.classify import Classifier, decoded
 from kdedge.inference.lines import Prediction, Result
-from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving import drift, watch_events
 from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, Reference, Scored
 from kdedge.serving.source import Frame, FrameSource, Lost
@@ -113,26 +111,16 @@ class _Watching:
         yield watch_events.start(
             self._source, self._classifier, window=self._window, reference=self._reference
         )
-        waiting: deque[Frame] = deque()
-        notices: deque[dict[str, Any]] = deque()
-
-        def images() -> Iterator[tuple[str, ImageInput]]:
-            for item in self._source.items:
-                if not isinstance(item, Frame):
-                    notices.append(watch_events.notice(item))
-                    if isinstance(item, Lost):
-                        log.warning("%s is lost: %s.", self._source.name, item.reason)
-                    yield "", UnusableImage("")  # so that the event is not held until a frame
-                    continue
-                waiting.append(item)
-                yield str(item.number), item.image
-
         n_classes = len(self._classifier.artifact.class_names)
-        for result in self._classifier.classify_many(images(), top=n_classes, batch=1):
-            if not result.key:
-                yield notices.popleft()
-            else:
-                yield from self._frame(waiting.popleft(), result)
+        for item in self._source.items:
+            if isinstance(item, Frame):
+                image = str(item.number), self._classifier.prepare(decoded(item.image))
+                (result,) = self._classifier.classify_batch([image], top=n_classes)
+                yield from self._frame(item, result)
+                continue
+            if isinstance(item, Lost):
+                log.warning("%s is lost: %s.", self._source.name, item.reason)
+            yield watch_events.notice(item)
         self._check_any()
         self._counts.dropped = self._source.n_dropped()
         yield watch_events.end(self._counts)
@@ -168,7 +156,7 @@ class _Watching:
             yield watch_events.learned(frame, self._drift.reference.n_images)
 
     def finish(self) -> None:
-        """Tells the numbers of frames."""
+        """Logs how many frames were classified, unreadable and dropped."""
         self._counts.dropped = self._source.n_dropped()
         log.info("%s: %s.", self._source.name, self._counts.text())
 

@@ -13,7 +13,7 @@ from kdedge.targets.protocol import Package
 
 SERVING = tuple(
     Package(name.replace("-", "_"), (name,), "serving over HTTP", extra="serve")
-    for name in ("starlette", "uvicorn", "httptools", "python-multipart", "prometheus-client")
+    for name in ("starlette", "uvicorn", "python-multipart", "prometheus-client")
 )
 """Packages of the extra serve."""
 

@@ -18,7 +18,7 @@ MISSING: list[tuple[str, tuple[str, ...], str]] = [
     ("watchfiles", ("watch", "art", "in"), "watch"),
     *(
         (package, ("serve", "art", "--port", "0"), "serve")
-        for package in ("starlette", "uvicorn", "httptools", "prometheus_client")
+        for package in ("starlette", "uvicorn", "prometheus_client")
     ),
     *((package, ("report",), "report") for package in ("matplotlib", "jinja2")),
     ("ray", ("teach", "r.yaml", "--store", "--set", "student.views=1", "--engine", "ray"), "ray"),

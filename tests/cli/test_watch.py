@@ -394,7 +394,7 @@ def test_none_of_the_classes_is_an_answer_and_a_statistic(
 
 def serve(start: Run) -> tuple[Any, str]:
     """The process of a server, and its address."""
-    for name in ("uvicorn", "httptools", "prometheus_client"):
+    for name in ("uvicorn", "prometheus_client"):
         pytest.importorskip(name, reason="needs the extra serve")
     process = start("serve", "art", "--port", "0")
     process.wait_until(lambda: "\n" in process.stdout)

@@ -21,7 +21,7 @@ from PIL import Image
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact
 
-for _package in ("onnxruntime", "starlette", "uvicorn", "httptools", "prometheus_client"):
+for _package in ("onnxruntime", "starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(_package, reason="needs the extras serve and runtime")
 pytest.importorskip("python_multipart", reason="needs the extra serve")
 

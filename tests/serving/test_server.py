@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
 import shutil
@@ -176,35 +175,6 @@ def test_a_model_that_hangs_does_not_keep_the_server_from_its_end(
     assert not device.is_closed  # under a batch that it runs
     device.gate.set()
     until(lambda: device.is_closed)
-
-
-def test_a_client_that_never_reads_its_answers_is_closed_while_others_get_theirs(
-    gated: Any, send: Any, ask: Any
-) -> None:
-    server, _ = gated(timeout=0.5)
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect((host, int(port)))
-        until(lambda: _n_connections(port) == 1)
-        # Whole requests for the page, the largest answer, and more of it than the system holds
-        n_requests = 4000
-        deaf.sendall(n_requests * b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert send(server).result().json["class"] == "red"
-        until(lambda: _n_connections(port) == 0)
-        n_bytes = 0
-        with contextlib.suppress(ConnectionError):
-            while more := deaf.recv(2**20):
-                n_bytes += len(more)
-        assert n_bytes < n_requests * len(ask(server.url, "/").body)
-    assert send(server).result().status == 200
-
-
-def _n_connections(port: str) -> int:
-    """Connections that a server on this port has not closed."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    rows = [line.split() for line in lines]  # number, local address, remote address, state
-    return sum(row[1].endswith(f":{int(port):04X}") and row[3] == "01" for row in rows)
 
 
 def _is_refused(server: Any) -> bool:
