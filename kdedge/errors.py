@@ -21,25 +21,39 @@ where, what was got and expected, and what to do.
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
-OVERRIDE = ContextVar("kdedge_override", default="overrides: ")
-"""How messages name a key that a caller has overridden: `--set KEY` on a command line."""
+ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
+"""Whether a command line made the call; messages name its flags then, else Python's arguments."""
+
+_FLAG = re.compile(r"`.*?`|\bkdedge \w+ .*|(?<![^\s(])(?<!install )--(\w[\w-]*)")
+_ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"}
 
 
 class KdedgeError(Exception):
-    """An error that its message explains completely; it is shown without a traceback.
+    """An error that the user can fix; the message says how.
 
     Attributes:
-        result: what the call would have returned, if it was there before the error: measurements
-            that are slower than a baseline, an artifact whose file missed a gate. Else None.
+        result: what the call had already made, e.g. the artifact whose file missed a gate; else
+            None.
     """
 
     exit_code = 1
     result: Any = None
+
+    def __str__(self) -> str:
+        """The message; in Python, its flags become arguments: `device` instead of `--device`."""
+        text = super().__str__()
+        return text if ON_COMMAND_LINE.get() else _FLAG.sub(_argument, text)
+
+
+def _argument(flag: re.Match[str]) -> str:
+    name = flag[1]  # None within a command
+    return _ARGUMENTS.get(name, name.replace("-", "_")) if name else flag[0]
 
 
 class RecipeError(KdedgeError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdedge.api.evaluate import run_argument
+from kdedge.api.evaluate import AnyArtifact, AnyRun, run_argument
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import highest_number
 from kdedge.runs.find import find_run, newest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_artifact(source: Any) -> Artifact:
+def open_artifact(source: AnyArtifact) -> Artifact:
     """Reads an artifact: class names, files and their comparisons; loads no model.
 
     Args:
@@ -37,7 +37,7 @@ def open_artifact(source: Any) -> Artifact:
     return load_artifact(artifact_folder(source))
 
 
-def cpu_choice(source: Any) -> CpuChoice | None:
+def cpu_choice(source: AnyArtifact) -> CpuChoice | None:
     """The fastest file for this machine's CPU, with the table that shows why.
 
     Args:
@@ -53,7 +53,9 @@ def cpu_choice(source: Any) -> CpuChoice | None:
     return choice_here(open_artifact(source))
 
 
-def write_triton(source: Any, folder: str | Path, *, precision: Precision | None = None) -> Path:
+def write_triton(
+    source: AnyArtifact, folder: str | Path, *, precision: Precision | None = None
+) -> Path:
     """Writes a model repository for the Triton Inference Server.
 
     A TensorRT engine is preferred to ONNX, and FP16 to other precisions.
@@ -76,7 +78,9 @@ def write_triton(source: Any, folder: str | Path, *, precision: Precision | None
     return servers.write_triton(open_artifact(source), Path(folder), precision=precision)
 
 
-def write_browser(source: Any, folder: str | Path, *, precision: Precision | None = None) -> Path:
+def write_browser(
+    source: AnyArtifact, folder: str | Path, *, precision: Precision | None = None
+) -> Path:
     """Writes a page that classifies pictures and the camera in a browser.
 
     The page needs onnxruntime-web, which `npm install` gets into its folder.
@@ -99,7 +103,7 @@ def write_browser(source: Any, folder: str | Path, *, precision: Precision | Non
     return servers.write_browser(open_artifact(source), Path(folder), precision=precision)
 
 
-def artifact_folder(source: Any, root: str | Path | None = None) -> Path:
+def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path:
     """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
 
     Args:
@@ -110,7 +114,7 @@ def artifact_folder(source: Any, root: str | Path | None = None) -> Path:
     Raises:
         DataError: there is none.
     """
-    path = Path(getattr(source, "path", source)).expanduser()
+    path = Path(str(getattr(source, "path", source))).expanduser()
     path = path.parent if path.name == FILE_NAME else path
     named = runs_folder(root) / path
     for folder in (path, named):
@@ -130,7 +134,7 @@ def artifact_folder(source: Any, root: str | Path | None = None) -> Path:
 
 
 def write_smoke_images(
-    source: Any, folder: str | Path, *, pictures: Pictures = "ppm"
+    source: AnyArtifact, folder: str | Path, *, pictures: Pictures = "ppm"
 ) -> list[Path]:
     """Writes the images of an artifact's smoke set, for a client program to classify.
 
@@ -152,7 +156,9 @@ def write_smoke_images(
     return write_images(open_artifact(source), Path(folder), pictures=pictures)
 
 
-def verify_client(source: Any, answers: str | Path, *, file: str | None = None) -> ClientCheck:
+def verify_client(
+    source: AnyArtifact, answers: str | Path, *, file: str | None = None
+) -> ClientCheck:
     """Checks that a program classifies the images of an artifact's smoke set as the artifact does.
 
     `write_smoke_images` writes the images. The program's answers are a file with a line such as
@@ -194,11 +200,11 @@ def verify_client(source: Any, answers: str | Path, *, file: str | None = None) 
 
 
 def change_classes(
-    source: Any,
+    source: AnyArtifact,
     *,
     add: str | Sequence[str] = (),
     remove: str | Sequence[str] = (),
-    run: Any = None,
+    run: AnyRun | None = None,
     root: str | Path | None = None,
     device: str | None = None,
 ) -> Artifact:

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from kdedge.api.evaluate import run_argument
+from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
@@ -31,7 +30,7 @@ AGAINST = ("coop", "cocoop", "promptsrc")
 
 
 def bench(
-    *sources: Any,
+    *sources: AnyArtifact,
     against: Sequence[str] = AGAINST,
     batches: Sequence[int] = (1, 8, 32, 100),
     seconds: float = 2.0,

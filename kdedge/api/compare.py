@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.api.artifact import artifact_folder
+from kdedge.api.evaluate import AnyArtifact
 from kdedge.api.predict import (
     AnyPath,
     ImageToClassify,
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 
 
 def compare(
-    old: Any,
-    new: Any,
+    old: AnyArtifact,
+    new: AnyArtifact,
     *paths: AnyPath,
     labels: bool = False,
     require_no_worse: bool = False,
@@ -111,7 +112,7 @@ def compare(
 
 @contextlib.contextmanager
 def _opened(
-    source: Any, threads: int | None, precision: Precision | None = None
+    source: AnyArtifact, threads: int | None, precision: Precision | None = None
 ) -> Iterator[Classifier]:
     """Context with a loaded file of an artifact: the one named, or the one that suits.
 
@@ -120,7 +121,7 @@ def _opened(
         threads: CPU threads.
         precision: of the file, unless one is named.
     """
-    path = Path(getattr(source, "path", source)).expanduser()
+    path = Path(str(getattr(source, "path", source))).expanduser()
     with working(f"loading {path}"):
         if path.is_file() and path.name != FILE_NAME:
             loaded = Classifier.load_named(path, n_threads=threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from kdedge.config.load import Overrides
 from kdedge.errors import ResourceError
@@ -16,11 +16,22 @@ from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.setup.packages import need_training_packages
 
+if TYPE_CHECKING:
+    from kdedge.api.run import Run
+    from kdedge.runs.folder import RunFolder
+    from kdedge.runtime.artifact import Artifact
+
 log = logging.getLogger(__name__)
+
+AnyRun: TypeAlias = "Run | RunFolder | str | Path"
+"""A run: the object, its folder, `name/NN`, or a recipe's name for its newest finished run."""
+
+AnyArtifact: TypeAlias = "Artifact | AnyRun"
+"""An artifact or a run, for its newest artifact: the object, its folder, or a run's name."""
 
 
 def evaluate(
-    run: Any = None,
+    run: AnyRun | None = None,
     *,
     overrides: Overrides | None = None,
     root: str | Path | None = None,
@@ -77,12 +88,12 @@ def evaluate(
     return result
 
 
-def run_argument(run: Any) -> str | None:
+def run_argument(run: AnyArtifact | None) -> str | None:
     """The path of a `Run` or an artifact, or the name of a run."""
     return None if run is None else str(getattr(run, "path", run))
 
 
-def report(*runs: Any, output: str | Path | None = None, root: str | Path | None = None) -> Path:
+def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | None = None) -> Path:
     """Writes one HTML page about runs.
 
     It shows the records in the run folders; no model is loaded.

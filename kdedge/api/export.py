@@ -7,9 +7,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdedge.api.evaluate import run_argument
+from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.config.load import Overrides
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import held
@@ -97,7 +97,7 @@ class Export:
 
 
 def export(
-    source: Any = None,
+    source: AnyArtifact | None = None,
     *,
     targets: Sequence[str] = (),
     fp16: bool = False,

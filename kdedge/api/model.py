@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from kdedge.api.artifact import artifact_folder
+from kdedge.api.evaluate import AnyArtifact
 from kdedge.data.sources import read_file
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.classify import Classifier, ImageInput
@@ -142,7 +143,7 @@ class LoadedModel:
 
 
 def load(
-    source: Any,
+    source: AnyArtifact,
     *,
     precision: Precision | None = None,
     backend: str | None = None,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from kdedge.api.artifact import artifact_folder
+from kdedge.api.evaluate import AnyArtifact
 from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.lines import (
     NonFiniteLogits,
@@ -295,7 +296,7 @@ class Predictions(Tabled, Sequence[Result]):
 
 
 def predict(
-    source: Any,
+    source: AnyArtifact,
     *paths: AnyPath,
     top: int = 1,
     every: int = 1,
@@ -351,7 +352,7 @@ def predict(
 
 @contextlib.contextmanager
 def opened(
-    source: Any, *, precision: Precision | None, backend: str | None, threads: int | None
+    source: AnyArtifact, *, precision: Precision | None, backend: str | None, threads: int | None
 ) -> Iterator[Classifier]:
     """Context with the loaded model of an artifact, or of a run's newest one."""
     from kdedge.deploy.parity import warn_of_misses

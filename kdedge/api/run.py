@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from kdedge.api.bench import bench as bench_run
+from kdedge.api.evaluate import AnyRun, run_argument
 from kdedge.api.evaluate import evaluate as evaluate_run
 from kdedge.api.evaluate import report as report_run
-from kdedge.api.evaluate import run_argument
 from kdedge.api.export import export as export_run
 from kdedge.api.model import load as load_run
 from kdedge.config.load import load_recipe
@@ -109,7 +108,7 @@ class Run:
         return accuracy_cells(list(self.results.items()))
 
 
-def open_run(run: Any = None, *, root: str | Path | None = None) -> Run:
+def open_run(run: AnyRun | None = None, *, root: str | Path | None = None) -> Run:
     """Finds a run.
 
     Args:

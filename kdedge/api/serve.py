@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
+from kdedge.api.evaluate import AnyArtifact
 from kdedge.api.predict import opened
 from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier
@@ -26,7 +27,7 @@ PORT = 8000
 
 
 def serve(
-    source: Any,
+    source: AnyArtifact,
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
@@ -80,7 +81,7 @@ def serve(
 
 
 def watch(
-    source: Any,
+    source: AnyArtifact,
     watched: str | Path | int,
     *,
     every: int = 1,

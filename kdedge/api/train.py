@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdedge.api.evaluate import run_argument
+from kdedge.api.evaluate import AnyRun, run_argument
 from kdedge.api.run import Run
 from kdedge.config.load import (
     AnyRecipe,
@@ -453,7 +453,7 @@ def import_checkpoint(
     *,
     weights: str,
     classes: str | Path | Sequence[str] | None = None,
-    teacher: Any = None,
+    teacher: AnyRun | None = None,
     backbone: str | None = None,
     config: str | Path | None = None,
     quick_gelu: bool | None = None,
@@ -499,12 +499,12 @@ def import_checkpoint(
     if kind == "promptkd" and teacher is None:
         raise RecipeError(
             f"{file} is a promptkd checkpoint, which has no class vectors.\n"
-            "  Name its teacher's run: --teacher RUN, in Python teacher=RUN."
+            "  Name its teacher's run: --teacher RUN."
         )
     if kind == "promptsrc" and classes is None:
         raise RecipeError(
             f"{file} is a promptsrc checkpoint, which has no class names.\n"
-            "  Give them: --classes FILE, in Python classes=FILE or a list."
+            "  Give them: --classes FILE."
         )
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec

@@ -26,7 +26,7 @@ import click
 from kdedge import __version__
 from kdedge.cli._output import colored, first_line, help_all_option, set_up_logging, shows_all
 from kdedge.errors import (
-    OVERRIDE,
+    ON_COMMAND_LINE,
     KdedgeError,
     Terminated,
     is_out_of_memory,
@@ -159,7 +159,7 @@ def run(arguments: Sequence[str]) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "kdedge", "_KDEDGE_COMPLETE", instruction)
-    name = OVERRIDE.set("--set ")
+    before = ON_COMMAND_LINE.set(True)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -170,7 +170,7 @@ def run(arguments: Sequence[str]) -> int:
     except BaseException as error:
         return _report(error, arguments, vars(error).get("run_log"))
     finally:
-        OVERRIDE.reset(name)
+        ON_COMMAND_LINE.reset(before)
     return 0
 
 

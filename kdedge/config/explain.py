@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, resolve_scalar
-from kdedge.errors import OVERRIDE, RecipeError, nearest, suggestion
+from kdedge.errors import RecipeError, nearest, suggestion
 
 MAX_SHOWN = 10
 
@@ -64,7 +64,7 @@ def explain_validation(
     for path, problems in ordered[:MAX_SHOWN]:
         full = (*prefix, *path)
         where, name = lines.where(full), dotted(full) or f"the {what}"
-        subject = where if where == f"{OVERRIDE.get()}{name}" else f"{where}: {name}"
+        subject = where if where == f"--set {name}" else f"{where}: {name}"
         messages.append(f"{subject} {_problem(model, path, problems)}")
     if len(ordered) > MAX_SHOWN:
         messages.append(f"and {len(ordered) - MAX_SHOWN} more problems in this {what}.")

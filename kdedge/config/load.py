@@ -16,7 +16,7 @@ from kdedge.config.explain import MAX_SHOWN, explain_validation
 from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import OVERRIDE, DataError, RecipeError, suggestion
+from kdedge.errors import DataError, RecipeError, suggestion
 from kdedge.files import read_text
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,8 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
             is_entry = isinstance(below, list) and keys[depth].isdecimal()
             whole = "[...]" if is_entry else f"{{{keys[depth]}: ...}}"
             raise RecipeError(
-                f"{OVERRIDE.get()}{dotted(keys)}: {dotted(keys[:depth])} is {_kind(below)} and"
-                " has no keys.\n"
+                f"--set {dotted(keys)}: {dotted(keys[:depth])} is {_kind(below)} and has no"
+                " keys.\n"
                 f"  Set it as a whole: {dotted(keys[:depth])}={whole}"
             )
         target = below

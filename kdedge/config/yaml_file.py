@@ -26,7 +26,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
 )
 
-from kdedge.errors import OVERRIDE, RecipeError
+from kdedge.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
@@ -69,7 +69,7 @@ class LineMap:
         """Returns `file:line` of a key or of the closest around it; of an override its name."""
         override = self.override(path)
         if override is not None:
-            return f"{OVERRIDE.get()}{dotted(override)}"
+            return f"--set {dotted(override)}"
         line = self.line(path)
         return f"{self.file}:{line}" if line else self.file
 

@@ -58,7 +58,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     except OSError as error:
         raise BackendUnavailable(
             f"There is no NVIDIA driver on this machine: {library} cannot be loaded.\n"
-            "  In a container, start it with --gpus all, or --runtime nvidia on a Jetson."
+            "  In a container, start it with `--gpus all`, or `--runtime nvidia` on a Jetson."
         ) from error
     n_gpus = c_int()
     _check_driver(driver.cuInit(0))

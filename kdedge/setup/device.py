@@ -62,6 +62,6 @@ def _own_gpu(device: torch.device) -> torch.device:
         raise SetupError(
             f"{local_world_size()} processes on this machine need one GPU each, and they can use"
             f" only {1 if device.index is not None else n_gpus}.\n"
-            "  Start fewer with --nproc-per-node, or give --device cuda without a number."
+            "  Start fewer with `--nproc-per-node`, or give --device cuda without a number."
         )
     return torch.device("cuda", local_rank())

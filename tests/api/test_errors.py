@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ import pytest
 
 import kdedge
 from kdedge.cli.main import run
+from kdedge.errors import ON_COMMAND_LINE, KdedgeError
 
 pytest.importorskip("torch")
 
@@ -107,9 +109,12 @@ def test_a_mistake_has_the_text_and_the_exit_code_of_the_command_line(
     with pytest.raises(kdedge.KdedgeError) as caught:
         call()
     assert type(caught.value).__module__ == "kdedge.errors"
+    assert not re.search(r"(^|\s)--\w", re.sub("`.*?`", "", str(caught.value)))
     capsys.readouterr()
     assert run(arguments) == caught.value.exit_code
-    assert capsys.readouterr().err.endswith(f"kdedge: {caught.value}\n")
+    context = copy_context()
+    context.run(ON_COMMAND_LINE.set, True)
+    assert capsys.readouterr().err.endswith(f"kdedge: {context.run(str, caught.value)}\n")
 
 
 def test_an_override_from_python_is_named_as_one() -> None:
@@ -117,6 +122,26 @@ def test_an_override_from_python_is_named_as_one() -> None:
     with pytest.raises(kdedge.RecipeError, match=r"^overrides: student\.optim\.epochs ") as caught:
         kdedge.load_recipe("sun397", {"student.optim.epochs": "ten"})
     assert "--set" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--device tpu is no device.", "device tpu is no device."),
+        ("Give it (--max-megabytes 3).", "Give it (max_megabytes 3)."),
+        ("a--b/c: --set x.y=1", "a--b/c: overrides: x.y=1"),
+        ("  kdedge data fetch sun --data d", "  kdedge data fetch sun --data d"),
+        ("`docker --gpus all` or --resume", "`docker --gpus all` or resume"),
+        ("pip install --upgrade av", "pip install --upgrade av"),
+    ],
+)
+def test_a_message_names_arguments_in_python_and_flags_on_a_command_line(
+    text: str, expected: str
+) -> None:
+    assert str(KdedgeError(text)) == expected
+    context = copy_context()
+    context.run(ON_COMMAND_LINE.set, True)
+    assert context.run(str, KdedgeError(text)) == text
 
 
 # Names

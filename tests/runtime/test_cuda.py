@@ -73,7 +73,7 @@ def test_a_missing_driver_is_told_with_what_a_container_needs(
         look()
     assert str(caught.value) == (
         "There is no NVIDIA driver on this machine: libcuda.so.1 cannot be loaded.\n"
-        "  In a container, start it with --gpus all, or --runtime nvidia on a Jetson."
+        "  In a container, start it with `--gpus all`, or `--runtime nvidia` on a Jetson."
     )
 
 

@@ -89,8 +89,8 @@ def tensorrt_install_hint() -> str:
     if is_jetson():
         return (
             "Install JetPack's package: sudo apt-get install python3-libnvinfer\n"
-            "  In a virtual environment, it is found only if that was made with: python3 -m venv"
-            " --system-site-packages\n"
+            "  In a virtual environment, it is found only if that was made with:"
+            " `python3 -m venv --system-site-packages`\n"
             "  Do not use pip: its wheels for ARM servers have no code for Orin (SM 87)."
         )
     if system == "Linux" and platform.machine() == "aarch64":

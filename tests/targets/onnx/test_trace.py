@@ -130,7 +130,7 @@ def test_weights_can_lie_beside_the_graph_and_are_there_first(
 
     monkeypatch.setattr(Path, "replace", replace)
     path, options = tmp_path / "model.onnx", {"size_px": 32, "max_bytes": 10_000}
-    with pytest.raises(RecipeError, match=r"--set export\.external_data=true"):
+    with pytest.raises(RecipeError, match=r"export\.external_data=true"):
         write_onnx(block_model, path, **options)
     assert list(tmp_path.iterdir()) == []
     write_onnx(block_model, path, external_data=True, **options)
