@@ -36,9 +36,7 @@ def _check_label(text: str) -> str:
 def _check_overrides(values: dict[str, Any]) -> dict[str, Any]:
     for key in values:
         if not _KEY.fullmatch(key):
-            raise ValueError(
-                f'has the key "{key}"; write keys as --set takes them: student.optim.epochs: 10'
-            )
+            raise ValueError(f'has the key "{key}"; write keys with dots: student.optim.epochs: 10')
         if key == "seed":
             raise ValueError("has seed; a suite sets it from its list seeds, so move it there")
     return values

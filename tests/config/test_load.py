@@ -225,8 +225,8 @@ def test_a_path_in_an_override_starts_at_the_current_folder(tmp_path, monkeypatc
         ("optim.epoch=1", "overrides: optim.epoch is not a known key.\n  Did you mean epochs?"),
         ("optim.epochs=x", 'overrides: optim.epochs must be a whole number, got "x".'),
         ("optim={epoch: 1}", "overrides: optim: optim.epoch is not a known key."),
-        ("optim.epochs", "--set optim.epochs has no key and value."),
-        ("=1", "--set =1 has no key and value."),
+        ("optim.epochs", "overrides: optim.epochs has no key and value."),
+        ("=1", "overrides: =1 has no key and value."),
         ("a..b=1", "has no key and value."),
         ("name.x=1", "overrides: name.x: name is a single value and has no keys."),
         (
@@ -235,7 +235,7 @@ def test_a_path_in_an_override_starts_at_the_current_folder(tmp_path, monkeypatc
             "  Set it as a whole: classes={x: ...}",
         ),
         ("classes.0=dog", "Set it as a whole: classes=[...]"),
-        ("seed=[1", "--set seed:1: this is not valid YAML"),
+        ("seed=[1", "overrides: seed:1: this is not valid YAML"),
         ("seed=*x", "a recipe has no anchors"),
     ],
 )
