@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils.checkpoint import DefaultDeviceType
 
 aten = torch.ops.aten
 GPU = torch.device("cuda:0")
@@ -331,6 +332,8 @@ def simulated_gpu(install: Callable[[bool], None]) -> Iterator[SimulatedGpu]:
         patched.setattr(torch.cuda, "set_rng_state", lambda new, *_: gpu.generator.set_state(new))
         patched.setattr(torch.cuda, "manual_seed_all", gpu.generator.manual_seed)
         patched.setattr(torch.accelerator, "is_available", lambda **_: True)
+        # Whose autocast a recomputed chunk has; torch looks it up once in a process
+        patched.setattr(DefaultDeviceType, "_default_device_type", "cuda")
         patched.setattr(Tensor, "pin_memory", _pin)
         patched.setattr(Tensor, "is_pinned", _is_pinned)
         patched.setattr(torch.nn.Module, "_apply", _keeping_parameters(torch.nn.Module._apply))

@@ -67,11 +67,11 @@ class Batch:
         """The same batch on a device; a GPU is not waited for."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else _moved(tensor, device)
+            return None if tensor is None else copy_to(tensor, device)
 
         return replace(
             self,
-            images=_moved(self.images, device),
+            images=copy_to(self.images, device),
             labels=moved(self.labels),
             teacher_features=moved(self.teacher_features),
             clean_images=moved(self.clean_images),
@@ -85,7 +85,8 @@ class Batch:
         return replace(self, micro_batch=micro_batch, labeled=labeled)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a GPU is not waited for."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # without it, non_blocking waits all the same
     return tensor.to(device, non_blocking=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.find import FoundBackbone
+from kdedge.data.batch import copy_to
 from kdedge.data.images import Images
 from kdedge.data.probabilities import read_probabilities
 from kdedge.errors import RecipeError
@@ -109,7 +110,7 @@ class FileTeacher:
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
         """[B, C], log-probabilities of unlabeled images, by their keys alone."""
-        return self._logits[[self._row_of_key[key] for key in keys]].to(features.device)
+        return copy_to(self._logits[[self._row_of_key[key] for key in keys]], features.device)
 
     def can_answer(self, images: Images) -> bool:
         """Whether it has an answer for each of these images."""
