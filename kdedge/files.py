@@ -1,4 +1,9 @@
-"""Files and folders that are complete or absent: atomic writes, hashes, numbered folders."""
+"""Files and folders that are complete or absent: atomic writes, hashes, numbered folders.
+
+Locks are those of flock, which end with their process. `new_folder` locks the folder that it fills,
+`held` an existing file or folder while a command changes it, and `locked` a lock file, for what
+commands share: a run, a suite, a store, a cache, a download.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +43,7 @@ SETTLED_NS = 3_000_000_000
 FAT counts in steps of 2 s."""
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """A file's size in bytes, times of change in ns, and inode; a change of its bytes changes one.
 
     Unlike the content's time of change (mtime), that of the inode (ctime) cannot be set back.
@@ -49,7 +55,7 @@ class Stamp(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
+    def of(cls, status: os.stat_result) -> FileStamp:
         """Returns the stamp of a file's status."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
@@ -367,10 +373,21 @@ def highest_number(paths: Iterable[Path]) -> Path | None:
     return None if newest is None else numbers[newest]
 
 
+@dataclass
+class NewFolder:
+    """A new folder.
+
+    Attributes:
+        part: where its files are written.
+        final: its path when they are.
+    """
+
+    part: Path
+    final: Path
+
+
 @contextlib.contextmanager
-def new_folder(
-    folder: Path, *, is_numbered: bool = False
-) -> Iterator[tuple[Path, Callable[[], Path]]]:
+def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder]:
     """Context with a new folder to fill; it gets its final name when the context ends.
 
     Until then it is `.NAME.part-*` and locked. Folders of that name without a lock were left by
@@ -382,7 +399,7 @@ def new_folder(
         is_numbered: take the next free number in `folder`.
 
     Yields:
-        The folder to write into, and a function that returns its final path afterwards.
+        The folder, which knows its final path when the context has ended.
 
     Raises:
         RecipeError: the folder exists.
@@ -393,7 +410,7 @@ def new_folder(
         refuse_existing(folder)
     above = folder if is_numbered else folder.parent
     part = above / f".{folder.name}.part-{secrets.token_hex(4)}"
-    final: list[Path] = []
+    new = NewFolder(part, folder)
     is_made = not above.exists()
     try:
         above.mkdir(parents=True, exist_ok=True)
@@ -402,11 +419,11 @@ def new_folder(
                 f"{folder} is in use by another process.\n  Wait for it, or name another folder."
             )
         with _made(part):
-            yield part, lambda: final[0]
+            yield new
             if is_numbered:
-                final.append(move_to_number(part, folder))
+                new.final = move_to_number(part, folder)
             else:
-                final.append(_rename(part, folder))
+                _rename(part, folder)
     except OSError as error:
         raise explain_os_error(error, folder) from error
     finally:
@@ -416,9 +433,9 @@ def new_folder(
                 above.rmdir()
 
 
-def _rename(part: Path, folder: Path) -> Path:
+def _rename(part: Path, folder: Path) -> None:
     try:
-        return part.rename(folder)  # onto an empty folder, or a free name
+        part.rename(folder)  # onto an empty folder, or a free name
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:  # made meanwhile
             raise already_exists(folder) from error
@@ -488,20 +505,14 @@ def held(path: Path) -> Iterator[None]:
         InUseError: another process does.
         ResourceError: it cannot be opened.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
+    with _opened(path, os.O_RDONLY) as descriptor:
         try:
-            take_lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(descriptor, path)
         except BlockingIOError as error:
             raise InUseError(
                 f"{path} is in use by another process.\n  Wait for it, or name another one."
             ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -522,22 +533,16 @@ def locked(
         InUseError: another process holds it.
         ResourceError: the folder may not be written.
     """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
+    with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
         _take_lock(descriptor, path, remedy, give_up=time.monotonic() + wait_s)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> None:
     try:
         while True:
             try:
-                take_lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(descriptor, path)
                 break
             except BlockingIOError:
                 if time.monotonic() >= give_up:
@@ -554,12 +559,25 @@ def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> N
         ) from error
 
 
-def take_lock(descriptor: int, path: Path, operation: int) -> None:
-    """Locks an open file with a flock operation, if its file system has locks."""
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """Context with the descriptor of a file or folder."""
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path) -> None:
+    """Locks an open file or folder, if its file system has locks; does not wait."""
     with where_supported(
         path, otherwise="without file locks, two commands may write to one folder at the same time"
     ):
-        fcntl.flock(descriptor, operation)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _holder(descriptor: int) -> str:

@@ -41,14 +41,14 @@ def test_files_folders_and_locks_need_none_of_these_calls(
     lack(monkeypatch, number, *CALLS)
     write_atomic(tmp_path / "file", b"old")
     write_atomic(tmp_path / "file", b"new")
-    with new_folder(tmp_path / "folder") as (part, place):
-        (part / "inside").touch()
+    with new_folder(tmp_path / "folder") as new:
+        (new.part / "inside").touch()
     with locked(tmp_path / ".lock"):
         assert not is_locked(tmp_path / ".lock")
     with held(tmp_path), held(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_bytes() == b"new"
-    assert place() == tmp_path / "folder"
+    assert new.final == tmp_path / "folder"
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", ".lock"}
 
 
@@ -122,15 +122,15 @@ import os, signal
 from pathlib import Path
 from kdedge.files import new_folder
 
-with new_folder(Path({str(tmp_path / "artifacts")!r}), is_numbered=True) as (part, _):
-    (part / "model.onnx").touch()
+with new_folder(Path({str(tmp_path / "artifacts")!r}), is_numbered=True) as new:
+    (new.part / "model.onnx").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert len(list((tmp_path / "artifacts").iterdir())) == 1
-    with new_folder(tmp_path / "artifacts", is_numbered=True) as (part, place):
-        assert list((tmp_path / "artifacts").iterdir()) == [part]
-    assert place() == tmp_path / "artifacts" / "01"
+    with new_folder(tmp_path / "artifacts", is_numbered=True) as new:
+        assert list((tmp_path / "artifacts").iterdir()) == [new.part]
+    assert new.final == tmp_path / "artifacts" / "01"
 
 
 def test_a_folder_that_another_process_makes_is_told_of_at_the_start_or_at_the_end(
@@ -144,10 +144,10 @@ def test_a_folder_that_another_process_makes_is_told_of_at_the_start_or_at_the_e
 
 
 def test_the_folder_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
-    with new_folder(tmp_path, is_numbered=True) as (part, first):
-        (part / "kept").touch()
-        with new_folder(tmp_path, is_numbered=True) as (_, second):
+    with new_folder(tmp_path, is_numbered=True) as first:
+        (first.part / "kept").touch()
+        with new_folder(tmp_path, is_numbered=True) as second:
             pass
-    assert second() == tmp_path / "01"
-    assert [path.name for path in first().iterdir()] == ["kept"]
-    assert first() == tmp_path / "02"
+    assert second.final == tmp_path / "01"
+    assert [path.name for path in first.final.iterdir()] == ["kept"]
+    assert first.final == tmp_path / "02"

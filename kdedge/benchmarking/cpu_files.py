@@ -32,12 +32,12 @@ from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_file
 
-EQUAL = 0.03
+TIE_SHARE = 0.03
 """Candidates this close to the fastest count as equally fast: rounds of one differ by more."""
 
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
-_UNLIKELY = 0.01
+_LEAST_CHANCE = 0.01
 _QUICK = 10  # the percentile of calls that decides
 
 _FROM_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
@@ -148,7 +148,7 @@ def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
         raise GateError(
             f"{where} has no file that this CPU can run and that passes its gate.\n{reasons}"
         )
-    least = (1 - EQUAL) * max(map(_speedup, fit))
+    least = (1 - TIE_SHARE) * max(map(_speedup, fit))
     equal = [one for one in fit if _speedup(one) >= least]
     return min(equal, key=lambda one: (-(one.agreement_percent or 0), -_speedup(one)))
 
@@ -164,7 +164,7 @@ def is_worse(here: ParityResult, made: ParityResult) -> bool:
         math.comb(here.n_images, n) * share**n * (1 - share) ** (here.n_images - n)
         for n in range(agreeing + 1)
     )
-    return here.n_nonfinite > made.n_nonfinite or chance < _UNLIKELY
+    return here.n_nonfinite > made.n_nonfinite or chance < _LEAST_CHANCE
 
 
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:

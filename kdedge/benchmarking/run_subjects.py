@@ -25,7 +25,7 @@ from kdedge.benchmarking.torch_models import (
 )
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
-from kdedge.errors import KdedgeError, RecipeError
+from kdedge.errors import KdedgeError, RecipeError, first_line
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.results import EvalResult
 from kdedge.runs.find import runs_in
@@ -65,7 +65,7 @@ def run_subjects(
     except KdedgeError as error:
         log.warning(
             "The accuracies of %s were measured on test images that cannot be read now: %s",
-            *(run.name, str(error).partition("\n")[0]),
+            *(run.name, first_line(error)),
         )
     recipe = trained.loaded.recipe
     rows: list[Subject] = []
@@ -87,7 +87,7 @@ def run_subjects(
         try:
             models = _baseline(name, loaded, trained)
         except KdedgeError as error:
-            left_out[title(name)] = str(error).splitlines()[0]
+            left_out[title(name)] = first_line(error)
             continue
         for model in models:
             add(model, baseline, "baseline")
@@ -155,7 +155,7 @@ def _teacher(
         model = own_model(teacher)
         return folder, replace(model, name=f"teacher, {model.name}")
     except KdedgeError as error:
-        left_out["teacher"] = str(error).splitlines()[0]
+        left_out["teacher"] = first_line(error)
         return None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdedge.clip.weights import Shapes, Weights, read_weights
 from kdedge.errors import ResourceError
-from kdedge.files import Stamp, sha256_file, write_atomic
+from kdedge.files import FileStamp, sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class KnownFile(BaseModel):
 
     format: Literal[2] = 2
     path: str
-    stamp: Stamp
+    stamp: FileStamp
     quick_gelu: bool | None
     shapes: dict[str, tuple[int, ...]]
     sha256: str
@@ -66,7 +66,7 @@ class HashCache:
     def _file(self, path: Path) -> Path:
         return self._folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
 
-    def get(self, path: Path, stamp: Stamp) -> KnownFile | None:
+    def get(self, path: Path, stamp: FileStamp) -> KnownFile | None:
         """The cached facts about a file with this stamp; None if missing or damaged."""
         file = self._file(path)
         try:
@@ -123,7 +123,7 @@ class WeightsFile:
         self._tensors: dict[str, Tensor] | None = None
         known = self._stamp = None
         if cache is not None and path.exists():
-            self._stamp = Stamp.of(path.stat())
+            self._stamp = FileStamp.of(path.stat())
             known = cache.get(self._resolved, self._stamp)
         if known is not None:
             self.quick_gelu, self.shapes = known.quick_gelu, known.shapes

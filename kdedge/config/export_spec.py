@@ -49,9 +49,8 @@ class ExportSpec(Strict):
     )
     none_of_these: KnownShare | None = Field(
         None,
-        description='Answer "none" for images that look like none of the classes, and keep this'
-        " share of the images like those of data.unlabeled, such as 95%. The limit is fitted to"
-        " data.unlabeled, for each file.",
+        description='Answer "none" for images unlike those of data.unlabeled. The limit of each'
+        " file is set so that this share of data.unlabeled, such as 95%, still gets a class.",
     )
     pixels: Literal["float", "uint8"] = Field(
         "float",

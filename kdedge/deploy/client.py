@@ -113,9 +113,9 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
     """
     whole = _first(load_smoke_set(artifact)).whole()
     names = [f"{number:03}.{pictures}" for number in range(len(whole))]
-    with new_folder(folder) as (part, _):
+    with new_folder(folder) as new:
         for name, image in zip(names, whole, strict=True):
-            Image.fromarray(image).save(part / name)
+            Image.fromarray(image).save(new.part / name)
     return [folder / name for name in names]
 
 

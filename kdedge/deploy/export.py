@@ -31,7 +31,7 @@ from kdedge.deploy.classes import write_classes
 from kdedge.deploy.known_images import choose_known_images
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
-from kdedge.deploy.reference import Reference, run_reference
+from kdedge.deploy.reference import Float32Reference, run_reference
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, sha256_file, write_json
@@ -91,7 +91,7 @@ def export_artifact(
     """
     onnx_build.check_environment()
     parent = trained.run.path / "artifacts" if output is None else output
-    with new_folder(parent, is_numbered=output is None) as (part, place):
+    with new_folder(parent, is_numbered=output is None) as new:
         pool = trained.images("unlabeled")
         if "int8" in precisions and (pool is None or not pool.indices):
             raise DataError(
@@ -108,9 +108,9 @@ def export_artifact(
                 " the training.",
                 *(trained.class_names[one], reference.images, reference.keys[0]),
             )
-        writer = _Writer(trained, part, pool, spec=spec, gates=gates, reference=reference)
+        writer = _Writer(trained, new.part, pool, spec=spec, gates=gates, reference=reference)
         writer.write(precisions)
-    return dataclasses.replace(writer.artifact, path=place()), writer.run
+    return dataclasses.replace(writer.artifact, path=new.final), writer.run
 
 
 class _Writer:
@@ -129,7 +129,7 @@ class _Writer:
         *,
         spec: ExportSpec,
         gates: GatesSpec,
-        reference: Reference,
+        reference: Float32Reference,
     ) -> None:
         self._trained, self._folder, self._spec = trained, folder, spec
         self._pool, self._reference = pool, reference

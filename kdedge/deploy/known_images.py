@@ -1,7 +1,7 @@
 """Known images, the Gaussians of a model's outputs for them, and each file's "none of these" limit.
 
-Half of the images give the Gaussians, the other half the limit: distances to Gaussians that an
-image has a part in are too small, those of images that the device has already seen.
+Half of the images give the Gaussians, the other half the limit: an image is too close to a Gaussian
+that was fitted to it, so the limit needs images that were not used in the fit.
 """
 
 from __future__ import annotations

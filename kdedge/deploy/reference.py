@@ -34,7 +34,7 @@ of photos, and enough to see whether another program resizes and crops as kdedge
 
 
 @dataclass(frozen=True)
-class Reference:
+class Float32Reference:
     """The unfused float32 model's logits on real images.
 
     Attributes:
@@ -151,7 +151,7 @@ class Reference:
 
 def run_reference(
     trained: RunModel, pool: Images | None, n_images: int, *, calibrate: bool = False
-) -> Reference:
+) -> Float32Reference:
     """Runs the unfused model on test images, or on unlabeled images if there are no test images.
 
     Args:
@@ -186,7 +186,7 @@ def run_reference(
         offsets = offsets / temperature.value
     logits, features = _run_unfused(trained, pixels, scale, offsets)
     whole, whole_features = _whole_images(trained, chosen, scale, offsets)
-    return Reference(
+    return Float32Reference(
         chosen=chosen,
         pixels=pixels,
         logits=logits,

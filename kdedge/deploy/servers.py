@@ -63,16 +63,16 @@ def write_triton(
     pairs = [pair for pair in _WANTED if precision in (None, pair[1])]
     file = choose_file(artifact, pairs, server="Triton", built=built)
     name = model_name(artifact.name)
-    with new_folder(folder / name) as (part, _):
-        version = part / "1"
+    with new_folder(folder / name) as new:
+        version = new.part / "1"
         version.mkdir()
         suffix = "plan" if file.target == "tensorrt" else "onnx"
         shutil.copyfile(artifact.checked(file.name), version / f"model.{suffix}")
         if file.data is not None:  # its hash is checked, too; the graph refers to it by name
             shutil.copyfile(artifact.path / file.data, version / file.data)
         labels = "".join(f"{label}\n" for label in artifact.class_names)
-        (part / _LABELS).write_bytes(labels.encode())
-        (part / "config.pbtxt").write_bytes(config_text(artifact, file).encode())
+        (new.part / _LABELS).write_bytes(labels.encode())
+        (new.part / "config.pbtxt").write_bytes(config_text(artifact, file).encode())
     return folder / name
 
 
@@ -244,14 +244,14 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     if none is not None and below is not None:
         gaussians = artifact.checked(none.file).read_bytes()
         settings["none_of_these"] = {"file": FILE_NAME, "limit": below.limit}
-    with new_folder(folder) as (part, _):
+    with new_folder(folder) as new:
         for name in _FILES:
-            write_atomic(part / name, (files(__package__) / "browser_page" / name).read_bytes())
+            write_atomic(new.part / name, (files(__package__) / "browser_page" / name).read_bytes())
         for name, data in _halves(artifact.checked(file.name)).items():
-            write_atomic(part / name, data)
+            write_atomic(new.part / name, data)
         if gaussians is not None:
-            write_atomic(part / FILE_NAME, gaussians)
-        write_json(part / SETTINGS, settings)
+            write_atomic(new.part / FILE_NAME, gaussians)
+        write_json(new.part / SETTINGS, settings)
     return folder / PAGE
 
 

@@ -20,7 +20,7 @@ ALPHA = 0.05
 """Probability below which a difference counts as shown: the usual level of a test."""
 
 _FEWEST = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
-"""With fewer images that only one gets right, no outcome of the test is below `ALPHA`."""
+"""The test needs as many images that exactly one model gets right, or it can show no difference."""
 
 Verdict = Literal["better", "worse", "no difference shown"]
 

@@ -84,7 +84,7 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
+class RecordedCalls:
     """One run of an image encoder.
 
     Attributes:
@@ -118,12 +118,12 @@ class Observed:
 
 
 @torch.no_grad()
-def observe(encoder: nn.Module, images: Tensor) -> Observed:
+def observe(encoder: nn.Module, images: Tensor) -> RecordedCalls:
     """Runs an encoder on images [B, 3, H, W] and records its calls."""
     calls: list[tuple[nn.Module, Call]] = []
     with _Recorder() as recorder, _hooks(encoder, recorder.operations, calls):
         features = encoder(images)
-    return Observed(images, features, calls, recorder.operations)
+    return RecordedCalls(images, features, calls, recorder.operations)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -236,7 +236,7 @@ def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _fold_weights(encoder: nn.Module, observed: Observed) -> None:
+def _fold_weights(encoder: nn.Module, observed: RecordedCalls) -> None:
     """Replaces convolutions that compute their weights from parameters by plain ones."""
     decided_by_images = observed.depend_on_images()
     for module, call in observed.single_calls():
@@ -266,7 +266,7 @@ def _only_convolution(call: Call) -> Operation | None:
     return convolutions[0] if convolutions[0].arguments[0] is call.input else None
 
 
-def _fold_batch_norms(encoder: nn.Module, observed: Observed) -> None:
+def _fold_batch_norms(encoder: nn.Module, observed: RecordedCalls) -> None:
     """Folds a batch norm into the layer before it, if nothing else reads its output or weight."""
     layers = {
         id(call.output): module
@@ -296,7 +296,7 @@ def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)
 
 
-def _take_last_linear(encoder: nn.Module, observed: Observed) -> tuple[Tensor, Tensor] | None:
+def _take_last_linear(encoder: nn.Module, observed: RecordedCalls) -> tuple[Tensor, Tensor] | None:
     """Takes away the linear layer that gives the features: its weight and bias, in float64."""
     for module, call in observed.single_calls():
         if call.output is observed.features and type(module) in (nn.Linear, FloatLinear):
@@ -305,7 +305,7 @@ def _take_last_linear(encoder: nn.Module, observed: Observed) -> tuple[Tensor, T
     return None
 
 
-def _fold_into_stem(observed: Observed, request: FoldRequest) -> str:
+def _fold_into_stem(observed: RecordedCalls, request: FoldRequest) -> str:
     """Folds mean and standard deviation into the first convolution, as far as that is exact."""
     readers = observed.readers(observed.images)
     for conv, call in observed.single_calls():

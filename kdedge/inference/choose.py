@@ -7,7 +7,14 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import (
+    BackendUnavailable,
+    GateError,
+    MissingPackage,
+    RecipeError,
+    SetupError,
+    first_line,
+)
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import CpuPreference
@@ -203,7 +210,7 @@ def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupErro
     ordered = sorted(failures, key=lambda failure: isinstance(failure[2], _ABSENT))
     if len({str(error) for *_, error in ordered}) == 1:
         return ordered[0][2]
-    lines = "\n".join(f"  {file.name}: {str(error).splitlines()[0]}" for _, file, error in ordered)
+    lines = "\n".join(f"  {file.name}: {first_line(error)}" for _, file, error in ordered)
     remedy = "Run again with --backend NAME to see how to fix one of them."
     for target, _, error in ordered:
         if isinstance(error, MissingPackage) and not target.is_engine:

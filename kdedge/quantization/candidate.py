@@ -23,7 +23,7 @@ from kdedge.quantization.fake import (
     weight_levels,
     weight_scale,
 )
-from kdedge.quantization.sites import Observed, Site, run_layer
+from kdedge.quantization.sites import Site, SiteStatistics, run_layer
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Strengths of smoothing that are tried for each site: the best one depends on the model."""
@@ -39,7 +39,7 @@ class Candidate:
         exact: float; it computes what the folded model computes, up to rounding.
         model: the same, with corrected biases.
         layers: what is quantized of its layers, by name; others stay float.
-        inputs: what its layers read, as `Observed` has it for the folded model.
+        inputs: what its layers read, as `SiteStatistics` has it for the folded model.
         alphas: strength of smoothing by each site's first layer; only smoothed sites.
         ranges: how each layer's range was found.
     """
@@ -47,7 +47,7 @@ class Candidate:
     exact: nn.Module
     model: nn.Module
     layers: dict[str, QuantizedLayer]
-    inputs: Mapping[str, Observed]
+    inputs: Mapping[str, SiteStatistics]
     alphas: dict[str, float]
     ranges: dict[str, Range]
 
@@ -74,7 +74,7 @@ class Centered(nn.Module):
 
 
 @dataclass(frozen=True)
-class ObservedModel:
+class CalibratedModel:
     """A float model and what its layers read.
 
     Attributes:
@@ -85,10 +85,10 @@ class ObservedModel:
 
     model: nn.Module
     sites: Sequence[Site]
-    inputs: Mapping[str, Observed]
+    inputs: Mapping[str, SiteStatistics]
 
     @torch.no_grad()
-    def centered(self) -> ObservedModel:
+    def centered(self) -> CalibratedModel:
         """A copy whose sites read channels from -a to a, where the model has channels from b to c.
 
         INT8 without a zero point spends its levels on both signs alike, and a channel that is far
@@ -123,10 +123,10 @@ class ObservedModel:
             for name, layer in zip(site.layers, layers, strict=True):
                 layer.bias.add_(layer.weight @ center)
                 inputs[name] = self.inputs[name].minus(center)
-        return ObservedModel(changed, self.sites, inputs)
+        return CalibratedModel(changed, self.sites, inputs)
 
     @torch.no_grad()
-    def smoothed(self, alphas: Mapping[str, float]) -> ObservedModel:
+    def smoothed(self, alphas: Mapping[str, float]) -> CalibratedModel:
         """A copy whose sites read channels divided by factors, in exchange for their weights.
 
         Exact up to float32 rounding: SmoothQuant (Xiao et al., arXiv:2211.10438, equation 4). A
@@ -155,7 +155,7 @@ class ObservedModel:
             for name, layer in zip(site.layers, layers, strict=True):
                 layer.weight.mul_(factor)
                 inputs[name] = self.inputs[name].divided(factor)
-        return ObservedModel(changed, self.sites, inputs)
+        return CalibratedModel(changed, self.sites, inputs)
 
     def _factor(self, site: Site, alpha: float, model: nn.Module) -> Tensor:
         """[D_in]: what divides a site's channels, by the weights of a model; see `smoothed`."""
@@ -256,7 +256,7 @@ def with_plain_functions(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
     return model if is_plain else changed
 
 
-def input_scale(seen: Observed, method: Range) -> float:
+def input_scale(seen: SiteStatistics, method: Range) -> float:
     """A step for a layer's input."""
     reach = find_range(seen.sample, method, largest=float(seen.channel_max.max()))
     return float(round_scale(torch.tensor(reach / HIGHEST)))
@@ -270,7 +270,7 @@ def quantize_weight(layer: Any, scale: float) -> QuantizedLayer:
 
 
 @torch.no_grad()
-def layer_error(layer: Any, quantized: QuantizedLayer, seen: Observed) -> float:
+def layer_error(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> float:
     """Squared error of a quantized layer's output by the squared output, on the layer's sample."""
     expected = run_layer(layer, seen.sample, layer.weight)
     lost = _lost(layer, quantized, seen)
@@ -278,13 +278,13 @@ def layer_error(layer: Any, quantized: QuantizedLayer, seen: Observed) -> float:
 
 
 @torch.no_grad()
-def output_shift(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Tensor:
+def output_shift(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> Tensor:
     """[D_out]: what a quantized layer's output lacks on average, on the layer's sample."""
     lost = _lost(layer, quantized, seen)
     return lost.reshape(-1, lost.shape[-1]).mean(dim=0)
 
 
-def _lost(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Tensor:
+def _lost(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> Tensor:
     """The float output minus the quantized one; [..., D_out]."""
     x = InputQuantizer(quantized.input_scale)(seen.sample)
     steps = torch.from_numpy(quantized.weight_scale).reshape(-1, *(1,) * (layer.weight.ndim - 1))
@@ -292,7 +292,7 @@ def _lost(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Tensor:
     return run_layer(layer, seen.sample, layer.weight) - run_layer(layer, x, weight)
 
 
-def _nearest_error(layer: Any, scale: float, seen: Observed) -> float:
+def _nearest_error(layer: Any, scale: float, seen: SiteStatistics) -> float:
     return layer_error(layer, quantize_weight(layer, scale), seen)
 
 
@@ -304,7 +304,7 @@ _BLOCK = 128
 
 
 @torch.no_grad()
-def round_weight(layer: Any, quantized: QuantizedLayer, seen: Observed) -> QuantizedLayer:
+def round_weight(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> QuantizedLayer:
     """A linear layer with other levels.
 
     Args:

@@ -33,15 +33,15 @@ from kdedge.errors import DataError, Terminated
 from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,
+    CalibratedModel,
     Candidate,
-    ObservedModel,
     layer_error,
     output_shift,
     round_weight,
     with_plain_functions,
 )
 from kdedge.quantization.fake import RANGES, QuantizedLayer, attach
-from kdedge.quantization.sites import Observed, Site, observe_layers
+from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class _Search:
     enough: float
     minutes: float
     class_matrix: Tensor | None
-    observed: dict[str, Observed] = field(default_factory=dict)
+    observed: dict[str, SiteStatistics] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     sensitivity: dict[str, float] = field(default_factory=dict)
     best: Candidate | None = None
@@ -229,7 +229,7 @@ class _Search:
 
     def _smooth_alike(self) -> None:
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
-        self._centered = ObservedModel(self.folded, self.sites, self.observed).centered()
+        self._centered = CalibratedModel(self.folded, self.sites, self.observed).centered()
         self._smoothed = self._centered.smoothed(alphas)
         self._alphas = alphas
         self._try(f"centered, SmoothQuant {DEFAULT_ALPHA}, ranges max", self._with_ranges("max"))

@@ -46,7 +46,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Observed:
+class SiteStatistics:
     """What a layer reads.
 
     Attributes:
@@ -64,13 +64,13 @@ class Observed:
         """[D_in] or [C], the largest magnitude of each channel over all images."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    def divided(self, factor: Tensor) -> Observed:
+    def divided(self, factor: Tensor) -> SiteStatistics:
         """What the layer reads once its channels are divided by positive factors, [D_in]."""
-        return Observed(self.sample / factor, self.low / factor, self.high / factor)
+        return SiteStatistics(self.sample / factor, self.low / factor, self.high / factor)
 
-    def minus(self, center: Tensor) -> Observed:
+    def minus(self, center: Tensor) -> SiteStatistics:
         """What a linear layer reads once [D_in] is subtracted."""
-        return Observed(self.sample - center, self.low - center, self.high - center)
+        return SiteStatistics(self.sample - center, self.low - center, self.high - center)
 
 
 class FloatLinear(nn.Linear):
@@ -85,7 +85,7 @@ def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         layer: a linear layer or a convolution.
-        x: see `Observed.sample`.
+        x: see `SiteStatistics.sample`.
         weight: as the layer's.
     """
     if isinstance(layer, nn.Linear):
@@ -103,7 +103,7 @@ def observe_layers(
     *,
     batch: int,
     advance: Callable[[int], object],
-) -> dict[str, Observed]:
+) -> dict[str, SiteStatistics]:
     """Runs a model on images and keeps what its layers read.
 
     Args:
@@ -151,4 +151,4 @@ def observe_layers(
             f"INT8: {broken[0]} reads NaN or infinity on the calibration images.\n"
             "  Check the images, and the student's weights: kdedge eval."
         )
-    return {name: Observed(torch.cat(kept[name]), low[name], high[name]) for name in names}
+    return {name: SiteStatistics(torch.cat(kept[name]), low[name], high[name]) for name in names}

@@ -288,6 +288,6 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Path
     values = {"chapters": make_chapters(runs), "title": title, "version": __version__}
     page = environment.get_template("page.html.j2").render(html_table=html_table, **values) + "\n"
     folder = runs[0].run.path / "report" if output is None else output
-    with new_folder(folder, is_numbered=output is None) as (part, final):
-        write_atomic(part / PAGE, page.encode())
-    return final() / PAGE
+    with new_folder(folder, is_numbered=output is None) as new:
+        write_atomic(new.part / PAGE, page.encode())
+    return new.final / PAGE

@@ -89,8 +89,8 @@ class RunFolder:
         Raises:
             ResourceError: the folder may not be written, or the disk is full.
         """
-        with new_folder(root / name, is_numbered=True) as (part, place):
-            run = cls(part, kind)
+        with new_folder(root / name, is_numbered=True) as new:
+            run = cls(new.part, kind)
             run.checkpoints.mkdir()
             write_atomic(run.recipe, recipe_text.encode())
             record = {
@@ -102,7 +102,7 @@ class RunFolder:
                 **provenance,
             }
             write_json(run.provenance, record)
-        return cls(place(), kind, is_new=True)
+        return cls(new.final, kind, is_new=True)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import Annotated
 
-from kdedge.errors import DataError, KdedgeError, SetupError
+from kdedge.errors import DataError, KdedgeError, SetupError, first_line
 from kdedge.files import check_writable, refuse_existing, sha256_file, write_json
 from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
@@ -239,7 +239,7 @@ class CpuPreference:
         try:
             choices = read_choices(artifact)
         except KdedgeError as error:
-            return cls(None, str(error).partition("\n")[0].rstrip("."), remedy)
+            return cls(None, first_line(error), remedy)
         if not choices:
             return cls(None, None, remedy)
         here = CpuMachine.this()

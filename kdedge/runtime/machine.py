@@ -111,7 +111,7 @@ def cpu_instructions(root: Path = Path("/")) -> tuple[str, ...]:
     return ()
 
 
-def adds_bytes_in_16_bits(root: Path = Path("/")) -> bool:
+def lacks_vnni(root: Path = Path("/")) -> bool:
     """Whether sums of two products of bytes can overflow: on x86 processors without VNNI.
 
     They multiply unsigned with signed bytes, and add two products in 16 bits.

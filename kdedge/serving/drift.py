@@ -124,7 +124,7 @@ def check_environment() -> None:
         raise MissingPackage("scipy", extra="watch", purpose="The drift alarm") from error
 
 
-class Reference:
+class DriftReference:
     """The scores of images before any change.
 
     The values of the statistics are ranks in the reference, as normal scores (van der Waerden 1952,
@@ -228,7 +228,7 @@ class DriftMonitor:
 
     def __init__(
         self,
-        reference: Reference | None,
+        reference: DriftReference | None,
         *,
         shot: int,
         has_none: bool = False,
@@ -263,13 +263,13 @@ class DriftMonitor:
         if self.reference is None:
             self._learned.append(scored)  # one frame: the mean of several varies less
             if len(self._learned) == self._n_learned:
-                self.reference, self._learned = Reference(self._learned), []
+                self.reference, self._learned = DriftReference(self._learned), []
             return []
         self._last.append(frames)
         names = (*self.reference.statistics, *(("none",) if self._has_none else ()))
         return [drift for name in names for drift in self._test(name, self.reference)]
 
-    def _test(self, name: Statistic, reference: Reference) -> Iterator[Drift]:
+    def _test(self, name: Statistic, reference: DriftReference) -> Iterator[Drift]:
         rows = np.stack([reference.values(frames, name).mean(axis=0) for frames in self._last])
         p_values = {n: reference.p_value(name, rows[-n:]) for n in _WINDOWS if n <= len(rows)}
         if name in self._raised:
@@ -286,7 +286,7 @@ class DriftMonitor:
     def _drift(
         self,
         name: Statistic,
-        reference: Reference,
+        reference: DriftReference,
         n: int,
         p_values: dict[int, float],
         *,

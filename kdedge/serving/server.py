@@ -28,7 +28,7 @@ from kdedge.serving.model import CurrentModel, ServedModel
 
 log = logging.getLogger(__name__)
 
-_Stamp = tuple[object, ...]
+_FolderState = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ModelReloader:
                 self._tried = self._seen
                 self._try()
 
-    def _stamp(self) -> _Stamp:
+    def _stamp(self) -> _FolderState:
         """Changes with the folder and with each of its files."""
         try:
             folder = self._source.find().resolve()

@@ -38,7 +38,7 @@ _END_S = 2.0
 
 _CAMERA = re.compile(r"/dev/(video\d|v4l/)")
 
-_Stamp = tuple[int, int]
+_SizeAndTime = tuple[int, int]
 """Time of change, nanoseconds, and size of a file."""
 
 FrameSourceKind = Literal["camera", "stream", "video", "folder"]
@@ -222,7 +222,7 @@ def new_files(
     """
     delivered = {} if existing else _stamps(folder)
     while True:
-        growing: dict[Path, tuple[_Stamp, float]] = {}
+        growing: dict[Path, tuple[_SizeAndTime, float]] = {}
         with _changes(folder) as changes:
             changes.put(None)  # files may have come before the watch began
             while folder.is_dir():
@@ -280,9 +280,9 @@ def _changes(folder: Path) -> Iterator[queue.SimpleQueue[BaseException | None]]:
         stop.set()
 
 
-def _stamps(folder: Path) -> dict[Path, _Stamp]:
+def _stamps(folder: Path) -> dict[Path, _SizeAndTime]:
     """Size and time of change of the folder's image files, the oldest first."""
-    stamps = dict[Path, _Stamp]()
+    stamps = dict[Path, _SizeAndTime]()
     for path in folder.glob("*"):
         extension = path.suffix[1:].lower()
         is_image = extension in IMAGE_EXTENSIONS or extension in more_extensions()

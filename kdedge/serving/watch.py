@@ -16,7 +16,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import Classifier, decoded
 from kdedge.inference.lines import Prediction, Result
 from kdedge.serving import drift, watch_events
-from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, Reference, Scored
+from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, DriftReference, Scored
 from kdedge.serving.source import Frame, FrameSource, Lost
 from kdedge.serving.watch_events import UNDECIDED, Decider, FrameClass
 
@@ -183,7 +183,7 @@ def _check_scores(classifier: Classifier, settings: WatchSettings, *, has_scores
         )
 
 
-def _reference_of(classifier: Classifier, *, is_asked: bool) -> Reference | None:
+def _reference_of(classifier: Classifier, *, is_asked: bool) -> DriftReference | None:
     """The reference of the artifact's smoke set; None if that has too few images.
 
     Raises:
@@ -197,7 +197,7 @@ def _reference_of(classifier: Classifier, *, is_asked: bool) -> Reference | None
             raise DataError(f"{error}\n  Take the start of the stream: --drift stream.") from error
         return None
     if len(scored) >= MIN_REFERENCE:
-        return Reference(scored)
+        return DriftReference(scored)
     if is_asked:
         raise DataError(
             f"The smoke set of {artifact.path} has {len(scored)} images with scores, and the drift"

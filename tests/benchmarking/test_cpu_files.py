@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.benchmarking.cpu_files import EQUAL, choose, cpu_files, fastest_on_cpu, is_worse
+from kdedge.benchmarking.cpu_files import TIE_SHARE, choose, cpu_files, fastest_on_cpu, is_worse
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.errors import GateError
@@ -59,8 +59,8 @@ BYTES = candidate("model.int8.xml", 3.0, agreement_percent=98.5)
         ([], "model.int8.xml"),
         ([candidate("fastest", 9.0, out="agreement 97 %")], "model.int8.xml"),
         ([candidate("broken", None, out="cannot be loaded")], "model.int8.xml"),
-        ([candidate("exact", 3.0 * (1 - EQUAL / 2))], "exact"),
-        ([candidate("exact", 3.0 * (1 - 2 * EQUAL))], "model.int8.xml"),
+        ([candidate("exact", 3.0 * (1 - TIE_SHARE / 2))], "exact"),
+        ([candidate("exact", 3.0 * (1 - 2 * TIE_SHARE))], "model.int8.xml"),
     ],
 )
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_exact_one(

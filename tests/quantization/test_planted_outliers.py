@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.quantization.candidate import Candidate, ObservedModel
+from kdedge.quantization.candidate import CalibratedModel, Candidate
 from kdedge.quantization.search import BATCH, score, search
 from kdedge.quantization.sites import observe_layers
 
@@ -76,7 +76,7 @@ def test_plain_ranges_fail_on_it_and_the_search_passes_with_few_layers_in_float(
 
     def plain(model: Any, alphas: dict[str, float]) -> float:
         seen = observe_layers(model, names, calibration, batch=BATCH, advance=lambda _: None)
-        changed = ObservedModel(model, sites, seen).smoothed(alphas)
+        changed = CalibratedModel(model, sites, seen).smoothed(alphas)
         layers, ranges = changed.quantized("max")
         candidate = Candidate(changed.model, changed.model, layers, changed.inputs, alphas, ranges)
         return score(candidate, test, model).agreement_percent

@@ -12,9 +12,9 @@ import torch
 from kdedge.errors import DataError
 from kdedge.progress import progress_to
 from kdedge.quantization.candidate import (
+    CalibratedModel,
     Candidate,
     Centered,
-    ObservedModel,
     layer_error,
     round_weight,
     with_plain_functions,
@@ -45,7 +45,7 @@ def test_smoothing_changes_no_logit_and_evens_out_what_layers_read(
 ) -> None:
     seen = observed(folded, sites, pictures[:64])
     alphas = {site.layers[0]: 0.7 for site in sites if site.norm or site.block}
-    changed = ObservedModel(folded, sites, seen).smoothed(alphas)
+    changed = CalibratedModel(folded, sites, seen).smoothed(alphas)
     smoothed, inputs = changed.model, changed.inputs
     expected, actual = folded(pictures[:16]), smoothed(pictures[:16])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
@@ -60,7 +60,7 @@ def test_centering_changes_no_logit_and_gives_each_channel_both_signs_alike(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
     seen = observed(folded, sites, pictures[:64])
-    changed = ObservedModel(folded, sites, seen).centered()
+    changed = CalibratedModel(folded, sites, seen).centered()
     centered, inputs = changed.model, changed.inputs
     expected, actual = folded(pictures[64:96]), centered(pictures[64:96])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
@@ -86,7 +86,7 @@ def test_layers_without_biases_are_not_centered(
     model.get_submodule("blocks.0.mlp.c_proj").register_parameter("bias", None)
     model.get_submodule("blocks.1.key").register_parameter("bias", None)
     seen = observed(model, sites, pictures[:32])
-    changed = ObservedModel(model, sites, seen).centered()
+    changed = CalibratedModel(model, sites, seen).centered()
     centered, inputs = changed.model, changed.inputs
     torch.testing.assert_close(centered(pictures[:8]), model(pictures[:8]), rtol=0, atol=1e-4)
     for name in ("blocks.0.mlp.c_proj", "blocks.1.query", "blocks.1.key"):
@@ -97,7 +97,7 @@ def test_rounding_by_layer_loses_less_than_the_nearest_levels(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
     seen = observed(folded, sites, pictures[:64])
-    layers, _ = ObservedModel(folded, sites, seen).quantized("max")
+    layers, _ = CalibratedModel(folded, sites, seen).quantized("max")
     fresh = observed(folded, sites, pictures[64:128])
     for name in ("blocks.0.key", "blocks.1.mlp.c_fc", "blocks.2.mlp.c_proj"):
         layer = folded.get_submodule(name)
@@ -117,7 +117,7 @@ def test_a_layer_left_in_float_has_the_exact_bias_and_the_others_the_corrected_o
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
     seen = observed(folded, sites, pictures[:64])
-    layers, ranges = ObservedModel(folded, sites, seen).quantized("max")
+    layers, ranges = CalibratedModel(folded, sites, seen).quantized("max")
     with_biases = corrected(Candidate(folded, folded, layers, seen, {}, ranges))
     left, kept = "blocks.0.mlp.c_fc", "blocks.1.mlp.c_fc"
     found = without(with_biases, [left])
@@ -137,7 +137,7 @@ def test_the_agreement_to_expect_adds_every_images_error_to_every_images_logits(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
     seen = observed(folded, sites, pictures[:64])
-    fine, ranges = ObservedModel(folded, sites, seen).quantized("max")
+    fine, ranges = CalibratedModel(folded, sites, seen).quantized("max")
     layers = {
         name: dataclasses.replace(layer, input_scale=32 * layer.input_scale)
         for name, layer in fine.items()
@@ -265,9 +265,9 @@ def test_dead_channels_stay_finite(folded: Any, sites: Any, pictures: torch.Tens
         model.blocks[1].value.weight[7] = model.blocks[1].value.bias[7] = 0
         model.blocks[1].mlp.c_fc.weight[3] = 0
     seen = observed(model, sites, pictures[:32])
-    alphas = ObservedModel(model, sites, seen).best_alphas(lambda: None)
-    changed = ObservedModel(model, sites, seen).smoothed(alphas)
+    alphas = CalibratedModel(model, sites, seen).best_alphas(lambda: None)
+    changed = CalibratedModel(model, sites, seen).smoothed(alphas)
     smoothed, inputs = changed.model, changed.inputs
     torch.testing.assert_close(smoothed(pictures[:8]), model(pictures[:8]), rtol=0, atol=1e-4)
-    layers, _ = ObservedModel(smoothed, sites, inputs).quantized("mse")
+    layers, _ = CalibratedModel(smoothed, sites, inputs).quantized("mse")
     assert all((layer.weight_scale > 0).all() for layer in layers.values())

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from kdedge.runtime.machine import (
-    adds_bytes_in_16_bits,
     cpu_instructions,
     has_bf16,
     is_jetson,
+    lacks_vnni,
     memory_bytes,
     physical_cores,
     usable_cores,
@@ -137,4 +137,4 @@ def test_the_instructions_for_bytes_are_read(
     (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\n{cpuinfo}\n")
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert cpu_instructions(tmp_path) == instructions
-    assert adds_bytes_in_16_bits(tmp_path) is overflows
+    assert lacks_vnni(tmp_path) is overflows

@@ -13,7 +13,7 @@ from kdedge.serving.drift import (
     FALSE_ALARMS_PER_FRAME,
     Drift,
     DriftMonitor,
-    Reference,
+    DriftReference,
     Scored,
     ScoreSummary,
 )
@@ -50,17 +50,17 @@ def play(
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    return Reference(draw(np.random.default_rng(0), 200, none=0.05))
+def reference() -> DriftReference:
+    return DriftReference(draw(np.random.default_rng(0), 200, none=0.05))
 
 
-def test_without_a_change_there_is_no_alarm_in_10000_frames(reference: Reference) -> None:
+def test_without_a_change_there_is_no_alarm_in_10000_frames(reference: DriftReference) -> None:
     monitor = DriftMonitor(reference, shot=20, has_none=True)
     assert play(monitor, draw(np.random.default_rng(1), 500, none=0.05)) == []
 
 
 def test_a_single_none_is_no_alarm_where_the_reference_had_none() -> None:
-    reference = Reference(draw(np.random.default_rng(0), 200))
+    reference = DriftReference(draw(np.random.default_rng(0), 200))
     observations = np.array([[1.0], *[[0.0]] * 19])
     assert 0.05 < reference.p_value("none", observations) < 0.15  # 1 - (1 - 1 / 202) ** 20
 
@@ -70,7 +70,7 @@ def test_a_single_none_is_no_alarm_where_the_reference_had_none() -> None:
     [({"shift": 1.5}, "classes"), ({"scale": 0.2}, "confidence"), ({"none": 0.9}, "none")],
 )
 def test_a_change_is_seen_within_500_frames_and_its_end_too(
-    reference: Reference, change: dict[str, float], statistic: str
+    reference: DriftReference, change: dict[str, float], statistic: str
 ) -> None:
     rng = np.random.default_rng(2)
     monitor = DriftMonitor(reference, shot=20, has_none=True)
@@ -89,7 +89,7 @@ def test_a_change_is_seen_within_500_frames_and_its_end_too(
     assert alarm.n_frames % 20 == 0
 
 
-def test_an_alarm_has_the_numbers_of_both_sides(reference: Reference) -> None:
+def test_an_alarm_has_the_numbers_of_both_sides(reference: DriftReference) -> None:
     rng = np.random.default_rng(3)
     monitor = DriftMonitor(reference, shot=1)
     shots = draw(rng, 40, shift=4)
@@ -106,7 +106,7 @@ def test_an_alarm_has_the_numbers_of_both_sides(reference: Reference) -> None:
 def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -> None:
     rng = np.random.default_rng(4)
     known, seen = draw(rng, 100), draw(rng, 4)
-    reference = Reference(known)
+    reference = DriftReference(known)
 
     def rows(images: list[Scored]) -> np.ndarray:
         logs = np.log(np.stack([one.scores for one in images]))
@@ -129,7 +129,7 @@ def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -
     assert reference.p_value("classes", values) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_still_scene_counts_once(reference: Reference) -> None:
+def test_a_still_scene_counts_once(reference: DriftReference) -> None:
     monitor, image = DriftMonitor(reference, shot=5), Image.new("L", (16, 16))
     (odd,) = draw(np.random.default_rng(6), 1, shift=9)
     assert [monitor.add(odd, image) for _ in range(2000)] == [[]] * 2000
@@ -150,12 +150,12 @@ def test_one_class_and_two_classes_can_be_watched() -> None:
     rng = np.random.default_rng(8)
     for n_classes in (1, 2):
         known = [Scored(row) for row in softmax(rng.normal(size=(150, n_classes)))]
-        monitor = DriftMonitor(Reference(known[:100]), shot=1, has_none=True)
+        monitor = DriftMonitor(DriftReference(known[:100]), shot=1, has_none=True)
         assert play(monitor, known[100:], length=1) == []
         assert play(monitor, [Scored(known[0].scores, is_none=True)] * 20, length=1)
 
 
-def test_scores_of_exactly_zero_and_one_are_finite(reference: Reference) -> None:
+def test_scores_of_exactly_zero_and_one_are_finite(reference: DriftReference) -> None:
     sure = Scored(np.eye(N_CLASSES)[0])
     assert np.isfinite(reference.values([sure], "classes")).all()
     assert np.isfinite(reference.values([sure], "confidence")).all()
@@ -165,7 +165,7 @@ def test_a_p_value_below_a_tenth_comes_in_a_tenth_of_the_cases() -> None:
     rng = np.random.default_rng(9)
     p_values = []
     for _ in range(200):
-        known = Reference(draw(rng, 100))
+        known = DriftReference(draw(rng, 100))
         for _ in range(5):
             p_values.append(known.p_value("classes", known.values(draw(rng, 4), "classes")))
     for level in (0.01, 0.1, 0.5):

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
 from kdedge.errors import DataError, nearest, os_reason
-from kdedge.files import Stamp, printable
+from kdedge.files import FileStamp, printable
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
@@ -79,7 +79,7 @@ class Location(NamedTuple):
 
     path: str
     position: int = 0
-    stamp: Stamp | None = None
+    stamp: FileStamp | None = None
     column: str = ""
 
 

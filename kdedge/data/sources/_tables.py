@@ -27,7 +27,7 @@ from kdedge.data.sources import (
     names_of,
 )
 from kdedge.errors import DataError, MissingPackage, first_line
-from kdedge.files import Stamp
+from kdedge.files import FileStamp
 from kdedge.runtime.preprocess import UnusableImage
 
 _LABEL_COLUMNS = ("label", "labels")
@@ -90,7 +90,7 @@ class TableFile(NamedTuple):
     path: Path
     schema: Any
     n_rows: int
-    stamp: Stamp
+    stamp: FileStamp
     is_mapped: bool = True
 
 
@@ -144,7 +144,7 @@ class TableSource:
         """
         file, _ = self._place(i)
         try:
-            if file.is_mapped and Stamp.of(file.path.stat())[:2] != file.stamp[:2]:
+            if file.is_mapped and FileStamp.of(file.path.stat())[:2] != file.stamp[:2]:
                 raise DataError(
                     f"{file.path} has changed since its index was made.\n"
                     "  Start again when nothing writes to it any longer."

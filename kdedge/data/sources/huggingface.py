@@ -17,7 +17,7 @@ from kdedge.data.sources._tables import (
     quiet,
 )
 from kdedge.errors import DataError, SetupError, first_line
-from kdedge.files import Stamp, read_json
+from kdedge.files import FileStamp, read_json
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
@@ -59,7 +59,7 @@ def open_source(
     )
     parts = [_open(datasets, path) for path in paths]
     files = [
-        TableFile(path, part.data.schema, len(part), Stamp.of(path.stat()))
+        TableFile(path, part.data.schema, len(part), FileStamp.of(path.stat()))
         for path, part in zip(paths, parts, strict=True)
     ]
     dataset = datasets.concatenate_datasets(parts)

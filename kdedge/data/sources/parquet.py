@@ -25,7 +25,7 @@ from kdedge.data.sources._tables import (
     read_features,
 )
 from kdedge.errors import DataError, first_line
-from kdedge.files import Stamp, explain_os_error
+from kdedge.files import FileStamp, explain_os_error
 
 _ROWS_AT_ONCE = 100
 """Rows that are copied at once; `datasets` writes row groups of images of this size."""
@@ -90,7 +90,7 @@ def _open(path: Path) -> TableFile:
     import pyarrow.parquet as pq
 
     try:
-        stamp = Stamp.of(path.stat())
+        stamp = FileStamp.of(path.stat())
         with pq.ParquetFile(path) as file:
             return TableFile(
                 path, file.schema_arrow, file.metadata.num_rows, stamp, is_mapped=False

@@ -26,7 +26,7 @@ from kdedge.data.sources import (
     names_of,
 )
 from kdedge.errors import DataError, MissingPackage, os_reason
-from kdedge.files import Stamp, printable
+from kdedge.files import FileStamp, printable
 from kdedge.runtime.preprocess import UnusableImage, more_extensions
 
 _MAX_SHARDS = 100_000
@@ -62,7 +62,7 @@ class _Shard:
 
     path: Path
     name: str
-    stamp: Stamp
+    stamp: FileStamp
 
 
 class WebDatasetSource:
@@ -131,7 +131,7 @@ class WebDatasetSource:
                 return self._descriptors[shard], True
             known = self._shards[shard]
             descriptor = os.open(known.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            if Stamp.of(os.fstat(descriptor))[:2] != known.stamp[:2]:
+            if FileStamp.of(os.fstat(descriptor))[:2] != known.stamp[:2]:
                 os.close(descriptor)
                 raise _changed(known)
             if len(self._descriptors) >= _MAX_OPEN_SHARDS:
@@ -289,7 +289,7 @@ def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Plac
                 )
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         raise DataError(_not_tar(path, error)) from error
-    return _Shard(path, name, Stamp.of(status)), members
+    return _Shard(path, name, FileStamp.of(status)), members
 
 
 def _regular_members(tar: tarfile.TarFile, path: Path, n_bytes: int) -> Iterator[tarfile.TarInfo]:

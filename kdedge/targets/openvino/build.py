@@ -17,7 +17,7 @@ import numpy as np
 from kdedge.errors import DataError, ResourceError
 from kdedge.files import write_atomic, written_together
 from kdedge.runtime.artifact import Precision
-from kdedge.runtime.machine import adds_bytes_in_16_bits, has_bf16
+from kdedge.runtime.machine import has_bf16, lacks_vnni
 from kdedge.targets.openvino.run import (
     PRECISION_KEY,
     check_environment,
@@ -76,7 +76,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         ) from error
     if file.precision == "fp32" and not has_bf16():
         log.info("bf16 is left out: this CPU does not multiply bfloat16 (no AVX512_BF16, no AMX).")
-    if file.precision == "int8" and adds_bytes_in_16_bits():
+    if file.precision == "int8" and lacks_vnni():
         log.info("Weights get 7 bits, as this CPU adds products of bytes in 16 bits (no VNNI).")
         _limit_weights(ov, model, CPU_WEIGHT_LEVELS)
         built_with["weight_levels"] = CPU_WEIGHT_LEVELS

@@ -82,7 +82,7 @@ def check_environment() -> None:
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
     """The program of a precision, named after the version and the GPU that it needs."""
-    about = _about(_find())
+    about = _about(_import_torch_tensorrt())
     version = ".".join(about["version"].split("+")[0].split(".")[:3])
     tag = f"torchtrt{version}-sm{about['compute_capability'].replace('.', '')}"
     return (PlannedFile(f"model.{precision}.{tag}.pt2", precision, "gpu"),)
@@ -96,7 +96,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         SetupError: a package or device is missing.
         ResourceError: the file cannot be written.
     """
-    torch_tensorrt = _find()
+    torch_tensorrt = _import_torch_tensorrt()
     path, batches = request.folder / file.name, request.artifact.batches
     program, example = trace(
         request.model,
@@ -141,7 +141,7 @@ class Program:
     name = "torch-tensorrt"
 
     def __init__(self, path: Path, artifact: Artifact) -> None:
-        self._about = _about(_find())
+        self._about = _about(_import_torch_tensorrt())
         self._module: Any = torch.export.load(path).module().cuda()
         size_px = artifact.preprocess.size_px
         self.batches: tuple[int, int | None] = artifact.batches
@@ -201,7 +201,7 @@ def _about(module: ModuleType) -> dict[str, Any]:
     }
 
 
-def _find() -> ModuleType:
+def _import_torch_tensorrt() -> ModuleType:
     check_environment()
     import torch_tensorrt
 
