@@ -142,7 +142,7 @@ def test_the_demo_and_the_tests_are_one_command_each() -> None:
 def test_no_placeholder_is_left(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     real = (
-        r"(?:OMP|RAY|WATCHFILES|KDEDGE|SLURM|NCCL|GLOO|FONT_HERSHEY|INTER|CAP|INFERENCE)_\w+"
+        r"(?:OMP|CUDA|RAY|WATCHFILES|KDEDGE|SLURM|NCCL|GLOO|FONT_HERSHEY|INTER|CAP|INFERENCE)_\w+"
         r"|PERFORMANCE_HINT|MODEL_CARD"
     )
     text = re.sub(real, "", text)
