@@ -87,13 +87,13 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="Fit a temperature, so that a score is as high as answers of that score are right.",
+    help="Fit a temperature, so that of answers with a score of 80 % about 80 % are right.",
 )
 @click.option(
     "--none-of-these",
     metavar="SHARE",
-    help='Answer "none" for images that look like none of the classes, and keep this share of the'
-    " known images, such as 95%.",
+    help='Answer "none" for images unlike the known ones, of which this share, such as 95%, still'
+    " gets a class.",
 )
 @click.option(
     "--int8-minutes",

@@ -42,8 +42,8 @@ class ExportSpec(Strict):
     )
     calibrate: bool = Field(
         False,
-        description="Divide the logits by a fitted temperature, so that a score is as high as"
-        " answers of that score are right. It is fitted to data.validation, else to data.labeled,"
+        description="Divide the logits by a fitted temperature, so that of answers with a score"
+        " of 80 % about 80 % are right. It is fitted to data.validation, else to data.labeled,"
         " else to the teacher's answers on data.unlabeled, and folded into the graph. Answers do"
         " not change.",
     )
