@@ -283,6 +283,15 @@ cudart, no_gpu, jetson = _device.cudart, _device.no_gpu, _device.jetson
 cuda_libraries = _device.cuda_libraries
 
 
+@pytest.fixture
+def system_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a file system in which kdedge reads what machine this is."""
+    from kdedge.runtime import machine
+
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def host_gpu() -> ModuleType:
     """A GPU and a TensorRT made of host memory."""

@@ -21,19 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
+from kdedge.runtime import machine
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.runtime.threads import may_spin
 from kdedge.targets.registry import list_targets
 
-_SYSTEM = Path("/")
 
-
-def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
-    """Returns machine, processor, GPUs, versions and power mode as plain values.
-
-    Args:
-        root: of the file system.
-    """
+def device_sheet() -> dict[str, Any]:
+    """Returns machine, processor, GPUs, versions and power mode as plain values."""
     sheet: dict[str, Any] = {
         "cpu": cpu_model(),
         "cpu_cores": cpu_cores(),
@@ -45,13 +40,13 @@ def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
     if "OMP_NUM_THREADS" in os.environ:  # libraries choose their threads by it
         sheet["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
     sheet["threads_spin"] = may_spin()
-    governors = _texts(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
+    governors = _texts("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))
     gpus = [_describe_gpu(nvml, gpu) for nvml, gpu in _gpus()]
     if gpus:
         sheet["gpus"] = gpus
-    jetson = _jetson(root)
+    jetson = _jetson()
     return sheet | ({"jetson": jetson} if jetson else {})
 
 
@@ -66,24 +61,24 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _texts(root: Path, pattern: str) -> list[str]:
+def _texts(pattern: str) -> list[str]:
     """The contents of the files of a pattern; unreadable ones are skipped."""
     texts = []
-    for path in sorted(root.glob(pattern)):
+    for path in sorted(machine.ROOT.glob(pattern)):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             texts.append(path.read_text(encoding="utf-8").strip("\0\n "))
     return texts
 
 
-def _jetson(root: Path) -> dict[str, Any]:
+def _jetson() -> dict[str, Any]:
     """Board, release and power mode; empty unless this is a Jetson."""
-    release = _texts(root, "etc/nv_tegra_release")
+    release = _texts("etc/nv_tegra_release")
     if not release:
         return {}
     policy = "sys/devices/system/cpu/cpu*/cpufreq/scaling"
-    lowest, highest = _texts(root, f"{policy}_min_freq"), _texts(root, f"{policy}_max_freq")
+    lowest, highest = _texts(f"{policy}_min_freq"), _texts(f"{policy}_max_freq")
     return {
-        "board": next(iter(_texts(root, "proc/device-tree/model")), "unknown"),
+        "board": next(iter(_texts("proc/device-tree/model")), "unknown"),
         "release": release[0].splitlines()[0].strip("# "),
         "power_mode": _power_mode(),
         # jetson_clocks sets the lowest frequency to the highest
@@ -106,16 +101,12 @@ def _power_mode() -> str:
     return " ".join(done.stdout.split())
 
 
-def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
-    """State that may change during a measurement: counters of throttling.
-
-    Args:
-        root: of the file system.
-    """
+def conditions() -> dict[str, Any]:
+    """State that may change during a measurement: counters of throttling."""
     state: dict[str, Any] = {}
     # Intel's counters of thermal throttling, and Jetson's of over-current events
-    counted = _texts(root, "sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
-    counted += _texts(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")
+    counted = _texts("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+    counted += _texts("sys/class/hwmon/hwmon*/oc*_event_cnt")
     if counted:
         state["throttle_events"] = sum(int(text) for text in counted)
     gpus = [_gpu_conditions(nvml, gpu) for nvml, gpu in _gpus()]
@@ -195,13 +186,9 @@ _PERIOD_S = 0.05
 _MODULE_INPUT = "VDD_IN"
 
 
-def find_power(root: Path = _SYSTEM) -> SampledPower | None:
-    """Returns the power sensor of this machine; None if it has none.
-
-    Args:
-        root: root of the file system.
-    """
-    if (module := _ina_reader(root)) is not None:
+def find_power() -> SampledPower | None:
+    """Returns the power sensor of this machine; None if it has none."""
+    if (module := _ina_reader()) is not None:
         return SampledPower(module)
     if (gpu := _nvml_reader()) is not None:
         return SampledPower(gpu, devices=(0,))
@@ -254,10 +241,10 @@ class SampledPower:
         return statistics.fmean(samples) if samples else None
 
 
-def _ina_reader(root: Path) -> Callable[[], float | None] | None:
+def _ina_reader() -> Callable[[], float | None] | None:
     """Reads the module's input rail, or the sum of all rails on boards without one."""
     rails: dict[str, tuple[Path, Path]] = {}
-    for label in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
+    for label in sorted(machine.ROOT.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
         number = label.name.removeprefix("in").removesuffix("_label")
         volts, amperes = (label.with_name(f"{kind}{number}_input") for kind in ("in", "curr"))
         if volts.is_file() and amperes.is_file():  # the chip's sum of shunt voltages is not a rail

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path("/")
+"""The file system's root; tests set another, with a system made of files."""
+
 # Vectors, products of bytes, and products of half precision: of x86-64, then of Arm
 _INSTRUCTIONS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -26,39 +29,31 @@ def cpu_cores() -> int:
     return os.cpu_count() or 1
 
 
-def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, limited to whole cores of a container's CPU quota.
-
-    Args:
-        root: the file system's root.
-    """
-    quota = _cpu_quota(root)
+def usable_cores() -> int:
+    """Cores that this process may use, limited to whole cores of a container's CPU quota."""
+    quota = _cpu_quota()
     return cpu_cores() if quota is None else max(1, min(cpu_cores(), int(quota)))
 
 
-def physical_cores(root: Path = Path("/")) -> int:
-    """Physical cores that this process may use: second threads (SMT) do not add speed.
-
-    Args:
-        root: the file system's root.
-    """
+def physical_cores() -> int:
+    """Physical cores that this process may use: second threads (SMT) do not add speed."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cpu_cores())
-    topology = root / "sys/devices/system/cpu"
+    topology = ROOT / "sys/devices/system/cpu"
     siblings = {
         _read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed
     }
-    return min(len(siblings), usable_cores(root))
+    return min(len(siblings), usable_cores())
 
 
-def _cpu_quota(root: Path) -> float | None:
+def _cpu_quota() -> float | None:
     """Cores that the control groups (version 2) allow; None if there is no limit."""
-    lines = _read(root / "proc/self/cgroup").splitlines()
+    lines = _read(ROOT / "proc/self/cgroup").splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::")), None)
     if own is None:
         return None
     # In a container the path may be the host's, while the tree begins at the container's group
     groups = [
-        root / "sys/fs/cgroup" / str(one).strip("/") for one in (Path(own), *Path(own).parents)
+        ROOT / "sys/fs/cgroup" / str(one).strip("/") for one in (Path(own), *Path(own).parents)
     ]
     limits = [_read(group / "cpu.max").split() for group in groups]
     return min(
@@ -77,33 +72,23 @@ def _read(path: Path) -> str:
 
 def cpu_model() -> str:
     """The processor's own name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+    lines = _read(ROOT / "proc/cpuinfo").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def has_bf16(root: Path = Path("/")) -> bool:
-    """Whether the processor multiplies bfloat16 itself, as its flags on Linux on x86-64 say.
-
-    Args:
-        root: the file system's root.
-    """
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_instructions(root))
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself, as its flags on Linux on x86-64 say."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_instructions())
 
 
-def cpu_instructions(root: Path = Path("/")) -> tuple[str, ...]:
+def cpu_instructions() -> tuple[str, ...]:
     """The processor's instructions that decide how fast models run, in Linux's names.
-
-    Args:
-        root: the file system's root.
 
     Returns:
         Those of `_INSTRUCTIONS` that it has; empty where Linux does not tell.
     """
-    for line in _read(root / "proc/cpuinfo").splitlines():
+    for line in _read(ROOT / "proc/cpuinfo").splitlines():
         name, _, flags = line.partition(":")
         if name.strip() in ("flags", "Features"):  # on x86 and on Arm
             present = set(flags.split())
@@ -111,54 +96,40 @@ def cpu_instructions(root: Path = Path("/")) -> tuple[str, ...]:
     return ()
 
 
-def lacks_vnni(root: Path = Path("/")) -> bool:
+def lacks_vnni() -> bool:
     """Whether sums of two products of bytes can overflow: on x86 processors without VNNI.
 
     They multiply unsigned with signed bytes, and add two products in 16 bits.
-
-    Args:
-        root: the file system's root.
     """
     is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
-    return is_x86 and _VNNI.isdisjoint(cpu_instructions(root))
+    return is_x86 and _VNNI.isdisjoint(cpu_instructions())
 
 
-def memory_bytes(root: Path = Path("/")) -> int | None:
-    """Memory of the machine, or of the container if that is less; None if unknown.
-
-    Args:
-        root: the file system's root.
-    """
+def memory_bytes() -> int | None:
+    """Memory of the machine, or of the container if that is less; None if unknown."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
     try:
-        limit = (root / "sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+        limit = (ROOT / "sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this is a Jetson.
-
-    Args:
-        root: the file system's root.
-    """
-    if (root / "etc/nv_tegra_release").is_file():
+def is_jetson() -> bool:
+    """Whether this is a Jetson."""
+    if (ROOT / "etc/nv_tegra_release").is_file():
         return True
     for name in ("model", "compatible"):  # a container has no file of JetPack's
         try:
-            text = (root / "proc/device-tree" / name).read_bytes()
+            text = (ROOT / "proc/device-tree" / name).read_bytes()
         except OSError:
             continue
         if b"Jetson" in text or b"nvidia,tegra" in text:
             return True
     return False
-
-
-_SYSTEM = Path("/")
 
 
 @dataclass(frozen=True)
@@ -216,16 +187,12 @@ def all_of(parts: Iterable[Contention]) -> Contention:
     )
 
 
-def watch_contention(root: Path = _SYSTEM) -> Callable[[], Contention]:
-    """Starts a period; returns a function that gives its `Contention` so far.
-
-    Args:
-        root: root of the file system.
-    """
-    began, cpu, own, preempted = time.monotonic(), _cpu_s(root), time.process_time(), _preempted()
+def watch_contention() -> Callable[[], Contention]:
+    """Starts a period; returns a function that gives its `Contention` so far."""
+    began, cpu, own, preempted = time.monotonic(), _cpu_s(), time.process_time(), _preempted()
 
     def since() -> Contention:
-        taken = _difference(_cpu_s(root), cpu)
+        taken = _difference(_cpu_s(), cpu)
         others = None if taken is None else taken - (time.process_time() - own)
         count = _difference(_preempted(), preempted)
         seconds = time.monotonic() - began
@@ -238,10 +205,10 @@ def _difference(now: float | None, before: float | None) -> float | None:
     return None if now is None or before is None else now - before
 
 
-def _cpu_s(root: Path) -> float | None:
+def _cpu_s() -> float | None:
     """CPU time of all processes, and stolen time, on the cores that this process may use."""
     try:
-        lines = (root / "proc/stat").read_text(encoding="ascii").splitlines()
+        lines = (ROOT / "proc/stat").read_text(encoding="ascii").splitlines()
         allowed = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
         ticks_per_s = os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError):  # no Linux

@@ -12,12 +12,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 
 from kdedge.errors import RecipeError
+from kdedge.runtime import machine
 from kdedge.runtime.machine import cpu_cores, physical_cores, watch_contention
 
-_SYSTEM = Path("/")
 _NUMBER = "OMP_NUM_THREADS"
 _NUMBERS = (_NUMBER, "MKL_NUM_THREADS")
 _POLICY = "OMP_WAIT_POLICY"
@@ -38,7 +37,7 @@ def check_threads(n_threads: int | None) -> None:
         raise RecipeError(f"threads is {n_threads}; expected 1 or more.")
 
 
-def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> float | None:
+def set_up_threads(n_threads: int | None = None) -> float | None:
     """Sets the number of compute threads and how they wait, unless the environment does.
 
     Once torch is loaded, only a given `n_threads` has an effect.
@@ -46,7 +45,6 @@ def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> flo
     Args:
         n_threads: the user's choice, which overrides the environment; None for this process's
             share of the physical cores.
-        root: root of the file system.
 
     Raises:
         RecipeError: `n_threads` is below 1.
@@ -65,9 +63,9 @@ def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> flo
             torch.set_num_threads(n_threads)
     if torch is not None:
         return None
-    chosen = {} if is_number_given(root) else {_NUMBER: str(_share(root))}
+    chosen = {} if is_number_given() else {_NUMBER: str(_share())}
     os.environ.update(chosen)
-    busy_cores = _busy_cores(number_of_threads() or cpu_cores(), root)
+    busy_cores = _busy_cores(number_of_threads() or cpu_cores())
     if not any(name in os.environ for name in (_POLICY, *_SHORT_SPIN)):
         chosen |= _SHORT_SPIN if busy_cores is None else {_POLICY: "PASSIVE"}
         os.environ.update(chosen)
@@ -79,22 +77,18 @@ def _chosen() -> set[str]:
     return set(os.environ.get(_CHOSEN, "").split())
 
 
-def is_number_given(root: Path = _SYSTEM) -> bool:
-    """Whether the user has set the number of threads, by a variable or an option.
-
-    Args:
-        root: root of the file system.
-    """
+def is_number_given() -> bool:
+    """Whether the user has set the number of threads, by a variable or an option."""
     given = {name for name in _NUMBERS if name in os.environ} - _chosen()
-    return bool(given) and not (given == {_NUMBER} and _is_of_torchrun(root))
+    return bool(given) and not (given == {_NUMBER} and _is_of_torchrun())
 
 
-def _is_of_torchrun(root: Path) -> bool:
+def _is_of_torchrun() -> bool:
     """Whether torchrun set one thread, as it does if its own environment has no number."""
     if os.environ[_NUMBER] != "1" or _n_local_processes() == 1:
         return False
     try:
-        variables = (root / f"proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+        variables = (machine.ROOT / f"proc/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
     return not any(variable.startswith(f"{_NUMBER}=".encode()) for variable in variables)
@@ -105,15 +99,15 @@ def _n_local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _share(root: Path) -> int:
-    return max(1, physical_cores(root) // _n_local_processes())
+def _share() -> int:
+    return max(1, physical_cores() // _n_local_processes())
 
 
-def _busy_cores(n_threads: int, root: Path) -> float | None:
+def _busy_cores(n_threads: int) -> float | None:
     """Cores that others keep busy, if too few are left; a single thread never waits."""
     if n_threads == 1:
         return None
-    since = watch_contention(root)
+    since = watch_contention()
     time.sleep(_LOOK_S)
     others, n_cores = since().others_cores, cpu_cores()
     noise = max(0.5, n_cores / 20)
@@ -151,18 +145,17 @@ def threads_beside(n_workers: int) -> int | None:
     return n_threads - min(n_workers, n_threads // 8)
 
 
-def shared_threads(n_processes: int, *, root: Path = _SYSTEM) -> dict[str, str]:
+def shared_threads(n_processes: int) -> dict[str, str]:
     """Environment variables that give each process its share of the cores.
 
     If the user has set a number of threads, each process uses that number.
 
     Args:
         n_processes: number of processes that run at the same time.
-        root: root of the file system.
     """
-    if is_number_given(root):
+    if is_number_given():
         return {}
     return {
-        _NUMBER: str(max(1, _share(root) // n_processes)),
+        _NUMBER: str(max(1, _share() // n_processes)),
         _CHOSEN: " ".join(_chosen() - {_NUMBER}),
     }

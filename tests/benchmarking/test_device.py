@@ -20,12 +20,14 @@ from kdedge.benchmarking.device import (
 )
 
 
-def write(root: Path, files: dict[str, str]) -> Path:
+def write(root: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return root
+
+
+pytestmark = pytest.mark.usefixtures("system_root")
 
 
 @pytest.fixture(autouse=True)
@@ -59,38 +61,38 @@ def test_a_jetsons_sheet_has_board_release_mode_and_clocks(
     tool.write_text("#!/bin/sh\necho 'NV Power Mode: MAXN_SUPER'\necho 2\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
-    root = write(tmp_path / "root", JETSON)
-    jetson = device_sheet(root)["jetson"]
+    write(tmp_path, JETSON)
+    jetson = device_sheet()["jetson"]
     assert jetson == {
         "board": "NVIDIA Jetson Orin Nano Developer Kit",
         "release": "R36 (release), REVISION: 4.3, GCID: 1",
         "power_mode": "NV Power Mode: MAXN_SUPER 2",
         "clocks_are_fixed": False,
     }
-    assert device_sheet(root)["governor"] == "schedutil"
+    assert device_sheet()["governor"] == "schedutil"
 
 
 def test_throttling_is_noticed_by_counters(tmp_path: Path) -> None:
-    root = write(tmp_path, JETSON)
-    before = conditions(root)
-    assert was_throttled(before, conditions(root)) is False
-    write(root, {"sys/class/hwmon/hwmon1/oc1_event_cnt": "3\n"})
-    after = conditions(root)
+    write(tmp_path, JETSON)
+    before = conditions()
+    assert was_throttled(before, conditions()) is False
+    write(tmp_path, {"sys/class/hwmon/hwmon1/oc1_event_cnt": "3\n"})
+    after = conditions()
     assert was_throttled(before, after) is True
-    assert was_throttled(after, conditions(root)) is False  # of what was before nobody asks
+    assert was_throttled(after, conditions()) is False  # of what was before nobody asks
 
 
 def test_clocks_are_fixed_where_the_lowest_is_the_highest(tmp_path: Path) -> None:
     clocks = "sys/devices/system/cpu/cpu0/cpufreq/scaling"
-    root = write(tmp_path, JETSON | {f"{clocks}_min_freq": JETSON[f"{clocks}_max_freq"]})
-    assert device_sheet(root)["jetson"]["clocks_are_fixed"] is True
+    write(tmp_path, JETSON | {f"{clocks}_min_freq": JETSON[f"{clocks}_max_freq"]})
+    assert device_sheet()["jetson"]["clocks_are_fixed"] is True
     for name in ("min", "max"):
-        (root / f"{clocks}_{name}_freq").unlink()
-    assert device_sheet(root)["jetson"]["clocks_are_fixed"] is None
+        (tmp_path / f"{clocks}_{name}_freq").unlink()
+    assert device_sheet()["jetson"]["clocks_are_fixed"] is None
 
 
 def test_where_nothing_counts_nobody_knows(tmp_path: Path) -> None:
-    assert was_throttled(conditions(tmp_path), conditions(tmp_path)) is None
+    assert was_throttled(conditions(), conditions()) is None
 
 
 def rail(number: int, label: str, millivolts: int, milliamperes: int) -> dict[str, str]:
@@ -102,8 +104,8 @@ def rail(number: int, label: str, millivolts: int, milliamperes: int) -> dict[st
     }
 
 
-def watts(root: Path) -> float | None:
-    power = find_power(root)
+def watts() -> float | None:
+    power = find_power()
     with power.during("a"):
         time.sleep(0.01)
     return power.watts("a")
@@ -111,28 +113,31 @@ def watts(root: Path) -> float | None:
 
 def test_the_modules_input_rail_is_its_power(tmp_path: Path) -> None:
     files = rail(1, "VDD_IN", 5000, 2000) | rail(2, "VDD_CPU_GPU_CV", 5000, 900)
-    assert watts(write(tmp_path, files)) == pytest.approx(10.0)
+    write(tmp_path, files)
+    assert watts() == pytest.approx(10.0)
 
 
 def test_without_one_it_is_the_sum_of_all_rails(tmp_path: Path) -> None:
     files = rail(1, "VDD_GPU_SOC", 20000, 500) | rail(2, "VDD_CPU_CV", 20000, 250)
     folder = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4"
     files[f"{folder}/in7_label"] = "sum of shunt voltages\n"
-    assert watts(write(tmp_path, files)) == pytest.approx(15.0)
+    write(tmp_path, files)
+    assert watts() == pytest.approx(15.0)
 
 
 def test_rails_cover_the_module_and_nvml_the_gpu_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
-    gpu = find_power(tmp_path)
+    gpu = find_power()
     assert [gpu.covers(device) for device in (None, 0, 1)] == [False, True, False]
-    module = find_power(write(tmp_path, rail(1, "VDD_IN", 5000, 2000)))
+    write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
+    module = find_power()
     assert [module.covers(device) for device in (None, 0)] == [True, True]
 
 
 def test_a_machine_without_rails_has_no_power(tmp_path: Path) -> None:
-    assert find_power(tmp_path) is None
+    assert find_power() is None
 
 
 def test_samples_are_kept_by_model_and_averaged_once() -> None:
@@ -150,9 +155,9 @@ def test_samples_are_kept_by_model_and_averaged_once() -> None:
 
 
 def test_a_rail_that_does_not_answer_for_once_costs_its_sample_alone(tmp_path: Path) -> None:
-    root = write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
-    power = find_power(root)
-    (amperes,) = root.rglob("curr1_input")
+    write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
+    power = find_power()
+    (amperes,) = tmp_path.rglob("curr1_input")
     with power.during("a"):
         time.sleep(0.01)
         amperes.rename(amperes.with_name("gone"))
@@ -200,26 +205,26 @@ def test_a_gpu_is_described_and_its_throttling_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
-    (gpu,) = device_sheet(tmp_path)["gpus"]
+    (gpu,) = device_sheet()["gpus"]
     assert gpu == {
         "name": "NVIDIA H100",
         "driver": "570.1",
         "memory_bytes": 1 << 36,
         "power_limit_watts": None,  # this one does not say
     }
-    now = conditions(tmp_path)
+    now = conditions()
     (conditions_of_gpu,) = now["gpus"]
     assert conditions_of_gpu == {"throttle_reasons": ["power"], "slowed_ns": None}
     assert was_throttled(now, now) is True
     conditions_of_gpu["throttle_reasons"] = []
     assert was_throttled(now, now) is None  # it is idle now, and counts nothing
-    assert watts(tmp_path) == pytest.approx(200.0)
+    assert watts() == pytest.approx(200.0)
 
 
 def test_a_gpus_power_limit_is_in_watts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = MadeUpNvml(nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 700_000)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert device_sheet(tmp_path)["gpus"][0]["power_limit_watts"] == 700.0
+    assert device_sheet()["gpus"][0]["power_limit_watts"] == 700.0
 
 
 def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(
@@ -233,10 +238,10 @@ def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(
         ),
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    before = conditions(tmp_path)
-    assert was_throttled(before, conditions(tmp_path)) is False
+    before = conditions()
+    assert was_throttled(before, conditions()) is False
     slowed[1] += 7
-    assert was_throttled(before, conditions(tmp_path)) is True
+    assert was_throttled(before, conditions()) is True
 
 
 def test_power_is_of_the_gpu_that_cuda_sees_first(
@@ -251,4 +256,4 @@ def test_power_is_of_the_gpu_that_cuda_sees_first(
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     for visible, expected in {"2,0": 300.0, "GPU-5f": 250.0, "": 60.0}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert watts(tmp_path) == pytest.approx(expected)
+        assert watts() == pytest.approx(expected)

@@ -40,9 +40,9 @@ class System:
 
 
 @pytest.fixture
-def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
+def system(system_root: Path, monkeypatch: pytest.MonkeyPatch) -> System:
     """That system, with its clock in place of this one's."""
-    made = System(tmp_path)
+    made = System(system_root)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(time, "sleep", made.sleep)
     monkeypatch.setattr(time, "monotonic", lambda: made.slept)

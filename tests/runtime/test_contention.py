@@ -11,7 +11,7 @@ from kdedge.runtime.machine import Contention, all_of, watch_contention
 
 def test_others_have_what_is_busy_or_stolen_on_the_cores_of_this_process(system: Any) -> None:
     system.busy_cores = 0.5
-    since = watch_contention(system.root)
+    since = watch_contention()
     system.sleep(4.0)
     found = since()
     assert (found.seconds, found.n_cores) == (4.0, 2)
@@ -24,14 +24,14 @@ def test_what_this_process_has_computed_is_not_the_others(
 ) -> None:
     system.busy_cores = 1.5
     monkeypatch.setattr("time.process_time", lambda: system.slept)
-    since = watch_contention(system.root)
+    since = watch_contention()
     system.sleep(2.0)
     assert since().others_cores == pytest.approx(0.5)
 
 
 def test_a_system_that_does_not_count_is_unknown(system: Any) -> None:
     (system.root / "proc/stat").unlink()
-    found = watch_contention(system.root)()
+    found = watch_contention()()
     assert (found.others_s, found.others_percent) == (None, None)
 
 

@@ -36,7 +36,7 @@ def chosen() -> dict[str, str]:
 
 
 def test_on_a_quiet_machine_every_core_computes_and_waits_in_a_short_spin(system: Any) -> None:
-    assert set_up_threads(root=system.root) is None
+    assert set_up_threads() is None
     assert chosen() == {
         "OMP_NUM_THREADS": "2",
         "GOMP_SPINCOUNT": "10000",
@@ -47,14 +47,14 @@ def test_on_a_quiet_machine_every_core_computes_and_waits_in_a_short_spin(system
 
 def test_on_a_busy_machine_threads_sleep_while_they_wait(system: Any) -> None:
     system.busy_cores = 1.0
-    assert set_up_threads(root=system.root) == pytest.approx(1.0)
+    assert set_up_threads() == pytest.approx(1.0)
     assert chosen() == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     assert not may_spin()
 
 
 def test_one_thread_waits_for_no_other_and_nothing_is_looked_at(system: Any) -> None:
     system.busy_cores = 2.0
-    assert set_up_threads(1, root=system.root) is None
+    assert set_up_threads(1) is None
     assert system.slept == 0
 
 
@@ -71,23 +71,23 @@ def test_the_users_own_environment_wins(
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    set_up_threads(root=system.root)
+    set_up_threads()
     assert given.items() <= chosen().items()
     assert chosen().keys() == given.keys() | more
 
 
 def test_an_option_outdoes_the_environment(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    set_up_threads(3, root=system.root)
+    set_up_threads(3)
     assert number_of_threads() == 3
     assert chosen()["MKL_NUM_THREADS"] == "3"
     assert threads_beside(2) is None
 
 
 def test_a_child_chooses_anew_what_its_parent_chose(system: Any) -> None:
-    set_up_threads(root=system.root)
+    set_up_threads()
     system.busy_cores = 1.0
-    set_up_threads(root=system.root)  # as another process with this environment
+    set_up_threads()  # as another process with this environment
     assert chosen() == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -100,28 +100,28 @@ def test_the_processes_of_torchrun_share_the_cores(
     parent.mkdir()
     (parent / "environ").write_bytes(b"HOME=/root\0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's own choice
-    set_up_threads(root=system.root)
+    set_up_threads()
     assert number_of_threads() == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("KDEDGE_CHOSEN")
     (parent / "environ").write_bytes(b"HOME=/root\0OMP_NUM_THREADS=1\0")  # the user's
-    set_up_threads(root=system.root)
+    set_up_threads()
     assert number_of_threads() == 1
 
 
 def test_processes_at_the_same_time_share_the_cores_unless_the_user_has_said_otherwise(
     system: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_up_threads(root=system.root)
-    shared = shared_threads(2, root=system.root)
+    set_up_threads()
+    shared = shared_threads(2)
     assert shared["OMP_NUM_THREADS"] == "1"
-    assert shared_threads(10_000, root=system.root)["OMP_NUM_THREADS"] == "1"
+    assert shared_threads(10_000)["OMP_NUM_THREADS"] == "1"
     for name, value in shared.items():
         monkeypatch.setenv(name, value)
-    set_up_threads(root=system.root)  # in one of them
+    set_up_threads()  # in one of them
     assert number_of_threads() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert shared_threads(2, root=system.root) == {}
+    assert shared_threads(2) == {}
 
 
 @pytest.mark.parametrize(
@@ -131,5 +131,5 @@ def test_loader_processes_get_at_most_an_eighth_of_the_cores(
     system: Any, monkeypatch: pytest.MonkeyPatch, n_cores: int, n_workers: int, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n_cores)))
-    set_up_threads(root=system.root)
+    set_up_threads()
     assert threads_beside(n_workers) == expected
