@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import html
 import logging
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdedge.api.export import export
-from kdedge.benchmarking.artifact_subjects import artifact_subjects
-from kdedge.benchmarking.run import run_bench
-from kdedge.benchmarking.tables import machine as machine_text
-from kdedge.benchmarking.tables import pareto_front
-from kdedge.benchmarking.timing import TimingPlan
-from kdedge.errors import GateError, KdedgeError
-from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
-from kdedge.runs.folder import RunFolder, runs_folder
-from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.api.export import export as export_run
+from kdedge.errors import KdedgeError
+from kdedge.runs.folder import runs_folder
 from kdedge.setup.packages import need_training_packages
-from kdedge.speed_results import SpeedRow
-from kdedge.tables import Grid, figure, html_table, percent, text_table
+from kdedge.tables import html_table, text_table
 
 if TYPE_CHECKING:
+    from kdedge.suite.export import Exported
     from kdedge.suite.ledger import Ledger
-    from kdedge.suite.plan import Cell
-
 
 log = logging.getLogger(__name__)
 
@@ -67,18 +56,19 @@ def run_suite(
     """
     root = runs_folder(root)
     ledger = _open(Path(file), Path(suites), root)
-    from kdedge.suite.runner import check_failed, run_cells
+    from kdedge.suite.export import export_students
+    from kdedge.suite.runner import Runner, check_failed
     from kdedge.suite.tables import write_tables
 
     def write() -> None:
         write_tables(ledger.folder.path, ledger.plan, ledger.outcomes())
 
-    run_cells(ledger, root=root, device=device, n_jobs=jobs, after_each=write)
+    Runner(ledger, root=root, device=device, n_jobs=jobs, after_each=write).run()
     write()
     exported = None
     try:
         if export:
-            exported = export_students(ledger, root, device)
+            exported = export_students(ledger, partial(export_run, root=root, device=device))
         check_failed(ledger)
     except KdedgeError as error:
         error.result = SuiteResult(ledger, exported)
@@ -147,152 +137,3 @@ def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
             log.info("Reading all images once to find out which cells are finished.")
         ledger.refresh()
     return ledger
-
-
-Exported = tuple[dict[str, Any], Grid]
-"""The content of `exported.json`, and its table, whose caption says what the figures are."""
-
-HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
-
-
-def export_students(ledger: Ledger, root: Path, device: str | None) -> Exported:
-    """Exports the first finished seed of each row, and times all files against each other.
-
-    A run's newest artifact is used if it has one. `exported.json` and `exported.md` are written
-    into the suite's folder.
-
-    Args:
-        ledger: of the suite, whose cells have run.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
-        device: torch's, for the export.
-
-    Raises:
-        KdedgeError: no row could be exported and measured; it is the first one's error.
-    """
-    artifacts: dict[str, tuple[Cell, Artifact]] = {}
-    left_out: dict[str, str] = {}
-    first: KdedgeError | None = None
-    for label, cell in _cells(ledger):
-        run = ledger.outcomes()[cell].run
-        if run is None:
-            left_out[label] = "it has no finished run"
-            continue
-        try:
-            artifacts[label] = cell, _artifact(run, root, device)
-        except KdedgeError as error:
-            log.warning("%s cannot be exported: %s", label, error)
-            first = first or error
-            left_out[label] = str(error).partition("\n")[0]
-    if not artifacts:
-        raise first or KdedgeError(f"{ledger.plan.loaded.path} has no run to export.")
-    subjects = [
-        dataclasses.replace(subject, source=label)
-        for label, (_, artifact) in artifacts.items()
-        for subject in artifact_subjects(artifact, n_threads=None)
-    ]
-    speed = run_bench(
-        subjects,
-        plan=TimingPlan(),
-        batches=(1,),
-        n_threads=None,
-        left_out=left_out,
-    )
-    files = [
-        _file(row, artifacts[row.source][1], ledger, artifacts[row.source][0]) for row in speed.rows
-    ]
-    for images in {one["images"] for one in files}:
-        ranked = [one for one in files if one["images"] == images and one["doubt"] is None]
-        for i in pareto_front([(one["p50_ms"], one["accuracy"]) for one in ranked]):
-            ranked[i]["is_on_front"] = True
-    folder = ledger.folder.path
-    record = {
-        "suite": ledger.plan.loaded.suite.name,
-        "measurements": str(write_new_numbered_json(folder / "bench", speed.to_dict())),
-        "machine": f"{machine_text(speed)}, {speed.measured_at}",
-        "files": sorted(files, key=lambda one: (one["p50_ms"] is None, one["p50_ms"])),
-        "left_out": dict(speed.left_out),
-    }
-    made = record, _table(record)
-    write_json(folder / "exported.json", record)
-    notes = "\n".join(f"* {note}" for note in made[1].caption.split("\n"))
-    write_atomic(folder / "exported.md", f"{made[1].as_markdown()}\n\n{notes}\n".encode())
-    return made
-
-
-def _table(record: dict[str, Any]) -> Grid:
-    """The figures of each file, and why some are not ranked."""
-    notes = [
-        "%: the file's accuracy over all names, on the images of its comparison. HM: the student's"
-        f" harmonic mean. ms: median at batch 1, in turns. {record['machine']}."
-    ]
-    rows = []
-    for one in record["files"]:
-        name, doubt = Path(one["file"]).name, one["doubt"]
-        rows.append(
-            [
-                *(one["student"], name, "yes" if one["is_on_front"] else ""),
-                *(percent(one["accuracy"]), percent(one["harmonic_mean"])),
-                f"{figure(one['p50_ms'])}{'!' if doubt else ''}",
-                *(figure(one["n_bytes"], 1e6), figure(one["gflops"])),
-            ]
-        )
-        notes += [f"! {one['student']}, {name}: {doubt}"] if doubt else []
-    notes += [f"{row} is left out: {why}" for row, why in record["left_out"].items()]
-    return Grid("", HEADER, rows, "\n".join(notes), n_text=3)
-
-
-def _cells(ledger: Ledger) -> Iterator[tuple[str, Cell]]:
-    """A finished cell of each row, of the first such seed, or its first one; and its label."""
-    plan, outcomes = ledger.plan, ledger.outcomes()
-    for recipe in plan.recipes:
-        for row in plan.loaded.suite.methods:
-            cells = [cell for cell in plan.of(recipe, row.name) if not cell.is_zero_shot]
-            if cells:
-                finished = [cell for cell in cells if outcomes[cell].run is not None]
-                label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
-                yield label, (finished or cells)[0]
-
-
-def _artifact(run: Path, root: Path, device: str | None) -> Artifact:
-    """The run's newest artifact, or a new one by its recipe."""
-    folder = RunFolder.open(run)
-    if highest_number(folder.exports) is None:
-        with contextlib.suppress(GateError):  # the file is marked, and not ranked
-            return export(run, root=root, device=device)
-    newest = highest_number(folder.exports)
-    assert newest is not None
-    return load_artifact(newest)
-
-
-def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict[str, Any]:
-    """The figures of a measured file.
-
-    `images` is the hash of the labeled images of its comparison, `accuracy` its own over all class
-    names, `harmonic_mean` the student's before the export, all in percent; `gflops` has 2 per
-    multiply-add. `is_on_front` is whether no other file of the same images is as fast and as
-    accurate, and better in one; `doubt` why it is not ranked.
-    """
-    file = artifact.file(row.model)
-    time, gmacs = row.alone(1), row.gmacs(1)
-    result, parity = ledger.outcomes()[cell].result, file.parity
-    doubt = row.problem or (None if time is None else time.doubt)
-    if time is None:
-        doubt = doubt or "it was not measured at batch 1"
-    elif file.gate == "missed":
-        doubt = "it missed its gates"
-    elif parity is None or not parity.n_labeled:
-        doubt = doubt or "its accuracy is unknown"
-    return {
-        "student": row.source,
-        "file": str(artifact.path / file.name),
-        "precision": file.precision,
-        "gate": file.gate,
-        "images": None if parity is None else parity.images_hash,
-        "accuracy": None if parity is None else parity.accuracy_percent,
-        "harmonic_mean": None if result is None else result.harmonic_mean,
-        "p50_ms": None if time is None else time.p50_ms,
-        "n_bytes": file.n_bytes,
-        "gflops": None if gmacs is None else 2 * gmacs,
-        "is_on_front": False,
-        "doubt": doubt,
-    }

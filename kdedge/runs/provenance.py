@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kdedge.results import Role
 
-Status = Literal["running", "interrupted", "failed", "finished"]
+RunStatus = Literal["running", "interrupted", "failed", "finished"]
 
 
 class _Tolerant(BaseModel):
@@ -107,7 +107,7 @@ class Provenance(_Tolerant):
     """
 
     kind: Role
-    status: Status | None = None
+    status: RunStatus | None = None
     started_at: str | None = None
     finished_at: str | None = None
     command: list[str] = []

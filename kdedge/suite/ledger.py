@@ -42,7 +42,7 @@ from kdedge.training.student import (
 from kdedge.training.teach import teacher_job
 from kdedge.training.teachers import AnyTeacher
 
-Status = Literal["not begun", "interrupted", "not measured", "finished", "failed"]
+CellStatus = Literal["not begun", "interrupted", "not measured", "finished", "failed"]
 
 
 _T = TypeVar("_T", bound=Record)
@@ -172,14 +172,15 @@ class Runs:
         self._finished: dict[Path, FinishedRun] = {}
         self._begun: set[str | None] = set()
 
-    def refresh(self) -> None:
-        """Reads runs that are new or were unfinished."""
-        self._begun = set()
+    def refresh(self) -> bool:
+        """Reads runs that are new or were unfinished; returns whether any is finished now."""
+        self._begun, n_before = set(), len(self._finished)
         for run, record in runs_in(self.root, but=self._finished):
             if record.is_finished:
                 self._finished[run.path] = FinishedRun(run, record)
             else:
                 self._begun.add(record.key)
+        return len(self._finished) > n_before
 
     def finished(self, key: str | None = None) -> list[FinishedRun]:
         """The finished runs of a job, or of all jobs, newest first."""
@@ -289,7 +290,7 @@ class Outcome:
         failure: how its process failed; None if it did not.
     """
 
-    status: Status
+    status: CellStatus
     run: Path | None = None
     result: EvalResult | None = None
     seconds: float | None = None
@@ -322,8 +323,8 @@ class Ledger:
 
     def refresh(self) -> None:
         """Reads new runs; the first time, also all images of all recipes."""
-        self._runs.refresh()
-        new = [cell for cell in self.plan.cells if self._may_be_known_better(cell)]
+        has_new = self._runs.refresh()
+        new = [cell for cell in self.plan.cells if self._needs_refresh(cell, has_new=has_new)]
         if new:
             # Only for this call, as the lists of all images may be large
             workspace = Workspace(
@@ -340,19 +341,13 @@ class Ledger:
             if outcome is not None:
                 self._finished[cell] = outcome
 
-    def refresh_after(self, cell: Cell) -> None:
-        """Looks for the run of a cell whose process has ended."""
-        if self._jobs.get(cell) is None:  # its process may have downloaded others' files, too
-            self._jobs = {other: job for other, job in self._jobs.items() if job is not None}
-        self.refresh()
-
-    def _may_be_known_better(self, cell: Cell) -> bool:
-        if cell not in self._jobs:
-            return True
-        job = self._jobs[cell]
-        if job is None or job.key is not None or job.teacher is None:
-            return False
-        return bool(self._runs.finished(job.teacher))
+    def _needs_refresh(self, cell: Cell, *, has_new: bool) -> bool:
+        """Whether the job of a cell is unknown and may be found now."""
+        job = self._jobs.get(cell)
+        if job is None:  # the process of a new run may have downloaded its files
+            return has_new or cell not in self._jobs
+        is_taught = job.teacher is not None and bool(self._runs.finished(job.teacher))
+        return job.key is None and is_taught
 
     def outcome(self, cell: Cell) -> Outcome:
         """The state of a cell at the last `refresh`."""
@@ -402,8 +397,7 @@ class Ledger:
     def fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
         """Records that a cell has failed."""
         job = self._jobs.get(cell)
-        keys = () if job is None else (job.key, job.teacher)
-        key = next((key for key in keys if key is not None), None)
+        key = None if job is None else job.key or job.teacher
         self.folder.write(cell, Failure(key, exit_code, last_lines))
 
     def measured(self, cell: Cell, run: FinishedRun, result: EvalResult) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,51 +34,6 @@ others wait for is finished before the student of its cell."""
 _LAST_LINES = 12
 
 
-def run_cells(
-    ledger: Ledger,
-    *,
-    root: Path,
-    device: str | None,
-    n_jobs: int,
-    after_each: Callable[[], None],
-) -> None:
-    """Runs every unfinished cell; a failed one does not stop the others.
-
-    Args:
-        ledger: the suite's ledger.
-        root: folder of all runs.
-        device: where to train, as --device takes it; None for its default.
-        n_jobs: largest number of cells that run at the same time.
-        after_each: called when a cell has ended, whatever its result.
-
-    Raises:
-        Interrupted: a signal ended it; the running cells have saved their state.
-        ResourceError: the suite's folder may not be written.
-        InUseError: another process uses it.
-        SetupError: several cells are to share a device that does not exist.
-    """
-    folder = ledger.folder.path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    shares = n_jobs > 1 and choose_device(device).type == "cpu"
-    options = ("--runs", str(root.absolute()), *(() if device is None else ("--device", device)))
-    remedy = "Wait for that run of this suite or stop it; finished cells are kept."
-    with locked(folder / ".lock", remedy=remedy):
-        ledger.refresh()
-        runner = Runner(
-            ledger,
-            options,
-            environment=shared_threads(n_jobs) if shares else {},
-            n_jobs=n_jobs,
-            after_each=after_each,
-        )
-        what = f"suite {ledger.plan.loaded.suite.name}"
-        with progress(what, len(ledger.plan.cells), done=runner.n_done) as advance:
-            runner.run(advance)
-
-
 @dataclass(frozen=True)
 class _Running:
     """A cell's process.
@@ -98,44 +53,63 @@ class Runner:
     """Runs the unfinished cells of a suite in processes; use it in the thread that gets signals.
 
     Args:
-        ledger: the suite's ledger, after its first `refresh`.
-        options: options of all commands: folder of runs and device.
-        environment: variables of the processes that override this one's.
-        n_jobs: largest number of processes at the same time.
-        after_each: called when a cell has ended.
+        ledger: the suite's ledger.
+        root: folder of all runs.
+        device: where to train, as --device takes it; None for its default.
+        n_jobs: largest number of cells that run at the same time.
+        after_each: called when a cell has ended, whatever its result.
+
+    Raises:
+        SetupError: several cells are to share a device that does not exist.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        options: tuple[str, ...],
         *,
-        environment: Mapping[str, str],
+        root: Path,
+        device: str | None,
         n_jobs: int,
         after_each: Callable[[], None],
     ) -> None:
         self._ledger, self._folder, self._cells = ledger, ledger.folder, ledger.plan.cells
-        self._options, self._environment = options, environment
         self._n_jobs, self._after_each = n_jobs, after_each
-        self._queue = [cell for cell in self._cells if not ledger.is_finished(cell)]
+        self._options = ["--runs", str(root.absolute())]
+        self._options += [] if device is None else ["--device", device]
+        shares = n_jobs > 1 and choose_device(device).type == "cpu"
+        self._environment = shared_threads(n_jobs) if shares else {}
+        self._queue: list[Cell] = []
         self._running: dict[Cell, _Running] = {}
 
     @property
-    def n_done(self) -> int:
+    def _n_done(self) -> int:
         """Number of cells that have ended, whatever their result."""
         return len(self._cells) - len(self._queue) - len(self._running)
 
-    def run(self, advance: Advance) -> None:
-        """Runs all cells to their end.
-
-        Args:
-            advance: called with the number of ended cells.
+    def run(self) -> None:
+        """Runs every unfinished cell; a failed one does not stop the others.
 
         Raises:
-            Interrupted: a signal arrived; the running cells have saved their state.
+            Interrupted: a signal ended it; the running cells have saved their state.
+            ResourceError: the suite's folder may not be written.
+            InUseError: another process uses it.
         """
-        if self.n_done:
-            log.info("%d of %d cells are finished already.", self.n_done, len(self._cells))
+        folder = self._folder.path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        remedy = "Wait for that run of this suite or stop it; finished cells are kept."
+        with locked(folder / ".lock", remedy=remedy):
+            self._ledger.refresh()
+            self._queue = [cell for cell in self._cells if not self._ledger.is_finished(cell)]
+            if self._n_done:
+                log.info("%d of %d cells are finished already.", self._n_done, len(self._cells))
+            what = f"suite {self._ledger.plan.loaded.suite.name}"
+            with progress(what, len(self._cells), done=self._n_done) as advance:
+                self._run(advance)
+
+    def _run(self, advance: Advance) -> None:
         looked = -_LOOK_EVERY_S
         try:
             while self._running or self._queue:
@@ -145,7 +119,7 @@ class Runner:
                 if ended or time.monotonic() - looked > _LOOK_EVERY_S:
                     self._start_what_may()
                     looked = time.monotonic()
-                    advance(self.n_done, "; ".join(cell.label for cell in self._running))
+                    advance(self._n_done, "; ".join(cell.label for cell in self._running))
                 time.sleep(_POLL_EVERY_S)
         except KeyboardInterrupt as error:
             signum = signum_of(error)
@@ -243,7 +217,7 @@ class Runner:
         if running.measures is not None:
             result = read_record(EvalResult, self._folder.answer(cell), remedy="Run it again.")
             self._ledger.measured(cell, running.measures, result)
-        self._ledger.refresh_after(cell)
+        self._ledger.refresh()
         if self._ledger.is_finished(cell):
             self._end(cell)
         elif running.measures is None and self._ledger.run_to_measure(cell) is not None:

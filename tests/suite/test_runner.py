@@ -26,11 +26,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], int]
 
     def run_all(ledger: Any) -> int:
         ended: list[int] = []
-        options = ("--runs", str(tmp_path / "runs"), "--device", "cpu")
         runner = Runner(
-            ledger, options, environment={}, n_jobs=1, after_each=lambda: ended.append(1)
+            ledger,
+            root=tmp_path / "runs",
+            device="cpu",
+            n_jobs=1,
+            after_each=lambda: ended.append(1),
         )
-        runner.run(lambda *_: None)
+        runner.run()
         return len(ended)
 
     return run_all
