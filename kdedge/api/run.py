@@ -13,10 +13,10 @@ from kdedge.api.model import load as load_run
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
+from kdedge.reporting.headline import headline_of
 from kdedge.results import EvalResult, accuracy_cells
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
-from kdedge.runs.headline import headline_of
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation
 from kdedge.runtime.artifact import Artifact, load_artifact

@@ -10,9 +10,9 @@ from typing import Any
 
 from kdedge.cli._output import table
 from kdedge.errors import DataError
+from kdedge.reporting.headline import headline_of
 from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells, are_same_images, by_images
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
 from kdedge.tables import percent
 

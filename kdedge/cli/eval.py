@@ -14,10 +14,10 @@ from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._overrides import set_option
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.files import new_file, write_json
+from kdedge.reporting.headline import headline_of
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, with_stored
 from kdedge.tables import percent
 

@@ -18,9 +18,10 @@ from kdedge.cli._results import (
     unlabeled_text,
 )
 from kdedge.deploy.model_card import files_table
+from kdedge.deploy.ship import fastest_file
+from kdedge.reporting.headline import headline_of, speed_of
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.headline import fastest_file, headline_of, speed_of
 from kdedge.runs.listing import changed_exports, files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
 from kdedge.runtime.artifact import Artifact

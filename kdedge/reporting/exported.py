@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kdedge.deploy import model_card
+from kdedge.deploy.ship import file_to_ship
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.records import RunRecords
-from kdedge.runs.headline import file_to_ship
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.cpu_choice import readable_choices
 from kdedge.tables import Grid, figure, percent

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdedge import __version__
 from kdedge.benchmarking.tables import machine, named_rows, sizes, throughputs
+from kdedge.deploy.ship import file_to_ship
 from kdedge.errors import MissingPackage
 from kdedge.files import new_folder, write_atomic
 from kdedge.reporting.accuracy import (
@@ -21,12 +22,12 @@ from kdedge.reporting.accuracy import (
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
 from kdedge.reporting.exported import exported_blocks, ship_blocks
 from kdedge.reporting.figures import training_curves
+from kdedge.reporting.headline import headline_of
 from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.results import EvalResult, SampleKind, UnlabeledResult, assumed_shares, by_images
-from kdedge.runs.headline import file_to_ship, headline_of
 from kdedge.runs.results import in_order, model_label
 from kdedge.speed_results import SpeedResult
 from kdedge.tables import Grid, html_table, percent

@@ -14,9 +14,9 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import read_bytes
 from kdedge.records import parse_record, read_record
+from kdedge.reporting.headline import newest_artifact, newest_speed
 from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.headline import newest_artifact, newest_speed
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_balance, read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import Artifact, load_artifact

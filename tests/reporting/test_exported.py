@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from kdedge.deploy.ship import file_to_ship
 from kdedge.reporting.exported import exported_blocks, files_table
 from kdedge.reporting.provenance import provenance_blocks
 from kdedge.reporting.records import RunRecords, gather
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.headline import file_to_ship
 
 MakeRun = Callable[..., RunFolder]
 

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.reporting.headline import headline_of
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.records import gather
 from kdedge.results import SampleImage, UnlabeledResult, WorstImage
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.headline import headline_of
 from kdedge.runs.results import read_details, read_evaluation, write_evaluations
 
 MakeRun = Callable[..., RunFolder]

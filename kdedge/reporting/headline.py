@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from kdedge.deploy.ship import file_to_ship
 from kdedge.errors import DataError, SetupError
 from kdedge.files import highest_number
 from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
-from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, load_artifact
-from kdedge.runtime.cpu_choice import readable_choices
-from kdedge.speed_results import Measurement, SpeedResult, read_speed
+from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
+from kdedge.speed_results import SpeedResult, read_speed
 from kdedge.tables import figure
 
 _T = TypeVar("_T")
@@ -146,55 +146,6 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
         gates = "its gate" if len(missed) == 1 else "their gates"
         parts.append(f"{' and '.join(missed)} missed {gates}")
     return parts
-
-
-class Shipped(NamedTuple):
-    """The file to put on a device.
-
-    Attributes:
-        file: the file.
-        time: how long a call takes; None if it was not measured.
-        machine: what measured it.
-    """
-
-    file: ModelFile
-    time: Measurement | None
-    machine: str
-
-
-def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> Shipped | None:
-    """The file to put on the device; None if every file missed its gate.
-
-    It is the fastest as `kdedge export --cpu` measured last, else as `kdedge bench` did; without
-    a measurement the smallest ONNX file that is not for GPUs, where engines are built from it.
-    """
-    files = {file.name: file for file in artifact.files if file.gate != "missed"}
-    for choice in sorted(readable_choices(artifact), key=lambda one: one.measured_at, reverse=True):
-        if choice.file in files and choice.holds_for(files[choice.file]):
-            (time,) = (one.time for one in choice.candidates if choice.is_chosen(one))
-            return Shipped(files[choice.file], time, str(choice.machine))
-    machine = "" if speed is None else str(speed.device["cpu"])
-    fastest = None if speed is None else fastest_file(speed)
-    if fastest is not None and fastest[0] in files:
-        return Shipped(files[fastest[0]], fastest[1], machine)
-    onnx = [one for one in files.values() if one.target == "onnx" and one.device != "gpu"]
-    if not files:
-        return None
-    smallest = min(onnx or files.values(), key=lambda file: file.n_bytes)
-    rows = [] if speed is None else [row for row in speed.rows if row.model == smallest.name]
-    return Shipped(smallest, rows[0].alone(1) if rows else None, machine)
-
-
-def fastest_file(speed: SpeedResult) -> tuple[str, Measurement] | None:
-    """The fastest exported file, at one image, that passed its gate, and its times."""
-    times = [
-        (time.p50_ms, row.model, time)
-        for row in speed.rows
-        if (time := row.alone(1)) is not None
-        and time.doubt is None
-        and row.gate not in (None, "missed")
-    ]
-    return min(times, key=lambda one: one[:2])[1:] if times else None
 
 
 def speed_of(run: RunFolder) -> SpeedResult | None:
