@@ -8,6 +8,7 @@ from typing import Any
 
 from kdedge.config.load import load_recipe
 from kdedge.data.images import Images, spread
+from kdedge.errors import DataError
 from kdedge.results import EvalDetails, EvalResult, SampleImage, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import (
@@ -56,8 +57,11 @@ def evaluate_run(
     selection, temperature = model.setup.choice.optim.selection, None
     if model.loaded.recipe.export.calibrate:
         measured_on = {images.digests[index] for index in images.indices}
-        fitted = fit_temperature(model, apart_from=measured_on)
-        temperature = None if fitted is None else fitted.value
+        try:
+            fitted = fit_temperature(model, apart_from=measured_on)
+            temperature = None if fitted is None else fitted.value
+        except DataError as error:  # a teacher or baseline has no other images than its own
+            log.warning("The calibrated scores are not measured: %s", error)
     return measure(
         *(model, images, model.classes),
         selection=selection,

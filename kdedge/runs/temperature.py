@@ -39,8 +39,9 @@ MOST_IMAGES = 1000
 def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperature | None:
     """Fits a temperature to labeled images, or to the teacher's answers on unlabeled ones.
 
-    Validation images come first, then the labeled images that the recipe draws. Without any, the
-    mean confidence on the unlabeled images becomes the share of them with the teacher's class.
+    Validation images come first, then the labeled images that the recipe draws, unless the model
+    was trained on them. Without any, the mean confidence on the unlabeled images becomes the share
+    of them with the teacher's class.
 
     Args:
         model: the run.
@@ -60,7 +61,7 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
 
 
 def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images, str] | None:
-    """The validation images, or else the drawn labeled ones, of the model's classes.
+    """The validation images, or else labeled ones that it was not trained on, of its classes.
 
     Args:
         model: the run.
@@ -74,7 +75,7 @@ def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images,
     images: Images | None
     if recipe.data.validation is not None:
         images, key = data.validation("validation"), "validation"
-    elif recipe.data.labeled is not None:
+    elif recipe.data.labeled is not None and not setup.choice.data_needs.labels:
         images, key = data.labeled(setup.role), "labeled"
     else:
         return None
@@ -112,7 +113,8 @@ def _from_teacher(model: RunModel, apart_from: Collection[str]) -> Temperature |
         raise DataError(
             f"{model.run.path}: there are no labeled images to calibrate its scores with, and"
             f" {lacking} to take their place.\n"
-            "  Add data.labeled or data.validation to the recipe, or leave export.calibrate out."
+            "  Add data.validation to the recipe, as it may be trained on data.labeled; or leave"
+            " export.calibrate out."
         )
     few = _some(pool, free)
     logits = finite_logits(model, few, what="fitting the temperature").numpy()

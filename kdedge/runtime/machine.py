@@ -47,19 +47,20 @@ def physical_cores() -> int:
 
 def _cpu_quota() -> float | None:
     """Cores that the control groups (version 2) allow; None if there is no limit."""
-    lines = _read(ROOT / "proc/self/cgroup").splitlines()
-    own = next((line[3:] for line in lines if line.startswith("0::")), None)
-    if own is None:
-        return None
-    # In a container the path may be the host's, while the tree begins at the container's group
-    groups = [
-        ROOT / "sys/fs/cgroup" / str(one).strip("/") for one in (Path(own), *Path(own).parents)
-    ]
-    limits = [_read(group / "cpu.max").split() for group in groups]
+    limits = [limit.split() for limit in _group_limits("cpu.max")]
     return min(
         (int(one[0]) / int(one[1]) for one in limits if len(one) == 2 and one[0] != "max"),
         default=None,
     )
+
+
+def _group_limits(file: str) -> list[str]:
+    """A file of this process's control group (version 2) and of the groups around it."""
+    lines = _read(ROOT / "proc/self/cgroup").splitlines()
+    group = Path(next((line[3:] for line in lines if line.startswith("0::")), "/"))
+    # In a container the path may be the host's, while the tree begins at the container's group
+    folders = (ROOT / "sys/fs/cgroup" / str(one).strip("/") for one in (group, *group.parents))
+    return [_read(folder / file) for folder in folders]
 
 
 def _read(path: Path) -> str:
@@ -111,11 +112,8 @@ def memory_bytes() -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-    try:
-        limit = (ROOT / "sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    limits = _group_limits("memory.max")
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def is_jetson() -> bool:

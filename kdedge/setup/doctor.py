@@ -26,7 +26,6 @@ _BEFORE_TARGETS = (
     Package("torchmetrics", ("torchmetrics",), "evaluation", extra="train"),
     Package("webdataset", ("webdataset",), "tar shards", extra="train"),
     Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
-    Package("scipy", ("scipy",), "labels of two benchmark sets", extra="data"),
     Package("pillow_heif", ("pillow-heif",), "HEIC images", extra="heif"),
     *(
         Package(package.replace("-", "_"), (package,), f"weights of {name}", extra="efficientnet")
@@ -38,16 +37,11 @@ _AFTER_TARGETS = (
     Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
     Package("av", ("av",), "videos", extra="video"),
     Package("watchfiles", ("watchfiles",), "watching a folder", extra="watch"),
+    Package("scipy", ("scipy",), "the drift alarm", extra="watch"),
     Package("ray", ("ray",), "pools on a cluster", extra="ray"),
     *SERVING,
     Package("matplotlib", ("matplotlib",), "reports", extra="report"),
     Package("jinja2", ("jinja2",), "reports", extra="report"),
-    Package(
-        "cv2",
-        ("opencv-python-headless", "opencv-python"),
-        "cameras",
-        install="pip install opencv-python-headless",
-    ),
 )
 
 

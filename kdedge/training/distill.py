@@ -23,6 +23,7 @@ from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.student import (
     find_teacher,
     named_teacher,
+    one_pass_job,
     open_teacher,
     student_job,
     with_teacher,
@@ -55,7 +56,11 @@ def distill(
         The teacher's run, None for a file, and the student's.
     """
     run, job = teacher_and_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
-    first = _one_pass_student(job, resume=resume)
+    first = None
+    one_pass = one_pass_job(job)
+    if one_pass is not None:
+        first = workspace.group.on_rank0(lambda: finished_run(workspace.root, one_pass.key()))
+        first = first or _run_stage("First student", one_pass, resume=resume)
     # A heap that is kept grows with every batch of a closed form: 3.5 GiB for 2,000 images
     keeps = workspace.device.type == "cpu" and not job.choice.is_solved
     with freed_memory_kept() if keeps else contextlib.nullcontext():
@@ -157,24 +162,6 @@ def _or_better(
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
     recipe = loaded.recipe.model_copy(update={"teacher": other})
     return teacher_and_student(replace(loaded, recipe=recipe), workspace, resume=resume)
-
-
-def _one_pass_student(student: Job, *, resume: bool) -> RunFolder | None:
-    """A ridge student, which takes one pass, before a trained one; if the recipe asks for it."""
-    loaded, workspace = student.setup.loaded, student.setup.workspace
-    spec = loaded.recipe.student
-    assert spec is not None  # its parts were read from it
-    has_all = not {"depth", "merge_tokens"} & spec.settings.keys()  # else it would be larger
-    if not spec.one_pass_first or student.setup.choice.is_solved or not has_all:
-        return None
-    outputs = "features" if student.setup.choice.settings.needs_teacher_vectors else "logits"
-    other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
-    first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
-    recipe = loaded.recipe.model_copy(update={"student": first})
-    assert student.teacher is not None
-    job = with_teacher(student_job(replace(loaded, recipe=recipe), workspace), student.teacher)
-    run = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
-    return run or _run_stage("First student", job, resume=resume)
 
 
 def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool:

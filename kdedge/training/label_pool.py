@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +106,9 @@ def label_pool(
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
     _check_free(path)  # once more: training may have taken hours
     write_for(pool, labels, path, classes=classes, method=method, provenance=model.provenance)
-    shutil.rmtree(filler.store.path, ignore_errors=True)
+    # Not the folder and its lock, which another command may be waiting for
+    for file in filler.store.path.rglob("*.safetensors"):
+        file.unlink(missing_ok=True)
     given = {one.image: one.label for one in labels}
     return LabeledPool(
         path=path,

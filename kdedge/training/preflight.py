@@ -20,12 +20,19 @@ from kdedge.data.images import Images
 from kdedge.errors import ResourceError
 from kdedge.progress import rough_duration
 from kdedge.runs.folder import RunFolder
+from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.closed_form import solve_seconds
 from kdedge.training.job import Job
 from kdedge.training.pseudo_labels import trial_round
-from kdedge.training.student import find_teacher, named_teacher, student_job, with_teacher
+from kdedge.training.student import (
+    find_teacher,
+    named_teacher,
+    one_pass_job,
+    student_job,
+    with_teacher,
+)
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.trial import trial_steps
@@ -88,7 +95,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     device = workspace.device
     seconds = 0.0
     for job in jobs:
-        findings += describe(job)
+        findings += [finding for finding in describe(job) if finding not in findings]
         if job.filler is not None:
             store_finding, took = look_at_store(job.filler)
             findings.append(store_finding)
@@ -121,7 +128,9 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
             jobs.append(teacher_run)
         else:
             run = teacher_run
-        jobs.append(with_teacher(student, teacher))
+        student = with_teacher(student, teacher)
+        first = one_pass_job(student)
+        jobs += [student] if first is None else [first, student]
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
     return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
@@ -217,12 +226,12 @@ def memory(device: torch.device) -> Finding:
         return Finding("memory", share)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
-    total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Finding("memory", f"{_share(peak_bytes, total_bytes)} at the peak")
+    return Finding("memory", f"{_share(peak_bytes, memory_bytes())} at the peak")
 
 
-def _share(part_bytes: int, total_bytes: int) -> str:
-    return f"{part_bytes / 2**30:.1f} GiB of {total_bytes / 2**30:.1f} GiB"
+def _share(part_bytes: int, total_bytes: int | None) -> str:
+    total = "" if total_bytes is None else f" of {total_bytes / 2**30:.1f} GiB"
+    return f"{part_bytes / 2**30:.1f} GiB{total}"
 
 
 def disk(root: Path) -> Finding:

@@ -78,6 +78,24 @@ def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
     return replace(student, teacher=teacher, filler=filler)
 
 
+def one_pass_job(student: Job) -> Job | None:
+    """A ridge student, which takes one pass, before a trained one; if the recipe asks for it."""
+    loaded, choice, teacher = student.setup.loaded, student.choice, student.teacher
+    spec = loaded.recipe.student
+    assert spec is not None  # its parts were read from it
+    has_all = not {"depth", "merge_tokens"} & spec.settings.keys()  # else it would be larger
+    if not spec.one_pass_first or choice.is_solved or not has_all:
+        return None
+    outputs = "features" if choice.settings.needs_teacher_vectors else "logits"
+    other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
+    first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
+    recipe = loaded.recipe.model_copy(update={"student": first})
+    assert teacher is not None
+    return with_teacher(
+        student_job(replace(loaded, recipe=recipe), student.setup.workspace), teacher
+    )
+
+
 def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
     """Checks that a teacher has what its student asks of it.
 

@@ -56,7 +56,7 @@ def project(
     return folder
 
 
-def open_run(project: Path, *overrides: str) -> Any:
+def open_run(project: Path, *overrides: str, name: str = "tiny/02") -> Any:
     from kdedge.runs.folder import RunFolder
     from kdedge.runs.model import load_run
     from kdedge.setup.device import choose_device
@@ -64,7 +64,7 @@ def open_run(project: Path, *overrides: str) -> Any:
 
     workspace = Workspace(project / "runs", choose_device("cpu"))
     return load_run(
-        RunFolder.open(project / "runs/tiny/02"), workspace, overrides=parse_overrides(overrides)
+        RunFolder.open(project / "runs" / name), workspace, overrides=parse_overrides(overrides)
     )
 
 
@@ -116,6 +116,23 @@ def test_labels_that_no_temperature_fits_leave_the_scores_as_they_are(
 
     assert fit_temperature(open_run(project), apart_from=()) is None
     assert "no temperature fits the 8 images of data.labeled" in caplog.text
+
+
+def test_labels_that_a_model_was_trained_on_do_not_calibrate_it(
+    project: Path, kdedge: Kdedge
+) -> None:
+    from kdedge.runs.temperature import fit_temperature, labeled_apart
+
+    ridge = ("student.method=ridge", "student.settings={outputs: logits, labeled_weight: 1.0}")
+    run = api.distill("r.yaml", overrides=parse_overrides([*ridge, "data.split=all"]))
+    student = open_run(project, name=run.name)
+    assert student.loaded.recipe.data.labeled is not None
+    assert labeled_apart(student, ()) is None
+    fitted = fit_temperature(student, apart_from=())
+    assert fitted is None or fitted.fitted_to == "teacher"
+    done = kdedge("eval", "tiny/01", "--set", "export.calibrate=true")
+    assert done.code == 0
+    assert "The calibrated scores are not measured: " in done.err
 
 
 def test_without_labels_the_mean_confidence_is_the_share_with_the_teachers_class(

@@ -28,9 +28,11 @@ pytestmark = pytest.mark.usefixtures("system_root")
 def test_a_containers_memory_is_what_it_may_use(
     tmp_path: Path, limit: str, expected: int | None
 ) -> None:
-    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text(limit)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    write(tmp_path, {"sys/fs/cgroup/memory.max": limit})
+    assert memory_bytes() == (expected or total)
+    job = {"proc/self/cgroup": "0::/slurm/job\n", "sys/fs/cgroup/slurm/memory.max": limit}
+    write(tmp_path, {**job, "sys/fs/cgroup/memory.max": "max"})
     assert memory_bytes() == (expected or total)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from kdedge.data.sources import ImageSource, Item
 from kdedge.errors import DivergedError
 from kdedge.methods import promptsrc
 from kdedge.methods.protocol import StepOutput
+from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
 from kdedge.training.preflight import check, estimate_seconds, memory
@@ -188,6 +188,16 @@ def test_the_time_of_all_is_that_of_teacher_store_and_student(
         "student: time",
     ]
     assert found.seconds > 1000, "not the student's alone"
+    first = load_recipe(tmp_path / "r.yaml", {"student.one_pass_first": True})
+    whats = [one.what for one in check(first, workspace(tmp_path)).findings]
+    assert whats.count("student: time") == 2
+    assert whats.count("student: weights") == 1
+
+
+def test_the_estimate_of_a_closed_form_covers_the_decoding(job: Job, tmp_path: Path) -> None:
+    section = {"teacher.method": "ridge", "teacher.settings": {}}
+    ridge = teacher_job(load_recipe(tmp_path / "r.yaml", section), workspace(tmp_path))
+    assert estimate_seconds(slowed(ridge)) >= 16 * READ_S
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_as_it_ends_a_run(job: Job) -> None:
@@ -204,7 +214,8 @@ GIB = 2**30
 
 
 def test_memory_on_the_cpu_is_that_of_this_process_and_this_machine() -> None:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = memory_bytes()
+    assert total is not None
     found = memory(CPU).found
     assert found.endswith(f" of {total / GIB:.1f} GiB at the peak")
     assert 0 < float(found.split()[0]) < total / GIB

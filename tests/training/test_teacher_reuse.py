@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from kdedge.training.teacher_store.fill import StoreFiller
 
@@ -131,6 +132,27 @@ def test_a_store_of_an_older_version_gets_its_list_when_it_is_used_again(
     (before.path / "images.safetensors").unlink()
     filling.fill(tmp_path, n_images=60)
     assert filling.fill(tmp_path, n_images=61)[1].n_computed == 2
+
+
+def test_a_store_that_another_command_fills_meanwhile_changes_no_feature(
+    filling: Filling, tmp_path: Path
+) -> None:
+    other, _ = filling.fill(tmp_path / "both", n_images=200)
+    missing = filling.files_of(other)
+    for chunk in other.chunks():
+        other.file(chunk).unlink()
+
+    class FillsTheOther(filling.SlowTeacher):
+        def forward_features(self, images: Tensor) -> Tensor:
+            for name, content in missing.items():
+                (other.path / name).write_bytes(content)
+            return super().forward_features(images)
+
+    filler = filling.make_filler(tmp_path / "both", teacher=FillsTheOther())
+    filler.store.create()
+    list(filler.compute(filler.store.chunks()))
+    alone, _ = filling.fill(tmp_path / "alone")
+    assert filling.files_of(filler.store) == filling.files_of(alone)
 
 
 def test_a_worker_in_another_process_takes_features_too(filling: Filling, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ A feature that is computed in another batch may differ in its last bit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,14 @@ _OF_THE_IMAGES = ("images", "n_images")
 
 @dataclass(frozen=True)
 class _Other:
-    """Another store, and where it has this one's images: own position -> its position."""
+    """Another store, and where it has this one's images: own position -> its position.
+
+    `is_there` keeps what was seen first: another command may be filling that store meanwhile.
+    """
 
     store: TeacherStore
     places: Mapping[int, int]
+    is_there: dict[Chunk, bool] = field(default_factory=dict)
 
 
 class OtherStores:
@@ -69,14 +73,13 @@ class OtherStores:
         """Position -> store, chunk and row of the features of a chunk's images."""
         places: dict[int, tuple[TeacherStore, Chunk, int]] = {}
         for other in self._others:
-            is_there: dict[Chunk, bool] = {}
             for position in self._store.positions(chunk):
                 if position not in other.places or position in places:
                     continue
                 there, row = other.store.place(other.places[position], chunk.view)
-                if there not in is_there:
-                    is_there[there] = other.store.has(there)
-                if is_there[there]:
+                if there not in other.is_there:
+                    other.is_there[there] = other.store.has(there)
+                if other.is_there[there]:
                     places[position] = other.store, there, row
         return places
 
