@@ -121,21 +121,24 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 class _Gather(torch.autograd.Function):
-    """Shares of rows to all rows; see `ProcessGroup.gather`."""
+    """Concatenates each process's rows, so that all have all of them; see `ProcessGroup.gather`.
+
+    Gradients go back to the process of the row.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, n_rows: int, group: ProcessGroup) -> Tensor:
-        own = group.shard(n_rows)
-        ctx.own, ctx.world_size = own, group.world_size
+        share = group.shard(n_rows)
+        ctx.share, ctx.world_size = share, group.world_size
         # Sums with zeros are exact, and every backend has float32
         whole = rows.new_zeros(n_rows, *rows.shape[1:], dtype=torch.float32)
-        whole[own] = rows.float()
+        whole[share] = rows.float()
         group.all_reduce_sum(whole)
         return whole.to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.world_size * gradient[ctx.own], None, None
+        return ctx.world_size * gradient[ctx.share], None, None
 
 
 @contextlib.contextmanager
@@ -194,8 +197,3 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
 def local_rank() -> int:
     """This process's number among those on this machine, from 0; it has a GPU of that number."""
     return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def local_world_size() -> int:
-    """How many processes torchrun has started on this machine; 1 without torchrun."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

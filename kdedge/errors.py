@@ -169,6 +169,12 @@ def first_line(error: BaseException) -> str:
     return "".join(c if c.isprintable() else " " for c in line)
 
 
+def some_of(texts: Iterable[str], most: int) -> list[str]:
+    """Returns the first texts; if there are others, with `and N more` after them."""
+    texts = list(texts)
+    return texts[:most] + ([f"and {len(texts) - most:,} more"] if len(texts) > most else [])
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name that resembles a name most; None if none does."""
     lower = {candidate.lower(): candidate for candidate in known}

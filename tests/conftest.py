@@ -151,10 +151,10 @@ def tiny_weights(write_clip: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_weights: Path) -> Any:
     """That CLIP, loaded; frozen, so that tests can share it."""
-    from kdedge.clip.find import load_backbone
+    from kdedge.clip.find import find_backbone
     from kdedge.clip.resolve import BackboneSpec
 
-    return load_backbone(BackboneSpec(None, str(tiny_weights)))
+    return find_backbone(BackboneSpec(None, str(tiny_weights))).load()
 
 
 @pytest.fixture(scope="session")
@@ -217,11 +217,11 @@ def tiny_open_clip(tiny_backbone: Any) -> Any:
 @pytest.fixture(scope="session")
 def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
     """A wider CLIP with four image layers and joint dimension 40."""
-    from kdedge.clip.find import load_backbone
+    from kdedge.clip.find import find_backbone
     from kdedge.clip.resolve import BackboneSpec
 
     sizes = {**TINY, "vision_width": 128, "vision_layers": 4, "embed_dim": 40}
-    return load_backbone(BackboneSpec(name=None, weights=str(write_clip(sizes, tag=2))))
+    return find_backbone(BackboneSpec(name=None, weights=str(write_clip(sizes, tag=2)))).load()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from kdedge.api.predict import (
     path_list,
     read_item,
 )
-from kdedge.errors import DataError, GateError, RecipeError
+from kdedge.errors import DataError, GateError, RecipeError, some_of
 from kdedge.evaluation.answers import (
     AnswerComparison,
     AnsweredImage,
@@ -268,9 +268,8 @@ class Comparison(Tabled):
         parts = [f"Compared on the {answers.n_shared:,} classes that both have"]
         for whose, names in (("old", answers.only_old), ("new", answers.only_new)):
             if names:
-                more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
-                shown = ", ".join(map(visible, names[:_MOST_NAMED]))
-                parts.append(f"only the {whose} one has {shown}{more}")
+                shown = ", ".join(some_of(map(visible, names), _MOST_NAMED))
+                parts.append(f"only the {whose} one has {shown}")
         return f"{'; '.join(parts)}."
 
     @property

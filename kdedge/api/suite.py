@@ -128,7 +128,7 @@ def _open(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -
     return Ledger(plan, folder, root.absolute(), is_read_only=is_read_only)
 
 
-def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
+def suite_state(file: Path, suites: Path, root: Path) -> Ledger:
     """Finds the state of each cell of a suite, and runs none."""
     writes_nothing = not (root / ".cache").is_dir()
     ledger = _open(file, suites, root, is_read_only=writes_nothing)

@@ -15,8 +15,8 @@ from kdedge.config.load import (
     LoadedRecipe,
     Overrides,
     check_paths,
-    in_order,
     load_recipe,
+    merged,
 )
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import RecipeError
@@ -62,7 +62,7 @@ def load_for(
     if size is not None:
         student = load_recipe(recipe).recipe.student
         of_size = student_size(size).overrides("promptkd" if student is None else student.method)
-    return load_recipe(recipe, in_order(of_size, overrides or {}, role_keys(role, short)))
+    return load_recipe(recipe, merged(of_size, overrides or {}, role_keys(role, short)))
 
 
 def init(
@@ -428,11 +428,11 @@ def pseudo_label(
             not see a file.
     """
     overrides = overrides or {}
+    loaded = load_recipe(recipe, overrides)
     if method is None:
-        given = load_recipe(recipe, overrides).recipe
+        given = loaded.recipe
         is_taught = None not in (given.teacher, given.student, given.data.labeled)
         method = TEACHER if is_taught else "zeroshot"
-    loaded = load_recipe(recipe, overrides)
     baseline = loaded.recipe.baseline
     if method != TEACHER and baseline is not None and baseline.method not in {None, method}:
         loaded = load_recipe(recipe, {"baseline": {}, **overrides})  # it names another method
@@ -458,7 +458,6 @@ def import_checkpoint(
     config: str | Path | None = None,
     quick_gelu: bool | None = None,
     name: str | None = None,
-    exact: bool = False,
     root: str | Path | None = None,
     device: str | None = None,
 ) -> Run:
@@ -478,8 +477,6 @@ def import_checkpoint(
         config: your own model config (JSON) instead of a name.
         quick_gelu: activation of the backbone, if its weights do not tell it.
         name: name of the run; by default the file's name and the kind.
-        exact: use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc
-            only).
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
@@ -519,9 +516,7 @@ def import_checkpoint(
     workspace = Workspace(root, choose_device(device))
     if classes is not None and kind == "promptsrc":
         names = given_class_names(classes)
-        imported = import_teacher(
-            file, workspace, name=name, on=on, class_names=names, is_exact=exact
-        )
+        imported = import_teacher(file, workspace, name=name, on=on, class_names=names)
     else:
         of = find_run(run_argument(teacher), root)
         imported = import_student(file, workspace, name=name, on=on, teacher=of)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.cli._output import table
-from kdedge.errors import DataError
+from kdedge.errors import DataError, first_line
 from kdedge.reporting.headline import headline_of
 from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells, are_same_images, by_images
 from kdedge.runs.folder import RunFolder
@@ -66,8 +66,8 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
         return labeled_results(run, read_evaluation(run))
     except DataError as error:
         logging.getLogger(__name__).warning(
-            "%s\n  Its accuracies are left out; `kdedge eval %s` measures them again.",
-            *(str(error).partition("\n")[0], run.path),
+            "%s.\n  Its accuracies are left out; `kdedge eval %s` measures them again.",
+            *(first_line(error), run.path),
         )
         return []
 

@@ -18,7 +18,6 @@ from kdedge.cli._output import (
     table,
 )
 from kdedge.cli._overrides import set_option, size_option
-from kdedge.config.load import load_recipe
 
 
 @click.command("check")
@@ -38,7 +37,7 @@ def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     """
     preflight = check(recipe, overrides=overrides, **options)
     rows = [[finding.what, finding.found] for finding in preflight.findings]
-    has_student = load_recipe(recipe, overrides).recipe.student is not None
+    has_student = any(finding.what.startswith("student") for finding in preflight.findings)
     same = [*given_options("size"), *same_options(overrides)]
     following = next_line("distill" if has_student else "teach", recipe, *same)
     text = f"{table(rows)}\n{preflight.estimate}\n{following}"

@@ -9,6 +9,7 @@ import click
 
 from kdedge.cli._options import threads_value_option
 from kdedge.cli._output import json_option, print_result, show_result, table
+from kdedge.errors import some_of
 
 if TYPE_CHECKING:
     from kdedge.api.compare import Comparison
@@ -87,10 +88,6 @@ def _as_text(comparison: Comparison) -> str:
         text = table(cells, header=("class", "old", "new"), align="lrr")
         parts.append(text + (f"\n... and {more:,} more classes" if more > 0 else ""))
     if comparison.unreadable:
-        lines = [
-            f"{visible(one.image)}: {one.reason}" for one in comparison.unreadable[:_MOST_SHOWN]
-        ]
-        more = len(comparison.unreadable) - _MOST_SHOWN
-        lines += [f"... and {more:,} more"] if more > 0 else []
-        parts.append("\n".join(["Unreadable:", *lines]))
+        lines = [f"{visible(one.image)}: {one.reason}" for one in comparison.unreadable]
+        parts.append("\n".join(["Unreadable:", *some_of(lines, _MOST_SHOWN)]))
     return "\n\n".join(parts)

@@ -11,7 +11,7 @@ from kdedge.api.train import pseudo_label
 from kdedge.cli._options import device_option, engine_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options
 from kdedge.cli._overrides import set_option
-from kdedge.config.load import in_order, load_recipe
+from kdedge.config.load import load_recipe, merged
 from kdedge.tables import percent
 
 
@@ -73,9 +73,9 @@ def _next_line(recipe: str, overrides: dict[str, Any], path: Path) -> str:
     kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
     given, labels = load_recipe(recipe, kept).recipe, {"data.pseudo_labels": path}
     if given.teacher is not None and given.student is not None:
-        return next_line("distill", recipe, *same_options(in_order(kept, labels)))
+        return next_line("distill", recipe, *same_options(merged(kept, labels)))
     # Without another method's settings
     is_other = given.baseline is not None and given.baseline.method not in {None, "coop"}
     room: dict[str, Any] = {"baseline": {}} if is_other else {}
-    options = same_options(in_order(kept, room, labels))
+    options = same_options(merged(kept, room, labels))
     return next_line("train", recipe, "--method", "coop", *options)

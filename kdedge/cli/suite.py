@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.api.suite import look_at_suite, run_suite
+from kdedge.api.suite import run_suite, suite_state
 from kdedge.cli._options import device_option, runs_option, suites_option, threads_option
 from kdedge.cli._output import (
     given_options,
@@ -72,7 +72,7 @@ def command(
     A failed cell does not stop the others. The exit code is that of the first failed cell.
     """
     if dry_run:
-        _list_cells(look_at_suite(file, suites, root), as_json=as_json)
+        _list_cells(suite_state(file, suites, root), as_json=as_json)
         return
     show_result(
         lambda: run_suite(file, suites=suites, root=root, **options),

@@ -114,19 +114,21 @@ def encoder_sizes(model_config: Mapping[str, Any]) -> EncoderSizes:
     return EncoderSizes(n_layers, (side // patch) ** 2 if is_vit else None)
 
 
-def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
-    """Builds open_clip's CLIP of a config on the meta device: all sizes and no values.
+def build_clip(label: str, model_config: Mapping[str, Any], *, device: str = "meta") -> CLIP:
+    """Builds open_clip's CLIP of a config.
 
     Args:
         label: what messages call the model.
         model_config: open_clip's, with `vision_cfg` and `text_cfg`.
+        device: meta for all sizes and no values; cpu for initial values.
 
     Raises:
         RecipeError: open_clip cannot build it, or its text encoder is not CLIP's own.
     """
     why = _other_text_parts(model_config)
     if why is None:
-        model = _construct(label, model_config, device="meta")
+        with torch.random.fork_rng(devices=[]):
+            model = _construct(label, model_config, device=device)
         why = _odd_text_encoder(model)
         if why is None:
             return model
@@ -136,15 +138,6 @@ def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
         " RN50.\n"
         "  Another model's image encoder can be a student: promptkd with class_vectors: teacher."
     )
-
-
-def build_filled(label: str, model_config: Mapping[str, Any]) -> CLIP:
-    """Builds open_clip's CLIP of a config that `build_empty` has built, with its initial values.
-
-    For encoders with tensors that no file of weights holds, such as Swin's position indices.
-    """
-    with torch.random.fork_rng(devices=[]):
-        return _construct(label, model_config, device="cpu")
 
 
 def has_clip_text_encoder(label: str, model_config: Mapping[str, Any]) -> bool:
@@ -204,6 +197,11 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
             "  Compare its vision_cfg and text_cfg with one of open_clip's own configs, such as"
             " ViT-B-16."
         ) from error
+
+
+def is_promptable_vit(visual: nn.Module) -> bool:
+    """Whether an image encoder is CLIP's ViT, which takes visual prompts."""
+    return why_no_prompts(visual) is None
 
 
 def why_no_prompts(visual: nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
@@ -118,7 +118,7 @@ def make_backbone(
         text_cache_folder: keeps features of frozen texts between runs; None keeps them in memory.
         identity: hash of everything that decides its features; None for that of its weights.
     """
-    if why_no_prompts(model.visual) is None:
+    if is_promptable_vit(model.visual):
         make_wrappable(model.visual.transformer)
     make_wrappable(model.transformer)
     model = model.float().eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.vision import embed_patches
 
 
@@ -45,9 +45,9 @@ class BlockFeatures(nn.Module):
         encoder: Any = visual
         trunk = getattr(encoder, "trunk", encoder)
         last, maps = trunk.forward_intermediates(images, indices=list(self.chosen))
-        own = trunk.forward_head(last)
-        own = own if trunk is encoder else encoder.head(own)
-        return torch.cat([own, *(one.mean(dim=(2, 3)) for one in maps)], dim=1)
+        features = trunk.forward_head(last)
+        features = features if trunk is encoder else encoder.head(features)
+        return torch.cat([features, *(one.mean(dim=(2, 3)) for one in maps)], dim=1)
 
     def _of_clip(self, visual: VisionTransformer, images: Tensor) -> Tensor:
         tokens = embed_patches(visual, images)
@@ -64,7 +64,7 @@ class BlockFeatures(nn.Module):
 
 def _n_blocks(visual: nn.Module) -> int:
     """How many blocks or stages an encoder shows; 0 for one that gives its features alone."""
-    if isinstance(visual, VisionTransformer) and why_no_prompts(visual) is None:
+    if isinstance(visual, VisionTransformer) and is_promptable_vit(visual):
         return len(visual.transformer.resblocks)
     trunk: Any = getattr(visual, "trunk", visual)
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "forward_head"):

@@ -16,23 +16,23 @@ from typing import Any
 import open_clip
 import torch
 from open_clip import CLIP
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from kdedge.clip.architecture import (
     EncoderSizes,
-    build_empty,
-    build_filled,
+    build_clip,
     build_image_encoder,
     encoder_sizes,
     has_clip_text_encoder,
+    is_promptable_vit,
     read_config,
-    why_no_prompts,
 )
-from kdedge.clip.backbone import Backbone, make_backbone
+from kdedge.clip.backbone import make_backbone
 from kdedge.clip.builtin import BUILTIN_MODELS
 from kdedge.clip.image_backbone import AnyBackbone, count_features, make_image_backbone
 from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, named_config, resolve
-from kdedge.clip.timm_encoder import find_timm_encoder
+from kdedge.clip.timm_encoder import build_timm, timm_preprocess, timm_weights
 from kdedge.clip.weights import match_shapes
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
@@ -43,49 +43,13 @@ from kdedge.runtime.preprocess import Preprocess
 _VISUAL = "visual."
 """Before the image encoder's names in a CLIP's state dict."""
 
-
-@dataclass(frozen=True, eq=False)
-class _Blueprint:
-    """A model without values, and the file that holds them.
-
-    Attributes:
-        empty: the model, on the meta device.
-        build: builds it with its initial values.
-        weights: the file of weights.
-        keys: name in the model's state dict -> key in the file.
-    """
-
-    empty: nn.Module
-    build: Callable[[], nn.Module]
-    weights: WeightsFile
-    keys: dict[str, str]
-
-    def fill(self) -> nn.Module:
-        """Builds the model with the file's values."""
-        stored = self.weights.take()
-        types = {name: value.dtype for name, value in self.empty.state_dict().items()}
-        visual = self.empty.visual if isinstance(self.empty, CLIP) else self.empty
-        if why_no_prompts(visual) is None:
-            module = copy.deepcopy(self.empty)
-            # Each stored tensor is freed once it is copied, so that memory holds the model once.
-            state = {
-                name: stored.pop(self.keys[name]).to(kind, copy=True)
-                for name, kind in types.items()
-            }
-            module.load_state_dict(state, assign=True)
-        else:  # the encoder may have tensors that no file of weights holds
-            module = self.build()
-            module.load_state_dict({name: stored[self.keys[name]] for name in types})
-        if isinstance(module, CLIP):
-            module.attn_mask = None  # `encode_text` masks by position
-        return module.float()
+Build = Callable[..., Any]
+"""Builds a model on a `device`: without values on meta, with initial values on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoundBackbone:
     """A backbone that is not built yet.
-
-    It holds the file's tensors if finding it had to read them, until `load` or `forget`.
 
     Attributes:
         name: its name in tables and messages.
@@ -107,7 +71,10 @@ class FoundBackbone:
     has_texts: bool
     is_trained_with_texts: bool
     sizes: EncoderSizes
-    _blueprint: _Blueprint
+    _empty: nn.Module
+    _build: Build
+    _weights: WeightsFile
+    _keys: Mapping[str, str]
 
     def load(
         self, *, device: torch.device | str = "cpu", text_cache_folder: Path | None = None
@@ -119,8 +86,9 @@ class FoundBackbone:
             text_cache_folder: keeps features of frozen texts between runs; None keeps them in
                 memory.
         """
-        module = self._blueprint.fill()
+        module = self._filled()
         if isinstance(module, CLIP):
+            module.attn_mask = None  # `encode_text` masks by position
             return make_backbone(
                 module,
                 name=self.name,
@@ -138,13 +106,26 @@ class FoundBackbone:
             identity=self.identity,
         )
 
-    def forget(self) -> None:
-        """Frees the file's tensors, if the backbone will not be loaded soon."""
-        self._blueprint.weights.forget()
+    def _filled(self) -> nn.Module:
+        """Builds the model with the file's values, in float32."""
+        stored, keys = self._weights.tensors(), self._keys
+        types = {name: value.dtype for name, value in self._empty.state_dict().items()}
+        visual = self._empty.visual if isinstance(self._empty, CLIP) else self._empty
+        if is_promptable_vit(visual):
+            module = copy.deepcopy(self._empty)
+            # Each stored tensor is freed once it is copied, so that memory holds the model once.
+            state = {
+                name: stored.pop(keys[name]).to(kind, copy=True) for name, kind in types.items()
+            }
+            module.load_state_dict(state, assign=True)
+        else:  # the encoder may have tensors that no file of weights holds
+            module = self._build(device="cpu")
+            module.load_state_dict({name: stored[keys[name]] for name in types})
+        return module.float()
 
 
 def find_backbone(
-    spec: BackboneSpec, *, needs_texts: bool, hashes: HashCache | None = None
+    spec: BackboneSpec, *, needs_texts: bool = True, hashes: HashCache | None = None
 ) -> FoundBackbone:
     """Finds a backbone and its identity without building it.
 
@@ -181,23 +162,9 @@ def check_weights(spec: BackboneSpec) -> None:
     if label is None or label.startswith(TIMM_PREFIX) or not has_texts(spec):
         return
     config = named_config(label) if spec.config is None else read_config(spec.config)
-    expected = build_empty(label, config).state_dict()
+    expected = build_clip(label, config).state_dict()
     file = WeightsFile(Path(str(spec.weights)).expanduser())
     match_shapes({key: tuple(value.shape) for key, value in expected.items()}, file.shapes, label)
-
-
-def load_backbone(
-    spec: BackboneSpec,
-    *,
-    device: torch.device | str = "cpu",
-    text_cache_folder: Path | None = None,
-    hashes: HashCache | None = None,
-) -> Backbone:
-    """Loads a CLIP with its text encoder; arguments and errors as of `find_backbone` and `load`."""
-    backbone_files = find_backbone(spec, needs_texts=True, hashes=hashes)
-    backbone = backbone_files.load(device=device, text_cache_folder=text_cache_folder)
-    assert isinstance(backbone, Backbone)
-    return backbone
 
 
 def has_texts(spec: BackboneSpec) -> bool:
@@ -220,68 +187,68 @@ def has_texts(spec: BackboneSpec) -> bool:
 
 
 def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
-    resolved = resolve(spec, check=build_empty, hashes=hashes)
-    blueprint = _Blueprint(
-        build_empty(resolved.label, resolved.model_config),
-        partial(build_filled, resolved.label, resolved.model_config),
-        resolved.weights,
-        {key: key for key in resolved.weights.shapes},
-    )
-    return _checked(blueprint, resolved.label, resolved.preprocess, resolved.model_config)
+    resolved = resolve(spec, check=build_clip, hashes=hashes)
+    label, config = resolved.label, resolved.model_config
+    keys = {key: key for key in resolved.weights.shapes}
+    build = partial(build_clip, label, config)
+    return _checked(label, build, resolved.weights, keys, resolved.preprocess, config)
 
 
 def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
-    build_meta = partial(build_image_encoder, device="meta")
-    resolved = resolve(spec, check=build_meta, hashes=hashes)
+    resolved = resolve(spec, check=partial(build_image_encoder, device="meta"), hashes=hashes)
     label, config = resolved.label, resolved.model_config
     preprocess = resolved.preprocess
     if spec.name is not None and spec.weights is not None and looks_like_path(spec.weights):
         preprocess = agreed_preprocess(spec.name, config) or preprocess
-    blueprint = _Blueprint(
-        build_meta(label, config),
-        partial(build_image_encoder, label, config, device="cpu"),
-        resolved.weights,
-        {
-            key.removeprefix(_VISUAL): key
-            for key in resolved.weights.shapes
-            if key.startswith(_VISUAL)
-        },
-    )
-    return _checked(blueprint, label, preprocess, config, where=f"{label}, image encoder")
+    stored = (key for key in resolved.weights.shapes if key.startswith(_VISUAL))
+    keys = {key.removeprefix(_VISUAL): key for key in stored}
+    build = partial(build_image_encoder, label, config)
+    return _checked(label, build, resolved.weights, keys, preprocess, config)
 
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
-    encoder = find_timm_encoder(name, weights)
-    file = WeightsFile(encoder.file, hashes)
-    if encoder.has_other_names:  # its classifier comes last
-        keys = dict(zip(encoder.empty.state_dict(), file.shapes, strict=False))
+    build = partial(build_timm, name)
+    model = build(device="meta")  # timm 1.0.31 builds all of its 1,371 models there
+    preprocess = timm_preprocess(name, resolve_model_data_config(model))
+    file = WeightsFile(timm_weights(name, weights, model.pretrained_cfg), hashes)
+    if weights == "package":  # under other names, in the model's order; its classifier comes last
+        keys = dict(zip(model.state_dict(), file.shapes, strict=False))
     else:
-        keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
-    blueprint = _Blueprint(encoder.empty, encoder.build, file, keys)
-    return _checked(blueprint, name, encoder.preprocess)
+        heads = model.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+        keys = {key: key for key in file.shapes if not key.startswith(heads)}
+    return _checked(name, build, file, keys, preprocess)
 
 
 def _checked(
-    blueprint: _Blueprint,
     name: str,
+    build: Build,
+    file: WeightsFile,
+    keys: Mapping[str, str],
     preprocess: Preprocess,
     model_config: Mapping[str, Any] | None = None,
-    *,
-    where: str | None = None,
 ) -> FoundBackbone:
-    """Checks the file against the model; `model_config` is None for a model of timm."""
-    empty, file, keys = blueprint.empty.eval(), blueprint.weights, blueprint.keys
+    """Checks a file against its model.
+
+    Args:
+        name: of the model, in tables and messages.
+        build: builds the model with its initial values.
+        file: holds its values.
+        keys: name in the model's state dict -> key in the file.
+        preprocess: of its images.
+        model_config: None for a model of timm.
+    """
+    empty = build(device="meta").eval()
+    has_texts, architecture = isinstance(empty, CLIP), model_config or name
+    where = f"{name}, image encoder" if model_config and not has_texts else name
     expected = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
-    match_shapes(
-        expected, {key: file.shapes[stored] for key, stored in keys.items()}, where or name
-    )
+    match_shapes(expected, {key: file.shapes[stored] for key, stored in keys.items()}, where)
     with working(f"reading the weights of {name}"):
         weights_hash = file.sha256
     if isinstance(empty, CLIP):
         embed_dim = int(empty.text_projection.shape[1])
     else:
         embed_dim = count_features(empty, name, preprocess.size_px)
-    has_texts, architecture = isinstance(empty, CLIP), model_config or name
     return FoundBackbone(
         name=name,
         preprocess=preprocess,
@@ -291,5 +258,8 @@ def _checked(
         has_texts=has_texts,
         is_trained_with_texts=model_config is not None,
         sizes=encoder_sizes(model_config) if model_config else EncoderSizes(),
-        _blueprint=blueprint,
+        _empty=empty,
+        _build=build,
+        _weights=file,
+        _keys=keys,
     )

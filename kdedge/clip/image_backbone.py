@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.weights import hash_weights
@@ -74,7 +74,7 @@ def make_image_backbone(
         RecipeError: its output is not one vector per image.
     """
     visual = visual.float().eval().requires_grad_(False)
-    if why_no_prompts(visual) is None:
+    if is_promptable_vit(visual):
         make_wrappable(visual.transformer)
     return ImageBackbone(
         name=name,

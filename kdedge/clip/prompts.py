@@ -8,7 +8,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.architecture import is_promptable_vit, why_no_prompts
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
@@ -182,7 +182,7 @@ def make_visual_prompts(
             it is not CLIP's ViT.
     """
     visual = backbone.visual
-    if n_ctx == 0 and why_no_prompts(visual) is not None:
+    if n_ctx == 0 and not is_promptable_vit(visual):
         return nn.Parameter(torch.zeros(prompt_depth, 0, 0, device=backbone.device))
     check_takes_prompts(backbone)
     assert isinstance(visual, VisionTransformer)

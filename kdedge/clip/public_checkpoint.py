@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kdedge.clip._unpickle import ForeignArchive, StoredTensor, kind_of, open_archive
-from kdedge.clip.weights import layout_of, printable
+from kdedge.clip.weights import for_message, layout_of
 from kdedge.errors import DataError, ShapeError
 
 _PROMPTSRC = "a PromptSRC checkpoint"
@@ -133,7 +133,7 @@ def read_public_checkpoint(path: Path) -> PublicCheckpoint:
     return PublicCheckpoint(
         state_dict,
         epoch if isinstance(epoch, int) and epoch >= 0 else None,
-        tuple(sorted(printable(str(key)) for key in root if key not in ("state_dict", "epoch"))),
+        tuple(sorted(for_message(str(key)) for key in root if key not in ("state_dict", "epoch"))),
     )
 
 
@@ -145,12 +145,12 @@ def _read_tensors(archive: ForeignArchive, saved: Mapping[object, object]) -> di
         if not name or name in state_dict or not isinstance(stored, StoredTensor):
             raise DataError(
                 f"{archive.path}: its state_dict has an entry that is not a named tensor, or has a"
-                f" repeated name: {printable(str(key))}."
+                f" repeated name: {for_message(str(key))}."
             )
         state_dict[name] = archive.tensor(stored)
         if not bool(torch.isfinite(state_dict[name].float()).all()):
             raise DataError(
-                f"{archive.path}: {printable(name)} holds values that are not finite.\n"
+                f"{archive.path}: {for_message(name)} holds values that are not finite.\n"
                 "  Its training diverged; name the checkpoint of an earlier epoch."
             )
     return state_dict
@@ -230,7 +230,7 @@ def deviation(
     for key, theirs in checkpoint_backbone.items():
         if key not in backbone_state:
             raise DataError(
-                f"The checkpoint has {printable(key)}, which the loaded CLIP does not have.\n"
+                f"The checkpoint has {for_message(key)}, which the loaded CLIP does not have.\n"
                 "  Load the CLIP that the checkpoint was trained on, such as ViT-B-16 or ViT-L-14."
             )
         ours = backbone_state[key].detach().float().cpu()
@@ -317,7 +317,7 @@ def _rest(
             backbone[name] = value
         else:
             raise DataError(
-                f"The state_dict has {printable(key)}, which {method} does not have.\n"
+                f"The state_dict has {for_message(key)}, which {method} does not have.\n"
                 "  The file may come from modified code, which kdedge cannot import."
             )
     return tuple(sorted(ignored)), backbone
@@ -348,5 +348,5 @@ def _method_of(state_dict: Mapping[str, Tensor]) -> str:
     if "\nimage_encoder.VPT\n" in has:
         return "a VPT checkpoint (no text context, no projector)"
     return layout_of(state_dict) or "nothing known: " + ", ".join(
-        printable(key) for key in list(state_dict)[:3]
+        for_message(key) for key in list(state_dict)[:3]
     )

@@ -116,8 +116,8 @@ def named_sizes(spec: BackboneSpec) -> EncoderSizes:
     if spec.config is not None:
         return encoder_sizes(read_config(spec.config))
     if spec.name is None:
-        shapes = WeightsFile(Path(str(spec.weights)).expanduser()).shapes
-        return encoder_sizes(infer_config(shapes))
+        file = WeightsFile(Path(str(spec.weights)).expanduser())
+        return encoder_sizes(infer_config(file.shapes, where=str(file.path)))
     if spec.name.startswith(TIMM_PREFIX):
         return EncoderSizes()
     is_builtin = spec.name in BUILTIN_MODELS
@@ -151,7 +151,10 @@ def _resolve_config(
 def _resolve_file(spec: BackboneSpec, path: Path, hashes: HashCache | None) -> Resolved:
     """Weights from a local file, sizes by model name or from the file itself."""
     weights = WeightsFile(path, hashes)
-    model_config = infer_config(weights.shapes) if spec.name is None else named_config(spec.name)
+    if spec.name is None:
+        model_config = infer_config(weights.shapes, where=str(path))
+    else:
+        model_config = named_config(spec.name)
     # A plain name says nothing: open_clip's ViT-B-16 has released weights of both kinds.
     declared = True if model_config.get("quick_gelu") else None
     label = spec.name or path.name

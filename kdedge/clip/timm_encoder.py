@@ -6,79 +6,35 @@ Source: timm, https://github.com/huggingface/pytorch-image-models (Wightman 2019
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data.config import resolve_model_data_config
-from torch import nn
 
 from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import PACKAGED
-from kdedge.errors import MissingPackage, RecipeError, SetupError, nearest
+from kdedge.errors import MissingPackage, RecipeError, SetupError, first_line, nearest
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 _FILE = "model.safetensors"
-PACKAGES = dict(PACKAGED.values())
+WEIGHTS_PACKAGES = dict(PACKAGED.values())
 """Models whose weights come with a package, and the package."""
 
 
-@dataclass(frozen=True, eq=False)
-class TimmEncoder:
-    """A timm model without its classifier.
-
-    Attributes:
-        name: `timm/` and timm's name.
-        empty: [B, 3, H, W] -> [B, D], pooled; on the meta device.
-        preprocess: preprocessing of its images.
-        file: its weights.
-        classifier: prefix of the classifier's keys in the file.
-        has_other_names: whether the file has the model's tensors, in its order, under other names.
-    """
-
-    name: str
-    empty: nn.Module
-    preprocess: Preprocess
-    file: Path
-    classifier: tuple[str, ...]
-    has_other_names: bool = False
-
-    def build(self) -> nn.Module:
-        """Builds it on the CPU with its initial values."""
-        model: nn.Module = _build(self.name, device="cpu")
-        return model
-
-
-def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
-    """Finds a timm model and its file of weights.
+def build_timm(name: str, *, device: str) -> Any:
+    """Builds a timm model without its classifier: [B, 3, H, W] -> [B, D], pooled.
 
     Args:
         name: `timm/` and timm's name, with the tag of its weights: timm/resnet18.a1_in1k.
-        weights: `pretrained` for what timm publishes, `package` for an installed package's
-            (`PACKAGES`), or a file of the model's state dict.
+        device: meta for all sizes and no values; cpu for initial values.
 
     Raises:
-        RecipeError: timm has no such model or tag, or kdedge does not support its preprocessing.
-        SetupError: the weights are not on this machine and cannot be downloaded.
+        RecipeError: timm has no such model or tag.
     """
-    model = _build(name, device="meta")  # timm 1.0.31 builds all of its 1,371 models there
-    heads = model.pretrained_cfg.get("classifier") or ()
-    return TimmEncoder(
-        name,
-        model,
-        timm_preprocess(name, resolve_model_data_config(model)),
-        _weights_file(name, weights, model.pretrained_cfg),
-        tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)),
-        has_other_names=weights == "package",
-    )
-
-
-def _build(name: str, *, device: str) -> Any:
     timms = name.removeprefix(TIMM_PREFIX)
     architecture = timms.partition(".")[0]
     if not timm.is_model(architecture):
@@ -136,7 +92,19 @@ def timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
     )
 
 
-def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> Path:
+def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -> Path:
+    """The file of a timm model's weights.
+
+    Args:
+        name: as for `build_timm`.
+        weights: `pretrained` for what timm publishes, `package` for an installed package's
+            (`WEIGHTS_PACKAGES`), or a file of the model's state dict.
+        published: timm's `pretrained_cfg` of the model.
+
+    Raises:
+        RecipeError: there are no such weights.
+        SetupError: the weights are not on this machine and cannot be downloaded.
+    """
     if weights is not None and looks_like_path(weights):
         return Path(weights).expanduser()
     if weights == "package":
@@ -155,9 +123,9 @@ def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> 
         return fetch_from_hub(repository, _FILE)
     # urllib and the hub's client raise different errors for the same cause
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SetupError(
-            f"The weights of {name} are not on this machine and could not be fetched: {reason}\n"
+            f"The weights of {name} are not on this machine and could not be fetched:"
+            f" {first_line(error)}\n"
             f"  Fetch https://huggingface.co/{repository}/resolve/main/{_FILE}\n"
             "  on a machine with a network, copy the file here, and set it in the recipe next to"
             " backbone: weights: /path/to/file"
@@ -166,10 +134,10 @@ def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> 
 
 def _file_of_package(name: str) -> Path:
     """The weights of an installed package, whose only .pth file they are."""
-    package = PACKAGES.get(name)
+    package = WEIGHTS_PACKAGES.get(name)
     if package is None:
         raise RecipeError(
-            f"No package has weights of {name}; there are some of {', '.join(PACKAGES)}.\n"
+            f"No package has weights of {name}; there are some of {', '.join(WEIGHTS_PACKAGES)}.\n"
             "  Set weights: pretrained, or a file."
         )
     try:

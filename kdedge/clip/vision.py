@@ -14,7 +14,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.blocks import AttentionBlock
 from kdedge.clip.token_merging import log_sizes, merge
 
@@ -43,7 +43,7 @@ def encode_image(
     Returns:
         [B, D], not normalized (`image_features_raw`).
     """
-    if why_no_prompts(visual) is not None:
+    if not is_promptable_vit(visual):
         assert visual_prompts is None or visual_prompts.numel() == 0
         assert merge_tokens == 0
         plain: Tensor = visual(images)

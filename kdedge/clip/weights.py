@@ -26,7 +26,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge.clip._unpickle import MALFORMED, REMEDY, Inert, kind_of, open_archive
-from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError, nearest
+from kdedge.errors import (
+    DataError,
+    KdedgeError,
+    RecipeError,
+    SetupError,
+    first_line,
+    some_of,
+    suggestion,
+)
 
 OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Sizes that OpenAI's archives keep among the weights (openai/CLIP, clip/model.py)."""
@@ -143,7 +151,7 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
         ) from error
     except MALFORMED as error:
         raise DataError(
-            f"{path} is damaged or truncated: {_first_line(error)}\n{REMEDY}"
+            f"{path} is damaged or truncated: {first_line(error)}.\n{REMEDY}"
         ) from error
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
@@ -331,11 +339,10 @@ def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
 def _listing(what: str, names: Sequence[str]) -> str:
     if not names:
         return ""
-    rest = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"  {len(names)} {what}: {', '.join(map(printable, names[:5]))}{rest}\n"
+    return f"  {len(names)} {what}: {', '.join(some_of(map(for_message, names), 5))}\n"
 
 
-def printable(name: str) -> str:
+def for_message(name: str) -> str:
     """A name from a file in a form fit for a message: no control characters, at most one line."""
     return name if name.isprintable() and len(name) <= 200 else f"{name[:200]!r}"
 
@@ -360,34 +367,24 @@ def describe_missing_weights(name: str, tag: str | None, error: Exception | None
     if name not in models:
         return RecipeError(
             f"{name} is not a model of open_clip {open_clip.__version__}."
-            + _did_you_mean(name, models)
+            f" {suggestion(name, models, '')}".rstrip()
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if not source:
         known = ", ".join(tags) if tags else "none; set weights: to a file"
         what = f"{tag} is not a pretrained tag of {name}." if tag else f"{name} needs weights."
-        return RecipeError(
-            f"{what}{_did_you_mean(tag or '', tags)}\n  Its pretrained tags: {known}."
-        )
+        guess = f"{what} {suggestion(tag or '', tags, '')}".rstrip()
+        return RecipeError(f"{guess}\n  Its pretrained tags: {known}.")
     places = [source["url"]] if source.get("url") else []
     if source.get("hf_hub"):
         repository, _, file = source["hf_hub"].rpartition("/")
         file = file or "open_clip_model.safetensors"
         places.append(f"https://huggingface.co/{repository}/resolve/main/{file}")
-    reason = f" and could not be fetched: {_first_line(error)}" if error else "."
+    reason = f" and could not be fetched: {first_line(error)}" if error else "."
     return SetupError(
         f"The weights {tag} of {name} are not on this machine{reason}\n"
         f"  Fetch {' or '.join(places)}\n"
         "  on a machine with a network, copy the file here, and set it in the recipe next to"
         " backbone: weights: /path/to/file"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    guess = nearest(name, known)
-    return f" Did you mean {guess}?" if guess else ""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdedge.clip.weights import Shapes, Weights, read_weights
-from kdedge.errors import ResourceError
+from kdedge.errors import ResourceError, first_line
 from kdedge.files import FileStamp, sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,7 @@ class HashCache:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            reason = str(error).partition("\n")[0]
-            log.warning("%s is damaged (%s). Making it again.", file, reason)
+            log.warning("%s is damaged (%s). Making it again.", file, first_line(error))
             return None
         return known if (known.path, known.stamp) == (str(path), stamp) else None
 
@@ -120,7 +119,6 @@ class WeightsFile:
         self._cache = cache
         self._read = read
         self._resolved = path.resolve()
-        self._tensors: dict[str, Tensor] | None = None
         known = self._stamp = None
         if cache is not None and path.exists():
             self._stamp = FileStamp.of(path.stat())
@@ -130,7 +128,7 @@ class WeightsFile:
             self.sha256 = known.sha256
         else:
             weights = read(path)
-            self._tensors, self.quick_gelu = weights.state_dict, weights.quick_gelu
+            self.quick_gelu = weights.quick_gelu
             self.shapes = {key: tuple(value.shape) for key, value in weights.state_dict.items()}
 
     @cached_property
@@ -148,12 +146,6 @@ class WeightsFile:
             self._cache.put(known)
         return digest
 
-    def take(self) -> dict[str, Tensor]:
-        """Returns the tensors by their keys, without keeping a reference to them."""
-        tensors = self._tensors or self._read(self.path).state_dict
-        self.forget()
-        return tensors
-
-    def forget(self) -> None:
-        """Frees the tensors; the file is read again when they are needed."""
-        self._tensors = None
+    def tensors(self) -> dict[str, Tensor]:
+        """Reads the tensors by their keys; nothing keeps a reference to them."""
+        return self._read(self.path).state_dict

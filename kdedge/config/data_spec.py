@@ -243,7 +243,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class BalanceSpec(Strict):
-    """Offsets that are subtracted from a model's logits, so that its mean prediction is a prior."""
+    """Shifts a model's logits so that it predicts each class as often as a prior says."""
 
     prior: Literal["auto", "uniform", "labels"] | dict[str, Share] = Field(
         "auto",

@@ -17,7 +17,7 @@ _SAME_AS_OPTIM = frozenset({"teacher.optim", "student.optim", "baseline.optim"})
 
 
 @dataclass(frozen=True)
-class Key:
+class RecipeKey:
     """One key.
 
     Attributes:
@@ -31,18 +31,18 @@ class Key:
     description: str
 
 
-def explain(schema: dict[str, Any]) -> Iterator[Key]:
+def explain(schema: dict[str, Any]) -> Iterator[RecipeKey]:
     """Explains every key of a pydantic model's JSON schema, nested ones after their parent."""
     return _explain(schema, schema, "")
 
 
-def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[Key]:
+def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[RecipeKey]:
     required = node.get("required", [])
     for key, field in node.get("properties", {}).items():
         name = f"{prefix}{key}"
         inner = _model(root, field)
         facts = _facts(root, field, is_required=key in required)
-        yield Key(name, facts, field.get("description", ""))
+        yield RecipeKey(name, facts, field.get("description", ""))
         if inner is not None and name not in _SAME_AS_OPTIM:
             yield from _explain(root, inner, f"{name}.")
 

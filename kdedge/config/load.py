@@ -16,7 +16,7 @@ from kdedge.config.explain import MAX_SHOWN, explain_validation
 from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import DataError, RecipeError, suggestion
+from kdedge.errors import DataError, RecipeError, some_of, suggestion
 from kdedge.files import read_text
 
 log = logging.getLogger(__name__)
@@ -146,10 +146,10 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
                 f"--set {text} has no key and value.\n  Write it as --set student.optim.epochs=10"
             )
         values.append({match[1]: parse_yaml(match[2], name=f"--set {match[1]}")[0]})
-    return in_order(*values)
+    return merged(*values)
 
 
-def in_order(*overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merged(*overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Joins overrides: a key that is given twice has the later value, and the later place.
 
     The place matters: `{"student.settings": {}}` clears what stands before it.
@@ -245,9 +245,8 @@ def check_paths(loaded: LoadedRecipe) -> None:
     if not problems:
         return
     where, override = loaded.lines.where, loaded.lines.override
-    shown = [f"{where(key)}: {dotted(key)}: {problem}" for key, problem in problems[:MAX_SHOWN]]
-    if len(problems) > MAX_SHOWN:
-        shown.append(f"and {len(problems) - MAX_SHOWN} more.")
+    shown = [f"{where(key)}: {dotted(key)}: {problem}" for key, problem in problems]
+    shown = some_of(shown, MAX_SHOWN)
     are_overrides = {override(key) is not None for key, _ in problems}
     if False in are_overrides:
         folder = loaded.path.absolute().parent

@@ -118,8 +118,8 @@ class StudentSpec(ModelSpec):
         ge=0,
         le=100_000,
         description="Random crops per unlabeled image whose teacher features are stored; epochs use"
-        " them in turn. 0: run the teacher in every step. With as many views as epochs, the"
-        " crops are those of 0 and the features differ by float16 rounding only.",
+        " them in turn. 0: run the teacher in every step. With as many views as epochs,"
+        " training sees the same crops as with 0; stored features are rounded to float16.",
     )
     view_seed: int | None = Field(
         None,

@@ -40,8 +40,8 @@ class StudentSize:
             method: the student's; only promptkd has settings for a tower.
         """
         tower = {"backbone": self.backbone, "weights": self.weights, "config": None}
-        own = self.settings if method == "promptkd" else {}
-        settings = {f"settings.{key}": value for key, value in own.items()}
+        chosen = self.settings if method == "promptkd" else {}
+        settings = {f"settings.{key}": value for key, value in chosen.items()}
         return {f"student.{key}": value for key, value in {**tower, **settings}.items()}
 
 

@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
-from kdedge.distributed import local_world_size
 from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import (
@@ -37,6 +36,7 @@ from kdedge.runtime.preprocess import (
     decode_image,
     resize_and_crop,
 )
+from kdedge.runtime.threads import local_world_size
 
 MAX_WORKERS = 8
 _WORTH_WORKERS = 2000

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdedge.data.scan_cache import ImageFacts, ScanCache
 from kdedge.data.sources import ImageSource, Joined
-from kdedge.errors import DataError
+from kdedge.errors import DataError, some_of
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
@@ -148,7 +148,7 @@ def scan_by(
             progress(sum(len(one.good) + len(one.bad) for one in parts))
     finally:
         cache.save(source)
-    return put_together(parts)
+    return joined(parts)
 
 
 _Part = tuple[range, Mapping[str, str]]
@@ -172,7 +172,7 @@ def _scan_parts(
         yield part, cache.take(source, rows)
 
 
-def put_together(scans: Sequence[Scan]) -> Scan:
+def joined(scans: Sequence[Scan]) -> Scan:
     """Joins the scans of consecutive parts of a source."""
     sizes_px: Counter[tuple[int, int]] = Counter()
     for part in scans:
@@ -219,8 +219,7 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
         return
     if not n_images:
         raise DataError(f"{what} has no images.\n  Add images, or name another source.")
-    named = "\n".join(f"  {bad.key}: {bad.reason}." for bad in scan.bad[:_MAX_NAMED])
-    more = len(scan.bad) - _MAX_NAMED
+    named = "\n  ".join(some_of((f"{bad.key}: {bad.reason}." for bad in scan.bad), _MAX_NAMED))
     remedy = (
         "  Repair or remove them, or raise data.max_bad_images."
         if scan.good
@@ -229,7 +228,7 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     rounded = f": {share} of {n_images}, rounded down" if isinstance(share, str) else ""
     raise DataError(
         f"{what}: {len(scan.bad)} of {n_images} images are unreadable, and the limit"
-        f" is {limit}{rounded}.\n{named}\n" + (f"  And {more} more.\n" if more > 0 else "") + remedy
+        f" is {limit}{rounded}.\n  {named}\n{remedy}"
     )
 
 
@@ -252,18 +251,6 @@ def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None
     write_atomic(path, text.getvalue().encode())
 
 
-def image_list_hash(source: ImageSource, indices: Iterable[int], digests: Mapping[int, str]) -> str:
-    """Returns the SHA-256, in hex, of a list of images: keys, labels and contents in order.
-
-    Args:
-        source: provides keys and labels.
-        indices: positions in the source.
-        digests: hash of the bytes at each position.
-    """
-    items = source.items
-    return sha256_json([[items[i].key, items[i].label, digests[i]] for i in indices])
-
-
 @dataclass(frozen=True)
 class Images:
     """A source and which of its readable images are used.
@@ -284,8 +271,9 @@ class Images:
 
     @cached_property
     def list_hash(self) -> str:
-        """Hash of the images in use, for provenance."""
-        return image_list_hash(self.source, self.indices, self.digests)
+        """SHA-256, in hex, of the images in use: keys, labels and contents in order."""
+        items, digests = self.source.items, self.digests
+        return sha256_json([[items[i].key, items[i].label, digests[i]] for i in self.indices])
 
     def hash_with(self, class_names: Sequence[str]) -> str:
         """Hash of the images in use and a class list; equal hashes make accuracies comparable."""

@@ -25,7 +25,7 @@ from kdedge.runtime.preprocess import Preprocess
 
 _CPU = torch.device("cpu")
 
-Wanted = tuple[int, int]
+ImageView = tuple[int, int]
 """Position in the source, and number of the view; 0 if nothing is drawn."""
 
 
@@ -106,8 +106,8 @@ def training_batches(
 
     plan, plan_of_loader = tee(planned())
     shards = (
-        [*own[group.shard(len(own))], *other[group.shard(len(other))]]
-        for own, other in plan_of_loader
+        [*step[group.shard(len(step))], *further[group.shard(len(further))]]
+        for step, further in plan_of_loader
     )
     n_batches = len(epochs) * steps - first_step
     n_loaders = min(
@@ -115,17 +115,17 @@ def training_batches(
     )
     sources = [images.source] if labeled is None else [images.source, labeled.source]
     loaded = load_images(sources, shards, preparation, n_loaders, device=device)
-    for pixels, (own, other) in zip(loaded, plan, strict=True):
-        n_own = len(own[group.shard(len(own))])
-        batch = _make_batch(images, pixels[:n_own], own, preparation, group)
-        positions = [position for _, position, _ in own]
+    for pixels, (step, further) in zip(loaded, plan, strict=True):
+        n_share = len(step[group.shard(len(step))])
+        batch = _make_batch(images, pixels[:n_share], step, preparation, group)
+        positions = [position for _, position, _ in step]
         yield replace(
             batch,
-            teacher_features=teacher_features and teacher_features(positions, own[0][2]),
+            teacher_features=teacher_features and teacher_features(positions, step[0][2]),
             weights=weights and weights(positions),
             labeled=None
             if labeled is None
-            else _make_batch(labeled, pixels[n_own:], other, preparation, group),
+            else _make_batch(labeled, pixels[n_share:], further, preparation, group),
         )
 
 
@@ -184,7 +184,7 @@ def check_shares(n_images: int, n_processes: int) -> None:
 
 def view_batches(
     source: ImageSource,
-    batches: Iterable[Sequence[Wanted]],
+    batches: Iterable[Sequence[ImageView]],
     *,
     preprocess: Preprocess,
     augment: Augmentation | None,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from kdedge import __version__
 from kdedge.data.sources import ImageSource, InFiles, Location
-from kdedge.errors import InUseError, ResourceError
+from kdedge.errors import InUseError, ResourceError, first_line
 from kdedge.files import FileStamp, locked, write_atomic
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, register_heif
 
@@ -114,7 +114,7 @@ class ScanCache:
         except (InUseError, ResourceError, OSError) as error:
             log.info(
                 "The scan of the images is not cached, so the next command repeats it: %s",
-                str(error).partition("\n")[0],
+                first_line(error),
             )
 
     def _file(self, source: ImageSource) -> Path | None:

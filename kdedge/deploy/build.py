@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.deploy.parity import misses, parity_on_smoke_set
-from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.errors import DataError, RecipeError, SetupError, first_line
 from kdedge.files import refuse_existing, sha256_file
 from kdedge.progress import working
 from kdedge.results import ParityResult
@@ -136,8 +136,8 @@ def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> N
             module.plan(precision)
     except SetupError as error:
         log.warning(
-            "%s cannot be built on this machine: %s\n  The ONNX files are still written.",
-            *(target.label, str(error).partition("\n")[0]),
+            "%s cannot be built on this machine: %s.\n  The ONNX files are still written.",
+            *(target.label, first_line(error)),
         )
 
 
@@ -296,7 +296,7 @@ def _compared_if_it_runs(
     except SetupError as error:
         log.info(
             "%s is not compared with the model, as it cannot run on this machine: %s",
-            *(entry.name, str(error).partition("\n")[0]),
+            *(entry.name, first_line(error)),
         )
         return entry
     try:

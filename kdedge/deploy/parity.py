@@ -1,6 +1,6 @@
 """The parity gate: an exported file must predict like the float32 student, on real images.
 
-Runs on the device, without torch. `evaluation.agreement.compare` measures; this file runs the
+Runs on the device, without torch. `evaluation.agreement.parity_of` measures; this file runs the
 exported files, compares the results with the gates, and stores a smoke set for the device.
 """
 
@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from kdedge.errors import DataError, GateError
-from kdedge.evaluation.agreement import compare
+from kdedge.evaluation.agreement import parity_of
 from kdedge.files import read_bytes, write_atomic
 from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
@@ -262,7 +262,7 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     """
     smoke_set = load_smoke_set(artifact)
     n_images = len(smoke_set.pixels)
-    return compare(
+    return parity_of(
         smoke_set.logits,
         smoke_logits(artifact, backend, smoke_set),
         keys=[f"{SMOKE_SET}[{i}]" for i in range(n_images)],

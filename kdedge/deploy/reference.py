@@ -15,7 +15,7 @@ from kdedge.deploy.calibrate import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent
-from kdedge.evaluation.agreement import compare
+from kdedge.evaluation.agreement import parity_of
 from kdedge.progress import progress
 from kdedge.results import ParityResult, TestSet
 from kdedge.runs.model import RunModel
@@ -91,7 +91,7 @@ class Float32Reference:
             logits = np.concatenate([backend.run_image(image) for image in images])
         else:
             logits = predict_each_way(backend, self.pixels, artifact)
-        parity = compare(
+        parity = parity_of(
             self.logits,
             logits,
             keys=self.keys,

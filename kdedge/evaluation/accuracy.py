@@ -26,7 +26,7 @@ N_BINS = 15
 """Confidence bins of the calibration error (Guo et al. 2017, arXiv:1706.04599)."""
 
 
-def evaluate(
+def accuracy_result(
     logits: Tensor,
     labels: Tensor,
     *,

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.image_backbone import count_features
 from kdedge.errors import ShapeError
 from kdedge.fold.head import FoldedModel, FoldRequest
@@ -93,7 +93,7 @@ def fold(
         has_unit_length=path.has_unit_length,
     )
     model: FoldedModel
-    if why_no_prompts(path.visual) is None:
+    if is_promptable_vit(path.visual):
         model = FoldedViT(path.visual, path.visual_prompts, request, merge_tokens=path.merge_tokens)
     else:
         model = FoldedTower(path.visual, request)

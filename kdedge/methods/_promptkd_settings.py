@@ -141,13 +141,6 @@ class Settings(MethodSettings):
         description="Weight of the cross-entropy of labeled images, of which each step then has"
         " optim.labeled_batch_size; 0: no labels are used.",
     )
-    label_head_share: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Share in the logits of a second linear head that learns from the labels"
-        " (arXiv:2505.07675) and is folded into the first at export; default: no second head.",
-    )
     losses: Losses = Field(
         Losses.model_validate({DEFAULT: {}}),
         description="Distillation losses by name, each with its settings, whose weighted values are"
@@ -181,16 +174,6 @@ class Settings(MethodSettings):
                 f"have lora.blocks with block {max(self.lora.blocks or [0])}, but depth:"
                 f" {self.depth} keeps the blocks 0 to {self.depth - 1}; remove it"
             )
-        if self.label_head_share is not None and not self.labeled_weight:
-            raise ValueError(
-                "have label_head_share without labeled_weight; its head learns from labeled"
-                " images: set labeled_weight"
-            )
-        if self.label_head_share is not None and self.class_vectors == "student":
-            raise ValueError(
-                "have label_head_share with class_vectors: student, but a second head is mixed"
-                " with the teacher's class vectors; use class_vectors: teacher"
-            )
         return self
 
     @model_serializer(mode="wrap")
@@ -221,12 +204,7 @@ class Settings(MethodSettings):
     @property
     def has_own_class_vectors(self) -> bool:
         """See `MethodSettings.has_own_class_vectors`."""
-        return self.class_vectors == "student" or self.label_head_share is not None
-
-    @property
-    def needs_teacher_vectors(self) -> bool:
-        """See `MethodSettings.needs_teacher_vectors`."""
-        return self.class_vectors == "teacher"
+        return self.class_vectors == "student"
 
     @property
     def needs_texts(self) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
 from kdedge.clip.layers import layers_above
 from kdedge.clip.low_rank import BLOCKS, LowRankChanges, make_low_rank_changes, with_layers
@@ -19,48 +18,6 @@ from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods.protocol import Projector
 
 
-class LabelHead(nn.Module):
-    """A second linear head, for labels, next to the teacher's class vectors.
-
-    Its rows are normalized like class vectors, so that both heads' logits have one scale. Classes
-    without labels have no row here, and stay comparable.
-
-    Args:
-        class_vectors: [C, D], unit length, the teacher's; the rows start from them.
-        labeled_classes: positions in the class list of the classes with labels.
-        share: share of this head's logits in the mixed ones, between 0 and 1.
-
-    Attributes:
-        weight: [C_labeled, D], not normalized.
-        teacher_vectors: [C, D], constant.
-    """
-
-    teacher_vectors: Tensor
-
-    def __init__(
-        self, class_vectors: Tensor, labeled_classes: Sequence[int], *, share: float
-    ) -> None:
-        super().__init__()
-        self._labeled_classes, self._share = list(labeled_classes), share
-        self.weight = nn.Parameter(class_vectors[self._labeled_classes].clone())
-        self.register_buffer("teacher_vectors", class_vectors.clone())
-
-    def vectors(self) -> Tensor:
-        """[C_labeled, D], unit length, with gradients."""
-        return unit_length(self.weight)
-
-    @torch.no_grad()
-    def mixed_vectors(self) -> Tensor:
-        """[C, D]: (1 - share) teacher's + share own; the teacher's for classes without labels.
-
-        An image's logits with them are the two heads' logits, mixed.
-        """
-        mixed = self.teacher_vectors.clone()
-        own = self.vectors()
-        mixed[self._labeled_classes] = torch.lerp(mixed[self._labeled_classes], own, self._share)
-        return mixed
-
-
 class Student(nn.Module):
     """The parts of a student; a part that the settings leave out is None.
 
@@ -68,7 +25,6 @@ class Student(nn.Module):
         backbone: the frozen CLIP, or an image encoder alone.
         settings: choose the parts.
         class_vectors: [C, D_teacher], the teacher's.
-        train_classes: positions in the class list of the classes that labels refer to.
         scale: the teacher's, for a backbone that has none.
         generator: on the CPU; draws prompts, low-rank changes, projector and context, in this
             order.
@@ -79,7 +35,6 @@ class Student(nn.Module):
         projector: to the teacher's dimension, under `class_vectors: teacher`.
         visual: the student's own copy of the image encoder, under `tune: full`.
         text_prompts: context of the text encoder, under `class_vectors: student`.
-        label_head: a second head for labels, if there is one.
         losses: the losses by name; most have nothing to train.
         scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
 
@@ -94,7 +49,6 @@ class Student(nn.Module):
     visual: nn.Module | None
     lora: LowRankChanges | None
     text_prompts: TextPrompts | None
-    label_head: LabelHead | None
     scale: Tensor | None
 
     def __init__(
@@ -103,7 +57,6 @@ class Student(nn.Module):
         settings: Settings,
         *,
         class_vectors: Tensor,
-        train_classes: Sequence[int],
         scale: float,
         generator: torch.Generator,
     ) -> None:
@@ -113,7 +66,7 @@ class Student(nn.Module):
         check_reduction(backbone, depth=settings.depth, merge_tokens=settings.merge_tokens)
         lora = text_prompts = None
         teacher_dim = class_vectors.shape[1]
-        self.visual_prompts = self.projector = self.visual = self.label_head = None
+        self.visual_prompts = self.projector = self.visual = None
         if settings.has_prompts:
             self.visual_prompts = make_visual_prompts(
                 backbone,
@@ -147,9 +100,6 @@ class Student(nn.Module):
             kept = first_blocks(backbone.visual, settings.depth)
             self.visual = copy.deepcopy(kept).requires_grad_(True)
         self.lora, self.text_prompts = lora, text_prompts
-        if settings.label_head_share is not None:
-            share = settings.label_head_share
-            self.label_head = LabelHead(class_vectors, train_classes, share=share)
         self.losses = settings.losses.build()
         has_scale = isinstance(backbone, Backbone)
         self.register_buffer("scale", None if has_scale else torch.tensor(scale))

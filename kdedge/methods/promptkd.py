@@ -71,7 +71,6 @@ class Method(BaseMethod):
             backbone,
             settings,
             class_vectors=self._class_vectors,
-            train_classes=inputs.train_classes,
             # A finished run's file has it
             scale=1.0 if self._teacher is None else self._teacher.scale,
             generator=inputs.generator,
@@ -199,7 +198,8 @@ class Method(BaseMethod):
                 logged = value.detach()
                 scalars |= loss.scalars(logged, n_classes) or {f"{name}_loss": logged}
             if batch.labeled is not None and labeled_features is not None:
-                logits = self.label_logits(labeled_features, outputs.student_vectors)
+                vectors = outputs.student_vectors[self._train_classes]
+                logits = self.scale * labeled_features @ vectors.T
                 labels = labels_of(batch.labeled)
                 value = F.cross_entropy(logits, labels)
                 terms.append(self._settings.labeled_weight * value)
@@ -209,21 +209,14 @@ class Method(BaseMethod):
         scalars["teacher_agreement_percent"] = 100 * agrees.float().mean()
         return StepOutput(torch.stack(terms).sum(), scalars)
 
-    def label_logits(self, features: Tensor, class_vectors: Tensor) -> Tensor:
-        """[B, D] -> [B, C_labeled], from the label head; from the class vectors without one."""
-        head = self.module.label_head
-        vectors = class_vectors[self._train_classes] if head is None else head.vectors()
-        return self.scale * features @ vectors.T
-
     def layers_above(self) -> dict[str, int]:
         """See `BaseMethod.layers_above`."""
         return self.module.layers_above(self._frozen)
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D]: the teacher's, mixed with a label head's, or the student's own."""
-        head = self.module.label_head
-        return self.student_vectors() if head is None else head.mixed_vectors()
+        """[C, D]: the teacher's, or the student's own."""
+        return self.student_vectors()
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:

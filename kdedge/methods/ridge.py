@@ -387,14 +387,14 @@ class Method(BaseMethod):
     def image_path(self) -> ImagePath:
         """Block features and regression, without what has no weight."""
         module, blocks = self.module, self._blocks
-        own = module.n_own
+        n_final = module.n_own
         has_text = module.text is not None and bool(module.text.weight.any())
         module = copy.deepcopy(module)
-        if not len(module.random.bias) and not module.out.weight[:, own:].any():
+        if not len(module.random.bias) and not module.out.weight[:, n_final:].any():
             blocks = BlockFeatures(self._backbone.visual, 0)
-            module.mean, module.gain = module.mean[:own], module.gain[:own]
-            module.out.weight.data = module.out.weight[:, :own].clone()
-            module.out.in_features = own
+            module.mean, module.gain = module.mean[:n_final], module.gain[:n_final]
+            module.out.weight.data = module.out.weight[:, :n_final].clone()
+            module.out.in_features = n_final
         if not has_text:
             module.text = None
         return ImagePath(Encoder(blocks, module), has_unit_length=not self._settings.gives_logits)

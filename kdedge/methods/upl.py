@@ -135,8 +135,3 @@ class Method(TextPromptMethod):
     ) -> list[PseudoLabel]:
         """See `BaseMethod.choose_labels`; all classes may get some, as labels are not used."""
         return most_confident_predicted(probabilities, settings.per_class)
-
-    @staticmethod
-    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B], equal weights: the loss is the mean."""
-        return torch.full((len(is_pseudo),), 1 / len(is_pseudo))

@@ -28,7 +28,7 @@ from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_b
 from kdedge.reporting.records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.results import EvalResult, SampleKind, UnlabeledResult, assumed_shares, by_images
-from kdedge.runs.results import in_order, model_label
+from kdedge.runs.results import model_label, sorted_results
 from kdedge.speed_results import SpeedResult
 from kdedge.tables import Grid, html_table, percent
 
@@ -115,7 +115,8 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
     run, details = records.run, records.details
     own, own_details = records.results.get(run.kind), details.get(run.kind)
     rows = [
-        (_label(records, name), result) for name, result in in_order(run, records.results).items()
+        (_label(records, name), result)
+        for name, result in sorted_results(run, records.results).items()
     ]
     shown: dict[str, list[Block | None]] = {
         "Accuracy": [accuracy_table(same) for same in by_images(rows)],
@@ -220,7 +221,7 @@ def _comparison(runs: Sequence[RunRecords]) -> Chapter:
     accuracies = [
         (f"{records.run.name}: {_label(records, name)}", result)
         for records in runs
-        for name, result in in_order(records.run, records.results).items()
+        for name, result in sorted_results(records.run, records.results).items()
     ]
     blocks: dict[str, list[Block | None]] = {
         "Accuracy": [accuracy_table(_once(rows)) for rows in by_images(accuracies)],

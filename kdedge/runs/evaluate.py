@@ -13,7 +13,7 @@ from kdedge.results import EvalDetails, EvalResult, SampleImage, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import (
     compute_logits,
-    measure,
+    measure_accuracy,
     sample_images,
     top_classes,
 )
@@ -62,7 +62,7 @@ def evaluate_run(
             temperature = None if fitted is None else fitted.value
         except DataError as error:  # a teacher or baseline has no other images than its own
             log.warning("The calibrated scores are not measured: %s", error)
-    return measure(
+    return measure_accuracy(
         *(model, images, model.classes),
         selection=selection,
         temperature=temperature,

@@ -12,7 +12,11 @@ from torch import Tensor
 from kdedge.data.images import Images, spread
 from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DivergedError
-from kdedge.evaluation.accuracy import calibration_error_percent, evaluate, evaluation_details
+from kdedge.evaluation.accuracy import (
+    accuracy_result,
+    calibration_error_percent,
+    evaluation_details,
+)
 from kdedge.progress import progress
 from kdedge.results import EvalDetails, EvalResult, SampleImage, SampleKind, Selection
 from kdedge.runtime.preprocess import Preprocess
@@ -136,7 +140,7 @@ def predict_logits(model: Model | HasLogits, images: Images) -> tuple[Tensor, Te
     return logits, torch.tensor(labels, dtype=torch.int64)
 
 
-def measure(
+def measure_accuracy(
     model: Model | HasLogits,
     images: Images,
     classes: Classes,
@@ -184,8 +188,8 @@ def measure_logits(
     selection: Selection,
     temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates the logits from `predict_logits` for these images, as `measure` does."""
-    result = evaluate(
+    """Evaluates the logits from `predict_logits` for these images, as `measure_accuracy` does."""
+    result = accuracy_result(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )
     result = replace(result, images_hash=images.hash_with(classes.names))

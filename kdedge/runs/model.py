@@ -33,7 +33,7 @@ from kdedge.runs.weights import (
 )
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes, classes_of
-from kdedge.setup.data import Key, RecipeData
+from kdedge.setup.data import DataPart, RecipeData
 from kdedge.setup.method import has_class_vectors, settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
@@ -194,7 +194,7 @@ class RunModel(_OfMethod):
         stored = set(self._stored.class_names)
         return not has_class_vectors(self.setup.choice) or set(self.class_names) <= stored
 
-    def images(self, key: Key) -> Images | None:
+    def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
         setup = self.setup
         return RecipeData(self.loaded.recipe, setup.classes, setup.workspace).load(key)
@@ -211,16 +211,16 @@ class RunModel(_OfMethod):
 
     @cached_property
     def offsets(self) -> Tensor | None:  # type: ignore[override]
-        """[C], subtracted from its logits (`data/balance.py`); None for none.
+        """[C], what is subtracted from its logits (`data/balance.py`), or None.
 
-        Those of the run's record, or new ones where the recipe or the class list has changed.
+        Read from the run; computed again if the recipe's `balance` or the classes have changed.
         """
         spec = self.loaded.recipe.balance
         if spec is None:
             return None
         balance = read_balance(self.run)
-        asked = (spec.prior, spec.strength, set(self.class_names))
-        if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != asked:
+        current = (spec.prior, spec.strength, set(self.class_names))
+        if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != current:
             plain = Plain(self.preprocess, self.device, self._plain_logits)
             balance = balance_of(
                 plain, spec, self.loaded.recipe, self.classes, self.setup.workspace
@@ -299,8 +299,8 @@ class RunModel(_OfMethod):
         vectors_file = self.run.class_vectors
         if self.setup.choice.settings.has_own_class_vectors:
             raise DataError(
-                f"{what}, and this student made its own (class_vectors: student or"
-                " label_head_share): the teacher's would not fit its image features.\n"
+                f"{what}, and this student made its own (class_vectors: student): the teacher's"
+                " would not fit its image features.\n"
                 f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
                 " new list."
             )

@@ -132,10 +132,12 @@ def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:
     """Results with their labels in tables: zero-shot CLIP, a teacher, the run's own."""
-    return [(model_label(run, name), result) for name, result in in_order(run, results).items()]
+    return [
+        (model_label(run, name), result) for name, result in sorted_results(run, results).items()
+    ]
 
 
-def in_order(run: RunFolder, results: Mapping[str, EvalResult]) -> dict[str, EvalResult]:
+def sorted_results(run: RunFolder, results: Mapping[str, EvalResult]) -> dict[str, EvalResult]:
     """Results in the order of tables: zero-shot CLIP, a teacher, the run's own."""
     order = sorted(results, key=lambda name: (not name.startswith("zeroshot"), name == run.kind))
     return {name: results[name] for name in order}

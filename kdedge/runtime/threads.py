@@ -85,7 +85,7 @@ def is_number_given() -> bool:
 
 def _is_of_torchrun() -> bool:
     """Whether torchrun set one thread, as it does if its own environment has no number."""
-    if os.environ[_NUMBER] != "1" or _n_local_processes() == 1:
+    if os.environ[_NUMBER] != "1" or local_world_size() == 1:
         return False
     try:
         variables = (machine.ROOT / f"proc/{os.getppid()}/environ").read_bytes().split(b"\0")
@@ -94,13 +94,13 @@ def _is_of_torchrun() -> bool:
     return not any(variable.startswith(f"{_NUMBER}=".encode()) for variable in variables)
 
 
-def _n_local_processes() -> int:
+def local_world_size() -> int:
     """Number of processes that torchrun started on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _share() -> int:
-    return max(1, physical_cores() // _n_local_processes())
+    return max(1, physical_cores() // local_world_size())
 
 
 def _busy_cores(n_threads: int) -> float | None:

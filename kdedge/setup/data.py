@@ -11,7 +11,7 @@ from typing import Literal
 from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, n_of
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import benchmark_root
-from kdedge.data.images import Images, check_limit, put_together, scan_by
+from kdedge.data.images import Images, check_limit, joined, scan_by
 from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
@@ -24,7 +24,7 @@ from kdedge.setup.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-Key = Literal["unlabeled", "labeled", "validation", "test"]
+DataPart = Literal["unlabeled", "labeled", "validation", "test"]
 """Names of image sources under `data`."""
 
 
@@ -46,7 +46,7 @@ class RecipeData:
         self._stream = random.Random(recipe.seed)  # noqa: S311
         self._has_drawn = False
 
-    def load(self, key: Key) -> Images | None:
+    def load(self, key: DataPart) -> Images | None:
         """Opens a source and scans its images; None if the recipe does not name it.
 
         Raises:
@@ -66,7 +66,7 @@ class RecipeData:
         spec = self._recipe.data.unlabeled
         return None if spec is None else self._unlabeled(spec, held_out=True)
 
-    def require(self, key: Key, why: str) -> Images:
+    def require(self, key: DataPart, why: str) -> Images:
         """Loads a required source.
 
         Raises:
@@ -176,7 +176,7 @@ class RecipeData:
         out = set(contents[:n_out])
         return images.only([i for i in images.indices if (images.digests[i] in out) == held_out])
 
-    def _readable(self, spec: SourceSpec, key: Key, *, labeled: bool) -> Images:
+    def _readable(self, spec: SourceSpec, key: DataPart, *, labeled: bool) -> Images:
         """Opens and scans a source, once per workspace."""
         data, known = self._recipe.data, self._workspace.images
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
@@ -222,7 +222,7 @@ class RecipeData:
             )
         return images.without(test)
 
-    def _say_what_is_left_out(self, images: Images, key: Key, *, labeled: bool) -> None:
+    def _say_what_is_left_out(self, images: Images, key: DataPart, *, labeled: bool) -> None:
         """Warns about files and images that are skipped, and about classes without images."""
         left_out = getattr(images.source, "left_out", {})
         if left_out:
@@ -250,19 +250,19 @@ class RecipeData:
                 "trained on" if key == "labeled" else "measured",
             )
 
-    def _scan(self, source: ImageSource, key: Key) -> Images:
+    def _scan(self, source: ImageSource, key: DataPart) -> Images:
         """Scans a source; each process scans a part of it."""
         group = self._workspace.group
-        own = group.shard(len(source.items))
-        with progress(f"reading data.{key}", own.stop - own.start, unit="images") as advance:
+        share = group.shard(len(source.items))
+        with progress(f"reading data.{key}", share.stop - share.start, unit="images") as advance:
             part = scan_by(
                 self._workspace.workers,
                 source,
-                rows=own,
+                rows=share,
                 progress=advance,
                 cache=self._workspace.scans,
             )
-        result = put_together(group.all_gather(part))
+        result = joined(group.all_gather(part))
         spec = self._recipe.data
         limit = spec.bad_image_limit(len(source.items))
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
@@ -274,7 +274,7 @@ class RecipeData:
         digests = dict(zip(result.good, result.digests, strict=True))
         return Images(source, result.good, result.bad, digests)
 
-    def _check_selects(self, images: Images, key: Key) -> None:
+    def _check_selects(self, images: Images, key: DataPart) -> None:
         if not images.of_classes(self._classes.labeled).indices:
             raise DataError(
                 f"data.{key} has no image of a base class, and only base classes may choose the"
@@ -282,7 +282,7 @@ class RecipeData:
             )
 
 
-def _selects(key: Key) -> str:
+def _selects(key: DataPart) -> str:
     return f"selection: {key} chooses the epoch on it"
 
 

@@ -6,8 +6,9 @@ import logging
 
 import torch
 
-from kdedge.distributed import local_rank, local_world_size
+from kdedge.distributed import local_rank
 from kdedge.errors import RecipeError, SetupError
+from kdedge.runtime.threads import local_world_size
 
 log = logging.getLogger(__name__)
 

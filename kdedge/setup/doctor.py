@@ -11,7 +11,7 @@ from typing import Any
 
 from kdedge import __version__
 from kdedge.config.student_sizes import PACKAGED
-from kdedge.errors import SetupError
+from kdedge.errors import SetupError, first_line
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.setup.packages import SERVING
@@ -95,7 +95,7 @@ def _cuda(*, has_torch: bool) -> dict[str, Any]:
     try:
         gpus = find_gpus()
     except SetupError as error:
-        return {"devices": [], "problem": str(error).partition("\n")[0].rstrip(".")}
+        return {"devices": [], "problem": first_line(error)}
     devices = [
         {
             "name": gpu.name,

@@ -174,7 +174,7 @@ def check_needs_no_vectors(student: MethodChoice, teacher: str) -> None:
     Raises:
         RecipeError: the student needs them.
     """
-    if student.settings.needs_teacher_vectors:
+    if not student.settings.has_own_class_vectors:
         raise RecipeError(
             f"The teacher, {teacher}, has no class vectors, which {student.name} would compare"
             " images with.\n"

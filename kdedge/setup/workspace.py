@@ -89,9 +89,7 @@ class Workspace:
 
     def load_backbone(self, backbone: FoundBackbone) -> AnyBackbone:
         """Builds a backbone on the device, once per workspace."""
-        if backbone.identity in self._loaded:
-            backbone.forget()  # its tensors were loaded under another name
-        else:
+        if backbone.identity not in self._loaded:
             with working(f"loading {backbone.name}"):
                 self._loaded[backbone.identity] = backbone.load(
                     device=self.device, text_cache_folder=self._cache("text_features")
@@ -103,8 +101,3 @@ class Workspace:
         if self.group.is_rank0 and message not in self._said:
             self._said.add(message)
             log.warning("%s", message)
-
-    def forget_tensors(self) -> None:
-        """Frees the tensors that `identify` had to read, if nothing will be built."""
-        for backbone in self._found.values():
-            backbone.forget()

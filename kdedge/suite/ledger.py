@@ -247,19 +247,16 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
         KdedgeError: as the cell's command would raise at its start.
     """
     loaded = cell.loaded
-    try:
-        if cell.source is not None:
-            classes = load_classes(loaded.recipe)
-            images = RecipeData(loaded.recipe, classes, workspace)
-            return KnownJob(EvalSet.of(images.load("test"), classes))
-        if cell.role == "student":
-            return _students_job(cell, workspace, runs)
-        make = teacher_job if cell.role == "teacher" else baseline_job
-        job = make(loaded, workspace)
-        test = EvalSet.of(job.test, job.classes)
-        return KnownJob(test, job.setup.backbone.identity, job.key())
-    finally:
-        workspace.forget_tensors()
+    if cell.source is not None:
+        classes = load_classes(loaded.recipe)
+        images = RecipeData(loaded.recipe, classes, workspace)
+        return KnownJob(EvalSet.of(images.load("test"), classes))
+    if cell.role == "student":
+        return _students_job(cell, workspace, runs)
+    make = teacher_job if cell.role == "teacher" else baseline_job
+    job = make(loaded, workspace)
+    test = EvalSet.of(job.test, job.classes)
+    return KnownJob(test, job.setup.backbone.identity, job.key())
 
 
 def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:

@@ -12,8 +12,8 @@ from kdedge.config.data_spec import DataSpec
 from kdedge.config.load import (
     LoadedRecipe,
     check_paths,
-    in_order,
     load_recipe,
+    merged,
     override_texts,
     recipe_values,
 )
@@ -279,7 +279,7 @@ def _check_test(loaded: LoadedRecipe, file: Path) -> None:
 
 def _load(loaded: LoadedSuite, file: Path, given: Sequence[tuple[str, Any]]) -> LoadedRecipe:
     """A recipe with overrides, whose relative paths start at the suite's folder."""
-    overrides = in_order(*({key: value} for key, value in given))
+    overrides = merged(*({key: value} for key, value in given))
     return load_recipe(file, overrides, override_folder=loaded.folder)
 
 

@@ -14,7 +14,7 @@ from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
 from kdedge.training.run_job import run_job
-from kdedge.training.teach import labeled_job
+from kdedge.training.teach import job_on_training_images
 
 
 def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedRecipe:
@@ -33,8 +33,8 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
             or it learns from a teacher.
     """
     recipe = loaded.recipe
-    own = recipe.baseline or BaselineSpec()
-    name = _method_name(loaded, method, own.method)
+    section = recipe.baseline or BaselineSpec()
+    name = _method_name(loaded, method, section.method)
     module = load_method(name)
     if module.METHOD.needs_teacher:
         raise RecipeError(
@@ -47,8 +47,8 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
         settings, optim = teacher.settings, teacher.optim
     spec = BaselineSpec(
         method=name,
-        settings={**settings, **own.settings},
-        optim=OptimSpec(**resolve_optim(recipe.optim, optim, own.optim).model_dump()),
+        settings={**settings, **section.settings},
+        optim=OptimSpec(**resolve_optim(recipe.optim, optim, section.optim).model_dump()),
     )
     return replace(loaded, recipe=recipe.model_copy(update={"baseline": spec}))
 
@@ -72,7 +72,7 @@ def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -
 
 def baseline_job(loaded: LoadedRecipe, workspace: Workspace, method: str | None = None) -> Job:
     """The job that trains a baseline: see `with_baseline`."""
-    return labeled_job(set_up_role(with_baseline(loaded, method), "baseline", workspace))
+    return job_on_training_images(set_up_role(with_baseline(loaded, method), "baseline", workspace))
 
 
 def train_baseline(

@@ -10,7 +10,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import measure
+from kdedge.runs.measure import measure_accuracy
 from kdedge.runs.model import load_run
 from kdedge.runs.results import read_evaluation
 from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
@@ -18,7 +18,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
 from kdedge.training.loop.heap import freed_memory_kept
-from kdedge.training.quick_look import compare_with_baselines, quick_look, save_baselines
+from kdedge.training.quick_look import baseline_accuracies, compare_with_baselines, save_baselines
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.student import (
     find_teacher,
@@ -114,17 +114,19 @@ def teacher_and_student(
         if named:
             return teacher_run, with_teacher(student, teacher)
         assert isinstance(teacher, ModelTeacher)  # a run's
-        return _or_better(teacher_run, teacher, student, resume=resume, keep_teacher=keep_teacher)
+        return _replace_weak_teacher(
+            teacher_run, teacher, student, resume=resume, keep_teacher=keep_teacher
+        )
     with working("trying a step of the student"):
         trial_steps(with_teacher(student, teacher), 1)
-    look = workspace.group.on_rank0(lambda: quick_look(teacher_run))
+    baselines = workspace.group.on_rank0(lambda: baseline_accuracies(teacher_run))
     run = _run_stage("Teacher 1/2", teacher_run, resume=resume)
-    workspace.group.on_rank0(lambda: save_baselines(run, look))
+    workspace.group.on_rank0(lambda: save_baselines(run, baselines))
     teacher = open_teacher(run, student)
-    return _or_better(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
+    return _replace_weak_teacher(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
 
 
-def _or_better(
+def _replace_weak_teacher(
     run: RunFolder,
     teacher: ModelTeacher,
     student: Job,
@@ -135,11 +137,11 @@ def _or_better(
     """A trained teacher, or what is better than it on the images that it was trained on."""
     loaded, workspace = student.setup.loaded, student.setup.workspace
     job = teacher_job(loaded, workspace)
-    look = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher.model))
-    if not look:
+    accuracies = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher.model))
+    if not accuracies:
         return run, with_teacher(student, teacher)
-    reached = look.pop("trained")
-    better = {name: value for name, value in look.items() if value > reached}
+    reached = accuracies.pop("trained")
+    better = {name: value for name, value in accuracies.items() if value > reached}
     if not better:
         return run, with_teacher(student, teacher)
     method, best = job.choice.name, max(better, key=better.__getitem__)
@@ -147,7 +149,7 @@ def _or_better(
         f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
         f" (mean over classes), and {best} on the same backbone on {better[best]:.1f} %."
     )
-    if student.setup.choice.settings.needs_teacher_vectors:
+    if not student.setup.choice.settings.has_own_class_vectors:
         better.pop("ridge", None)  # it has none
     if keep_teacher or not better:
         remedy = "Using it anyway, because of --keep-teacher."
@@ -177,15 +179,16 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
     labeled = images.load("validation")
     if labeled is not None:
         scores = [
-            measure(m, labeled, classes, selection="last")[0].mean_over_classes for m in models
+            measure_accuracy(m, labeled, classes, selection="last")[0].mean_over_classes
+            for m in models
         ]
         does, where = "is right", f"{len(labeled.indices)} images of data.validation"
     else:
         sample = unlabeled_sample(images)
         assert sample is not None  # it was trained on some
-        asked = teacher.model if isinstance(teacher, ModelTeacher) else teacher
+        answering_teacher = teacher.model if isinstance(teacher, ModelTeacher) else teacher
         scores = [
-            measure_without_labels(m, *sample, teacher=asked).agreement_percent or 0.0
+            measure_without_labels(m, *sample, teacher=answering_teacher).agreement_percent or 0.0
             for m in models
         ]
         does, where = "answers as its teacher", sample[1]

@@ -16,7 +16,7 @@ from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
-from kdedge.runs.measure import Model, measure, measure_logits, predict_logits
+from kdedge.runs.measure import Model, measure_accuracy, measure_logits, predict_logits
 from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
@@ -34,7 +34,7 @@ _ENOUGH = 100
 
 def measure_job(job: Job, images: Images) -> Measured:
     """Measures the accuracy of a job's method with its current weights."""
-    return measure(job.model(), images, job.classes, selection=job.choice.optim.selection)
+    return measure_accuracy(job.model(), images, job.classes, selection=job.choice.optim.selection)
 
 
 def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
@@ -48,7 +48,7 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
     test = job.test
     if test is None:
         return {}
-    own = measure(
+    own = measure_accuracy(
         _balanced(job.model(), balance),
         test,
         job.classes,
@@ -112,10 +112,10 @@ def _of_teacher(job: Job, teacher: AnyTeacher, test: Images) -> Measured | None:
             result = details = None
         if result is not None and details is not None and result.images_hash == list_hash:
             return result, replace(details, samples=None)
-    return None if asked is None else measure(asked, test, job.classes, selection="last")
+    return None if asked is None else measure_accuracy(asked, test, job.classes, selection="last")
 
 
-def judged_images(job: Job) -> tuple[Images, str] | None:
+def evaluation_images(job: Job) -> tuple[Images, str] | None:
     """The unlabeled images that a student without test images is evaluated on, and their name.
 
     None for other models.
@@ -128,7 +128,7 @@ def judged_images(job: Job) -> tuple[Images, str] | None:
 def unlabeled_result(
     job: Job, images: Images, what: str, *, balance: BalanceResult | None
 ) -> UnlabeledResult:
-    """Evaluates a student on unlabeled images; see `judged_images`."""
+    """Evaluates a student on unlabeled images; see `evaluation_images`."""
     assert job.teacher is not None
     own = _balanced(job.model(), balance)
     return measure_without_labels(own, images, what, teacher=_answering(job.teacher, images))

@@ -229,7 +229,7 @@ def zero_shot_model(job: Job) -> MethodModel:
     return MethodModel(setup, setup.build())
 
 
-def held_out_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
+def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
     """The job of a role and its training images, which are drawn before those that are held out.
 
     Warns if test images are trained on with their labels.

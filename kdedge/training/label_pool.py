@@ -14,7 +14,7 @@ from torch import Tensor
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable
-from kdedge.errors import Interrupted, RecipeError
+from kdedge.errors import Interrupted, RecipeError, first_line
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import Model
@@ -239,8 +239,7 @@ def _train(job: Job) -> RunFolder:
         root = job.setup.workspace.root
         return run_job(job, resume=unfinished_run(root, job.key()) is not None)
     except Interrupted as error:
-        where = str(error).partition("\n")[0]
         raise Interrupted(
-            f"{where}\n  Run the same command again: it resumes from there.",
+            f"{first_line(error)}.\n  Run the same command again: it resumes from there.",
             signum=error.exit_code - 128,
         ) from error

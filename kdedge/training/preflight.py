@@ -97,8 +97,8 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     for job in jobs:
         findings += [finding for finding in describe(job) if finding not in findings]
         if job.filler is not None:
-            store_finding, took = look_at_store(job.filler)
-            findings.append(store_finding)
+            finding, took = store_finding(job.filler)
+            findings.append(finding)
             seconds += took
         took = estimate_seconds(job)
         seconds += took
@@ -197,7 +197,7 @@ def estimate_seconds(job: Job) -> float:
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 
 
-def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
+def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     """Size of a store of features, and the seconds that are still needed to fill it."""
     chunks = filler.store.chunks()
     missing = filler.store.load(chunks)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdedge.data.balance import find_offsets
-from kdedge.evaluation.accuracy import evaluate
+from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import read_json, write_json
 from kdedge.methods import ridge
 from kdedge.runs.folder import RunFolder
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _FILE = "quick_look.json"
 
 
-def quick_look(job: Job) -> dict[str, float]:
+def baseline_accuracies(job: Job) -> dict[str, float]:
     """Accuracies of `zeroshot` and `ridge` on a teacher's labeled images, and logs them.
 
     Args:
@@ -59,14 +59,14 @@ def quick_look(job: Job) -> dict[str, float]:
     return accuracies
 
 
-def save_baselines(run: RunFolder, look: dict[str, float]) -> None:
-    """Writes the result of `quick_look` to the run of the teacher that was trained after it."""
-    if look:
-        write_json(run.path / _FILE, look)
+def save_baselines(run: RunFolder, accuracies: dict[str, float]) -> None:
+    """Writes the result of `baseline_accuracies` to the teacher's run."""
+    if accuracies:
+        write_json(run.path / _FILE, accuracies)
 
 
 def compare_with_baselines(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
-    """The result of `quick_look` and the trained teacher's own accuracy, as `trained`.
+    """The result of `baseline_accuracies` and the trained teacher's own accuracy, as `trained`.
 
     Args:
         run: the teacher's, where both are written; its next student reads them.
@@ -74,7 +74,7 @@ def compare_with_baselines(run: RunFolder, job: Job, model: LogitModel) -> dict[
         model: the trained teacher.
     """
     file = run.path / _FILE
-    accuracies: dict[str, float] = read_json(file) if file.exists() else quick_look(job)
+    accuracies: dict[str, float] = read_json(file) if file.exists() else baseline_accuracies(job)
     if accuracies and "trained" not in accuracies:
         accuracies["trained"] = _mean_over_classes(job, *_answers(job, model))
         save_baselines(run, accuracies)
@@ -90,4 +90,5 @@ def _answers(job: Job, model: LogitModel) -> tuple[Tensor, Tensor]:
 
 
 def _mean_over_classes(job: Job, logits: Tensor, labels: Tensor) -> float:
-    return evaluate(logits, labels, class_names=job.classes.names, split="all").mean_over_classes
+    names = job.classes.names
+    return accuracy_result(logits, labels, class_names=names, split="all").mean_over_classes

@@ -27,9 +27,9 @@ from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
 from kdedge.training.evaluate_job import (
     count_operations,
+    evaluation_images,
     evaluations,
     find_balance,
-    judged_images,
     measure_job,
     unlabeled_result,
     warn_of_failure,
@@ -312,7 +312,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     if results:
         write_evaluations(run, results)
         warn_of_failure(job, results)
-    test, judged = job.test, judged_images(job)
+    test, judged = job.test, evaluation_images(job)
     if judged is not None:
         write_json(
             run.unlabeled_evaluation, unlabeled_result(job, *judged, balance=balance).to_dict()

@@ -26,7 +26,7 @@ from kdedge.setup.method import (
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job import Job, TrainingData, held_out_job, n_stored_views, view_seed
+from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.run_job import finished_run
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
@@ -65,7 +65,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     # Before validation images: the order of draws matters
     labeled = labeled_data(setup, images).images if choice.data_needs.labels else None
-    return held_out_job(setup, images, TrainingData(unlabeled, labeled=labeled))
+    return make_job(setup, images, TrainingData(unlabeled, labeled=labeled))
 
 
 def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
@@ -86,7 +86,7 @@ def one_pass_job(student: Job) -> Job | None:
     has_all = not {"depth", "merge_tokens"} & spec.settings.keys()  # else it would be larger
     if not spec.one_pass_first or choice.is_solved or not has_all:
         return None
-    outputs = "features" if choice.settings.needs_teacher_vectors else "logits"
+    outputs = "logits" if choice.settings.has_own_class_vectors else "features"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
     recipe = loaded.recipe.model_copy(update={"student": first})
@@ -212,7 +212,7 @@ def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     # What is solved in one pass sees images as in evaluation, and so does its teacher
     is_solved = setup.choice.is_solved
-    asked = teacher.model if is_solved else teacher_for(setup.backbone, teacher.model)
+    answering_teacher = teacher.model if is_solved else teacher_for(setup.backbone, teacher.model)
     augment = None
     if not is_solved:
         seed = view_seed(recipe)
@@ -220,7 +220,7 @@ def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
     description = describe_store(
         provenance=teacher.features_provenance,
         images=images,
-        preprocess=asked.preprocess,
+        preprocess=answering_teacher.preprocess,
         augment=augment,
         precision=optim.precision,
     )
@@ -238,7 +238,7 @@ def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
         opens = partial(_open_prepared, setup.loaded, run, setup.classes.names, root)
     return StoreFiller(
         store=store,
-        teacher=asked,
+        teacher=answering_teacher,
         source=images.source,
         augment=augment,
         precision=optim.precision,

@@ -13,9 +13,9 @@ from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job import Job, TrainingData, held_out_job
+from kdedge.training.job import Job, TrainingData, make_job
 from kdedge.training.pseudo_labels import read_for, trial_labels
-from kdedge.training.quick_look import quick_look, save_baselines
+from kdedge.training.quick_look import baseline_accuracies, save_baselines
 from kdedge.training.run_job import run_job
 
 
@@ -28,7 +28,7 @@ def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -
         resume: continue an interrupted run of the same teacher.
     """
     job = teacher_job(loaded, workspace)
-    baselines = workspace.group.on_rank0(lambda: quick_look(job))
+    baselines = workspace.group.on_rank0(lambda: baseline_accuracies(job))
     run = run_job(job, resume=resume)
     workspace.group.on_rank0(lambda: save_baselines(run, baselines))
     return run
@@ -40,7 +40,7 @@ def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     Raises:
         RecipeError: its method cannot be a teacher.
     """
-    return labeled_job(teacher_setup(loaded, workspace))
+    return job_on_training_images(teacher_setup(loaded, workspace))
 
 
 def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
@@ -54,7 +54,7 @@ def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
     return setup
 
 
-def labeled_job(setup: RoleSetup) -> Job:
+def job_on_training_images(setup: RoleSetup) -> Job:
     """The job that trains a method on the kinds of images that it declares, if any.
 
     Raises:
@@ -66,7 +66,7 @@ def labeled_job(setup: RoleSetup) -> Job:
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
     data = _training_data(setup, images)  # before validation images: the order of draws matters
-    job = held_out_job(setup, images, _with_sentences(setup, data))
+    job = make_job(setup, images, _with_sentences(setup, data))
     if data.pool is not None:
         trial_labels(job)  # raises an error if the pool has too few images
     return job

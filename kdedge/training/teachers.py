@@ -60,11 +60,11 @@ class ModelTeacher:
 
 
 class FileTeacher:
-    """The probabilities that a file holds, as a teacher without image features.
+    """A teacher that is a table: class probabilities of each image, read from a file.
 
-    It has one answer for an image, whatever its crop. Training looks images up by their keys.
-    Images that are measured are looked up by their contents, so that labeled images are found where
-    they are among the unlabeled ones.
+    All crops of an image get the same answer. Training looks images up by their keys. Images that
+    are measured are looked up by their contents, so that labeled images are found where they are
+    among the unlabeled ones.
 
     Args:
         path: the file.

@@ -25,7 +25,7 @@ from kdedge.errors import KdedgeError, MissingPackage, ResourceError, SetupError
 from kdedge.workers import DoPieces, Piece, Result, Work, WorkerResources
 
 _N_ATTEMPTS = 4
-"""How often a piece is begun whose workers are killed."""
+"""Most attempts at one piece of work whose workers are killed."""
 _CONNECT_S = 5
 _LONGEST_PIECE_S = 7 * 24 * 3600
 

@@ -11,8 +11,8 @@ from typing import Any
 import open_clip
 import pytest
 
-from kdedge.clip.architecture import build_empty, image_size, read_config
-from kdedge.clip.find import load_backbone
+from kdedge.clip.architecture import build_clip, image_size, read_config
+from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import DataError, RecipeError
 
@@ -37,7 +37,7 @@ def changed(section: str | None = None, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_config_is_built_without_values() -> None:
-    model = build_empty("mine", CONFIG)
+    model = build_clip("mine", CONFIG)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert model.visual.proj.shape == (64, 24)
 
@@ -92,14 +92,14 @@ def test_a_value_that_open_clip_stumbles_over_is_an_error_of_the_config(
     config: dict[str, Any],
 ) -> None:
     with pytest.raises(RecipeError, match="mine: open_clip cannot build this model config"):
-        build_empty("mine", config)
+        build_clip("mine", config)
 
 
 @pytest.mark.parametrize("layers", [10**30, 2**62, 1001, float("inf"), float("nan"), [2, 2**62]])
 @pytest.mark.parametrize("section", ["vision_cfg", "text_cfg"])
 def test_more_layers_than_any_encoder_has_are_refused_unbuilt(section: str, layers: Any) -> None:
     with pytest.raises(RecipeError, match=rf"mine: {section}\.layers is .*; expected at most 1000"):
-        build_empty("mine", changed(section, layers=layers))
+        build_clip("mine", changed(section, layers=layers))
 
 
 @pytest.mark.parametrize("size", [0, -1, "224", 22.5, None, [224], [224, 224, 3], True, {}])
@@ -133,7 +133,7 @@ def test_other_encoders_and_tokenizers_are_refused_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(open_clip.model.CLIP, "__init__", _not_to_be_called)
     with pytest.raises(RecipeError, match=why):
-        build_empty("mine", config)
+        build_clip("mine", config)
 
 
 def _not_to_be_called(*_: object, **__: object) -> None:
@@ -156,4 +156,4 @@ def test_a_named_model_that_cannot_be_prompted_is_not_downloaded(
     monkeypatch.setattr(socket, "create_connection", _not_to_be_called)
     tag = open_clip.list_pretrained_tags_by_model(name)[0]
     with pytest.raises(RecipeError, match=rf"cannot use {name}: .*{why}"):
-        load_backbone(BackboneSpec(name, tag))
+        find_backbone(BackboneSpec(name, tag)).load()

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdedge.clip.backbone import Backbone, make_backbone
-from kdedge.clip.find import load_backbone
+from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError, RecipeError, SetupError
@@ -49,7 +49,7 @@ def activation(backbone: Backbone) -> type[nn.Module]:
 
 
 def test_a_backbone_lies_on_the_device_it_is_asked_for(tiny_weights: Path) -> None:
-    backbone = load_backbone(BackboneSpec(None, str(tiny_weights)), device="meta")
+    backbone = find_backbone(BackboneSpec(None, str(tiny_weights))).load(device="meta")
     assert {value.device.type for value in backbone.model.state_dict().values()} == {"meta"}
     assert backbone.device.type == "meta"
 
@@ -90,8 +90,8 @@ def test_nothing_of_a_backbone_is_trained(tiny_backbone: Backbone) -> None:
 def test_a_config_of_ones_own_builds_the_gelu_it_says(
     plain_file: Path, config_file: Callable[..., Path], tiny_backbone: Backbone
 ) -> None:
-    plain = load_backbone(BackboneSpec(None, str(plain_file), config_file()))
-    quick = load_backbone(BackboneSpec(None, str(plain_file), config_file(quick_gelu=True)))
+    plain = find_backbone(BackboneSpec(None, str(plain_file), config_file())).load()
+    quick = find_backbone(BackboneSpec(None, str(plain_file), config_file(quick_gelu=True))).load()
     assert activation(plain) is nn.GELU
     assert activation(quick) is QuickGELU
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -105,21 +105,22 @@ def test_weights_that_contradict_the_config_are_an_error(
     tiny_weights: Path, config_file: Callable[..., Path]
 ) -> None:
     with pytest.raises(RecipeError, match="activation is contradictory") as error:
-        load_backbone(BackboneSpec(None, str(tiny_weights), config_file()))
+        find_backbone(BackboneSpec(None, str(tiny_weights), config_file())).load()
     assert "the weights: QuickGELU" in str(error.value)
     assert "the model's name or config: GELU" in str(error.value)
 
 
 def test_weights_that_contradict_the_recipe_are_an_error(tiny_weights: Path) -> None:
     with pytest.raises(RecipeError, match="the recipe's quick_gelu: GELU"):
-        load_backbone(BackboneSpec(None, str(tiny_weights), quick_gelu=False))
+        find_backbone(BackboneSpec(None, str(tiny_weights), quick_gelu=False)).load()
 
 
 def test_weights_that_do_not_say_need_a_word_in_the_recipe(plain_file: Path) -> None:
     with pytest.raises(RecipeError, match="it is unknown whether"):
-        load_backbone(BackboneSpec(None, str(plain_file)))
+        find_backbone(BackboneSpec(None, str(plain_file))).load()
     assert (
-        activation(load_backbone(BackboneSpec(None, str(plain_file), quick_gelu=True))) is QuickGELU
+        activation(find_backbone(BackboneSpec(None, str(plain_file), quick_gelu=True)).load())
+        is QuickGELU
     )
 
 
@@ -148,8 +149,10 @@ def test_a_plain_name_with_openais_tag_builds_quickgelu(
     """open_clip builds the other GELU here and warns; the tag's own word decides."""
     put_in_hub_cache("ViT-B-16", "openai")
     put_in_hub_cache("ViT-B-16", "laion2b_s34b_b88k")
-    assert activation(load_backbone(BackboneSpec("ViT-B-16", "openai"))) is QuickGELU
-    assert activation(load_backbone(BackboneSpec("ViT-B-16", "laion2b_s34b_b88k"))) is nn.GELU
+    assert activation(find_backbone(BackboneSpec("ViT-B-16", "openai")).load()) is QuickGELU
+    assert (
+        activation(find_backbone(BackboneSpec("ViT-B-16", "laion2b_s34b_b88k")).load()) is nn.GELU
+    )
 
 
 def test_a_tags_weights_that_contradict_the_recipe_are_an_error(
@@ -157,12 +160,12 @@ def test_a_tags_weights_that_contradict_the_recipe_are_an_error(
 ) -> None:
     put_in_hub_cache("ViT-B-16", "laion2b_s34b_b88k")
     with pytest.raises(RecipeError, match="the weights: GELU, the recipe's quick_gelu: QuickGELU"):
-        load_backbone(BackboneSpec("ViT-B-16", "laion2b_s34b_b88k", quick_gelu=True))
+        find_backbone(BackboneSpec("ViT-B-16", "laion2b_s34b_b88k", quick_gelu=True)).load()
 
 
 def test_another_models_weights_are_refused_with_the_keys_that_differ(tiny_weights: Path) -> None:
     with pytest.raises(DataError, match="visual"):
-        load_backbone(BackboneSpec("ViT-B-32", str(tiny_weights)))
+        find_backbone(BackboneSpec("ViT-B-32", str(tiny_weights))).load()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,7 @@ def test_unknown_names_and_tags_give_the_nearest(
     name: str, weights: str | None, expected: str
 ) -> None:
     with pytest.raises(RecipeError, match=expected):
-        load_backbone(BackboneSpec(name, weights))
+        find_backbone(BackboneSpec(name, weights)).load()
 
 
 def test_without_a_network_the_message_says_which_file_to_fetch(
@@ -189,7 +192,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", unreachable)
     with pytest.raises(SetupError) as error:
-        load_backbone(BackboneSpec("ViT-B-16", "openai"))
+        find_backbone(BackboneSpec("ViT-B-16", "openai")).load()
     message = str(error.value)
     assert error.value.exit_code == 4
     assert "Network is unreachable" in message
@@ -210,7 +213,7 @@ def test_a_text_encoder_that_is_not_clips_is_refused(
     plain_file: Path, config_file: Callable[..., Path], changes: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(RecipeError, match=why):
-        load_backbone(BackboneSpec(None, str(plain_file), config_file(**changes)))
+        find_backbone(BackboneSpec(None, str(plain_file), config_file(**changes))).load()
 
 
 def test_the_activation_is_part_of_a_backbones_identity_and_of_its_cache(
@@ -219,9 +222,8 @@ def test_the_activation_is_part_of_a_backbones_identity_and_of_its_cache(
     cache = tmp_path / "cache"
 
     def features(quick_gelu: bool) -> tuple[str, torch.Tensor]:
-        backbone = load_backbone(
-            BackboneSpec(None, str(plain_file), quick_gelu=quick_gelu),
-            text_cache_folder=cache,
+        backbone = find_backbone(BackboneSpec(None, str(plain_file), quick_gelu=quick_gelu)).load(
+            text_cache_folder=cache
         )
         return backbone.identity, backbone.text_features_raw(["a photo of a cat."])
 
@@ -256,7 +258,7 @@ def test_a_config_is_judged_before_its_weights_are_read(
 ) -> None:
     path = config_file(vision_cfg={**CONFIG["vision_cfg"], "head_width": 0})
     with pytest.raises(RecipeError, match=r"my-clip\.json: open_clip cannot build"):
-        load_backbone(BackboneSpec(None, str(tmp_path / "absent.safetensors"), path))
+        find_backbone(BackboneSpec(None, str(tmp_path / "absent.safetensors"), path)).load()
 
 
 def test_a_folder_named_as_a_tag_does_not_make_it_a_file(
@@ -265,12 +267,12 @@ def test_a_folder_named_as_a_tag_does_not_make_it_a_file(
     put_in_hub_cache("ViT-B-16", "openai")
     (tmp_path / "openai").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load_backbone(BackboneSpec("ViT-B-16", "openai")).embed_dim == 24
+    assert find_backbone(BackboneSpec("ViT-B-16", "openai")).load().embed_dim == 24
 
 
 def test_a_backbone_of_a_file_alone_has_its_name_and_a_home_folder_is_expanded(
     plain_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(plain_file.parent))
-    found = load_backbone(BackboneSpec(None, "~/plain.safetensors", quick_gelu=True))
+    found = find_backbone(BackboneSpec(None, "~/plain.safetensors", quick_gelu=True)).load()
     assert (found.name, found.embed_dim) == ("plain", 24)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.builtin import BUILTIN_MODELS, TOKEN_TABLE, builtin_model, draw_token_table
-from kdedge.clip.find import load_backbone
+from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.drawings import CLEAN, draw_picture
 from kdedge.data.loader import evaluation_batches
@@ -38,7 +38,7 @@ DIM_RANGE = {"kdedge-demo-student": (13, 24), "kdedge-demo-teacher": (41, 53)}
 
 @pytest.fixture(scope="module", params=BUILTIN_MODELS)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return load_backbone(BackboneSpec(request.param, "builtin"))
+    return find_backbone(BackboneSpec(request.param, "builtin")).load()
 
 
 @pytest.mark.parametrize("name", BUILTIN_MODELS)

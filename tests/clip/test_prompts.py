@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.find import load_backbone
+from kdedge.clip.find import find_backbone
 from kdedge.clip.prompts import make_text_prompts, make_visual_prompts, prompted_texts
 from kdedge.clip.resolve import BackboneSpec
 
@@ -16,7 +16,7 @@ from kdedge.clip.resolve import BackboneSpec
 @pytest.fixture
 def elsewhere(tiny_weights: Path) -> Backbone:
     """The tiny CLIP on another device than the one where tensors are made: values it has none."""
-    return load_backbone(BackboneSpec(None, str(tiny_weights)), device="meta")
+    return find_backbone(BackboneSpec(None, str(tiny_weights))).load(device="meta")
 
 
 @pytest.mark.parametrize("context_init", ["a photo of a", "a"])

@@ -5,9 +5,9 @@ import pytest
 
 from kdedge.data.images import (
     BadImage,
+    Images,
     check_limit,
-    image_list_hash,
-    put_together,
+    joined,
     scan,
     write_skipped_csv,
 )
@@ -82,17 +82,20 @@ def test_a_skip_list_that_cannot_be_written_is_a_resource_error(tmp_path):
 
 
 def test_the_image_list_hash_depends_on_keys_labels_and_order(source):
+    def list_hash(order, digests):
+        return Images(source, order, (), digests).list_hash
+
     digests = {0: "a", 1: "b", 2: "c"}
-    hashes = {image_list_hash(source, order, digests) for order in ([0, 1], [1, 0], [0, 2])}
+    hashes = {list_hash(order, digests) for order in ((0, 1), (1, 0), (0, 2))}
     assert len(hashes) == 3
-    before = image_list_hash(source, [0, 1], digests)
-    assert image_list_hash(source, [0, 1], {**digests, 1: "other bytes"}) != before
+    before = list_hash((0, 1), digests)
+    assert list_hash((0, 1), {**digests, 1: "other bytes"}) != before
     source.labels[0] = None
-    assert image_list_hash(source, [0, 1], digests) != before
+    assert list_hash((0, 1), digests) != before
     assert len(before) == 64
 
 
 def test_a_scan_in_parts_is_the_scan_of_all(source):
     source.files[7] = None
     parts = [scan(source, rows=slice(*ends)) for ends in ((0, 5), (5, 16), (16, 23))]
-    assert put_together(parts) == scan(source)
+    assert joined(parts) == scan(source)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kdedge.errors import DataError, DivergedError
 from kdedge.evaluation.accuracy import (
     N_BINS,
-    evaluate,
+    accuracy_result,
     evaluation_details,
     temperature_of_labels,
     temperature_of_share,
@@ -62,7 +62,7 @@ def _slow_calibration_error(rows: list[list[float]], labels: list[int]) -> float
 def test_every_figure_equals_the_slow_one(n: int, n_classes: int, seed: int) -> None:
     logits, labels = _draw(n, n_classes, seed)
     names = NAMES[:n_classes]
-    result = evaluate(logits, labels, class_names=names, split="base-to-novel")
+    result = accuracy_result(logits, labels, class_names=names, split="base-to-novel")
     rows, answers = logits.tolist(), labels.tolist()
     half = math.ceil(n_classes / 2)
     everything = list(range(n_classes))
@@ -86,37 +86,45 @@ def test_every_figure_equals_the_slow_one(n: int, n_classes: int, seed: int) -> 
 
 def test_base_images_compete_among_base_names_only() -> None:
     logits = torch.tensor([[1.0, 0.0, 9.0], [0.0, 1.0, 9.0], [9.0, 9.0, 0.0]])
-    result = evaluate(logits, torch.tensor([0, 1, 2]), class_names=NAMES[:3], split="base-to-novel")
+    result = accuracy_result(
+        logits, torch.tensor([0, 1, 2]), class_names=NAMES[:3], split="base-to-novel"
+    )
     assert (result.base, result.novel, result.harmonic_mean, result.all) == (100, 100, 100, 0)
 
 
 def test_without_a_split_there_is_no_base_and_novel() -> None:
     logits, labels = _draw(9, 4, 1)
-    result = evaluate(logits, labels, class_names=NAMES[:4], split="all", selection="validation")
+    result = accuracy_result(
+        logits, labels, class_names=NAMES[:4], split="all", selection="validation"
+    )
     assert (result.base, result.novel, result.harmonic_mean) == (None, None, None)
     assert (result.split, result.selection) == ("all", "validation")
 
 
 def test_one_class_alone_is_always_right_and_calibrated() -> None:
-    result = evaluate(torch.randn(4, 1), torch.zeros(4).long(), class_names=["ant"], split="all")
+    result = accuracy_result(
+        torch.randn(4, 1), torch.zeros(4).long(), class_names=["ant"], split="all"
+    )
     assert (result.all, result.ece_percent) == (100.0, 0.0)
 
 
 def test_a_certain_and_wrong_model_has_a_calibration_error_of_100() -> None:
     logits = torch.tensor([[1000.0, 0.0]]).repeat(5, 1)
-    result = evaluate(logits, torch.ones(5).long(), class_names=NAMES[:2], split="all")
+    result = accuracy_result(logits, torch.ones(5).long(), class_names=NAMES[:2], split="all")
     assert result.ece_percent == 100.0
 
 
 def test_no_image_is_a_data_error() -> None:
     with pytest.raises(DataError, match="no test image"):
-        evaluate(torch.zeros(0, 3), torch.zeros(0).long(), class_names=NAMES[:3], split="all")
+        accuracy_result(
+            torch.zeros(0, 3), torch.zeros(0).long(), class_names=NAMES[:3], split="all"
+        )
 
 
 def test_scores_that_are_not_finite_are_not_counted_as_answers() -> None:
     logits = torch.tensor([[0.0, 1.0], [math.nan, 0.0]])
     with pytest.raises(DivergedError, match="1 of 2 test images"):
-        evaluate(logits, torch.tensor([0, 1]), class_names=NAMES[:2], split="all")
+        accuracy_result(logits, torch.tensor([0, 1]), class_names=NAMES[:2], split="all")
 
 
 # Temperatures
@@ -200,7 +208,7 @@ def test_the_bins_give_the_calibration_error_exactly(
     logits, labels = _draw(n, n_classes, seed, spread)
     names = NAMES[:n_classes]
     details = evaluation_details(logits, labels, class_names=names)
-    expected = evaluate(logits, labels, class_names=names, split="all").ece_percent
+    expected = accuracy_result(logits, labels, class_names=names, split="all").ece_percent
     # torchmetrics adds up all bins in float32, empty ones too
     gap, share = torch.zeros(N_BINS + 1), torch.zeros(N_BINS + 1)
     for found in details.bins:
@@ -225,7 +233,7 @@ def test_the_confusion_counts_every_image_once(n: int, n_classes: int, seed: int
         pair = label, row.index(max(row))
         slow[pair] = slow.get(pair, 0) + 1
     assert details.confusion == tuple((*pair, count) for pair, count in sorted(slow.items()))
-    result = evaluate(logits, labels, class_names=NAMES[:n_classes], split="all")
+    result = accuracy_result(logits, labels, class_names=NAMES[:n_classes], split="all")
     assert details.accuracy_percent == pytest.approx(result.all)
 
 

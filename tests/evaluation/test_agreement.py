@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DataError, DivergedError, ShapeError
-from kdedge.evaluation.agreement import N_WORST, compare
+from kdedge.evaluation.agreement import N_WORST, parity_of
 from kdedge.records import parse_record
 from kdedge.results import ParityResult, WorstImage
 
@@ -33,7 +33,7 @@ def run(reference: np.ndarray, logits: np.ndarray, **changes: Any) -> ParityResu
         "images": "test images",
         "runtime": "none",
     }
-    return compare(reference, logits, **(arguments | changes))
+    return parity_of(reference, logits, **(arguments | changes))
 
 
 def again(result: ParityResult) -> ParityResult:

@@ -1,10 +1,9 @@
-"""Labels beside the teacher: the loss, one head or two, and one layer of both."""
+"""Labels beside the teacher: the loss, and settings that are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -59,20 +58,13 @@ def slow_cross_entropy(method: promptkd.Method, features: Tensor, vectors: Tenso
     ).mean()
 
 
-@pytest.mark.parametrize("share", [None, 0.25])
 def test_the_loss_is_the_divergence_and_the_weighted_cross_entropy(
-    student: Student, tiny_teacher_backbone: Backbone, share: float | None
+    student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
-    method = student(n_trained=3, labeled_weight=7.0, label_head_share=share)
-    if share is not None:  # away from where it starts, and not of unit length
-        with torch.no_grad():
-            method.module.label_head.weight.add_(0.3 * images(1).flatten()[:120].reshape(3, 40))
+    method = student(n_trained=3, labeled_weight=7.0)
     with torch.no_grad():
         features, labeled = slow_features(method)
         vectors = method.student_vectors()[:3]
-        if share is not None:
-            weight = method.module.label_head.weight
-            vectors = weight / weight.norm(dim=-1, keepdim=True)
         divergence = slow_divergence(method, features, tiny_teacher_backbone)
         cross_entropy = slow_cross_entropy(method, labeled, vectors)
     output = method.training_step(batch())
@@ -90,48 +82,6 @@ def test_without_a_weight_labeled_images_are_not_looked_at(student: Student) -> 
     assert torch.equal(losses[0], losses[1])
 
 
-def test_a_head_for_labels_starts_as_the_teachers_class_vectors(student: Student) -> None:
-    method = student(n_trained=3, labeled_weight=1.0, label_head_share=0.5)
-    torch.testing.assert_close(method.class_vectors(), method.student_vectors())
-    assert method.module.label_head.weight.shape == (3, 40)
-
-
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_both_heads_fold_into_one_layer_that_mixes_their_logits(
-    student: Student, tiny_backbone: Backbone, learn: Any, fold_and_unfolded: Any, share: float
-) -> None:
-    method = student(n_trained=3, labeled_weight=7.0, label_head_share=share)
-    learn(method, batch(), n_steps=3, lr=0.05)
-    method.module.eval()
-    folded, pixels, _ = fold_and_unfolded(method, tiny_backbone.preprocess)
-    mean, std = (
-        torch.tensor(values)[:, None, None]
-        for values in (tiny_backbone.preprocess.mean, tiny_backbone.preprocess.std)
-    )
-    features = method.forward_features((pixels - mean) / std)
-    with torch.no_grad():
-        of_teacher = method.scale * features @ method.student_vectors().T
-        of_labels = method.label_logits(features, method.student_vectors())
-    mixed = of_teacher.clone()
-    mixed[:, :3] = (1 - share) * of_teacher[:, :3] + share * of_labels
-    assert float((of_teacher[:, :3] - of_labels).abs().max()) > 1e-3
-    torch.testing.assert_close(folded(pixels), mixed, atol=1e-3, rtol=1e-4)
-    assert folded.fused_head.weight.shape == (5, 40)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ({"label_head_share": 0.5}, "have label_head_share without labeled_weight"),
-        ({"labeled_weight": -1.0}, "greater than or equal to 0"),
-        ({"labeled_weight": 1.0, "label_head_share": 0.0}, "greater than 0"),
-        ({"labeled_weight": 1.0, "label_head_share": 1.5}, "less than or equal to 1"),
-        (
-            {"labeled_weight": 1.0, "label_head_share": 0.5, "class_vectors": "student"},
-            "have label_head_share with class_vectors: student",
-        ),
-    ],
-)
-def test_wrong_settings_are_refused(chosen: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        promptkd.Settings(**chosen)
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        promptkd.Settings(labeled_weight=-1.0)

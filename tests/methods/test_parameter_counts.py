@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdedge.clip.architecture import build_empty
+from kdedge.clip.architecture import build_clip
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.methods.protocol import MethodInputs
@@ -31,7 +31,7 @@ COUNTS = [
 
 def empty_backbone(name: str) -> Backbone:
     """All sizes of a CLIP and none of its values but the logit scale."""
-    model = build_empty(name, dict(open_clip.get_model_config(name)))
+    model = build_clip(name, dict(open_clip.get_model_config(name)))
     model.logit_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
     return Backbone(
         name=name,

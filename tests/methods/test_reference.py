@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.find import load_backbone
+from kdedge.clip.find import find_backbone
 from kdedge.clip.prompts import readable
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import hash_weights
@@ -35,7 +35,7 @@ def load_reference_clip(
 ) -> Callable[[str, int], Backbone]:
     def load(which: str, tag: int) -> Backbone:
         path = write_clip(reference_meta[which], seed=reference_meta["seed"], tag=tag)
-        backbone = load_backbone(BackboneSpec(None, str(path)))
+        backbone = find_backbone(BackboneSpec(None, str(path))).load()
         expected = reference_meta[f"{which}_sha256"]
         assert hash_weights(backbone.model.state_dict()) == expected
         return backbone

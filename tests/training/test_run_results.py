@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kdedge.evaluation.accuracy import evaluate, evaluation_details
+from kdedge.evaluation.accuracy import accuracy_result, evaluation_details
 from kdedge.results import EvalDetails, EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import add_evaluation, read_evaluation, write_evaluations
@@ -16,7 +16,7 @@ NAMES = ("cat", "dog")
 
 def measured(n_images: int) -> tuple[EvalResult, EvalDetails]:
     logits, labels = torch.eye(2).repeat(n_images, 1), torch.arange(2).repeat(n_images)
-    result = evaluate(logits, labels, class_names=NAMES, split="all")
+    result = accuracy_result(logits, labels, class_names=NAMES, split="all")
     return result, evaluation_details(logits, labels, class_names=NAMES)
 
 

@@ -55,7 +55,7 @@ def test_an_image_that_moved_has_another_crop_and_is_computed_again(
     caplog.set_level(logging.INFO)
     _, teacher = filling.fill(tmp_path, images=images, n_images=61)
     assert teacher.n_computed == 2 * 61
-    assert "60 images have features of other crops" in caplog.text
+    assert "60 images are computed again because they moved" in caplog.text
 
 
 def test_without_random_crops_an_image_is_found_wherever_it_moved(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
-from kdedge.errors import DataError, nearest, os_reason
+from kdedge.errors import DataError, nearest, os_reason, some_of
 from kdedge.files import FileStamp, printable
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -254,10 +254,7 @@ class LabelIndex:
 
 def name_some(names: Iterable[str]) -> str:
     """Returns the first names in quotes, and the number of others."""
-    names = list(names)
-    more = len(names) - _MAX_NAMED
-    text = ", ".join(f'"{name}"' for name in names[:_MAX_NAMED])
-    return text + (f" and {more} more" if more > 0 else "")
+    return ", ".join(some_of((f'"{name}"' for name in names), _MAX_NAMED))
 
 
 def describe_mismatch(names: Sequence[str], index: LabelIndex) -> str | None:
@@ -274,7 +271,6 @@ def describe_mismatch(names: Sequence[str], index: LabelIndex) -> str | None:
     parts = []
     if missing:
         parts.append(f"Missing: {name_some(missing)}.")
-    named = ", ".join(f'"{name}"{index.nearest(name)}' for name in unknown[:_MAX_NAMED])
-    more = len(unknown) - _MAX_NAMED
-    parts.append(f"Unknown: {named}" + (f" and {more} more." if more > 0 else "."))
+    named = some_of((f'"{name}"{index.nearest(name)}' for name in unknown), _MAX_NAMED)
+    parts.append(f"Unknown: {', '.join(named)}.")
     return "  " + " ".join(parts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.sources import FileSource, Item, LabelIndex, is_file
-from kdedge.errors import DataError
+from kdedge.errors import DataError, some_of
 from kdedge.files import printable, read_text
 
 _IMAGE_HEADINGS = (
@@ -165,8 +165,8 @@ def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
     missing = [row for row in rows if not is_file(path.parent / row.path)]
     if not missing:
         return
-    named = "; ".join(f"line {row.line}: {printable(row.path)}" for row in missing[:_MAX_NAMED])
-    more = len(missing) - _MAX_NAMED
+    lines = (f"line {row.line}: {printable(row.path)}" for row in missing)
+    named = "; ".join(some_of(lines, _MAX_NAMED))
     hint = ""
     if columns.heading is None and missing == list(rows[:1]) and len(rows) > 1:
         hint = (
@@ -176,9 +176,8 @@ def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
     elif all(";" in row.path for row in missing):
         hint = "\n  These lines have semicolons; separate the columns by commas."
     raise DataError(
-        f"{path} names {len(missing)} missing files.\n  {named}"
-        + (f"; and {more} more" if more > 0 else "")
-        + f".\n  Relative paths start at {path.parent}.{hint}"
+        f"{path} names {len(missing)} missing files.\n  {named}.\n"
+        f"  Relative paths start at {path.parent}.{hint}"
     )
 
 

@@ -24,8 +24,6 @@ _SPLITS = "dataset_dict.json"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 """End mark of an Arrow stream; a stream without it was cut short, but reads without an error."""
 
-_HUB_SPLITS = {"val": "validation"}
-
 
 def open_source(
     place: str | Path,
@@ -81,7 +79,8 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
         )
     try:
         with quiet(datasets):
-            dataset = datasets.load_dataset(named[1], named[2], split=_HUB_SPLITS.get(part, part))
+            split = "validation" if part == "val" else part
+            dataset = datasets.load_dataset(named[1], named[2], split=split)
     except ConnectionError as error:
         raise SetupError(
             f"{place} cannot be downloaded: {first_line(error)}.\n"

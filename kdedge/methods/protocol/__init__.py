@@ -50,13 +50,8 @@ class MethodSettings(BaseModel):
 
     @property
     def has_own_class_vectors(self) -> bool:
-        """Whether a student computes its own class vectors instead of using its teacher's."""
+        """Whether a student needs no class vectors of its teacher's; then any teacher will do."""
         return self.gives_logits
-
-    @property
-    def needs_teacher_vectors(self) -> bool:
-        """Whether a student uses its teacher's class vectors; if not, any teacher will do."""
-        return not self.gives_logits
 
     @property
     def learns_from_labels(self) -> bool:
@@ -218,7 +213,7 @@ class MethodInputs:
             order.
         generator: draws the initial values (on the CPU).
         teacher: for a student that is trained.
-        class_vectors: [C, D_teacher], enough for a student that is not trained.
+        class_vectors: [C, D_teacher]; given instead of a teacher when a student is loaded.
     """
 
     class_names: Sequence[str]
@@ -423,11 +418,11 @@ class BaseMethod(ABC):
 
     @staticmethod
     def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B] float32: weights of a batch's images in a round's cross-entropy.
+        """[B] float32: weights of a batch's images in a round's cross-entropy; here all alike.
 
         Args:
             is_pseudo: [B] bool, true for pseudo-labels.
             n_labeled: number of labeled images per epoch.
             n_pseudo: number of pseudo-labeled images per epoch.
         """
-        raise NotImplementedError
+        return torch.full((len(is_pseudo),), 1 / len(is_pseudo))

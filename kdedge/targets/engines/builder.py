@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
+from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, some_of
 from kdedge.files import write_atomic
 from kdedge.targets.engines.package import open_log
 from kdedge.targets.protocol import BuildRequest, PlannedFile
@@ -299,6 +299,4 @@ def _describe_node(error: Any) -> str:
 
 def _joined(lines: list[str]) -> str:
     """The first lines of many, on one line each."""
-    shown = [" ".join(line.split()) for line in lines[:_N_ERRORS_SHOWN]]
-    left = len(lines) - len(shown)
-    return "\n  ".join([*shown, f"and {left} more"] if left > 0 else shown)
+    return "\n  ".join(some_of((" ".join(line.split()) for line in lines), _N_ERRORS_SHOWN))

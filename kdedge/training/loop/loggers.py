@@ -150,7 +150,7 @@ class _EventFile:
     """A TensorBoard event file, written without a thread.
 
     torch's SummaryWriter writes from a thread of its own, which prints a traceback when the disk
-    is full and must not be alive while data workers are forked.
+    is full.
 
     Args:
         folder: TensorBoard's log folder.

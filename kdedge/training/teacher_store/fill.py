@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.decoding import MAX_WORKERS, choose_n_workers
-from kdedge.data.loader import Wanted, view_batches
+from kdedge.data.loader import ImageView, view_batches
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -144,9 +144,9 @@ class StoreFiller:
             )
         if self._others.n_moved:
             log.info(
-                "%d images have features of other crops, as their position in the order of the"
-                " images has changed. Add new images at the end: in a folder whose name sorts"
-                " last, or below the other rows of a list.",
+                "%d images are computed again because they moved in the sorted list. To avoid this,"
+                " put new images into a folder whose name sorts last, or below the other rows of a"
+                " list.",
                 self._others.n_moved,
             )
 
@@ -223,14 +223,14 @@ class StoreFiller:
         rows = self._others.rows(chunk)
         return [position for position in self.store.positions(chunk) if position not in rows]
 
-    def _passes(self, chunk: Chunk) -> Iterator[list[Wanted]]:
+    def _passes(self, chunk: Chunk) -> Iterator[list[ImageView]]:
         """The images of each forward pass. Batches are always the same, so features are, too."""
         planned = [(position, chunk.view) for position in self._missing(chunk)]
         for start in range(0, len(planned), FORWARD_BATCH):
             yield planned[start : start + FORWARD_BATCH]
 
     def _images(
-        self, passes: Iterable[list[Wanted]], *, n_workers: int
+        self, passes: Iterable[list[ImageView]], *, n_workers: int
     ) -> Generator[Tensor, None, None]:
         yield from view_batches(
             self.source,

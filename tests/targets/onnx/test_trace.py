@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.clip.find import load_backbone
+from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.fold import FoldedModel
@@ -113,7 +113,7 @@ def test_no_node_of_the_graph_is_needless(
 ) -> None:
     onnxslim = pytest.importorskip("onnxslim")
     two_heads = write_clip({**tiny_sizes, "vision_width": 128, "vision_layers": 2})
-    model = fold_student(backbone=load_backbone(BackboneSpec(None, str(two_heads))))
+    model = fold_student(backbone=find_backbone(BackboneSpec(None, str(two_heads))).load())
     write_onnx(model, tmp_path / "model.onnx", size_px=32)
     graph = onnx.load(tmp_path / "model.onnx")
     assert len(onnxslim.slim(str(tmp_path / "model.onnx")).graph.node) == len(graph.graph.node)
