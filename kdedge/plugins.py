@@ -7,10 +7,12 @@ imports nothing; loading imports one module.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -50,7 +52,8 @@ class Plugins:
     def outside(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name; kdedge's own names are left out."""
         own = self.own()
-        points = {point.name: point for point in entry_points(group=self.group)}
+        places = tuple((place, _changed_ns(place)) for place in sys.path)
+        points = {point.name: point for point in _installed(self.group, places)}
         return {name: points[name] for name in sorted(points) if name not in own}
 
     def names(self) -> tuple[str, ...]:
@@ -100,3 +103,16 @@ class Plugins:
             raise MissingPackage(
                 TRAINING_PACKAGES[package], extra="train", purpose=f"The {self.noun} {name}"
             ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _installed(group: str, places: tuple[tuple[str, int], ...]) -> EntryPoints:
+    """A group's entry points; read again after a change only: each package has a file of them."""
+    return entry_points(group=group)
+
+
+def _changed_ns(place: str) -> int:
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0

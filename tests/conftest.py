@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -31,6 +32,19 @@ hypothesis.settings.register_profile("kdedge", deadline=None)
 hypothesis.settings.load_profile("kdedge")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first: at the end, one worker would be alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests, a million objects, out of each later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def clip_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:

@@ -38,7 +38,12 @@ class Nodes:
         package = str(Path(__file__).parents[1])
         self._process = subprocess.Popen(
             [sys.executable, __file__],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": package,
+                "RAY_worker_niceness": "0",  # else workers get no time beside other tests
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -343,6 +343,7 @@ def test_what_a_target_lacks_is_told_once(kdedge: Run) -> None:
     assert done.err.count("ONNX with preprocessing has no fp16 files.") == 1
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_builds_real_engines_here(kdedge: Run) -> None:
     pytest.importorskip("tensorrt_rtx")
     only = ("--set", "export.precisions=[int8]", "--int8-minutes", "0")

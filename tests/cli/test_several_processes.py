@@ -140,7 +140,6 @@ def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_o
 
 
 RAY = ("--engine", "ray")
-EPOCHS = ("--set", "student.optim.epochs=12")
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed")
 
@@ -153,18 +152,27 @@ def nodes(load_module: Any) -> Iterator[Any]:
 
 
 @needs_ray
-def test_a_resumed_store_is_the_local_one_though_a_worker_is_killed(
+def test_a_store_is_the_local_one_after_ctrl_c_and_though_a_worker_is_killed(
     kdedge: Any, nodes: Any
 ) -> None:
-    command = ("teach", "r.yaml", "--store", "--set", "student.views=12", *EPOCHS)
+    epochs = ("teach", "r.yaml", "--store", "--set", "student.optim.epochs=400", "--set")
+    command = (*epochs, "student.views=12")
     assert kdedge(*command).code == 0
     (store,) = Path("runs/.cache/teacher_store").iterdir()
     files = sorted(store.glob("view-*/*.safetensors"))
     local = {file: file.read_bytes() for file in files}
     assert len(local) == 12
-    kept = {file: file.stat().st_mtime_ns for file in files[:4]}
-    for file in files[4:]:
+    for file in files:
         file.unlink()
+
+    with nodes.interrupting(files[3].exists):
+        done = nodes.kdedge(*epochs, "student.views=400", *RAY)
+    assert (done.code, done.out) == (130, "")
+    finished = sorted(store.glob("view-*/*.safetensors"))
+    assert len(finished) < 400
+    for file in finished[4:]:
+        file.unlink()
+    kept = {file: file.stat().st_mtime_ns for file in files[:4]}
 
     with nodes.killing_a_worker(files[4].exists) as killed:
         done = nodes.kdedge(*command, *RAY)
@@ -176,18 +184,6 @@ def test_a_resumed_store_is_the_local_one_though_a_worker_is_killed(
     assert {file: file.read_bytes() for file in files} == local
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert sorted(store.glob("view-*/*")) == files
-
-
-@needs_ray
-def test_ctrl_c_ends_the_command_and_keeps_what_is_finished(nodes: Any) -> None:
-    command = ("teach", "r.yaml", "--store", "--set", "student.optim.epochs=400", "--set")
-    store = Path("runs/.cache/teacher_store")
-    with nodes.interrupting(lambda: list(store.glob("*/view-0001/*.safetensors"))):
-        done = nodes.kdedge(*command, "student.views=400", *RAY)
-    assert (done.code, done.out) == (130, "")
-    assert len(list(store.glob("*/view-*/*.safetensors"))) < 400
-    done = nodes.kdedge(*command, "student.views=1", *RAY)
-    assert "It is complete: the teacher is not needed." in done.err
 
 
 @needs_ray

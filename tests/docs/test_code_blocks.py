@@ -360,6 +360,7 @@ RUN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_what_a_page_shows_runs(
     page: str,
