@@ -23,7 +23,7 @@ import click
 
 import kdedge
 from kdedge.cli.main import cli
-from kdedge.config.keys import Key, explain
+from kdedge.config.keys import RecipeKey, explain
 from kdedge.config.recipe import Recipe
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.targets.registry import as_markdown
@@ -128,7 +128,7 @@ def recipe_page() -> str:
     )
 
 
-def _table(keys: Iterator[Key]) -> Iterator[str]:
+def _table(keys: Iterator[RecipeKey]) -> Iterator[str]:
     yield from ("| key | value | meaning |", "|---|---|---|")
     for key in keys:
         yield f"| `{key.name}` | {_cell(key.facts)} | {_cell(key.description)} |"
