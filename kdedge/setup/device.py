@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 def choose_device(name: str | None) -> torch.device:
     """Returns the device of that name; by default CUDA if available, else the CPU.
 
-    A GPU becomes torch's current one. Each process that torchrun started on a machine gets its own.
+    A GPU gets its number, which older versions of torch need, and becomes the current one. Each
+    process that torchrun started on a machine gets its own.
 
     Raises:
         SetupError: this machine has no such device.
@@ -45,8 +46,9 @@ def choose_device(name: str | None) -> torch.device:
             )
         if local_world_size() > 1:
             device = _own_gpu(device)
+        device = torch.device("cuda", device.index or 0)
         # Events, peaks and engines name no device: they use the current one
-        torch.cuda.set_device(device if device.index is not None else 0)
+        torch.cuda.set_device(device)
     # cuDNN's default would run the patch convolution of an fp32 run in TF32.
     torch.backends.cudnn.allow_tf32 = False
     return device

@@ -25,13 +25,13 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("name", "current"),
-    [(None, 0), ("cuda", 0), ("cuda:1", torch.device("cuda:1"))],
+    [(None, "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1")],
 )
 def test_the_chosen_gpu_is_torchs_current_one(
-    two_gpus: list[Any], name: str | None, current: object
+    two_gpus: list[Any], name: str | None, current: str
 ) -> None:
-    assert choose_device(name).type == "cuda"
-    assert two_gpus == [current]
+    assert choose_device(name) == torch.device(current)
+    assert two_gpus == [torch.device(current)]
 
 
 def test_a_gpu_that_is_not_there_is_a_matter_of_the_machine(two_gpus: list[Any]) -> None:
