@@ -116,7 +116,7 @@ def make_backbone(
         preprocess: the image preprocessing of its pre-training.
         device: device of the backbone.
         text_cache_folder: keeps features of frozen texts between runs; None keeps them in memory.
-        identity: hash of everything that decides its features; None for that of its weights.
+        identity: hash of everything that decides its features; None hashes its weights.
     """
     if is_promptable_vit(model.visual):
         make_wrappable(model.visual.transformer)

@@ -287,8 +287,8 @@ def fuse_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> No
     An attention with a wrapped or parametrized layer has other keys, for which open_clip has no
     names: it is left as it is.
     """
-    own = {f"{prefix}{part}.{kind}" for part in (*_PARTS, "out") for kind in _KINDS}
-    if own != {key for key in state_dict if key.startswith(prefix)}:
+    keys = {f"{prefix}{part}.{kind}" for part in (*_PARTS, "out") for kind in _KINDS}
+    if keys != {key for key in state_dict if key.startswith(prefix)}:
         return
     for kind in _KINDS:
         parts = [state_dict.pop(f"{prefix}{part}.{kind}") for part in _PARTS]

@@ -68,7 +68,7 @@ def make_image_backbone(
         preprocess: the image preprocessing of its pre-training.
         is_trained_with_texts: whether it was trained with texts.
         device: device of the backbone.
-        identity: hash of everything that decides its features; None for that of its weights.
+        identity: hash of everything that decides its features; None hashes its weights.
 
     Raises:
         RecipeError: its output is not one vector per image.

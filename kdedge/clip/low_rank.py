@@ -167,7 +167,7 @@ def _check_rank(rank: int, weight: Tensor, layer: str) -> None:
 
 
 def with_layers(visual: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """The same encoder with some modules replaced; the others' tensors are shared."""
+    """The same encoder with some modules replaced; it shares the tensors of all other modules."""
     tensors = chain(visual.parameters(), visual.buffers())
     encoder = copy.deepcopy(visual, {id(tensor): tensor for tensor in tensors})
     for name, layer in layers.items():

@@ -126,7 +126,7 @@ def named_sizes(spec: BackboneSpec) -> EncoderSizes:
 
 def _resolve_builtin(name: str, hashes: HashCache | None) -> Resolved:
     def read(_: Path) -> Weights:
-        return Weights(builtin_model(name)[1], None, "safetensors")
+        return Weights(builtin_model(name)[1], None)
 
     weights = WeightsFile(builtin_file(name), hashes, read=read)
     model_config = builtin_config(name)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from kdedge.errors import DataError
 
 CHUNK_SIZE = 64
-"""Texts encoded at a time: the graph of one chunk is in memory, not that of all classes."""
+"""Texts encoded at a time: memory holds the graph of one chunk, not of all classes."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _replace_context(tokens: Tensor, context: Tensor, at: Tensor | None) -> Tens
 def in_chunks(
     compute: Callable[[slice], Tensor], n_rows: int, *, chunk_size: int = CHUNK_SIZE
 ) -> Tensor:
-    """Computes rows chunk by chunk, with exact gradients; peak memory is that of one chunk.
+    """Computes rows chunk by chunk, with exact gradients and the peak memory of one chunk.
 
     With gradients on, all chunks but the last keep only their result in the forward pass and run
     again in the backward pass. Memory then does not grow with the number of rows, at the price of a

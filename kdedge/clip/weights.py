@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
@@ -65,12 +65,10 @@ class Weights:
     Attributes:
         state_dict: name -> tensor on the CPU, in the stored type, without OpenAI's extra keys.
         quick_gelu: whether the activation is QuickGELU; None if the file does not say.
-        origin: the kind of file.
     """
 
     state_dict: dict[str, Tensor]
     quick_gelu: bool | None
-    origin: Literal["safetensors", "state dict", "OpenAI archive"]
 
 
 def read_weights(path: Path) -> Weights:
@@ -103,7 +101,7 @@ def read_weights(path: Path) -> Weights:
     if all(key in state_dict for key in OPENAI_EXTRA_KEYS):
         quick_gelu = True
     state_dict = {k: v for k, v in state_dict.items() if k not in OPENAI_EXTRA_KEYS}
-    return Weights(state_dict, quick_gelu, kind)
+    return Weights(state_dict, quick_gelu)
 
 
 def hash_weights(state_dict: Mapping[str, Tensor]) -> str:

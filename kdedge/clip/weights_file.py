@@ -133,7 +133,7 @@ class WeightsFile:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes; caches it with the other facts."""
+        """SHA-256 of the file's bytes; caches it with the file's shapes and activation."""
         digest = sha256_file(self.path)
         if self._cache is not None and self._stamp is not None:
             known = KnownFile(

@@ -93,7 +93,7 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _background(rng: np.random.Generator) -> Floats:
-    """[H, W, 3]: a gradient between two muted colors, with blobs and bars of others on it."""
+    """[H, W, 3]: a gradient between two muted colors, with blobs and bars in other colors."""
     x, y = _grid()
     angle = _between(rng, 0, 2 * np.pi)
     ramp = 0.5 + 0.35 * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y)

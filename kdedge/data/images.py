@@ -43,7 +43,7 @@ class Scan:
 
     Attributes:
         good: positions in the source, ascending.
-        bad: the others, in the source's order.
+        bad: unreadable images, in the source's order.
         digests: SHA-256 of each good image's bytes, in hex, in the order of `good`.
         sizes_px: (width, height) -> how many good images have it.
     """
@@ -304,7 +304,7 @@ class Images:
         return tuple(i for i in self.indices if self.digests[i] in contents)
 
     def with_those_of(self, other: Images) -> Images:
-        """Returns the images of both, with labels, with one source after the other."""
+        """Returns the images of both sources, with labels; the other source comes second."""
         n_own = len(self.source.items)
         return Images(
             Joined(self.source, other.source),

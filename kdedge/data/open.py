@@ -62,10 +62,10 @@ def _open_synthetic(
 ) -> ImageSource:
     from kdedge.data.sources import synthetic
 
-    own = synthetic.class_names(name)
-    if labeled and tuple(class_names) != tuple(own):
+    names = synthetic.class_names(name)
+    if labeled and tuple(class_names) != tuple(names):
         raise DataError(
-            f"synthetic: {name} has its own {len(own)} class names, but the class list has"
+            f"synthetic: {name} has its own {len(names)} class names, but the class list has"
             f" {len(class_names)} others.\n  Set classes to {{synthetic: {name}}}."
         )
     return synthetic.open_source(name, part=part, labeled=labeled)

@@ -118,7 +118,7 @@ class ScanCache:
             )
 
     def _file(self, source: ImageSource) -> Path | None:
-        """The cache file of a source's images: that of their common folder."""
+        """The cache file of a source's images: one for each folder that all of them are in."""
         if self._folder is None or not isinstance(source, InFiles) or not source.items:
             return None
         places = {os.path.dirname(source.location(i).path) for i in range(len(source.items))}  # noqa: PTH120

@@ -9,7 +9,7 @@ from kdedge.errors import DataError
 
 
 def base_novel(n_classes: int) -> tuple[range, range]:
-    """Returns base and novel classes: the first ceil(n / 2) of the class list, and the others.
+    """Returns base and novel classes: the first ceil(n / 2) names of the class list, and the rest.
 
     Source: CoOp and CoCoOp's base-to-novel protocol (arXiv:2203.05557, section 4.1).
 

@@ -273,7 +273,7 @@ def _decompressed(file: IO[bytes]) -> Any:
 
 
 def _read_zip(archive: Path, target: _Target, *, only: str | None) -> None:
-    """Unpacks all members, or those of one path in any folder."""
+    """Unpacks all members, or only the members with one path in any folder."""
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         if only is not None:

@@ -172,7 +172,7 @@ class AnswerComparison:
 
     Attributes:
         n_images: images that were classified.
-        n_unshared: images that one answers with a class that the other does not have; agreement
+        n_unshared: images that one answers with a class which the other lacks; agreement
             leaves them out.
         n_agree: images with the same answer.
         mean_score_difference: the new score of the best class minus the old one, percentage points;

@@ -53,7 +53,7 @@ def fold(
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         open_classes: the graph gives features; class vectors and `scale` are not folded in.
-        offsets: [C], subtracted from the logits (`data/balance.py`); None for none. With open
+        offsets: [C], subtracted from the logits (`data/balance.py`), or None. With open
             classes the features get a further one, which is 1: see `deploy.classes`.
 
     Returns:

@@ -40,7 +40,7 @@ class FoldRequest:
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         open_classes: the graph gives features, whose class vectors are in a separate file.
-        offsets: [C], float64, subtracted from the logits; None for none.
+        offsets: [C], float64, subtracted from the logits, or None.
         has_unit_length: whether features are scaled to unit length.
     """
 

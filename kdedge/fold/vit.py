@@ -28,7 +28,7 @@ class FoldedBlock(nn.Module):
 
     Args:
         block: frozen; its linear layers may be wrapped or parametrized.
-        memory: [M, D], constant tokens that are attended to but have no output; None for none.
+        memory: [M, D], constant tokens that are attended to but have no output, or None.
         merge_tokens: r, merged between attention and MLP.
 
     Raises:

@@ -239,4 +239,4 @@ class Settings(MethodSettings):
     def recorded(self, n_classes: int) -> dict[str, float]:
         """See `MethodSettings.recorded`; the entries of all losses."""
         entries = [loss.recorded(n_classes) for _, loss in self.losses.items()]
-        return {key: value for own in entries for key, value in own.items()}
+        return {key: value for entry in entries for key, value in entry.items()}

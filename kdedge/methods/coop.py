@@ -138,7 +138,7 @@ class Method(TextPromptMethod):
         model, context = self._backbone.model, self.module.context
 
         def encode(rows: slice) -> Tensor:
-            own = context if context.ndim == 2 else context[rows]
-            return encode_text(model, texts[rows], context=own)
+            chunk_context = context if context.ndim == 2 else context[rows]
+            return encode_text(model, texts[rows], context=chunk_context)
 
         return unit_length(in_chunks(encode, len(texts.tokens)))

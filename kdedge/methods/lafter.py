@@ -129,9 +129,9 @@ def layer_norms(visual: nn.Module) -> list[nn.LayerNorm]:
 
 def with_own_norms(visual: nn.Module) -> nn.Module:
     """The same encoder with layer norms of its own to train; it shares every other tensor."""
-    own = {id(tensor) for norm in layer_norms(visual) for tensor in norm.parameters()}
+    of_norms = {id(tensor) for norm in layer_norms(visual) for tensor in norm.parameters()}
     tensors = chain(visual.parameters(), visual.buffers())
-    encoder = copy.deepcopy(visual, {id(t): t for t in tensors if id(t) not in own})
+    encoder = copy.deepcopy(visual, {id(t): t for t in tensors if id(t) not in of_norms})
     for norm in layer_norms(encoder):
         norm.requires_grad_(True)
     return encoder

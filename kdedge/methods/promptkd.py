@@ -99,8 +99,8 @@ class Method(BaseMethod):
     @property
     def can_split_batches(self) -> bool:
         """False if an image encoder with batch norm or dropout is trained itself."""
-        own = self.module.visual
-        return own is None or is_splittable(own)
+        visual = self.module.visual
+        return visual is None or is_splittable(visual)
 
     def image_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode.
@@ -177,7 +177,7 @@ class Method(BaseMethod):
         )
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """The sum of the weighted losses, that of labeled images included if there are any."""
+        """The sum of the weighted losses, with the loss on labeled images if there are any."""
         projector = self.module.projector
         if batch.n_images < 2 and projector is not None and projector.batch_norms:
             raise DataError(

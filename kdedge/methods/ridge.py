@@ -228,7 +228,7 @@ class Method(BaseMethod):
         return self._fit_to_labels(data)
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
-        module, own, known = self.module, self.module.n_own, self._known
+        module, n_final, known = self.module, self.module.n_own, self._known
         batches = [(self._rows(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
         blocks = torch.cat([rows for rows, _ in batches])
         _check_finite(blocks)
@@ -237,7 +237,7 @@ class Method(BaseMethod):
         module.standardize(blocks, weights)
         rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
         texts = self._text_logits(blocks, labels)
-        solvers = {n: Dual(rows[:, :n], targets, weights) for n in sorted({own, rows.shape[1]})}
+        solvers = {n: Dual(rows[:, :n], targets, weights) for n in sorted({n_final, rows.shape[1]})}
 
         def tried() -> Iterator[tuple[float, float, float, float, int, Tensor]]:
             for n_columns, solver in solvers.items():
@@ -266,7 +266,7 @@ class Method(BaseMethod):
             module.text.weight[known] = scale * share * texts[1]
             module.out.bias[known] -= scale * share * texts[2]
         mean = _mean_over_classes(answers, labels, weights)
-        what = "all blocks" if n_columns > own else "the last features"
+        what = "all blocks" if n_columns > n_final else "the last features"
         text = "" if texts is None else f", {share:g} of zero-shot CLIP"
         return {
             "summary": f"{what}, lambda {lam:g}{text}: {mean:.1f} % by leave-one-out (mean over"
@@ -312,8 +312,8 @@ class Method(BaseMethod):
         sums = Sums(module.out.in_features, module.out.out_features, blocks.device)
         n = data.n_held_out
         held_out, theirs = blocks[:n], logits[:n]
-        own = data.shard(len(blocks[n:]))  # they need no second pass
-        sums.add(module.rows(blocks[n:][own]), self._target(features[n:], logits[n:])[own])
+        share = data.shard(len(blocks[n:]))  # they need no second pass
+        sums.add(module.rows(blocks[n:][share]), self._target(features[n:], logits[n:])[share])
         for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
             sums.add(module.rows(self._rows(images)), self._target(features, logits))
         sums.reduce(data.all_reduce)
@@ -425,8 +425,8 @@ class Dual:
         """[n, K]: the answer for each row of a regression without it."""
         kept = self._values / (self._values + lam * self._size)
         answers = self._vectors @ (kept[:, None] * (self._vectors.T @ self._targets))
-        own = (self._vectors.square() * kept).sum(dim=1, keepdim=True) + self._share
-        residuals: Tensor = (self._targets - answers) / self._root / (1 - own).clamp_min(1e-9)
+        leverage = (self._vectors.square() * kept).sum(dim=1, keepdim=True) + self._share
+        residuals: Tensor = (self._targets - answers) / self._root / (1 - leverage).clamp_min(1e-9)
         return self._plain - residuals
 
     def solve(self, lam: float) -> tuple[Tensor, Tensor]:
@@ -463,13 +463,13 @@ class Sums:
         """Adds rows [B, n_in] and targets [B, n_out] with weights [B]."""
         rows, targets = rows.double(), targets.double().to(rows.device)
         weighted = rows if weights is None else weights[:, None] * rows
-        own = targets if weights is None else weights[:, None] * targets
+        weighted_targets = targets if weights is None else weights[:, None] * targets
         self.rows_rows.addmm_(weighted.T, rows)
         self.rows_targets.addmm_(weighted.T, targets)
         self.rows += weighted.sum(dim=0)
-        self.targets += own.sum(dim=0)
+        self.targets += weighted_targets.sum(dim=0)
         n_rows = targets.new_tensor(len(rows)) if weights is None else weights.sum()
-        self.counts += torch.stack([n_rows, (own * targets).sum()])
+        self.counts += torch.stack([n_rows, (weighted_targets * targets).sum()])
 
     def reduce(self, all_reduce: Any) -> None:
         """Adds the sums of all processes."""

@@ -87,10 +87,10 @@ def evaluate_run_without_labels(
     Raises:
         RecipeError: the run is not finished.
     """
-    own, recipe = load_recipe(run.recipe).recipe.data, load_recipe(run.recipe, overrides).recipe
+    recipe, trained_on = load_recipe(run.recipe, overrides).recipe, load_recipe(run.recipe).recipe
     if recipe.data.test is not None or recipe.data.unlabeled is None:
         return None
-    others = own.unlabeled != recipe.data.unlabeled
+    others = trained_on.data.unlabeled != recipe.data.unlabeled
     if others:  # images held out of another source were never training images of the run
         spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
         data = recipe.data.model_copy(update={"unlabeled": spec})

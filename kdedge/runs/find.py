@@ -105,10 +105,10 @@ def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) ->
 
 def _unknown_run(argument: str, root: Path) -> RecipeError:
     runs = {run.name: str(record.status) for run, record in runs_in(root)}
-    own = [f"{name} ({status})" for name, status in runs.items() if name.split("/")[0] == argument]
-    if own:
+    of_name = [f"{name} ({runs[name]})" for name in sorted(runs) if name.split("/")[0] == argument]
+    if of_name:
         return RecipeError(
-            f"{argument} has no finished run in {root}: {', '.join(sorted(own))}.\n"
+            f"{argument} has no finished run in {root}: {', '.join(of_name)}.\n"
             "  Finish one of them (add --resume to its command), or name one with its number."
         )
     known = sorted(runs.keys() | {name.split("/")[0] for name in runs})

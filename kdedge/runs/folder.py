@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow
 
 
 def runs_folder(root: str | Path | None, *runs: Any) -> Path:
-    """The folder of all runs: `root`, or that of the first `Run`, of KDEDGE_RUNS, or `runs`."""
+    """The folder of all runs: `root`, else the first `Run`'s, else KDEDGE_RUNS, else `runs`."""
     of_run = next((one.folder.root for one in runs if hasattr(one, "folder")), None)
     return Path(root or of_run or os.environ.get("KDEDGE_RUNS") or "runs")
 
@@ -132,7 +132,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The trained tensors: `teacher.safetensors`, or named after the other kinds."""
+        """The trained tensors, named after the run's kind: `teacher.safetensors`."""
         return self.path / f"{self.kind}.safetensors"
 
     @property

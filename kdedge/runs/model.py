@@ -97,7 +97,7 @@ class MethodModel(_OfMethod):
     Attributes:
         setup: its role's method, classes and backbone.
         method: in the mode (evaluation or training) that its owner chose.
-        offsets: [C], subtracted from its logits (`data/balance.py`); None for none.
+        offsets: [C], subtracted from its logits (`data/balance.py`), or None.
     """
 
     def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
@@ -230,7 +230,7 @@ class RunModel(_OfMethod):
         )
 
     def _plain_logits(self, images: Tensor) -> Tensor:
-        """Those of `class_names`, whichever classes the method was built for."""
+        """The logits of `class_names`, whichever classes the method was built for."""
         logits = super()._plain_logits(images)
         if not (self.method.why_no_class_vectors and self._is_class_specific):
             return logits
@@ -338,8 +338,8 @@ def load_run(
         run: run of a teacher, a student or a baseline.
         workspace: builds its backbone.
         overrides: other keys of the run's recipe.
-        names: the class list; default: that of the run's class vectors. Names without a stored
-            vector are encoded by the run's text encoder, or by the teacher's for a student.
+        names: the class list; default: the run's own. Names without a stored vector are encoded by
+            the run's text encoder, or by the teacher's for a student.
 
     Raises:
         RecipeError: the run is not finished.
@@ -353,18 +353,18 @@ def load_run(
     loaded = load_recipe(run.recipe, overrides)
     stored = read_class_vectors(run)
     trained = load_recipe(run.recipe)
-    own = classes_of(trained.recipe, stored.class_names)
+    trained_classes = classes_of(trained.recipe, stored.class_names)
     # For a student, overrides may name the new place of its backbone's weights
     source = loaded if run.kind == "student" else trained
-    setup = set_up_role(source, run.kind, workspace, classes=own)
-    classes = own if names is None else classes_of(loaded.recipe, names)
+    setup = set_up_role(source, run.kind, workspace, classes=trained_classes)
+    classes = trained_classes if names is None else classes_of(loaded.recipe, names)
     trained_hash = check_weights(run, setup, stored)
-    new = [name for name in classes.names if name not in own.names]
+    new = [name for name in classes.names if name not in trained_classes.names]
     if new and setup.choice.settings.is_class_specific:
         raise DataError(
             f"{len(new)} class names have no tensors in {run.weights}, first {new[0]!r}: the method"
             " trains separate tensors for each class.\n"
-            f"  Use names among its {len(own.names)}, or train again with the new list."
+            f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
     return RunModel(run, setup, loaded, classes, trained=trained_hash, stored=stored)
 

@@ -203,7 +203,7 @@ class RecipeData:
         return known[read]
 
     def _without_test(self, images: Images) -> Images:
-        """The unlabeled images that are not test images; warns of the others."""
+        """The unlabeled images without test images; warns of test images among them."""
         spec = self._recipe.data.test
         if spec is None:
             return images

@@ -77,8 +77,8 @@ def _baseline_spec(recipe: Recipe) -> ModelSpec:
             f"The recipe {recipe.name} has no student, and a baseline is trained on the student's"
             " backbone.\n  Add a student section; `kdedge schema` shows its keys."
         )
-    own = {"method": spec.method, "settings": spec.settings, "optim": spec.optim}
-    return recipe.student.model_copy(update=own)
+    section = {"method": spec.method, "settings": spec.settings, "optim": spec.optim}
+    return recipe.student.model_copy(update=section)
 
 
 def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
@@ -202,13 +202,13 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
     # Only if needed: training refuses a recipe without the model
     optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
     for key in keys:
-        asked = getattr(loaded.recipe.optim, key)
-        own = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
-        if own and asked not in own.values():
-            others = " --set ".join(override_texts(dict.fromkeys(own, asked)))
+        shared = getattr(loaded.recipe.optim, key)
+        chosen = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
+        if chosen and shared not in chosen.values():
+            others = " --set ".join(override_texts(dict.fromkeys(chosen, shared)))
             logging.getLogger(__name__).warning(
                 "--set %s has no effect, overridden by %s.\n  Set that instead: --set %s",
-                *override_texts({f"optim.{key}": asked}),
-                " and ".join(override_texts(own)),
+                *override_texts({f"optim.{key}": shared}),
+                " and ".join(override_texts(chosen)),
                 others,
             )

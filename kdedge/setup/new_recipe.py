@@ -77,7 +77,7 @@ class Given:
         labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
         test: folder of labeled images to measure accuracy on; None for no measurement.
         teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
-        student: the student's; None for that of `size`.
+        student: the student's; None: as `size` says.
         size: name of a `StudentSize`; None for `STUDENT`.
         all_keys: write every key with its description, not only those that matter.
     """
@@ -105,7 +105,7 @@ class NewRecipe:
         path: the file.
         class_names: of its class list.
         surveys: summary of each folder, by its role: images, labeled, test.
-        missing: those of `TEACHER` and `STUDENT` that have to be fetched first.
+        missing: which weights of `TEACHER` and `STUDENT` have to be fetched first.
         teacher_method: method of the recipe's teacher, which its labels decide.
     """
 

@@ -80,9 +80,9 @@ def _data_of(job: Job) -> ClosedFormData:
 
     def pool_part(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         assert pool is not None
-        own = mixed[part]
-        own = own[group.shard(len(own))] if shard else own
-        for images, positions in _batches(job, pool, own):
+        share = mixed[part]
+        share = share[group.shard(len(share))] if shard else share
+        for images, positions in _batches(job, pool, share):
             yield (images, *_taught(job, images, positions))
 
     return ClosedFormData(

@@ -48,7 +48,7 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
     test = job.test
     if test is None:
         return {}
-    own = measure_accuracy(
+    trained = measure_accuracy(
         _balanced(job.model(), balance),
         test,
         job.classes,
@@ -56,7 +56,7 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
         with_samples=True,
         teacher=None if job.teacher is None else _answering(job.teacher, test),
     )
-    results = {str(job.setup.role): own}
+    results = {str(job.setup.role): trained}
     if job.teacher is not None:
         result = _of_teacher(job, job.teacher, test)
         if result is not None:
@@ -101,18 +101,18 @@ def _answering(teacher: AnyTeacher, images: Images) -> Model | FileTeacher | Non
 
 
 def _of_teacher(job: Job, teacher: AnyTeacher, test: Images) -> Measured | None:
-    """The teacher's result: that of its own run if the images are the same, else measured."""
+    """The teacher's result: read from its own run if the images are the same, else measured."""
     list_hash = test.hash_with(job.classes.names)
-    asked = _answering(teacher, test)
-    if isinstance(asked, RunModel):
+    model = _answering(teacher, test)
+    if isinstance(model, RunModel):
         try:
-            result = read_evaluation(asked.run).get(asked.run.kind)
-            details = read_details(asked.run).get(asked.run.kind)
+            result = read_evaluation(model.run).get(model.run.kind)
+            details = read_details(model.run).get(model.run.kind)
         except DataError:  # damaged
             result = details = None
         if result is not None and details is not None and result.images_hash == list_hash:
             return result, replace(details, samples=None)
-    return None if asked is None else measure_accuracy(asked, test, job.classes, selection="last")
+    return None if model is None else measure_accuracy(model, test, job.classes, selection="last")
 
 
 def evaluation_images(job: Job) -> tuple[Images, str] | None:
@@ -130,8 +130,8 @@ def unlabeled_result(
 ) -> UnlabeledResult:
     """Evaluates a student on unlabeled images; see `evaluation_images`."""
     assert job.teacher is not None
-    own = _balanced(job.model(), balance)
-    return measure_without_labels(own, images, what, teacher=_answering(job.teacher, images))
+    model = _balanced(job.model(), balance)
+    return measure_without_labels(model, images, what, teacher=_answering(job.teacher, images))
 
 
 def count_operations(job: Job) -> dict[str, float]:
@@ -139,11 +139,11 @@ def count_operations(job: Job) -> dict[str, float]:
     if job.teacher is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
-    own, teacher = job.model(), job.teacher
+    student, teacher = job.model(), job.teacher
     # Known before the counter runs, as its tensors have no values
-    vectors = own.class_vectors()
+    vectors = student.class_vectors()
     # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
-    counts = {"gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T)}
+    counts = {"gmacs": _gmacs(student, lambda images: student.forward_features(images) @ vectors.T)}
     if isinstance(teacher, ModelTeacher):
         model = teacher.model
         _ = model.class_vectors(), model.scale

@@ -295,8 +295,8 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
 
 def view_seed(recipe: Recipe) -> int:
     """The seed of the student's crops and flips; the recipe's, unless it has one of its own."""
-    own = None if recipe.student is None else recipe.student.view_seed
-    return recipe.seed if own is None else own
+    seed = None if recipe.student is None else recipe.student.view_seed
+    return recipe.seed if seed is None else seed
 
 
 def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:

@@ -218,8 +218,8 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Lab
         run = finished_run(workspace.root, job.key()) or _train(job)
     model = load_run(run, workspace)
     provenance = sha256_json(["logits", model.vectors.provenance, model.features_provenance])
-    of = run.path.absolute(), model.class_names, workspace.root.absolute()
-    return _LabelingModel(model, provenance, partial(_open_trained, *of), run)
+    place = run.path.absolute(), model.class_names, workspace.root.absolute()
+    return _LabelingModel(model, provenance, partial(_open_trained, *place), run)
 
 
 def _open_untrained(loaded: LoadedRecipe, root: Path, resources: WorkerResources) -> AnsweringModel:

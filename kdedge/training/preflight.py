@@ -211,7 +211,7 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
 
 
 def memory(device: torch.device) -> Finding:
-    """Peak memory so far, with that of the trial steps.
+    """Peak memory so far, the trial steps included.
 
     Args:
         device: device of the steps. On the CPU, the memory of data workers is not counted.

@@ -131,16 +131,16 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         job: of a method that labels its pool.
         labels: position in the pool's source -> class.
     """
-    own, pseudo = job.data.images, _pool(job).labeled_as(labels)
-    n_labeled = 0 if own is None else len(own.indices)
-    first = 0 if own is None else len(own.source.items)
+    labeled, pseudo = job.data.images, _pool(job).labeled_as(labels)
+    n_labeled = 0 if labeled is None else len(labeled.indices)
+    first = 0 if labeled is None else len(labeled.source.items)
     labeler: type[BaseMethod] = job.choice.module.Method
 
     def weights(positions: Sequence[int]) -> Tensor:
         is_pseudo = torch.tensor([position >= first for position in positions])
         return labeler.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
-    images = pseudo if own is None else own.with_those_of(pseudo)
+    images = pseudo if labeled is None else labeled.with_those_of(pseudo)
     return job.with_data(replace(job.data, images=images, weights=weights, pool=None))
 
 

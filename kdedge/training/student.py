@@ -183,7 +183,7 @@ def find_teacher(
     """A student's teacher: its run, or the job that trains it, or None for a file; and opened.
 
     A run is the one that the recipe names, or a finished one of the same job. A teacher that is to
-    be trained is opened untrained, to try steps: they take as long as with a trained one.
+    be trained is opened untrained, to try steps, which take as long as with a trained one.
 
     Args:
         named: from `named_teacher`.

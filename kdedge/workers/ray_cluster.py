@@ -71,7 +71,7 @@ class _Worker:
         return {"found": pickle.dumps(output)}
 
     def _check_begins(self, number: int) -> None:
-        """Ends a piece that kills one worker after the other: Ray would begin it forever."""
+        """Gives up a piece that kills worker after worker, which Ray would begin forever."""
         if _ray().get(self._attempts.begin.remote(number)) > _N_ATTEMPTS:
             raise ResourceError(
                 f"{_N_ATTEMPTS} Ray workers died at the same piece of work, or lost their node.\n"

@@ -79,7 +79,7 @@ class Benchmark(ABC):
     """One set.
 
     Attributes:
-        name: that of CoOp's config file.
+        name: as in CoOp's config file.
         about: its title, one sentence.
         folder: its folder below the root of all sets, as in CoOp's DATASETS.md.
         template: text with `{}` for the class name, from CoOp's trainers/zsclip.py

@@ -67,10 +67,10 @@ class FolderSet(Benchmark):
     def class_names(self, root: Path) -> tuple[str, ...]:
         """See `Benchmark.class_names`: sorted by WordNet id, those that have a folder."""
         folders = dict.fromkeys(self.images.values())
-        there = [images for images in folders if is_there(root / self.folder / images)]
-        if not there:
+        present = [images for images in folders if is_there(root / self.folder / images)]
+        if not present:
             self._require(root, folders)
-        return tuple(self._names(root, there[0]).values())
+        return tuple(self._names(root, present[0]).values())
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool

@@ -44,8 +44,8 @@ class Outputs:
         teacher_vectors: [C, D_teacher], unit length; constant.
         student_scale: the student's `logit_scale.exp()`.
         teacher_scale: the teacher's `logit_scale.exp()`.
-        given_logits: [B, C], of a teacher without class vectors, `teacher_vectors` is then [C, 0];
-            None of others.
+        given_logits: [B, C], of a teacher without class vectors, whose `teacher_vectors` are
+            [C, 0]; None if the teacher has class vectors.
     """
 
     student_features: Tensor

@@ -326,7 +326,7 @@ class BaseMethod(ABC):
     @property
     def scale(self) -> float:
         """`logit_scale.exp()`; multiplies cosine similarities."""
-        assert isinstance(self._backbone, Backbone)  # a method of others overrides this
+        assert isinstance(self._backbone, Backbone)  # a method on another backbone overrides this
         return self._backbone.scale
 
     @property

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 Kept = Literal["last", "epoch", "averaged", "moving average"]
-"""The last epoch's weights, those of the best epoch, the average over the epochs, or the moving
-average at the last epoch's end."""
+"""The last epoch's weights, the best epoch's, the average over the epochs, or the moving average at
+the end of the last epoch."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +145,14 @@ class MovingAverage:
     @contextlib.contextmanager
     def in_place_of(self, module: nn.Module) -> Iterator[None]:
         """Context manager: the module has the average inside, and its own values afterwards."""
-        own = {name: value.detach().clone() for name, value in _tensors(module).items()}
+        before = {name: value.detach().clone() for name, value in _tensors(module).items()}
         self.copy_to(module)
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, value in _tensors(module).items():
-                    value.copy_(own[name])
+                    value.copy_(before[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Name -> average."""

@@ -9,10 +9,10 @@ The final weights:
 * selection `last`: the last epoch's, or the average over the epochs where the method averages;
 * selection `validation`: the epoch with the highest validation score. Where the method averages,
   the average is one more candidate after the last epoch. A later candidate has to be strictly
-  better. Buffers are not averaged; the average has those of the last epoch;
+  better. Buffers are not averaged; the average has the last epoch's buffers;
 * selection `test`: as `validation`, but the caller's score is measured on test images.
 
-With `ema_decay`, the weights of an epoch are those of the moving average at its end. Training
+With `ema_decay`, the weights of an epoch are the moving average at its end. Training
 continues from the weights that are not averaged.
 """
 
@@ -384,7 +384,6 @@ def train(
             " images.\n"
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
-    own = decisive_settings(settings)
     training = Training(
         method,
         settings,
@@ -392,7 +391,7 @@ def train(
         run,
         device,
         group,
-        identity={**own, "steps": n_steps, **(identity or {})},
+        identity={**decisive_settings(settings), "steps": n_steps, **(identity or {})},
     )
     training.resume()
     if training.epoch > settings.epochs:

@@ -171,10 +171,10 @@ class StoreFiller:
         return times[-1] / len(trial) * n_images
 
     def _fill(self, missing: list[Chunk]) -> None:
-        own = missing[self.group.rank :: self.group.world_size]
-        n_done, n_all = 0, sum(len(self.store.positions(chunk)) for chunk in own)
+        share = missing[self.group.rank :: self.group.world_size]
+        n_done, n_all = 0, sum(len(self.store.positions(chunk)) for chunk in share)
         with progress(f"filling the {self.store.name.lower()}", n_all, unit="crops") as advance:
-            for chunk in self.workers.run(own, self._work):
+            for chunk in self.workers.run(share, self._work):
                 n_done += len(self.store.positions(chunk))
                 advance(n_done)
         self.group.all_reduce_max(0)  # until each process has written its chunks
@@ -253,7 +253,7 @@ class StoreFiller:
         return features.to(self.store.dtype).cpu()
 
     def _write(self, chunk: Chunk, computed: Iterable[Tensor]) -> None:
-        """Writes a chunk: what another store has, and the computed features of the others."""
+        """Writes a chunk: features that another store has, and the computed features."""
         stored, new = self._others.features(chunk), iter(computed)
         features = torch.stack(
             [

@@ -46,21 +46,21 @@ class OtherStores:
 
     def __init__(self, store: TeacherStore) -> None:
         self._store = store
-        own = store.digests or read_image_list(store.path, store.key) or {}
+        own_digests = store.digests or read_image_list(store.path, store.key) or {}
         known: set[str] = set()
         others = []
         for file in sorted(store.path.parent.glob("*/store.json")):
-            if not own or file.parent.name == store.path.name:
+            if not own_digests or file.parent.name == store.path.name:
                 continue
             if (opened := _opened(file, store)) is not None:
                 other, digests = opened
                 known.update(digests.values())
-                others.append(_Other(other, self._places(own, digests)))
+                others.append(_Other(other, self._places(own_digests, digests)))
         others = sorted(others, key=lambda one: -len(one.places))
         self._others = [one for one in others if one.places]
         placed = set[int]().union(*(one.places for one in others))
         self.n_images = len(placed)
-        self.n_moved = sum(d in known and p not in placed for p, d in own.items())
+        self.n_moved = sum(d in known and p not in placed for p, d in own_digests.items())
         self.path = self._others[0].store.path if self._others else None
 
     def _places(self, own: Mapping[int, str], other: Mapping[int, str]) -> dict[int, int]:
@@ -76,17 +76,17 @@ class OtherStores:
             for position in self._store.positions(chunk):
                 if position not in other.places or position in places:
                     continue
-                there, row = other.store.place(other.places[position], chunk.view)
-                if there not in other.is_there:
-                    other.is_there[there] = other.store.has(there)
-                if other.is_there[there]:
-                    places[position] = other.store, there, row
+                other_chunk, row = other.store.place(other.places[position], chunk.view)
+                if other_chunk not in other.is_there:
+                    other.is_there[other_chunk] = other.store.has(other_chunk)
+                if other.is_there[other_chunk]:
+                    places[position] = other.store, other_chunk, row
         return places
 
     def features(self, chunk: Chunk) -> dict[int, Tensor]:
         """Position -> stored features, [D_teacher], of a chunk's images."""
         rows = self.rows(chunk).items()
-        return {position: store.features(there)[row] for position, (store, there, row) in rows}
+        return {position: store.features(part)[row] for position, (store, part, row) in rows}
 
 
 def _opened(file: Path, like: TeacherStore) -> tuple[TeacherStore, dict[int, str]] | None:
