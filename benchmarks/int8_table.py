@@ -42,7 +42,6 @@ from kdedge.config.load import parse_overrides
 from kdedge.data.images import spread
 from kdedge.deploy.calibrate import (
     PixelArray,
-    check_disjoint,
     choose_calibration_images,
     read_pixels,
 )
@@ -151,7 +150,6 @@ class Table:
             preprocess=trained.preprocess,
         )
         ranges, held_out = chosen.hold_out(N_HELD_OUT)
-        check_disjoint(ranges, held_out, digests)
         self.ranges, self.held_out = (to_input(s.pixels, "float") for s in (ranges, held_out))
         self._pixels = read_pixels(compared.source, compared.indices, trained.preprocess)
         self._labels = np.array(

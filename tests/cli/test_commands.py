@@ -224,13 +224,16 @@ def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_pat
     assert f"tensorrt was installed by pip, in {tmp_path}. On a Jetson" in output
 
 
-def test_doctor_looks_for_every_package_that_an_extra_brings():
+def test_doctor_looks_for_every_package_that_an_extra_brings_and_names_that_extra():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {**project["optional-dependencies"], "dev": [], "docs": []}
     brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
     known = {name for package in optional_packages() for name in package.distributions}
     assert brought - known == set()
+    for package in optional_packages():
+        named = extras[package.extra] if package.extra else package.distributions
+        assert {re.split(r"[\[>]", one)[0] for one in named} & set(package.distributions), package
 
 
 def test_show_gives_the_beginnings_of_hashes_and_sizes_in_bytes(trained, kdedge):
