@@ -107,10 +107,10 @@ class Record:
 
         What is marked `OPTIONAL` is left out where it has its default.
         """
-        return {key: _plain(value) for key, value in _told(self)}
+        return {key: _plain(value) for key, value in _written_fields(self)}
 
 
-def _told(record: Any) -> Iterator[tuple[str, Any]]:
+def _written_fields(record: Any) -> Iterator[tuple[str, Any]]:
     """Fields of a dataclass and their values, without those that a file would leave out."""
     left_out = _may_be_left_out(record.__class__)
     for entry in fields(record):
@@ -128,7 +128,7 @@ def _may_be_left_out(kind: Any) -> frozenset[str]:
 def _plain(value: Any) -> Any:
     """A field's value as `dataclasses.asdict` gives it."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {key: _plain(one) for key, one in _told(value)}
+        return {key: _plain(one) for key, one in _written_fields(value)}
     if isinstance(value, tuple | list):
         return type(value)(map(_plain, value))
     if isinstance(value, dict):

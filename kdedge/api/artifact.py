@@ -13,7 +13,7 @@ from kdedge.files import highest_number
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
-from kdedge.runtime.cpu_choice import CpuChoice, choice_here
+from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def cpu_choice(source: AnyArtifact) -> CpuChoice | None:
         DataError: there is no artifact, or a record was changed or damaged.
         SetupError: a newer kdedge wrote it.
     """
-    return choice_here(open_artifact(source))
+    return choice_here(read_choices(open_artifact(source)))
 
 
 def write_triton(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,6 @@ from kdedge.cli._output import (
     table,
 )
 from kdedge.cli._overrides import set_option
-from kdedge.errors import DataError
 from kdedge.tables import percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
@@ -158,11 +156,10 @@ def command(
 
 
 def _print(artifact: Artifact, *, has_choice: bool, as_json: bool) -> None:
-    from kdedge.runtime.cpu_choice import choice_here
+    from kdedge.runtime.cpu_choice import choice_here, readable_choices
 
-    choice = None
-    with contextlib.suppress(DataError):  # it is damaged, which the export's error says
-        choice = choice_here(artifact) if has_choice else None
+    # One that cannot be read is in the export's error
+    choice = choice_here(readable_choices(artifact)) if has_choice else None
     record = {
         "artifact": str(artifact.path),
         "gflops": artifact.provenance.get("gflops", {}),

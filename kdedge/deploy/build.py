@@ -243,8 +243,7 @@ def build_file(
     n_bytes, data = path.stat().st_size, path.with_name(file.data or f"{file.name}.data")
     if data.exists():
         n_bytes += data.stat().st_size
-        others = {**artifact.others, data.name: sha256_file(data)}
-        artifact = dataclasses.replace(artifact, others=others)
+        artifact = artifact.with_others(data.name)
     entry = ModelFile(
         name=file.name,
         target=target.name,

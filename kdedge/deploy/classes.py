@@ -20,7 +20,7 @@ from kdedge import __version__
 from kdedge.data.classes import check_class_names
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.errors import DataError, RecipeError, ShapeError
-from kdedge.files import held, sha256_file, write_atomic
+from kdedge.files import held, write_atomic
 from kdedge.runtime.artifact import (
     Artifact,
     ClassChange,
@@ -163,10 +163,8 @@ def changed_names(
 
 def _with_matrix(artifact: Artifact, matrix: Matrix, classes: OpenClasses) -> Artifact:
     """Writes the matrix into the artifact's folder, and lists it."""
-    path = artifact.path / classes.file
-    write_atomic(path, matrix_bytes(matrix))
-    others = {**artifact.others, classes.file: sha256_file(path)}
-    return dataclasses.replace(artifact, others=others, open_classes=classes)
+    write_atomic(artifact.path / classes.file, matrix_bytes(matrix))
+    return dataclasses.replace(artifact.with_others(classes.file), open_classes=classes)
 
 
 def _rows(vectors: npt.NDArray[np.float32], scale: float) -> Matrix:

@@ -29,12 +29,12 @@ from kdedge.deploy.calibrate import (
 )
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.known_images import choose_known_images
-from kdedge.deploy.model_card import write_model_card
+from kdedge.deploy.model_card import with_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Float32Reference, run_reference
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.files import new_folder, sha256_file, write_json
+from kdedge.files import new_folder, write_json
 from kdedge.fold import fold
 from kdedge.quantization.search import Found, search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
@@ -194,14 +194,13 @@ class _Writer:
         source = self._folder / float32.name
         self._add(float32, model=self.run.model, options=options)
         if self._known is not None:
-            self._keep(self._folder / NONE_OF_THESE)
-            about = self._known.about
-            self.artifact = dataclasses.replace(self.artifact, none_of_these=about)
+            listed = self.artifact.with_others(NONE_OF_THESE)
+            self.artifact = dataclasses.replace(listed, none_of_these=self._known.about)
         if "int8" in precisions:
             ranges, held_out = self._calibration_set().hold_out(N_HELD_OUT)
-            record = self._folder / CALIBRATION_RECORD
-            write_json(record, {**ranges.record(), "held_out": held_out.record()})
-            self._keep(record)
+            record = {**ranges.record(), "held_out": held_out.record()}
+            write_json(self._folder / CALIBRATION_RECORD, record)
+            self.artifact = self.artifact.with_others(CALIBRATION_RECORD)
             images = to_input(ranges.pixels, spec.pixels)
             self.run = dataclasses.replace(self.run, calibration=images)
         if not {"int8", "fp16"}.isdisjoint(precisions):
@@ -213,11 +212,9 @@ class _Writer:
         shown = reference.smoke_set(open_classes=self.artifact.open_classes is not None)
         name = self.artifact.output_name
         write_smoke_set(smoke, shown.pixels, shown.logits, shown.images, output_name=name)
-        self._keep(smoke)
         provenance = {**self.artifact.provenance, "gflops": self._gflops}  # in no file's metadata
-        self.artifact = dataclasses.replace(self.artifact, provenance=provenance)
-        for path in write_model_card(self.artifact, self._folder):
-            self._keep(path)
+        listed = self.artifact.with_others(SMOKE_SET)
+        self.artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))
         self.artifact.save()
 
     def _metadata(self) -> dict[str, Any]:
@@ -299,11 +296,6 @@ class _Writer:
         request = BuildRequest(self.artifact, self._folder, **source)
         artifact, entry = build_file(self.artifact, ONNX, onnx_build, file, request, facts=facts)
         self.artifact = artifact.with_files(compared(artifact, ONNX, entry, self.run))
-
-    def _keep(self, path: Path) -> None:
-        """Lists a file that no backend runs by itself."""
-        others = {**self.artifact.others, path.name: sha256_file(path)}
-        self.artifact = dataclasses.replace(self.artifact, others=others)
 
 
 def search_int8(

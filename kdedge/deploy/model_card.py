@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from importlib.resources import files
-from pathlib import Path
 
 from kdedge.files import sha256_file, write_atomic
 from kdedge.results import assumed_shares
@@ -19,16 +17,16 @@ EXAMPLE = "example.py"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
 
-def write_model_card(artifact: Artifact, folder: Path) -> tuple[Path, Path]:
-    """Writes the model card and the example, and returns their paths.
+def with_model_card(artifact: Artifact) -> Artifact:
+    """Writes the model card and the example; returns the artifact that lists them.
 
     Raises:
         ResourceError: they cannot be written.
     """
-    card, example = folder / CARD, folder / EXAMPLE
-    write_atomic(card, _card(artifact).encode())
-    write_atomic(example, files("kdedge.deploy").joinpath(EXAMPLE).read_bytes())
-    return card, example
+    write_atomic(artifact.path / CARD, _card(artifact).encode())
+    example = files("kdedge.deploy").joinpath(EXAMPLE).read_bytes()
+    write_atomic(artifact.path / EXAMPLE, example)
+    return artifact.with_others(CARD, EXAMPLE)
 
 
 def renew_model_card(artifact: Artifact) -> Artifact:
@@ -47,11 +45,10 @@ def renew_model_card(artifact: Artifact) -> Artifact:
     if known is None or (card.is_file() and sha256_file(card) != known):
         return artifact
     write_atomic(card, _card(artifact).encode())
-    others = {**artifact.others, CARD: sha256_file(card)}
-    if others != artifact.others:
-        artifact = dataclasses.replace(artifact, others=others)
-        artifact.save()
-    return artifact
+    renewed = artifact.with_others(CARD)
+    if renewed != artifact:
+        renewed.save()
+    return renewed
 
 
 def _card(artifact: Artifact) -> str:

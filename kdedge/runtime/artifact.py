@@ -233,6 +233,11 @@ class Artifact:
         merged = {file.name: file for file in (*self.files, *files)}
         return dataclasses.replace(self, files=tuple(merged.values()))
 
+    def with_others(self, *names: str) -> Artifact:
+        """The artifact that lists these files of its folder, besides model files, as they are."""
+        hashes = {name: sha256_file(self.path / name) for name in names}
+        return dataclasses.replace(self, others={**self.others, **hashes})
+
     def file(self, name: str) -> ModelFile:
         """The entry of a model file.
 

@@ -6,13 +6,13 @@ machines of the same processor and number of cores, and for the file that was me
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from kdedge.errors import DataError, KdedgeError, SetupError, first_line
-from kdedge.files import check_writable, refuse_existing, sha256_file, write_json
+from kdedge.files import check_writable, refuse_existing, write_json
 from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
@@ -171,15 +171,10 @@ def readable_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
         return ()
 
 
-def choice_here(artifact: Artifact) -> CpuChoice | None:
-    """The choice of a machine like this; None if none measured.
-
-    Raises:
-        DataError: the record is missing, or has changed since it was written.
-        SetupError: a newer kdedge wrote it.
-    """
+def choice_here(choices: Sequence[CpuChoice]) -> CpuChoice | None:
+    """The choice of a machine like this; None if there is none."""
     here = CpuMachine.this()
-    return next((one for one in read_choices(artifact) if one.machine == here), None)
+    return next((one for one in choices if one.machine == here), None)
 
 
 def check_can_keep(artifact: Artifact) -> None:
@@ -210,10 +205,9 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     except DataError:
         known = ()
     others = [one for one in known if one.machine != choice.machine]
-    path = artifact.path / CPU_CHOICE
-    write_json(path, _Choices(FORMAT_VERSION, (*others, choice)).to_dict())
-    listed = {**artifact.others, CPU_CHOICE: sha256_file(path)}
-    artifact = dataclasses.replace(artifact, others=listed)
+    record = _Choices(FORMAT_VERSION, (*others, choice)).to_dict()
+    write_json(artifact.path / CPU_CHOICE, record)
+    artifact = artifact.with_others(CPU_CHOICE)
     artifact.save()
     return artifact
 
@@ -242,12 +236,12 @@ class CpuPreference:
             return cls(None, first_line(error), remedy)
         if not choices:
             return cls(None, None, remedy)
-        here = CpuMachine.this()
-        choice = next((one for one in choices if one.machine == here), None)
+        choice = choice_here(choices)
         if choice is None:
             elsewhere = "; ".join(str(one.machine) for one in choices)
             problem = (
-                f"The fastest file was measured on another machine ({elsewhere}), not on {here}"
+                f"The fastest file was measured on another machine ({elsewhere}), not on"
+                f" {CpuMachine.this()}"
             )
             return cls(None, problem, remedy)
         if not any(map(choice.holds_for, artifact.files)):
