@@ -187,9 +187,8 @@ FAMILIES = {
 
 
 EXPORTED = [
-    *("resnet", "nfnet", "mobilenetv3", "efficientnet-lite", "edgenext", "hgnet", "cspnet"),
-    *("starnet", "poolformer", "levit", "vit", "dinov3", "swin", "maxvit"),
-    *("clip-resnet", "clip-vit-pooled", "mobileclip"),
+    *("resnet", "nfnet", "mobilenetv3", "edgenext", "cspnet", "poolformer", "dinov3", "swin"),
+    *("clip-vit-pooled", "mobileclip"),
 ]
 """Together they have every operator of all families."""
 
