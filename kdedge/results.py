@@ -201,6 +201,16 @@ class UnlabeledResult(Record, Tabled):
     samples: tuple[SampleImage, ...]
 
     @property
+    def facts(self) -> list[list[str]]:
+        """What was measured: a name and a value in each row."""
+        rows, theirs = [["images", self.images]], ""
+        if self.agreement_percent is not None:
+            rows.append(["teacher agrees", f"{self.agreement_percent:.2f} %"])
+            theirs = f", the teacher's {percent(self.teacher_confidence_percent)} %"
+        rows.append(["mean confidence", f"{self.confidence_percent:.2f} %{theirs}"])
+        return [*rows, ["classes predicted", f"{len(self.predicted):,} of {self.n_classes:,}"]]
+
+    @property
     def table(self) -> Table:
         """Shares in percent, as one row of cells."""
         values = {"teacher agrees": self.agreement_percent, "confidence": self.confidence_percent}

@@ -119,4 +119,7 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     root = runs_folder(root, *runs)
     folders = [find_run(run_argument(run), root) for run in runs or (None,)]
     records = [gather(run) for run in {run.path.resolve(): run for run in folders}.values()]
-    return write_report(records, folder)
+    page = write_report(records, folder)
+    for problem in (problem for one in records for problem in one.problems):
+        log.warning("%s", problem)
+    return page

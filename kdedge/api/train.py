@@ -131,10 +131,10 @@ def teach(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
-        epochs: passes of the teacher over its images; None for the recipe's, as below.
-        batch_size: images of a step.
-        lr: learning rate after warm-up.
-        seed: of all random draws.
+        epochs: passes of the teacher over its images. None: as the recipe says.
+        batch_size: images of a step. None: as the recipe says.
+        lr: learning rate after warm-up. None: as the recipe says.
+        seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"teacher.optim.lr": 0.01}`.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -181,10 +181,10 @@ def fill_teacher_store(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
-        epochs: passes of the teacher over its images; None for the recipe's, as below.
-        batch_size: images of a step.
-        lr: learning rate after warm-up.
-        seed: of all random draws.
+        epochs: passes of the teacher over its images. None: as the recipe says.
+        batch_size: images of a step. None: as the recipe says.
+        lr: learning rate after warm-up. None: as the recipe says.
+        seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -233,10 +233,10 @@ def distill(
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         size: `nano`, `small` or `base`, a student in place of the recipe's.
-        epochs: passes of the student over its images; None for the recipe's, as below.
-        batch_size: images of a step.
-        lr: learning rate after warm-up.
-        seed: of all random draws.
+        epochs: passes of the student over its images. None: as the recipe says.
+        batch_size: images of a step. None: as the recipe says.
+        lr: learning rate after warm-up. None: as the recipe says.
+        seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -291,10 +291,10 @@ def train(
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         method: its name, such as `coop`; None for the recipe's `baseline.method`.
-        epochs: passes of the baseline over its images; None for the recipe's, as below.
-        batch_size: images of a step.
-        lr: learning rate after warm-up.
-        seed: of all random draws.
+        epochs: passes of the baseline over its images. None: as the recipe says.
+        batch_size: images of a step. None: as the recipe says.
+        lr: learning rate after warm-up. None: as the recipe says.
+        seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"baseline.settings.n_ctx": 16}`.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.

@@ -223,7 +223,7 @@ class Brief(click.Command):
         return None
 
 
-def first_line(file: Path) -> str:
+def summary_of_module(file: Path) -> str:
     """Returns the first line of a Python file's docstring without importing the file."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]

@@ -48,16 +48,10 @@ def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
 
 def unlabeled_table(result: UnlabeledResult) -> str:
     """Formats measurements without labels."""
-    rows = [["images", result.images]]
-    if result.agreement_percent is not None:
-        rows.append(["teacher agrees", f"{result.agreement_percent:.2f} %"])
-    theirs = result.teacher_confidence_percent
-    beside = "" if theirs is None else f", the teacher's {theirs:.2f} %"
-    rows.append(["mean confidence", f"{result.confidence_percent:.2f} %{beside}"])
     most = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_N_MOST]
     shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most]
-    rows.append(["classes predicted", f"{len(result.predicted):,} of {result.n_classes:,}"])
-    return table([*rows, *(["" if i else "most often", share] for i, share in enumerate(shares))])
+    listed = [["" if i else "most often", share] for i, share in enumerate(shares)]
+    return table([*result.facts, *listed])
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:

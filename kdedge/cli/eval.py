@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from kdedge.cli._overrides import set_option
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.files import new_file, write_json
 from kdedge.reporting.headline import headline_of
-from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.results import UnlabeledResult
 from kdedge.runs.find import find_run
-from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, with_stored
 from kdedge.tables import percent
 
@@ -68,38 +68,23 @@ def command(
         if output is not None:
             write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):
-        text = _unlabeled_text(folder, result, per_class=per_class)
+        text = f"{folder.path}, without labels\n{unlabeled_table(result)}"
+        headline = headline_of(folder, unlabeled=result)
+        header, counts = ["predicted", "by teacher"], (result.predicted, result.teacher_predicted)
+        names = dict.fromkeys(itertools.chain(*counts))
+        cells = [[name, *(str(one.get(name, 0)) for one in counts)] for name in names]
     else:
-        text = _text(folder, result, per_class=per_class)
+        results = with_stored(folder, result)  # of other models on the same images, too
+        rows = labeled_results(folder, results)
+        text = f"{folder.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
+        headline = headline_of(folder, results)
+        header = ["accuracy"]
+        cells = [[name, percent(value)] for name, value in result.per_class.items()]
+    text += "" if headline is None else f"\n{headline}"
+    if per_class:
+        text += "\n\n" + table(cells, header=["class", *header], align="lrr")
     if output is not None:
         text += f"\nWrote {output}"
     is_next = "export" if folder.kind == "student" and not folder.exports else "report"
     text += f"\n{next_line(is_next, folder.path)}"
     print_result({"run": str(folder.path), **result.to_dict()}, as_json=as_json, text=text)
-
-
-def _text(run: RunFolder, result: EvalResult, *, per_class: bool) -> str:
-    """The accuracies, with those of other models on the same images from the run's record."""
-    results = with_stored(run, result)
-    rows = labeled_results(run, results)
-    text = f"{run.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
-    headline = headline_of(run, results)
-    if headline is not None:
-        text += f"\n{headline}"
-    if per_class:
-        cells = [[name, percent(value)] for name, value in result.per_class.items()]
-        text += "\n\n" + table(cells, header=["class", "accuracy"], align="lr")
-    return text
-
-
-def _unlabeled_text(run: RunFolder, result: UnlabeledResult, *, per_class: bool) -> str:
-    text = f"{run.path}, without labels\n{unlabeled_table(result)}"
-    headline = headline_of(run, unlabeled=result)
-    if headline is not None:
-        text += f"\n{headline}"
-    if per_class:
-        names = dict.fromkeys([*result.predicted, *result.teacher_predicted])
-        columns = [result.predicted, result.teacher_predicted]
-        cells = [[name, *(str(counts.get(name, 0)) for counts in columns)] for name in names]
-        text += "\n\n" + table(cells, header=["class", "predicted", "by teacher"], align="lrr")
-    return text

@@ -24,7 +24,13 @@ from typing import NoReturn
 import click
 
 from kdedge import __version__
-from kdedge.cli._output import colored, first_line, help_all_option, set_up_logging, shows_all
+from kdedge.cli._output import (
+    colored,
+    help_all_option,
+    set_up_logging,
+    shows_all,
+    summary_of_module,
+)
 from kdedge.errors import (
     ON_COMMAND_LINE,
     KdedgeError,
@@ -81,7 +87,7 @@ class LazyGroup(click.Group):
         files = _command_files()
         if not shows_all(ctx):
             with formatter.section("Commands"):
-                formatter.write_dl([(name, first_line(files[name])) for name in _PATH])
+                formatter.write_dl([(name, summary_of_module(files[name])) for name in _PATH])
             n_others = len(files) - len(_PATH)
             formatter.write_paragraph()
             formatter.write_text(f"kdedge --help-all lists {n_others} more.")
@@ -89,7 +95,7 @@ class LazyGroup(click.Group):
         names = self.list_commands(ctx)
         groups = {**_GROUPS, "More": [name for name in names if name not in _ORDER]}
         for title, members in groups.items():
-            rows = [(name, first_line(files[name])) for name in members if name in files]
+            rows = [(name, summary_of_module(files[name])) for name in members if name in files]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import click
@@ -10,8 +9,6 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.runs.find import find_run
-
-log = logging.getLogger(__name__)
 
 
 @click.command("report")
@@ -37,11 +34,8 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     page = report(*sources, output=output, root=root)
     runs = [find_run(source, root) for source in sources or (None,)]
-    records = [gather(run) for run in runs]
-    for problem in (problem for one in records for problem in one.problems):
-        log.warning("%s", problem)
     # The command that makes a missing record, if one is missing
-    following = next(iter(records[0].missing.values()), ["show", str(runs[0].path)])
+    following = next(iter(gather(runs[0]).missing.values()), ["show", str(runs[0].path)])
     text = f"Wrote {page}\n{next_line(*following)}"
     record = {
         "runs": list(dict.fromkeys(str(run.path) for run in runs)),

@@ -30,7 +30,7 @@ from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.results import EvalResult, SampleKind, UnlabeledResult, assumed_shares, by_images
 from kdedge.runs.results import model_label, sorted_results
 from kdedge.speed_results import SpeedResult
-from kdedge.tables import Grid, html_table, percent
+from kdedge.tables import Grid, html_table
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -182,16 +182,10 @@ def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
     """Agreement, confidence and predicted classes of a model without labels."""
     if result is None:
         return []
-    facts = [["images", f"{result.images}; labels were not used"]]
-    confidence = f"{percent(result.confidence_percent)} %"
     models = {"images": result.predicted}
-    if result.agreement_percent is not None:
-        facts.append(["predicts what the teacher predicts", f"{result.agreement_percent:.2f} %"])
-        confidence += f", the teacher's {percent(result.teacher_confidence_percent)} %"
+    if result.teacher_predicted:
         models["the teacher's"] = result.teacher_predicted
-    facts.append(["mean confidence", confidence])
-    facts.append(["classes predicted", f"{len(result.predicted):,} of {result.n_classes:,}"])
-    return [Grid("", [], facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
+    return [Grid("", [], result.facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
 
 
 def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Grid:

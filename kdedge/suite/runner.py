@@ -277,9 +277,12 @@ def next_cell(
 ) -> Cell | None:
     """The first cell of a queue that need not wait for another; None if all must.
 
-    A cell waits for one that trains the same model now, such as its teacher. If it is unknown what
-    a cell trains, as its weights are missing, it runs alone. Zero-shot CLIP waits for all earlier
-    cells whose runs measure it. A cell that measures another's run waits for that one.
+    A cell waits for:
+
+    * a running cell that trains the same model, such as its teacher;
+    * all running cells, if it is unknown what it or they train, as weights are missing;
+    * all earlier cells whose runs measure zero-shot CLIP, if it is zero-shot CLIP;
+    * the cell whose run it measures.
 
     Args:
         queue: unfinished cells, in the plan's order.

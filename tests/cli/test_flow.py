@@ -277,7 +277,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     assert kdedge("report").code == 0
     page = Path("runs/tiny/02/report/01/index.html").read_text()
     assert page.count('<img src="data:image/jpeg') == len(written["samples"]) == 10
-    assert "predicts what the teacher predicts" in page
+    assert "teacher agrees" in page
 
 
 def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> None:

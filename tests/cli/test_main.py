@@ -113,12 +113,13 @@ def test_every_command_has_one_line_in_the_help_and_a_help_of_its_own_without_to
         import contextlib, io, sys
         from pathlib import Path
         import click
-        from kdedge.cli.main import cli, first_line, run
+        from kdedge.cli.main import cli, run, summary_of_module
         for name in cli.list_commands(click.Context(cli)):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 code = run([name, "-h"])
             heavy = {"torch", "torchvision", "open_clip", "onnx", "onnxruntime"} & set(sys.modules)
-            short = first_line(Path(sys.modules[f"kdedge.cli.{name.replace('-', '_')}"].__file__))
+            module = sys.modules[f"kdedge.cli.{name.replace('-', '_')}"]
+            short = summary_of_module(Path(module.__file__))
             is_own = out.getvalue().startswith(f"Usage: kdedge {name}") and short.endswith(".")
             print(name, code, sorted(heavy), is_own)
     """)

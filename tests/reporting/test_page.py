@@ -412,7 +412,7 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
     assert chapter.verdict == ["The student agrees with the teacher on 75 % of 105 images."]
     blocks: dict[str, Any] = {section.title: section.blocks for section in chapter.sections}
     facts, table = blocks["Without labels"]
-    assert ["predicts what the teacher predicts", "75.00 %"] in facts.rows
+    assert ["teacher agrees", "75.00 %"] in facts.rows
     assert table.rows[0] == ["class 13", "14", "0"]
     assert table.caption == "The 12 most frequent of 14."
     (cards,) = blocks["Images"]
