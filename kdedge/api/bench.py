@@ -12,16 +12,18 @@ from pathlib import Path
 
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, find_artifact
+from kdedge.benchmarking.compare import check_comparable, check_regressions
+from kdedge.benchmarking.device import device_sheet
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
-from kdedge.errors import Interrupted, RecipeError, ResourceError
+from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError, ResourceError
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.threads import given_number, set_up_threads
 from kdedge.setup.packages import need_training_packages
-from kdedge.speed_results import SpeedResult
+from kdedge.speed_results import SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ def bench(
     calls: int = 20,
     slowest: float = 10.0,
     output: str | Path | None = None,
+    baseline: str | Path | None = None,
+    max_percent: float = 5.0,
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -57,15 +61,20 @@ def bench(
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
         slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
         output: a new file for the measurements; by default `bench/NN.json` in the first run.
+        baseline: a file of earlier measurements of this machine to compare with; it is checked
+            before anything is measured.
+        max_percent: how much longer than the baseline's a median may be, in percent.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
         have no ratio.
 
     Raises:
-        RecipeError: no such run or method, a number is too small, or the file exists.
+        RecipeError: no such run or method, a number is too small, the file exists, or the baseline
+            is another machine's.
         SetupError: torch or the device is missing; artifacts need no torch.
         ResourceError: the measurements cannot be written; the error has them as `result`.
+        GateError: a median is longer than the baseline allows; `result` has the measurements.
         Interrupted: on Ctrl-C; `result` has what was measured before.
     """
     if calls < 3 or min(batches, default=0) < 1 or not (seconds > 0 and slowest > 0):
@@ -75,6 +84,12 @@ def bench(
         )
     file = None if output is None else Path(output)
     threads = given_number() if threads is None else threads
+    if baseline is not None:
+        try:
+            before = read_speed(Path(baseline))
+        except DataError as error:
+            raise RecipeError(f"--baseline: {error}") from error
+        check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
     with contextlib.nullcontext() if file is None else new_file(file):
         set_up_threads(threads)
         names = [against] if isinstance(against, str) else against
@@ -96,6 +111,13 @@ def bench(
             models.write(error.result, file)
             raise
         models.write(result, file)
+    if baseline is not None:
+        try:
+            lines = check_regressions(result, before, max_percent=max_percent, where=str(baseline))
+        except KdedgeError as error:
+            error.result = result
+            raise
+        log.info("%s", "\n".join(lines))
     return result
 
 

@@ -39,6 +39,12 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
+def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
+    """A percentage from `5%` or `5`."""
+    number = FiniteRange(min=0).convert(value.strip().removesuffix("%"), parameter, ctx)
+    return float(number)
+
+
 @click.command("bench")
 @click.argument("sources", metavar="[RUN|ARTIFACT|FILE]...", nargs=-1)
 @click.option(
@@ -80,7 +86,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     type=click.Choice(_FORMATS),
     default="text",
     show_default=True,
-    help="json has every timed call; it is what --output writes.",
+    help="json has every timed call; it is what --output writes and --baseline reads.",
 )
 @click.option(
     "--all",
@@ -93,6 +99,20 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the measurements here as JSON. Must not exist. [default: bench/NN.json in the"
     " first run]",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Earlier measurements (JSON) of this machine to compare with.",
+)
+@click.option(
+    "--max-regress",
+    "max_percent",
+    callback=_percent,
+    default="5%",
+    show_default=True,
+    metavar="PERCENT",
+    help="Exit with code 6 if a median is this much above --baseline's.",
 )
 @runs_option
 @device_option

@@ -242,7 +242,7 @@ def test_a_method_that_learns_from_a_teacher_is_no_comparison(kdedge: Kdedge) ->
 @pytest.mark.parametrize(
     "given",
     [
-        *("--batch=1,0", "--batch=x", "--batch=²"),
+        *("--batch=1,0", "--batch=x", "--batch=²", "--max-regress=-1"),
         *("--seconds=nan", "--seconds=inf", "--slowest=nan"),
     ],
 )
@@ -258,6 +258,30 @@ def test_a_file_that_cannot_be_loaded_leaves_the_other_rows(kdedge: Kdedge) -> N
     assert done.code == 0, done.err
     assert "model.fp16.onnx ended early:" in done.out
     assert "model.int8-cpu.onnx" in done.out
+
+
+def test_a_regression_ends_in_exit_6_after_the_table(kdedge: Kdedge) -> None:
+    file = f"{ARTIFACT}/model.onnx"
+    assert kdedge("bench", file, *QUICK, "--output", "before.json").code == 0
+    values = read("before.json")
+    for name, factor in {"slower": 1e3, "faster": 1e-6}.items():  # of the times before it
+        for measurement in values["rows"][0]["measurements"]:
+            measurement["p50_ms"] *= factor
+        Path(f"{name}.json").write_text(json.dumps(values))
+    done = kdedge("bench", file, *QUICK, "--baseline", "slower.json", "--max-regress", "9%")
+    assert done.code == 0, done.err
+    assert "model.onnx (onnxruntime" in done.err
+    options: dict[str, Any] = {"batches": (1, 2), "seconds": 0.01, "calls": 3}
+    with pytest.raises(api.GateError, match=r"3 of 3 medians are more than 5 % above") as caught:
+        api.bench(file, baseline="faster.json", **options)
+    assert [row.model for row in caught.value.result.rows] == [Path(file).name]
+
+
+def test_a_baseline_that_is_no_table_is_found_before_anything_is_measured(kdedge: Kdedge) -> None:
+    Path("b.json").write_text("{}")
+    done = kdedge("bench", ARTIFACT, "--baseline", "b.json")
+    assert done.code == 2
+    assert "--baseline: b.json has no command, measured_at" in done.err
 
 
 def test_nothing_is_overwritten(kdedge: Kdedge) -> None:

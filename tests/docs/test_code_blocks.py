@@ -148,7 +148,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/measure.md": {
         "kdedge bench": BENCH,
         "kdedge report": REPORT,
-        "def medians(file):": LOAD,
+        "kdedge bench line3 --baseline before.json --max-regress 5%": LOAD,
     },
     "docs/own-images.md": {
         "python docs/examples/draw_images.py drawings": DRAWN,
