@@ -458,6 +458,7 @@ def import_checkpoint(
     config: str | Path | None = None,
     quick_gelu: bool | None = None,
     name: str | None = None,
+    exact: bool = False,
     root: str | Path | None = None,
     device: str | None = None,
 ) -> Run:
@@ -477,6 +478,8 @@ def import_checkpoint(
         config: your own model config (JSON) instead of a name.
         quick_gelu: activation of the backbone, if its weights do not tell it.
         name: name of the run; by default the file's name and the kind.
+        exact: use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc
+            only).
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
@@ -516,7 +519,9 @@ def import_checkpoint(
     workspace = Workspace(root, choose_device(device))
     if classes is not None and kind == "promptsrc":
         names = given_class_names(classes)
-        imported = import_teacher(file, workspace, name=name, on=on, class_names=names)
+        imported = import_teacher(
+            file, workspace, name=name, on=on, class_names=names, is_exact=exact
+        )
     else:
         of = find_run(run_argument(teacher), root)
         imported = import_student(file, workspace, name=name, on=on, teacher=of)

@@ -45,6 +45,12 @@ from kdedge.cli._output import json_option, next_line, print_result
 @click.option(
     "--teacher", help="Run of the teacher. promptkd needs it: the checkpoint has no class vectors."
 )
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc"
+    " only).",
+)
 @runs_option
 @device_option
 @threads_option

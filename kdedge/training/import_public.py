@@ -4,6 +4,7 @@ The public file holds prompts (and a projector) next to a copy of the backbone. 
 what was trained and names the backbone's weights. PromptSRC's code averages the frozen
 half-precision weights with the prompts, so the backbone in a teacher's file differs from the
 original by rounding. The import reports the difference and fails if it is larger than rounding.
+`is_exact` keeps the file's own backbone.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.public_checkpoint import (
+    PromptSRCParameters,
     PublicCheckpoint,
     deviation,
     promptkd_parameters,
@@ -26,11 +29,12 @@ from kdedge.clip.public_checkpoint import (
     read_public_checkpoint,
 )
 from kdedge.clip.resolve import BackboneSpec
+from kdedge.clip.tensor_file import write_tensors
 from kdedge.clip.weights import for_message
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
-from kdedge.files import sha256_file
+from kdedge.files import sha256_file, write_atomic
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.protocol import MethodSettings
 from kdedge.runs.folder import RunFolder
@@ -75,6 +79,7 @@ def import_teacher(
     name: str,
     on: BackboneSpec,
     class_names: tuple[str, ...],
+    is_exact: bool,
 ) -> Imported:
     """Makes a finished teacher run from a PromptSRC checkpoint.
 
@@ -84,13 +89,15 @@ def import_teacher(
         name: the run's name.
         on: the backbone it was trained on.
         class_names: all classes to store vectors for, as the file has no class names.
+        is_exact: keep the file's own backbone tensors, in the run folder.
 
     Raises:
         DataError: the file is no PromptSRC checkpoint, or is of another backbone.
     """
     checkpoint = read_public_checkpoint(file)
     parameters = promptsrc_parameters(checkpoint.state_dict)
-    largest = _largest_deviation(file, on, _load_backbone(on, workspace), parameters.backbone)
+    backbone = _load_backbone(on, workspace)
+    largest = _largest_deviation(file, on, backbone, parameters.backbone)
     settings = promptsrc.Settings(
         n_ctx_text=parameters.context.shape[0],
         n_ctx_vision=parameters.visual_prompts.shape[1],
@@ -99,6 +106,12 @@ def import_teacher(
     )
     recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, on))
     with _new_run(workspace.root, recipe, "teacher", checkpoint, file) as run:
+        if is_exact:
+            own = replace(
+                on, weights=_write_own_backbone(run, backbone, parameters), quick_gelu=None
+            )
+            recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, own))
+            write_atomic(run.recipe, dump_recipe(recipe).encode())
         setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
         method = setup.build()
         method.module.load_state_dict(
@@ -246,3 +259,14 @@ def _new_run(
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
+
+
+def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PromptSRCParameters) -> str:
+    """Writes the backbone with the file's tensors; returns the path."""
+    state: dict[str, Tensor] = dict(backbone.model.state_dict())
+    state |= {key: value.float() for key, value in parameters.backbone.items()}
+    is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
+    path = run.path / "backbone.safetensors"
+    tensors = {key: value.cpu().contiguous() for key, value in state.items()}
+    write_tensors(path, tensors, {"quick_gelu": str(is_quick).lower()})
+    return str(path.absolute())

@@ -65,10 +65,11 @@ ON_TEST = ("--set", "data.test.folder=test", "--set", "data.split=base-to-novel"
 
 
 @pytest.mark.usefixtures("teacher_checkpoint")
+@pytest.mark.parametrize("exact", [(), ("--exact",)], ids=["prompts only", "exact"])
 def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
-    kdedge: Run, trained: Path
+    kdedge: Run, trained: Path, exact: tuple[str, ...]
 ) -> None:
-    done = kdedge(*IMPORT_TEACHER)
+    done = kdedge(*IMPORT_TEACHER, *exact)
     assert done.code == 0, done.err
     assert re.search(
         r"^model-best\.pth\.tar: not needed: prompt_learner\.ZS_image_encoder\.\* \(\d+ keys\),"
@@ -191,7 +192,7 @@ def test_each_tower_has_as_many_prompted_layers_as_the_file(
     assert (settings["prompt_depth_text"], settings["prompt_depth_vision"]) == (1, 2)
 
 
-@pytest.mark.parametrize("command", [IMPORT_TEACHER, IMPORT_STUDENT])
+@pytest.mark.parametrize("command", [IMPORT_TEACHER, (*IMPORT_TEACHER, "--exact"), IMPORT_STUDENT])
 @pytest.mark.usefixtures("teacher_checkpoint", "student_checkpoint")
 def test_an_import_on_other_weights_of_the_same_sizes_is_refused(
     kdedge: Run,
