@@ -86,7 +86,7 @@ class _Worker:
                     f"The worker has kdedge {__version__}, and the command {self._version}.\n"
                     "  Install the same version on all nodes of the cluster."
                 )
-            elsewhere, paths = _ray().get(self._work)
+            work_bytes, paths = _ray().get(self._work)
             for path in paths:
                 if not path.exists():
                     raise SetupError(
@@ -94,7 +94,7 @@ class _Worker:
                         "  Put images, runs, weights and recipes on a file system that all nodes"
                         " see under the same paths."
                     )
-            self._do = elsewhere(self._resources)
+            self._do = pickle.loads(work_bytes)(self._resources)  # noqa: S301 - of this command
         return self._do
 
 
@@ -117,7 +117,8 @@ class RayWorkers:
             return
         ray = _ray()
         n = min(self._n_workers, len(pieces))
-        packed = ray.put((work.elsewhere, work.paths))  # sent once to each node
+        work_bytes = ray.cloudpickle.dumps(work.elsewhere)
+        packed = ray.put((work_bytes, work.paths))  # sent once to each node
         attempts = ray.remote(num_cpus=0)(_Attempts).remote()
         with _quiet_context():
             rows = ray.data.from_items(
