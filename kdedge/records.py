@@ -128,7 +128,7 @@ def _may_be_left_out(kind: Any) -> frozenset[str]:
 def _plain(value: Any) -> Any:
     """A field's value as `dataclasses.asdict` gives it."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {key: _plain(one) for key, one in _written_fields(value)}
+        return {key: _plain(written_field) for key, written_field in _written_fields(value)}
     if isinstance(value, tuple | list):
         return type(value)(map(_plain, value))
     if isinstance(value, dict):
@@ -305,17 +305,17 @@ def _place(problem: ErrorDetails, value: Any) -> str:
 
 def _say(problems: list[ErrorDetails]) -> str:
     """Says what is wrong at one place, after the place's name."""
-    missing = [str(one["loc"][-1]) for one in problems if one["type"] == "missing"]
+    missing = [str(problem["loc"][-1]) for problem in problems if problem["type"] == "missing"]
     if missing:
         return f"has no {', '.join(missing)}"
-    unknown = [str(one["loc"][-1]) for one in problems if one["type"] in _UNKNOWN]
+    unknown = [str(problem["loc"][-1]) for problem in problems if problem["type"] in _UNKNOWN]
     if unknown:
         return f"has unknown keys: {', '.join(unknown)}"
     got = problems[0]["input"]
     shown = "null" if got is None else f"{got!r:.60} ({type(got).__name__})"
     if problems[0]["type"] in _NOT_AN_OBJECT:
         return f"is not a JSON object: got {shown}"
-    expected = dict.fromkeys(_expected(one["msg"]) for one in problems)
+    expected = dict.fromkeys(_expected(problem["msg"]) for problem in problems)
     return f"is {shown}; expected {' or '.join(expected)}"
 
 

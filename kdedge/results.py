@@ -148,7 +148,7 @@ def accuracy_cells(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     if any(abs(result.mean_over_classes - result.all) >= 0.005 for _, result in rows):
         columns["mean over classes"] = "mean_over_classes"
     cells = [
-        [label, *(percent(getattr(one, key)) for key in columns.values())] for label, one in rows
+        [label, *(percent(getattr(row, key)) for key in columns.values())] for label, row in rows
     ]
     return ["model", *columns], cells
 

@@ -176,7 +176,7 @@ class Models:
             if file is not None:
                 artifact.file(file)  # an unknown file is an error that lists the known ones
             rows = artifact_subjects(artifact, n_threads=self._n_threads)
-            rows = [one for one in rows if file in (None, one.model)]
+            rows = [row for row in rows if file in (None, row.model)]
             self._groups.append((str(source), rows))
 
     def _add_run(self, source: str | None) -> None:

@@ -120,6 +120,6 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     folders = [find_run(run_argument(run), root) for run in runs or (None,)]
     records = [gather(run) for run in {run.path.resolve(): run for run in folders}.values()]
     page = write_report(records, folder)
-    for problem in (problem for one in records for problem in one.problems):
+    for problem in (problem for record in records for problem in record.problems):
         log.warning("%s", problem)
     return page

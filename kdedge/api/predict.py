@@ -236,12 +236,12 @@ class Predictions(Tabled, Sequence[Result]):
     @property
     def classified(self) -> list[Prediction]:
         """The predictions of the images that could be classified."""
-        return [one for one in self._results if isinstance(one, Prediction)]
+        return [result for result in self._results if isinstance(result, Prediction)]
 
     @property
     def failed(self) -> list[UnreadableImage | NonFiniteLogits]:
         """The images without a prediction, each with the reason."""
-        return [one for one in self._results if not isinstance(one, Prediction)]
+        return [result for result in self._results if not isinstance(result, Prediction)]
 
     def least_certain(self, n: int) -> list[Prediction]:
         """The `n` images with the lowest score, lowest first: label these next.
@@ -263,12 +263,12 @@ class Predictions(Tabled, Sequence[Result]):
 
     def to_records(self) -> list[dict[str, Any]]:
         """Returns the objects that `kdedge predict --format jsonl` writes, as for a data frame."""
-        return [result_values(one, None) for one in self._results]
+        return [result_values(result, None) for result in self._results]
 
     def to_csv(self) -> str:
         """Returns the lines that `kdedge predict --format csv` writes."""
         lines = lines_as("csv", top=self._top, min_score=None, tells_none=self._tells_none)
-        written = [lines.heading(), *(lines.line(one) for one in self._results)]
+        written = [lines.heading(), *(lines.line(result) for result in self._results)]
         return "".join(f"{line}\n" for line in written)
 
     @property
@@ -277,12 +277,12 @@ class Predictions(Tabled, Sequence[Result]):
         header = ["image", "class", "score"]
         for rank in range(2, self._top + 1):
             header += [f"class {rank}", f"score {rank}"]
-        return header, [self._row(one) for one in self._results]
+        return header, [self._row(result) for result in self._results]
 
     @property
     def notes(self) -> list[str]:
         """Why images have no prediction."""
-        return [f"{one.key}: {one.reason}." for one in self.failed]
+        return [f"{failure.key}: {failure.reason}." for failure in self.failed]
 
     def _row(self, result: Result) -> list[str]:
         cells = [result.key]

@@ -94,7 +94,7 @@ class SuiteResult:
         lines = make_lines(plan, outcomes)
         self.folder = ledger.folder.path
         self.grids, self.notes = make_grids(plan, lines), notes(plan, lines)
-        self.runs = [one.run for one in outcomes.values() if one.run is not None]
+        self.runs = [outcome.run for outcome in outcomes.values() if outcome.run is not None]
         self._record = to_record(plan, outcomes, lines)
         if exported is not None:
             self._record["exported"], grid = exported
@@ -108,7 +108,7 @@ class SuiteResult:
         return dict(self._record)
 
     def __str__(self) -> str:
-        tables = [f"{one.title}\n{text_table(one.header, one.rows)}" for one in self.grids]
+        tables = [f"{grid.title}\n{text_table(grid.header, grid.rows)}" for grid in self.grids]
         return "\n\n".join([*tables, *self.notes])
 
     def _repr_html_(self) -> str:

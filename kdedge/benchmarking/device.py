@@ -165,7 +165,7 @@ def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
     reasons = _asked(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
     policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
     statuses = [_asked(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
-    times = [int(one.violationTime) for one in statuses if one is not None]
+    times = [int(status.violationTime) for status in statuses if status is not None]
     return {
         "throttle_reasons": [name for name, bit in slowed.items() if reasons & bit],
         # How long power and heat have slowed it down so far; None if it does not count that

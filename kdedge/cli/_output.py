@@ -216,7 +216,7 @@ class Brief(click.Command):
         """Lists the options."""
         if shows_all(ctx):
             return super().format_options(ctx, formatter)
-        shown = [one for one in self.get_params(ctx) if self._first & {*one.opts}]
+        shown = [parameter for parameter in self.get_params(ctx) if self._first & {*parameter.opts}]
         rows = [row for one in shown if (row := one.get_help_record(ctx)) is not None]
         with formatter.section("Options"):
             formatter.write_dl(rows)

@@ -78,7 +78,7 @@ def _as_text(comparison: Comparison) -> str:
         parts.append(shown + (f"\n... and {more:,} more changed answers" if more > 0 else ""))
     else:
         parts.append("No answer has changed.")
-    counts = [one for one in comparison.answers.classes if one.n_old != one.n_new]
+    counts = [entry for entry in comparison.answers.classes if entry.n_old != entry.n_new]
     if counts:
         counts.sort(key=lambda one: -abs(one.n_new - one.n_old))
         cells = [
@@ -88,6 +88,6 @@ def _as_text(comparison: Comparison) -> str:
         text = table(cells, header=("class", "old", "new"), align="lrr")
         parts.append(text + (f"\n... and {more:,} more classes" if more > 0 else ""))
     if comparison.unreadable:
-        lines = [f"{visible(one.image)}: {one.reason}" for one in comparison.unreadable]
+        lines = [f"{visible(image.image)}: {image.reason}" for image in comparison.unreadable]
         parts.append("\n".join(["Unreadable:", *some_of(lines, _MOST_SHOWN)]))
     return "\n\n".join(parts)

@@ -72,7 +72,7 @@ def command(
         headline = headline_of(folder, unlabeled=result)
         header, counts = ["predicted", "by teacher"], (result.predicted, result.teacher_predicted)
         names = dict.fromkeys(itertools.chain(*counts))
-        cells = [[name, *(str(one.get(name, 0)) for one in counts)] for name in names]
+        cells = [[name, *(str(count.get(name, 0)) for count in counts)] for name in names]
     else:
         results = with_stored(folder, result)  # of other models on the same images, too
         rows = labeled_results(folder, results)

@@ -83,7 +83,7 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
     _tidy(benchmark, folder, keep=archives)
     if failed:
         raise _summary(benchmark, root, failed)
-    return Fetched(folder, tuple(one.gives for one in downloads), tuple(archives))
+    return Fetched(folder, tuple(download.gives for download in downloads), tuple(archives))
 
 
 def _bring(download: Download, folder: Path, mirror: HubArchive | None) -> None:
@@ -185,7 +185,7 @@ def _tidy(benchmark: Benchmark, folder: Path, *, keep: Collection[str]) -> None:
 
 def _archive_names(benchmark: Benchmark) -> list[str]:
     mirror = [] if benchmark.mirror is None else [benchmark.mirror.name]
-    return [one.name for one in benchmark.downloads if one.is_archive] + mirror
+    return [download.name for download in benchmark.downloads if download.is_archive] + mirror
 
 
 def _summary(benchmark: Benchmark, root: Path, failed: dict[str, KdedgeError]) -> KdedgeError:

@@ -79,8 +79,8 @@ class ClientCheck:
         if not self.mistakes:
             return None
         shown = "".join(
-            f"  image {one.image}: expected {one.expected}, got {one.got}\n"
-            for one in self.mistakes[:_N_SHOWN]
+            f"  image {mistake.image}: expected {mistake.expected}, got {mistake.got}\n"
+            for mistake in self.mistakes[:_N_SHOWN]
         )
         return GateError(
             f"The client differs from the artifact on {len({m.image for m in self.mistakes})} of"

@@ -113,7 +113,7 @@ class RecordedCalls:
         dependent = {id(self.images)}
         for operation in self.operations:
             if any(id(one) in dependent for one in operation.inputs):
-                dependent.update(id(one) for one in operation.outputs)
+                dependent.update(id(output) for output in operation.outputs)
         return dependent
 
 

@@ -32,7 +32,7 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Grid:
         )
     if "validation" in {result.selection for _, result in rows}:
         caption += "Some models have the weights of the best epoch on validation images. "
-    caption += " ".join(f"{label}: {note}" for label, one in rows for note in one.notes)
+    caption += " ".join(f"{label}: {note}" for label, row in rows for note in row.notes)
     return Grid(f"Accuracy on {first.n_images:,} test images, percent", header, cells, caption)
 
 

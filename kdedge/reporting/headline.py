@@ -72,7 +72,7 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     own = results.get("student")
     if own is None:
         return [], False
-    same = {name: one for name, one in results.items() if are_same_images(own, one)}
+    same = {name: result for name, result in results.items() if are_same_images(own, result)}
     zero_shot, teacher = same.get("zeroshot", own), same.get("teacher")
     points = mean = _score(own) - _score(zero_shot)
     if own.harmonic_mean is None:  # the harmonic mean is of fewer names at a time

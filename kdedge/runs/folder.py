@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow
 
 def runs_folder(root: str | Path | None, *runs: Any) -> Path:
     """The folder of all runs: `root`, else the first `Run`'s, else KDEDGE_RUNS, else `runs`."""
-    of_run = next((one.folder.root for one in runs if hasattr(one, "folder")), None)
+    of_run = next((run.folder.root for run in runs if hasattr(run, "folder")), None)
     return Path(root or of_run or os.environ.get("KDEDGE_RUNS") or "runs")
 
 

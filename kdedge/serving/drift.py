@@ -77,10 +77,10 @@ class ScoreSummary:
     @classmethod
     def of(cls, frames: Sequence[Scored]) -> ScoreSummary:
         """Computes them."""
-        best = [int(one.scores.argmax()) for one in frames]
+        best = [int(frame.scores.argmax()) for frame in frames]
         return cls(
-            100 * float(np.mean([one.scores.max() for one in frames])),
-            100 * float(np.mean([one.is_none for one in frames])),
+            100 * float(np.mean([frame.scores.max() for frame in frames])),
+            100 * float(np.mean([frame.is_none for frame in frames])),
             100 * np.bincount(best, minlength=len(frames[0].scores)) / len(frames),
         )
 
@@ -167,8 +167,8 @@ class DriftReference:
     def values(self, frames: Sequence[Scored], name: Statistic) -> Array:
         """The values of a statistic, [n, k]."""
         if name == "none":
-            return np.array([[float(one.is_none)] for one in frames])
-        raw = self._raw(np.stack([one.scores for one in frames]), name)
+            return np.array([[float(frame.is_none)] for frame in frames])
+        raw = self._raw(np.stack([frame.scores for frame in frames]), name)
         columns = zip(self._normal[name], raw.T, strict=True)
         return np.stack([np.interp(column, *known) for known, column in columns], axis=1)
 

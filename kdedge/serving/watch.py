@@ -211,9 +211,9 @@ def _smoke_scores(classifier: Classifier) -> list[Scored]:
     """Scores of the artifact's smoke set by the file that watches."""
     names = classifier.artifact.class_names
     pixels = load_smoke_set(classifier.artifact).pixels
-    images = ((str(i), Image.fromarray(one)) for i, one in enumerate(pixels))
+    images = ((str(i), Image.fromarray(image)) for i, image in enumerate(pixels))
     results = classifier.classify_many(images, top=len(names))
-    return [_scored(one, names) for one in results if isinstance(one, Prediction)]
+    return [_scored(result, names) for result in results if isinstance(result, Prediction)]
 
 
 def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> Scored:

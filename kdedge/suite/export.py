@@ -75,8 +75,8 @@ def export_students(ledger: Ledger, export: Callable[[Path], Artifact]) -> Expor
     files = [
         _file(row, artifacts[row.source][1], ledger, artifacts[row.source][0]) for row in speed.rows
     ]
-    for images in {one["images"] for one in files}:
-        ranked = [one for one in files if one["images"] == images and one["doubt"] is None]
+    for images in {file["images"] for file in files}:
+        ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
         for i in pareto_front([(one["p50_ms"], one["accuracy"]) for one in ranked]):
             ranked[i]["is_on_front"] = True
     folder = ledger.folder.path

@@ -100,10 +100,10 @@ def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
 
     Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
     """
-    shared = [seed for seed in recipes[0] if all(seed in one for one in recipes)]
+    shared = [seed for seed in recipes[0] if all(seed in recipe for recipe in recipes)]
     averages: list[Values] = []
     for seed in shared:
-        of_seed = [one[seed] for one in recipes]
+        of_seed = [recipe[seed] for recipe in recipes]
         mean = {name: _mean(values[name] for values in of_seed) for name in FIGURES}
         averages.append({**mean, "harmonic_mean": _harmonic_mean(mean)})
     return averages
@@ -155,7 +155,7 @@ def make_grids(plan: Plan, lines: Sequence[Line]) -> list[Grid]:
 def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
     ours = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
     pairs = [(line.mean["all"], line.mean["mean_over_classes"]) for line in lines]
-    if all(_with_spread(one, None) == _with_spread(other, None) for one, other in pairs):
+    if all(_with_spread(pair, None) == _with_spread(other, None) for pair, other in pairs):
         ours = [name for name in ours if name != "mean_over_classes"]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
     # Rows that learn from the same data need no columns for it

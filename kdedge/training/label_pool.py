@@ -109,7 +109,7 @@ def label_pool(
     # Not the folder and its lock, which another command may be waiting for
     for file in filler.store.path.rglob("*.safetensors"):
         file.unlink(missing_ok=True)
-    given = {one.image: one.label for one in labels}
+    given = {label.image: label.label for label in labels}
     return LabeledPool(
         path=path,
         method=method,

@@ -102,7 +102,7 @@ def find_order(preprocess: Preprocess) -> Order:
         rng.integers(0, 256, (max(1, size * high // 2), max(1, size * wide // 2), 3), np.uint8)
         for high, wide in _PROBES
     ]
-    expected = [np.asarray(resize_and_crop(Image.fromarray(one), preprocess)) for one in images]
+    expected = [np.asarray(resize_and_crop(Image.fromarray(image), preprocess)) for image in images]
     worst = {}
     for order in reversed(get_args(Order)):
         graph = preprocess_graph(preprocess, order).SerializeToString()
