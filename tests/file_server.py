@@ -85,6 +85,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Repo-Commit", "abc123")
+            self.send_header("ETag", '"1"')
             self.end_headers()
             if is_download:
                 self.wfile.write(body[: answer.cut])

@@ -20,57 +20,36 @@ from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.cpu_choice import CpuMachine, TimedFile
-from kdedge.speed_results import Measurement
 from kdedge.targets.onnx import run as onnx_run
 
 SHORT = TimingPlan(seconds=0.0, n_calls=4, n_rounds=2)
-
-
-def candidate(name: str, ratio: float | None, **changes: Any) -> TimedFile:
-    values: dict[str, Any] = {"precision": "fp32", "runtime": "some 1.0"}
-    values |= {"agreement_percent": 100.0, "out": None, "speedup": ratio, **changes}
-    return TimedFile(name, time=None if ratio is None else timed(ratio), **values)
-
-
-def timed(ratio: float) -> Measurement:
-    values = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "mean_ms"), 1 / ratio)
-    return Measurement(
-        batch=1,
-        inputs="on device",
-        n_calls=3,
-        **values,
-        cv_percent=0.0,
-        images_per_second=1000 * ratio,
-        ratio=ratio,
-        ratio_low=ratio,
-        ratio_high=ratio,
-        watts=None,
-        samples_ms=(),
-    )
-
-
-FLOAT = candidate("model.onnx", 1.0)
-BYTES = candidate("model.int8.xml", 3.0, agreement_percent=98.5)
 
 
 @pytest.mark.parametrize(
     ("others", "expected"),
     [
         ([], "model.int8.xml"),
-        ([candidate("fastest", 9.0, out="agreement 97 %")], "model.int8.xml"),
-        ([candidate("broken", None, out="cannot be loaded")], "model.int8.xml"),
-        ([candidate("exact", 3.0 * (1 - TIE_SHARE / 2))], "exact"),
-        ([candidate("exact", 3.0 * (1 - 2 * TIE_SHARE))], "model.int8.xml"),
+        ([("fastest", 9.0, "agreement 97 %")], "model.int8.xml"),
+        ([("broken", None, "cannot be loaded")], "model.int8.xml"),
+        ([("exact", 3.0 * (1 - TIE_SHARE / 2), None)], "exact"),
+        ([("exact", 3.0 * (1 - 2 * TIE_SHARE), None)], "model.int8.xml"),
     ],
 )
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_exact_one(
-    others: list[TimedFile], expected: str
+    make_measurement: Callable[..., Any], others: list[Any], expected: str
 ) -> None:
-    assert choose([FLOAT, BYTES, *others], where="art").file == expected
+    rows = [("model.onnx", 1.0, None), ("model.int8.xml", 3.0, None), *others]
+    files = []
+    for name, ratio, out in rows:
+        time = None if ratio is None else make_measurement(p50_ms=1 / ratio, ratio=ratio)
+        agreement = 98.5 if name == "model.int8.xml" else 100.0
+        files.append(TimedFile(name, "fp32", "some 1.0", agreement, time, ratio, out))
+    assert choose(files, where="art").file == expected
 
 
 def test_where_none_passes_each_says_why() -> None:
-    found = [dataclasses.replace(FLOAT, out="NaN"), dataclasses.replace(BYTES, out="97 %")]
+    missed = {"model.onnx": "NaN", "model.int8.xml": "97 %"}
+    found = [TimedFile(*(name, "fp32", *[None] * 4, why)) for name, why in missed.items()]
     with pytest.raises(GateError, match=r"art has no file .*\n  model\.onnx: NaN\n  .*: 97 %"):
         choose(found, where="art")
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -78,43 +75,11 @@ def test_a_named_file_of_the_hub_is_taken_from_its_cache_or_its_server_is_tried_
     assert no_network == [("hub.test", 443)]
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub on this machine that has one file, owner/clip's model.safetensors."""
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            is_here = self.path == "/owner/clip/resolve/main/model.safetensors"
-            self.send_response(200 if is_here else 404)
-            for name, value in {
-                "ETag": '"1"',
-                "X-Repo-Commit": "abc",
-                "Content-Length": "7",
-            }.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            self.do_HEAD()
-            self.wfile.write(b"weights")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        yield
-        server.shutdown()
-
-
-@pytest.mark.usefixtures("hub")
-def test_a_named_file_is_fetched_from_the_hub(tmp_path, monkeypatch):
+def test_a_named_file_is_fetched_from_the_hub(hub, file_server, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    path = "/owner/clip/resolve/main/model.safetensors"
+    hub.give(path, file_server.Answer(b"weights"))
     assert fetch_from_hub("owner/clip", "model.safetensors").read_bytes() == b"weights"
 
 

@@ -25,9 +25,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from kdedge.clip.builtin import builtin_file
 from kdedge.clip.find import find_backbone
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.clip.weights import hash_weights
 from kdedge.clip.weights_file import HashCache
 from kdedge.files import SETTLED_NS
 
@@ -179,11 +177,6 @@ Open = Callable[[], HashCache]
 def found_values(spec: BackboneSpec, hashes: HashCache | None) -> dict[str, Any]:
     found = find_backbone(spec, needs_texts=False, hashes=hashes)
     return {name: getattr(found, name) for name in ("weights_hash", "identity", "embed_dim")}
-
-
-def tensors_hash(backbone: AnyBackbone) -> str:
-    module = getattr(backbone, "model", None) or backbone.visual
-    return hash_weights(module.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)

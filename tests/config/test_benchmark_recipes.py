@@ -57,17 +57,6 @@ def test_base_to_novel_recipes_differ_in_their_set_alone(name: str) -> None:
     assert rest(recipe) == rest(shipped("sun397"))
 
 
-def test_the_weight_of_the_divergence_is_the_published_one_of_each_set() -> None:
-    # PromptKD repository, scripts/promptkd/base2new_train.sh
-    light = {"fgvc_aircraft", "oxford_flowers", "dtd"}
-    for name in BASE_TO_NOVEL:
-        student = shipped(name).student
-        assert student is not None
-        assert student.settings["losses"]["kl"]["weight"] == (200 if name in light else 1000)
-    text = shipped_recipes()["dtd"].read_text()
-    assert "200 / 47" in text
-
-
 ATTRIBUTES = {  # docs/ATPrompt.md of the authors' repository
     "imagenet": ["color", "shape"],
     "caltech101": ["shape", "size"],

@@ -30,11 +30,6 @@ def test_a_recipe_without_the_keys_has_the_defaults(recipe: Path) -> None:
     loaded = load_recipe(recipe).recipe
     assert loaded.export == ExportSpec()
     assert loaded.gates == GatesSpec()
-    assert loaded.export.precisions == ()
-    assert (loaded.export.head, loaded.export.pixels) == ("scores", "float")
-    assert (loaded.export.batch, loaded.export.max_batch) == ("dynamic", 32)
-    assert (loaded.export.calibration_images, loaded.export.parity_images) == (512, 500)
-    assert loaded.export.external_data is False
 
 
 def test_the_gates_give_numbers() -> None:

@@ -7,12 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides, shipped_recipes
 from kdedge.config.optim_spec import resolve_optim
-from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import dump_yaml, parse_yaml
 from kdedge.errors import RecipeError
 
@@ -79,17 +78,10 @@ def test_a_models_own_optim_lies_over_the_shared_one_and_both_over_the_defaults(
     assert resolve_optim(recipe.optim, None).lr == 1e-3
 
 
-def test_a_typo_is_named_with_line_and_the_nearest_key(tmp_path):
-    text = GOOD.replace("  weights: openai", "  wieghts: openai")
-    assert (
-        problem(tmp_path, text)
-        == "r.yaml:9: student.wieghts is not a known key.\n  Did you mean weights?"
-    )
-
-
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        ("weights:", "wieghts:", "r.yaml:9: student.wieghts is not a known key.\n  Did you mean w"),
         ("lr: 1e-3", "lr: fast", 'r.yaml:14: optim.lr must be a number, got "fast".'),
         ("lr: 1e-3", "lr: true", "r.yaml:14: optim.lr must be a number, got true."),
         ("lr: 1e-3", "lr: -1", "r.yaml:14: optim.lr must be more than 0, got -1."),
@@ -211,11 +203,21 @@ def test_an_override_makes_the_mappings_it_needs(tmp_path):
     assert recipe.data.labeled.folder == Path("/x")
 
 
-def test_a_path_in_an_override_starts_at_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    recipe = load_recipe(write(tmp_path, GOOD), {"data.test.folder": "x"}).recipe
-    assert recipe.data.test.folder == tmp_path / "here" / "x"
+def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in(
+    tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    paths = {
+        "data.test.folder": "x",
+        "data.labeled.webdataset": "x/t.tar",
+        "student.weights": "w.pt",
+    }
+    recipe = load_recipe(write(tmp_path, GOOD), paths).recipe
+    assert recipe.data.test.folder == here / "x"
+    assert recipe.data.labeled.webdataset == str(here / "x/t.tar")
+    assert recipe.student.weights == str(here / "w.pt")
     assert recipe.data.unlabeled.folder == tmp_path / "cams"
 
 
@@ -306,80 +308,9 @@ def test_dumped_yaml_reads_back_as_equal_values(values):
     assert parse_yaml(dump_yaml(values), name="x")[0] == values
 
 
-recipes = st.fixed_dictionaries(
-    {
-        "name": st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}", fullmatch=True),
-        "seed": st.integers(0, 2**32 - 1),
-        "classes": st.lists(
-            st.text(st.characters(exclude_categories=("Cs",)), min_size=1),
-            min_size=2,
-            max_size=5,
-            unique=True,
-        ),
-        "data": st.fixed_dictionaries(
-            {
-                "unlabeled": st.sampled_from(
-                    [
-                        {"folder": "a b"},
-                        {"synthetic": "shapes", "part": "val"},
-                        {"webdataset": "~/x-{00..11}.tar"},
-                    ]
-                ),
-                "max_bad_images": st.sampled_from(["1%", "12.5%", 0, 7]),
-            }
-        ),
-        "student": st.fixed_dictionaries(
-            {
-                "backbone": st.just("ViT-B-16"),
-                "settings": st.dictionaries(st.text(min_size=1, max_size=8), plain, max_size=3),
-                "optim": st.sampled_from([{}, {"lr": 0.1}, {"clip_grad_norm": None, "epochs": 3}]),
-            }
-        ),
-    }
-)
-
-
-@given(recipes)
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_dumped_recipe_loads_as_an_equal_one(tmp_path, values):
-    recipe = Recipe.model_validate(values, context={"folder": tmp_path})
-    again = load_recipe(write(tmp_path, dump_recipe(recipe))).recipe
-    assert again == recipe
-    assert resolve_optim(again.optim, again.student.optim) == (
-        resolve_optim(recipe.optim, recipe.student.optim)
-    )
-
-
 def test_the_dump_holds_defaults_and_null_where_null_was_given(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD), {"student.optim.clip_grad_norm": None}).recipe
     values, _ = parse_yaml(dump_recipe(recipe), name="x")
     assert values["optim"]["momentum"] == 0.9
     assert values["student"]["optim"]["clip_grad_norm"] is None
     assert json.dumps(values["data"]["unlabeled"]) == json.dumps({"folder": str(tmp_path / "cams")})
-
-
-def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "recipes").mkdir()
-    recipe = tmp_path / "recipes" / "own.yaml"
-    recipe.write_text(
-        "name: own\nclasses: [cat, dog]\n"
-        "data: {unlabeled: {folder: a}, test: {webdataset: t.tar}}\n"
-        "student: {weights: own.pt}\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    loaded = load_recipe(
-        recipe,
-        {
-            "data.test.webdataset": "x/t.tar",
-            "student.weights": "w.pt",
-            "data.unlabeled.folder": "b",
-        },
-    ).recipe
-    assert loaded.data.test is not None
-    assert loaded.data.test.webdataset == str(tmp_path / "x/t.tar")
-    assert loaded.data.unlabeled is not None
-    assert loaded.data.unlabeled.folder == tmp_path / "b"
-    assert loaded.student is not None
-    assert loaded.student.weights == str(tmp_path / "w.pt")

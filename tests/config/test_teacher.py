@@ -40,8 +40,3 @@ def test_a_file_has_to_be_there(tmp_path: Path) -> None:
 def test_no_key_stands_beside_a_file(tmp_path: Path, key: str) -> None:
     with pytest.raises(RecipeError, match=r"teacher has file and \w+; remove one of them"):
         load(tmp_path, f"{HEAD}teacher: {{file: a.csv, {key}}}\n")
-
-
-def test_there_is_one_teacher(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="teachers is not a known key"):
-        load(tmp_path, f"{HEAD}teachers: [{{run: a}}]\n")

@@ -126,11 +126,6 @@ def test_strong_views_are_asked_for_by_name(source):
     assert not torch.equal(plain[0].images, strong[0].images)
 
 
-def test_the_number_of_workers_changes_nothing(source):
-    assert_same(batches(source), batches(source, n_workers=2))
-    assert_same(batches(source)[2:], batches(source, n_workers=2, first_step=2))
-
-
 @pytest.mark.parametrize("change", [{"seed": 2}, {"epoch": 1}])
 def test_another_seed_or_epoch_gives_another_order_and_other_crops(source, change):
     first, second = batches(source), batches(source, **change)
@@ -230,15 +225,6 @@ def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
 def test_more_labeled_images_a_step_than_there_are_come_more_than_once(source, listed):
     (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1]), 5), epoch=1)
     assert sorted(batch.labeled.labels.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 1, 1, 1])
-
-
-def test_starting_at_a_step_continues_the_labeled_stream_too(source, listed):
-    options = {"labels": None, "labeled": (listed(SEVEN), 3), "epoch": 2}
-    full = batches(source, **options)
-    for first_step in (1, 4, 5):
-        later = batches(source, first_step=first_step, n_workers=1, **options)
-        assert [one.keys for one in full[first_step:]] == [one.keys for one in later]
-        assert_same([one.labeled for one in full[first_step:]], [one.labeled for one in later])
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])

@@ -1,13 +1,9 @@
-import json
-import math
 import random
-from collections import defaultdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdedge.data.benchmarks import open_part, read_split
 from kdedge.data.split import base_novel, few_shot
 from kdedge.errors import DataError
 
@@ -50,47 +46,6 @@ def test_few_shot_is_coops_draw(labels, shots, seed):
     finally:
         random.setstate(state)
     assert expected == few_shot(labels, range(len(labels)), shots=shots, stream=random.Random(seed))
-
-
-def coop_base_shots(rows, shots, seed):
-    """CoOp's few-shot set of the base classes: drawn over all, then halved and relabeled."""
-    random.seed(seed)
-    tracker = defaultdict(list)
-    for row in rows:
-        tracker[row[1]].append(row)
-    drawn = []
-    for items in tracker.values():
-        drawn.extend(random.sample(items, shots))
-    labels = sorted({label for _, label, _ in drawn})
-    base = labels[: math.ceil(len(labels) / 2)]
-    relabel = {label: new for new, label in enumerate(base)}
-    return [(path, relabel[label]) for path, label, _ in drawn if label in base]
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_shots_of_a_split_files_base_classes_are_coops(seed, tmp_path):
-    order = random.Random(0)
-    rows = [[f"c{c}/{i}.jpg", c, f"class {c}"] for c in range(7) for i in range(16 + 5 * c)]
-    order.shuffle(rows)
-    tests = [[f"c{c}/t.jpg", c, f"class {c}"] for c in range(7)]
-    file = tmp_path / "split.json"
-    file.write_text(json.dumps({"train": rows, "val": [], "test": tests}))
-
-    split = read_split(file, remedy="")
-    names = split.class_names
-    source = open_part(tmp_path, split, part="train", class_names=names, labeled=True)
-    labels = [item.label for item in source.items]
-    drawn = few_shot(labels, range(len(labels)), shots=16, stream=random.Random(seed))
-    base, _ = base_novel(len(names))
-    found = [(source.items[i].key, labels[i]) for i in drawn if labels[i] in base]
-
-    state = random.getstate()
-    try:
-        expected = coop_base_shots(rows, 16, seed)
-    finally:
-        random.setstate(state)
-    assert expected == found
-    assert len(found) == 16 * 4
 
 
 def test_few_shot_draws_from_the_given_images_only_and_leaves_the_global_stream_alone():

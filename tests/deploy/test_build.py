@@ -309,14 +309,6 @@ def test_an_artifact_without_onnx_files_says_so(artifact: Artifact) -> None:
         build_files(dataclasses.replace(artifact, files=()), "tensorrt-rtx", ["fp32"])
 
 
-def test_an_unknown_target_is_told_with_those_there_are(artifact: Artifact) -> None:
-    with pytest.raises(
-        RecipeError,
-        match="There are: coreml, executorch, litert, onnx, onnx-image, openvino, tensorrt,",
-    ):
-        build_files(artifact, "abacus", ["fp16"])
-
-
 @pytest.mark.parametrize(
     ("precisions", "flags", "is_relative"),
     [(["fp16", "int8"], "--trt --int8", True), (["fp16"], "--trt", False)],

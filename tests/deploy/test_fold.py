@@ -319,15 +319,6 @@ def test_every_ablation_folds_exactly(chosen: dict[str, Any], options: dict[str,
     assert_folds_exactly(make_student(backbone, **chosen), backbone, **options)
 
 
-def test_a_tuned_tower_is_folded_and_not_the_backbone_it_came_from() -> None:
-    backbone = make_clip()
-    tuned = make_student(backbone, tune="full", **OWN_TEXT)
-    frozen = make_student(backbone, n_ctx_vision=0, **OWN_TEXT)
-    images = draw_pixels(2, 16).float() / 255
-    difference = folded(tuned, backbone)(images) - folded(frozen, backbone)(images)
-    assert float(difference.abs().max()) > 0.1
-
-
 def test_a_projector_of_one_linear_layer_leaves_no_layer_of_its_own() -> None:
     backbone = make_clip()
     models = {n: folded(make_student(backbone, projector_depth=n), backbone) for n in (1, 2, 3)}

@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -36,84 +35,52 @@ FIELDS: dict[str, Any] = {
     "name": str,
     "platform": str,
     "max_batch_size": int,
-    "input": [{"name": str, "data_type": "enum", "dims": [int]}],
-    "output": [{"name": str, "data_type": "enum", "dims": [int], "label_filename": str}],
+    "input": [{"name": str, "data_type": "Type", "dims": [int]}],
+    "output": [{"name": str, "data_type": "Type", "dims": [int], "label_filename": str}],
     "dynamic_batching": {"max_queue_delay_microseconds": int},
-    "instance_group": [{"kind": "enum", "count": int, "profile": [str]}],
+    "instance_group": [{"kind": "Kind", "count": int, "profile": [str]}],
     "optimization": {"cuda": {"graphs": bool}},
-    "model_warmup": [
-        {
-            "name": str,
-            "batch_size": int,
-            "inputs": [
-                {
-                    "key": str,
-                    "value": {"data_type": "enum", "dims": [int], "zero_data": bool},
-                }
-            ],
-        }
-    ],
+    "model_warmup": [{"name": str, "batch_size": int, "inputs": [{"key": str, "value": {}}]}],
 }
-ENUMS = {"TYPE_FP32", "TYPE_UINT8", "KIND_GPU", "KIND_CPU", "KIND_AUTO"}
-TOKEN = re.compile(r'\s*(?:#[^\n]*|("(?:[^"\\\n]|\\.)*"|[A-Za-z_][A-Za-z_0-9]*|-?\d+|[:{}\[\],]))')
+FIELDS["model_warmup"][0]["inputs"][0]["value"] = {
+    "data_type": "Type", "dims": [int], "zero_data": bool,
+}  # fmt: skip
+ENUMS = {
+    "Type": ("TYPE_INVALID", "TYPE_FP32", "TYPE_UINT8"),
+    "Kind": ("KIND_AUTO", "KIND_GPU", "KIND_CPU"),
+}
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Reads the subset of protobuf's text format that config.pbtxt uses, against `FIELDS`."""
-    tokens = []
-    place = 0
-    while place < len(text.rstrip()):
-        match = TOKEN.match(text, place)
-        assert match is not None, f"not protobuf text: {text[place : place + 40]!r}"
-        tokens += [match[1]] if match[1] else []
-        place = match.end()
-    tokens.reverse()
-    values = message(tokens, FIELDS)
-    assert not tokens
-    return values
+    """Reads a config.pbtxt with protobuf's own reader, as a message of `FIELDS`."""
+    pytest.importorskip("google.protobuf")
+    from google.protobuf import descriptor_pb2, json_format, message_factory, text_format
 
+    kinds = descriptor_pb2.FieldDescriptorProto
+    plain = {str: kinds.TYPE_STRING, int: kinds.TYPE_INT32, bool: kinds.TYPE_BOOL}
+    file = descriptor_pb2.FileDescriptorProto(name="config.proto")
+    for name, values in ENUMS.items():
+        enum = file.enum_type.add(name=name)
+        for number, value in enumerate(values):
+            enum.value.add(name=value, number=number)
 
-def message(tokens: list[str], fields: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    while tokens and tokens[-1] != "}":
-        key = tokens.pop()
-        kind = fields[key]
-        if tokens[-1] == ":":
-            tokens.pop()
-        else:
-            assert tokens[-1] in "{[", f"{key} has no value"
-        if not isinstance(kind, list):
-            assert key not in values, f"{key} is given twice"
-            values[key] = value(tokens, kind)
-        elif tokens[-1] == "[":
-            tokens.pop()
-            items = values.setdefault(key, [])
-            while tokens[-1] != "]":
-                items.append(value(tokens, kind[0]))
-                if tokens[-1] == ",":
-                    tokens.pop()
-            tokens.pop()
-        else:
-            values.setdefault(key, []).append(value(tokens, kind[0]))
-    return values
+    def describe(message: Any, fields: dict[str, Any]) -> None:
+        for number, (name, kind) in enumerate(fields.items(), start=1):
+            is_list = isinstance(kind, list)
+            label = kinds.LABEL_REPEATED if is_list else kinds.LABEL_OPTIONAL
+            field = message.field.add(name=name, number=number, label=label)
+            kind = kind[0] if is_list else kind
+            if isinstance(kind, dict):
+                describe(message.nested_type.add(name=f"In_{name}"), kind)
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f"In_{name}"
+            elif isinstance(kind, str):
+                field.type, field.type_name = kinds.TYPE_ENUM, f".{kind}"
+            else:
+                field.type = plain[kind]
 
-
-def value(tokens: list[str], kind: Any) -> Any:
-    token = tokens.pop()
-    if isinstance(kind, dict):
-        assert token == "{"
-        values = message(tokens, kind)
-        assert tokens.pop() == "}"
-        return values
-    if kind == "enum":
-        assert token in ENUMS
-        return token
-    if kind is bool:
-        return {"true": True, "false": False}[token]
-    if kind is str:
-        assert token.startswith('"')
-        return token[1:-1]
-    return kind(token)
+    describe(file.message_type.add(name="Config"), FIELDS)
+    config = text_format.Parse(text, message_factory.GetMessages([file])["Config"]())
+    return json_format.MessageToDict(config, preserving_proto_field_name=True)
 
 
 def make_file(folder: Path, name: str, **changes: Any) -> ModelFile:

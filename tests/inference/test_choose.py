@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import hashlib
 import logging
-import platform
 import re
 import sys
 from pathlib import Path
@@ -121,28 +120,11 @@ def test_a_file_that_missed_its_gate_is_loaded_with_one_warning(
     assert message.startswith("model.onnx missed its gate. It is used because fp32 was asked for")
 
 
-@pytest.mark.parametrize(
-    ("is_jetson", "remedy"),
-    [
-        (False, "Install it with: pip install tensorrt"),
-        (True, "Install JetPack's package: sudo apt-get"),
-    ],
-)
 def test_the_backend_that_was_asked_for_says_what_it_lacks(
-    artifact: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-    is_jetson: bool,
-    remedy: str,
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if is_jetson:
-        request.getfixturevalue("jetson")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    with pytest.raises(
-        BackendUnavailable, match=f"need tensorrt, which is not installed.\n  {remedy}"
-    ):
+    with pytest.raises(BackendUnavailable, match="need tensorrt, which is not installed"):
         load(artifact.with_files(ALL[6]), backend="tensorrt")
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,8 +78,3 @@ def test_without_a_weight_labeled_images_are_not_looked_at(student: Student) -> 
         for one in (replace(batch(), labeled=None), Batch(images(), None))
     ]
     assert torch.equal(losses[0], losses[1])
-
-
-def test_a_negative_weight_is_refused() -> None:
-    with pytest.raises(ValidationError, match="greater than or equal to 0"):
-        promptkd.Settings(labeled_weight=-1.0)

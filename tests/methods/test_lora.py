@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
@@ -124,28 +123,6 @@ def test_each_change_belongs_to_its_blocks_layer(student: Student) -> None:
     assert (full["visual.conv1.weight"], full["visual.proj"]) == (4, 0)
     assert set(full) < set(student(tune="full").trainable_parameters())
     assert student().layers_above() == {}
-
-
-@pytest.mark.parametrize(
-    ("lora", "message"),
-    [
-        ({"rank": 0}, "greater than or equal to 1"),
-        ({"alpha": 0.0}, "greater than 0"),
-        ({"projections": ["qkv"]}, "'q', 'k', 'v', 'out' or 'mlp'"),
-        ({"projections": []}, "at least 1 item"),
-        ({"projections": ["q", "q"]}, "has one of them twice"),
-        ({"blocks": [-1]}, "has a negative number"),
-        ({"blocks": []}, "at least 1 item"),
-    ],
-)
-def test_wrong_settings_are_refused(lora: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        promptkd.Settings(tune="lora", lora=lora)
-
-
-def test_settings_that_nothing_reads_are_refused() -> None:
-    with pytest.raises(ValidationError, match="have lora with tune: full, which does not use it"):
-        promptkd.Settings(tune="full", lora={"rank": 4})
 
 
 def test_a_rank_above_the_width_is_an_error(student: Student) -> None:

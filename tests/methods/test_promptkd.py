@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
@@ -68,39 +67,6 @@ def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
 def test_two_class_lists_are_an_error() -> None:
     with pytest.raises(ShapeError, match="one class list"):
         distillation_loss(logits(0), logits(0, n_classes=6), temperature=1.0)
-
-
-@pytest.mark.parametrize(
-    ("given", "n_classes", "expected"),
-    [
-        ({}, 397, 1000.0),
-        ({"weight": 200.0}, 47, 200.0),
-        ({"weight_per_image": 2.5}, 397, 992.5),
-    ],
-)
-def test_the_weight_of_one_image_has_two_spellings(
-    given: dict[str, float], n_classes: int, expected: float
-) -> None:
-    settings = promptkd.Settings(losses={"kl": given})
-    assert settings.losses.weights(n_classes) == {"kl": pytest.approx(expected)}
-    assert settings.recorded(n_classes) == {
-        "kd_weight_per_image": pytest.approx(expected / n_classes)
-    }
-
-
-def test_both_spellings_at_once_are_refused() -> None:
-    with pytest.raises(ValidationError, match="set only one of them"):
-        promptkd.Settings(losses={"kl": {"weight": 1.0, "weight_per_image": 1.0}})
-
-
-@pytest.mark.parametrize(
-    ("temperature", "bound"), [(1e300, "less than or equal to 1000"), (1e-38, "equal to 0.01")]
-)
-def test_a_temperature_that_makes_the_loss_infinite_is_refused(
-    temperature: float, bound: str
-) -> None:
-    with pytest.raises(ValidationError, match=bound):
-        promptkd.Settings(losses={"kl": {"temperature": temperature}})
 
 
 def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:

@@ -215,6 +215,8 @@ def test_each_loss_has_its_authors_weight_or_the_recipes_in_the_recipes_order(
 ) -> None:
     settings = promptkd.Settings(**given)
     assert list(settings.losses.weights(10).items()) == list(expected.items())
+    per_image = {"kd_weight_per_image": expected["kl"] / 10} if "kl" in expected else {}
+    assert settings.recorded(10) == per_image
     again = promptkd.Settings(**settings.model_dump(mode="json"))
     assert list(again.losses.weights(10).items()) == list(expected.items())
     assert again == settings
@@ -231,13 +233,39 @@ def test_a_record_of_settings_holds_the_chosen_losses_only() -> None:
         ({"tune": "projector", "class_vectors": "student"}, "which has no projector"),
         ({"losses": {}}, "must name at least one loss"),
         ({"losses": {"feature": {"weight": 0.0}}}, "greater than 0"),
+        ({"losses": {"kl": {"weight": 1.0, "weight_per_image": 1.0}}}, "set only one of them"),
+        # The loss would be infinite
+        ({"losses": {"kl": {"temperature": 1e300}}}, "less than or equal to 1000"),
+        ({"losses": {"kl": {"temperature": 1e-38}}}, "equal to 0.01"),
+        ({"labeled_weight": -1.0}, "greater than or equal to 0"),
         ({"losses": {"feature": {"temperature": 1.0}}}, "Extra inputs"),
         ({"losses": {"fature": {}}}, "Extra inputs"),
         ({"projector_depth": 4}, "less than or equal to 3"),
         ({"tune": "everything"}, "'full'"),
+        ({"tune": "full", "lora": {"rank": 4}}, "have lora with tune: full, which does not use it"),
+        *(
+            ({"tune": "lora", "lora": lora}, message)
+            for lora, message in (
+                ({"rank": 0}, "greater than or equal to 1"),
+                ({"alpha": 0.0}, "greater than 0"),
+                ({"projections": ["qkv"]}, "'q', 'k', 'v', 'out' or 'mlp'"),
+                ({"projections": []}, "at least 1 item"),
+                ({"projections": ["q", "q"]}, "has one of them twice"),
+                ({"blocks": [-1]}, "has a negative number"),
+                ({"blocks": []}, "at least 1 item"),
+            )
+        ),
+        ({"depth": 2, "prompt_depth": 3}, "have depth: 2 with prompt_depth: 3; set prompt_depth"),
+        (
+            {"depth": 2, "tune": "lora", "lora": {"blocks": [0, 2]}},
+            "lora.blocks with block 2, but depth: 2 keeps the blocks 0 to 1",
+        ),
+        ({"depth": 0}, "greater than or equal to 1"),
+        ({"merge_tokens": -1}, "greater than or equal to 0"),
+        ({"merge_tokens": 1.5}, "valid integer"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(given: Any, message: str) -> None:
+def test_settings_that_cannot_be_are_refused(given: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         promptkd.Settings(**given)
 

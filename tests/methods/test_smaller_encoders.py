@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
@@ -73,26 +72,6 @@ def test_only_what_is_kept_is_trained(
     assert max(above.values()) == (3 if tune == "full" else 2)
     assert len(method.image_path().visual.transformer.resblocks) == 2
     assert len(tiny_backbone.model.visual.transformer.resblocks) == 3
-
-
-@pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ({"depth": 2, "prompt_depth": 3}, "have depth: 2 with prompt_depth: 3; set prompt_depth"),
-        (
-            {"depth": 2, "tune": "lora", "lora": {"blocks": [0, 2]}},
-            "lora.blocks with block 2, but depth: 2 keeps the blocks 0 to 1",
-        ),
-        ({"depth": 0}, "greater than or equal to 1"),
-        ({"merge_tokens": -1}, "greater than or equal to 0"),
-        ({"merge_tokens": 1.5}, "valid integer"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(
-    chosen: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValidationError, match=message):
-        promptkd.Settings(**chosen)
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,6 @@ def with_search(records: RunRecords, found: dict[str, Any]) -> RunRecords:
     return replace(records, artifact=replace(records.artifact, files=files))
 
 
-def test_an_artifact_without_a_search_has_one_table(records: RunRecords) -> None:
-    (table,) = blocks(records)
-    cells = dict(zip(table.header, table.rows[1], strict=True))
-    assert (cells["runtime"], cells["images"]) == ("onnxruntime 1.24.4 CPU", "40")
-
-
 def test_steps_and_the_sensitivity_of_each_layer_are_shown(records: RunRecords) -> None:
     _, steps, layers = blocks(with_search(records, search(a=-0.1, b=None, c=0.5)))
     assert "Ended after 61 s: the target was reached. Layers in float: c." in steps.caption

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -59,8 +58,7 @@ def test_a_picture_has_the_pinned_mean_color() -> None:
 @pytest.mark.parametrize(("part", "per_class"), [("train", 120), ("val", 20), ("test", 40)])
 def test_every_class_has_as_many_pictures_as_the_others(part: str, per_class: int) -> None:
     source = open_source("shapes", part=part, labeled=True)
-    counts = Counter(item.label for item in source.items)
-    assert counts == dict.fromkeys(range(24), per_class)
+    assert [item.label for item in source.items] == [*range(24)] * per_class
 
 
 def test_keys_are_unique_over_all_parts() -> None:
@@ -72,25 +70,6 @@ def test_no_picture_is_in_two_parts() -> None:
     sources = [open_source("shapes", part=part, labeled=True) for part in PARTS]
     files = [source.read(i) for source in sources for i in range(48)]
     assert len(set(files)) == len(files)
-
-
-def test_a_label_is_the_position_of_the_name_whose_color_is_in_the_picture() -> None:
-    """The object stands out in red or blue against the background, under the camera's cast."""
-    source = open_source("shapes", part="test", labeled=True)
-    redness = {
-        color: np.mean(
-            [
-                float((picture[..., 0] - picture[..., 2]).max())
-                for picture in (
-                    pixels(source.read(i))
-                    for i, item in enumerate(source.items[:240])
-                    if class_names("shapes")[item.label].split()[:2] == ["plain", color]
-                )
-            ]
-        )
-        for color in ("red", "blue")
-    }
-    assert redness["red"] > redness["blue"] + 15
 
 
 def test_novel_classes_recombine_attributes_of_base_classes() -> None:

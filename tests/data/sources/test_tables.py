@@ -261,6 +261,16 @@ def test_text_that_is_not_utf8_is_damage_that_is_named(module: Any, tmp_path: Pa
         module.open_source(place, class_names=NAMES, labeled=True)
 
 
+def run_script(script: str, place: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, place],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
 OPEN = """
 import sys
 from pathlib import Path
@@ -280,9 +290,7 @@ def test_wrong_offsets_in_an_arrow_file_do_not_end_the_process(tmp_path: Path) -
     (file,) = tmp_path.glob("*.arrow")
     offsets = np.array([0, 7, 18, 31], np.int32)
     changed(file, offsets.tobytes(), np.array([0, 2**31 - 1, -5, 31], np.int32).tobytes())
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    done = run_script(OPEN, str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count(f"{file} is damaged: ") == 3
 
@@ -338,13 +346,7 @@ except ResourceError as error:
 
 def test_no_network_is_asked_for_local_files(hub: Any, tmp_path: Path) -> None:
     place = save_parquet(tmp_path, table_of(FEATURES, image=structs(IMAGES), label=[0] * 7))
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN_PARQUET, place],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "HF_ENDPOINT": hub.url},
-    )
+    done = run_script(OPEN_PARQUET, place, HF_ENDPOINT=hub.url)
     assert (done.stdout, hub.requests) == ("7\n", [])
 
 
@@ -352,13 +354,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     place = save_parquet(tmp_path, table_of(image=structs(IMAGES)))
     cache = tmp_path / "file" / "cache"
     cache.parent.write_bytes(b"")
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN_PARQUET, place],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "HF_DATASETS_CACHE": str(cache)},
-    )
+    done = run_script(OPEN_PARQUET, place, HF_DATASETS_CACHE=str(cache))
     assert f"{cache} could not be written: not a directory" in done.stdout
 
 
@@ -376,14 +372,8 @@ except KdedgeError as error:
 
 
 def read_offline(place: str, cache: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", HUB, place],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)},
-    )
-    assert done.stderr == ""
+    done = run_script(HUB, place, HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(cache))
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
 
 

@@ -36,14 +36,8 @@ class NoNetworkFlags(enum.IntEnum):
     pass
 
 
-class PrecisionFlags(enum.IntEnum):
-    FP16 = 0
-    INT8 = 1
-    TF32 = 7
-
-
 class Config:
-    """RTX's build configuration, with the precision flags and the timing cache that it lacks.
+    """RTX's build configuration, with the timing cache that it lacks.
 
     A cache that begins with `torn` cannot be read; one of a foreign device is not taken.
     """
@@ -55,14 +49,7 @@ class Config:
         return getattr(self.real, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.version.settings[name] = value
         setattr(self.real, name, value)
-
-    def set_flag(self, flag: PrecisionFlags) -> None:
-        self.version.flags.append(flag)
-
-    def get_flag(self, flag: PrecisionFlags) -> bool:
-        return flag in self.version.flags
 
     def create_timing_cache(self, data: bytes) -> Any:
         return None if data.startswith(b"torn") else data
@@ -87,16 +74,12 @@ class Version:
 
     Attributes:
         networks: the flags of each network.
-        flags: the builder flags that were set.
-        settings: attributes of the build configuration that were set.
         caches: the timing caches that were taken.
         instead: called for the engine in place of RTX's builder, with the log.
     """
 
     def __init__(self, number: str, network_flags: type[enum.IntEnum]) -> None:
         self.networks: list[int] = []
-        self.flags: list[PrecisionFlags] = []
-        self.settings: dict[str, Any] = {}
         self.caches: list[bytes] = []
         self.instead: Callable[[Any], Any] | None = None
         self.module = ModuleType("tensorrt")
@@ -106,7 +89,6 @@ class Version:
             __spec__=None,
             __version__=number,
             NetworkDefinitionCreationFlag=network_flags,
-            BuilderFlag=PrecisionFlags,
             Builder=self._new_builder,
         )
 
@@ -368,15 +350,13 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
 # One builder for every version
 
 
-def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
+def test_version_10_builds_what_the_file_holds(
     version_10: Version, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     for precision in ("fp32", "fp16", "int8"):
         path = tmp_path / f"{precision}.engine"
         version_10.builder().build(onnx_files[precision], path, batches=(1, 4))
-    assert version_10.flags == []
     assert version_10.networks == [1 << NetworkFlagsOf10.STRONGLY_TYPED] * 3
-    assert "progress_monitor" in version_10.settings
 
 
 def test_a_version_without_network_flags_is_asked_for_none(small: Path, tmp_path: Path) -> None:

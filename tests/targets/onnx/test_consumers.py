@@ -1,11 +1,7 @@
-"""Programs of others read the ONNX files: onnx's checker and shape inference, and Polygraphy."""
+"""Another program reads the ONNX files: onnx's checker and shape inference."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +42,3 @@ def test_the_checker_and_strict_shape_inference_take_every_file(
     (value,) = inferred.graph.output
     last = value.type.tensor_type.shape.dim[-1].dim_value
     assert (value.name, last) == (("features", 40) if precision == "open" else ("logits", 5))
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_polygraphy_inspects_every_file(files: dict[str, Path], precision: str) -> None:
-    tool = shutil.which("polygraphy", path=str(Path(sys.executable).parent))
-    if tool is None:
-        pytest.skip("Polygraphy is not installed beside this Python")
-    command = [tool, "inspect", "model", str(files[precision]), "--show", "layers"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    n_batch = r"\('?\w+'?, 3, 32, 32\)"
-    assert re.search(rf"\{{images \[dtype=float32, shape={n_batch}\]\}}", done.stdout)
-    expected = "features" if precision == "open" else "logits"
-    assert re.search(rf"\{{{expected} \[dtype=float32, shape=", done.stdout)
-    n_nodes = len(onnx.load(files[precision]).graph.node)
-    assert f"---- {n_nodes} Node(s) ----" in done.stdout

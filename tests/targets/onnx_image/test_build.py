@@ -249,8 +249,6 @@ def test_a_fixed_batch_is_refused(artifact: Artifact) -> None:
 def test_a_damaged_file_is_told(built: Artifact) -> None:
     path = built.path / "model.image.onnx"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match="has changed since the export"):
-        Classifier.load(built.path, backend="onnxruntime-image")
     with pytest.raises(DataError, match="cannot be loaded by onnxruntime"):
         run.load(path)
 
