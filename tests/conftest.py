@@ -107,6 +107,16 @@ def draw_clip(sizes: dict[str, int], *, seed: int, tag: int) -> dict[str, np.nda
     return state
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Lets torch compute in one thread, whatever a test before has left.
+
+    Small tensors are slower in several, by far where these wait for a core.
+    """
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def reference_folder() -> Path:
     """The reference vectors: those in tests/golden, or the folder that KDEDGE_REFERENCE names."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -78,17 +77,6 @@ def blank_project(
     return folder
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Context in which torch computes in one thread: small tensors are slower in several."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def copy_project(source: Path, target: Path) -> Path:
     """Copies a project, its runs too; the weights, which no test writes into, are linked."""
 
@@ -127,8 +115,7 @@ def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactor
     from kdedge.training.distill import distill
 
     folder = copy_project(blank_project, tmp_path_factory.mktemp("trained") / "project")
-    with one_thread():
-        distill(load_recipe(folder / "r.yaml"), Workspace(folder / "runs", choose_device("cpu")))
+    distill(load_recipe(folder / "r.yaml"), Workspace(folder / "runs", choose_device("cpu")))
     return folder
 
 
@@ -147,8 +134,7 @@ def exported_project(trained_project: Path, tmp_path_factory: pytest.TempPathFac
 
     folder = copy_project(trained_project, tmp_path_factory.mktemp("exported") / "project")
     command = ["export", "tiny/02", "--int8", "--int8-minutes", "0"]
-    with one_thread():
-        assert run([*command, "--runs", str(folder / "runs")]) == 0
+    assert run([*command, "--runs", str(folder / "runs")]) == 0
     return folder
 
 
@@ -180,7 +166,7 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def kdedge(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def kdedge(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process."""
     from kdedge.cli.main import run
 
@@ -190,8 +176,7 @@ def kdedge(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
-    with one_thread():
-        yield run_command
+    return run_command
 
 
 @pytest.fixture
