@@ -130,13 +130,6 @@ def test_methods_that_leave_the_image_encoder_alone_take_a_resnet(
     assert (path.visual, path.visual_prompts) == (resnet.model.visual, None)
 
 
-def test_a_folded_resnet_gives_the_students_logits(
-    resnet: Backbone, student: Student, fold_and_unfolded: Any
-) -> None:
-    model, pixels, expected = fold_and_unfolded(student(resnet, tune="projector"), PREPROCESS)
-    torch.testing.assert_close(model(pixels), expected, atol=1e-3, rtol=1e-4)
-
-
 def test_the_scale_of_an_image_encoder_is_the_teachers_and_is_kept_with_what_was_trained(
     timms: ImageBackbone, student: Student, tiny_teacher_backbone: Backbone
 ) -> None:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,21 +111,6 @@ def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
     torch.testing.assert_close(step.loss.detach(), 1000 * divergence / len(NAMES))
 
 
-class TrainableTeacher:
-    """A teacher that leaves it to its student to want no graph."""
-
-    scale = 20.0
-
-    def __init__(self) -> None:
-        self.weight = torch.ones(3 * 32 * 32, 8, requires_grad=True)
-
-    def class_vectors(self) -> Tensor:
-        return torch.nn.functional.normalize(logits(0, len(NAMES), 8), dim=-1)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(images.flatten(1) @ self.weight, dim=-1)
-
-
 def test_no_step_encodes_the_teachers_texts(
     student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
@@ -140,7 +126,14 @@ def test_no_step_encodes_the_teachers_texts(
 
 
 def test_a_teacher_is_run_without_a_graph(student: Student) -> None:
-    method = student(teacher=TrainableTeacher())
+    weight = torch.ones(3 * 32 * 32, 8, requires_grad=True)
+    vectors = torch.nn.functional.normalize(logits(0, len(NAMES), 8), dim=-1)
+    teacher = SimpleNamespace(
+        scale=20.0,
+        class_vectors=lambda: vectors,
+        forward_features=lambda images: images.flatten(1) @ weight,
+    )
+    method = student(teacher=teacher)
     assert not method.outputs(Batch(images(), None)).teacher_features.requires_grad
 
 

@@ -144,7 +144,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: 
     [
         *(
             ((key,), MISSING, key)
-            for key in ("format", "class_names", "preprocess", "input", "files")
+            for key in ["format", "class_names", "preprocess", "input", "files"]
         ),
         (("format",), "1", r"format is '1' \(str\); expected a valid integer"),
         (("format",), True, "expected a valid integer"),
@@ -153,27 +153,16 @@ def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: 
         (("class_names",), ["a", "a"], "expected distinct names"),
         (("class_names",), ["a", 1], r"class_names\[1\] is 1 .*expected a valid string"),
         (("class_names",), "abc", "expected a valid array"),
-        (
-            ("class_names",),
-            ["a\x1b[2J", "b"],
-            "expected distinct names.* without line breaks and",
-        ),
-        (("class_names",), ["a\nb"], "expected distinct names.* without line breaks and"),
-        (
-            ("class_names",),
-            ["a\u2028b"],
-            "expected distinct names.* without line breaks and",
+        *(
+            (("class_names",), [name, "b"], "expected distinct names.* without line breaks and")
+            for name in ("a\x1b[2J", "a\nb", "a\u2028b")
         ),
         (("class_names",), ["a\udc80b"], r"artifact\.json is not valid JSON"),
         (("in_graph", "std"), [0, 1, 1], "std is .*expected numbers above 0"),
         (("preprocess", "size_px"), None, "size_px is null"),
         (("preprocess",), [], "preprocess is not a JSON object"),
         (("input", "pixels"), "bgr", "input.pixels is 'bgr'.*expected 'float' or 'uint8'"),
-        (
-            ("input", "batch"),
-            "any",
-            r"input\.batch is 'any' \(str\); expected 'dynamic' or a valid integer",
-        ),
+        (("input", "batch"), "any", r"input\.batch is 'any'.*; expected 'dynamic' or a valid int"),
         (("input", "max_batch"), 0, "at least 1"),
         (("output", "head"), ["scores"], "expected 'scores' or 'argmax'"),
         (("gates",), None, "gates is not a JSON object: got null"),
@@ -192,11 +181,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: 
         (("files", 1, "parity", "n_images"), 0, r"files\[1\]\.parity\.n_images is 0"),
         (("others", "calibration.json"), 3, r"others\.calibration\.json is 3"),
         (("extra",), 1, "has unknown keys: extra"),
-        (
-            ("others",),
-            {"model.onnx.data": SHA, "../../x": SHA},
-            r"'\.\./\.\./x' is not a valid name",
-        ),
+        (("others", "../../x"), SHA, r"'\.\./\.\./x' is not a valid name"),
         (("files", 1, "name"), "artifact.json", r"'artifact\.json' is not a valid name of a file"),
         (("files", 1, "name"), "model.onnx", r"model\.onnx is listed twice"),
         (("others",), {}, r"'model\.onnx\.data', which is not listed"),
