@@ -245,18 +245,6 @@ def test_a_gap_in_the_prompted_blocks_names_the_missing_ones(
         promptsrc_parameters(state)
 
 
-def test_a_deep_prompt_in_the_first_block_is_an_error(promptkd: OrderedDict[str, Tensor]) -> None:
-    extra = {"image_encoder.transformer.resblocks.0.VPT_shallow": torch.ones(4, 64)}
-    with pytest.raises(DataError, match="also in block 0"):
-        promptkd_parameters({**promptkd, **extra})
-
-
-def test_prompts_of_different_lengths_are_an_error(promptkd: OrderedDict[str, Tensor]) -> None:
-    extra = {"image_encoder.transformer.resblocks.3.VPT_shallow": torch.ones(2, 64)}
-    with pytest.raises(ShapeError, match=r"resblocks\.3\.VPT_shallow is \[2, 64\]"):
-        promptkd_parameters({**promptkd, **extra})
-
-
 def test_promptkd_projector_computes_what_its_convolutions_compute(
     promptkd: OrderedDict[str, Tensor],
 ) -> None:
@@ -286,12 +274,6 @@ def test_promptkd_tensors_are_all_used(promptkd: OrderedDict[str, Tensor]) -> No
     assert {"logit_scale"} == {key for key in found.backbone if not key.startswith("visual.")}
 
 
-def test_a_projector_of_linear_layers_is_not_guessed_at(promptkd: OrderedDict[str, Tensor]) -> None:
-    changed = {**promptkd, "VPT_image_trans.conv1.0.weight": torch.ones(48, 32)}
-    with pytest.raises(ShapeError, match=r"expected \[out, in, 1, 1\]"):
-        promptkd_parameters(changed)
-
-
 @pytest.mark.parametrize(
     "key",
     ["VPT_image_trans.conv1.3.bias", "VPT_image_trans.conv1.1.running_mean", "image_encoder.VPT"],
@@ -302,20 +284,30 @@ def test_a_missing_tensor_is_named(promptkd: OrderedDict[str, Tensor], key: str)
         promptkd_parameters(rest)
 
 
+BLOCK = "image_encoder.transformer.resblocks"
+
+
 @pytest.mark.parametrize(
-    "key",
+    ("key", "shape", "error", "message"),
     [
-        "image_encoder.transformer.resblocks.0.VPT_deep",
-        "image_encoder.something",
-        "VPT_image_trans.conv2.weight",
-        "module.logit_scale",
-        "xlogit_scale",
-        "logit_scale.more",
+        (f"{BLOCK}.0.VPT_shallow", (4, 64), DataError, "also in block 0"),
+        (f"{BLOCK}.3.VPT_shallow", (2, 64), ShapeError, r"\.3\.VPT_shallow is \[2, 64\]"),
+        # A projector of linear layers is not guessed at
+        ("VPT_image_trans.conv1.0.weight", (48, 32), ShapeError, r"expected \[out, in, 1, 1\]"),
+        *(
+            (key, (1,), DataError, f"has {key}, which a checkpoint of a PromptKD")
+            for key in (
+                *(f"{BLOCK}.0.VPT_deep", "image_encoder.something", "VPT_image_trans.conv2.weight"),
+                *("module.logit_scale", "xlogit_scale", "logit_scale.more"),
+            )
+        ),
     ],
 )
-def test_a_key_that_is_not_known_is_named(promptkd: OrderedDict[str, Tensor], key: str) -> None:
-    with pytest.raises(DataError, match=f"has {key}, which a checkpoint of a PromptKD"):
-        promptkd_parameters({**promptkd, key: torch.ones(1)})
+def test_a_tensor_that_a_student_does_not_have_is_named(
+    promptkd: OrderedDict[str, Tensor], key: str, shape: Any, error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        promptkd_parameters({**promptkd, key: torch.ones(shape)})
 
 
 def test_neither_method_is_taken_for_the_other(

@@ -149,10 +149,4 @@ def test_every_suite_of_the_project_loads_and_finds_its_recipes(path):
 
 
 def test_there_are_suites_to_test():
-    assert {path.stem for path in SUITES} >= {
-        "photos100",
-        "ablations",
-        "table1",
-        "table2",
-        "table9",
-    }
+    assert {"photos100", "table1", "table9"} <= {path.stem for path in SUITES}

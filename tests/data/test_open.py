@@ -70,7 +70,6 @@ def test_labels_follow_the_class_lists_order(kind, specs):
 
 
 def test_built_in_drawings_have_their_own_classes():
-    pytest.importorskip("kdedge.data.sources.synthetic")
     spec = SourceSpec(synthetic="shapes", part="test")
     names = load_class_names(ClassesSpec(synthetic="shapes"), data=DataSpec())
     source = open_source(spec, class_names=names, labeled=True, data=DataSpec())

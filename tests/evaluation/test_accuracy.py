@@ -20,7 +20,7 @@ from kdedge.evaluation.accuracy import (
     temperature_of_share,
 )
 from kdedge.records import parse_record
-from kdedge.results import EvalDetails
+from kdedge.results import CalibrationBin, EvalDetails
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
@@ -101,11 +101,13 @@ def test_without_a_split_there_is_no_base_and_novel() -> None:
     assert (result.split, result.selection) == ("all", "validation")
 
 
-def test_one_class_alone_is_always_right_and_calibrated() -> None:
-    result = accuracy_result(
-        torch.randn(4, 1), torch.zeros(4).long(), class_names=["ant"], split="all"
-    )
+def test_one_class_alone_is_always_right_calibrated_and_one_bin() -> None:
+    given = torch.randn(4, 1), torch.zeros(4).long()
+    result = accuracy_result(*given, class_names=["ant"], split="all")
     assert (result.all, result.ece_percent) == (100.0, 0.0)
+    details = evaluation_details(*given, class_names=["ant"])
+    assert details.confusion == ((0, 0, 4),)
+    assert details.bins == (CalibrationBin(4, 100, 100),)
 
 
 def test_a_certain_and_wrong_model_has_a_calibration_error_of_100() -> None:
@@ -235,14 +237,6 @@ def test_the_confusion_counts_every_image_once(n: int, n_classes: int, seed: int
     assert details.confusion == tuple((*pair, count) for pair, count in sorted(slow.items()))
     result = accuracy_result(logits, labels, class_names=NAMES[:n_classes], split="all")
     assert details.accuracy_percent == pytest.approx(result.all)
-
-
-def test_one_class_alone_is_one_bin_that_is_right() -> None:
-    details = evaluation_details(torch.randn(4, 1), torch.zeros(4).long(), class_names=["ant"])
-    assert details.confusion == ((0, 0, 4),)
-    assert [(b.n_images, b.confidence_percent, b.accuracy_percent) for b in details.bins] == [
-        (4, 100, 100)
-    ]
 
 
 def _read(values: object) -> EvalDetails:

@@ -212,13 +212,7 @@ def test_a_target_that_cannot_be_loaded_is_warned_of_and_told_once_it_is_used(
 @pytest.mark.parametrize(
     ("modules", "load", "reason"),
     [
-        (
-            {"build": "raise OSError('no engine')"},
-            load_build,
-            r"cannot be imported: OSError: no engine",
-        ),
         ({"build": "def plan(): ..."}, load_build, "lacks check_environment and build"),
-        ({"run": "def load(): ..."}, load_run, "lacks check_environment"),
         ({}, load_run, "cannot be imported: ModuleNotFoundError"),
     ],
 )

@@ -40,7 +40,6 @@ PRODUCTS = {
 VERSION = ".".join(tensorrt_rtx.__version__.split(".")[:3])
 EVERY_BATCH = {"min": 1, "opt": 4, "max": 4}
 SINGLE_IMAGES = {"min": 1, "opt": 1, "max": 1}
-IMAGES = {"images": ("batch", 3, 32, 32)}
 CONVOLUTION = (("Conv", ("images", "weight")), ("Flatten", ("between 0",)))
 
 WriteGraph = Callable[..., Path]

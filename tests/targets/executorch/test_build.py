@@ -29,10 +29,6 @@ def draw_images(n_images: int) -> np.ndarray:
     return np.random.default_rng(2).random((n_images, 3, 32, 32), dtype=np.float32)
 
 
-def draw_bytes(n_images: int) -> np.ndarray:
-    return (255 * draw_images(n_images)).astype(np.uint8)
-
-
 def quantize(model: Any, parts: Any) -> Any:
     """A model's program as a module with quantized layers."""
     batches = (1, MAX_BATCH)
@@ -55,7 +51,7 @@ def test_only_the_blocks_linear_layers_are_quantized(block_model: FoldedModel) -
 
 
 def test_a_convolutions_range_is_that_of_all_calibration_images(cnn_model: Any) -> None:
-    images = draw_bytes(8)
+    images = (255 * draw_images(8)).astype(np.uint8)
     largest = float(cnn_model.before_second(torch.from_numpy(images)).max())  # 0 is the least
     module = quantize(cnn_model, [torch.from_numpy(part) for part in np.split(images, 2)])
     (node,) = (one for one in module.graph.nodes if target.place_of(one) == "second"

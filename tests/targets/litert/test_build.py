@@ -28,10 +28,6 @@ def draw_images(n_images: int) -> np.ndarray:
     return np.random.default_rng(2).random((n_images, 3, 32, 32), dtype=np.float32)
 
 
-def draw_bytes(n_images: int) -> np.ndarray:
-    return (255 * draw_images(n_images)).astype(np.uint8)
-
-
 def layer_names(data: bytes) -> set[str]:
     """The last named part of each layer that becomes INT8."""
     names = [
@@ -52,7 +48,7 @@ def test_only_the_blocks_linear_layers_are_quantized(
 def test_a_convolutions_range_is_that_of_all_calibration_images(
     block_copy: Artifact, cnn_model: Any
 ) -> None:
-    images = draw_bytes(8)
+    images = (255 * draw_images(8)).astype(np.uint8)
     fixed = dataclasses.replace(block_copy, batch=2, max_batch=2, pixels="uint8")
     (file,) = target.plan("int8")
     request = BuildRequest(fixed, block_copy.path, model=cnn_model, images=images)

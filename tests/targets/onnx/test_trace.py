@@ -14,8 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.clip.find import find_backbone
-from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.fold import FoldedModel
 from kdedge.targets.onnx.trace import OPSET, write_onnx
@@ -103,20 +101,6 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(folded_onnx: Path)
     data = folded_onnx.read_bytes()
     assert str(Path(__file__).parents[3]).encode() not in data
     assert os.fsencode(Path.home()) + b"/" not in data
-
-
-def test_no_node_of_the_graph_is_needless(
-    fold_student: Callable[..., FoldedModel],
-    write_clip: Callable[..., Path],
-    tiny_sizes: dict[str, int],
-    tmp_path: Path,
-) -> None:
-    onnxslim = pytest.importorskip("onnxslim")
-    two_heads = write_clip({**tiny_sizes, "vision_width": 128, "vision_layers": 2})
-    model = fold_student(backbone=find_backbone(BackboneSpec(None, str(two_heads))).load())
-    write_onnx(model, tmp_path / "model.onnx", size_px=32)
-    graph = onnx.load(tmp_path / "model.onnx")
-    assert len(onnxslim.slim(str(tmp_path / "model.onnx")).graph.node) == len(graph.graph.node)
 
 
 def test_weights_can_lie_beside_the_graph_and_are_there_first(

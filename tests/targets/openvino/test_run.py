@@ -25,10 +25,6 @@ WithFlags = Callable[[str], None]
 NATIVE = "avx512f avx512_bf16"
 
 
-def draw_images(n_images: int) -> np.ndarray:
-    return np.random.default_rng(2).random((n_images, 3, 32, 32), dtype=np.float32)
-
-
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
     """The precision and the number of threads of each model that is compiled."""
