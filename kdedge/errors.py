@@ -30,8 +30,16 @@ from typing import Any
 ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether a command line made the call; messages name its flags then, else Python's arguments."""
 
-_FLAG = re.compile(r"`.*?`|\bkdedge \w+ .*|(?<![^\s(])(?<!install )--(\w[\w-]*)")
-_ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"}
+_SAME_NAME = (
+    "against backend baseline browser classes config cpu device file int8 keep-teacher labels"
+    " max-megabytes method output port precision resume size student teacher threads triton weights"
+)
+_ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
+    flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
+}
+"""Flag -> argument of the public function; other flags have none, and are named as they are."""
+
+_FLAG = re.compile(rf"`.*?`|\bkdedge \w+ .*|(?<![^\s(])--({'|'.join(_ARGUMENTS)})\b(?!-)")
 
 
 class KdedgeError(Exception):
@@ -48,12 +56,9 @@ class KdedgeError(Exception):
     def __str__(self) -> str:
         """The message; in Python, its flags become arguments: `device` instead of `--device`."""
         text = super().__str__()
-        return text if ON_COMMAND_LINE.get() else _FLAG.sub(_argument, text)
-
-
-def _argument(flag: re.Match[str]) -> str:
-    name = flag[1]  # None within a command
-    return _ARGUMENTS.get(name, name.replace("-", "_")) if name else flag[0]
+        if ON_COMMAND_LINE.get():
+            return text
+        return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[0]), text)
 
 
 class RecipeError(KdedgeError):

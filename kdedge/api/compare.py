@@ -167,6 +167,8 @@ def _compared(
             label = None if item.label is None else label_names[item.label]
             yield AnsweredImage(item.key, answers[0], answers[1], label)
         if not n_answered:
+            if not unreadable:
+                raise DataError("There is no image to compare on.\n  Name other images.")
             first = unreadable[0]
             raise DataError(
                 f"None of {images_text(len(unreadable))} can be read.\n  The first is"

@@ -37,7 +37,7 @@ def check_regressions(
                 continue
             line = _line(row, now, old)
             lines.append(line)
-            if now.p50_ms > old.p50_ms * (1 + max_percent / 100):
+            if not now.p50_ms <= old.p50_ms * (1 + max_percent / 100):  # NaN is no limit, either
                 slower.append(line)
     lost = _lost(result, baseline)
     if lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import logging
 import resource
@@ -71,7 +72,12 @@ class ModelReloader:
         self._source, self._current, self._outcomes = source, current, outcomes
         self._every_s, self._ends = every_s, threading.Event()
         self._seen = self._tried = self._stamp()
-        self._thread = threading.Thread(target=self._watch, name="takeover", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run,  # its messages name flags, too
+            args=(self._watch,),
+            name="takeover",
+            daemon=True,
+        )
         self._thread.start()
 
     def close(self, *, patience_s: float) -> None:
