@@ -178,20 +178,6 @@ def test_sixty_columns_are_enough(
         assert width([one.header, *one.rows]) <= 60, one.title
 
 
-def test_markdown_escapes_what_would_end_a_cell(
-    make_row: Make, make_result: Make, make_measurement: Make
-) -> None:
-    text = as_markdown(make_result(make_row("a|b", make_measurement())))
-    assert "| a\\|b | 86.0 |" in text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(line.endswith("|") for line in lines)
-
-
-def test_work_an_image_falls_with_the_batch(make_row: Make) -> None:
-    row = make_row("CoOp", gmacs_call=80.0)
-    assert [row.gmacs(1), row.gmacs(8)] == [97.5, 27.5]
-
-
 def test_rows_of_several_runs_name_their_recipe(
     make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:

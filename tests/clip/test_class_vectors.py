@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from open_clip import CLIP
 from torch import Tensor
 
-from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors, TextFeatureCache, load_class_vectors
 from kdedge.clip.tensor_file import write_tensors
 from kdedge.errors import DataError, ShapeError
@@ -110,13 +108,3 @@ def test_a_damaged_cache_file_is_computed_again_and_said_so(
     again = TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.ones(1, 3))
     assert torch.equal(again, torch.ones(1, 3))
     assert "Computing it again" in caplog.text
-
-
-def test_frozen_texts_of_a_backbone_are_those_of_open_clip(
-    tiny_backbone: Backbone, tiny_open_clip: CLIP
-) -> None:
-    texts = [f"a photo of a {name}." for name in NAMES]
-    expected = tiny_open_clip.encode_text(tiny_backbone.tokenizer(texts))
-    torch.testing.assert_close(
-        tiny_backbone.text_features_raw(texts), expected, atol=1e-5, rtol=1e-4
-    )

@@ -9,7 +9,7 @@ import torch
 from open_clip import CLIP
 from torch import nn
 
-from kdedge.clip.backbone import Backbone, hash_weights, make_backbone
+from kdedge.clip.backbone import Backbone
 
 BLOCK = "visual.transformer.resblocks.0.attn."
 
@@ -20,12 +20,6 @@ def test_a_backbones_state_dict_is_open_clips_to_the_bit(
     ours, theirs = tiny_backbone.model.state_dict(), tiny_open_clip.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def test_replacing_blocks_changes_no_hash(tiny_backbone: Backbone, tiny_open_clip: CLIP) -> None:
-    model = copy.deepcopy(tiny_open_clip)
-    again = make_backbone(model, name="any", preprocess=tiny_backbone.preprocess)
-    assert again.identity == hash_weights(tiny_backbone.model.state_dict())
 
 
 def test_a_state_dict_loads_strictly_and_to_the_bit(tiny_backbone: Backbone) -> None:
@@ -43,15 +37,6 @@ def test_a_state_dict_loads_strictly_and_to_the_bit(tiny_backbone: Backbone) -> 
     missing = {key: value for key, value in state.items() if "out_proj.bias" not in key}
     with pytest.raises(RuntimeError, match=r"Missing key.*resblocks\.0\.attn\.out\.bias"):
         other.load_state_dict(missing)
-
-
-def test_a_block_alone_has_the_same_names(tiny_backbone: Backbone) -> None:
-    attention = copy.deepcopy(tiny_backbone.visual.transformer.resblocks[0].attn)
-    state = attention.state_dict()
-    assert list(state) == ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
-    attention.q.weight.data.zero_()
-    attention.load_state_dict(state)
-    assert torch.equal(attention.q.weight, state["in_proj_weight"][:64])
 
 
 def test_an_attention_with_a_wrapped_layer_keeps_the_names_of_its_layers(

@@ -197,14 +197,6 @@ def test_equal_logits_agree_fully_and_have_no_worst_image(pair: Any) -> None:
     assert result.worst == ()
 
 
-@given(pairs())
-@settings(max_examples=40, deadline=None)
-def test_a_result_is_one_that_can_be_read_back(pair: Any) -> None:
-    reference, logits, labels = pair
-    result = run(reference, logits, labels=labels)
-    assert again(result) == result
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "expected"),
     [

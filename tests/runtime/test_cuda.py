@@ -132,11 +132,3 @@ def test_the_time_of_work_is_that_between_two_events(cudart: Any) -> None:
     assert cuda.elapsed_ms(work, stream) >= 10
     assert n_events == [2]
     assert cudart.events == {}
-
-
-def test_a_cuda_error_is_told_with_its_number_and_text(cudart: Any) -> None:
-    cuda = open_cuda()
-    cudart.fails = dict.fromkeys(("cudaGetDeviceCount", "cudaStreamCreate", "cudaMalloc"), 35)
-    for call in (cuda.check_device, cuda.new_stream, lambda: cuda.allocate(8)):
-        with pytest.raises(SetupError, match="error 35, out of memory"):
-            call()

@@ -154,14 +154,6 @@ def test_what_cuda_refuses_is_told(tmp_path: Path, cudart: Any, function: str) -
         load(tmp_path, cudart, "engine 1 5 FLOAT logits").run(images(1))
 
 
-def test_time_on_the_device_is_that_between_two_events(tmp_path: Path, cudart: Any) -> None:
-    engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
-    before = engine.run(images(3))
-    assert engine.device_ms(images(3)) > 0
-    assert cudart.events == {}  # destroyed
-    assert engine.run(images(3)).tolist() == before.tolist()
-
-
 def test_torchs_own_gpu_stays_the_current_one(tmp_path: Path, cudart: Any) -> None:
     cudart.current = 1
     engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")

@@ -202,13 +202,6 @@ def test_type_stubs_alone_are_no_package(packages: Path) -> None:
         target.plan("fp16")
 
 
-def test_a_package_that_loads_is_given(packages: Path) -> None:
-    install(packages, "__version__ = '10.3.0'\n")
-    module = import_engine_package("tensorrt")
-    assert module is not None
-    assert module.__version__ == "10.3.0"
-
-
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
