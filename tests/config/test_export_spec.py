@@ -32,13 +32,6 @@ def test_a_recipe_without_the_keys_has_the_defaults(recipe: Path) -> None:
     assert loaded.gates == GatesSpec()
 
 
-def test_the_gates_give_numbers() -> None:
-    assert GatesSpec().as_record() == {
-        "agreement": {"fp32": 99.9, "fp16": 99.5, "int8": 98.0},
-        "max_drop": 1.0,
-    }
-
-
 def test_gates_that_are_not_named_keep_their_defaults(recipe: Path) -> None:
     loaded = load_recipe(
         recipe, {"gates.agreement": {"int8": "97.25%"}, "gates.max_drop": 2}

@@ -32,10 +32,7 @@ def test_sentences_come_in_class_list_order_with_single_blanks(read, options):
         ('{"cat": ["a."],\n "red fix": ["b."]}', r"texts.json: \"red fix\" is not in the class"),
         ('{"cat": ["a."],\n "red fix": ["b."]}', "Did you mean red fox"),
         ('{"cat": ["a."],\n "qqqq": ["b."]}', "Keys must be names of the class list"),
-        (
-            '{"cat": ["a."],\n\n "red fox": []}',
-            "texts.json: red fox: List should have at least 1",
-        ),
+        ('{"cat": ["a."],\n\n "red fox": []}', "texts.json: red fox: List should have at least 1"),
         ('{"cat": "a."}', "texts.json: cat: Input should be a valid list"),
         ('{"cat": ["a.", 5]}', "texts.json: cat, sentence 2: Input should be a valid string"),
         ('{"cat": ["a.", " \\n"]}', "sentence 2: Value error, expected printable text"),

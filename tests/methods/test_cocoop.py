@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.text import CHUNK_SIZE, encode_text
+from kdedge.clip.text import encode_text
 from kdedge.methods import cocoop
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -53,26 +53,6 @@ def test_the_chunk_size_changes_no_logit_and_no_gradient(
     torch.testing.assert_close(chunked_logits, logits, **FLOAT32)
     for ours, whole in zip(chunked, gradients, strict=True):
         torch.testing.assert_close(ours, whole, **FLOAT32)
-
-
-def test_a_step_of_more_pairs_than_a_chunk_has_the_plain_loss_and_gradient(
-    build: Build, labeled_batch: Any, tiny_backbone: Backbone
-) -> None:
-    method = build("cocoop", n_trained=4)
-    many = labeled_batch(CHUNK_SIZE // 4 + 1)
-    parameters = list(method.trainable_parameters().values())
-    features = method.forward_features(many.images)
-    contexts = method.module.contexts(features)
-    rows = [
-        unit_length(encode_text(tiny_backbone.model, method.texts, context=context)) @ feature
-        for context, feature in zip(contexts, features, strict=True)
-    ]
-    expected = nn.functional.cross_entropy(method.scale * torch.stack(rows), many.labels)
-    loss = method.training_step(many).loss
-    torch.testing.assert_close(loss, expected, **FLOAT32)
-    gradients = torch.autograd.grad(loss, parameters)
-    for ours, plain in zip(gradients, torch.autograd.grad(expected, parameters), strict=True):
-        torch.testing.assert_close(ours, plain, **FLOAT32)
 
 
 def test_what_a_step_keeps_does_not_grow_with_images_times_classes(

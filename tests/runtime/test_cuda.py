@@ -106,10 +106,7 @@ def test_a_library_that_is_missing_or_newer_than_the_driver_is_passed_over(
 @pytest.mark.parametrize(
     ("codes", "said"),
     [
-        (
-            {"libcudart.so.13": 35, "libcudart.so.12": 36},
-            "cudaGetDeviceCount failed with error 35",
-        ),
+        ({"libcudart.so.13": 35, "libcudart.so.12": 36}, "cudaGetDeviceCount failed with error 35"),
         ({}, r"\(libcudart\), which TensorRT needs, is not found.*\n.*pip install nvidia"),
     ],
 )

@@ -87,10 +87,7 @@ def test_other_test_images_are_measured_and_students_are_not_trained_on_them(
     [
         ("pool/cat/0.png", {"promptkd": "not begun"}),
         ("labeled/cat/0.png", dict.fromkeys(("teacher", "coop", "promptkd"), "not begun")),
-        (
-            "test/cat/0.png",
-            dict.fromkeys(ALL_FINISHED, "not measured") | {"zeroshot": "not begun"},
-        ),
+        ("test/cat/0.png", dict.fromkeys(ALL_FINISHED, "not measured") | {"zeroshot": "not begun"}),
     ],
 )
 def test_images_count_with_their_contents(

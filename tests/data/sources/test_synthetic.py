@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.data.drawings import CLEAN, COLORS, DIM, SHAPES, TEXTURES, Camera, draw_picture
+from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, Camera, draw_picture
 from kdedge.data.sources.synthetic import class_names, open_source
 from kdedge.errors import RecipeError
 
@@ -103,13 +103,6 @@ def test_an_unknown_set_is_named_with_the_nearest_known_one() -> None:
 def test_an_unknown_part_is_named_with_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"Did you mean test\?"):
         open_source("shapes", part="testing", labeled=False)
-
-
-def test_the_dim_camera_is_darker_and_yellower_than_the_clean_one() -> None:
-    clean = np.mean([draw(seed).mean(axis=(0, 1)) for seed in range(8)], axis=0)
-    dim = np.mean([draw(seed, DIM).mean(axis=(0, 1)) for seed in range(8)], axis=0)
-    assert dim.mean() < 0.5 * clean.mean()
-    assert dim[2] / dim[0] < 0.7 * clean[2] / clean[0]
 
 
 @pytest.mark.parametrize("texture", TEXTURES)
