@@ -119,20 +119,6 @@ def with_smoke_set(artifact: Artifact, pixels: Any, logits: Any) -> Artifact:
     return dataclasses.replace(artifact, others=others)
 
 
-@pytest.mark.parametrize(
-    ("batch", "limits", "sizes"),
-    [("dynamic", (1, 5), [5, 5, 2]), (4, (4, 4), [4, 4, 4]), (5, (5, 5), [5, 5, 5])],
-)
-def test_images_go_through_in_batches_that_the_file_takes(
-    tmp_path: Path, batch: Any, limits: Any, sizes: list[int]
-) -> None:
-    pixels, backend = make_pixels(12), Means(limits)
-    artifact = make_artifact(tmp_path, batch=batch)
-    logits = predict_pixels(backend, pixels, artifact)
-    assert backend.sizes == sizes
-    np.testing.assert_allclose(logits, answers(pixels), atol=1e-6)  # float32 means
-
-
 def test_uint8_graphs_get_the_pixels_as_they_are(tmp_path: Path) -> None:
     pixels = make_pixels(2)
     logits = predict_pixels(Means(), pixels, make_artifact(tmp_path, pixels="uint8"))
