@@ -12,7 +12,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import Distribution, DistributionFinder
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -224,6 +224,19 @@ def test_a_package_that_is_there_and_does_not_load_is_no_missing_one(
     assert not isinstance(caught.value, MissingPackage)
 
 
+class Installed(Distribution):
+    """A distribution in a folder."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._folder = name, folder
+
+    def read_text(self, filename: str) -> str | None:
+        return f"Name: {self._name}\nVersion: 10.7.0\n" if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Path:
+        return self._folder / path
+
+
 @pytest.mark.parametrize(
     ("is_jetson", "folder"),
     [
@@ -245,18 +258,22 @@ def test_a_wheel_on_a_jetson_is_warned_of(
     if is_jetson:
         request.getfixturevalue("jetson")
 
-    def installed(name: str) -> Any:
-        if folder is None or name != "tensorrt":
-            raise PackageNotFoundError(name)
-        return SimpleNamespace(locate_file=lambda _: folder)
+    class Finder(DistributionFinder):
+        def find_spec(self, *_: Any) -> None:
+            return None
 
-    monkeypatch.setattr("kdedge.targets.engines.package.distribution", installed)
+        def find_distributions(self, context: Any = None) -> list[Distribution]:
+            is_asked_for = folder is not None and context.name == "tensorrt"
+            return [Installed("tensorrt", Path(folder))] if is_asked_for else []
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     monkeypatch.setitem(sys.modules, "tensorrt", version_10.module)
     with caplog.at_level(logging.WARNING):
         target.check_environment()
+    is_pips = folder is not None and folder.startswith("/v")
     expected = "tensorrt was installed by pip, in /v/site-packages. On a Jetson"
     assert [text[: len(expected)] for text in caplog.messages] == (
-        [expected] if is_jetson and folder == "/v/site-packages" else []
+        [expected] if is_jetson and is_pips else []
     )
 
 
