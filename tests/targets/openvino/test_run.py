@@ -88,7 +88,7 @@ def test_bf16_is_refused_by_a_processor_without_it_and_float32_takes_its_place(
     with_flags("avx2")
     with pytest.raises(BackendUnavailable, match="does not multiply bfloat16") as caught:
         target.load(files / "model.bf16.xml")
-    assert str(caught.value).endswith("Use the float32 file: --precision fp32")
+    assert str(caught.value).endswith("Use the float32 file: precision fp32")
     with pytest.raises(BackendUnavailable):
         Classifier.load(files, precision="bf16")
     assert Classifier.load(files, n_threads=1).file.name == "model.xml"
