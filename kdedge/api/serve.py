@@ -72,6 +72,8 @@ def serve(
     limits = RequestLimits(max_megabytes, max_megapixels, max_requests, timeout)
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
+    if batch is not None and batch < 1:
+        raise RecipeError(f"batch is {batch}; it must be 1 or more.")
     need_serving_packages()
     from kdedge.serving.server import ArtifactSource, Server
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.export import export as export_run
-from kdedge.errors import KdedgeError
+from kdedge.errors import KdedgeError, RecipeError
 from kdedge.runs.folder import runs_folder
 from kdedge.setup.packages import need_training_packages
 from kdedge.tables import html_table, text_table
@@ -50,10 +50,12 @@ def run_suite(
     Raises:
         CellsFailed: some cells failed; the others are finished, and in the table that it has as
             `result`.
-        RecipeError: the suite or one of its recipes is wrong.
+        RecipeError: the suite or one of its recipes is wrong, or `jobs` is below 1.
         SetupError: torch or the device is missing.
         ResourceError: the suite's folder cannot be written.
     """
+    if jobs < 1:
+        raise RecipeError(f"jobs is {jobs}; it must be 1 or more.")
     root = runs_folder(root)
     ledger = _open(Path(file), Path(suites), root)
     from kdedge.suite.export import export_students

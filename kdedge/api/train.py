@@ -422,11 +422,13 @@ def pseudo_label(
         What was written, and the share of correct labels if known.
 
     Raises:
-        RecipeError: the recipe is wrong, or the file exists.
+        RecipeError: the recipe is wrong, the file exists, or `per_class` is below 1.
         DataError: there are too few unlabeled images.
         SetupError: torch, weights or the device is missing; or Ray, or a node of its cluster does
             not see a file.
     """
+    if per_class < 1:
+        raise RecipeError(f"per_class is {per_class}; it must be 1 or more.")
     overrides = overrides or {}
     loaded = load_recipe(recipe, overrides)
     if method is None:

@@ -193,8 +193,8 @@ def command(
             if not n_done:
                 unfinished.output.unlink()  # at most a heading
         results = ResultStream(inputs, classifier, top=shape.top, batch=batch)
-        with contextlib.nullcontext() if unfinished is None else unfinished.until_end():
-            _write_all(inputs, results, classifier, shape, is_begun=n_done > 0)
+        until_end = contextlib.nullcontext() if unfinished is None else unfinished.until_end()
+        _write_all(inputs, results, classifier, shape, until_end, is_begun=n_done > 0)
         if not n_done:
             results.check_any()
 
@@ -242,10 +242,14 @@ def _write_all(
     results: ResultStream,
     classifier: Classifier,
     shape: _Format,
+    until_end: contextlib.AbstractContextManager[None],
     *,
     is_begun: bool,
 ) -> None:
-    """Writes a line for each result, and logs the counts however it ends."""
+    """Writes a line for each result, and logs the counts however it ends.
+
+    The file is open in the context `until_end`.
+    """
     from kdedge.inference.pictures import PictureFolder
 
     is_shown = shape.output is None and sys.stdout is not None and sys.stdout.isatty()
@@ -276,9 +280,10 @@ def _write_all(
             pictures.save(item.name, read_item(item), answer)
 
     heading = None if is_begun else lines.heading()
+    streamed = _streamed(shape.output, heading, is_begun=is_begun)
     least_certain: list[tuple[Prediction, ImageToClassify]] = []  # lowest score first
     try:
-        with bar as advance, _streamed(shape.output, heading, is_begun=is_begun) as write:
+        with bar as advance, streamed as write, until_end:
             try:
                 for number, (result, item) in enumerate(results, 1):
                     if shape.uncertain is not None and isinstance(result, Prediction):

@@ -103,7 +103,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     """
     path = Path(path_or_name).expanduser()
     shipped = shipped_recipes()
-    is_name = isinstance(path_or_name, str) and path.name == path_or_name and path.suffix == ""
+    is_name = isinstance(path_or_name, str) and path.name == path_or_name and path.suffix != ".yaml"
     if is_name:
         local = Path(f"{path_or_name}.yaml")
         if local.is_file():

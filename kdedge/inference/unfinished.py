@@ -35,12 +35,15 @@ class UnfinishedLines:
 
     @contextlib.contextmanager
     def until_end(self) -> Iterator[None]:
-        """Context in which the file is unfinished; it stays so if an error or a kill ends it."""
+        """Context in which the open file is unfinished; it stays so if an error or a kill ends it.
+
+        Only the command that has opened the file writes the hidden one: another command's stays.
+        """
         write_json(self._marker, {"made_from": self.made_from})
         try:
             yield
         except BaseException:
-            if not self.output.exists():  # no line was written
+            if not (self.output.exists() and self.output.stat().st_size):  # no line was written
                 self._marker.unlink(missing_ok=True)
             raise
         self._marker.unlink(missing_ok=True)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import ShapeError
-from kdedge.runtime.artifact import Artifact, Matrix, read_matrix
+from kdedge.errors import DataError, ShapeError
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Matrix, read_matrix
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
 
 
@@ -59,7 +59,14 @@ def load_matrix(artifact: Artifact) -> Matrix:
     classes = artifact.open_classes
     assert classes is not None
     path = artifact.checked(classes.file)
-    return read_matrix(path)
+    matrix = read_matrix(path)
+    expected = (len(artifact.class_names), classes.dim)
+    if matrix.shape != expected:
+        raise DataError(
+            f"{path} is {list(matrix.shape)}; {FILE_NAME} has {expected[0]} classes of"
+            f" {expected[1]} values.\n  Export again."
+        )
+    return matrix
 
 
 def class_logits(features: npt.NDArray[np.float32], matrix: Matrix) -> npt.NDArray[np.float32]:

@@ -179,6 +179,8 @@ class Runner:
             )
             return
         arguments = [cell.command, str(recipe), "--resume"]
+        if cell.command == "distill":  # the row is about this teacher, even if another is better
+            arguments.append("--keep-teacher")
         if run is not None:
             changes = measuring_overrides(cell.loaded.recipe)
             options = [word for change in changes for word in ("--set", change)]

@@ -34,7 +34,7 @@ from kdedge.training.student import (
     with_teacher,
 )
 from kdedge.training.teach import teacher_job
-from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.teacher_store.fill import StoreFiller, check_room
 from kdedge.training.trial import trial_steps
 
 _MAX_TRIAL_STEPS = 32
@@ -198,9 +198,14 @@ def estimate_seconds(job: Job) -> float:
 
 
 def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
-    """Size of a store of features, and the seconds that are still needed to fill it."""
+    """Size of a store of features, and the seconds that are still needed to fill it.
+
+    Raises:
+        ResourceError: the disk has too little room for it.
+    """
     chunks = filler.store.chunks()
     missing = filler.store.load(chunks)
+    check_room(filler.store, missing)
     took = filler.seconds(missing)
     state = (
         f"{len(missing)} of {len(chunks)} files to compute, about {rough_duration(took)}"

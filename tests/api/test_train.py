@@ -144,6 +144,12 @@ def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> 
     for wrong in ({"batches": (0,)}, {"batches": ()}, {"seconds": -1.0}):
         with pytest.raises(kdedge.RecipeError, match="batches of 1 or more"):
             kdedge.bench(**wrong)
+    with pytest.raises(kdedge.RecipeError, match="jobs is 0; it must be 1 or more"):
+        kdedge.run_suite("s.yaml", jobs=0)
+    with pytest.raises(kdedge.RecipeError, match="per_class is 0; it must be 1 or more"):
+        kdedge.pseudo_label(recipe, "labels.jsonl", per_class=0)
+    with pytest.raises(kdedge.RecipeError, match="batch is -1; it must be 1 or more"):
+        kdedge.serve("artifact", batch=-1)
     for call in (kdedge.bench, partial(kdedge.load, "artifact")):
         with pytest.raises(kdedge.RecipeError, match="threads is 0; expected 1 or more"):
             call(threads=0)

@@ -273,11 +273,14 @@ def test_vectors_of_another_dimension_are_refused() -> None:
 
 
 def test_a_matrix_that_does_not_fit_is_refused(kdedge: Kdedge) -> None:
-    data = matrix_bytes(np.load(OPEN / "classes.1.npy")[:, :24])
-    (OPEN / "classes.1.npy").write_bytes(data)
-    edit(OPEN, lambda r: r["others"].update({"classes.1.npy": hashlib.sha256(data).hexdigest()}))
-    done = kdedge("predict", str(OPEN), "test")
-    done.fails(3, "the class matrix takes features [batch, 24]")
+    matrix = np.load(OPEN / "classes.1.npy")
+    for wrong in (matrix[:, :24], matrix[:3], matrix[0]):
+        data = matrix_bytes(wrong)
+        (OPEN / "classes.1.npy").write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        edit(OPEN, lambda r, sha256=sha256: r["others"].update({"classes.1.npy": sha256}))
+        done = kdedge("predict", str(OPEN), "test")
+        done.fails(3, f"is {list(wrong.shape)}; artifact.json has 4 classes of 40 values")
     (OPEN / "classes.1.npy").write_bytes(b"no matrix")
     done = kdedge("predict", str(OPEN), "test")
     assert (done.code, "classes.1.npy has changed since the export" in done.err) == (3, True)

@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -214,19 +215,23 @@ def test_with_stdout_closed_results_need_an_output_file(
         assert len(Path("o.txt").read_text().splitlines()) == 4
 
 
-def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(
-    work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Begins:  # while this command reads its input
-        def read(self, n_bytes: int) -> bytes:
-            (work / "o.txt").write_text("of the other\n")
-            return (work / "pics/a.jpg").read_bytes()
+def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(kdedge: Run) -> None:
+    output, marker = Path("o.csv"), Path(".o.csv.unfinished.json")
+    os.mkfifo("list.csv")
 
-    stdin = SimpleNamespace(buffer=Begins(), isatty=lambda: False)
-    monkeypatch.setattr(sys, "stdin", stdin)
-    done = kdedge("predict", "art", "-", "--output", "o.txt")
-    assert (done.code, "o.txt exists, and nothing is overwritten" in done.err) == (2, True)
-    assert Path("o.txt").read_text() == "of the other\n"
+    def begin() -> None:
+        with Path("list.csv").open("w") as listing:  # opens once this command reads its input
+            output.write_text("of the other\n")
+            marker.write_text("of the other")
+            listing.write("path\npics/a.jpg\n")
+
+    other = threading.Thread(target=begin)
+    other.start()
+    done = kdedge("predict", "art", "list.csv", "--format", "csv", "--output", "o.csv")
+    other.join()
+    assert (done.code, "o.csv exists, and nothing is overwritten" in done.err) == (2, True)
+    assert output.read_text() == "of the other\n"
+    assert marker.read_text() == "of the other"
 
 
 def test_what_another_command_is_writing_is_left_to_it(kdedge: Run) -> None:

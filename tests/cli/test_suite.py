@@ -188,6 +188,22 @@ def test_a_crashing_cell_costs_one_cell_and_is_tried_again(project: Path, kdedge
     assert float(table["broken"]["base"]) == teacher["zeroshot"]["base"]
 
 
+@pytest.mark.slow
+@forked_cells
+def test_a_row_learns_from_its_own_teacher_even_if_that_did_not_learn(
+    project: Path, kdedge: Run
+) -> None:
+    weak = "set: {data.split: all, optim.epochs: 1, teacher.optim: {lr: 1.0e-9}}\n"
+    (project / "s.yaml").write_text(ONE_STUDENT + weak)
+    done = kdedge("suite", "s.yaml", "--json")
+    assert done.code == 0, done.err
+    log = (project / "suites/one/cells/tiny/promptkd-seed1.log").read_text()
+    assert "Using it anyway, because of --keep-teacher." in log
+    (cell,) = json.loads(done.out)["cells"]
+    record = json.loads((Path(cell["run"]) / "provenance.json").read_text())
+    assert record["teacher_run"] == "tiny/01"
+
+
 def children_of(pid: int) -> list[int]:
     """A process's children."""
     found = []

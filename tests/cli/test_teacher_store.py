@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,3 +161,11 @@ def test_check_counts_the_teacher_once_and_writes_nothing(kdedge: Any) -> None:
     assert kdedge("teach", "r.yaml", "--set", "student.views=2", "--store").code == 0
     warm = kdedge("check", *options)
     assert re.search(rf"^student: teacher store +{size}; complete$", warm.out, re.MULTILINE)
+
+
+def test_check_tells_that_the_disk_cannot_hold_the_store(
+    kdedge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=6000))
+    done = kdedge("check", *TAUGHT, "--set", "student.views=2")
+    done.fails(7, "has 6.0 kB free, and the teacher store still needs 6.4 kB")

@@ -272,6 +272,8 @@ def test_a_name_means_the_file_here_before_the_shipped_one(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("demo.yaml").write_text(GOOD)
     assert load_recipe("demo").recipe.name == "line3"
+    Path("line.3.yaml").write_text(GOOD)
+    assert load_recipe("line.3").path == Path("line.3.yaml")
 
 
 def test_the_limit_of_bad_images_is_a_share_or_a_count(tmp_path):
