@@ -127,9 +127,10 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
         run = newest(folder.parent, folder.name, exported=True)
         if run is not None:
             return artifact_folder(run)
+    is_there = path.exists() or named.exists()
+    what = "is not an artifact, nor a run with one" if is_there else "does not exist"
     raise DataError(
-        f"{path} is not an artifact, nor a run with one.\n"
-        "  Name the folder that `kdedge export` wrote, or export the run first."
+        f"{path} {what}.\n  Name the folder that `kdedge export` wrote, or export the run first."
     )
 
 

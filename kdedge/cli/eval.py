@@ -82,7 +82,7 @@ def command(
         cells = [[name, percent(value)] for name, value in result.per_class.items()]
     text += "" if headline is None else f"\n{headline}"
     if per_class:
-        text += "\n\n" + table(cells, header=["class", *header], align="lrr")
+        text += "\n\n" + table(cells, header=["class", *header], align="l" + "r" * len(header))
     if output is not None:
         text += f"\nWrote {output}"
     is_next = "export" if folder.kind == "student" and not folder.exports else "report"

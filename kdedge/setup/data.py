@@ -268,8 +268,8 @@ class RecipeData:
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
         if result.bad and group.is_rank0:
             log.warning(
-                "%d of %d images of data.%s cannot be read and are skipped.",
-                *(len(result.bad), len(source.items), key),
+                "%d of %d images of data.%s cannot be read and are skipped. The first is %s: %s.",
+                *(len(result.bad), len(source.items), key, result.bad[0].key, result.bad[0].reason),
             )
         digests = dict(zip(result.good, result.digests, strict=True))
         return Images(source, result.good, result.bad, digests)

@@ -229,6 +229,14 @@ def _values(name: str, given: Given, surveys: dict[str, Survey]) -> dict[str, An
         teacher = _model("ridge", given.teacher, {}, default=TEACHER)
         student = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT) | {"views": 1}
     else:
+        if given.teacher in PACKAGED:
+            labeled = surveys["labeled"].classes if given.labeled is not None else ()
+            unlabeled = next((f'"{name}" has no labels' for name, n in labeled if not n), None)
+            raise DataError(
+                f"{given.teacher} knows classes by their labels alone, and"
+                f" {unlabeled or 'there are none'}.\n"
+                "  Label images of each class, or leave --teacher out: a CLIP knows class names."
+            )
         method = "zeroshot" if given.labeled is None else "promptsrc"
         optim: dict[str, Any] = {}
         settings: dict[str, Any] = {}

@@ -197,7 +197,8 @@ def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run) -> None:
     cut("pool/0_0.jpg", 100)
     done = kdedge("distill", "r.yaml", "--set", "data.max_bad_images=5%")
     assert done.code == 0
-    assert "warning: 1 of 40 images of data.unlabeled cannot be read" in done.err
+    start = "warning: 1 of 40 images of data.unlabeled cannot be read and are skipped. The first is"
+    assert f"{start} 0_0.jpg: " in done.err
     heading, line = Path("runs/tiny/02/skipped.csv").read_text().splitlines()
     assert heading == "source,key,reason"
     assert line.split(",")[:2] == ["unlabeled", "0_0.jpg"]
@@ -301,6 +302,9 @@ def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
     assert not Path("line3.yaml").exists()
     shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
     kdedge(*INIT, "--teacher", "RN50:openai").fails(2, "no layers that take them")
+    package = ("--teacher", "efficientnet-lite2", "--student", "efficientnet-lite0")
+    kdedge(*INIT, *package).fails(3, 'by their labels alone, and "dog" has no labels.')
+    kdedge(*INIT[:-2], *package).fails(3, "by their labels alone, and there are none.")
     assert not Path("line3.yaml").exists()
 
 

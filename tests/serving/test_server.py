@@ -322,7 +322,7 @@ def test_a_new_artifact_is_served_without_a_lost_request_and_a_damaged_one_is_no
         for name, message in (
             ("damaged", "model.onnx has changed since the export"),
             ("wrong", "model.onnx missed its gates against the float32 student"),
-            ("nowhere", "is not an artifact, nor a run with one"),
+            ("nowhere", "does not exist"),
         ):
             replace(link, tmp_path / name)
             until(lambda message=message: message in caplog.text)
