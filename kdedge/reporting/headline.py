@@ -91,7 +91,8 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         gain = 0.0 if teacher is None else _score(own) - _score(teacher)
         if gain > 0:
             few = own.harmonic_mean is None and own.n_images < _FEW
-            images = f" ({round(gain * own.n_images / 100)} images)" if few else ""
+            n_more = round(gain * own.n_images / 100)
+            images = f" ({n_more} image{'' if n_more == 1 else 's'})" if few else ""
             parts.append(f"{gain:.1f} points{images} above its teacher")
         elif teacher is not None and _score(teacher):
             share = 100 * _score(own) / _score(teacher)
