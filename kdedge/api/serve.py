@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,8 @@ def watch(
 ) -> Generator[dict[str, Any], None, None]:
     """Classifies what a camera sees, and yields an event when the decision changes.
 
-    The events are the objects that `kdedge watch` prints, one a line. Close the iterator to stop.
+    The events are the objects that `kdedge watch` prints, one a line. The first one opens what is
+    watched and loads the model. Close the iterator to stop.
 
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
@@ -132,8 +134,12 @@ def watch(
     folder = artifact_folder(source)
 
     def events() -> Generator[dict[str, Any], None, None]:
-        opened_source = open_source(str(watched), every=every, existing=existing)
-        with opened(folder, precision=precision, backend=backend, threads=threads) as classifier:
+        with (
+            contextlib.closing(
+                open_source(str(watched), every=every, existing=existing)
+            ) as opened_source,
+            opened(folder, precision=precision, backend=backend, threads=threads) as classifier,
+        ):
             yield from watch_source(opened_source, classifier, settings)
 
     return events()

@@ -62,6 +62,8 @@ def write_triton(
     """
     pairs = [pair for pair in _WANTED if precision in (None, pair[1])]
     file = choose_file(artifact, pairs, server="Triton", built=built)
+    if artifact.none_below(file) is not None:
+        log.warning('Triton always gives a class: its graph cannot answer "none of these".')
     name = model_name(artifact.name)
     with new_folder(folder / name) as new:
         version = new.part / "1"

@@ -140,10 +140,10 @@ class Classifier:
     ) -> Classifier:
         try:
             _check_input(artifact, file, loaded)
-        except DataError:
+            return cls(artifact, file, loaded, n_threads=n_threads)
+        except BaseException:
             loaded.close()
             raise
-        return cls(artifact, file, loaded, n_threads=n_threads)
 
     @property
     def tells_none(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import errno
 import logging
@@ -188,8 +189,10 @@ class Server:
             SetupError: this machine cannot run it.
         """
         self._socket = _bind(host, port)
-        try:
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._socket.close)
             loaded = source.load(source.find())
+            on_error.callback(loaded.backend.close)
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
             self.model = ServedModel(loaded, source.batch)
             self.model.warm_up()
@@ -197,9 +200,7 @@ class Server:
                 self._socket.listen(_BACKLOG)
             except OSError as error:
                 raise _explain(error, *self._socket.getsockname()[:2]) from error
-        except BaseException:
-            self._socket.close()
-            raise
+            on_error.pop_all()
         address, number = self._socket.getsockname()[:2]
         self.url = (
             f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"

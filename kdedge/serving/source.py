@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import queue
 import re
 import threading
@@ -94,12 +95,20 @@ class FrameSource:
         kind: what it is.
         items: frames, and when the source is lost and back.
         n_dropped: number of frames so far that newer ones replaced, of a camera or stream.
+        free: frees a camera or stream whose items have not begun.
     """
 
     name: str
     kind: FrameSourceKind
     items: Generator[Frame | Lost | Back, None, None]
     n_dropped: Callable[[], int] = lambda: 0
+    free: Callable[[], None] = lambda: None
+
+    def close(self) -> None:
+        """Ends the items, and with them the camera or stream."""
+        if inspect.getgeneratorstate(self.items) == inspect.GEN_CREATED:
+            self.free()  # a generator that has not begun ends without its `finally`
+        self.items.close()
 
 
 def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSource:
@@ -115,26 +124,32 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSo
         RecipeError: `existing` for what is no folder.
         SetupError: PyAV is not installed; or the camera or address cannot be opened.
     """
-    source = _opened(text, every=every, existing=existing)
-    if existing and source.kind != "folder":
-        raise RecipeError(
-            f"existing is for a folder, and {source.name} is a {source.kind}.\n  Leave it out."
-        )
-    return source
-
-
-def _opened(text: str, *, every: int, existing: bool) -> FrameSource:
     if re.fullmatch(r"\d{1,3}", text):
-        return _live(f"/dev/video{int(text)}", "camera", every)
+        text = f"/dev/video{int(text)}"
+    kind = _kind_of(text)
+    is_live = kind in ("camera", "stream")
+    name = without_password(text) if is_live else printable(text)
+    if existing and kind != "folder":
+        raise RecipeError(f"existing is for a folder, and {name} is a {kind}.\n  Leave it out.")
+    if is_live:
+        return _live(text, kind, every)
+    if kind == "folder":
+        _import_watchfiles()  # fail before the model is loaded
+        return FrameSource(name, kind, _files(Path(text), every, existing=existing))
+    import_pyav()  # fail before the model is loaded
+    return FrameSource(name, kind, _video(Path(text), every))
+
+
+def _kind_of(text: str) -> FrameSourceKind:
+    """What a text names, which is not opened."""
     if "://" in text:
-        return _live(text, "stream", every)
+        return "stream"
     path = Path(text)
     try:
         if _CAMERA.match(text) or path.is_char_device():
-            return _live(text, "camera", every)
+            return "camera"
         if text and path.is_dir():
-            _import_watchfiles()  # fail before the model is loaded
-            return FrameSource(printable(text), "folder", _files(path, every, existing=existing))
+            return "folder"
         is_there = path.is_file()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -147,8 +162,7 @@ def _opened(text: str, *, every: int, existing: bool) -> FrameSource:
             f"{printable(text) or 'SOURCE'} {'does not exist' if text else 'is empty text'}.\n"
             "  Name a camera (0 or /dev/video0), an address (rtsp://...), a video, or a folder."
         )
-    import_pyav()  # fail before the model is loaded
-    return FrameSource(printable(text), "video", _video(path, every))
+    return "video"
 
 
 def _live(address: str, kind: FrameSourceKind, every: int) -> FrameSource:
@@ -163,9 +177,9 @@ def _live(address: str, kind: FrameSourceKind, every: int) -> FrameSource:
             remedy = "Check the address, its user and password, and that the camera is on."
         raise SetupError(f"{name} cannot be opened: {lost.reason}.\n  {remedy}") from lost
     if video.has_end:
-        return FrameSource(name, "video", _finite(video, every))
+        return FrameSource(name, "video", _finite(video, every), free=video.close)
     newest = LatestFrameReader(video, partial(open_live, address), every=every)
-    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped)
+    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped, video.close)
 
 
 def _finite(video: LiveVideo, every: int) -> Generator[Frame, None, None]:

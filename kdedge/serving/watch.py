@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,14 +65,13 @@ def watch_source(
         DataError: a video has no frame, or none could be classified.
         MissingPackage: SciPy is not installed, and the drift alarm is on.
     """
-    with contextlib.closing(source.items):
-        watching = _Watching(source, classifier, settings)
-        try:
-            yield from watching.events()
-        except (KeyboardInterrupt, GeneratorExit):
-            watching.finish()
-            raise
+    watching = _Watching(source, classifier, settings)
+    try:
+        yield from watching.events()
+    except (KeyboardInterrupt, GeneratorExit):
         watching.finish()
+        raise
+    watching.finish()
 
 
 class _Watching:

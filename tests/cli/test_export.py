@@ -272,11 +272,14 @@ def test_the_example_in_an_artifact_answers_as_predict_does(
     Image.fromarray(gradient(33, 47, 4)).save(tmp_path / "clear.png")
     Image.fromarray(gradient(90, 41, 1)).save(tmp_path / "gray.png")
     Image.fromarray(gradient(40, 40, 1).astype(np.uint16) * 257).save(tmp_path / "gray16.png")
+    wide = Image.fromarray(gradient(40, 40, 1).astype(np.uint16))
+    wide.save(tmp_path / "deep.png", transparency=7)
+    Image.fromarray(gradient(40, 40, 1).astype(np.int32)).save(tmp_path / "wide.tiff")
     Image.fromarray(gradient(64, 33, 3)).quantize(9).save(tmp_path / "palette.png")
     images = sorted(map(str, [*tmp_path.glob("*.*"), *Path("test/cat").iterdir()]))
     lines = run_example(exported, *images)
     expected = predict(kdedge, exported, *images)
-    assert len(lines) == len(expected) == 10
+    assert len(lines) == len(expected) == 12
     for (name, found, score), answer in zip(lines, expected, strict=True):
         assert name == answer["image"]
         assert found == answer["class"]

@@ -26,6 +26,7 @@ import pytest
 from kdedge.deploy.servers import config_text, model_name, write_triton
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.none_of_these import NoneBelow
 from kdedge.runtime.preprocess import Preprocess
 
 ENGINE = "model.fp16.trt10.13.3-sm87.engine"
@@ -204,6 +205,20 @@ def test_a_file_that_missed_its_gate_is_passed_over_aloud(
     assert caplog.messages == [
         f"{ENGINE} is not used for Triton, as it missed its gate.",
         "Using model.fp16.onnx for Triton.",
+    ]
+
+
+def test_that_no_answer_is_none_of_these_is_told(
+    artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    write_triton(artifact, tmp_path / "a")
+    assert not caplog.messages
+    limit = NoneBelow(limit=-1, percentiles=tuple(range(101)))
+    files = tuple(dataclasses.replace(file, none_below=limit) for file in artifact.files)
+    write_triton(dataclasses.replace(artifact, files=files), tmp_path / "b")
+    assert caplog.messages == [
+        'Triton always gives a class: its graph cannot answer "none of these".'
     ]
 
 

@@ -8,6 +8,7 @@ import io
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +25,7 @@ from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import run_batches, softmax, to_input
+from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 
 MakeArtifact = Callable[..., Artifact]
@@ -201,6 +203,34 @@ def test_results_come_in_order_with_their_keys_and_reasons(
         if isinstance(result, Prediction):
             best = int(by_hand(jpeg(int(result.key)), artifact).argmax())
             assert result.top[0].class_name == artifact.class_names[best]
+
+
+def test_a_model_whose_gaussians_are_damaged_is_closed(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (artifact.path / "none").write_bytes(b"damaged")
+    none = NoneOfThese("mahalanobis", "none", share_percent=90, images="some", n_images=1)
+    limit = NoneBelow(limit=-1, percentiles=tuple(range(101)))
+    dataclasses.replace(
+        artifact,
+        none_of_these=none,
+        files=tuple(dataclasses.replace(file, none_below=limit) for file in artifact.files),
+        others={"none": hashlib.sha256(b"damaged").hexdigest()},
+    ).save()
+    sessions = []
+
+    def opened(*arguments: Any, **named: Any) -> Any:
+        session = real(*arguments, **named)
+        sessions.append(weakref.ref(session))
+        return session
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    with pytest.raises(DataError) as caught:  # its traceback keeps what is not closed
+        Classifier.load(artifact.path, backend="onnxruntime")
+    assert "has no Gaussians" in str(caught.value)
+    assert [session() for session in sessions] == [None]
 
 
 def test_with_batch_one_a_result_comes_before_the_next_image_is_asked_for(

@@ -270,6 +270,21 @@ def test_the_largest_batch_may_be_smaller_than_the_artifact_s(artifact: Artifact
         assert server.model.max_batch == 4
 
 
+def test_a_start_that_fails_closes_the_model(
+    artifact: Artifact, gated_backend: Callable[[], Any]
+) -> None:
+    from kdedge.serving.limits import RequestLimits
+    from kdedge.serving.server import ArtifactSource, Server
+
+    device = gated_backend()
+    device.error = DataError("it does not run")
+    model = Classifier(artifact, artifact.files[0], device)
+    source = ArtifactSource(lambda: artifact.path, lambda _: model)
+    with pytest.raises(DataError, match="does not run"):
+        Server(source, host="127.0.0.1", port=0, limits=RequestLimits())
+    assert device.is_closed
+
+
 NAMES = ("rouge", "green", "blue", "dark thing")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,13 @@ pytest.importorskip("watchfiles")
 
 from functools import partial
 
-import pytest
 from PIL import Image
 
+import kdedge
+from kdedge.errors import DataError, RecipeError
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import LiveVideo, StreamLost, without_password
-from kdedge.serving.source import Back, Frame, LatestFrameReader, Lost, new_files
+from kdedge.serving.source import Back, Frame, LatestFrameReader, Lost, new_files, open_source
 
 SETTLE_S, POLL_S = 0.3, 0.05
 
@@ -186,6 +189,27 @@ def test_a_camera_that_comes_back_goes_on_with_the_next_number() -> None:
     assert kinds[1] == Lost("no such device")
     items.close()
     assert camera.n_open == camera.n_closed == 3
+
+
+def test_a_camera_is_not_opened_for_a_refusal_and_closed_without_a_frame(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened, closed = [], []
+    container = SimpleNamespace(
+        streams=SimpleNamespace(video=["video"]), duration=None, close=lambda: closed.append(1)
+    )
+    av = SimpleNamespace(FFmpegError=OSError)
+    av.open = lambda name, **_: opened.append(name) or container
+    monkeypatch.setitem(sys.modules, "av", av)
+    with pytest.raises(RecipeError, match="/dev/video0 is a camera"):
+        open_source("0", existing=True)
+    with pytest.raises(RecipeError, match="rtsp://cam/1 is a stream"):
+        open_source("rtsp://me:secret@cam/1", existing=True)
+    assert opened == []
+    (tmp_path / "artifact.json").write_text("{}")
+    with pytest.raises(DataError):
+        next(kdedge.watch(tmp_path, 0))  # its model cannot be loaded
+    assert (opened, closed) == (["/dev/video0"], [1])
 
 
 def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:
