@@ -31,7 +31,7 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether a command line made the call; messages name its flags then, else Python's arguments."""
 
 _SAME_NAME = (
-    "against backend baseline browser classes config cpu device file int8 keep-teacher labels"
+    "against backend baseline browser classes config device file keep-teacher labels"
     " max-megabytes method output port precision resume size student teacher threads triton weights"
 )
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {

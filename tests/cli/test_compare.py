@@ -95,7 +95,7 @@ def test_with_labels_the_new_one_is_tested_and_the_gate_ends_in_exit_code_6(kded
     without = kdedge("compare", "old", "new", "pics", "--require-no-worse")
     assert without.code == 2
     assert "Add --labels" in without.err
-    with pytest.raises(RecipeError, match="Add --labels"):
+    with pytest.raises(RecipeError, match="Add labels"):
         package.compare("old", "new", "pics", require_no_worse=True)
 
 
@@ -123,7 +123,7 @@ def test_a_single_file_of_an_artifact_and_its_record_name_it(kdedge: Run) -> Non
     assert (found["old"]["file"], found["new"]["file"]) == ("old/model.onnx", "new/model.onnx")
     assert found["n_agree"] == 6
     for wrong, said in (
-        ("old/nothing.onnx", "not an artifact"),
+        ("old/nothing.onnx", "does not exist"),
         ("pics/red/0.png", "has no artifact.json"),
         ("old/README.md", "has no model file 'README.md'; it has model.onnx"),
     ):

@@ -95,7 +95,7 @@ def test_a_timm_student_is_timed(kdedge: Run, quick_machine: None) -> None:
         **dict.fromkeys(
             ("CoOp", "CoCoOp", "PromptSRC"),
             "timm/test_resnet has no text encoder, so it can only be a student with"
-            " its teacher's class vectors.",
+            " its teacher's class vectors",
         ),
     }
 
@@ -128,7 +128,7 @@ def test_other_weights_of_the_model_are_another_backbone(kdedge: Run, project: P
             "check",
             (*TIMM, "student.settings={tune: full, class_vectors: student}"),
             "timm/test_resnet has no text encoder, so it can only be a student with"
-            " its teacher's class vectors.",
+            " its teacher's class vectors",
         ),
         ("train", TIMM, "timm/test_resnet has no text encoder, so"),
         (

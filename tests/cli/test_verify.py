@@ -153,7 +153,7 @@ def test_a_client_that_squeezes_images_is_refused(
 ) -> None:
     """The common mistake: a resize to the square, without the crop."""
     text = (with_images / "example.py").read_text()
-    wrong = text.replace('if wanted["resize_mode"] == "shortest"', "if False")
+    wrong = text.replace('if preprocess["resize_mode"] == "shortest"', "if False")
     assert wrong != text
     (tmp_path / "client.py").write_text(wrong)
     client = [sys.executable, str(tmp_path / "client.py")]

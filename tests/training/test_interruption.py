@@ -104,7 +104,7 @@ def test_a_signal_saves_the_state_and_ends_with_its_exit_code(
     assert process.wait() == code, process.stderr
     messages = process.stderr
     assert process.stdout == ""
-    assert "--resume" in messages
+    assert "resume" in messages
     log = (_folder(stopped) / "log.txt").read_text()
     assert "Interrupted" in log
     newest = sorted((_folder(stopped) / "checkpoints").iterdir())[-1].name

@@ -27,13 +27,10 @@ ENGINE, LOG = "targets/engines/builder.py", "targets/engines/package.py"
 
 # What the code calls Any, since tensorrt has no types of its own
 CLASSES = {
-    "network": "INetworkDefinition",
     "builder": "Builder",
     "config": "IBuilderConfig",
     "parser": "OnnxParser",
     "images": "ITensor",
-    "tensor": "ITensor",
-    "product": "ILayer",
     "error": "ParserError",
 }
 
@@ -131,7 +128,6 @@ WRONG = [
             "builder.create_optimization_profile(": "builder.create_profile(",
             "config.get_timing_cache(": "config.timing_cache(",
             "error.code().name": "error.error_code().name",
-            "network.num_layers": "network.n_layers",
             "class Monitor(trt.IProgressMonitor)": "class Monitor(trt.IMonitor)",
         }
     },
@@ -139,7 +135,6 @@ WRONG = [
         ENGINE: {
             "config.progress_monitor =": "config.monitor =",
             "profile.set_shape(": "profile.set_shapes(",
-            "operands[0].dtype.name": "operands[0].type.name",
         },
         LOG: {"trt.ILogger.Severity": "trt.ILogger.Level"},
     },
