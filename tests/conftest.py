@@ -109,12 +109,14 @@ def draw_clip(sizes: dict[str, int], *, seed: int, tag: int) -> dict[str, np.nda
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Lets torch compute in one thread, whatever a test before has left.
+    """Lets torch and child processes compute in one thread, whatever a test before has left.
 
     Small tensors are slower in several, by far where these wait for a core.
     """
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("KDEDGE_CHOSEN", None)  # else they choose a number of their own
 
 
 @pytest.fixture(scope="session")
