@@ -115,8 +115,9 @@ def pytest_runtest_setup() -> None:
     """
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+    for name in os.environ.pop("KDEDGE_CHOSEN", "").split():  # what a command here has set
+        os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ.pop("KDEDGE_CHOSEN", None)  # else they choose a number of their own
 
 
 @pytest.fixture(scope="session")
