@@ -128,6 +128,11 @@ def points(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
+def images_text(number: int) -> str:
+    """A number of images as text, such as `1 image`."""
+    return f"{number:,} image{'' if number == 1 else 's'}"
+
+
 def figure(value: float | None, unit: float = 1) -> str:
     """A number in a unit, with three significant digits."""
     if value is None:

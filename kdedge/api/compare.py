@@ -18,7 +18,6 @@ from kdedge.api.evaluate import AnyArtifact
 from kdedge.api.predict import (
     AnyPath,
     ImageToClassify,
-    images_text,
     open_inputs,
     path_list,
     read_item,
@@ -37,7 +36,7 @@ from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, vis
 from kdedge.progress import Advance, progress, working
 from kdedge.runtime.artifact import FILE_NAME, Precision
 from kdedge.runtime.threads import check_threads
-from kdedge.tables import Table, Tabled
+from kdedge.tables import Table, Tabled, images_text
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from kdedge.inference.lines import (
 )
 from kdedge.progress import progress, working
 from kdedge.runtime.threads import check_threads
-from kdedge.tables import Table, Tabled
+from kdedge.tables import Table, Tabled, images_text
 
 if TYPE_CHECKING:
     from kdedge.data.sources import ImageSource
@@ -429,8 +429,3 @@ class ResultStream:
             f"{file} gives NaN or infinity for {images_text(self.counts['unanswered'])}, and no"
             f" image was classified.\n  {remedy}."
         )
-
-
-def images_text(number: int) -> str:
-    """A number of images as text, such as `1 image`."""
-    return f"{number:,} image{'' if number == 1 else 's'}"

@@ -18,7 +18,6 @@ from kdedge.api.predict import (
     ImagesToClassify,
     ImageToClassify,
     ResultStream,
-    images_text,
     open_inputs,
     opened,
     read_item,
@@ -38,6 +37,7 @@ from kdedge.inference.lines import (
 )
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
+from kdedge.tables import images_text
 
 if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier

@@ -15,7 +15,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, read_speed
-from kdedge.tables import figure
+from kdedge.tables import figure, images_text
 
 _T = TypeVar("_T")
 
@@ -42,7 +42,7 @@ def headline_of(
     unlabeled = unlabeled or _or_none(lambda: read_unlabeled(run))
     parts, is_loss = _accuracy(results)
     if not parts and unlabeled is not None and unlabeled.agreement_percent is not None:
-        images = f"{unlabeled.n_images:,} image{'' if unlabeled.n_images == 1 else 's'}"
+        images = images_text(unlabeled.n_images)
         parts = [f"agrees with the teacher on {unlabeled.agreement_percent:.0f} % of {images}"]
     summary = run.read_provenance().summary
     if summary.gmacs and summary.teacher_gmacs and not is_loss:
@@ -91,8 +91,7 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         gain = 0.0 if teacher is None else _score(own) - _score(teacher)
         if gain > 0:
             few = own.harmonic_mean is None and own.n_images < _FEW
-            n_more = round(gain * own.n_images / 100)
-            images = f" ({n_more} image{'' if n_more == 1 else 's'})" if few else ""
+            images = f" ({images_text(round(gain * own.n_images / 100))})" if few else ""
             parts.append(f"{gain:.1f} points{images} above its teacher")
         elif teacher is not None and _score(teacher):
             share = 100 * _score(own) / _score(teacher)
