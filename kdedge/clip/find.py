@@ -191,7 +191,8 @@ def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
     label, config = resolved.label, resolved.model_config
     keys = {key: key for key in resolved.weights.shapes}
     build = partial(build_clip, label, config)
-    return _checked(label, build, resolved.weights, keys, resolved.preprocess, config)
+    empty = build(device="meta")
+    return _checked(label, empty, build, resolved.weights, keys, resolved.preprocess, config)
 
 
 def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
@@ -203,7 +204,8 @@ def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> F
     stored = (key for key in resolved.weights.shapes if key.startswith(_VISUAL))
     keys = {key.removeprefix(_VISUAL): key for key in stored}
     build = partial(build_image_encoder, label, config)
-    return _checked(label, build, resolved.weights, keys, preprocess, config)
+    empty = build(device="meta")
+    return _checked(label, empty, build, resolved.weights, keys, preprocess, config)
 
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
@@ -217,11 +219,12 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         keys = {key: key for key in file.shapes if not key.startswith(heads)}
-    return _checked(name, build, file, keys, preprocess)
+    return _checked(name, model, build, file, keys, preprocess)
 
 
 def _checked(
     name: str,
+    empty: nn.Module,
     build: Build,
     file: WeightsFile,
     keys: Mapping[str, str],
@@ -232,13 +235,14 @@ def _checked(
 
     Args:
         name: of the model, in tables and messages.
+        empty: the model without values.
         build: builds the model with its initial values.
         file: holds its values.
         keys: name in the model's state dict -> key in the file.
         preprocess: of its images.
         model_config: None for a model of timm.
     """
-    empty = build(device="meta").eval()
+    empty.eval()
     has_texts, architecture = isinstance(empty, CLIP), model_config or name
     where = f"{name}, image encoder" if model_config and not has_texts else name
     expected = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
