@@ -52,6 +52,11 @@ class Survey:
     left_out: tuple[tuple[str, int], ...]
     twins: tuple[str, ...] = ()
 
+    @property
+    def absent(self) -> list[str]:
+        """The classes without an image."""
+        return [name for name, n in self.classes if not n]
+
     def lines(self) -> list[str]:
         """The summary as lines; the number of images comes first."""
         sizes = " and ".join(f"{width}x{height}" for (width, height), _ in self.sizes_px[:2])
@@ -66,8 +71,7 @@ class Survey:
             low, high = min(present), max(present)
             per_class = f"{low}" if low == high else f"{low} to {high}"
             lines.append(f"{per_class} images per class, {len(present)} classes")
-            absent = [name for name, n in self.classes if not n]
-            lines += [f"no images of {name_some(absent)}"] if absent else []
+            lines += [f"no images of {name_some(self.absent)}"] if self.absent else []
         if self.n_unlabeled and present:
             lines.append(f"{self.n_unlabeled} outside of class folders are not used")
         if self.twins:

@@ -121,8 +121,8 @@ class NewRecipe:
             return ["ridge for both, as every class has labels: one pass over the images"]
         teacher, why = "zero-shot CLIP", "there are no labels"
         if "labeled" in self.surveys:
-            name = next(name for name, n in self.surveys["labeled"].classes if not n)
-            teacher, why = self.teacher_method, f'"{name}" has no labels'
+            absent = self.surveys["labeled"].absent
+            teacher, why = self.teacher_method, f'"{absent[0]}" has no labels'
         return [
             f"{teacher} teaches, as {why}; promptkd learns in epochs, for hours on a CPU.",
             "With labels of every class, one pass over the images is enough.",
@@ -220,7 +220,8 @@ def _values(name: str, given: Given, surveys: dict[str, Survey]) -> dict[str, An
     if given.test is not None:
         data["test"] = {"folder": str(given.test)}
     data["max_bad_images"] = "1%"
-    has_all_labels = given.labeled is not None and all(n for _, n in surveys["labeled"].classes)
+    absent = surveys["labeled"].absent if given.labeled is not None else []
+    has_all_labels = given.labeled is not None and not absent
     clip, sized = given.student, {}
     if given.sized is not None:
         clip, sized = given.sized.clip, dict(given.sized.settings)
@@ -230,11 +231,9 @@ def _values(name: str, given: Given, surveys: dict[str, Survey]) -> dict[str, An
         student = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT) | {"views": 1}
     else:
         if given.teacher in PACKAGED:
-            labeled = surveys["labeled"].classes if given.labeled is not None else ()
-            unlabeled = next((f'"{name}" has no labels' for name, n in labeled if not n), None)
+            what = f'"{absent[0]}" has no labels' if absent else "there are none"
             raise DataError(
-                f"{given.teacher} knows classes by their labels alone, and"
-                f" {unlabeled or 'there are none'}.\n"
+                f"{given.teacher} knows classes by their labels alone, and {what}.\n"
                 "  Label images of each class, or leave --teacher out: a CLIP knows class names."
             )
         method = "zeroshot" if given.labeled is None else "promptsrc"
