@@ -103,24 +103,24 @@ def teacher_and_student(
     """
     named = named_teacher(loaded, workspace)
     student = student_job(loaded, workspace)
-    teacher_run, teacher = find_teacher(named, student)
-    if teacher_run is None:
+    job_or_run, teacher = find_teacher(named, student)
+    if job_or_run is None:
         assert loaded.recipe.teacher is not None
         log.info("Teacher 1/2: using the probabilities of %s.", loaded.recipe.teacher.file)
         return None, with_teacher(student, teacher)
-    if isinstance(teacher_run, RunFolder):
+    if isinstance(job_or_run, RunFolder):
         why = "which the recipe names" if named else "trained with the same settings and data"
-        log.info("Teacher 1/2: using %s, %s%s.", teacher_run.path, why, _reached(teacher_run))
+        log.info("Teacher 1/2: using %s, %s%s.", job_or_run.path, why, _reached(job_or_run))
         if named:
-            return teacher_run, with_teacher(student, teacher)
+            return job_or_run, with_teacher(student, teacher)
         assert isinstance(teacher, ModelTeacher)  # a run's
         return _replace_weak_teacher(
-            teacher_run, teacher, student, resume=resume, keep_teacher=keep_teacher
+            job_or_run, teacher, student, resume=resume, keep_teacher=keep_teacher
         )
     with working("trying a step of the student"):
         trial_steps(with_teacher(student, teacher), 1)
-    baselines = workspace.group.on_rank0(lambda: baseline_accuracies(teacher_run))
-    run = _run_stage("Teacher 1/2", teacher_run, resume=resume)
+    baselines = workspace.group.on_rank0(lambda: baseline_accuracies(job_or_run))
+    run = _run_stage("Teacher 1/2", job_or_run, resume=resume)
     workspace.group.on_rank0(lambda: save_baselines(run, baselines))
     teacher = open_teacher(run, student)
     return _replace_weak_teacher(run, teacher, student, resume=resume, keep_teacher=keep_teacher)

@@ -97,15 +97,15 @@ def label_pool(
     images = RecipeData(loaded.recipe, classes, workspace)
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    model = _find_model(loaded, workspace, method)
-    filler = _logits_filler(model, pool, workspace)
+    labeler = _find_model(loaded, workspace, method)
+    filler = _logits_filler(labeler, pool, workspace)
     filler.fill()
     logits = filler.store.read(filler.store.indices, 1)
     probabilities = logits.softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
     _check_free(path)  # once more: training may have taken hours
-    write_for(pool, labels, path, classes=classes, method=method, provenance=model.provenance)
+    write_for(pool, labels, path, classes=classes, method=method, provenance=labeler.provenance)
     # Not the folder and its lock, which another command may be waiting for
     for file in filler.store.path.rglob("*.safetensors"):
         file.unlink(missing_ok=True)
@@ -116,7 +116,7 @@ def label_pool(
         n_images=len(given),
         n_classes=len(set(given.values())),
         accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
-        run=model.run,
+        run=labeler.run,
     )
 
 

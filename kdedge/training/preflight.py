@@ -123,11 +123,11 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
         named = named_teacher(loaded, workspace)
         # First, as by `distill`: it compares the sizes of the models
         student = student_job(loaded, workspace)
-        teacher_run, teacher = find_teacher(named, student)
-        if isinstance(teacher_run, Job):
-            jobs.append(teacher_run)
+        job_or_run, teacher = find_teacher(named, student)
+        if isinstance(job_or_run, Job):
+            jobs.append(job_or_run)
         else:
-            run = teacher_run
+            run = job_or_run
         student = with_teacher(student, teacher)
         first = one_pass_job(student)
         jobs += [student] if first is None else [first, student]
