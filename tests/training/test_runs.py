@@ -38,7 +38,7 @@ def _finish(run: RunFolder, at: str) -> RunFolder:
         ("/venv/bin/kdedge bench", "kdedge bench"),
         ("/venv/lib/kdedge/__main__.py distill r.yaml", "kdedge distill r.yaml"),
         ("experiments/all.py 3", "all.py 3"),
-        ("/venv/lib/ipykernel_launcher.py -f /root/kernel-1.json", "notebook"),
+        ("/venv/lib/ipykernel_launcher.py -f kernel-1.json", "notebook"),
     ],
 )
 def test_a_recorded_command_is_one_to_type(
