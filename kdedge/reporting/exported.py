@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdedge.deploy import model_card
-from kdedge.deploy.ship import file_to_ship
+from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.records import RunRecords
 from kdedge.runtime.artifact import Artifact
@@ -40,13 +40,17 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         latency = f"{figure(time.p50_ms)} ms for {images}, on {machine}"
         latency += f"; in doubt: {time.doubt}" if time.doubt else ""
     rows.append(["latency", latency])
-    commands = (
-        f"# here\nkdedge predict {artifact.path} IMAGES --format csv\n"
-        f"# to the device, which needs no torch; the folder's README.md says how to run it\n"
-        f"scp -r {artifact.path} DEVICE:model\n"
-        f"kdedge predict model IMAGES --precision {file.precision}"
-    )
-    return [Grid("", [], rows, n_text=2), Text("", commands)]
+    commands = [
+        "# to the device, which needs no torch; the folder's README.md says how to run it",
+        f"scp -r {artifact.path} DEVICE:model",
+    ]
+    if (flags := predict_flags(artifact, file)) is not None:
+        options = " ".join(flags)
+        commands = [
+            f"# here\nkdedge predict {artifact.path} IMAGES {options} --format csv",
+            *(*commands, f"kdedge predict model IMAGES {options}"),
+        ]
+    return [Grid("", [], rows, n_text=2), Text("", "\n".join(commands))]
 
 
 def exported_blocks(records: RunRecords) -> list[Block]:

@@ -1,8 +1,9 @@
-"""One line about a student: its accuracy, operations saved, and the file for the device."""
+"""Lines about a student: its accuracy, operations saved, the file, and whether to deploy it."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +11,7 @@ from typing import TypeVar
 from kdedge.deploy.ship import file_to_ship
 from kdedge.errors import DataError, SetupError
 from kdedge.files import highest_number
-from kdedge.results import EvalResult, UnlabeledResult, are_same_images
+from kdedge.results import EvalDetails, EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
@@ -18,6 +19,11 @@ from kdedge.speed_results import SpeedResult, read_speed
 from kdedge.tables import figure, images_text
 
 _T = TypeVar("_T")
+
+_UNKNOWN = (
+    "Whether to deploy it is not known: label some images of each class, name them in data.test,"
+    " and run kdedge eval."
+)
 
 _FEW = 1000
 """With fewer test images, chance moves an accuracy by more than about three points."""
@@ -63,6 +69,50 @@ def headline_of(
     return "; ".join([f"student {', '.join(parts)}", *files])
 
 
+def deploy_line(
+    run: RunFolder,
+    results: Mapping[str, EvalResult] | None = None,
+    details: Mapping[str, EvalDetails] | None = None,
+) -> str | None:
+    """Returns on what condition to deploy a student: the accuracy of its weakest class.
+
+    None where the headline says it already, and with the split base-to-novel, whose classes are
+    those of a benchmark.
+
+    Args:
+        run: the run; damaged records are left out.
+        results: accuracies by model; default: from the run's record.
+        details: confusions by model; default: from the run's record.
+    """
+    if run.kind != "student":
+        return None
+    if results is None:
+        results = _or_none(lambda: read_evaluation(run)) or {}
+    student = results.get("student")
+    if student is None:
+        return None if _or_none(lambda: read_unlabeled(run)) is None else _UNKNOWN
+    judged = (details or _or_none(lambda: read_details(run)) or {}).get("student")
+    if judged is None or student.harmonic_mean is not None or _accuracy(results)[1]:
+        return None
+    if judged.only_class is not None:
+        return "Do not deploy it: it predicts one class for every image."
+    if student.all < (student.largest_class_percent or 0):
+        return "Do not deploy it: always answering the most frequent class is right more often."
+    n_of, n_right_of = Counter[int](), Counter[int]()
+    for label, predicted, n_images in judged.confusion:
+        n_of[label] += n_images
+        n_right_of[label] += n_images * (label == predicted)
+    weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
+    n, n_right = n_of[weakest], n_right_of[weakest]
+    if n == n_right:
+        return "Deploy it: it is right on every test image."
+    facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
+    return (
+        f"Deploy it if {student.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
+        f" weakest class, {judged.class_names[weakest]} ({facts})."
+    )
+
+
 def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     """Compares a student with others on the same images.
 
@@ -81,7 +131,9 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         return [f"is {-points:.1f} points below zero-shot CLIP: do not use it"], True
     parts = []
     if own.harmonic_mean is None:  # else no single figure is its accuracy
-        parts.append(f"right on {own.all:.1f} % of {own.n_images:,} test images{_interval(own)}")
+        interval = _interval(own.all * own.n_images / 100, own.n_images)
+        parts.append(f"right on {own.all:.1f} % of {own.n_images:,} test images")
+        parts[0] += f" ({interval})" if interval else ""
     if points < 0 or mean < 0:
         first, second = (
             f"{abs(x):.1f} points {'above' if x >= 0 else 'below'}" for x in (points, mean)
@@ -106,16 +158,15 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     return parts, False
 
 
-def _interval(own: EvalResult) -> str:
-    """The 95 % interval of an accuracy on few images (Wilson, 1927)."""
-    if own.n_images >= _FEW:
+def _interval(n_right: float, n_images: int) -> str:
+    """The 95 % interval of an accuracy, in percent (Wilson, 1927); empty with many images."""
+    if n_images >= _FEW:
         return ""
-    n, z2 = own.n_images, 1.96**2
-    n_right = own.all * n / 100
+    z2 = 1.96**2
     middle = n_right + z2 / 2
-    half = math.sqrt(z2 * (n_right * (n - n_right) / n + z2 / 4))
-    low, high = (100 * max(0.0, end) / (n + z2) for end in (middle - half, middle + half))
-    return f" (95 % interval: {low:.0f} to {high:.0f} %)"
+    half = math.sqrt(z2 * (n_right * (n_images - n_right) / n_images + z2 / 4))
+    low, high = (100 * max(0.0, end) / (n_images + z2) for end in (middle - half, middle + half))
+    return f"95 % interval: {low:.0f} to {high:.0f} %"
 
 
 def _score(result: EvalResult) -> float:

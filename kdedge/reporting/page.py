@@ -22,7 +22,7 @@ from kdedge.reporting.accuracy import (
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
 from kdedge.reporting.exported import exported_blocks, ship_blocks
 from kdedge.reporting.figures import training_curves
-from kdedge.reporting.headline import headline_of
+from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.records import RunRecords
@@ -89,6 +89,7 @@ def _label(records: RunRecords, name: str) -> str:
 def _verdict(records: RunRecords) -> list[str]:
     headline = headline_of(records.run, records.results, records.unlabeled)
     lines = [] if headline is None else [f"The {headline}."]
+    lines += filter(None, [deploy_line(records.run, records.results, records.details)])
     if records.balance is not None:
         shares = assumed_shares(records.balance.prior)
         lines.append(

@@ -20,6 +20,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_balance, read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.cpu_choice import readable_choices
 from kdedge.speed_results import SpeedResult, read_speed
 
 _T = TypeVar("_T")
@@ -106,6 +107,10 @@ class RunRecords:
     def missing(self) -> dict[str, list[str]]:
         """Missing records of the run -> the command that makes each."""
         name = str(self.run.path)
+        measuring, is_timed = ["bench", name], self.speed is not None
+        if self.artifact is not None and not list(self.artifact.path.glob("*.engine")):
+            measuring = ["export", str(self.artifact.path), "--cpu"]  # it decides what to ship
+            is_timed |= bool(readable_choices(self.artifact))
         lacking = {
             "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
             "confusions and calibration": (
@@ -121,8 +126,8 @@ class RunRecords:
                 ["export", name, "--onnx", "--int8"],
             ),
             "speed": (
-                self.speed is not None or not _has_class_vectors(self.run),
-                ["bench", name],
+                is_timed or not _has_class_vectors(self.run),
+                measuring,
             ),
         }
         return {what: command for what, (is_there, command) in lacking.items() if not is_there}

@@ -188,11 +188,11 @@ def test_the_artifact_after_a_change_is_what_predict_bench_and_the_example_see(
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert {entry["class"] for entry in lines[0]["top"]} == {*NAMES, "forklift"}
     image = str(next(Path("test").rglob("*.jpg")))
-    command = [sys.executable, "-I", OPEN / "example.py", image]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\t")
+    command = [sys.executable, "-I", OPEN / "example.py", OPEN / "model.onnx", image]
+    shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     (line,) = [line for line in lines if line["image"] == image]
-    assert shown[1] == line["top"][0]["class"]
-    assert float(shown[2]) == pytest.approx(line["top"][0]["score_percent"], abs=0.011)
+    assert shown["label"] == line["top"][0]["class"]
+    assert shown["score"] == pytest.approx(line["top"][0]["score_percent"], abs=0.001)
 
 
 def test_engines_and_other_files_are_built_after_a_change_and_compared(kdedge: Kdedge) -> None:

@@ -73,7 +73,8 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     assert distilled.out.endswith(
         "Used runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
         "Wrote runs/tiny/02 (student.safetensors, class_vectors.safetensors)\n"
-        "Next: kdedge eval runs/tiny/02\n"
+        f"{kdedge('show', 'tiny/02').out.splitlines()[2]}\n"
+        "Next: kdedge export runs/tiny/02 --int8\n"
     )
     rows = accuracies(distilled.out)
     assert rows["teacher"] == accuracies(taught.out)["teacher"]
@@ -165,7 +166,7 @@ def test_next_repeats_what_the_recipe_does_not_say(kdedge, project) -> None:
     distilled = kdedge(*command)
     assert distilled.code == 0
     assert "\nUsed all runs/a-b/01 (" in distilled.out
-    assert distilled.out.endswith("\nNext: kdedge eval 'all runs/a-b/02'\n")
+    assert distilled.out.endswith("\nNext: kdedge export 'all runs/a-b/02' --int8\n")
     assert kdedge(*shlex.split(distilled.out.splitlines()[-1])[2:]).code == 0
 
 

@@ -19,6 +19,7 @@ import pytest
 
 import kdedge as api
 from kdedge.config.load import parse_overrides
+from kdedge.deploy.ship import file_to_ship
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.preprocess import normalize
 
@@ -242,21 +243,24 @@ def test_the_example_in_an_artifact_says_none_where_predict_does(
     project: Path, kdedge: Kdedge, folder: str
 ) -> None:
     artifact = load_artifact(project / folder)
-    file = artifact.files[0]
+    shipped = file_to_ship(artifact, None)
+    assert shipped is not None
+    file, precision = shipped.file, shipped.file.precision
     assert file.none_below is not None
-    percents = [one.known_percent for one in api.predict(folder, "test").classified]
+    found = api.predict(folder, "test", precision=precision).classified
+    percents = [one.known_percent for one in found]
     middle = file.none_below.percentiles[int(np.median(percents))]
     own = dataclasses.replace(file.none_below, limit=middle)
     artifact.with_files(dataclasses.replace(file, none_below=own)).save()
     images = sorted(map(str, Path("test").rglob("*.jpg")))
-    expected = api.predict(folder, *images).classified
+    expected = api.predict(folder, *images, precision=precision).classified
     assert len({one.is_none for one in expected}) == 2
     command = [sys.executable, "-I", f"{folder}/example.py", *images]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     answers = [line.split("\t")[1] for line in done.stdout.splitlines()]
     assert answers == ["none" if one.is_none else one.top[0].class_name for one in expected]
     # With a model, it prints what `kdedge verify` asks for: the class, and that it is none
-    command[3:3] = [f"{folder}/model.onnx"]
+    command[3:3] = [f"{folder}/{file.name}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["is_none"] for row in rows] == [one.is_none for one in expected]

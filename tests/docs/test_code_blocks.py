@@ -153,7 +153,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/own-images.md": {
         "python docs/examples/draw_images.py drawings": DRAWN,
-        "kdedge bench": BENCH,
+        "kdedge export runs/line3/02/artifacts/01 --cpu": CPU,
         "kdedge report": REPORT,
     },
     "docs/python.md": {

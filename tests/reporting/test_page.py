@@ -8,7 +8,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
-from kdedge.reporting.headline import headline_of
+from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.records import gather
-from kdedge.results import SampleImage, UnlabeledResult, WorstImage
+from kdedge.results import EvalDetails, SampleImage, UnlabeledResult, WorstImage
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, write_evaluations
 
@@ -146,7 +146,7 @@ def test_the_same_records_give_the_same_bytes(whole_report: Path, tmp_path: Path
     ("only", "expected"),
     [
         ("", ["kdedge eval", "kdedge export", "kdedge bench"]),
-        ("eval artifact", ["kdedge bench"]),
+        ("eval artifact", ["kdedge export"]),
         ("metrics bench", ["kdedge eval", "kdedge export"]),
     ],
 )
@@ -400,7 +400,9 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
     )
     run.unlabeled_evaluation.write_text(json.dumps(found.to_dict()), encoding="utf-8")
     (chapter,) = make_chapters([gather(run)])
-    assert chapter.verdict == ["The student agrees with the teacher on 75 % of 105 images."]
+    first, second = chapter.verdict
+    assert first == "The student agrees with the teacher on 75 % of 105 images."
+    assert second.startswith("Whether to deploy it is not known: label some images of each class")
     blocks: dict[str, Any] = {section.title: section.blocks for section in chapter.sections}
     facts, table = blocks["Without labels"]
     assert ["teacher agrees", "75.00 %"] in facts.rows
@@ -408,6 +410,31 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
     assert table.caption == "The 12 most frequent of 14."
     (cards,) = blocks["Images"]
     assert cards.cards[0].lines == ["class 00, 60\u00a0%", "teacher: class 01"]
+
+
+def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
+    run = make_run()
+
+    def said_of(confusion: Sequence[tuple[int, int, int]], largest: float = 60.0) -> str | None:
+        n_images = sum(n for *_, n in confusion)
+        details = EvalDetails(("cat", "fox", "owl"), n_images, tuple(confusion), ())
+        known = read_evaluation(run)["student"]
+        result = replace(known, all=details.accuracy_percent, largest_class_percent=largest)
+        return deploy_line(run, {"student": result}, {"student": details})
+
+    # No test image of owls: their accuracy is unknown, and not 0
+    assert said_of([(0, 0, 8), (0, 1, 2), (1, 0, 1), (1, 1, 1)]) == (
+        "Deploy it if 75.0 % right is enough, and 50 % of its weakest class, fox (1 of 2 images;"
+        " 95 % interval: 9 to 91 %)."
+    )
+    assert said_of([(0, 0, 8), (1, 1, 2)]) == "Deploy it: it is right on every test image."
+    assert "Do not deploy it: it predicts one class" in str(said_of([(0, 0, 8), (1, 0, 2)]))
+    assert "always answering the most frequent" in str(said_of([(0, 0, 5), (0, 1, 5)], 80.0))
+    many = [(0, 0, 2000), (0, 1, 1000), (1, 1, 9)]
+    assert (
+        "66.8 % right is enough, and 67 % of its weakest class, cat (2,000 of 3,000 images)."
+        in str(said_of(many))
+    )
 
 
 def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
