@@ -59,8 +59,8 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--cpu",
     is_flag=True,
-    help="Make and measure every file that runs on a CPU. `kdedge predict` then takes the fastest"
-    " one that passes its gate, on machines like this.",
+    help="Make and measure every file that runs on a CPU, OpenVINO's too where it is installed."
+    " `kdedge predict` then takes the fastest one that passes its gate, on machines like this.",
 )
 @click.option(
     "--classes",
@@ -132,14 +132,15 @@ def command(
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
+    For a CPU take --int8, and on the device --cpu, which finds the fastest file there. For an
+    NVIDIA GPU or a Jetson take --trt.
+
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student. The default is
     the newest finished student, or any finished run if there is no student. The result is one
     folder that runs without torch. Each file in it is compared with the float32 model on real
-    images. A file that misses the recipe's gates is marked, and the exit code is 6. If a target
-    cannot be built on this machine, the other files are written, and the exit code is 4.
-
-    On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder,
-    without torch.
+    images. A file that misses the recipe's gates is marked, and the exit code is 6; a bf16 file is
+    only marked. If a target cannot be built on this machine, the other files are written, and the
+    exit code is 4. From an ARTIFACT, engines and files are built without torch.
     """
     from kdedge.api.export import export
 

@@ -124,7 +124,7 @@ def _command_files() -> dict[str, Path]:
 @help_all_option
 @click.version_option(__version__, "--version", message="kdedge %(version)s")
 def cli() -> None:
-    """Make a large CLIP small enough for edge devices, and measure the cost.
+    """Train a small image classifier from unlabeled photos, export it, and measure the cost.
 
     \b
     See the whole flow:   kdedge demo
