@@ -1,12 +1,13 @@
 """Decodes, augments and normalizes images, in worker processes or in this one.
 
-Workers return 8-bit pixels, a quarter of the bytes of float32. Each full batch is normalized on its
-device.
+Workers write 8-bit pixels, a quarter of the bytes of float32, into memory that they share. Each
+full batch is normalized on its device.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -20,11 +21,9 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
@@ -40,12 +39,13 @@ from kdedge.runtime.threads import local_world_size
 
 MAX_WORKERS = 8
 _WORTH_WORKERS = 2000
+_AHEAD = 2  # batches that each worker has to do
 
 PlannedImage = tuple[int, int, int]
 """Number of the image set, position in its source, number of the view (0 if nothing is drawn)."""
 
-_Loaded = tuple[int, int, npt.NDArray[np.uint8] | None, str]
-"""Image set, position, [3, H, W] image ([2, 3, H, W] with its clean one) or None, reason."""
+_Loaded = tuple[int, int, tuple[int, int] | None, str]
+"""Slot and size of a batch; image set and position of an image that cannot be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -63,33 +63,52 @@ class Preparation:
     with_clean: bool = False
 
 
-class _Images(Dataset[_Loaded]):
-    """Images by set, position and view; not normalized yet."""
+class _Batches(Dataset[_Loaded]):
+    """Writes the images of a batch into a slot of memory; not normalized yet.
 
-    def __init__(self, sources: Sequence[ImageSource], preparation: Preparation) -> None:
+    Workers share the memory. New memory for each batch costs a tenth of the decoding, as the kernel
+    clears its pages.
+
+    Args:
+        sources: the image sets.
+        preparation: how the images are prepared.
+        slots: [slots, B, H, W, 3] uint8; [slots, B, 2, H, W, 3] if each view has its clean image.
+    """
+
+    def __init__(
+        self, sources: Sequence[ImageSource], preparation: Preparation, slots: torch.Tensor
+    ) -> None:
         self._sources = sources
         self._preparation = preparation
+        self._slots = slots
 
-    def __getitem__(self, place: PlannedImage) -> _Loaded:
-        number, position, view = place
+    def __getitem__(self, planned: tuple[int, Sequence[PlannedImage]]) -> _Loaded:
+        slot, places = planned
+        for pixels, (number, position, view) in zip(self._slots[slot], places, strict=False):
+            try:
+                self._load(pixels, number, position, view)
+            except UnusableImage as error:
+                # By value: an exception raised in a worker arrives as text with a traceback in it.
+                return slot, len(places), (number, position), error.reason
+            except DataError as error:
+                return slot, len(places), (number, position), str(error)
+        return slot, len(places), None, ""
+
+    def _load(self, pixels: torch.Tensor, number: int, position: int, view: int) -> None:
         preprocess, augment = self._preparation.preprocess, self._augment(number)
-        try:
-            data = self._sources[number].read(position)
-            if augment is None:
-                pixels = _pixels(resize_and_crop(decode_image(data), preprocess))
-            else:
-                decoded = decode_pixels(data)
-                drawn = augment(decoded, preprocess, position=position, view=view)
-                pixels = drawn.contiguous().numpy()
-                if self._preparation.with_clean:
-                    image = Image.fromarray(decoded.permute(1, 2, 0).numpy())
-                    pixels = np.stack([pixels, _pixels(resize_and_crop(image, preprocess))])
-        except UnusableImage as error:
-            # By value: an exception raised in a worker arrives as text with a traceback in it.
-            return number, position, None, error.reason
-        except DataError as error:
-            return number, position, None, str(error)
-        return number, position, pixels, ""
+        data = self._sources[number].read(position)
+        if augment is None:
+            image = resize_and_crop(decode_image(data), preprocess)
+            pixels.numpy()[:] = image
+            return
+        decoded = decode_pixels(data)
+        drawn = augment(decoded, preprocess, position=position, view=view).permute(1, 2, 0)
+        if not self._preparation.with_clean:
+            pixels.copy_(drawn)
+            return
+        pixels[0].copy_(drawn)
+        image = Image.fromarray(decoded.permute(1, 2, 0).numpy())
+        pixels.numpy()[1] = resize_and_crop(image, preprocess)
 
     def _augment(self, number: int) -> Augmentation | None:
         """Draws a view; a second image set's views are independent of the first set's."""
@@ -99,56 +118,53 @@ class _Images(Dataset[_Loaded]):
         return replace(augment, seed=augment.seed + SECOND_SET)
 
 
-def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """[3, H, W], contiguous: stacking would keep another memory order."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-def _collate(loaded: list[_Loaded]) -> tuple[torch.Tensor | None, list[tuple[int, int]], str]:
-    """Stacks a batch: [B, 3, H, W] uint8, sets and positions, and the first error."""
-    places = [(number, position) for number, position, _, _ in loaded]
-    images = [image for _, _, image, _ in loaded if image is not None]
-    if len(images) < len(loaded):
-        number, position, _, reason = next(entry for entry in loaded if entry[2] is None)
-        return None, [(number, position)], reason
-    batch = torch.from_numpy(np.stack(images))
-    if get_worker_info() is not None:
-        # torch would do it in a thread, which loses a batch silently if memory is full
-        batch.share_memory_()  # type: ignore[no-untyped-call]
-    return batch, places, ""
-
-
 def load_images(
     sources: Sequence[ImageSource],
     batches: Iterable[Sequence[PlannedImage]],
     preparation: Preparation,
     n_workers: int,
     *,
+    batch_size: int,
     device: torch.device,
 ) -> Iterator[torch.Tensor]:
-    """Yields the images of each batch, normalized, on a device."""
-    loader: DataLoader[Any] = DataLoader(
-        _Images(sources, preparation),
-        # Any iterable works; torch's annotation allows only positions
-        batch_sampler=cast(Any, batches),
-        num_workers=n_workers,
-        collate_fn=_collate,
-        worker_init_fn=start_worker,
-        multiprocessing_context=worker_context(__name__) if n_workers else None,
-        pin_memory=device.type == "cuda",
-        # The loader draws a number at its start; take it from here, not from the global generator.
-        generator=torch.Generator(),
-    )
+    """Yields the images of each batch, normalized, on a device.
+
+    Args:
+        sources: the image sets.
+        batches: read as they are needed, a few ahead with workers.
+        preparation: how the images are prepared.
+        n_workers: processes that decode; 0 decodes in this process.
+        batch_size: of the largest batch.
+        device: where the images are needed.
+    """
+    # Besides the batch that was yielded last, each worker has `prefetch_factor` to do
+    n_slots, side = 1 + _AHEAD * n_workers, preparation.preprocess.size_px
+    versions = (2,) if preparation.with_clean else ()
+    slots = torch.empty((n_slots, batch_size, *versions, side, side, 3), dtype=torch.uint8)
     normalize_batch = _normalizer(preparation.preprocess, device)
     try:
-        for pixels, places, reason in loader:
-            if pixels is None:
-                number, position = places[0]
+        if n_workers:
+            slots.share_memory_()  # type: ignore[no-untyped-call]
+        loader: DataLoader[Any] = DataLoader(
+            _Batches(sources, preparation, slots),
+            # Any iterable works; torch's annotation allows only positions
+            sampler=cast(Any, zip(itertools.cycle(range(n_slots)), batches, strict=False)),
+            batch_size=None,
+            num_workers=n_workers,
+            prefetch_factor=_AHEAD if n_workers else None,
+            worker_init_fn=start_worker,
+            multiprocessing_context=worker_context(__name__) if n_workers else None,
+            # The loader draws a number at its start; take it from here, not from the global one
+            generator=torch.Generator(),
+        )
+        for slot, n_images, place, reason in loader:
+            if place is not None:
+                number, position = place
                 raise DataError(
                     f"{sources[number].items[position].key}: {reason}.\n"
                     "  It was readable when the run began. Check the disk and start again."
                 )
-            yield normalize_batch(pixels)
+            yield normalize_batch(slots[slot, :n_images])
     except RuntimeError as error:
         what = end_of_worker(str(error).strip())
         if what is None:
@@ -165,8 +181,8 @@ def _normalizer(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns a function that normalizes a batch of pixels on a device.
 
-    [..., 3, H, W] uint8 -> float32, equal to `runtime.preprocess.normalize` to the last bit: the
-    same three steps in the same order.
+    [..., H, W, 3] uint8 -> [..., 3, H, W] float32, equal to `runtime.preprocess.normalize` to the
+    last bit: the same three steps in the same order. It no longer needs the pixels when it returns.
     """
 
     def channels(*values: float) -> torch.Tensor:
@@ -176,7 +192,9 @@ def _normalizer(
     full, mean, std = channels(255), channels(*preprocess.mean), channels(*preprocess.std)
 
     def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.to(device, non_blocking=True).to(torch.float32)
+        if device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)
+        images = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
         return images.div_(full).sub_(mean).div_(std)
 
     return normalize_batch
@@ -207,7 +225,7 @@ def end_of_worker(text: str) -> str | None:
     if first.startswith("DataLoader worker"):
         return f"a loader process died: {first.rstrip('.')}"
     if "</torch_" in last:  # the names of torch's shared memory
-        return f"a loader process has no shared memory for a batch: {last}"
+        return f"there is no shared memory for batches of images: {last}"
     return None
 
 

@@ -114,7 +114,8 @@ def training_batches(
         choose_n_workers(n_workers, n_batches * sum(sizes) // group.world_size), n_batches
     )
     sources = [images.source] if labeled is None else [images.source, labeled.source]
-    loaded = load_images(sources, shards, preparation, n_loaders, device=device)
+    n_rows = sum(len(range(size)[group.shard(size)]) for size in sizes)
+    loaded = load_images(sources, shards, preparation, n_loaders, batch_size=n_rows, device=device)
     for pixels, (step, further) in zip(loaded, plan, strict=True):
         n_share = len(step[group.shard(len(step))])
         batch = _make_batch(images, pixels[:n_share], step, preparation, group)
@@ -188,6 +189,7 @@ def view_batches(
     *,
     preprocess: Preprocess,
     augment: Augmentation | None,
+    batch_size: int,
     n_workers: int,
     device: torch.device = _CPU,
 ) -> Iterator[torch.Tensor]:
@@ -198,6 +200,7 @@ def view_batches(
         batches: positions and views; read as they are needed, a few ahead with workers.
         preprocess: the model's size, mean, standard deviation and interpolation.
         augment: draws crops and flips; None to prepare images as in evaluation.
+        batch_size: of the largest batch.
         n_workers: processes that decode; 0 decodes in this process.
         device: where the images are needed.
 
@@ -209,8 +212,9 @@ def view_batches(
         ResourceError: a worker died.
     """
     planned = ([(0, position, view) for position, view in batch] for batch in batches)
+    preparation = Preparation(preprocess, augment)
     yield from load_images(
-        [source], planned, Preparation(preprocess, augment), n_workers, device=device
+        [source], planned, preparation, n_workers, batch_size=batch_size, device=device
     )
 
 
@@ -238,5 +242,6 @@ def evaluation_batches(
     ]
     planned = [[(0, position, 0) for position in batch] for batch in batches]
     n_loaders = min(choose_n_workers(n_workers, len(indices)), len(batches))
-    loaded = load_images([source], planned, Preparation(preprocess), n_loaders, device=device)
+    preparation, size = Preparation(preprocess), min(batch_size, len(indices))
+    loaded = load_images([source], planned, preparation, n_loaders, batch_size=size, device=device)
     yield from zip(loaded, batches, strict=True)

@@ -145,8 +145,10 @@ class Augmentation:
         side = preprocess.size_px
         image = image[:, top : top + height, left : left + width]
         if (width, height) != (side, side):
+            # In this memory order torch takes three quarters of the time, for equal values
+            crop = image[None].contiguous(memory_format=torch.channels_last)
             image = F.interpolate(
-                image[None], (side, side), mode=preprocess.interpolation, antialias=True
+                crop, (side, side), mode=preprocess.interpolation, antialias=True
             )[0]
         if self.flip and generator.random() < 0.5:
             image = image.flip(-1)

@@ -348,12 +348,6 @@ def die(i):
     os._exit(9)
 
 
-def cramp(i):
-    """Leaves its process no room in shared memory, as a container's /dev/shm."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    return picture()
-
-
 def fail(i):
     raise RuntimeError("no such attribute")
 
@@ -374,13 +368,22 @@ def by_a_worker(read, n_images):
     ("read", "error", "message"),
     [
         (die, ResourceError, r"a loader process died.*\n.*optim\.n_workers"),
-        (cramp, ResourceError, r"no shared memory for a batch.*\n.*/dev/shm"),
         (fail, RuntimeError, r"(?s)DataLoader worker.*no such attribute"),
     ],
 )
 def test_what_ends_a_worker_is_told_and_no_hang(read, error, message):
     with pytest.raises(error, match=message):
         next(by_a_worker(read, 4))
+
+
+def test_without_shared_memory_the_message_says_so():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as a container's small /dev/shm
+    try:
+        with pytest.raises(ResourceError, match=r"no shared memory for batches.*\n.*/dev/shm"):
+            next(by_a_worker(lambda i: picture(), 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_one_process_starts_the_workers_of_all_epochs(tmp_path):

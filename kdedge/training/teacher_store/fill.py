@@ -237,6 +237,7 @@ class StoreFiller:
             passes,
             preprocess=self.teacher.preprocess,
             augment=self.augment,
+            batch_size=FORWARD_BATCH,
             n_workers=n_workers,
             device=self.teacher.device,
         )
