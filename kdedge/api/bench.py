@@ -196,6 +196,6 @@ class Models:
             own = rows[-1].accuracy
             rows += artifact_subjects(artifact, n_threads=self._n_threads, own=own)
         else:
-            command = f"kdedge export {shlex.quote(str(run.path))} --onnx --int8"
+            command = f"kdedge export {shlex.quote(str(run.path))} --int8"
             self.left_out.setdefault(folded_name(run), f"not exported yet; export with {command}")
         self._groups.append((run.name, rows))

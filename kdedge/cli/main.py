@@ -221,14 +221,15 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
 def _signal_within(error: BaseException) -> KeyboardInterrupt | None:
     """The signal that an extension module made an error of its own of.
 
-    The import of one ends in an ImportError; pydantic names the exception in its error's text.
+    The import of one ends in an ImportError; pydantic and torch's tracer name the exception in
+    their error's text.
     """
     link: BaseException | None = error
     seen: set[int] = set()  # an error may be its own cause
     while link is not None and id(link) not in seen:
         if isinstance(link, ImportError) and isinstance(link.__cause__, KeyboardInterrupt):
             return link.__cause__
-        if type(link).__name__ == "PydanticSerializationError":
+        if type(link).__name__ == "PydanticSerializationError" or "<EMPTY MESSAGE>" in str(link):
             for kind in (Terminated, KeyboardInterrupt):
                 if f"{kind.__name__}:" in str(link):
                     return kind()

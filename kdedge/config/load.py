@@ -16,7 +16,7 @@ from kdedge.config.explain import MAX_SHOWN, explain_validation
 from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import DataError, RecipeError, some_of, suggestion
+from kdedge.errors import DataError, RecipeError, nearest, some_of
 from kdedge.files import read_text
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,11 @@ def find_recipe(path_or_name: str | Path) -> Path:
     what = f'named "{path_or_name}"' if is_name else path
     names = [*sorted(file.stem for file in Path().glob("*.yaml")), *shipped]
     otherwise = f"Give a file's path, or one of: {', '.join(names)}."
-    raise RecipeError(f"There is no recipe {what}.\n  {suggestion(path.stem, names, otherwise)}")
+    guess = nearest(path.stem, names)
+    if guess is not None:
+        near = Path(f"{guess}.yaml")
+        otherwise = f"Did you mean {near if near.is_file() else guess}?"
+    raise RecipeError(f"There is no recipe {what}.\n  {otherwise}")
 
 
 def shipped_recipes() -> dict[str, Path]:

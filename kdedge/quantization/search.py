@@ -171,7 +171,7 @@ class _Search:
             self._smooth_alike, self._choose_ranges, self._choose_alphas,
             self._correct_biases, self._round, self._leave_in_float,
         ]  # fmt: skip
-        with progress("INT8: searching", len(kinds), unit="steps") as advance:
+        with progress("INT8: searching", len(kinds)) as advance:
             try:
                 for number, kind in enumerate(kinds):
                     kind()

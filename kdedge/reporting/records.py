@@ -123,7 +123,7 @@ class RunRecords:
             ),
             "exported files": (
                 self.artifact is not None or self.run.kind != "student",
-                ["export", name, "--onnx", "--int8"],
+                ["export", name, "--int8"],
             ),
             "speed": (
                 is_timed or not _has_class_vectors(self.run),

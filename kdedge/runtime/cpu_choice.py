@@ -135,7 +135,10 @@ class CpuChoice(Record, Tabled):
             " over the first row by the quickest tenth of the calls, which decides; ratio of the"
             f" medians and its range over the rounds. On {self.machine}."
         ]
-        notes += [f"Not tried: {what}: {why}" for what, why in self.not_tried.items()]
+        whats_of: dict[str, list[str]] = {}
+        for what, why in self.not_tried.items():
+            whats_of.setdefault(why, []).append(what)
+        notes += [f"Not tried: {', '.join(whats)}: {why}" for why, whats in whats_of.items()]
         doubts = {one.time.doubt for one in self.candidates if one.time is not None} - {None}
         if doubts:
             notes.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")

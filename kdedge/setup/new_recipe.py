@@ -289,6 +289,8 @@ def _short_text(values: dict[str, Any]) -> str:
     lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
     for key, value in values.items():
         why = _WHY.get(key)
+        if key == "classes" and str(values["teacher"].get("backbone")).startswith("timm/"):
+            why = None  # without a text encoder nothing reads the template
         if key not in ("data", "teacher", "student", "export"):
             lines += ["", *_line(key, value, why)] if key == "classes" else _line(key, value, why)
             continue

@@ -207,11 +207,10 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     missing = filler.store.load(chunks)
     check_room(filler.store, missing)
     took = filler.seconds(missing)
-    state = (
-        f"{len(missing)} of {len(chunks)} files to compute, about {rough_duration(took)}"
-        if missing
-        else "complete"
-    )
+    state = "complete"
+    if missing:
+        how = f"compute, about {rough_duration(took)}" if took else "copy from another store"
+        state = f"{len(missing)} of {len(chunks)} files to {how}"
     return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 
 

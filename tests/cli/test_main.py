@@ -221,6 +221,12 @@ def test_a_signal_in_the_import_of_an_extension_is_no_missing_package(fail, sign
     assert fail(raises) == (code, "kdedge: interrupted.\n")
 
 
+def test_a_signal_in_the_trace_of_an_export_is_no_fault_of_the_model(fail):
+    raises = """failed = RuntimeError("empty_permuted(): Terminated: <EMPTY MESSAGE>")
+        raise errors.RecipeError("The model cannot be exported to ONNX") from failed"""
+    assert fail(raises) == (143, "kdedge: interrupted.\n")
+
+
 def test_a_signal_while_pydantic_writes_json_is_no_bug(fail):
     raises = """from pathlib import Path
         from pydantic import RootModel
