@@ -21,6 +21,7 @@ where, what was got and expected, and what to do.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import signal
 from collections.abc import Iterable
@@ -31,8 +32,9 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether a command line made the call; messages name its flags then, else Python's arguments."""
 
 _SAME_NAME = (
-    "against backend baseline browser classes config device file keep-teacher labels"
-    " max-megabytes method output port precision resume size student teacher threads triton weights"
+    "against backend baseline browser calibrate classes config device exact file head"
+    " int8-minutes keep-teacher labels max-megabytes max-regress method none-of-these open-classes"
+    " output pixels port precision resume size student teacher threads triton weights"
 )
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
     flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
@@ -160,6 +162,17 @@ class Terminated(KeyboardInterrupt):
 def signum_of(interrupt: KeyboardInterrupt) -> int:
     """Returns the signal that raised it: SIGTERM or SIGINT."""
     return signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+
+
+def check_at_least(least: float, **numbers: float | None) -> None:
+    """Checks numbers of a call; None stands for a default and passes.
+
+    Raises:
+        RecipeError: a number is below the least, infinite, or not a number.
+    """
+    for name, number in numbers.items():
+        if number is not None and not least <= number < math.inf:
+            raise RecipeError(f"{name} is {number:g}; it must be {least:g} or more.")
 
 
 def os_reason(error: OSError) -> str:

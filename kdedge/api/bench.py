@@ -16,12 +16,19 @@ from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.device import device_sheet
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
-from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError, ResourceError
+from kdedge.errors import (
+    DataError,
+    Interrupted,
+    KdedgeError,
+    RecipeError,
+    ResourceError,
+    check_at_least,
+)
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.threads import given_number, set_up_threads
+from kdedge.runtime.threads import given_number, threads_of_a_call
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedResult, read_speed
 
@@ -43,7 +50,7 @@ def bench(
     slowest: float = 10.0,
     output: str | Path | None = None,
     baseline: str | Path | None = None,
-    max_percent: float = 5.0,
+    max_regress: float = 5.0,
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -63,7 +70,7 @@ def bench(
         output: a new file for the measurements; by default `bench/NN.json` in the first run.
         baseline: a file of earlier measurements of this machine to compare with; it is checked
             before anything is measured.
-        max_percent: how much longer than the baseline's a median may be, in percent.
+        max_regress: how much longer than the baseline's a median may be, in percent.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
@@ -76,12 +83,16 @@ def bench(
         ResourceError: the measurements cannot be written; the error has them as `result`.
         GateError: a median is longer than the baseline allows; `result` has the measurements.
         Interrupted: on Ctrl-C; `result` has what was measured before.
+
+    Examples:
+        >>> speed = kdedge.bench("artifacts/01", batches=[1], threads=1, seconds=0.1, calls=3)
+        >>> for row in speed.rows:
+        ...     print(row.model, [measured.p50_ms for measured in row.measurements])
     """
-    if calls < 3 or min(batches, default=0) < 1 or not (seconds > 0 and slowest > 0):
-        raise RecipeError(
-            f"calls is {calls}, batches is {list(batches)}, seconds is {seconds:g} and slowest is"
-            f" {slowest:g}.\n  Give 3 calls or more, batches of 1 or more, and more than 0 seconds."
-        )
+    check_at_least(3, calls=calls)
+    check_at_least(1, batches=min(batches, default=0), threads=threads)
+    check_at_least(0.01, seconds=seconds, slowest=slowest)
+    check_at_least(0, max_regress=max_regress)
     file = None if output is None else Path(output)
     threads = given_number() if threads is None else threads
     if baseline is not None:
@@ -90,8 +101,10 @@ def bench(
         except DataError as error:
             raise RecipeError(f"--baseline: {error}") from error
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
-    with contextlib.nullcontext() if file is None else new_file(file):
-        set_up_threads(threads)
+    with (
+        contextlib.nullcontext() if file is None else new_file(file),
+        threads_of_a_call(threads),
+    ):
         names = [against] if isinstance(against, str) else against
         models = Models(
             runs_folder(root, *sources), against=names, device=device, n_threads=threads
@@ -113,7 +126,7 @@ def bench(
         models.write(result, file)
     if baseline is not None:
         try:
-            lines = check_regressions(result, before, max_percent=max_percent, where=str(baseline))
+            lines = check_regressions(result, before, max_percent=max_regress, where=str(baseline))
         except KdedgeError as error:
             error.result = result
             raise

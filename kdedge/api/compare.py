@@ -22,7 +22,7 @@ from kdedge.api.predict import (
     path_list,
     read_item,
 )
-from kdedge.errors import DataError, GateError, RecipeError, some_of
+from kdedge.errors import DataError, GateError, RecipeError, check_at_least, some_of
 from kdedge.evaluation.answers import (
     AnswerComparison,
     AnsweredImage,
@@ -35,7 +35,6 @@ from kdedge.inference.classify import Classifier, ImageInput, Pixels, decoded
 from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, visible
 from kdedge.progress import Advance, progress, working
 from kdedge.runtime.artifact import FILE_NAME, Precision
-from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled, images_text
 
 log = logging.getLogger(__name__)
@@ -76,6 +75,11 @@ def compare(
             have no class in common.
         RecipeError: an argument is wrong.
         SetupError: this machine cannot run a file.
+
+    Examples:
+        >>> int8 = "artifacts/01/model.int8.onnx"
+        >>> comparison = kdedge.compare("artifacts/01", int8, "new-images")
+        >>> print(comparison.answers.agreement_percent)
     """
     if require_no_worse and not labels:
         raise RecipeError(
@@ -87,7 +91,7 @@ def compare(
         raise RecipeError("No path is given.\n  Name images, folders, shards or CSV lists.")
     if "-" in named:
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
-    check_threads(threads)
+    check_at_least(1, batch=batch, threads=threads)
     with contextlib.ExitStack() as opened:
         first, second = (opened.enter_context(_opened(one, threads)) for one in (old, new))
         if first.file.precision != second.file.precision:  # or its effect would be the new one's

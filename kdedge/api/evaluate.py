@@ -50,14 +50,19 @@ def evaluate(
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
-        Accuracies in percent: all classes, base, novel, harmonic mean, per class. If the recipe has
-        no test images, measurements on unlabeled images: agreement with the teacher,
-        confidence, how often each class is predicted.
+        An `EvalResult`, whose accuracies are in percent: all classes, base, novel, harmonic mean,
+        per class. If the recipe has no test images, an `UnlabeledResult` of the unlabeled ones:
+        agreement with the teacher, confidence, how often each class is predicted.
 
     Raises:
         RecipeError: no such run, or its recipe has neither test nor unlabeled images.
         DataError: images or the run's files cannot be read.
         SetupError: torch, weights or the device is missing.
+
+    Examples:
+        >>> result = kdedge.evaluate("line3", overrides={"data.test.folder": "labeled"})
+        >>> if isinstance(result, kdedge.EvalResult):
+        ...     print(result.all, result.per_class)
     """
     root = runs_folder(root, run)
     folder = find_run(run_argument(run), root)
@@ -109,6 +114,9 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     Raises:
         RecipeError: no such run, or the output folder exists.
         MissingPackage: the extra `report` is not installed.
+
+    Examples:
+        >>> page = kdedge.report("line3", "line3/01")
     """
     from kdedge.reporting.page import write_report
     from kdedge.reporting.records import gather

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kdedge.api.evaluate import AnyArtifact, run_argument
-from kdedge.config.load import Overrides
+from kdedge.config.load import Overrides, merged
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import held
 from kdedge.runs.find import find_run
@@ -106,6 +106,12 @@ def export(
     triton: str | Path | None = None,
     browser: str | Path | None = None,
     classes: str | Path | Sequence[str] | None = None,
+    head: Literal["scores", "argmax"] | None = None,
+    pixels: Literal["float", "uint8"] | None = None,
+    open_classes: bool = False,
+    calibrate: bool = False,
+    none_of_these: str | None = None,
+    int8_minutes: float | None = None,
     output: str | Path | None = None,
     overrides: Overrides | None = None,
     root: str | Path | None = None,
@@ -127,8 +133,15 @@ def export(
         browser: a new folder for a page that classifies pictures in a browser.
         classes: class names to export instead of the run's, or a file with one name per line. They
             may be fewer or in another order; new ones need the teacher's run.
+        head: `scores` for logits; `argmax` for their ranking alone. None: as the recipe says.
+        pixels: the graph's input: `float` from 0 to 1, or `uint8`. None: as the recipe says.
+        open_classes: keep the class vectors in a file that `change_classes` changes.
+        calibrate: fit a temperature, so that a score is the share of correct answers.
+        none_of_these: answer "none" for images unlike the known ones, of which this share, such as
+            `"95%"`, still gets a class. None: as the recipe says.
+        int8_minutes: time for the search of INT8's ranges and layers. None: as the recipe says.
         output: the artifact's folder; `artifacts/NN` in the run if left out.
-        overrides: keys of the recipe with other values, such as `{"export.head": "argmax"}`.
+        overrides: keys of the recipe with other values, such as `{"export.max_batch": 16}`.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
@@ -144,10 +157,23 @@ def export(
             path is not UTF-8.
         SetupError: a package, weights or a device is missing.
         InUseError: another process is changing the artifact, or makes the output folder.
+
+    Examples:
+        >>> artifact = kdedge.export("line3", fp16=True, head="argmax")
+        >>> print([(file.name, file.gate) for file in artifact.files])
     """
     from kdedge.deploy.build import check_precisions
     from kdedge.deploy.servers import write_browser, write_triton
 
+    of_recipe = {
+        "export.head": head,
+        "export.pixels": pixels,
+        "export.open_classes": open_classes or None,
+        "export.calibrate": calibrate or None,
+        "export.none_of_these": none_of_these,
+        "export.int8_minutes": int8_minutes,
+    }
+    overrides = merged(overrides or {}, {k: v for k, v in of_recipe.items() if v is not None})
     name = run_argument(source)
     for folder in (output, name if is_artifact(name) else None):
         check_utf_8(Path(folder or ""))
@@ -165,7 +191,7 @@ def export(
                 "device": device,
                 "onnx": "onnx" in asked,
             }
-            given = [*(key for key, value in of_run.items() if value), *(overrides or {})]
+            given = [*(key for key, value in of_run.items() if value), *overrides]
             if given:
                 raise RecipeError(
                     f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"

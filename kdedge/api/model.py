@@ -14,12 +14,11 @@ from PIL import Image
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact
 from kdedge.data.sources import read_file
-from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.errors import DataError, SetupError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import ClassScore, Prediction, Result
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.preprocess import UnusableImage, convert_image
-from kdedge.runtime.threads import check_threads
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an image file's bytes, a Pillow image, or pixels [H, W, 3] or [H, W], 0 to 255."""
@@ -103,8 +102,7 @@ class LoadedModel:
             SetupError: the model is closed.
             DataError: an item is not an image, or an array has a wrong shape or type.
         """
-        if top < 1:
-            raise RecipeError(f"top is {top}; it must be 1 or more.")
+        check_at_least(1, top=top)
         if self._is_closed:
             raise SetupError("The model is closed.\n  Load it again: kdedge.load(ARTIFACT).")
         keyed = (_keyed_input(number, image, bgr) for number, image in enumerate(images))
@@ -162,8 +160,12 @@ def load(
         DataError: there is no artifact, or it was changed or damaged.
         RecipeError: no file of that precision for that backend, or threads is below 1.
         SetupError: this machine can run no file of the artifact.
+
+    Examples:
+        >>> with kdedge.load("artifacts/01") as model:
+        ...     class_name, score_percent = model("image.jpg")[0]
     """
-    check_threads(threads)
+    check_at_least(1, threads=threads)
     folder = artifact_folder(source)
     return LoadedModel(
         Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)

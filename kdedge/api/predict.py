@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact
-from kdedge.errors import DataError, RecipeError, os_reason
+from kdedge.errors import DataError, RecipeError, check_at_least, os_reason
 from kdedge.inference.lines import (
     NonFiniteLogits,
     Prediction,
@@ -27,7 +27,6 @@ from kdedge.inference.lines import (
     result_values,
 )
 from kdedge.progress import progress, working
-from kdedge.runtime.threads import check_threads
 from kdedge.tables import Table, Tabled, images_text
 
 if TYPE_CHECKING:
@@ -330,13 +329,16 @@ def predict(
         RecipeError: no path is given, `top` or `every` is below 1, or the artifact has no file of
             that precision for that backend.
         SetupError: this machine can run no file of the artifact.
+
+    Examples:
+        >>> predictions = kdedge.predict("artifacts/01", "new-images", top=2)
+        >>> for image in predictions.least_certain(3):
+        ...     print(image.key, image.top)
     """
     named = path_list(paths)
     if not named:
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
-    if top < 1 or every < 1:
-        raise RecipeError(f"top is {top} and every is {every}; both must be 1 or more.")
-    check_threads(threads)
+    check_at_least(1, top=top, every=every, batch=batch, threads=threads)
     inputs = open_inputs(named, every=every)
     with opened(source, precision=precision, backend=backend, threads=threads) as classifier:
         stream = ResultStream(inputs, classifier, top=top, batch=batch)

@@ -118,6 +118,10 @@ def open_run(run: AnyRun | None = None, *, root: str | Path | None = None) -> Ru
 
     Raises:
         RecipeError: no such run.
+
+    Examples:
+        >>> student = kdedge.open_run("line3")
+        >>> print(student.teacher, student.result, student.artifacts)
     """
     return Run(find_run(run_argument(run), runs_folder(root)))
 

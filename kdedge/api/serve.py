@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact
 from kdedge.api.predict import opened
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
-from kdedge.runtime.threads import check_threads
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_source
 from kdedge.serving.watch import WatchSettings, watch_source
@@ -69,12 +68,10 @@ def serve(
         DataError: there is no artifact, or it was changed or damaged.
         SetupError: a package is missing, or this machine can run no file of the artifact.
     """
-    check_threads(threads)
+    check_at_least(1, batch=batch, threads=threads)
     limits = RequestLimits(max_megabytes, max_megapixels, max_requests, timeout)
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
-    if batch is not None and batch < 1:
-        raise RecipeError(f"batch is {batch}; it must be 1 or more.")
     need_serving_packages()
     from kdedge.serving.server import ArtifactSource, Server
 
@@ -127,9 +124,7 @@ def watch(
         RecipeError: an option is wrong.
         SetupError: the camera cannot be opened, or a package is missing.
     """
-    check_threads(threads)
-    if every < 1:
-        raise RecipeError(f"every is {every}; it must be 1 or more.")
+    check_at_least(1, every=every, threads=threads)
     settings = WatchSettings(each, window, min_score, drift, shot)
     folder = artifact_folder(source)
 

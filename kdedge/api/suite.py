@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.api.export import export as export_run
-from kdedge.errors import KdedgeError, RecipeError
+from kdedge.api.run import Run, open_run
+from kdedge.errors import KdedgeError, check_at_least
 from kdedge.runs.folder import runs_folder
 from kdedge.setup.packages import need_training_packages
 from kdedge.tables import html_table, text_table
@@ -54,8 +55,7 @@ def run_suite(
         SetupError: torch or the device is missing.
         ResourceError: the suite's folder cannot be written.
     """
-    if jobs < 1:
-        raise RecipeError(f"jobs is {jobs}; it must be 1 or more.")
+    check_at_least(1, jobs=jobs)
     root = runs_folder(root)
     ledger = _open(Path(file), Path(suites), root)
     from kdedge.suite.export import export_students
@@ -86,7 +86,7 @@ class SuiteResult:
         grids: a table for each recipe and one of their average; with `export`, also one of the
             files with accuracy, latency, size, and whether they are on the Pareto front.
         notes: lines that explain the figures.
-        runs: folders of the finished runs.
+        runs: the finished runs.
     """
 
     def __init__(self, ledger: Ledger, exported: Exported | None) -> None:
@@ -96,7 +96,8 @@ class SuiteResult:
         lines = make_lines(plan, outcomes)
         self.folder = ledger.folder.path
         self.grids, self.notes = make_grids(plan, lines), notes(plan, lines)
-        self.runs = [outcome.run for outcome in outcomes.values() if outcome.run is not None]
+        paths = [outcome.run for outcome in outcomes.values()]
+        self.runs: list[Run] = [open_run(path) for path in paths if path is not None]
         self._record = to_record(plan, outcomes, lines)
         if exported is not None:
             self._record["exported"], grid = exported

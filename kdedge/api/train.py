@@ -19,7 +19,7 @@ from kdedge.config.load import (
     merged,
 )
 from kdedge.config.student_sizes import student_size
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, check_at_least
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.setup.new_recipe import Given, NewRecipe, write_new_recipe
@@ -149,6 +149,10 @@ def teach(
         SetupError: torch, weights or the device is missing.
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
+
+    Examples:
+        >>> teacher = kdedge.teach("line3.yaml", epochs=2)
+        >>> print(teacher.result)
     """
     loaded = load_for(
         "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
@@ -253,6 +257,15 @@ def distill(
         SetupError: torch, weights or the device is missing.
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
+
+    Examples:
+        >>> student = kdedge.distill("line3.yaml", epochs=2)
+        >>> print(student.headline)
+
+        A ridge regression on the student's features needs one pass over the images:
+
+        >>> ridge = {"student.method": "ridge", "student.settings": {}, "student.views": 1}
+        >>> print(kdedge.distill("line3.yaml", overrides=ridge))
     """
     loaded = load_for(
         "student",
@@ -427,8 +440,7 @@ def pseudo_label(
         SetupError: torch, weights or the device is missing; or Ray, or a node of its cluster does
             not see a file.
     """
-    if per_class < 1:
-        raise RecipeError(f"per_class is {per_class}; it must be 1 or more.")
+    check_at_least(1, per_class=per_class)
     overrides = overrides or {}
     loaded = load_recipe(recipe, overrides)
     if method is None:
@@ -489,7 +501,8 @@ def import_checkpoint(
         The run.
 
     Raises:
-        RecipeError: the kind is unknown, or needs class names or a teacher.
+        RecipeError: the kind is unknown, needs class names or a teacher, or does not use an
+            argument.
         DataError: the file is no such checkpoint, or is of another backbone or teacher.
         SetupError: torch, weights or the device is missing.
     """
@@ -508,6 +521,11 @@ def import_checkpoint(
             f"{file} is a promptsrc checkpoint, which has no class names.\n"
             "  Give them: --classes FILE."
         )
+    unused = {"teacher"} if kind == "promptsrc" else {"classes", "exact"}
+    given = {"teacher": teacher, "classes": classes, "exact": exact or None}
+    for flag in unused:
+        if given[flag] is not None:
+            raise RecipeError(f"--{flag} has no effect on a {kind} checkpoint.\n  Leave it out.")
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.classes import given_class_names
@@ -516,17 +534,17 @@ def import_checkpoint(
     from kdedge.training.import_public import import_student, import_teacher
 
     file, root = Path(file), runs_folder(root)
-    on = BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu)
+    spec = BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu)
     name = name or f"{file.name.split('.')[0]}-{kind}"
     workspace = Workspace(root, choose_device(device))
-    if classes is not None and kind == "promptsrc":
+    if classes is not None:
         names = given_class_names(classes)
         imported = import_teacher(
-            file, workspace, name=name, on=on, class_names=names, is_exact=exact
+            file, workspace, name=name, spec=spec, class_names=names, is_exact=exact
         )
     else:
-        of = find_run(run_argument(teacher), root)
-        imported = import_student(file, workspace, name=name, on=on, teacher=of)
+        run = find_run(run_argument(teacher), root)
+        imported = import_student(file, workspace, name=name, spec=spec, teacher=run)
     log.info(
         "%s: not needed: %s; not read, besides state_dict: %s. Its backbone differs from %s by at"
         " most %.2g (relative, at %s).",

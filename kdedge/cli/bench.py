@@ -107,7 +107,6 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
 )
 @click.option(
     "--max-regress",
-    "max_percent",
     callback=_percent,
     default="5%",
     show_default=True,

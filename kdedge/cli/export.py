@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
 
 _FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")
 """Options in the short help."""
-_RECIPE_KEYS = ("head", "pixels", "open_classes", "calibrate", "none_of_these", "int8_minutes")
-"""Options that are keys of the recipe's `export`."""
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,13 +121,7 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @threads_option
 @json_option
 @help_all_option
-def command(
-    source: str | None,
-    targets: tuple[Target, ...],
-    overrides: dict[str, Any],
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(source: str | None, targets: tuple[Target, ...], as_json: bool, **options: Any) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
     For a CPU take --int8, and on the device --cpu, which finds the fastest file there. For an
@@ -144,13 +136,9 @@ def command(
     """
     from kdedge.api.export import export
 
-    of_recipe = {f"export.{key}": options.pop(key) for key in _RECIPE_KEYS}
-    overrides |= {
-        key: value for key, value in of_recipe.items() if value is not None and value is not False
-    }
     names = [target.name for target in targets]
     artifact = show_result(
-        lambda: export(source, targets=names, overrides=overrides, **options),
+        lambda: export(source, targets=names, **options),
         lambda made: _print(made, has_choice=options["cpu"], as_json=as_json),
     )
     if not as_json:

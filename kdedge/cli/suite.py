@@ -84,7 +84,7 @@ def _print(result: SuiteResult, *, as_json: bool) -> None:
     blocks = [f"{grid_text(grid)}\n\n{grid.caption}".strip() for grid in result.grids]
     more = ", exported.md, exported.json" if "exported" in result.to_dict() else ""
     wrote = f"Wrote {result.folder} (table.md, table.csv, results.json{more})"
-    ending = [*result.notes, wrote, *(next_line("show", run) for run in result.runs[:1])]
+    ending = [*result.notes, wrote, *(next_line("show", run.path) for run in result.runs[:1])]
     print_result(result, as_json=as_json, text="\n\n".join([*blocks, "\n".join(ending)]))
 
 

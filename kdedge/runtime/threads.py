@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from kdedge.errors import RecipeError
+from kdedge.errors import check_at_least
 from kdedge.runtime import machine
 from kdedge.runtime.machine import cpu_cores, physical_cores, watch_contention
 
@@ -25,16 +27,6 @@ _SHORT_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 # Names of the variables that kdedge set: its child processes choose these anew
 _CHOSEN = "KDEDGE_CHOSEN"
 _LOOK_S = 0.05
-
-
-def check_threads(n_threads: int | None) -> None:
-    """Checks a number of threads.
-
-    Raises:
-        RecipeError: it is below 1.
-    """
-    if n_threads is not None and n_threads < 1:
-        raise RecipeError(f"threads is {n_threads}; expected 1 or more.")
 
 
 def set_up_threads(n_threads: int | None = None) -> float | None:
@@ -52,7 +44,7 @@ def set_up_threads(n_threads: int | None = None) -> float | None:
     Returns:
         Number of cores that other processes keep busy, if fewer cores than threads are left.
     """
-    check_threads(n_threads)
+    check_at_least(1, threads=n_threads)
     torch = sys.modules.get("torch")
     if torch is None:
         for name in _chosen():
@@ -71,6 +63,28 @@ def set_up_threads(n_threads: int | None = None) -> float | None:
         os.environ.update(chosen)
     os.environ[_CHOSEN] = " ".join(chosen)
     return busy_cores
+
+
+@contextmanager
+def threads_of_a_call(n_threads: int | None) -> Iterator[None]:
+    """Context of a call with its own number of threads; later calls have the one from before.
+
+    Raises:
+        RecipeError: `n_threads` is below 1.
+    """
+    names = (*_NUMBERS, _POLICY, *_SHORT_SPIN, _CHOSEN)
+    before = {name: os.environ.get(name) for name in names}
+    n_before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    try:
+        set_up_threads(n_threads)
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if n_threads is not None and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(n_before or number_of_threads() or _share())
 
 
 def _chosen() -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, check_at_least
 
 _N_BODIES = 8
 
@@ -28,9 +28,8 @@ class RequestLimits:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_megabytes", "max_megapixels", "max_requests"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        names = ("max_megabytes", "max_megapixels", "max_requests")
+        check_at_least(1, **{name: getattr(self, name) for name in names})
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise RecipeError(f"timeout is {self.timeout}; it must be above 0 seconds.")
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, RecipeError, check_at_least
 from kdedge.inference.classify import Classifier, decoded
 from kdedge.inference.lines import Prediction, Result
 from kdedge.serving import drift, watch_events
@@ -45,10 +45,7 @@ class WatchSettings:
     shot: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("window", "shot"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise RecipeError(f"{name} is {number}; it must be 1 or more.")
+        check_at_least(1, window=self.window, shot=self.shot)
         if self.min_score is not None and not 0 <= self.min_score <= 100:
             raise RecipeError(f"min_score is {self.min_score}; expected 0 to 100.")
         if self.drift not in (None, *DRIFT):

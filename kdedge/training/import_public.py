@@ -77,7 +77,7 @@ def import_teacher(
     workspace: Workspace,
     *,
     name: str,
-    on: BackboneSpec,
+    spec: BackboneSpec,
     class_names: tuple[str, ...],
     is_exact: bool,
 ) -> Imported:
@@ -87,7 +87,7 @@ def import_teacher(
         file: the public checkpoint.
         workspace: where the command works.
         name: the run's name.
-        on: the backbone it was trained on.
+        spec: the backbone it was trained on.
         class_names: all classes to store vectors for, as the file has no class names.
         is_exact: keep the file's own backbone tensors, in the run folder.
 
@@ -96,19 +96,19 @@ def import_teacher(
     """
     checkpoint = read_public_checkpoint(file)
     parameters = promptsrc_parameters(checkpoint.state_dict)
-    backbone = _load_backbone(on, workspace)
-    largest = _largest_deviation(file, on, backbone, parameters.backbone)
+    backbone = _load_backbone(spec, workspace)
+    largest = _largest_deviation(file, spec, backbone, parameters.backbone)
     settings = promptsrc.Settings(
         n_ctx_text=parameters.context.shape[0],
         n_ctx_vision=parameters.visual_prompts.shape[1],
         prompt_depth_text=1 + len(parameters.deep_context),
         prompt_depth_vision=len(parameters.visual_prompts),
     )
-    recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, on))
+    recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, spec))
     with _new_run(workspace.root, recipe, "teacher", checkpoint, file) as run:
         if is_exact:
             own = replace(
-                on, weights=_write_own_backbone(run, backbone, parameters), quick_gelu=None
+                spec, weights=_write_own_backbone(run, backbone, parameters), quick_gelu=None
             )
             recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, own))
             write_atomic(run.recipe, dump_recipe(recipe).encode())
@@ -131,7 +131,7 @@ def import_student(
     workspace: Workspace,
     *,
     name: str,
-    on: BackboneSpec,
+    spec: BackboneSpec,
     teacher: RunFolder,
 ) -> Imported:
     """Makes a finished student run from a PromptKD checkpoint and its teacher's class vectors.
@@ -140,7 +140,7 @@ def import_student(
         file: the public checkpoint; it holds no text features.
         workspace: where the command works.
         name: the run's name.
-        on: the backbone it was trained on.
+        spec: the backbone it was trained on.
         teacher: the run that it was distilled from; gives the class vectors and the class list.
 
     Raises:
@@ -148,7 +148,7 @@ def import_student(
     """
     checkpoint = read_public_checkpoint(file)
     parameters = promptkd_parameters(checkpoint.state_dict)
-    largest = _largest_deviation(file, on, _load_backbone(on, workspace), parameters.backbone)
+    largest = _largest_deviation(file, spec, _load_backbone(spec, workspace), parameters.backbone)
     vectors = read_class_vectors(teacher)
     width, teacher_dim = parameters.projector["linear2.weight"].shape[0], vectors.vectors.shape[1]
     if width != teacher_dim:
@@ -160,7 +160,7 @@ def import_student(
     settings = promptkd.Settings(
         n_ctx_vision=parameters.visual_prompts.shape[1], prompt_depth=len(parameters.visual_prompts)
     )
-    recipe = _recipe(name, vectors.class_names, "student", _section("promptkd", settings, on))
+    recipe = _recipe(name, vectors.class_names, "student", _section("promptkd", settings, spec))
     taught_by = teacher.name if teacher.root == workspace.root.resolve() else None
     with _new_run(workspace.root, recipe, "student", checkpoint, file, taught_by) as run:
         setup = set_up_role(load_recipe(run.recipe), "student", workspace)
@@ -171,19 +171,19 @@ def import_student(
     return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
 
 
-def _load_backbone(on: BackboneSpec, workspace: Workspace) -> Backbone:
-    backbone = workspace.load_backbone(workspace.identify(on))
+def _load_backbone(spec: BackboneSpec, workspace: Workspace) -> Backbone:
+    backbone = workspace.load_backbone(workspace.identify(spec))
     assert isinstance(backbone, Backbone)  # it was found with its text encoder
     return backbone
 
 
-def _section(method: str, settings: MethodSettings, on: BackboneSpec) -> dict[str, Any]:
+def _section(method: str, settings: MethodSettings, spec: BackboneSpec) -> dict[str, Any]:
     """The recipe's section of the imported model."""
     keys = {
-        "backbone": on.name,
-        "weights": on.weights,
-        "config": None if on.config is None else str(on.config),
-        "quick_gelu": on.quick_gelu,
+        "backbone": spec.name,
+        "weights": spec.weights,
+        "config": None if spec.config is None else str(spec.config),
+        "quick_gelu": spec.quick_gelu,
     }
     changed = settings.model_dump(exclude_defaults=True)
     given = {key: value for key, value in keys.items() if value is not None}
@@ -208,7 +208,7 @@ def grouped(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def _largest_deviation(
-    file: Path, on: BackboneSpec, backbone: Backbone, theirs: Mapping[str, Tensor]
+    file: Path, spec: BackboneSpec, backbone: Backbone, theirs: Mapping[str, Tensor]
 ) -> tuple[float, str]:
     """Largest relative deviation of the file's backbone from the loaded one, and its key.
 
@@ -218,7 +218,7 @@ def _largest_deviation(
     relative, key = deviation(backbone.model.state_dict(), theirs)
     if relative > MAX_DEVIATION:
         raise DataError(
-            f"{file} was not trained on {on.weights}: its backbone differs by {relative:.2g}"
+            f"{file} was not trained on {spec.weights}: its backbone differs by {relative:.2g}"
             f" (relative, at {key}).\n"
             f"  Rounding in half precision explains about 0.001; above {MAX_DEVIATION:g} these are"
             " other weights.\n"

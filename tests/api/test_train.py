@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 import kdedge
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 CLASSES = ("red", "green", "blue")
 
@@ -135,24 +136,34 @@ def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> 
         kdedge.evaluate(root="nowhere")
     with pytest.raises(TypeError, match="unexpected keyword argument 'call'"):
         kdedge.bench(call=3)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'head'"):
-        kdedge.export(head="argmax")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'onnx'"):
+        kdedge.export(onnx=True)  # type: ignore[call-arg]
     with pytest.raises(kdedge.RecipeError, match='no target "tensort"'):
         kdedge.export(targets="tensort")
-    with pytest.raises(kdedge.RecipeError, match="3 calls or more"):
-        kdedge.bench(calls=2)
-    for wrong in ({"batches": (0,)}, {"batches": ()}, {"seconds": -1.0}):
-        with pytest.raises(kdedge.RecipeError, match="batches of 1 or more"):
-            kdedge.bench(**wrong)
-    with pytest.raises(kdedge.RecipeError, match="jobs is 0; it must be 1 or more"):
-        kdedge.run_suite("s.yaml", jobs=0)
-    with pytest.raises(kdedge.RecipeError, match="per_class is 0; it must be 1 or more"):
-        kdedge.pseudo_label(recipe, "labels.jsonl", per_class=0)
-    with pytest.raises(kdedge.RecipeError, match="batch is -1; it must be 1 or more"):
-        kdedge.serve("artifact", batch=-1)
-    for call in (kdedge.bench, partial(kdedge.load, "artifact")):
-        with pytest.raises(kdedge.RecipeError, match="threads is 0; expected 1 or more"):
-            call(threads=0)
+    with pytest.raises(kdedge.RecipeError, match="threads is 0; it must be 1 or more"):
+        kdedge.load("artifact", threads=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong", "message"),
+    [
+        (kdedge.bench, {"calls": 2}, "calls is 2; it must be 3 or more"),
+        (kdedge.bench, {"batches": ()}, "batches is 0; it must be 1 or more"),
+        (kdedge.bench, {"seconds": float("inf")}, "seconds is inf; it must be 0.01 or more"),
+        (kdedge.bench, {"max_regress": float("nan")}, "max_regress is nan; it must be 0 or more"),
+        (kdedge.bench, {"threads": 0}, "threads is 0"),
+        (partial(kdedge.run_suite, "s.yaml"), {"jobs": 0}, "jobs is 0"),
+        (partial(kdedge.pseudo_label, "sun397", "out"), {"per_class": 0}, "per_class is 0"),
+        (partial(kdedge.predict, "a", "b"), {"batch": 0}, "batch is 0"),
+        (partial(kdedge.serve, "a"), {"batch": -1}, "batch is -1"),
+        (partial(kdedge.watch, "a", "b"), {"every": 0}, "every is 0"),
+    ],
+)
+def test_a_number_is_checked_as_on_the_command_line(
+    call: Any, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(kdedge.RecipeError, match=message):
+        call(**wrong)
 
 
 def test_a_run_is_exported_loaded_measured_and_reported(
@@ -160,7 +171,7 @@ def test_a_run_is_exported_loaded_measured_and_reported(
 ) -> None:
     pytest.importorskip("onnxruntime")
     assert student.evaluate(device="cpu") == student.result
-    artifact = student.export(device="cpu", overrides={"gates.agreement.fp16": "0%"})
+    artifact = student.export(device="cpu", overrides={"gates.agreement.fp16": "0%"}, head="argmax")
     with student.load() as model:
         assert model.artifact.path == artifact.path
         image = folder / "images" / "red" / "2.png"
@@ -168,7 +179,9 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     with pytest.raises(kdedge.RecipeError, match="is an artifact"):
         kdedge.export(artifact, output=tmp_path / "other")
     file = tmp_path / "speed.json"
-    speed = kdedge.bench(artifact, batches=[1], seconds=0.01, calls=3, output=file)
+    before = dict(os.environ), torch.get_num_threads()
+    speed = kdedge.bench(artifact, batches=[1], seconds=0.01, calls=3, output=file, threads=1)
+    assert (dict(os.environ), torch.get_num_threads()) == before
     assert [row.model for row in speed.rows] == [file.name for file in artifact.files]
     assert (speed.settings["seconds"], speed.settings["n_calls"]) == (0.01, 3)
     with pytest.raises(kdedge.RecipeError, match="exists, and nothing is overwritten"):

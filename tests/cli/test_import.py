@@ -129,8 +129,10 @@ def _logits(path: Path, images: Tensor) -> Tensor:
     [
         ((*IMPORT_TEACHER, "--weights", "student.pt"), 3, "in the loaded CLIP"),
         ((*IMPORT_STUDENT, "--weights", "teacher.pt"), 3, "in the loaded CLIP"),
-        ((*IMPORT_TEACHER, "--as", "promptkd", "--teacher", "tiny"), 3, "looks like a PromptSRC"),
-        ((*IMPORT_STUDENT, "--as", "promptsrc", "--classes", "classes.txt"), 3, "PromptKD student"),
+        (("import", "model-best.pth.tar", *IMPORT_STUDENT[2:]), 3, "looks like a PromptSRC"),
+        (("import", "model.pth.tar-20", *IMPORT_TEACHER[2:]), 3, "PromptKD student"),
+        ((*IMPORT_STUDENT, "--exact"), 2, "--exact has no effect on a promptkd checkpoint"),
+        ((*IMPORT_TEACHER, "--teacher", "tiny"), 2, "--teacher has no effect on a promptsrc"),
         (("import", "teacher.pt", *IMPORT_TEACHER[2:]), 3, "has no state_dict"),
         (IMPORT_TEACHER[:-2], 2, "has no class names.\n  Give them: --classes FILE"),
         (IMPORT_STUDENT[:-2], 2, "has no class vectors.\n  Name its teacher's run: --teacher RUN"),

@@ -9,6 +9,7 @@ has to end in exit code 0. A YAML block without a title is a part of the recipe 
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import itertools
 import re
@@ -22,6 +23,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+import kdedge
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -379,6 +382,24 @@ def test_what_a_page_shows_runs(
     folder = copy(start, tmp_path / "project")
     for block, part in run_parts(page):
         folder.run(block, part)
+
+
+def examples() -> dict[str, str]:
+    """The examples of each function of the API, by its name."""
+    parse = doctest.DocTestParser().get_examples
+    shown = {name: parse(getattr(kdedge, name).__doc__ or "") for name in kdedge.__all__}
+    return {name: "".join(one.source for one in each) for name, each in shown.items() if each}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", examples())
+def test_the_example_of_a_function_runs(
+    name: str, finished: Path, tmp_path: Path, copy: Callable[[Path, Path], Folder]
+) -> None:
+    pytest.importorskip("matplotlib")
+    folder = copy(finished, tmp_path / "project")
+    text = f"import kdedge\n\n{examples()[name]}"
+    folder.run(Block("python", "", text), text)
 
 
 def test_what_is_not_run_is_on_its_page() -> None:
