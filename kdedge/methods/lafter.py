@@ -39,6 +39,7 @@ METHOD = Declaration(
     paper="arXiv:2305.18287",
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     needs_clean_images=True,
+    learns_from_texts=True,
     # The authors' code.
     optim=OptimSpec(
         algorithm="adamw",
@@ -181,7 +182,6 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, settings: Settings) -
 class Method(BaseMethod):
     """LaFTer on a frozen backbone; its layer norms are copies."""
 
-    learns_from_texts = True
     module: TunedEncoder
     _backbone: Backbone
 
@@ -196,6 +196,8 @@ class Method(BaseMethod):
         classifier = nn.Parameter(linear.weight.detach().to(backbone.device))
         self.module = TunedEncoder(visual_prompts, layer_norms(self._visual), classifier)
         self._texts = template_texts(names, inputs.template)
+        if inputs.sentences is not None:
+            self._texts = self._with_template(inputs.sentences)
         self._noise_seed = int(torch.randint(2**62, (), generator=generator))
         self._first_classifier = classifier.detach().clone()
         self._learned_version: int | None = None
@@ -211,13 +213,13 @@ class Method(BaseMethod):
         longest: Tensor = self.module.classifier.norm(dim=-1).max()
         return longest
 
-    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
-        """See `BaseMethod.use_texts`; the recipe's template is learned, too."""
+    def _with_template(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The sentences about each class, and the recipe's template, which is learned, too."""
         texts = []
-        for name, given in zip(self._inputs.class_names, sentences, strict=True):
-            texts.append([*given, self._inputs.template.format(readable(name))])
+        for name, about_class in zip(self._inputs.class_names, sentences, strict=True):
+            texts.append([*about_class, self._inputs.template.format(readable(name))])
             self._check_lengths(name, texts[-1])
-        self._texts = texts
+        return texts
 
     def _check_lengths(self, class_name: str, texts: Sequence[str]) -> None:
         backbone = self._backbone
@@ -239,8 +241,10 @@ class Method(BaseMethod):
             self._learned_version = version
             return
         device = self._backbone.device
-        texts = [text for own in self._texts for text in own]
-        labels = torch.tensor([label for label, own in enumerate(self._texts) for _ in own])
+        texts = [text for about_class in self._texts for text in about_class]
+        labels = torch.arange(len(self._texts)).repeat_interleave(
+            torch.tensor([len(about_class) for about_class in self._texts])
+        )
         with torch.autocast(device.type, enabled=False):
             weight = train_text_classifier(
                 self._first_classifier,

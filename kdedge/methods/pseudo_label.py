@@ -32,7 +32,7 @@ from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
-from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings
+from kdedge.methods.protocol import BaseMethod, MethodInputs, RoundsSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(
@@ -44,7 +44,7 @@ METHOD = Declaration(
 )
 
 
-class Settings(MethodSettings):
+class Settings(RoundsSettings):
     """Settings of FPL, IFPL and GRIP; defaults from arXiv:2306.01669, section 4."""
 
     variant: Literal["fpl", "ifpl", "grip"] = Field(
@@ -83,6 +83,23 @@ class Settings(MethodSettings):
         """The learner's."""
         return self.coop is not None and self.coop.is_class_specific
 
+    def choose_labels(
+        self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
+    ) -> list[PseudoLabel]:
+        """See `RoundsSettings.choose_labels`."""
+        n_images, n_classes = probabilities.shape
+        per_class = images_per_class(
+            self, round_number=round_number, n_images=n_images, n_classes=n_classes
+        )
+        return most_probable(probabilities, per_class, classes=classes)
+
+    def weigh(self, is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
+        """CE(labeled) + (n_labeled / n_pseudo) CE(pseudo-labeled), as weights of the images [B]."""
+        in_batch = int(is_pseudo.sum())
+        of_labeled = 1 / max(1, len(is_pseudo) - in_batch)
+        of_pseudo = n_labeled / n_pseudo / max(1, in_batch)
+        return torch.where(is_pseudo, of_pseudo, of_labeled)
+
 
 def images_per_class(
     settings: Settings, *, round_number: int, n_images: int, n_classes: int
@@ -111,26 +128,3 @@ class Method(BaseMethod):
         if settings.coop is not None:
             return CoOp.build(backbone, settings.coop, inputs)
         return PromptSRC.build(backbone, settings.promptsrc, inputs)
-
-    @staticmethod
-    def choose_labels(
-        probabilities: Probabilities,
-        settings: Settings,
-        *,
-        round_number: int,
-        classes: Sequence[int],
-    ) -> list[PseudoLabel]:
-        """See `BaseMethod.choose_labels`."""
-        n_images, n_classes = probabilities.shape
-        per_class = images_per_class(
-            settings, round_number=round_number, n_images=n_images, n_classes=n_classes
-        )
-        return most_probable(probabilities, per_class, classes=classes)
-
-    @staticmethod
-    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """CE(labeled) + (n_labeled / n_pseudo) CE(pseudo-labeled), as weights of the images [B]."""
-        in_batch = int(is_pseudo.sum())
-        of_labeled = 1 / max(1, len(is_pseudo) - in_batch)
-        of_pseudo = n_labeled / n_pseudo / max(1, in_batch)
-        return torch.where(is_pseudo, of_pseudo, of_labeled)

@@ -35,15 +35,13 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.block_features import BlockFeatures
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.data.balance import find_offsets
-from kdedge.data.batch import Batch
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.protocol import (
-    BaseMethod,
     ClosedFormData,
     ImagePath,
     MethodInputs,
     MethodSettings,
-    StepOutput,
+    SolvedMethod,
 )
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.zeroshot import ensemble_text_features
@@ -172,14 +170,13 @@ class Encoder(nn.Module):
         return outputs
 
 
-class Method(BaseMethod):
+class Method(SolvedMethod):
     """A ridge regression on a frozen backbone, which may have no text encoder.
 
     Raises:
         RecipeError: features are asked for where there is no teacher, or with labels.
     """
 
-    is_solved = True
     module: Regression
 
     def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: MethodInputs) -> None:
@@ -222,7 +219,7 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
-        """See `BaseMethod.fit`."""
+        """See `SolvedMethod.fit`."""
         if self._inputs.is_student:
             return self._fit_to_teacher(data)
         return self._fit_to_labels(data)
@@ -371,14 +368,6 @@ class Method(BaseMethod):
             targets = size * (F.one_hot(labels, n_classes).double() - 1 / n_classes)
             weights = self._settings.labeled_weight * data.equal_classes(labels)
             sums.add(self.module.rows(self._rows(images)), targets, weights)
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Never called: `fit` trains it."""
-        raise NotImplementedError
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Nothing that a gradient would train."""
-        return {}
 
     def class_vectors(self) -> Tensor:
         """[C, D], the teacher's; for logits [C, C], the axes."""

@@ -26,7 +26,7 @@ from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
-from kdedge.methods.protocol import MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.protocol import MethodInputs, RoundsSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod, cross_entropy, encode_images, labels_of
 
@@ -39,7 +39,7 @@ METHOD = Declaration(
 )
 
 
-class Settings(MethodSettings):
+class Settings(RoundsSettings):
     """Settings of UPL; defaults from the authors' code."""
 
     n_runs: int = Field(
@@ -59,6 +59,12 @@ class Settings(MethodSettings):
     def n_rounds(self) -> int:
         """See `MethodSettings.n_rounds`: pseudo-labels are chosen once."""
         return 1
+
+    def choose_labels(
+        self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
+    ) -> list[PseudoLabel]:
+        """See `RoundsSettings.choose_labels`; all classes may get some: labels are not used."""
+        return most_confident_predicted(probabilities, self.per_class)
 
 
 class PromptLearners(nn.Module):
@@ -124,14 +130,3 @@ class Method(TextPromptMethod):
             "batch_accuracy_percent": 100 * (predicted == labels).float().mean(),
         }
         return StepOutput(losses.sum(), scalars)
-
-    @staticmethod
-    def choose_labels(
-        probabilities: Probabilities,
-        settings: Settings,
-        *,
-        round_number: int,
-        classes: Sequence[int],
-    ) -> list[PseudoLabel]:
-        """See `BaseMethod.choose_labels`; all classes may get some, as labels are not used."""
-        return most_confident_predicted(probabilities, settings.per_class)

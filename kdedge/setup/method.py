@@ -14,7 +14,7 @@ from kdedge.config.load import LoadedRecipe, override_texts
 from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import MethodSettings
+from kdedge.methods.protocol import MethodSettings, SolvedMethod
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.results import Role
 
@@ -32,7 +32,7 @@ class MethodChoice:
     @property
     def is_solved(self) -> bool:
         """Whether it is solved in closed form, without training by gradients."""
-        return bool(self.module.Method.is_solved)
+        return issubclass(self.module.Method, SolvedMethod)
 
     @property
     def data_needs(self) -> DataNeeds:

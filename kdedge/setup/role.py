@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,13 +67,18 @@ class RoleSetup:
         return self.workspace.load_backbone(self.backbone)
 
     def build(
-        self, *, class_vectors: Tensor | None = None, teacher: Teacher | None = None
+        self,
+        *,
+        class_vectors: Tensor | None = None,
+        teacher: Teacher | None = None,
+        sentences: Sequence[Sequence[str]] | None = None,
     ) -> BaseMethod:
         """Builds the method; its initial values are drawn from the recipe's seed.
 
         Args:
             class_vectors: [C, D], for a student; default: its teacher's.
             teacher: for a student that is trained.
+            sentences: about each class, for a method that learns from texts.
         """
         inputs = MethodInputs(
             self.classes.names,
@@ -81,6 +87,7 @@ class RoleSetup:
             torch.Generator().manual_seed(self.seed),
             teacher,
             class_vectors,
+            sentences,
         )
         built: BaseMethod = self.choice.module.Method.build(
             self.load_backbone(), self.choice.settings, inputs

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
-from kdedge.methods.protocol import ClosedFormData
+from kdedge.methods.protocol import ClosedFormData, SolvedMethod
 from kdedge.training.job import Job
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.store import FORWARD_BATCH
@@ -38,7 +38,8 @@ def solve(job: Job) -> dict[str, Any]:
 
 
 def fit_now(job: Job) -> dict[str, Any]:
-    """Fits a job's method without a run; returns the record of `BaseMethod.fit`."""
+    """Fits a job's method without a run; returns the record of `SolvedMethod.fit`."""
+    assert isinstance(job.method, SolvedMethod)
     with Precision(job.choice.optim.precision, job.device).autocast():
         return job.method.fit(_data_of(job))
 

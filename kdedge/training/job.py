@@ -87,10 +87,7 @@ class Job:
         """The method, built on first use with its first values."""
         with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
             teacher = None if self.teacher is None else self.prepared_teacher
-            method = self.setup.build(teacher=teacher)
-        if self.data.sentences is not None:
-            method.use_texts(self.data.sentences)
-        return method
+            return self.setup.build(teacher=teacher, sentences=self.data.sentences)
 
     @cached_property
     def prepared_teacher(self) -> Teacher:

@@ -32,7 +32,7 @@ from kdedge.data.pseudo_labels import (
 from kdedge.data.sources import name_some
 from kdedge.errors import DataError
 from kdedge.files import explain_os_error, sha256_json
-from kdedge.methods.protocol import BaseMethod
+from kdedge.methods.protocol import RoundsSettings
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import Model, finite_logits
 from kdedge.setup.classes import Classes
@@ -134,11 +134,11 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
     labeled, pseudo = job.data.images, _pool(job).labeled_as(labels)
     n_labeled = 0 if labeled is None else len(labeled.indices)
     first = 0 if labeled is None else len(labeled.source.items)
-    labeler: type[BaseMethod] = job.choice.module.Method
+    settings = _settings(job)
 
     def weights(positions: Sequence[int]) -> Tensor:
         is_pseudo = torch.tensor([position >= first for position in positions])
-        return labeler.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
+        return settings.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
     images = pseudo if labeled is None else labeled.with_those_of(pseudo)
     return job.with_data(replace(job.data, images=images, weights=weights, pool=None))
@@ -173,6 +173,11 @@ def trial_labels(job: Job) -> dict[int, int]:
     return {one.image: one.label for one in chosen}
 
 
+def _settings(job: Job) -> RoundsSettings:
+    assert isinstance(job.choice.settings, RoundsSettings)
+    return job.choice.settings
+
+
 def _pool(job: Job) -> Images:
     assert job.data.pool is not None  # a method with rounds was given one
     return job.data.pool
@@ -184,9 +189,8 @@ def _to_label(job: Job) -> range:
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
-    labeler: type[BaseMethod] = job.choice.module.Method
-    chosen = labeler.choose_labels(
-        probabilities, job.choice.settings, round_number=number, classes=_to_label(job)
+    chosen = _settings(job).choose_labels(
+        probabilities, round_number=number, classes=_to_label(job)
     )
     return in_source(chosen, _pool(job))
 

@@ -75,7 +75,7 @@ def job_on_training_images(setup: RoleSetup) -> Job:
 def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
     """Adds the recipe's sentences about the classes, if the method learns from them."""
     file = setup.loaded.recipe.classes.texts
-    if file is None or not setup.choice.module.Method.learns_from_texts:
+    if file is None or not setup.choice.module.METHOD.learns_from_texts:
         return data
     sentences = read_class_texts(file, setup.classes.names)
     hashes = {**data.hashes, "class_texts": sha256_json(sentences)}

@@ -22,12 +22,17 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def build(
-    backbone: Backbone, *, kind: type[lafter.Method] = lafter.Method, **chosen: Any
+    backbone: Backbone,
+    *,
+    kind: type[lafter.Method] = lafter.Method,
+    sentences: list[list[str]] | None = None,
+    **chosen: Any,
 ) -> lafter.Method:
+    generator = torch.Generator().manual_seed(1)
     return kind.build(
         backbone,
         lafter.Settings(**{"n_ctx_vision": 3, "n_text_steps": 20, **chosen}),
-        MethodInputs(NAMES, "a blurred photo of a {}.", range(4), torch.Generator().manual_seed(1)),
+        MethodInputs(NAMES, "a blurred photo of a {}.", range(4), generator, sentences=sentences),
     )
 
 
@@ -86,9 +91,8 @@ def test_without_sentences_the_texts_are_the_templates(tiny_backbone: Backbone) 
 
 
 def test_sentences_are_learned_with_the_template_of_their_class(tiny_backbone: Backbone) -> None:
-    method = build(tiny_backbone, n_text_steps=200, text_lr=0.02)
     sentences = [["it purrs.", "whiskers."], ["yellow, with wheels."], ["red fur."], ["it barks."]]
-    method.use_texts(sentences)
+    method = build(tiny_backbone, sentences=sentences, n_text_steps=200, text_lr=0.02)
     method.learn_texts()
     classifier = method.module.labeler
     for label, own in enumerate(sentences):
@@ -100,7 +104,7 @@ def test_sentences_are_learned_with_the_template_of_their_class(tiny_backbone: B
     assert not torch.equal(classifier, templates.module.labeler)
 
 
-def test_a_sentence_too_long_for_the_text_tower_is_refused_before_training(
+def test_a_sentence_too_long_for_the_text_encoder_is_refused_before_training(
     tiny_backbone: Backbone,
 ) -> None:
     sentences = [["it purrs."], ["wheel " * 80], ["fur."], ["barks."]]
@@ -108,7 +112,7 @@ def test_a_sentence_too_long_for_the_text_tower_is_refused_before_training(
         r'classes.texts, "school_bus": A text needs 82 tokens, but this CLIP has only 77(.|\n)*'
     )
     with pytest.raises(DataError, match=message):
-        build(tiny_backbone).use_texts(sentences)
+        build(tiny_backbone, sentences=sentences)
 
 
 def test_texts_are_learned_in_float32_whatever_a_step_runs_in(tiny_backbone: Backbone) -> None:
@@ -128,7 +132,6 @@ def test_texts_are_learned_in_float32_whatever_a_step_runs_in(tiny_backbone: Bac
 
 def test_texts_are_learned_once_and_not_again_after_a_checkpoint(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone)
-    assert method.learns_from_texts
     assert not bool(method.module.labeler.any())
     method.training_step(batch())
     labeler = method.module.labeler.clone()

@@ -47,7 +47,7 @@ def test_the_cross_entropies_of_both_parts_are_added_with_the_ratio_of_their_ima
     method = build(tiny_backbone, **chosen)
     assert type(method) is kind
     given, is_pseudo = batch()
-    weights = pseudo_label.Method.weigh(is_pseudo, n_labeled=40, n_pseudo=16)
+    weights = pseudo_label.Settings().weigh(is_pseudo, n_labeled=40, n_pseudo=16)
     weighted = Batch(given.images, given.labels, weights=weights)
     ours, plain = (float(method.training_step(one).loss.detach()) for one in (weighted, given))
     features, vectors = method.forward_features(given.images), method.class_vectors()
@@ -63,7 +63,7 @@ def test_the_cross_entropies_of_both_parts_are_added_with_the_ratio_of_their_ima
 
 @pytest.mark.parametrize("is_pseudo", [[True] * 3, [False] * 3])
 def test_a_batch_of_one_part_alone_has_that_parts_term(is_pseudo: list[bool]) -> None:
-    weights = pseudo_label.Method.weigh(torch.tensor(is_pseudo), n_labeled=40, n_pseudo=16)
+    weights = pseudo_label.Settings().weigh(torch.tensor(is_pseudo), n_labeled=40, n_pseudo=16)
     expected = (40 / 16 if is_pseudo[0] else 1) / 3
     torch.testing.assert_close(weights, torch.full((3,), expected))
 
@@ -91,17 +91,17 @@ def test_rounds_take_as_many_images_as_the_variant_says() -> None:
 def test_only_classes_without_labels_get_images() -> None:
     table = np.random.default_rng(0).dirichlet([1, 1, 1, 1], 40).astype(np.float32)
     settings = pseudo_label.Settings(variant="fpl", per_class=5)
-    chosen = pseudo_label.Method.choose_labels(table, settings, round_number=1, classes=[2, 3])
+    chosen = settings.choose_labels(table, round_number=1, classes=[2, 3])
     assert chosen == most_probable(table, 5, classes=[2, 3])
     grip = pseudo_label.Settings(variant="grip", rounds=2)
-    last = pseudo_label.Method.choose_labels(table, grip, round_number=2, classes=[2, 3])
+    last = grip.choose_labels(table, round_number=2, classes=[2, 3])
     assert [one.label for one in last] == [2] * 10 + [3] * 10
 
 
 def test_one_class_without_labels_is_enough() -> None:
     table = np.random.default_rng(0).dirichlet([1, 1], 5).astype(np.float32)
     settings = pseudo_label.Settings(variant="fpl", per_class=2)
-    chosen = pseudo_label.Method.choose_labels(table, settings, round_number=1, classes=[1])
+    chosen = settings.choose_labels(table, round_number=1, classes=[1])
     assert [one.image for one in chosen] == np.argsort(-table[:, 1])[:2].tolist()
 
 

@@ -84,7 +84,7 @@ def test_the_loss_is_the_sum_of_the_runs(build: Build, tiny_backbone: Backbone) 
 
 def test_pseudo_labeled_images_weigh_the_same(build: Build) -> None:
     method, plain = build("upl"), batch()
-    weights = upl.Method.weigh(torch.ones(4, dtype=torch.bool), n_labeled=0, n_pseudo=9)
+    weights = upl.Settings().weigh(torch.ones(4, dtype=torch.bool), n_labeled=0, n_pseudo=9)
     weighted = method.training_step(Batch(plain.images, plain.labels, weights=weights))
     torch.testing.assert_close(weighted.loss, method.training_step(plain).loss)
 
@@ -100,6 +100,6 @@ def test_it_chooses_the_most_confident_of_the_images_predicted_as_a_class() -> N
     rng = np.random.default_rng(0)
     table = rng.dirichlet([1, 1, 1, 1], 50).astype(np.float32)
     settings = upl.Settings(per_class=3)
-    chosen = upl.Method.choose_labels(table, settings, round_number=1, classes=range(2, 4))
+    chosen = settings.choose_labels(table, round_number=1, classes=range(2, 4))
     assert chosen == most_confident_predicted(table, 3)
     assert settings.n_rounds == 1

@@ -8,8 +8,7 @@ functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no m
 * labels only: images of `data.labeled` with their labels;
 * unlabeled images only: images of `data.unlabeled`, without labels;
 * both: images of `data.unlabeled`, and `Batch.labeled` with images of `data.labeled`;
-* both, for a method whose settings have rounds: labeled and pseudo-labeled images together, see
-  `BaseMethod.choose_labels`.
+* both, for a method with `RoundsSettings`: labeled and pseudo-labeled images together.
 
 The classes of a method's softmax, `train_classes`, are all classes if
 `data_needs.novel_class_names`, else those with labels.
@@ -76,7 +75,7 @@ class MethodSettings(BaseModel):
 
     @property
     def n_rounds(self) -> int:
-        """Rounds of a method that pseudo-labels its pool; 0 for any other method."""
+        """Rounds of a method with `RoundsSettings`; 0 for any other method."""
         return 0
 
     @property
@@ -91,6 +90,44 @@ class MethodSettings(BaseModel):
     def recorded(self, n_classes: int) -> dict[str, float]:
         """Entries of a run's provenance that follow from these settings and C classes."""
         return {}
+
+
+class RoundsSettings(MethodSettings):
+    """Base class of the settings of a method that pseudo-labels its pool in rounds.
+
+    Each round starts from the method's initial values. It trains on the images of `data.labeled` if
+    `data_needs.labels`, and on the images of `data.unlabeled` that `choose_labels` chooses.
+    """
+
+    @abstractmethod
+    def choose_labels(
+        self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
+    ) -> list[PseudoLabel]:
+        """Chooses a round's images and their classes, each image once.
+
+        Args:
+            probabilities: [N, C], of the pool's images over all classes; softmax of the logits: in
+                the first round zero-shot CLIP's, later those of the model of the round before.
+            round_number: from 1.
+            classes: the classes without labels; all classes if every class has labels, or if
+                labels are not used.
+
+        Returns:
+            Pseudo-labels whose `image` is a row of the probabilities.
+
+        Raises:
+            DataError: there are too few images.
+        """
+
+    def weigh(self, is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
+        """[B] float32: weights of a batch's images in a round's cross-entropy; here all alike.
+
+        Args:
+            is_pseudo: [B] bool, true for pseudo-labels.
+            n_labeled: number of labeled images per epoch.
+            n_pseudo: number of pseudo-labeled images per epoch.
+        """
+        return torch.full((len(is_pseudo),), 1 / len(is_pseudo))
 
 
 @dataclass(frozen=True)
@@ -214,6 +251,8 @@ class MethodInputs:
         generator: draws the initial values (on the CPU).
         teacher: for a student that is trained.
         class_vectors: [C, D_teacher]; given instead of a teacher when a student is loaded.
+        sentences: sentences about each class in class-list order, from a recipe's `classes.texts`;
+            only for a method with `METHOD.learns_from_texts`.
     """
 
     class_names: Sequence[str]
@@ -222,6 +261,7 @@ class MethodInputs:
     generator: torch.Generator
     teacher: Teacher | None = None
     class_vectors: Tensor | None = None
+    sentences: Sequence[Sequence[str]] | None = None
 
     @property
     def train_names(self) -> list[str]:
@@ -243,7 +283,7 @@ class MethodInputs:
 
 @dataclass(frozen=True)
 class ClosedFormData:
-    """What a method that `is_solved` learns from, in passes over the images.
+    """What a `SolvedMethod` learns from, in passes over the images.
 
     Images are [B, 3, H, W] as evaluation prepares them, in an order that the seed draws.
 
@@ -295,14 +335,10 @@ class BaseMethod(ABC):
         why_no_class_vectors: for a method whose logits, `own_logits`, are not cosines with one
             vector per class: what it does instead, as in "makes texts for every image". It is
             trained and evaluated like any other, but cannot be exported and cannot teach.
-        learns_from_texts: whether it learns from sentences about the classes: `use_texts`.
-        is_solved: whether it is solved by `fit`, not trained by gradients.
     """
 
     module: nn.Module
     why_no_class_vectors: ClassVar[str | None] = None
-    learns_from_texts: ClassVar[bool] = False
-    is_solved: ClassVar[bool] = False
 
     def __init__(self, backbone: AnyBackbone, settings: Any, inputs: MethodInputs) -> None:
         self._backbone, self._settings, self._inputs = backbone, settings, inputs
@@ -356,11 +392,8 @@ class BaseMethod(ABC):
         return unit_length(encode_image(path.visual, images, path.visual_prompts))
 
     def own_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph.
-
-        Only for a method with `why_no_class_vectors`.
-        """
-        raise NotImplementedError
+        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
+        return self.scale * self.forward_features(images) @ self.class_vectors().T
 
     def layers_above(self) -> dict[str, int]:
         """Name of a trained parameter -> number of the encoder's layers after it.
@@ -370,59 +403,24 @@ class BaseMethod(ABC):
         """
         return {}
 
-    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
-        """Learns from sentences about each class, in class-list order; before the first step.
 
-        They come from `classes.texts` of a recipe. Only for a method that `learns_from_texts`.
+class SolvedMethod(BaseMethod):
+    """A method that is solved in closed form, by `fit`, and not trained by gradients."""
 
-        Raises:
-            DataError: a sentence has more tokens than the text encoder has positions.
-        """
-        raise NotImplementedError
-
+    @abstractmethod
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
-        """Sets the method's tensors; returns a record of the choices. Only if `is_solved`.
+        """Sets the method's tensors; returns a record of the choices.
 
         Its entry `summary` is one line for people.
 
         Raises:
             DivergedError: features of an image are not finite.
         """
-        raise NotImplementedError
 
-    @staticmethod
-    def choose_labels(
-        probabilities: Probabilities, settings: Any, *, round_number: int, classes: Sequence[int]
-    ) -> list[PseudoLabel]:
-        """Chooses a round's images and their classes, each image once.
+    def training_step(self, batch: Batch) -> StepOutput:
+        """There are no steps: nothing is trained by gradients."""
+        raise AssertionError("a method in closed form has no training steps")
 
-        Only for a method whose settings have `n_rounds`. Each round starts from the method's
-        initial values. It trains on the images of `data.labeled` if `data_needs.labels`, and
-        on those of `data.unlabeled` that are chosen here. The first round's probabilities are
-        zero-shot CLIP's; a later round's come from the model of the round before.
-
-        Args:
-            probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
-            settings: an instance of the method file's `Settings`.
-            round_number: from 1.
-            classes: the classes without labels; all classes if every class has labels, or if
-                labels are not used.
-
-        Returns:
-            Pseudo-labels whose `image` is a row of the probabilities.
-
-        Raises:
-            DataError: there are too few images.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B] float32: weights of a batch's images in a round's cross-entropy; here all alike.
-
-        Args:
-            is_pseudo: [B] bool, true for pseudo-labels.
-            n_labeled: number of labeled images per epoch.
-            n_pseudo: number of pseudo-labeled images per epoch.
-        """
-        return torch.full((len(is_pseudo),), 1 / len(is_pseudo))
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """None: nothing is trained by gradients."""
+        return {}

@@ -52,6 +52,8 @@ class Declaration:
         needs_teacher: whether it is a student, whose `build` gets a teacher.
         needs_clean_images: whether batches also hold each image as evaluation sees it
             (`Batch.clean_images`).
+        learns_from_texts: whether it learns from sentences about the classes, `classes.texts` of a
+            recipe.
         optim: how its authors optimize it as a baseline; None if the recipe's `optim` applies.
     """
 
@@ -61,6 +63,7 @@ class Declaration:
     student_data_needs: DataNeeds | None = None
     needs_teacher: bool = False
     needs_clean_images: bool = False
+    learns_from_texts: bool = False
     optim: OptimSpec | None = None
 
 
