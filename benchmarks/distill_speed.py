@@ -58,7 +58,7 @@ from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.loop.heap import freed_memory_kept
+from kdedge.training.distill import freed_memory_kept
 from kdedge.training.teacher_store.store import TeacherStore
 
 LOOPS = ("plain", "live", "store", "ridge", "ridge, store")

@@ -12,8 +12,7 @@ import numpy as np
 from kdedge.data.loader import evaluation_batches
 from kdedge.runs.find import find_run
 from kdedge.runs.model import load_run
-from kdedge.setup.device import choose_device
-from kdedge.setup.workspace import Workspace
+from kdedge.setup.workspace import Workspace, choose_device
 
 
 def main(run: str, images: str, output: str, root: str = "runs") -> None:

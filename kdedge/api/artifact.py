@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from kdedge.api.evaluate import AnyArtifact, AnyRun, run_argument
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import highest_number
+from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
-from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
@@ -275,8 +275,7 @@ def _encode(
     """
     from kdedge.deploy.classes import NewClasses
     from kdedge.runs.model import load_run
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
 
     record, exported = run.read_provenance(), artifact.provenance
     hashes = exported.get("hashes")

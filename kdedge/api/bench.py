@@ -25,11 +25,11 @@ from kdedge.errors import (
     check_at_least,
 )
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
+from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.threads import given_number, threads_of_a_call
-from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
@@ -195,8 +195,7 @@ class Models:
     def _add_run(self, source: str | None) -> None:
         need_training_packages("Measuring a run")
         from kdedge.benchmarking.run_subjects import folded_name, run_subjects
-        from kdedge.setup.device import choose_device
-        from kdedge.setup.workspace import Workspace
+        from kdedge.setup.workspace import Workspace, choose_device
 
         run = find_run(source, self._root)
         workspace = Workspace(self._root, choose_device(self._device))

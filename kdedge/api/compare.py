@@ -23,12 +23,12 @@ from kdedge.api.predict import (
     read_item,
 )
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least, some_of
-from kdedge.evaluation.answers import (
-    AnswerComparison,
-    AnsweredImage,
+from kdedge.evaluation.comparison import (
+    ComparedImage,
     LabeledComparison,
     ModelOutput,
-    compare_answers,
+    PredictionComparison,
+    compare_predictions,
 )
 from kdedge.files import printable
 from kdedge.inference.classify import Classifier, ImageInput, Pixels, decoded
@@ -151,7 +151,7 @@ def _compared(
     unreadable: list[FailedImage] = []
     without_answer: list[FailedImage] = []
 
-    def answered(advance: Advance) -> Iterator[AnsweredImage]:
+    def answered(advance: Advance) -> Iterator[ComparedImage]:
         n_answered = 0
         classified = classify_with_both(old, new, inputs.items, batch=batch)
         for number, (item, *results) in enumerate(classified, 1):
@@ -168,7 +168,7 @@ def _compared(
                     without_answer.append(FailedImage(item.key, f"{whose}: {result.reason}"))
                 answers.append(ModelOutput.of(result))
             label = None if item.label is None else label_names[item.label]
-            yield AnsweredImage(item.key, answers[0], answers[1], label)
+            yield ComparedImage(item.key, answers[0], answers[1], label)
         if not n_answered:
             if not unreadable:
                 raise DataError("There is no image to compare on.\n  Name other images.")
@@ -179,7 +179,7 @@ def _compared(
             )
 
     with progress("comparing", inputs.n_images, unit="images") as advance:
-        counts = compare_answers(answered(advance), old_names=names[0], new_names=names[1])
+        counts = compare_predictions(answered(advance), old_names=names[0], new_names=names[1])
     if reads_labels and counts.labeled is None:
         raise DataError(
             "No image has a label of a class that both artifacts have.\n  Name a folder with a"
@@ -242,7 +242,7 @@ class Comparison(Tabled):
         self,
         old: Compared,
         new: Compared,
-        answers: AnswerComparison,
+        answers: PredictionComparison,
         unreadable: Sequence[FailedImage],
         without_answer: Sequence[FailedImage],
     ) -> None:

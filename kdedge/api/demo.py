@@ -21,10 +21,10 @@ from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe
 from kdedge.files import write_atomic, write_new_numbered_json
 from kdedge.inference.pictures import with_answer
+from kdedge.plugins import need_training_packages
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import decode_image
-from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedResult
 
 _QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
@@ -72,8 +72,7 @@ def demo(
     """
     need_training_packages("The demo")
     from kdedge.runs.evaluate import predict_examples
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
     from kdedge.training.distill import distill
 
     began = time.monotonic()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from kdedge.config.load import Overrides
 from kdedge.errors import ResourceError
 from kdedge.files import refuse_existing
+from kdedge.plugins import need_training_packages
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
-from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
     from kdedge.api.run import Run
@@ -68,8 +68,7 @@ def evaluate(
     folder = find_run(run_argument(run), root)
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run, evaluate_run_without_labels
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
 
     workspace = Workspace(root, choose_device(device))
     result: EvalResult | UnlabeledResult

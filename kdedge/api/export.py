@@ -13,12 +13,12 @@ from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import held
+from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import check_can_keep, keep_choice
-from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import check_utf_8, find_target, list_targets
 
@@ -256,9 +256,8 @@ def _load(
     need_training_packages("Folding a run")
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
-    from kdedge.setup.device import choose_device
     from kdedge.setup.method import check_has_class_vectors
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
 
     workspace = Workspace(run.root, choose_device(device))
     names = None if classes is None else given_class_names(classes)

@@ -16,7 +16,7 @@ from kdedge.inference.classify import Classifier
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_source
 from kdedge.serving.watch import WatchSettings, watch_source
-from kdedge.setup.packages import need_serving_packages
+from kdedge.setup.doctor import need_serving_packages
 
 if TYPE_CHECKING:
     from kdedge.runtime.artifact import Precision

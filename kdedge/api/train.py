@@ -20,10 +20,10 @@ from kdedge.config.load import (
 )
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import RecipeError, check_at_least
+from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.setup.new_recipe import Given, NewRecipe, write_new_recipe
-from kdedge.setup.packages import need_training_packages
 from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
@@ -342,8 +342,7 @@ def _ready(
     check_paths(loaded)
     need_training_packages("Training")
     from kdedge.distributed import joined
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
 
     chosen = choose_device(device)
     with joined(chosen) as group:
@@ -388,9 +387,8 @@ def check(
     loaded = load_for("student", recipe, overrides, size=size)
     check_paths(loaded)
     need_training_packages("The check of weights and steps")
-    from kdedge.setup.device import choose_device
     from kdedge.setup.method import trained_roles, warn_of_unused_optim
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
     from kdedge.training import preflight
 
     warn_of_unused_optim(loaded, *trained_roles(loaded))
@@ -452,8 +450,7 @@ def pseudo_label(
         loaded = load_recipe(recipe, {"baseline": {}, **overrides})  # it names another method
     check_paths(loaded)
     need_training_packages("Labeling images")
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
     from kdedge.training.label_pool import label_pool
 
     with open_workers(engine, device) as workers:
@@ -529,8 +526,7 @@ def import_checkpoint(
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.classes import given_class_names
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
     from kdedge.training.import_public import import_student, import_teacher
 
     file, root = Path(file), runs_folder(root)

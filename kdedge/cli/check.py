@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdedge.api.train import check
-from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, set_option, size_option, threads_option
 from kdedge.cli._output import (
     given_options,
     json_option,
@@ -17,7 +17,6 @@ from kdedge.cli._output import (
     same_options,
     table,
 )
-from kdedge.cli._overrides import set_option, size_option
 
 
 @click.command("check")

@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from kdedge.api.evaluate import evaluate
-from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, set_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.cli._overrides import set_option
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.files import new_file, write_json
 from kdedge.reporting.headline import headline_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, set_option, threads_option
 from kdedge.cli._output import (
     Brief,
     given_options,
@@ -20,7 +20,6 @@ from kdedge.cli._output import (
     show_result,
     table,
 )
-from kdedge.cli._overrides import set_option
 from kdedge.tables import percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from kdedge.cli._options import SIZE_HELP
 from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.cli._overrides import SIZE_HELP
 from kdedge.config.student_sizes import NO_NETWORK, SIZES
 from kdedge.setup.new_recipe import STUDENT, TEACHER, Given, write_new_recipe
 

@@ -8,9 +8,14 @@ from typing import Any
 import click
 
 from kdedge.api.train import pseudo_label
-from kdedge.cli._options import device_option, engine_option, runs_option, threads_option
+from kdedge.cli._options import (
+    device_option,
+    engine_option,
+    runs_option,
+    set_option,
+    threads_option,
+)
 from kdedge.cli._output import json_option, next_line, print_result, same_options
-from kdedge.cli._overrides import set_option
 from kdedge.config.load import load_recipe, merged
 from kdedge.tables import percent
 

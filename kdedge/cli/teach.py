@@ -14,9 +14,9 @@ from kdedge.cli._options import (
     resume_option,
     runs_option,
     threads_option,
+    training_options,
 )
 from kdedge.cli._output import is_first_process, json_option, next_line, print_result, same_options
-from kdedge.cli._overrides import training_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 from kdedge.workers import EngineName

@@ -7,9 +7,14 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import device_option, resume_option, runs_option, threads_option
+from kdedge.cli._options import (
+    device_option,
+    resume_option,
+    runs_option,
+    threads_option,
+    training_options,
+)
 from kdedge.cli._output import is_first_process, json_option, next_line, print_result
-from kdedge.cli._overrides import training_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 

@@ -1,4 +1,4 @@
-"""The image encoder, with visual prompts.
+"""The image encoder: with visual prompts, and the features of its blocks.
 
 The convention is IVLP's, which PromptSRC and PromptKD share (PromptSRC, arXiv:2307.06948, section
 3; VPT-deep, arXiv:2203.12119). The first block gets its prompts after the patches and before
@@ -9,6 +9,8 @@ With token merging (`clip/token_merging.py`), each block but the last leaves few
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -93,3 +95,58 @@ def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     tokens = torch.cat([class_token, patches.to(class_token.dtype)], dim=1)
     embedded: Tensor = visual.ln_pre(tokens + visual.positional_embedding)
     return embedded
+
+
+class BlockFeatures(nn.Module):
+    """Image encoder -> [B, D_blocks], of which the first D are the encoder's own features.
+
+    Args:
+        visual: a frozen image encoder.
+        n_blocks: number of blocks, spread evenly up to the last; fewer where the encoder has fewer,
+            and none where it does not show them.
+    """
+
+    def __init__(self, visual: nn.Module, n_blocks: int) -> None:
+        super().__init__()
+        self.visual = visual
+        n_all = _n_blocks(visual)
+        n = min(n_all, n_blocks)
+        self.chosen = tuple((index + 1) * n_all // n - 1 for index in range(n))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalized -> [B, D_blocks]."""
+        visual = self.visual
+        if not self.chosen:
+            features: Tensor = visual(images)
+            return features
+        if isinstance(visual, VisionTransformer):
+            return self._of_clip(visual, images)
+        # open_clip wraps an encoder of timm as `trunk`, with a `head` after it
+        encoder: Any = visual
+        trunk = getattr(encoder, "trunk", encoder)
+        last, maps = trunk.forward_intermediates(images, indices=list(self.chosen))
+        features = trunk.forward_head(last)
+        features = features if trunk is encoder else encoder.head(features)
+        return torch.cat([features, *(one.mean(dim=(2, 3)) for one in maps)], dim=1)
+
+    def _of_clip(self, visual: VisionTransformer, images: Tensor) -> Tensor:
+        tokens = embed_patches(visual, images)
+        blocks, features = visual.transformer.resblocks, []
+        for index, block in enumerate(blocks):
+            is_last = index == len(blocks) - 1
+            tokens = block(tokens, queries=tokens[:, :1] if is_last else None)
+            if index in self.chosen:
+                features.append(tokens[:, 0])
+                if not is_last:
+                    features.append(tokens[:, 1:].mean(dim=1))
+        return torch.cat([visual.ln_post(tokens[:, 0]) @ visual.proj, *features], dim=1)
+
+
+def _n_blocks(visual: nn.Module) -> int:
+    """How many blocks or stages an encoder shows; 0 for one that gives its features alone."""
+    if isinstance(visual, VisionTransformer) and is_promptable_vit(visual):
+        return len(visual.transformer.resblocks)
+    trunk: Any = getattr(visual, "trunk", visual)
+    if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "forward_head"):
+        return 0
+    return len(trunk.feature_info)

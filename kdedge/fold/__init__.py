@@ -21,8 +21,8 @@ from torch import Tensor
 from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.image_backbone import count_features
 from kdedge.errors import ShapeError
+from kdedge.fold.encoder import FoldedEncoder
 from kdedge.fold.head import FoldedModel, FoldRequest
-from kdedge.fold.tower import FoldedTower
 from kdedge.fold.vit import FoldedViT
 from kdedge.methods.protocol import ImagePath
 from kdedge.runtime.artifact import Head, Pixels
@@ -96,5 +96,5 @@ def fold(
     if is_promptable_vit(path.visual):
         model = FoldedViT(path.visual, path.visual_prompts, request, merge_tokens=path.merge_tokens)
     else:
-        model = FoldedTower(path.visual, request)
+        model = FoldedEncoder(path.visual, request)
     return model.eval().requires_grad_(False)

@@ -9,8 +9,13 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
-from kdedge.clip.layers import layers_above
-from kdedge.clip.low_rank import BLOCKS, LowRankChanges, make_low_rank_changes, with_layers
+from kdedge.clip.low_rank import (
+    BLOCKS,
+    LowRankChanges,
+    layers_above,
+    make_low_rank_changes,
+    with_layers,
+)
 from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts
 from kdedge.clip.reduction import check_reduction, first_blocks
 from kdedge.errors import RecipeError

@@ -1,6 +1,6 @@
 """Ridge regression: on the features of several blocks of a frozen encoder, without gradients.
 
-With `h` an image's standardized block features (`clip/block_features.py`), a random layer `R`, `r`
+With `h` an image's standardized block features (`clip/vision.py`), a random layer `R`, `r`
 (random features, Rahimi and Recht, NIPS 2007), and rows `phi(h) = [relu(R h + r), h]`:
 
     W = (sum_i w_i phi_i phi_i^T + lambda tr I)^-1 sum_i w_i phi_i z_i^T
@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.block_features import BlockFeatures
 from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.vision import BlockFeatures
 from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.protocol import (

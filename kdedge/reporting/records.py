@@ -181,9 +181,9 @@ def gather(run: RunFolder) -> RunRecords:
 def _read_look(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
     """What `training.quick_look` measured of a run's teacher; empty without."""
     path = run.path if teacher is None else run.root / teacher
-    if not (path / "quick_look.json").exists():
+    if not (path / "baselines.json").exists():
         return {}
-    return read_record(dict[str, float], path / "quick_look.json", remedy="Remove it.")
+    return read_record(dict[str, float], path / "baselines.json", remedy="Remove it.")
 
 
 def _read_training(path: Path) -> TrainingLog:

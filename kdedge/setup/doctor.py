@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +14,14 @@ from kdedge.config.student_sizes import PACKAGED
 from kdedge.errors import SetupError, first_line
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
-from kdedge.setup.packages import SERVING
 from kdedge.targets.protocol import Package
 from kdedge.targets.registry import list_targets
+
+SERVING = tuple(
+    Package(name.replace("-", "_"), (name,), "serving over HTTP", extra="serve")
+    for name in ("starlette", "uvicorn", "python-multipart", "prometheus-client")
+)
+"""Packages of the extra serve."""
 
 _BEFORE_TARGETS = (
     Package("torch", ("torch",), "training", extra="train"),
@@ -43,6 +48,17 @@ _AFTER_TARGETS = (
     Package("matplotlib", ("matplotlib",), "reports", extra="report"),
     Package("jinja2", ("jinja2",), "reports", extra="report"),
 )
+
+
+def need_serving_packages() -> None:
+    """Checks that the packages of the serve extra are installed.
+
+    Raises:
+        MissingPackage: one of them is not.
+    """
+    for package in SERVING:
+        if importlib.util.find_spec(package.module) is None:
+            raise package.missing("Serving over HTTP")
 
 
 def optional_packages() -> tuple[Package, ...]:

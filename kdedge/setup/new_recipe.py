@@ -23,7 +23,7 @@ from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.files import explain_os_error, refuse_existing
-from kdedge.setup.packages import need_training_packages
+from kdedge.plugins import need_training_packages
 
 TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""

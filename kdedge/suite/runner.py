@@ -21,7 +21,7 @@ from kdedge.progress import Advance, progress
 from kdedge.records import read_record
 from kdedge.results import EvalResult
 from kdedge.runtime.threads import shared_threads
-from kdedge.setup.device import choose_device
+from kdedge.setup.workspace import choose_device
 from kdedge.suite.ledger import FinishedRun, Ledger
 from kdedge.suite.plan import Cell, measuring_overrides
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
@@ -17,8 +19,6 @@ from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
-from kdedge.training.loop.heap import freed_memory_kept
-from kdedge.training.quick_look import baseline_accuracies, compare_with_baselines, save_baselines
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.student import (
     find_teacher,
@@ -28,7 +28,12 @@ from kdedge.training.student import (
     student_job,
     with_teacher,
 )
-from kdedge.training.teach import teacher_job
+from kdedge.training.teach import (
+    baseline_accuracies,
+    compare_with_baselines,
+    save_baselines,
+    teacher_job,
+)
 from kdedge.training.teacher_store.store import TeacherStore
 from kdedge.training.teachers import ModelTeacher
 from kdedge.training.trial import trial_steps
@@ -227,3 +232,31 @@ def _reached(run: RunFolder) -> str:
     if result.harmonic_mean is None:
         return f": accuracy {result.all:.2f} %"
     return f": harmonic mean {result.harmonic_mean:.2f} %"
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
+_NEVER = 2**31 - 1
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keeps freed CPU memory for the next tensors; does nothing if the C library is not glibc.
+
+    glibc returns large blocks to the kernel, which clears them page by page when they are allocated
+    again. That costs time in every step and does not lower the peak. Use it only for steps whose
+    tensor sizes repeat: passes over class texts in chunks fragment a heap that is kept.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, 65536)
+        # glibc no longer adapts these two once one is set: the values that it adapts them to
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+        libc.malloc_trim(0)

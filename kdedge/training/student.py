@@ -17,7 +17,6 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.weights import features_provenance
 from kdedge.setup.data import RecipeData
-from kdedge.setup.device import choose_device
 from kdedge.setup.method import (
     check_needs_no_vectors,
     choose_method,
@@ -25,7 +24,7 @@ from kdedge.setup.method import (
 )
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
-from kdedge.setup.workspace import Workspace
+from kdedge.setup.workspace import Workspace, choose_device
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.run_job import finished_run
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup

@@ -110,8 +110,7 @@ def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
     from kdedge.config.load import load_recipe
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
     from kdedge.training.distill import distill
 
     folder = copy_project(blank_project, tmp_path_factory.mktemp("trained") / "project")

@@ -19,8 +19,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.device import choose_device
-from kdedge.setup.workspace import Workspace
+from kdedge.setup.workspace import Workspace, choose_device
 from kdedge.training.loop.precision import published_in_half
 
 pytestmark = pytest.mark.usefixtures("project")

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.errors import DivergedError
-from kdedge.setup.device import choose_device
-from kdedge.setup.workspace import Workspace
+from kdedge.setup.workspace import Workspace, choose_device
 from kdedge.training.baseline import baseline_job
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper

@@ -60,8 +60,7 @@ def project(
 def open_run(project: Path, *overrides: str, name: str = "tiny/02") -> Any:
     from kdedge.runs.folder import RunFolder
     from kdedge.runs.model import load_run
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
+    from kdedge.setup.workspace import Workspace, choose_device
 
     workspace = Workspace(project / "runs", choose_device("cpu"))
     return load_run(

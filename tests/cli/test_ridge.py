@@ -136,7 +136,7 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
     assert "Using ridge as the teacher; --keep-teacher keeps promptsrc" in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
-    assert read("runs/tiny/01/quick_look.json").keys() == {"zeroshot", "ridge", "trained"}
+    assert read("runs/tiny/01/baselines.json").keys() == {"zeroshot", "ridge", "trained"}
     kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))
     assert kept.code == 0, kept.err
     assert "On 16 labeled images" not in kept.err  # it is known

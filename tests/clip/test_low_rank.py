@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.layers import layers_above
-from kdedge.clip.low_rank import LowRankLinear, make_low_rank_changes, with_layers
+from kdedge.clip.low_rank import LowRankLinear, layers_above, make_low_rank_changes, with_layers
 from kdedge.errors import RecipeError
 
 

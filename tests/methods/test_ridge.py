@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.block_features import BlockFeatures
+from kdedge.clip.vision import BlockFeatures
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods import ridge, zeroshot
 from kdedge.methods.protocol import ClosedFormData, MethodInputs

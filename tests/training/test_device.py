@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdedge.errors import SetupError
-from kdedge.setup.device import choose_device
+from kdedge.setup.workspace import choose_device
 from kdedge.training.loop import precision
 
 

@@ -14,7 +14,7 @@ import kdedge
 PAGES = """
 import contextlib, resource
 import numpy as np
-from kdedge.training.loop.heap import freed_memory_kept
+from kdedge.training.distill import freed_memory_kept
 for context in (contextlib.nullcontext(), freed_memory_kept(), contextlib.nullcontext()):
     with context:
         np.ones(1 << 24)  # 128 MiB

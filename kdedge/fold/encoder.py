@@ -170,7 +170,7 @@ _PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
 
 
-class FoldedTower(FoldedModel):
+class FoldedEncoder(FoldedModel):
     """An image encoder, from pixels to logits.
 
     Args:

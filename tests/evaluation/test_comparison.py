@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdedge.errors import DataError
-from kdedge.evaluation.answers import (
-    AnsweredImage,
+from kdedge.evaluation.comparison import (
+    ComparedImage,
     LabeledComparison,
     ModelOutput,
-    compare_answers,
+    compare_predictions,
     mcnemar_p,
 )
 from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction
@@ -22,14 +22,14 @@ from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction
 NAMES = ("cat", "dog", "fox")
 
 
-def answered(old: str | None, new: str | None, label: str | None = None) -> AnsweredImage:
+def answered(old: str | None, new: str | None, label: str | None = None) -> ComparedImage:
     """An image; None: none of the classes."""
     answers = [ModelOutput(name, 50.0, is_none=name is None) for name in (old, new)]
-    return AnsweredImage("x.jpg", *answers, label)
+    return ComparedImage("x.jpg", *answers, label)
 
 
-def compared(*images: AnsweredImage, new_names: tuple[str, ...] = NAMES) -> Any:
-    return compare_answers(images, old_names=NAMES, new_names=new_names)
+def compared(*images: ComparedImage, new_names: tuple[str, ...] = NAMES) -> Any:
+    return compare_predictions(images, old_names=NAMES, new_names=new_names)
 
 
 @pytest.mark.parametrize("n", range(9))
@@ -73,12 +73,12 @@ def test_counts_are_those_of_a_plain_count(rows: list[tuple[str | None, ...]]) -
 
 def test_scores_are_compared_with_and_without_their_sign() -> None:
     images = [
-        AnsweredImage("a", ModelOutput("cat", 60.0), ModelOutput("cat", 70.0)),
-        AnsweredImage("b", ModelOutput("cat", 60.0), ModelOutput("dog", 30.0)),
+        ComparedImage("a", ModelOutput("cat", 60.0), ModelOutput("cat", 70.0)),
+        ComparedImage("b", ModelOutput("cat", 60.0), ModelOutput("dog", 30.0)),
     ]
     found = compared(*images)
     assert (found.mean_score_difference, found.mean_absolute_score_difference) == (-10.0, 20.0)
-    no_scores = AnsweredImage("a", ModelOutput("cat"), ModelOutput("cat", 70.0))
+    no_scores = ComparedImage("a", ModelOutput("cat"), ModelOutput("cat", 70.0))
     assert compared(no_scores).mean_score_difference is None
 
 

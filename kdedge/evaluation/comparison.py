@@ -58,7 +58,7 @@ class ModelOutput:
 
 
 @dataclass(frozen=True)
-class AnsweredImage:
+class ComparedImage:
     """An image with two classifiers' answers.
 
     Attributes:
@@ -167,7 +167,7 @@ class LabeledComparison:
 
 
 @dataclass(frozen=True)
-class AnswerComparison:
+class PredictionComparison:
     """Two classifiers' answers on the same images.
 
     Attributes:
@@ -194,7 +194,7 @@ class AnswerComparison:
     only_old: tuple[str, ...]
     only_new: tuple[str, ...]
     n_shared: int
-    changed: tuple[AnsweredImage, ...]
+    changed: tuple[ComparedImage, ...]
     classes: tuple[ClassCounts, ...]
     labeled: LabeledComparison | None
 
@@ -213,9 +213,9 @@ class AnswerComparison:
         }
 
 
-def compare_answers(
-    images: Iterable[AnsweredImage], *, old_names: Sequence[str], new_names: Sequence[str]
-) -> AnswerComparison:
+def compare_predictions(
+    images: Iterable[ComparedImage], *, old_names: Sequence[str], new_names: Sequence[str]
+) -> PredictionComparison:
     """Compares two classifiers' answers; classes are the same if their names are.
 
     Args:
@@ -232,7 +232,7 @@ def compare_answers(
             f"The two class lists have no name in common: {_some(old_names)} and"
             f" {_some(new_names)}.\n  Compare artifacts of the same classes."
         )
-    changed: list[AnsweredImage] = []
+    changed: list[ComparedImage] = []
     differences: list[float] = []
     old_counts: Counter[str | None] = Counter()
     new_counts: Counter[str | None] = Counter()
@@ -269,7 +269,7 @@ def compare_answers(
     if became.total():
         p_value = mcnemar_p(wrong, right)
         labeled = LabeledComparison(became.total(), n_left_out, n_both_right, wrong, right, p_value)
-    return AnswerComparison(
+    return PredictionComparison(
         n_images=n_images,
         n_unshared=n_unshared,
         n_agree=n_agree,
