@@ -68,10 +68,10 @@ class Plugins:
 
     def outside(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name; kdedge's own names are left out."""
-        own = self.own()
+        included = self.own()
         places = tuple((place, _changed_ns(place)) for place in sys.path)
         points = {point.name: point for point in _installed(self.group, places)}
-        return {name: points[name] for name in sorted(points) if name not in own}
+        return {name: points[name] for name in sorted(points) if name not in included}
 
     def names(self) -> tuple[str, ...]:
         """Names of all, sorted."""

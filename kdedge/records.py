@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map(_plain, value))
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
@@ -175,8 +175,8 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
 
 @cache
 def _validator(kind: Any) -> SchemaValidator:
-    own: SchemaValidator | None = getattr(kind, "__pydantic_validator__", None)
-    return own or SchemaValidator(_schema(kind), _CONFIG)
+    validator: SchemaValidator | None = getattr(kind, "__pydantic_validator__", None)
+    return validator or SchemaValidator(_schema(kind), _CONFIG)
 
 
 _CONFIG: CoreConfig = {"strict": True, "allow_inf_nan": False}

@@ -255,7 +255,7 @@ class SpeedResult(Record, Tabled):
         """Whether it may be ranked: its times and the baseline's are not in doubt."""
         rows = [row for row in self.rows if row.label == self.baseline]
         against = [row.at(measurement.batch, measurement.inputs) for row in rows[:1]]
-        return all(one is None or one.doubt is None for one in (measurement, *against))
+        return all(time is None or time.doubt is None for time in (measurement, *against))
 
     @property
     def problems(self) -> list[str]:

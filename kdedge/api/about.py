@@ -86,5 +86,5 @@ def describe(module: ModuleType) -> dict[str, Any]:
     field = module.Settings.model_fields.get("losses")
     kind = None if field is None else field.annotation
     if isinstance(kind, type) and issubclass(kind, ChosenLosses):
-        facts["losses"] = {name: str(one.description) for name, one in kind.model_fields.items()}
+        facts["losses"] = {name: str(loss.description) for name, loss in kind.model_fields.items()}
     return facts

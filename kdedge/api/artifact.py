@@ -185,12 +185,12 @@ def verify_client(
     from kdedge.deploy.client import check_answers
 
     artifact = open_artifact(source)
-    there = {one.name: one for one in artifact.files}
+    files = {known.name: known for known in artifact.files}
     names = ("model.image.onnx", "model.onnx") if file is None else (file,)
-    ran = next((there[name] for name in names if name in there), None)
+    ran = next((files[name] for name in names if name in files), None)
     if ran is None:
         raise RecipeError(
-            f"{artifact.path} has no {names[-1]}; it has: {', '.join(there) or 'no model files'}."
+            f"{artifact.path} has no {names[-1]}; it has: {', '.join(files) or 'no model files'}."
             "\n  Name one of them with --file."
         )
     check_result = check_answers(artifact, Path(answers), file=ran)
@@ -279,9 +279,9 @@ def _encode(
 
     record, exported = run.read_provenance(), artifact.provenance
     hashes = exported.get("hashes")
-    own = {key: hashes.get(key) for key in record.hashes} if isinstance(hashes, dict) else None
-    theirs = (record.hashes, record.finished_at, record.seed)
-    if (own, exported.get("trained_at"), exported.get("seed")) != theirs:
+    same = {key: hashes.get(key) for key in record.hashes} if isinstance(hashes, dict) else None
+    run_facts = (record.hashes, record.finished_at, record.seed)
+    if (same, exported.get("trained_at"), exported.get("seed")) != run_facts:
         raise DataError(
             f"{artifact.path} was not exported from {run.path}, but from the run"
             f" {exported.get('run')} of {exported.get('trained_at')}.\n"

@@ -205,8 +205,8 @@ class Models:
         self.left_out |= missing
         self.run = self.run or run.path
         if artifact is not None:
-            own = rows[-1].accuracy
-            rows += artifact_subjects(artifact, n_threads=self._n_threads, own=own)
+            original = rows[-1].accuracy
+            rows += artifact_subjects(artifact, n_threads=self._n_threads, original=original)
         else:
             command = f"kdedge export {shlex.quote(str(run.path))} --int8"
             self.left_out.setdefault(folded_name(run), f"not exported yet; export with {command}")

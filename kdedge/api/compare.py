@@ -93,12 +93,12 @@ def compare(
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_at_least(1, batch=batch, threads=threads)
     with contextlib.ExitStack() as opened:
-        first, second = (opened.enter_context(_opened(one, threads)) for one in (old, new))
+        first, second = (opened.enter_context(_opened(source, threads)) for source in (old, new))
         if first.file.precision != second.file.precision:  # or its effect would be the new one's
             first, second = (
-                opened.enter_context(_opened(one, threads, "fp32")) for one in (old, new)
+                opened.enter_context(_opened(source, threads, "fp32")) for source in (old, new)
             )
-        files = [(one.artifact.path / one.file.name).resolve() for one in (first, second)]
+        files = [(model.artifact.path / model.file.name).resolve() for model in (first, second)]
         if files[0] == files[1]:
             log.warning("%s is compared with itself. Name another artifact or file.", files[0])
         comparison = _compared(first, second, named, reads_labels=labels, batch=batch)
@@ -145,7 +145,7 @@ def _compared(
     Raises:
         DataError: no image can be read, or none has a label that both know.
     """
-    names = [one.artifact.class_names for one in (old, new)]
+    names = [classifier.artifact.class_names for classifier in (old, new)]
     label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions are those of the old
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
     unreadable: list[FailedImage] = []
@@ -156,16 +156,16 @@ def _compared(
         classified = classify_with_both(old, new, inputs.items, batch=batch)
         for number, (item, *results) in enumerate(classified, 1):
             advance(number)
-            bad = next((one for one in results if isinstance(one, UnreadableImage)), None)
+            bad = next((output for output in results if isinstance(output, UnreadableImage)), None)
             if bad is not None:
                 unreadable.append(FailedImage(item.key, bad.reason))
                 continue
             n_answered += 1
             answers = []
-            for whose, result in zip(("old", "new"), results, strict=True):
+            for which, result in zip(("old", "new"), results, strict=True):
                 assert not isinstance(result, UnreadableImage)
                 if isinstance(result, NonFiniteLogits):
-                    without_answer.append(FailedImage(item.key, f"{whose}: {result.reason}"))
+                    without_answer.append(FailedImage(item.key, f"{which}: {result.reason}"))
                 answers.append(ModelOutput.of(result))
             label = None if item.label is None else label_names[item.label]
             yield ComparedImage(item.key, answers[0], answers[1], label)
@@ -253,8 +253,8 @@ class Comparison(Tabled):
         """Plain values, for JSON."""
         failed = {"unreadable": self.unreadable, "without_answer": self.without_answer}
         values = self.answers.to_dict()
-        for one in values["changed"]:
-            one["image"] = printable(one["image"])
+        for changed in values["changed"]:
+            changed["image"] = printable(changed["image"])
         return {
             "old": dataclasses.asdict(self.old),
             "new": dataclasses.asdict(self.new),
@@ -271,10 +271,10 @@ class Comparison(Tabled):
         if not answers.only_old and not answers.only_new:
             return f"Both have the same {answers.n_shared:,} classes."
         parts = [f"Compared on the {answers.n_shared:,} classes that both have"]
-        for whose, names in (("old", answers.only_old), ("new", answers.only_new)):
+        for which, names in (("old", answers.only_old), ("new", answers.only_new)):
             if names:
                 shown = ", ".join(some_of(map(visible, names), _MOST_NAMED))
-                parts.append(f"only the {whose} one has {shown}")
+                parts.append(f"only the {which} one has {shown}")
         return f"{'; '.join(parts)}."
 
     @property
@@ -283,12 +283,12 @@ class Comparison(Tabled):
         has_labels = self.answers.labeled is not None
         header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
         rows = []
-        for one in self.answers.changed:
-            cells = [visible(one.image)]
-            for answer in (one.old, one.new):
+        for changed in self.answers.changed:
+            cells = [visible(changed.image)]
+            for answer in (changed.old, changed.new):
                 score = answer.score_percent
                 cells += [visible(str(answer)), "-" if score is None else f"{score:.2f} %"]
-            rows.append([*cells, *([visible(one.label or "-")] if has_labels else [])])
+            rows.append([*cells, *([visible(changed.label or "-")] if has_labels else [])])
         return header, rows
 
     @property
@@ -313,8 +313,8 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What was compared, and the figures, each with its name."""
     answers = comparison.answers
     rows = [
-        (name, f"{one.file} ({one.precision}), {one.n_classes:,} classes, on {one.runtime}")
-        for name, one in (("old", comparison.old), ("new", comparison.new))
+        (name, f"{m.file} ({m.precision}), {m.n_classes:,} classes, on {m.runtime}")
+        for name, m in (("old", comparison.old), ("new", comparison.new))
     ]
     images = images_text(answers.n_images)
     if comparison.unreadable:
@@ -375,9 +375,9 @@ def classify_with_both(
     Raises:
         RecipeError: an artifact does not take batches of that size.
     """
-    sizes = [one.max_batch if batch is None else batch for one in (old, new)]
-    for one, size in zip((old, new), sizes, strict=True):
-        one.check_batch(size)
+    sizes = [classifier.max_batch if batch is None else batch for classifier in (old, new)]
+    for classifier, size in zip((old, new), sizes, strict=True):
+        classifier.check_batch(size)
     both = math.lcm(*sizes)  # so that each gets the batches that it would get alone
     step = both if both <= _MAX_AT_ONCE else max(sizes)
 
@@ -389,8 +389,8 @@ def classify_with_both(
         while chunk := list(islice(items, step)):
             columns = zip(*pool.map(prepared, map(read_item, chunk)), strict=True)
             pairs = []
-            for one, size, pixels in zip((old, new), sizes, columns, strict=True):
+            for model, size, pixels in zip((old, new), sizes, columns, strict=True):
                 keyed = list(zip((item.key for item in chunk), pixels, strict=True))
                 batches = (keyed[start : start + size] for start in range(0, len(keyed), size))
-                pairs.append([x for batch in batches for x in one.classify_batch(batch, top=1)])
+                pairs.append([x for rows in batches for x in model.classify_batch(rows, top=1)])
             yield from zip(chunk, *pairs, strict=True)

@@ -180,7 +180,7 @@ def export(
     lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
     precisions: set[Precision] = set() if lowest is None else {lowest, "fp16"}
     asked = [targets] if isinstance(targets, str) else targets
-    chosen = [find_target(one) for one in asked if one != "onnx"]
+    chosen = [find_target(name_of_target) for name_of_target in asked if name_of_target != "onnx"]
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if lowest is None else [lowest])
     with contextlib.ExitStack() as locked:
@@ -198,7 +198,7 @@ def export(
                     " exported.\n  Name its run instead."
                 )
             if not chosen and not cpu and triton is None and browser is None:
-                flags = [one.flag for one in list_targets() if one.source == "ONNX file"]
+                flags = [known.flag for known in list_targets() if known.source == "ONNX file"]
                 raise RecipeError(
                     f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
                     " --triton DIR or --browser DIR."

@@ -92,8 +92,8 @@ AnyPath = str | Path | Iterable[str | Path]
 
 def path_list(paths: Iterable[AnyPath]) -> tuple[str, ...]:
     """The paths of arguments, each of which is a path or a list of paths."""
-    lists = [[one] if isinstance(one, str | Path) else one for one in paths]
-    return tuple(str(path) for one in lists for path in one)
+    lists = [[argument] if isinstance(argument, str | Path) else argument for argument in paths]
+    return tuple(str(path) for listed in lists for path in listed)
 
 
 def open_inputs(

@@ -64,9 +64,9 @@ class Run:
         if name is None:
             return None
         named = None if spec is None else spec.run  # it may be in another folder of runs
-        root, here = self.folder.root, Path.cwd()
-        if not self.path.is_absolute() and root.is_relative_to(here):
-            root = root.relative_to(here)
+        root, current = self.folder.root, Path.cwd()
+        if not self.path.is_absolute() and root.is_relative_to(current):
+            root = root.relative_to(current)
         try:
             return open_run(named or name, root=root)
         except KdedgeError:

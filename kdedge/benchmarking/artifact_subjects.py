@@ -26,18 +26,18 @@ PHOTO_PX = (640, 480)
 
 
 def artifact_subjects(
-    artifact: Artifact, *, n_threads: int | None, own: Accuracy | None = None
+    artifact: Artifact, *, n_threads: int | None, original: Accuracy | None = None
 ) -> list[Subject]:
     """One row per file whose target has a backend, on this machine or another.
 
     Args:
         artifact: the artifact.
         n_threads: CPU threads; None for the engine's default.
-        own: accuracy of the model that was exported, on all its test images; None if unknown.
+        original: of the model that was exported, on all its test images; None if unknown.
     """
     targets = {target.name for target in list_targets() if target.backend is not None}
     return [
-        _subject(artifact, file, n_threads, own)
+        _subject(artifact, file, n_threads, original)
         for file in artifact.files
         if file.target in targets
     ]
@@ -53,7 +53,7 @@ def find_artifact(path: Path) -> tuple[Path, str | None] | None:
 
 
 def _subject(
-    artifact: Artifact, file: ModelFile, n_threads: int | None, own: Accuracy | None
+    artifact: Artifact, file: ModelFile, n_threads: int | None, original: Accuracy | None
 ) -> Subject:
     # All files compute one model, whose operations the export counted
     counted = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
@@ -75,21 +75,21 @@ def _subject(
         n_bytes=file.n_bytes,
         gmacs_image=counted.get("gmacs"),
         gmacs_call=0.0,
-        accuracy=None if file.parity is None else _accuracy(file.parity, own),
+        accuracy=None if file.parity is None else _accuracy(file.parity, original),
         gate=file.gate,
         load=load,
     )
 
 
-def _accuracy(parity: ParityResult, own: Accuracy | None) -> Accuracy:
+def _accuracy(parity: ParityResult, original: Accuracy | None) -> Accuracy:
     """A file's accuracy: its model's less the drop, or that on the images of its comparison."""
     percent, drop, whole = parity.accuracy_percent, parity.accuracy_drop, parity.test_set
     images = parity.images, parity.n_labeled or parity.n_images, parity.images_hash
-    is_of_own = own and whole and own.images_hash == whole.images_hash
-    if own is not None and own.all is not None and drop is not None and is_of_own:
-        percent = min(100.0, max(0.0, own.all - drop))
-        source = f"{own.source}, less the drop on {parity.images}"
-        images = source, own.n_images, own.images_hash
+    is_of_own = original and whole and original.images_hash == whole.images_hash
+    if original is not None and original.all is not None and drop is not None and is_of_own:
+        percent = min(100.0, max(0.0, original.all - drop))
+        source = f"{original.source}, less the drop on {parity.images}"
+        images = source, original.n_images, original.images_hash
     return Accuracy(None, None, None, percent, parity.agreement_percent, *images)
 
 

@@ -43,7 +43,7 @@ def check_regressions(
     if lost:
         raise GateError(
             f"These rows of {where} could not be measured now:\n"
-            + "\n".join(f"  {one}" for one in lost)
+            + "\n".join(f"  {line}" for line in lost)
         )
     if not lines:
         raise RecipeError(
@@ -112,9 +112,9 @@ def _machine(device: dict[str, Any]) -> str:
 def _line(row: SpeedRow, now: Measurement, old: Measurement) -> str:
     change = 100 * (now.p50_ms / old.p50_ms - 1)
     doubt = "".join(
-        f"; {which} in doubt: {one.doubt}"
-        for which, one in (("before", old), ("now", now))
-        if one.doubt is not None
+        f"; {which} in doubt: {measured.doubt}"
+        for which, measured in (("before", old), ("now", now))
+        if measured.doubt is not None
     )
     return (
         f"{row.label} ({row.runtime}), batch {now.batch}, {now.inputs}:"

@@ -124,7 +124,7 @@ def fastest_on_cpu(
 
 def cpu_files(artifact: Artifact) -> list[ModelFile]:
     """An artifact's files that run on a CPU, as their targets say; float32 for ONNX first."""
-    runs = {one.name: one.cpu_precisions for one in list_targets() if one.backend is not None}
+    runs = {t.name: t.cpu_precisions for t in list_targets() if t.backend is not None}
     return [
         file
         for file in artifact.files
@@ -142,29 +142,29 @@ def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
     Raises:
         GateError: none can be chosen.
     """
-    fit = [one for one in candidates if one.out is None and one.speedup is not None]
+    fit = [c for c in candidates if c.out is None and c.speedup is not None]
     if not fit:
-        reasons = "\n".join(f"  {one.file}: {one.out}" for one in candidates)
+        reasons = "\n".join(f"  {candidate.file}: {candidate.out}" for candidate in candidates)
         raise GateError(
             f"{where} has no file that this CPU can run and that passes its gate.\n{reasons}"
         )
     least = (1 - TIE_SHARE) * max(map(_speedup, fit))
-    equal = [one for one in fit if _speedup(one) >= least]
-    return min(equal, key=lambda one: (-(one.agreement_percent or 0), -_speedup(one)))
+    equal = [candidate for candidate in fit if _speedup(candidate) >= least]
+    return min(equal, key=lambda c: (-(c.agreement_percent or 0), -_speedup(c)))
 
 
-def is_worse(here: ParityResult, made: ParityResult) -> bool:
+def is_worse(measured: ParityResult, made: ParityResult) -> bool:
     """Whether a file agrees less on this machine than when it was made, beyond chance.
 
     With the agreement of `made`, so few images or fewer would agree in less than 1 % of draws.
     """
-    agreeing = round(here.n_images * here.agreement_percent / 100)
+    agreeing = round(measured.n_images * measured.agreement_percent / 100)
     share = made.agreement_percent / 100
     chance = sum(
-        math.comb(here.n_images, n) * share**n * (1 - share) ** (here.n_images - n)
+        math.comb(measured.n_images, n) * share**n * (1 - share) ** (measured.n_images - n)
         for n in range(agreeing + 1)
     )
-    return here.n_nonfinite > made.n_nonfinite or chance < _LEAST_CHANCE
+    return measured.n_nonfinite > made.n_nonfinite or chance < _LEAST_CHANCE
 
 
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
@@ -193,20 +193,20 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
             )
         with working(f"timing {len(calls)} candidates in turns"):
             timed = measure(calls, plan)
-    first = next((one for one in timed.values() if one.rounds), None)
-    for name, one in timed.items():
-        candidates[name] = _with_time(candidates[name], one, first, batch=artifact.batches[0])
+    first = next((time for time in timed.values() if time.rounds), None)
+    for name, time in timed.items():
+        candidates[name] = _with_time(candidates[name], time, first, batch=artifact.batches[0])
     return list(candidates.values())
 
 
 def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
     """Agreement here, and which gate the file misses, here or when it was made."""
-    here, made = parity_on_smoke_set(artifact, backend), file.parity
-    compared = [here] if made is None else [made, here]
-    if made is not None and made.n_images > here.n_images and not is_worse(here, made):
+    measured, made = parity_on_smoke_set(artifact, backend), file.parity
+    compared = [measured] if made is None else [made, measured]
+    if made is not None and made.n_images > measured.n_images and not is_worse(measured, made):
         compared = [made]  # of more images: few alone would put out every other close file
-    missed = (misses(one, file.precision, artifact.gates) for one in compared)
-    return here.agreement_percent, "; ".join(next(filter(None, missed), ())) or None
+    missed = (misses(parity, file.precision, artifact.gates) for parity in compared)
+    return measured.agreement_percent, "; ".join(next(filter(None, missed), ())) or None
 
 
 def _with_time(candidate: TimedFile, timed: Timed, first: Timed | None, *, batch: int) -> TimedFile:

@@ -252,21 +252,21 @@ def _measure_turn(
             _keep_problem(row, error)
     timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
     if baseline is None:
-        baseline = next((by_key[key] for key, one in timed.items() if one.rounds), None)
+        baseline = next((by_key[key] for key, time in timed.items() if time.rounds), None)
         if baseline is not None:
             baseline.is_baseline = True
-    against = next((one for key, one in timed.items() if by_key[key] is baseline), None)
-    for key, one in timed.items():
+    against = next((time for key, time in timed.items() if by_key[key] is baseline), None)
+    for key, time in timed.items():
         loaded = by_key[key].loaded
         if power is None or loaded is None or not power.covers(loaded.gpu):
-            one.watts = None
-        summary = summarize(one, batch=batch, inputs=inputs, baseline=against)
+            time.watts = None
+        summary = summarize(time, batch=batch, inputs=inputs, baseline=against)
         if summary is not None:
             if by_key[key].device == "GPU":  # a GPU keeps computing when others use the cores
                 summary = replace(summary, others_percent=None)
             by_key[key].measurements.append(summary)
-        if one.problem is not None:
-            _keep_problem(by_key[key], one.problem)
+        if time.problem is not None:
+            _keep_problem(by_key[key], time.problem)
     return baseline
 
 

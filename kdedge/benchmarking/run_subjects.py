@@ -71,9 +71,9 @@ def run_subjects(
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
 
-    def add(model: TorchModel, of: RunFolder | None, key: str) -> None:
-        result = None if of is None else _evaluation(of).get(key)
-        accuracy = None if of is None or result is None else Accuracy.of_run(result, of.name)
+    def add(model: TorchModel, run: RunFolder | None, key: str) -> None:
+        result = None if run is None else _evaluation(run).get(key)
+        accuracy = None if run is None or result is None else Accuracy.of_run(result, run.name)
         rows.append(_subject(recipe.name, model, accuracy, workspace.device))
 
     if isinstance(trained.backbone, Backbone):

@@ -241,7 +241,7 @@ def _doubled(gmacs: float | None) -> float | None:
 def accuracies(named: Sequence[NamedRow]) -> list[list[tuple[str, Accuracy]]]:
     """The known accuracies by label, grouped by their images."""
     known = [(label, row.accuracy) for label, row in named if row.accuracy is not None]
-    return by_images([(label, one) for label, one in known if one.all is not None])
+    return by_images([(label, accuracy) for label, accuracy in known if accuracy.all is not None])
 
 
 def _accuracies(named: Sequence[NamedRow]) -> list[Grid]:
@@ -249,8 +249,7 @@ def _accuracies(named: Sequence[NamedRow]) -> list[Grid]:
     grids = []
     for group in accuracies(named):
         rows = [
-            [label, *map(percent, (one.base, one.novel, one.harmonic_mean, one.all))]
-            for label, one in group
+            [label, *map(percent, (a.base, a.novel, a.harmonic_mean, a.all))] for label, a in group
         ]
         n_images = group[0][1].n_images
         title = f"Accuracy, top-1 in percent, on {n_images:,} images"

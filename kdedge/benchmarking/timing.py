@@ -90,7 +90,7 @@ class Timed:
     @property
     def samples(self) -> list[float]:
         """All timed calls."""
-        return [sample for one in self.rounds for sample in one]
+        return [sample for calls in self.rounds for sample in calls]
 
 
 def measure(
@@ -131,8 +131,8 @@ def measure(
                     timed[key].contention.append(since())
             if after_turn is not None:
                 after_turn(key)
-    for key, one in timed.items():
-        one.watts = None if power is None else power.watts(key)
+    for key, subject in timed.items():
+        subject.watts = None if power is None else power.watts(key)
     return timed
 
 

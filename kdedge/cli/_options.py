@@ -105,7 +105,7 @@ unused_threads_option = click.option("--threads", **_THREADS)
 
 precision_option = click.option(
     "--precision",
-    type=click.Choice(sorted({p for one in list_targets() if one.backend for p in one.precisions})),
+    type=click.Choice(sorted({p for t in list_targets() if t.backend for p in t.precisions})),
     help="Precision of the file to use. [default: the file that `kdedge export --cpu` chose on a"
     " machine like this; else fp32, or an engine that this GPU runs. Files that missed their gates"
     " are used only when asked for.]",
@@ -156,10 +156,10 @@ def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 SIZE_HELP = (
-    "Student by size, in place of the recipe's: "
+    "Student by s, in place of the recipe's: "
     + "; ".join(
-        f"{name} is {one.backbone} ({one.n_parameters:g} million parameters, {one.gflops:g} GFLOPs)"
-        for name, one in SIZES.items()
+        f"{name} is {s.backbone} ({s.n_parameters:g} million parameters, {s.gflops:g} GFLOPs)"
+        for name, s in SIZES.items()
     )
     + "."
 )

@@ -217,7 +217,7 @@ class Brief(click.Command):
         if shows_all(ctx):
             return super().format_options(ctx, formatter)
         shown = [parameter for parameter in self.get_params(ctx) if self._first & {*parameter.opts}]
-        rows = [row for one in shown if (row := one.get_help_record(ctx)) is not None]
+        rows = [row for option in shown if (row := option.get_help_record(ctx)) is not None]
         with formatter.section("Options"):
             formatter.write_dl(rows)
         return None

@@ -106,9 +106,9 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     rows: list[tuple[str, EvalResult]] = []
     several = sum(run.kind == "student" for run in runs) > 1
     for run in runs:
-        own = f"student, {run.read_provenance().method}" if several else "student"
+        student_label = f"student, {run.read_provenance().method}" if several else "student"
         for name, result in evaluation_rows(run):
-            label = own if name == "student" else name
+            label = student_label if name == "student" else name
             # A student's record has its teacher's accuracy too
             if not any(label == other and are_same_images(result, known) for other, known in rows):
                 rows.append((label, result))

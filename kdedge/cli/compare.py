@@ -80,7 +80,7 @@ def _as_text(comparison: Comparison) -> str:
         parts.append("No answer has changed.")
     counts = [entry for entry in comparison.answers.classes if entry.n_old != entry.n_new]
     if counts:
-        counts.sort(key=lambda one: -abs(one.n_new - one.n_old))
+        counts.sort(key=lambda count: -abs(count.n_new - count.n_old))
         cells = [
             [visible(x.class_name), f"{x.n_old:,}", f"{x.n_new:,}"] for x in counts[:_MOST_SHOWN]
         ]

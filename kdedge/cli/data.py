@@ -51,12 +51,12 @@ def list_here(root: Path, as_json: bool) -> None:
     rows = [
         [
             name,
-            str(one.benchmark.n_classes),
-            f"{sum(one.benchmark.n_images.values()):,}",
-            one.is_here,
-            one.benchmark.license,
+            str(benchmark_set.benchmark.n_classes),
+            f"{sum(benchmark_set.benchmark.n_images.values()):,}",
+            benchmark_set.is_here,
+            benchmark_set.benchmark.license,
         ]
-        for name, one in sets.items()
+        for name, benchmark_set in sets.items()
     ]
     header = ("set", "classes", "images", "here", "license")
     record = {
@@ -64,12 +64,12 @@ def list_here(root: Path, as_json: bool) -> None:
         "sets": [
             {
                 "name": name,
-                "n_classes": one.benchmark.n_classes,
-                "n_images": dict(one.benchmark.n_images),
-                "license": one.benchmark.license,
-                "here": one.is_here,
+                "n_classes": benchmark_set.benchmark.n_classes,
+                "n_images": dict(benchmark_set.benchmark.n_images),
+                "license": benchmark_set.benchmark.license,
+                "here": benchmark_set.is_here,
             }
-            for name, one in sets.items()
+            for name, benchmark_set in sets.items()
         ],
     }
     print_result(record, as_json=as_json, text=table(rows, header=header, align="lrrll"))
@@ -90,7 +90,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
         "n_classes": benchmark.n_classes,
         "n_images": dict(benchmark.n_images),
         "mirror": benchmark.mirror and asdict(benchmark.mirror),
-        "files": [asdict(one) | {"here": one not in absent} for one in benchmark.downloads],
+        "files": [asdict(file) | {"here": file not in absent} for file in benchmark.downloads],
     }
     parts = ", ".join(f"{part} {count:,}" for part, count in benchmark.n_images.items())
     rows = [
@@ -103,7 +103,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
     if benchmark.mirror is not None:
         rows.append(["mirror", benchmark.mirror.url])
     blocks = [table(rows)]
-    blocks += [_describe(one, is_here=one not in absent) for one in benchmark.downloads]
+    blocks += [_describe(file, is_here=file not in absent) for file in benchmark.downloads]
     if absent:
         blocks.append(next_line("data", "fetch", name, *given_options("root")))
     print_result(record, as_json=as_json, text="\n\n".join(blocks))

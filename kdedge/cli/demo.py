@@ -31,7 +31,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     used = finished_runs(root)
     done = demo(root=root, device=device, resume=resume)
     grid = summary(done.speed)
-    runs = [one.folder for one in (done.teacher, done.promptkd, done.student)]
+    runs = [run.folder for run in (done.teacher, done.promptkd, done.student)]
     made = [done.picture, None if done.artifact is None else done.artifact.path, done.page]
     notes = ["Test drawings with predictions", "Exported student, for a device", "Report"]
     wrote = [f"{note}: {path}" for note, path in zip(notes, made, strict=True) if path is not None]

@@ -46,24 +46,24 @@ def _text(records: list[dict[str, Any]]) -> str:
     header = ["run", "kind", "method", "status", "accuracy", "", "images", "size", "exports"]
     rows = [
         [
-            *(one["run"], one["kind"], str(one["method"]), one["status"]),
-            *_accuracy(one),
-            "-" if one["n_images"] is None else f"{one['n_images']:,}",
-            megabytes(one["n_bytes"]),
-            str(len(one["artifacts"]) or "-"),
+            *(record["run"], record["kind"], str(record["method"]), record["status"]),
+            *_accuracy(record),
+            "-" if record["n_images"] is None else f"{record['n_images']:,}",
+            megabytes(record["n_bytes"]),
+            str(len(record["artifacts"]) or "-"),
         ]
-        for one in records
+        for record in records
     ]
-    for one in records:
-        for name in one["damaged"]:
+    for record in records:
+        for name in record["damaged"]:
             log.warning(
                 "%s/%s is damaged or of another version, so its accuracies are not listed.\n"
                 "  Measure them again with: kdedge eval %s",
-                *(one["path"], name, one["path"]),
+                *(record["path"], name, record["path"]),
             )
-    records.sort(key=lambda one: str(one["started_at"]))
-    last = {(one["run"].split("/")[0], one["kind"], one["method"]): one for one in records}
-    unfinished = [one for one in last.values() if one["status"] == "interrupted"]
+    records.sort(key=lambda record: str(record["started_at"]))
+    last = {(r["run"].split("/")[0], r["kind"], r["method"]): r for r in records}
+    unfinished = [record for record in last.values() if record["status"] == "interrupted"]
     next_one = next_line("show", records[-1]["path"])
     program, *words = unfinished[-1]["command"] if unfinished else [""]
     if program == "kdedge":  # or a script that calls the Python API

@@ -107,10 +107,10 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
 def _rounds(rounds: Sequence[RoundSummary]) -> str:
     """Number of pseudo-labels in each round, and the share of correct ones if known."""
     texts = []
-    for one in rounds:
-        right = one.accuracy_percent
+    for record in rounds:
+        right = record.accuracy_percent
         known = "" if right is None else f" ({right:.2f} % correct)"
-        texts.append(f"{one.n_images}{known}")
+        texts.append(f"{record.n_images}{known}")
     return ", ".join(texts)
 
 

@@ -227,22 +227,22 @@ def deviation(
         DataError: the loaded CLIP has no tensor of that name.
     """
     relative, where = 0.0, ""
-    for key, theirs in checkpoint_backbone.items():
+    for key, tensor in checkpoint_backbone.items():
         if key not in backbone_state:
             raise DataError(
                 f"The checkpoint has {for_message(key)}, which the loaded CLIP does not have.\n"
                 "  Load the CLIP that the checkpoint was trained on, such as ViT-B-16 or ViT-L-14."
             )
         ours = backbone_state[key].detach().float().cpu()
-        if ours.shape != theirs.shape:
+        if ours.shape != tensor.shape:
             raise ShapeError(
-                f"{key} is {list(theirs.shape)} in the checkpoint and {list(ours.shape)} in the"
+                f"{key} is {list(tensor.shape)} in the checkpoint and {list(ours.shape)} in the"
                 " loaded CLIP.\n"
                 "  Load the CLIP that the checkpoint was trained on, such as ViT-B-16 or ViT-L-14."
             )
         if not ours.numel():
             continue
-        difference = float((ours - theirs.detach().float().cpu()).abs().max())
+        difference = float((ours - tensor.detach().float().cpu()).abs().max())
         magnitude = max(float(ours.abs().max()), torch.finfo(torch.float32).tiny)
         if not where or difference / magnitude > relative:
             relative, where = difference / magnitude, key

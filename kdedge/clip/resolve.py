@@ -220,7 +220,7 @@ def _settle_quick_gelu(
             " from them) or quick_gelu: false."
         )
     if len(set(configured.values())) > 1:
-        lines = ", ".join(f"{who}: {kinds[value]}" for who, value in configured.items())
+        lines = ", ".join(f"{origin}: {kinds[value]}" for origin, value in configured.items())
         raise RecipeError(
             f"{label}: the activation is contradictory ({lines}).\n"
             "  The wrong activation lowers accuracy without any error; name the model that the"

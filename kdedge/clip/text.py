@@ -40,8 +40,8 @@ class TokenizedTexts:
 
     def __getitem__(self, rows: slice | Tensor) -> TokenizedTexts:
         """Selects texts; T stays the same."""
-        at = None if self.context_at is None else self.context_at[rows]
-        return TokenizedTexts(self.tokens[rows], self.end[rows], at)
+        context_at = None if self.context_at is None else self.context_at[rows]
+        return TokenizedTexts(self.tokens[rows], self.end[rows], context_at)
 
 
 def tokenize(
@@ -116,22 +116,22 @@ def encode_text(
     return features
 
 
-def _replace_context(tokens: Tensor, context: Tensor, at: Tensor | None) -> Tensor:
+def _replace_context(tokens: Tensor, context: Tensor, positions: Tensor | None) -> Tensor:
     """Replaces the placeholders of texts by a context.
 
     Args:
         tokens: [C, T, D_text].
         context: [n_ctx, D_text], shared by all texts, or [C, n_ctx, D_text].
-        at: [C, n_at], positions in each text, of which the last n_ctx are the context's; None for 1
-            to n_ctx.
+        positions: [C, n_at], in each text, of which the last n_ctx are the context's; None for 1 to
+            n_ctx.
 
     Returns:
         [C, T, D_text].
     """
     context = context.expand(len(tokens), -1, -1)  # [C, n_ctx, D_text]
-    if at is not None:
-        at = at[:, -context.shape[1] :]
-        return tokens.scatter(1, at[..., None].expand_as(context), context)
+    if positions is not None:
+        positions = positions[:, -context.shape[1] :]
+        return tokens.scatter(1, positions[..., None].expand_as(context), context)
     return torch.cat([tokens[:, :1], context, tokens[:, 1 + context.shape[1] :]], dim=1)
 
 

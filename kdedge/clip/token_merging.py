@@ -109,10 +109,10 @@ def merge(
     a, b, sizes_a, sizes_b = patches[:, ::2], patches[:, 1::2], sizes[:, ::2], sizes[:, 1::2]
     places = torch.arange(b.shape[1], device=tokens.device)
     # Rows of zeros and ones instead of scattering: engines have no scattered sum
-    into = (matching.partners[:, None] == places[:, None]).to(tokens.dtype)  # [B, |B|, r]
+    assigned = (matching.partners[:, None] == places[:, None]).to(tokens.dtype)  # [B, |B|, r]
     added = sizes_a.gather(1, matching.merged)[..., None]
-    merged_sizes = sizes_b[..., None] + into @ added
-    weighted = sizes_b[..., None] * b + into @ (added * _rows(a, matching.merged))
+    merged_sizes = sizes_b[..., None] + assigned @ added
+    weighted = sizes_b[..., None] * b + assigned @ (added * _rows(a, matching.merged))
     parts = (
         tokens[:, :1],
         _rows(a, matching.kept),

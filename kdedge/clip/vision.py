@@ -127,7 +127,7 @@ class BlockFeatures(nn.Module):
         last, maps = trunk.forward_intermediates(images, indices=list(self.chosen))
         features = trunk.forward_head(last)
         features = features if trunk is encoder else encoder.head(features)
-        return torch.cat([features, *(one.mean(dim=(2, 3)) for one in maps)], dim=1)
+        return torch.cat([features, *(output.mean(dim=(2, 3)) for output in maps)], dim=1)
 
     def _of_clip(self, visual: VisionTransformer, images: Tensor) -> Tensor:
         tokens = embed_patches(visual, images)

@@ -146,10 +146,10 @@ class OptimSpec(OptimSettings):
     """Optimization as a recipe writes it: `model_fields_set` holds the given keys."""
 
 
-def resolve_optim(shared: OptimSpec, *own: OptimSpec | None) -> OptimSettings:
+def resolve_optim(shared: OptimSpec, *of_model: OptimSpec | None) -> OptimSettings:
     """Merges settings: defaults, then the shared keys, then a model's own; later ones win."""
     given = shared.model_dump(exclude_unset=True)
-    for spec in own:
+    for spec in of_model:
         if spec is not None:
             given |= spec.model_dump(exclude_unset=True)
     return OptimSettings(**given)

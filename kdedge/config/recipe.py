@@ -274,8 +274,8 @@ def apply_official(values: object) -> object:
         (_section(values, key[:-1]) or {}).pop(key[-1], None)
     precision = OFFICIAL["optim", "precision"]
     for role in _ROLES:
-        own = _section(values, (role, "optim")) or {}
-        _check_equal((role, "optim", "precision"), own.get("precision", precision), precision)
+        optim = _section(values, (role, "optim")) or {}
+        _check_equal((role, "optim", "precision"), optim.get("precision", precision), precision)
     return values
 
 

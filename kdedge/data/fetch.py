@@ -75,11 +75,11 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
         except OSError as error:
             raise explain_os_error(error, folder) from error
         with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
-            for one in downloads:
+            for missing_file in downloads:
                 try:
-                    _bring(one, folder, benchmark.mirror)
+                    _bring(missing_file, folder, benchmark.mirror)
                 except (SetupError, DataError) as error:
-                    failed[one.name] = error
+                    failed[missing_file.name] = error
     _tidy(benchmark, folder, keep=archives)
     if failed:
         raise _summary(benchmark, root, failed)
@@ -172,7 +172,7 @@ def _wrong_hash(path: Path, expected: str | None) -> str | None:
 
 def _tidy(benchmark: Benchmark, folder: Path, *, keep: Collection[str]) -> None:
     """Removes what was downloaded and half unpacked of a set whose images are complete."""
-    if any(one.is_archive for one in missing(benchmark.downloads, folder)):
+    if any(download.is_archive for download in missing(benchmark.downloads, folder)):
         return
     for name in _archive_names(benchmark):
         path = folder / name

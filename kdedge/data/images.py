@@ -145,7 +145,7 @@ def scan_by(
         for scanned, facts in workers.run(pieces, work):
             parts.append(scanned)
             cache.add(facts)
-            progress(sum(len(one.good) + len(one.bad) for one in parts))
+            progress(sum(len(part.good) + len(part.bad) for part in parts))
     finally:
         cache.save(source)
     return joined(parts)

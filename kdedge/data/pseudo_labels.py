@@ -113,7 +113,7 @@ def most_probable(
             given[label].append(PseudoLabel(image, label, -key))
         if len(given[label]) < per_class:
             heapq.heappush(waiting, _next(probabilities, label, ranked[label]))
-    return [one for chosen in given.values() for one in chosen]
+    return [pseudo_label for chosen in given.values() for pseudo_label in chosen]
 
 
 def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
@@ -201,9 +201,9 @@ def write_pseudo_labels(
         ResourceError: the file cannot be written.
     """
     lines: list[dict[str, Any]] = [origin.model_dump(by_alias=True)]
-    for one in labels:
-        confidence = round(one.confidence, 6)
-        image, name = keys[one.image], class_names[one.label]
+    for label in labels:
+        confidence = round(label.confidence, 6)
+        image, name = keys[label.image], class_names[label.label]
         lines.append({"image": image, "class": name, "confidence": confidence})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(path, text.encode())

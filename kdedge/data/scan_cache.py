@@ -109,7 +109,7 @@ class ScanCache:
             with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else images would be lost
                 _write(file, new)
                 caches = file.parent.glob("*.json")
-                for oldest in sorted(caches, key=lambda one: -one.stat().st_mtime)[MAX_FILES:]:
+                for oldest in sorted(caches, key=lambda path: -path.stat().st_mtime)[MAX_FILES:]:
                     oldest.unlink(missing_ok=True)
         except (InUseError, ResourceError, OSError) as error:
             log.info(

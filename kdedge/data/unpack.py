@@ -99,7 +99,7 @@ def unpack(
             ) from error
         unpacked, wanted_part = temporary / "all", temporary / "in"
         if top is None:
-            places = (one for depth in ("", "*/", "*/*/") for one in unpacked.glob(depth + gives))
+            places = (path for depth in ("", "*/", "*/*/") for path in unpacked.glob(depth + gives))
             source, place, top = next(places, unpacked / gives), wanted_part / gives, gives
         else:
             source, place = unpacked / top, wanted_part / into
@@ -277,7 +277,7 @@ def _read_zip(archive: Path, target: _Target, *, only: str | None) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         if only is not None:
-            members = [one for one in members if f"/{only}/" in f"/{one.filename}/"]
+            members = [info for info in members if f"/{only}/" in f"/{info.filename}/"]
         target.need(sum(member.file_size for member in members))
         n_done, n_bytes = 0, sum(member.compress_size for member in members)
         with progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance:

@@ -84,8 +84,8 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         pass
     except DataError as error:
         problems.append(str(error))
-    for one in parts:
-        problems += _part_problems(one, len(class_names or ()))
+    for found in parts:
+        problems += _part_problems(found, len(class_names or ()))
     if class_names is not None and len(class_names) != benchmark.n_classes:
         problems.append(
             f"It has {len(class_names)} classes, the published set has {benchmark.n_classes}."

@@ -166,11 +166,11 @@ def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFi
     for file in files:
         if file.precision == precision:
             return file
-    there = ", ".join(f"{file.name} ({file.precision})" for file in files) or "none"
+    present = ", ".join(f"{file.name} ({file.precision})" for file in files) or "none"
     flag = "" if precision == "fp32" else f" --{precision}"
     raise RecipeError(
         f"{artifact.path} has no ONNX file in {precision} to build from; it has"
-        f" {there}.\n"
+        f" {present}.\n"
         f"  Export the run again: kdedge export RUN{flag}"
     )
 

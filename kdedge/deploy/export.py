@@ -101,12 +101,12 @@ def export_artifact(
             )
         warn_of_other_test_images(trained, trained.images("test"))
         reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
-        if (one := reference.only_class) is not None:
+        if (only := reference.only_class) is not None:
             log.warning(
                 "The model predicts %r for each of %s, such as %s: files that agree with it are of"
                 " no use.\n  Look whether these images are black or all the same, then at those of"
                 " the training.",
-                *(trained.class_names[one], reference.images, reference.keys[0]),
+                *(trained.class_names[only], reference.images, reference.keys[0]),
             )
         writer = _Writer(trained, new.part, pool, spec=spec, gates=gates, reference=reference)
         writer.write(precisions)
@@ -151,7 +151,7 @@ class _Writer:
             open_classes=spec.open_classes,
             offsets=reference.offsets,
         )
-        one = reference.only_class
+        only = reference.only_class
         self.artifact = Artifact(
             path=folder,
             name=trained.loaded.recipe.name,
@@ -165,7 +165,7 @@ class _Writer:
             provenance={
                 "kdedge": __version__,
                 **trained.provenance(),
-                **({} if one is None else {"predicts_only": trained.class_names[one]}),
+                **({} if only is None else {"predicts_only": trained.class_names[only]}),
             },
             temperature=reference.temperature,
         )
@@ -184,7 +184,7 @@ class _Writer:
             ),
             "folded": (model, images),
         }
-        self._gflops = {name: 2 * count_gmacs(*one) for name, one in counted.items()}
+        self._gflops = {name: 2 * count_gmacs(*call) for name, call in counted.items()}
 
     def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""

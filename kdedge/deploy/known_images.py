@@ -117,9 +117,9 @@ def fit_gaussians(
     """
     is_finite = np.isfinite(outputs).all(axis=1)
     values, answers = outputs[is_finite].astype(np.float64), answers[is_finite]
-    classes, own = np.unique(answers, return_inverse=True)
-    means = np.stack([values[own == c].mean(axis=0) for c in range(len(classes))] or [[]])
-    centered = values - means[own] if len(values) else values
+    classes, positions = np.unique(answers, return_inverse=True)
+    means = np.stack([values[positions == c].mean(axis=0) for c in range(len(classes))] or [[]])
+    centered = values - means[positions] if len(values) else values
     n_images, n_outputs = centered.shape
     covariance = centered.T @ centered / max(1, n_images)
     variance = np.trace(covariance) / n_outputs

@@ -181,15 +181,15 @@ def choose_file(
         passed = [file for file in kind if file.gate != "missed"]
         if kind and not passed:
             log.warning("%s is not used for %s, as it missed its gate.", kind[0].name, server)
-        here = [file for file in passed if file.name in built]
-        if len(here or passed) > 1 and target != "onnx":
+        just_built = [file for file in passed if file.name in built]
+        if len(just_built or passed) > 1 and target != "onnx":
             raise DataError(
                 f"{artifact.path} has {len(passed)} engines in {precision}, each for another GPU or"
                 f" version: {', '.join(file.name for file in passed)}.\n"
                 f"  On {server}'s machine, run the command with the target's flag, such as --trt,"
                 " which selects its engine."
             )
-        for file in here or passed:
+        for file in just_built or passed:
             log.info("Using %s for %s.", file.name, server)
             return file
     missed = [file.name for file in artifact.files if file.gate == "missed"]

@@ -32,15 +32,15 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> Shipped | Non
     a measurement the smallest ONNX file that is not for GPUs, where engines are built from it.
     """
     files = {file.name: file for file in artifact.files if file.gate != "missed"}
-    for choice in sorted(readable_choices(artifact), key=lambda one: one.measured_at, reverse=True):
+    for choice in sorted(readable_choices(artifact), key=lambda c: c.measured_at, reverse=True):
         if choice.file in files and choice.holds_for(files[choice.file]):
-            (time,) = (one.time for one in choice.candidates if choice.is_chosen(one))
+            (time,) = (c.time for c in choice.candidates if choice.is_chosen(c))
             return Shipped(files[choice.file], time, str(choice.machine))
     machine = "" if speed is None else str(speed.device["cpu"])
     fastest = None if speed is None else fastest_file(speed)
     if fastest is not None and fastest[0] in files:
         return Shipped(files[fastest[0]], fastest[1], machine)
-    onnx = [one for one in files.values() if one.target == "onnx" and one.device != "gpu"]
+    onnx = [file for file in files.values() if file.target == "onnx" and file.device != "gpu"]
     if not files:
         return None
     smallest = min(onnx or files.values(), key=lambda file: file.n_bytes)
@@ -67,4 +67,4 @@ def fastest_file(speed: SpeedResult) -> tuple[str, Measurement] | None:
         and time.doubt is None
         and row.gate not in (None, "missed")
     ]
-    return min(times, key=lambda one: one[:2])[1:] if times else None
+    return min(times, key=lambda timed: timed[:2])[1:] if times else None

@@ -65,7 +65,7 @@ class Operation:
 
     def reads(self, tensor: object) -> bool:
         """Whether the tensor is an argument."""
-        return any(one is tensor for one in self.inputs)
+        return any(known is tensor for known in self.inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class RecordedCalls:
         """`id` of each tensor that the images decide."""
         dependent = {id(self.images)}
         for operation in self.operations:
-            if any(id(one) in dependent for one in operation.inputs):
+            if any(id(tensor) in dependent for tensor in operation.inputs):
                 dependent.update(id(output) for output in operation.outputs)
         return dependent
 

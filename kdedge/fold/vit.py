@@ -209,9 +209,9 @@ def _place_prompts(
     if prompts is None or prompts.numel() == 0:
         return memories, None, torch.zeros(1, 0, width)
     depth = len(prompts)
-    own = [visual.ln_pre(prompts[0]), *prompts[1:]]
-    memories[: depth - 1] = own[:-1]
+    layers = [visual.ln_pre(prompts[0]), *prompts[1:]]
+    memories[: depth - 1] = layers[:-1]
     if depth == n_blocks:
-        memories[-1] = own[-1]
+        memories[-1] = layers[-1]
         return memories, None, torch.zeros(1, 0, width)
-    return memories, depth - 1, own[-1][None]
+    return memories, depth - 1, layers[-1][None]

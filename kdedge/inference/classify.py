@@ -320,10 +320,10 @@ class Classifier:
         if self._gaussians is not None and self.none_below is not None:
             distances = self._gaussians.scores(np.where(is_finite[:, None], outputs, np.float32(0)))
             known = known_scores(distances, self.none_below)
-        for row, row_scores, one, is_good in zip(logits, scores, known, is_finite, strict=True):
+        for row, row_scores, limit, is_good in zip(logits, scores, known, is_finite, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]
-            yield _ImageScores(tuple(ClassScore(*x) for x in shown), one) if is_good else None
+            yield _ImageScores(tuple(ClassScore(*x) for x in shown), limit) if is_good else None
 
     def _result(self, key: str, answer: _ImageScores | None) -> Prediction | NonFiniteLogits:
         if answer is not None:

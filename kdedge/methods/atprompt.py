@@ -73,7 +73,7 @@ class Settings(promptsrc.Settings):
     @field_validator("attributes")
     @classmethod
     def _words(cls, value: list[str]) -> list[str]:
-        if not all(one.strip() for one in value):
+        if not all(word.strip() for word in value):
             raise ValueError("has an empty attribute")
         return value
 
@@ -89,12 +89,12 @@ def anchored_texts(
         RecipeError: the longest class name leaves too few positions.
     """
     n_before, n_own = settings.n_ctx_attribute, settings.n_ctx_text
-    at: list[int] = []
+    context_at: list[int] = []
     position = 1  # after the start token
     for attribute in settings.attributes:
-        at += range(position, position + n_before)
+        context_at += range(position, position + n_before)
         position += n_before + len(backbone.tokenizer.encode(attribute))
-    at += range(position, position + n_own)
+    context_at += range(position, position + n_own)
     n_positions, (longest, room) = position - 1 + n_own, room_for_context(backbone, class_names)
     if n_positions > room >= 1:  # a name that leaves no room is refused by `tokenize`
         raise RecipeError(
@@ -102,11 +102,11 @@ def anchored_texts(
             f' class name "{longest}" leaves {room} of this CLIP\'s {backbone.context_length}.\n'
             f"  Use fewer attributes ({len(settings.attributes)} now), or lower n_ctx_attribute."
         )
-    anchors = " ".join(f"{placeholders(n_before)} {one}" for one in settings.attributes)
+    anchors = " ".join(f"{placeholders(n_before)} {word}" for word in settings.attributes)
     texts = [f"{anchors} {placeholders(n_own)} {readable(name)}." for name in class_names]
     tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
     device = backbone.device
-    positions = torch.tensor(at, device=device).expand(len(texts), -1)
+    positions = torch.tensor(context_at, device=device).expand(len(texts), -1)
     return TokenizedTexts(tokenized.tokens.to(device), tokenized.end.to(device), positions)
 
 

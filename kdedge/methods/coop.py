@@ -124,13 +124,13 @@ class Method(TextPromptMethod):
         words = [readable(name) for name in names]
         texts = [f"{before} {word} {after}." for word in words]
         tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
-        at = [
+        ctx = [
             [*range(1, 1 + n_before), *range(1 + n_before + length, 1 + n_ctx + length)]
             for length in (len(backbone.tokenizer.encode(word)) for word in words)
         ]
         device = backbone.device
         return TokenizedTexts(
-            tokenized.tokens.to(device), tokenized.end.to(device), torch.tensor(at, device=device)
+            tokenized.tokens.to(device), tokenized.end.to(device), torch.tensor(ctx, device=device)
         )
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:

@@ -141,7 +141,7 @@ def with_own_norms(visual: nn.Module) -> nn.Module:
 def template_texts(class_names: Sequence[str], template: str) -> list[list[str]]:
     """Texts of each class: OpenAI's 80 ImageNet templates, and the recipe's if it differs."""
     templates = list(dict.fromkeys([*template_list("ensemble80", template), template]))
-    return [[one.format(readable(name)) for one in templates] for name in class_names]
+    return [[pattern.format(readable(name)) for pattern in templates] for name in class_names]
 
 
 def train_text_classifier(

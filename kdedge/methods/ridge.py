@@ -245,7 +245,7 @@ class Method(SolvedMethod):
                         scale, loss = _fit_scale(mixed, labels, weights)
                         yield loss, lam, share, scale, n_columns, mixed
 
-        _, lam, share, scale, n_columns, answers = min(tried(), key=lambda one: one[0])
+        _, lam, share, scale, n_columns, answers = min(tried(), key=lambda attempt: attempt[0])
         if data.n_labeled > _MOST_ROWS:
             sums = Sums(n_columns, len(known), rows.device)
             for images, more in data.labeled(slice(None)):
@@ -308,7 +308,7 @@ class Method(SolvedMethod):
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
         sums = Sums(module.out.in_features, module.out.out_features, blocks.device)
         n = data.n_held_out
-        held_out, theirs = blocks[:n], logits[:n]
+        held_out, teacher_logits = blocks[:n], logits[:n]
         share = data.shard(len(blocks[n:]))  # they need no second pass
         sums.add(module.rows(blocks[n:][share]), self._target(features[n:], logits[n:])[share])
         for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
@@ -319,9 +319,9 @@ class Method(SolvedMethod):
             for lam in _LAMBDAS_POOL if n else _LAMBDAS_POOL[2:3]:
                 solution = sums.solve(lam)
                 self._take(*solution)
-                yield self._divergence(held_out, theirs), lam, solution
+                yield self._divergence(held_out, teacher_logits), lam, solution
 
-        divergence, lam, solution = min(tried(), key=lambda one: one[0])
+        divergence, lam, solution = min(tried(), key=lambda attempt: attempt[0])
         record: dict[str, Any] = {"lambda": lam}
         summary = f"{sums.n_rows:,} images, lambda {lam:g}"
         if n:
@@ -344,12 +344,12 @@ class Method(SolvedMethod):
         self.module.out.weight.copy_(weight.T)
         self.module.out.bias.copy_(bias)
 
-    def _divergence(self, blocks: Tensor, theirs: Tensor) -> float:
+    def _divergence(self, blocks: Tensor, teacher_logits: Tensor) -> float:
         """Mean KL(teacher | student) in nats; NaN without images."""
         outputs = self.module(blocks)
         if not self._settings.gives_logits:
             outputs = self.scale * unit_length(outputs) @ self._vectors.T
-        log_probabilities = theirs.to(outputs.device).log_softmax(dim=1)
+        log_probabilities = teacher_logits.to(outputs.device).log_softmax(dim=1)
         return float(
             F.kl_div(
                 outputs.log_softmax(dim=1),

@@ -324,10 +324,10 @@ def round_weight(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) ->
     for start in range(0, rest.shape[1], _BLOCK):
         stop = min(start + _BLOCK, rest.shape[1])
         lost = torch.zeros(len(rest), stop - start, dtype=torch.float64)
-        for at in range(start, stop):
-            column = rest[:, at]
-            levels[:, at] = (column / scale[:, 0]).round().clamp(WEIGHT_LOWEST, HIGHEST)
-            lost[:, at - start] = (column - levels[:, at] * scale[:, 0]) / upper[at, at]
-            rest[:, at:stop] -= lost[:, at - start, None] * upper[at, at:stop]
+        for index in range(start, stop):
+            column = rest[:, index]
+            levels[:, index] = (column / scale[:, 0]).round().clamp(WEIGHT_LOWEST, HIGHEST)
+            lost[:, index - start] = (column - levels[:, index] * scale[:, 0]) / upper[index, index]
+            rest[:, index:stop] -= lost[:, index - start, None] * upper[index, index:stop]
         rest[:, stop:] -= lost @ upper[start:stop, stop:]
     return dataclasses.replace(quantized, levels=levels.to(torch.int8).numpy())

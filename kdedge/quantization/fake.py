@@ -176,8 +176,8 @@ def find_range(values: Tensor, method: Range, *, largest: float) -> float:
     flat = values.reshape(-1).abs()
     flat = flat[:: max(1, len(flat) // _N_VALUES)]
     if method == "percentile":
-        at = min(len(flat) - 1, int(PERCENTILE * len(flat)))
-        maximum = float(flat.sort().values[at])
+        index = min(len(flat) - 1, int(PERCENTILE * len(flat)))
+        maximum = float(flat.sort().values[index])
     elif method == "mse":
         errors = [_squared_error(flat, clip * largest) for clip in _CLIPS]
         maximum = _CLIPS[errors.index(min(errors))] * largest

@@ -171,11 +171,11 @@ def measure_accuracy(
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
     pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
     for kind, chosen in _choose(scores[:, 0].tolist(), pairs).items():
-        few, theirs = images.only([images.indices[i] for i in chosen]), None
+        few, taught = images.only([images.indices[i] for i in chosen]), None
         if teacher is not None and chosen:
-            theirs = compute_logits(teacher, few, what="running the teacher").argmax(dim=1).tolist()
+            taught = compute_logits(teacher, few, what="running the teacher").argmax(dim=1).tolist()
         top = scores[chosen], best[chosen]
-        samples[kind] = sample_images(few, top, names=classes.names, teacher_classes=theirs)
+        samples[kind] = sample_images(few, top, names=classes.names, teacher_classes=taught)
     return result, replace(details, samples=samples)
 
 

@@ -60,7 +60,7 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     if before is not None:
         return [run.evaluation_details]
     results = {run.kind: result, **stored}
-    write_json(run.evaluation, {name: one.to_dict() for name, one in results.items()})
+    write_json(run.evaluation, {name: values.to_dict() for name, values in results.items()})
     return [run.evaluation_details, run.evaluation]
 
 
@@ -168,7 +168,7 @@ def _read(kind: type[dict[str, _T]], path: Path) -> dict[str, _T]:
 
 def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:
     """Writes JSON on one line: a confusion of 1000 classes has many thousand numbers."""
-    values = {name: one.to_dict() for name, one in details.items()}
+    values = {name: detail.to_dict() for name, detail in details.items()}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     write_atomic(run.evaluation_details, f"{text}\n".encode())
 

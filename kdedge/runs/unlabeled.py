@@ -69,12 +69,12 @@ def measure_without_labels(
     names = model.class_names
     scores, best = top_classes(finite_logits(model, images, what="evaluating images"))
     predicted, teacher_classes = best[:, 0].tolist(), None
-    agreement, their_confidence = None, None
+    agreement, teacher_confidence = None, None
     if teacher is not None:
         logits = finite_logits(teacher, images, what="running the teacher")
-        their_scores, theirs = top_classes(logits)
-        teacher_classes, their_confidence = theirs[:, 0].tolist(), _mean_percent(their_scores)
-        agreement = 100 * int((best[:, 0] == theirs[:, 0]).sum()) / len(predicted)
+        teacher_scores, taught = top_classes(logits)
+        teacher_classes, teacher_confidence = taught[:, 0].tolist(), _mean_percent(teacher_scores)
+        agreement = 100 * int((best[:, 0] == taught[:, 0]).sum()) / len(predicted)
     chosen = _samples(predicted, teacher_classes, scores[:, 0].tolist())
     return UnlabeledResult(
         n_images=len(predicted),
@@ -82,7 +82,7 @@ def measure_without_labels(
         images_hash=images.hash_with(names),
         agreement_percent=agreement,
         confidence_percent=_mean_percent(scores),
-        teacher_confidence_percent=their_confidence,
+        teacher_confidence_percent=teacher_confidence,
         predicted=_counts(predicted, names),
         teacher_predicted={} if teacher_classes is None else _counts(teacher_classes, names),
         n_classes=len(names),

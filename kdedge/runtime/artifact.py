@@ -124,7 +124,7 @@ Pixels = Literal["float", "uint8"]
 
 def _steps(preprocess: Preprocess, pixels: Pixels) -> list[str]:
     size = preprocess.size_px
-    how = f"{preprocess.interpolation} with antialiasing, as Pillow's Image.resize; values stay"
+    resampled = f"{preprocess.interpolation} with antialiasing, as Pillow's Image.resize; values"
     resized, crop = f"Resize to {size} x {size} pixels, whatever the aspect ratio", []
     if preprocess.resize_mode == "shortest":
         resized = (
@@ -138,7 +138,7 @@ def _steps(preprocess: Preprocess, pixels: Pixels) -> list[str]:
     scaled = "Divide by 255, in float32." if pixels == "float" else "Keep the bytes 0 to 255."
     return [
         "Decode to 8-bit RGB, upright by EXIF's orientation, transparent parts over white.",
-        f"{resized}, {how} 8-bit.",
+        f"{resized}, {resampled} stay 8-bit.",
         *crop,
         scaled,
         f"Order the axes as [batch, 3, {size}, {size}]. Apply no mean and no standard deviation:"
@@ -257,9 +257,9 @@ class Artifact:
         """
         if self.none_of_these is None or file.none_below is not None:
             return file.none_below
-        sources = [one for one in self.files if one.sha256 == file.made_from]
-        sources += [one for one in self.files if one.precision == "fp32"]
-        return next((one.none_below for one in sources if one.none_below is not None), None)
+        sources = [source for source in self.files if source.sha256 == file.made_from]
+        sources += [source for source in self.files if source.precision == "fp32"]
+        return next((s.none_below for s in sources if s.none_below is not None), None)
 
     def checked(self, name: str) -> Path:
         """The path of a file, after its hash and that of its external data were checked.
@@ -308,7 +308,7 @@ class Artifact:
             "class_names": list(self.class_names),
             **self.usage(),
             "output": {"name": self.output_name, "head": self.head},
-            **{name: one.to_dict() for name, one in optional.items() if one is not None},
+            **{name: record.to_dict() for name, record in optional.items() if record is not None},
             "gates": self.gates,
             "files": [file.to_dict() for file in self.files],
             "others": self.others,

@@ -113,7 +113,7 @@ class CpuChoice(Record, Tabled):
         """Header and cells of the table that it prints."""
         header = ["file", "runtime", "agreement", "ms", "speedup", "ratio"]
         header += ["range", "result"]
-        return header, [self._row(one) for one in self.candidates]
+        return header, [self._row(candidate) for candidate in self.candidates]
 
     def _row(self, timed: TimedFile) -> list[str]:
         cells = [timed.file, timed.runtime or "-"]
@@ -139,7 +139,7 @@ class CpuChoice(Record, Tabled):
         for what, why in self.not_tried.items():
             whats_of.setdefault(why, []).append(what)
         notes += [f"Not tried: {', '.join(whats)}: {why}" for why, whats in whats_of.items()]
-        doubts = {one.time.doubt for one in self.candidates if one.time is not None} - {None}
+        doubts = {c.time.doubt for c in self.candidates if c.time is not None} - {None}
         if doubts:
             notes.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
         return notes
@@ -176,8 +176,8 @@ def readable_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
 
 def choice_here(choices: Sequence[CpuChoice]) -> CpuChoice | None:
     """The choice of a machine like this; None if there is none."""
-    here = CpuMachine.this()
-    return next((one for one in choices if one.machine == here), None)
+    machine = CpuMachine.this()
+    return next((choice for choice in choices if choice.machine == machine), None)
 
 
 def check_can_keep(artifact: Artifact) -> None:
@@ -207,7 +207,7 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
         known = read_choices(artifact)
     except DataError:
         known = ()
-    others = [one for one in known if one.machine != choice.machine]
+    others = [other for other in known if other.machine != choice.machine]
     record = _Choices(FORMAT_VERSION, (*others, choice)).to_dict()
     write_json(artifact.path / CPU_CHOICE, record)
     artifact = artifact.with_others(CPU_CHOICE)
@@ -241,7 +241,7 @@ class CpuPreference:
             return cls(None, None, remedy)
         choice = choice_here(choices)
         if choice is None:
-            elsewhere = "; ".join(str(one.machine) for one in choices)
+            elsewhere = "; ".join(str(other.machine) for other in choices)
             problem = (
                 f"The fastest file was measured on another machine ({elsewhere}), not on"
                 f" {CpuMachine.this()}"

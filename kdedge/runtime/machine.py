@@ -49,7 +49,7 @@ def _cpu_quota() -> float | None:
     """Cores that the control groups (version 2) allow; None if there is no limit."""
     limits = [limit.split() for limit in _group_limits("cpu.max")]
     return min(
-        (int(one[0]) / int(one[1]) for one in limits if len(one) == 2 and one[0] != "max"),
+        (int(n[0]) / int(n[1]) for n in limits if len(n) == 2 and n[0] != "max"),
         default=None,
     )
 
@@ -59,7 +59,7 @@ def _group_limits(file: str) -> list[str]:
     lines = _read(ROOT / "proc/self/cgroup").splitlines()
     group = Path(next((line[3:] for line in lines if line.startswith("0::")), "/"))
     # In a container the path may be the host's, while the tree begins at the container's group
-    folders = (ROOT / "sys/fs/cgroup" / str(one).strip("/") for one in (group, *group.parents))
+    folders = (ROOT / "sys/fs/cgroup" / str(name).strip("/") for name in (group, *group.parents))
     return [_read(folder / file) for folder in folders]
 
 
@@ -93,7 +93,7 @@ def cpu_instructions() -> tuple[str, ...]:
         name, _, flags = line.partition(":")
         if name.strip() in ("flags", "Features"):  # on x86 and on Arm
             present = set(flags.split())
-            return tuple(one for one in _INSTRUCTIONS if one in present)
+            return tuple(instruction for instruction in _INSTRUCTIONS if instruction in present)
     return ()
 
 
@@ -187,11 +187,11 @@ def all_of(parts: Iterable[Contention]) -> Contention:
 
 def watch_contention() -> Callable[[], Contention]:
     """Starts a period; returns a function that gives its `Contention` so far."""
-    began, cpu, own, preempted = time.monotonic(), _cpu_s(), time.process_time(), _preempted()
+    began, cpu, process, preempted = time.monotonic(), _cpu_s(), time.process_time(), _preempted()
 
     def since() -> Contention:
         taken = _difference(_cpu_s(), cpu)
-        others = None if taken is None else taken - (time.process_time() - own)
+        others = None if taken is None else taken - (time.process_time() - process)
         count = _difference(_preempted(), preempted)
         seconds = time.monotonic() - began
         return Contention(seconds, cpu_cores(), others, None if count is None else int(count))

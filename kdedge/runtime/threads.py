@@ -74,7 +74,8 @@ def threads_of_a_call(n_threads: int | None) -> Iterator[None]:
     """
     names = (*_NUMBERS, _POLICY, *_SHORT_SPIN, _CHOSEN)
     before = {name: os.environ.get(name) for name in names}
-    n_before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    torch = sys.modules.get("torch")
+    n_before = None if torch is None else torch.get_num_threads()
     try:
         set_up_threads(n_threads)
         yield
@@ -83,8 +84,9 @@ def threads_of_a_call(n_threads: int | None) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        if n_threads is not None and "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(n_before or number_of_threads() or _share())
+        torch = sys.modules.get("torch")
+        if n_threads is not None and torch is not None:
+            torch.set_num_threads(n_before or number_of_threads() or _share())
 
 
 def _chosen() -> set[str]:

@@ -226,13 +226,13 @@ class App:
             raise Refusal(404, f"there is no such model; there is {self._name}")
 
     async def _predict(self, request: Request) -> Response:
-        until = asyncio.get_running_loop().time() + self._limits.timeout
+        deadline = asyncio.get_running_loop().time() + self._limits.timeout
         top = _top(request)
         async with self._uploads.body(request, self._limits.timeout) as body:
             image = await image_in(request, body)
             with self._admitted(), self._current.used() as model:
                 prepare = partial(model.prepare, image, max_pixels=self._limits.pixels)
-                outputs = await self._outputs(model, prepare, until)
+                outputs = await self._outputs(model, prepare, deadline)
                 (prediction,) = model.classifier.results([""], outputs, top=top)
         if isinstance(prediction, NonFiniteLogits):
             raise Refusal(500, prediction.reason)
@@ -242,14 +242,14 @@ class App:
     async def _infer(self, request: Request) -> Response:
         self._check_name(request)
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._limits.timeout
+        deadline = loop.time() + self._limits.timeout
         async with self._uploads.body(request, self._limits.timeout) as body:
             with self._admitted(), self._current.used() as model:
                 length = request.headers.get(LENGTH_HEADER)
                 parse = partial(parse_request, body, length, model.artifact)
                 parsed = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(parsed.prepare, model, self._limits.pixels)
-                logits = model.classifier.as_logits(await self._outputs(model, prepare, until))
+                logits = model.classifier.as_logits(await self._outputs(model, prepare, deadline))
         if not np.isfinite(logits).all():
             raise Refusal(500, "the model gives NaN or infinity")
         content, headers = format_answer(self._name, parsed, logits)
@@ -271,7 +271,7 @@ class App:
             self._n_waiting -= 1
 
     async def _outputs(
-        self, model: ServedModel, prepare: Callable[[], RequestImages], until: float
+        self, model: ServedModel, prepare: Callable[[], RequestImages], deadline: float
     ) -> Outputs:
         """What the graph gives for images.
 
@@ -280,7 +280,7 @@ class App:
         """
         future = asyncio.wrap_future(self._batcher.submit(model, prepare))
         try:
-            return await asyncio.wait_for(future, until - asyncio.get_running_loop().time())
+            return await asyncio.wait_for(future, deadline - asyncio.get_running_loop().time())
         except UnusableImage as error:
             self.metrics.refused_images.inc()
             raise Refusal(400, error.reason) from error

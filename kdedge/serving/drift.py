@@ -142,7 +142,7 @@ class DriftReference:
 
     def __init__(self, scored: Sequence[Scored]) -> None:
         self.n_images, self.summary = len(scored), ScoreSummary.of(scored)
-        scores = np.stack([one.scores for one in scored])
+        scores = np.stack([image.scores for image in scored])
         logs = _log_scores(scores)
         self._center = logs.mean(axis=0)
         n_directions = min(_N_DIRECTIONS, logs.shape[1] - 1, len(logs) // _IMAGES_PER_DIRECTION)
@@ -161,7 +161,7 @@ class DriftReference:
             self._means[name] = values.mean(axis=0)
             shrunk = covariance + floor * np.eye(len(covariance))
             self._precisions[name] = np.linalg.inv(shrunk).astype(np.float64)
-        n_none = sum(one.is_none for one in scored)
+        n_none = sum(image.is_none for image in scored)
         self._none_share = (n_none + 1) / (len(scored) + 2)  # Laplace's estimate: never 0
 
     def values(self, frames: Sequence[Scored], name: Statistic) -> Array:

@@ -219,18 +219,18 @@ class Batcher:
         return taken
 
     def _run(self, batch: list[_Waiting]) -> None:
-        batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
+        batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
         if not batch:
             return
-        inputs = [one.inputs for one in batch]
+        inputs = [request.inputs for request in batch]
         try:
             outputs = batch[0].model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
         except Exception as error:  # whatever it is, the requests get it and the thread goes on
-            for one in batch:
-                one.future.set_exception(error)
+            for request in batch:
+                request.future.set_exception(error)
             return
         self._on_batch(len(outputs))
         start = 0
-        for one in batch:
-            one.future.set_result(outputs[start : start + len(one.inputs)])
-            start += len(one.inputs)
+        for request in batch:
+            request.future.set_result(outputs[start : start + len(request.inputs)])
+            start += len(request.inputs)

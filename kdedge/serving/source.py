@@ -250,7 +250,7 @@ def new_files(
                     raise error
                 now = time.monotonic()
                 present = _stamps(folder)
-                growing = {path: one for path, one in growing.items() if path in present}
+                growing = {path: size for path, size in growing.items() if path in present}
                 if present:  # an empty folder may be a share that will be mounted again
                     delivered = {path: s for path, s in delivered.items() if path in present}
                 for path, stamp in present.items():
@@ -368,11 +368,11 @@ class LatestFrameReader:
                 if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, tuple):
-                    number, at, image = item
+                    number, seconds, image = item
                     try:
-                        yield Frame(number, at, image())
+                        yield Frame(number, seconds, image())
                     except UnusableImage as error:
-                        yield Frame(number, at, error)
+                        yield Frame(number, seconds, error)
                 else:
                     yield item
         finally:

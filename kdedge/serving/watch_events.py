@@ -222,8 +222,8 @@ def end(counts: Counts) -> dict[str, Any]:
 
 def clock_text(seconds: float) -> str:
     """A time in UTC, as ISO 8601 with milliseconds."""
-    at = datetime.fromtimestamp(seconds, timezone.utc)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = datetime.fromtimestamp(seconds, timezone.utc)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _now() -> float:

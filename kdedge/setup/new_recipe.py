@@ -295,15 +295,15 @@ def _short_text(values: dict[str, Any]) -> str:
             lines += ["", *_line(key, value, why)] if key == "classes" else _line(key, value, why)
             continue
         lines += ["", f"{key}:"]
-        for inner, one in value.items():
+        for inner, item in value.items():
             reason = _WHY.get(f"{key} {inner}", _WHY.get(inner))
             if inner == "method":
-                reason = _WHY.get(f"{key} {one}", _WHY.get(one))
+                reason = _WHY.get(f"{key} {item}", _WHY.get(item))
             if inner == "settings":
-                reason = next((_WHY[name] for name in one if name in _WHY), None)
-            if inner == "unlabeled" and "hold_out" in one:
+                reason = next((_WHY[name] for name in item if name in _WHY), None)
+            if inner == "unlabeled" and "hold_out" in item:
                 reason = _WHY["hold_out"]
-            lines += _line(inner, one, reason, indent="  ")
+            lines += _line(inner, item, reason, indent="  ")
     return "\n".join(lines) + "\n"
 
 

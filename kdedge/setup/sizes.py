@@ -71,7 +71,7 @@ def check_sizes(*setups: RoleSetup) -> None:
         )
     ]
     for student in (setup.backbone for setup in setups if setup.role == "student"):
-        sizes = [one.backbone.preprocess.size_px for one in setups if one.role == "teacher"]
+        sizes = [model.backbone.preprocess.size_px for model in setups if model.role == "teacher"]
         if max(sizes, default=0) > student.preprocess.size_px:
             problems.append(larger_teacher(max(sizes), student))
     if problems:

@@ -77,14 +77,14 @@ def export_students(ledger: Ledger, export: Callable[[Path], Artifact]) -> Expor
     ]
     for images in {file["images"] for file in files}:
         ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
-        for i in pareto_front([(one["p50_ms"], one["accuracy"]) for one in ranked]):
+        for i in pareto_front([(entry["p50_ms"], entry["accuracy"]) for entry in ranked]):
             ranked[i]["is_on_front"] = True
     folder = ledger.folder.path
     record = {
         "suite": ledger.plan.loaded.suite.name,
         "measurements": str(write_new_numbered_json(folder / "bench", speed.to_dict())),
         "machine": f"{machine_text(speed)}, {speed.measured_at}",
-        "files": sorted(files, key=lambda one: (one["p50_ms"] is None, one["p50_ms"])),
+        "files": sorted(files, key=lambda entry: (entry["p50_ms"] is None, entry["p50_ms"])),
         "left_out": dict(speed.left_out),
     }
     made = record, _table(record)
@@ -101,17 +101,17 @@ def _table(record: dict[str, Any]) -> Grid:
         f" harmonic mean. ms: median at batch 1, in turns. {record['machine']}."
     ]
     rows = []
-    for one in record["files"]:
-        name, doubt = Path(one["file"]).name, one["doubt"]
+    for file in record["files"]:
+        name, doubt = Path(file["file"]).name, file["doubt"]
         rows.append(
             [
-                *(one["student"], name, "yes" if one["is_on_front"] else ""),
-                *(percent(one["accuracy"]), percent(one["harmonic_mean"])),
-                f"{figure(one['p50_ms'])}{'!' if doubt else ''}",
-                *(figure(one["n_bytes"], 1e6), figure(one["gflops"])),
+                *(file["student"], name, "yes" if file["is_on_front"] else ""),
+                *(percent(file["accuracy"]), percent(file["harmonic_mean"])),
+                f"{figure(file['p50_ms'])}{'!' if doubt else ''}",
+                *(figure(file["n_bytes"], 1e6), figure(file["gflops"])),
             ]
         )
-        notes += [f"! {one['student']}, {name}: {doubt}"] if doubt else []
+        notes += [f"! {file['student']}, {name}: {doubt}"] if doubt else []
     notes += [f"{row} is left out: {why}" for row, why in record["left_out"].items()]
     return Grid("", HEADER, rows, "\n".join(notes), n_text=3)
 

@@ -189,8 +189,8 @@ def _measuring_cells(
     _check_test(resolved, file)
     name, first = resolved.recipe.name, trained[0]
     if choose_method(first.loaded, first.role).settings.is_class_specific:
-        known, names = (load_classes(one.recipe).names for one in (first.loaded, resolved))
-        new = [one for one in names if one not in known]
+        known, names = (load_classes(one_of.recipe).names for one_of in (first.loaded, resolved))
+        new = [class_name for class_name in names if class_name not in known]
         if new:
             raise RecipeError(
                 f"{loaded.lines.where(('methods', number, 'trained_on'))}: {first.row} trains"
@@ -247,8 +247,8 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
     name = row.method or model_spec(plain, row.role or "student").method
     role: Role = row.role or ("student" if load_method(name).METHOD.needs_teacher else "baseline")
     _refuse_unread(row, role)
-    here = row.set_on.get(plain.name, {})
-    given = [*common, *_switch_to(name, plain, role).items(), *row.set.items(), *here.items()]
+    overrides = row.set_on.get(plain.name, {})
+    given = [*common, *_switch_to(name, plain, role).items(), *row.set.items(), *overrides.items()]
     resolved = _load(loaded, file, given)
     check_paths(resolved)
     _check_test(resolved, file)
@@ -300,11 +300,11 @@ def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
         teacher = resolved.recipe.teacher
         if teacher is None or teacher.is_trained:
             trained.insert(0, (resolved, "teacher"))
-    for loaded, one in trained:
-        choice = choose_method(loaded, one)
-        if one != "student":
+    for loaded, trained_role in trained:
+        choice = choose_method(loaded, trained_role)
+        if trained_role != "student":
             check_reads_pseudo_labels(choice, loaded.recipe)
-        if one == "teacher":
+        if trained_role == "teacher":
             check_can_teach(choice)
     check_named_sizes(*trained)
 
@@ -315,15 +315,15 @@ def row_sees(loaded: LoadedRecipe, role: Role) -> DataNeeds:
     What the model behind a file of probabilities has learned from is unknown.
     """
     recipe = loaded.recipe
-    own = _with_data(choose_method(loaded, role).data_needs, recipe.data)
+    needs = _with_data(choose_method(loaded, role).data_needs, recipe.data)
     teacher = recipe.teacher
     if role == "student" and teacher is not None and teacher.file is None:
         method = teacher.method
         if teacher.run is not None:  # which reports its errors when it is used
             with contextlib.suppress(KdedgeError):
                 method = str(find_run(str(teacher.run), Path()).read_provenance().method)
-        own |= _with_data(load_method(method).METHOD.data_needs, recipe.data)
-    return own
+        needs |= _with_data(load_method(method).METHOD.data_needs, recipe.data)
+    return needs
 
 
 def _with_data(declared: DataNeeds, data: DataSpec) -> DataNeeds:

@@ -301,10 +301,10 @@ def next_cell(
         if keys is None and running:
             continue
         others = [*running, *queue[:number]] if cell.is_zero_shot else []
-        own = zero_shot(cell)
+        model = zero_shot(cell)
         if not (
             any(keys & others_keys for others_keys in now if keys and others_keys)
-            or (own is not None and any(zero_shot(other) == own for other in others))
+            or (model is not None and any(zero_shot(other) == model for other in others))
             or cell.source in (*running, *queue)
         ):
             return cell
@@ -318,7 +318,7 @@ def check_failed(ledger: Ledger) -> None:
         CellsFailed: some did.
     """
     outcomes = ledger.outcomes()
-    failed = {cell: one.failure for cell, one in outcomes.items() if one.failure is not None}
+    failed = {cell: end.failure for cell, end in outcomes.items() if end.failure is not None}
     if not failed:
         return
     lines = [

@@ -90,8 +90,8 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     lines = [_line(plan, *key, [*seeds.values()]) for key, seeds in by_row.items()]
     if len(plan.recipes) > 1:
         for row in suite.methods:
-            own = [by_row[recipe, row.name] for recipe in plan.recipes]
-            lines.append(_line(plan, AVERAGE, row.name, _averages(own)))
+            lines_of_row = [by_row[recipe, row.name] for recipe in plan.recipes]
+            lines.append(_line(plan, AVERAGE, row.name, _averages(lines_of_row)))
     return lines
 
 

@@ -159,9 +159,9 @@ def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:
 def warn_of_failure(job: Job, results: Evaluations) -> None:
     """Warns if a model guesses, or if training made it worse than zero-shot CLIP."""
     role = str(job.setup.role)
-    own = results[role][1]
+    details = results[role][1]
     zero_shot = results["zeroshot"][1] if "zeroshot" in results else None
-    guess = _guess(own)
+    guess = _guess(details)
     keys = "the method's settings"
     keys = keys if job.choice.is_solved else f"optim.lr, optim.epochs or {keys}"
     if guess is not None:
@@ -170,36 +170,37 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
         if zero_shot is not None and zero_shot.only_class is not None:
             seen, which = job.test, "test images"
             remedy = "Zero-shot CLIP predicts one class, too."
-        if seen is not None and own.only_class is not None:
+        if seen is not None and details.only_class is not None:
             key = seen.source.items[seen.indices[0]].key
             remedy += f" Look whether the {which} are black or all the same, such as {key}."
         log.warning("The %s %s.\n  %s", role, guess, remedy)
         return
     if zero_shot is None:
         return
-    shares = [one.accuracy_percent / 100 for one in (own, zero_shot)]
-    deviation = math.sqrt(sum(share * (1 - share) for share in shares) / own.n_images)
+    shares = [result.accuracy_percent / 100 for result in (details, zero_shot)]
+    deviation = math.sqrt(sum(share * (1 - share) for share in shares) / details.n_images)
     # By more than chance explains
-    if own.n_images >= _ENOUGH and shares[1] - shares[0] > 2 * deviation:
+    if details.n_images >= _ENOUGH and shares[1] - shares[0] > 2 * deviation:
         log.warning(
             "The %s is right on %.2f %% of %s test images, and zero-shot CLIP on its backbone on"
             " %.2f %%: training made it worse.\n"
             "  Change %s.",
-            *(role, own.accuracy_percent, f"{own.n_images:,}", zero_shot.accuracy_percent, keys),
+            *(role, details.accuracy_percent, f"{details.n_images:,}"),
+            *(zero_shot.accuracy_percent, keys),
         )
 
 
-def _guess(own: EvalDetails) -> str | None:
+def _guess(details: EvalDetails) -> str | None:
     """How a model shows that it guesses; None if it does not, or nothing shows it."""
-    if len({label for label, _, _ in own.confusion}) == 1:
+    if len({label for label, _, _ in details.confusion}) == 1:
         return None
-    if own.only_class is not None:
-        return f"predicts {own.only_class!r} for every test image"
-    chance = 1 / len(own.class_names)
-    deviation = math.sqrt(chance * (1 - chance) / own.n_images)
-    if own.n_images >= _ENOUGH and own.accuracy_percent / 100 <= chance + 2 * deviation:
+    if details.only_class is not None:
+        return f"predicts {details.only_class!r} for every test image"
+    chance = 1 / len(details.class_names)
+    deviation = math.sqrt(chance * (1 - chance) / details.n_images)
+    if details.n_images >= _ENOUGH and details.accuracy_percent / 100 <= chance + 2 * deviation:
         return (
-            f"is right on {own.accuracy_percent:.2f} % of {own.n_images:,} test images, which"
-            f" is no better than guessing among {len(own.class_names)} classes"
+            f"is right on {details.accuracy_percent:.2f} % of {details.n_images:,} test images,"
+            f" which is no better than guessing among {len(details.class_names)} classes"
         )
     return None

@@ -107,10 +107,10 @@ def import_teacher(
     recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, spec))
     with _new_run(workspace.root, recipe, "teacher", checkpoint, file) as run:
         if is_exact:
-            own = replace(
+            exact = replace(
                 spec, weights=_write_own_backbone(run, backbone, parameters), quick_gelu=None
             )
-            recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, own))
+            recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, exact))
             write_atomic(run.recipe, dump_recipe(recipe).encode())
         setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
         method = setup.build()
@@ -208,14 +208,14 @@ def grouped(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def _largest_deviation(
-    file: Path, spec: BackboneSpec, backbone: Backbone, theirs: Mapping[str, Tensor]
+    file: Path, spec: BackboneSpec, backbone: Backbone, tensors: Mapping[str, Tensor]
 ) -> tuple[float, str]:
     """Largest relative deviation of the file's backbone from the loaded one, and its key.
 
     Raises:
         DataError: it is larger than rounding: the prompts were trained on other weights.
     """
-    relative, key = deviation(backbone.model.state_dict(), theirs)
+    relative, key = deviation(backbone.model.state_dict(), tensors)
     if relative > MAX_DEVIATION:
         raise DataError(
             f"{file} was not trained on {spec.weights}: its backbone differs by {relative:.2g}"

@@ -118,9 +118,7 @@ def train_rounds(
             }
         )
         model = job.model()
-    sums = {
-        name: sum(getattr(one, name) for one in results) for name in ("epochs", "steps", "seconds")
-    }
+    sums = {name: sum(getattr(r, name) for r in results) for name in ("epochs", "steps", "seconds")}
     return {"training": asdict(replace(results[-1], **sums)), "rounds": rounds}
 
 
@@ -170,7 +168,7 @@ def trial_labels(job: Job) -> dict[int, int]:
             raise
         left_out = "  Images that are also labeled are not counted."
         raise DataError(f"{error}\n{left_out}") from error
-    return {one.image: one.label for one in chosen}
+    return {label.image: label.label for label in chosen}
 
 
 def _settings(job: Job) -> RoundsSettings:
@@ -244,7 +242,9 @@ def warn_of_unpredicted(
 
 def in_source(labels: Sequence[PseudoLabel], pool: Images) -> list[PseudoLabel]:
     """Converts pseudo-labels of rows of the probabilities to ones of positions in the source."""
-    return [PseudoLabel(pool.indices[one.image], one.label, one.confidence) for one in labels]
+    return [
+        PseudoLabel(pool.indices[found.image], found.label, found.confidence) for found in labels
+    ]
 
 
 def write_for(
@@ -279,7 +279,7 @@ def read_for(pool: Images, path: Path, *, classes: Classes) -> dict[int, int]:
         image_list=pool.list_hash,
         positions=positions_of(pool),
     )
-    return {one.image: one.label for one in labels}
+    return {label.image: label.label for label in labels}
 
 
 def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int] | None:

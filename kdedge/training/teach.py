@@ -32,7 +32,6 @@ from kdedge.training.job import Job, TrainingData, make_job, zero_shot_model
 from kdedge.training.pseudo_labels import read_for, trial_labels
 from kdedge.training.run_job import run_job
 
-
 log = logging.getLogger(__name__)
 
 _BASELINES = "baselines.json"

@@ -148,13 +148,13 @@ class PreparedForStudent:
 
     def __init__(self, teacher: Model, preprocess: Preprocess) -> None:
         self._teacher, self.preprocess, self.device = teacher, preprocess, teacher.device
-        ours, theirs = preprocess, teacher.preprocess
-        self._is_equal = (theirs.size_px, theirs.mean, theirs.std) == (
-            *(ours.size_px, ours.mean, ours.std),
+        ours, trained = preprocess, teacher.preprocess
+        self._is_equal = (ours.size_px, ours.mean, ours.std) == (
+            *(trained.size_px, trained.mean, trained.std),
         )
         self._our_mean, self._our_std, self._mean, self._std = (
             torch.tensor(values, device=teacher.device).view(3, 1, 1)
-            for values in (ours.mean, ours.std, theirs.mean, theirs.std)
+            for values in (ours.mean, ours.std, trained.mean, trained.std)
         )
 
     @property

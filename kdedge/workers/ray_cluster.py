@@ -192,8 +192,8 @@ def _own_stdout() -> Iterator[None]:
     if sys.stdout is None:  # closed, as by >&-
         yield
         return
-    own: Any = _OfThisThread(sys.stdout)
-    with contextlib.redirect_stdout(own):
+    stdout: Any = _OfThisThread(sys.stdout)
+    with contextlib.redirect_stdout(stdout):
         yield
 
 

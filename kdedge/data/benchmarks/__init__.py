@@ -34,7 +34,7 @@ __all__ = [
     "read_split",
 ]
 
-_OWN: dict[str, Benchmark] = {one.name: one for one in (*COOP_SETS, *IMAGENET_SETS)}
+_OWN: dict[str, Benchmark] = {known.name: known for known in (*COOP_SETS, *IMAGENET_SETS)}
 _OUTSIDE = Plugins("benchmark set", "kdedge.data.benchmarks", "kdedge.benchmarks", {"": {}})
 
 

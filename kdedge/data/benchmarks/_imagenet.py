@@ -119,8 +119,8 @@ class FolderSet(Benchmark):
         if unknown:
             what = "a number from 0" if self.is_numbered else "a WordNet id of ImageNet's"
             raise unexpected(folder, f"a folder {unknown[0]}", what)
-        there = set(folders)
-        return {key: name for key, name in by_folder.items() if key in there}
+        known = set(folders)
+        return {key: name for key, name in by_folder.items() if key in known}
 
 
 def _read_names(root: Path, folder: str) -> dict[str, str]:

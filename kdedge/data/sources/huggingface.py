@@ -116,7 +116,7 @@ def _files(folder: Path) -> list[Path]:
                 f"{folder} stores its rows in another order than it lists them.\n"
                 "  Save it again: dataset.flatten_indices().save_to_disk(FOLDER)"
             )
-        names = [str(one["filename"]) for one in state["_data_files"]]
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder / _STATE} does not name the dataset's files.\n  Copy the whole folder again."

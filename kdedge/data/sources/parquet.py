@@ -76,7 +76,7 @@ def find_files(pattern: str) -> list[Path]:
     names = path.parts
     fixed = list(itertools.takewhile(lambda name: not glob.has_magic(name), names))
     rest = "*.parquet" if path.is_dir() else "/".join(names[len(fixed) :])
-    files = sorted(one for one in Path(*fixed).glob(rest) if one.is_file()) if rest else []
+    files = sorted(file for file in Path(*fixed).glob(rest) if file.is_file()) if rest else []
     if not files:
         raise DataError(
             f"{pattern} does not match any Parquet file.\n"

@@ -170,7 +170,7 @@ class ChosenLosses(BaseModel):
 
     @model_serializer
     def _dump(self) -> dict[str, Any]:
-        return {name: one.model_dump(mode="json") for name, one in self.items()}
+        return {name: settings.model_dump(mode="json") for name, settings in self.items()}
 
     def items(self) -> list[tuple[str, LossSettings]]:
         """Name and settings of each loss, in the order of the recipe."""
@@ -178,11 +178,11 @@ class ChosenLosses(BaseModel):
 
     def weights(self, n_classes: int) -> dict[str, float]:
         """The factor of each loss in the sum, for C classes."""
-        return {name: one.weight_for(n_classes) for name, one in self.items()}
+        return {name: settings.weight_for(n_classes) for name, settings in self.items()}
 
     def build(self) -> nn.ModuleDict:
         """The losses' modules by name."""
-        return nn.ModuleDict({name: load_loss(name).Loss(one) for name, one in self.items()})
+        return nn.ModuleDict({name: load_loss(name).Loss(spec) for name, spec in self.items()})
 
 
 @cache

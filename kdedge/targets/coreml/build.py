@@ -133,10 +133,10 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
     import coremltools as ct
 
     size_px = artifact.preprocess.size_px
-    shape, one = (1, 3, size_px, size_px), (1, 1)
+    shape, one_value = (1, 3, size_px, size_px), (1, 1)
     whole = _Scores(model, has_scores=artifact.head == "scores").eval()
-    images = example_images(model, size_px=size_px, batches=one).float()
-    program = export_program(whole, images, batches=one).run_decompositions({})
+    images = example_images(model, size_px=size_px, batches=one_value).float()
+    program = export_program(whole, images, batches=one_value).run_decompositions({})
     # All but the head, whose operations alone have one vector an image, [1, D]
     half = ct.transform.FP16ComputePrecision(op_selector=lambda op: bool(op.outputs[0].rank > 2))
     package: Any = ct.convert(

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _APT = "/usr/lib/python3"
 _TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")  # each has the module
 _OLDEST = 10  # the first whose networks are strongly typed and have INT8's scales in half precision
-_RTX_SYSTEMS = [(one, two) for one in ("Linux", "Windows") for two in ("x86_64", "amd64")]
+_RTX_SYSTEMS = [(system, cpu) for system in ("Linux", "Windows") for cpu in ("x86_64", "amd64")]
 
 
 def import_engine_package(name: str) -> ModuleType | None:

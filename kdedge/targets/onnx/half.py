@@ -159,8 +159,8 @@ def _connect(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
                     cast[name, wants_half] = _add_cast(nodes, name, to_half=wants_half)
                 node.input[index] = cast[name, wants_half]
         if wants_half and node.op_type == "Cast":
-            (to,) = (attribute for attribute in node.attribute if attribute.name == "to")
-            to.i = _HALF if to.i == _FLOAT else to.i
+            (target,) = (attribute for attribute in node.attribute if attribute.name == "to")
+            target.i = _HALF if target.i == _FLOAT else target.i
         is_half.update((name, wants_half) for name in node.output if types.get(name) == _FLOAT)
         nodes.append(node)
     del model.graph.node[:]
@@ -172,8 +172,8 @@ def _add_cast(nodes: list[Any], name: str, *, to_half: bool) -> str:
     import onnx
 
     output = f"{name}/{'fp16' if to_half else 'fp32'}"
-    to = _HALF if to_half else _FLOAT
-    nodes.append(onnx.helper.make_node("Cast", [name], [output], name=f"{output}/Cast", to=to))
+    dtype = _HALF if to_half else _FLOAT
+    nodes.append(onnx.helper.make_node("Cast", [name], [output], name=f"{output}/Cast", to=dtype))
     return output
 
 

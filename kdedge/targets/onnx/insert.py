@@ -93,11 +93,11 @@ def _function_before(name: str, modules: Mapping[str, nn.Module]) -> str | None:
     sequence = modules[parent]
     if not isinstance(sequence, nn.Sequential) or not isinstance(modules[name], nn.Linear):
         return None
-    names = [each for each, _ in sequence.named_children()]
-    at = names.index(last) - 1
-    if at < 0 or next(sequence[at].parameters(), None) is not None:
+    names = [child for child, _ in sequence.named_children()]
+    index = names.index(last) - 1
+    if index < 0 or next(sequence[index].parameters(), None) is not None:
         return None
-    return f"{parent}.{names[at]}"
+    return f"{parent}.{names[index]}"
 
 
 def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:

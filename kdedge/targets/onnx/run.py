@@ -160,8 +160,8 @@ def _explaining(path: Path, what: str) -> Iterator[None]:
     """
     ort = _import()
     state = importlib.import_module(f"{ort.__name__}.capi.onnxruntime_pybind11_state")
-    own = (x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception))
-    kinds: tuple[type[Exception], ...] = (*own, RuntimeError, ValueError)
+    found = (x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception))
+    kinds: tuple[type[Exception], ...] = (*found, RuntimeError, ValueError)
     try:
         yield
     except kinds as error:

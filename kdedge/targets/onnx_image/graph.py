@@ -224,7 +224,7 @@ def _bilinear(nodes: Nodes, x: str) -> str:
 _KERNELS: dict[str, Callable[[Nodes, str], str]] = {"bicubic": _bicubic, "bilinear": _bilinear}
 
 
-def _cast(nodes: Nodes, name: str, to: Literal["DOUBLE", "UINT8"]) -> str:
+def _cast(nodes: Nodes, name: str, dtype: Literal["DOUBLE", "UINT8"]) -> str:
     from onnx import TensorProto
 
-    return nodes.add("Cast", name, to=getattr(TensorProto, to))
+    return nodes.add("Cast", name, to=getattr(TensorProto, dtype))

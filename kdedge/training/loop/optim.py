@@ -44,7 +44,7 @@ def make_optimizer(
         factor = (lr_factors or {}).get(parameter, 1.0)
         (by_factor[factor] if parameter.ndim > 0 else scales).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": own, "lr_factor": factor} for factor, own in by_factor.items()
+        {"params": group, "lr_factor": factor} for factor, group in by_factor.items()
     ]
     if scales:
         groups.append({"params": scales, "lr_factor": 1.0, "weight_decay": 0.0})

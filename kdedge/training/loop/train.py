@@ -100,8 +100,8 @@ class StopSignals:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Training:

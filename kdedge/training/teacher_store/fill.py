@@ -202,7 +202,7 @@ class StoreFiller:
                 self._write(chunk, ())
                 yield chunk
         computed = [chunk for chunk, n in n_missing.items() if n]
-        passes = (one for chunk in list(computed) for one in self._passes(chunk))
+        passes = (batch for chunk in list(computed) for batch in self._passes(chunk))
         n_workers = choose_n_workers(self.n_workers, sum(n_missing.values()))
         features: list[Tensor] = []
         with contextlib.closing(self._images(passes, n_workers=n_workers)) as loaded:

@@ -56,18 +56,18 @@ class OtherStores:
                 other, digests = opened
                 known.update(digests.values())
                 others.append(_Other(other, self._places(own_digests, digests)))
-        others = sorted(others, key=lambda one: -len(one.places))
-        self._others = [one for one in others if one.places]
-        placed = set[int]().union(*(one.places for one in others))
+        others = sorted(others, key=lambda store: -len(store.places))
+        self._others = [other for other in others if other.places]
+        placed = set[int]().union(*(other.places for other in others))
         self.n_images = len(placed)
         self.n_moved = sum(d in known and p not in placed for p, d in own_digests.items())
         self.path = self._others[0].store.path if self._others else None
 
-    def _places(self, own: Mapping[int, str], other: Mapping[int, str]) -> dict[int, int]:
+    def _places(self, digests: Mapping[int, str], other: Mapping[int, str]) -> dict[int, int]:
         if self._store.description.get("views") == "evaluation":  # prepared without chance
-            at = {digest: position for position, digest in other.items()}
-            return {p: at[digest] for p, digest in own.items() if digest in at}
-        return {p: p for p, digest in own.items() if other.get(p) == digest}
+            positions = {digest: position for position, digest in other.items()}
+            return {p: positions[digest] for p, digest in digests.items() if digest in positions}
+        return {p: p for p, digest in digests.items() if other.get(p) == digest}
 
     def rows(self, chunk: Chunk) -> dict[int, tuple[TeacherStore, Chunk, int]]:
         """Position -> store, chunk and row of the features of a chunk's images."""
