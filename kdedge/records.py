@@ -53,7 +53,7 @@ class Check(NamedTuple):
     function: Callable[[Any], None]
 
 
-class Holds(NamedTuple):
+class CheckedAs(NamedTuple):
     """Annotates a dictionary that is checked against another type and kept as it was read.
 
     Attributes:
@@ -215,7 +215,7 @@ def _annotated(kind: Any, marks: tuple[Any, ...]) -> Any:
         elif isinstance(mark, Check):
             function = {"type": "no-info", "function": partial(_keep, check=mark.function)}
             schema = {"type": "function-after", "function": function, "schema": schema}
-        elif isinstance(mark, Holds):
+        elif isinstance(mark, CheckedAs):
             function = {"type": "no-info", "function": _keep}
             schema = {"type": "function-wrap", "function": function, "schema": _schema(mark.kind)}
     return schema

@@ -79,7 +79,7 @@ def compare(
     Examples:
         >>> int8 = "artifacts/01/model.int8.onnx"
         >>> comparison = kdedge.compare("artifacts/01", int8, "new-images")
-        >>> print(comparison.answers.agreement_percent)
+        >>> print(comparison.predictions.agreement_percent)
     """
     if require_no_worse and not labels:
         raise RecipeError(
@@ -102,7 +102,7 @@ def compare(
         if files[0] == files[1]:
             log.warning("%s is compared with itself. Name another artifact or file.", files[0])
         comparison = _compared(first, second, named, reads_labels=labels, batch=batch)
-    labeled = comparison.answers.labeled
+    labeled = comparison.predictions.labeled
     if require_no_worse and labeled is not None and labeled.verdict == "worse":
         error = GateError(
             f"{comparison.verdict}\n  Accuracy: {accuracies_text(labeled)}."
@@ -161,14 +161,14 @@ def _compared(
                 unreadable.append(FailedImage(item.key, bad.reason))
                 continue
             n_answered += 1
-            answers = []
+            outputs = []
             for which, result in zip(("old", "new"), results, strict=True):
                 assert not isinstance(result, UnreadableImage)
                 if isinstance(result, NonFiniteLogits):
                     without_answer.append(FailedImage(item.key, f"{which}: {result.reason}"))
-                answers.append(ModelOutput.of(result))
+                outputs.append(ModelOutput.of(result))
             label = None if item.label is None else label_names[item.label]
-            yield ComparedImage(item.key, answers[0], answers[1], label)
+            yield ComparedImage(item.key, outputs[0], outputs[1], label)
         if not n_answered:
             if not unreadable:
                 raise DataError("There is no image to compare on.\n  Name other images.")
@@ -188,17 +188,17 @@ def _compared(
     return Comparison(_described(old), _described(new), counts, unreadable, without_answer)
 
 
-def _described(classifier: Classifier) -> Compared:
+def _described(classifier: Classifier) -> ComparedModel:
     file, artifact = classifier.file, classifier.artifact
     runtime, n_classes = classifier.backend.describe(), len(artifact.class_names)
-    return Compared(str(artifact.path / file.name), file.precision, runtime, n_classes)
+    return ComparedModel(str(artifact.path / file.name), file.precision, runtime, n_classes)
 
 
 _MOST_NAMED = 10  # class names in a sentence; the record has all
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedModel:
     """One of the two that were compared.
 
     Attributes:
@@ -233,26 +233,26 @@ class Comparison(Tabled):
     Attributes:
         old: the old artifact's file.
         new: the new one's.
-        answers: agreement, changed answers, counts by class, and accuracies with labels.
+        predictions: agreement, changed predictions, counts by class, and accuracies with labels.
         unreadable: images that cannot be read, which are left out.
         without_answer: images for which a model gives NaN or infinity; they count as changed.
     """
 
     def __init__(
         self,
-        old: Compared,
-        new: Compared,
-        answers: PredictionComparison,
+        old: ComparedModel,
+        new: ComparedModel,
+        predictions: PredictionComparison,
         unreadable: Sequence[FailedImage],
         without_answer: Sequence[FailedImage],
     ) -> None:
-        self.old, self.new, self.answers = old, new, answers
+        self.old, self.new, self.predictions = old, new, predictions
         self.unreadable, self.without_answer = tuple(unreadable), tuple(without_answer)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         failed = {"unreadable": self.unreadable, "without_answer": self.without_answer}
-        values = self.answers.to_dict()
+        values = self.predictions.to_dict()
         for changed in values["changed"]:
             changed["image"] = printable(changed["image"])
         return {
@@ -267,11 +267,11 @@ class Comparison(Tabled):
 
     def classes_text(self) -> str:
         """How the two class lists differ, in a sentence."""
-        answers = self.answers
-        if not answers.only_old and not answers.only_new:
-            return f"Both have the same {answers.n_shared:,} classes."
-        parts = [f"Compared on the {answers.n_shared:,} classes that both have"]
-        for which, names in (("old", answers.only_old), ("new", answers.only_new)):
+        predictions = self.predictions
+        if not predictions.only_old and not predictions.only_new:
+            return f"Both have the same {predictions.n_shared:,} classes."
+        parts = [f"Compared on the {predictions.n_shared:,} classes that both have"]
+        for which, names in (("old", predictions.only_old), ("new", predictions.only_new)):
             if names:
                 shown = ", ".join(some_of(map(visible, names), _MOST_NAMED))
                 parts.append(f"only the {which} one has {shown}")
@@ -280,10 +280,10 @@ class Comparison(Tabled):
     @property
     def table(self) -> Table:
         """The images whose class changed, as a header and rows of texts."""
-        has_labels = self.answers.labeled is not None
+        has_labels = self.predictions.labeled is not None
         header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
         rows = []
-        for changed in self.answers.changed:
+        for changed in self.predictions.changed:
             cells = [visible(changed.image)]
             for answer in (changed.old, changed.new):
                 score = answer.score_percent
@@ -294,7 +294,7 @@ class Comparison(Tabled):
     @property
     def verdict(self) -> str:
         """Whether the new one is as good, in words; empty without labels."""
-        labeled, old, new = self.answers.labeled, self.old.precision, self.new.precision
+        labeled, old, new = self.predictions.labeled, self.old.precision, self.new.precision
         difference = "" if labeled is None else labeled.sentence()
         return (
             difference
@@ -305,45 +305,43 @@ class Comparison(Tabled):
     @property
     def notes(self) -> list[str]:
         """Which classes were compared, and the verdict where there are labels."""
-        labeled = self.answers.labeled
+        labeled = self.predictions.labeled
         return [self.classes_text(), *([] if labeled is None else [self.verdict])]
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What was compared, and the figures, each with its name."""
-    answers = comparison.answers
+    found = comparison.predictions
     rows = [
         (name, f"{m.file} ({m.precision}), {m.n_classes:,} classes, on {m.runtime}")
         for name, m in (("old", comparison.old), ("new", comparison.new))
     ]
-    images = images_text(answers.n_images)
+    images = images_text(found.n_images)
     if comparison.unreadable:
         images += f", and {len(comparison.unreadable):,} unreadable"
     if comparison.without_answer:
         images += f"; {len(comparison.without_answer):,} answers with NaN or infinity"
     rows += [("images", images), ("classes", comparison.classes_text())]
-    if answers.agreement_percent is None:
+    if found.agreement_percent is None:
         rows.append(("agreement", "none: each image is answered with a class that one lacks"))
     else:
-        n_compared = answers.n_images - answers.n_unshared
-        text = (
-            f"{answers.agreement_percent:.2f} %: {answers.n_agree:,} of {images_text(n_compared)}"
-        )
-        if answers.n_unshared:
-            text += f"; {answers.n_unshared:,} answered with a class that only one has left out"
+        n_compared = found.n_images - found.n_unshared
+        text = f"{found.agreement_percent:.2f} %: {found.n_agree:,} of {images_text(n_compared)}"
+        if found.n_unshared:
+            text += f"; {found.n_unshared:,} answered with a class that only one has left out"
         rows.append(("agreement", text))
-    if answers.mean_score_difference is None or answers.mean_absolute_score_difference is None:
+    if found.mean_score_difference is None or found.mean_absolute_score_difference is None:
         rows.append(("score", "not compared: an artifact has --head argmax, which gives no scores"))
     else:
         rows.append(
             (
                 "score",
-                f"new minus old {answers.mean_score_difference:+.2f} points on average,"
-                f" {answers.mean_absolute_score_difference:.2f} without the sign",
+                f"new minus old {found.mean_score_difference:+.2f} points on average,"
+                f" {found.mean_absolute_score_difference:.2f} without the sign",
             )
         )
-    if answers.labeled is not None:
-        rows.append(("accuracy", accuracies_text(answers.labeled)))
+    if found.labeled is not None:
+        rows.append(("accuracy", accuracies_text(found.labeled)))
         rows.append(("the new one is", comparison.verdict))
     return rows
 

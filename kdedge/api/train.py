@@ -23,7 +23,7 @@ from kdedge.errors import RecipeError, check_at_least
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
-from kdedge.setup.new_recipe import Given, NewRecipe, write_new_recipe
+from kdedge.setup.new_recipe import NewRecipe, RecipeInputs, write_new_recipe
 from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def init(
         DataError: a folder or the class list is missing or wrong.
         SetupError: a CLIP is named and torch is missing.
     """
-    given = Given(
+    given = RecipeInputs(
         images=Path(images),
         classes=Path(classes),
         labeled=None if labeled is None else Path(labeled),

@@ -78,7 +78,7 @@ def _as_text(comparison: Comparison) -> str:
         parts.append(shown + (f"\n... and {more:,} more changed answers" if more > 0 else ""))
     else:
         parts.append("No answer has changed.")
-    counts = [entry for entry in comparison.answers.classes if entry.n_old != entry.n_new]
+    counts = [entry for entry in comparison.predictions.classes if entry.n_old != entry.n_new]
     if counts:
         counts.sort(key=lambda count: -abs(count.n_new - count.n_old))
         cells = [

@@ -55,7 +55,7 @@ class _Line(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Origin(_Line):
+class PseudoLabelOrigin(_Line):
     """Provenance of a file of pseudo-labels, its first line.
 
     Attributes:
@@ -184,7 +184,7 @@ def write_pseudo_labels(
     path: Path,
     labels: Sequence[PseudoLabel],
     *,
-    origin: Origin,
+    origin: PseudoLabelOrigin,
     class_names: Sequence[str],
     keys: Mapping[int, str],
 ) -> None:
@@ -229,7 +229,7 @@ def read_pseudo_labels(
     """
     text = read_text(path, remedy="Name a file that `kdedge pseudo-label` wrote.")
     lines = [(f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    origin = _parse(Origin, *(lines[0] if lines else (f"{path}:1", "")))
+    origin = _parse(PseudoLabelOrigin, *(lines[0] if lines else (f"{path}:1", "")))
     remedy = "  Make it again with `kdedge pseudo-label`, or remove data.pseudo_labels."
     if origin.class_list != class_list_hash(class_names):
         raise DataError(

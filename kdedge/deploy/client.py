@@ -41,7 +41,7 @@ _N_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Mismatch:
     """An answer that is not the artifact's.
 
     Attributes:
@@ -71,7 +71,7 @@ class ClientCheck:
     n_images: int
     max_score_difference: float | None
     max_mean_difference: float | None
-    mistakes: tuple[Mistake, ...]
+    mistakes: tuple[Mismatch, ...]
 
     @property
     def error(self) -> GateError | None:
@@ -197,18 +197,18 @@ def _compare(
         best, place = int(row.argmax()), names.index(answer.label)
         below = row[best] - row[place]
         if below > (SCORE_TOLERANCE if has_scores else 0):
-            mistakes.append(Mistake(number, f"the label {names[best]!r}", repr(answer.label)))
+            mistakes.append(Mismatch(number, f"the label {names[best]!r}", repr(answer.label)))
         elif has_scores and answer.score is not None:
             score_differences.append(abs(answer.score - float(row[place])))
             if score_differences[-1] > SCORE_TOLERANCE:
                 expected = f"the score {row[place]:.2f} for {answer.label!r}"
-                mistakes.append(Mistake(number, expected, f"{answer.score:.2f}"))
+                mistakes.append(Mismatch(number, expected, f"{answer.score:.2f}"))
         if answer.rgb_mean is not None:
             apart = np.abs(np.asarray(answer.rgb_mean) - mean).max()
             mean_differences.append(float(apart))
             if apart > MEAN_TOLERANCE:
                 expected = f"the means {_shown(mean)} of red, green and blue"
-                mistakes.append(Mistake(number, expected, _shown(answer.rgb_mean)))
+                mistakes.append(Mismatch(number, expected, _shown(answer.rgb_mean)))
     return ClientCheck(
         file=file.name,
         n_images=len(answers),

@@ -36,7 +36,7 @@ from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
 from kdedge.fold import fold
-from kdedge.quantization.search import Found, search
+from kdedge.quantization.search import SearchResult, search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import to_input
@@ -307,7 +307,7 @@ def search_int8(
     gate_percent: float,
     minutes: float,
     class_matrix: npt.NDArray[Any] | None,
-) -> Found:
+) -> SearchResult:
     """Finds an INT8 model that should pass its gate on other images.
 
     The best of several candidates is better on the images that chose it than on others. So the

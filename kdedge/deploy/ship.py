@@ -11,7 +11,7 @@ from kdedge.speed_results import Measurement, SpeedResult
 from kdedge.targets.registry import list_targets
 
 
-class Shipped(NamedTuple):
+class FileToShip(NamedTuple):
     """The file to put on a device.
 
     Attributes:
@@ -25,7 +25,7 @@ class Shipped(NamedTuple):
     machine: str
 
 
-def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> Shipped | None:
+def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | None:
     """The file to put on the device; None if every file missed its gate.
 
     It is the fastest as `kdedge export --cpu` measured last, else as `kdedge bench` did; without
@@ -35,17 +35,17 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> Shipped | Non
     for choice in sorted(readable_choices(artifact), key=lambda c: c.measured_at, reverse=True):
         if choice.file in files and choice.holds_for(files[choice.file]):
             (time,) = (c.time for c in choice.candidates if choice.is_chosen(c))
-            return Shipped(files[choice.file], time, str(choice.machine))
+            return FileToShip(files[choice.file], time, str(choice.machine))
     machine = "" if speed is None else str(speed.device["cpu"])
     fastest = None if speed is None else fastest_file(speed)
     if fastest is not None and fastest[0] in files:
-        return Shipped(files[fastest[0]], fastest[1], machine)
+        return FileToShip(files[fastest[0]], fastest[1], machine)
     onnx = [file for file in files.values() if file.target == "onnx" and file.device != "gpu"]
     if not files:
         return None
     smallest = min(onnx or files.values(), key=lambda file: file.n_bytes)
     rows = [] if speed is None else [row for row in speed.rows if row.model == smallest.name]
-    return Shipped(smallest, rows[0].alone(1) if rows else None, machine)
+    return FileToShip(smallest, rows[0].alone(1) if rows else None, machine)
 
 
 def predict_flags(artifact: Artifact, file: ModelFile) -> list[str] | None:

@@ -234,7 +234,9 @@ class Method(SolvedMethod):
         module.standardize(blocks, weights)
         rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
         texts = self._text_logits(blocks, labels)
-        solvers = {n: Dual(rows[:, :n], targets, weights) for n in sorted({n_final, rows.shape[1]})}
+        solvers = {
+            n: DualRidge(rows[:, :n], targets, weights) for n in sorted({n_final, rows.shape[1]})
+        }
 
         def tried() -> Iterator[tuple[float, float, float, float, int, Tensor]]:
             for n_columns, solver in solvers.items():
@@ -247,7 +249,7 @@ class Method(SolvedMethod):
 
         _, lam, share, scale, n_columns, answers = min(tried(), key=lambda attempt: attempt[0])
         if data.n_labeled > _MOST_ROWS:
-            sums = Sums(n_columns, len(known), rows.device)
+            sums = NormalEquations(n_columns, len(known), rows.device)
             for images, more in data.labeled(slice(None)):
                 one_hot = F.one_hot(more.to(rows.device), len(known))
                 rows = module.rows(self._rows(images))[:, :n_columns]
@@ -306,7 +308,7 @@ class Method(SolvedMethod):
         blocks, features, logits = (torch.cat(parts) for parts in zip(*look, strict=True))
         _check_finite(blocks)
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
-        sums = Sums(module.out.in_features, module.out.out_features, blocks.device)
+        sums = NormalEquations(module.out.in_features, module.out.out_features, blocks.device)
         n = data.n_held_out
         held_out, teacher_logits = blocks[:n], logits[:n]
         share = data.shard(len(blocks[n:]))  # they need no second pass
@@ -359,7 +361,7 @@ class Method(SolvedMethod):
             )
         )
 
-    def _add_labels(self, data: ClosedFormData, sums: Sums) -> None:
+    def _add_labels(self, data: ClosedFormData, sums: NormalEquations) -> None:
         """Adds the labeled images as rows, their targets as long as the teacher's."""
         n_classes, device = self.module.out.out_features, sums.rows.device
         size = sums.target_size() / (1 - 1 / n_classes) ** 0.5
@@ -389,7 +391,7 @@ class Method(SolvedMethod):
         return ImagePath(Encoder(blocks, module), has_unit_length=not self._settings.gives_logits)
 
 
-class Dual:
+class DualRidge:
     """Ridge regression of a few rows by their inner products, for all lambdas at once.
 
     Args:
@@ -425,7 +427,7 @@ class Dual:
         return weight, self._target_center - self._center @ weight
 
 
-class Sums:
+class NormalEquations:
     """Sums over any number of rows, for a ridge regression: no more memory for more rows."""
 
     def __init__(self, n_in: int, n_out: int, device: torch.device) -> None:

@@ -79,7 +79,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search has found.
 
     Attributes:
@@ -109,7 +109,7 @@ def search(
     enough_percent: float | None = None,
     minutes: float,
     class_matrix: Tensor | None = None,
-) -> Found:
+) -> SearchResult:
     """Finds an INT8 model; the first candidate is made whatever the time.
 
     Ctrl-C ends it with the best so far, once there is one.
@@ -195,7 +195,7 @@ class _Search:
         n_images = min(n_images, len(images))
         return images[torch.linspace(0, len(images) - 1, n_images).long()]
 
-    def found(self) -> Found:
+    def found(self) -> SearchResult:
         """The best candidate, and the record of the search."""
         best = self.best
         assert best is not None  # the first step needs no time
@@ -225,7 +225,7 @@ class _Search:
             "in_float": [name for name in self.observed if name not in best.layers],
         }
         exact = with_plain_functions(best.exact, self.sites)
-        return Found(exact, best.model, best.layers, record)
+        return SearchResult(exact, best.model, best.layers, record)
 
     def _smooth_alike(self) -> None:
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}

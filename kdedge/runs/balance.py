@@ -25,7 +25,7 @@ _MOST_IMAGES = 4000
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainLogits:
     """A model's logits before any offsets.
 
     Attributes:

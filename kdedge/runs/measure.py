@@ -73,7 +73,7 @@ class Model(LogitModel, Protocol):
 
 
 @runtime_checkable
-class HasLogits(Protocol):
+class LogitSource(Protocol):
     """Computes logits from images, not from pixels: a file of probabilities."""
 
     def logits_of(self, images: Images) -> Tensor:
@@ -82,7 +82,7 @@ class HasLogits(Protocol):
 
 
 @torch.no_grad()
-def compute_logits(model: LogitModel | HasLogits, images: Images, *, what: str) -> Tensor:
+def compute_logits(model: LogitModel | LogitSource, images: Images, *, what: str) -> Tensor:
     """Logits of all images against all classes, without crops or flips.
 
     Args:
@@ -93,7 +93,7 @@ def compute_logits(model: LogitModel | HasLogits, images: Images, *, what: str) 
     Returns:
         [N, C] float32, on the CPU, in the images' order.
     """
-    if isinstance(model, HasLogits):
+    if isinstance(model, LogitSource):
         return model.logits_of(images)
     logits: list[Tensor] = []
     batches = evaluation_batches(
@@ -113,7 +113,7 @@ def compute_logits(model: LogitModel | HasLogits, images: Images, *, what: str) 
     return torch.cat(logits)
 
 
-def finite_logits(model: LogitModel | HasLogits, images: Images, *, what: str) -> Tensor:
+def finite_logits(model: LogitModel | LogitSource, images: Images, *, what: str) -> Tensor:
     """Logits as `compute_logits` gives them.
 
     Raises:
@@ -129,7 +129,7 @@ def finite_logits(model: LogitModel | HasLogits, images: Images, *, what: str) -
     return logits
 
 
-def predict_logits(model: Model | HasLogits, images: Images) -> tuple[Tensor, Tensor]:
+def predict_logits(model: Model | LogitSource, images: Images) -> tuple[Tensor, Tensor]:
     """Logits of all images against all classes, and their labels.
 
     Returns:
@@ -141,14 +141,14 @@ def predict_logits(model: Model | HasLogits, images: Images) -> tuple[Tensor, Te
 
 
 def measure_accuracy(
-    model: Model | HasLogits,
+    model: Model | LogitSource,
     images: Images,
     classes: Classes,
     *,
     selection: Selection,
     temperature: float | None = None,
     with_samples: bool = False,
-    teacher: Model | HasLogits | None = None,
+    teacher: Model | LogitSource | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model on labeled images; base and novel images among their own names.
 

@@ -21,7 +21,7 @@ from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.protocol import BaseMethod
-from kdedge.runs.balance import Plain, balance_of
+from kdedge.runs.balance import PlainLogits, balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
 from kdedge.runs.weights import (
@@ -41,7 +41,7 @@ from kdedge.setup.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-class _OfMethod:
+class _ModelOfMethod:
     """What the models of a method have in common; see `Model`."""
 
     setup: RoleSetup
@@ -91,7 +91,7 @@ class _OfMethod:
             return self.scale * features.float() @ self.class_vectors().T
 
 
-class MethodModel(_OfMethod):
+class MethodModel(_ModelOfMethod):
     """A method with its current tensors; class vectors are computed once.
 
     Attributes:
@@ -113,7 +113,7 @@ class MethodModel(_OfMethod):
         return self.method.class_vectors()
 
 
-class RunModel(_OfMethod):
+class RunModel(_ModelOfMethod):
     """A finished run as a model of a class list.
 
     Attributes:
@@ -221,7 +221,7 @@ class RunModel(_OfMethod):
         balance = read_balance(self.run)
         current = (spec.prior, spec.strength, set(self.class_names))
         if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != current:
-            plain = Plain(self.preprocess, self.device, self._plain_logits)
+            plain = PlainLogits(self.preprocess, self.device, self._plain_logits)
             balance = balance_of(
                 plain, spec, self.loaded.recipe, self.classes, self.setup.workspace
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdedge.data.images import Images, spread
 from kdedge.results import UnlabeledResult
-from kdedge.runs.measure import HasLogits, Model, finite_logits, sample_images, top_classes
+from kdedge.runs.measure import LogitSource, Model, finite_logits, sample_images, top_classes
 from kdedge.setup.data import RecipeData
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images,
 
 
 def measure_without_labels(
-    model: Model, images: Images, what: str, *, teacher: Model | HasLogits | None
+    model: Model, images: Images, what: str, *, teacher: Model | LogitSource | None
 ) -> UnlabeledResult:
     """Measures a model on images without labels.
 

@@ -23,7 +23,7 @@ from kdedge.records import (
     OPTIONAL,
     Bounds,
     Check,
-    Holds,
+    CheckedAs,
     NonNegative,
     Percent,
     Positive,
@@ -447,7 +447,7 @@ class _Contents(Record):
     name: str
     class_names: Annotated[tuple[str, ...], Check(check_class_names)]
     output: _Output
-    gates: Annotated[dict[str, Any], Holds(_Gates)]
+    gates: Annotated[dict[str, Any], CheckedAs(_Gates)]
     files: tuple[ModelFile, ...]
     others: dict[str, Sha256]
     provenance: dict[str, Any]
@@ -526,7 +526,7 @@ class ModelFile(Record):
     n_bytes: Annotated[int, Bounds(ge=1, le=10**18)]
     data: str | None = None
     made_from: Sha256 | None = None
-    built_with: Annotated[dict[str, Any], Holds(_BuiltWith)] = field(default_factory=dict)
+    built_with: Annotated[dict[str, Any], CheckedAs(_BuiltWith)] = field(default_factory=dict)
     parity: ParityResult | None = None
     gate: Gate = "not measured"
     none_below: Annotated[NoneBelow | None, OPTIONAL] = None

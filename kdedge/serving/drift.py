@@ -48,7 +48,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredFrame:
     """Scores of one frame.
 
     Attributes:
@@ -75,7 +75,7 @@ class ScoreSummary:
     class_percent: Array
 
     @classmethod
-    def of(cls, frames: Sequence[Scored]) -> ScoreSummary:
+    def of(cls, frames: Sequence[ScoredFrame]) -> ScoreSummary:
         """Computes them."""
         best = [int(frame.scores.argmax()) for frame in frames]
         return cls(
@@ -140,7 +140,7 @@ class DriftReference:
         statistics: statistics of scores that can be tested.
     """
 
-    def __init__(self, scored: Sequence[Scored]) -> None:
+    def __init__(self, scored: Sequence[ScoredFrame]) -> None:
         self.n_images, self.summary = len(scored), ScoreSummary.of(scored)
         scores = np.stack([image.scores for image in scored])
         logs = _log_scores(scores)
@@ -164,7 +164,7 @@ class DriftReference:
         n_none = sum(image.is_none for image in scored)
         self._none_share = (n_none + 1) / (len(scored) + 2)  # Laplace's estimate: never 0
 
-    def values(self, frames: Sequence[Scored], name: Statistic) -> Array:
+    def values(self, frames: Sequence[ScoredFrame], name: Statistic) -> Array:
         """The values of a statistic, [n, k]."""
         if name == "none":
             return np.array([[float(frame.is_none)] for frame in frames])
@@ -238,13 +238,13 @@ class DriftMonitor:
         self._shot, self._n_learned, self._has_none = shot, n_learned, has_none
         n_tests = len(_WINDOWS) * (len(_MEANS) + has_none)
         self._limit = FALSE_ALARMS_PER_FRAME * shot / n_tests
-        self._learned: list[Scored] = []
-        self._frames: list[Scored] = []
-        self._last: deque[list[Scored]] = deque(maxlen=max(_WINDOWS))
+        self._learned: list[ScoredFrame] = []
+        self._frames: list[ScoredFrame] = []
+        self._last: deque[list[ScoredFrame]] = deque(maxlen=max(_WINDOWS))
         self._scene: npt.NDArray[np.float32] | None = None
         self._raised: set[Statistic] = set()
 
-    def add(self, scored: Scored, image: Image.Image) -> list[Drift]:
+    def add(self, scored: ScoredFrame, image: Image.Image) -> list[Drift]:
         """Adds a frame; returns what has changed with it.
 
         Args:

@@ -65,7 +65,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Lost:
+class SourceLost:
     """The source went away; it is tried again until it is back.
 
     Attributes:
@@ -76,7 +76,7 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Back:
+class SourceRestored:
     """The source is there again.
 
     Attributes:
@@ -100,7 +100,7 @@ class FrameSource:
 
     name: str
     kind: FrameSourceKind
-    items: Generator[Frame | Lost | Back, None, None]
+    items: Generator[Frame | SourceLost | SourceRestored, None, None]
     n_dropped: Callable[[], int] = lambda: 0
     free: Callable[[], None] = lambda: None
 
@@ -207,7 +207,7 @@ def _video(path: Path, every: int) -> Generator[Frame, None, None]:
 
 def _files(
     folder: Path, every: int, *, existing: bool
-) -> Generator[Frame | Lost | Back, None, None]:
+) -> Generator[Frame | SourceLost | SourceRestored, None, None]:
     """The pictures of a folder, numbered; it never ends."""
     number = 0
     for item in new_files(folder, existing=existing):
@@ -222,7 +222,7 @@ def _files(
 
 def new_files(
     folder: Path, *, existing: bool = False, settle_s: float = _SETTLE_S, poll_s: float = _POLL_S
-) -> Generator[Path | Lost | Back, None, None]:
+) -> Generator[Path | SourceLost | SourceRestored, None, None]:
     """Yields new image files, and when the folder is gone and back; never ends.
 
     A file is taken once, when it has not changed for `settle_s`; one that is written anew is new.
@@ -264,10 +264,10 @@ def new_files(
                         delivered[path] = stamp
                         yield path
         gone = time.monotonic()
-        yield Lost("no such file or directory")
+        yield SourceLost("no such file or directory")
         while not folder.is_dir():
             time.sleep(poll_s)
-        yield Back(time.monotonic() - gone)
+        yield SourceRestored(time.monotonic() - gone)
 
 
 @contextlib.contextmanager
@@ -352,11 +352,11 @@ class LatestFrameReader:
         self.n_dropped = 0
         self._video, self._reopen, self._every = video, reopen, every
         self._first_wait_s = first_wait_s
-        self._waiting: deque[_Taken | Lost | Back | BaseException] = deque()
+        self._waiting: deque[_Taken | SourceLost | SourceRestored | BaseException] = deque()
         self._changed = threading.Condition()
         self._stopped = threading.Event()
 
-    def __iter__(self) -> Generator[Frame | Lost | Back, None, None]:
+    def __iter__(self) -> Generator[Frame | SourceLost | SourceRestored, None, None]:
         """Yields frames, and when the source is lost and back, until the caller stops."""
         reader = threading.Thread(target=self._read, name="camera", daemon=True)
         reader.start()
@@ -379,7 +379,7 @@ class LatestFrameReader:
             self._stopped.set()
             reader.join(_END_S)  # it may wait for the network
 
-    def _put(self, item: _Taken | Lost | Back | BaseException) -> None:
+    def _put(self, item: _Taken | SourceLost | SourceRestored | BaseException) -> None:
         with self._changed:
             is_frame = isinstance(item, tuple)
             if is_frame and self._waiting and isinstance(self._waiting[-1], tuple):
@@ -400,9 +400,9 @@ class LatestFrameReader:
                             return
                         if (number - 1) % self._every == 0:
                             self._put((number, time.time(), image))
-                    self._put(Lost("it has ended"))
+                    self._put(SourceLost("it has ended"))
                 except StreamLost as lost:
-                    self._put(Lost(lost.reason))
+                    self._put(SourceLost(lost.reason))
                 finally:
                     video.close()
                 opened = self._open_again()
@@ -421,6 +421,6 @@ class LatestFrameReader:
             except StreamLost:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 continue
-            self._put(Back(time.monotonic() - since))
+            self._put(SourceRestored(time.monotonic() - since))
             return video
         return None

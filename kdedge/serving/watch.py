@@ -15,8 +15,8 @@ from kdedge.errors import DataError, RecipeError, check_at_least
 from kdedge.inference.classify import Classifier, decoded
 from kdedge.inference.lines import Prediction, Result
 from kdedge.serving import drift, watch_events
-from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, DriftReference, Scored
-from kdedge.serving.source import Frame, FrameSource, Lost
+from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, DriftReference, ScoredFrame
+from kdedge.serving.source import Frame, FrameSource, SourceLost
 from kdedge.serving.watch_events import UNDECIDED, Decider, FrameClass
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class _Watching:
                 (result,) = self._classifier.classify_batch([image], top=n_classes)
                 yield from self._frame(item, result)
                 continue
-            if isinstance(item, Lost):
+            if isinstance(item, SourceLost):
                 log.warning("%s is lost: %s.", self._source.name, item.reason)
             yield watch_events.notice(item)
         self._check_any()
@@ -202,7 +202,7 @@ def _reference_of(classifier: Classifier, *, is_asked: bool) -> DriftReference |
     return None
 
 
-def _smoke_scores(classifier: Classifier) -> list[Scored]:
+def _smoke_scores(classifier: Classifier) -> list[ScoredFrame]:
     """Scores of the artifact's smoke set by the file that watches."""
     names = classifier.artifact.class_names
     pixels = load_smoke_set(classifier.artifact).pixels
@@ -211,7 +211,7 @@ def _smoke_scores(classifier: Classifier) -> list[Scored]:
     return [_scored(result, names) for result in results if isinstance(result, Prediction)]
 
 
-def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> Scored:
+def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> ScoredFrame:
     """The scores in the artifact's order."""
     by_name = {name: score or 0.0 for name, score in prediction.top}
-    return Scored(np.array([by_name[name] for name in class_names]) / 100, prediction.is_none)
+    return ScoredFrame(np.array([by_name[name] for name in class_names]) / 100, prediction.is_none)

@@ -12,7 +12,7 @@ from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import Prediction
 from kdedge.runtime.none_of_these import NONE
 from kdedge.serving.drift import Drift, ScoreSummary
-from kdedge.serving.source import Back, Frame, FrameSource, Lost
+from kdedge.serving.source import Frame, FrameSource, SourceLost, SourceRestored
 
 
 class FrameClass(NamedTuple):
@@ -166,9 +166,9 @@ def unreadable(frame: Frame, reason: str) -> dict[str, Any]:
     return {"event": "unreadable", **_when(frame), "error": reason}
 
 
-def notice(item: Lost | Back) -> dict[str, Any]:
+def notice(item: SourceLost | SourceRestored) -> dict[str, Any]:
     """The source is lost, or back."""
-    if isinstance(item, Lost):
+    if isinstance(item, SourceLost):
         return {"event": "lost", "time": clock_text(_now()), "reason": item.reason}
     return {"event": "back", "time": clock_text(_now()), "after_s": round(item.after_s, 1)}
 

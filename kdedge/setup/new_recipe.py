@@ -68,7 +68,7 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class Given:
+class RecipeInputs:
     """Files and models that a new recipe names.
 
     Attributes:
@@ -129,7 +129,7 @@ class NewRecipe:
         ]
 
 
-def write_new_recipe(name: str, given: Given) -> NewRecipe:
+def write_new_recipe(name: str, given: RecipeInputs) -> NewRecipe:
     """Writes `name`.yaml after checking the folders; writes no recipe that cannot work.
 
     Raises:
@@ -168,7 +168,7 @@ def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _survey_folders(given: Given) -> tuple[tuple[str, ...], dict[str, Survey]]:
+def _survey_folders(given: RecipeInputs) -> tuple[tuple[str, ...], dict[str, Survey]]:
     """The class names, and a summary of each folder."""
     if not given.classes.expanduser().is_file():
         is_folder = given.classes.expanduser().is_dir()
@@ -210,7 +210,7 @@ def _new_path(name: str) -> Path:
     return path
 
 
-def _values(name: str, given: Given, surveys: dict[str, Survey]) -> dict[str, Any]:
+def _values(name: str, given: RecipeInputs, surveys: dict[str, Survey]) -> dict[str, Any]:
     """The recipe's keys: what wins with these images (docs/choose.md)."""
     data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
     if given.test is None:

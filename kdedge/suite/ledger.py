@@ -219,7 +219,7 @@ class EvalSet:
 
 
 @dataclass(frozen=True)
-class KnownJob:
+class CellJob:
     """The job of a cell.
 
     Attributes:
@@ -240,7 +240,7 @@ class KnownJob:
         return {key for key in (self.key, self.teacher) if key is not None}
 
 
-def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
+def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> CellJob:
     """Finds the job of a cell from hashes.
 
     Raises:
@@ -250,16 +250,16 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
     if cell.source is not None:
         classes = load_classes(loaded.recipe)
         images = RecipeData(loaded.recipe, classes, workspace)
-        return KnownJob(EvalSet.of(images.load("test"), classes))
+        return CellJob(EvalSet.of(images.load("test"), classes))
     if cell.role == "student":
         return _students_job(cell, workspace, runs)
     make = teacher_job if cell.role == "teacher" else baseline_job
     job = make(loaded, workspace)
     test = EvalSet.of(job.test, job.classes)
-    return KnownJob(test, job.setup.backbone.identity, job.key())
+    return CellJob(test, job.setup.backbone.identity, job.key())
 
 
-def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
+def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> CellJob:
     """The key of a student's job; it depends on the trained teacher."""
     student = student_job(cell.loaded, workspace)
     run, trained = named_teacher(cell.loaded, workspace), None
@@ -271,7 +271,7 @@ def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
         teacher = open_teacher(run, student)
     key = None if teacher is None else with_teacher(student, teacher).key()
     test = EvalSet.of(student.test, student.setup.classes)
-    return KnownJob(test, student.setup.backbone.identity, key, trained)
+    return CellJob(test, student.setup.backbone.identity, key, trained)
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ class Ledger:
         """
         self.plan, self.folder = plan, folder
         self._runs, self._is_read_only = Runs(root), is_read_only
-        self._jobs: dict[Cell, KnownJob | None] = {}
+        self._jobs: dict[Cell, CellJob | None] = {}
         self._finished: dict[Cell, Outcome] = {}
 
     def refresh(self) -> None:
@@ -441,7 +441,7 @@ def _evaluation(run: FinishedRun) -> dict[str, EvalResult]:
         return {}
 
 
-def _is_measured_on(run: FinishedRun, result: EvalResult, cell: Cell, job: KnownJob) -> bool:
+def _is_measured_on(run: FinishedRun, result: EvalResult, cell: Cell, job: CellJob) -> bool:
     """Whether a run's evaluation is on a cell's current test images and class names."""
     test = job.test
     if not test.fits(result) or run.record.measured_on != test.list_hash:

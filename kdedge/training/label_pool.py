@@ -131,7 +131,7 @@ def _check_free(path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class AnsweringModel:
+class LogitsAsFeatures:
     """A model whose features are its logits, for a store of them."""
 
     model: Model
@@ -192,7 +192,7 @@ def _logits_filler(labeler: _LabelingModel, images: Images, workspace: Workspace
         name="Logits",
         digests=images.digests,
     )
-    answering, workers = AnsweringModel(model), workspace.workers
+    answering, workers = LogitsAsFeatures(model), workspace.workers
     return StoreFiller(
         store, answering, images.source, None, "fp32", "auto", labeler.opens, workers
     )
@@ -222,15 +222,19 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Lab
     return _LabelingModel(model, provenance, partial(_open_trained, *place), run)
 
 
-def _open_untrained(loaded: LoadedRecipe, root: Path, resources: WorkerResources) -> AnsweringModel:
+def _open_untrained(
+    loaded: LoadedRecipe, root: Path, resources: WorkerResources
+) -> LogitsAsFeatures:
     setup = set_up_role(loaded, "baseline", workspace_of(root, resources))
-    return AnsweringModel(MethodModel(setup, setup.build()))
+    return LogitsAsFeatures(MethodModel(setup, setup.build()))
 
 
 def _open_trained(
     run: Path, names: Sequence[str], root: Path, resources: WorkerResources
-) -> AnsweringModel:
-    return AnsweringModel(load_run(RunFolder.open(run), workspace_of(root, resources), names=names))
+) -> LogitsAsFeatures:
+    return LogitsAsFeatures(
+        load_run(RunFolder.open(run), workspace_of(root, resources), names=names)
+    )
 
 
 def _train(job: Job) -> RunFolder:

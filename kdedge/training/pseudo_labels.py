@@ -23,9 +23,9 @@ from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
 from kdedge.data.open import open_source
 from kdedge.data.pseudo_labels import (
-    Origin,
     Probabilities,
     PseudoLabel,
+    PseudoLabelOrigin,
     read_pseudo_labels,
     write_pseudo_labels,
 )
@@ -260,7 +260,7 @@ def write_for(
     write_pseudo_labels(
         path,
         labels,
-        origin=Origin(
+        origin=PseudoLabelOrigin(
             method=method,
             provenance_hash=provenance,
             class_list=class_list_hash(classes.names),

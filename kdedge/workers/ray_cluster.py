@@ -192,12 +192,12 @@ def _own_stdout() -> Iterator[None]:
     if sys.stdout is None:  # closed, as by >&-
         yield
         return
-    stdout: Any = _OfThisThread(sys.stdout)
+    stdout: Any = _ThreadStdout(sys.stdout)
     with contextlib.redirect_stdout(stdout):
         yield
 
 
-class _OfThisThread:
+class _ThreadStdout:
     """Stdout for the thread that made it; what others print goes to stderr."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -114,4 +114,4 @@ def test_python_takes_lists_of_images(exported: Path) -> None:
     keys = [one.key for one in package.predict("tiny/02", images, "test/dog/0.jpg")]
     assert keys == [*map(str, images), "test/dog/0.jpg"]
     compared = package.compare("tiny/02", "tiny/02", map(str, images))
-    assert compared.answers.n_images == len(images)
+    assert compared.predictions.n_images == len(images)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from kdedge.data.classes import class_list_hash
 from kdedge.data.pseudo_labels import (
-    Origin,
     PseudoLabel,
+    PseudoLabelOrigin,
     most_confident_predicted,
     most_probable,
     read_pseudo_labels,
@@ -102,7 +102,7 @@ def write(path: Path, **changed: Any) -> Path:
     write_pseudo_labels(
         path,
         [PseudoLabel(4, 0, 0.75), PseudoLabel(1, 2, 1.0)],
-        origin=Origin(method="zeroshot", provenance_hash="7" * 64, **hashes),
+        origin=PseudoLabelOrigin(method="zeroshot", provenance_hash="7" * 64, **hashes),
         class_names=NAMES,
         keys={position: key for key, position in POSITIONS.items()},
     )

@@ -55,11 +55,11 @@ def slow_leave_one_out(rows: Tensor, targets: Tensor, weights: Tensor, penalty: 
 @pytest.mark.parametrize("lam", [0.01, 1.0])
 def test_rows_at_once_and_in_any_parts_are_solved_as_by_the_normal_equations(lam: float) -> None:
     rows, targets, weights = table()
-    sums = ridge.Sums(N_COLUMNS, N_TARGETS, rows.device)
+    sums = ridge.NormalEquations(N_COLUMNS, N_TARGETS, rows.device)
     for part in (slice(0, 5), slice(5, 6), slice(6, None)):
         sums.add(rows[part], targets[part], weights[part])
     expected = slow_fit(rows, targets, weights, penalty_of(rows, weights, lam))
-    for solver in (ridge.Dual(rows, targets, weights), sums):
+    for solver in (ridge.DualRidge(rows, targets, weights), sums):
         weight, bias = solver.solve(lam)
         torch.testing.assert_close(torch.cat([weight, bias[None]]), expected)
 
@@ -67,14 +67,14 @@ def test_rows_at_once_and_in_any_parts_are_solved_as_by_the_normal_equations(lam
 @pytest.mark.parametrize("lam", [0.01, 1.0])
 def test_leave_one_out_of_a_few_rows_is_that_of_as_many_fits(lam: float) -> None:
     rows, targets, weights = table()
-    found = ridge.Dual(rows, targets, weights).leave_one_out(lam)
+    found = ridge.DualRidge(rows, targets, weights).leave_one_out(lam)
     penalty = penalty_of(rows, weights, lam)
     torch.testing.assert_close(found, slow_leave_one_out(rows, targets, weights, penalty))
 
 
 def test_the_sums_of_two_processes_are_added_up() -> None:
     rows, targets, weights = table()
-    whole, *halves = (ridge.Sums(N_COLUMNS, N_TARGETS, rows.device) for _ in range(3))
+    whole, *halves = (ridge.NormalEquations(N_COLUMNS, N_TARGETS, rows.device) for _ in range(3))
     whole.add(rows, targets, weights)
     for half, part in zip(halves, (slice(0, 4), slice(4, None)), strict=True):
         half.add(rows[part], targets[part], weights[part])

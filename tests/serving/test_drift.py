@@ -14,7 +14,7 @@ from kdedge.serving.drift import (
     Drift,
     DriftMonitor,
     DriftReference,
-    Scored,
+    ScoredFrame,
     ScoreSummary,
 )
 from kdedge.serving.source import Frame
@@ -27,17 +27,17 @@ N_CLASSES = 6
 
 def draw(
     rng: np.random.Generator, n: int, *, shift: float = 0.0, scale: float = 1.0, none: float = 0.0
-) -> list[Scored]:
+) -> list[ScoredFrame]:
     """Images of classes at random, with correlated logits; `shift` moves those of two classes."""
     mixing = np.random.default_rng(5).normal(size=(N_CLASSES, N_CLASSES))
     logits = rng.normal(size=(n, N_CLASSES)) @ mixing * scale
     logits[:, 0] += 3 * shift
     logits[:, 3] -= 3 * shift
-    return [Scored(row, bool(rng.random() < none)) for row in softmax(logits)]
+    return [ScoredFrame(row, bool(rng.random() < none)) for row in softmax(logits)]
 
 
 def play(
-    monitor: DriftMonitor, shots: list[Scored], *, length: int = 20
+    monitor: DriftMonitor, shots: list[ScoredFrame], *, length: int = 20
 ) -> list[tuple[int, Drift]]:
     """Shows each image for several frames, every shot with another picture."""
     found, n = [], 0
@@ -108,7 +108,7 @@ def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -
     known, seen = draw(rng, 100), draw(rng, 4)
     reference = DriftReference(known)
 
-    def rows(images: list[Scored]) -> np.ndarray:
+    def rows(images: list[ScoredFrame]) -> np.ndarray:
         logs = np.log(np.stack([one.scores for one in images]))
         return logs - logs.mean(axis=1, keepdims=True)
 
@@ -149,14 +149,14 @@ def test_without_a_reference_it_is_learned_from_the_stream() -> None:
 def test_one_class_and_two_classes_can_be_watched() -> None:
     rng = np.random.default_rng(8)
     for n_classes in (1, 2):
-        known = [Scored(row) for row in softmax(rng.normal(size=(150, n_classes)))]
+        known = [ScoredFrame(row) for row in softmax(rng.normal(size=(150, n_classes)))]
         monitor = DriftMonitor(DriftReference(known[:100]), shot=1, has_none=True)
         assert play(monitor, known[100:], length=1) == []
-        assert play(monitor, [Scored(known[0].scores, is_none=True)] * 20, length=1)
+        assert play(monitor, [ScoredFrame(known[0].scores, is_none=True)] * 20, length=1)
 
 
 def test_scores_of_exactly_zero_and_one_are_finite(reference: DriftReference) -> None:
-    sure = Scored(np.eye(N_CLASSES)[0])
+    sure = ScoredFrame(np.eye(N_CLASSES)[0])
     assert np.isfinite(reference.values([sure], "classes")).all()
     assert np.isfinite(reference.values([sure], "confidence")).all()
 

@@ -23,7 +23,14 @@ import kdedge
 from kdedge.errors import DataError, RecipeError
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import LiveVideo, StreamLost, without_password
-from kdedge.serving.source import Back, Frame, LatestFrameReader, Lost, new_files, open_source
+from kdedge.serving.source import (
+    Frame,
+    LatestFrameReader,
+    SourceLost,
+    SourceRestored,
+    new_files,
+    open_source,
+)
 
 SETTLE_S, POLL_S = 0.3, 0.05
 
@@ -135,8 +142,8 @@ def test_a_folder_that_vanishes_is_lost_once_and_comes_back(folder: Path) -> Non
         (folder / "z.jpg").write_bytes(b"1")
 
     lost, back, file = taken(folder, work, "z.jpg")
-    assert lost == Lost("no such file or directory")
-    assert isinstance(back, Back)
+    assert lost == SourceLost("no such file or directory")
+    assert isinstance(back, SourceRestored)
     assert 0.2 < back.after_s < 60
     assert file == "z.jpg"
 
@@ -183,10 +190,18 @@ def test_a_camera_that_comes_back_goes_on_with_the_next_number() -> None:
     camera = Camera(1, None, None, 1, 1)
     items = iter(watched(camera))
     kinds = [next(items) for _ in range(7)]
-    assert [type(item) for item in kinds] == [Frame, Lost, Back, Frame, Lost, Back, Frame]
+    assert [type(item) for item in kinds] == [
+        Frame,
+        SourceLost,
+        SourceRestored,
+        Frame,
+        SourceLost,
+        SourceRestored,
+        Frame,
+    ]
     frames = [item for item in kinds if isinstance(item, Frame)]
     assert [frame.number for frame in frames] == [1, 2, 3]
-    assert kinds[1] == Lost("no such device")
+    assert kinds[1] == SourceLost("no such device")
     items.close()
     assert camera.n_open == camera.n_closed == 3
 
@@ -218,7 +233,7 @@ def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:
     items = iter(newest)
     while True:  # the first frame may be taken before there are others
         frame = next(items)
-        if isinstance(frame, Lost):
+        if isinstance(frame, SourceLost):
             break
         last = frame
         while camera.n_closed == 0:  # the camera goes on meanwhile, to its end
@@ -233,7 +248,7 @@ def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:
 
 def test_every_nth_frame_is_taken() -> None:
     items = iter(watched(Camera(5), every=5))
-    assert [next(items).number, type(next(items))] == [1, Lost]  # type: ignore[union-attr]
+    assert [next(items).number, type(next(items))] == [1, SourceLost]  # type: ignore[union-attr]
     items.close()
 
 

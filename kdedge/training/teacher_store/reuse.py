@@ -24,7 +24,7 @@ _OF_THE_IMAGES = ("images", "n_images")
 
 
 @dataclass(frozen=True)
-class _Other:
+class _OtherStore:
     """Another store, and where it has this one's images: own position -> its position.
 
     `is_there` keeps what was seen first: another command may be filling that store meanwhile.
@@ -55,7 +55,7 @@ class OtherStores:
             if (opened := _opened(file, store)) is not None:
                 other, digests = opened
                 known.update(digests.values())
-                others.append(_Other(other, self._places(own_digests, digests)))
+                others.append(_OtherStore(other, self._places(own_digests, digests)))
         others = sorted(others, key=lambda store: -len(store.places))
         self._others = [other for other in others if other.places]
         placed = set[int]().union(*(other.places for other in others))
