@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact
@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 29  # of an image on standard input: no photo is larger
-
-
-class _Labels(TypedDict):
-    """How a source reads labels."""
-
-    class_names: Sequence[str]
-    labeled: bool
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ def _listed(
     from kdedge.data.sources import csv_list, read_file
     from kdedge.runtime.video import import_pyav, is_video
 
-    labels: _Labels = {"class_names": label_names or (), "labeled": label_names is not None}
+    labels: dict[str, Any] = {"class_names": label_names or (), "labeled": label_names is not None}
     parts: list[Sequence[ImageToClassify] | Iterator[ImageToClassify]] = []
     has_video = False
     for name in paths:
@@ -175,7 +168,7 @@ def _listed(
     return ImagesToClassify(iter(listed), [item.key for item in listed])
 
 
-def _folder(path: Path, labels: _Labels) -> list[ImageToClassify]:
+def _folder(path: Path, labels: dict[str, Any]) -> list[ImageToClassify]:
     """The images of a folder; warns of videos and pictures that are skipped."""
     from kdedge.data.sources.folder import has_pictures, left_out_text, open_source
     from kdedge.runtime.video import is_video

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from kdedge.cli._output import json_option
 from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
 from kdedge.runtime.machine import cpu_cores
@@ -96,6 +97,12 @@ _THREADS: dict[str, Any] = {
 threads_option = click.option("--threads", expose_value=False, callback=_use, **_THREADS)
 """`--threads` of a command that computes; it takes effect before the command is called."""
 
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--runs`, `--device`, `--threads` and `--json` of a command that computes with a run."""
+    return runs_option(device_option(threads_option(json_option(command))))
+
+
 threads_value_option = click.option("--threads", callback=_use, **_THREADS)
 """The same, also given to the command as `threads`."""
 
@@ -139,13 +146,14 @@ _SHORTHANDS = {
 
 
 def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--set`, `--epochs`, `--batch-size`, `--lr` and `--seed`, as the calls that train take them.
+    """`--set`, `--epochs`, `--batch-size`, `--lr`, `--seed` and `--resume` of a training command.
 
     Args:
         role: the model that the command trains; the short options set its `optim`.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = resume_option(command)
         for name, (kind, what) in reversed(_SHORTHANDS.items()):
             key = name if name == "seed" else f"{role}.optim.{name}"
             option, text = f"--{name.replace('_', '-')}", f"{what}: short for --set {key}=N."

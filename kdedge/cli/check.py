@@ -8,25 +8,15 @@ from typing import Any
 import click
 
 from kdedge.api.train import check
-from kdedge.cli._options import device_option, runs_option, set_option, size_option, threads_option
-from kdedge.cli._output import (
-    given_options,
-    json_option,
-    next_line,
-    print_result,
-    same_options,
-    table,
-)
+from kdedge.cli._options import run_options, set_option, size_option
+from kdedge.cli._output import given_options, next_line, print_result, same_options, table
 
 
 @click.command("check")
 @click.argument("recipe")
 @size_option
 @set_option
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Check RECIPE before a run: classes, images, weights, memory, disk, time.
 

@@ -47,31 +47,15 @@ def command() -> None:
 @json_option
 def list_here(root: Path, as_json: bool) -> None:
     """List the benchmark sets and which of them are here."""
-    sets = list_sets(root)
-    rows = [
-        [
-            name,
-            str(benchmark_set.benchmark.n_classes),
-            f"{sum(benchmark_set.benchmark.n_images.values()):,}",
-            benchmark_set.is_here,
-            benchmark_set.benchmark.license,
-        ]
-        for name, benchmark_set in sets.items()
-    ]
+    rows, records = [], []
+    for name, opened in list_sets(root).items():
+        n_classes, n_images = opened.benchmark.n_classes, dict(opened.benchmark.n_images)
+        about = {"license": opened.benchmark.license, "here": opened.is_here}
+        records.append({"name": name, "n_classes": n_classes, "n_images": n_images, **about})
+        cells = [str(n_classes), f"{sum(n_images.values()):,}", opened.is_here]
+        rows.append([name, *cells, opened.benchmark.license])
     header = ("set", "classes", "images", "here", "license")
-    record = {
-        "root": str(root),
-        "sets": [
-            {
-                "name": name,
-                "n_classes": benchmark_set.benchmark.n_classes,
-                "n_images": dict(benchmark_set.benchmark.n_images),
-                "license": benchmark_set.benchmark.license,
-                "here": benchmark_set.is_here,
-            }
-            for name, benchmark_set in sets.items()
-        ],
-    }
+    record = {"root": str(root), "sets": records}
     print_result(record, as_json=as_json, text=table(rows, header=header, align="lrrll"))
 
 

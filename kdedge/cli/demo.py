@@ -6,18 +6,15 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import device_option, resume_option, runs_option, threads_option
-from kdedge.cli._output import grid_text, json_option, print_result
+from kdedge.cli._options import resume_option, run_options
+from kdedge.cli._output import grid_text, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 
 
 @click.command("demo")
 @resume_option
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None:
     """Run the whole flow on built-in drawings with two tiny CLIPs, without any download.
 

@@ -7,15 +7,8 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import (
-    device_option,
-    resume_option,
-    runs_option,
-    size_option,
-    threads_option,
-    training_options,
-)
-from kdedge.cli._output import is_first_process, json_option, next_line, print_result
+from kdedge.cli._options import run_options, size_option, training_options
+from kdedge.cli._output import is_first_process, next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 
@@ -24,17 +17,13 @@ from kdedge.runs.find import finished_runs
 @click.argument("recipe")
 @size_option
 @training_options("student")
-@resume_option
 @click.option(
     "--keep-teacher",
     is_flag=True,
     help="Use the trained teacher even if zero-shot CLIP or a ridge regression on its backbone is"
     " better on the labeled images.",
 )
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     """Distill the student of RECIPE from its teacher, on unlabeled images.
 

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from kdedge.api.evaluate import evaluate
-from kdedge.cli._options import device_option, runs_option, set_option, threads_option
-from kdedge.cli._output import json_option, next_line, print_result, table
+from kdedge.cli._options import run_options, set_option
+from kdedge.cli._output import next_line, print_result, table
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.files import new_file, write_json
 from kdedge.reporting.headline import headline_of
@@ -30,10 +30,7 @@ from kdedge.tables import percent
     type=click.Path(path_type=Path, dir_okay=False),
     help="JSON file to write the result to. Must not exist.",
 )
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(
     run: str | None,
     overrides: dict[str, Any],

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import device_option, runs_option, set_option, threads_option
+from kdedge.cli._options import run_options, set_option
 from kdedge.cli._output import (
     Brief,
     given_options,
     help_all_option,
-    json_option,
     next_line,
     print_result,
     show_result,
@@ -115,10 +114,7 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     " needs the file of --with-preprocess.",
 )
 @set_option
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 @help_all_option
 def command(source: str | None, targets: tuple[Target, ...], as_json: bool, **options: Any) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.

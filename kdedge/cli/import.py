@@ -8,8 +8,8 @@ from typing import Any, Literal
 import click
 
 from kdedge.api.train import import_checkpoint
-from kdedge.cli._options import device_option, runs_option, threads_option
-from kdedge.cli._output import json_option, next_line, print_result
+from kdedge.cli._options import run_options
+from kdedge.cli._output import next_line, print_result
 
 
 @click.command("import")
@@ -51,10 +51,7 @@ from kdedge.cli._output import json_option, next_line, print_result
     help="Use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc"
     " only).",
 )
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(
     file: Path, kind: Literal["promptsrc", "promptkd"], as_json: bool, **options: Any
 ) -> None:

@@ -8,14 +8,8 @@ from typing import Any
 import click
 
 from kdedge.api.train import pseudo_label
-from kdedge.cli._options import (
-    device_option,
-    engine_option,
-    runs_option,
-    set_option,
-    threads_option,
-)
-from kdedge.cli._output import json_option, next_line, print_result, same_options
+from kdedge.cli._options import engine_option, run_options, set_option
+from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.config.load import load_recipe, merged
 from kdedge.tables import percent
 
@@ -47,10 +41,7 @@ from kdedge.tables import percent
 )
 @set_option
 @engine_option
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(
     recipe: str, path: Path, overrides: dict[str, Any], as_json: bool, **options: Any
 ) -> None:

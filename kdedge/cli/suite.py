@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdedge.api.suite import run_suite, suite_state
-from kdedge.cli._options import device_option, runs_option, suites_option, threads_option
-from kdedge.cli._output import (
-    given_options,
-    grid_text,
-    json_option,
-    next_line,
-    print_result,
-    show_result,
-    table,
-)
+from kdedge.cli._options import run_options, suites_option
+from kdedge.cli._output import given_options, grid_text, next_line, print_result, show_result, table
 
 if TYPE_CHECKING:
     from kdedge.api.suite import SuiteResult
@@ -42,10 +34,7 @@ if TYPE_CHECKING:
     help="Export the first finished run of each row, time all files against each other, and mark"
     " the Pareto front of accuracy and latency.",
 )
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(
     file: Path,
     suites: Path,

@@ -8,15 +8,8 @@ from typing import Any
 import click
 
 from kdedge.api.train import role_keys
-from kdedge.cli._options import (
-    device_option,
-    engine_option,
-    resume_option,
-    runs_option,
-    threads_option,
-    training_options,
-)
-from kdedge.cli._output import is_first_process, json_option, next_line, print_result, same_options
+from kdedge.cli._options import engine_option, run_options, training_options
+from kdedge.cli._output import is_first_process, next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 from kdedge.workers import EngineName
@@ -33,11 +26,7 @@ from kdedge.workers import EngineName
     " distillation. A finished teacher of RECIPE is used again.",
 )
 @engine_option
-@resume_option
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(
     recipe: str,
     overrides: dict[str, Any],

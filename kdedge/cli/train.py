@@ -7,14 +7,8 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import (
-    device_option,
-    resume_option,
-    runs_option,
-    threads_option,
-    training_options,
-)
-from kdedge.cli._output import is_first_process, json_option, next_line, print_result
+from kdedge.cli._options import run_options, training_options
+from kdedge.cli._output import is_first_process, next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 
@@ -27,11 +21,7 @@ from kdedge.runs.find import finished_runs
     help="Method; `kdedge methods` lists them. [default: the recipe's baseline.method]",
 )
 @training_options("baseline")
-@resume_option
-@runs_option
-@device_option
-@threads_option
-@json_option
+@run_options
 def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     """Train a baseline of RECIPE: a method on the student's backbone, without a teacher.
 

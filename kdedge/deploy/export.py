@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdedge import __version__
 from kdedge.config.export_spec import ExportSpec, GatesSpec
@@ -151,40 +151,13 @@ class _Writer:
             open_classes=spec.open_classes,
             offsets=reference.offsets,
         )
-        only = reference.only_class
-        self.artifact = Artifact(
-            path=folder,
-            name=trained.loaded.recipe.name,
-            class_names=trained.class_names,
-            preprocess=trained.preprocess,
-            pixels=spec.pixels,
-            head=spec.head,
-            max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
-            batch=spec.batch,
-            gates=gates.as_record(),
-            provenance={
-                "kdedge": __version__,
-                **trained.provenance(),
-                **({} if only is None else {"predicts_only": trained.class_names[only]}),
-            },
-            temperature=reference.temperature,
-        )
+        self.artifact = _without_files(trained, folder, spec, gates, reference)
         if spec.open_classes:
             vectors = reference.vectors(trained.vectors.vectors.numpy())
             self.artifact = write_classes(self.artifact, vectors, scale=reference.scale)
         limit = None if self._known is None else self._known.limit
         self.run = RunInputs(model, reference.compare, limit=limit)
-        size = trained.preprocess.size_px
-        images, class_vectors = torch.zeros(1, 3, size, size), trained.class_vectors()
-        counted: dict[str, tuple[Any, torch.Tensor]] = {
-            "clip_image_encoder": (trained.backbone.visual, images.to(trained.device)),
-            "unfused": (
-                lambda batch: trained.forward_features(batch) @ class_vectors.T,
-                images.to(trained.device),
-            ),
-            "folded": (model, images),
-        }
-        self._gflops = {name: 2 * count_gmacs(*call) for name, call in counted.items()}
+        self._gflops = _count_gflops(trained, model)
 
     def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
@@ -192,7 +165,10 @@ class _Writer:
         options = {"external_data": spec.external_data, "metadata": self._metadata()}
         (float32,) = onnx_build.plan("fp32")
         source = self._folder / float32.name
-        self._add(float32, model=self.run.model, options=options)
+        self._add(
+            float32,
+            BuildRequest(self.artifact, self._folder, model=self.run.model, options=options),
+        )
         if self._known is not None:
             listed = self.artifact.with_others(NONE_OF_THESE)
             self.artifact = dataclasses.replace(listed, none_of_these=self._known.about)
@@ -205,7 +181,12 @@ class _Writer:
             self.run = dataclasses.replace(self.run, calibration=images)
         if not {"int8", "fp16"}.isdisjoint(precisions):
             (half,) = onnx_build.plan("fp16")
-            self._add(half, onnx_path=source, images=self._range_images())
+            self._add(
+                half,
+                BuildRequest(
+                    self.artifact, self._folder, onnx_path=source, images=self._range_images()
+                ),
+            )
         if "int8" in precisions:
             self._add_int8(source, to_input(held_out.pixels, spec.pixels), options)
         smoke = self._folder / SMOKE_SET
@@ -253,7 +234,11 @@ class _Writer:
                     onnx_build.build(PlannedFile(path.name, "fp32", "any"), made)
                 facts = {} if file.device == "cpu" else {"search": search.record}
                 layers = {"layers": search.layers}
-                self._add(file, facts, onnx_path=traced[id(model)], images=images, options=layers)
+                path = traced[id(model)]
+                request = BuildRequest(
+                    self.artifact, self._folder, onnx_path=path, images=images, options=layers
+                )
+                self._add(file, request, **facts)
 
     def _range_images(self) -> npt.NDArray[Any]:
         """A few images as the graph's input: of the calibration set, or unlabeled ones."""
@@ -284,8 +269,8 @@ class _Writer:
         finally:
             backend.close()
 
-    def _add(self, file: PlannedFile, facts: Mapping[str, Any] = {}, **source: Any) -> None:
-        """Builds one file, compares it with the unfused model, and lists it."""
+    def _add(self, file: PlannedFile, request: BuildRequest, **facts: Any) -> None:
+        """Builds one file, compares it with the unfused model, and lists it with its facts."""
         model = self.run.model
         facts = {
             "normalized": model.normalization,
@@ -293,9 +278,52 @@ class _Writer:
             "parameters": sum(values.numel() for values in model.state_dict().values()),
             **facts,
         }
-        request = BuildRequest(self.artifact, self._folder, **source)
         artifact, entry = build_file(self.artifact, ONNX, onnx_build, file, request, facts=facts)
         self.artifact = artifact.with_files(compared(artifact, ONNX, entry, self.run))
+
+
+def _without_files(
+    trained: RunModel,
+    folder: Path,
+    spec: ExportSpec,
+    gates: GatesSpec,
+    reference: Float32Reference,
+) -> Artifact:
+    """The artifact of a run before its first file is written."""
+    only = reference.only_class
+    return Artifact(
+        path=folder,
+        name=trained.loaded.recipe.name,
+        class_names=trained.class_names,
+        preprocess=trained.preprocess,
+        pixels=spec.pixels,
+        head=spec.head,
+        max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
+        batch=spec.batch,
+        gates=gates.as_record(),
+        provenance={
+            "kdedge": __version__,
+            **trained.provenance(),
+            **({} if only is None else {"predicts_only": trained.class_names[only]}),
+        },
+        temperature=reference.temperature,
+    )
+
+
+def _count_gflops(trained: RunModel, folded: nn.Module) -> dict[str, float]:
+    """GFLOPs per image of the bare image encoder, the model as trained, and the folded model."""
+    size = trained.preprocess.size_px
+    images, class_vectors = torch.zeros(1, 3, size, size), trained.class_vectors()
+    on_device = images.to(trained.device)
+
+    def unfused(batch: Tensor) -> Tensor:
+        return trained.forward_features(batch) @ class_vectors.T
+
+    return {
+        "clip_image_encoder": 2 * count_gmacs(trained.backbone.visual, on_device),
+        "unfused": 2 * count_gmacs(unfused, on_device),
+        "folded": 2 * count_gmacs(folded, images),
+    }
 
 
 def search_int8(

@@ -17,6 +17,7 @@ from kdedge.evaluation.accuracy import (
     calibration_error_percent,
     evaluation_details,
 )
+from kdedge.methods.protocol import Teacher
 from kdedge.progress import progress
 from kdedge.results import EvalDetails, EvalResult, SampleImage, SampleKind, Selection
 from kdedge.runtime.preprocess import Preprocess
@@ -28,8 +29,8 @@ EVALUATION_BATCH = 100
 """Images per batch without gradients, as in the methods' public code."""
 
 
-class LogitModel(Protocol):
-    """A model that computes logits for images in its own preprocessing."""
+class ImageModel(Protocol):
+    """A model of images in its own preprocessing."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -38,37 +39,24 @@ class LogitModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The device of its images and logits."""
+        """The device of its images and results."""
         ...
+
+
+class LogitModel(ImageModel, Protocol):
+    """A model that computes logits for images."""
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, no graph; in balance where the recipe asks for it."""
         ...
 
 
-class Model(LogitModel, Protocol):
-    """A frozen model of a class list, such as a run or a student's teacher."""
+class Model(LogitModel, Teacher, Protocol):
+    """A frozen model of a class list, such as a run, which can teach a student."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The C classes, in the order of the logits."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """`logit_scale.exp()`."""
-        ...
-
-    def class_vectors(self) -> Tensor:
-        """[C, D], unit length, float32, on the device, no graph; [C, 0] without class vectors."""
-        ...
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
-        ...
-
-    def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `methods.protocol.Teacher`; not for a method that is neither of its two kinds."""
         ...
 
 

@@ -24,7 +24,8 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError, SetupError
 from kdedge.files import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
-from kdedge.runtime.preprocess import Preprocess, UnusableImage
+from kdedge.runs.measure import ImageModel
+from kdedge.runtime.preprocess import UnusableImage
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.reuse import OtherStores
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
@@ -36,18 +37,8 @@ _N_TRIALS = 2
 """Forward passes for an estimate of the time; the first one includes one-time work."""
 
 
-class FeatureModel(Protocol):
+class FeatureModel(ImageModel, Protocol):
     """Computes the features of a store: a teacher, or an image encoder alone."""
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """How its images are prepared."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where it takes images."""
-        ...
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
