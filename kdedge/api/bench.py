@@ -153,7 +153,7 @@ class Models:
 
     @property
     def subjects(self) -> list[Subject]:
-        """The models; of the same name, each gets the path that the user gave as its source."""
+        """The models; those of the same name have the path that the user gave as source."""
         n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
         rows_of_all = []
         for name, rows in self._groups:

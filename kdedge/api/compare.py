@@ -117,7 +117,7 @@ def compare(
 def _opened(
     source: AnyArtifact, threads: int | None, precision: Precision | None = None
 ) -> Iterator[Classifier]:
-    """Context with a loaded file of an artifact: the one named, or the one that suits.
+    """Context with a loaded model file: the named one, or the one that suits this machine.
 
     Args:
         source: a file, or what `artifact_folder` takes.
@@ -199,7 +199,7 @@ _MOST_NAMED = 10  # class names in a sentence; the record has all
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """One of the two that were compared.
+    """A model file that was compared.
 
     Attributes:
         file: the model file, with its folder.

@@ -38,8 +38,8 @@ class Export:
     Attributes:
         artifact: its current state.
         inputs: what only a run's export has; None for an artifact that existed before.
-        names: files of the artifact that were made or compared; their gates count.
-        failed: errors of what could not be made; the other files stay.
+        names: files that this export made or compared; a missed gate of theirs is an error.
+        failed: errors of files that could not be made; the other files are kept.
     """
 
     artifact: Artifact
@@ -233,7 +233,7 @@ def export(
 
 
 def is_artifact(source: str | None) -> bool:
-    """Whether what is to be exported is an artifact that exists."""
+    """Whether the source of an export is an artifact, not a run."""
     return source is not None and (Path(source) / FILE_NAME).is_file()
 
 

@@ -105,8 +105,8 @@ def watch(
         watched: a camera's number or `/dev/video0`, an address (`rtsp://...`, `http://...`), a
             video file, or a folder that image files drop into.
         every: take the first and then every Nth frame or file.
-        existing: of a folder, take the files that are there already, too.
-        each: yield every frame's answer, too.
+        existing: also take the files that are in the folder already.
+        each: also yield an event for every frame.
         window: frames of a decision; None for 7, and 1 for a folder.
         min_score: percent; a frame with a lower score supports no class.
         drift: the drift alarm's reference: `artifact`, `stream` or `off`; None for the artifact's

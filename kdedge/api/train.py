@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def role_keys(role: Role, short: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `epochs`, `batch_size`, `lr` and `seed` for the model that is trained."""
+    """Turns `epochs`, `batch_size`, `lr` and `seed` into keys of the model that is trained."""
     return {
         key if key == "seed" else f"{role}.optim.{key}": value
         for key, value in short.items()
@@ -397,7 +397,7 @@ def check(
 
 
 TEACHER = "teacher"
-"""In place of a method: the recipe's teacher."""
+"""The value of `method` that stands for the recipe's teacher."""
 
 
 def pseudo_label(

@@ -80,9 +80,9 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands of the path, or all by task; none is imported.
+        """Lists the commands of `_PATH`, or all by task, each with the first line of its file.
 
-        Each has the first line of its file.
+        None is imported.
         """
         files = _command_files()
         if not shows_all(ctx):
@@ -219,9 +219,9 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
 
 
 def _signal_within(error: BaseException) -> KeyboardInterrupt | None:
-    """The signal that an extension module made an error of its own of.
+    """The signal that an extension module turned into an error of its own.
 
-    The import of one ends in an ImportError; pydantic and torch's tracer name the exception in
+    An interrupted import raises ImportError; pydantic and torch's tracer name the exception in
     their error's text.
     """
     link: BaseException | None = error

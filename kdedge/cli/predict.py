@@ -246,9 +246,9 @@ def _write_all(
     *,
     is_begun: bool,
 ) -> None:
-    """Writes a line for each result, and logs the counts however it ends.
+    """Writes a line for each result, and logs the counts even if an error ends it.
 
-    The file is open in the context `until_end`.
+    It enters the context `until_end` when the file is open.
     """
     from kdedge.inference.pictures import PictureFolder
 
@@ -317,8 +317,8 @@ def _streamed(
 ) -> Iterator[Callable[[str], None]]:
     """Context with a function that writes one line to stdout or to a file, below its heading.
 
-    The file is new, or goes on if it `is_begun`. It keeps its lines whatever happens; a new file
-    without lines is deleted.
+    The file must be new, unless it `is_begun`: then the lines are appended. An error leaves the
+    lines that were written; a new file without lines is deleted.
     """
     if output is None:
         if heading is not None:

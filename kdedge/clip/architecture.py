@@ -24,7 +24,7 @@ from torch import nn
 
 from kdedge.clip.blocks import AttentionBlock
 from kdedge.errors import RecipeError
-from kdedge.records import OPTIONAL, Holds, Shape, read_record
+from kdedge.records import OPTIONAL, CheckedAs, Shape, read_record
 
 VOCAB_SIZE = 49408
 """Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""
@@ -55,7 +55,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is not a JSON object with `embed_dim`, `vision_cfg` and `text_cfg`.
     """
-    kind: Any = Annotated[dict[str, Any], Holds(_Config)]
+    kind: Any = Annotated[dict[str, Any], CheckedAs(_Config)]
     remedy = "An open_clip model config is an object with embed_dim, vision_cfg and text_cfg."
     config: dict[str, Any] = read_record(kind, path, remedy=remedy)
     return config

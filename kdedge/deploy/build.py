@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What exists only while a run is exported.
+    """What only the export of a run has: its folded model and its images.
 
     Attributes:
         model: the folded model.
@@ -158,7 +158,7 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
 
 
 def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFile:
-    """The ONNX file that a file is built from; those for CPUs are for targets for CPUs alone."""
+    """The ONNX file that a file is built from; only targets for CPUs take one for CPUs."""
     if target.base_precision is not None and precision != "int8":
         precision = target.base_precision
     unfit = "gpu" if target.is_for_cpu else "cpu"

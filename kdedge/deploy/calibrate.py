@@ -39,7 +39,7 @@ class CalibrationSet:
         pixels: [N, S, S, 3], uint8, RGB; one of each class in turn.
         keys: keys of the images in their source.
         digests: SHA-256 of their files, in hex.
-        predicted: each image's class index that the float32 graph predicts.
+        predicted: index of the class that the float32 graph predicts for each image.
         seed: seed by which candidates were drawn.
         preprocess: preprocessing of the pixels.
     """
@@ -52,7 +52,7 @@ class CalibrationSet:
     preprocess: Preprocess
 
     def hold_out(self, n_images: int) -> tuple[CalibrationSet, CalibrationSet]:
-        """Splits it in two: for ranges, and to choose between quantized models.
+        """Splits the set in two: for ranges, and for the choice between quantized models.
 
         Args:
             n_images: images to hold out, at most a third of all.

@@ -42,7 +42,7 @@ _N_SHOWN = 3
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An answer that is not the artifact's.
+    """A client's answer that differs from the artifact's.
 
     Attributes:
         image: number of the image in the smoke set, from 0.
@@ -158,7 +158,7 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
 
 
 def _first(smoke: SmokeSet) -> SmokeSet:
-    """The images before resize and crop, which are the first ones."""
+    """The smoke set's first images, which are not resized and cropped."""
     n_images = len(smoke.images)
     return SmokeSet(smoke.pixels[:n_images], smoke.logits[:n_images], smoke.images)
 

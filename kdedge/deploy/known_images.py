@@ -106,7 +106,7 @@ def fit_gaussians(
     """A Gaussian for each class that was answered, with one covariance for all.
 
     The covariance is shrunk towards its mean variance, the more the fewer images there are (Ledoit
-    and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that fewer images than outputs do.
+    and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that fewer images than outputs are enough.
 
     Args:
         outputs: [N, O]; images whose outputs are not finite are left out.

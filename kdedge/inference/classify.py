@@ -272,7 +272,7 @@ class Classifier:
         return self.prepare(decoded(image))
 
     def prepare(self, image: Image.Image | UnusableImage) -> Pixels:
-        """A decoded image as the file takes it; an error stays one."""
+        """Prepares a decoded image as the file takes it; returns an error unchanged."""
         if isinstance(image, UnusableImage):
             return image
         if isinstance(self.backend, TakesImages):

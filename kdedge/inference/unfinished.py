@@ -35,9 +35,10 @@ class UnfinishedLines:
 
     @contextlib.contextmanager
     def until_end(self) -> Iterator[None]:
-        """Context in which the open file is unfinished; it stays so if an error or a kill ends it.
+        """Context in which the hidden file exists; an error or a kill leaves it there.
 
-        Only the command that has opened the file writes the hidden one: another command's stays.
+        Enter it when the file of predictions is open: a command that could not open it must not
+        replace another command's hidden file.
         """
         write_json(self._marker, {"made_from": self.made_from})
         try:

@@ -139,7 +139,7 @@ def _replace_weak_teacher(
     resume: bool,
     keep_teacher: bool,
 ) -> tuple[RunFolder | None, Job]:
-    """A trained teacher, or what is better than it on the images that it was trained on."""
+    """The trained teacher, or zero-shot CLIP or ridge if that fits its training images better."""
     loaded, workspace = student.setup.loaded, student.setup.workspace
     job = teacher_job(loaded, workspace)
     accuracies = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher.model))
@@ -172,10 +172,10 @@ def _replace_weak_teacher(
 
 
 def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool:
-    """Whether the student of one pass is better than the trained one; notes it in the latter's run.
+    """Whether the student of one pass is better; if so, the trained one's run names it.
 
-    By the accuracy on `data.validation`, mean over classes; without these images, by how often it
-    answers as the teacher.
+    The accuracy on `data.validation` decides, mean over classes. Without these images, it is how
+    often each student predicts the teacher's class.
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes

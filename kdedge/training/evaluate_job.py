@@ -75,7 +75,7 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
 
 
 def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
-    """The offsets of a model of the job's classes; None where the recipe asks for none."""
+    """The offsets of a model of the job's classes; None if the recipe has no `balance`."""
     recipe = job.setup.loaded.recipe
     if recipe.balance is None:
         return None

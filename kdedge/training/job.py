@@ -91,7 +91,7 @@ class Job:
 
     @cached_property
     def prepared_teacher(self) -> Teacher:
-        """The teacher, for a student's images; for any images if only its store is read."""
+        """The teacher for a student's images, or as it is if only stored features are read."""
         assert self.teacher is not None
         if self.choice.is_solved and self.filler and isinstance(self.teacher, ModelTeacher):
             return self.teacher.model

@@ -171,8 +171,8 @@ class _LabelingModel:
 def _logits_filler(labeler: _LabelingModel, images: Images, workspace: Workspace) -> StoreFiller:
     """Computes a model's logits for the unlabeled images, and keeps them on disk meanwhile.
 
-    They are a store as the teacher's features are, with C logits in float32 an image: workers share
-    the files, and what a killed command has finished is not computed again.
+    They are kept in a store like a teacher's features, as C float32 values per image. Workers share
+    its files, and logits that a killed command has finished are not computed again.
     """
     model = labeler.model
     description = describe_store(

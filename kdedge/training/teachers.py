@@ -51,7 +51,7 @@ class ModelTeacher:
         return setup.backbone.embed_dim
 
     def for_student(self, student: FoundBackbone) -> Model | PreparedForStudent:
-        """What teaches, for images that were prepared for a student; see `teacher_for`."""
+        """The model that teaches a student by the student's images; see `teacher_for`."""
         return teacher_for(student, self.model)
 
     def load(self) -> None:
@@ -94,10 +94,10 @@ class FileTeacher:
         }
 
     def load(self) -> None:
-        """Nothing: it is read already."""
+        """Does nothing: the file was read before."""
 
     def for_student(self, student: FoundBackbone) -> Teacher:
-        """Itself, as it reads no pixels."""
+        """Returns itself, as it reads no pixels."""
         return self
 
     def class_vectors(self) -> Tensor:
