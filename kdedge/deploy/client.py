@@ -122,8 +122,8 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
 def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientCheck:
     """Compares a client's answers with the artifact's.
 
-    A float32 file's answers are in the smoke set. Another file is run by kdedge here, for
-    the answers that it gives.
+    The smoke set has the answers of the float32 file. kdedge runs any other file here, to get
+    its answers.
 
     Args:
         artifact: the artifact, with a smoke set.

@@ -69,7 +69,7 @@ class KnownImages:
         return NoneOfThese("mahalanobis", FILE_NAME, self.share_percent, self.what, n_images)
 
     def limit(self, artifact: Artifact, backend: Backend) -> NoneBelow | None:
-        """The limit of one of the artifact's files, which is loaded; see `fit_limit`.
+        """Fits the limit of a loaded file of the artifact; see `fit_limit`.
 
         The first file, in float32, also gives the Gaussians.
 

@@ -156,7 +156,7 @@ def _open_answer(artifact: Artifact, answer: str) -> str:
 
 
 def _scores(artifact: Artifact) -> str:
-    """Which prior they assume, whether they are calibrated, and when an image shows no class."""
+    """What scores mean: their prior, their calibration, and when an image shows no class."""
     text = ""
     fitted, none = artifact.temperature, artifact.none_of_these
     prior = artifact.provenance.get("balance", {}).get("prior")

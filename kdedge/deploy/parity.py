@@ -282,8 +282,8 @@ def warn_of_misses(
 ) -> None:
     """Warns if a loaded file misses its gates on this machine, by the smoke set.
 
-    Processors multiply bytes in different ways, and files are damaged by more than what their
-    hashes tell. Nothing is compared if it would take longer than `seconds`.
+    Processors compute INT8 in different ways, so a file may pass on one machine and miss on
+    another. Nothing is compared if it would take longer than `seconds`.
 
     Raises:
         DataError: the smoke set has changed since the export.

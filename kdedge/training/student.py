@@ -1,4 +1,4 @@
-"""A student's job: what it learns from its teacher on unlabeled images; and which teacher."""
+"""A student's job: its teacher, and the unlabeled images that it learns from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kdedge.workers import WorkerResources
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
-    """The recipe's student, still without a teacher: what is read before that is trained."""
+    """The recipe's student without a teacher, so that its errors surface before that is trained."""
     choice = choose_method(loaded, "student")
     method = choice.module.METHOD
     if not (method.needs_teacher or method.student_data_needs):
@@ -78,7 +78,7 @@ def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
 
 
 def one_pass_job(student: Job) -> Job | None:
-    """A ridge student, which takes one pass, before a trained one; if the recipe asks for it."""
+    """The ridge student that `student.one_pass_first` asks for; None if it does not apply."""
     loaded, choice, teacher = student.setup.loaded, student.choice, student.teacher
     spec = loaded.recipe.student
     assert spec is not None  # its parts were read from it
@@ -179,7 +179,7 @@ def open_teacher(run: RunFolder, student: Job) -> ModelTeacher:
 def find_teacher(
     named: RunFolder | None, student: Job
 ) -> tuple[RunFolder | Job | None, AnyTeacher]:
-    """A student's teacher: its run, or the job that trains it, or None for a file; and opened.
+    """Finds a student's teacher: its run, or the job that trains it, or None for a file; opens it.
 
     A run is the one that the recipe names, or a finished one of the same job. A teacher that is to
     be trained is opened untrained, to try steps, which take as long as with a trained one.

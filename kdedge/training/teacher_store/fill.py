@@ -142,7 +142,7 @@ class StoreFiller:
             )
 
     def _about(self, missing: Sequence[Chunk]) -> str:
-        """How long chunks take, in words; nothing of other machines, which may be faster."""
+        """How long chunks take, in words; empty if workers compute them, who may be faster."""
         if not self.workers.are_local:
             return ""
         return f": about {rough_duration(self.seconds(missing))} on {self.teacher.device}"
@@ -178,14 +178,14 @@ class StoreFiller:
 
     @property
     def _work(self) -> Work[Chunk, Chunk]:
-        """Chunks as pieces, which are results, too."""
+        """The work of computing chunks; each chunk is a piece and its own result."""
         # The other process opens the model itself
         without = replace(self, teacher=None, workers=LOCAL, group=SINGLE_PROCESS)  # type: ignore[arg-type]
         elsewhere = functools.partial(_fill_elsewhere, without)
         return Work(self.compute, elsewhere, (self.store.path.absolute(),))
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Computes and writes chunks, those first that other stores have."""
+        """Computes and writes chunks; first those whose features other stores have."""
         n_missing = {chunk: len(self._missing(chunk)) for chunk in chunks}
         for chunk in n_missing:
             self.store.tidy(chunk)

@@ -1,8 +1,8 @@
 """Features that other stores have of the same images, so that only new images are computed.
 
-A set of images that has grown has another store. Its features are those of an older store where
-teacher, preprocessing, precision and views are the same, and for random crops also the image's
-position in its source, by which crops are drawn. Both hold for images that were added at the end.
+A set of images that has grown has a new store. It takes features from an older store if teacher,
+preprocessing, precision and views are the same. Random crops are drawn by an image's position in
+its source, so the position must be the same, too: new images have to be added at the end.
 A feature that is computed in another batch may differ in its last bit.
 """
 
@@ -40,7 +40,7 @@ class OtherStores:
 
     Attributes:
         n_images: number of the store's images that one of them has.
-        n_moved: number of other images that one has at another position, so of other crops.
+        n_moved: number of images that one has at another position, and so with other crops.
         path: the one with the most of them; None if there is none.
     """
 
