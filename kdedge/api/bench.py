@@ -91,7 +91,8 @@ def bench(
     """
     check_at_least(3, calls=calls)
     check_at_least(1, batches=min(batches, default=0), threads=threads)
-    check_at_least(0.01, seconds=seconds, slowest=slowest)
+    check_at_least(0.01, seconds=seconds)
+    check_at_least(0.1, slowest=slowest)
     check_at_least(0, max_regress=max_regress)
     file = None if output is None else Path(output)
     threads = given_number() if threads is None else threads

@@ -179,7 +179,7 @@ def gather(run: RunFolder) -> RunRecords:
 
 
 def _read_look(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
-    """What `training.quick_look` measured of a run's teacher; empty without."""
+    """What `training.teach` measured of a run's teacher; empty without."""
     path = run.path if teacher is None else run.root / teacher
     if not (path / "baselines.json").exists():
         return {}
