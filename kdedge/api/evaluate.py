@@ -39,7 +39,7 @@ def evaluate(
 ) -> EvalResult | UnlabeledResult:
     """Evaluates a finished run on its test images, or on others.
 
-    The result is added to a run without one, such as an imported run. Existing files stay, and with
+    If the run has no result yet, such as an imported run, the result is written to it. With
     `overrides` nothing is written.
 
     Args:

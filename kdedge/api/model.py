@@ -29,8 +29,7 @@ Scores = tuple[ClassScore, ...]
 class LoadedModel:
     """An artifact with one of its model files loaded, ready to classify.
 
-    It is safe to call from several threads. As a context manager it frees the model at the end;
-    `close` does the same.
+    It is safe to call from several threads. `close`, or the end of a `with` block, frees the model.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -141,7 +140,7 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
 ) -> LoadedModel:
-    """Loads an exported model to classify images with. Works on a device without torch.
+    """Loads an exported model, to classify images without torch.
 
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.

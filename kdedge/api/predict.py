@@ -194,7 +194,7 @@ def _items(source: ImageSource, above: Path) -> list[ImageToClassify]:
 
 
 def _frames(path: Path, every: int) -> Iterator[ImageToClassify]:
-    """A video's frames; at damage, a last item whose `read` raises the reason."""
+    """A video's frames; if it is damaged, the last item's `read` raises the reason."""
     from kdedge.runtime.preprocess import UnusableImage
     from kdedge.runtime.video import frames_of_video
 

@@ -97,8 +97,8 @@ def watch(
 ) -> Generator[dict[str, Any], None, None]:
     """Classifies what a camera sees, and yields an event when the decision changes.
 
-    The events are the objects that `kdedge watch` prints, one a line. The first one opens what is
-    watched and loads the model. Close the iterator to stop.
+    The events are the objects that `kdedge watch` prints, one a line. Asking for
+    the first one opens the source and loads the model. Close the iterator to stop.
 
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.

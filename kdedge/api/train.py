@@ -475,7 +475,7 @@ def import_checkpoint(
 ) -> Run:
     """Imports a checkpoint of the public PromptSRC or PromptKD code as a finished run.
 
-    Nothing in the file is executed. The log lists what was not used of it.
+    Code in the file is not executed. The log lists the entries that were not used.
 
     Args:
         file: the checkpoint.

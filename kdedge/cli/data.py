@@ -100,8 +100,8 @@ def show(name: str, root: Path, as_json: bool) -> None:
 def fetch(name: str, root: Path, as_json: bool) -> None:
     """Download the missing files of a benchmark set and unpack them.
 
-    They come from the Hugging Face Hub; an interrupted download continues where it stopped. What
-    cannot be had there is named with its official address and where to put it; run the command
+    They come from the Hugging Face Hub; an interrupted download continues where it stopped. If the
+    Hub lacks a file, the message has its official address and where to put it. Run the command
     again afterwards.
     """
     fetched = fetch_set(name, root)
