@@ -46,6 +46,7 @@ from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx.graph import load_graph
 from kdedge.targets.onnx.insert import find_sites
+from kdedge.targets.onnx.trace import Tracer
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 from kdedge.targets.registry import load_file
 
@@ -162,7 +163,9 @@ class _Writer:
     def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
         spec, reference = self._spec, self._reference
-        options = {"external_data": spec.external_data, "metadata": self._metadata()}
+        options = {
+            "external_data": spec.external_data, "metadata": self._metadata(), "tracer": Tracer(),
+        }  # fmt: skip
         (float32,) = onnx_build.plan("fp32")
         source = self._folder / float32.name
         self._add(
@@ -224,17 +227,14 @@ class _Writer:
             class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
         )  # fmt: skip
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".int8.") as scratch:
-            traced: dict[int, Path] = {}  # both files may have one model
             for file in onnx_build.plan("int8"):
                 # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
                 model = search.exact if file.device == "cpu" else search.model
-                if id(model) not in traced:
-                    path = traced[id(model)] = Path(scratch) / f"{len(traced)}.onnx"
-                    made = BuildRequest(self.artifact, path.parent, model=model, options=options)
-                    onnx_build.build(PlannedFile(path.name, "fp32", "any"), made)
+                path = Path(scratch) / file.name
+                made = BuildRequest(self.artifact, path.parent, model=model, options=options)
+                onnx_build.build(PlannedFile(path.name, "fp32", "any"), made)
                 facts = {} if file.device == "cpu" else {"search": search.record}
                 layers = {"layers": search.layers}
-                path = traced[id(model)]
                 request = BuildRequest(
                     self.artifact, self._folder, onnx_path=path, images=images, options=layers
                 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,8 @@ class Candidate:
 
     Attributes:
         exact: float; it computes what the folded model computes, up to rounding.
-        model: the same, with corrected biases.
+        model: the same, but for biases of its quantized layers: those make up for what is
+            subtracted from their inputs, and for what they lack on average.
         layers: what is quantized of its layers, by name; others stay float.
         inputs: what its layers read, as `SiteStatistics` has it for the folded model.
         alphas: strength of smoothing by each site's first layer; only smoothed sites.
@@ -52,27 +55,6 @@ class Candidate:
     ranges: dict[str, Range]
 
 
-class Centered(nn.Module):
-    """An activation function, and a constant for each channel that is subtracted from its output.
-
-    Args:
-        function: the activation function.
-        center: [D].
-    """
-
-    center: Tensor
-
-    def __init__(self, function: nn.Module, center: Tensor) -> None:
-        super().__init__()
-        self.function = function
-        self.register_buffer("center", center)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> the same."""
-        centered: Tensor = self.function(x) - self.center
-        return centered
-
-
 @dataclass(frozen=True)
 class CalibratedModel:
     """A float model and what its layers read.
@@ -80,12 +62,14 @@ class CalibratedModel:
     Attributes:
         model: the folded model, or a copy with exact changes.
         sites: where it is quantized.
-        inputs: what its layers read, by name.
+        inputs: what its layers read, by name, without what is subtracted once they are quantized.
+        centers: what that is, [D_in] by name; other layers subtract nothing.
     """
 
     model: nn.Module
     sites: Sequence[Site]
     inputs: Mapping[str, SiteStatistics]
+    centers: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @torch.no_grad()
     def centered(self) -> CalibratedModel:
@@ -96,11 +80,12 @@ class CalibratedModel:
         values; the layers that read it make up for it in their biases. Exact up to float32 rounding
         (Wei et al., arXiv:2304.09145, 4.1). A LayerNorm takes the constants into its bias, values
         into the bias of their layer, as attention's weights sum to one; after an activation
-        function they cost a subtraction.
+        function they cost a subtraction, and a layer that stays float reads what it did.
 
         Sites without biases, and convolutions, stay as they are.
         """
         changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
+        centers = {}
         for site in self.sites:
             layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
             seen = self.inputs[site.layers[0]]
@@ -116,14 +101,23 @@ class CalibratedModel:
                 block: Any = changed.get_submodule(site.block)
                 block.subtract_from_values(center)
             elif site.activation is not None:
-                function = changed.get_submodule(site.activation)
-                changed.set_submodule(site.activation, Centered(function, center))
+                centers[site.layers[0]] = center.numpy()  # the only one
             else:
                 continue
             for name, layer in zip(site.layers, layers, strict=True):
-                layer.bias.add_(layer.weight @ center)
+                if name not in centers:
+                    layer.bias.add_(layer.weight @ center)
                 inputs[name] = self.inputs[name].minus(center)
-        return CalibratedModel(changed, self.sites, inputs)
+        return CalibratedModel(changed, self.sites, inputs, centers)
+
+    @torch.no_grad()
+    def with_biases(self) -> nn.Module:
+        """The model for its quantized layers: their biases make up for the centers."""
+        changed = copy.deepcopy(self.model)
+        for name, center in self.centers.items():
+            layer: Any = changed.get_submodule(name)
+            layer.bias.add_(layer.weight @ torch.from_numpy(center))
+        return changed
 
     @torch.no_grad()
     def smoothed(self, alphas: Mapping[str, float]) -> CalibratedModel:
@@ -155,7 +149,7 @@ class CalibratedModel:
             for name, layer in zip(site.layers, layers, strict=True):
                 layer.weight.mul_(factor)
                 inputs[name] = self.inputs[name].divided(factor)
-        return CalibratedModel(changed, self.sites, inputs)
+        return dataclasses.replace(self, model=changed, inputs=inputs)
 
     def _factor(self, site: Site, alpha: float, model: nn.Module) -> Tensor:
         """[D_in]: what divides a site's channels, by the weights of a model; see `smoothed`."""
@@ -178,7 +172,8 @@ class CalibratedModel:
             method = methods if isinstance(methods, str) else methods[names[0]]
             scale = input_scale(self.inputs[names[0]], method)
             for name in names:
-                layers[name] = quantize_weight(self.model.get_submodule(name), scale)
+                layer = quantize_weight(self.model.get_submodule(name), scale)
+                layers[name] = dataclasses.replace(layer, center=self.centers.get(name))
                 ranges[name] = method
         return layers, ranges
 
@@ -236,24 +231,6 @@ class CalibratedModel:
             layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
             seen = seen.divided(factor)
         return _nearest_error(layer, input_scale(seen, "max"), seen)
-
-
-@torch.no_grad()
-def with_plain_functions(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
-    """The model, or a copy whose activation functions are not centered.
-
-    Where each call has its own range with a zero point, centering costs time and gives nothing.
-    """
-    changed = copy.deepcopy(model)
-    is_plain = True
-    for site in sites:
-        function = None if site.activation is None else changed.get_submodule(site.activation)
-        if site.activation is not None and isinstance(function, Centered):
-            layer: Any = changed.get_submodule(site.layers[0])
-            layer.bias.sub_(layer.weight @ function.center)
-            changed.set_submodule(site.activation, function.function)
-            is_plain = False
-    return model if is_plain else changed
 
 
 def input_scale(seen: SiteStatistics, method: Range) -> float:

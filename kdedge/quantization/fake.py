@@ -32,11 +32,14 @@ class QuantizedLayer:
         input_scale: step of its input; FP16 represents it.
         weight_scale: [D_out], steps of its weight; FP16 represents them.
         levels: [D_out, D_in] or [D_out, D_in, H, W], int8, -127 to 127.
+        center: [D_in], subtracted from its input first; None for nothing. The layer's bias makes
+            up for it.
     """
 
     input_scale: float
     weight_scale: npt.NDArray[np.float32]
     levels: npt.NDArray[np.int8]
+    center: npt.NDArray[np.float32] | None = None
 
 
 def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
@@ -54,17 +57,20 @@ class InputQuantizer(nn.Module):
 
     Args:
         scale: positive.
+        center: see `QuantizedLayer`.
     """
 
     scale: Tensor
+    center: Tensor
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, center: npt.NDArray[np.float32] | None = None) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("center", torch.as_tensor(0.0 if center is None else center))
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""
-        return fake_quantize(x, self.scale)
+        return fake_quantize(x - self.center, self.scale)
 
 
 class _WeightQuantizer(nn.Module):
@@ -96,7 +102,7 @@ def attach(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
         module = model.get_submodule(name)
         # A parametrization may check that it gives the weight's shape and type, as this one does
         parametrize.register_parametrization(module, "weight", _WeightQuantizer(layer))
-        module.input_quantizer = InputQuantizer(layer.input_scale)
+        module.input_quantizer = InputQuantizer(layer.input_scale, layer.center)
         module.register_forward_pre_hook(_quantize_input)
 
 

@@ -38,7 +38,6 @@ from kdedge.quantization.candidate import (
     layer_error,
     output_shift,
     round_weight,
-    with_plain_functions,
 )
 from kdedge.quantization.fake import RANGES, QuantizedLayer, attach
 from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
@@ -83,8 +82,8 @@ class SearchResult:
     """What a search has found.
 
     Attributes:
-        exact: the folded model with exact changes that cost nothing, float.
-        model: the same with centered activation functions and corrected biases.
+        exact: the folded model with exact changes, float.
+        model: the same with the biases of its quantized layers.
         layers: what is quantized of its layers, by name.
         record: plain values for `artifact.json`: images, target, steps, layers, and why it ended.
     """
@@ -224,8 +223,7 @@ class _Search:
             "layers": layers,
             "in_float": [name for name in self.observed if name not in best.layers],
         }
-        exact = with_plain_functions(best.exact, self.sites)
-        return SearchResult(exact, best.model, best.layers, record)
+        return SearchResult(best.exact, best.model, best.layers, record)
 
     def _smooth_alike(self) -> None:
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
@@ -253,8 +251,9 @@ class _Search:
 
     def _with_ranges(self, methods: Any) -> Candidate:
         layers, ranges = self._smoothed.quantized(methods)
-        model, inputs = self._smoothed.model, self._smoothed.inputs
-        return Candidate(model, model, layers, inputs, self._alphas, ranges)
+        float32, inputs = self._smoothed.model, self._smoothed.inputs
+        model = self._smoothed.with_biases()
+        return Candidate(float32, model, layers, inputs, self._alphas, ranges)
 
     def _correct_biases(self) -> None:
         self._check_time()
@@ -345,13 +344,11 @@ def corrected(candidate: Candidate) -> Candidate:
 def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
     """A candidate with some layers in float, and with their exact biases: they lack nothing."""
     layers = {name: layer for name, layer in candidate.layers.items() if name not in names}
-    model = candidate.model
-    if model is not candidate.exact:
-        model = copy.deepcopy(model)
-        for name in names:
-            layer: Any = model.get_submodule(name)
-            if layer.bias is not None:
-                layer.bias.copy_(candidate.exact.get_submodule(name).bias)
+    model = copy.deepcopy(candidate.model)
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        if layer.bias is not None:
+            layer.bias.copy_(candidate.exact.get_submodule(name).bias)
     return dataclasses.replace(candidate, model=model, layers=layers)
 
 

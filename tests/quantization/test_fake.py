@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,15 @@ def test_the_written_file_computes_what_the_model_computes(
     from kdedge.targets.onnx.trace import write_onnx
 
     model, batch = copy.deepcopy(folded), torch.from_numpy(images)
+    plain = model(batch).detach().numpy()
+    name, center = NAMES[-1], np.linspace(0, 0.3, 256, dtype=np.float32)
+    layer = model.get_submodule(name)
+    layer.bias.data += layer.weight.data @ torch.from_numpy(center)
     write_onnx(model, tmp_path / "float.onnx", size_px=32)
     names = list(quantizable(load_graph(tmp_path / "float.onnx")))
     assert len(names) == 18
     layers = layers_of(model, names)
-    plain = model(batch).detach().numpy()
+    layers[name] = dataclasses.replace(layers[name], center=center)
     attach(model, layers)
     expected = model(batch).detach().numpy()
 

@@ -14,10 +14,8 @@ from kdedge.progress import progress_to
 from kdedge.quantization.candidate import (
     CalibratedModel,
     Candidate,
-    Centered,
     layer_error,
     round_weight,
-    with_plain_functions,
 )
 from kdedge.quantization.fake import RANGES, attach, detach, find_range
 from kdedge.quantization.search import corrected, score, search, without
@@ -56,6 +54,7 @@ def test_smoothing_changes_no_logit_and_evens_out_what_layers_read(
     assert after.max() / after.min() < before.max() / before.min()
 
 
+@torch.no_grad()
 def test_centering_changes_no_logit_and_gives_each_channel_both_signs_alike(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
@@ -65,16 +64,20 @@ def test_centering_changes_no_logit_and_gives_each_channel_both_signs_alike(
     expected, actual = folded(pictures[64:96]), centered(pictures[64:96])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
     again = observed(centered, sites, pictures[:64])
+    assert [site.layers[0] for site in sites if site.activation] == list(changed.centers)
     for site in sites:
         (name, *_) = site.layers
-        torch.testing.assert_close(again[name].low, inputs[name].low, rtol=0, atol=1e-4)
+        center = torch.as_tensor(changed.centers.get(name, 0.0))
+        torch.testing.assert_close(again[name].low - center, inputs[name].low, rtol=0, atol=1e-4)
         if site.norm or site.block or site.activation:
-            torch.testing.assert_close(again[name].low, -again[name].high, rtol=0, atol=1e-4)
-    assert isinstance(centered.get_submodule("blocks.0.mlp.gelu"), Centered)
-    plain = with_plain_functions(centered, sites)
-    assert not any(isinstance(module, Centered) for module in plain.modules())
-    torch.testing.assert_close(plain(pictures[64:96]), expected, rtol=0, atol=1e-4)
-    assert with_plain_functions(plain, sites) is plain
+            torch.testing.assert_close(inputs[name].low, -inputs[name].high, rtol=0, atol=1e-4)
+    # Quantized layers subtract the centers, for which their biases make up
+    subtracting = changed.with_biases()
+    for name, center in changed.centers.items():
+        subtracting.get_submodule(name).register_forward_pre_hook(
+            lambda _, x, center=center: x[0] - torch.from_numpy(center)
+        )
+    torch.testing.assert_close(subtracting(pictures[64:96]), expected, rtol=0, atol=1e-4)
     reach = [float(each["blocks.0.mlp.c_proj"].channel_max.max()) for each in (seen, inputs)]
     assert reach[1] < 0.7 * reach[0]
 

@@ -45,8 +45,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds one file.
 
     `options` may have `external_data`, which stores the float32 file's weights in a second file,
-    and `metadata`, the float32 file's properties. Files of lower precision keep both. INT8 for
-    TensorRT has `layers`, what is quantized.
+    `metadata`, the float32 file's properties, and `tracer`. Files of lower precision keep the first
+    two. INT8 for TensorRT has `layers`, what is quantized.
 
     Raises:
         DataError: there are no images for the ranges, or they do not fit the graph.

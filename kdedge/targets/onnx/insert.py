@@ -43,7 +43,8 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
     """Gives layers Q/DQ at their inputs, and DQ at weights that are stored as INT8.
 
     Layers that read one tensor with one scale share its Q/DQ. Weights of the graph are replaced by
-    the levels, so only the graph's other values have to be those of the quantized model.
+    the levels, so only the graph's other values have to be those of the quantized model. A layer
+    whose input is centered is the only one that reads it.
 
     Args:
         model: a float32 graph; changed in place; opset 19 or later.
@@ -62,7 +63,12 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
             if key not in dequantized:
                 n_before = sum(x == key[0] for x, _ in dequantized)
                 name = key[0] if n_before == 0 else f"{key[0]}/{n_before + 1}"
-                nodes += quantizer_pair(model, key[0], name, layer.input_scale, np.int8(0))
+                x = key[0] if layer.center is None else f"{name}/centered"
+                if layer.center is not None:
+                    set_initializer(model, f"{name}/center", layer.center)
+                    inputs = [key[0], f"{name}/center"]
+                    nodes.append(helper.make_node("Sub", inputs, [x], name=f"{name}/Sub"))
+                nodes += quantizer_pair(model, x, name, layer.input_scale, np.int8(0))
                 dequantized[key] = nodes[-1].output[0]
             parts, axis = _store(model, layer_of(node), node.op_type, layer)
             output = f"{node.name}/weight"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import logging
 import warnings
@@ -30,6 +31,25 @@ IR_VERSION = 9
 """That of the opset: ONNX Runtime reads it since 1.16."""
 
 
+class Tracer:
+    """Traces models of one structure, whose weights alone differ: only the first is run."""
+
+    def __init__(self) -> None:
+        self._program: Any = None
+
+    def __call__(self, model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
+        """A model's graph, as torch gives it; for the arguments see `write_onnx`."""
+        if self._program is None:
+            self._program = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
+        program = copy.copy(self._program)
+        program.model = self._program.model.clone()  # without its weights
+        there = program.model.graph.initializers
+        weights = model.state_dict()
+        program.apply_weights({name: weights[name] for name in weights if name in there})
+        program.optimize()  # computes what follows from the weights alone
+        return program.model_proto
+
+
 def write_onnx(
     model: nn.Module,
     path: Path,
@@ -40,6 +60,7 @@ def write_onnx(
     external_data: bool = False,
     metadata: Mapping[str, Any] | None = None,
     max_bytes: int = MAX_WEIGHT_BYTES,
+    tracer: Tracer | None = None,
 ) -> None:
     """Writes a folded model as float32 ONNX, atomically.
 
@@ -52,6 +73,8 @@ def write_onnx(
         external_data: store the weights in a second file.
         metadata: values for the file's metadata properties; values that are not text become JSON.
         max_bytes: maximum size of the weights in one file.
+        tracer: one that has traced a model of the same structure, size and batches; None for a
+            new one.
 
     Raises:
         RecipeError: the weights are larger than `max_bytes`, or the model has a step that ONNX
@@ -60,7 +83,8 @@ def write_onnx(
     """
     import onnx
 
-    proto = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
+    trace = tracer or Tracer()
+    proto = trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
     _make_readable(proto)
     proto.ir_version = IR_VERSION
     drop_unused(proto)
@@ -85,7 +109,7 @@ def write_onnx(
 
 
 def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
-    """Traces a model to torch's ONNX graph."""
+    """Traces a model to torch's ONNX program, whose constants are not folded yet."""
     batches = (1, max_batch) if batch == "dynamic" else (batch, batch)
     images = example_images(model, size_px=size_px, batches=batches)
     folded: Any = model
@@ -109,6 +133,7 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
                 input_names=[INPUT_NAME],
                 output_names=[folded.output_name],
                 dynamic_shapes=dynamic_shapes(batches),
+                optimize=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise RecipeError(
@@ -118,8 +143,7 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
         ) from error
     finally:
         exporter.setLevel(level)
-    assert program is not None
-    return program.model_proto
+    return program
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections import Counter
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.fold import FoldedModel
-from kdedge.targets.onnx.trace import OPSET, write_onnx
+from kdedge.targets.onnx.trace import OPSET, Tracer, write_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -77,6 +78,21 @@ def test_a_fixed_batch_takes_that_many_images_and_no_other(
     np.testing.assert_allclose(run(path, images), block_model(images).numpy(), **FLOAT32)
     with pytest.raises(Exception, match=r"(?i)dimension"):
         run(path, draw_images(batch + 1))
+
+
+def test_other_weights_are_written_as_if_their_model_were_traced(
+    block_model: FoldedModel, tmp_path: Path
+) -> None:
+    other, tracer = copy.deepcopy(block_model), Tracer()
+    for values in other.state_dict().values():
+        values.mul_(1.5) if values.is_floating_point() else None
+    paths = [tmp_path / name for name in ("first", "again", "other", "traced")]
+    for path, model in zip(paths, (block_model, block_model, other), strict=False):
+        write_onnx(model, path, size_px=32, batch=1, tracer=tracer)
+    write_onnx(other, paths[3], size_px=32, batch=1)
+    first, again, *others = (path.read_bytes() for path in paths)
+    assert first == again
+    assert others[0] == others[1] != first
 
 
 def test_the_graph_has_the_operators_of_a_vit_named_after_their_place(folded_onnx: Path) -> None:
