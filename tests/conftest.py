@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,28 @@ def reference_folder() -> Path:
 def reference_meta(reference_folder: Path) -> dict[str, Any]:
     """meta.json of the reference vectors."""
     return json.loads((reference_folder / "meta.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Has a folder written by the first of all workers that needs it; the others wait for it."""
+    from kdedge.files import locked
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers of this run
+
+    def make(name: str, write: Callable[[Path], object]) -> Path:
+        folder, finished = root / f"made {name}", root / f"made {name}.finished"
+        with locked(root / f"made {name}.lock", wait_s=300):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                write(folder)
+                finished.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -107,15 +107,18 @@ def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_project(blank_project: Path, made_once: Callable[..., Path]) -> Path:
     """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
     from kdedge.config.load import load_recipe
     from kdedge.setup.workspace import Workspace, choose_device
     from kdedge.training.distill import distill
 
-    folder = copy_project(blank_project, tmp_path_factory.mktemp("trained") / "project")
-    distill(load_recipe(folder / "r.yaml"), Workspace(folder / "runs", choose_device("cpu")))
-    return folder
+    def train(folder: Path) -> None:
+        copy_project(blank_project, folder / "project")
+        recipe = load_recipe(folder / "project" / "r.yaml")
+        distill(recipe, Workspace(folder / "project" / "runs", choose_device("cpu")))
+
+    return made_once("trained", train) / "project"
 
 
 @pytest.fixture
@@ -127,14 +130,16 @@ def trained(trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def exported_project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_project(trained_project: Path, made_once: Callable[..., Path]) -> Path:
     """That project with an INT8 export of the student in artifacts/01."""
     from kdedge.cli.main import run
 
-    folder = copy_project(trained_project, tmp_path_factory.mktemp("exported") / "project")
-    command = ["export", "tiny/02", "--int8", "--int8-minutes", "0"]
-    assert run([*command, "--runs", str(folder / "runs")]) == 0
-    return folder
+    def export(folder: Path) -> None:
+        copy_project(trained_project, folder / "project")
+        command = ["export", "tiny/02", "--int8", "--int8-minutes", "0"]
+        assert run([*command, "--runs", str(folder / "project" / "runs")]) == 0
+
+    return made_once("exported", export) / "project"
 
 
 @pytest.fixture

@@ -52,20 +52,22 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 @pytest.fixture(scope="module")
 def both_exports(
-    trained_project: Path, copy_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    trained_project: Path, copy_of: Callable[..., Path], made_once: Callable[..., Path]
 ) -> Path:
     """The trained project with `open` in all precisions, `plain`, and `open changed`."""
     from kdedge.cli.main import run
 
-    folder = copy_of(trained_project, tmp_path_factory.mktemp("classes") / "project")
-    (folder / "changed.txt").write_text("\n".join(CHANGED))
-    export = ("export", "tiny/02", "--runs", str(folder / "runs"))
-    other = ("--classes", str(folder / "changed.txt"))
-    int8 = ("--int8", "--int8-minutes", "0")
-    assert run([*export, "--open-classes", *int8, "--output", str(folder / OPEN)]) == 0
-    assert run([*export, "--output", str(folder / PLAIN)]) == 0
-    assert run([*export, *other, "--open-classes", "--output", str(folder / "open changed")]) == 0
-    return folder
+    def write(made: Path) -> None:
+        folder = copy_of(trained_project, made / "project")
+        (folder / "changed.txt").write_text("\n".join(CHANGED))
+        export = ("export", "tiny/02", "--runs", str(folder / "runs"))
+        changed = ("--open-classes", "--classes", str(folder / "changed.txt"))
+        int8 = ("--int8", "--int8-minutes", "0")
+        assert run([*export, "--open-classes", *int8, "--output", str(folder / OPEN)]) == 0
+        assert run([*export, "--output", str(folder / PLAIN)]) == 0
+        assert run([*export, *changed, "--output", str(folder / "open changed")]) == 0
+
+    return made_once("classes", write) / "project"
 
 
 @pytest.fixture

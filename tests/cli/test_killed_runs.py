@@ -98,6 +98,7 @@ def interrupt(process: Any, student: Path, signum: signal.Signals) -> None:
     assert "; the state is in runs/tiny/02/checkpoints/e0" in message[0]
     assert message[1] == "  Run the same command with --resume to go on from there."
     assert (status(student), unfinished_files(student)) == ("interrupted", [])
+    assert "Interrupted at epoch " in (student / "log.txt").read_text()
 
 
 def test_after_sigterm_in_training_resume_ends_as_an_undisturbed_run(

@@ -34,17 +34,19 @@ BOTH = ("--calibrate", "--none-of-these", "90%", "--set", "data.labeled=null")
 
 @pytest.fixture(scope="module")
 def calibrated(
-    trained_project: Path, copy_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    trained_project: Path, copy_of: Callable[..., Path], made_once: Callable[..., Path]
 ) -> Path:
     """The trained project with `both` in FP16 and INT8, and `open` with open classes."""
     from kdedge.cli.main import run
 
-    folder = copy_of(trained_project, tmp_path_factory.mktemp("calibrated") / "project")
-    export = ("export", "tiny/02", "--runs", str(folder / "runs"))
-    int8 = ("--int8", "--int8-minutes", "0")
-    assert run([*export, *BOTH, *int8, "--output", str(folder / "both")]) == 0
-    assert run([*export, *BOTH, "--open-classes", "--output", str(folder / "open")]) == 0
-    return folder
+    def write(made: Path) -> None:
+        folder = copy_of(trained_project, made / "project")
+        export = ("export", "tiny/02", "--runs", str(folder / "runs"))
+        int8 = ("--int8", "--int8-minutes", "0")
+        assert run([*export, *BOTH, *int8, "--output", str(folder / "both")]) == 0
+        assert run([*export, *BOTH, "--open-classes", "--output", str(folder / "open")]) == 0
+
+    return made_once("calibrated", write) / "project"
 
 
 @pytest.fixture

@@ -320,23 +320,26 @@ def take_prompts(recipe: Path) -> None:
 @pytest.fixture(scope="session")
 def finished(
     images: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: Callable[..., Path],
     copy: Callable[[Path, Path], Folder],
 ) -> Path:
     """The same with a finished teacher and student, and the student's export in artifacts/01."""
     for name in ("torch", "onnx", "onnxruntime"):
         pytest.importorskip(name)
-    folder = copy(images, tmp_path_factory.mktemp("finished") / "project")
-    for command in (
-        "kdedge init line3 --images cams --classes classes.txt --labeled labeled --test test",
-        "kdedge distill line3.yaml",
-        EXPORT,
-    ):
-        folder.run(Block("sh", "", command), command)
-        if command.startswith("kdedge init"):
-            take_prompts(folder.path / RECIPE)
-    shutil.copytree(folder.path / "runs/line3/02/artifacts/01", folder.path / "artifacts/01")
-    return folder.path
+
+    def write(made: Path) -> None:
+        folder = copy(images, made / "project")
+        for command in (
+            "kdedge init line3 --images cams --classes classes.txt --labeled labeled --test test",
+            "kdedge distill line3.yaml",
+            EXPORT,
+        ):
+            folder.run(Block("sh", "", command), command)
+            if command.startswith("kdedge init"):
+                take_prompts(folder.path / RECIPE)
+        shutil.copytree(folder.path / "runs/line3/02/artifacts/01", folder.path / "artifacts/01")
+
+    return made_once("finished", write) / "project"
 
 
 def why_not(page: str, part: str) -> str | None:

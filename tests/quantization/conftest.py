@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,17 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def sites(folded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def sites(folded: Any, made_once: Callable[..., Path]) -> Any:
     """Where it is quantized."""
     pytest.importorskip("onnx")
     from kdedge.targets.onnx.graph import load_graph
     from kdedge.targets.onnx.insert import find_sites
     from kdedge.targets.onnx.trace import write_onnx
 
-    path = tmp_path_factory.mktemp("sites") / "model.onnx"
-    write_onnx(folded, path, size_px=32)
-    return find_sites(load_graph(path), folded)
+    def write(made: Path) -> None:
+        write_onnx(folded, made / "model.onnx", size_px=32, batch=1)
+
+    return find_sites(load_graph(made_once("sites", write) / "model.onnx"), folded)
 
 
 @pytest.fixture(scope="session")

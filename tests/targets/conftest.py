@@ -224,37 +224,40 @@ def block_inputs(block_model: FoldedModel) -> RunInputs:
 
 @pytest.fixture(scope="session")
 def write_precisions(
-    int8_by_maxima: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[FoldedModel], dict[str, Path]]:
+    int8_by_maxima: Callable[..., None], made_once: Callable[..., Path]
+) -> Callable[[str, FoldedModel], dict[str, Path]]:
     """Writes a model's ONNX files for batches of 1 to 4; gives precision -> file."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.trace import write_onnx
 
-    def write(model: FoldedModel) -> dict[str, Path]:
-        folder = tmp_path_factory.mktemp("onnx")
-        images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
-        names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-        files = {precision: folder / name for precision, name in names.items()}
-        write_onnx(model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
-        to_fp16(files["fp32"], files["fp16"], images=images)
-        int8_by_maxima(files["fp32"], files["int8"], calibration=images)
-        return files
+    names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+    images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
+
+    def write(name: str, model: FoldedModel) -> dict[str, Path]:
+        def make(folder: Path) -> None:
+            float32, half, int8 = (folder / name for name in names.values())
+            write_onnx(model, float32, size_px=32, max_batch=MAX_BATCH)
+            to_fp16(float32, half, images=images)
+            int8_by_maxima(float32, int8, calibration=images)
+
+        folder = made_once(f"files of {name}", make)
+        return {precision: folder / name for precision, name in names.items()}
 
     return write
 
 
 @pytest.fixture(scope="session")
 def onnx_files(
-    tiny_model: FoldedModel, write_precisions: Callable[[FoldedModel], dict[str, Path]]
+    tiny_model: FoldedModel, write_precisions: Callable[..., dict[str, Path]]
 ) -> dict[str, Path]:
     """Those of the student with three blocks."""
-    return write_precisions(tiny_model)
+    return write_precisions("a student", tiny_model)
 
 
 @pytest.fixture(scope="session")
-def cnn_files(write_precisions: Callable[[FoldedModel], dict[str, Path]]) -> dict[str, Path]:
+def cnn_files(write_precisions: Callable[..., dict[str, Path]]) -> dict[str, Path]:
     """Those of a small CNN."""
     import timm
     import torch
@@ -265,7 +268,8 @@ def cnn_files(write_precisions: Callable[[FoldedModel], dict[str, Path]]) -> dic
     torch.manual_seed(0)
     encoder = timm.create_model("test_efficientnet", num_classes=0).eval().requires_grad_(False)
     vectors = torch.nn.functional.normalize(torch.randn(5, encoder.num_features), dim=-1)
-    return write_precisions(fold(ImagePath(encoder), vectors, scale=20.0, preprocess=PREPROCESS))
+    model = fold(ImagePath(encoder), vectors, scale=20.0, preprocess=PREPROCESS)
+    return write_precisions("a CNN", model)
 
 
 @pytest.fixture(scope="session")

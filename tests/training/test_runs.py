@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Any
 import pytest
 
 import kdedge
-from kdedge.errors import DataError, InUseError, RecipeError, ResourceError
+from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runs.find import find_run, newest, runs_in
 from kdedge.runs.folder import RunFolder, command_line
 
@@ -150,43 +147,6 @@ def test_a_full_disk_is_a_resource_error(small_disk: Any) -> None:
         RunFolder.create(disk, "line3", kind="student", recipe_text="x" * 100_000, provenance={})
     # Half a run is none
     assert list(runs_in(disk)) == []
-
-
-_HOLD = """
-import os, signal, sys
-from pathlib import Path
-from kdedge.runs.folder import RunFolder
-with RunFolder.open(Path(sys.argv[1])).lock():
-    print(os.getpid(), flush=True)
-    signal.pause()
-"""
-
-
-def _hold(run: RunFolder) -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(run.path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(kdedge.__file__).parents[1])},
-    )
-    assert process.stdout is not None
-    return process, int(process.stdout.readline())
-
-
-def test_a_second_process_is_told_who_works_in_the_run(tmp_path: Path) -> None:
-    run = _create(tmp_path)
-    process, pid = _hold(run)
-    try:
-        with pytest.raises(InUseError) as caught, run.lock():
-            pass
-        assert f"pid {pid} on {socket.gethostname()}" in str(caught.value)
-        assert caught.value.exit_code == 8
-    finally:
-        process.kill()
-        process.communicate()
-    for _ in range(2):  # free again after a kill and after an error
-        with pytest.raises(ValueError, match="x"), run.lock():
-            raise ValueError("x")
 
 
 def _say_and_fail(message: str) -> None:

@@ -49,13 +49,13 @@ def files(openvino_files: Path, with_flags: WithFlags, tmp_path: Path) -> Path:
 
 
 def test_a_fixed_batch_and_pixels_as_bytes_are_known(
-    tmp_path: Path, tiny_model: FoldedModel
+    tmp_path: Path, block_model: FoldedModel
 ) -> None:
     import copy
 
     from kdedge.targets.onnx.trace import write_onnx
 
-    model: Any = copy.deepcopy(tiny_model)
+    model: Any = copy.deepcopy(block_model)
     model.pixels = "uint8"
     write_onnx(model, tmp_path / "m.onnx", size_px=32, batch=2)
     openvino.save_model(openvino.Core().read_model(tmp_path / "m.onnx"), tmp_path / "m.xml")
