@@ -57,9 +57,9 @@ class OnImages(Protocol):
 _Measured = TypeVar("_Measured", bound=OnImages)
 
 
-def are_same_images(one: OnImages, other: OnImages) -> bool:
+def are_same_images(first: OnImages, other: OnImages) -> bool:
     """Whether two results were measured on the same images."""
-    return (one.n_images, one.images_hash) == (other.n_images, other.images_hash)
+    return (first.n_images, first.images_hash) == (other.n_images, other.images_hash)
 
 
 def by_images(
@@ -203,11 +203,11 @@ class UnlabeledResult(Record, Tabled):
     @property
     def facts(self) -> list[list[str]]:
         """What was measured: a name and a value in each row."""
-        rows, theirs = [["images", self.images]], ""
+        rows, teacher = [["images", self.images]], ""
         if self.agreement_percent is not None:
             rows.append(["teacher agrees", f"{self.agreement_percent:.2f} %"])
-            theirs = f", the teacher's {percent(self.teacher_confidence_percent)} %"
-        rows.append(["mean confidence", f"{self.confidence_percent:.2f} %{theirs}"])
+            teacher = f", the teacher's {percent(self.teacher_confidence_percent)} %"
+        rows.append(["mean confidence", f"{self.confidence_percent:.2f} %{teacher}"])
         return [*rows, ["classes predicted", f"{len(self.predicted):,} of {self.n_classes:,}"]]
 
     @property

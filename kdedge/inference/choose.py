@@ -141,9 +141,9 @@ def candidates(
     if not files:
         kind = f"{precision} file" if precision else "file"
         place = f"{backend} can run" if backend else "can be run"
-        there = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files)
+        present = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files)
         raise RecipeError(
-            f"{artifact.path} has no {kind} that {place}.\n  It has: {there or 'none'}."
+            f"{artifact.path} has no {kind} that {place}.\n  It has: {present or 'none'}."
         )
     if precision is None:
         asked = files

@@ -46,13 +46,13 @@ def class_table(
         details: has the images of each class; None if it was not recorded.
         least: how many classes; None for all.
     """
-    own = next(iter(results.values()))
+    main = next(iter(results.values()))
     images: Counter[str] = Counter()
     if details is not None:
         for label, _, n in details.confusion:
             images[details.class_names[label]] += n
-    tested = [name for name, value in own.per_class.items() if value is not None]
-    tested.sort(key=lambda name: (own.per_class[name], name))
+    tested = [name for name, value in main.per_class.items() if value is not None]
+    tested.sort(key=lambda name: (main.per_class[name], name))
     cells = [
         [name, *([f"{images[name]:,}"] if images else []),
          *(percent(result.per_class.get(name)) for result in results.values())]
@@ -61,7 +61,7 @@ def class_table(
     which = "All" if len(cells) == len(tested) else f"The {len(cells)} lowest of"
     caption = (
         f"{which} {len(tested):,} classes with test images, classified among all names. Mean over"
-        f" these classes: {own.mean_over_classes:.2f} %."
+        f" these classes: {main.mean_over_classes:.2f} %."
     )
     header = ["class", *(["images"] if images else []), *results]
     return Grid("Accuracy by class, percent", header, cells, caption)

@@ -31,8 +31,8 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         agrees = f"{percent(parity.agreement_percent)} % of {parity.n_images:,} images"
         rows.append(["agreement", f"the student's class on {agrees}"])
         if parity.accuracy_percent is not None:
-            theirs = percent(parity.reference_accuracy_percent)
-            ours = f"{percent(parity.accuracy_percent)} %; the student's on the same: {theirs} %"
+            reference = percent(parity.reference_accuracy_percent)
+            ours = f"{percent(parity.accuracy_percent)} %; the student's on the same: {reference} %"
             rows.append(["accuracy", ours])
     latency = f"not measured: kdedge export {artifact.path} --cpu"
     if time is not None:

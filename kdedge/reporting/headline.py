@@ -119,20 +119,20 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     Returns:
         The words, if there are any, and whether zero-shot CLIP is better in every respect.
     """
-    own = results.get("student")
-    if own is None:
+    student = results.get("student")
+    if student is None:
         return [], False
-    same = {name: result for name, result in results.items() if are_same_images(own, result)}
-    zero_shot, teacher = same.get("zeroshot", own), same.get("teacher")
-    points = mean = _score(own) - _score(zero_shot)
-    if own.harmonic_mean is None:  # the harmonic mean is of fewer names at a time
-        mean = own.mean_over_classes - zero_shot.mean_over_classes
+    same = {name: result for name, result in results.items() if are_same_images(student, result)}
+    zero_shot, teacher = same.get("zeroshot", student), same.get("teacher")
+    points = mean = _score(student) - _score(zero_shot)
+    if student.harmonic_mean is None:  # the harmonic mean is of fewer names at a time
+        mean = student.mean_over_classes - zero_shot.mean_over_classes
     if points < 0 and mean <= 0:
         return [f"is {-points:.1f} points below zero-shot CLIP: do not use it"], True
     parts = []
-    if own.harmonic_mean is None:  # else no single figure is its accuracy
-        interval = _interval(own.all * own.n_images / 100, own.n_images)
-        parts.append(f"right on {own.all:.1f} % of {own.n_images:,} test images")
+    if student.harmonic_mean is None:  # else no single figure is its accuracy
+        interval = _interval(student.all * student.n_images / 100, student.n_images)
+        parts.append(f"right on {student.all:.1f} % of {student.n_images:,} test images")
         parts[0] += f" ({interval})" if interval else ""
     if points < 0 or mean < 0:
         first, second = (
@@ -140,18 +140,18 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         )
         parts.append(f"{first} zero-shot CLIP, and {second} it in the mean over classes")
     else:
-        gain = 0.0 if teacher is None else _score(own) - _score(teacher)
+        gain = 0.0 if teacher is None else _score(student) - _score(teacher)
         if gain > 0:
-            few = own.harmonic_mean is None and own.n_images < _FEW
-            images = f" ({images_text(round(gain * own.n_images / 100))})" if few else ""
+            few = student.harmonic_mean is None and student.n_images < _FEW
+            images = f" ({images_text(round(gain * student.n_images / 100))})" if few else ""
             parts.append(f"{gain:.1f} points{images} above its teacher")
         elif teacher is not None and _score(teacher):
-            share = 100 * _score(own) / _score(teacher)
+            share = 100 * _score(student) / _score(teacher)
             parts.append(f"keeps {share:.0f} % of the teacher's accuracy")
         parts += [f"{points:.1f} points above zero-shot CLIP"] if points else []
-    largest = own.largest_class_percent
-    if largest is not None and own.all < largest and len(own.per_class) > 1:
-        missing = largest - own.all
+    largest = student.largest_class_percent
+    if largest is not None and student.all < largest and len(student.per_class) > 1:
+        missing = largest - student.all
         parts.append(f"{missing:.1f} points below always answering the most frequent class")
     if parts and not parts[0].startswith("keeps"):
         parts[0] = f"is {parts[0]}"

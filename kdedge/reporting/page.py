@@ -60,10 +60,10 @@ def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
 
 
 def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
-    own = records.results.get(records.run.kind)
+    result = records.results.get(records.run.kind)
     parts = [_label(records, records.run.kind)]
-    if own is not None:
-        parts += [f"{len(own.per_class):,} classes", f"{own.n_images:,} test images"]
+    if result is not None:
+        parts += [f"{len(result.per_class):,} classes", f"{result.n_images:,} test images"]
     parts.append(str(records.provenance.finished_at or records.provenance.status)[:10])
     return Chapter(
         anchor=f"{prefix}run",
@@ -114,7 +114,7 @@ _LOOKS = {
 def _sections(records: RunRecords, prefix: str) -> list[Section]:
     """The sections that the run has records for: first what decides, then folded details."""
     run, details = records.run, records.details
-    own, own_details = records.results.get(run.kind), details.get(run.kind)
+    main, own_details = records.results.get(run.kind), details.get(run.kind)
     rows = [
         (_label(records, name), result)
         for name, result in sorted_results(run, records.results).items()
@@ -125,11 +125,11 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
         "The file to ship": [*ship_blocks(records)],
     }
     compared: dict[str, EvalResult] = {}
-    if own is not None:
+    if main is not None:
         names = dict.fromkeys((run.kind, "teacher", "zeroshot"))
         compared = {name: records.comparable[name] for name in names if name in records.comparable}
         columns = {model_label(run, name): result for name, result in compared.items()}
-        least = MOST_ROWS if len(own.per_class) > MOST_ROWS + 3 else None
+        least = MOST_ROWS if len(main.per_class) > MOST_ROWS + 3 else None
         shown["Classes"] = [class_table(columns, own_details, least=least)]
         if own_details is not None:
             shown["Classes"].append(confusion_table(model_label(run, run.kind), own_details))
@@ -137,14 +137,14 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
     shown["Not in this report"] = [Note(lines)] if (lines := missing_lines(records)) else []
 
     folded: dict[str, list[Block | None]] = {}
-    if own is not None and len(own.per_class) > MOST_ROWS + 3:
+    if main is not None and len(main.per_class) > MOST_ROWS + 3:
         folded["Every class"] = [class_table(columns, own_details)]
     if own_details is not None:
         plot = confusion_plot(model_label(run, run.kind), own_details, f"{prefix}confusion")
         folded["Confusion matrix"] = [plot]
     judged = {name: details[name] for name in compared if name in details}
     if judged:
-        models = {model_label(run, name): one for name, one in judged.items()}
+        models = {model_label(run, name): entry for name, entry in judged.items()}
         results = {model_label(run, name): compared[name] for name in judged}
         folded["Calibration"] = [*calibration_blocks(models, results, f"{prefix}calibration")]
     folded["Exported files"] = [*exported_blocks(records)]
@@ -166,9 +166,9 @@ def _made(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) ->
 
 
 def _images(records: RunRecords) -> list[Block | None]:
-    own = records.details.get(records.run.kind)
-    if own is not None and own.samples:
-        samples = own.samples
+    details = records.details.get(records.run.kind)
+    if details is not None and details.samples:
+        samples = details.samples
         groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_OF_A_KIND] for kind in _SAMPLES}
         return [*sample_cards(groups, records.recipe, is_test=True)]
     if records.unlabeled is not None:

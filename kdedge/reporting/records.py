@@ -92,10 +92,12 @@ class RunRecords:
     @property
     def comparable(self) -> Mapping[str, EvalResult]:
         """The results on the same images as the run's own."""
-        own = self.results.get(self.run.kind)
-        if own is None:
+        main = self.results.get(self.run.kind)
+        if main is None:
             return {}
-        return {name: one for name, one in self.results.items() if are_same_images(one, own)}
+        return {
+            name: result for name, result in self.results.items() if are_same_images(result, main)
+        }
 
     @property
     def _can_judge(self) -> bool:

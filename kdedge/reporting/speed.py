@@ -41,16 +41,16 @@ def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
     batch = min((time.batch for time in measurements if time.inputs != "image file"), default=1)
     plots: list[Plot] = []
     for group in accuracies(rows):
-        key, accuracy_name = shared_accuracy([one for _, one in group])
+        key, accuracy_name = shared_accuracy([entry for _, entry in group])
         points = []
-        for label, one in group:
+        for label, entry in group:
             row = dict(rows)[label]
             time = row.alone(batch)
             if time is not None and time.doubt is None:
-                points.append(CostPoint(label, _kind(row), time.p50_ms, getattr(one, key)))
+                points.append(CostPoint(label, _kind(row), time.p50_ms, getattr(entry, key)))
         if not points:
             continue
-        sources = "; ".join(dict.fromkeys(one.source for _, one in group))
+        sources = "; ".join(dict.fromkeys(entry.source for _, entry in group))
         caption = (
             f"All accuracies are on the same {group[0][1].n_images:,} images ({sources}). The"
             " dashed line is the Pareto front: no other model is both faster and more accurate."

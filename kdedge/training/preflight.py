@@ -209,8 +209,8 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     took = filler.seconds(missing)
     state = "complete"
     if missing:
-        how = f"compute, about {rough_duration(took)}" if took else "copy from another store"
-        state = f"{len(missing)} of {len(chunks)} files to {how}"
+        action = f"compute, about {rough_duration(took)}" if took else "copy from another store"
+        state = f"{len(missing)} of {len(chunks)} files to {action}"
     return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 
 
