@@ -43,9 +43,9 @@ class Tracer:
             self._program = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
         program = copy.copy(self._program)
         program.model = self._program.model.clone()  # without its weights
-        there = program.model.graph.initializers
+        initial = program.model.graph.initializers
         weights = model.state_dict()
-        program.apply_weights({name: weights[name] for name in weights if name in there})
+        program.apply_weights({name: weights[name] for name in weights if name in initial})
         program.optimize()  # computes what follows from the weights alone
         return program.model_proto
 
