@@ -566,10 +566,27 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise explain_os_error(error, path) from error
+    _OPENED.add(descriptor)
     try:
         yield descriptor
     finally:
+        _OPENED.discard(descriptor)
         os.close(descriptor)
+
+
+_OPENED: set[int] = set()  # descriptors with locks
+
+
+def _leave_locks() -> None:
+    """Closes a forked process's copies of the locks, which it would hold for as long as it lives.
+
+    The import of openvino forks one that may live for seconds.
+    """
+    while _OPENED:
+        os.close(_OPENED.pop())
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def _flock(descriptor: int, path: Path) -> None:

@@ -52,6 +52,25 @@ def test_files_folders_and_locks_need_none_of_these_calls(
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", ".lock"}
 
 
+def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    started, start = os.pipe()
+    with held(tmp_path):
+        child = os.fork()
+        if child == 0:  # as openvino's import does; it lives until the pipe is closed
+            os.close(writer)
+            os.write(start, b"1")
+            os.read(reader, 1)
+            os._exit(0)
+        os.read(started, 1)
+    try:
+        with held(tmp_path):
+            pass
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
 def test_each_lack_is_said_once() -> None:
     script = """
 import errno, fcntl, logging, os, tempfile

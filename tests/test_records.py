@@ -198,6 +198,8 @@ def test_a_damaged_record_is_read_as_it_is_written_or_refused(name: str, data: A
     if name == "artifact.json":
         # The version that writes, and descriptions for people and other programs
         read |= {key: written[key] for key in ("kdedge", "preprocess", "input", "in_graph")}
+        for record in (read, written):
+            record["output"].pop("name", None)
     assert _is_same(read, written)
 
 
