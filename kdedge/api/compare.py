@@ -134,7 +134,7 @@ def _opened(
     try:
         yield loaded
     finally:
-        loaded.backend.close()
+        loaded.close()
 
 
 def _compared(

@@ -13,7 +13,8 @@ from PIL import Image
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact
 from kdedge.data.sources import read_file
-from kdedge.errors import DataError, SetupError, check_at_least
+from kdedge.deploy.parity import warn_of_misses
+from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import ClassScore, Prediction, Result
 from kdedge.runtime.artifact import Artifact, Precision
@@ -34,7 +35,6 @@ class LoadedModel:
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
-        self._is_closed = False
 
     @property
     def artifact(self) -> Artifact:
@@ -101,8 +101,6 @@ class LoadedModel:
             DataError: an item is not an image, or an array has a wrong shape or type.
         """
         check_at_least(1, top=top)
-        if self._is_closed:
-            raise SetupError("The model is closed.\n  Load it again: kdedge.load(ARTIFACT).")
         keyed = (_keyed_input(number, image, bgr) for number, image in enumerate(images))
         return self._classifier.classify_many(keyed, top=top)
 
@@ -114,13 +112,22 @@ class LoadedModel:
 
         Returns:
             [N, C], float32, in the order of `class_names`.
+
+        Raises:
+            DataError: the batch has another shape or type.
+            SetupError: the model is closed.
         """
+        size_px = self.artifact.preprocess.size_px
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size_px, size_px, 3):
+            raise DataError(
+                f"The batch is {batch.dtype}, {list(batch.shape)}. Give uint8 pixels, 0 to 255, of"
+                f" the shape [N, {size_px}, {size_px}, 3]."
+            )
         return self._classifier.logits(batch)
 
     def close(self) -> None:
         """Frees the model."""
-        self._is_closed = True
-        self._classifier.backend.close()
+        self._classifier.close()
 
     def __enter__(self) -> LoadedModel:
         return self
@@ -142,6 +149,8 @@ def load(
 ) -> LoadedModel:
     """Loads an exported model, to classify images without torch.
 
+    Warns if the file misses its gates on this machine.
+
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
@@ -160,9 +169,9 @@ def load(
     """
     check_at_least(1, threads=threads)
     folder = artifact_folder(source)
-    return LoadedModel(
-        Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)
-    )
+    loaded = Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)
+    warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
+    return LoadedModel(loaded)
 
 
 def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInput]:

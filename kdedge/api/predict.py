@@ -362,7 +362,7 @@ def opened(
         warn_of_misses(classifier.artifact, classifier.file, classifier.backend)
         yield classifier
     finally:
-        classifier.backend.close()
+        classifier.close()
 
 
 class ResultStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.errors import DataError, RecipeError, SetupError, ShapeError
 from kdedge.inference.choose import choose_and_load
 from kdedge.inference.lines import (
     ClassScore,
@@ -79,7 +80,8 @@ class Classifier:
         self._gaussians: Gaussians | None = None
         if artifact.none_of_these is not None and self.none_below is not None:
             self._gaussians = read_gaussians(artifact.checked(artifact.none_of_these.file))
-        self._running = threading.Lock()  # an engine has only one context
+        self._lock = threading.Lock()  # an engine has only one context
+        self._is_closed = False
         self.n_decoders = min(8, n_threads or usable_cores())
 
     @classmethod
@@ -145,6 +147,19 @@ class Classifier:
             loaded.close()
             raise
 
+    def close(self) -> None:
+        """Frees the model, after a batch that another thread runs."""
+        with self._lock:
+            self._is_closed = True
+            self.backend.close()
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_closed:
+                raise SetupError("The model is closed.\n  Load it again: kdedge.load(ARTIFACT).")
+            yield
+
     @property
     def tells_none(self) -> bool:
         """Whether its predictions say if an image shows none of the classes."""
@@ -176,7 +191,7 @@ class Classifier:
 
     def _outputs(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """[N, S, S, 3] -> what the graph gives, [N, C] logits or [N, D] features."""
-        with self._running:
+        with self._running():
             return run_batches(
                 self._graph, images, pixels=self.artifact.pixels, max_batch=self.max_batch
             )
@@ -191,7 +206,7 @@ class Classifier:
         Returns:
             What the graph gives: logits [N, C], or features [N, D] with open classes.
         """
-        with self._running:
+        with self._running():
             return run_inputs(self._graph, inputs, max_batch=max_batch)
 
     def as_logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -214,7 +229,7 @@ class Classifier:
         """[H, W, 3] each -> [N, C] or [N, D]; a file with preprocessing takes them as they are."""
         if not isinstance(self.backend, TakesImages):
             return self._outputs(np.stack(images))
-        with self._running:
+        with self._running():
             return np.concatenate([self._graph.run_image(image) for image in images])
 
     def classify_many(

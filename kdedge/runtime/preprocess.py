@@ -187,7 +187,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise UnusableImage("the file is empty")
     with _STRICT_PILLOW:
-        return _upright_rgb(_open(data, max_pixels))
+        image = _open(data)
+        _check_size(image, max_pixels)
+        return _upright_rgb(image)
 
 
 def is_upright_jpeg(data: bytes) -> bool:
@@ -199,7 +201,8 @@ def is_upright_jpeg(data: bytes) -> bool:
     if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
         return False
     with _STRICT_PILLOW:
-        image = _open(data, MAX_PIXELS)
+        image = _open(data)
+        _check_size(image, MAX_PIXELS)
         return (image.format, image.mode, _orientation(image)) == ("JPEG", "RGB", 1)
 
 
@@ -207,10 +210,10 @@ def convert_image(image: Image.Image) -> Image.Image:
     """Converts a Pillow image as `decode_image` does with a file: to 8-bit RGB, upright.
 
     Raises:
-        UnusableImage: the image cannot be decoded, is empty, or has no fixed range of values.
+        UnusableImage: the image cannot be decoded, is empty, too large, longer than 100 times its
+            shorter side, or has no fixed range of values.
     """
-    if not all(image.size):
-        raise UnusableImage("the image has no pixels")
+    _check_size(image, MAX_PIXELS)
     with _STRICT_PILLOW:
         return _upright_rgb(image)
 
@@ -228,7 +231,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise UnusableImage(f"{image.format} data cannot be decoded: {_text(error)}") from error
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     """Opens an image and checks its header."""
     if is_heif(data) and register_heif() is None:
         raise UnusableImage(f"a HEIC image; to read it, run: {HEIF_REMEDY}")
@@ -240,20 +243,25 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise UnusableImage(f"too large: {_text(error)}") from error
     except _PILLOW_ERRORS as error:
         raise UnusableImage(f"the image's header is damaged: {_text(error)}") from error
-    width, height = image.size
     if image.format in _OUTSIDE_PROGRAMS:
         raise UnusableImage(
             f"{image.format} files need another program; convert the image to PNG or JPEG"
         )
+    return image
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if not all(image.size):
+        raise UnusableImage("the image has no pixels")
     if width * height > max_pixels:
         raise UnusableImage(
             f"too large: {width} x {height} pixels, the limit is {max_pixels} pixels"
         )
-    if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
+    if max(image.size) > MAX_ASPECT * min(image.size):
         raise UnusableImage(
             f"{width} x {height} pixels: longer than {MAX_ASPECT} times its shorter side"
         )
-    return image
 
 
 def _kind(data: bytes) -> str:

@@ -80,14 +80,14 @@ class ServedModel:
             self._n_uses -= 1
             is_done = self._is_replaced and not self._n_uses
         if is_done:
-            self.classifier.backend.close()
+            self.classifier.close()
 
     def replaced(self) -> None:
         """Says that no new use begins."""
         with self._lock:
             self._is_replaced, is_done = True, not self._n_uses
         if is_done:
-            self.classifier.backend.close()
+            self.classifier.close()
 
 
 class CurrentModel:

@@ -136,7 +136,7 @@ def load_checked(source: ArtifactSource, path: Path) -> ServedModel:
         model = ServedModel(classifier, source.batch)
         model.warm_up()
     except BaseException:
-        classifier.backend.close()
+        classifier.close()
         raise
     return model
 
@@ -191,7 +191,7 @@ class Server:
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._socket.close)
             loaded = source.load(source.find())
-            on_error.callback(loaded.backend.close)
+            on_error.callback(loaded.close)
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
             self.model = ServedModel(loaded, source.batch)
             self.model.warm_up()

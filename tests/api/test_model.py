@@ -108,6 +108,37 @@ def test_logits_are_those_of_prepared_pixels(model: LoadedModel) -> None:
     assert best == [model(image)[0].class_name for image in batch]
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 3, 16, 16), (2, 17, 16, 3)])
+def test_logits_of_unprepared_pixels_are_refused(model: LoadedModel, shape: Any) -> None:
+    with pytest.raises(DataError, match=r"The batch is uint8, .* \[N, \d+, \d+, 3\]"):
+        model.logits(np.zeros(shape, np.uint8))
+    size_px = model.artifact.preprocess.size_px
+    floats: Any = np.zeros((2, size_px, size_px, 3), np.float32)
+    with pytest.raises(DataError, match="The batch is float32"):
+        model.logits(floats)
+
+
+def test_a_strip_in_memory_is_refused_as_its_file_is(model: LoadedModel) -> None:
+    strip = Image.new("RGB", (1, 101))
+    results = list(model.classify([strip, np.asarray(strip), png(strip)]))
+    reasons = {result.reason for result in results if isinstance(result, UnreadableImage)}
+    assert len(results) == 3
+    assert reasons == {"1 x 101 pixels: longer than 100 times its shorter side"}
+
+
+def test_a_model_closed_by_another_thread_ends_its_calls(model: LoadedModel) -> None:
+    results = model.classify(photo(seed) for seed in range(1000))
+    next(results)
+    thread = threading.Thread(target=model.close)
+    thread.start()
+    thread.join()
+    with pytest.raises(SetupError, match="The model is closed"):
+        list(results)
+    size_px = model.artifact.preprocess.size_px
+    with pytest.raises(SetupError, match="The model is closed"):
+        model.logits(np.zeros((1, size_px, size_px, 3), np.uint8))
+
+
 def test_several_threads_get_the_answers_of_one(model: LoadedModel) -> None:
     images = [photo(seed) for seed in range(8)]
     expected = [model(image, top=3) for image in images]

@@ -395,6 +395,13 @@ def test_what_takes_too_long_is_not_compared(
     assert ("missed its gates" in caplog.text) == is_compared
 
 
+def test_loading_in_python_warns_as_the_server_does(
+    make_checked: MakeArtifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kdedge.load(make_checked(tmp_path / "1", wrong=True)).close()
+    assert "missed its gates" in caplog.text
+
+
 def quick(source: Path) -> Any:
     """A server that looks for a new artifact many times a second."""
     from functools import partial
