@@ -32,9 +32,9 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether a command line made the call; messages name its flags then, else Python's arguments."""
 
 _SAME_NAME = (
-    "against backend baseline browser calibrate classes config device exact file head"
-    " int8-minutes keep-teacher labels max-megabytes max-regress method none-of-these open-classes"
-    " output pixels port precision resume size student teacher threads triton weights"
+    "against backend baseline browser calibrate classes config cpu device exact file fp16 head"
+    " int8 int8-minutes keep-teacher labels max-megabytes max-regress method none-of-these"
+    " open-classes output pixels port precision resume size student teacher threads triton weights"
 )
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
     flag: flag.replace("-", "_") for flag in _SAME_NAME.split()

@@ -450,15 +450,16 @@ def _made(part: Path) -> Iterator[None]:
         part.mkdir()
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(part, os.O_RDONLY)
+            _OPENED.add(descriptor)
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not part.exists():  # another process took it for one that was left behind
-                os.close(descriptor)
+                _close(descriptor)
                 descriptor = None
     try:
         yield
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def _delete_left_behind(above: Path, start: str) -> bool:
@@ -570,8 +571,12 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        _OPENED.discard(descriptor)
-        os.close(descriptor)
+        _close(descriptor)
+
+
+def _close(descriptor: int) -> None:
+    _OPENED.discard(descriptor)
+    os.close(descriptor)
 
 
 _OPENED: set[int] = set()  # descriptors with locks

@@ -210,7 +210,10 @@ def export(
             run = find_run(name, runs_folder(root, source), prefer="student")
             trained = _load(run, overrides, classes, device)
             precisions.update(trained.loaded.recipe.export.precisions)
+            if "int8" in precisions:
+                precisions.add("fp16")
             made = _fold(trained, chosen, precisions, output, cpu=cpu)
+            locked.enter_context(held(made.artifact.path))
             made.add(chosen, precisions, cpu=cpu)
             record_export(run, made.artifact.path)
         if not made.failed:  # else a server would get another file than the one that failed
@@ -278,8 +281,6 @@ def _fold(
     from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
 
-    if "int8" in precisions:
-        precisions.add("fp16")
     needed: set[Precision] = {"fp32", *precisions}
     for target in targets:
         chosen = precisions_of(target, precisions)

@@ -3,7 +3,7 @@
 Every fold is exact up to rounding:
 
 - `(pixels - mean) / std` moves into the weight and bias of the first convolution (`stem`);
-- CLIP's ViT with prompts is folded in `vit`, any other image encoder in `tower`;
+- CLIP's ViT with prompts is folded in `vit`, any other image encoder in `encoder`;
 - projector, `scale` and class vectors are folded into the head (`head`). If the projector has only
   one linear layer, it is folded into the fused head together with the encoder's last linear layer.
 

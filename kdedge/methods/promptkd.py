@@ -199,13 +199,13 @@ class Method(BaseMethod):
                 scalars |= loss.scalars(logged, n_classes) or {f"{name}_loss": logged}
             if batch.labeled is not None and labeled_features is not None:
                 vectors = outputs.student_vectors[self._train_classes]
-                logits = self.scale * labeled_features @ vectors.T
+                logits = self._student_scale * labeled_features @ vectors.T
                 labels = labels_of(batch.labeled)
                 value = F.cross_entropy(logits, labels)
                 terms.append(self._settings.labeled_weight * value)
                 accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
                 scalars |= {"label_loss": value.detach(), "labeled_accuracy_percent": accuracy}
-            agrees = outputs.student_logits.argmax(-1) == outputs.teacher_logits.argmax(-1)
+            agrees = outputs.student_logits.detach().argmax(-1) == outputs.teacher_logits.argmax(-1)
         scalars["teacher_agreement_percent"] = 100 * agrees.float().mean()
         return StepOutput(torch.stack(terms).sum(), scalars)
 

@@ -282,7 +282,7 @@ _BLOCK = 128
 
 @torch.no_grad()
 def round_weight(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> QuantizedLayer:
-    """A linear layer with other levels.
+    """A linear layer whose levels make up for each other's rounding (GPTQ, arXiv:2210.17323).
 
     Args:
         layer: the float layer.

@@ -169,7 +169,9 @@ def find_range(values: Tensor, method: Range, *, largest: float) -> float:
 
     Args:
         values: a sample of a tensor's values, any shape.
-        method: see the module's docstring.
+        method: `max`, the largest magnitude; `percentile` of all magnitudes; `mse`, the least
+            squared error; `entropy`, the least divergence of the histogram (Migacz, 8-bit Inference
+            with TensorRT, 2017).
         largest: the largest magnitude of all values, also of those outside the sample.
 
     Returns:

@@ -8,7 +8,7 @@ Steps 1 to 5 cost nothing on the device; the last one costs speed, and ends with
 2. other ranges: one kind for all layers, or for each layer the kind with the least error;
 3. SmoothQuant's alpha for each site by the error of its layers;
 4. biases corrected by what quantized layers lack on average (Nagel et al., arXiv:1906.04721);
-5. layer-wise rounding of weights (`rounding`);
+5. layer-wise rounding of weights (`round_weight`);
 6. the fewest layers left in float, by their sensitivity: the logits' error with all layers in INT8,
    minus that with this one in float.
 

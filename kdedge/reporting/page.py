@@ -96,15 +96,13 @@ def _verdict(records: RunRecords) -> list[str]:
             f"Its scores assume {shares}. Where the device sees other shares, write them into"
             " balance.prior of the recipe."
         )
-    if look := records.quick_look:
-        lines.append(
-            "On the labeled images, mean over classes:"
-            f" {', '.join(f'{_LOOKS[name]} {value:.1f} %' for name, value in look.items())}."
-        )
+    if baselines := records.baselines:
+        measured = [f"{_BASELINES[name]} {value:.1f} %" for name, value in baselines.items()]
+        lines.append(f"On the labeled images, mean over classes: {', '.join(measured)}.")
     return lines
 
 
-_LOOKS = {
+_BASELINES = {
     "zeroshot": "zero-shot CLIP (the teacher's)",
     "ridge": "ridge regression on the teacher's features, by leave-one-out,",
     "trained": "the trained teacher",

@@ -64,7 +64,7 @@ class RunRecords:
         training: its log.
         artifact: the newest export.
         balance: the offsets that bring it into balance.
-        quick_look: accuracies of the teacher, zero-shot CLIP and ridge on the labeled images.
+        baselines: accuracies of the teacher, zero-shot CLIP and ridge on the labeled images.
         speed: the newest speed measurement.
         speed_file: its file.
         problems: errors of damaged records, which are left out.
@@ -79,7 +79,7 @@ class RunRecords:
     training: TrainingLog
     artifact: Artifact | None
     balance: BalanceResult | None
-    quick_look: Mapping[str, float]
+    baselines: Mapping[str, float]
     speed: SpeedResult | None
     speed_file: Path | None
     problems: tuple[str, ...]
@@ -171,7 +171,7 @@ def gather(run: RunFolder) -> RunRecords:
         details=read(lambda: read_details(run), {}),
         unlabeled=read(lambda: read_unlabeled(run), None),
         balance=read(lambda: read_balance(run), None),
-        quick_look=read(lambda: _read_look(run, provenance.teacher_run), {}),
+        baselines=read(lambda: _read_baselines(run, provenance.teacher_run), {}),
         training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifact), None) if artifact else None,
         speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),
@@ -180,7 +180,7 @@ def gather(run: RunFolder) -> RunRecords:
     )
 
 
-def _read_look(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
+def _read_baselines(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
     """What `training.teach` measured of a run's teacher; empty without."""
     path = run.path if teacher is None else run.root / teacher
     if not (path / "baselines.json").exists():

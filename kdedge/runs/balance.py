@@ -13,6 +13,7 @@ from kdedge.config.data_spec import BalanceSpec
 from kdedge.config.recipe import Recipe
 from kdedge.data.balance import careful_offsets, find_offsets
 from kdedge.data.images import spread
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.results import BalanceResult
 from kdedge.runs.measure import LogitModel, finite_logits
@@ -55,7 +56,8 @@ def balance_of(
         RecipeError: the prior misses a class, or the recipe has no unlabeled images.
         DivergedError: a logit is not finite.
     """
-    data, names = RecipeData(recipe, classes, workspace), classes.names
+    data = RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS)
+    names = classes.names
     prior = _prior(spec, data, names)
     pool = data.require("unlabeled", "balance is found on unlabeled images")
     few = pool.only([pool.indices[i] for i in spread(len(pool.indices), _MOST_IMAGES)])

@@ -16,6 +16,7 @@ from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
 from kdedge.data.split import few_shot
+from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
 from kdedge.progress import progress
@@ -37,11 +38,21 @@ class RecipeData:
     Args:
         recipe: names the sources.
         classes: the class list; labels are positions in it.
-        workspace: caches scans; each of its processes reads a part of a source.
+        workspace: caches scans.
+        group: processes that each read a part of a source; default: the workspace's. One process
+            that reads alone, as rank 0 does at the end of a run, gives `SINGLE_PROCESS`.
     """
 
-    def __init__(self, recipe: Recipe, classes: Classes, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        classes: Classes,
+        workspace: Workspace,
+        *,
+        group: ProcessGroup | None = None,
+    ) -> None:
         self._recipe, self._classes, self._workspace = recipe, classes, workspace
+        self._group = group or workspace.group
         # The protocol seeds Python's global generator; a separate one gives the same stream.
         self._stream = random.Random(recipe.seed)  # noqa: S311
         self._has_drawn = False
@@ -252,7 +263,7 @@ class RecipeData:
 
     def _scan(self, source: ImageSource, key: DataPart) -> Images:
         """Scans a source; each process scans a part of it."""
-        group = self._workspace.group
+        group = self._group
         share = group.shard(len(source.items))
         with progress(f"reading data.{key}", share.stop - share.start, unit="images") as advance:
             part = scan_by(

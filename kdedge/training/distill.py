@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
 from kdedge.runs.folder import RunFolder
@@ -179,7 +180,7 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
-    images = RecipeData(setup.loaded.recipe, classes, workspace)
+    images = RecipeData(setup.loaded.recipe, classes, workspace, group=SINGLE_PROCESS)
     models = [load_run(run, workspace) for run in (first, trained)]
     labeled = images.load("validation")
     if labeled is not None:

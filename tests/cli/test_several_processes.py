@@ -81,6 +81,14 @@ def test_two_processes_learn_what_one_does(project: Path, kdedge: Any, torchrun:
     assert [path.name for path in sorted(Path("runs/tiny").iterdir())] == ["01", "02"]
 
 
+def test_one_process_reads_the_pool_that_no_training_read(torchrun: Torchrun) -> None:
+    options = ("name=balanced", "teacher.optim.epochs=1", "balance={prior: auto}")
+    command = ("teach", "r.yaml", *(word for text in options for word in ("--set", text)))
+    _, said = (process := torchrun(2, *command)).communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert Path("runs/balanced/01/balance.json").exists()
+
+
 def workers(process: subprocess.Popen[str]) -> dict[int, int]:
     """Rank -> process id of what torchrun has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

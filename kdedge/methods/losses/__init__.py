@@ -11,7 +11,7 @@ B rows and the text side C.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
@@ -56,12 +56,12 @@ class Outputs:
     teacher_scale: float
     given_logits: Tensor | None = None
 
-    @property
+    @cached_property
     def student_logits(self) -> Tensor:
         """[B, C], scaled."""
         return self.student_scale * self.student_features @ self.student_vectors.T
 
-    @property
+    @cached_property
     def teacher_logits(self) -> Tensor:
         """[B, C], scaled."""
         if self.given_logits is not None:

@@ -8,6 +8,7 @@ ONNX_RUNTIME = Package(
     "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "running ONNX files", extra="runtime"
 )
 ONNX = Package("onnx", ("onnx",), "ONNX files", extra="export")
+ONNX_IR = Package("onnx_ir", ("onnx-ir",), "ONNX files", extra="export")
 ONNXSCRIPT = Package("onnxscript", ("onnxscript",), "ONNX files", extra="export")
 
 TARGET = Target(
@@ -19,7 +20,7 @@ TARGET = Target(
     source="folded model",
     precisions=("fp32", "fp16", "int8"),
     cpu_precisions=("fp32", "int8"),
-    packages=(ONNX, ONNXSCRIPT, ONNX_RUNTIME),
+    packages=(ONNX, ONNX_IR, ONNXSCRIPT, ONNX_RUNTIME),
     backend="onnxruntime",
     preference=10,
     remark="Other targets that are built on the device are built from these files.",

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kdedge.runtime.artifact import Precision
-from kdedge.targets.onnx import ONNX, ONNXSCRIPT, run
+from kdedge.targets.onnx import ONNX, ONNX_IR, ONNXSCRIPT, run
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import write_onnx
@@ -30,7 +30,7 @@ def check_environment() -> None:
         MissingPackage: one of them is not installed.
         SetupError: ONNX Runtime is installed, but cannot be imported.
     """
-    for package in (ONNX, ONNXSCRIPT):
+    for package in (ONNX, ONNX_IR, ONNXSCRIPT):
         if find_spec(package.module) is None:
             raise package.missing("ONNX export")
     run.check_environment()
