@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,7 +187,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     elif (shipped := file_to_ship(artifact, None)) is not None:
         lines.append(
             f"\nFor a CPU, ship {shipped.file.name}. Whether another file is faster there, this"
-            f" measures: kdedge export {artifact.path} --cpu"
+            f" measures: kdedge export {shlex.quote(str(artifact.path))} --cpu"
         )
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from importlib.resources import files
@@ -228,7 +229,7 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     if not any((file.target, file.precision) == pair for file in artifact.files):
         raise DataError(
             f"{artifact.path} has no {pair[1]} file with preprocessing, which a page needs.\n"
-            f"  Make it with: kdedge export {artifact.path} --with-preprocess"
+            f"  Make it with: kdedge export {shlex.quote(str(artifact.path))} --with-preprocess"
         )
     file = choose_file(artifact, [pair], server="browsers")
     settings = {

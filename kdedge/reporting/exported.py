@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from kdedge.deploy import model_card
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.reporting.blocks import Block, Note, Text
@@ -15,10 +17,11 @@ _MOST_LAYERS = 10
 
 def ship_blocks(records: RunRecords) -> list[Block]:
     """Which file to put on the device, its cost, and the commands."""
-    run, artifact = records.run.path, records.artifact
+    run, artifact = shlex.quote(str(records.run.path)), records.artifact
     if artifact is None:
         line = f"# no file was exported yet\nkdedge export {run} --int8"
-        return [Text("", line)] if run and records.run.kind == "student" else []
+        return [Text("", line)] if records.run.kind == "student" else []
+    folder = shlex.quote(str(artifact.path))
     shipped = file_to_ship(artifact, records.speed)
     if shipped is None:
         line = f"# every exported file missed its gate: see the table below\nkdedge show {run}"
@@ -34,7 +37,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
             reference = percent(parity.reference_accuracy_percent)
             ours = f"{percent(parity.accuracy_percent)} %; the student's on the same: {reference} %"
             rows.append(["accuracy", ours])
-    latency = f"not measured: kdedge export {artifact.path} --cpu"
+    latency = f"not measured: kdedge export {folder} --cpu"
     if time is not None:
         images = "one image" if time.batch == 1 else f"{time.batch} images"
         latency = f"{figure(time.p50_ms)} ms for {images}, on {machine}"
@@ -42,12 +45,12 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     rows.append(["latency", latency])
     commands = [
         "# to the device, which needs no torch; the folder's README.md says how to run it",
-        f"scp -r {artifact.path} DEVICE:model",
+        f"scp -r {folder} DEVICE:model",
     ]
     if (flags := predict_flags(artifact, file)) is not None:
         options = " ".join(flags)
         commands = [
-            f"# here\nkdedge predict {artifact.path} IMAGES {options} --format csv",
+            f"# here\nkdedge predict {folder} IMAGES {options} --format csv",
             *(*commands, f"kdedge predict model IMAGES {options}"),
         ]
     return [Grid("", [], rows, n_text=2), Text("", "\n".join(commands))]

@@ -7,6 +7,7 @@ machines of the same processor and number of cores, and for the file that was me
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -162,7 +163,7 @@ def read_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
     """
     if CPU_CHOICE not in artifact.others:
         return ()
-    remedy = f"Measure again with: kdedge export {artifact.path} --cpu"
+    remedy = f"Measure again with: kdedge export {shlex.quote(str(artifact.path))} --cpu"
     return read_record(_Choices, artifact.checked(CPU_CHOICE), remedy=remedy).choices
 
 
@@ -232,7 +233,7 @@ class CpuPreference:
     @classmethod
     def of(cls, artifact: Artifact) -> CpuPreference:
         """The preference of an artifact on this machine."""
-        remedy = f"Measure here with: kdedge export {artifact.path} --cpu"
+        remedy = f"Measure here with: kdedge export {shlex.quote(str(artifact.path))} --cpu"
         try:
             choices = read_choices(artifact)
         except KdedgeError as error:

@@ -8,6 +8,7 @@ would be one more package on the device.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,8 @@ def _deserialize(
             f"{path} cannot be loaded by {name} on {gpu}:"
             f" {'; '.join(reasons or ()) or _first(log.errors)}.\n"
             f"{_origin(built_with)}  An engine runs only with the TensorRT version and the kind of"
-            f" GPU that it was built for. Build it on this machine: kdedge export {path.parent}"
-            f" {target.flag}"
+            " GPU that it was built for. Build it on this machine:"
+            f" kdedge export {shlex.quote(str(path.parent))} {target.flag}"
         )
     return _Deserialized(log, runtime, engine)
 
