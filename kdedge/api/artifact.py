@@ -13,7 +13,7 @@ from kdedge.files import highest_number
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, artifact_at, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 
 if TYPE_CHECKING:
@@ -115,12 +115,10 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
         DataError: there is none.
     """
     path = Path(str(getattr(source, "path", source))).expanduser()
-    path = path.parent if path.name == FILE_NAME else path
     named = runs_folder(root) / path
     for folder in (path, named):
-        if (folder / FILE_NAME).is_file():
-            return folder
-        artifact = highest_number(file.parent for file in folder.glob(f"artifacts/*/{FILE_NAME}"))
+        exports = (file.parent for file in folder.glob(f"artifacts/*/{FILE_NAME}"))
+        artifact = artifact_at(folder) or highest_number(exports)
         if artifact is not None:
             return artifact
     for folder in (named, path):

@@ -17,7 +17,7 @@ from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
-from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
+from kdedge.runtime.artifact import Artifact, Precision, artifact_at, load_artifact
 from kdedge.runtime.cpu_choice import check_can_keep, keep_choice
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import check_utf_8, find_target, list_targets
@@ -175,7 +175,8 @@ def export(
     }
     overrides = merged(overrides or {}, {k: v for k, v in of_recipe.items() if v is not None})
     name = run_argument(source)
-    for folder in (output, name if is_artifact(name) else None):
+    existing = artifact_at(name)
+    for folder in (output, existing):
         check_utf_8(Path(folder or ""))
     lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
     precisions: set[Precision] = set() if lowest is None else {lowest, "fp16"}
@@ -184,7 +185,7 @@ def export(
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if lowest is None else [lowest])
     with contextlib.ExitStack() as locked:
-        if name is not None and is_artifact(name):
+        if existing is not None:
             of_run = {
                 "classes": classes,
                 "output": output,
@@ -203,8 +204,8 @@ def export(
                     f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
                     " --triton DIR or --browser DIR."
                 )
-            locked.enter_context(held(Path(name)))
-            made = Export(load_artifact(Path(name)))
+            locked.enter_context(held(existing))
+            made = Export(load_artifact(existing))
             made.add(chosen, precisions, cpu=cpu)
         else:
             run = find_run(name, runs_folder(root, source), prefer="student")
@@ -233,11 +234,6 @@ def export(
         errors[0].result = made.artifact
         raise errors[0]
     return made.artifact
-
-
-def is_artifact(source: str | None) -> bool:
-    """Whether the source of an export is an artifact, not a run."""
-    return source is not None and (Path(source) / FILE_NAME).is_file()
 
 
 def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:

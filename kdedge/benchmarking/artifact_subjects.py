@@ -15,7 +15,7 @@ from PIL import Image
 from kdedge.benchmarking.timing import Call, Subject, host_timed
 from kdedge.errors import DataError
 from kdedge.results import ParityResult
-from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
+from kdedge.runtime.artifact import Artifact, ModelFile, artifact_at
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.speed_results import Accuracy, TimedFrom
@@ -45,11 +45,11 @@ def artifact_subjects(
 
 def find_artifact(path: Path) -> tuple[Path, str | None] | None:
     """Artifact folder and, for a path to a file, the file's name; None for other paths."""
-    if (path / FILE_NAME).is_file():
-        return path, None
-    if path.is_file() and (path.parent / FILE_NAME).is_file():
-        return path.parent, path.name
-    return None
+    path = path.expanduser()
+    if folder := artifact_at(path):
+        return folder, None
+    folder = artifact_at(path.parent) if path.is_file() else None
+    return None if folder is None else (folder, path.name)
 
 
 def _subject(

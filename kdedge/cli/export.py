@@ -131,6 +131,7 @@ def command(source: str | None, targets: tuple[Target, ...], as_json: bool, **op
     exit code is 4. From an ARTIFACT, engines and files are built without torch.
     """
     from kdedge.api.export import export
+    from kdedge.runtime.artifact import artifact_at
 
     names = [target.name for target in targets]
     artifact = show_result(
@@ -139,7 +140,7 @@ def command(source: str | None, targets: tuple[Target, ...], as_json: bool, **op
     )
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
-        if source is None or not (Path(source) / "artifact.json").is_file():
+        if artifact_at(source) is None:
             following = next_line("report", artifact.provenance["run"], *given_options("root"))
         print_result({}, as_json=False, text=following)
 

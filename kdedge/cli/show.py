@@ -24,7 +24,7 @@ from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, artifact_at, load_artifact
 from kdedge.tables import figure
 
 
@@ -41,10 +41,9 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
     """
-    if run is not None and (Path(run) / "artifact.json").is_file():
-        from kdedge.runtime.artifact import load_artifact
-
-        artifact = load_artifact(Path(run))
+    exported = artifact_at(run)
+    if exported is not None:
+        artifact = load_artifact(exported)
         print_result(artifact_record(artifact), as_json=as_json, text=artifact_text(artifact))
         return
     folder = find_run(run, root)

@@ -22,7 +22,7 @@ from kdedge.runs.model import RunModel
 from kdedge.runs.temperature import fit_temperature
 from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend, TakesImages
-from kdedge.runtime.preprocess import normalize, resize_and_crop
+from kdedge.runtime.preprocess import MAX_ASPECT, normalize, resize_and_crop
 
 _BATCH = 32
 """Batch size of the unfused model."""
@@ -223,6 +223,8 @@ def _whole_images(
         cut = whole[: height - (number % 3 == 2) * (height // 3)]
         image = Image.fromarray(cut[:, : width - (number % 3 == 1) * (width // 3)])
         image.thumbnail((_WHOLE_PX, _WHOLE_PX))
+        longest = MAX_ASPECT * min(image.size)  # the cut, or its rounding, may exceed the limit
+        image = image.crop((0, 0, min(image.width, longest), min(image.height, longest)))
         file = io.BytesIO()
         image.save(file, "PNG")
         files.append(file.getvalue())

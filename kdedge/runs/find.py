@@ -11,6 +11,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.results import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
+from kdedge.runtime.artifact import artifact_at
 
 
 def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolder, Provenance]]:
@@ -21,7 +22,7 @@ def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolde
         but: run folders to skip.
     """
     for file in sorted(root.glob("*/*/provenance.json")):
-        if not file.parent.name.isdigit() or file.parent in but:
+        if not file.parent.name.isdecimal() or file.parent in but:
             continue
         with contextlib.suppress(DataError, RecipeError):
             run = RunFolder.open(file.parent)
@@ -32,7 +33,7 @@ def damaged_records(root: Path) -> list[Path]:
     """Returns the damaged records, whose runs `runs_in` skips."""
     readable = {run.provenance for run, _ in runs_in(root)}
     files = sorted(root.glob("*/*/provenance.json"))
-    return [file for file in files if file.parent.name.isdigit() and file not in readable]
+    return [file for file in files if file.parent.name.isdecimal() and file not in readable]
 
 
 def finished_runs(root: Path) -> set[Path]:
@@ -91,8 +92,8 @@ def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) ->
             )
         return run
     for path in (Path(argument).expanduser(), root / argument):
-        if (path / "artifact.json").is_file():
-            path = path.resolve().parents[1]
+        exported = artifact_at(path)
+        path = path if exported is None else exported.resolve().parents[1]
         if (path / "provenance.json").is_file():
             return RunFolder.open(path)
     for path in (root / argument, Path(argument).expanduser()):

@@ -150,6 +150,17 @@ FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 FEATURES_NAME = "features"
+
+
+def artifact_at(path: str | Path | None) -> Path | None:
+    """The artifact that a path names, as a folder or by its artifact.json; else None."""
+    if path is None:
+        return None
+    path = Path(path).expanduser()
+    folder = path.parent if path.name == FILE_NAME else path
+    return folder if (folder / FILE_NAME).is_file() else None
+
+
 OUTPUT_NAMES = (OUTPUT_NAME, FEATURES_NAME)
 
 _REMEDY = "Copy the folder from the export again, or export again."

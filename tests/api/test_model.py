@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from PIL import Image
 
 import kdedge
 from kdedge.api.model import LoadedModel, load
+from kdedge.benchmarking.artifact_subjects import find_artifact
 from kdedge.cli.main import run
 from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import Prediction, UnreadableImage
+from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import Artifact
+from kdedge.targets.registry import load_file
 
 MakeArtifact = Callable[..., Artifact]
 
@@ -139,6 +144,32 @@ def test_a_model_closed_by_another_thread_ends_its_calls(model: LoadedModel) -> 
         model.logits(np.zeros((1, size_px, size_px, 3), np.uint8))
 
 
+class Slow:
+    """A backend that says when a batch begins, and takes its time for it."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend, self.has_begun = backend, threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def run(self, images: Any) -> Any:
+        self.has_begun.set()
+        time.sleep(0.2)
+        return self._backend.run(images)
+
+
+def test_close_waits_for_the_batch_that_runs(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact")
+    slow: Any = Slow(load_file(artifact, artifact.files[0]))
+    classifier = Classifier(artifact, artifact.files[0], slow)
+    closing = threading.Thread(target=lambda: slow.has_begun.wait() and classifier.close())
+    closing.start()
+    (result,) = classifier.classify_many([("photo", photo())])
+    closing.join()
+    assert isinstance(result, Prediction)
+
+
 def test_several_threads_get_the_answers_of_one(model: LoadedModel) -> None:
     images = [photo(seed) for seed in range(8)]
     expected = [model(image, top=3) for image in images]
@@ -168,6 +199,31 @@ def test_no_classes_are_refused_and_so_is_a_closed_model(model: LoadedModel) -> 
     model.close()
     with pytest.raises(SetupError, match=r"closed.\n  Load it again"):
         model(photo())
+
+
+@pytest.mark.parametrize("place", ["~/runs/a/01/artifacts/01", "runs/a/01/artifacts/01"])
+@pytest.mark.parametrize("suffix", ["", "/artifact.json"])
+def test_every_call_knows_an_artifact_by_its_path(
+    make_artifact: MakeArtifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    suffix: str,
+) -> None:
+    folder = tmp_path / "runs/a/01/artifacts/01"
+    folder.parent.mkdir(parents=True)
+    make_artifact(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = place + suffix
+    assert kdedge.open_artifact(path).class_names
+    with pytest.raises(RecipeError, match=r"is an artifact\. Name what to build"):
+        kdedge.export(path)
+    assert find_artifact(Path(path)) is not None
+    assert run(["show", path]) == 0
+    (folder.parents[1] / "provenance.json").touch()
+    with pytest.raises(DataError, match=r"runs/a/01/provenance\.json is not valid JSON"):
+        find_run(path, tmp_path / "other")
 
 
 # `kdedge.predict`

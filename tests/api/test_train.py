@@ -136,6 +136,8 @@ def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> 
         kdedge.evaluate(root="nowhere")
     with pytest.raises(TypeError, match="unexpected keyword argument 'call'"):
         kdedge.bench(call=3)  # type: ignore[call-arg]
+    with pytest.raises(kdedge.RecipeError, match=r"give a list, such as \[1\]"):
+        kdedge.bench(batches=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'onnx'"):
         kdedge.export(onnx=True)  # type: ignore[call-arg]
     with pytest.raises(kdedge.RecipeError, match='no target "tensort"'):

@@ -17,7 +17,7 @@ from kdedge.data.images import Images
 from kdedge.data.sources import Item
 from kdedge.deploy.reference import run_reference
 from kdedge.errors import RecipeError
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.runtime.preprocess import Preprocess, decode_image
 
 
 class Pictures:
@@ -79,6 +79,16 @@ def test_without_test_images_half_of_the_pool_is_left_to_choose_ranges_from(
     found = answer(None, pool, n_images)
     assert len(found.keys) == len(found.pixels) == len(found.digests) == expected
     assert found.images == f"{expected} of {n_pool} images of data.unlabeled"
+
+
+def test_long_images_that_are_cut_and_made_smaller_can_be_decoded(
+    answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (800, 9)).save(data, "png")
+    monkeypatch.setattr(Pictures, "read", lambda self, i: data.getvalue())
+    files = answer(images_of("test", 3), None, 3).whole.images
+    assert [decode_image(file).size for file in files] == [(640, 7), (534, 9), (500, 5)]
 
 
 @pytest.mark.parametrize("pool", [None, images_of("pool", 0)])

@@ -231,7 +231,8 @@ def test_the_newest_run_is_the_one_that_finished_last(
 
 def test_a_copy_of_a_run_is_not_another_run(tmp_path: Path) -> None:
     run = _create(tmp_path)
-    shutil.copytree(run.path, run.path.with_name("01-copy"))
+    for name in ("01-copy", "²"):
+        shutil.copytree(run.path, run.path.with_name(name))
     assert [found.name for found, _ in runs_in(tmp_path)] == ["line3/01"]
 
 
