@@ -20,5 +20,5 @@ TARGET = Target(
     source="folded model",
     precisions=("fp16", "fp32"),
     packages=(TORCH_TENSORRT,),
-    remark="Build INT8 engines from the ONNX file: --trt --int8.",
+    remark="Build INT8 engines from the ONNX file: `--trt --int8`.",
 )

@@ -130,7 +130,7 @@ def test_a_missing_device_is_told(recorder: Any, monkeypatch: pytest.MonkeyPatch
 def test_int8_is_refused_before_anything_is_looked_for(
     absent: None, inputs: RunInputs, artifact: Artifact
 ) -> None:
-    with pytest.raises(RecipeError, match="Build INT8 engines from the ONNX file: --trt --int8"):
+    with pytest.raises(RecipeError, match="Build INT8 engines from the ONNX file: `--trt --int8`"):
         build_files(artifact, "torch-tensorrt", ["fp16", "int8"], run=inputs)
 
 
