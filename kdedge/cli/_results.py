@@ -115,7 +115,8 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_tables(rows)] if rows else ["No test images: accuracy was not measured."]
     trained = runs[-1]  # the others taught it; one of them may be a student of its own
-    lines += filter(None, [unlabeled_text(trained)])
+    if (unlabeled := unlabeled_text(trained)) is not None:
+        lines.append(unlabeled)
     for run in runs:
         is_elsewhere = run.root.resolve() != trained.root.resolve()
         verb = "Used" if is_elsewhere or run.path.resolve() in used else "Wrote"

@@ -175,11 +175,11 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     sets = dict.fromkeys(file.parity.images for file in artifact.files if file.parity is not None)
     if sets:
         labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]
-        model = percent(labeled[0].reference_accuracy_percent) if labeled else ""
-        model = f" (the model's: {model})" if model else ""
+        exact = percent(labeled[0].reference_accuracy_percent) if labeled else ""
+        of_model = f" (the model's: {exact})" if labeled else ""
         lines.append(
             f"\nCompared with the float32 model on {'; later files on '.join(sets)}: top-1"
-            f" agreement in percent, mean softmax distance (0-1), accuracy in percent{model},"
+            f" agreement in percent, mean softmax distance (0-1), accuracy in percent{of_model},"
             " accuracy drop in points."
         )
     lines += _fitted_lines(artifact)

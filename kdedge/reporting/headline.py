@@ -43,8 +43,7 @@ def headline_of(
     """
     if run.kind != "student":
         return None
-    if results is None:
-        results = _or_none(lambda: read_evaluation(run)) or {}
+    results = _accuracies(run) if results is None else results
     unlabeled = unlabeled or _or_none(lambda: read_unlabeled(run))
     parts, is_loss = _accuracy(results)
     if not parts and unlabeled is not None and unlabeled.agreement_percent is not None:
@@ -62,7 +61,7 @@ def headline_of(
     file = newest_artifact(run)
     artifact = None if file is None else _or_none(lambda: load_artifact(file))
     only = None if artifact is None else artifact.provenance.get("predicts_only")
-    details = (_or_none(lambda: read_details(run)) or {}).get(run.kind)
+    details = _confusions(run).get(run.kind)
     only = only or (None if details is None else details.only_class)
     parts += [f"but predicts {only!r} for every image"] if only else []
     files = [] if artifact is None or is_loss else _files(artifact, speed_of(run))
@@ -86,12 +85,11 @@ def deploy_line(
     """
     if run.kind != "student":
         return None
-    if results is None:
-        results = _or_none(lambda: read_evaluation(run)) or {}
+    results = _accuracies(run) if results is None else results
     student = results.get("student")
     if student is None:
         return None if _or_none(lambda: read_unlabeled(run)) is None else _UNKNOWN
-    judged = (details or _or_none(lambda: read_details(run)) or {}).get("student")
+    judged = (details or _confusions(run)).get("student")
     if judged is None or student.harmonic_mean is not None or _accuracy(results)[1]:
         return None
     if judged.only_class is not None:
@@ -214,6 +212,14 @@ def newest_artifact(run: RunFolder) -> Path | None:
     """The record of a run's newest artifact."""
     newest = highest_number(run.exports)
     return None if newest is None else newest / FILE_NAME
+
+
+def _accuracies(run: RunFolder) -> Mapping[str, EvalResult]:
+    return _or_none(lambda: read_evaluation(run)) or {}
+
+
+def _confusions(run: RunFolder) -> Mapping[str, EvalDetails]:
+    return _or_none(lambda: read_details(run)) or {}
 
 
 def _or_none(read: Callable[[], _T]) -> _T | None:

@@ -110,9 +110,10 @@ class RunRecords:
         """Missing records of the run -> the command that makes each."""
         name = str(self.run.path)
         measuring, is_timed = ["bench", name], self.speed is not None
-        if self.artifact is not None and not list(self.artifact.path.glob("*.engine")):
-            measuring = ["export", str(self.artifact.path), "--cpu"]  # it decides what to ship
-            is_timed |= bool(readable_choices(self.artifact))
+        artifact = self.artifact
+        if artifact is not None and not any(f.name.endswith(".engine") for f in artifact.files):
+            measuring = ["export", str(artifact.path), "--cpu"]  # it decides what to ship
+            is_timed |= bool(readable_choices(artifact))
         lacking = {
             "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
             "confusions and calibration": (

@@ -187,9 +187,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise UnusableImage("the file is empty")
     with _STRICT_PILLOW:
-        image = _open(data)
-        _check_size(image, max_pixels)
-        return _upright_rgb(image)
+        return _upright_rgb(_open(data, max_pixels))
 
 
 def is_upright_jpeg(data: bytes) -> bool:
@@ -201,8 +199,7 @@ def is_upright_jpeg(data: bytes) -> bool:
     if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
         return False
     with _STRICT_PILLOW:
-        image = _open(data)
-        _check_size(image, MAX_PIXELS)
+        image = _open(data, MAX_PIXELS)
         return (image.format, image.mode, _orientation(image)) == ("JPEG", "RGB", 1)
 
 
@@ -231,7 +228,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise UnusableImage(f"{image.format} data cannot be decoded: {_text(error)}") from error
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Opens an image and checks its header."""
     if is_heif(data) and register_heif() is None:
         raise UnusableImage(f"a HEIC image; to read it, run: {HEIF_REMEDY}")
@@ -247,6 +244,7 @@ def _open(data: bytes) -> Image.Image:
         raise UnusableImage(
             f"{image.format} files need another program; convert the image to PNG or JPEG"
         )
+    _check_size(image, max_pixels)
     return image
 
 
