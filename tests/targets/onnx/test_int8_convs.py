@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from kdedge.targets.onnx.graph import initializers, wide_convs
+from kdedge.fold import fold
+from kdedge.methods.protocol import ImagePath
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.targets.onnx.graph import initializers, run_outputs, wide_convs
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8_cpu
+from kdedge.targets.onnx.trace import write_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -26,13 +32,7 @@ def tower_onnx(
     """The float32 file of a small student that is a CNN, or a CNN with attention."""
     if request.param == "convolutions":
         return cnn_files["fp32"]
-    import torch
     from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
-
-    from kdedge.fold import fold
-    from kdedge.methods.protocol import ImagePath
-    from kdedge.runtime.preprocess import Preprocess
-    from kdedge.targets.onnx.trace import write_onnx
 
     torch.manual_seed(0)
     inside = {"transformer_dim": 32, "transformer_depth": 1, "patch_size": 2}
@@ -43,10 +43,14 @@ def tower_onnx(
     encoder = ByobNet(ByoModelCfg(blocks, stem_chs=32, act_layer="silu"), num_classes=0)
     encoder.eval().requires_grad_(False)
     dim = encoder(torch.zeros(1, 3, 32, 32)).shape[1]
+    return write_model(encoder, dim, tmp_path_factory.mktemp("tower") / "model.onnx")
+
+
+def write_model(encoder: torch.nn.Module, dim: int, path: Path) -> Path:
+    """The float32 file of an encoder [B, 3, 32, 32] -> [B, dim] with five classes."""
     vectors = torch.nn.functional.normalize(torch.randn(5, dim), dim=-1)
     preprocess = Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
     model = fold(ImagePath(encoder), vectors, scale=20.0, preprocess=preprocess)
-    path = tmp_path_factory.mktemp("tower") / "model.onnx"
     write_onnx(model, path, size_px=32)
     return path
 
@@ -88,27 +92,85 @@ def test_wide_convolutions_have_one_scale_for_each_output_channel(
         assert ((largest >= 126) | (largest == 0)).all()
 
 
-def test_a_cnns_wide_convolutions_are_computed_in_bytes_on_a_cpu(
-    tower_onnx: Path, folded_images: np.ndarray, tmp_path: Path
+class Residual(torch.nn.Module):
+    """Convolutions of EfficientNet-Lite: one around a depthwise one, with ReLU6, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.wide = torch.nn.Conv2d(16, 32, 1)
+        self.depthwise = torch.nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.narrow = torch.nn.Conv2d(32, 16, 1, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.block(self.stem(images).clamp(0, 6))
+        return (x + self.block(x)).mean(dim=(2, 3))
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.depthwise(self.wide(x).clamp(0, 6)).clamp(0, 6)
+        return self.narrow(x)
+
+
+@pytest.fixture(scope="module")
+def residual_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return write_model(Residual(), 16, tmp_path_factory.mktemp("residual") / "model.onnx")
+
+
+def test_a_cnn_is_computed_in_bytes_on_a_cpu(
+    residual_onnx: Path, folded_images: np.ndarray, tmp_path: Path
 ) -> None:
-    """ONNX Runtime's own graph has a product of bytes for each."""
+    """In ONNX Runtime's own graph only the first convolution has floats; sums have bytes too."""
     import onnxruntime
 
-    original = onnx.load(tower_onnx)
-    if any(node.op_type == "MatMul" for node in original.graph.node):
-        pytest.skip("its linear layers are in INT8, and its convolutions are not")
     path = tmp_path / "model.onnx"
-    to_int8_cpu(tower_onnx, path, calibration=folded_images)
+    to_int8_cpu(residual_onnx, path, calibration=folded_images)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    assert found.count("QLinearConv") == len(wide_convs(original)) > 0
+    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert (found["QLinearConv"], found["QLinearAdd"], found["Conv"]) == (6, 1, 1), found
     constants = initializers(onnx.load(path))
-    for node in wide_convs(original):
+    for node in onnx.load(residual_onnx).graph.node:
+        if node.op_type != "Conv" or "stem" in node.name:
+            continue
         levels = onnx.numpy_helper.to_array(constants[f"{node.name}/weight/levels"])
-        assert (levels.dtype, np.abs(levels.astype(int)).max()) in ((np.int8, 64), (np.int8, 0))
+        largest = 127 if "depthwise" in node.name else 64
+        assert (levels.dtype, np.abs(levels.astype(int)).max()) == (np.int8, largest)
+
+
+def test_a_convolutions_bias_makes_up_for_its_rounded_weight(
+    residual_onnx: Path, folded_images: np.ndarray, tmp_path: Path
+) -> None:
+    """Against the plain difference of two convolutions, within the bias's own step."""
+    path = tmp_path / "model.onnx"
+    to_int8_cpu(residual_onnx, path, calibration=folded_images)
+    model = onnx.load(residual_onnx)
+    constants = {
+        name: onnx.numpy_helper.to_array(tensor)
+        for name, tensor in {**initializers(model), **initializers(onnx.load(path))}.items()
+    }
+    largest = 0.0
+    for node in model.graph.node:
+        if node.op_type != "Conv" or "stem" in node.name:
+            continue
+        inputs = np.concatenate([x for (x,) in run_outputs(model, [node.input[0]], folded_images)])
+        levels = constants[f"{node.name}/weight/levels"]
+        rounded = levels * constants[f"{node.name}/weight/scale"][:, None, None, None]
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        difference = torch.nn.functional.conv2d(
+            torch.from_numpy(inputs),
+            torch.from_numpy(constants[node.input[1]] - rounded),
+            padding=attributes["pads"][0],
+            groups=attributes["group"],
+        ).mean(dim=(0, 2, 3))
+        bias = constants[node.input[2]] if len(node.input) > 2 else 0.0
+        step = constants[f"{node.name}/bias/scale"]
+        stored = constants[f"{node.name}/bias/levels"] * step
+        np.testing.assert_array_less(np.abs(stored - bias - difference.numpy()), 0.51 * step)
+        largest = max(largest, float((difference.abs().numpy() / step).max()))
+    assert largest > 10  # steps: there was something to make up for
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-cpu"])
