@@ -377,7 +377,7 @@ class EvalDetails(Record):
 
     @property
     def ece_percent(self) -> float:
-        """Expected calibration error, L1, as `EvalResult.ece_percent` up to float32's rounding."""
+        """Expected calibration error, L1, as `EvalResult.ece_percent`."""
         return sum(
             entry.n_images / self.n_images * abs(entry.accuracy_percent - entry.confidence_percent)
             for entry in self.bins

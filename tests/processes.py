@@ -214,7 +214,6 @@ def _poll(pid: int) -> int | None:
 
 
 def _serve() -> None:
-    import torchmetrics.functional.classification  # noqa: F401
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import kdedge.runs.evaluate

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdedge.data.split import base_novel
-from kdedge.errors import DataError, DivergedError, MissingPackage
+from kdedge.errors import DataError, DivergedError
 from kdedge.results import (
     CalibrationBin,
     EvalDetails,
@@ -89,20 +89,11 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
         logits: [N, C], scaled. The softmax runs in float64, so that a row adds up to 1.
         labels: [N] int64.
     """
-    try:
-        from torchmetrics.functional.classification import multiclass_calibration_error
-    except ImportError as error:
-        raise MissingPackage(
-            "torchmetrics", extra="train", purpose="The calibration error"
-        ) from error
-    n_classes = logits.shape[1]
-    if n_classes == 1:
-        return 0.0  # always confident and correct; torchmetrics needs at least two classes
-    probabilities = logits.double().softmax(dim=1)
-    share = multiclass_calibration_error(
-        probabilities, labels, num_classes=n_classes, n_bins=N_BINS, norm="l1"
+    bins = _bins(logits, labels)
+    gaps = (
+        group.n_images * abs(group.accuracy_percent - group.confidence_percent) for group in bins
     )
-    return min(100.0, 100 * float(share))
+    return sum(gaps) / len(labels)
 
 
 def _percent(is_right: Tensor) -> float:
@@ -153,23 +144,22 @@ def evaluation_details(
 
 
 def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
-    """The bins of the calibration error, computed as in torchmetrics.
+    """The bins of the calibration error.
 
-    Sums are float32. A confidence that rounds to 1 in float32 has its own bin, so there may be
+    As in torchmetrics, a confidence that rounds to 1 in float32 has its own bin, so there may be
     N_BINS + 1 bins.
     """
     confidences, predicted = logits.double().softmax(dim=1).max(dim=1)
-    confidences = confidences.float()
     edges = torch.linspace(0, 1, N_BINS + 1)
-    places = torch.bucketize(confidences, edges, right=True) - 1  # [N], 0 to N_BINS
+    places = torch.bucketize(confidences.float(), edges, right=True) - 1  # [N], 0 to N_BINS
     n_images, confidence, n_right = (
-        torch.zeros(N_BINS + 1).scatter_add_(0, places, values)
-        for values in (torch.ones_like(confidences), confidences, (predicted == labels).float())
+        torch.zeros(N_BINS + 1, dtype=torch.float64).scatter_add_(0, places, values)
+        for values in (torch.ones_like(confidences), confidences, (predicted == labels).double())
     )
     return tuple(
         CalibrationBin(
             n_images=int(n_images[i]),
-            # A float32 mean of values up to 1 may exceed 1 by rounding
+            # A mean of values up to 1 may exceed 1 by rounding
             confidence_percent=min(100.0, 100 * float(confidence[i] / n_images[i])),
             accuracy_percent=100 * float(n_right[i] / n_images[i]),
         )

@@ -28,7 +28,6 @@ _BEFORE_TARGETS = (
     Package("torchvision", ("torchvision",), "training", extra="train"),
     Package("open_clip", ("open_clip_torch",), "backbones", extra="train"),
     Package("timm", ("timm",), "backbones without texts", extra="train"),
-    Package("torchmetrics", ("torchmetrics",), "evaluation", extra="train"),
     Package("webdataset", ("webdataset",), "tar shards", extra="train"),
     Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
     Package("pillow_heif", ("pillow-heif",), "HEIC images", extra="heif"),

@@ -13,7 +13,7 @@ import pytest
 import kdedge
 from kdedge.runtime.artifact import Artifact
 
-HEAVY = ("torch", "torchvision", "open_clip", "onnx", "torchmetrics", "webdataset", "scipy")
+HEAVY = ("torch", "torchvision", "open_clip", "onnx", "webdataset", "scipy")
 LIGHT = [
     *("api.model", "runtime.artifact", "runtime.preprocess", "runtime.cuda"),
     *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
