@@ -35,7 +35,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,7 @@ from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.distill import freed_memory_kept
+from kdedge.runtime.threads import keep_freed_memory, torch_as_before
 from kdedge.training.teacher_store.store import TeacherStore
 
 LOOPS = ("plain", "live", "store", "ridge", "ridge, store")
@@ -148,9 +148,13 @@ class Setting:
         return counter.get_total_flops() / 1e9
 
 
-def heap_of(loop: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def heap_of(loop: str) -> Iterator[None]:
     """Treats freed memory as the loop does: kdedge keeps it, the public code leaves it to glibc."""
-    return contextlib.nullcontext() if loop == "plain" else freed_memory_kept()
+    with torch_as_before():
+        if loop != "plain":
+            keep_freed_memory()
+        yield
 
 
 def make_setting(

@@ -15,6 +15,7 @@ from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, artifact_at, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
+from kdedge.runtime.threads import torch_as_before
 
 if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
@@ -24,24 +25,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_artifact(source: AnyArtifact) -> Artifact:
+def open_artifact(source: AnyArtifact, *, root: str | Path | None = None) -> Artifact:
     """Reads an artifact: class names, files and their comparisons; loads no model.
 
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Raises:
         DataError: there is no artifact, or its record is damaged.
         SetupError: a newer kdedge wrote it.
     """
-    return load_artifact(artifact_folder(source))
+    return load_artifact(artifact_folder(source, root))
 
 
-def cpu_choice(source: AnyArtifact) -> CpuChoice | None:
+def cpu_choice(source: AnyArtifact, *, root: str | Path | None = None) -> CpuChoice | None:
     """The fastest file for this machine's CPU, with the table that shows why.
 
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         What `kdedge export --cpu` chose on a machine like this; None if it was not run on one.
@@ -50,11 +53,15 @@ def cpu_choice(source: AnyArtifact) -> CpuChoice | None:
         DataError: there is no artifact, or a record was changed or damaged.
         SetupError: a newer kdedge wrote it.
     """
-    return choice_here(read_choices(open_artifact(source)))
+    return choice_here(read_choices(open_artifact(source, root=root)))
 
 
 def write_triton(
-    source: AnyArtifact, folder: str | Path, *, precision: Precision | None = None
+    source: AnyArtifact,
+    folder: str | Path,
+    *,
+    precision: Precision | None = None,
+    root: str | Path | None = None,
 ) -> Path:
     """Writes a model repository for the Triton Inference Server.
 
@@ -64,6 +71,7 @@ def write_triton(
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         folder: the model repository; it may have other models.
         precision: precision of the file; None for the preferred file.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         The model's folder.
@@ -75,11 +83,15 @@ def write_triton(
     """
     from kdedge.deploy import servers
 
-    return servers.write_triton(open_artifact(source), Path(folder), precision=precision)
+    return servers.write_triton(open_artifact(source, root=root), Path(folder), precision=precision)
 
 
 def write_browser(
-    source: AnyArtifact, folder: str | Path, *, precision: Precision | None = None
+    source: AnyArtifact,
+    folder: str | Path,
+    *,
+    precision: Precision | None = None,
+    root: str | Path | None = None,
 ) -> Path:
     """Writes a page that classifies pictures and the camera in a browser.
 
@@ -89,6 +101,7 @@ def write_browser(
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         folder: a new folder.
         precision: precision of the file, fp32 or int8; None for fp32.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         Path of the page.
@@ -100,7 +113,9 @@ def write_browser(
     """
     from kdedge.deploy import servers
 
-    return servers.write_browser(open_artifact(source), Path(folder), precision=precision)
+    return servers.write_browser(
+        open_artifact(source, root=root), Path(folder), precision=precision
+    )
 
 
 def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path:
@@ -133,7 +148,11 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
 
 
 def write_smoke_images(
-    source: AnyArtifact, folder: str | Path, *, pictures: Pictures = "ppm"
+    source: AnyArtifact,
+    folder: str | Path,
+    *,
+    pictures: Pictures = "ppm",
+    root: str | Path | None = None,
 ) -> list[Path]:
     """Writes the images of an artifact's smoke set, for a client program to classify.
 
@@ -141,6 +160,7 @@ def write_smoke_images(
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         folder: a new folder.
         pictures: format of the images, `ppm` or `png`; both are lossless.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         The images, in the order of the answers that `verify_client` takes.
@@ -152,11 +172,15 @@ def write_smoke_images(
     """
     from kdedge.deploy.client import write_images
 
-    return write_images(open_artifact(source), Path(folder), pictures=pictures)
+    return write_images(open_artifact(source, root=root), Path(folder), pictures=pictures)
 
 
 def verify_client(
-    source: AnyArtifact, answers: str | Path, *, file: str | None = None
+    source: AnyArtifact,
+    answers: str | Path,
+    *,
+    file: str | None = None,
+    root: str | Path | None = None,
 ) -> ClientCheck:
     """Checks that a program classifies the images of an artifact's smoke set as the artifact does.
 
@@ -169,6 +193,7 @@ def verify_client(
         answers: the file of answers.
         file: the model file that the program ran; None for `model.image.onnx` if there is one, and
             else `model.onnx`.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         The largest differences.
@@ -182,7 +207,7 @@ def verify_client(
     """
     from kdedge.deploy.client import check_answers
 
-    artifact = open_artifact(source)
+    artifact = open_artifact(source, root=root)
     files = {known.name: known for known in artifact.files}
     names = ("model.image.onnx", "model.onnx") if file is None else (file,)
     ran = next((files[name] for name in names if name in files), None)
@@ -198,6 +223,7 @@ def verify_client(
     return check_result
 
 
+@torch_as_before()
 def change_classes(
     source: AnyArtifact,
     *,

@@ -29,7 +29,7 @@ from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.threads import given_number, threads_of_a_call
+from kdedge.runtime.threads import given_number, threads_of_a_call, torch_as_before
 from kdedge.speed_results import SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ def bench(
     with (
         contextlib.nullcontext() if file is None else new_file(file),
         threads_of_a_call(threads),
+        torch_as_before(),
     ):
         names = [against] if isinstance(against, str) else against
         models = Models(

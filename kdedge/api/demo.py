@@ -25,6 +25,7 @@ from kdedge.plugins import need_training_packages
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import decode_image
+from kdedge.runtime.threads import torch_as_before
 from kdedge.speed_results import SpeedResult
 
 _QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
@@ -56,6 +57,7 @@ class Demo:
     seconds: float
 
 
+@torch_as_before()
 def demo(
     *, root: str | Path | None = None, device: str | None = None, resume: bool = False
 ) -> Demo:

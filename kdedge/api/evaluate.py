@@ -15,6 +15,7 @@ from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
+from kdedge.runtime.threads import torch_as_before
 
 if TYPE_CHECKING:
     from kdedge.api.run import Run
@@ -70,19 +71,20 @@ def evaluate(
     from kdedge.runs.evaluate import evaluate_run, evaluate_run_without_labels
     from kdedge.setup.workspace import Workspace, choose_device
 
-    workspace = Workspace(root, choose_device(device))
     result: EvalResult | UnlabeledResult
-    unlabeled = evaluate_run_without_labels(folder, workspace, overrides=overrides)
-    if unlabeled is not None:
-        result, add = unlabeled, functools.partial(add_unlabeled, folder, unlabeled)
-    else:
-        result, details = evaluate_run(
-            folder,
-            workspace,
-            overrides=overrides,
-            with_samples=not overrides and not is_evaluated(folder),
-        )
-        add = functools.partial(add_evaluation, folder, result, details)
+    with torch_as_before():
+        workspace = Workspace(root, choose_device(device))
+        unlabeled = evaluate_run_without_labels(folder, workspace, overrides=overrides)
+        if unlabeled is not None:
+            result, add = unlabeled, functools.partial(add_unlabeled, folder, unlabeled)
+        else:
+            result, details = evaluate_run(
+                folder,
+                workspace,
+                overrides=overrides,
+                with_samples=not overrides and not is_evaluated(folder),
+            )
+            add = functools.partial(add_evaluation, folder, result, details)
     if not overrides:
         try:
             for path in add():

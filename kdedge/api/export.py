@@ -19,6 +19,7 @@ from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Precision, artifact_at, load_artifact
 from kdedge.runtime.cpu_choice import check_can_keep, keep_choice
+from kdedge.runtime.threads import torch_as_before
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import check_utf_8, find_target, list_targets
 
@@ -184,7 +185,7 @@ def export(
     chosen = [find_target(name_of_target) for name_of_target in asked if name_of_target != "onnx"]
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if lowest is None else [lowest])
-    with contextlib.ExitStack() as locked:
+    with torch_as_before(), contextlib.ExitStack() as locked:
         if existing is not None:
             of_run = {
                 "classes": classes,

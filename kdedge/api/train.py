@@ -23,6 +23,7 @@ from kdedge.errors import RecipeError, check_at_least
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
+from kdedge.runtime.threads import torch_as_before
 from kdedge.setup.new_recipe import NewRecipe, RecipeInputs, write_new_recipe
 from kdedge.workers import EngineName, open_workers
 
@@ -115,6 +116,7 @@ def init(
     return write_new_recipe(name, given)
 
 
+@torch_as_before()
 def teach(
     recipe: AnyRecipe,
     *,
@@ -165,6 +167,7 @@ def teach(
         return Run(train_teacher(loaded, workspace, resume=resume))
 
 
+@torch_as_before()
 def fill_teacher_store(
     recipe: AnyRecipe,
     *,
@@ -215,6 +218,7 @@ def fill_teacher_store(
         return store_features(loaded, workspace, resume=resume)
 
 
+@torch_as_before()
 def distill(
     recipe: AnyRecipe,
     *,
@@ -286,6 +290,7 @@ def distill(
         return Run(student)
 
 
+@torch_as_before()
 def train(
     recipe: AnyRecipe,
     method: str | None = None,
@@ -355,6 +360,7 @@ def _ready(
             yield Workspace(runs_folder(root), chosen, group=group, workers=workers)
 
 
+@torch_as_before()
 def check(
     recipe: AnyRecipe,
     *,
@@ -400,6 +406,7 @@ TEACHER = "teacher"
 """The value of `method` that stands for the recipe's teacher."""
 
 
+@torch_as_before()
 def pseudo_label(
     recipe: AnyRecipe,
     output: str | Path,
@@ -458,6 +465,7 @@ def pseudo_label(
         return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
 
 
+@torch_as_before()
 def import_checkpoint(
     file: str | Path,
     kind: Literal["promptsrc", "promptkd"],

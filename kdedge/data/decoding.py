@@ -183,6 +183,7 @@ def _normalizer(
 
     [..., H, W, 3] uint8 -> [..., 3, H, W] float32, equal to `runtime.preprocess.normalize` to the
     last bit: the same three steps in the same order. It no longer needs the pixels when it returns.
+    The memory order stays: convolutions are faster in it (`channels_last`).
     """
 
     def channels(*values: float) -> torch.Tensor:
@@ -194,7 +195,7 @@ def _normalizer(
     def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
         if device.type == "cuda":
             pixels = pixels.pin_memory().to(device, non_blocking=True)
-        images = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+        images = pixels.movedim(-1, -3).to(torch.float32)
         return images.div_(full).sub_(mean).div_(std)
 
     return normalize_batch

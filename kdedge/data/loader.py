@@ -24,6 +24,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
 _CPU = torch.device("cpu")
+_CPU_PASS = 8
 
 ImageView = tuple[int, int]
 """Position in the source, and number of the view; 0 if nothing is drawn."""
@@ -183,6 +184,15 @@ def check_shares(n_images: int, n_processes: int) -> None:
         )
 
 
+def images_a_pass(most: int, device: torch.device) -> int:
+    """How many images pass through a model at a time if no gradients are needed.
+
+    On a CPU, with 32 images an EfficientNet's tensors leave the caches: with 8 it is 1.5 to 2 times
+    as fast, and takes half the memory.
+    """
+    return min(most, _CPU_PASS) if device.type == "cpu" else most
+
+
 def view_batches(
     source: ImageSource,
     batches: Iterable[Sequence[ImageView]],
@@ -229,6 +239,14 @@ def evaluation_batches(
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Yields images in the order of `indices`, preprocessed as on the device.
 
+    Args:
+        source: where the images are.
+        indices: positions in the source.
+        preprocess: the model's size, mean, standard deviation and interpolation.
+        batch_size: of the largest batch; on a CPU they are smaller (`images_a_pass`).
+        n_workers: processes that decode; 0 decodes in this process.
+        device: where the images are needed.
+
     Returns:
         [B, 3, H, W] float32 on `device`, and the images' positions in the source; the last batch
         may be short.
@@ -237,6 +255,7 @@ def evaluation_batches(
         DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
+    batch_size = images_a_pass(batch_size, device)
     batches = [
         list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
     ]

@@ -24,7 +24,7 @@ from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.preprocess import MAX_ASPECT, normalize, resize_and_crop
 
-_BATCH = 32
+_BATCH = 8
 """Batch size of the unfused model."""
 
 _N_WHOLE = 16

@@ -44,7 +44,7 @@ from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
 
 log = logging.getLogger(__name__)
 
-BATCH = 16
+BATCH = 8
 """Images a call."""
 
 _N_SENSITIVITY = 64

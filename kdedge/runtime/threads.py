@@ -1,4 +1,6 @@
-"""Sets the number of compute threads and how they wait, before libraries are loaded.
+"""What a call changes of its process: compute threads, freed memory, torch's settings.
+
+Threads and how they wait are set before libraries are loaded.
 
 OpenMP's threads wait for each other at the end of every parallel loop, by default by spinning for a
 long time. If another process is busy, spinning keeps the awaited thread from its core, and small
@@ -9,6 +11,7 @@ a short time on a quiet one.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -27,6 +30,13 @@ _SHORT_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 # Names of the variables that kdedge set: its child processes choose these anew
 _CHOSEN = "KDEDGE_CHOSEN"
 _LOOK_S = 0.05
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
+_NEVER = 2**31 - 1
+_DEFAULTS = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20}
+"""glibc no longer adapts the last two once one is set: the values that it adapts them to."""
+
+_kept: list[ctypes.CDLL] = []
 
 
 def set_up_threads(n_threads: int | None = None) -> float | None:
@@ -87,6 +97,41 @@ def threads_of_a_call(n_threads: int | None) -> Iterator[None]:
         torch = sys.modules.get("torch")
         if n_threads is not None and torch is not None:
             torch.set_num_threads(n_before or number_of_threads() or _share())
+
+
+def keep_freed_memory() -> None:
+    """Keeps freed CPU memory for the next tensors, if the C library is glibc.
+
+    glibc returns large blocks to the kernel, which clears them page by page when they are allocated
+    again: on a virtual machine that takes half of an EfficientNet's time, and as long as tensors
+    are small it does not lower the peak.
+    """
+    libc = ctypes.CDLL(None)
+    if not _kept and hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        _kept.append(libc)
+
+
+@contextmanager
+def torch_as_before() -> Iterator[None]:
+    """Context after which torch's GPU and TF32 are as before, and freed memory is the kernel's."""
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.current_device() if torch and torch.cuda.is_initialized() else 0
+    is_tf32_allowed = torch.backends.cudnn.allow_tf32 if torch else True
+    try:
+        yield
+    finally:
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.backends.cudnn.allow_tf32 = is_tf32_allowed
+            if torch.cuda.is_initialized():
+                torch.cuda.set_device(gpu)
+        while _kept:
+            libc = _kept.pop()
+            for option, value in _DEFAULTS.items():
+                libc.mallopt(option, value)
+            libc.malloc_trim(0)
 
 
 def _chosen() -> set[str]:

@@ -16,7 +16,7 @@ from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, local_rank
 from kdedge.errors import RecipeError, SetupError
 from kdedge.progress import working
-from kdedge.runtime.threads import local_world_size
+from kdedge.runtime.threads import keep_freed_memory, local_world_size
 from kdedge.workers import LOCAL, Workers
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def choose_device(name: str | None) -> torch.device:
     """Returns the device of that name; by default CUDA if available, else the CPU.
 
     A GPU gets its number, which older versions of torch need, and becomes the current one. Each
-    process that torchrun started on a machine gets its own.
+    process that torchrun started on a machine gets its own. On a CPU, freed memory is kept.
 
     Raises:
         SetupError: this machine has no such device.
@@ -141,6 +141,8 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device("cuda", device.index or 0)
         # Events, peaks and engines name no device: they use the current one
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     # cuDNN's default would run the patch convolution of an fp32 run in TF32.
     torch.backends.cudnn.allow_tf32 = False
     return device

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
+from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy
 from kdedge.runs.model import load_run
@@ -67,10 +66,7 @@ def distill(
     if one_pass is not None:
         first = workspace.group.on_rank0(lambda: finished_run(workspace.root, one_pass.key()))
         first = first or _run_stage("First student", one_pass, resume=resume)
-    # A heap that is kept grows with every batch of a closed form: 3.5 GiB for 2,000 images
-    keeps = workspace.device.type == "cpu" and not job.choice.is_solved
-    with freed_memory_kept() if keeps else contextlib.nullcontext():
-        student = _run_stage("Student 2/2", job, resume=resume)
+    student = _run_stage("Student 2/2", job, resume=resume)
     if first is not None and workspace.group.on_rank0(
         lambda: _is_first_better(first, student, job)
     ):
@@ -125,11 +121,32 @@ def teacher_and_student(
         )
     with working("trying a step of the student"):
         trial_steps(with_teacher(student, teacher), 1)
+    workspace.group.on_rank0(lambda: _say_why_no_teacher_fits(job_or_run))
     baselines = workspace.group.on_rank0(lambda: baseline_accuracies(job_or_run))
     run = _run_stage("Teacher 1/2", job_or_run, resume=resume)
     workspace.group.on_rank0(lambda: save_baselines(run, baselines))
     teacher = open_teacher(run, student)
     return _replace_weak_teacher(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
+
+
+_FACTS = {  # other lists depend on the first
+    "class_list": "the class list, whose order counts,",
+    "image_list": "its labeled images",
+    "backbone": "its backbone",
+    "weights": "its backbone's weights",
+}
+
+
+def _say_why_no_teacher_fits(job: Job) -> None:
+    """Logs what is not as it was for the newest teacher of this name."""
+    run = newest(job.setup.workspace.root, job.setup.loaded.recipe.name, kind="teacher")
+    if run is not None:
+        before, now = run.read_provenance().hashes, job.hashes()
+        changed = (text for name, text in _FACTS.items() if before.get(name) != now.get(name))
+        log.info(
+            "Teacher 1/2: training another one than %s: %s changed.",
+            *(run.path, next(changed, "its settings")),
+        )
 
 
 def _replace_weak_teacher(
@@ -233,31 +250,3 @@ def _reached(run: RunFolder) -> str:
     if result.harmonic_mean is None:
         return f": accuracy {result.all:.2f} %"
     return f": harmonic mean {result.harmonic_mean:.2f} %"
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
-_NEVER = 2**31 - 1
-
-
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Keeps freed CPU memory for the next tensors; does nothing if the C library is not glibc.
-
-    glibc returns large blocks to the kernel, which clears them page by page when they are allocated
-    again. That costs time in every step and does not lower the peak. Use it only for steps whose
-    tensor sizes repeat: passes over class texts in chunks fragment a heap that is kept.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_MMAP_MAX, 65536)
-        # glibc no longer adapts these two once one is set: the values that it adapts them to
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
-        libc.malloc_trim(0)

@@ -68,8 +68,8 @@ def test_as_many_views_as_epochs_give_the_live_runs_weights_bit_for_bit(
     stored, warm = distilled("student.views=2", *own)
     assert live.weights.read_bytes() == stored.weights.read_bytes()
     assert asked.n_images == 2 * 40
-    # Two forward passes of 32 images are for the estimate
-    assert warm.n_images == 2 * 40 + 2 * 32
+    # Two forward passes of 8 images are for the estimate
+    assert warm.n_images == 2 * 40 + 2 * 8
 
 
 def test_fewer_views_are_gone_through_in_turn_and_more_than_epochs_are_not_made() -> None:

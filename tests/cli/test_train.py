@@ -264,6 +264,15 @@ def test_a_prompt_method_teaches_the_student(kdedge: Run, method: str) -> None:
     assert (theirs.provenance, theirs.vectors.shape) == (ours.provenance, (4, 40))
 
 
+def test_another_teacher_says_what_changed(kdedge: Run) -> None:
+    assert kdedge("teach", "r.yaml").code == 0
+    names = Path("classes.txt").read_text().split("\n")[:-1]
+    Path("classes.txt").write_text("\n".join(reversed(names)))
+    done = kdedge("distill", "r.yaml")
+    said = "training another one than runs/tiny/01: the class list, whose order counts, changed."
+    assert f"Teacher 1/2: {said}" in done.err
+
+
 @pytest.mark.parametrize(
     ("command", "own"),
     [

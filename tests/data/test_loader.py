@@ -309,7 +309,8 @@ def test_a_batch_is_normalized_as_an_image_is_to_the_last_bit(device):
     ((images, _),) = evaluation_batches(
         source, [0, 1], preprocess=PREPROCESS, batch_size=2, device=torch.device(device)
     )
-    assert (images.device.type, images.is_contiguous()) == (device, True)
+    assert images.device.type == device
+    assert images.is_contiguous(memory_format=torch.channels_last)
     expected = normalize(every_pixel_value(), PREPROCESS)
     for image in images.cpu().numpy():
         assert np.array_equal(image, expected)

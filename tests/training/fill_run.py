@@ -30,8 +30,8 @@ from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
 N_IMAGES, DIM = 290, 24
-"""Three files a view: 128, 128 and 34 images, or 4, 4 and 2 forward passes."""
-N_PASSES = 10
+"""Three files a view: 128, 128 and 34 images, or 16, 16 and 5 forward passes."""
+N_PASSES = 37
 PREPROCESS = Preprocess(8, (0.5,) * 3, (0.5,) * 3)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdedge.errors import SetupError
+from kdedge.runtime.threads import torch_as_before
 from kdedge.setup.workspace import choose_device
 from kdedge.training.loop import precision
 
@@ -52,3 +53,16 @@ def test_bf16_that_a_gpu_only_emulates_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "autocast", lambda kind, dtype: torch.amp.autocast("cpu", dtype))
     with pytest.raises(SetupError, match=r"optim\.precision is bf16"):
         precision.Precision("bf16", torch.device("cuda:0"))
+
+
+def test_after_a_call_torchs_gpu_and_tf32_are_as_before(
+    two_gpus: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with torch_as_before():
+        choose_device("cuda:1")
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    assert two_gpus == [torch.device("cuda:1"), 0]

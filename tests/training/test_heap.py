@@ -12,11 +12,13 @@ import pytest
 import kdedge
 
 PAGES = """
-import contextlib, resource
+import resource
 import numpy as np
-from kdedge.training.distill import freed_memory_kept
-for context in (contextlib.nullcontext(), freed_memory_kept(), contextlib.nullcontext()):
-    with context:
+from kdedge.runtime.threads import keep_freed_memory, torch_as_before
+for is_kept in (False, True, False):
+    with torch_as_before():
+        if is_kept:
+            keep_freed_memory()
         np.ones(1 << 24)  # 128 MiB
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(4):

@@ -41,7 +41,7 @@ def test_a_whole_store_asks_no_teacher(
 def test_a_killed_process_loses_the_file_it_was_at_and_no_other(
     filling: ModuleType, start_filling: Start, tmp_path: Path
 ) -> None:
-    process = start_filling(tmp_path / "killed", 0.05)
+    process = start_filling(tmp_path / "killed", 0.0125)
     store = filling.make_filler(tmp_path / "killed").store
     process.wait_until(store.file(Chunk(1, 2)).exists)
     process.send(signal.SIGKILL)
@@ -57,7 +57,7 @@ def test_a_killed_process_loses_the_file_it_was_at_and_no_other(
 def test_of_two_commands_that_fill_one_store_one_waits_and_computes_nothing(
     filling: ModuleType, start_filling: Start, tmp_path: Path
 ) -> None:
-    both = [start_filling(tmp_path / "both", 0.1) for _ in range(2)]
+    both = [start_filling(tmp_path / "both", 0.025) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0], [process.stderr for process in both]
     # Two passes are for an estimate
     assert sorted(int(process.stdout) for process in both) == [0, 2 * filling.N_PASSES + 2]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.decoding import MAX_WORKERS, choose_n_workers
-from kdedge.data.loader import ImageView, view_batches
+from kdedge.data.loader import ImageView, images_a_pass, view_batches
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -217,8 +217,8 @@ class StoreFiller:
     def _passes(self, chunk: Chunk) -> Iterator[list[ImageView]]:
         """The images of each forward pass. Batches are always the same, so features are, too."""
         planned = [(position, chunk.view) for position in self._missing(chunk)]
-        for start in range(0, len(planned), FORWARD_BATCH):
-            yield planned[start : start + FORWARD_BATCH]
+        for start in range(0, len(planned), self._n_a_pass):
+            yield planned[start : start + self._n_a_pass]
 
     def _images(
         self, passes: Iterable[list[ImageView]], *, n_workers: int
@@ -228,10 +228,14 @@ class StoreFiller:
             passes,
             preprocess=self.teacher.preprocess,
             augment=self.augment,
-            batch_size=FORWARD_BATCH,
+            batch_size=self._n_a_pass,
             n_workers=n_workers,
             device=self.teacher.device,
         )
+
+    @property
+    def _n_a_pass(self) -> int:
+        return images_a_pass(FORWARD_BATCH, self.teacher.device)
 
     @functools.cached_property
     def _format(self) -> Precision:
