@@ -48,6 +48,7 @@ def compare(
     require_no_worse: bool = False,
     batch: int | None = None,
     threads: int | None = None,
+    root: str | Path | None = None,
 ) -> Comparison:
     """Compares what two artifacts answer on the same images.
 
@@ -65,6 +66,7 @@ def compare(
             needs `labels`.
         batch: images per call; by default as many as each artifact takes.
         threads: CPU threads; by default the engine's choice.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         What changed.
@@ -93,10 +95,15 @@ def compare(
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_at_least(1, batch=batch, threads=threads)
     with contextlib.ExitStack() as opened:
-        first, second = (opened.enter_context(_opened(source, threads)) for source in (old, new))
+        first, second = (
+            opened.enter_context(_opened(source, threads, root)) for source in (old, new)
+        )
         if first.file.precision != second.file.precision:  # or its effect would be the new one's
             first, second = (
-                opened.enter_context(_opened(source, threads, "fp32")) for source in (old, new)
+                opened.enter_context(_opened(source, threads, root, "fp32"))
+                if model.file.precision != "fp32" and _named_file(source) is None
+                else model
+                for source, model in ((old, first), (new, second))
             )
         files = [(model.artifact.path / model.file.name).resolve() for model in (first, second)]
         if files[0] == files[1]:
@@ -115,26 +122,36 @@ def compare(
 
 @contextlib.contextmanager
 def _opened(
-    source: AnyArtifact, threads: int | None, precision: Precision | None = None
+    source: AnyArtifact,
+    threads: int | None,
+    root: str | Path | None,
+    precision: Precision | None = None,
 ) -> Iterator[Classifier]:
     """Context with a loaded model file: the named one, or the one that suits this machine.
 
     Args:
         source: a file, or what `artifact_folder` takes.
         threads: CPU threads.
+        root: folder of all runs.
         precision: of the file, unless one is named.
     """
-    path = Path(str(getattr(source, "path", source))).expanduser()
-    with working(f"loading {path}"):
-        if path.is_file() and path.name != FILE_NAME:
-            loaded = Classifier.load_named(path, n_threads=threads)
+    file = _named_file(source)
+    with working(f"loading {getattr(source, 'path', source)}"):
+        if file is not None:
+            loaded = Classifier.load_named(file, n_threads=threads)
         else:
-            folder = artifact_folder(path)
+            folder = artifact_folder(source, root)
             loaded = Classifier.load(folder, precision=precision, n_threads=threads)
     try:
         yield loaded
     finally:
         loaded.close()
+
+
+def _named_file(source: AnyArtifact) -> Path | None:
+    """The model file that an argument names; None if it names an artifact or a run."""
+    path = Path(str(getattr(source, "path", source))).expanduser()
+    return path if path.is_file() and path.name != FILE_NAME else None
 
 
 def _compared(

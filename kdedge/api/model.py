@@ -146,6 +146,7 @@ def load(
     precision: Precision | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    root: str | Path | None = None,
 ) -> LoadedModel:
     """Loads an exported model, to classify images without torch.
 
@@ -157,6 +158,7 @@ def load(
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         threads: CPU threads; None for the engine's default.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Raises:
         DataError: there is no artifact, or it was changed or damaged.
@@ -168,7 +170,7 @@ def load(
         ...     class_name, score_percent = model("image.jpg")[0]
     """
     check_at_least(1, threads=threads)
-    folder = artifact_folder(source)
+    folder = artifact_folder(source, root)
     loaded = Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)
     warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
     return LoadedModel(loaded)

@@ -296,6 +296,7 @@ def predict(
     backend: str | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    root: str | Path | None = None,
 ) -> Predictions:
     """Classifies images, folders and videos; a failed image does not stop the others.
 
@@ -312,6 +313,7 @@ def predict(
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: images per call; None for as many as the artifact takes.
         threads: CPU threads; None for the engine's default.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         A result for each image, in order: a `Prediction`, an `UnreadableImage` or a
@@ -333,7 +335,8 @@ def predict(
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
     check_at_least(1, top=top, every=every, batch=batch, threads=threads)
     inputs = open_inputs(named, every=every)
-    with opened(source, precision=precision, backend=backend, threads=threads) as classifier:
+    chosen = opened(source, precision=precision, backend=backend, threads=threads, root=root)
+    with chosen as classifier:
         stream = ResultStream(inputs, classifier, top=top, batch=batch)
         with progress("classifying", inputs.n_images, unit="images") as advance:
             results = []
@@ -347,13 +350,18 @@ def predict(
 
 @contextlib.contextmanager
 def opened(
-    source: AnyArtifact, *, precision: Precision | None, backend: str | None, threads: int | None
+    source: AnyArtifact,
+    *,
+    precision: Precision | None,
+    backend: str | None,
+    threads: int | None,
+    root: str | Path | None,
 ) -> Iterator[Classifier]:
     """Context with the loaded model of an artifact, or of a run's newest one."""
     from kdedge.deploy.parity import warn_of_misses
     from kdedge.inference.classify import Classifier
 
-    artifact = artifact_folder(source)
+    artifact = artifact_folder(source, root)
     with working(f"loading {artifact}"):
         classifier = Classifier.load(
             artifact, precision=precision, backend=backend, n_threads=threads

@@ -39,6 +39,7 @@ def serve(
     backend: str | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    root: str | Path | None = None,
 ) -> Server:
     """Serves an artifact over HTTP, in threads of this process, until the server is closed.
 
@@ -58,6 +59,7 @@ def serve(
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: the largest batch that requests are joined to; None for the artifact's.
         threads: CPU threads; None for the engine's default.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Returns:
         The running server with its `url`; a context manager that ends it.
@@ -76,7 +78,7 @@ def serve(
     from kdedge.serving.server import ArtifactSource, Server
 
     load = partial(Classifier.load, precision=precision, backend=backend, n_threads=threads)
-    model_source = ArtifactSource(partial(artifact_folder, source), load, batch)
+    model_source = ArtifactSource(partial(artifact_folder, source, root), load, batch)
     return Server(model_source, host=host, port=port, limits=limits)
 
 
@@ -94,6 +96,7 @@ def watch(
     precision: Precision | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    root: str | Path | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """Classifies what a camera sees, and yields an event when the decision changes.
 
@@ -115,6 +118,7 @@ def watch(
         precision: as in `kdedge.predict`, and so are `backend` and `threads`.
         backend: the runtime; None to choose one.
         threads: CPU threads; None for the engine's default.
+        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Yields:
         Events, as dictionaries with the key `event`.
@@ -126,14 +130,16 @@ def watch(
     """
     check_at_least(1, every=every, threads=threads)
     settings = WatchSettings(each, window, min_score, drift, shot)
-    folder = artifact_folder(source)
+    folder = artifact_folder(source, root)
 
     def events() -> Generator[dict[str, Any], None, None]:
         with (
             contextlib.closing(
                 open_source(str(watched), every=every, existing=existing)
             ) as opened_source,
-            opened(folder, precision=precision, backend=backend, threads=threads) as classifier,
+            opened(
+                folder, precision=precision, backend=backend, threads=threads, root=root
+            ) as classifier,
         ):
             yield from watch_source(opened_source, classifier, settings)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import threads_value_option
+from kdedge.cli._options import runs_option, threads_value_option
 from kdedge.cli._output import json_option, print_result, show_result, table
 from kdedge.errors import some_of
 
@@ -41,6 +41,7 @@ _MOST_SHOWN = 20
 )
 @threads_value_option
 @json_option
+@runs_option
 def command(
     old: Path,
     new: Path,

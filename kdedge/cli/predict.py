@@ -22,7 +22,7 @@ from kdedge.api.predict import (
     opened,
     read_item,
 )
-from kdedge.cli._options import backend_option, precision_option, threads_value_option
+from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 from kdedge.errors import KdedgeError, ResourceError
 from kdedge.files import already_exists, explain_os_error, held, printable, sha256_json
@@ -137,6 +137,7 @@ class _Format:
     help="Images per call. [default: as many as the artifact takes]",
 )
 @threads_value_option
+@runs_option
 def command(
     artifact: Path,
     paths: tuple[str, ...],
@@ -145,6 +146,7 @@ def command(
     backend: str | None,
     batch: int | None,
     threads: int | None,
+    root: Path,
     **options: Any,
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
@@ -174,7 +176,8 @@ def command(
             raise already_exists(path)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
-    with opened(artifact, precision=precision, backend=backend, threads=threads) as classifier:
+    model = opened(artifact, precision=precision, backend=backend, threads=threads, root=root)
+    with model as classifier:
         option = "--min-score" if shape.uncertain is None else "--uncertain"
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":

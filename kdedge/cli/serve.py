@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from kdedge.api.serve import PORT, serve
-from kdedge.cli._options import backend_option, precision_option, threads_value_option
+from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
@@ -72,6 +72,7 @@ log = logging.getLogger(__name__)
     metavar="SECONDS",
     help="Time of a request, from its headers to its answer.",
 )
+@runs_option
 def command(artifact: Path, **options: Any) -> None:
     """Serve ARTIFACT, the folder that `kdedge export` wrote, over HTTP.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import backend_option, precision_option, threads_value_option
+from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 
 
@@ -55,6 +55,7 @@ from kdedge.cli._output import FiniteRange
 @precision_option
 @backend_option
 @threads_value_option
+@runs_option
 def command(artifact: Path, source: str, **options: Any) -> None:
     """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 

@@ -222,3 +222,15 @@ def test_no_call_has_a_folder_of_runs_of_its_own() -> None:
     }
     of_sets = {"list_sets", "open_set", "fetch_set", "verify_set"}
     assert {name for name, default in defaults.items() if default is not None} == of_sets
+
+
+def test_whatever_takes_the_name_of_a_run_takes_the_folder_of_runs() -> None:
+    takes = {"AnyArtifact", "AnyRun", "AnyArtifact | None", "AnyRun | None"}
+    found = {
+        name: inspect.signature(getattr(kdedge, name)).parameters
+        for name in kdedge.__all__
+        if inspect.isfunction(getattr(kdedge, name))
+    }
+    of_runs = {n: p for n, p in found.items() if takes & {one.annotation for one in p.values()}}
+    assert {"load", "predict", "compare", "watch", "verify_client"} <= set(of_runs)
+    assert [name for name, parameters in of_runs.items() if "root" not in parameters] == []

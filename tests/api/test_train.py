@@ -178,6 +178,12 @@ def test_a_run_is_exported_loaded_measured_and_reported(
         assert model.artifact.path == artifact.path
         image = folder / "images" / "red" / "2.png"
         assert model(image, top=3)[0].class_name in CLASSES
+    root, images = folder / "runs", folder / "pool"
+    assert len(kdedge.predict("toy", images, root=root)) > 0
+    found = kdedge.compare("toy/02", "toy", images, root=root)
+    assert found.predictions.agreement_percent == 100
+    with pytest.raises(kdedge.DataError, match="toy/02 does not exist"):
+        kdedge.load("toy/02", root=folder)
     with pytest.raises(kdedge.RecipeError, match="is an artifact"):
         kdedge.export(artifact, output=tmp_path / "other")
     file = tmp_path / "speed.json"
