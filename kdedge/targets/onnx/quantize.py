@@ -29,6 +29,7 @@ from kdedge.targets.onnx.graph import (
     consumers,
     drop_unused,
     extremes,
+    head_nodes,
     initializers,
     load_graph,
     quantizer_pair,
@@ -78,9 +79,9 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     """Writes the INT8 graph for ONNX Runtime on CPUs, complete or not at all.
 
     Linear layers multiply bytes: 7-bit weights with one scale per output channel, and activations
-    with a scale computed from each batch. The rest is float32. Without linear layers, as in a CNN,
-    convolutions multiply bytes, with fixed ranges (`quantize_convs`). Node names, metadata and
-    opset are kept.
+    with a scale computed from each batch. The rest is float32. In a CNN, which has no linear layers
+    in its blocks, convolutions multiply bytes, too, with fixed ranges (`quantize_convs`). Node
+    names, metadata and opset are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
@@ -92,10 +93,10 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
         ResourceError: the file cannot be written.
     """
     model = load_graph(onnx_path)
-    if weight_matmuls(model):
-        _make_dynamic(model)
-    else:
+    if not weight_matmuls(model):
         quantize_convs(model, calibration)
+        _split_linear(model)
+    _make_dynamic(model)
     drop_unused(model)
     save_graph(model, output)
 
@@ -109,8 +110,29 @@ def in_qdq_opset(model: Any) -> Any:
     return converted
 
 
+def _split_linear(model: Any) -> None:
+    """Gives the linear layers of a CNN's encoder, which are one node, a product and a sum."""
+    from onnx import helper, numpy_helper
+
+    head, constants = head_nodes(model), initializers(model)
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or node.name in head or node.input[1] not in constants:
+            nodes.append(node)
+            continue
+        x, weight, bias = node.input
+        product, transposed = f"{node.name}/product", f"{node.name}/weight"
+        set_initializer(model, transposed, numpy_helper.to_array(constants[weight]).T)
+        nodes += [
+            helper.make_node("MatMul", [x, transposed], [product], name=node.name),
+            helper.make_node("Add", [product, bias], node.output, name=f"{node.name}/Add"),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def _make_dynamic(model: Any) -> None:
-    """Replaces the blocks' linear products with products of bytes, in the form that ORT fuses."""
+    """Replaces the encoder's linear products with products of bytes, in the form that ORT fuses."""
     from onnx import helper, numpy_helper
 
     linear, constants = {node.name for node in weight_matmuls(model)}, initializers(model)

@@ -93,7 +93,7 @@ def test_wide_convolutions_have_one_scale_for_each_output_channel(
 
 
 class Residual(torch.nn.Module):
-    """Convolutions of EfficientNet-Lite: one around a depthwise one, with ReLU6, and a sum."""
+    """Layers of EfficientNet-Lite: convolutions, a depthwise one, ReLU6, a sum; a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,10 +101,11 @@ class Residual(torch.nn.Module):
         self.wide = torch.nn.Conv2d(16, 32, 1)
         self.depthwise = torch.nn.Conv2d(32, 32, 3, padding=1, groups=32)
         self.narrow = torch.nn.Conv2d(32, 16, 1, bias=False)
+        self.linear = torch.nn.Linear(16, 16)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.block(self.stem(images).clamp(0, 6))
-        return (x + self.block(x)).mean(dim=(2, 3))
+        return self.linear((x + self.block(x)).mean(dim=(2, 3))).relu()
 
     def block(self, x: torch.Tensor) -> torch.Tensor:
         x = self.depthwise(self.wide(x).clamp(0, 6)).clamp(0, 6)
@@ -130,7 +131,8 @@ def test_a_cnn_is_computed_in_bytes_on_a_cpu(
     options.log_severity_level = 4
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    assert (found["QLinearConv"], found["QLinearAdd"], found["Conv"]) == (6, 1, 1), found
+    in_bytes = ("QLinearConv", "QLinearAdd", "DynamicQuantizeMatMul")
+    assert [found[name] for name in (*in_bytes, "Conv")] == [6, 1, 1, 1], found
     constants = initializers(onnx.load(path))
     for node in onnx.load(residual_onnx).graph.node:
         if node.op_type != "Conv" or "stem" in node.name:
