@@ -21,7 +21,7 @@ from kdedge.benchmarking.tables import (
 )
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
 from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
-from kdedge.runs.find import find_run
+from kdedge.runs.find import find_run, newest
 from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,11 @@ def command(
         lambda: bench(*sources, root=root, **options),
         lambda result: _print(result, kind, is_whole=is_whole),
     )
-    runs = [source for source in sources or (None,) if not (source and find_artifact(Path(source)))]
-    if runs:
-        log.info("%s", next_line("report", find_run(runs[0], root).path))
+    named = [source for source in sources if find_artifact(Path(source)) is None]
+    if named or not sources:
+        run = find_run(named[0], root) if named else newest(root, kind="student") or newest(root)
+        assert run is not None  # it was measured
+        log.info("%s", next_line("report", run.path))
 
 
 def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:

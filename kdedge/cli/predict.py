@@ -187,6 +187,8 @@ def command(
             )
         unfinished = _unfinished(inputs, classifier, shape)
         log.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
+        if precision is None and backend is None:
+            _say_what_to_ship(classifier)
         n_done = 0
         if unfinished is not None and shape.resume and unfinished.output.exists():
             with held(unfinished.output):  # a command that was taken for dead may still write it
@@ -200,6 +202,17 @@ def command(
         _write_all(inputs, results, classifier, shape, until_end, is_begun=n_done > 0)
         if not n_done:
             results.check_any()
+
+
+def _say_what_to_ship(classifier: Classifier) -> None:
+    """Logs how to use the file that `export` and the report name, if it is not this one."""
+    from kdedge.deploy.ship import file_to_ship, predict_flags
+
+    artifact = classifier.artifact
+    ship = file_to_ship(artifact, None)
+    flags = None if ship is None else predict_flags(artifact, ship.file)
+    if ship is not None and flags is not None and ship.file.name != classifier.file.name:
+        log.info("The file to ship is %s; to use it: %s.", ship.file.name, " ".join(flags))
 
 
 def _unfinished(

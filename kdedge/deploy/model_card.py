@@ -90,7 +90,7 @@ def _card(artifact: Artifact) -> str:
     )
     return f"""---
 pipeline_tag: image-classification
-tags: [onnx, clip, kdedge]
+tags: [onnx, kdedge]
 ---
 
 # {_plain(artifact.name)}
@@ -100,7 +100,7 @@ facts in a form for programs.
 {only}
 ## Run it
 
-    {predict}    # needs the extra kdedge[runtime]
+    {predict}    # needs kdedge's own wheel: PyPI's kdedge is another
     python {EXAMPLE} IMAGE    # needs NumPy, Pillow and ONNX Runtime
 
 ## Input

@@ -55,7 +55,8 @@ def headline_of(
         times, word = (ratio, "fewer") if ratio >= 1 else (1 / ratio, "more")
         needs = "" if parts else "needs "
         digits = 0 if times >= 10 else 1
-        parts.append(f"{needs}{times:.{digits}f}x {word} operations than its teacher")
+        count = f"{times:.{digits}f}x {word} operations than"
+        parts.append(f"{needs}{'as many operations as' if times < 1.05 else count} its teacher")
     if not parts:
         return None
     file = newest_artifact(run)
@@ -103,7 +104,12 @@ def deploy_line(
     weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
     n, n_right = n_of[weakest], n_right_of[weakest]
     if n == n_right:
-        return "Deploy it: it is right on every test image."
+        n_images = sum(n_of.values())
+        low, _ = _bounds(n_images, n_images)
+        return (
+            f"Deploy it if {low:.1f} % right is enough: {images_text(n_images)}, all of them right,"
+            " show no more (95 % interval)."
+        )
     facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
     return (
         f"Deploy it if {student.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
@@ -158,13 +164,16 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
 
 def _interval(n_right: float, n_images: int) -> str:
     """The 95 % interval of an accuracy, in percent (Wilson, 1927); empty with many images."""
-    if n_images >= _FEW:
-        return ""
+    low, high = _bounds(n_right, n_images)
+    return "" if n_images >= _FEW else f"95 % interval: {low:.0f} to {high:.0f} %"
+
+
+def _bounds(n_right: float, n_images: int) -> tuple[float, float]:
     z2 = 1.96**2
     middle = n_right + z2 / 2
     half = math.sqrt(z2 * (n_right * (n_images - n_right) / n_images + z2 / 4))
     low, high = (100 * max(0.0, end) / (n_images + z2) for end in (middle - half, middle + half))
-    return f"95 % interval: {low:.0f} to {high:.0f} %"
+    return low, high
 
 
 def _score(result: EvalResult) -> float:

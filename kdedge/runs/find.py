@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Container, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +13,8 @@ from kdedge.results import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runtime.artifact import artifact_at
+
+log = logging.getLogger(__name__)
 
 
 def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolder, Provenance]]:
@@ -90,6 +93,7 @@ def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) ->
                 f"There is no finished run in {root}.\n"
                 "  Train one with `kdedge distill RECIPE`, or name a run folder."
             )
+        log.info("Using %s, the newest finished %s.", run.path, run.kind)
         return run
     for path in (Path(argument).expanduser(), root / argument):
         exported = artifact_at(path)

@@ -192,7 +192,7 @@ class RecipeData:
         data, known = self._recipe.data, self._workspace.images
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         names = self._classes.names
-        tested = str(data.test) if key == "unlabeled" else ""
+        tested = str(data.test) if key in ("labeled", "unlabeled") else ""
         read = (key, labeled, place, names, benchmark_root(data), data.max_bad_images, tested)
         if read not in known:
             try:
@@ -206,30 +206,32 @@ class RecipeData:
                     " labels."
                 ) from error
             images = self._scan(source, key)
-            if isinstance(spec, UnlabeledSpec) and not spec.include_test:
-                images = images if spec.benchmark else self._without_test(images)
+            is_apart = spec.benchmark is not None or getattr(spec, "include_test", False)
+            if tested and not is_apart:
+                images = self._without_test(images, key)
             known[read] = images.only(tuple(images.source_labels())) if labeled else images
             if self._workspace.group.is_rank0:
                 self._say_what_is_left_out(images, key, labeled=labeled)
         return known[read]
 
-    def _without_test(self, images: Images) -> Images:
-        """The unlabeled images without test images; warns of test images among them."""
+    def _without_test(self, images: Images, key: DataPart) -> Images:
+        """The images without test images; warns of test images among them."""
         spec = self._recipe.data.test
         if spec is None:
             return images
         test = self._readable(spec, "test", labeled=True)
         shared = [images.source.items[i].key for i in images.shared_with(test)]
+        all_the_same = "set data.unlabeled.include_test to train on them all the same"
         if shared and len(shared) == len(images.indices):
             raise DataError(
-                "All images of data.unlabeled are in data.test, too.\n  Name others; or set"
-                " data.unlabeled.include_test to train on them all the same."
+                f"All images of data.{key} are in data.test, too.\n  Name others"
+                f"{f'; or {all_the_same}' if key == 'unlabeled' else ''}."
             )
         if shared and self._workspace.group.is_rank0:
             log.warning(
-                "%d of %d images of data.unlabeled are in data.test, too, and are left out: %s.\n"
-                "  To train on them all the same, set data.unlabeled.include_test.",
-                *(len(shared), len(images.indices), name_some(shared)),
+                "%d of %d images of data.%s are in data.test, too, and are left out: %s.%s",
+                *(len(shared), len(images.indices), key, name_some(shared)),
+                f"\n  Or {all_the_same}." if key == "unlabeled" else "",
             )
         return images.without(test)
 

@@ -229,17 +229,13 @@ def zero_shot_model(job: Job) -> MethodModel:
 def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
     """The job of a role and its training images, which are drawn before those that are held out.
 
-    Warns if test images are trained on with their labels.
-
     Raises:
         RecipeError: the validation images that select an epoch are missing, or are test images.
         DataError: the validation images have no image of a labeled class.
     """
     selection = setup.choice.optim.selection
     job = Job(setup, data, images.test(selection), images.validation(selection))
-    if job.test is None:
-        return job
-    if job.validation is not None:
+    if job.test is not None and job.validation is not None:
         shared = job.validation.shared_with(job.test)
         if shared:
             raise RecipeError(
@@ -248,17 +244,6 @@ def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
                 "  Selecting an epoch on test images makes the test accuracy too high: use other"
                 " images as data.validation."
             )
-    labeled = data.labeled or data.images
-    if labeled is None or labeled.labels is None:
-        return job
-    shared = labeled.shared_with(job.test)
-    if shared:
-        setup.workspace.warn_once(
-            f"{len(shared)} of the {len(labeled.indices)} labeled images that the {setup.role} is"
-            " trained on are also test images, for example"
-            f" {labeled.source.items[shared[0]].key}.\n"
-            "  Its test accuracy will be too high: remove them from data.labeled or data.test."
-        )
     return job
 
 

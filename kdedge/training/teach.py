@@ -162,7 +162,7 @@ def baseline_accuracies(job: Job) -> dict[str, float]:
     choice = MethodChoice("ridge", ridge, ridge.Settings(), job.choice.optim, job.setup.role)
     probe = Job(replace(job.setup, choice=choice), TrainingData(job.data.images))
     accuracies["ridge"] = float(fit_now(probe)["leave_one_out_percent"])
-    parts.append(f"ridge {accuracies['ridge']:.1f} % by leave-one-out")
+    parts.append(f"ridge {accuracies['ridge']:.1f} %, each image left out once")
     n_images = len(job.training_images.indices)
     log.info("On %d labeled images, mean over classes: %s.", n_images, ", ".join(parts))
     return accuracies

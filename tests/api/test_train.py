@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of small images of one color each, and others of them in `pool`."""
     path = tmp_path_factory.mktemp("api")
     for position, name in enumerate(CLASSES):
-        for above, least in (("images", 100), ("pool", 90)):
+        for above, least in (("images", 100), ("pool", 90), ("labeled", 95)):
             (path / above / name).mkdir(parents=True)
             for number in range(3):
                 pixels = np.zeros((40, 40, 3), np.uint8)
@@ -35,14 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(folder: Path) -> dict[str, Any]:
-    images = {"folder": folder / "images"}
     return {
         "name": "toy",
         "classes": list(CLASSES),
         "data": {
             "unlabeled": {"folder": folder / "pool"},
-            "labeled": {**images, "shots": 1},
-            "test": images,
+            "labeled": {"folder": folder / "labeled", "shots": 1},
+            "test": {"folder": folder / "images"},
         },
         "teacher": {"method": "coop", "backbone": "kdedge-demo-teacher", "weights": "builtin"},
         "student": {

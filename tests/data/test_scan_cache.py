@@ -329,7 +329,7 @@ def test_roles_of_a_recipe_that_share_a_folder_decode_it_once(
             "name": "shared",
             "classes": {"names": ["0", "1", "2"]},
             "data": {
-                "labeled": {"folder": str(images)},
+                "validation": {"folder": str(images)},
                 "unlabeled": {"folder": str(images), "include_test": True},
                 "test": {"folder": str(images)},
                 "max_bad_images": 2,
@@ -339,7 +339,7 @@ def test_roles_of_a_recipe_that_share_a_folder_decode_it_once(
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
     data = RecipeData(recipe, load_classes(recipe), workspace)
-    found = [data.load(key) for key in ("labeled", "unlabeled", "test")]
+    found = [data.load(key) for key in ("validation", "unlabeled", "test")]
     assert [len(one.indices) for one in found if one is not None] == [38] * 3
     assert len(opened_by_pillow) == 40 + 2 + 2
 

@@ -427,7 +427,10 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
         "Deploy it if 75.0 % right is enough, and 50 % of its weakest class, fox (1 of 2 images;"
         " 95 % interval: 9 to 91 %)."
     )
-    assert said_of([(0, 0, 8), (1, 1, 2)]) == "Deploy it: it is right on every test image."
+    assert said_of([(0, 0, 8), (1, 1, 2)]) == (
+        "Deploy it if 72.2 % right is enough: 10 images, all of them right, show no more (95 %"
+        " interval)."
+    )
     assert "Do not deploy it: it predicts one class" in str(said_of([(0, 0, 8), (1, 0, 2)]))
     assert "always answering the most frequent" in str(said_of([(0, 0, 5), (0, 1, 5)], 80.0))
     many = [(0, 0, 2000), (0, 1, 1000), (1, 1, 9)]
