@@ -83,10 +83,10 @@ def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) 
         left = cpu_cores() - round(busy_cores)
         advice = f"\n  To compute on the cores that they leave: --threads {left}."
         # Said when the work begins, so that it does not stand above a message of a wrong option
-        WARNINGS_OF_WORK.append(
+        WARNINGS_OF_WORK[:] = [
             f"Other processes keep {busy_cores:.1f} of {cpu_cores()} cores busy: this will take"
             f" longer.{advice if left > 0 else ''}"
-        )
+        ]
     return n_threads
 
 

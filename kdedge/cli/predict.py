@@ -187,8 +187,8 @@ def command(
             )
         unfinished = _unfinished(inputs, classifier, shape)
         log.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
-        if precision is None and backend is None:
-            _say_what_to_ship(classifier)
+        if precision is None and backend is None and classifier.file.device != "gpu":
+            _say_what_export_names(classifier)
         n_done = 0
         if unfinished is not None and shape.resume and unfinished.output.exists():
             with held(unfinished.output):  # a command that was taken for dead may still write it
@@ -204,15 +204,16 @@ def command(
             results.check_any()
 
 
-def _say_what_to_ship(classifier: Classifier) -> None:
-    """Logs how to use the file that `export` and the report name, if it is not this one."""
+def _say_what_export_names(classifier: Classifier) -> None:
+    """Logs how to use the file that `export` names for a CPU, if none was chosen on this one."""
     from kdedge.deploy.ship import file_to_ship, predict_flags
+    from kdedge.runtime.cpu_choice import choice_here, readable_choices
 
     artifact = classifier.artifact
-    ship = file_to_ship(artifact, None)
+    ship = None if choice_here(readable_choices(artifact)) else file_to_ship(artifact, None)
     flags = None if ship is None else predict_flags(artifact, ship.file)
     if ship is not None and flags is not None and ship.file.name != classifier.file.name:
-        log.info("The file to ship is %s; to use it: %s.", ship.file.name, " ".join(flags))
+        log.info("For a CPU, export names %s: %s.", ship.file.name, " ".join(flags))
 
 
 def _unfinished(

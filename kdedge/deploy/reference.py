@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from kdedge.data.images import Images, spread
+from kdedge.data.loader import images_a_pass
 from kdedge.deploy.calibrate import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.errors import RecipeError
@@ -24,7 +25,7 @@ from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.preprocess import MAX_ASPECT, normalize, resize_and_crop
 
-_BATCH = 8
+_BATCH = 32
 """Batch size of the unfused model."""
 
 _N_WHOLE = 16
@@ -246,8 +247,9 @@ def _run_unfused(
     vectors = trained.vectors.vectors.to(device)
     logits, kept = [], []
     with progress("running the unfused model", len(pixels), unit="images") as advance:
-        for start in range(0, len(pixels), _BATCH):
-            batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
+        size = images_a_pass(_BATCH, device)
+        for start in range(0, len(pixels), size):
+            batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:size]])
             features = trained.forward_features(torch.from_numpy(batch).to(device))
             answers = scale * features @ vectors.T
             if offsets is not None:

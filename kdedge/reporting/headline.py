@@ -105,7 +105,7 @@ def deploy_line(
     n, n_right = n_of[weakest], n_right_of[weakest]
     if n == n_right:
         n_images = sum(n_of.values())
-        low, _ = _bounds(n_images, n_images)
+        low = math.floor(10 * _bounds(n_images, n_images)[0]) / 10
         return (
             f"Deploy it if {low:.1f} % right is enough: {images_text(n_images)}, all of them right,"
             " show no more (95 % interval)."

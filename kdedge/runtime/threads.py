@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,15 @@ _NEVER = 2**31 - 1
 _DEFAULTS = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20}
 """glibc no longer adapts the last two once one is set: the values that it adapts them to."""
 
-_kept: list[ctypes.CDLL] = []
+
+class _Process:
+    """What calls that overlap, in threads or one in another, share."""
+
+    lock = threading.Lock()
+    n_calls = 0
+    libc: ctypes.CDLL | None = None  # keeps freed memory
+    gpu: int | None = None
+    is_tf32_allowed: bool | None = None
 
 
 def set_up_threads(n_threads: int | None = None) -> float | None:
@@ -100,38 +109,62 @@ def threads_of_a_call(n_threads: int | None) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Keeps freed CPU memory for the next tensors, if the C library is glibc.
+    """Keeps freed CPU memory for the next tensors of the call, if the C library is glibc.
 
     glibc returns large blocks to the kernel, which clears them page by page when they are allocated
     again: on a virtual machine that takes half of an EfficientNet's time, and as long as tensors
     are small it does not lower the peak.
     """
-    libc = ctypes.CDLL(None)
-    if not _kept and hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-        _kept.append(libc)
+    with _Process.lock:
+        libc = ctypes.CDLL(None)
+        if _Process.n_calls and _Process.libc is None and hasattr(libc, "mallopt"):
+            libc.mallopt(_M_MMAP_MAX, 0)
+            libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+            _Process.libc = libc
 
 
 @contextmanager
 def torch_as_before() -> Iterator[None]:
-    """Context after which torch's GPU and TF32 are as before, and freed memory is the kernel's."""
-    torch = sys.modules.get("torch")
-    gpu = torch.cuda.current_device() if torch and torch.cuda.is_initialized() else 0
-    is_tf32_allowed = torch.backends.cudnn.allow_tf32 if torch else True
+    """Context of a call: after the last one torch's settings and freed memory are as before.
+
+    The settings are the current GPU, if there was one, and TF32.
+    """
+    with _Process.lock:
+        if _Process.n_calls == 0:
+            _note_settings()
+        _Process.n_calls += 1
     try:
         yield
     finally:
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            torch.backends.cudnn.allow_tf32 = is_tf32_allowed
-            if torch.cuda.is_initialized():
-                torch.cuda.set_device(gpu)
-        while _kept:
-            libc = _kept.pop()
-            for option, value in _DEFAULTS.items():
-                libc.mallopt(option, value)
-            libc.malloc_trim(0)
+        with _Process.lock:
+            _Process.n_calls -= 1
+            if _Process.n_calls == 0:
+                _restore_settings()
+
+
+def _note_settings() -> None:
+    torch = sys.modules.get("torch")
+    _Process.gpu, _Process.is_tf32_allowed = None, True
+    if torch is not None:
+        if torch.cuda.is_initialized():
+            _Process.gpu = torch.cuda.current_device()
+        try:
+            _Process.is_tf32_allowed = torch.backends.cudnn.allow_tf32
+        except RuntimeError:  # set by torch's newer settings, which this one cannot express
+            _Process.is_tf32_allowed = None
+
+
+def _restore_settings() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and _Process.is_tf32_allowed is not None:
+        torch.backends.cudnn.allow_tf32 = _Process.is_tf32_allowed
+    if torch is not None and _Process.gpu is not None:
+        torch.cuda.set_device(_Process.gpu)
+    if _Process.libc is not None:
+        for option, value in _DEFAULTS.items():
+            _Process.libc.mallopt(option, value)
+        _Process.libc.malloc_trim(0)
+        _Process.libc = None
 
 
 def _chosen() -> set[str]:

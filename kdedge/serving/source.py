@@ -32,6 +32,7 @@ from kdedge.runtime.video import (
 )
 
 _SETTLE_S, _POLL_S = 1.0, 0.5
+_LOOK_MS = 1000
 """A file that has not changed for so long is complete; how often a folder is looked at."""
 
 _LONGEST_WAIT_S = 30.0
@@ -238,7 +239,7 @@ def new_files(
     while True:
         growing: dict[Path, tuple[_SizeAndTime, float]] = {}
         with _changes(folder) as changes:
-            changes.put(None)  # files may have come before the watch began
+            changes.put(None)
             while folder.is_dir():
                 try:
                     error = changes.get(timeout=poll_s)
@@ -281,8 +282,13 @@ def _changes(folder: Path) -> Iterator[queue.SimpleQueue[BaseException | None]]:
     stop = threading.Event()
 
     def watch() -> None:
+        options = {"watch_filter": None, "recursive": False, "stop_event": stop}
         try:
-            for _ in watchfiles.watch(folder, watch_filter=None, stop_event=stop, recursive=False):
+            # Without a change, too: of files that came before the system watches, and on network
+            # shares, no change is told
+            for _ in watchfiles.watch(
+                folder, **options, rust_timeout=_LOOK_MS, yield_on_timeout=True
+            ):
                 changes.put(None)
         except Exception as error:
             changes.put(error if folder.is_dir() else None)

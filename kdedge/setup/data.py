@@ -206,34 +206,39 @@ class RecipeData:
                     " labels."
                 ) from error
             images = self._scan(source, key)
-            is_apart = spec.benchmark is not None or getattr(spec, "include_test", False)
-            if tested and not is_apart:
-                images = self._without_test(images, key)
+            is_set = spec.benchmark is not None
+            is_kept = isinstance(spec, UnlabeledSpec) and (spec.include_test or is_set)
+            if tested and not is_kept:
+                images = self._without_test(images, key, is_set=is_set)
             known[read] = images.only(tuple(images.source_labels())) if labeled else images
             if self._workspace.group.is_rank0:
                 self._say_what_is_left_out(images, key, labeled=labeled)
         return known[read]
 
-    def _without_test(self, images: Images, key: DataPart) -> Images:
-        """The images without test images; warns of test images among them."""
+    def _without_test(self, images: Images, key: DataPart, *, is_set: bool) -> Images:
+        """The images without test images; warns of test images among them.
+
+        A benchmark set keeps those that it has twice: its draws are the protocol's.
+        """
         spec = self._recipe.data.test
         if spec is None:
             return images
         test = self._readable(spec, "test", labeled=True)
         shared = [images.source.items[i].key for i in images.shared_with(test)]
         all_the_same = "set data.unlabeled.include_test to train on them all the same"
-        if shared and len(shared) == len(images.indices):
+        if shared and len(shared) == len(images.indices) and not is_set:
             raise DataError(
                 f"All images of data.{key} are in data.test, too.\n  Name others"
                 f"{f'; or {all_the_same}' if key == 'unlabeled' else ''}."
             )
         if shared and self._workspace.group.is_rank0:
             log.warning(
-                "%d of %d images of data.%s are in data.test, too, and are left out: %s.%s",
-                *(len(shared), len(images.indices), key, name_some(shared)),
+                "%d of %d images of data.%s are in data.test, too, and are %s: %s.%s",
+                *(len(shared), len(images.indices), key),
+                *("used all the same" if is_set else "left out", name_some(shared)),
                 f"\n  Or {all_the_same}." if key == "unlabeled" else "",
             )
-        return images.without(test)
+        return images if is_set else images.without(test)
 
     def _say_what_is_left_out(self, images: Images, key: DataPart, *, labeled: bool) -> None:
         """Warns about files and images that are skipped, and about classes without images."""

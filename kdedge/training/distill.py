@@ -129,11 +129,12 @@ def teacher_and_student(
     return _replace_weak_teacher(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
 
 
-_FACTS = {  # other lists depend on the first
+_FACTS = {  # the lists of images depend on the first
     "class_list": "the class list, whose order counts,",
-    "image_list": "its labeled images",
     "backbone": "its backbone",
     "weights": "its backbone's weights",
+    **dict.fromkeys(("image_list", "labeled_list", "unlabeled_list"), "its images"),
+    **dict.fromkeys(("validation_list", "test_list"), "the images that select its epoch"),
 }
 
 

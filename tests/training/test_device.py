@@ -66,3 +66,14 @@ def test_after_a_call_torchs_gpu_and_tf32_are_as_before(
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32
     assert two_gpus == [torch.device("cuda:1"), 0]
+
+
+def test_an_outer_calls_settings_hold_until_it_ends(two_gpus: list[Any]) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with torch_as_before():
+        choose_device("cpu")
+        with pytest.raises(ValueError, match="inner"), torch_as_before():
+            raise ValueError("inner")
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    assert two_gpus == []

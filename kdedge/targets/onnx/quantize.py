@@ -111,7 +111,7 @@ def in_qdq_opset(model: Any) -> Any:
 
 
 def _split_linear(model: Any) -> None:
-    """Gives the linear layers of a CNN's encoder, which are one node, a product and a sum."""
+    """Splits the linear layers of a CNN's encoder, one node of torch's exporter, into two."""
     from onnx import helper, numpy_helper
 
     head, constants = head_nodes(model), initializers(model)
@@ -120,13 +120,16 @@ def _split_linear(model: Any) -> None:
         if node.op_type != "Gemm" or node.name in head or node.input[1] not in constants:
             nodes.append(node)
             continue
-        x, weight, bias = node.input
-        product, transposed = f"{node.name}/product", f"{node.name}/weight"
-        set_initializer(model, transposed, numpy_helper.to_array(constants[weight]).T)
-        nodes += [
-            helper.make_node("MatMul", [x, transposed], [product], name=node.name),
-            helper.make_node("Add", [product, bias], node.output, name=f"{node.name}/Add"),
-        ]
+        (x, weight), biases = node.input[:2], [bias for bias in node.input[2:] if bias]
+        values = numpy_helper.to_array(constants[weight])
+        is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        set_initializer(model, f"{node.name}/weight", values.T if is_transposed else values)
+        product = f"{node.name}/product" if biases else node.output[0]
+        inputs = [x, f"{node.name}/weight"]
+        nodes.append(helper.make_node("MatMul", inputs, [product], name=node.name))
+        if biases:
+            add = helper.make_node("Add", [product, *biases], node.output, name=f"{node.name}/Add")
+            nodes.append(add)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
@@ -205,6 +208,8 @@ def quantize_convs(model: Any, calibration: npt.NDArray[Any]) -> None:
         calibration: [N, 3, S, S], real images, whose smallest and largest values are the ranges.
     """
     convs, ends = _convs_in_bytes(model)
+    if not convs:
+        return
     shifts = _output_shifts(model, convs, calibration)
     reads = {conv.node.input[0] for conv in convs.values()}
     ranges = extremes(model, sorted(reads | ends), calibration)
@@ -257,7 +262,9 @@ def _convs_in_bytes(model: Any) -> tuple[dict[str, _Conv], set[str]]:
         if node.op_type == "Conv" and node.input[1] in constants:
             weight = numpy_helper.to_array(constants[node.input[1]])
             if weight.shape[1] >= MIN_CHANNELS or (is_fused and node.input[0] in ends):
-                n_levels = _DEPTHWISE_LEVELS if weight.shape[1] == 1 else CPU_WEIGHT_LEVELS
+                groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+                is_depthwise = weight.shape[1] == 1 and len(weight) == groups
+                n_levels = _DEPTHWISE_LEVELS if is_depthwise else CPU_WEIGHT_LEVELS
                 values, scales = _quantize(weight.reshape(len(weight), -1).T, n_levels)
                 convs[node.name] = _Conv(node, weight, values.T.reshape(weight.shape), scales)
                 ends.add(end)

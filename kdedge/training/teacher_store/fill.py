@@ -215,7 +215,7 @@ class StoreFiller:
         return [position for position in self.store.positions(chunk) if position not in rows]
 
     def _passes(self, chunk: Chunk) -> Iterator[list[ImageView]]:
-        """The images of each forward pass. Batches are always the same, so features are, too."""
+        """The images of each forward pass. On one kind of device batches are always the same."""
         planned = [(position, chunk.view) for position in self._missing(chunk)]
         for start in range(0, len(planned), self._n_a_pass):
             yield planned[start : start + self._n_a_pass]

@@ -101,11 +101,14 @@ class Residual(torch.nn.Module):
         self.wide = torch.nn.Conv2d(16, 32, 1)
         self.depthwise = torch.nn.Conv2d(32, 32, 3, padding=1, groups=32)
         self.narrow = torch.nn.Conv2d(32, 16, 1, bias=False)
-        self.linear = torch.nn.Linear(16, 16)
+        self.linears = torch.nn.ModuleList(torch.nn.Linear(16, 16, bias=x) for x in (True, False))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.block(self.stem(images).clamp(0, 6))
-        return self.linear((x + self.block(x)).mean(dim=(2, 3))).relu()
+        x = (x + self.block(x)).mean(dim=(2, 3))
+        for linear in self.linears:
+            x = linear(x).relu()
+        return x
 
     def block(self, x: torch.Tensor) -> torch.Tensor:
         x = self.depthwise(self.wide(x).clamp(0, 6)).clamp(0, 6)
@@ -132,7 +135,7 @@ def test_a_cnn_is_computed_in_bytes_on_a_cpu(
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     in_bytes = ("QLinearConv", "QLinearAdd", "DynamicQuantizeMatMul")
-    assert [found[name] for name in (*in_bytes, "Conv")] == [6, 1, 1, 1], found
+    assert [found[name] for name in (*in_bytes, "Conv")] == [6, 1, 2, 1], found
     constants = initializers(onnx.load(path))
     for node in onnx.load(residual_onnx).graph.node:
         if node.op_type != "Conv" or "stem" in node.name:
