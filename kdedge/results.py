@@ -341,6 +341,14 @@ class CalibrationBin(Record):
     accuracy_percent: Percent
 
 
+def ece_percent(bins: Sequence[CalibrationBin], n_images: int) -> float:
+    """Expected calibration error of bins of confidence, L1, in percent."""
+    gaps = (
+        entry.n_images * abs(entry.accuracy_percent - entry.confidence_percent) for entry in bins
+    )
+    return sum(gaps) / n_images
+
+
 @dataclass(frozen=True)
 class EvalDetails(Record):
     """Confusions and calibration of one model on one test set, over all C names.
@@ -378,7 +386,4 @@ class EvalDetails(Record):
     @property
     def ece_percent(self) -> float:
         """Expected calibration error, L1, as `EvalResult.ece_percent`."""
-        return sum(
-            entry.n_images / self.n_images * abs(entry.accuracy_percent - entry.confidence_percent)
-            for entry in self.bins
-        )
+        return ece_percent(self.bins, self.n_images)

@@ -171,9 +171,22 @@ def load(
     """
     check_at_least(1, threads=threads)
     folder = artifact_folder(source, root)
-    loaded = Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)
-    warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
-    return LoadedModel(loaded)
+    return LoadedModel(
+        open_classifier(folder, precision=precision, backend=backend, threads=threads)
+    )
+
+
+def open_classifier(
+    artifact: Path, *, precision: Precision | None, backend: str | None, threads: int | None
+) -> Classifier:
+    """Loads an artifact's model, and warns if its file misses its gates on this machine."""
+    loaded = Classifier.load(artifact, precision=precision, backend=backend, n_threads=threads)
+    try:
+        warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
 
 
 def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInput]:

@@ -355,19 +355,17 @@ def opened(
     precision: Precision | None,
     backend: str | None,
     threads: int | None,
-    root: str | Path | None,
+    root: str | Path | None = None,
 ) -> Iterator[Classifier]:
     """Context with the loaded model of an artifact, or of a run's newest one."""
-    from kdedge.deploy.parity import warn_of_misses
-    from kdedge.inference.classify import Classifier
+    from kdedge.api.model import open_classifier
 
     artifact = artifact_folder(source, root)
     with working(f"loading {artifact}"):
-        classifier = Classifier.load(
-            artifact, precision=precision, backend=backend, n_threads=threads
+        classifier = open_classifier(
+            artifact, precision=precision, backend=backend, threads=threads
         )
     try:
-        warn_of_misses(classifier.artifact, classifier.file, classifier.backend)
         yield classifier
     finally:
         classifier.close()

@@ -137,9 +137,7 @@ def watch(
             contextlib.closing(
                 open_source(str(watched), every=every, existing=existing)
             ) as opened_source,
-            opened(
-                folder, precision=precision, backend=backend, threads=threads, root=root
-            ) as classifier,
+            opened(folder, precision=precision, backend=backend, threads=threads) as classifier,
         ):
             yield from watch_source(opened_source, classifier, settings)
 

@@ -21,7 +21,7 @@ from kdedge.benchmarking.tables import (
 )
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
 from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
-from kdedge.runs.find import find_run, newest
+from kdedge.runs.find import find_run, newest_student
 from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def command(
     )
     named = [source for source in sources if find_artifact(Path(source)) is None]
     if named or not sources:
-        run = find_run(named[0], root) if named else newest(root, kind="student") or newest(root)
+        run = find_run(named[0], root) if named else newest_student(root)
         assert run is not None  # it was measured
         log.info("%s", next_line("report", run.path))
 

@@ -18,6 +18,7 @@ from kdedge.results import (
     EvalResult,
     Selection,
     SplitName,
+    ece_percent,
     harmonic_mean,
 )
 from kdedge.runtime.backend import softmax
@@ -89,11 +90,7 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
         logits: [N, C], scaled. The softmax runs in float64, so that a row adds up to 1.
         labels: [N] int64.
     """
-    bins = _bins(logits, labels)
-    gaps = (
-        group.n_images * abs(group.accuracy_percent - group.confidence_percent) for group in bins
-    )
-    return sum(gaps) / len(labels)
+    return ece_percent(_bins(logits, labels), len(labels))
 
 
 def _percent(is_right: Tensor) -> float:

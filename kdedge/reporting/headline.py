@@ -104,11 +104,10 @@ def deploy_line(
     weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
     n, n_right = n_of[weakest], n_right_of[weakest]
     if n == n_right:
-        n_images = sum(n_of.values())
-        low = math.floor(10 * _bounds(n_images, n_images)[0]) / 10
+        low = math.floor(10 * _bounds(judged.n_images, judged.n_images)[0]) / 10
         return (
-            f"Deploy it if {low:.1f} % right is enough: {images_text(n_images)}, all of them right,"
-            " show no more (95 % interval)."
+            f"Deploy it if {low:.1f} % right is enough: {images_text(judged.n_images)}, all of"
+            " them right, show no more (95 % interval)."
         )
     facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
     return (

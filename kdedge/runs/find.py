@@ -73,6 +73,11 @@ def newest(
     return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
 
 
+def newest_student(root: Path) -> RunFolder | None:
+    """The student that finished last, or any run that did if there is no student."""
+    return newest(root, kind="student") or newest(root)
+
+
 def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) -> RunFolder:
     """Finds the run that a command's RUN argument means.
 
@@ -87,7 +92,7 @@ def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) ->
         RecipeError: no such run; the message lists the known ones.
     """
     if argument is None:
-        run = newest(root, kind="student") or newest(root)
+        run = newest_student(root)
         if run is None:
             raise RecipeError(
                 f"There is no finished run in {root}.\n"

@@ -150,6 +150,9 @@ FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 FEATURES_NAME = "features"
+OUTPUT_NAMES = (OUTPUT_NAME, FEATURES_NAME)
+
+_REMEDY = "Copy the folder from the export again, or export again."
 
 
 def artifact_at(path: str | Path | None) -> Path | None:
@@ -159,11 +162,6 @@ def artifact_at(path: str | Path | None) -> Path | None:
     path = Path(path).expanduser()
     folder = path.parent if path.name == FILE_NAME else path
     return folder if (folder / FILE_NAME).is_file() else None
-
-
-OUTPUT_NAMES = (OUTPUT_NAME, FEATURES_NAME)
-
-_REMEDY = "Copy the folder from the export again, or export again."
 
 
 @dataclass(frozen=True, repr=False)

@@ -32,8 +32,8 @@ from kdedge.runtime.video import (
 )
 
 _SETTLE_S, _POLL_S = 1.0, 0.5
-_LOOK_MS = 1000
-"""A file that has not changed for so long is complete; how often a folder is looked at."""
+"""A file that has not changed for so long is complete; how often waiting files are looked at."""
+_LOOK_MS = 1000  # at most until a folder is looked at, change or not
 
 _LONGEST_WAIT_S = 30.0
 _END_S = 2.0
