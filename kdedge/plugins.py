@@ -1,8 +1,8 @@
 """Methods, losses, targets and benchmark sets by name: kdedge's, and installed packages'.
 
-kdedge's own are the files of a folder, or folders with certain files; names with a leading
-underscore hold shared code. Installed packages join through a group of entry points. Listing
-imports nothing; loading imports one module.
+kdedge's own are the files of a folder, or folders with certain files; shared code has a name with a
+leading underscore, or one that is listed. Installed packages join through a group of entry points.
+Listing imports nothing; loading imports one module.
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ class Plugins:
         group: the group of entry points.
         parts: for each module of a plugin, the names that it has to hold, with what each is; the
             plugin itself is "". Of folders, the first is a file that each has.
+        shared: files in the folder that are no plugins.
     """
 
     noun: str
     package: str
     group: str
     parts: Mapping[str, Mapping[str, str]]
+    shared: tuple[str, ...] = ()
 
     def own(self) -> list[str]:
         """Names of kdedge's own, sorted."""
@@ -75,7 +77,7 @@ class Plugins:
             paths = [file.parent.name.replace("_", "-") for file in folder.glob(f"*/{first}.py")]
         else:
             paths = [file.stem for file in folder.glob("*.py")]
-        return sorted(name for name in paths if not name.startswith("_"))
+        return sorted(name for name in paths if name[0] != "_" and name not in self.shared)
 
     def outside(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name; kdedge's own names are left out."""

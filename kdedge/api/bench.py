@@ -12,8 +12,8 @@ from pathlib import Path
 
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, find_artifact
-from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.device import device_sheet
+from kdedge.benchmarking.regressions import check_comparable, check_regressions
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import (

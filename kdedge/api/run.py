@@ -9,7 +9,7 @@ from kdedge.api.evaluate import AnyRun, run_argument
 from kdedge.api.evaluate import evaluate as evaluate_run
 from kdedge.api.evaluate import report as report_run
 from kdedge.api.export import export as export_run
-from kdedge.api.model import load as load_run
+from kdedge.api.model import load as load_model
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
@@ -87,7 +87,7 @@ class Run:
     export = export_run
     bench = bench_run
     report = report_run
-    load = load_run
+    load = load_model
 
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"

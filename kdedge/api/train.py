@@ -402,10 +402,6 @@ def check(
     return preflight.check(loaded, workspace)
 
 
-TEACHER = "teacher"
-"""The value of `method` that stands for the recipe's teacher."""
-
-
 @torch_as_before()
 def pseudo_label(
     recipe: AnyRecipe,
@@ -451,9 +447,9 @@ def pseudo_label(
     if method is None:
         given = loaded.recipe
         is_taught = None not in (given.teacher, given.student, given.data.labeled)
-        method = TEACHER if is_taught else "zeroshot"
+        method = "teacher" if is_taught else "zeroshot"
     baseline = loaded.recipe.baseline
-    if method != TEACHER and baseline is not None and baseline.method not in {None, method}:
+    if method != "teacher" and baseline is not None and baseline.method not in {None, method}:
         loaded = load_recipe(recipe, {"baseline": {}, **overrides})  # it names another method
     check_paths(loaded)
     need_training_packages("Labeling images")

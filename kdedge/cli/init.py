@@ -11,7 +11,7 @@ import click
 from kdedge.cli._options import SIZE_HELP
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.config.student_sizes import NO_NETWORK, SIZES
-from kdedge.setup.new_recipe import STUDENT, TEACHER, RecipeInputs, write_new_recipe
+from kdedge.setup.new_recipe import STUDENT_CLIP, TEACHER_CLIP, RecipeInputs, write_new_recipe
 
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"
@@ -52,12 +52,12 @@ _CLIP_HELP = (
 @click.option(
     "--teacher",
     metavar="CLIP",
-    help=f"{_CLIP_HELP} [default: {TEACHER}]",
+    help=f"{_CLIP_HELP} [default: {TEACHER_CLIP}]",
 )
 @click.option(
     "--student",
     metavar="CLIP",
-    help=f"The student's CLIP, in the same form. [default: {STUDENT}]",
+    help=f"The student's CLIP, in the same form. [default: {STUDENT_CLIP}]",
 )
 @click.option("--all-keys", is_flag=True, help="Write every key with its description.")
 @click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)

@@ -29,7 +29,7 @@ from kdedge.runtime.backend import Backend
 from kdedge.runtime.none_of_these import NoneBelow
 from kdedge.runtime.open_classes import with_classes
 from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target
-from kdedge.targets.registry import find_target, load_build, load_file, load_run
+from kdedge.targets.registry import build_module, find_target, load_file, run_module
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def build_files(
             f"{artifact.path} has no folded model, from which {target.label} is built.\n"
             "  Give the run that it was exported from instead of the artifact."
         )
-    module = load_build(target)
+    module = build_module(target)
     try:
         module.check_environment()
     except SetupError as error:
@@ -120,8 +120,10 @@ def build_files(
             if file.precision in precisions:
                 names.append(measured.name)
             elif measured.gate == "missed":
-                log.warning("%s missed its gate, and is used only with --precision %s.",
-                            file.name, file.precision)  # fmt: skip
+                log.warning(
+                    "%s missed its gate, and is used only with --precision %s.",
+                    *(file.name, file.precision),
+                )
     if artifact != before:
         artifact = renew_model_card(artifact)
     return artifact, tuple(names)
@@ -130,7 +132,7 @@ def build_files(
 def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> None:
     """Warns if a target's files cannot be built on this machine, before the slow ONNX export."""
     try:
-        module = load_build(target)
+        module = build_module(target)
         module.check_environment()
         for precision in precisions:
             module.plan(precision)
@@ -254,9 +256,12 @@ def build_file(
         data=data.name if data.exists() else None,
         made_from=None if source is None else source.sha256,
         built_with={
-            **built_with, **(facts or {}), "seconds": seconds, **_weights(artifact, source)
+            **built_with,
+            **(facts or {}),
+            "seconds": seconds,
+            **_weights(artifact, source),
         },
-    )  # fmt: skip
+    )
     return artifact.with_files(entry), entry
 
 
@@ -271,7 +276,7 @@ def compared(
     if target.backend is not None:
         backend = load_file(artifact, entry)
     else:
-        module: Any = load_build(target)
+        module: Any = build_module(target)
         backend = with_classes(artifact, module.load(artifact.checked(entry.name), artifact))
     compare = parity_on_smoke_set if run is None else run.compare
     try:
@@ -291,7 +296,7 @@ def _compared_if_it_runs(
     """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
     try:
         if target.backend is not None:
-            load_run(target).check_environment()
+            run_module(target).check_environment()
     except SetupError as error:
         log.info(
             "%s is not compared with the model, as it cannot run on this machine: %s",

@@ -164,8 +164,10 @@ class _Writer:
         """Writes all files, and `artifact.json` last."""
         spec, reference = self._spec, self._reference
         options = {
-            "external_data": spec.external_data, "metadata": self._metadata(), "tracer": Tracer(),
-        }  # fmt: skip
+            "external_data": spec.external_data,
+            "metadata": self._metadata(),
+            "tracer": Tracer(),
+        }
         (float32,) = onnx_build.plan("fp32")
         source = self._folder / float32.name
         self._add(
@@ -222,10 +224,14 @@ class _Writer:
         images = self.run.calibration
         assert images is not None
         search = search_int8(
-            self.run.model, float32, images, held_out,
-            gate_percent=self.artifact.gates["agreement"]["int8"], minutes=self._spec.int8_minutes,
+            self.run.model,
+            float32,
+            images,
+            held_out,
+            gate_percent=self.artifact.gates["agreement"]["int8"],
+            minutes=self._spec.int8_minutes,
             class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
-        )  # fmt: skip
+        )
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".int8.") as scratch:
             for file in onnx_build.plan("int8"):
                 # Centers and corrected biases are for fixed ranges; files for CPUs have each call's

@@ -12,29 +12,62 @@ The settings' descriptions say what the paper leaves open.
 from __future__ import annotations
 
 import contextlib
+import copy
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.clip.prompts import prompted_text_features, prompted_texts
-from kdedge.clip.reduction import first_blocks
+from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
+from kdedge.clip.low_rank import (
+    BLOCKS,
+    LowRankChanges,
+    Projection,
+    layers_above,
+    make_low_rank_changes,
+    with_layers,
+)
+from kdedge.clip.prompts import (
+    TextPrompts,
+    make_text_prompts,
+    make_visual_prompts,
+    prompted_text_features,
+    prompted_texts,
+)
+from kdedge.clip.reduction import check_reduction, first_blocks, why_not_merged
 from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
-from kdedge.methods._promptkd_settings import Settings
-from kdedge.methods._student import Student
-from kdedge.methods.losses import DistillationLoss, Outputs
-from kdedge.methods.protocol import BaseMethod, ImagePath, MethodInputs, Projector, StepOutput
+from kdedge.methods.losses import (
+    DEFAULT,
+    ChosenLosses,
+    DistillationLoss,
+    Outputs,
+    chosen_losses_model,
+)
+from kdedge.methods.protocol import (
+    BaseMethod,
+    Encoder,
+    ImagePath,
+    MethodInputs,
+    MethodSettings,
+    Projector,
+    StepOutput,
+)
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images, is_splittable, labels_of
-
-__all__ = ["METHOD", "ImagePath", "Method", "Projector", "Settings", "Student"]
 
 METHOD = Declaration(
     label="PromptKD",
@@ -43,6 +76,373 @@ METHOD = Declaration(
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     needs_teacher=True,
 )
+
+
+if TYPE_CHECKING:
+    Losses = ChosenLosses
+else:
+    Losses = chosen_losses_model()
+
+
+class LoraSettings(MethodSettings):
+    """W + (alpha / r) B A on chosen layers; defaults from CLIP-LoRA (arXiv:2405.18541)."""
+
+    rank: int = Field(
+        2,
+        ge=1,
+        description="Rank r of each layer's change.",
+    )
+    alpha: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="The change is multiplied by alpha / rank (arXiv:2106.09685); CLIP-LoRA's code"
+        " divides by the root of the rank.",
+    )
+    projections: list[Projection] = Field(
+        ["q", "k", "v"],
+        min_length=1,
+        description="Layers of a block that are changed: q, k, v and out of the attention; mlp for"
+        " both layers of the MLP.",
+    )
+    blocks: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Blocks of the image encoder that are changed, counted from 0; default: all.",
+    )
+
+    @field_validator("projections", "blocks")
+    @classmethod
+    def _named_once(cls, value: list[object] | None) -> list[object] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("has one of them twice")
+        return value
+
+    @field_validator("blocks")
+    @classmethod
+    def _from_0(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and min(value) < 0:
+            raise ValueError("has a negative number; blocks are counted from 0")
+        return value
+
+
+Tune = Literal["prompts", "projector", "full", "lora", "prompts+lora"]
+
+
+class Settings(MethodSettings):
+    """Settings of PromptKD; defaults from the authors' base-to-novel configuration."""
+
+    tune: Tune = Field(
+        "prompts",
+        description="What is trained on the image side, besides the projector (arXiv:2403.02781,"
+        " table 5): prompts, the projector alone, full for the whole encoder (with an optim.lr far"
+        " below the 0.005 of prompts), lora for low-rank changes, or prompts+lora. Image encoders"
+        " other than CLIP's ViT take projector or full.",
+    )
+    lora: LoraSettings = Field(
+        LoraSettings(), description="Low-rank changes, for tune: lora and prompts+lora."
+    )
+    n_ctx_vision: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="Visual prompts in each prompted image layer, as in the PromptKD repository; 0"
+        " for none.",
+    )
+    prompt_depth: int = Field(
+        9,
+        ge=0,
+        description="Image layers with visual prompts of their own, from the first"
+        " (arXiv:2403.02781, section 4.1).",
+    )
+    merge_tokens: int = Field(
+        0,
+        ge=0,
+        description="Patch tokens that each block of CLIP's ViT but the last merges into similar"
+        " ones, in training and on the device (ToMe, arXiv:2210.09461): up to 16 for ViT-B/16.",
+    )
+    depth: int | None = Field(
+        None,
+        ge=1,
+        description="Blocks of CLIP's ViT that are kept, from the first; default: all. The encoder"
+        " then has to learn: use tune: full or lora.",
+    )
+    projector_depth: int = Field(
+        2,
+        ge=1,
+        le=3,
+        description="Linear layers of the projector, with batch norm and ReLU between them"
+        " (arXiv:2403.02781, table 12).",
+    )
+    class_vectors: Literal["teacher", "student"] = Field(
+        "teacher",
+        description="Whose text features images are compared with: the teacher's stored ones, or"
+        " those of the student's own text encoder with learned context and without a projector"
+        " (arXiv:2403.02781, table 5, w/o shared text feature).",
+    )
+    n_ctx_text: int = Field(
+        4, ge=1, description="Context tokens of the text encoder, for class_vectors: student."
+    )
+    prompt_depth_text: int = Field(
+        9,
+        ge=1,
+        description="Text layers with context of their own, from the first, for class_vectors:"
+        " student.",
+    )
+    context_init: str = Field(
+        "a photo of a",
+        description="Words whose embeddings initialize the context, for class_vectors: student;"
+        " N(0, 0.02²) if they have fewer than n_ctx_text tokens.",
+    )
+    labeled_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the cross-entropy of labeled images, of which each step then has"
+        " optim.labeled_batch_size; 0: no labels are used.",
+    )
+    losses: Losses = Field(
+        Losses.model_validate({DEFAULT: {}}),
+        description="Distillation losses by name, each with its settings, whose weighted values are"
+        " added: {kl: {weight: 200}, feature: {}}; default: kl, PromptKD's.",
+    )
+    float32_losses: bool = Field(
+        True,
+        description="Compute projector and logits in float32, our choice; false: in the precision"
+        " of the forward pass, as the authors' code does.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if self.tune == "projector" and self.class_vectors == "student":
+            raise ValueError(
+                "have tune: projector with class_vectors: student, which has no projector; use"
+                " tune: prompts or full, or class_vectors: teacher"
+            )
+        if "lora" in self.model_fields_set and not self.has_lora:
+            raise ValueError(
+                f"have lora with tune: {self.tune}, which does not use it; use tune: lora or"
+                " prompts+lora"
+            )
+        if self.depth is not None and self.has_prompts and self.prompt_depth > self.depth:
+            raise ValueError(
+                f"have depth: {self.depth} with prompt_depth: {self.prompt_depth}; set prompt_depth"
+                f" to {self.depth} or less"
+            )
+        if self.depth is not None and max(self.lora.blocks or [0]) >= self.depth:
+            raise ValueError(
+                f"have lora.blocks with block {max(self.lora.blocks or [0])}, but depth:"
+                f" {self.depth} keeps the blocks 0 to {self.depth - 1}; remove it"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_lora(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `lora` where it has no effect, since it is refused there."""
+        values: dict[str, Any] = serialize(self)
+        if not self.has_lora:
+            values.pop("lora", None)
+        return values
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether visual prompts are trained."""
+        return self.tune in ("prompts", "prompts+lora")
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether low-rank changes are trained."""
+        return self.tune in ("lora", "prompts+lora")
+
+    @property
+    def lora_blocks(self) -> list[int] | None:
+        """The blocks with low-rank changes; None for all."""
+        if self.lora.blocks is None and self.depth is not None:
+            return list(range(self.depth))
+        return self.lora.blocks
+
+    @property
+    def has_own_class_vectors(self) -> bool:
+        """See `MethodSettings.has_own_class_vectors`."""
+        return self.class_vectors == "student"
+
+    @property
+    def needs_texts(self) -> bool:
+        """See `MethodSettings.needs_texts`."""
+        return self.class_vectors == "student"
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """See `MethodSettings.learns_from_labels`."""
+        return self.labeled_weight > 0
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """See `MethodSettings.prompt_depths`."""
+        used: dict[str, tuple[Encoder, ...]] = {}
+        if self.has_prompts:
+            used["prompt_depth"] = ("image",)
+        if self.class_vectors == "student":
+            used["prompt_depth_text"] = ("text",)
+        if self.depth is not None:
+            used["depth"] = ("image",)
+        return used
+
+    def misfits(self, sizes: EncoderSizes) -> dict[str, str]:
+        """See `MethodSettings.misfits`."""
+        n_blocks = self.depth or sizes.n_layers.get("image")
+        if sizes.n_patches is None or n_blocks is None:
+            return {}
+        why = why_not_merged(self.merge_tokens, n_patches=sizes.n_patches, n_blocks=n_blocks)
+        return {} if why is None else {"merge_tokens": why}
+
+    def recorded(self, n_classes: int) -> dict[str, float]:
+        """See `MethodSettings.recorded`; the entries of all losses."""
+        entries = [loss.recorded(n_classes) for _, loss in self.losses.items()]
+        return {key: value for entry in entries for key, value in entry.items()}
+
+
+class Student(nn.Module):
+    """The parts of a student; a part that the settings leave out is None.
+
+    Args:
+        backbone: the frozen CLIP, or an image encoder alone.
+        settings: choose the parts.
+        class_vectors: [C, D_teacher], the teacher's.
+        scale: the teacher's, for a backbone that has none.
+        generator: on the CPU; draws prompts, low-rank changes, projector and context, in this
+            order.
+
+    Attributes:
+        visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
+        lora: low-rank changes of the frozen image encoder, under `tune: lora`.
+        projector: to the teacher's dimension, under `class_vectors: teacher`.
+        visual: the student's own copy of the image encoder, under `tune: full`.
+        text_prompts: context of the text encoder, under `class_vectors: student`.
+        losses: the losses by name; most have nothing to train.
+        scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
+
+    Raises:
+        RecipeError: an encoder has fewer layers than the settings name, or too few tokens to merge,
+            or cannot have their low-rank changes; a loss compares features of different
+            dimensions; or the settings need more than an image encoder.
+    """
+
+    visual_prompts: nn.Parameter | None
+    projector: Projector | None
+    visual: nn.Module | None
+    lora: LowRankChanges | None
+    text_prompts: TextPrompts | None
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        backbone: AnyBackbone,
+        settings: Settings,
+        *,
+        class_vectors: Tensor,
+        scale: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, Backbone):
+            check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
+        check_reduction(backbone, depth=settings.depth, merge_tokens=settings.merge_tokens)
+        lora = text_prompts = None
+        teacher_dim = class_vectors.shape[1]
+        self.visual_prompts = self.projector = self.visual = None
+        if settings.has_prompts:
+            self.visual_prompts = make_visual_prompts(
+                backbone,
+                n_ctx=settings.n_ctx_vision,
+                prompt_depth=settings.prompt_depth,
+                generator=generator,
+            )
+        if settings.has_lora:
+            lora = make_low_rank_changes(
+                backbone,
+                rank=settings.lora.rank,
+                alpha=settings.lora.alpha,
+                projections=settings.lora.projections,
+                blocks=settings.lora_blocks,
+                generator=generator,
+            )
+        if settings.class_vectors == "teacher":
+            self.projector = Projector(
+                backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
+            )
+        else:
+            assert isinstance(backbone, Backbone)
+            text_prompts = make_text_prompts(
+                backbone,
+                n_ctx=settings.n_ctx_text,
+                prompt_depth=settings.prompt_depth_text,
+                context_init=settings.context_init,
+                generator=generator,
+            )
+        if settings.tune == "full":
+            kept = first_blocks(backbone.visual, settings.depth)
+            self.visual = copy.deepcopy(kept).requires_grad_(True)
+        self.lora, self.text_prompts = lora, text_prompts
+        self.losses = settings.losses.build()
+        has_scale = isinstance(backbone, Backbone)
+        self.register_buffer("scale", None if has_scale else torch.tensor(scale))
+        if self.projector is None and backbone.embed_dim != teacher_dim:
+            for name, loss in self.losses.items():
+                if loss.needs_equal_dims:
+                    raise RecipeError(
+                        f"loss {name} compares the student's features ({backbone.embed_dim}"
+                        f" dimensions) with the teacher's ({teacher_dim}), but class_vectors:"
+                        " student has no projector.\n"
+                        "  Use a loss on logits, such as the default, or class_vectors: teacher."
+                    )
+
+    def encoder(self, frozen: nn.Module) -> nn.Module:
+        """The image encoder in training: the backbone's, the student's copy, or one with `lora`."""
+        if self.lora is not None:
+            return with_layers(frozen, self.lora.layers())
+        return frozen if self.visual is None else self.visual
+
+    def deployed_encoder(self, frozen: nn.Module) -> nn.Module:
+        """The image encoder, low-rank changes merged; its layers have the backbone's types."""
+        if self.lora is None:
+            return self.encoder(frozen)
+        merged = {name: layer.as_linear() for name, layer in self.lora.layers().items()}
+        return with_layers(frozen, merged)
+
+    def layers_above(self, frozen: nn.Module) -> dict[str, int]:
+        """See `BaseMethod.layers_above`."""
+        above = layers_above(frozen)
+        if self.visual is not None:
+            return {f"visual.{name}": n_layers for name, n_layers in above.items()}
+        if self.lora is None:
+            return {}
+        return {
+            f"lora.{name.removeprefix(BLOCKS)}.{part}": above[f"{name}.weight"]
+            for name in self.lora.layers()
+            for part in ("a", "b")
+        }
+
+
+def check_image_backbone(backbone: ImageBackbone, *, tune: str, needs_texts: bool) -> None:
+    """Checks that the settings need no more than an image encoder.
+
+    Raises:
+        RecipeError: the settings need a text encoder, or they freeze an image encoder that was
+            never trained with texts.
+    """
+    if needs_texts:
+        raise RecipeError(
+            f"kdedge cannot run the text encoder of {backbone.name}, which class_vectors: student"
+            " needs.\n"
+            "  Use class_vectors: teacher, or a CLIP such as ViT-B-16."
+        )
+    if not backbone.is_trained_with_texts and tune != "full":
+        raise RecipeError(
+            f"{backbone.name} was not trained with texts: with tune: {tune} its features cannot be"
+            " compared with class vectors.\n"
+            "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
+        )
 
 
 class Method(BaseMethod):

@@ -167,9 +167,13 @@ class _Search:
         self._expected = _logits(self.folded, self.held_out, self.class_matrix)
         self._seconds = 0.0  # that a candidate takes on the held-out images
         kinds: list[Callable[[], None]] = [
-            self._smooth_alike, self._choose_ranges, self._choose_alphas,
-            self._correct_biases, self._round, self._leave_in_float,
-        ]  # fmt: skip
+            self._smooth_alike,
+            self._choose_ranges,
+            self._choose_alphas,
+            self._correct_biases,
+            self._round,
+            self._leave_in_float,
+        ]
         with progress("INT8: searching", len(kinds)) as advance:
             try:
                 for number, kind in enumerate(kinds):
@@ -306,8 +310,9 @@ class _Search:
         measured = _score(answers, self._expected)
         self._seconds = time.monotonic() - began
         is_kept = self.score is None or measured.beats(self.score)
-        self.steps.append({"step": name, **dataclasses.asdict(measured), "kept": is_kept,
-                           "at_seconds": round(time.monotonic() - self._began, 1)})  # fmt: skip
+        seconds = round(time.monotonic() - self._began, 1)
+        step = {"step": name, **dataclasses.asdict(measured), "kept": is_kept}
+        self.steps.append({**step, "at_seconds": seconds})
         if is_kept:  # the report lists the other steps, too
             self.best, self.score = candidate, measured
             log.info(

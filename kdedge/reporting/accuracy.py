@@ -53,11 +53,11 @@ def class_table(
             images[details.class_names[label]] += n
     tested = [name for name, value in main.per_class.items() if value is not None]
     tested.sort(key=lambda name: (main.per_class[name], name))
-    cells = [
-        [name, *([f"{images[name]:,}"] if images else []),
-         *(percent(result.per_class.get(name)) for result in results.values())]
-        for name in tested[:least]
-    ]  # fmt: skip
+    cells = []
+    for name in tested[:least]:
+        counts = [f"{images[name]:,}"] if images else []
+        accuracies = [percent(result.per_class.get(name)) for result in results.values()]
+        cells.append([name, *counts, *accuracies])
     which = "All" if len(cells) == len(tested) else f"The {len(cells)} lowest of"
     caption = (
         f"{which} {len(tested):,} classes with test images, classified among all names. Mean over"
@@ -77,10 +77,14 @@ def confusion_table(model: str, details: EvalDetails) -> Grid | None:
         return None
     names = details.class_names
     cells = [
-        [names[label], names[predicted], f"{n:,} of {of_class[label]:,}",
-         percent(100 * n / of_class[label])]
+        [
+            names[label],
+            names[predicted],
+            f"{n:,} of {of_class[label]:,}",
+            percent(100 * n / of_class[label]),
+        ]
         for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
-    ][:MOST_ROWS]  # fmt: skip
+    ][:MOST_ROWS]
     caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
     header = ["class", f"the {model} predicts", "images", "%"]
     return Grid("Confusions", header, cells, caption, n_text=2)

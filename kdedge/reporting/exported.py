@@ -73,10 +73,14 @@ def files_table(artifact: Artifact) -> Grid:
     """Exported files and their comparisons with the float32 model."""
     header, rows = model_card.files_table(artifact)
     cells = [
-        [*row[:4], "-" if parity is None else parity.runtime, *row[4:],
-         "-" if parity is None else f"{parity.n_images:,}"]
+        [
+            *row[:4],
+            "-" if parity is None else parity.runtime,
+            *row[4:],
+            "-" if parity is None else f"{parity.n_images:,}",
+        ]
         for row, parity in zip(rows, (file.parity for file in artifact.files), strict=True)
-    ]  # fmt: skip
+    ]
     compared = sorted({file.parity.images for file in artifact.files if file.parity})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
@@ -102,11 +106,16 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
         return []
     search = searches[0]
     steps = [
-        [step["step"], f"{step['agreement_percent']:.2f}", f"{step['expected_percent']:.2f}",
-         f"{step['logit_error_percent']:.2f}", "yes" if step["kept"] else "no",
-         f"{step['at_seconds']:.0f}"]
+        [
+            step["step"],
+            f"{step['agreement_percent']:.2f}",
+            f"{step['expected_percent']:.2f}",
+            f"{step['logit_error_percent']:.2f}",
+            "yes" if step["kept"] else "no",
+            f"{step['at_seconds']:.0f}",
+        ]
         for step in search["steps"]
-    ]  # fmt: skip
+    ]
     what = (
         f"Percent, on {search['n_held_out']:,} held-out images; wanted:"
         f" {search['target_agreement_percent']:g} % expected on others. Ended after"

@@ -284,10 +284,8 @@ def logged_to(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         # Only to the file: the caller decides what to show
-        record = logger.makeRecord(
-            logger.name, logging.ERROR, __file__, 0, "%s", (type(error).__name__,),
-            (type(error), error, error.__traceback__),
-        )  # fmt: skip
+        name, cause = type(error).__name__, (type(error), error, error.__traceback__)
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (name,), cause)
         handler.handle(record)
         vars(error)["run_log"] = path  # the reporter of the error names this file
         raise

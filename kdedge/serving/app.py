@@ -65,35 +65,29 @@ class Metrics:
     def __init__(self, n_waiting: Callable[[], int], n_bytes: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._requests = Counter(
-            "kdedge_requests", "Requests by path and status code.", ["path", "code"],
-            registry=registry,
-        )  # fmt: skip
-        self._seconds = Histogram(
-            "kdedge_request_seconds", "Seconds from a request's headers to its answer.", ["path"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self.batches = Histogram(
-            "kdedge_batch_images", "Images of a batch.", buckets=_IMAGES, registry=registry
+        counter, histogram, gauge = (
+            partial(kind, registry=registry) for kind in (Counter, Histogram, Gauge)
         )
-        self._classes = Counter(
-            "kdedge_predictions", "Predictions by class; none of them: an empty class.", ["class"],
-            registry=registry,
-        )  # fmt: skip
-        self.refused_images = Counter(
-            "kdedge_images_refused", "Images that cannot be decoded.", registry=registry
+        self._requests = counter(
+            "kdedge_requests", "Requests by path and status code.", ["path", "code"]
         )
-        self.artifacts = Counter(
-            "kdedge_new_artifacts", "New artifacts: taken or refused.", ["outcome"],
-            registry=registry,
-        )  # fmt: skip
-        waiting = Gauge(
-            "kdedge_requests_waiting", "Requests that wait for an answer.", registry=registry
+        self._seconds = histogram(
+            "kdedge_request_seconds",
+            "Seconds from a request's headers to its answer.",
+            ["path"],
+            buckets=_SECONDS,
         )
+        self.batches = histogram("kdedge_batch_images", "Images of a batch.", buckets=_IMAGES)
+        self._classes = counter(
+            "kdedge_predictions", "Predictions by class; none of them: an empty class.", ["class"]
+        )
+        self.refused_images = counter("kdedge_images_refused", "Images that cannot be decoded.")
+        self.artifacts = counter(
+            "kdedge_new_artifacts", "New artifacts: taken or refused.", ["outcome"]
+        )
+        waiting = gauge("kdedge_requests_waiting", "Requests that wait for an answer.")
         waiting.set_function(n_waiting)
-        bodies = Gauge(
-            "kdedge_body_bytes", "Bytes of the request bodies that are in.", registry=registry
-        )
+        bodies = gauge("kdedge_body_bytes", "Bytes of the request bodies that are in.")
         bodies.set_function(n_bytes)
 
     def count_request(self, path: str, code: int, seconds: float) -> None:

@@ -25,12 +25,12 @@ from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.files import explain_os_error, refuse_existing
 from kdedge.plugins import need_training_packages
 
-TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
+TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
 _ON_HUB = {
-    TEACHER: "timm/vit_large_patch14_clip_224.openai",
-    STUDENT: "timm/vit_base_patch16_clip_224.openai",
+    TEACHER_CLIP: "timm/vit_large_patch14_clip_224.openai",
+    STUDENT_CLIP: "timm/vit_base_patch16_clip_224.openai",
 }
 """Their repositories, as open_clip names them: init loads no torch where no CLIP is named."""
 
@@ -76,9 +76,9 @@ class RecipeInputs:
         classes: file of class names, one per line.
         labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
         test: folder of labeled images to measure accuracy on; None for no measurement.
-        teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
+        teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER_CLIP`.
         student: the student's; None: as `size` says.
-        size: name of a `StudentSize`; None for `STUDENT`.
+        size: name of a `StudentSize`; None for `STUDENT_CLIP`.
         all_keys: write every key with its description, not only those that matter.
     """
 
@@ -105,7 +105,7 @@ class NewRecipe:
         path: the file.
         class_names: of its class list.
         surveys: summary of each folder, by its role: images, labeled, test.
-        missing: which weights of `TEACHER` and `STUDENT` have to be fetched first.
+        missing: which weights of `TEACHER_CLIP` and `STUDENT_CLIP` have to be fetched first.
         teacher_method: method of the recipe's teacher, which its labels decide.
     """
 
@@ -227,8 +227,10 @@ def _values(name: str, given: RecipeInputs, surveys: dict[str, Survey]) -> dict[
         clip, sized = given.sized.clip, dict(given.sized.settings)
     balance: dict[str, Any] = {}
     if has_all_labels:
-        teacher = _model("ridge", given.teacher, {}, default=TEACHER)
-        student = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT) | {"views": 1}
+        teacher = _model("ridge", given.teacher, {}, default=TEACHER_CLIP)
+        student = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT_CLIP) | {
+            "views": 1
+        }
     else:
         if given.teacher in PACKAGED:
             what = f'"{absent[0]}" has no labels' if absent else "there are none"
@@ -242,9 +244,9 @@ def _values(name: str, given: RecipeInputs, surveys: dict[str, Survey]) -> dict[
         if given.labeled is not None:
             data["labeled"]["shots"] = 16
             settings, optim = _promptsrc_for_scale(given.teacher)
-        teacher = _model(method, given.teacher, settings, default=TEACHER) | optim
+        teacher = _model(method, given.teacher, settings, default=TEACHER_CLIP) | optim
         settings = {"tune": "full", **sized, "losses": {"kl": {"weight_per_image": 2.5}}}
-        student = _model("promptkd", clip, settings, default=STUDENT)
+        student = _model("promptkd", clip, settings, default=STUDENT_CLIP)
         student |= {"one_pass_first": True, "optim": _TUNED}
         balance = {"balance": {"prior": "auto"}}
     return {

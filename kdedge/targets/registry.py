@@ -75,7 +75,7 @@ def target_of_backend(name: str) -> Target:
     raise RecipeError(f'There is no backend "{name}".\n  {suggestion(name, list_backends())}')
 
 
-def load_build(target: Target) -> BuildModule:
+def build_module(target: Target) -> BuildModule:
     """Imports a target's build.py.
 
     Raises:
@@ -84,7 +84,7 @@ def load_build(target: Target) -> BuildModule:
     return cast("BuildModule", _TARGETS.load(target.name, "build"))
 
 
-def load_run(target: Target) -> RunModule:
+def run_module(target: Target) -> RunModule:
     """Imports the run.py of a target that has a backend.
 
     Raises:
@@ -163,7 +163,7 @@ def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = No
     """
     from kdedge.runtime.open_classes import with_classes  # NumPy, which a list does not need
 
-    module = load_run(find_target(file.target))
+    module = run_module(find_target(file.target))
     module.check_environment()
     path = artifact.checked(file.name)
     check_utf_8(path)

@@ -41,9 +41,6 @@ from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import WorkerResources
 
-TEACHER = "teacher"
-"""Instead of a method's name: the recipe's teacher labels the images."""
-
 
 @dataclass(frozen=True)
 class LabeledPool:
@@ -91,7 +88,7 @@ def label_pool(
         DataError: there are fewer unlabeled images than classes x `per_class`.
     """
     _check_free(path)
-    loaded = loaded if method == TEACHER else with_baseline(loaded, method)
+    loaded = loaded if method == "teacher" else with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)
     everything = range(len(classes.names))
     images = RecipeData(loaded.recipe, classes, workspace)
@@ -201,7 +198,7 @@ def _logits_filler(labeler: _LabelingModel, images: Images, workspace: Workspace
 def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _LabelingModel:
     """The teacher, or the recipe's baseline, which is untrained if it needs no training."""
     run: RunFolder | None
-    if method == TEACHER:
+    if method == "teacher":
         run, _ = teacher_and_student(loaded, workspace, resume=True)
         if run is None:
             raise RecipeError(

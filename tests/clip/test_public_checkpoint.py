@@ -20,7 +20,7 @@ from kdedge.clip.public_checkpoint import (
     read_public_checkpoint,
 )
 from kdedge.errors import DataError, ShapeError
-from kdedge.methods.promptkd import Projector
+from kdedge.methods.protocol import Projector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HALF = re.compile(r"ctx$|token_|proj|conv1\.weight|conv1\.[03]|c_fc|c_proj|text_projection")

@@ -22,7 +22,7 @@ from kdedge.errors import ShapeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.protocol import ImagePath, MethodInputs, Projector
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -382,8 +382,8 @@ def test_vit_b16_with_397_classes_needs_less_than_clips_bare_image_encoder() -> 
     for parameter in visual.parameters():
         parameter.data.zero_()
     prompts = torch.zeros(9, 4, 768)
-    projector = promptkd.Projector(512, 768, torch.Generator().manual_seed(0)).eval()
-    path = promptkd.ImagePath(visual, prompts, projector.requires_grad_(False))
+    projector = Projector(512, 768, torch.Generator().manual_seed(0)).eval()
+    path = ImagePath(visual, prompts, projector.requires_grad_(False))
     vectors = torch.zeros(397, 768)
     images = torch.zeros(1, 3, 224, 224)
 

@@ -19,7 +19,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, ShapeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses.kl import distillation_loss
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.protocol import MethodInputs, Projector
 
 Student = Callable[..., promptkd.Method]
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
@@ -72,7 +72,7 @@ def test_two_class_lists_are_an_error() -> None:
 
 def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:
     """9 x 4 x 768 prompts and a 512 -> 768 -> 768 projector (PromptKD, ViT-L/14 to B/16)."""
-    projector = promptkd.Projector(512, 768, torch.Generator().manual_seed(0))
+    projector = Projector(512, 768, torch.Generator().manual_seed(0))
     assert sum(p.numel() for p in projector.parameters()) + 9 * 4 * 768 == 1_013_760
 
 

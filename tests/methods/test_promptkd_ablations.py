@@ -17,6 +17,7 @@ from kdedge.errors import RecipeError
 from kdedge.methods import promptkd
 from kdedge.methods.losses import list_losses
 from kdedge.methods.losses.kl import distillation_loss
+from kdedge.methods.protocol import Projector
 
 Student = Callable[..., promptkd.Method]
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 2}
@@ -123,7 +124,7 @@ def test_learning_changes_a_students_own_class_vectors_and_no_shared_ones(
 @pytest.mark.parametrize(("depth", "n_parameters"), [(1, 1000), (2, 2720), (3, 4440)])
 def test_the_projector_has_one_to_three_linear_layers(depth: int, n_parameters: int) -> None:
     """24 -> 40, and each further layer 40 -> 40 with its batch norm's 80."""
-    projector = promptkd.Projector(24, 40, torch.Generator().manual_seed(0), depth=depth)
+    projector = Projector(24, 40, torch.Generator().manual_seed(0), depth=depth)
     assert len(projector.linears) == depth
     assert len(projector.batch_norms) == depth - 1
     assert sum(p.numel() for p in projector.parameters()) == n_parameters
@@ -142,8 +143,7 @@ def test_the_projector_has_one_to_three_linear_layers(depth: int, n_parameters: 
 def test_a_deeper_projector_begins_with_the_same_values() -> None:
     """So that runs of one seed differ in the depth alone."""
     shallow, deep = (
-        promptkd.Projector(24, 40, torch.Generator().manual_seed(0), depth=depth)
-        for depth in (2, 3)
+        Projector(24, 40, torch.Generator().manual_seed(0), depth=depth) for depth in (2, 3)
     )
     for key, value in shallow.state_dict().items():
         assert torch.equal(deep.state_dict()[key], value)

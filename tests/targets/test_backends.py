@@ -18,7 +18,7 @@ from kdedge.deploy.build import RunInputs, build_files
 from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.targets.registry import find_target, load_run
+from kdedge.targets.registry import find_target, run_module
 
 if TYPE_CHECKING:
     from kdedge.fold import FoldedModel
@@ -90,7 +90,7 @@ def built(
 @pytest.fixture
 def load(case: Case, built: Path) -> Callable[..., Any]:
     """Loads the file."""
-    module = load_run(find_target(case.target))
+    module = run_module(find_target(case.target))
     return lambda **options: module.load(built / case.file, **options)
 
 
@@ -177,8 +177,8 @@ def test_loading_and_running_print_nothing_and_need_no_torch(case: Case, built: 
         "import sys\n"
         "import numpy as np\n"
         "from pathlib import Path\n"
-        "from kdedge.targets.registry import find_target, load_run\n"
-        f"run = load_run(find_target({case.target!r}))\n"
+        "from kdedge.targets.registry import find_target, run_module\n"
+        f"run = run_module(find_target({case.target!r}))\n"
         "backend = run.load(Path(sys.argv[1]), n_threads=1)\n"
         "print(backend.run(np.zeros((1, 3, 32, 32), np.float32)).shape, 'torch' in sys.modules)\n"
     )

@@ -20,7 +20,7 @@ from kdedge.deploy.build import RunInputs, build_files
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.protocol import BuildRequest, Target
-from kdedge.targets.registry import find_target, load_build, load_run
+from kdedge.targets.registry import build_module, find_target, run_module
 
 if TYPE_CHECKING:
     from kdedge.runtime.backend import Backend
@@ -83,7 +83,7 @@ def target(case: Case) -> Target:
 @pytest.fixture
 def module(target: Target) -> Any:
     """The target's build.py."""
-    return load_build(target)
+    return build_module(target)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_files_are_built_compared_and_listed(case: Case, built: Artifact) -> Non
 def test_int8_rounds_weights_by_output_and_inputs_by_token(
     case: Case, built: Artifact, target: Target, check_int8_by_token: Callable[[Backend], None]
 ) -> None:
-    check_int8_by_token(load_run(target).load(built.path / case.files[1], n_threads=1))
+    check_int8_by_token(run_module(target).load(built.path / case.files[1], n_threads=1))
 
 
 def test_an_artifact_without_its_run_and_other_precisions_are_told(
@@ -176,7 +176,7 @@ def test_a_fixed_batch_of_bytes_is_calibrated_and_built(
     images = np.random.default_rng(2).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
     (file,) = module.plan("int8")
     module.build(file, BuildRequest(fixed, block_copy.path, model=cnn_model, images=images))
-    backend = load_run(target).load(block_copy.path / file.name, n_threads=1)
+    backend = run_module(target).load(block_copy.path / file.name, n_threads=1)
     assert (backend.batches, backend.pixels) == ((2, 2), "uint8")
     expected = cnn_model(torch.from_numpy(images[:2])).numpy()
     found = backend.run(images[:2])

@@ -16,11 +16,11 @@ import kdedge.targets
 from kdedge.errors import BackendUnavailable, MissingPackage, RecipeError, SetupError
 from kdedge.targets.registry import (
     as_markdown,
+    build_module,
     find_target,
     list_backends,
     list_targets,
-    load_build,
-    load_run,
+    run_module,
     target_of_backend,
 )
 
@@ -47,12 +47,12 @@ def test_every_target_has_what_a_target_needs(name: str) -> None:
     target = find_target(name)
     folder = Path(kdedge.targets.__file__).parent / name.replace("-", "_")
     assert (folder / "run.py").is_file() == (target.backend is not None)
-    build = load_build(target)
+    build = build_module(target)
     functions = [build.check_environment, build.plan, build.build]
     if target.backend is None:
         functions.append(build.load)  # type: ignore[attr-defined]
     else:
-        run = load_run(target)
+        run = run_module(target)
         functions += [run.check_environment, run.load]
     assert all(map(callable, functions))
 
@@ -73,7 +73,7 @@ def test_the_precisions_for_cpus_are_those_of_files_for_cpus(
     if target.is_engine or target.backend is None or name in RESIZES:
         assert target.cpu_precisions == ()
         return
-    module = load_build(target)
+    module = build_module(target)
     try:
         module.check_environment()
         planned = [file for precision in target.precisions for file in module.plan(precision)]
@@ -146,7 +146,7 @@ def test_a_package_that_is_not_there_is_told_with_the_line_that_installs_it(
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setitem(sys.modules, module, None if how == "absent" else ModuleType(module))
     with pytest.raises((MissingPackage, BackendUnavailable), match=f"pip install {package}"):
-        load_run(target_of_backend(name)).check_environment()
+        run_module(target_of_backend(name)).check_environment()
 
 
 @pytest.mark.parametrize("module", ["onnxruntime", "openvino", "tensorrt"])
@@ -157,7 +157,7 @@ def test_a_package_without_its_libraries_is_told(
     monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SetupError, match=r"cannot be (imported|loaded): libnvinfer\.so\.10"):
-        load_run(target_of_backend(module)).check_environment()
+        run_module(target_of_backend(module)).check_environment()
 
 
 DESCRIBE = """
@@ -212,8 +212,8 @@ def test_a_target_that_cannot_be_loaded_is_warned_of_and_told_once_it_is_used(
 @pytest.mark.parametrize(
     ("modules", "load", "reason"),
     [
-        ({"build": "def plan(): ..."}, load_build, "lacks check_environment and build"),
-        ({}, load_run, "cannot be imported: ModuleNotFoundError"),
+        ({"build": "def plan(): ..."}, build_module, "lacks check_environment and build"),
+        ({}, run_module, "cannot be imported: ModuleNotFoundError"),
     ],
 )
 def test_a_target_whose_module_does_not_do_is_told_when_it_is_loaded(
@@ -233,4 +233,4 @@ def test_a_package_cannot_take_the_name_of_one_of_kdedges_own(
     points = tmp_path / "kdedge_broken-1.dist-info" / "entry_points.txt"
     points.write_text("[kdedge.targets]\nonnx = kdedge_broken\n")
     assert [target.name for target in list_targets()] == list(NAMES)
-    assert load_build(find_target("onnx")).__name__ == "kdedge.targets.onnx.build"
+    assert build_module(find_target("onnx")).__name__ == "kdedge.targets.onnx.build"

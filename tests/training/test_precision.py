@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdedge.errors import SetupError
-from kdedge.methods.promptkd import Projector
+from kdedge.methods.protocol import Projector
 from kdedge.training.loop.precision import Precision
 
 CPU = torch.device("cpu")

@@ -176,5 +176,5 @@ def _set_threads(n_threads: int | None) -> None:
         log.warning(
             "ExecuTorch runs on %d threads instead of %d: the programs of a process share their"
             " threads, and one is loaded already.",
-            present, n_threads,
-        )  # fmt: skip
+            *(present, n_threads),
+        )

@@ -52,8 +52,12 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
     """
     from onnx import helper
 
-    chosen = {node.name: layers[name] for name, nodes in quantizable(model).items()
-              if name in layers for node in nodes}  # fmt: skip
+    chosen = {
+        node.name: layers[name]
+        for name, nodes in quantizable(model).items()
+        if name in layers
+        for node in nodes
+    }
     dequantized: dict[tuple[str, float], str] = {}
     nodes: list[Any] = []
     for node in list(model.graph.node):

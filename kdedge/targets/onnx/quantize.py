@@ -149,8 +149,8 @@ def _make_dynamic(model: Any) -> None:
         q, scale, zero = (f"{x}/{part}" for part in ("int8", "scale", "zero_point"))
         if x not in quantized:
             quantized.add(x)
-            nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [q, scale, zero],
-                                          name=f"{x}/DynamicQuantizeLinear"))  # fmt: skip
+            kind = "DynamicQuantizeLinear"
+            nodes.append(helper.make_node(kind, [x], [q, scale, zero], name=f"{x}/{kind}"))
         values, scales = _quantize(numpy_helper.to_array(constants[weight]), CPU_WEIGHT_LEVELS)
         set_initializer(model, f"{name}/int8", values)
         set_initializer(model, f"{name}/scale", scales)

@@ -100,9 +100,8 @@ def write_onnx(
         )
     with written_together(path) as part:
         if external_data:
-            onnx.save(
-                proto, part, save_as_external_data=True, location=f"{path.name}.data",
-            )  # fmt: skip
+            data = f"{path.name}.data"
+            onnx.save(proto, part, save_as_external_data=True, location=data)
         else:
             onnx.save(proto, part)
         onnx.checker.check_model(part, full_check=True)

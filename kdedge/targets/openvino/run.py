@@ -83,8 +83,10 @@ class OpenVinoModel(CpuModel):
     name = NAME
 
     def __init__(self, model: Any, path: Path, ov: Any, n_threads: int | None) -> None:
-        sizes = [size.get_length() if size.is_static else None
-                 for size in model.input(0).get_partial_shape()]  # fmt: skip
+        sizes = [
+            size.get_length() if size.is_static else None
+            for size in model.input(0).get_partial_shape()
+        ]
         n_images, *image_shape = sizes
         super().__init__(
             path,

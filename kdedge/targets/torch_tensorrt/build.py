@@ -107,10 +107,16 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     )
     low, high = batches
     shape = example.shape[1:]
-    images = torch_tensorrt.Input(
-        min_shape=(low, *shape), opt_shape=(high, *shape), max_shape=(high, *shape),
-        dtype=example.dtype, name="images",
-    ) if low < high else example  # fmt: skip
+    images = example
+    if low < high:
+        smallest, largest = (low, *shape), (high, *shape)
+        images = torch_tensorrt.Input(
+            min_shape=smallest,
+            opt_shape=largest,
+            max_shape=largest,
+            dtype=example.dtype,
+            name="images",
+        )
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=[images])
     # In memory first: torch's file writer aborts the process if the disk is full
     program_file = io.BytesIO()

@@ -1,7 +1,7 @@
 """The methods by name, and what each declares. Imports no torch until a method is loaded.
 
-Each file directly in `kdedge/methods` is a method; folders and names with a leading underscore hold
-shared code. Installed packages join through the entry-point group `kdedge.methods`.
+Each file in `kdedge/methods` is a method, except for this one, `protocol.py` and `supervised.py`.
+Installed packages join through the entry-point group `kdedge.methods`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from types import ModuleType
 
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.plugins import Plugins
-
-__all__ = ["DataNeeds", "Declaration", "list_methods", "load_method"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ _METHODS = Plugins(
             "Method": "a subclass of kdedge.methods.protocol.BaseMethod.",
         }
     },
+    shared=("protocol", "registry", "supervised"),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.benchmarking.compare import check_comparable, check_regressions
+from kdedge.benchmarking.regressions import check_comparable, check_regressions
 from kdedge.errors import GateError, RecipeError
 
 Make = Callable[..., Any]
