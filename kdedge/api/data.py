@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
-from kdedge.data.fetch import Fetched, fetch, missing
+from kdedge.data.fetch import Fetched, fetch
 from kdedge.data.survey import Survey, survey
 from kdedge.data.verify import Verification, verify
-from kdedge.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -20,18 +19,16 @@ class BenchmarkSet:
     Attributes:
         benchmark: published facts: classes, images, license, files.
         folder: the set's folder, whether it exists or not.
-        missing: missing files; None if the folder is not readable.
+        missing: files that are not in it.
     """
 
     benchmark: Benchmark
     folder: Path
-    missing: tuple[Download, ...] | None
+    missing: tuple[Download, ...]
 
     @property
-    def is_here(self) -> Literal["yes", "no", "partly", "unknown"]:
-        """Whether its files are on this machine; `unknown` if the folder is not readable."""
-        if self.missing is None:
-            return "unknown"
+    def is_here(self) -> Literal["yes", "no", "partly"]:
+        """Whether its files are on this machine."""
         if not self.missing:
             return "yes"
         return "no" if len(self.missing) == len(self.benchmark.downloads) else "partly"
@@ -46,14 +43,7 @@ def list_sets(root: str | Path = "data") -> dict[str, BenchmarkSet]:
     Raises:
         SetupError: an installed package's set cannot be loaded.
     """
-    sets = {}
-    for name in list_benchmarks():
-        try:
-            sets[name] = open_set(name, root)
-        except DataError:  # one unreadable folder must not keep the others off the list
-            benchmark = load_benchmark(name)
-            sets[name] = BenchmarkSet(benchmark, Path(root) / benchmark.folder, None)
-    return sets
+    return {name: open_set(name, root) for name in list_benchmarks()}
 
 
 def open_set(name: str, root: str | Path = "data") -> BenchmarkSet:
@@ -64,12 +54,11 @@ def open_set(name: str, root: str | Path = "data") -> BenchmarkSet:
         root: folder of the benchmark sets.
 
     Raises:
-        DataError: there is no such set, or its folder is not readable.
+        DataError: there is no such set.
         SetupError: the set of an installed package cannot be loaded.
     """
     benchmark = load_benchmark(name)
-    folder = Path(root) / benchmark.folder
-    return BenchmarkSet(benchmark, folder, tuple(missing(benchmark.downloads, folder)))
+    return BenchmarkSet(benchmark, Path(root) / benchmark.folder, benchmark.missing(Path(root)))
 
 
 def fetch_set(name: str, root: str | Path = "data") -> Fetched:

@@ -10,13 +10,11 @@ import click
 
 from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
-from kdedge.data.benchmarks import Download
 from kdedge.data.images import BadImage
 from kdedge.data.sources.folder import left_out_text
 from kdedge.data.survey import Survey
 from kdedge.data.verify import Verification
 from kdedge.errors import DataError
-from kdedge.progress import readable_bytes
 
 _MAX_NAMED = 20
 
@@ -64,9 +62,9 @@ def list_here(root: Path, as_json: bool) -> None:
 @_data_option
 @json_option
 def show(name: str, root: Path, as_json: bool) -> None:
-    """Show the files of a benchmark set: URLs, sizes, terms, layout, and which are missing."""
+    """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
     opened = open_set(name, root)
-    benchmark, folder, absent = opened.benchmark, opened.folder, opened.missing or ()
+    benchmark, folder, absent = opened.benchmark, opened.folder, opened.missing
     record = {
         "name": name,
         "folder": str(folder),
@@ -87,7 +85,10 @@ def show(name: str, root: Path, as_json: bool) -> None:
     if benchmark.mirror is not None:
         rows.append(["mirror", benchmark.mirror.url])
     blocks = [table(rows)]
-    blocks += [_describe(file, is_here=file not in absent) for file in benchmark.downloads]
+    for file in benchmark.downloads:
+        is_here = "missing" if file in absent else "here"
+        sha256 = "" if file.sha256 is None else f"\n  SHA-256 {file.sha256}"
+        blocks.append(f"{file.path}: {is_here}\n  {file.by_hand}{sha256}")
     if absent:
         blocks.append(next_line("data", "fetch", name, *given_options("root")))
     print_result(record, as_json=as_json, text="\n\n".join(blocks))
@@ -101,8 +102,7 @@ def fetch(name: str, root: Path, as_json: bool) -> None:
     """Download the missing files of a benchmark set and unpack them.
 
     They come from the Hugging Face Hub; an interrupted download continues where it stopped. If the
-    Hub lacks a file, the message has its official address and where to put it. Run the command
-    again afterwards.
+    Hub lacks a file, the message has its official address and where to put it.
     """
     fetched = fetch_set(name, root)
     if fetched.new:
@@ -152,17 +152,6 @@ def scan(source: str, as_json: bool) -> None:
     """
     survey = scan_images(source)
     print_result(asdict(survey), as_json=as_json, text=_survey_text(survey))
-
-
-def _describe(download: Download, *, is_here: bool) -> str:
-    """A file's lines in `show`."""
-    origin = "" if download.name == download.gives else f", from {download.name}"
-    known = [readable_bytes(download.n_bytes)] if download.n_bytes is not None else []
-    known += [f"SHA-256 {download.sha256}"] if download.sha256 else []
-    lines = [f"{download.gives}: {'here' if is_here else 'missing'}{origin}"]
-    lines.append(f"  {', '.join(known) or 'size and SHA-256 are not known'}")
-    lines += [f"  {url}" for url in download.urls]
-    return "\n".join([*lines, f"  {download.manual}"] if download.manual else lines)
 
 
 def _verification_text(verification: Verification) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, CoopSet, MissingPartsError
-from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
 from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError
@@ -70,8 +69,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         read_images: also decode every image; else only check that its file exists.
     """
     folder = root / benchmark.folder
-    absent = (folder / download.gives for download in missing(benchmark.downloads, folder))
-    problems = [f"{path} is missing." for path in absent]
+    problems = [f"{folder / file.path} is missing." for file in benchmark.missing(root)]
     problems += _wrong_files(benchmark, folder)
     parts: list[PartFound] = []
     class_names: tuple[str, ...] | None = None
@@ -103,13 +101,13 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
 
 
 def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
-    """Files whose hash differs from the published one. Archives are removed after unpacking."""
-    for download in benchmark.downloads:
-        path = folder / download.gives
-        if not download.is_archive and download.sha256 is not None and path.is_file():
+    """Files whose hash differs from the published one."""
+    for file in benchmark.downloads:
+        path = folder / file.path
+        if file.sha256 is not None and path.is_file():
             sha256 = sha256_file(path)
-            if sha256 != download.sha256:
-                yield f"{path} has the SHA-256 {sha256}, the published file {download.sha256}."
+            if sha256 != file.sha256:
+                yield f"{path} has the SHA-256 {sha256}, the published file {file.sha256}."
 
 
 def _survey_part(

@@ -40,8 +40,8 @@ def published(hub: Any, file_server: Any, install_benchmark: Callable[..., None]
         SUN397,
         name="small",
         downloads=(
-            Download(name="SUN397.tar.gz", urls=("https://a.test/images",), gives="SUN397"),
-            Download(name=name, urls=("https://a.test/split",), gives=name, n_bytes=200),
+            Download("SUN397", "Unpack https://a.test/images"),
+            Download(name, "https://a.test/split"),
         ),
         mirror=HubArchive("small.zip", repository="owner/sets", commit="abc"),
         n_classes=2,
@@ -126,15 +126,15 @@ def test_a_set_that_cannot_be_looked_at_is_listed_with_the_others(kdedge, tmp_pa
     code, out, _ = kdedge("list")
     assert code == 0
     here = {line.split()[0]: line.split()[3] for line in out.splitlines()}
-    assert (here["dtd"], here["sun397"]) == ("unknown", "no")
+    assert (here["dtd"], here["sun397"]) == ("no", "no")
 
 
 @pytest.mark.usefixtures("published")
 def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, tmp_path):
     (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
     _, out, _ = kdedge("show", "small")
-    assert "SUN397: here, from SUN397.tar.gz\n  size and SHA-256 are not known" in out
-    assert f"{SUN397.lists[0]}: missing\n  200 bytes\n  https://a.test/split" in out
+    assert "SUN397: here\n  Unpack https://a.test/images" in out
+    assert f"{SUN397.lists[0]}: missing\n  https://a.test/split" in out
     assert "mirror   https://huggingface.co/owner/sets/resolve/abc/small.zip\n" in out
     assert out.endswith("Next: kdedge data fetch small\n")
 

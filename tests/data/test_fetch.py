@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -30,20 +29,10 @@ SUN397 = load_benchmark("sun397")
 ADDRESS = "https://official.test"
 IMAGES = {"images/a.jpg": b"a", "images/b/c.jpg": b"c"}
 SPLIT = {"split.json": b"{}"}
-ARCHIVE = Download(name="a.tgz", urls=(f"{ADDRESS}/a.tgz",), gives="images")
-LIST = Download(name="split.json", urls=(f"{ADDRESS}/split",), gives="split.json")
+FOLDER = Download("images", f"Unpack {ADDRESS}/a.tgz")
+LIST = Download("split.json", f"{ADDRESS}/split")
 HUB = HubArchive("m.zip", repository="owner/sets", commit="abc123")
 PATH = "/owner/sets/resolve/abc123/m.zip"
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def zip_of(files: dict[str, bytes]) -> bytes:
@@ -68,7 +57,7 @@ def fetch_files(tmp_path: Path) -> Callable[..., Fetched]:
     """Fetches a set of these files."""
 
     def run(*files: Download, mirror: HubArchive | None = HUB, root: Path = tmp_path) -> Fetched:
-        return fetch(replace(SUN397, downloads=files or (ARCHIVE, LIST), mirror=mirror), root)
+        return fetch(replace(SUN397, downloads=files or (FOLDER, LIST), mirror=mirror), root)
 
     return run
 
@@ -95,7 +84,7 @@ def test_the_files_of_a_set_come_from_one_archive_and_nothing_else_stays(
 def test_a_connection_that_breaks_is_gone_on_with(hub, file_server, fetch_files, folder):
     body = zip_of({"images/a.jpg": os.urandom(12 << 20)})
     hub.give(PATH, file_server.Answer(body, cut=11 << 20), file_server.Answer(body))
-    fetch_files(ARCHIVE)
+    fetch_files(FOLDER)
     # The Hub's client keeps whole blocks of 10 MiB
     assert hub.requests == [(PATH, ""), (PATH, f"bytes={10 << 20}-")]
     assert left_in(folder) == {"images"}
@@ -107,9 +96,9 @@ from dataclasses import replace
 from pathlib import Path
 from kdedge.data.benchmarks import Download, HubArchive, load_benchmark
 from kdedge.data.fetch import fetch
-archive = Download(name="a.tgz", urls=(), gives="images")
+images = Download("images", "")
 hub = HubArchive("m.zip", repository="owner/sets", commit="abc123")
-fetch(replace(load_benchmark("sun397"), downloads=(archive,), mirror=hub), Path(sys.argv[1]))
+fetch(replace(load_benchmark("sun397"), downloads=(images,), mirror=hub), Path(sys.argv[1]))
 """
 
 
@@ -133,7 +122,7 @@ def test_a_killed_fetch_goes_on_where_it_stopped(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     n_had = part.stat().st_size
-    fetch_files(ARCHIVE)
+    fetch_files(FOLDER)
     downloads = [request for request in hub.requests if request[0] == PATH]
     assert downloads == [(PATH, ""), (PATH, f"bytes={n_had}-")]
     assert left_in(folder) == {"images"}
@@ -154,8 +143,8 @@ def test_what_the_hub_does_not_have_is_named_with_its_official_address(
     message = str(caught.value)
     assert message.startswith("sun397: 2 of 2 files are missing; the others are complete.\n")
     assert f"{hub.url}{PATH} cannot be downloaded: " in message
-    assert f"by hand to {folder}/a.tgz. It is at:\n      {ADDRESS}/a.tgz\n" in message
-    assert f"by hand to {folder}/split.json. It is at:\n      {ADDRESS}/split\n" in message
+    assert f"  By hand:\n  {folder}/images: Unpack {ADDRESS}/a.tgz\n" in message
+    assert f"\n  {folder}/split.json: {ADDRESS}/split\n" in message
     assert message.endswith(f"Then run again: kdedge data fetch sun397 --data {folder.parent}")
     assert left_in(folder) == set()
 
@@ -171,16 +160,16 @@ def test_a_machine_without_a_network_is_told_what_to_fetch_by_hand(
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     started = time.monotonic()
     with pytest.raises(
-        SetupError, match=f"cannot be downloaded[\\s\\S]*by hand to .*\\n *{ADDRESS}"
+        SetupError, match=f"cannot be downloaded[\\s\\S]*By hand:\\n.*images: Unpack {ADDRESS}"
     ):
-        fetch_files(ARCHIVE)
+        fetch_files(FOLDER)
     assert time.monotonic() - started < 5
 
 
 def test_without_the_hubs_client_the_extra_is_named(fetch_files, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(SetupError, match=r"pip install 'kdedge\[train\]'[\s\S]*by hand"):
-        fetch_files(ARCHIVE)
+    with pytest.raises(SetupError, match=r"pip install 'kdedge\[train\]'[\s\S]*By hand"):
+        fetch_files(FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +183,14 @@ def test_no_error_of_the_client_changes_the_terminal_or_blames_the_disk(
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     with pytest.raises(SetupError) as caught:
-        fetch_files(ARCHIVE)
+        fetch_files(FOLDER)
     assert str(caught.value).replace("\n", "").isprintable()
 
 
 def test_for_a_list_alone_no_archive_is_downloaded(hub, file_server, fetch_files, folder):
     hub.give(PATH, file_server.Answer(WHOLE))
     (folder / "images").mkdir(parents=True)
-    with pytest.raises(SetupError, match=f"1 of 2 files[\\s\\S]*by hand to .*\\n *{ADDRESS}/split"):
+    with pytest.raises(SetupError, match=f"1 of 2 files[\\s\\S]*By hand:\\n.*: {ADDRESS}/split"):
         fetch_files()
     assert hub.requests == []
     (folder / "m.zip").write_bytes(WHOLE)
@@ -213,44 +202,12 @@ def test_a_manual_download_is_named_after_everything_else_was_fetched(
     hub, file_server, fetch_files, folder
 ):
     hub.give(PATH, file_server.Answer(WHOLE))
-    by_hand = Download(name="names.txt", urls=(), gives="names.txt", manual="Register at x.org.")
+    by_hand = Download("names.txt", "Register at x.org")
     with pytest.raises(SetupError) as caught:
-        fetch_files(by_hand, ARCHIVE, LIST)
-    assert f"Register at x.org.\n      Put it at {folder}/names.txt." in str(caught.value)
+        fetch_files(by_hand, FOLDER, LIST)
+    assert f"\n  {folder}/names.txt: Register at x.org\n" in str(caught.value)
     assert "1 of 3 files are missing" in str(caught.value)
     assert left_in(folder) == {"images", "split.json"}
-
-
-def test_an_archive_put_there_by_hand_is_used_and_stays(hub, fetch_files, folder):
-    folder.mkdir()
-    (folder / "a.tgz").write_bytes(tar_of(IMAGES))
-    assert fetch_files(ARCHIVE).kept == ("a.tgz",)
-    assert (folder / "images/a.jpg").exists()
-    assert (folder / "a.tgz").exists()
-    assert hub.requests == []
-
-
-def test_a_wrong_file_put_there_by_hand_is_refused_and_stays(fetch_files, folder):
-    folder.mkdir()
-    (folder / "a.tgz").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"a\.tgz has the SHA-256 .*\n *Remove it"):
-        fetch_files(replace(ARCHIVE, sha256="0" * 64))
-    assert (folder / "a.tgz").exists()
-
-
-def test_of_an_archive_with_a_folder_of_its_own_at_the_top_its_content_is_taken(
-    fetch_files, folder
-):
-    folder.mkdir()
-    files = {f"top/data/{name}": text for name, text in IMAGES.items()} | {"top/readme": b""}
-    (folder / "a.tgz").write_bytes(tar_of(files))
-    wanted = replace(ARCHIVE, gives="here/images", into="here")
-    with pytest.raises(DataError, match=r"a\.tgz does not contain tip/data"):
-        fetch_files(replace(wanted, top="tip/data"))
-    assert not (folder / "here").exists()
-    fetch_files(replace(wanted, top="top/data"))
-    assert (folder / "here/images/b/c.jpg").read_bytes() == b"c"
-    assert left_in(folder) == {"here", "a.tgz"}
 
 
 def test_an_archive_that_comes_damaged_is_refused_and_stays_until_it_is_removed(
@@ -260,14 +217,6 @@ def test_an_archive_that_comes_damaged_is_refused_and_stays_until_it_is_removed(
     with pytest.raises(DataError, match=r"m\.zip cannot be unpacked: [\s\S]*Remove it"):
         fetch_files()
     assert left_in(folder) == {"m.zip"}
-
-
-def test_what_a_kill_has_left_of_unpacking_is_removed_once_all_is_there(fetch_files, folder):
-    (folder / "images").mkdir(parents=True)
-    (folder / ".unpacking-a.tgz/all").mkdir(parents=True)
-    (folder / ".unpacking-a.tgz/all/half.jpg").touch()
-    fetch_files(ARCHIVE)
-    assert {path.name for path in folder.iterdir()} == {"images"}
 
 
 def test_two_fetches_at_once_are_refused(hub, file_server, fetch_files):
@@ -308,5 +257,5 @@ def test_a_disk_that_fills_up_keeps_what_came(
 def test_what_is_fetched_from_where_is_said_first(hub, file_server, fetch_files, caplog):
     hub.give(PATH, file_server.Answer(WHOLE))
     with caplog.at_level(logging.INFO, "kdedge"):
-        fetch_files(ARCHIVE)
+        fetch_files(FOLDER)
     assert caplog.messages == [f"Fetching m.zip ({len(WHOLE)} bytes) from {hub.url}{PATH}."]

@@ -109,31 +109,6 @@ def test_a_known_hash_is_compared(root):
     assert problem.endswith(f"has the SHA-256 {digest}, the published file {'0' * 64}.")
 
 
-@pytest.mark.parametrize("outer", ["SUN397", "."])
-def test_an_archive_unpacked_into_the_folder_that_it_makes_is_named(root, outer):
-    folder = root / SUN397.folder
-    outer_folder = folder / outer
-    inner = outer_folder / outer_folder.resolve().name
-    elsewhere = root / "elsewhere"
-    (outer_folder if outer != "." else folder).rename(elsewhere)
-    inner.parent.mkdir(parents=True)
-    elsewhere.rename(inner)
-    (problem,) = [
-        text
-        for text in verify(SMALL, root, read_images=False).problems
-        if not text.endswith(" is missing.")
-    ]
-    assert problem == (
-        f"{outer_folder} is there once more inside itself: its content is in {inner}.\n"
-        f"  Move it one folder up, into {outer_folder}."
-    )
-    inner_parts = [*inner.iterdir()]
-    for path in inner_parts:
-        path.rename(outer_folder / path.name)
-    inner.rmdir()
-    assert verify(SMALL, root, read_images=False).problems == ()
-
-
 def test_what_is_missing_is_named_once(tmp_path):
     found = verify(SMALL, tmp_path, read_images=False)
     folder = tmp_path / SUN397.folder

@@ -253,8 +253,7 @@ def _zip(folder: Path) -> Iterator[Path]:
 def _unpack(path: Path) -> None:
     folder = path.with_name("unpacked")
     try:
-        unpack(path, folder, gives="set")
-        assert folder.is_dir()
+        unpack(path, folder, ["set"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -388,8 +387,7 @@ READERS = {
         ("damage_json", "damage_bytes"),
     ),
     "shards": Reader(_shard, _tar, ("damage_bytes", "damage_tar")),
-    "archives": Reader(_unpack, lambda folder: (*_tar(folder), *_zip(folder)), ("damage_bytes",)),
-    "archives, members": Reader(_unpack, _tar, ("damage_tar",)),
+    "archives": Reader(_unpack, _zip, ("damage_bytes", "damage_zip")),
     "images": Reader(lambda path: decode_image(path.read_bytes()), _files(**_images())),
     "records, show": Reader(_show, _runs, ("damage_json", "damage_bytes")),
     "records, report": Reader(_report, _runs, ("damage_json", "damage_bytes"), cost=20),

@@ -11,7 +11,7 @@ from kdedge.data.benchmarks._benchmark import (
     Download,
     HubArchive,
     MissingPartsError,
-    is_there,
+    by_hand,
 )
 from kdedge.data.benchmarks._coop import COOP_SETS, CoopSet
 from kdedge.data.benchmarks._coop_split import PARTS, CoopSplit, open_part, read_split
@@ -27,7 +27,7 @@ __all__ = [
     "Download",
     "HubArchive",
     "MissingPartsError",
-    "is_there",
+    "by_hand",
     "list_benchmarks",
     "load_benchmark",
     "open_part",

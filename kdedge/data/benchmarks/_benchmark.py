@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,20 +22,17 @@ _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 @dataclass(frozen=True)
 class HubArchive:
-    """An archive on the Hugging Face Hub that has the files of a benchmark set.
+    """A zip file on the Hugging Face Hub that has the files of a benchmark set.
 
     Attributes:
         name: file name in the repository and in the set's folder.
         sha256: of the archive, in hex; None if unknown.
-        top: folder in the archive whose content is unpacked; None for the set's missing files
-            alone, in whichever folder of the archive they are.
         repository: `OWNER/NAME`.
         commit: of the repository; another one may have other files.
     """
 
     name: str
     sha256: str | None = None
-    top: str | None = None
     repository: str = MIRROR
     commit: str = "ceb3112337fb6e1bf71534e355ca5569b63f19a6"
 
@@ -46,32 +44,23 @@ class HubArchive:
 
 @dataclass(frozen=True)
 class Download:
-    """A file of a benchmark set.
+    """A file of a benchmark set, or a folder of its images.
 
     Attributes:
-        name: file name in the set's folder.
-        urls: official addresses, for a download by hand; empty if its terms require more.
-        gives: a path below the set's folder that exists once the file is complete, or unpacked.
-        manual: instructions for a manual download, one sentence; None if there are `urls`.
+        path: of the file or folder, below the set's folder.
+        by_hand: how to get it without the Hub's archive: an instruction with the official
+            addresses, or the address alone.
         sha256: of the file, in hex; None if unknown.
-        n_bytes: its size; None if unknown.
-        into: folder below the set's, into which it is unpacked; "" for the set's own.
-        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it.
     """
 
-    name: str
-    urls: tuple[str, ...]
-    gives: str
-    manual: str | None = None
+    path: str
+    by_hand: str
     sha256: str | None = None
-    n_bytes: int | None = None
-    into: str = ""
-    top: str = ""
 
     @property
-    def is_archive(self) -> bool:
-        """Whether it is unpacked."""
-        return self.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
+    def has_images(self) -> bool:
+        """Whether it is a folder of images, and no list of images or class names."""
+        return not self.path.endswith((".json", ".txt"))
 
 
 @dataclass(frozen=True)
@@ -100,6 +89,36 @@ class Benchmark(ABC):
     n_images: Mapping[str, int]
     downloads: tuple[Download, ...]
     mirror: HubArchive | None
+
+    def missing(self, root: Path) -> tuple[Download, ...]:
+        """Returns the files that are not in the set's folder."""
+        folder = root / self.folder
+        return tuple(file for file in self.downloads if not exists(folder / file.path))
+
+    def require(self, root: Path, needed: Iterable[str]) -> None:
+        """Checks that files are in the set's folder.
+
+        Args:
+            root: folder of the benchmark sets.
+            needed: paths below the set's folder.
+
+        Raises:
+            MissingPartsError: one is missing. The message has all of the set that are, where to
+                get them, and where to put them.
+        """
+        folder = root / self.folder
+        if all(exists(folder / path) for path in needed):
+            return
+        missing = self.missing(root)
+        raise MissingPartsError(
+            f"{folder} lacks {len(missing)} of {len(self.downloads)} parts of the set. To get"
+            " them:\n"
+            f"  kdedge data fetch {self.name} --data {shlex.quote(str(root))}\n"
+            f"  Or by hand:\n{by_hand(folder, missing)}\n"
+            f"  All sets but ImageNet are also at https://huggingface.co/{MIRROR}: one zip per set;"
+            f" unpack it in {root}.\n"
+            "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
+        )
 
     @abstractmethod
     def class_names(self, root: Path) -> tuple[str, ...]:
@@ -137,74 +156,30 @@ def google_drive(file_id: str) -> str:
     return f"https://drive.usercontent.google.com/download?export=download&confirm=t&id={file_id}"
 
 
-def describe(download: Download) -> str:
-    """Describes how to get a file by hand, without a full stop."""
-    if download.manual is not None:
-        return download.manual.rstrip(".")
-    addresses = " or ".join(download.urls)
-    if not download.is_archive:
-        return addresses
-    what = f"the content of {download.top} in {download.name}" if download.top else download.name
-    return f"Unpack {what} from {addresses}"
+def unpacked(path: str, *addresses: str, top: str = "") -> Download:
+    """A folder or file that is in an archive.
+
+    Args:
+        path: below the set's folder.
+        addresses: official ones of the archive.
+        top: folder in the archive whose content is needed; "" for all of it.
+    """
+    what = f"the content of {top} in " if top else ""
+    return Download(path, f"Unpack {what}{' or '.join(addresses)}")
 
 
 class MissingPartsError(DataError):
     """Parts of a set are missing from its folder."""
 
 
-def is_there(path: Path) -> bool:
-    """Whether a path exists.
-
-    Raises:
-        DataError: its folder may not be read.
-    """
-    try:
-        return path.exists()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {os_reason(error)}.\n"
-            "  Allow your user to read the folders of the sets, or name other folders."
-        ) from error
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; False if that cannot be determined."""
+    return os.path.exists(path)  # noqa: PTH110 - raises nothing
 
 
-def nested(outer: Path, inner: Path) -> DataError:
-    """Gives the error for a folder whose content is in a folder of its own name inside it."""
-    return DataError(
-        f"{outer} is there once more inside itself: its content is in {inner}.\n"
-        f"  Move it one folder up, into {outer}."
-    )
-
-
-def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:
-    """Checks that parts of a set are in its folder.
-
-    Args:
-        name: of the set.
-        folder: its own.
-        needed: paths below it.
-        downloads: all of the set's.
-
-    Raises:
-        MissingPartsError: naming each missing one, where to get it, and where to put it.
-        DataError: they are in a folder of the set's name inside its folder.
-    """
-    needed = list(dict.fromkeys(needed))
-    missing = [path for path in needed if not is_there(folder / path)]
-    if not missing:
-        return
-    inner = folder / folder.name
-    if all(is_there(inner / path) for path in needed):
-        raise nested(folder, inner)
-    origins = {download.gives: describe(download) for download in downloads}
-    lines = "\n".join(f"  {folder / path}: {origins[path]}" for path in missing)
-    raise MissingPartsError(
-        f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n"
-        f"  kdedge data fetch {name} --data {shlex.quote(str(folder.parent))}\n"
-        f"  Or by hand:\n{lines}\n"
-        f"  All sets but ImageNet are also at https://huggingface.co/{MIRROR}: one zip per set;"
-        f" unpack it in {folder.parent}.\n"
-        "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
-    )
+def by_hand(folder: Path, downloads: Iterable[Download]) -> str:
+    """Returns a line for each file of a set: where it has to be and how to get it."""
+    return "\n".join(f"  {folder / file.path}: {file.by_hand}" for file in downloads)
 
 
 def read_lines(path: Path) -> list[str]:

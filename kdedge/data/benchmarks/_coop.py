@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,20 @@ from kdedge.data.benchmarks._benchmark import (
     Benchmark,
     Download,
     HubArchive,
-    describe,
     google_drive,
-    is_there,
-    nested,
     read_lines,
-    require,
     unexpected,
+    unpacked,
 )
 from kdedge.data.benchmarks._coop_split import (
     PARTS,
     CoopSplit,
-    check_counts,
     check_path,
     open_part,
     read_split,
 )
-from kdedge.data.sources import FileSource, is_file
+from kdedge.data.sources import FileSource
+from kdedge.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -42,24 +38,21 @@ class CoopSet(Benchmark):
     image_root: str
 
     @property
-    def lists(self) -> tuple[str, ...]:
-        """Files below its folder that name the images of each part: CoOp's split file."""
-        return (self.downloads[-1].gives,)
+    def lists(self) -> list[str]:
+        """Files below its folder that name classes and images: CoOp's split file."""
+        return [file.path for file in self.downloads if not file.has_images]
 
     def class_names(self, root: Path) -> tuple[str, ...]:
         """See `Benchmark.class_names`."""
-        return self._read(root, with_images=False).class_names
+        return self._read(root, self.lists).class_names
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
     ) -> FileSource:
         """See `Benchmark.open_source`."""
-        split = self._read(root, with_images=True)
-        folder = root / self.folder
-        self._refuse_nested(folder, split)
-        return open_part(
-            folder / self.image_root, split, part=part, class_names=class_names, labeled=labeled
-        )
+        split = self._read(root, [file.path for file in self.downloads])
+        folder = root / self.folder / self.image_root
+        return open_part(folder, split, part=part, class_names=class_names, labeled=labeled)
 
     def read_split(self, folder: Path) -> CoopSplit:
         """Reads the parts from CoOp's split file in the set's folder.
@@ -67,54 +60,29 @@ class CoopSet(Benchmark):
         Raises:
             DataError: it is not a split file.
         """
-        root = shlex.quote(str(folder.parent))
-        remedy = (
-            f"Remove it and run: kdedge data fetch {self.name} --data {root}\n"
-            f"  Or put the published file in its place: {self._origin}."
-        )
-        return read_split(folder / self.lists[0], remedy=remedy)
-
-    def _refuse_nested(self, folder: Path, split: CoopSplit) -> None:
-        """Raises DataError where an archive was unpacked into the folder that it makes."""
-        first = next((folder / self.image_root / path for path, _ in split.parts["train"]), None)
-        if first is None or is_file(first):
-            return
-        for outer in (folder / path for path in self.images):
-            inner = outer / outer.name
-            if first.is_relative_to(outer) and is_file(inner / first.relative_to(outer)):
-                raise nested(outer, inner)
+        return read_split(folder / self.lists[0], remedy=self._remedy)
 
     @property
-    def images(self) -> list[str]:
-        """Paths below its folder that hold the images."""
-        return [download.gives for download in self.downloads if download.is_archive]
+    def _remedy(self) -> str:
+        return f"Get the published file: {self.downloads[-1].by_hand}."
 
-    @property
-    def _origin(self) -> str:
-        """Where to get what defines the parts: the last download."""
-        return describe(self.downloads[-1])
-
-    def _read(self, root: Path, *, with_images: bool) -> CoopSplit:
+    def _read(self, root: Path, needed: Sequence[str]) -> CoopSplit:
+        """Reads the parts, and checks that they have the published numbers of images."""
+        self.require(root, needed)
         folder = root / self.folder
-        needed = (*(self.images if with_images else ()), *self.lists)
-        if not all(is_there(folder / path) for path in needed):
-            paths = [download.gives for download in self.downloads]
-            require(self.name, folder, paths, self.downloads)
         split = self.read_split(folder)
-        check_counts(
-            split,
-            what=str(folder / self.lists[0]),
-            n_classes=self.n_classes,
-            n_images=self.n_images,
-            remedy=f"Get the published file: {self._origin}.",
-        )
+        counts = {part: len(rows) for part, rows in split.parts.items()}
+        if counts != self.n_images or len(split.class_names) != self.n_classes:
+            raise DataError(
+                f"{folder / self.lists[0]} has {len(split.class_names)} classes and {counts}"
+                f" images, the published split {self.n_classes} and {dict(self.n_images)}.\n"
+                f"  {self._remedy}"
+            )
         return split
 
 
 class AircraftSet(CoopSet):
     """FGVC-Aircraft, whose lists are the class names and then, for each part, image and name."""
-
-    lists = ("variants.txt", *(f"images_variant_{part}.txt" for part in PARTS))
 
     def read_split(self, folder: Path) -> CoopSplit:
         """Reads the official parts.
@@ -138,12 +106,9 @@ class AircraftSet(CoopSet):
         return CoopSplit(tuple(names), parts)
 
 
-def _split_file(
-    name: str, drive_id: str, *, sha256: str | None = None, n_bytes: int | None = None
-) -> Download:
+def _split_file(name: str, drive_id: str, sha256: str | None = None) -> Download:
     """CoOp's split file, from the address in its DATASETS.md."""
-    urls = (google_drive(drive_id),)
-    return Download(name=name, urls=urls, gives=name, sha256=sha256, n_bytes=n_bytes)
+    return Download(name, google_drive(drive_id), sha256)
 
 
 # Counts are from arXiv:2403.02781, table 8; val by difference; addresses from CoOp's DATASETS.md.
@@ -162,16 +127,10 @@ COOP_SETS: tuple[CoopSet, ...] = (
         image_root="101_ObjectCategories",
         mirror=HubArchive("caltech-101.zip"),
         downloads=(
-            Download(
-                name="101_ObjectCategories.tar.gz",
-                urls=(
-                    "http://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
-                    google_drive("137RyRjvTBkBiIfeYBNZBtViDHQ6_Ewsp"),
-                ),
-                gives="101_ObjectCategories",
-                # Of the second address (tensorflow_datasets, caltech101/checksums.tsv)
-                sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
-                n_bytes=131_740_031,
+            unpacked(
+                "101_ObjectCategories",
+                "http://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
+                google_drive("137RyRjvTBkBiIfeYBNZBtViDHQ6_Ewsp"),
             ),
             _split_file("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
         ),
@@ -190,17 +149,11 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_images={"train": 2_944, "val": 736, "test": 3_669},
         image_root="images",
         mirror=HubArchive("oxford_pets.zip"),
-        # Hash from tensorflow_datasets, oxford_iiit_pet/checksums.tsv
         downloads=(
-            Download(
-                name="images.tar.gz",
-                urls=(
-                    "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
-                    "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
-                ),
-                gives="images",
-                sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
-                n_bytes=791_918_971,
+            unpacked(
+                "images",
+                "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
+                "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
             ),
             _split_file("split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
         ),
@@ -217,22 +170,9 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_images={"train": 6_509, "val": 1_635, "test": 8_041},
         image_root="",
         mirror=HubArchive("stanford_cars.zip"),
-        # Hashes from tensorflow_datasets, url_checksums/cars196.txt
         downloads=(
-            Download(
-                name="cars_train.tgz",
-                urls=("http://ai.stanford.edu/~jkrause/car196/cars_train.tgz",),
-                gives="cars_train",
-                sha256="512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
-                n_bytes=979_269_282,
-            ),
-            Download(
-                name="cars_test.tgz",
-                urls=("http://ai.stanford.edu/~jkrause/car196/cars_test.tgz",),
-                gives="cars_test",
-                sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
-                n_bytes=977_350_468,
-            ),
+            unpacked("cars_train", "http://ai.stanford.edu/~jkrause/car196/cars_train.tgz"),
+            unpacked("cars_test", "http://ai.stanford.edu/~jkrause/car196/cars_test.tgz"),
             _split_file("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
         ),
     ),
@@ -249,15 +189,8 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_images={"train": 4_093, "val": 1_633, "test": 2_463},
         image_root="jpg",
         mirror=HubArchive("oxford_flowers.zip"),
-        # Hash from tensorflow_datasets, oxford_flowers102/checksums.tsv
         downloads=(
-            Download(
-                name="102flowers.tgz",
-                urls=("https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",),
-                gives="jpg",
-                sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
-                n_bytes=344_862_509,
-            ),
+            unpacked("jpg", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"),
             _split_file("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
         ),
     ),
@@ -274,16 +207,8 @@ COOP_SETS: tuple[CoopSet, ...] = (
         n_images={"train": 50_500, "val": 20_200, "test": 30_300},
         image_root="images",
         mirror=HubArchive("food101.zip"),
-        # Hash from tensorflow_datasets, url_checksums/food101.txt
         downloads=(
-            Download(
-                name="food-101.tar.gz",
-                urls=("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",),
-                gives="images",
-                sha256="d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
-                n_bytes=4_996_278_331,
-                top="food-101",
-            ),
+            unpacked("images", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", top="food-101"),
             _split_file("split_zhou_Food101.json", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
         ),
     ),
@@ -300,19 +225,17 @@ COOP_SETS: tuple[CoopSet, ...] = (
         # arXiv:1306.5151; arXiv:2403.02781, table 8
         n_images={"train": 3_334, "val": 3_333, "test": 3_333},
         image_root="images",
-        mirror=HubArchive("fgvc_aircraft.zip", top="fgvc_aircraft"),
-        # Hash from tensorflow_datasets, url_checksums/fgvc.txt
-        downloads=(
-            Download(
-                name="fgvc-aircraft-2013b.tar.gz",
-                urls=(
-                    "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
-                ),
-                gives="images",
-                sha256="d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
-                n_bytes=2_770_575_360,
+        mirror=HubArchive("fgvc_aircraft.zip"),
+        downloads=tuple(
+            unpacked(
+                path,
+                "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
                 top="fgvc-aircraft-2013b/data",
-            ),
+            )
+            for path in (
+                *("images", "variants.txt"),
+                *(f"images_variant_{part}.txt" for part in PARTS),
+            )
         ),
     ),
     # Labels follow the order of the set's `ClassName.txt`; names are its paths without the first
@@ -331,16 +254,9 @@ COOP_SETS: tuple[CoopSet, ...] = (
         mirror=HubArchive(
             "sun397.zip", sha256="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722"
         ),
-        # Hash from tensorflow_datasets, sun397/checksums.tsv. The official URL is
-        # gone (github.com/pytorch/vision/issues/9348).
+        # The official URL is gone (github.com/pytorch/vision/issues/9348).
         downloads=(
-            Download(
-                name="SUN397.tar.gz",
-                urls=("https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
-                gives="SUN397",
-                sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
-                n_bytes=39_077_296_924,
-            ),
+            unpacked("SUN397", "https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz"),
             _split_file("split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
         ),
     ),
@@ -358,21 +274,16 @@ COOP_SETS: tuple[CoopSet, ...] = (
         mirror=HubArchive(
             "dtd.zip", sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b"
         ),
-        # The archive's hash from tensorflow_datasets, url_checksums/dtd.txt
         downloads=(
-            Download(
-                name="dtd-r1.0.1.tar.gz",
-                urls=("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",),
-                gives="images",
-                sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
-                n_bytes=625_239_812,
+            unpacked(
+                "images",
+                "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
                 top="dtd",
             ),
             _split_file(
                 "split_zhou_DescribableTextures.json",
                 "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x",
-                sha256="f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38",
-                n_bytes=563_702,
+                "f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38",
             ),
         ),
     ),
@@ -390,20 +301,12 @@ COOP_SETS: tuple[CoopSet, ...] = (
         mirror=HubArchive(
             "eurosat.zip", sha256="cedceda1690cad47bc3b41eb6bf2d0a134ec7413558128409928829f06c74613"
         ),
-        # The archive's hash from tensorflow_datasets, url_checksums/eurosat.txt
         downloads=(
-            Download(
-                name="EuroSAT.zip",
-                urls=("http://madm.dfki.de/files/sentinel/EuroSAT.zip",),
-                gives="2750",
-                sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
-                n_bytes=94_280_567,
-            ),
+            unpacked("2750", "http://madm.dfki.de/files/sentinel/EuroSAT.zip"),
             _split_file(
                 "split_zhou_EuroSAT.json",
                 "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o",
-                sha256="541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
-                n_bytes=3_006_492,
+                "541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
             ),
         ),
     ),
@@ -420,11 +323,7 @@ COOP_SETS: tuple[CoopSet, ...] = (
         image_root="UCF-101-midframes",
         mirror=HubArchive("ucf101.zip"),
         downloads=(
-            Download(
-                name="UCF-101-midframes.zip",
-                urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
-                gives="UCF-101-midframes",
-            ),
+            unpacked("UCF-101-midframes", google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O")),
             _split_file("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
         ),
     ),

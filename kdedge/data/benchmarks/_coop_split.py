@@ -83,29 +83,6 @@ def check_path(text: str, where: str) -> None:
         raise DataError(f"{where}: {text!r:.200} cannot be a file name.") from error
 
 
-def check_counts(
-    split: CoopSplit, *, what: str, n_classes: int, n_images: Mapping[str, int], remedy: str
-) -> None:
-    """Checks that a split has the published numbers of classes and images.
-
-    Args:
-        split: as read.
-        what: its origin, for messages.
-        n_classes: of the published split.
-        n_images: part -> images of the published split.
-        remedy: advice for the message, one sentence.
-
-    Raises:
-        DataError: a count differs.
-    """
-    counts = {part: len(rows) for part, rows in split.parts.items()}
-    if counts != n_images or len(split.class_names) != n_classes:
-        raise DataError(
-            f"{what} has {len(split.class_names)} classes and {counts} images, the published split"
-            f" {n_classes} and {dict(n_images)}.\n  {remedy}"
-        )
-
-
 def open_part(
     folder: Path, split: CoopSplit, *, part: str, class_names: Sequence[str], labeled: bool
 ) -> FileSource:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,13 @@ from kdedge.data.benchmarks._benchmark import (
     Benchmark,
     Download,
     HubArchive,
-    describe,
+    exists,
     folders_in,
     google_drive,
     images_in,
-    is_there,
     read_lines,
-    require,
     unexpected,
+    unpacked,
 )
 from kdedge.data.benchmarks._coop_split import CoopSplit, open_part
 from kdedge.data.sources import FileSource
@@ -36,11 +35,7 @@ from kdedge.errors import DataError, MissingPackage
 log = logging.getLogger(__name__)
 
 _CLASS_NAMES = "classnames.txt"
-_CLASS_NAMES_FILE = Download(
-    name=_CLASS_NAMES,
-    urls=(google_drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"),),
-    gives=_CLASS_NAMES,
-)
+_CLASS_NAMES_FILE = Download(_CLASS_NAMES, google_drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"))
 """CoOp's DATASETS.md."""
 
 _LICENSE_OF_VARIANTS = (
@@ -67,9 +62,9 @@ class FolderSet(Benchmark):
     def class_names(self, root: Path) -> tuple[str, ...]:
         """See `Benchmark.class_names`: sorted by WordNet id, those that have a folder."""
         folders = dict.fromkeys(self.images.values())
-        present = [images for images in folders if is_there(root / self.folder / images)]
+        present = [images for images in folders if exists(root / self.folder / images)]
         if not present:
-            self._require(root, folders)
+            self.require(root, folders)
         return tuple(self._names(root, present[0]).values())
 
     def open_source(
@@ -80,7 +75,7 @@ class FolderSet(Benchmark):
             raise DataError(
                 f"{part} is not a part of {self.name}; expected one of {', '.join(self.images)}."
             )
-        self._require(root, [self.images[part]])
+        self.require(root, [self.images[part]])
         names = self._names(root, self.images[part])
         folder = root / self.folder / self.images[part]
         rows = tuple(
@@ -96,9 +91,6 @@ class FolderSet(Benchmark):
             )
         split = CoopSplit(tuple(names.values()), {part: rows})
         return open_part(folder, split, part=part, class_names=class_names, labeled=labeled)
-
-    def _require(self, root: Path, images: Iterable[str]) -> None:
-        require(self.name, root / self.folder, images, self.downloads)
 
     def _names(self, root: Path, images: str) -> dict[str, str]:
         """Class folder -> class name, in label order."""
@@ -126,7 +118,7 @@ class FolderSet(Benchmark):
 def _read_names(root: Path, folder: str) -> dict[str, str]:
     """WordNet id -> class name, of all 1000 and in their order, no name twice."""
     files = [root / place / _CLASS_NAMES for place in (folder, _IMAGENET)]
-    file = next((file for file in files if is_there(file)), None)
+    file = next((file for file in files if exists(file)), None)
     if file is None:
         names = _names_of_open_clip(files[0])
     else:
@@ -155,7 +147,7 @@ def _names_of_open_clip(file: Path) -> dict[str, str]:
         "%s is missing: ImageNet's class names are open_clip's, some of which differ from"
         " CoOp's.\n  To get it: %s.",
         file,
-        describe(_CLASS_NAMES_FILE),
+        _CLASS_NAMES_FILE.by_hand,
     )
     wordnet_ids = ImageNetInfo("imagenet-1k").label_names()
     return dict(zip(wordnet_ids, IMAGENET_CLASSNAMES, strict=True))
@@ -181,17 +173,13 @@ IMAGENET_SETS = (
         mirror=None,
         downloads=(
             Download(
-                name="images/train",
-                urls=(),
-                gives="images/train",
-                manual="Register at https://image-net.org, fetch ILSVRC2012_img_train.tar, and"
+                "images/train",
+                "Register at https://image-net.org, fetch ILSVRC2012_img_train.tar, and"
                 " unpack it and the tar file of each class, into a folder named as that.",
             ),
             Download(
-                name="images/val",
-                urls=(),
-                gives="images/val",
-                manual="Register at https://image-net.org, fetch ILSVRC2012_img_val.tar, and sort"
+                "images/val",
+                "Register at https://image-net.org, fetch ILSVRC2012_img_val.tar, and sort"
                 " its images into class folders, as the training images.",
             ),
             _CLASS_NAMES_FILE,
@@ -211,17 +199,11 @@ IMAGENET_SETS = (
         images=dict.fromkeys(("train", "test"), "imagenetv2-matched-frequency-format-val"),
         mirror=HubArchive("imagenetv2.zip"),
         is_numbered=True,
-        # Hash from tensorflow_datasets, imagenet_v2/checksums.tsv
         downloads=(
-            Download(
-                name="imagenetv2-matched-frequency.tar.gz",
-                urls=(
-                    "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
-                    "https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz",
-                ),
-                gives="imagenetv2-matched-frequency-format-val",
-                sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
-                n_bytes=1_264_079_360,
+            unpacked(
+                "imagenetv2-matched-frequency-format-val",
+                "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
+                "https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz",
             ),
             _CLASS_NAMES_FILE,
         ),
@@ -238,17 +220,8 @@ IMAGENET_SETS = (
         n_images={"test": 50_889},
         images=dict.fromkeys(("train", "test"), "images"),
         mirror=HubArchive("imagenet-sketch.zip"),
-        # Hash from tensorflow_datasets, imagenet_sketch/checksums.tsv
         downloads=(
-            Download(
-                name="ImageNet-Sketch.zip",
-                urls=(google_drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"),),
-                gives="images",
-                sha256="4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed",
-                n_bytes=7_593_573_012,
-                into="images",
-                top="sketch",
-            ),
+            unpacked("images", google_drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"), top="sketch"),
             _CLASS_NAMES_FILE,
         ),
     ),
@@ -265,15 +238,8 @@ IMAGENET_SETS = (
         n_images={"test": 7_500},
         images=dict.fromkeys(("train", "test"), "imagenet-a"),
         mirror=HubArchive("imagenet-adversarial.zip"),
-        # Hash from tensorflow_datasets, imagenet_a/checksums.tsv
         downloads=(
-            Download(
-                name="imagenet-a.tar",
-                urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",),
-                gives="imagenet-a",
-                sha256="3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
-                n_bytes=687_552_512,
-            ),
+            unpacked("imagenet-a", "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar"),
             _CLASS_NAMES_FILE,
         ),
     ),
@@ -290,15 +256,8 @@ IMAGENET_SETS = (
         n_images={"test": 30_000},
         images=dict.fromkeys(("train", "test"), "imagenet-r"),
         mirror=HubArchive("imagenet-rendition.zip"),
-        # Hash from tensorflow_datasets, imagenet_r/checksums.tsv
         downloads=(
-            Download(
-                name="imagenet-r.tar",
-                urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",),
-                gives="imagenet-r",
-                sha256="18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
-                n_bytes=2_191_079_936,
-            ),
+            unpacked("imagenet-r", "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"),
             _CLASS_NAMES_FILE,
         ),
     ),

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from kdedge.data.sources import (
     IMAGE_EXTENSIONS,
@@ -275,7 +275,8 @@ def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Plac
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            with TarReader(file).open() as tar:
+            reader: Any = _TarReader(file)
+            with tarfile.open(fileobj=reader, mode="r:") as tar:
                 members = [
                     _Place(number, m.offset_data, m.size, m.name)
                     for m in _regular_members(tar, path, status.st_size)
@@ -382,46 +383,18 @@ def _label_text(sample: dict[str, Any], path: Path) -> str | None:
     return data.decode("utf-8", "backslashreplace").strip()
 
 
-MAX_READ_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
 """A header may claim terabytes, and tarfile would read them in one call."""
 
 
-class TarReader:
-    """A tar file, or a decompressed one, with a limit on each single read.
+class _TarReader:
+    """A tar file with a limit on each single read."""
 
-    Args:
-        file: to read from.
-
-    Attributes:
-        n_read: number of bytes read so far.
-        last: bytes of the last read.
-    """
-
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.n_read = 0
-        self.last = b""
+        self.seek, self.tell = file.seek, file.tell
 
-    def read(self, size: int = -1) -> bytes:
-        """Reads up to `size` bytes.
-
-        Raises:
-            tarfile.ReadError: `size` is above the limit of a header.
-        """
-        if not 0 <= size <= MAX_READ_BYTES:
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header claims {size} bytes")
-        self.last = bytes(self._file.read(size))
-        self.n_read += len(self.last)
-        return self.last
-
-    def seek(self, offset: int) -> int:
-        """Goes to a position."""
-        return int(self._file.seek(offset))
-
-    def tell(self) -> int:
-        """Returns the position."""
-        return int(self._file.tell())
-
-    def open(self) -> tarfile.TarFile:
-        """Opens the file for reading."""
-        return tarfile.open(fileobj=self, mode="r:")  # type: ignore[call-overload, no-any-return]
+        return self._file.read(size)

@@ -65,13 +65,14 @@ def coop_set(name: str) -> Callable[[Path], list[str]]:
     assert isinstance(benchmark, CoopSet)
 
     def writer(folder: Path) -> list[str]:
-        top = benchmark.images if not benchmark.image_root else ("",)
+        images = [file.path for file in benchmark.downloads if file.has_images]
+        top = images if not benchmark.image_root else [""]
         rows: list[list[Any]] = []
         for label, class_name in enumerate(COOP_NAMES):
             files = [f"{top[i % len(top)]}/{class_name}/{i}.jpg".lstrip("/") for i in range(N)]
             touch(folder / benchmark.image_root, files)
             rows += [[file, label, class_name] for file in files]
-        for path in benchmark.images:
+        for path in images:
             (folder / path).mkdir(exist_ok=True)
         random.Random(0).shuffle(rows)
         by_label = [[row for row in rows if row[1] == label] for label in range(len(COOP_NAMES))]

@@ -28,10 +28,9 @@ def coop_set(name: str, *, with_images: bool) -> CoopSet:
     found = load_benchmark(name)
     assert isinstance(found, CoopSet)
     folder = ROOT / found.folder
-    needed = [*found.lists, *(found.images if with_images else ())]
-    for path in needed:
-        if not (folder / path).exists():
-            pytest.skip(f"{folder / path} is not there: no real {name} on this machine")
+    for file in found.downloads:
+        if not (folder / file.path).exists() and (with_images or not file.has_images):
+            pytest.skip(f"{folder / file.path} is not there: no real {name} on this machine")
     return found
 
 
