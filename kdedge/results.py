@@ -133,8 +133,8 @@ class EvalResult(Record, Tabled):
         values |= {"all": self.all}
         if abs(self.mean_over_classes - self.all) >= 0.005:
             values |= {"mean over classes": self.mean_over_classes}
-        values |= {"ECE": self.ece_percent}
-        values |= {"calibrated ECE": self.calibrated_ece_percent}
+        values |= {"calibration error": self.ece_percent}
+        values |= {"calibrated": self.calibrated_ece_percent}
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         return ["test images", *known], [[f"{self.n_images:,}", *known.values()]]
 

@@ -212,6 +212,6 @@ class Models:
             original = rows[-1].accuracy
             rows += artifact_subjects(artifact, n_threads=self._n_threads, original=original)
         else:
-            command = f"kdedge export {shlex.quote(str(run.path))} --int8"
+            command = f"kdedge export {shlex.quote(str(run.path))} --cpu"
             self.left_out.setdefault(folded_name(run), f"not exported yet; export with {command}")
         self._groups.append((run.name, rows))

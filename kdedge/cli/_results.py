@@ -22,7 +22,7 @@ _N_MOST = 5  # most often predicted classes to name
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats accuracies in percent, one model per line; all results have the same split."""
     header, cells = accuracy_cells(rows)
-    errors = {"ECE": "ece_percent"}
+    errors = {"calibration error": "ece_percent"}
     if any(result.calibrated_ece_percent is not None for _, result in rows):
         errors["calibrated"] = "calibrated_ece_percent"
     for line, (_, result) in zip(cells, rows, strict=True):

@@ -40,7 +40,7 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     if not is_first_process():
         return
     runs = [run.folder for run in (student.teacher, student) if run is not None]
-    text = f"{run_text(runs, used=used)}\n{next_line('export', student.path, '--int8')}"
+    text = f"{run_text(runs, used=used)}\n{next_line('export', student.path, '--cpu')}"
     record: dict[str, Any] = {
         "teacher": run_record(runs[0]) if len(runs) > 1 else None,
         "student": run_record(student.folder),

@@ -81,6 +81,6 @@ def command(
         text += "\n\n" + table(cells, header=["class", *header], align="l" + "r" * len(header))
     if output is not None:
         text += f"\nWrote {output}"
-    is_next = "export" if folder.kind == "student" and not folder.exports else "report"
-    text += f"\n{next_line(is_next, folder.path)}"
+    is_new = folder.kind == "student" and not folder.exports
+    text += f"\n{next_line('export' if is_new else 'report', folder.path, *['--cpu'] * is_new)}"
     print_result({"run": str(folder.path), **result.to_dict()}, as_json=as_json, text=text)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
 
 _FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")
 """Options in the short help."""
+_FEW = 100
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,6 +183,13 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
             f" agreement in percent, mean softmax distance (0-1), accuracy in percent{of_model},"
             " accuracy drop in points."
         )
+        n_images = max(file.parity.n_images for file in artifact.files if file.parity is not None)
+        if n_images < _FEW:
+            unknown = 100 * 3.84 / (n_images + 3.84)  # Wilson's interval where all agree
+            lines.append(
+                f"{n_images} images are few: if a file agrees on all of them, it may still differ"
+                f" on up to {unknown:.0f} % of others. More in data.test make the gate sharper."
+            )
     lines += _fitted_lines(artifact)
     if choice is not None:
         lines.append(f"\nFastest on this CPU:\n{choice}\n")
@@ -206,5 +214,6 @@ def _fitted_lines(artifact: Artifact) -> list[str]:
     if none is not None:
         lines.append(
             f'Answers "none" below the score that {none.share_percent:g} % of {none.images} reach.'
+            " How many strange images that catches was not measured: try some with kdedge predict."
         )
     return lines

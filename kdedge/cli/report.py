@@ -30,13 +30,20 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
     from kdedge.api.evaluate import report
+    from kdedge.reporting.headline import deploy_line, headline_of
     from kdedge.reporting.records import gather
 
     page = report(*sources, output=output, root=root)
     runs = [find_run(source, root) for source in sources or (None,)]
-    # The command that makes a missing record, if one is missing
-    following = next(iter(gather(runs[0]).missing.values()), ["show", str(runs[0].path)])
-    text = f"Wrote {page}\n{next_line(*following)}"
+    records = gather(runs[0])
+    artifact = records.artifact
+    following = ["show", str(runs[0].path)]
+    if artifact is not None:
+        following = ["predict", str(artifact.path), "IMAGES"]
+    # First the command that makes a missing record, if one is missing
+    following = next(iter(records.missing.values()), following)
+    verdict = filter(None, [headline_of(runs[0]), deploy_line(runs[0])])
+    text = "\n".join([f"Wrote {page}", *verdict, next_line(*following)])
     record = {
         "runs": list(dict.fromkeys(str(run.path) for run in runs)),
         "folder": str(page.parent),

@@ -268,8 +268,8 @@ class Method(SolvedMethod):
         what = "all blocks" if n_columns > n_final else "the last features"
         text = "" if texts is None else f", {share:g} of zero-shot CLIP"
         return {
-            "summary": f"{what}, lambda {lam:g}{text}: right on {mean:.1f} % of its labeled images,"
-            " each left out once (mean over classes)",
+            "summary": f"right on {mean:.1f} % of its labeled images, each left out once (mean over"
+            f" classes), with {what}, lambda {lam:g}{text}",
             "features": what,
             "lambda": lam,
             "text_share": share,
@@ -325,14 +325,18 @@ class Method(SolvedMethod):
 
         divergence, lam, solution = min(tried(), key=lambda attempt: attempt[0])
         record: dict[str, Any] = {"lambda": lam}
-        summary = f"{sums.n_rows:,} images, lambda {lam:g}"
-        if n:
-            record["divergence"] = divergence
-            summary += f": divergence from the teacher on held-out images {divergence:.4f}"
+        summary = f"learned from {sums.n_rows:,} unlabeled images"
         if data.n_labeled:
             self._add_labels(data, sums)
-            summary += f", and {data.n_labeled:,} labels"
+            summary += f" and {data.n_labeled:,} labels"
             solution = sums.solve(lam)
+        summary += f", lambda {lam:g}"
+        if n:
+            record["divergence"] = divergence
+            summary += (
+                f", which differs least from the teacher on {n:,} held-out images (mean divergence"
+                f" {divergence:.4f})"
+            )
         self._take(*solution)
         return {"summary": summary, **record}
 

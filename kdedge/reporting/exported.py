@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 
 from kdedge.deploy import model_card
 from kdedge.deploy.ship import file_to_ship, predict_flags
+from kdedge.errors import DataError, SetupError
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.records import RunRecords
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import readable_choices
 from kdedge.tables import Grid, figure, percent
 
@@ -19,7 +21,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     """Which file to put on the device, its cost, and the commands."""
     run, artifact = shlex.quote(str(records.run.path)), records.artifact
     if artifact is None:
-        line = f"# no file was exported yet\nkdedge export {run} --int8"
+        line = f"# no file was exported yet\nkdedge export {run} --cpu"
         return [Text("", line)] if records.run.kind == "student" else []
     folder = shlex.quote(str(artifact.path))
     shipped = file_to_ship(artifact, records.speed)
@@ -43,6 +45,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         latency = f"{figure(time.p50_ms)} ms for {images}, on {machine}"
         latency += f"; in doubt: {time.doubt}" if time.doubt else ""
     rows.append(["latency", latency])
+    rows += _earlier_exports(records, artifact) if time is None else []
     commands = [
         "# to the device, which needs no torch; the folder's README.md says how to run it",
         f"scp -r {folder} DEVICE:model",
@@ -54,6 +57,19 @@ def ship_blocks(records: RunRecords) -> list[Block]:
             *(*commands, f"kdedge predict model IMAGES {options}"),
         ]
     return [Grid("", [], rows, n_text=2), Text("", "\n".join(commands))]
+
+
+def _earlier_exports(records: RunRecords, newest: Artifact) -> list[list[str]]:
+    """The measured files of other exports of the run."""
+    rows = []
+    for path in records.run.exports:
+        with contextlib.suppress(DataError, SetupError):  # damaged, or by a newer kdedge
+            artifact = load_artifact(path)
+            shipped = file_to_ship(artifact, None)
+            if artifact.path != newest.path and shipped is not None and shipped.time is not None:
+                name, time = f"artifacts/{path.name}/{shipped.file.name}", shipped.time
+                rows.append(["earlier export", f"{name}: {figure(time.p50_ms)} ms, measured"])
+    return rows
 
 
 def exported_blocks(records: RunRecords) -> list[Block]:

@@ -138,9 +138,7 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         parts.append(f"right on {student.all:.1f} % of {student.n_images:,} test images")
         parts[0] += f" ({interval})" if interval else ""
     if points < 0 or mean < 0:
-        first, second = (
-            f"{abs(x):.1f} points {'above' if x >= 0 else 'below'}" for x in (points, mean)
-        )
+        first, second = _apart(points), _apart(mean)
         parts.append(f"{first} zero-shot CLIP, and {second} it in the mean over classes")
     else:
         gain = 0.0 if teacher is None else _score(student) - _score(teacher)
@@ -152,6 +150,13 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
             share = 100 * _score(student) / _score(teacher)
             parts.append(f"keeps {share:.0f} % of the teacher's accuracy")
         parts += [f"{points:.1f} points above zero-shot CLIP"] if points else []
+    alone = same.get("labels_alone")
+    if alone is not None:
+        gain = _score(student) - _score(alone)
+        than = (
+            f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'}" if gain else "as good as"
+        )
+        parts.append(f"{than} the same network with the labels alone")
     largest = student.largest_class_percent
     if largest is not None and student.all < largest and len(student.per_class) > 1:
         missing = largest - student.all
@@ -159,6 +164,10 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     if parts and not parts[0].startswith("keeps"):
         parts[0] = f"is {parts[0]}"
     return parts, False
+
+
+def _apart(points: float) -> str:
+    return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
 
 
 def _interval(n_right: float, n_images: int) -> str:

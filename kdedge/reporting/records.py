@@ -126,7 +126,7 @@ class RunRecords:
             ),
             "exported files": (
                 self.artifact is not None or self.run.kind != "student",
-                ["export", name, "--int8"],
+                ["export", name, "--cpu"],
             ),
             "speed": (
                 is_timed or not _has_class_vectors(self.run),

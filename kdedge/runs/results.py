@@ -20,7 +20,7 @@ from kdedge.results import (
 from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
-"""Results by model: the run's own under its kind, and `zeroshot` CLIP on the same backbone."""
+"""Results by model: the run's own under its kind, and others' on the same images."""
 
 _REMEDY = "`kdedge eval RUN` writes a new one."
 
@@ -131,15 +131,16 @@ def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
 def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:
-    """Results with their labels in tables: zero-shot CLIP, a teacher, the run's own."""
+    """Results with their labels in tables: baselines, a teacher, the run's own."""
     return [
         (model_label(run, name), result) for name, result in sorted_results(run, results).items()
     ]
 
 
 def sorted_results(run: RunFolder, results: Mapping[str, EvalResult]) -> dict[str, EvalResult]:
-    """Results in the order of tables: zero-shot CLIP, a teacher, the run's own."""
-    order = sorted(results, key=lambda name: (not name.startswith("zeroshot"), name == run.kind))
+    """Results in the order of tables: baselines, a teacher, the run's own."""
+    last = ("labels_alone", "teacher", run.kind)
+    order = sorted(results, key=lambda name: last.index(name) if name in last else -1)
     return {name: results[name] for name in order}
 
 
@@ -148,6 +149,8 @@ def model_label(run: RunFolder, name: str) -> str:
     if name == "teacher" and run.kind == "student":
         record = run.read_provenance()
         return "teacher, official" if record.official else "teacher"
+    if name == "labels_alone":
+        return "same network, labels alone (ridge)"
     if name in ("zeroshot", "zeroshot_balanced"):
         # A baseline has the student's backbone
         owner = "student" if run.kind == "baseline" else run.kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
+from kdedge.methods import ridge
 from kdedge.methods.protocol import ClosedFormData, SolvedMethod
-from kdedge.training.job import Job
+from kdedge.runs.model import MethodModel
+from kdedge.setup.method import MethodChoice
+from kdedge.setup.role import RoleSetup
+from kdedge.training.job import Job, TrainingData
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.store import FORWARD_BATCH
 
@@ -42,6 +47,18 @@ def fit_now(job: Job) -> dict[str, Any]:
     assert isinstance(job.method, SolvedMethod)
     with Precision(job.choice.optim.precision, job.device).autocast():
         return job.method.fit(_data_of(job))
+
+
+def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, float]:
+    """Ridge regression on a role's backbone, fitted to labeled images alone.
+
+    Returns:
+        The model, and its accuracy on these images, each left out once: percent, mean over classes.
+    """
+    choice = MethodChoice("ridge", ridge, ridge.Settings(), setup.choice.optim, "baseline")
+    job = Job(replace(setup, role="baseline", choice=choice), TrainingData(images))
+    percent = float(fit_now(job)["leave_one_out_percent"])
+    return job.model(), percent
 
 
 def solve_seconds(job: Job) -> float:

@@ -21,6 +21,7 @@ from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
 from kdedge.setup.data import RecipeData
+from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher
 
@@ -38,9 +39,11 @@ def measure_job(job: Job, images: Images) -> Measured:
 
 
 def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
-    """Results of the trained method, its teacher and zero-shot CLIP on the same backbone.
+    """Results of the trained method, its teacher, and two baselines on the same backbone.
 
-    The method's own are in balance where there are offsets; zero-shot CLIP is measured both ways.
+    These are zero-shot CLIP, and for a student with labels of every class a ridge regression on
+    them alone: what the network reaches without the teacher. The method's own results are in
+    balance where there are offsets; zero-shot CLIP is measured both ways.
 
     A backbone without a text encoder has no zero-shot result. A teacher that
     is a file is measured if the test images are among those that it answers.
@@ -61,6 +64,10 @@ def evaluations(job: Job, balance: BalanceResult | None = None) -> Evaluations:
         result = _of_teacher(job, job.teacher, test)
         if result is not None:
             results["teacher"] = result
+    labeled = job.data.labeled
+    if labeled is not None and len(set((labeled.labels or {}).values())) == len(job.classes.names):
+        alone, _ = ridge_on_labels(job.setup, labeled)
+        results["labels_alone"] = measure_accuracy(alone, test, job.classes, selection="last")
     if job.setup.backbone.has_texts:
         model = zero_shot_model(job)
         logits, labels = predict_logits(model, test)

@@ -19,15 +19,14 @@ from kdedge.data.balance import find_offsets
 from kdedge.data.classes import read_class_texts
 from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import read_json, sha256_json, write_json
-from kdedge.methods import ridge
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import LogitModel, compute_logits
 from kdedge.setup.data import RecipeData
-from kdedge.setup.method import MethodChoice, check_can_teach, check_reads_pseudo_labels
+from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.closed_form import fit_now
+from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, TrainingData, make_job, zero_shot_model
 from kdedge.training.pseudo_labels import read_for, trial_labels
 from kdedge.training.run_job import run_job
@@ -159,9 +158,7 @@ def baseline_accuracies(job: Job) -> dict[str, float]:
         accuracies["zeroshot"] = _mean_over_classes(job, logits, truth)
         balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
         parts.append(f"zero-shot CLIP {accuracies['zeroshot']:.1f} %, in balance {balanced:.1f} %")
-    choice = MethodChoice("ridge", ridge, ridge.Settings(), job.choice.optim, job.setup.role)
-    probe = Job(replace(job.setup, choice=choice), TrainingData(job.data.images))
-    accuracies["ridge"] = float(fit_now(probe)["leave_one_out_percent"])
+    accuracies["ridge"] = ridge_on_labels(job.setup, job.training_images)[1]
     parts.append(f"ridge {accuracies['ridge']:.1f} %, each image left out once")
     n_images = len(job.training_images.indices)
     log.info("On %d labeled images, mean over classes: %s.", n_images, ", ".join(parts))

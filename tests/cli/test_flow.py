@@ -73,7 +73,7 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
         "Used runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
         "Wrote runs/tiny/02 (student.safetensors, class_vectors.safetensors)\n"
         f"{kdedge('show', 'tiny/02').out.splitlines()[2]}\n"
-        "Next: kdedge export runs/tiny/02 --int8\n"
+        "Next: kdedge export runs/tiny/02 --cpu\n"
     )
     rows = accuracies(distilled.out)
     assert rows["teacher"] == accuracies(taught.out)["teacher"]
@@ -168,7 +168,7 @@ def test_next_repeats_what_the_recipe_does_not_say(kdedge, project) -> None:
     distilled = kdedge(*command)
     assert distilled.code == 0
     assert "\nUsed all runs/a-b/01 (" in distilled.out
-    assert distilled.out.endswith("\nNext: kdedge export 'all runs/a-b/02' --int8\n")
+    assert distilled.out.endswith("\nNext: kdedge export 'all runs/a-b/02' --cpu\n")
     assert kdedge(*shlex.split(distilled.out.splitlines()[-1])[2:]).code == 0
 
 
@@ -189,7 +189,7 @@ def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
 
 def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -> None:
     done = kdedge("eval", "--output", "out.json")
-    assert done.out.endswith("\nWrote out.json\nNext: kdedge export runs/tiny/02\n")
+    assert done.out.endswith("\nWrote out.json\nNext: kdedge export runs/tiny/02 --cpu\n")
     result = Path("out.json").read_text()
     assert json.loads(result) == json.loads(Path("runs/tiny/02/eval.json").read_text())["student"]
     again = kdedge("eval", "--output", "out.json")

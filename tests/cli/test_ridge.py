@@ -51,7 +51,15 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
     assert 0 <= teacher["closed_form"]["leave_one_out_percent"] <= 100
     assert student["closed_form"]["divergence"] > 0
     evaluation = read("runs/tiny/02/eval.json")
-    assert {"student", "teacher", "zeroshot"} == evaluation.keys()
+    assert {"student", "teacher", "zeroshot", "labels_alone"} == evaluation.keys()
+    assert " the same network with the labels alone" in done.out
+    plain = kdedge("train", "r.yaml", "--method", "ridge", *options(*OWN))
+    assert plain.code == 0, plain.err
+    baseline = read("runs/tiny/03/eval.json")["baseline"]
+    alone = evaluation["labels_alone"]
+    assert {key: alone[key] for key in ("all", "per_class", "ece_percent")} == {
+        key: baseline[key] for key in ("all", "per_class", "ece_percent")
+    }
     again = kdedge("distill", "r.yaml", "--resume", *options(*OWN))
     assert "nothing to resume" in again.err
 

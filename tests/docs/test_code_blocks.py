@@ -49,7 +49,7 @@ GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "m
 
 
 BENCH = "tests/cli/test_bench.py runs it"
-CPU = "tests/cli/test_export_targets.py and docs/deploy/raspberry-pi.md run it"
+CPU = "tests/cli/test_export_targets.py and README.md run it"
 CAMERA = "needs a camera"
 DEMO = "takes two minutes"
 DOCKER = "needs Docker"
@@ -156,7 +156,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/own-images.md": {
         "python docs/examples/draw_images.py drawings": DRAWN,
-        "kdedge export runs/line3/02/artifacts/01 --cpu": CPU,
         "kdedge report": REPORT,
     },
     "docs/python.md": {

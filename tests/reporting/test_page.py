@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from kdedge.reporting.records import gather
 from kdedge.results import EvalDetails, SampleImage, UnlabeledResult, WorstImage
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, write_evaluations
+from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
 
 MakeRun = Callable[..., RunFolder]
 
@@ -171,6 +173,22 @@ def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: M
         in said(run)
     )
     assert plots(run) == ["accuracy-latency", "training"]
+
+
+def test_a_measured_file_of_an_earlier_export_is_not_hidden(make_run: MakeRun) -> None:
+    run, speed = make_run(only="eval artifact"), gather(make_run(only="bench")).speed
+    first = gather(run).artifact
+    assert first is not None
+    assert speed is not None
+    shutil.copytree(first.path, first.path.with_name("02"))
+    (time,) = speed.rows[1].measurements
+    timed = TimedFile("i8.onnx", "int8", "onnxruntime 1", 100.0, time, 1.0, None)
+    machine = CpuMachine.this()
+    keep_choice(first, CpuChoice(machine, "i8.onnx", "0" * 64, 1, (timed,), {}, "2026-01-02"))
+    assert "['earlier export', 'artifacts/01/i8.onnx: 1 ms, measured']" in said(run)
+    shutil.rmtree(first.path.with_name("02"))
+    assert "1 ms for one image" in said(run)
+    assert "earlier export" not in said(run)
 
 
 def test_accuracies_on_other_test_images_are_not_in_one_table(make_run: MakeRun) -> None:
