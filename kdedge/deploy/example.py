@@ -123,8 +123,13 @@ def main() -> None:
     if b'"\x0eQuantizeLinear' in model.read_bytes():  # fixed ranges, which may overflow else
         options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    unreadable = []
     for path in arguments:
-        logits, pixels = run(session, path, artifact)
+        try:
+            logits, pixels = run(session, path, artifact)
+        except OSError as error:
+            unreadable.append(f"{path} cannot be read: {error}")
+            continue
         output = logits
         if matrix is not None:
             logits = matrix @ logits  # with open classes, the graph gives image features
@@ -140,6 +145,7 @@ def main() -> None:
         else:
             shown = "" if score is None else f"\t{score:.2f}"
             print(f"{path}\t{'none' if is_none else label}{shown}")
+    sys.exit("\n".join(unreadable) or None)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,17 @@ def run_example(artifact: Path, *images: str) -> list[list[str]]:
     return [line.split("\t") for line in process.stdout.splitlines()]
 
 
-def test_the_example_without_an_image_says_how_it_is_used(exported: Path) -> None:
+def test_the_example_says_how_it_is_used_and_what_it_cannot_read(exported: Path) -> None:
     command = [sys.executable, "-I", exported / "example.py"]
     process = subprocess.run(command, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (
         1,
         "Usage: python example.py [MODEL.onnx] IMAGE ...\n",
     )
+    image = next(Path("test").rglob("*.jpg"))
+    process = subprocess.run([*command, "missing.jpg", image], capture_output=True, text=True)
+    assert (process.returncode, len(process.stdout.splitlines())) == (1, 1)
+    assert process.stderr.startswith("missing.jpg cannot be read: ")
 
 
 def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> None:
