@@ -93,7 +93,7 @@ def confusion_table(model: str, details: EvalDetails) -> Grid | None:
 def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
     """Makes the confusion matrix of a model; `name` is the plot's."""
     n_classes = len(details.class_names)
-    caption = "Each row adds up to 100 %. The color scale is a square root."
+    caption = "Each row adds up to 100 %. Colors follow its square root, so that few show."
     if n_classes > MOST_NAMED_CLASSES:
         caption += " Axis numbers are line numbers of the class list."
     if classes_a_cell(n_classes) > 1:
@@ -106,15 +106,15 @@ def calibration_blocks(
 ) -> list[Block]:
     """Makes the calibration plot and table of models by label, the run's own first."""
     caption = (
-        "Below the line a model is overconfident. 15 bins of the highest softmax over all names;"
-        " larger marks have more images."
+        "Below the line a model is surer than it is right. Images are in 15 groups by the score of"
+        " the predicted class; larger marks have more images."
     )
     rows = [
         [label, percent(details.ece_percent), percent(results[label].calibrated_ece_percent)]
         for label, details in models.items()
     ]
     header = ["model", "ECE", "with the exported temperature"]
-    what = "Mean difference between confidence and accuracy over the bins, percent."
+    what = "Mean difference between score and accuracy over these groups, percent."
     return [
         Plot(name, "Calibration", calibration(models), caption),
         Grid("Expected calibration error (ECE)", header, rows, what),

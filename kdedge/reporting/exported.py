@@ -47,7 +47,8 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     rows.append(["latency", latency])
     rows += _earlier_exports(records, artifact) if time is None else []
     commands = [
-        "# to the device, which needs no torch; the folder's README.md says how to run it",
+        "# to the device, which needs no torch; the folder's README.md says how to run it, and its\n"
+        "# other model files may be left out",
         f"scp -r {folder} DEVICE:model",
     ]
     if (flags := predict_flags(artifact, file)) is not None:
@@ -102,7 +103,9 @@ def files_table(artifact: Artifact) -> Grid:
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
     gates += [] if max_drop is None else [f"drop at most {max_drop:g} points"]
     caption = (
-        f"In percent and points; measured at export on {', '.join(compared) or 'no images yet'}."
+        f"Measured at export on {', '.join(compared) or 'no images yet'}. Agreement: share of the"
+        " images with the float32 model's class. Drop: accuracy lost, in points; below 0, it is"
+        " higher. Distance: mean difference of the scores, from 0 to 1."
         f" Gates: {', '.join(gates) or 'none'}."
     )
     if artifact.temperature is not None:
@@ -138,7 +141,7 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
         f" {search['seconds']:.0f} s: {search['ended']}. Layers in float:"
         f" {', '.join(search['in_float']) or 'none'}."
     )
-    header = ["step", "agreement", "expected on others", "error of logits", "kept", "at second"]
+    header = ["step", "agreement", "expected on others", "error of logits", "kept", "after s"]
     measured = {key: value["sensitivity"] for key, value in search["layers"].items()}
     caption = "Percentage points of the logits' error that each layer in float takes away."
     if not any(value is not None for value in measured.values()):
