@@ -47,8 +47,8 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     rows.append(["latency", latency])
     rows += _earlier_exports(records, artifact) if time is None else []
     commands = [
-        "# to the device, which needs no torch; the folder's README.md says how to run it, and its\n"
-        "# other model files may be left out",
+        "# to the device, which needs no torch; the folder's README.md says how to run it\n"
+        "# (the other model files in it may be left out)",
         f"scp -r {folder} DEVICE:model",
     ]
     if (flags := predict_flags(artifact, file)) is not None:
