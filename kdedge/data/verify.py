@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, CoopSet, MissingPartsError
 from kdedge.data.images import BadImage, scan
-from kdedge.data.sources import FileSource, is_file
+from kdedge.data.sources import FileSource
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
 from kdedge.progress import progress
@@ -114,7 +115,11 @@ def _survey_part(
     benchmark: Benchmark, part: str, source: FileSource, *, read_images: bool
 ) -> PartFound:
     n_images = len(source.items)
-    missing_keys = [source.items[i].key for i in range(n_images) if not is_file(source.path(i))]
+    missing_keys = [
+        item.key
+        for i, item in enumerate(source.items)
+        if not os.path.isfile(source.location(i).path)  # noqa: PTH113 - raises nothing
+    ]
     bad = None
     if read_images:
         with progress(f"reading {part}", n_images, unit="images") as advance:

@@ -22,7 +22,7 @@ def image() -> bytes:
 @pytest.fixture
 def specs(tmp_path, image, write_shard):
     """The same two labeled images as folder, list, shard and table."""
-    pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -34,12 +34,7 @@ def specs(tmp_path, image, write_shard):
     write_shard(tmp_path / "s-0.tar", *members)
     table = pa.table({"image": [image, image], "label": list(NAMES)})
     pq.write_table(table, tmp_path / "images.parquet")
-    (tmp_path / "dataset").mkdir()
-    with pa.ipc.new_stream(str(tmp_path / "dataset" / "data.arrow"), table.schema) as stream:
-        stream.write_table(table)
-    (tmp_path / "dataset" / "state.json").write_text(
-        '{"_data_files": [{"filename": "data.arrow"}]}'
-    )
+    datasets.Dataset(table).save_to_disk(tmp_path / "dataset")
     return {
         "folder": SourceSpec(folder=tmp_path / "images"),
         "list": SourceSpec(list=tmp_path / "images.csv"),

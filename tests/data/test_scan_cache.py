@@ -256,18 +256,6 @@ def test_images_of_a_shard_are_known_until_the_shard_changes(
     assert check(read(), ScanCache(tmp_path / "cache")) == 10
 
 
-def test_a_shard_that_is_replaced_while_it_is_open_is_not_kept(
-    tmp_path: Path, write_shard: Callable[..., Path]
-) -> None:
-    shard = write_shard(tmp_path / "a.tar", *drawn(range(10)))
-    source = webdataset.open_source(str(shard), class_names=(), labeled=False)
-    source.read(0)
-    write_shard(tmp_path / "b.tar", *drawn(range(20, 30))).replace(shard)
-    scan(source, cache=ScanCache(tmp_path / "cache"))  # of the old bytes, still open
-    again = webdataset.open_source(str(shard), class_names=(), labeled=False)
-    assert check(again, ScanCache(tmp_path / "cache")) == 10
-
-
 def test_the_number_of_files_is_bounded(images: Path, tmp_path: Path) -> None:
     kept = tmp_path / "cache"
     kept.mkdir()

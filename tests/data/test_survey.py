@@ -68,7 +68,7 @@ def test_shards_have_the_classes_of_their_labels(tmp_path, write_shard):
 
 
 def test_tables_have_the_classes_of_their_labels(tmp_path):
-    pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -78,10 +78,7 @@ def test_tables_have_the_classes_of_their_labels(tmp_path):
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     table = table.replace_schema_metadata(metadata)
     dataset = tmp_path / "dataset"
-    dataset.mkdir()
-    with pa.ipc.new_stream(str(dataset / "d.arrow"), table.schema) as stream:
-        stream.write_table(table)
-    (dataset / "state.json").write_text('{"_data_files": [{"filename": "d.arrow"}]}')
+    datasets.Dataset(table).save_to_disk(dataset)
     (tmp_path / "parquet").mkdir()
     pq.write_table(table, tmp_path / "parquet" / "a.parquet")
     for place, kind in (

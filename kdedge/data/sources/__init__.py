@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -23,8 +22,7 @@ MAX_FILE_BYTES = 1 << 29
 """Larger files (512 MiB) are not photos and are not read into memory."""
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image of a source.
 
     Attributes:
@@ -33,18 +31,8 @@ class Item:
             not used.
     """
 
-    __slots__ = ("key", "label")
-
     key: str
     label: int | None
-
-    def __getstate__(self) -> tuple[str, int | None]:
-        return self.key, self.label
-
-    def __setstate__(self, state: tuple[str, int | None]) -> None:
-        # Frozen and slotted: Python 3.10's default pickling would call the frozen __setattr__.
-        object.__setattr__(self, "key", state[0])
-        object.__setattr__(self, "label", state[1])
 
 
 class ImageSource(Protocol):
@@ -153,20 +141,16 @@ class FileSource:
         self._folder = str(folder.absolute())
         self._names = tuple(names)
 
-    def path(self, i: int) -> Path:
-        """Returns the path of image i's file, which may not exist."""
-        return Path(self.location(i).path)
-
     def read(self, i: int) -> bytes:
         """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: the file cannot be read.
         """
-        return read_file(self.path(i))
+        return read_file(Path(self.location(i).path))
 
     def location(self, i: int) -> Location:
-        """Returns image i's file."""
+        """Returns image i's file, which may not exist."""
         return Location(os.path.join(self._folder, self._names[i]))  # noqa: PTH118 - 3 times faster
 
 
@@ -184,14 +168,6 @@ def read_file(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
     return data
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file exists; False if that cannot be determined."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a zero byte in it
-        return False
 
 
 _MAX_NAMED = 8
@@ -236,7 +212,7 @@ class LabelIndex:
             return None
         position = self.find(text)
         n_classes = len(self.class_names)
-        if position is None and numbers and text.isascii() and text.isdecimal() and len(text) < 10:
+        if position is None and numbers and text.isdecimal() and len(text) < 10:
             position = int(text) if int(text) < n_classes else None
         if position is None:
             choice = f", or a position from 0 to {n_classes - 1}" if numbers else ""
@@ -255,22 +231,3 @@ class LabelIndex:
 def name_some(names: Iterable[str]) -> str:
     """Returns the first names in quotes, and the number of others."""
     return ", ".join(some_of((f'"{name}"' for name in names), _MAX_NAMED))
-
-
-def describe_mismatch(names: Sequence[str], index: LabelIndex) -> str | None:
-    """Returns the line about folder names that are not class names; None if all are.
-
-    It also lists the classes without a folder: one of them may be meant.
-    """
-    positions = {name: index.find(name) for name in names}
-    present = set(positions.values())
-    missing = [name for i, name in enumerate(index.class_names) if i not in present]
-    unknown = [name for name, position in positions.items() if position is None]
-    if not unknown:
-        return None
-    parts = []
-    if missing:
-        parts.append(f"Missing: {name_some(missing)}.")
-    named = some_of((f'"{name}"{index.nearest(name)}' for name in unknown), _MAX_NAMED)
-    parts.append(f"Unknown: {', '.join(named)}.")
-    return "  " + " ".join(parts)

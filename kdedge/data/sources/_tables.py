@@ -84,14 +84,12 @@ class TableFile(NamedTuple):
         schema: pyarrow's, with the metadata that `datasets` writes.
         n_rows: images in it.
         stamp: of the file.
-        is_mapped: images are read from this file, and not from a copy that `datasets` made of it.
     """
 
     path: Path
     schema: Any
     n_rows: int
     stamp: FileStamp
-    is_mapped: bool = True
 
 
 class TableSource:
@@ -140,22 +138,13 @@ class TableSource:
 
         Raises:
             UnusableImage: the row has none, or they cannot be read.
-            DataError: the file has changed since it was indexed.
         """
-        file, _ = self._place(i)
-        try:
-            if file.is_mapped and FileStamp.of(file.path.stat())[:2] != file.stamp[:2]:
-                raise DataError(
-                    f"{file.path} has changed since its index was made.\n"
-                    "  Start again when nothing writes to it any longer."
-                )
-        except OSError as error:
-            raise UnusableImage(f"{file.path} cannot be read: {first_line(error)}") from error
         try:
             row = self._dataset[i].select([self._columns.image])
             row.validate(full=True)  # wrong offsets in a damaged file would crash the process
             value = row.column(0)[0].as_py()
         except arrow_errors() as error:
+            file, _ = self._place(i)
             raise UnusableImage(f"{file.path} is damaged: {first_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:

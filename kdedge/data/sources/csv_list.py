@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from kdedge.data.sources import FileSource, Item, LabelIndex, is_file
+from kdedge.data.sources import FileSource, Item, LabelIndex
 from kdedge.errors import DataError, some_of
 from kdedge.files import printable, read_text
 
@@ -27,44 +28,12 @@ _DELIMITERS = (",", ";", "\t")  # a comma, unless the heading shows another
 _MAX_NAMED = 5
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """A row: its line, the image's path, and its label or ""."""
 
     line: int
     path: str
     label: str
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Which columns hold path and label.
-
-    Attributes:
-        path: position of the path.
-        label: position of the label; None if the heading has no such column.
-        heading: the heading's fields; None if there is no heading.
-    """
-
-    path: int = 0
-    label: int | None = 1
-    heading: tuple[str, ...] | None = None
-
-    def row(self, path: Path, line: int, fields: Sequence[str]) -> _Row:
-        """Returns path and label of a row.
-
-        Raises:
-            DataError: it has too many fields, or no path.
-        """
-        n_fields = 2 if self.heading is None else len(self.heading)
-        if len(fields) > n_fields or len(fields) <= self.path or not fields[self.path]:
-            expected = "path[,label]" if self.heading is None else ",".join(self.heading)
-            raise DataError(
-                f"{path}:{line}: the row has {len(fields)} fields, expected: {expected}.\n"
-                "  Put names with commas into double quotes."
-            )
-        has_label = self.label is not None and self.label < len(fields)
-        return _Row(line, fields[self.path], fields[self.label or 0] if has_label else "")
 
 
 def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
@@ -83,13 +52,21 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
     Raises:
         DataError: no such file, not CSV, an invalid row, missing files, or no image.
     """
-    columns, rows = _read_rows(path)
+    heading, rows = _read_rows(path)
     if not rows:
         raise DataError(f"{path} lists no images.\n  Write one image path per line.")
-    _check_files(path, columns, rows)
+    _check_files(path, heading, rows)
     labels: list[int | None] = [None] * len(rows)
     if labeled:
-        labels = _row_labels(path, columns, rows, class_names)
+        if not any(row.label for row in rows):
+            has = "" if heading is None else f" Its columns: {', '.join(heading)}."
+            raise DataError(
+                f"{path} has no labels, and labels are needed.{has}\n"
+                "  Write each line as path,label, or name the column of labels label, class or"
+                " category."
+            )
+        index = LabelIndex(class_names)
+        labels = [index.read(row.label, f"{path}:{row.line}") for row in rows]
     items = [Item(printable(row.path), label) for row, label in zip(rows, labels, strict=True)]
     return FileSource(path.parent, [row.path for row in rows], items)
 
@@ -103,56 +80,57 @@ def label_texts(path: Path) -> list[str]:
     return [row.label for row in _read_rows(path)[1]]
 
 
-def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
-    """Returns the columns and the non-empty rows."""
-    columns: _Columns | None = None
-    rows: list[_Row] = []
-    first_seen: dict[str, int] = {}
-    for line, fields in _lines(path):
-        if columns is None:
-            columns = _find_columns(path, fields)
-            if columns.heading is not None:
-                continue
-        row = columns.row(path, line, fields)
-        if row.path in first_seen:
-            raise DataError(
-                f"{path}:{line}: {printable(row.path)} is already in line {first_seen[row.path]}.\n"
-                "  List every image once."
-            )
-        first_seen[row.path] = line
-        rows.append(row)
-    return columns or _Columns(), rows
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields line number and fields of each non-empty row."""
-    text, line = read_text(path, remedy="Name a CSV file of image paths."), 0
+def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
+    """Returns the heading's fields, None without a heading, and the non-empty rows."""
+    text = read_text(path, remedy="Name a CSV file of image paths.")
     head = text.partition("\n")[0]
     marks = (mark for mark in _DELIMITERS if _named(head.split(mark), _IMAGE_HEADINGS))
+    reader = csv.reader(io.StringIO(text), strict=True, delimiter=next(marks, ","))
+    heading: list[str] | None = None
+    columns: tuple[int, int | None] = 0, 1
+    rows: list[_Row] = []
+    first_seen: dict[str, int] = {}
     try:
-        reader = csv.reader(io.StringIO(text), strict=True, delimiter=next(marks, ","))
-        for fields in reader:
-            line = reader.line_num
-            stripped = [field.strip() for field in fields]
-            if any(stripped):
-                yield line, stripped
+        for row in reader:
+            line, fields = reader.line_num, [field.strip() for field in row]
+            found = None if rows or heading else _columns(path, fields)
+            if found is not None:
+                heading, columns = fields, found
+            elif any(fields):
+                image, label = columns
+                n_fields = 2 if heading is None else len(heading)
+                if not image < len(fields) <= n_fields or not fields[image]:
+                    raise DataError(
+                        f"{path}:{line}: the row has {len(fields)} fields, expected:"
+                        f" {','.join(heading or ['path[,label]'])}.\n"
+                        "  Put names with commas into double quotes."
+                    )
+                if first_seen.setdefault(fields[image], line) != line:
+                    raise DataError(
+                        f"{path}:{line}: {printable(fields[image])} is already in line"
+                        f" {first_seen[fields[image]]}.\n  List every image once."
+                    )
+                has_label = label is not None and label < len(fields)
+                rows.append(_Row(line, fields[image], fields[label or 0] if has_label else ""))
     except csv.Error as error:
         raise DataError(
-            f"{path}:{line + 1}: not a CSV row: {error}.\n  Write each line as path,label."
+            f"{path}:{reader.line_num}: not a CSV row: {error}.\n  Write each line as path,label."
         ) from error
+    return heading, rows
 
 
-def _find_columns(path: Path, fields: Sequence[str]) -> _Columns:
-    """Reads the first row as a heading, unless it names an image."""
+def _columns(path: Path, fields: Sequence[str]) -> tuple[int, int | None] | None:
+    """The columns of path and label that a heading names; None if it names an image."""
     images = _named(fields, _IMAGE_HEADINGS)
+    if not images:
+        return None
     is_path = fields[0].lower() == "path"  # always a heading, even if there is such a file
-    if not images or (not is_path and is_file(path.parent / fields[0])):
-        return _Columns()
+    if not is_path and _is_file(path.parent / fields[0]):
+        return None
     labels = _named(fields, _LABEL_HEADINGS)
-    label = labels[0] if labels else None
-    if label is None and is_path and len(fields) == 2:
-        label = 1  # whatever its name
-    return _Columns(images[0], label, tuple(fields))
+    if not labels and is_path and len(fields) == 2:
+        return images[0], 1  # whatever its name
+    return images[0], labels[0] if labels else None
 
 
 def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -161,14 +139,18 @@ def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
     return [headings.index(name) for name in names if name in headings]
 
 
-def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
-    missing = [row for row in rows if not is_file(path.parent / row.path)]
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - raises nothing
+
+
+def _check_files(path: Path, heading: Sequence[str] | None, rows: Sequence[_Row]) -> None:
+    missing = [row for row in rows if not _is_file(path.parent / row.path)]
     if not missing:
         return
     lines = (f"line {row.line}: {printable(row.path)}" for row in missing)
     named = "; ".join(some_of(lines, _MAX_NAMED))
     hint = ""
-    if columns.heading is None and missing == list(rows[:1]) and len(rows) > 1:
+    if heading is None and missing == list(rows[:1]) and len(rows) > 1:
         hint = (
             f"\n  If line {rows[0].line} is a heading, call its columns path and label, or"
             f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[1:4])}, ..."
@@ -179,17 +161,3 @@ def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
         f"{path} names {len(missing)} missing files.\n  {named}.\n"
         f"  Relative paths start at {path.parent}.{hint}"
     )
-
-
-def _row_labels(
-    path: Path, columns: _Columns, rows: Sequence[_Row], class_names: Sequence[str]
-) -> list[int | None]:
-    if not any(row.label for row in rows):
-        has = "" if columns.heading is None else f" Its columns: {', '.join(columns.heading)}."
-        raise DataError(
-            f"{path} has no labels, and labels are needed.{has}\n"
-            "  Write each line as path,label, or name the column of labels label, class or"
-            " category."
-        )
-    index = LabelIndex(class_names)
-    return [index.read(row.label, f"{path}:{row.line}") for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kdedge.data.sources import (
@@ -12,24 +12,23 @@ from kdedge.data.sources import (
     FileSource,
     Item,
     LabelIndex,
-    describe_mismatch,
     name_some,
 )
-from kdedge.errors import DataError, os_reason
+from kdedge.errors import DataError, os_reason, some_of
 from kdedge.files import printable
 from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
 
 _LEFT_BEHIND = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
 """Names that operating systems leave in folders, in lower case."""
 
-_MAX_KINDS = 5
+_MAX_NAMED = 5
 
 
 def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
     """Lists the images below a folder, sorted by their relative paths, which are the keys.
 
     Skipped are hidden files and folders, files that operating systems leave behind, and files
-    without an image's extension. Symbolic links are followed, each folder once.
+    without an image's extension, which are counted. Symbolic links are followed, each folder once.
 
     Args:
         folder: where to look, to any depth.
@@ -62,8 +61,8 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
 def left_out_text(left_out: Mapping[str, int]) -> str:
     """Describes how many files of each kind were skipped, and how to read pictures among them."""
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
-    more = sum(n for _, n in kinds[_MAX_KINDS:])
-    named = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_KINDS])
+    more = sum(n for _, n in kinds[_MAX_NAMED:])
+    named = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_NAMED])
     remedies = [
         f"{kind}: {UNREAD_PICTURES[kind[1:]]}"
         for kind in sorted(left_out)
@@ -100,24 +99,17 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
             ) from error
         for entry in listed:
             name = f"{relative}/{entry.name}" if relative else entry.name
-            is_image = _extension(entry.name) in extensions
+            extension = _extension(entry.name)
             if entry.name.startswith(".") or entry.name.casefold() in _LEFT_BEHIND:
-                is_known = entry.name.casefold() in _LEFT_BEHIND
-                left_out[entry.name if is_known else "hidden"] += 1
-            elif _leads_to(entry, os.DirEntry.is_dir):
-                (linked if entry.is_symlink() else real).append(name)
-            elif is_image and _leads_to(entry, os.DirEntry.is_file):
+                continue
+            is_link = entry.is_symlink()
+            # os.path.isdir raises nothing for a link to an unreadable place
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():  # noqa: PTH112
+                (linked if is_link else real).append(name)
+            elif extension in extensions:
                 yield name
             else:
-                left_out[f".{_extension(entry.name)}" if _extension(entry.name) else "other"] += 1
-
-
-def _leads_to(entry: os.DirEntry[str], is_kind: Callable[[os.DirEntry[str]], bool]) -> bool:
-    """Whether an entry is of a kind; False for a link to an unreadable place."""
-    try:
-        return is_kind(entry)
-    except OSError:
-        return False
+                left_out[f".{extension}" if extension else "other"] += 1
 
 
 def _extension(name: str) -> str:
@@ -144,15 +136,18 @@ def _folder_labels(
             " class."
         )
     index = LabelIndex(class_names)
-    mismatch = describe_mismatch([printable(name) for name in folders], index)
-    if mismatch is not None:
-        present = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        bare = [name for name in present if name not in folders and index.find(name) is not None]
+    labels = {name: index.find(printable(name)) for name in folders}
+    unknown = [printable(name) for name, label in labels.items() if label is None]
+    if unknown:
+        # One of the classes without a folder may be meant
+        present = set(labels.values())
+        missing = [name for i, name in enumerate(class_names) if i not in present]
+        named = some_of((f'"{name}"{index.nearest(name)}' for name in unknown), _MAX_NAMED)
         raise DataError(
             f"{folder} has {len(folders)} class folders with images, the class list has"
-            f" {len(class_names)} names.\n{mismatch}"
-            + (f" Folders without images: {name_some(bare)}." if bare else "")
-            + "\n  Folder names must equal class names; case, blanks and underscores do not matter."
+            f" {len(class_names)} names.\n  "
+            + (f"Missing: {name_some(missing)}. " if missing else "")
+            + f"Unknown: {', '.join(named)}.\n"
+            "  Folder names must equal class names; case, blanks and underscores do not matter."
         )
-    labels = {name: index.find(name) for name in folders}
     return [labels[name.split("/", 1)[0]] if "/" in name else None for name in names]

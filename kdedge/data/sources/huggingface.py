@@ -17,7 +17,7 @@ from kdedge.data.sources._tables import (
     quiet,
 )
 from kdedge.errors import DataError, SetupError, first_line
-from kdedge.files import FileStamp, read_json
+from kdedge.files import FileStamp
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
@@ -53,7 +53,9 @@ def open_source(
     """
     datasets = need_datasets("Reading a Hugging Face dataset")
     paths = (
-        _fetch(datasets, str(place), part) if str(place).startswith(HUB) else _files(Path(place))
+        _fetch(datasets, str(place), part)
+        if str(place).startswith(HUB)
+        else _files(datasets, Path(place))
     )
     parts = [_open(datasets, path) for path in paths]
     files = [
@@ -95,41 +97,18 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
     return [Path(file["filename"]) for file in dataset.cache_files]
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(datasets: Any, folder: Path) -> list[Path]:
     """The files of a dataset in a folder, in its order."""
     if (folder / _SPLITS).is_file():
-        splits = read_json(folder / _SPLITS)
-        named = splits.get("splits") if isinstance(splits, dict) else None
-        some = ", ".join(map(str, named)) if isinstance(named, list) else "unknown ones"
-        raise DataError(
-            f"{folder} holds several splits: {some}.\n  Name the folder of one of them."
-        )
-    if not (folder / _STATE).is_file():
-        raise DataError(
-            f"{folder} is not a dataset that save_to_disk wrote: it has no {_STATE}.\n"
-            "  Write it with dataset.save_to_disk(FOLDER), or name Parquet files as parquet."
-        )
-    state = read_json(folder / _STATE)
+        raise DataError(f"{folder} holds several splits.\n  Name the folder of one of them.")
     try:
-        if state.get("_indices_files"):
-            raise DataError(
-                f"{folder} stores its rows in another order than it lists them.\n"
-                "  Save it again: dataset.flatten_indices().save_to_disk(FOLDER)"
-            )
-        names = [str(entry["filename"]) for entry in state["_data_files"]]
-    except (AttributeError, KeyError, TypeError) as error:
+        dataset = datasets.load_from_disk(str(folder), keep_in_memory=False)
+    except arrow_errors() as error:
         raise DataError(
-            f"{folder / _STATE} does not name the dataset's files.\n  Copy the whole folder again."
+            f"{folder} is not a dataset that save_to_disk wrote: {first_line(error)}.\n"
+            "  Write it with dataset.save_to_disk(FOLDER), or name Parquet files as parquet."
         ) from error
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise DataError(
-                f"{folder / _STATE} names the file {name!r}, which is missing.\n"
-                "  Copy the whole folder."
-            )
-    if not names:
-        raise DataError(f"{folder} is a dataset without any rows.\n  Name another dataset.")
-    return [folder / name for name in names]
+    return [Path(file["filename"]) for file in dataset.cache_files]
 
 
 def _open(datasets: Any, path: Path) -> Any:

@@ -8,7 +8,6 @@ slower.
 from __future__ import annotations
 
 import glob
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,6 @@ from kdedge.files import FileStamp, explain_os_error
 
 _ROWS_AT_ONCE = 100
 """Rows that are copied at once; `datasets` writes row groups of images of this size."""
-
 log = logging.getLogger(__name__)
 
 
@@ -73,10 +71,11 @@ def find_files(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_file():
         return [path]
-    names = path.parts
-    fixed = list(itertools.takewhile(lambda name: not glob.has_magic(name), names))
-    rest = "*.parquet" if path.is_dir() else "/".join(names[len(fixed) :])
-    files = sorted(file for file in Path(*fixed).glob(rest) if file.is_file()) if rest else []
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+    else:
+        names = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - takes absolute patterns
+        files = sorted(file for file in map(Path, names) if file.is_file())
     if not files:
         raise DataError(
             f"{pattern} does not match any Parquet file.\n"
@@ -92,15 +91,15 @@ def _open(path: Path) -> TableFile:
     try:
         stamp = FileStamp.of(path.stat())
         with pq.ParquetFile(path) as file:
-            return TableFile(
-                path, file.schema_arrow, file.metadata.num_rows, stamp, is_mapped=False
-            )
+            return TableFile(path, file.schema_arrow, file.metadata.num_rows, stamp)
     except arrow_errors() as error:
         raise _damaged(path, error) from error
 
 
 def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
     """The used columns as a dataset; an earlier copy of `datasets` is used again."""
+    import pyarrow.parquet as pq
+
     names = [name for name in (columns.image, columns.label) if name is not None]
     features = read_features(files[0].schema.remove_metadata())  # images stay bytes
     log.info(
@@ -121,25 +120,15 @@ def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
             raise explain_os_error(cause, Path(datasets.config.HF_DATASETS_CACHE)) from error
-        raise _find_damage(files, names, cause) from error
+        for file in files:  # which of them is it?
+            try:
+                for _ in pq.ParquetFile(file.path).iter_batches(_ROWS_AT_ONCE, columns=names):
+                    pass
+            except arrow_errors() as own:
+                raise _damaged(file.path, own) from error
+        raise _damaged(files[0].path, cause) from error
     except OSError as error:
         raise explain_os_error(error, Path(datasets.config.HF_DATASETS_CACHE)) from error
-
-
-def _find_damage(
-    files: Sequence[TableFile], columns: Sequence[str], error: BaseException
-) -> DataError:
-    """The error for the first file whose columns cannot be read."""
-    import pyarrow.parquet as pq
-
-    for file in files:
-        try:
-            with pq.ParquetFile(file.path) as opened:
-                for _ in opened.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                    pass
-        except arrow_errors() as own:
-            return _damaged(file.path, own)
-    return _damaged(files[0].path, error)
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:

@@ -61,11 +61,16 @@ def save_dataset(folder: Path, *tables: Any, rows: int = 3) -> str:
     for name, table in zip(names, tables, strict=True):
         with pa.ipc.new_stream(str(folder / name), table.schema) as stream:
             stream.write_table(table, max_chunksize=rows)
-    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    state = STATE | {"_data_files": [{"filename": name} for name in names]}
     (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
     return str(folder)
 
 
+STATE = {
+    **{"_fingerprint": "0", "_split": "train", "_format_type": None, "_format_kwargs": {}},
+    **{"_format_columns": None, "_output_all_columns": False},
+}
 FORMATS = {"parquet": (parquet, save_parquet), "huggingface": (huggingface, save_dataset)}
 
 
@@ -201,20 +206,9 @@ def test_a_file_that_is_cut_short_is_named(cut: float, read: Save, tmp_path: Pat
     data = file.read_bytes()
     file.write_bytes(data[: int(cut * len(data)) if 0 < cut < 1 else int(cut)])
     module = parquet if file.suffix == ".parquet" else huggingface
-    with pytest.raises(DataError, match=re.escape(str(file))):
+    named = file if module is parquet else tmp_path
+    with pytest.raises(DataError, match=re.escape(str(named))):
         module.open_source(str(tmp_path), class_names=(), labeled=False)
-
-
-def test_an_arrow_file_that_changes_under_a_source_is_noticed(tmp_path: Path) -> None:
-    save_dataset(tmp_path, table_of(image=structs(IMAGES)))
-    source = huggingface.open_source(tmp_path, class_names=(), labeled=False)
-    (file,) = tmp_path.glob("*.arrow")
-    file.write_bytes(file.read_bytes() + b"x")
-    with pytest.raises(DataError, match="has changed since its index was made"):
-        source.read(0)
-    file.unlink()
-    with pytest.raises(UnusableImage, match=f"{file} cannot be read"):
-        source.read(0)
 
 
 def test_a_parquet_file_may_change_under_a_source_and_is_read_anew_by_the_next(
@@ -257,7 +251,7 @@ def test_text_that_is_not_utf8_is_damage_that_is_named(module: Any, tmp_path: Pa
     with pytest.raises(DataError, match=rf"{file} is damaged in its column label"):
         module.open_source(place, class_names=NAMES, labeled=True)
     changed(file, b"label", b"la\xffel")
-    with pytest.raises(DataError, match=rf"{file} is damaged: the name of a column|not a readable"):
+    with pytest.raises(DataError, match=r"is not a (dataset|readable Parquet)"):
         module.open_source(place, class_names=NAMES, labeled=True)
 
 
@@ -433,30 +427,19 @@ def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        (None, r"it has no state\.json[\s\S]*save_to_disk"),
-        ({}, "does not name the dataset's files"),
-        ([], "does not name the dataset's files"),
-        ({"_data_files": [{"filename": "../x.arrow"}]}, "names the file '../x.arrow'"),
-        ({"_data_files": [{"filename": "gone.arrow"}]}, "names the file 'gone.arrow'"),
-        ({"_data_files": []}, "without any rows"),
-        ({"_data_files": [], "_indices_files": [{"filename": "i.arrow"}]}, "flatten_indices"),
-    ],
+    "state", [None, {}, [], {"_data_files": [{"filename": "gone.arrow"}]}, {"_data_files": []}]
 )
-def test_what_is_no_saved_dataset_is_refused(state: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_no_saved_dataset_is_refused(state: Any, tmp_path: Path) -> None:
     if state is not None:
-        (tmp_path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(DataError, match=message):
+        save_dataset(tmp_path)
+        (tmp_path / "state.json").write_text(json.dumps(state and STATE | state))
+    with pytest.raises(DataError, match=r"is not a dataset that save_to_disk wrote: .*\n  Write"):
         huggingface.open_source(tmp_path, class_names=(), labeled=False)
 
 
-def test_the_splits_of_a_dataset_are_named(tmp_path: Path) -> None:
+def test_a_dataset_of_several_splits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(DataError, match=r"several splits: train, test\.\n  Name the folder of one"):
-        huggingface.open_source(tmp_path, class_names=(), labeled=False)
-    (tmp_path / "dataset_dict.json").write_text('{"splits": 5}')
-    with pytest.raises(DataError, match="several splits: unknown ones"):
+    with pytest.raises(DataError, match=r"several splits\.\n  Name the folder of one"):
         huggingface.open_source(tmp_path, class_names=(), labeled=False)
 
 

@@ -81,13 +81,6 @@ def test_copies_and_many_threads_read_the_right_bytes(tmp_path, write_shard):
     assert copy.read(3) == contents[3]
 
 
-def test_more_shards_than_may_stay_open_are_read(tmp_path, write_shard):
-    for i in range(140):
-        write_shard(tmp_path / f"s-{i:03d}.tar", ("a.jpg", str(i).encode()))
-    source = read(tmp_path / "s-{000..139}.tar")
-    assert [source.read(i) for i in range(140)] == [str(i).encode() for i in range(140)]
-
-
 def test_shards_of_one_name_in_two_folders_keep_apart(tmp_path, write_shard):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -107,18 +100,21 @@ def test_a_shard_that_was_rewritten_after_its_index_is_refused(tmp_path, write_s
     ("members", "message"),
     [
         ([("a.jpg", b"1")], "no sample has a cls member"),
-        ([("a.cls", b"0")], r"sample a has 0 images, .*\n.*a\.cls"),
-        ([("a.jpg", b"1"), ("a.png", b"1"), ("a.cls", b"0")], "sample a has 2 images"),
-        ([("a.jpg", b"1"), ("a.cls", b"2")], r'a\.cls holds "2", expected a position from 0 to 1'),
-        ([("a.jpg", b"1"), ("a.cls", b"-1")], 'holds "-1"'),
+        ([("a.cls", b"0")], r"sample s\.tar/a has 0 images, .*\n.*a\.cls"),
+        ([("a.jpg", b"1"), ("a.png", b"1"), ("a.cls", b"0")], r"sample s\.tar/a has 2 images"),
+        (
+            [("a.jpg", b"1"), ("a.cls", b"2")],
+            r'a\.cls: "2" is not [\s\S]* a position from 0 to 1\.',
+        ),
+        ([("a.jpg", b"1"), ("a.cls", b"-1")], r'a\.cls: "-1"'),
         ([("a.jpg", b"1"), ("a.cls", b"hot dgo")], r'\(nearest: "hot dog"\)'),
-        ([("a.jpg", b"1"), ("a.cls", b"\xff" * 5000)], "holds"),
+        ([("a.jpg", b"1"), ("a.cls", b"\xff" * 5000)], r"a\.cls: "),
         ([("a.jpg", b"1"), ("a.cls", b"0"), ("a.jpg", b"1")], "duplicate"),
         (
             [(n, b"0") for n in ("a.jpg", "a.cls", "b.jpg", "b.cls", "a.jpg", "a.cls")],
             "a appears twice",
         ),
-        ([], "without any image"),
+        ([], "no shard has an image"),
     ],
 )
 def test_a_sample_that_is_not_one_labeled_image_is_named(tmp_path, write_shard, members, message):
@@ -138,8 +134,3 @@ def test_missing_shards_are_counted(tmp_path, write_shard):
 def test_remote_shards_are_refused(url):
     with pytest.raises(DataError, match="local files only"):
         read(url)
-
-
-def test_a_pattern_for_billions_of_shards_is_refused_at_once():
-    with pytest.raises(DataError, match="names 1000000000 shards"):
-        read("s-{000000000..999999999}.tar")
