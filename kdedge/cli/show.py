@@ -18,7 +18,7 @@ from kdedge.cli._results import (
     unlabeled_text,
 )
 from kdedge.deploy.model_card import files_table
-from kdedge.deploy.ship import fastest_file
+from kdedge.deploy.ship import fastest_file, file_to_ship
 from kdedge.reporting.headline import deploy_line, headline_of, speed_of
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
@@ -139,8 +139,14 @@ def artifact_text(artifact: Artifact) -> str:
     # Where the graph normalizes the pixels, if the artifact records it
     built_in = (file.built_with.get("normalized") for file in artifact.files)
     normalized = next((f": {where}" for where in built_in if where), "")
+    to_ship, shipped = None, file_to_ship(artifact, None)
+    if shipped is not None:
+        time = shipped.time
+        cost = f"{figure(time.p50_ms)} ms" if time else "not timed; kdedge export --cpu times it"
+        to_ship = f"{shipped.file.name}, {cost}"
     facts = {
         "run": provenance.get("run"),
+        "for a CPU, ship": to_ship,
         "method": provenance.get("method"),
         "classes": f"{len(artifact.class_names)}: {shown}{more}{open_}",
         "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -330,7 +331,9 @@ def test_a_student_that_predicts_one_class_is_told_of(kdedge: Run) -> None:
     assert told in done.err
     assert f"**It predicts {only} for every image" in (ARTIFACT / "README.md").read_text()
     assert f"but predicts {only!r} for every image" in kdedge("show", "tiny/02").out
-    assert f"It predicts {only!r} for every image that it " in kdedge("show", str(ARTIFACT)).out
+    shown = kdedge("show", str(ARTIFACT)).out
+    assert f"It predicts {only!r} for every image that it " in shown
+    assert re.search("^for a CPU, ship +model.onnx, not timed; kdedge export --cpu", shown, re.M)
 
 
 @pytest.mark.parametrize("options", [(), ("tiny/02", "--output")])
