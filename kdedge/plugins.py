@@ -25,16 +25,6 @@ TRAINING_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip"
 """Module -> distribution that holds it, all in the extra train."""
 
 
-WARNINGS_OF_WORK: list[str] = []
-"""What is logged before PyTorch is loaded or a file is measured."""
-
-
-def say_warnings_of_work() -> None:
-    """Logs what waits until the work begins."""
-    while WARNINGS_OF_WORK:
-        logging.getLogger(__name__).warning("%s", WARNINGS_OF_WORK.pop())
-
-
 def need_training_packages(purpose: str) -> None:
     """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
 
@@ -44,7 +34,6 @@ def need_training_packages(purpose: str) -> None:
     for module, package in TRAINING_PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             raise MissingPackage(package, extra="train", purpose=purpose)
-    say_warnings_of_work()
     # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         logging.getLogger(__name__).info("Loading PyTorch.")
@@ -81,10 +70,9 @@ class Plugins:
 
     def outside(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name; kdedge's own names are left out."""
-        included = self.own()
-        places = tuple((place, _changed_ns(place)) for place in sys.path)
-        points = {point.name: point for point in _installed(self.group, places)}
-        return {name: points[name] for name in sorted(points) if name not in included}
+        included, points = self.own(), _installed(self.group, tuple(sys.path))
+        found = {point.name: point for point in points if point.name not in included}
+        return dict(sorted(found.items()))
 
     def names(self) -> tuple[str, ...]:
         """Names of all, sorted."""
@@ -135,14 +123,7 @@ class Plugins:
             ) from error
 
 
-@functools.lru_cache(maxsize=8)
-def _installed(group: str, places: tuple[tuple[str, int], ...]) -> EntryPoints:
-    """A group's entry points; read again after a change only: each package has a file of them."""
+@functools.lru_cache
+def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """A group's entry points; each package has a file of them, so they are read once."""
     return entry_points(group=group)
-
-
-def _changed_ns(place: str) -> int:
-    try:
-        return Path(place).stat().st_mtime_ns
-    except OSError:
-        return 0

@@ -9,12 +9,12 @@ import contextlib
 import html
 import importlib
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -23,8 +23,6 @@ from rich.filesize import decimal
 _LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
-_BAR_AND_ETA = len(" #### ") + len(" ETA 0:00:00")
-"""Columns that the smallest bar and its ETA take, next to the text and the numbers."""
 
 ProgressCallback = Callable[[str, int, int | None], object]
 """Called with the name of the work, the finished pieces, and their total (None if unknown)."""
@@ -87,14 +85,9 @@ def progress(
             callback(what, done, total)
 
         yield call
-    elif _is_terminal():
-        with _bar(what, total, done, in_bytes, unit) as advance:
-            yield advance
-    elif _is_notebook():
-        with contextlib.closing(_NotebookBar(what, total, done, in_bytes, unit)) as bar:
-            yield bar
-    else:
-        yield _Lines(what, total, done, in_bytes, unit)
+        return
+    with _display(what, total, done) as (show, every_s):
+        yield _Progress(what, total, done, in_bytes, unit, show, every_s)
 
 
 @contextlib.contextmanager
@@ -160,105 +153,68 @@ def _on_one_line() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> Iterator[Advance]:
-    """A bar that calls to `advance` redraw, without a thread."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def _display(
+    what: str, total: int | None, done: int
+) -> Iterator[tuple[Callable[[str, int], object], float]]:
+    """Context with a function that shows a text and how much is finished, and how often it does."""
+    if _is_terminal():
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Column, Table
 
-    options = _on_one_line()
-    numbers = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        numbers,
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        **options,
-    )
-    bar.add_task(what, total=total, completed=done)
-    (task,) = bar.tasks
-    width = options["console"].width - len(str(numbers.render(task))) - _BAR_AND_ETA
-    first, began, drawn = done, time.monotonic(), -math.inf
+        def drawn(text: str, done: int) -> Table:
+            line = Table.grid(Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
+            line.add_row(ProgressBar(total, done), text)
+            return line
 
-    def advance(done: int, detail: str = "") -> None:
-        nonlocal drawn
-        took = max(time.monotonic() - began, 1e-9)
-        speed = rate((done - first) / took, unit) if unit and done > first else ""
-        text = ", ".join(part for part in (what, detail, speed) if part)
-        shown = text if len(text) <= width else f"{text[: width - 1]}…"
-        bar.update(task.id, completed=done, description=shown)
-        if time.monotonic() - drawn >= _REDRAW_EVERY_S:
-            bar.refresh()
-            drawn = time.monotonic()
+        with Live(drawn(what, done), **_on_one_line()) as live:
+            yield lambda text, done: live.update(drawn(text, done), refresh=True), _REDRAW_EVERY_S
+    elif _is_notebook():
+        known = "" if total is None else f' max="{total}" value="{{}}"'
 
-    with bar:
-        yield advance
+        def data(text: str, done: int) -> dict[str, str]:
+            bar = f"<progress{known.format(done)}></progress> {html.escape(text)}"
+            return {"text/plain": text, "text/html": bar}
+
+        display = importlib.import_module("IPython.display").display
+        shown = display(data(what, done), raw=True, display_id=True)
+        try:
+            yield lambda text, done: shown.update(data(text, done), raw=True), _REDRAW_EVERY_S
+        finally:
+            shown.update({"text/plain": "", "text/html": ""}, raw=True)
+    else:
+        yield lambda text, done: _LOG.info("%s", text), _LINE_EVERY_S
 
 
-class _Lines:
-    """Writes a line every 30 s through the logger."""
+@dataclass
+class _Progress:
+    """Composes the text of work in progress, and shows it if it is time."""
 
-    _every_s = _LINE_EVERY_S
+    what: str
+    total: int | None
+    first: int
+    in_bytes: bool
+    unit: str
+    show: Callable[[str, int], object]
+    every_s: float
 
-    def __init__(self, what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> None:
-        self._what, self._total, self._first, self._unit = what, total, done, unit
-        self._number = readable_bytes if in_bytes else str
-        self._start = self._said = time.monotonic()
+    def __post_init__(self) -> None:
+        self.start = self.shown = time.monotonic()
 
     def __call__(self, done: int, detail: str = "") -> None:
-        now = time.monotonic()
-        if now - self._said < self._every_s:
+        now, n_new = time.monotonic(), done - self.first
+        if now - self.shown < self.every_s:
             return
-        self._said = now
-        total, n_new = self._total, done - self._first
-        parts = [
-            self._number(done)
-            if total is None
-            else f"{self._number(done)} of {self._number(total)}"
-        ]
-        if detail:
-            parts.append(detail)
-        if n_new and self._unit:
-            parts.append(rate(n_new / (now - self._start), self._unit))
-        if n_new and total is not None:
-            left = (total - done) * (now - self._start) / n_new
+        self.shown = now
+        number = readable_bytes if self.in_bytes else str
+        of_total = "" if self.total is None else f" of {number(self.total)}"
+        parts = [f"{self.what}: {number(done)}{of_total}"]
+        if n_new and self.total is not None:
+            left = (self.total - done) * (now - self.start) / n_new
             parts.append(f"ETA {timedelta(seconds=round(left))}")
-        self._show(f"{self._what}: {', '.join(parts)}", done)
-
-    def _show(self, text: str, done: int) -> None:
-        del done
-        _LOG.info("%s", text)
-
-
-class _NotebookBar(_Lines):
-    """A bar below a notebook's cell, with the same text; erased at the end."""
-
-    _every_s = _REDRAW_EVERY_S
-
-    def __init__(self, what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> None:
-        super().__init__(what, total, done, in_bytes, unit)
-        display = importlib.import_module("IPython.display").display
-        self._shown = display(self._drawn(what, done), raw=True, display_id=True)
-
-    def close(self) -> None:
-        """Erases the bar."""
-        self._shown.update({"text/plain": "", "text/html": ""}, raw=True)
-
-    def _show(self, text: str, done: int) -> None:
-        self._shown.update(self._drawn(text, done), raw=True)
-
-    def _drawn(self, text: str, done: int) -> dict[str, str]:
-        known = "" if self._total is None else f' max="{self._total}" value="{done}"'
-        return {
-            "text/plain": text,
-            "text/html": f"<progress{known}></progress> {html.escape(text)}",
-        }
+        if n_new and self.unit:
+            parts.append(rate(n_new / (now - self.start), self.unit))
+        self.show(", ".join([*parts, *([detail] if detail else [])]), done)
 
 
 def readable_bytes(n_bytes: int) -> str:

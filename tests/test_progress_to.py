@@ -95,7 +95,7 @@ def test_a_notebook_has_a_bar_that_is_erased(monkeypatch: pytest.MonkeyPatch) ->
         advance(2, "loss 0.5")
     assert [one["text/plain"] for one in shown] == [
         "a <b>",
-        "a <b>: 2 of 4, loss 0.5, ETA 0:00:01",
+        "a <b>: 2 of 4, ETA 0:00:01, loss 0.5",
         "",
     ]
     assert shown[1]["text/html"].startswith('<progress max="4" value="2"></progress> a &lt;b&gt;')

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdedge.api.evaluate import AnyArtifact, run_argument
-from kdedge.benchmarking.artifact_subjects import artifact_subjects, find_artifact
+from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.device import device_sheet
 from kdedge.benchmarking.regressions import check_comparable, check_regressions
 from kdedge.benchmarking.run import run_bench
@@ -28,7 +28,7 @@ from kdedge.files import highest_number, new_file, write_json, write_new_numbere
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.artifact import artifact_at, load_artifact, model_file_at
 from kdedge.runtime.threads import given_number, threads_of_a_call, torch_as_before
 from kdedge.speed_results import SpeedResult, read_speed
 
@@ -184,17 +184,17 @@ class Models:
 
     def add(self, source: str | None) -> None:
         """Adds a run, an artifact or a file of one; None for the newest finished student."""
-        located = None if source is None else find_artifact(Path(source))
-        if located is None:
+        file = model_file_at(source)
+        folder = artifact_at(source) if file is None else file.parent
+        if folder is None:
             self._add_run(source)
-        else:
-            folder, file = located
-            artifact = load_artifact(folder)
-            if file is not None:
-                artifact.file(file)  # an unknown file is an error that lists the known ones
-            rows = artifact_subjects(artifact, n_threads=self._n_threads)
-            rows = [row for row in rows if file in (None, row.model)]
-            self._groups.append((str(source), rows))
+            return
+        artifact = load_artifact(folder)
+        rows = artifact_subjects(artifact, n_threads=self._n_threads)
+        if file is not None:
+            artifact.file(file.name)  # an unknown file is an error that lists the known ones
+            rows = [row for row in rows if row.model == file.name]
+        self._groups.append((str(source), rows))
 
     def _add_run(self, source: str | None) -> None:
         need_training_packages("Measuring a run")

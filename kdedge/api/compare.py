@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.evaluate import AnyArtifact
+from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.api.predict import (
     AnyPath,
     ImageToClassify,
@@ -29,12 +28,13 @@ from kdedge.evaluation.comparison import (
     ModelOutput,
     PredictionComparison,
     compare_predictions,
+    shared_names,
 )
 from kdedge.files import printable
 from kdedge.inference.classify import Classifier, ImageInput, Pixels, decoded
 from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, visible
-from kdedge.progress import Advance, progress, working
-from kdedge.runtime.artifact import FILE_NAME, Precision
+from kdedge.progress import progress, working
+from kdedge.runtime.artifact import Precision, model_file_at
 from kdedge.tables import Table, Tabled, images_text
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def compare(
         if first.file.precision != second.file.precision:  # or its effect would be the new one's
             first, second = (
                 opened.enter_context(_opened(source, threads, root, "fp32"))
-                if model.file.precision != "fp32" and _named_file(source) is None
+                if model.file.precision != "fp32" and model_file_at(run_argument(source)) is None
                 else model
                 for source, model in ((old, first), (new, second))
             )
@@ -135,7 +135,7 @@ def _opened(
         root: folder of all runs.
         precision: of the file, unless one is named.
     """
-    file = _named_file(source)
+    file = model_file_at(run_argument(source))
     with working(f"loading {getattr(source, 'path', source)}"):
         if file is not None:
             loaded = Classifier.load_named(file, n_threads=threads)
@@ -148,12 +148,6 @@ def _opened(
         loaded.close()
 
 
-def _named_file(source: AnyArtifact) -> Path | None:
-    """The model file that an argument names; None if it names an artifact or a run."""
-    path = Path(str(getattr(source, "path", source))).expanduser()
-    return path if path.is_file() and path.name != FILE_NAME else None
-
-
 def _compared(
     old: Classifier, new: Classifier, paths: Sequence[str], *, reads_labels: bool, batch: int | None
 ) -> Comparison:
@@ -163,40 +157,35 @@ def _compared(
         DataError: no image can be read, or none has a label that both know.
     """
     names = [classifier.artifact.class_names for classifier in (old, new)]
+    shared_names(*names)  # before the slow work
     label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions are those of the old
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
-    unreadable: list[FailedImage] = []
-    without_answer: list[FailedImage] = []
-
-    def answered(advance: Advance) -> Iterator[ComparedImage]:
-        n_answered = 0
+    compared: list[ComparedImage] = []
+    unreadable: list[UnreadableImage] = []
+    without_answer: list[NonFiniteLogits] = []
+    with progress("comparing", inputs.n_images, unit="images") as advance:
         classified = classify_with_both(old, new, inputs.items, batch=batch)
         for number, (item, *results) in enumerate(classified, 1):
             advance(number)
-            bad = next((output for output in results if isinstance(output, UnreadableImage)), None)
-            if bad is not None:
-                unreadable.append(FailedImage(item.key, bad.reason))
-                continue
-            n_answered += 1
             outputs = []
             for which, result in zip(("old", "new"), results, strict=True):
-                assert not isinstance(result, UnreadableImage)
+                if isinstance(result, UnreadableImage):
+                    unreadable.append(result)
+                    break
                 if isinstance(result, NonFiniteLogits):
-                    without_answer.append(FailedImage(item.key, f"{which}: {result.reason}"))
+                    without_answer.append(NonFiniteLogits(item.key, f"{which}: {result.reason}"))
                 outputs.append(ModelOutput.of(result))
-            label = None if item.label is None else label_names[item.label]
-            yield ComparedImage(item.key, outputs[0], outputs[1], label)
-        if not n_answered:
-            if not unreadable:
-                raise DataError("There is no image to compare on.\n  Name other images.")
-            first = unreadable[0]
-            raise DataError(
-                f"None of {images_text(len(unreadable))} can be read.\n  The first is"
-                f" {first.image}: {first.reason}."
-            )
-
-    with progress("comparing", inputs.n_images, unit="images") as advance:
-        counts = compare_predictions(answered(advance), old_names=names[0], new_names=names[1])
+            else:
+                label = None if item.label is None else label_names[item.label]
+                compared.append(ComparedImage(item.key, outputs[0], outputs[1], label))
+    if not compared:
+        if not unreadable:
+            raise DataError("There is no image to compare on.\n  Name other images.")
+        raise DataError(
+            f"None of {images_text(len(unreadable))} can be read.\n  The first is"
+            f" {unreadable[0].key}: {unreadable[0].reason}."
+        )
+    counts = compare_predictions(compared, old_names=names[0], new_names=names[1])
     if reads_labels and counts.labeled is None:
         raise DataError(
             "No image has a label of a class that both artifacts have.\n  Name a folder with a"
@@ -211,7 +200,7 @@ def _described(classifier: Classifier) -> ComparedModel:
     return ComparedModel(str(artifact.path / file.name), file.precision, runtime, n_classes)
 
 
-_MOST_NAMED = 10  # class names in a sentence; the record has all
+_MOST_SHOWN = 20  # images, classes and reasons; the record has all
 
 
 @dataclass(frozen=True)
@@ -230,20 +219,11 @@ class ComparedModel:
     runtime: str
     n_classes: int
 
+    def __str__(self) -> str:
+        return f"{self.file} ({self.precision}), {self.n_classes:,} classes, on {self.runtime}"
+
 
 @dataclass(frozen=True)
-class FailedImage:
-    """An image without an answer.
-
-    Attributes:
-        image: its key.
-        reason: why, as a sentence without a full stop.
-    """
-
-    image: str
-    reason: str
-
-
 class Comparison(Tabled):
     """Two artifacts on the same images; printed and shown in a notebook as a table of changes.
 
@@ -255,20 +235,14 @@ class Comparison(Tabled):
         without_answer: images for which a model gives NaN or infinity; they count as changed.
     """
 
-    def __init__(
-        self,
-        old: ComparedModel,
-        new: ComparedModel,
-        predictions: PredictionComparison,
-        unreadable: Sequence[FailedImage],
-        without_answer: Sequence[FailedImage],
-    ) -> None:
-        self.old, self.new, self.predictions = old, new, predictions
-        self.unreadable, self.without_answer = tuple(unreadable), tuple(without_answer)
+    old: ComparedModel
+    new: ComparedModel
+    predictions: PredictionComparison
+    unreadable: Sequence[UnreadableImage]
+    without_answer: Sequence[NonFiniteLogits]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        failed = {"unreadable": self.unreadable, "without_answer": self.without_answer}
         values = self.predictions.to_dict()
         for changed in values["changed"]:
             changed["image"] = printable(changed["image"])
@@ -276,31 +250,17 @@ class Comparison(Tabled):
             "old": dataclasses.asdict(self.old),
             "new": dataclasses.asdict(self.new),
             **values,
-            **{
-                name: [{"image": printable(x.image), "reason": x.reason} for x in images]
-                for name, images in failed.items()
-            },
+            "unreadable": list(map(_failed, self.unreadable)),
+            "without_answer": list(map(_failed, self.without_answer)),
         }
-
-    def classes_text(self) -> str:
-        """How the two class lists differ, in a sentence."""
-        predictions = self.predictions
-        if not predictions.only_old and not predictions.only_new:
-            return f"Both have the same {predictions.n_shared:,} classes."
-        parts = [f"Compared on the {predictions.n_shared:,} classes that both have"]
-        for which, names in (("old", predictions.only_old), ("new", predictions.only_new)):
-            if names:
-                shown = ", ".join(some_of(map(visible, names), _MOST_NAMED))
-                parts.append(f"only the {which} one has {shown}")
-        return f"{'; '.join(parts)}."
 
     @property
     def table(self) -> Table:
-        """The images whose class changed, as a header and rows of texts."""
+        """The first images whose class changed."""
         has_labels = self.predictions.labeled is not None
         header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
         rows = []
-        for changed in self.predictions.changed:
+        for changed in self.predictions.changed[:_MOST_SHOWN]:
             cells = [visible(changed.image)]
             for answer in (changed.old, changed.new):
                 score = answer.score_percent
@@ -321,46 +281,57 @@ class Comparison(Tabled):
 
     @property
     def notes(self) -> list[str]:
-        """Which classes were compared, and the verdict where there are labels."""
-        labeled = self.predictions.labeled
-        return [self.classes_text(), *([] if labeled is None else [self.verdict])]
-
-
-def facts(comparison: Comparison) -> list[tuple[str, str]]:
-    """What was compared, and the figures, each with its name."""
-    found = comparison.predictions
-    rows = [
-        (name, f"{m.file} ({m.precision}), {m.n_classes:,} classes, on {m.runtime}")
-        for name, m in (("old", comparison.old), ("new", comparison.new))
-    ]
-    images = images_text(found.n_images)
-    if comparison.unreadable:
-        images += f", and {len(comparison.unreadable):,} unreadable"
-    if comparison.without_answer:
-        images += f"; {len(comparison.without_answer):,} answers with NaN or infinity"
-    rows += [("images", images), ("classes", comparison.classes_text())]
-    if found.agreement_percent is None:
-        rows.append(("agreement", "none: each image is answered with a class that one lacks"))
-    else:
-        n_compared = found.n_images - found.n_unshared
-        text = f"{found.agreement_percent:.2f} %: {found.n_agree:,} of {images_text(n_compared)}"
-        if found.n_unshared:
-            text += f"; {found.n_unshared:,} answered with a class that only one has left out"
-        rows.append(("agreement", text))
-    if found.mean_score_difference is None or found.mean_absolute_score_difference is None:
-        rows.append(("score", "not compared: an artifact has --head argmax, which gives no scores"))
-    else:
-        rows.append(
-            (
-                "score",
-                f"new minus old {found.mean_score_difference:+.2f} points on average,"
-                f" {found.mean_absolute_score_difference:.2f} without the sign",
+        """What was compared, and the figures."""
+        found = self.predictions
+        n_more = len(found.changed) - _MOST_SHOWN
+        notes = [f"and {n_more:,} more changed answers"] if n_more > 0 else []
+        if not found.changed:
+            notes.append("No answer has changed.")
+        counts = sorted(found.classes, key=lambda x: -abs(x.n_new - x.n_old))
+        often = [
+            f"{visible(x.class_name)} {x.n_old:,} -> {x.n_new:,}"
+            for x in counts
+            if x.n_old != x.n_new
+        ]
+        if often:
+            notes.append(
+                f"how often a class is the answer: {', '.join(some_of(often, _MOST_SHOWN))}"
             )
+        notes += some_of((f"{visible(x.key)}: {x.reason}" for x in self.unreadable), _MOST_SHOWN)
+        notes += [f"old: {self.old}", f"new: {self.new}"]
+        n_bad = [len(self.unreadable), len(self.without_answer)]
+        notes.append(
+            f"{images_text(found.n_images)}, and {n_bad[0]:,} unreadable;"
+            f" {n_bad[1]:,} answers with NaN or infinity"
         )
-    if found.labeled is not None:
-        rows.append(("accuracy", accuracies_text(found.labeled)))
-        rows.append(("the new one is", comparison.verdict))
-    return rows
+        notes.append(f"{found.n_shared:,} classes that both have")
+        for which, names in (("old", found.only_old), ("new", found.only_new)):
+            if names:
+                shown = ", ".join(some_of(map(visible, names), _MOST_SHOWN))
+                notes.append(f"only the {which} one has {shown}")
+        if found.agreement_percent is None:
+            notes.append("agreement: none, as each answer is a class that one of them lacks")
+        else:
+            n_compared = found.n_images - found.n_unshared
+            notes.append(
+                f"agreement {found.agreement_percent:.2f} %: {found.n_agree:,} of"
+                f" {images_text(n_compared)}; {found.n_unshared:,} answered with a class that only"
+                " one has left out"
+            )
+        if found.mean_score_difference is None or found.mean_absolute_score_difference is None:
+            notes.append("scores: not compared, as an artifact's head is argmax, without scores")
+        else:
+            notes.append(
+                f"score, new minus old: {found.mean_score_difference:+.2f} points on average,"
+                f" {found.mean_absolute_score_difference:.2f} without the sign"
+            )
+        if found.labeled is not None:
+            notes += [f"accuracy: {accuracies_text(found.labeled)}", self.verdict]
+        return notes
+
+
+def _failed(image: UnreadableImage | NonFiniteLogits) -> dict[str, str]:
+    return {"image": printable(image.key), "reason": image.reason}
 
 
 def accuracies_text(labeled: LabeledComparison) -> str:
@@ -371,9 +342,6 @@ def accuracies_text(labeled: LabeledComparison) -> str:
         f" {labeled.new_accuracy_percent:.2f} % on {images_text(labeled.n_labeled)} with labels"
         f"{left_out if labeled.n_left_out else ''}"
     )
-
-
-_MAX_AT_ONCE = 256
 
 
 def classify_with_both(
@@ -393,15 +361,13 @@ def classify_with_both(
     sizes = [classifier.max_batch if batch is None else batch for classifier in (old, new)]
     for classifier, size in zip((old, new), sizes, strict=True):
         classifier.check_batch(size)
-    both = math.lcm(*sizes)  # so that each gets the batches that it would get alone
-    step = both if both <= _MAX_AT_ONCE else max(sizes)
 
     def prepared(image: ImageInput) -> tuple[Pixels, Pixels]:
         pixels = decoded(image)
         return old.prepare(pixels), new.prepare(pixels)
 
     with ThreadPoolExecutor(old.n_decoders, thread_name_prefix="decode") as pool:
-        while chunk := list(islice(items, step)):
+        while chunk := list(islice(items, max(sizes))):
             columns = zip(*pool.map(prepared, map(read_item, chunk)), strict=True)
             pairs = []
             for model, size, pixels in zip((old, new), sizes, columns, strict=True):

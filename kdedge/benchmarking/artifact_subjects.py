@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from PIL import Image
 from kdedge.benchmarking.timing import Call, Subject, host_timed
 from kdedge.errors import DataError
 from kdedge.results import ParityResult
-from kdedge.runtime.artifact import Artifact, ModelFile, artifact_at
+from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.speed_results import Accuracy, TimedFrom
@@ -41,15 +40,6 @@ def artifact_subjects(
         for file in artifact.files
         if file.target in targets
     ]
-
-
-def find_artifact(path: Path) -> tuple[Path, str | None] | None:
-    """Artifact folder and, for a path to a file, the file's name; None for other paths."""
-    path = path.expanduser()
-    if folder := artifact_at(path):
-        return folder, None
-    folder = artifact_at(path.parent) if path.is_file() else None
-    return None if folder is None else (folder, path.name)
 
 
 def _subject(

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from kdedge.api.bench import AGAINST, bench
-from kdedge.benchmarking.artifact_subjects import find_artifact
 from kdedge.benchmarking.tables import (
     as_markdown,
     caveats,
@@ -22,6 +21,7 @@ from kdedge.benchmarking.tables import (
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
 from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
 from kdedge.runs.find import find_run, newest_student
+from kdedge.runtime.artifact import artifact_at, model_file_at
 from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def command(
         lambda: bench(*sources, root=root, **options),
         lambda result: _print(result, kind, is_whole=is_whole),
     )
-    named = [source for source in sources if find_artifact(Path(source)) is None]
+    named = [name for name in sources if not (artifact_at(name) or model_file_at(name))]
     if named or not sources:
         run = find_run(named[0], root) if named else newest_student(root)
         assert run is not None  # it was measured

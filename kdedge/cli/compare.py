@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from kdedge.cli._options import runs_option, threads_value_option
-from kdedge.cli._output import json_option, print_result, show_result, table
-from kdedge.errors import some_of
-
-if TYPE_CHECKING:
-    from kdedge.api.compare import Comparison
-
-_MOST_SHOWN = 20
+from kdedge.cli._output import json_option, print_result, show_result
 
 
 @click.command("compare")
@@ -63,32 +57,5 @@ def command(
 
     show_result(
         lambda: compare(old, new, *paths, **options),
-        lambda comparison: print_result(comparison, as_json=as_json, text=_as_text(comparison)),
+        lambda comparison: print_result(comparison, as_json=as_json, text=str(comparison)),
     )
-
-
-def _as_text(comparison: Comparison) -> str:
-    from kdedge.api.compare import facts
-    from kdedge.inference.lines import visible
-
-    parts = [table([list(row) for row in facts(comparison)])]
-    header, rows = comparison.table
-    if rows:
-        shown = table(rows[:_MOST_SHOWN], header=header, align="llrlrl"[: len(header)])
-        more = len(rows) - _MOST_SHOWN
-        parts.append(shown + (f"\n... and {more:,} more changed answers" if more > 0 else ""))
-    else:
-        parts.append("No answer has changed.")
-    counts = [entry for entry in comparison.predictions.classes if entry.n_old != entry.n_new]
-    if counts:
-        counts.sort(key=lambda count: -abs(count.n_new - count.n_old))
-        cells = [
-            [visible(x.class_name), f"{x.n_old:,}", f"{x.n_new:,}"] for x in counts[:_MOST_SHOWN]
-        ]
-        more = len(counts) - _MOST_SHOWN
-        text = table(cells, header=("class", "old", "new"), align="lrr")
-        parts.append(text + (f"\n... and {more:,} more classes" if more > 0 else ""))
-    if comparison.unreadable:
-        lines = [f"{visible(image.image)}: {image.reason}" for image in comparison.unreadable]
-        parts.append("\n".join(["Unreadable:", *some_of(lines, _MOST_SHOWN)]))
-    return "\n\n".join(parts)

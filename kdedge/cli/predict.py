@@ -8,7 +8,8 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from kdedge.api.predict import (
 )
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
 from kdedge.cli._output import FiniteRange
-from kdedge.errors import KdedgeError, ResourceError
+from kdedge.errors import KdedgeError
 from kdedge.files import already_exists, explain_os_error, held, printable, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
@@ -197,9 +198,31 @@ def command(
             inputs = inputs.without_first(n_done)
             if not n_done:
                 unfinished.output.unlink()  # at most a heading
+        is_shown = shape.output is None and sys.stdout is not None and sys.stdout.isatty()
+        names = classifier.artifact.class_names
+        lines = lines_as(
+            shape.kind,
+            top=min(shape.top, len(names)),
+            min_score=shape.min_score,
+            columns=column_widths(inputs.keys or (), names) if is_shown else (0, 0),
+            tells_none=classifier.tells_none,
+        )
+        bar: contextlib.AbstractContextManager[Callable[[int], None]]
+        bar = progress("classifying", inputs.n_images, unit="images")
+        if is_shown and shape.uncertain is None:  # on one terminal, a bar would mix with the lines
+            bar = contextlib.nullcontext(lambda *_: None)
         results = ResultStream(inputs, classifier, top=shape.top, batch=batch)
         until_end = contextlib.nullcontext() if unfinished is None else unfinished.until_end()
-        _write_all(inputs, results, classifier, shape, until_end, is_begun=n_done > 0)
+        try:
+            with bar as advance:
+                given = _saved(_chosen(results, shape.uncertain, advance), results.counts, shape)
+                texts = (lines.line(result) for result in given)
+                heading = None if n_done else lines.heading()
+                _write(shape.output, heading, texts, until_end, is_begun=n_done > 0)
+        except KeyboardInterrupt:
+            _say_counts(results.counts, shape)
+            raise
+        _say_counts(results.counts, shape)
         if not n_done:
             results.check_any()
 
@@ -254,72 +277,23 @@ def _has_content(path: Path) -> bool:
         raise explain_os_error(error, path) from error
 
 
-def _write_all(
-    inputs: ImagesToClassify,
-    results: ResultStream,
-    classifier: Classifier,
-    shape: _Format,
-    until_end: contextlib.AbstractContextManager[None],
-    *,
-    is_begun: bool,
-) -> None:
-    """Writes a line for each result, and logs the counts even if an error ends it.
-
-    It enters the context `until_end` when the file is open.
-    """
-    from kdedge.inference.pictures import PictureFolder
-
-    is_shown = shape.output is None and sys.stdout is not None and sys.stdout.isatty()
-    names = classifier.artifact.class_names
-    lines = lines_as(
-        shape.kind,
-        top=min(shape.top, len(names)),
-        min_score=shape.min_score,
-        columns=column_widths(inputs.keys or (), names) if is_shown else (0, 0),
-        tells_none=classifier.tells_none,
-    )
-    pictures = None if shape.save is None else PictureFolder(shape.save)
-    bar: contextlib.AbstractContextManager[Callable[[int], None]]
-    bar = progress("classifying", inputs.n_images, unit="images")
-    if is_shown and shape.uncertain is None:  # on one terminal, a bar would mix with the lines
-        bar = contextlib.nullcontext(lambda *_: None)
-    shown: Counter[str] = Counter()
-
-    def put(result: Result, item: ImageToClassify) -> None:
-        write(lines.line(result))
-        if not isinstance(result, Prediction):
-            return
-        shown["none"] += result.is_none
-        shown["unsure"] += best_name(result, shape.min_score) is None
-        if pictures is not None and shape.save is not None:
-            shape.save.mkdir(parents=True, exist_ok=True)
-            answer = answer_lines(result, shape.min_score) if shape.uncertain is None else None
-            pictures.save(item.name, read_item(item), answer)
-
-    heading = None if is_begun else lines.heading()
-    streamed = _streamed(shape.output, heading, is_begun=is_begun)
+def _chosen(
+    results: ResultStream, n_uncertain: int | None, advance: Callable[[int], None]
+) -> Iterator[tuple[Result, ImageToClassify]]:
+    """All results; with --uncertain, those of failed images, and at the end the least certain."""
     least_certain: list[tuple[Prediction, ImageToClassify]] = []  # lowest score first
     try:
-        with bar as advance, streamed as write, until_end:
-            try:
-                for number, (result, item) in enumerate(results, 1):
-                    if shape.uncertain is not None and isinstance(result, Prediction):
-                        bisect.insort(least_certain, (result, item), key=_score)
-                        del least_certain[shape.uncertain :]
-                    else:
-                        put(result, item)
-                    advance(number)
-            finally:  # after Ctrl-C or an error, the least certain ones so far
-                for prediction, item in least_certain:
-                    put(prediction, item)
-    except (KeyboardInterrupt, KdedgeError) as error:
-        if results.counts:
-            if isinstance(error, ResourceError):  # the message names the file that failed
-                shape = replace(shape, output=None, save=None)
-            log.info(_summary(results.counts, shown, classifier, shape))
+        for number, (result, item) in enumerate(results, 1):
+            if n_uncertain is not None and isinstance(result, Prediction):
+                bisect.insort(least_certain, (result, item), key=_score)
+                del least_certain[n_uncertain:]
+            else:
+                yield result, item
+            advance(number)
+    except (KeyboardInterrupt, KdedgeError):  # the least certain ones so far
+        yield from least_certain
         raise
-    if results.counts:
-        log.info(_summary(results.counts, shown, classifier, shape))
+    yield from least_certain
 
 
 def _score(entry: tuple[Prediction, ImageToClassify]) -> float:
@@ -328,19 +302,42 @@ def _score(entry: tuple[Prediction, ImageToClassify]) -> float:
     return score
 
 
-@contextlib.contextmanager
-def _streamed(
-    output: Path | None, heading: str | None, *, is_begun: bool
-) -> Iterator[Callable[[str], None]]:
-    """Context with a function that writes one line to stdout or to a file, below its heading.
+def _saved(
+    results: Iterator[tuple[Result, ImageToClassify]], counts: Counter[str], shape: _Format
+) -> Iterator[Result]:
+    """The results, which it counts; saves their pictures."""
+    from kdedge.inference.pictures import PictureFolder
 
-    The file must be new, unless it `is_begun`: then the lines are appended. An error leaves the
-    lines that were written; a new file without lines is deleted.
+    pictures = None if shape.save is None else PictureFolder(shape.save)
+    for result, item in results:
+        yield result
+        if isinstance(result, Prediction):
+            counts["none"] += result.is_none
+            counts["unsure"] += best_name(result, shape.min_score) is None
+            if pictures is not None:
+                answer = answer_lines(result, shape.min_score) if shape.uncertain is None else None
+                pictures.save(item.name, read_item(item), answer)
+
+
+def _write(
+    output: Path | None,
+    heading: str | None,
+    lines: Iterator[str],
+    until_end: contextlib.AbstractContextManager[None],
+    *,
+    is_begun: bool,
+) -> None:
+    """Writes lines to stdout or to a file, each as soon as it is known; without lines, no file.
+
+    The file must be new, unless it `is_begun`: then the lines are appended.
     """
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = chain([] if heading is None else [heading], [first], lines)
     if output is None:
-        if heading is not None:
-            click.echo(heading)
-        yield click.echo
+        for line in lines:
+            click.echo(line)
         return
     try:
         file = output.open("a" if is_begun else "x", encoding="utf-8", newline="")
@@ -348,41 +345,30 @@ def _streamed(
         raise already_exists(output) from error
     except OSError as error:
         raise explain_os_error(error, output) from error
-    n_written = 0
-
-    def write(line: str) -> None:
-        nonlocal n_written
-        try:
-            if heading is not None and not n_written:
-                click.echo(heading, file=file)
-            click.echo(line, file=file)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # closing tries the same line again
-                file.close()
-            raise explain_os_error(error, output) from error
-        n_written += 1
-
-    try:
-        with file, held(output):
-            yield write
-    finally:
-        if not n_written and not is_begun:
-            output.unlink(missing_ok=True)
+    with file, held(output), until_end:
+        for line in lines:
+            try:
+                click.echo(line, file=file)
+            except OSError as error:
+                with contextlib.suppress(OSError):  # closing tries the same line again
+                    file.close()
+                raise explain_os_error(error, output) from error
 
 
-def _summary(
-    counts: Counter[str], shown: Counter[str], classifier: Classifier, shape: _Format
-) -> str:
-    """The counts of results, and the files written."""
+def _say_counts(counts: Counter[str], shape: _Format) -> None:
+    """Logs the counts of results, and the files written."""
+    n_images = counts["classified"] + counts["unreadable"] + counts["unanswered"]
+    if not n_images:
+        return
     parts = [f"{counts['classified']:,} classified"]
-    if classifier.tells_none:
-        parts.append(f"{shown['none']:,} of them none of the classes")
-    if shown["unsure"]:
-        parts.append(f"{shown['unsure']:,} of them below {shape.min_score:g} %")
+    if counts["none"]:
+        parts.append(f"{counts['none']:,} of them none of the classes")
+    if counts["unsure"]:
+        parts.append(f"{counts['unsure']:,} of them below {shape.min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
         parts.append(f"{counts['unanswered']:,} without finite logits")
     wrote = [str(path) for path in (shape.output, shape.save) if path and _has_content(path)]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
-    return f"{images_text(counts.total())}: {', '.join(parts)}{written}"
+    log.info("%s: %s%s", images_text(n_images), ", ".join(parts), written)

@@ -213,6 +213,21 @@ class PredictionComparison:
         }
 
 
+def shared_names(old_names: Sequence[str], new_names: Sequence[str]) -> set[str]:
+    """The classes that two lists have in common.
+
+    Raises:
+        DataError: there is none.
+    """
+    shared = set(old_names) & set(new_names)
+    if not shared:
+        raise DataError(
+            f"The two class lists have no name in common: {_some(old_names)} and"
+            f" {_some(new_names)}.\n  Compare artifacts of the same classes."
+        )
+    return shared
+
+
 def compare_predictions(
     images: Iterable[ComparedImage], *, old_names: Sequence[str], new_names: Sequence[str]
 ) -> PredictionComparison:
@@ -226,12 +241,7 @@ def compare_predictions(
     Raises:
         DataError: they have no class in common, or there are no images.
     """
-    shared = set(old_names) & set(new_names)
-    if not shared:
-        raise DataError(
-            f"The two class lists have no name in common: {_some(old_names)} and"
-            f" {_some(new_names)}.\n  Compare artifacts of the same classes."
-        )
+    shared = shared_names(old_names, new_names)
     changed: list[ComparedImage] = []
     differences: list[float] = []
     old_counts: Counter[str | None] = Counter()

@@ -53,6 +53,7 @@ class PictureFolder:
     def _write(self, name: str, data: bytes) -> None:
         path = self._path / self._free(Path(name[-_MAX_NAME:]))
         try:
+            self._path.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
                 file.write(data)
         except OSError as error:

@@ -164,6 +164,13 @@ def artifact_at(path: str | Path | None) -> Path | None:
     return folder if (folder / FILE_NAME).is_file() else None
 
 
+def model_file_at(path: str | Path | None) -> Path | None:
+    """The file in an artifact's folder that a path names; None if it names something else."""
+    path = Path(path or "").expanduser()
+    is_model = path.is_file() and path.name != FILE_NAME and artifact_at(path.parent) is not None
+    return path if is_model else None
+
+
 @dataclass(frozen=True, repr=False)
 class Artifact:
     """Content of an artifact, and how an image is classified with it.

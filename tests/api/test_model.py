@@ -16,13 +16,12 @@ from PIL import Image
 
 import kdedge
 from kdedge.api.model import LoadedModel, load
-from kdedge.benchmarking.artifact_subjects import find_artifact
 from kdedge.cli.main import run
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import Prediction, UnreadableImage
 from kdedge.runs.find import find_run
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, artifact_at
 from kdedge.targets.registry import load_file
 
 MakeArtifact = Callable[..., Artifact]
@@ -219,7 +218,7 @@ def test_every_call_knows_an_artifact_by_its_path(
     assert kdedge.open_artifact(path).class_names
     with pytest.raises(RecipeError, match=r"is an artifact\. Name what to build"):
         kdedge.export(path)
-    assert find_artifact(Path(path)) is not None
+    assert artifact_at(path) is not None
     assert run(["show", path]) == 0
     (folder.parents[1] / "provenance.json").touch()
     with pytest.raises(DataError, match=r"runs/a/01/provenance\.json is not valid JSON"):

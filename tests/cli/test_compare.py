@@ -124,7 +124,7 @@ def test_a_single_file_of_an_artifact_and_its_record_name_it(kdedge: Run) -> Non
     assert found["n_agree"] == 6
     for wrong, said in (
         ("old/nothing.onnx", "does not exist"),
-        ("pics/red/0.png", "has no artifact.json"),
+        ("pics/red/0.png", "is not an artifact, nor a run with one"),
         ("old/README.md", "has no model file 'README.md'; it has model.onnx"),
     ):
         Path("old/README.md").write_text("a card")
@@ -154,8 +154,8 @@ def test_other_class_names_are_said_and_compared_on_the_shared_ones(
     names = ("red", "green", "sky", "dark thing")
     dataclasses.replace(artifact, class_names=names).save()
     done = kdedge("compare", "old", "new", "pics", "--labels")
-    assert "Compared on the 3 classes that both have; only the old one has blue" in done.out
-    assert "only the new one has sky." in done.out
+    assert "3 classes that both have\nonly the old one has blue\n" in done.out
+    assert "only the new one has sky\n" in done.out
     assert "old 100.00 %, new 66.67 % on 9 images with labels; 3 images of classes" in done.out
     found = compared(kdedge, "old", "new", "pics")
     # The new one takes green for sky, and blue for green: none of these is on shared names
@@ -181,7 +181,7 @@ def test_unreadable_images_are_counted_and_listed_and_none_is_an_error(
         12,
         ["pics/broken.jpg"],
     )
-    assert "12 images, and 1 unreadable" in kdedge("compare", "old", "new", "pics").out
+    assert "12 images, and 1 unreadable;" in kdedge("compare", "old", "new", "pics").out
     alone = kdedge("compare", "old", "new", "pics/broken.jpg")
     assert alone.code == 3
     assert "None of 1 image can be read.\n  The first is pics/broken.jpg: " in alone.err
@@ -194,7 +194,7 @@ def test_unreadable_images_are_counted_and_listed_and_none_is_an_error(
 def test_one_image_is_enough_and_an_artifact_agrees_with_itself(kdedge: Run) -> None:
     done = kdedge("compare", "old", "old", "pics/red/0.png")
     assert done.code == 0
-    assert "100.00 %: 1 of 1 image" in done.out
+    assert "agreement 100.00 %: 1 of 1 image" in done.out
     assert "No answer has changed." in done.out
     assert "is compared with itself" in done.err
 
@@ -208,7 +208,7 @@ def test_a_head_without_scores_is_compared_by_its_answers(
     assert found["changed"][0]["old"]["score_percent"] is None
     assert found["changed"][0]["new"]["score_percent"] > 0
     done = kdedge("compare", "ranks", "new", "pics")
-    assert "--head argmax, which gives no scores" in done.out
+    assert "an artifact's head is argmax, without scores" in done.out
 
 
 def test_a_model_that_gives_nan_has_no_answer_and_counts_as_changed(
@@ -280,6 +280,6 @@ def test_in_python_it_prints_as_a_table_of_changes() -> None:
     found = package.compare("old", "new", "pics", labels=True)
     lines = str(found).splitlines()
     assert lines[0].split() == ["image", "old", "score", "new", "score", "label"]
-    assert len(lines) == 1 + 6 + 2
+    assert [line.split()[1] for line in lines[1:7]] == ["blue"] * 3 + ["green"] * 3
     assert lines[-1].startswith("The new one is worse")
     assert "<table>" in found._repr_html_()

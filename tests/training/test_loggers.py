@@ -159,4 +159,4 @@ def test_progress_names_the_epoch_and_its_loss(
         for step in range(11, 14):
             now[0] += 10
             _step(log, step)
-    assert caplog.messages == ["training: 13 of 100, 0.8 images/s, epoch 1, loss 2, ETA 0:14:30"]
+    assert caplog.messages == ["training: 13 of 100, ETA 0:14:30, 0.8 images/s, epoch 1, loss 2"]
