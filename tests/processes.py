@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,18 @@ def _poll(pid: int) -> int | None:
 
 
 def _serve() -> None:
+    import torch
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import kdedge.runs.evaluate
     import kdedge.training.distill
     import kdedge.training.import_public
     import kdedge.training.preflight  # noqa: F401
+
+    with contextlib.suppress(ImportError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first export loads what each of them needs
+        with contextlib.redirect_stdout(sys.stderr):
+            torch.onnx.export(torch.nn.Linear(1, 1), (torch.ones(1, 1),), dynamo=True)
 
     listening = socket.socket(fileno=int(sys.argv[1]))
     started: dict[socket.socket, int] = {}

@@ -391,19 +391,6 @@ def test_bad_options_are_explained(
     assert not Path("runs/tiny/02/artifacts").exists()
 
 
-def test_weights_beside_the_graph_count_as_the_files_size_and_a_fixed_batch_is_the_largest(
-    kdedge: Run,
-) -> None:
-    wishes = ("--set", "export.external_data=true", "--set", "export.batch=2")
-    done = kdedge("export", "tiny/02", *wishes)
-    assert done.code == 0, done.err
-    record = read(ARTIFACT / "artifact.json")
-    assert (record["input"]["batch"], record["input"]["max_batch"]) == (2, 2)
-    (file,) = record["files"]
-    parts = [ARTIFACT / "model.onnx", ARTIFACT / "model.onnx.data"]
-    assert file["n_bytes"] == sum(path.stat().st_size for path in parts)
-
-
 def test_without_unlabeled_images_there_is_fp16_and_no_int8(kdedge: Run) -> None:
     recipe = Path("runs/tiny/02/recipe.yaml")
     lines = recipe.read_text().splitlines(keepends=True)
@@ -459,15 +446,10 @@ def test_an_artifact_that_another_command_is_changing_is_left_to_it(
     assert (done.code, f"{ARTIFACT} is in use by another process" in done.err) == (8, True)
 
 
-@pytest.mark.parametrize(("kib", "options"), [(200, ()), (2000, ("--int8", "--int8-minutes", "0"))])
-def test_a_full_disk_leaves_no_artifact(
-    kdedge: Run,
-    small_disk: Callable[[int], Path],
-    kib: int,
-    options: tuple[str, ...],
-) -> None:
-    folder = small_disk(kib)
-    done = kdedge("export", "tiny/02", *options, "--output", str(folder / "artifact"))
+def test_a_full_disk_leaves_no_artifact(kdedge: Run, small_disk: Callable[[int], Path]) -> None:
+    folder = small_disk(2000)
+    options = ("--int8", "--int8-minutes", "0", "--output", str(folder / "artifact"))
+    done = kdedge("export", "tiny/02", *options)
     assert done.code == 7
     assert "disk is full" in done.err
     assert list(folder.iterdir()) == []
@@ -482,15 +464,21 @@ def test_a_full_disk_for_a_server_names_no_next_command(
     assert list(disk.iterdir()) == []
 
 
-def test_a_teacher_can_be_exported_too(kdedge: Run) -> None:
-    wishes = ("--head", "argmax", "--pixels", "uint8", "--set", "export.batch=2")
-    done = kdedge("export", "tiny/01", *wishes)
+def test_a_teacher_is_exported_with_its_weights_beside_the_graph_and_a_fixed_batch(
+    kdedge: Run,
+) -> None:
+    wishes = ("--set", "export.external_data=true", "--set", "export.batch=2")
+    done = kdedge("export", "tiny/01", "--head", "argmax", "--pixels", "uint8", *wishes)
     assert done.code == 0, done.err
     artifact = Path("runs/tiny/01/artifacts/01")
     record = read(artifact / "artifact.json")
     assert record["output"]["head"] == "argmax"
     assert record["input"]["pixels"] == "uint8"
-    assert record["files"][0]["parity"]["agreement_percent"] == 100
+    assert (record["input"]["batch"], record["input"]["max_batch"]) == (2, 2)
+    (file,) = record["files"]
+    assert file["parity"]["agreement_percent"] == 100
+    parts = [artifact / "model.onnx", artifact / "model.onnx.data"]
+    assert file["n_bytes"] == sum(path.stat().st_size for path in parts)
     answers = [[one["image"], one["class"]] for one in predict(kdedge, artifact, "test/cat/0.jpg")]
     assert run_example(artifact, "test/cat/0.jpg") == answers
 

@@ -137,7 +137,8 @@ def test_a_gpu_trains_resumes_and_measures_as_the_cpu_does(
         by_gpu, actual = train("cuda", precision)
         weights = next(x for x in by_gpu.iterdir() if x.stem in ("student", "baseline"))
         whole = weights.read_bytes()
-        if precision == "fp16" or name in MORE:  # fp16 has a scale of its own to go on with
+        # fp16 has a scale of its own to go on with; tests on the CPU resume every method
+        if name in MORE or (precision == "fp16" and name in FEW):
             forget_the_last_epoch(by_gpu, weights)
             assert train("cuda", precision, "--resume")[0] == by_gpu
     # A real GPU adds up in an order of its own
@@ -241,7 +242,7 @@ def test_public_weights_are_imported_on_a_gpu(
 
 @pytest.mark.slow
 def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
-    kdedge: Run, project: Path, gpu: Any, load_module: Any, quick_machine: None
+    kdedge: Run, project: Path, gpu: Any, load_module: Any, quick_machine: None, traced_once: None
 ) -> None:
     def run(arguments: list[str]) -> tuple[int, str, str]:
         done = kdedge(*arguments)
@@ -255,14 +256,15 @@ def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
     planned = gpu_hour.steps(
         "r.yaml", "cuda", "--seconds", "0.01", "--calls", "3", "--batch", "1", "--against", "none"
     )
+    for name in ("trt-int8", "torch-trt"):  # trt-fp16 is enough to see one fail
+        del planned[name], planned[f"bench-{name}"]
     assert gpu_hour.rows(project).count("not measured") == 10
     with gpu() as simulated:
         gpu_hour.measure(planned, project, run)
     records = {x.stem: json.loads(x.read_text()) for x in project.glob("steps/*.json")}
     assert records.keys() == planned.keys()
-    need_tensorrt = {*gpu_hour.ENGINES, *(f"bench-{name}" for name in gpu_hour.ENGINES)}
     failed = {name: record["error"] for name, record in records.items() if record["code"]}
-    assert failed.keys() <= need_tensorrt, failed
+    assert failed.keys() <= {"trt-fp16", "bench-trt-fp16"}, failed
     assert re.search(r" GiB of [\d.]+ GiB at the peak on cuda", str(records["check"]["result"]))
     for row in records["bench"]["result"]["rows"]:
         assert row["device"] == "GPU"
@@ -270,7 +272,7 @@ def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
         assert row["gmacs_image"] > 0
         assert {x["inputs"] for x in row["measurements"]} == {"on device", "copied"}
     rows = gpu_hour.rows(project)
-    assert rows.count("not measured") == 1 + sum(name.startswith("bench") for name in failed)
+    assert rows.count("not measured") == 3 + sum(name.startswith("bench") for name in failed)
     assert "| PromptKD | cached | PyTorch |" in rows
     asked: list[Any] = []
     gpu_hour.measure(planned, project, lambda arguments: asked.append(arguments) or (1, "", ""))

@@ -76,10 +76,14 @@ NONE = "needs 38 known images; tests/cli/test_none_of_these.py runs it with fewe
 REPORT = "tests/cli/test_report.py runs it"
 SERVER = "needs the server"
 SERVED = "tests/serving runs it"
-SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
+TARGETS = "tests/cli/test_export_targets.py runs it"
+CLASSES = "tests/cli/test_export.py runs it"
 
 EXPORT = "kdedge export --onnx --fp16 --int8"
+INIT = "kdedge init line3 --images cams --classes classes.txt --labeled labeled --test test"
+FIRST = [INIT, "kdedge distill line3.yaml", "kdedge export --int8"]
+"""What README and "Your own images" begin with: it is run once for both."""
 
 # What is run on no page, by its beginning, and why.
 NOWHERE_RUN = {
@@ -99,6 +103,12 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/how-it-works.md": {
         "kdedge distill line3.yaml --set student.settings.merge_tokens=8": LARGE,
+    },
+    "docs/deploy/artifacts.md": {
+        "kdedge export line3 --classes other.txt": CLASSES,
+    },
+    "docs/deploy/openvino.md": {
+        "kdedge export --openvino --int8": TARGETS,
     },
     "docs/deploy/scores.md": {
         "kdedge export line3 --calibrate --none-of-these 95%": NONE,
@@ -317,28 +327,34 @@ def take_prompts(recipe: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    images: Path,
-    made_once: Callable[..., Path],
-    copy: Callable[[Path, Path], Folder],
-) -> Path:
-    """The same with a finished teacher and student, and the student's export in artifacts/01."""
+def project_after(
+    images: Path, made_once: Callable[..., Path], copy: Callable[[Path, Path], Folder]
+) -> Callable[..., Path]:
+    """Runs commands in a copy of the images."""
     for name in ("torch", "onnx", "onnxruntime"):
         pytest.importorskip(name)
 
-    def write(made: Path) -> None:
-        folder = copy(images, made / "project")
-        for command in (
-            "kdedge init line3 --images cams --classes classes.txt --labeled labeled --test test",
-            "kdedge distill line3.yaml",
-            EXPORT,
-        ):
-            folder.run(Block("sh", "", command), command)
-            if command.startswith("kdedge init"):
-                take_prompts(folder.path / RECIPE)
-        shutil.copytree(folder.path / "runs/line3/02/artifacts/01", folder.path / "artifacts/01")
+    def run(
+        name: str, commands: list[str], change: Callable[[Path], None] = lambda recipe: None
+    ) -> Path:
+        def write(made: Path) -> None:
+            folder = copy(images, made / "project")
+            for command in commands:
+                folder.run(Block("sh", "", command), command)
+                if command == INIT:
+                    change(folder.path / RECIPE)
+            newest = folder.path / "runs/line3/02/artifacts/01"
+            shutil.copytree(newest, folder.path / "artifacts/01")
 
-    return made_once("finished", write) / "project"
+        return made_once(name, write) / "project"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(project_after: Callable[..., Path]) -> Path:
+    """The images with a finished teacher and student, and the student's export in artifacts/01."""
+    return project_after("finished", [INIT, "kdedge distill line3.yaml", EXPORT], take_prompts)
 
 
 def why_not(page: str, part: str) -> str | None:
@@ -353,7 +369,7 @@ def run_parts(page: str) -> list[tuple[Block, str]]:
     return [
         (block, part)
         for block in blocks(page)
-        if block.parts() and why_not(page, block.parts()[0]) in (None, SAME)
+        if block.parts() and why_not(page, block.parts()[0]) is None
         for part in block.parts()
         if why_not(page, part) is None
     ]
@@ -373,16 +389,23 @@ def test_what_a_page_shows_runs(
     tmp_path: Path,
     request: pytest.FixtureRequest,
     copy: Callable[[Path, Path], Folder],
+    project_after: Callable[..., Path],
 ) -> None:
     for name in ("torch", "onnxruntime", "matplotlib", "tensorrt_rtx"):
         pytest.importorskip(name)
     for name, package in NEEDED.items():
         if page == f"docs/deploy/{name}.md":
             pytest.importorskip(package)
-    begins_with_images = "kdedge init line3" in PAGES[page]
-    start: Path = request.getfixturevalue("images" if begins_with_images else "finished")
+    parts = run_parts(page)
+    begins = [part for _, part in parts if part in FIRST]
+    if INIT in begins:
+        assert begins == FIRST
+        parts = [(block, part) for block, part in parts if part not in FIRST]
+    start: Path = (
+        project_after("first", FIRST) if INIT in begins else request.getfixturevalue("finished")
+    )
     folder = copy(start, tmp_path / "project")
-    for block, part in run_parts(page):
+    for block, part in parts:
         folder.run(block, part)
 
 
@@ -409,8 +432,6 @@ def test_what_is_not_run_is_on_its_page() -> None:
         (page, listed(part)) for page in PAGES for block in blocks(page) for part in block.parts()
     }
     assert {(page, part) for page, parts in NOT_RUN.items() for part in parts} - shown == set()
-    same = {part for parts in NOT_RUN.values() for part, reason in parts.items() if reason == SAME}
-    assert same - {listed(part) for _, part in run_parts("README.md")} == set()
 
 
 @pytest.mark.parametrize(
