@@ -52,39 +52,12 @@ def test_accuracies_of_other_images_have_a_table_of_their_own(
         assert cells[0] == model
 
 
-def test_what_is_not_known_is_a_dash(make_row: Make, make_result: Make) -> None:
-    row = make_row(n_parameters=None, gmacs_image=None, memory_bytes=None)
-    assert grid(make_result(row), "Million parameters")[0][1:] == ["-"] * 5
-
-
 def test_a_files_size_is_in_megabytes_and_memory_in_mebibytes(
     make_row: Make, make_result: Make
 ) -> None:
     row = make_row("m.onnx", n_bytes=3_500_000)
     (cells,) = grid(make_result(row), "Million parameters")
     assert cells[:4] == ["m.onnx", "86.0", "3.5", "500"]
-
-
-def test_what_was_measured_on_is_said(
-    make_row: Make, make_result: Make, make_measurement: Make
-) -> None:
-    line = notes(make_result(make_row("CLIP", make_measurement())))[0]
-    assert line == "Measured on A CPU, 2 cores, 2 threads; PyTorch 2.13.0."
-
-
-def test_how_threads_wait_is_said(make_row: Make, make_result: Make) -> None:
-    for spin, words in ((True, "which spin for a short time"), (False, "which sleep")):
-        device = {"cpu": "A CPU", "cpu_cores": 2, "threads_spin": spin}
-        line = notes(make_result(make_row(), device=device))[0]
-        assert f"2 threads, {words} while they wait" in line
-
-
-def test_models_with_few_calls_are_named(
-    make_row: Make, make_result: Make, make_measurement: Make
-) -> None:
-    slow = make_row("CoCoOp", make_measurement(n_calls=3))
-    text = "\n".join(notes(make_result(make_row("CLIP", make_measurement()), slow)))
-    assert "Fewer than 20 calls, as they are slow: CoCoOp." in text
 
 
 def test_latency_and_fps_are_of_the_batches_asked_for(
@@ -96,16 +69,6 @@ def test_latency_and_fps_are_of_the_batches_asked_for(
     assert grid(result, "Latency, ms per call at batch 1")[0] == ["CLIP", "10.0", "11.0", "12.0"]
     assert grid(result, "Speed relative to CLIP")[0] == ["CLIP", "1.00", "0.95", "1.05", "1.0"]
     assert grid(result, "FPS") == [["CLIP", "100", "200"], ["CoOp", "50.0", "-"]]
-
-
-def test_copied_inputs_are_a_table_of_their_own(
-    make_row: Make, make_result: Make, make_measurement: Make
-) -> None:
-    engine = make_row(
-        "m.engine", make_measurement(1, 1.0), make_measurement(1, 1.5, inputs="copied")
-    )
-    titles = [g.title for g in make_grids(make_result(engine))]
-    assert any("images copied to the device and logits back" in title for title in titles)
 
 
 DOUBTS = [

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 import kdedge as api
-from kdedge.cli import bench
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -186,17 +184,6 @@ def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) ->
     ]
     assert Path("runs/tiny/02/bench/01.json").exists()  # in the first one's folder
     assert not Path("runs/tiny/01/bench").exists()
-
-
-def test_a_batch_size_is_measured_once() -> None:
-    given = next(option for option in bench.command.params if option.name == "batches")
-    assert given.process_value(click.Context(bench.command), "8,1,8") == (8, 1)
-
-
-def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: Kdedge) -> None:
-    assert kdedge("train", "r.yaml", "--method", "cocoop", "--set", "optim.epochs=1").code == 0
-    done = kdedge("bench", "tiny/03", *QUICK)
-    done.fails(2, "runs/tiny/03 is a run of cocoop", "kdedge bench RUN --against cocoop")
 
 
 def test_the_newest_export_is_the_one_with_the_highest_number(kdedge: Kdedge) -> None:

@@ -118,14 +118,6 @@ def test_names_vectors_and_hashes_need_no_weights(run: str) -> None:
     assert model.preprocess.size_px == 32
 
 
-@pytest.mark.parametrize("run", ["01", "02"])
-def test_logits_are_scaled_cosines_with_the_class_vectors(run: str, images: torch.Tensor) -> None:
-    model = opened(run)
-    assert model.class_names == ("cat", "dog", "red fox", "school bus")
-    expected = model.scale * model.forward_features(images) @ model.class_vectors().T
-    assert torch.equal(model.logits(images), expected)
-
-
 def test_a_label_is_the_position_of_its_name_in_the_class_list() -> None:
     model = opened("02", names=("school bus", "cat"))
     images = model.images("test")

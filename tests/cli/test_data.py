@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kdedge.cli.main import run
-from kdedge.data.benchmarks import Download, HubArchive, list_benchmarks, load_benchmark
+from kdedge.data.benchmarks import Download, HubArchive, load_benchmark
 
 SUN397 = load_benchmark("sun397")
 
@@ -113,12 +113,6 @@ def test_json_is_one_object_on_stdout(kdedge):
     assert json.loads(out)["n_images"] == 6
 
 
-def test_the_list_has_every_set(kdedge):
-    code, out, _ = kdedge("list")
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["set", *list_benchmarks()]
-
-
 def test_a_set_that_cannot_be_looked_at_is_listed_with_the_others(kdedge, tmp_path):
     # As a folder that may not be looked into, but whoever asks
     (tmp_path / "data").mkdir()
@@ -175,7 +169,3 @@ def test_a_scan_prints_classes_sizes_and_what_is_unreadable(kdedge, tmp_path):
     assert "shorter side  7 to 9 px" in out
     assert "cat         2\ndog         2\n" in out
     assert out.endswith("dog/2.png: the file is empty\n")
-
-
-def test_a_scan_of_nothing_ends_in_exit_code_3(kdedge):
-    assert kdedge("scan", "nowhere")[0] == 3

@@ -172,14 +172,6 @@ def test_next_repeats_what_the_recipe_does_not_say(kdedge, project) -> None:
     assert kdedge(*shlex.split(distilled.out.splitlines()[-1])[2:]).code == 0
 
 
-def test_teach_without_a_student_goes_on_with_eval(kdedge, project) -> None:
-    text = Path("r.yaml").read_text()
-    start, end = text.index("student:"), text.index("optim:")
-    Path("r.yaml").write_text(text[:start] + text[end:])
-    assert kdedge("check", "r.yaml").out.endswith("\nNext: kdedge teach r.yaml\n")
-    assert kdedge("teach", "r.yaml").out.endswith("\nNext: kdedge eval runs/tiny/01\n")
-
-
 def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
     done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01", "--runs", "other")
     assert done.code == 0, done.err

@@ -162,16 +162,6 @@ def test_python_takes_names_and_runs_too(
     assert student.kind == "student"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"kind": "coop"}, "not a kind of public"), ({"exakt": True}, "unexpected keyword argument")],
-)
-def test_python_says_what_it_cannot_import(options: dict[str, Any], message: str) -> None:
-    given = {"kind": "promptsrc", "weights": "openai", "classes": ["cat"], **options}
-    with pytest.raises((api.RecipeError, TypeError), match=message):
-        api.import_checkpoint("model.pth", **given)
-
-
 @pytest.mark.usefixtures("teacher_checkpoint")
 def test_an_import_that_fails_at_its_class_vectors_leaves_no_run(kdedge: Run) -> None:
     Path("long.txt").write_text(f"cat\n{'7 ' * 90}\n")

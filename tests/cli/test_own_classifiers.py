@@ -91,11 +91,6 @@ def test_sentences_are_learned_and_are_not_needed_to_measure(kdedge: Run) -> Non
     assert "runs/tiny/02 is already finished: there is nothing to resume." in done.err
 
 
-def test_methods_that_learn_from_no_sentences_leave_them_alone(kdedge: Run) -> None:
-    Path("texts.json").write_text("no JSON")
-    assert "class_texts" not in train(kdedge, "clip_pr", TEXTS)["hashes"]
-
-
 # To the device, and to a student
 
 
@@ -171,17 +166,4 @@ def test_a_wrong_file_of_texts_is_refused_before_a_run_is_made(
 ) -> None:
     write_texts(sentences)
     kdedge("train", "r.yaml", *options("lafter", TEXTS)).fails(3, message)
-    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
-
-
-def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(kdedge: Run) -> None:
-    recipe = Path("r.yaml").read_text()
-    Path("r.yaml").write_text(recipe.replace("classes.txt}", "classes.txt, texts: t.json}"))
-    done = kdedge("train", "r.yaml", *options("lafter"))
-    done.fails(3, "r.yaml:2: classes.texts: there is no file", "t.json")
-
-
-def test_a_prior_of_other_names_is_refused_before_a_run_is_made(kdedge: Run) -> None:
-    done = kdedge("train", "r.yaml", *options("clip_pr", "baseline.settings.prior={cat: 1}"))
-    done.fails(2, 'prior has 1 names, the class list 4: "dog" is missing')
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached

@@ -107,14 +107,6 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(project: Path, kdedge: Run
     assert sorted(project.rglob("*")) == before
 
 
-def test_a_mistake_is_found_before_the_first_cell(project: Path, kdedge: Run) -> None:
-    (project / "s.yaml").write_text(SUITE.replace("- promptkd", "- promtkd"))
-    done = kdedge("suite", "s.yaml")
-    done.fails(2, 'There is no method "promtkd".\n  Did you mean promptkd?')
-    assert not (project / "runs").exists()
-    assert not (project / "suites").exists()
-
-
 @pytest.mark.slow
 @forked_cells
 def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Run) -> None:

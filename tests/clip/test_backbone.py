@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from kdedge.clip.backbone import Backbone, make_backbone
 from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import hash_weights
-from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.errors import DataError, RecipeError
 
 CONFIG = {
     "embed_dim": 24,
@@ -181,23 +180,6 @@ def test_unknown_names_and_tags_give_the_nearest(
 ) -> None:
     with pytest.raises(RecipeError, match=expected):
         find_backbone(BackboneSpec(name, weights)).load()
-
-
-def test_without_a_network_the_message_says_which_file_to_fetch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(socket, "create_connection", unreachable)
-    with pytest.raises(SetupError) as error:
-        find_backbone(BackboneSpec("ViT-B-16", "openai")).load()
-    message = str(error.value)
-    assert error.value.exit_code == 4
-    assert "Network is unreachable" in message
-    assert "https://" in message
-    assert "weights:" in message
 
 
 @pytest.mark.parametrize(

@@ -244,13 +244,6 @@ def test_a_hook_on_a_gradient_sees_it(tiny_backbone: Backbone) -> None:
 # What a layer computes, as weight and bias
 
 
-def test_a_plain_layers_weight_and_bias_are_its_own() -> None:
-    layer = nn.Linear(5, 3)
-    weight, bias = weight_and_bias(layer, 5)
-    assert torch.equal(weight, layer.weight.double())
-    assert torch.equal(bias, layer.bias.double())
-
-
 def test_a_parametrized_layers_weight_is_the_effective_one() -> None:
     layer = nn.Linear(5, 3)
     register_parametrization(layer, "weight", Doubled())

@@ -21,7 +21,7 @@ from kdedge.clip.weights import (
     match_shapes,
     read_weights,
 )
-from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.errors import DataError, SetupError
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,
@@ -387,9 +387,3 @@ def test_every_pretrained_tag_of_a_vit_has_something_to_fetch() -> None:
             file = file or "open_clip_model.safetensors"
             address = f"https://huggingface.co/{repository}/resolve/main/{file}\n"
             assert address in str(error), (name, tag)
-
-
-def test_a_model_without_a_tag_lists_its_tags() -> None:
-    error = describe_missing_weights("ViT-B-16", None, None)
-    assert isinstance(error, RecipeError)
-    assert "ViT-B-16 needs weights.\n  Its pretrained tags: openai" in str(error)

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdedge.config.explain import explain_validation
 from kdedge.config.yaml_file import LineMap
-from kdedge.errors import nearest
 
 
 class Settings(BaseModel):
@@ -39,12 +38,3 @@ def test_a_methods_settings_are_explained_under_their_place_in_the_recipe():
     assert explain({"kd_wieght": 1}) == (
         "r.yaml:12: student.settings.kd_wieght is not a known key.\n  Did you mean kd_weight?"
     )
-
-
-def test_a_key_that_resembles_none_is_answered_with_all_that_are_known():
-    assert "Known keys: kd_weight, prompt_depth." in explain({"zzz": 1})
-
-
-def test_nearest_ignores_case_and_gives_none_for_strangers():
-    assert nearest("VIT-b-16", ["ViT-B-16", "RN50"]) == "ViT-B-16"
-    assert nearest("zebra", ["ViT-B-16", "RN50"]) is None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides
 from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
@@ -24,12 +23,6 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "r.yaml"
     path.write_text(GOOD)
     return path
-
-
-def test_a_recipe_without_the_keys_has_the_defaults(recipe: Path) -> None:
-    loaded = load_recipe(recipe).recipe
-    assert loaded.export == ExportSpec()
-    assert loaded.gates == GatesSpec()
 
 
 def test_gates_that_are_not_named_keep_their_defaults(recipe: Path) -> None:
@@ -107,14 +100,3 @@ def test_a_wrong_value_is_named(recipe: Path, override: str, expected: str) -> N
         load_recipe(recipe, parse_overrides([override]))
     assert override.partition("=")[0].rpartition(".")[0] in str(caught.value)
     assert expected in str(caught.value)
-
-
-def test_a_fixed_batch_up_to_the_largest_is_fine(recipe: Path) -> None:
-    loaded = load_recipe(recipe, {"export.batch": 32}).recipe
-    assert loaded.export.batch == 32
-
-
-def test_a_mistake_in_the_file_is_named_with_its_line(recipe: Path) -> None:
-    recipe.write_text(GOOD + "export:\n  max_batch: 5000\n")
-    with pytest.raises(RecipeError, match=r"r\.yaml:6: export\.max_batch must be at most 1024"):
-        load_recipe(recipe)

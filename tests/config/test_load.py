@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdedge.config.load import dump_recipe, load_recipe, parse_overrides, shipped_recipes
+from kdedge.config.load import dump_recipe, load_recipe, parse_overrides
 from kdedge.config.optim_spec import resolve_optim
 from kdedge.config.yaml_file import dump_yaml, parse_yaml
 from kdedge.errors import RecipeError
@@ -54,21 +54,11 @@ def test_every_recipe_of_the_project_loads_and_survives_a_round_trip(path, tmp_p
     assert load_recipe(write(tmp_path, dump_recipe(recipe))).recipe == recipe
 
 
-def test_there_are_recipes_to_test():
-    assert {"demo", "sun397", "own-images"} <= set(shipped_recipes())
-    assert len(RECIPES) >= 5
-
-
 def test_a_good_recipe_gives_its_values_with_absolute_paths(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD)).recipe
     assert recipe.classes.names == ("cat", "dog")
     assert recipe.data.unlabeled.folder == tmp_path / "cams"
     assert recipe.student.settings == {"losses": {"kl": {"weight": 1000}}}
-
-
-def test_a_tilde_is_the_home_folder(tmp_path):
-    recipe = load_recipe(write(tmp_path, GOOD.replace("cams", "~/cams"))).recipe
-    assert recipe.data.unlabeled.folder == Path.home() / "cams"
 
 
 def test_a_models_own_optim_lies_over_the_shared_one_and_both_over_the_defaults(tmp_path):
@@ -196,11 +186,6 @@ def test_an_override_wins_and_is_read_as_yaml(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD), parse_overrides(overrides)).recipe
     assert recipe.student.settings == {"losses": {"kl": {"weight": 200}}}
     assert (recipe.student.optim.lr, recipe.student.optim.epochs, recipe.seed) == (0.1, 20, 2)
-
-
-def test_an_override_makes_the_mappings_it_needs(tmp_path):
-    recipe = load_recipe(write(tmp_path, GOOD), {"data.labeled.folder": "/x"}).recipe
-    assert recipe.data.labeled.folder == Path("/x")
 
 
 def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in(

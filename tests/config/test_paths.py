@@ -55,12 +55,6 @@ def test_a_missing_path_of_an_override_says_where_it_starts(tmp_path, monkeypatc
     ]
 
 
-def test_files_and_folders_that_are_there_pass(tmp_path):
-    (tmp_path / "cams").mkdir()
-    (tmp_path / "test").mkdir()
-    check_paths(load_recipe(write(tmp_path, GOOD)))
-
-
 def test_patterns_of_shards_are_left_to_the_reader_of_shards(tmp_path):
     text = GOOD.replace("folder: cams", "webdataset: '/no/s-{0..1}.tar'")
     (tmp_path / "test").mkdir()

@@ -54,11 +54,6 @@ def test_a_suite_gives_its_values_and_labels_rows_by_their_methods(tmp_path):
     assert suite.paper.figures["sun397"]["coop"].base == 80.6
 
 
-def test_seeds_are_the_published_ones_where_none_are_given(tmp_path):
-    text = GOOD.replace("seeds: [4, 5]\n", "")
-    assert load_suite(write(tmp_path, text)).suite.seeds == (1, 2, 3)
-
-
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -146,7 +141,3 @@ def test_every_suite_of_the_project_loads_and_finds_its_recipes(path):
     assert loaded.suite.name == path.stem
     named = [*loaded.suite.recipes, *(row.trained_on for row in loaded.suite.methods)]
     assert all(recipe_file(loaded, entry, key=()).is_file() for entry in named if entry)
-
-
-def test_there_are_suites_to_test():
-    assert {"photos100", "table1", "table9"} <= {path.stem for path in SUITES}

@@ -51,8 +51,3 @@ def test_sentences_come_in_class_list_order_with_single_blanks(read, options):
 def test_what_is_no_file_of_class_texts_is_refused_with_its_place(read, text, message):
     with pytest.raises(DataError, match=message):
         read(text)
-
-
-def test_a_file_that_is_gone_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"texts.json cannot be read: no such file"):
-        read_class_texts(tmp_path / "texts.json", NAMES)

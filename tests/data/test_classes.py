@@ -58,11 +58,6 @@ def test_a_recipe_is_no_class_list_though_its_lines_would_do(path, name):
         read_class_file(recipe)
 
 
-def test_a_missing_class_file_is_named(path):
-    with pytest.raises(DataError, match=r"classes\.txt cannot be read: no such file"):
-        read_class_file(path)
-
-
 def test_names_in_the_recipe_and_in_a_file_are_the_same_classes(path):
     path.write_text("cat\ndog\n")
     data = DataSpec()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import signal
 import subprocess
@@ -252,10 +251,3 @@ def test_a_disk_that_fills_up_keeps_what_came(
     ):
         fetch_files(root=disk)
     assert (disk / SUN397.folder / "m.zip.part").exists()
-
-
-def test_what_is_fetched_from_where_is_said_first(hub, file_server, fetch_files, caplog):
-    hub.give(PATH, file_server.Answer(WHOLE))
-    with caplog.at_level(logging.INFO, "kdedge"):
-        fetch_files(FOLDER)
-    assert caplog.messages == [f"Fetching m.zip ({len(WHOLE)} bytes) from {hub.url}{PATH}."]

@@ -132,11 +132,6 @@ def test_few_images_are_said_to_be_few(caplog: pytest.LogCaptureFixture) -> None
     assert record.getMessage().startswith("INT8 is calibrated on only 3 images")
 
 
-def test_few_that_were_asked_for_need_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    choose(Pictures([1, 2, 3]), 3)
-    assert caplog.records == []
-
-
 def test_an_image_that_was_damaged_meanwhile_is_named() -> None:
     pictures = Pictures([1, 2, 3])
     pictures._files[1] = b"no picture"

@@ -36,10 +36,6 @@ def test_a_further_known_image_is_below_the_limit_as_often_as_wanted(n_images: i
     )
 
 
-def test_no_score_has_no_limit() -> None:
-    assert fit_limit(np.zeros(0), 95.0) is None
-
-
 def test_percentiles_ascend_from_the_lowest_score_to_the_highest() -> None:
     scores = np.random.default_rng(2).normal(0, 3, 777)
     found = fit_limit(scores, 90.0)

@@ -61,12 +61,6 @@ def test_figures_equal_those_counted_by_hand() -> None:
     assert (result.images, result.runtime) == ("test images", "none")
 
 
-def test_a_drop_below_zero_is_a_gain() -> None:
-    result = run(log_odds(0.4, 0.9), log_odds(0.6, 0.9), labels=[0, 0])
-    assert (result.reference_accuracy_percent, result.accuracy_percent) == (50.0, 100.0)
-    assert result.accuracy_drop == -50.0
-
-
 def test_without_labels_there_is_no_accuracy() -> None:
     result = run(log_odds(0.4), log_odds(0.6))
     assert result.n_labeled == 0

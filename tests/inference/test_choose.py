@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.errors import BackendUnavailable, DataError, GateError, RecipeError, SetupError
+from kdedge.errors import BackendUnavailable, DataError, GateError, SetupError
 from kdedge.inference.choose import candidates, choose_and_load
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import CPU_CHOICE, CpuChoice, CpuMachine, keep_choice
@@ -76,21 +76,6 @@ def test_eight_bits_are_used_only_when_asked_for(artifact: Artifact) -> None:
     file = entry("model.int8.onnx", precision="int8")
     with pytest.raises(GateError, match=r": it is int8; .*precision int8"):
         candidates(with_entries(artifact, file), precision=None, backend=None)
-
-
-def test_a_wish_that_no_file_fulfills_lists_what_there_is(artifact: Artifact) -> None:
-    with pytest.raises(RecipeError, match=r"has no int8 file that can be run") as caught:
-        candidates(artifact, precision="int8", backend=None)
-    assert "It has: model.onnx (fp32, onnx)." in str(caught.value)
-    with pytest.raises(RecipeError, match="has no file that tensorrt can run"):
-        candidates(artifact, precision=None, backend="tensorrt")
-
-
-def test_unknown_wishes_are_told(artifact: Artifact) -> None:
-    with pytest.raises(RecipeError, match='no precision "fp4"'):
-        candidates(artifact, precision="fp4", backend=None)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match='no backend "onnx"'):
-        candidates(artifact, precision=None, backend="onnx")
 
 
 def load(artifact: Artifact, **wishes: Any) -> tuple[ModelFile, Any]:

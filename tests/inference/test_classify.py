@@ -311,14 +311,6 @@ def test_a_number_of_threads_bounds_those_that_decode(artifact: Artifact) -> Non
     results.close()
 
 
-@pytest.mark.parametrize("batch", [0, 5])
-def test_a_batch_that_the_artifact_does_not_take_is_refused_at_once(
-    artifact: Artifact, batch: int
-) -> None:
-    with pytest.raises(RecipeError, match=rf"The batch size is {batch}, but.*takes 1 to 4 images"):
-        Classifier.load(artifact.path).classify_many([], batch=batch)
-
-
 def test_a_file_of_a_fixed_batch_names_the_key_that_sets_it(artifact: Artifact) -> None:
     loaded = Classifier.load(artifact.path)
     fixed = SimpleNamespace(batches=(1, 1), run=loaded.backend.run)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.registry import DataNeeds, list_methods, load_method
+from kdedge.methods.registry import list_methods, load_method
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
@@ -49,13 +49,6 @@ def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
         step = method.training_step(Batch(images(32), labels, clean_images=images(32)))
         losses.append(float(step.loss.detach()))
     assert (losses[0] != losses[1]) == module.METHOD.data_needs.novel_class_names
-
-
-def test_two_see_together_what_either_sees() -> None:
-    labels = DataNeeds(labels=True, unlabeled_images=False, novel_class_names=False)
-    pool = DataNeeds(labels=False, unlabeled_images=True, novel_class_names=True)
-    assert labels | pool == DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True)
-    assert labels | labels == labels
 
 
 @pytest.mark.parametrize("name", TRAINED)

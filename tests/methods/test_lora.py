@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
-from kdedge.errors import RecipeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods import promptkd
 
@@ -123,10 +122,3 @@ def test_each_change_belongs_to_its_blocks_layer(student: Student) -> None:
     assert (full["visual.conv1.weight"], full["visual.proj"]) == (4, 0)
     assert set(full) < set(student(tune="full").trainable_parameters())
     assert student().layers_above() == {}
-
-
-def test_a_rank_above_the_width_is_an_error(student: Student) -> None:
-    with pytest.raises(
-        RecipeError, match=r"lora\.rank is 100, [\s\S]* Set lora\.rank to 64 or less"
-    ):
-        student(tune="lora", lora={"rank": 100})

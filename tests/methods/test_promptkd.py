@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
-from kdedge.errors import DataError, ShapeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses.kl import distillation_loss
 from kdedge.methods.protocol import MethodInputs, Projector
@@ -63,11 +62,6 @@ def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
     student, teacher = logits(0).bfloat16(), logits(1).bfloat16()
     expected = distillation_loss(student.float(), teacher.float(), temperature=3.0)
     assert torch.equal(distillation_loss(student, teacher, temperature=3.0), expected)
-
-
-def test_two_class_lists_are_an_error() -> None:
-    with pytest.raises(ShapeError, match="one class list"):
-        distillation_loss(logits(0), logits(0, n_classes=6), temperature=1.0)
 
 
 def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:
@@ -135,12 +129,6 @@ def test_a_teacher_is_run_without_a_graph(student: Student) -> None:
     )
     method = student(teacher=teacher)
     assert not method.outputs(Batch(images(), None)).teacher_features.requires_grad
-
-
-def test_one_image_in_a_batch_is_an_error_that_says_why(student: Student) -> None:
-    method = student()
-    with pytest.raises(DataError, match="at least 2 unlabeled images"):
-        method.training_step(Batch(images(1), None))
 
 
 def half(x: Tensor) -> Tensor:

@@ -278,8 +278,3 @@ def test_saving_replaces_the_old_record_in_one_step(written: Artifact) -> None:
     assert (written.path / "artifact.json").stat().st_ino != before
     assert load_artifact(written.path).name == "other"
     assert [path.name for path in written.path.iterdir()] == ["artifact.json"]
-
-
-def test_a_fixed_batch_is_the_only_one(written: Artifact) -> None:
-    assert written.batches == (1, 8)
-    assert dataclasses.replace(written, batch=4).batches == (4, 4)

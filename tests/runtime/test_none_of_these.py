@@ -86,13 +86,6 @@ def test_an_artifact_with_limits_is_read_back_equal(artifact: Artifact) -> None:
     assert record["none_of_these"]["share_percent"] == 95
 
 
-def test_an_artifact_without_both_has_no_keys_of_them(artifact: Artifact) -> None:
-    record = json.loads((artifact.path / "artifact.json").read_text())
-    assert not {"temperature", "none_of_these"} & record.keys()
-    assert "none_below" not in record["files"][0]
-    assert load_artifact(artifact.path).none_of_these is None
-
-
 def test_a_file_that_was_built_from_another_has_its_limits(artifact: Artifact) -> None:
     (float32,) = with_none(artifact).files
     half = ModelFile("b.onnx", "onnx", "fp16", "any", SHA, 9, none_below=limits(2))

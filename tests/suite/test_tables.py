@@ -232,9 +232,3 @@ def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, outcomes:
         "no", "no", "yes",
     ]  # fmt: skip
     assert to_record(plan, outcomes, lines)["lines"][2]["is_official"]
-
-
-def test_without_official_rows_nothing_is_said_of_them(plan_of: PlanOf, outcomes: Outcomes) -> None:
-    plan = plan_of("coop", more="seeds: [1]\n")
-    text = to_markdown(plan, make_lines(plan, outcomes))
-    assert "†" not in text

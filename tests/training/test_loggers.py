@@ -144,11 +144,6 @@ def test_a_log_that_cannot_be_closed_is_an_error_and_hides_none(tmp_path: Path) 
         lose(log, KeyError())
 
 
-def test_a_folder_that_is_not_there_is_a_resource_error(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"metrics\.jsonl"):
-        _open(tmp_path / "nowhere")
-
-
 def test_progress_names_the_epoch_and_its_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

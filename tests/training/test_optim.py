@@ -67,10 +67,6 @@ def test_rates_of_steps_rise_in_a_line_and_fall_to_almost_zero() -> None:
     assert 0 < rates[-1] < 0.002
 
 
-def test_rates_of_steps_without_warm_up_begin_at_lr() -> None:
-    assert _rates_per_step(epochs=2, warmup_epochs=0)[0] == 0.1
-
-
 def test_constant_rates_of_steps_stay_at_lr_after_the_line() -> None:
     rates = _rates_per_step(epochs=3, warmup_epochs=1, schedule="constant")
     assert rates[4:] == [0.1] * 8

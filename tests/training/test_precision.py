@@ -76,12 +76,6 @@ def test_the_scale_doubles_after_two_thousand_steps_without_overflow() -> None:
     assert not precision.may_overflow  # so that a smaller scale could not help
 
 
-def test_without_scaling_there_is_no_state() -> None:
-    precision = Precision("fp32", CPU)
-    assert precision.state_dict() == {}
-    precision.load_state_dict({})
-
-
 class Trained(nn.Module):
     """Parameters that the public code keeps in half precision, and others."""
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 import kdedge
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, joined
+from kdedge.distributed import ProcessGroup, joined
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
 
@@ -93,12 +93,6 @@ def test_every_row_is_in_one_share(n_rows: int, size: int) -> None:
     shares = [range(n_rows)[ProcessGroup(rank, size).shard(n_rows)] for rank in range(size)]
     assert [row for share in shares for row in share] == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined(torch.device("cpu")) as group:
-        assert group is SINGLE_PROCESS
 
 
 def test_machines_with_one_gpu_each_train_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,13 +182,6 @@ def test_a_log_on_a_full_disk_does_not_hide_the_error(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_log_that_cannot_be_opened_is_a_resource_error(tmp_path: Path) -> None:
-    run = _create(tmp_path)
-    run.log.mkdir()
-    with pytest.raises(ResourceError, match=r"log\.txt"), run.logging_to_file():
-        pass
-
-
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """Finished and unfinished runs, foreign folders and damaged records."""
@@ -234,10 +227,6 @@ def test_a_copy_of_a_run_is_not_another_run(tmp_path: Path) -> None:
     for name in ("01-copy", "²"):
         shutil.copytree(run.path, run.path.with_name(name))
     assert [found.name for found, _ in runs_in(tmp_path)] == ["line3/01"]
-
-
-def test_no_root_has_no_newest_run(tmp_path: Path) -> None:
-    assert newest(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,6 @@ def test_what_a_package_brings_that_is_no_set_of_its_name_is_told(
         load_benchmark("ours")
 
 
-def test_the_sets_are_those_of_the_published_tables() -> None:
-    assert set(list_benchmarks()) == BASE_TO_NOVEL.keys() | VARIANTS
-
-
 @pytest.mark.parametrize("name", list_benchmarks())
 def test_a_set_says_what_it_is(name: str) -> None:
     benchmark = load_benchmark(name)

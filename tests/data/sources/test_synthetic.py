@@ -61,11 +61,6 @@ def test_every_class_has_as_many_pictures_as_the_others(part: str, per_class: in
     assert [item.label for item in source.items] == [*range(24)] * per_class
 
 
-def test_keys_are_unique_over_all_parts() -> None:
-    keys = [i.key for part in PARTS for i in open_source("shapes", part=part, labeled=True).items]
-    assert len(set(keys)) == len(keys)
-
-
 def test_no_picture_is_in_two_parts() -> None:
     sources = [open_source("shapes", part=part, labeled=True) for part in PARTS]
     files = [source.read(i) for source in sources for i in range(48)]
@@ -98,11 +93,6 @@ def test_an_unknown_set_is_named_with_the_nearest_known_one() -> None:
         open_source("shape", part="train", labeled=False)
     with pytest.raises(RecipeError, match=r"Did you mean shapes\?"):
         class_names("shaped")
-
-
-def test_an_unknown_part_is_named_with_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"Did you mean test\?"):
-        open_source("shapes", part="testing", labeled=False)
 
 
 @pytest.mark.parametrize("texture", TEXTURES)

@@ -301,15 +301,6 @@ def test_damage_inside_a_row_group_is_an_error_that_names_the_file(tmp_path: Pat
         parquet.open_source(str(tmp_path), class_names=(), labeled=False)
 
 
-def test_a_row_group_may_have_any_size(tmp_path: Path) -> None:
-    images = [np.random.default_rng(i).bytes(300) for i in range(250)]
-    whole = table_of(FEATURES, image=structs(images), label=[0, 1] * 125)
-    place = save_parquet(tmp_path, whole, rows=1000)
-    source = parquet.open_source(place, class_names=NAMES, labeled=True)
-    assert [source.read(i) for i in range(250)] == images
-    assert [item.label for item in source.items] == [1, 0] * 125
-
-
 def copies() -> set[tuple[Path, int]]:
     cache = Path(os.environ["HF_DATASETS_CACHE"])
     return {(path, path.stat().st_mtime_ns) for path in cache.rglob("*.arrow")}
