@@ -31,11 +31,17 @@ from typing import Any
 ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether a command line made the call; messages name its flags then, else Python's arguments."""
 
-_OTHER_NAMES = {"as": "kind", "from": "run", "runs": "root", "set": "overrides:"}
-"""Flag -> argument of the public function, of those whose names differ."""
+_SAME_NAME = (
+    "against backend baseline browser calibrate classes config cpu device exact file fp16 head"
+    " int8 int8-minutes keep-teacher labels max-megabytes max-regress method none-of-these"
+    " open-classes output pixels port precision resume size student teacher threads triton weights"
+)
+_ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
+    flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
+}
+"""Flag -> argument of the public function; other flags have none, and are named as they are."""
 
-_FLAG = re.compile(r"`.*?`|\b(?:kdedge|pip) \w+ .*|(?<![^\s(])--([a-z][a-z0-9-]*)")
-"""Commands, which stay as they are, or the flag of one."""
+_FLAG = re.compile(rf"`.*?`|\bkdedge \w+ .*|(?<![^\s(])--({'|'.join(_ARGUMENTS)})\b(?!-)")
 
 
 class KdedgeError(Exception):
@@ -52,12 +58,9 @@ class KdedgeError(Exception):
     def __str__(self) -> str:
         """The message; in Python, its flags become arguments: `device` instead of `--device`."""
         text = super().__str__()
-        return text if ON_COMMAND_LINE.get() else _FLAG.sub(_argument, text)
-
-
-def _argument(match: re.Match[str]) -> str:
-    flag = match[1]
-    return match[0] if flag is None else _OTHER_NAMES.get(flag, flag.replace("-", "_"))
+        if ON_COMMAND_LINE.get():
+            return text
+        return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[0]), text)
 
 
 class RecipeError(KdedgeError):

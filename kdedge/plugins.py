@@ -25,6 +25,16 @@ TRAINING_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip"
 """Module -> distribution that holds it, all in the extra train."""
 
 
+WARNINGS_OF_WORK: list[str] = []
+"""What is logged before PyTorch is loaded or a file is measured."""
+
+
+def say_warnings_of_work() -> None:
+    """Logs what waits until the work begins."""
+    while WARNINGS_OF_WORK:
+        logging.getLogger(__name__).warning("%s", WARNINGS_OF_WORK.pop())
+
+
 def need_training_packages(purpose: str) -> None:
     """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
 
@@ -34,6 +44,7 @@ def need_training_packages(purpose: str) -> None:
     for module, package in TRAINING_PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             raise MissingPackage(package, extra="train", purpose=purpose)
+    say_warnings_of_work()
     # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         logging.getLogger(__name__).info("Loading PyTorch.")

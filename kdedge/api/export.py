@@ -13,7 +13,7 @@ from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import held
-from kdedge.plugins import need_training_packages
+from kdedge.plugins import need_training_packages, say_warnings_of_work
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
@@ -78,6 +78,7 @@ class Export:
                 self.artifact = made[0]
                 self.names += made[1]
         if cpu:
+            say_warnings_of_work()
             with self.keeping_errors():
                 check_can_keep(self.artifact)
                 self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)

@@ -133,7 +133,7 @@ def test_an_override_from_python_is_named_as_one() -> None:
         ("  kdedge data fetch sun --data d", "  kdedge data fetch sun --data d"),
         ("`docker --gpus all` or --resume", "`docker --gpus all` or resume"),
         ("pip install --upgrade av", "pip install --upgrade av"),
-        ("--trt-rtx builds engines", "trt_rtx builds engines"),
+        ("--trt has no argument", "--trt has no argument"),
     ],
 )
 def test_a_message_names_arguments_in_python_and_flags_on_a_command_line(

@@ -543,9 +543,16 @@ def test_threads_are_chosen_before_torch_is_loaded() -> None:
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="this system does not count")
 @pytest.mark.usefixtures("busy")
 def test_a_busy_machine_is_said_once_with_what_to_do() -> None:
-    call = "from kdedge.cli.main import run\nrun({!r})\n"
+    """When the work begins, and not above the message of a wrong option."""
+    call = (
+        "from kdedge.cli.main import run\nrun({!r})\n"
+        "print('work', file=__import__('sys').stderr, flush=True)\n"
+        "from kdedge.plugins import need_training_packages\nneed_training_packages('Training')"
+    )
     said = run_in(call.format(["train", "missing.yaml"]), OMP_NUM_THREADS="2").stderr
-    assert said.count("kdedge: warning: Other processes keep") == 1
+    before, _, begun = said.partition("work\n")
+    assert "Other processes" not in before
+    assert begun.count("kdedge: warning: Other processes keep") == 1
     assert "Other processes" not in run_in(call.format(["train", "m", "--threads", "1"])).stderr
 
 
