@@ -105,12 +105,6 @@ def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
             log.warning("The file system of %s is limited: %s.", path.absolute(), otherwise)
 
 
-def set_mode(path: Path, mode: int) -> None:
-    """Sets the permissions of a file or folder, if its file system has permissions."""
-    with where_supported(path, otherwise="it has no file permissions"):
-        path.chmod(mode)
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file atomically: even after a kill, it holds all old bytes or all new ones.
 
@@ -119,24 +113,25 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         ResourceError: the disk is full or the folder may not be written.
     """
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             sync(file.fileno(), path.parent)
-        set_mode(temporary, 0o644)
         temporary.replace(path)
     except BaseException as error:  # Ctrl-C must not leave a half-written file next to the old one
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError):
             raise explain_os_error(error, path) from error
         raise
-    _sync_folder(path)
+    with contextlib.suppress(OSError):  # a folder that may be written and not read
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new name
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -218,28 +213,6 @@ def sync(descriptor: int, path: Path) -> None:
         os.fsync(descriptor)
 
 
-def _sync_folder(written: Path) -> None:
-    """Makes a rename durable.
-
-    Raises:
-        ResourceError: the device fails; the file has its new bytes already.
-    """
-    folder = written.parent
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            sync(descriptor, folder)
-        finally:
-            os.close(descriptor)
-    except PermissionError:  # a folder that may be written and not read
-        return
-    except OSError as error:
-        raise ResourceError(
-            f"{written} is written, but a power failure may still undo that: {os_reason(error)}.\n"
-            "  Check the disk of that folder, and run the command again."
-        ) from error
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically, keys in the order given."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
@@ -319,51 +292,21 @@ def sha256_json(value: Any) -> str:
 def write_new_numbered_json(folder: Path, value: Any) -> Path:
     """Writes `folder/01.json`, or the next free number, and gives the file.
 
-    No file is overwritten; two processes that write at the same time get two files.
-
     Raises:
         ResourceError: the disk is full or the folder may not be written.
     """
-    file = _take_number(folder, lambda path: path.touch(exist_ok=False), suffix=".json")
     try:
-        write_json(file, value)
-    except BaseException:
-        file.unlink(missing_ok=True)  # it is empty
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    file = folder / f"{_next_number(folder.glob('*.json')):02d}.json"
+    write_json(file, value)
     return file
 
 
-def move_to_number(folder: Path, parent: Path) -> Path:
-    """Renames a folder to `parent/01`, or the next free number; two processes get two numbers."""
-
-    def rename(path: Path) -> None:
-        try:
-            folder.rename(path)
-        except OSError as error:
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise FileExistsError from error
-            raise
-
-    return _take_number(parent, rename)
-
-
-def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = "") -> Path:
-    """Makes the first path with a free number; `make` raises FileExistsError for a taken one."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        names = [path.name for path in parent.iterdir() if path.name.endswith(suffix)]
-        stems = [name.removesuffix(suffix) for name in names]
-        number = max((int(stem) for stem in stems if stem.isdecimal()), default=0) + 1
-        while True:
-            path = parent / f"{number:02d}{suffix}"
-            try:
-                make(path)
-            except FileExistsError:
-                number += 1
-            else:
-                return path
-    except OSError as error:
-        raise explain_os_error(error, parent) from error
+def _next_number(paths: Iterable[Path]) -> int:
+    newest = highest_number(paths)
+    return 1 if newest is None else int(newest.stem) + 1
 
 
 def highest_number(paths: Iterable[Path]) -> Path | None:
@@ -418,12 +361,10 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
             raise InUseError(
                 f"{folder} is in use by another process.\n  Wait for it, or name another folder."
             )
-        with _made(part):
+        part.mkdir()
+        with held(part):
             yield new
-            if is_numbered:
-                new.final = move_to_number(part, folder)
-            else:
-                _rename(part, folder)
+            new.final = _renamed(part, folder, is_numbered=is_numbered)
     except OSError as error:
         raise explain_os_error(error, folder) from error
     finally:
@@ -433,33 +374,21 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
                 above.rmdir()
 
 
-def _rename(part: Path, folder: Path) -> None:
-    try:
-        part.rename(folder)  # onto an empty folder, or a free name
-    except OSError as error:
-        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:  # made meanwhile
-            raise already_exists(folder) from error
-        raise
-
-
-@contextlib.contextmanager
-def _made(part: Path) -> Iterator[None]:
-    """Context of a new folder with a lock, if its file system has locks."""
-    descriptor: int | None = None
-    while descriptor is None:
-        part.mkdir()
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(part, os.O_RDONLY)
-            _OPENED.add(descriptor)
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not part.exists():  # another process took it for one that was left behind
-                _close(descriptor)
-                descriptor = None
-    try:
-        yield
-    finally:
-        _close(descriptor)
+def _renamed(part: Path, folder: Path, *, is_numbered: bool) -> Path:
+    """Gives a folder its final name: onto an empty folder or a free name, and returns it."""
+    number = _next_number(folder.iterdir()) if is_numbered else 0
+    while True:
+        final = folder / f"{number:02d}" if is_numbered else folder
+        try:
+            part.rename(final)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                raise
+            if not is_numbered:  # made meanwhile
+                raise already_exists(folder) from error
+            number += 1
+        else:
+            return final
 
 
 def _delete_left_behind(above: Path, start: str) -> bool:
@@ -507,12 +436,10 @@ def held(path: Path) -> Iterator[None]:
         ResourceError: it cannot be opened.
     """
     with _opened(path, os.O_RDONLY) as descriptor:
-        try:
-            _flock(descriptor, path)
-        except BlockingIOError as error:
+        if not _flock(descriptor, path):
             raise InUseError(
                 f"{path} is in use by another process.\n  Wait for it, or name another one."
-            ) from error
+            )
         yield
 
 
@@ -535,29 +462,19 @@ def locked(
         ResourceError: the folder may not be written.
     """
     with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-        _take_lock(descriptor, path, remedy, give_up=time.monotonic() + wait_s)
+        give_up = time.monotonic() + wait_s
+        while not _flock(descriptor, path):
+            if time.monotonic() >= give_up:
+                raise InUseError(
+                    f"{path.parent} is in use by another process: {_holder(descriptor)}."
+                    f"\n  {remedy}"
+                )
+            time.sleep(_POLL_S)
+        with contextlib.suppress(OSError):  # on a full disk, the message above lacks the holder
+            os.ftruncate(descriptor, 0)
+            holder = {"pid": os.getpid(), "host": socket.gethostname()}
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield
-
-
-def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> None:
-    try:
-        while True:
-            try:
-                _flock(descriptor, path)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= give_up:
-                    raise
-                time.sleep(_POLL_S)
-        os.ftruncate(descriptor, 0)
-        holder = {"pid": os.getpid(), "host": socket.gethostname()}
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-    except OSError as error:
-        if error.errno not in _HELD:
-            raise explain_os_error(error, path) from error
-        raise InUseError(
-            f"{path.parent} is in use by another process: {_holder(descriptor)}.\n  {remedy}"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -571,12 +488,8 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        _close(descriptor)
-
-
-def _close(descriptor: int) -> None:
-    _OPENED.discard(descriptor)
-    os.close(descriptor)
+        _OPENED.discard(descriptor)
+        os.close(descriptor)
 
 
 _OPENED: set[int] = set()  # descriptors with locks
@@ -594,12 +507,19 @@ def _leave_locks() -> None:
 os.register_at_fork(after_in_child=_leave_locks)
 
 
-def _flock(descriptor: int, path: Path) -> None:
-    """Locks an open file or folder, if its file system has locks; does not wait."""
-    with where_supported(
-        path, otherwise="without file locks, two commands may write to one folder at the same time"
-    ):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _flock(descriptor: int, path: Path) -> bool:
+    """Locks an open file or folder, if its file system has locks; False if another one holds it."""
+    try:
+        with where_supported(
+            path,
+            otherwise="without file locks, two commands may write to one folder at the same time",
+        ):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _HELD:
+            raise explain_os_error(error, path) from error
+        return False
+    return True
 
 
 def _holder(descriptor: int) -> str:

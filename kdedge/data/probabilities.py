@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.data.sources import LabelIndex
-from kdedge.errors import DataError
+from kdedge.errors import DataError, first_line, some_of
 from kdedge.files import sha256_json
 
 _KEY_COLUMN = "image"
 _TOLERANCE = 1e-3
 """Of a sum: probabilities that were rounded to five digits, of 200 classes."""
-
-_Row = npt.NDArray[np.float32]
-"""[n], of one image."""
 
 
 @dataclass(frozen=True)
@@ -71,120 +68,74 @@ def read_probabilities(
         DataError: the file cannot be read, has other classes, lacks an image or has it twice, or a
             line's values are no probabilities; the message has the line's number.
     """
-    twice = [key for key, count in Counter(keys).items() if count > 1]
-    if twice:
+    rows = {key: row for row, key in enumerate(keys)}
+    if len(rows) < len(keys):
+        twice = [key for key, count in Counter(keys).items() if count > 1]
         raise DataError(
             f"{len(twice)} names of images are there more than once, first {twice[0]!r}, and"
             f" {path} goes by them.\n  Rename the images, or teach without that file."
         )
+    values = np.empty((len(keys), len(class_names)), np.float32)
+    first: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             columns = _read_header(path, next(reader, []), class_names)
-            lines = ((reader.line_num, cells) for cells in reader if cells)
-            rows = _read_lines(path, lines, len(columns), set(keys))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
+            for key, *cells in filter(None, reader):
+                place = f"{path}:{reader.line_num}"
+                if key in first:
+                    raise DataError(
+                        f"{place}: the image {key!r} is there twice, first in line {first[key]}.\n"
+                        "  Keep one of the lines."
+                    )
+                first[key] = reader.line_num
+                row = _read_row(place, cells, len(columns))
+                if key in rows:
+                    values[rows[key], columns] = row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{path} is not UTF-8 text ({error.reason}).\n  Save it as UTF-8."
+            f"{path} cannot be read as CSV text in UTF-8: {first_line(error)}.\n  Write it again."
         ) from error
-    except csv.Error as error:
-        raise DataError(f"{path} is not CSV text: {error}.\n  Write it again.") from error
-    return _in_order(path, keys, rows, columns)
-
-
-def _read_lines(
-    path: Path, lines: Iterable[tuple[int, list[str]]], n_classes: int, keys: Collection[str]
-) -> dict[str, _Row]:
-    """The rows of the wanted images; every line is checked."""
-    rows: dict[str, _Row] = {}
-    first: dict[str, int] = {}
-    for number, (key, *cells) in lines:
-        place = f"{path}:{number}"
-        if len(cells) != n_classes:
-            raise DataError(
-                f"{place}: {len(cells)} probabilities, expected {n_classes}, as many as the first"
-                " line has classes.\n  Correct the line."
-            )
-        if key in first:
-            raise DataError(
-                f"{place}: the image {key!r} is there twice, first in line {first[key]}.\n"
-                "  Keep one of the lines."
-            )
-        first[key] = number
-        row = _read_row(place, cells)
-        if key in keys:
-            rows[key] = row
-    return rows
-
-
-def _in_order(
-    path: Path,
-    keys: Sequence[str],
-    rows: Mapping[str, _Row],
-    columns: Sequence[int],
-) -> ImageProbabilities:
-    missing = [key for key in keys if key not in rows]
+    missing = [key for key in keys if key not in first]
     if missing:
         raise DataError(
             f"{path} has no line for {len(missing)} of {len(keys)} images, first"
             f" {missing[0]!r}.\n  Add them: a teacher answers for every image, by its path within"
             " the folder or its name in the shard."
         )
-    order = np.argsort(columns, kind="stable")
-    values = np.stack([rows[key] for key in keys])[:, order]
-    positions = {key: row for row, key in enumerate(keys)}
-    return ImageProbabilities(positions, np.ascontiguousarray(values))
+    return ImageProbabilities(rows, values)
 
 
 def _read_header(path: Path, cells: Sequence[str], class_names: Sequence[str]) -> list[int]:
     """The class of each column after the first."""
-    if len(cells) < 2 or cells[0] != _KEY_COLUMN:
+    names = cells[1:]
+    if cells[:1] != [_KEY_COLUMN] or sorted(names) != sorted(class_names):
+        index = LabelIndex(class_names)
+        unknown = [f'"{name}"{index.nearest(name)}' for name in names if name not in class_names]
+        lacking = [f'"{name}"' for name in class_names if name not in names]
+        lists = {"Not in the class list": unknown, "Missing": lacking}
+        odd = [f"{what}: {', '.join(some_of(some, 3))}." for what, some in lists.items() if some]
         raise DataError(
-            f"{path}:1: the first line is not {_KEY_COLUMN!r} and the class names:"
-            f" {','.join(cells)[:80]!r}.\n  Write it as: {_KEY_COLUMN},{class_names[0]},..."
+            f"{path}:1: expected {_KEY_COLUMN!r} and each of the {len(class_names)} class names"
+            f" once, got {','.join(cells)[:80]!r}. {' '.join(odd)}\n"
+            f"  Write it as: {_KEY_COLUMN},{class_names[0]},..."
         )
     position = {name: number for number, name in enumerate(class_names)}
-    unknown = [name for name in cells[1:] if name not in position]
-    if unknown:
-        near = LabelIndex(class_names).nearest(unknown[0])
-        raise DataError(
-            f"{path}:1: {len(unknown)} of {len(cells) - 1} classes are not in the class list, first"
-            f" {unknown[0]!r}{near}.\n  Name the classes as the recipe does."
-        )
-    columns = [position[name] for name in cells[1:]]
-    if len(set(columns)) < len(columns):
-        name = next(name for name in cells[1:] if cells[1:].count(name) > 1)
-        raise DataError(f"{path}:1: the class {name!r} is there twice.\n  Keep one column of it.")
-    lacking = [name for name in class_names if name not in cells[1:]]
-    if lacking:
-        raise DataError(
-            f"{path}:1: {len(columns)} of {len(class_names)} classes, without {lacking[0]!r}.\n"
-            "  Add the others: a teacher answers for every class."
-        )
-    return columns
+    return [position[name] for name in names]
 
 
-def _read_row(place: str, cells: Sequence[str]) -> _Row:
+def _read_row(place: str, cells: Sequence[str], n_classes: int) -> npt.NDArray[np.float32]:
+    """[C], in the order of the columns."""
     try:
         values = np.array([float(cell) for cell in cells])
-    except ValueError as error:
-        raise DataError(
-            f"{place}: not numbers: {str(error)[:120]}.\n  Correct the line."
-        ) from error
-    if not np.isfinite(values).all():
-        raise DataError(f"{place}: a probability is not finite.\n  Correct the line.")
-    if (values < 0).any():
-        raise DataError(
-            f"{place}: a probability is {values.min():g}, expected 0 to 1.\n"
-            "  Write probabilities, not logits: the softmax of them."
-        )
+    except ValueError:
+        values = np.array([np.nan])
     total = float(values.sum())
-    if abs(total - 1) > _TOLERANCE:
+    if len(values) != n_classes or not (values >= 0).all() or not abs(total - 1) <= _TOLERANCE:
         raise DataError(
-            f"{place}: the probabilities sum to {total:.6g}, expected 1.\n"
-            "  Write probabilities over the classes of the first line, not logits or percent."
+            f"{place}: expected {n_classes} probabilities from 0 to 1 that sum to 1, got"
+            f" {len(cells)}, with the sum {total:.6g}: {','.join(cells)[:80]!r}.\n"
+            "  Write the softmax over the classes of the first line, not logits or percent."
         )
-    row: _Row = (values / total).astype(np.float32)
+    row: npt.NDArray[np.float32] = (values / total).astype(np.float32)
     return row
