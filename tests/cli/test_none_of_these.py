@@ -319,11 +319,13 @@ def test_new_classes_keep_the_limit_and_none_may_not_be_one(project: Path, kdedg
         (("--none-of-these", "95%", "--set", "data.unlabeled=null"), 3, "but 0 are left"),
         (("--calibrate", "--set", "data.labeled=null", "--set", "data.unlabeled=null"), 3,
          "no labeled images to calibrate its scores with, and no unlabeled images to spare"),
+        (("--none-of-these", "90%", "--classes", "names.txt"), 2, '"none", which is the answer'),
     ],
 )  # fmt: skip
 def test_what_cannot_be_fitted_is_explained(
     trained: Path, kdedge: Kdedge, options: tuple[str, ...], code: int, said: str
 ) -> None:
+    Path("names.txt").write_text("cat\nnone\n")
     done = kdedge("export", "tiny/02", *options)
     done.fails(code, said)
     assert not (trained / "runs/tiny/02/artifacts").exists()
@@ -337,13 +339,6 @@ def test_images_that_are_all_equal_show_no_limit(trained: Path, kdedge: Kdedge) 
     done = kdedge("export", "tiny/02", "--none-of-these", "90%")
     assert done.code == 3
     assert "have the same pixels" in done.err
-
-
-def test_a_class_called_none_is_refused(trained: Path, kdedge: Kdedge) -> None:
-    (trained / "names.txt").write_text("cat\nnone\n")
-    done = kdedge("export", "tiny/02", "--classes", "names.txt", "--none-of-these", "90%")
-    assert done.code == 2
-    assert '"none", which is the answer' in done.err
 
 
 @pytest.mark.parametrize("folder", ["both", "open"])
