@@ -25,8 +25,7 @@ import torch
 from interleaved import N_CALLS, interleaved
 from plain_loop import random_backbone
 
-from kdedge.clip.backbone import unit_length
-from kdedge.clip.image_backbone import AnyBackbone, make_image_backbone
+from kdedge.clip.backbone import ImageBackbone, make_backbone, unit_length
 from kdedge.config.student_sizes import student_size
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import fold
@@ -50,16 +49,14 @@ class Vectors:
         return unit_length(torch.randn(N_CLASSES, TEACHER_DIM, generator=generator))
 
 
-def random_tower(name: str) -> AnyBackbone:
+def random_tower(name: str) -> ImageBackbone:
     """The image encoder of an open_clip model, with random weights."""
     model = open_clip.create_model(name).eval()
     preprocess = Preprocess(size_px=model.visual.image_size[0], mean=(0.0,) * 3, std=(1.0,) * 3)
-    return make_image_backbone(
-        model.visual, name=name, preprocess=preprocess, is_trained_with_texts=True
-    )
+    return make_backbone(model.visual, name=name, preprocess=preprocess, is_trained_with_texts=True)
 
 
-def export(backbone: AnyBackbone, path: Path, **settings: Any) -> float:
+def export(backbone: ImageBackbone, path: Path, **settings: Any) -> float:
     """Writes a student's ONNX file and gives its GFLOPs an image."""
     student = promptkd.Method.build(
         backbone,
@@ -120,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     vit = random_backbone("ViT-B-16")
-    students: dict[str, tuple[AnyBackbone, dict[str, Any]]] = {}
+    students: dict[str, tuple[ImageBackbone, dict[str, Any]]] = {}
     for r in arguments.merge:
         students[f"merge_tokens: {r}"] = vit, {"merge_tokens": r}
     for depth in arguments.depth:

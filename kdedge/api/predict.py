@@ -18,12 +18,12 @@ from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact
 from kdedge.errors import DataError, RecipeError, check_at_least, os_reason
 from kdedge.inference.lines import (
+    Lines,
     NonFiniteLogits,
     Prediction,
     Result,
     UnreadableImage,
     best_name,
-    lines_as,
     result_values,
 )
 from kdedge.progress import progress, working
@@ -259,7 +259,7 @@ class Predictions(Tabled, Sequence[Result]):
 
     def to_csv(self) -> str:
         """Returns the lines that `kdedge predict --format csv` writes."""
-        lines = lines_as("csv", top=self._top, min_score=None, tells_none=self._tells_none)
+        lines = Lines("csv", top=self._top, min_score=None, tells_none=self._tells_none)
         written = [lines.heading(), *(lines.line(result) for result in self._results)]
         return "".join(f"{line}\n" for line in written)
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.benchmarking.timing import Call, host_timed
-from kdedge.clip.backbone import Backbone
-from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.backbone import Backbone, ImageBackbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods.cocoop import Method as CoCoOp
@@ -46,7 +45,7 @@ class TorchModel:
     name: str
     protocol: TextEncoding
     logits: _Logits
-    backbone: AnyBackbone
+    backbone: ImageBackbone
     holds: Sequence[Tensor]
     gmacs_image: float
     gmacs_call: float = 0.0
@@ -83,7 +82,7 @@ def _with_vectors(
     return TorchModel(name, "cached", logits, backbone, holds, gmacs)
 
 
-def _one_image(backbone: AnyBackbone) -> Tensor:
+def _one_image(backbone: ImageBackbone) -> Tensor:
     size = backbone.preprocess.size_px
     return torch.zeros(1, 3, size, size, device=backbone.device)
 

@@ -29,12 +29,12 @@ from kdedge.errors import KdedgeError
 from kdedge.files import already_exists, explain_os_error, held, printable, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
+    Lines,
     Prediction,
     Result,
     answer_lines,
     best_name,
     column_widths,
-    lines_as,
 )
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
@@ -200,7 +200,7 @@ def command(
                 unfinished.output.unlink()  # at most a heading
         is_shown = shape.output is None and sys.stdout is not None and sys.stdout.isatty()
         names = classifier.artifact.class_names
-        lines = lines_as(
+        lines = Lines(
             shape.kind,
             top=min(shape.top, len(names)),
             min_score=shape.min_score,

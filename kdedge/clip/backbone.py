@@ -1,4 +1,4 @@
-"""A frozen CLIP: open_clip's model, its weights' hash, its preprocessing and its tokenizer."""
+"""Frozen backbones: a CLIP with its preprocessing and tokenizer, or an image encoder alone."""
 
 from __future__ import annotations
 
@@ -15,53 +15,61 @@ from torch.nn import functional as F
 from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.class_vectors import TextFeatureCache
-from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
+from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.clip.weights import hash_weights
+from kdedge.errors import RecipeError, is_out_of_memory
 from kdedge.runtime.preprocess import Preprocess
 
 
 @dataclass(frozen=True, eq=False)
-class Backbone:
-    """A frozen CLIP in float32 and evaluation mode.
+class ImageBackbone:
+    """A frozen image encoder in float32 and evaluation mode.
+
+    Without a text encoder, it is for a student with its teacher's class vectors. It comes from a
+    CLIP whose text encoder kdedge does not run (MobileCLIP, SigLIP), or from timm, where it was
+    trained without texts. It has no zero-shot predictions and no logit scale.
 
     Attributes:
         name: its name in tables and messages.
-        model: open_clip's CLIP; no parameter has a gradient.
+        visual: [B, 3, H, W] -> [B, embed_dim]; no parameter has a gradient.
         preprocess: the image preprocessing of its pre-training.
-        tokenizer: CLIP's byte-pair tokenizer.
         identity: hash of everything that decides its features.
-        text_cache: keeps the features of frozen texts.
+        embed_dim: D; the joint dimension, if there are texts.
+        is_trained_with_texts: whether it was trained with texts.
     """
 
     name: str
-    model: CLIP
+    visual: nn.Module
     preprocess: Preprocess
-    tokenizer: SimpleTokenizer
     identity: str
-    text_cache: TextFeatureCache
-
-    @property
-    def visual(self) -> nn.Module:
-        """The image encoder."""
-        visual: nn.Module = self.model.visual
-        return visual
+    embed_dim: int
+    is_trained_with_texts: bool
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        device: torch.device = self.model.logit_scale.device
-        return device
+        return next(self.visual.parameters()).device
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone(ImageBackbone):
+    """A frozen CLIP in float32 and evaluation mode.
+
+    Attributes:
+        model: open_clip's CLIP; no parameter has a gradient.
+        tokenizer: CLIP's byte-pair tokenizer.
+        text_cache: keeps the features of frozen texts.
+    """
+
+    model: CLIP
+    tokenizer: SimpleTokenizer
+    text_cache: TextFeatureCache
 
     @property
     def context_length(self) -> int:
         """Token positions of the text encoder."""
         return int(self.model.positional_embedding.shape[0])
-
-    @property
-    def embed_dim(self) -> int:
-        """D, the joint dimension."""
-        return int(self.model.text_projection.shape[1])
 
     @functools.cached_property
     def scale(self) -> float:
@@ -73,23 +81,30 @@ class Backbone:
 
         Only CLIP's ViT takes prompts.
         """
-        return unit_length(encode_image(self.model.visual, images, visual_prompts))
+        return unit_length(encode_image(self.visual, images, visual_prompts))
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Turns texts into token ids on the device.
+
+        Raises:
+            DataError: a text needs more positions than the model has.
+        """
+        tokenized = tokenize(self.tokenizer, texts, context_length=self.context_length)
+        return TokenizedTexts(tokenized.tokens.to(self.device), tokenized.end.to(self.device))
 
     @torch.no_grad()
     def text_features_raw(self, texts: Sequence[str]) -> Tensor:
         """Frozen texts -> [C, D], not normalized, float32; computed once per set of weights."""
 
         def compute() -> Tensor:
-            tokenized = tokenize(self.tokenizer, texts, context_length=self.context_length)
-            on_device = TokenizedTexts(
-                tokenized.tokens.to(self.device), tokenized.end.to(self.device)
-            )
+            tokenized = self.tokenize(texts)
             with torch.autocast(self.device.type, enabled=False):
-                return encode_in_chunks(lambda chunk: encode_text(self.model, chunk), on_device)
+                return in_chunks(
+                    lambda rows: encode_text(self.model, tokenized[rows]), len(tokenized.tokens)
+                )
 
-        return self.text_cache.get(f"{self.identity} {self.device.type}", texts, compute).to(
-            self.device
-        )
+        key = f"{self.identity} {self.device.type}"
+        return self.text_cache.get(key, texts, compute).to(self.device)
 
 
 def unit_length(features_raw: Tensor) -> Tensor:
@@ -98,36 +113,50 @@ def unit_length(features_raw: Tensor) -> Tensor:
 
 
 def make_backbone(
-    model: CLIP,
+    module: nn.Module,
     *,
     name: str,
     preprocess: Preprocess,
     device: torch.device | str = "cpu",
     text_cache_folder: Path | None = None,
     identity: str | None = None,
-) -> Backbone:
-    """Makes a frozen backbone from a CLIP that is already built.
+    is_trained_with_texts: bool = True,
+) -> ImageBackbone:
+    """Makes a frozen backbone from a module that is already built; a `Backbone` from a CLIP.
 
-    The blocks of its transformers are replaced in place by blocks of plain linear layers.
+    CLIP's blocks are replaced in place by blocks of plain linear layers.
 
     Args:
-        model: open_clip's CLIP.
+        module: open_clip's CLIP, or an image encoder, [B, 3, H, W] -> [B, D].
         name: its name in tables and messages.
         preprocess: the image preprocessing of its pre-training.
         device: device of the backbone.
         text_cache_folder: keeps features of frozen texts between runs; None keeps them in memory.
         identity: hash of everything that decides its features; None hashes its weights.
+        is_trained_with_texts: whether the image encoder was trained with texts.
+
+    Raises:
+        RecipeError: an image encoder's output is not one vector per image.
     """
-    if is_promptable_vit(model.visual):
-        make_wrappable(model.visual.transformer)
-    make_wrappable(model.transformer)
-    model = model.float().eval().requires_grad_(False)
+    visual = module.visual if isinstance(module, CLIP) else module
+    if is_promptable_vit(visual):
+        make_wrappable(visual.transformer)
+    module = module.float().eval().requires_grad_(False)
+    identity = identity or hash_weights(module.state_dict())
+    if not isinstance(module, CLIP):
+        embed_dim = count_features(visual, name, preprocess.size_px)
+        visual = visual.to(device)
+        return ImageBackbone(name, visual, preprocess, identity, embed_dim, is_trained_with_texts)
+    make_wrappable(module.transformer)
     return Backbone(
         name=name,
+        visual=module.to(device).visual,
         preprocess=preprocess,
-        tokenizer=_tokenizer(model.context_length),
-        identity=identity or hash_weights(model.state_dict()),
-        model=model.to(device),
+        identity=identity,
+        embed_dim=int(module.text_projection.shape[1]),
+        is_trained_with_texts=True,
+        model=module,
+        tokenizer=_tokenizer(module.context_length),
         text_cache=TextFeatureCache(text_cache_folder),
     )
 
@@ -136,3 +165,30 @@ def make_backbone(
 def _tokenizer(context_length: int) -> SimpleTokenizer:
     """CLIP's tokenizer, cached: reading its table takes as long as loading a small model."""
     return SimpleTokenizer(context_length=context_length)
+
+
+@torch.no_grad()
+def count_features(visual: nn.Module, name: str, size_px: int) -> int:
+    """D, measured by encoding one image, as no attribute holds it in every timm model.
+
+    Raises:
+        RecipeError: the encoder's output is not one vector per image, or it refuses the size.
+    """
+    device = next(visual.parameters()).device
+    try:
+        features = visual(torch.zeros(1, 3, size_px, size_px, device=device))
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        raise RecipeError(
+            f"{name} cannot encode images of {size_px}x{size_px} pixels: {reason}.\n"
+            "  Set the image size that its architecture was built for, or choose another model."
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise RecipeError(
+            f"{name} gives {got} for one image; expected one vector of features, [1, D].\n"
+            "  Choose a model with pooled features."
+        )
+    return features.shape[1]

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from open_clip import CLIP
 from timm.data.config import resolve_model_data_config
@@ -26,16 +25,20 @@ from kdedge.clip.architecture import (
     encoder_sizes,
     has_clip_text_encoder,
     is_promptable_vit,
-    read_config,
 )
-from kdedge.clip.backbone import make_backbone
-from kdedge.clip.builtin import BUILTIN_MODELS
-from kdedge.clip.image_backbone import AnyBackbone, count_features, make_image_backbone
-from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, named_config, resolve
+from kdedge.clip.backbone import ImageBackbone, count_features, make_backbone
+from kdedge.clip.resolve import (
+    TIMM_PREFIX,
+    BackboneSpec,
+    agreed_preprocess,
+    find_weights,
+    local_file,
+    read_model_config,
+)
 from kdedge.clip.timm_encoder import build_timm, timm_preprocess, timm_weights
-from kdedge.clip.weights import match_shapes
+from kdedge.clip.weights import match_shapes, shapes_of
 from kdedge.clip.weights_file import HashCache, WeightsFile
-from kdedge.config.fields import looks_like_path
+from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
 from kdedge.progress import working
 from kdedge.runtime.preprocess import Preprocess
@@ -78,7 +81,7 @@ class FoundBackbone:
 
     def load(
         self, *, device: torch.device | str = "cpu", text_cache_folder: Path | None = None
-    ) -> AnyBackbone:
+    ) -> ImageBackbone:
         """Builds the backbone.
 
         Args:
@@ -89,21 +92,14 @@ class FoundBackbone:
         module = self._filled()
         if isinstance(module, CLIP):
             module.attn_mask = None  # `encode_text` masks by position
-            return make_backbone(
-                module,
-                name=self.name,
-                preprocess=self.preprocess,
-                device=device,
-                text_cache_folder=text_cache_folder,
-                identity=self.identity,
-            )
-        return make_image_backbone(
+        return make_backbone(
             module,
             name=self.name,
             preprocess=self.preprocess,
-            is_trained_with_texts=self.is_trained_with_texts,
             device=device,
+            text_cache_folder=text_cache_folder,
             identity=self.identity,
+            is_trained_with_texts=self.is_trained_with_texts,
         )
 
     def _filled(self) -> nn.Module:
@@ -144,11 +140,28 @@ def find_backbone(
         DataError: the file of weights is damaged or belongs to another model.
         SetupError: the weights are not on this machine and cannot be downloaded.
     """
-    if needs_texts or has_texts(spec):
-        return _find_clip(spec, hashes)
     if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
+        if needs_texts:
+            raise RecipeError(
+                f"{spec.name} has no text encoder, so it can only be a student with its teacher's"
+                " class vectors.\n"
+                "  Use it as student with method: promptkd and settings: {tune: full}, or choose a"
+                " CLIP such as ViT-B-16."
+            )
         return _find_timm_encoder(spec.name, spec.weights, hashes)
-    return _find_clips_image_encoder(spec, hashes)
+    file = local_file(spec, hashes)
+    label, config = read_model_config(spec, file)
+    has_texts = needs_texts or has_clip_text_encoder(label, config)
+    build: Build = build_clip if has_texts else build_image_encoder
+    build(label, config, device="meta")  # raises its errors before weights are fetched
+    weights, config, preprocess = find_weights(spec, label, config, file, hashes)
+    keys = {key: key for key in weights.known.shapes}
+    if not has_texts:
+        keys = {key.removeprefix(_VISUAL): key for key in keys if key.startswith(_VISUAL)}
+        if spec.name is not None and file is not None:
+            preprocess = agreed_preprocess(spec.name, config) or preprocess
+    build = partial(build, label, config)
+    return _checked(label, build(device="meta"), build, weights, keys, preprocess, config)
 
 
 def check_weights(spec: BackboneSpec) -> None:
@@ -158,54 +171,12 @@ def check_weights(spec: BackboneSpec) -> None:
         RecipeError: unknown name.
         DataError: the file is damaged or belongs to another model.
     """
-    label = spec.config.stem if spec.config is not None else spec.name
-    if label is None or label.startswith(TIMM_PREFIX) or not has_texts(spec):
+    file = local_file(spec)
+    if file is None or (spec.name is not None and spec.name.startswith(TIMM_PREFIX)):
         return
-    config = named_config(label) if spec.config is None else read_config(spec.config)
-    expected = build_clip(label, config).state_dict()
-    file = WeightsFile(Path(str(spec.weights)).expanduser())
-    match_shapes({key: tuple(value.shape) for key, value in expected.items()}, file.shapes, label)
-
-
-def has_texts(spec: BackboneSpec) -> bool:
-    """Whether a backbone has CLIP's own text encoder, the only one that kdedge runs.
-
-    The result is true for an unknown name; loading it raises the error.
-
-    Raises:
-        DataError: the config is not a model config.
-        RecipeError: open_clip cannot build it.
-    """
-    if spec.config is not None:
-        return has_clip_text_encoder(spec.config.name, read_config(spec.config))
-    if spec.name is None or spec.name in BUILTIN_MODELS:
-        return True
-    if spec.name.startswith(TIMM_PREFIX):
-        return False
-    model_config = open_clip.get_model_config(spec.name)
-    return model_config is None or has_clip_text_encoder(spec.name, model_config)
-
-
-def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
-    resolved = resolve(spec, check=build_clip, hashes=hashes)
-    label, config = resolved.label, resolved.model_config
-    keys = {key: key for key in resolved.weights.shapes}
-    build = partial(build_clip, label, config)
-    empty = build(device="meta")
-    return _checked(label, empty, build, resolved.weights, keys, resolved.preprocess, config)
-
-
-def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
-    resolved = resolve(spec, check=partial(build_image_encoder, device="meta"), hashes=hashes)
-    label, config = resolved.label, resolved.model_config
-    preprocess = resolved.preprocess
-    if spec.name is not None and spec.weights is not None and looks_like_path(spec.weights):
-        preprocess = agreed_preprocess(spec.name, config) or preprocess
-    stored = (key for key in resolved.weights.shapes if key.startswith(_VISUAL))
-    keys = {key.removeprefix(_VISUAL): key for key in stored}
-    build = partial(build_image_encoder, label, config)
-    empty = build(device="meta")
-    return _checked(label, empty, build, resolved.weights, keys, preprocess, config)
+    label, config = read_model_config(spec, file)
+    if has_clip_text_encoder(label, config):
+        match_shapes(shapes_of(build_clip(label, config).state_dict()), file.known.shapes, label)
 
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
@@ -214,11 +185,11 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
     preprocess = timm_preprocess(name, resolve_model_data_config(model))
     file = WeightsFile(timm_weights(name, weights, model.pretrained_cfg), hashes)
     if weights == "package":  # under other names, in the model's order; its classifier comes last
-        keys = dict(zip(model.state_dict(), file.shapes, strict=False))
+        keys = dict(zip(model.state_dict(), file.known.shapes, strict=False))
     else:
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-        keys = {key: key for key in file.shapes if not key.startswith(heads)}
+        keys = {key: key for key in file.known.shapes if not key.startswith(heads)}
     return _checked(name, model, build, file, keys, preprocess)
 
 
@@ -245,10 +216,10 @@ def _checked(
     empty.eval()
     has_texts, architecture = isinstance(empty, CLIP), model_config or name
     where = f"{name}, image encoder" if model_config and not has_texts else name
-    expected = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
-    match_shapes(expected, {key: file.shapes[stored] for key, stored in keys.items()}, where)
     with working(f"reading the weights of {name}"):
-        weights_hash = file.sha256
+        known = file.known
+    actual = {key: known.shapes[stored] for key, stored in keys.items()}
+    match_shapes(shapes_of(empty.state_dict()), actual, where)
     if isinstance(empty, CLIP):
         embed_dim = int(empty.text_projection.shape[1])
     else:
@@ -256,8 +227,8 @@ def _checked(
     return FoundBackbone(
         name=name,
         preprocess=preprocess,
-        weights_hash=weights_hash,
-        identity=sha256_json([weights_hash, architecture, has_texts, preprocess.as_dict()]),
+        weights_hash=known.sha256,
+        identity=sha256_json([known.sha256, architecture, has_texts, preprocess.as_dict()]),
         embed_dim=embed_dim,
         has_texts=has_texts,
         is_trained_with_texts=model_config is not None,

@@ -9,9 +9,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdedge.clip.architecture import is_promptable_vit, why_no_prompts
-from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
+from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
+from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks
 from kdedge.errors import RecipeError
 
 INIT_STD = 0.02
@@ -58,7 +57,6 @@ def make_text_prompts(
     prompt_depth: int,
     context_init: str,
     generator: torch.Generator,
-    setting: str = "prompt_depth_text",
 ) -> TextPrompts:
     """Makes context tokens: `first_context` for the first layer, N(0, 0.02²) for the others.
 
@@ -68,12 +66,7 @@ def make_text_prompts(
         prompt_depth: number of text layers with tokens of their own, from the first.
         context_init: initial words; the first `n_ctx` tokens are used.
         generator: on the CPU; draws all random values.
-        setting: the method's name for `prompt_depth`, for messages.
-
-    Raises:
-        RecipeError: the text encoder has fewer layers than `prompt_depth`.
     """
-    check_depth(prompt_depth, len(backbone.model.transformer.resblocks), setting, "text")
     width = text_width(backbone)
     deep = INIT_STD * torch.randn(prompt_depth - 1, n_ctx, width, generator=generator)
     context = first_context(backbone, n_ctx=n_ctx, context_init=context_init, generator=generator)
@@ -114,9 +107,7 @@ def prompted_texts(
     else:
         check_room(backbone, class_names, n_ctx, setting)
         prefix = placeholders(n_ctx)
-    texts = [f"{prefix} {readable(name)}." for name in class_names]
-    tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
-    return TokenizedTexts(tokenized.tokens.to(backbone.device), tokenized.end.to(backbone.device))
+    return backbone.tokenize([f"{prefix} {readable(name)}." for name in class_names])
 
 
 def placeholders(n_ctx: int) -> str:
@@ -148,25 +139,26 @@ def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setti
 
 
 def prompted_text_features(
-    backbone: Backbone, texts: TokenizedTexts, prompts: TextPrompts
+    backbone: Backbone, texts: TokenizedTexts, context: Tensor, deep_context: Tensor | None = None
 ) -> Tensor:
-    """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
+    """[C, D], unit length, with gradients; encoded in chunks of classes to save memory.
 
-    def encode(chunk: TokenizedTexts) -> Tensor:
-        return encode_text(
-            backbone.model, chunk, context=prompts.context, deep_context=prompts.deep_context
-        )
+    Contexts are those of `encode_text`.
+    """
 
-    return unit_length(encode_in_chunks(encode, texts))
+    def encode(rows: slice) -> Tensor:
+        part = context if context.ndim == 2 else context[rows]
+        return encode_text(backbone.model, texts[rows], context=part, deep_context=deep_context)
+
+    return unit_length(in_chunks(encode, len(texts.tokens)))
 
 
 def make_visual_prompts(
-    backbone: AnyBackbone,
+    backbone: ImageBackbone,
     *,
     n_ctx: int,
     prompt_depth: int,
     generator: torch.Generator,
-    setting: str = "prompt_depth",
 ) -> nn.Parameter:
     """Draws [prompt_depth, n_ctx, D_vision] from N(0, 0.02²).
 
@@ -175,24 +167,21 @@ def make_visual_prompts(
         n_ctx: prompts per layer; 0 for none.
         prompt_depth: number of image layers with prompts of their own, from the first.
         generator: on the CPU; draws all values.
-        setting: the method's name for `prompt_depth`, for messages.
 
     Raises:
-        RecipeError: the image encoder has fewer layers than `prompt_depth`, or `n_ctx` is not 0 and
-            it is not CLIP's ViT.
+        RecipeError: `n_ctx` is not 0 and the image encoder is not CLIP's ViT.
     """
     visual = backbone.visual
     if n_ctx == 0 and not is_promptable_vit(visual):
         return nn.Parameter(torch.zeros(prompt_depth, 0, 0, device=backbone.device))
     check_takes_prompts(backbone)
     assert isinstance(visual, VisionTransformer)
-    check_depth(prompt_depth, len(visual.transformer.resblocks), setting, "image")
     width = visual.class_embedding.shape[0]
     prompts = INIT_STD * torch.randn(prompt_depth, n_ctx, width, generator=generator)
     return nn.Parameter(prompts.to(backbone.device))
 
 
-def check_takes_prompts(backbone: AnyBackbone) -> None:
+def check_takes_prompts(backbone: ImageBackbone) -> None:
     """Checks that the image encoder is CLIP's ViT, which takes visual prompts.
 
     Raises:
@@ -230,23 +219,3 @@ def make_linear(
 def readable(class_name: str) -> str:
     """A class name as texts contain it: underscores become spaces."""
     return class_name.replace("_", " ")
-
-
-def check_depth(prompt_depth: int, n_layers: int, setting: str, encoder: str) -> None:
-    """Checks that an encoder has at least as many layers as get prompts.
-
-    Args:
-        prompt_depth: number of layers with prompts.
-        n_layers: number of the encoder's layers.
-        setting: the method's name for `prompt_depth`, for the message.
-        encoder: `image` or `text`.
-
-    Raises:
-        RecipeError: it has fewer.
-    """
-    if prompt_depth > n_layers:
-        raise RecipeError(
-            f"{setting} is {prompt_depth}, but the {encoder} encoder of this CLIP has only"
-            f" {n_layers} layers.\n"
-            f"  Set {setting} to {n_layers} or less."
-        )

@@ -12,7 +12,7 @@ Code: github.com/muzairkhattak/PromptSRC (arXiv:2307.06948), github.com/zhengli9
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +25,9 @@ from kdedge.errors import DataError, ShapeError
 
 _PROMPTSRC = "a PromptSRC checkpoint"
 _PROMPTKD = "a checkpoint of a PromptKD student"
-_DEEP_PROMPT = r"transformer\.resblocks\.(\d{1,4})\.VPT_shallow"
-_IGNORED_BY_PROMPTSRC = (
-    r"prompt_learner\.token_(prefix|suffix)2?",  # embeddings of one class list, made from names
-    r"prompt_learner\.ZS_image_encoder\..+",  # the image encoder once more, without prompts
-)
-_BLOCK_KEYS = (
-    r"transformer\.resblocks\.\d{1,4}\."
-    r"((ln_[12]|attn\.out_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)|attn\.in_proj_(weight|bias))"
-)
-_BACKBONE_KEY = re.compile(
-    r"logit_scale"
-    r"|image_encoder\.(class_embedding|positional_embedding|proj|conv1\.weight"
-    rf"|ln_(pre|post)\.(weight|bias)|{_BLOCK_KEYS})"
-    r"|text_encoder\.(positional_embedding|text_projection"
-    rf"|ln_final\.(weight|bias)|{_BLOCK_KEYS})"
+_IGNORED_BY_PROMPTSRC = re.compile(
+    r"prompt_learner\.token_(prefix|suffix)2?"  # embeddings of one class list, made from names
+    r"|prompt_learner\.ZS_image_encoder\..+"  # the image encoder once more, without prompts
 )
 _PROJECTOR_KEYS = {
     "conv1.0.weight": "linear1.weight",
@@ -71,42 +59,20 @@ class PublicCheckpoint:
 
 
 @dataclass(frozen=True)
-class PromptSRCParameters:
-    """PromptSRC's prompts and the backbone that the file carries.
+class PublicParameters:
+    """A checkpoint's tensors, sorted.
 
     Attributes:
-        context: [n_ctx, D_text], float32, for the first text block.
-        deep_context: [J - 1, n_ctx, D_text], float32, for text blocks 1 to J - 1.
-        visual_prompts: [J, n_ctx_vision, D_vision], float32, for vision blocks 0 to J - 1.
-        backbone: open_clip name -> tensor as stored; without `token_embedding.weight`. Its
+        trained: what the method trains, under its module's names; float32, except for counts.
+        backbone: open_clip name -> tensor as stored, without `token_embedding.weight`. PromptSRC's
             half-precision values differ from OpenAI's by rounding, since the code averages all
-            weights over the epochs and not only the prompts.
+            weights over the epochs and not only the prompts. `deviation` checks the names.
         ignored: known keys that kdedge does not use.
     """
 
-    context: Tensor
-    deep_context: Tensor
-    visual_prompts: Tensor
+    trained: dict[str, Tensor]
     backbone: dict[str, Tensor]
-    ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PromptKDParameters:
-    """A PromptKD student's prompts, projector and image encoder.
-
-    Attributes:
-        visual_prompts: [J, n_ctx_vision, D_vision], float32, for vision blocks 0 to J - 1.
-        projector: `linear1.{weight,bias}`, `batch_norm.*` and `linear2.{weight,bias}`; float32,
-            except `batch_norm.num_batches_tracked`.
-        backbone: open_clip name -> tensor as stored; the image encoder and `logit_scale`.
-        ignored: known keys that kdedge does not use.
-    """
-
-    visual_prompts: Tensor
-    projector: dict[str, Tensor]
-    backbone: dict[str, Tensor]
-    ignored: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
 
 def read_public_checkpoint(path: Path) -> PublicCheckpoint:
@@ -156,57 +122,48 @@ def _read_tensors(archive: ForeignArchive, saved: Mapping[object, object]) -> di
     return state_dict
 
 
-def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PromptSRCParameters:
+def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
     """Sorts a PromptSRC checkpoint's tensors into prompts and backbone.
 
     IVLP's checkpoints are accepted, too: the two methods train the same prompts with different
     losses. Their keys are the same, except for a second image encoder, which is not needed.
 
     Raises:
-        DataError: another method's checkpoint, a key that is not known, a prompt that is missing.
+        DataError: another method's checkpoint, or a prompt is missing.
+        ShapeError: the prompts of an encoder have different shapes.
     """
-    _refuse_other_methods(state_dict, method=_PROMPTSRC)
-    context = _prompt(state_dict, "prompt_learner.ctx", _PROMPTSRC)
-    deep_context = _deep_prompts(state_dict, "text_encoder", like=context)
-    shallow = _prompt(state_dict, "image_encoder.VPT", _PROMPTSRC)
-    deep = _deep_prompts(state_dict, "image_encoder", like=shallow)
-    ignored, backbone = _rest(
-        state_dict,
-        used={"prompt_learner.ctx", "image_encoder.VPT"},
-        ignorable=_IGNORED_BY_PROMPTSRC,
-        method=_PROMPTSRC,
-    )
-    return PromptSRCParameters(
-        context=context,
-        deep_context=deep_context,
-        visual_prompts=torch.cat([shallow[None], deep]),
-        backbone=backbone,
-        ignored=ignored,
-    )
+    rest = _tensors_of(_PROMPTSRC, state_dict)
+    context = _take_prompts(rest, "prompt_learner.ctx", "text_encoder", _PROMPTSRC)
+    trained = {
+        "text_prompts.context": context[0],
+        "text_prompts.deep_context": context[1:],
+        "visual_prompts": _take_prompts(rest, "image_encoder.VPT", "image_encoder", _PROMPTSRC),
+    }
+    ignored = sorted(filter(_IGNORED_BY_PROMPTSRC.fullmatch, rest))
+    for key in ignored:
+        del rest[key]
+    return PublicParameters(trained, _open_clip_names(rest), tuple(ignored))
 
 
-def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PromptKDParameters:
+def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
     """Sorts a PromptKD student's tensors into prompts, projector and backbone.
 
     Raises:
-        DataError: another method's checkpoint, a key that is not known, a tensor that is missing.
+        DataError: another method's checkpoint, or a tensor is missing.
+        ShapeError: the prompts have different shapes, or the projector has no 1x1 convolutions.
     """
-    _refuse_other_methods(state_dict, method=_PROMPTKD)
-    shallow = _prompt(state_dict, "image_encoder.VPT", _PROMPTKD)
-    deep = _deep_prompts(state_dict, "image_encoder", like=shallow)
-    projector = _projector(state_dict)
-    ignored, backbone = _rest(
-        state_dict,
-        used={"image_encoder.VPT", *(f"VPT_image_trans.{key}" for key in _PROJECTOR_KEYS)},
-        ignorable=(),
-        method=_PROMPTKD,
-    )
-    return PromptKDParameters(
-        visual_prompts=torch.cat([shallow[None], deep]),
-        projector=projector,
-        backbone=backbone,
-        ignored=ignored,
-    )
+    rest = _tensors_of(_PROMPTKD, state_dict)
+    visual_prompts = _take_prompts(rest, "image_encoder.VPT", "image_encoder", _PROMPTKD)
+    trained = {"visual_prompts": visual_prompts}
+    for key, name in _PROJECTOR_KEYS.items():
+        full = f"VPT_image_trans.{key}"
+        value = _take(rest, full, _PROMPTKD)
+        if key in ("conv1.0.weight", "conv1.3.weight"):
+            if value.ndim != 4 or value.shape[2:] != (1, 1):
+                raise ShapeError(f"{full} is {list(value.shape)}; expected [out, in, 1, 1].")
+            value = value[:, :, 0, 0]
+        trained[f"projector.{name}"] = value.float() if value.is_floating_point() else value
+    return PublicParameters(trained, _open_clip_names(rest))
 
 
 def deviation(
@@ -249,84 +206,47 @@ def deviation(
     return relative, where
 
 
-def _prompt(state_dict: Mapping[str, Tensor], key: str, method: str) -> Tensor:
-    """Gives a first block's prompt, [n, D], float32."""
-    if key not in state_dict:
-        raise DataError(f"The state_dict has no {key}, which {method} has.")
-    prompt = state_dict[key].float()
-    if prompt.ndim != 2:
-        raise ShapeError(f"{key} is {list(prompt.shape)}; expected [tokens, width].")
-    return prompt
-
-
-def _deep_prompts(state_dict: Mapping[str, Tensor], encoder: str, *, like: Tensor) -> Tensor:
-    """Gives the prompts of blocks 1 to J - 1, [J - 1, n, D], float32; J comes from the keys."""
-    pattern = re.compile(rf"{encoder}\.{_DEEP_PROMPT}")
-    blocks = {int(match[1]): key for key in state_dict if (match := pattern.fullmatch(key))}
-    missing = [str(block) for block in range(1, max(blocks, default=0)) if block not in blocks]
-    if missing or 0 in blocks:
-        raise DataError(
-            f"The prompts of {encoder} reach block {max(blocks)}, but VPT_shallow"
-            + (f" is missing in block {', '.join(missing)}." if missing else " is also in block 0.")
-            + "\n"
-            "  The file is incomplete or was changed; copy it again, or name another"
-            " checkpoint."
-        )
-    prompts = [like.new_empty(0, *like.shape)]
-    for block in sorted(blocks):
-        prompt = state_dict[blocks[block]].float()
-        if prompt.shape != like.shape:
-            raise ShapeError(
-                f"{blocks[block]} is {list(prompt.shape)}; expected {list(like.shape)} as in the"
-                " first block."
-            )
-        prompts.append(prompt[None])
-    return torch.cat(prompts)
-
-
-def _projector(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the projector's tensors, its 1x1 convolutions as matrices."""
-    projector: dict[str, Tensor] = {}
-    for key, name in _PROJECTOR_KEYS.items():
-        full = f"VPT_image_trans.{key}"
-        if full not in state_dict:
-            raise DataError(f"The state_dict has no {full}, which {_PROMPTKD} has.")
-        value = state_dict[full]
-        if key in ("conv1.0.weight", "conv1.3.weight"):
-            if value.ndim != 4 or value.shape[2:] != (1, 1):
-                raise ShapeError(f"{full} is {list(value.shape)}; expected [out, in, 1, 1].")
-            value = value[:, :, 0, 0]
-        projector[name] = value.float() if value.is_floating_point() else value
-    return projector
-
-
-def _rest(
-    state_dict: Mapping[str, Tensor], *, used: set[str], ignorable: Iterable[str], method: str
-) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Gives the keys that are not used, and the backbone under open_clip's names."""
-    deep_prompt = re.compile(rf"(image|text)_encoder\.{_DEEP_PROMPT}")
-    ignored: list[str] = []
-    backbone: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        if key in used or deep_prompt.fullmatch(key):
-            continue
-        if any(re.fullmatch(pattern, key) for pattern in ignorable):
-            ignored.append(key)
-        elif _BACKBONE_KEY.fullmatch(key):
-            name = re.sub(r"^image_encoder\.", "visual.", key).removeprefix("text_encoder.")
-            backbone[name] = value
-        else:
-            raise DataError(
-                f"The state_dict has {for_message(key)}, which {method} does not have.\n"
-                "  The file may come from modified code, which kdedge cannot import."
-            )
-    return tuple(sorted(ignored)), backbone
-
-
-def _refuse_other_methods(state_dict: Mapping[str, Tensor], *, method: str) -> None:
+def _tensors_of(method: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state dict, whose keys have to be the method's."""
     looks_like = _method_of(state_dict)
     if looks_like != method:
         raise DataError(f"Expected {method}; the state_dict looks like {looks_like}.")
+    return dict(state_dict)
+
+
+def _take(state_dict: dict[str, Tensor], key: str, method: str) -> Tensor:
+    """Removes a tensor that the method's checkpoints have."""
+    if key not in state_dict:
+        raise DataError(f"The state_dict has no {key}, which {method} has.")
+    return state_dict.pop(key)
+
+
+def _take_prompts(state_dict: dict[str, Tensor], first: str, encoder: str, method: str) -> Tensor:
+    """Removes the prompts of blocks 0 to J - 1, [J, n, D], float32; J comes from the keys."""
+    prompts = {0: _take(state_dict, first, method).float()}
+    pattern = re.compile(rf"{encoder}\.transformer\.resblocks\.(\d{{1,4}})\.VPT_shallow")
+    blocks = {int(match[1]): key for key in state_dict if (match := pattern.fullmatch(key))}
+    if sorted(blocks) != list(range(1, 1 + len(blocks))):
+        raise DataError(
+            f"{encoder} has VPT_shallow in blocks {', '.join(map(str, sorted(blocks)))}; expected"
+            " all blocks from 1 to the last of them.\n"
+            "  The file is incomplete or was changed; copy it again, or name another checkpoint."
+        )
+    prompts |= {block: state_dict.pop(key).float() for block, key in sorted(blocks.items())}
+    for block, prompt in prompts.items():
+        if prompt.ndim != 2 or prompt.shape != prompts[0].shape:
+            raise ShapeError(
+                f"The prompts of {encoder} in block {block} are {list(prompt.shape)}; expected"
+                f" [tokens, width] as in the first block, {list(prompts[0].shape)}."
+            )
+    return torch.stack(list(prompts.values()))
+
+
+def _open_clip_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        re.sub(r"^image_encoder\.", "visual.", key).removeprefix("text_encoder."): value
+        for key, value in state_dict.items()
+    }
 
 
 def _method_of(state_dict: Mapping[str, Tensor]) -> str:

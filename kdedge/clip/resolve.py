@@ -16,7 +16,7 @@ import functools
 import logging
 import socket
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,52 +59,6 @@ class BackboneSpec:
     quick_gelu: bool | None = None
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """An open_clip model with its config and weights.
-
-    Attributes:
-        label: the model's name in messages.
-        model_config: open_clip's config, with the right activation.
-        weights: its file.
-        preprocess: the image preprocessing of its pre-training.
-    """
-
-    label: str
-    model_config: dict[str, Any]
-    weights: WeightsFile
-    preprocess: Preprocess
-
-
-Check = Callable[[str, Mapping[str, Any]], object]
-"""Raises the errors of a model config, before its weights are read or fetched."""
-
-
-def resolve(spec: BackboneSpec, *, check: Check, hashes: HashCache | None) -> Resolved:
-    """Finds config, weights and preprocessing; errors as of `find_backbone`."""
-    name, weights = spec.name, spec.weights
-    if name is not None and name.startswith(TIMM_PREFIX):
-        raise RecipeError(
-            f"{name} has no text encoder, so it can only be a student with its teacher's class"
-            " vectors.\n"
-            "  Use it as student with method: promptkd and settings: {tune: full}, or choose a CLIP"
-            " such as ViT-B-16."
-        )
-    if name in BUILTIN_MODELS:
-        return _resolve_builtin(name, hashes)
-    if spec.config is not None:
-        return _resolve_config(spec, spec.config, check, hashes)
-    if weights is not None and looks_like_path(weights):
-        return _resolve_file(spec, Path(weights).expanduser(), hashes)
-    if name is None or weights is None:
-        raise RecipeError(
-            f"A backbone needs a name and weights, got backbone: {name} and weights: {weights}.\n"
-            "  Set both (backbone: ViT-B-16, weights: openai), or only weights: to a file in"
-            " OpenAI's layout (.safetensors, .pt, .pth, .bin)."
-        )
-    return _resolve_tag(name, weights, spec.quick_gelu, check, hashes)
-
-
 @functools.lru_cache(maxsize=64)  # a suite asks once per row, and a file of weights is large
 def named_sizes(spec: BackboneSpec) -> EncoderSizes:
     """`encoder_sizes` of a backbone, without fetching or building anything.
@@ -113,77 +67,103 @@ def named_sizes(spec: BackboneSpec) -> EncoderSizes:
         RecipeError: open_clip knows no such model.
         DataError: the config, or the file of weights, is damaged.
     """
-    if spec.config is not None:
-        return encoder_sizes(read_config(spec.config))
-    if spec.name is None:
-        file = WeightsFile(Path(str(spec.weights)).expanduser())
-        return encoder_sizes(infer_config(file.shapes, where=str(file.path)))
-    if spec.name.startswith(TIMM_PREFIX):
+    if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
         return EncoderSizes()
-    is_builtin = spec.name in BUILTIN_MODELS
-    return encoder_sizes(builtin_config(spec.name) if is_builtin else named_config(spec.name))
+    return encoder_sizes(read_model_config(spec, local_file(spec))[1])
 
 
-def _resolve_builtin(name: str, hashes: HashCache | None) -> Resolved:
-    def read(_: Path) -> Weights:
-        return Weights(builtin_model(name)[1], None)
-
-    weights = WeightsFile(builtin_file(name), hashes, read=read)
-    model_config = builtin_config(name)
-    return Resolved(name, model_config, weights, _default_preprocess(model_config))
+def local_file(spec: BackboneSpec, hashes: HashCache | None = None) -> WeightsFile | None:
+    """The file of weights that a recipe names; None for a pretrained tag."""
+    if spec.weights is None or not looks_like_path(spec.weights):
+        return None
+    return WeightsFile(Path(spec.weights).expanduser(), hashes)
 
 
-def _resolve_config(
-    spec: BackboneSpec, config: Path, check: Check, hashes: HashCache | None
-) -> Resolved:
-    """Sizes from the user's own config, weights from a local file."""
-    if spec.weights is None:
-        raise RecipeError(f"config: {config} has no weights.\n  Set weights: to a file of weights.")
-    model_config = read_config(config)
-    check(config.name, model_config)
-    weights = WeightsFile(Path(spec.weights).expanduser(), hashes)
-    declared = model_config.get("quick_gelu", False)
-    settled = _settle_quick_gelu(config.name, declared, spec.quick_gelu, weights.quick_gelu)
-    preprocess = _default_preprocess(model_config)
-    return Resolved(config.stem, {**model_config, "quick_gelu": settled}, weights, preprocess)
+def read_model_config(
+    spec: BackboneSpec, file: WeightsFile | None = None
+) -> tuple[str, dict[str, Any]]:
+    """What messages call a CLIP, and its open_clip config, in which the activation is not settled.
 
+    Args:
+        spec: the CLIP.
+        file: its `local_file`, which says what a CLIP without name and config is.
 
-def _resolve_file(spec: BackboneSpec, path: Path, hashes: HashCache | None) -> Resolved:
-    """Weights from a local file, sizes by model name or from the file itself."""
-    weights = WeightsFile(path, hashes)
+    Raises:
+        RecipeError: open_clip knows no such model, or nothing says which it is.
+        DataError: the config, or the file of weights that it is inferred from, is damaged.
+    """
+    if spec.config is not None:
+        return spec.config.stem, read_config(spec.config)
     if spec.name is None:
-        model_config = infer_config(weights.shapes, where=str(path))
+        if file is None:
+            raise _incomplete(spec)
+        return file.path.stem, infer_config(file.known.shapes, where=str(file.path))
+    if spec.name in BUILTIN_MODELS:
+        return spec.name, builtin_config(spec.name)
+    config = open_clip.get_model_config(spec.name)
+    if config is None:
+        raise describe_missing_weights(spec.name, None, None)
+    return spec.name, dict(config)
+
+
+def _incomplete(spec: BackboneSpec) -> RecipeError:
+    return RecipeError(
+        f"A backbone needs a name and weights, got backbone: {spec.name} and weights:"
+        f" {spec.weights}.\n"
+        "  Set both (backbone: ViT-B-16, weights: openai), or only weights: to a file in OpenAI's"
+        " layout (.safetensors, .pt, .pth, .bin)."
+    )
+
+
+def find_weights(
+    spec: BackboneSpec,
+    label: str,
+    model_config: dict[str, Any],
+    file: WeightsFile | None,
+    hashes: HashCache | None,
+) -> tuple[WeightsFile, dict[str, Any], Preprocess]:
+    """A CLIP's file of weights, its config with the weights' activation, and its preprocessing.
+
+    Args:
+        spec: the CLIP.
+        label: what messages call it.
+        model_config: as `read_model_config` gives it.
+        file: its `local_file`.
+        hashes: facts about files from earlier commands.
+
+    Raises:
+        RecipeError: unknown tag, or the activation is unknown or contradictory.
+        DataError: the file is damaged.
+        SetupError: the weights are not on this machine and cannot be downloaded.
+    """
+    name, tag, pretrained = spec.name, spec.weights, {}
+    if name in BUILTIN_MODELS:
+
+        def read(_: Path) -> Weights:
+            return Weights(builtin_model(label)[1], None)
+
+        file = WeightsFile(builtin_file(label), hashes, read=read)
+        return file, model_config, pretrained_preprocess(model_config, {})
+    if file is not None:
+        by_weights = file.known.quick_gelu
+    elif name is None or tag is None:
+        raise _incomplete(spec)
     else:
-        model_config = named_config(spec.name)
-    # A plain name says nothing: open_clip's ViT-B-16 has released weights of both kinds.
-    declared = True if model_config.get("quick_gelu") else None
-    label = spec.name or path.name
-    settled = _settle_quick_gelu(label, declared, spec.quick_gelu, weights.quick_gelu)
-    preprocess = _default_preprocess(model_config)
-    model_config = {**model_config, "quick_gelu": settled}
-    return Resolved(spec.name or path.stem, model_config, weights, preprocess)
-
-
-def _resolve_tag(
-    name: str, tag: str, quick_gelu: bool | None, check: Check, hashes: HashCache | None
-) -> Resolved:
-    """Weights by pretrained tag, from open_clip's own cache or its download."""
-    model_config = named_config(name)
-    pretrained = open_clip.get_pretrained_cfg(name, tag)
-    if not pretrained:
-        raise describe_missing_weights(name, tag, None)
-    check(name, model_config)
-    try:
-        path = fetch_pretrained(pretrained)
-    # urllib and the hub's client raise different errors for the same cause
-    except Exception as error:
-        raise describe_missing_weights(name, tag, error) from error
-    declared = True if model_config.get("quick_gelu") else None
-    by_tag = bool(pretrained.get("quick_gelu", False))
-    settled = _settle_quick_gelu(name, declared, quick_gelu, by_tag)
+        pretrained = open_clip.get_pretrained_cfg(name, tag)
+        if not pretrained:
+            raise describe_missing_weights(name, tag, None)
+        try:
+            file = WeightsFile(fetch_pretrained(pretrained), hashes)
+        # urllib and the hub's client raise different errors for the same cause
+        except Exception as error:
+            raise describe_missing_weights(name, tag, error) from error
+        by_weights = bool(pretrained.get("quick_gelu", False))
+    by_name = model_config.get("quick_gelu", False)
+    if spec.config is None and not by_name:
+        by_name = None  # open_clip's ViT-B-16 has released weights of both kinds
+    settled = _settle_quick_gelu(label, by_name, spec.quick_gelu, by_weights)
     preprocess = pretrained_preprocess(model_config, pretrained)
-    settled_config = {**model_config, "quick_gelu": settled}
-    return Resolved(name, settled_config, WeightsFile(path, hashes), preprocess)
+    return file, {**model_config, "quick_gelu": settled}, preprocess
 
 
 def pretrained_preprocess(
@@ -203,47 +183,26 @@ def _settle_quick_gelu(
     label: str, by_name: bool | None, by_recipe: bool | None, by_weights: bool | None
 ) -> bool:
     """Decides the activation: weights, recipe and model name must agree."""
-    configured = {
-        key: value
-        for key, value in (
-            ("the weights", by_weights),
-            ("the recipe's quick_gelu", by_recipe),
-            ("the model's name or config", by_name),
-        )
-        if value is not None
+    given = {
+        "the weights": by_weights,
+        "the recipe's quick_gelu": by_recipe,
+        "the model's name or config": by_name,
     }
-    kinds = {True: "QuickGELU", False: "GELU"}
-    if not configured:
+    stated = {origin: value for origin, value in given.items() if value is not None}
+    if not stated:
         raise RecipeError(
             f"{label}: it is unknown whether these weights were trained with QuickGELU or GELU.\n"
             "  Next to weights, set quick_gelu: true (OpenAI's weights, and weights fine-tuned"
             " from them) or quick_gelu: false."
         )
-    if len(set(configured.values())) > 1:
-        lines = ", ".join(f"{origin}: {kinds[value]}" for origin, value in configured.items())
+    if len(set(stated.values())) > 1:
+        lines = ", ".join(f"{origin}: {'Quick' * quick}GELU" for origin, quick in stated.items())
         raise RecipeError(
             f"{label}: the activation is contradictory ({lines}).\n"
             "  The wrong activation lowers accuracy without any error; name the model that the"
             " weights belong to."
         )
-    return next(iter(configured.values()))
-
-
-def named_config(name: str) -> dict[str, Any]:
-    """open_clip's config of a model.
-
-    Raises:
-        RecipeError: it knows no such model.
-    """
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise describe_missing_weights(name, None, None)
-    return dict(config)
-
-
-def _default_preprocess(model_config: Mapping[str, Any]) -> Preprocess:
-    """CLIP's own preprocessing, in the model's size."""
-    return pretrained_preprocess(model_config, {})
+    return next(iter(stated.values()))
 
 
 def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess | None:

@@ -162,22 +162,3 @@ def in_chunks(
         checkpoint(compute, rows, use_reentrant=False, preserve_rng_state=False) for rows in others
     ]
     return torch.cat([*again, compute(last)])
-
-
-def encode_in_chunks(
-    encode: Callable[[TokenizedTexts], Tensor],
-    texts: TokenizedTexts,
-    *,
-    chunk_size: int = CHUNK_SIZE,
-) -> Tensor:
-    """Encodes texts chunk by chunk; see `in_chunks`.
-
-    Args:
-        encode: [C, T] texts -> [C, D]; a text's result must not depend on other texts.
-        texts: all C texts.
-        chunk_size: texts at a time.
-
-    Returns:
-        [C, D].
-    """
-    return in_chunks(lambda rows: encode(texts[rows]), len(texts.tokens), chunk_size=chunk_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -19,7 +19,7 @@ from kdedge.config.student_sizes import PACKAGED
 from kdedge.errors import MissingPackage, RecipeError, SetupError, first_line, nearest
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
-_RESIZE_MODES = {"center": "shortest", "squash": "squash"}
+_RESIZE_MODES: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
 _FILE = "model.safetensors"
 WEIGHTS_PACKAGES = dict(PACKAGED.values())
 """Models whose weights come with a package, and the package."""
@@ -69,27 +69,19 @@ def timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
     Raises:
         RecipeError: kdedge does not support this preprocessing.
     """
-    channels, *sides = config["input_size"]
-    odd = {
-        f"{channels} channels": channels != 3,
-        f"{sides[0]}x{sides[1]} pixels": sides[0] != sides[1],
-        f"interpolation {config['interpolation']}": config["interpolation"] not in RESAMPLING,
-        f"crop mode {config['crop_mode']}": config["crop_mode"] not in _RESIZE_MODES,
-    }
-    for what, is_there in odd.items():
-        if is_there:
-            raise RecipeError(
-                f"{name} needs images with {what}, which kdedge does not support.\n"
-                "  Choose a model of square RGB images, bicubic or bilinear, whose crop mode is"
-                " center or squash."
-            )
-    return Preprocess(
-        size_px=sides[0],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-        resize_mode=_RESIZE_MODES[config["crop_mode"]],  # type: ignore[arg-type]
-    )
+    channels, height, width = config["input_size"]
+    interpolation, resize_mode = config["interpolation"], _RESIZE_MODES.get(config["crop_mode"])
+    is_square_rgb = channels == 3 and height == width
+    if not is_square_rgb or interpolation not in RESAMPLING or resize_mode is None:
+        raise RecipeError(
+            f"{name} needs images of {height}x{width} pixels with {channels} channels,"
+            f" interpolation {interpolation} and crop mode {config['crop_mode']}, which kdedge does"
+            " not support.\n"
+            "  Choose a model of square RGB images, bicubic or bilinear, whose crop mode is center"
+            " or squash."
+        )
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Preprocess(height, mean, std, interpolation, resize_mode)
 
 
 def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -> Path:

@@ -43,6 +43,12 @@ OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
 Shapes = Mapping[str, Sequence[int]]
 """Name -> shape of each tensor in a state dict."""
 
+
+def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
+
+
 HEAD_WIDTH = 64
 """Width of an attention head in both encoders of every CLIP in OpenAI's layout (same file)."""
 
@@ -208,7 +214,8 @@ def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, 
     """Infers open_clip's model config of a ViT CLIP in OpenAI's layout from tensor shapes.
 
     Heads are `HEAD_WIDTH` wide in both encoders, which shapes do not show (openai/CLIP,
-    clip/model.py, `build_model`). The activation is not part of the result.
+    clip/model.py, `build_model`). The activation is not part of the result. `match_shapes` tells
+    whether the file has all tensors of that model.
 
     Args:
         shapes: name -> shape of each tensor.
@@ -218,24 +225,17 @@ def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, 
         `embed_dim`, `vision_cfg` and `text_cfg`.
 
     Raises:
-        DataError: another layout, a ResNet CLIP, a key that is missing, sizes that do not fit.
+        DataError: another layout, a ResNet CLIP, or a key is missing.
     """
-    conv = _shape(shapes, "visual.conv1.weight", 4, where)
+    width, _, _, patch = _shape(shapes, "visual.conv1.weight", 4, where)
     positions, _ = _shape(shapes, "visual.positional_embedding", 2, where)
-    width, patch = conv[0], conv[3]
-    grid = round(max(positions - 1, 0) ** 0.5)
-    if grid**2 + 1 != positions or conv[2] != patch:
-        raise DataError(
-            f"{where} has {positions} image positions and patches of {conv[2]} x {patch} pixels;"
-            " expected square patches on a square grid and one class token."
-        )
     _, embed_dim = _shape(shapes, "text_projection", 2, where)
     context_length, text_width = _shape(shapes, "positional_embedding", 2, where)
     vocab_size, _ = _shape(shapes, "token_embedding.weight", 2, where)
     return {
         "embed_dim": embed_dim,
         "vision_cfg": {
-            "image_size": grid * patch,
+            "image_size": round((positions - 1) ** 0.5) * patch,
             "patch_size": patch,
             "head_width": HEAD_WIDTH,
             **_encoder_sizes(shapes, "visual.transformer.resblocks", width, where),
@@ -252,30 +252,18 @@ def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, 
 def _encoder_sizes(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int | float]:
     """Width, number of layers and, if it is not 4, MLP ratio of a transformer."""
     matches = (re.match(rf"{re.escape(prefix)}\.(\d{{1,4}})\.", key) for key in shapes)
-    blocks = {int(match[1]) for match in matches if match}
-    missing = sorted(set(range(max(blocks, default=0) + 1)) - blocks)
-    if missing:
-        raise DataError(
-            f"{where} lacks {len(missing)} blocks of {prefix}, the first is {missing[0]}.\n"
-            "  The file is incomplete; fetch it again."
-        )
-    if width % HEAD_WIDTH:
-        raise DataError(
-            f"{where} has a width of {width} in {prefix}; expected a multiple of {HEAD_WIDTH}.\n"
-            "  Describe the model in an open_clip config file, and set config: to it."
-        )
+    layers = 1 + max((int(match[1]) for match in matches if match), default=0)
     hidden, _ = _shape(shapes, f"{prefix}.0.mlp.c_fc.weight", 2, where)
     ratio = {} if hidden == 4 * width else {"mlp_ratio": hidden / width}
-    return {"width": width, "layers": len(blocks), **ratio}
+    return {"width": width, "layers": layers, **ratio}
 
 
 def _shape(shapes: Shapes, key: str, n_dims: int, where: str) -> Sequence[int]:
     if key not in shapes:
         looks_like = layout_of(shapes)
+        guess = f"; it looks like {looks_like}" if looks_like else ""
         raise DataError(
-            f"{where} has no {key}"
-            + (f"; it looks like {looks_like}" if looks_like else "")
-            + ".\n"
+            f"{where} has no {key}{guess}.\n"
             "  Expected a ViT CLIP under OpenAI's names, as open_clip saves it; convert the"
             " file or name another.\n"
             "  For a CLIP with another image encoder, add the model's name, such as backbone:"
@@ -292,10 +280,8 @@ def _shape(shapes: Shapes, key: str, n_dims: int, where: str) -> Sequence[int]:
 def layout_of(keys: Iterable[str]) -> str | None:
     """Names the layout that a state dict's keys look like, for messages; None if unknown."""
     names = list(keys)
-    for pattern, what in _LAYOUTS:
-        if any(re.match(pattern, name) for name in names):
-            return what
-    return None
+    layouts = (what for pattern, what in _LAYOUTS if any(re.match(pattern, key) for key in names))
+    return next(layouts, None)
 
 
 def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
@@ -313,32 +299,27 @@ def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
         DataError: lists the missing, the unexpected and the wrongly shaped names.
     """
     known = [key for key in actual if key in expected or not _is_buffer_to_ignore(key)]
+    differences = {
+        "missing": [key for key in expected if key not in actual],
+        "unexpected": [key for key in known if key not in expected],
+        "of another shape": [
+            f"{key} {list(actual[key])} (the model: {list(shape)})"
+            for key, shape in expected.items()
+            if key in actual and list(actual[key]) != list(shape)
+        ],
+    }
     lines = [
-        _listing("missing", [key for key in expected if key not in actual]),
-        _listing("unexpected", [key for key in known if key not in expected]),
-        _listing(
-            "of another shape",
-            [
-                f"{key} {list(actual[key])} (the model: {list(shape)})"
-                for key, shape in expected.items()
-                if key in actual and list(actual[key]) != list(shape)
-            ],
-        ),
+        f"  {len(names)} {what}: {', '.join(some_of(map(for_message, names), 5))}\n"
+        for what, names in differences.items()
+        if names
     ]
-    if any(lines):
+    if lines:
         looks_like = layout_of(known)
+        guess = f"; it looks like {looks_like}" if looks_like else ""
         raise DataError(
-            f"{where}: the file does not fit the model"
-            + (f"; it looks like {looks_like}.\n" if looks_like else ".\n")
-            + "".join(lines)
-            + "  Name the model that the weights were saved from, or a file that belongs to it."
+            f"{where}: the file does not fit the model{guess}.\n{''.join(lines)}"
+            "  Name the model that the weights were saved from, or a file that belongs to it."
         )
-
-
-def _listing(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return f"  {len(names)} {what}: {', '.join(some_of(map(for_message, names), 5))}\n"
 
 
 def for_message(name: str) -> str:

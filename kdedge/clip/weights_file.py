@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from kdedge.clip.weights import Shapes, Weights, read_weights
+from kdedge.clip.weights import Weights, read_weights, shapes_of
 from kdedge.errors import ResourceError, first_line
 from kdedge.files import FileStamp, sha256_file, write_atomic
 
@@ -90,23 +90,13 @@ class HashCache:
 
 
 class WeightsFile:
-    """A file of weights, whose tensors are read only when they are needed.
+    """A file of weights, which is read when it is asked for.
 
     Args:
         path: the file.
         cache: facts from earlier commands; None reads the file.
         read: reads the file.
-
-    Attributes:
-        quick_gelu: as in `Weights`.
-        shapes: name -> shape of each tensor.
-
-    Raises:
-        DataError: as in `read_weights`.
     """
-
-    quick_gelu: bool | None
-    shapes: Shapes
 
     def __init__(
         self,
@@ -115,36 +105,33 @@ class WeightsFile:
         *,
         read: Callable[[Path], Weights] = read_weights,
     ) -> None:
-        self.path = path
-        self._cache = cache
-        self._read = read
-        self._resolved = path.resolve()
-        known = self._stamp = None
-        if cache is not None and path.exists():
-            self._stamp = FileStamp.of(path.stat())
-            known = cache.get(self._resolved, self._stamp)
-        if known is not None:
-            self.quick_gelu, self.shapes = known.quick_gelu, known.shapes
-            self.sha256 = known.sha256
-        else:
-            weights = read(path)
-            self.quick_gelu = weights.quick_gelu
-            self.shapes = {key: tuple(value.shape) for key, value in weights.state_dict.items()}
+        self.path, self._cache, self._read = path, cache, read
 
     @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the file's bytes; caches it with the file's shapes and activation."""
-        digest = sha256_file(self.path)
-        if self._cache is not None and self._stamp is not None:
+    def known(self) -> KnownFile:
+        """Its facts, from the cache if they are there.
+
+        Raises:
+            DataError: as in `read_weights`.
+        """
+        path = self.path.resolve()
+        known = stamp = None
+        if path.exists():
+            stamp = FileStamp.of(path.stat())
+            known = None if self._cache is None else self._cache.get(path, stamp)
+        if known is None:
+            weights = self._read(self.path)
+            assert stamp is not None  # what is not there cannot be read
             known = KnownFile(
-                path=str(self._resolved),
-                stamp=self._stamp,
-                quick_gelu=self.quick_gelu,
-                shapes={key: tuple(shape) for key, shape in self.shapes.items()},
-                sha256=digest,
+                path=str(path),
+                stamp=stamp,
+                quick_gelu=weights.quick_gelu,
+                shapes=shapes_of(weights.state_dict),
+                sha256=sha256_file(self.path),
             )
-            self._cache.put(known)
-        return digest
+            if self._cache is not None:
+                self._cache.put(known)
+        return known
 
     def tensors(self) -> dict[str, Tensor]:
         """Reads the tensors by their keys; nothing keeps a reference to them."""

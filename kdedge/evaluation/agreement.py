@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, DivergedError, ShapeError
+from kdedge.errors import DivergedError
 from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.backend import softmax
 
@@ -37,7 +37,7 @@ def parity_of(
     1, so an overflow cannot improve any result.
 
     Args:
-        reference: [N, C], the float32 student's logits, scaled.
+        reference: [N, C], the float32 student's logits, scaled; N at least 1.
         logits: [N, C], the file's logits, for the same images and class order.
         keys: N keys of the images.
         labels: N positions in `class_names`; None for an image without a label.
@@ -47,12 +47,18 @@ def parity_of(
         head: with `argmax` the logits only rank classes, so there are no distances.
 
     Raises:
-        ShapeError: the numbers of images or classes differ.
-        DataError: there are no images.
         DivergedError: the reference is not finite.
     """
-    _check(reference, logits, keys=keys, class_names=class_names)
     n_images = len(keys)
+    assert reference.shape == logits.shape == (n_images, len(class_names))
+    unusable = np.flatnonzero(~np.isfinite(reference).all(axis=1))
+    if len(unusable):
+        raise DivergedError(
+            f"The float32 student gives NaN or infinity for {keys[unusable[0]]}, so no file can be"
+            " compared with it.\n"
+            "  Check the run's loss in metrics.jsonl, and train again with a lower optim.lr or"
+            " optim.precision: fp32."
+        )
     is_finite = np.isfinite(logits).all(axis=1)  # [N]
     expected = np.argmax(reference, axis=1)
     given = np.where(is_finite, np.argmax(logits, axis=1), -1)  # -1: no prediction
@@ -81,37 +87,6 @@ def parity_of(
         images=images,
         runtime=runtime,
     )
-
-
-def _check(
-    reference: npt.NDArray[Any],
-    logits: npt.NDArray[Any],
-    *,
-    keys: Sequence[str],
-    class_names: Sequence[str],
-) -> None:
-    shape = (len(keys), len(class_names))
-    for name, values in (("reference", reference), ("file", logits)):
-        if values.shape != shape:
-            raise ShapeError(
-                f"The {name}'s logits are {list(values.shape)}; expected {list(shape)}, as there"
-                f" are {shape[0]} images and {shape[1]} class names.\n"
-                "  The two models have different class lists or image lists: export both files"
-                " from one run."
-            )
-    if not keys:
-        raise DataError(
-            "There are no images to compare two models on.\n"
-            "  Add data.test or data.unlabeled to the recipe."
-        )
-    unusable = np.flatnonzero(~np.isfinite(reference).all(axis=1))
-    if len(unusable):
-        raise DivergedError(
-            f"The float32 student gives NaN or infinity for {keys[unusable[0]]}, so no file can be"
-            " compared with it.\n"
-            "  Check the run's loss in metrics.jsonl, and train again with a lower optim.lr or"
-            " optim.precision: fp32."
-        )
 
 
 def _softmax_distances(

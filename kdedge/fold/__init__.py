@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.architecture import is_promptable_vit
-from kdedge.clip.image_backbone import count_features
+from kdedge.clip.backbone import count_features
 from kdedge.errors import ShapeError
 from kdedge.fold.encoder import FoldedEncoder
 from kdedge.fold.head import FoldedModel, FoldRequest

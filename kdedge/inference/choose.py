@@ -31,11 +31,7 @@ _DEVICE_ORDER = ("cpu", "any", "gpu")
 
 
 def choose_and_load(
-    artifact: Artifact,
-    *,
-    precision: Precision | None,
-    backend: str | None,
-    n_threads: int | None,
+    artifact: Artifact, *, precision: Precision | None, backend: str | None, n_threads: int | None
 ) -> tuple[ModelFile, Backend]:
     """Loads the first file, in the order of `candidates`, that this machine can run.
 
@@ -61,10 +57,10 @@ def choose_and_load(
     targets = {target.name: target for target in list_targets()}
     measured = CpuPreference.of(artifact) if precision is None and backend is None else None
     chosen = None if measured is None else measured.file
-    files = candidates(artifact, precision=precision, backend=backend, chosen=chosen)
-    size = _gpu_size() if any(map(_built_for, files)) else None
-    files.sort(key=lambda file: (_group(targets[file.target], file, chosen), not _fits(file, size)))
-    for file in files:
+    size = _gpu_size() if any(map(_built_for, artifact.files)) else None
+    for file in candidates(
+        artifact, precision=precision, backend=backend, chosen=chosen, gpu_size=size
+    ):
         target = targets[file.target]
         try:
             loaded = load_file(artifact, file, n_threads=n_threads)
@@ -116,13 +112,14 @@ def candidates(
     precision: Precision | None,
     backend: str | None,
     chosen: str | None = None,
+    gpu_size: int | None = None,
 ) -> list[ModelFile]:
     """The files that may be used, best first.
 
     The file `chosen`, if there is one, comes after engines and before all others. Targets come in
-    the order of their preference, and a target's files in the order of its precisions. Files in
-    int8 and files that missed their gates are used only if their precision is asked for, or if they
-    are chosen.
+    the order of their preference, and a target's files in the order of its precisions, after those
+    that fit a GPU with `gpu_size` multiprocessors. Files in int8 and files that missed their gates
+    are used only if their precision is asked for, or if they are chosen.
 
     Raises:
         RecipeError: no such backend or precision, or no file for them.
@@ -151,30 +148,29 @@ def candidates(
         files = [file for file in files if file in free or file.name == chosen]
         if not files:
             raise _only_when_asked(artifact, asked)
-    return sorted(files, key=lambda file: _rank(targets[file.target], file, chosen))
 
+    def rank(file: ModelFile) -> tuple[Any, ...]:
+        target, order = targets[file.target], targets[file.target].precisions
+        # A precision that its target no longer makes comes last
+        place = order.index(file.precision) if file.precision in order else len(order)
+        return (
+            chosen is not None and not target.is_engine,
+            file.name != chosen,
+            -target.preference,
+            not _fits(file, gpu_size),
+            place,
+            _DEVICE_ORDER.index(file.device),
+        )
 
-def _group(target: Target, file: ModelFile, chosen: str | None) -> tuple[bool, bool, int]:
-    """Sort key of a file's target, best first; the chosen file comes after engines."""
-    return chosen is not None and not target.is_engine, file.name != chosen, -target.preference
-
-
-def _rank(target: Target, file: ModelFile, chosen: str | None) -> tuple[Any, int, int]:
-    """Sort key of a file, best first; a precision that its target no longer makes comes last."""
-    order = target.precisions
-    place = order.index(file.precision) if file.precision in order else len(order)
-    return _group(target, file, chosen), place, _DEVICE_ORDER.index(file.device)
+    return sorted(files, key=rank)
 
 
 def _only_when_asked(artifact: Artifact, files: Sequence[ModelFile]) -> GateError:
-    whys = [
-        "missed its gate" if file.gate == "missed" else f"is {file.precision}" for file in files
-    ]
-    reasons = "\n".join(
-        f"  {file.name}: it {why}; to use it anyway, add --precision {file.precision}"
-        for file, why in zip(files, whys, strict=True)
-    )
-    return GateError(f"{artifact.path} has only files that need --precision.\n{reasons}")
+    lines = [f"{artifact.path} has only files that need --precision."]
+    for file in files:
+        why = "missed its gate" if file.gate == "missed" else f"is {file.precision}"
+        lines.append(f"  {file.name}: it {why}; to use it anyway, add --precision {file.precision}")
+    return GateError("\n".join(lines))
 
 
 def _warn(

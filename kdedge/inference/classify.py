@@ -8,21 +8,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.errors import DataError, RecipeError, SetupError, ShapeError
+from kdedge.errors import RecipeError, SetupError, ShapeError
 from kdedge.inference.choose import choose_and_load
-from kdedge.inference.lines import (
-    ClassScore,
-    NonFiniteLogits,
-    Prediction,
-    Result,
-    UnreadableImage,
-)
+from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction, Result, UnreadableImage
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
 from kdedge.runtime.backend import Backend, TakesImages, run_batches, run_inputs, softmax
 from kdedge.runtime.machine import usable_cores
@@ -46,13 +40,6 @@ def decoded(image: ImageInput) -> Image.Image | UnusableImage:
         return error
 
 
-class _ImageScores(NamedTuple):
-    """An image's best classes, and how much it looks like known images; None if not measured."""
-
-    top: tuple[ClassScore, ...]
-    known: KnownScore | None
-
-
 class Classifier:
     """An artifact with one of its model files loaded. Several threads may use it.
 
@@ -67,12 +54,7 @@ class Classifier:
     """
 
     def __init__(
-        self,
-        artifact: Artifact,
-        file: ModelFile,
-        backend: Backend,
-        *,
-        n_threads: int | None = None,
+        self, artifact: Artifact, file: ModelFile, backend: Backend, *, n_threads: int | None = None
     ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
         self._graph, self._matrix = graph_of(backend)
@@ -107,7 +89,7 @@ class Classifier:
                 engine's own choice.
 
         Raises:
-            DataError: the artifact or its file has changed since the export, or they do not match.
+            DataError: the artifact or its file has changed since the export.
             RecipeError: there is no such backend, or no file of that precision for it.
             GateError: all suitable files missed their gates, or are in int8.
             SetupError: this machine cannot run any file of the artifact.
@@ -116,7 +98,7 @@ class Classifier:
         file, loaded = choose_and_load(
             artifact, precision=precision, backend=backend, n_threads=n_threads
         )
-        return cls._checked(artifact, file, loaded, n_threads)
+        return cls(artifact, file, loaded, n_threads=n_threads)
 
     @classmethod
     def load_named(cls, path: Path, *, n_threads: int | None = None) -> Classifier:
@@ -132,20 +114,8 @@ class Classifier:
         """
         artifact = load_artifact(path.parent)
         file = artifact.file(path.name)
-        return cls._checked(
-            artifact, file, load_file(artifact, file, n_threads=n_threads), n_threads
-        )
-
-    @classmethod
-    def _checked(
-        cls, artifact: Artifact, file: ModelFile, loaded: Backend, n_threads: int | None
-    ) -> Classifier:
-        try:
-            _check_input(artifact, file, loaded)
-            return cls(artifact, file, loaded, n_threads=n_threads)
-        except BaseException:
-            loaded.close()
-            raise
+        loaded = load_file(artifact, file, n_threads=n_threads)
+        return cls(artifact, file, loaded, n_threads=n_threads)
 
     def close(self) -> None:
         """Frees the model, after a batch that another thread runs."""
@@ -252,6 +222,30 @@ class Classifier:
         self.check_batch(size)
         return self._classify_many(images, top=top, size=size)
 
+    def _classify_many(
+        self, images: Iterable[tuple[str, ImageInput]], *, top: int, size: int
+    ) -> Iterator[Result]:
+        waiting: deque[tuple[str, Future[Pixels]]] = deque()
+
+        def prepared(image: ImageInput) -> Pixels:
+            return self.prepare(decoded(image))
+
+        def classify_first() -> list[Result]:
+            taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+            return self.classify_batch([(key, future.result()) for key, future in taken], top=top)
+
+        n_ahead = 1 if size == 1 else 2 * size
+        pool = ThreadPoolExecutor(self.n_decoders, thread_name_prefix="decode")
+        try:
+            for key, image in images:
+                waiting.append((key, pool.submit(prepared, image)))
+                if len(waiting) == n_ahead:
+                    yield from classify_first()
+            while waiting:
+                yield from classify_first()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def check_batch(self, size: int) -> None:
         """Checks a batch size.
 
@@ -267,25 +261,6 @@ class Classifier:
                 f"  Choose such a batch size, or export again with another export.{key}."
             )
 
-    def _classify_many(
-        self, images: Iterable[tuple[str, ImageInput]], *, top: int, size: int
-    ) -> Iterator[Result]:
-        waiting: deque[tuple[str, Future[Pixels]]] = deque()
-        n_ahead = 1 if size == 1 else 2 * size
-        pool = ThreadPoolExecutor(self.n_decoders, thread_name_prefix="decode")
-        try:
-            for key, image in images:
-                waiting.append((key, pool.submit(self._decoded, image)))
-                if len(waiting) == n_ahead:
-                    yield from self._classify_first(waiting, top=top, size=size)
-            while waiting:
-                yield from self._classify_first(waiting, top=top, size=size)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _decoded(self, image: ImageInput) -> Pixels:
-        return self.prepare(decoded(image))
-
     def prepare(self, image: Image.Image | UnusableImage) -> Pixels:
         """Prepares a decoded image as the file takes it; returns an error unchanged."""
         if isinstance(image, UnusableImage):
@@ -294,20 +269,17 @@ class Classifier:
             return np.asarray(image)
         return np.asarray(resize_and_crop(image, self.artifact.preprocess))
 
-    def _classify_first(
-        self, waiting: deque[tuple[str, Future[Pixels]]], *, top: int, size: int
-    ) -> list[Result]:
-        taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-        return self.classify_batch([(key, future.result()) for key, future in taken], top=top)
-
     def classify_batch(self, images: Sequence[tuple[str, Pixels]], *, top: int) -> list[Result]:
         """Classifies one batch of keys and prepared images."""
-        usable = [pixels for _, pixels in images if not isinstance(pixels, UnusableImage)]
-        answers = iter(self._answers(self._outputs_of(usable), top) if usable else ())
+        usable = [(key, pixels) for key, pixels in images if not isinstance(pixels, UnusableImage)]
+        answers: Iterator[Result] = iter(())
+        if usable:
+            keys, pictures = zip(*usable, strict=True)
+            answers = iter(self.results(keys, self._outputs_of(pictures), top=top))
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
-            else self._result(key, next(answers))
+            else next(answers)
             for key, pixels in images
         ]
 
@@ -321,46 +293,24 @@ class Classifier:
             outputs: what `outputs` gave for them.
             top: number of classes per image; at most all.
         """
-        pairs = zip(keys, self._answers(outputs, top), strict=True)
-        return [self._result(key, answer) for key, answer in pairs]
-
-    def _answers(self, outputs: npt.NDArray[np.float32], top: int) -> Iterator[_ImageScores | None]:
-        """Each image's best classes; None if a logit is not finite."""
         logits = self.as_logits(outputs)
-        is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
-        finite = np.where(is_finite[:, None], logits, np.float32(0))
-        scores = 100 * softmax(finite)
+        is_finite = np.isfinite(logits).all(axis=1, keepdims=True)  # [N, 1]
+        logits, outputs = (np.where(is_finite, rows, np.float32(0)) for rows in (logits, outputs))
         names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
-        known: Sequence[KnownScore | None] = [None] * len(finite)
+        known: Sequence[KnownScore | None] = [None] * len(keys)
         if self._gaussians is not None and self.none_below is not None:
-            distances = self._gaussians.scores(np.where(is_finite[:, None], outputs, np.float32(0)))
-            known = known_scores(distances, self.none_below)
-        for row, row_scores, limit, is_good in zip(logits, scores, known, is_finite, strict=True):
-            best = np.argsort(-row, kind="stable")[:top]
-            shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]
-            yield _ImageScores(tuple(ClassScore(*x) for x in shown), limit) if is_good else None
-
-    def _result(self, key: str, answer: _ImageScores | None) -> Prediction | NonFiniteLogits:
-        if answer is not None:
-            known = answer.known
-            if known is None:
-                return Prediction(key, answer.top)
-            return Prediction(key, answer.top, known.is_none, known.percent)
+            known = known_scores(self._gaussians.scores(outputs), self.none_below)
         hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
-        return NonFiniteLogits(key, f"the model gives NaN or infinity{hint}")
-
-
-def _check_input(artifact: Artifact, file: ModelFile, backend: Backend) -> None:
-    """Checks that file and artifact have the same input, as engines misread other pixels."""
-    size_px = artifact.preprocess.size_px
-    expected = (3, size_px, size_px)
-    got = tuple(
-        expected_size if size is None else size
-        for size, expected_size in zip(backend.image_shape, expected, strict=True)
-    )
-    if (backend.pixels, got) != (artifact.pixels, expected):
-        raise DataError(
-            f"{artifact.path / file.name} takes {backend.pixels} images of {list(got)}, but"
-            f" artifact.json says {artifact.pixels}, {list(expected)}.\n"
-            "  Export again."
-        )
+        results: list[Prediction | NonFiniteLogits] = []
+        images = zip(keys, logits, 100 * softmax(logits), known, np.ravel(is_finite), strict=True)
+        for key, row, scores, similarity, is_good in images:
+            if not is_good:
+                results.append(NonFiniteLogits(key, f"the model gives NaN or infinity{hint}"))
+                continue
+            best = np.argsort(-row, kind="stable")[:top]
+            classes = tuple(
+                ClassScore(names[c], float(scores[c]) if has_scores else None) for c in best
+            )
+            is_known = () if similarity is None else (similarity.is_none, similarity.percent)
+            results.append(Prediction(key, classes, *is_known))
+        return results

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from kdedge.files import printable
 from kdedge.runtime.none_of_these import NONE
@@ -76,38 +76,68 @@ FORMATS = ("text", "csv", "jsonl")
 _MAX_KEY_COLUMN = 60
 
 
-class Lines(Protocol):
-    """Formats predictions as lines."""
+@dataclass(frozen=True)
+class Lines:
+    """Formats predictions as lines.
 
-    def heading(self) -> str | None:
-        """The first line, where the format has one."""
-        ...
-
-    def line(self, result: Result) -> str:
-        """The line of one image."""
-        ...
-
-
-def lines_as(
-    kind: str,
-    *,
-    top: int,
-    min_score: float | None,
-    columns: tuple[int, int] = (0, 0),
-    tells_none: bool = False,
-) -> Lines:
-    """Returns the formatter of one of `FORMATS`.
-
-    Args:
-        kind: the format.
+    Attributes:
+        kind: one of `FORMATS`.
         top: classes per image.
         min_score: percent; below it the best class is not named.
         columns: for text, the widths to which keys and class names are padded.
         tells_none: whether the artifact can answer that an image shows none of its classes.
     """
-    if kind == "csv":
-        return _Csv(top, min_score, tells_none=tells_none)
-    return _JsonLines(min_score) if kind == "jsonl" else _Text(min_score, columns)
+
+    kind: str
+    top: int
+    min_score: float | None
+    columns: tuple[int, int] = (0, 0)
+    tells_none: bool = False
+
+    def heading(self) -> str | None:
+        """The first line, where the format has one."""
+        if self.kind != "csv":
+            return None
+        names = ["image", "class", "score_percent"]
+        for rank in range(2, self.top + 1):
+            names += [f"class_{rank}", f"score_percent_{rank}"]
+        names += ["known_percent"] if self.tells_none else []
+        return _csv_row([*names, "error"])
+
+    def line(self, result: Result) -> str:
+        """The line of one image."""
+        if self.kind == "csv":
+            return self._csv(result)
+        if self.kind == "jsonl":
+            return json.dumps(result_values(result, self.min_score), ensure_ascii=False)
+        return self._text(result)
+
+    def _text(self, result: Result) -> str:
+        key = visible(result.key).ljust(self.columns[0])
+        if not isinstance(result, Prediction):
+            what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
+            return f"{key}  {what}: {result.reason}"
+        cells = [key]
+        for name, answer in zip(_shown_names(result, self.min_score), result.top, strict=True):
+            cells.append(name.ljust(self.columns[1]))
+            if answer.score_percent is not None:
+                width = 6 if self.columns[1] else 0
+                cells.append(f"{answer.score_percent:{width}.2f} %")
+        return "  ".join(cells).rstrip()
+
+    def _csv(self, result: Result) -> str:
+        n_cells = 2 * self.top + self.tells_none
+        if not isinstance(result, Prediction):
+            return _csv_row([printable(result.key), *[""] * n_cells, result.reason])
+        cells: list[str] = []
+        for answer in result.top:
+            score = "" if answer.score_percent is None else f"{answer.score_percent:.4f}"
+            cells += [answer.class_name, score]
+        cells[0] = best_name(result, self.min_score) or ""
+        cells += [""] * (n_cells - len(cells))
+        if self.tells_none and result.known_percent is not None:
+            cells[-1] = f"{result.known_percent:.4f}"
+        return _csv_row([printable(result.key), *cells, ""])
 
 
 def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int, int]:
@@ -153,27 +183,6 @@ def result_values(result: Result, min_score: float | None) -> dict[str, Any]:
     return values | answer_values(result, min_score)
 
 
-class _Text:
-    def __init__(self, min_score: float | None, columns: tuple[int, int]) -> None:
-        self._min_score, self._columns = min_score, columns
-
-    def heading(self) -> None:
-        return None
-
-    def line(self, result: Result) -> str:
-        key = visible(result.key).ljust(self._columns[0])
-        if not isinstance(result, Prediction):
-            what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
-            return f"{key}  {what}: {result.reason}"
-        cells = [key]
-        for name, answer in zip(_shown_names(result, self._min_score), result.top, strict=True):
-            cells.append(name.ljust(self._columns[1]))
-            if answer.score_percent is not None:
-                width = 6 if self._columns[1] else 0
-                cells.append(f"{answer.score_percent:{width}.2f} %")
-        return "  ".join(cells).rstrip()
-
-
 def answer_lines(prediction: Prediction, min_score: float | None) -> list[str]:
     """The classes of a prediction with their scores, as text shows them."""
     lines = []
@@ -188,43 +197,6 @@ def _shown_names(prediction: Prediction, min_score: float | None) -> list[str]:
     best = best_name(prediction, min_score)
     others = [visible(answer.class_name) for answer in prediction.top[1:]]
     return ["-" if best is None else visible(best), *others]
-
-
-class _Csv:
-    def __init__(self, top: int, min_score: float | None, *, tells_none: bool) -> None:
-        self._top, self._min_score, self._tells_none = top, min_score, tells_none
-
-    def heading(self) -> str:
-        names = ["image", "class", "score_percent"]
-        for rank in range(2, self._top + 1):
-            names += [f"class_{rank}", f"score_percent_{rank}"]
-        names += ["known_percent"] if self._tells_none else []
-        return _csv_row([*names, "error"])
-
-    def line(self, result: Result) -> str:
-        n_cells = 2 * self._top + self._tells_none
-        if not isinstance(result, Prediction):
-            return _csv_row([printable(result.key), *[""] * n_cells, result.reason])
-        cells: list[str] = []
-        for answer in result.top:
-            score = "" if answer.score_percent is None else f"{answer.score_percent:.4f}"
-            cells += [answer.class_name, score]
-        cells[0] = best_name(result, self._min_score) or ""
-        cells += [""] * (n_cells - len(cells))
-        if self._tells_none and result.known_percent is not None:
-            cells[-1] = f"{result.known_percent:.4f}"
-        return _csv_row([printable(result.key), *cells, ""])
-
-
-class _JsonLines:
-    def __init__(self, min_score: float | None) -> None:
-        self._min_score = min_score
-
-    def heading(self) -> None:
-        return None
-
-    def line(self, result: Result) -> str:
-        return json.dumps(result_values(result, self._min_score), ensure_ascii=False)
 
 
 def _csv_row(cells: Sequence[str]) -> str:

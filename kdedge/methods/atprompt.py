@@ -17,14 +17,21 @@ An attribute may have several tokens. The recipes have the published attributes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import placeholders, readable, room_for_context, text_width
-from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.prompts import (
+    placeholders,
+    prompted_text_features,
+    readable,
+    room_for_context,
+    text_width,
+)
+from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
@@ -54,11 +61,7 @@ class Settings(promptsrc.Settings):
         description="Attribute words before the class name, in this order; the default is"
         " ImageNet's, and the recipes of the benchmark sets have their own.",
     )
-    n_ctx_attribute: int = Field(
-        4,
-        ge=1,
-        description="Context tokens before each attribute.",
-    )
+    n_ctx_attribute: int = Field(4, ge=1, description="Context tokens before each attribute.")
     n_ctx_vision: int = Field(
         4,
         ge=0,
@@ -104,10 +107,8 @@ def anchored_texts(
         )
     anchors = " ".join(f"{placeholders(n_before)} {word}" for word in settings.attributes)
     texts = [f"{anchors} {placeholders(n_own)} {readable(name)}." for name in class_names]
-    tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
-    device = backbone.device
-    positions = torch.tensor(context_at, device=device).expand(len(texts), -1)
-    return TokenizedTexts(tokenized.tokens.to(device), tokenized.end.to(device), positions)
+    positions = torch.tensor(context_at, device=backbone.device).expand(len(texts), -1)
+    return replace(backbone.tokenize(texts), context_at=positions)
 
 
 class AnchoredCLIP(ivlp.PromptedCLIP):
@@ -142,13 +143,9 @@ class Method(promptsrc.Method):
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients in the memory of one chunk of classes."""
-        model, prompts = self._backbone.model, self.module.text_prompts
+        prompts = self.module.text_prompts
         context = torch.cat([self.module.attribute_context, prompts.context])
-
-        def encode(chunk: TokenizedTexts) -> Tensor:
-            return encode_text(model, chunk, context=context, deep_context=prompts.deep_context)
-
-        return unit_length(encode_in_chunks(encode, texts))
+        return prompted_text_features(self._backbone, texts, context, prompts.deep_context)
 
     def training_step(self, batch: Batch) -> StepOutput:
         """PromptSRC's losses, or the cross-entropy alone without `self_regulation`."""

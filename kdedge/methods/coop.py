@@ -7,22 +7,24 @@ section 3.2: t = [V]_1 ... [V]_M [CLASS], p(y = i | x) = softmax_i(<w_i, f> / τ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import (
     INIT_STD,
     check_room,
     first_context,
     placeholders,
+    prompted_text_features,
     readable,
     text_width,
 )
-from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
+from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import MethodInputs, MethodSettings
@@ -63,19 +65,6 @@ class Settings(MethodSettings):
         return self.class_specific
 
 
-class PromptLearner(nn.Module):
-    """The parameters of CoOp.
-
-    Attributes:
-        context: [n_ctx, D_text], [V]_1 ... [V]_M shared by all classes, or [C, n_ctx, D_text],
-            class-specific.
-    """
-
-    def __init__(self, context: Tensor) -> None:
-        super().__init__()
-        self.context = nn.Parameter(context)
-
-
 def make_context(
     backbone: Backbone, settings: Settings, n_classes: int, generator: torch.Generator
 ) -> Tensor:
@@ -91,9 +80,13 @@ def make_context(
 
 
 class Method(TextPromptMethod):
-    """CoOp on a frozen backbone."""
+    """CoOp on a frozen backbone.
 
-    module: PromptLearner
+    Its parameter is `context`: [n_ctx, D_text], [V]_1 ... [V]_M shared by all classes, or
+    [C, n_ctx, D_text], class-specific.
+    """
+
+    module: nn.ParameterDict
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         class_names, train_names = inputs.class_names, inputs.train_names
@@ -106,7 +99,7 @@ class Method(TextPromptMethod):
             )
         super().__init__(backbone, settings, inputs)
         context = make_context(backbone, settings, len(class_names), inputs.generator)
-        self.module = PromptLearner(context)
+        self.module = nn.ParameterDict({"context": context})
 
     def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
         """Tokenizes "<context> NAME.", with the name where `class_position` says (section 3.2).
@@ -123,22 +116,13 @@ class Method(TextPromptMethod):
         before, after = placeholders(n_before), placeholders(n_ctx - n_before)
         words = [readable(name) for name in names]
         texts = [f"{before} {word} {after}." for word in words]
-        tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
         ctx = [
             [*range(1, 1 + n_before), *range(1 + n_before + length, 1 + n_ctx + length)]
             for length in (len(backbone.tokenizer.encode(word)) for word in words)
         ]
-        device = backbone.device
-        return TokenizedTexts(
-            tokenized.tokens.to(device), tokenized.end.to(device), torch.tensor(ctx, device=device)
-        )
+        context_at = torch.tensor(ctx, device=backbone.device)
+        return replace(backbone.tokenize(texts), context_at=context_at)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
-        model, context = self._backbone.model, self.module.context
-
-        def encode(rows: slice) -> Tensor:
-            chunk_context = context if context.ndim == 2 else context[rows]
-            return encode_text(model, texts[rows], context=chunk_context)
-
-        return unit_length(in_chunks(encode, len(texts.tokens)))
+        return prompted_text_features(self._backbone, texts, self.module["context"])

@@ -17,7 +17,6 @@ from kdedge.clip.prompts import (
     TextPrompts,
     make_text_prompts,
     make_visual_prompts,
-    prompted_text_features,
     prompted_texts,
 )
 from kdedge.clip.text import TokenizedTexts
@@ -43,14 +42,10 @@ class Settings(MethodSettings):
         4, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth_text: int = Field(
-        9,
-        ge=1,
-        description="Text layers with context tokens of their own, from the first.",
+        9, ge=1, description="Text layers with context tokens of their own, from the first."
     )
     prompt_depth_vision: int = Field(
-        9,
-        ge=1,
-        description="Image layers with visual prompts of their own, from the first.",
+        9, ge=1, description="Image layers with visual prompts of their own, from the first."
     )
     context_init: str = Field(
         "a photo of a", description="Words whose embeddings initialize the context."
@@ -100,13 +95,8 @@ class Method(TextPromptMethod):
             n_ctx=settings.n_ctx_vision,
             prompt_depth=settings.prompt_depth_vision,
             generator=generator,
-            setting="prompt_depth_vision",
         )
         return PromptedCLIP(text_prompts, visual_prompts)
-
-    def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
-        return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
     def visual_prompts(self) -> Tensor:
         """[prompt_depth_vision, n_ctx_vision, D_vision]."""

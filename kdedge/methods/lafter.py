@@ -24,11 +24,9 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_linear, make_visual_prompts, readable
-from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
-from kdedge.errors import DataError
 from kdedge.methods.protocol import BaseMethod, ImagePath, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
@@ -72,9 +70,7 @@ class Settings(MethodSettings):
         description="Visual prompts before the first image layer; all layers keep them.",
     )
     n_text_steps: int = Field(
-        600,
-        ge=1,
-        description="Training steps of the text classifier, each on all texts.",
+        600, ge=1, description="Training steps of the text classifier, each on all texts."
     )
     text_lr: float = Field(
         5e-4, gt=0, description="Learning rate of the text classifier's training steps (AdamW)."
@@ -85,10 +81,7 @@ class Settings(MethodSettings):
         description="Standard deviation of the noise that is added to unit-length text features.",
     )
     label_smoothing: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="Share of each label that is spread over all classes.",
+        0.1, ge=0, lt=1, description="Share of each label that is spread over all classes."
     )
 
     @property
@@ -197,7 +190,10 @@ class Method(BaseMethod):
         self.module = TunedEncoder(visual_prompts, layer_norms(self._visual), classifier)
         self._texts = template_texts(names, inputs.template)
         if inputs.sentences is not None:
-            self._texts = self._with_template(inputs.sentences)
+            self._texts = [
+                [*about_class, inputs.template.format(readable(name))]
+                for name, about_class in zip(names, inputs.sentences, strict=True)
+            ]
         self._noise_seed = int(torch.randint(2**62, (), generator=generator))
         self._first_classifier = classifier.detach().clone()
         self._learned_version: int | None = None
@@ -212,21 +208,6 @@ class Method(BaseMethod):
         """The length of the classifier's longest row."""
         longest: Tensor = self.module.classifier.norm(dim=-1).max()
         return longest
-
-    def _with_template(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
-        """The sentences about each class, and the recipe's template, which is learned, too."""
-        texts = []
-        for name, about_class in zip(self._inputs.class_names, sentences, strict=True):
-            texts.append([*about_class, self._inputs.template.format(readable(name))])
-            self._check_lengths(name, texts[-1])
-        return texts
-
-    def _check_lengths(self, class_name: str, texts: Sequence[str]) -> None:
-        backbone = self._backbone
-        try:
-            tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
-        except DataError as error:
-            raise DataError(f'classes.texts, "{class_name}": {error}') from error
 
     def learn_texts(self) -> None:
         """Trains classifier and labeler on texts, once.

@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import (
     TextPrompts,
-    check_depth,
     check_takes_prompts,
     make_linear,
     make_text_prompts,
-    prompted_text_features,
     text_width,
 )
-from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods.protocol import Encoder, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
@@ -42,14 +39,10 @@ class Settings(MethodSettings):
     """Settings of MaPLe; defaults from the authors' base-to-novel configuration."""
 
     n_ctx: int = Field(
-        2,
-        ge=1,
-        description="Context tokens, and visual prompts, in each prompted layer.",
+        2, ge=1, description="Context tokens, and visual prompts, in each prompted layer."
     )
     prompt_depth: int = Field(
-        9,
-        ge=1,
-        description="Layers of both encoders with prompts of their own, from the first.",
+        9, ge=1, description="Layers of both encoders with prompts of their own, from the first."
     )
     context_init: str = Field(
         "a photo of a",
@@ -89,8 +82,7 @@ class Method(TextPromptMethod):
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         check_takes_prompts(backbone)
-        visual, depth, generator = backbone.model.visual, settings.prompt_depth, inputs.generator
-        check_depth(depth, len(visual.transformer.resblocks), "prompt_depth", "image")
+        depth, generator = settings.prompt_depth, inputs.generator
         super().__init__(backbone, settings, inputs)
         text_prompts = make_text_prompts(
             backbone,
@@ -98,17 +90,12 @@ class Method(TextPromptMethod):
             prompt_depth=depth,
             context_init=settings.context_init,
             generator=generator,
-            setting="prompt_depth",
         )
-        sizes = text_width(backbone), visual.class_embedding.shape[0]
+        sizes = text_width(backbone), backbone.model.visual.class_embedding.shape[0]
         # One for the first layer, and copies of another (`_get_clones` in the authors' code)
         first, deep = make_linear(*sizes, generator), make_linear(*sizes, generator)
         couplings = [first, *(copy.deepcopy(deep) for _ in range(depth - 1))]
         self.module = CoupledPrompts(text_prompts, couplings).to(backbone.device)
-
-    def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
-        return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
     def visual_prompts(self) -> Tensor:
         """[prompt_depth, n_ctx, D_vision], as the couplings map the text prompts."""

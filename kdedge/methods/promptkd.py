@@ -14,30 +14,17 @@ from __future__ import annotations
 import contextlib
 import copy
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.clip.architecture import EncoderSizes
-from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
-from kdedge.clip.low_rank import (
-    BLOCKS,
-    LowRankChanges,
-    Projection,
-    layers_above,
-    make_low_rank_changes,
-    with_layers,
-)
+from kdedge.clip.architecture import EncoderSizes, why_no_prompts
+from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
+from kdedge.clip.layers import BLOCKS, first_blocks, layers_above, with_layers
+from kdedge.clip.low_rank import LowRankChanges, Projection, make_low_rank_changes
 from kdedge.clip.prompts import (
     TextPrompts,
     make_text_prompts,
@@ -45,8 +32,8 @@ from kdedge.clip.prompts import (
     prompted_text_features,
     prompted_texts,
 )
-from kdedge.clip.reduction import check_reduction, first_blocks, why_not_merged
 from kdedge.clip.text import TokenizedTexts
+from kdedge.clip.token_merging import max_merge_tokens
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
@@ -87,11 +74,7 @@ else:
 class LoraSettings(MethodSettings):
     """W + (alpha / r) B A on chosen layers; defaults from CLIP-LoRA (arXiv:2405.18541)."""
 
-    rank: int = Field(
-        2,
-        ge=1,
-        description="Rank r of each layer's change.",
-    )
+    rank: int = Field(2, ge=1, description="Rank r of each layer's change.")
     alpha: float = Field(
         1.0,
         gt=0,
@@ -105,25 +88,11 @@ class LoraSettings(MethodSettings):
         description="Layers of a block that are changed: q, k, v and out of the attention; mlp for"
         " both layers of the MLP.",
     )
-    blocks: list[int] | None = Field(
+    blocks: list[Annotated[int, Field(ge=0)]] | None = Field(
         None,
         min_length=1,
         description="Blocks of the image encoder that are changed, counted from 0; default: all.",
     )
-
-    @field_validator("projections", "blocks")
-    @classmethod
-    def _named_once(cls, value: list[object] | None) -> list[object] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError("has one of them twice")
-        return value
-
-    @field_validator("blocks")
-    @classmethod
-    def _from_0(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and min(value) < 0:
-            raise ValueError("has a negative number; blocks are counted from 0")
-        return value
 
 
 Tune = Literal["prompts", "projector", "full", "lora", "prompts+lora"]
@@ -229,11 +198,6 @@ class Settings(MethodSettings):
                 f"have depth: {self.depth} with prompt_depth: {self.prompt_depth}; set prompt_depth"
                 f" to {self.depth} or less"
             )
-        if self.depth is not None and max(self.lora.blocks or [0]) >= self.depth:
-            raise ValueError(
-                f"have lora.blocks with block {max(self.lora.blocks or [0])}, but depth:"
-                f" {self.depth} keeps the blocks 0 to {self.depth - 1}; remove it"
-            )
         return self
 
     @model_serializer(mode="wrap")
@@ -293,8 +257,18 @@ class Settings(MethodSettings):
         n_blocks = self.depth or sizes.n_layers.get("image")
         if sizes.n_patches is None or n_blocks is None:
             return {}
-        why = why_not_merged(self.merge_tokens, n_patches=sizes.n_patches, n_blocks=n_blocks)
-        return {} if why is None else {"merge_tokens": why}
+        misfits, blocks = {}, "1 block" if n_blocks == 1 else f"{n_blocks} blocks"
+        if self.has_lora and max(self.lora.blocks or [0]) >= n_blocks:
+            last = n_blocks - 1
+            misfits["lora.blocks"] = f"the image encoder has the blocks 0 to {last}.\n  Remove it."
+        most = max_merge_tokens(sizes.n_patches, n_blocks)
+        if self.merge_tokens > most:
+            misfits["merge_tokens"] = (
+                f"the image encoder has {sizes.n_patches} patch tokens and {blocks}: a block merges"
+                " at most half of its patch tokens, and the last block merges none.\n"
+                f"  Set merge_tokens to {most} or less."
+            )
+        return misfits
 
     def recorded(self, n_classes: int) -> dict[str, float]:
         """See `MethodSettings.recorded`; the entries of all losses."""
@@ -323,9 +297,8 @@ class Student(nn.Module):
         scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
 
     Raises:
-        RecipeError: an encoder has fewer layers than the settings name, or too few tokens to merge,
-            or cannot have their low-rank changes; a loss compares features of different
-            dimensions; or the settings need more than an image encoder.
+        RecipeError: the settings need CLIP's ViT, or freeze an image encoder that was never trained
+            with texts; or a loss compares features of different dimensions.
     """
 
     visual_prompts: nn.Parameter | None
@@ -337,7 +310,7 @@ class Student(nn.Module):
 
     def __init__(
         self,
-        backbone: AnyBackbone,
+        backbone: ImageBackbone,
         settings: Settings,
         *,
         class_vectors: Tensor,
@@ -345,9 +318,20 @@ class Student(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, Backbone):
-            check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
-        check_reduction(backbone, depth=settings.depth, merge_tokens=settings.merge_tokens)
+        if not backbone.is_trained_with_texts and settings.tune != "full":
+            raise RecipeError(
+                f"{backbone.name} was not trained with texts: with tune: {settings.tune} its"
+                " features cannot be compared with class vectors.\n"
+                "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
+            )
+        why = why_no_prompts(backbone.visual)
+        given = (settings.has_lora, settings.depth is not None, settings.merge_tokens > 0)
+        if why is not None and any(given):
+            raise RecipeError(
+                f"{backbone.name} takes neither low-rank changes nor depth nor merge_tokens: its"
+                f" image encoder {why}.\n"
+                "  Use tune: full without them, or CLIP's ViT, such as ViT-B-16."
+            )
         lora = text_prompts = None
         teacher_dim = class_vectors.shape[1]
         self.visual_prompts = self.projector = self.visual = None
@@ -418,31 +402,10 @@ class Student(nn.Module):
         if self.lora is None:
             return {}
         return {
-            f"lora.{name.removeprefix(BLOCKS)}.{part}": above[f"{name}.weight"]
+            f"lora{name.removeprefix(BLOCKS)}.{part}": above[f"{name}.weight"]
             for name in self.lora.layers()
             for part in ("a", "b")
         }
-
-
-def check_image_backbone(backbone: ImageBackbone, *, tune: str, needs_texts: bool) -> None:
-    """Checks that the settings need no more than an image encoder.
-
-    Raises:
-        RecipeError: the settings need a text encoder, or they freeze an image encoder that was
-            never trained with texts.
-    """
-    if needs_texts:
-        raise RecipeError(
-            f"kdedge cannot run the text encoder of {backbone.name}, which class_vectors: student"
-            " needs.\n"
-            "  Use class_vectors: teacher, or a CLIP such as ViT-B-16."
-        )
-    if not backbone.is_trained_with_texts and tune != "full":
-        raise RecipeError(
-            f"{backbone.name} was not trained with texts: with tune: {tune} its features cannot be"
-            " compared with class vectors.\n"
-            "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
-        )
 
 
 class Method(BaseMethod):
@@ -454,7 +417,7 @@ class Method(BaseMethod):
 
     module: Student
 
-    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: MethodInputs) -> None:
+    def __init__(self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs) -> None:
         if not inputs.is_student:
             raise RecipeError(
                 "promptkd learns from a teacher, but the recipe has none.\n  Add a teacher section."
@@ -512,10 +475,7 @@ class Method(BaseMethod):
     def image_features_raw(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_student], not normalized."""
         return encode_image(
-            self.visual,
-            images,
-            self.module.visual_prompts,
-            merge_tokens=self._merge_tokens,
+            self.visual, images, self.module.visual_prompts, merge_tokens=self._merge_tokens
         )
 
     def _project(self, raw: Tensor) -> Tensor:
@@ -534,10 +494,13 @@ class Method(BaseMethod):
 
     def student_vectors(self) -> Tensor:
         """[C, D], unit length: the teacher's class vectors, or the student's own with gradients."""
-        if self._texts is None or self.module.text_prompts is None:
+        prompts = self.module.text_prompts
+        if self._texts is None or prompts is None:
             return self._class_vectors
         assert isinstance(self._backbone, Backbone)
-        return prompted_text_features(self._backbone, self._texts, self.module.text_prompts)
+        return prompted_text_features(
+            self._backbone, self._texts, prompts.context, prompts.deep_context
+        )
 
     def outputs(self, batch: Batch) -> Outputs:
         """What student and teacher compute for a batch's images, the student with gradients."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
@@ -18,9 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import (
-    readable,
-)
+from kdedge.clip.prompts import readable
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
@@ -66,21 +63,6 @@ class Settings(ivlp.Settings):
     )
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The four terms, float32 scalars with their weights applied; the sum is equation 8."""
-
-    cross_entropy: Tensor
-    text: Tensor
-    image: Tensor
-    logit: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """The loss that is minimized."""
-        return self.cross_entropy + self.text + self.image + self.logit
-
-
 def self_regulating_losses(
     *,
     image_features: Tensor,
@@ -91,8 +73,8 @@ def self_regulating_losses(
     scale: float,
     settings: Settings,
     weights: Tensor | None = None,
-) -> Losses:
-    """PromptSRC's loss terms.
+) -> dict[str, Tensor]:
+    """PromptSRC's loss terms, whose sum is equation 8.
 
     Args:
         image_features: [B, D], unit length, float32, prompted.
@@ -105,7 +87,8 @@ def self_regulating_losses(
         weights: [B], weights of the images in the cross-entropy; None for the average.
 
     Returns:
-        The terms. The divergence is summed over images and classes and divided by B · C, as in the
+        The terms `cross_entropy`, `text`, `image` and `logit`, float32 scalars with their weights
+        applied. The divergence is summed over images and classes and divided by B · C, as in the
         authors' code, so that one image weighs 1 / C.
     """
     logits = scale * image_features @ text_features.T
@@ -116,12 +99,12 @@ def self_regulating_losses(
         reduction="sum",
         log_target=True,
     )
-    return Losses(
-        cross_entropy=cross_entropy(logits, labels, weights),
-        text=settings.text_loss_weight * F.l1_loss(text_features, zeroshot_text_features),
-        image=settings.image_loss_weight * F.l1_loss(image_features, zeroshot_image_features),
-        logit=settings.logit_loss_weight * divergence / logits.numel(),
-    )
+    return {
+        "cross_entropy": cross_entropy(logits, labels, weights),
+        "text": settings.text_loss_weight * F.l1_loss(text_features, zeroshot_text_features),
+        "image": settings.image_loss_weight * F.l1_loss(image_features, zeroshot_image_features),
+        "logit": settings.logit_loss_weight * divergence / logits.numel(),
+    }
 
 
 def gaussian_weights(n_epochs: int, *, mean_epoch: float, std_epochs: float) -> list[float]:
@@ -162,7 +145,7 @@ class Method(ivlp.Method):
             self._backbone, self._inputs.train_names, self._settings.n_anchor_templates
         )
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of a batch."""
         labels = labels_of(batch)
         with torch.no_grad():
@@ -184,11 +167,8 @@ class Method(ivlp.Method):
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the four terms on labeled images."""
         losses = self.losses(batch)
-        scalars = {
-            f"loss_{name}": getattr(losses, name).detach()
-            for name in ("cross_entropy", "text", "image", "logit")
-        }
-        return StepOutput(losses.total, scalars)
+        scalars = {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+        return StepOutput(reduce(torch.add, losses.values()), scalars)
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
         """Gaussian prompt averaging (section 3.2.2), on the prompts only."""

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.architecture import EncoderSizes
-from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
 from kdedge.clip.prompts import make_linear
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
@@ -340,7 +339,7 @@ class BaseMethod(ABC):
     module: nn.Module
     why_no_class_vectors: ClassVar[str | None] = None
 
-    def __init__(self, backbone: AnyBackbone, settings: Any, inputs: MethodInputs) -> None:
+    def __init__(self, backbone: ImageBackbone, settings: Any, inputs: MethodInputs) -> None:
         self._backbone, self._settings, self._inputs = backbone, settings, inputs
 
     @classmethod

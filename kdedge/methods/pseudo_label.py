@@ -32,7 +32,7 @@ from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
-from kdedge.methods.protocol import BaseMethod, MethodInputs, RoundsSettings
+from kdedge.methods.protocol import BaseMethod, Encoder, MethodInputs, RoundsSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(
@@ -82,6 +82,13 @@ class Settings(RoundsSettings):
     def is_class_specific(self) -> bool:
         """The learner's."""
         return self.coop is not None and self.coop.is_class_specific
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """The learner's."""
+        if self.coop is not None:
+            return {}
+        return {f"promptsrc.{name}": used for name, used in self.promptsrc.prompt_depths.items()}
 
     def choose_labels(
         self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]

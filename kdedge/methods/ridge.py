@@ -31,8 +31,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
 from kdedge.clip.vision import BlockFeatures
 from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
@@ -179,7 +178,7 @@ class Method(SolvedMethod):
 
     module: Regression
 
-    def __init__(self, backbone: AnyBackbone, settings: Settings, inputs: MethodInputs) -> None:
+    def __init__(self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         is_student, vectors = inputs.is_student, torch.eye(len(inputs.class_names))
         if settings.outputs == "features":

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.prompts import prompted_texts
+from kdedge.clip.prompts import prompted_text_features, prompted_texts
 from kdedge.clip.text import TokenizedTexts, in_chunks
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
@@ -127,9 +127,11 @@ class TextPromptMethod(SupervisedMethod):
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory.
 
-        A method whose texts depend on the image has none, and logits of its own.
+        Here with the module's `text_prompts`. A method whose texts depend on the image has no such
+        features, and logits of its own.
         """
-        raise NotImplementedError
+        prompts: Any = self.module.text_prompts
+        return prompted_text_features(self._backbone, texts, prompts.context, prompts.deep_context)
 
     def class_logits(self, image_features: Tensor) -> Tensor:
         """[B, D], unit length -> [B, C], float32, over the training classes."""

@@ -20,9 +20,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import INIT_STD, prompted_texts, text_width
-from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.prompts import INIT_STD, prompted_text_features, prompted_texts, text_width
+from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
@@ -43,10 +43,7 @@ class Settings(RoundsSettings):
     """Settings of UPL; defaults from the authors' code."""
 
     n_runs: int = Field(
-        16,
-        ge=1,
-        le=1000,
-        description="Contexts that are trained, and whose logits are averaged.",
+        16, ge=1, le=1000, description="Contexts that are trained, and whose logits are averaged."
     )
     n_ctx: int = Field(16, ge=1, description="Tokens per context, initialized from N(0, 0.02²).")
     per_class: int = Field(
@@ -67,28 +64,19 @@ class Settings(RoundsSettings):
         return most_confident_predicted(probabilities, self.per_class)
 
 
-class PromptLearners(nn.Module):
-    """The parameters of UPL.
+class Method(TextPromptMethod):
+    """UPL on a frozen backbone.
 
-    Attributes:
-        contexts: [R, n_ctx, D_text], of each run, shared by all classes.
+    Its parameters are `contexts`, [R, n_ctx, D_text], of each run, shared by all classes.
     """
 
-    def __init__(self, contexts: Tensor) -> None:
-        super().__init__()
-        self.contexts = nn.Parameter(contexts)
-
-
-class Method(TextPromptMethod):
-    """UPL on a frozen backbone."""
-
-    module: PromptLearners
+    module: nn.ParameterDict
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         shape = (settings.n_runs, settings.n_ctx, text_width(backbone))
         contexts = INIT_STD * torch.randn(shape, generator=inputs.generator)
-        self.module = PromptLearners(contexts.to(backbone.device))
+        self.module = nn.ParameterDict({"contexts": contexts.to(backbone.device)})
 
     def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
         """Tokenizes "<context> NAME.", with placeholders for the context."""
@@ -97,13 +85,10 @@ class Method(TextPromptMethod):
 
     def text_features_of_runs(self, texts: TokenizedTexts) -> Tensor:
         """[R, C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
-
-        def of_run(context: Tensor) -> Tensor:
-            model = self._backbone.model
-            raw = encode_in_chunks(lambda chunk: encode_text(model, chunk, context=context), texts)
-            return unit_length(raw)
-
-        return torch.stack([of_run(context) for context in self.module.contexts])
+        backbone, contexts = self._backbone, self.module["contexts"]
+        return torch.stack(
+            [prompted_text_features(backbone, texts, context) for context in contexts]
+        )
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], the average over the runs, shorter than unit length."""

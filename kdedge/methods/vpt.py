@@ -35,9 +35,7 @@ class Settings(MethodSettings):
         8, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth: int = Field(
-        12,
-        ge=1,
-        description="Image layers with visual prompts of their own, from the first.",
+        12, ge=1, description="Image layers with visual prompts of their own, from the first."
     )
     context_init: str = Field(
         "a photo of a",
@@ -50,18 +48,10 @@ class Settings(MethodSettings):
         return {"prompt_depth": ("image",)}
 
 
-class VisualPrompts(nn.Module):
-    """The parameters of VPT: [prompt_depth, n_ctx_vision, D_vision]."""
-
-    def __init__(self, visual_prompts: nn.Parameter) -> None:
-        super().__init__()
-        self.visual_prompts = visual_prompts
-
-
 class Method(SupervisedMethod):
     """VPT on a frozen backbone."""
 
-    module: VisualPrompts
+    module: nn.ParameterDict
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
@@ -71,7 +61,7 @@ class Method(SupervisedMethod):
             prompt_depth=settings.prompt_depth,
             generator=inputs.generator,
         )
-        self.module = VisualPrompts(visual_prompts)
+        self.module = nn.ParameterDict({"visual_prompts": visual_prompts})
         self._texts = [f"{settings.context_init} {readable(name)}." for name in inputs.class_names]
         self._train_classes = torch.tensor(inputs.train_classes, device=backbone.device)
 
@@ -82,7 +72,8 @@ class Method(SupervisedMethod):
 
     def visual_prompts(self) -> Tensor:
         """[prompt_depth, n_ctx_vision, D_vision]."""
-        return self.module.visual_prompts
+        prompts: Tensor = self.module["visual_prompts"]
+        return prompts
 
     def class_logits(self, image_features: Tensor) -> Tensor:
         """[B, D] -> [B, C], float32, over the training classes."""

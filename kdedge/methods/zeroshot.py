@@ -23,11 +23,7 @@ from kdedge.errors import RecipeError
 from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 
-METHOD = Declaration(
-    label="Zero-shot CLIP",
-    paper="arXiv:2103.00020",
-    data_needs=DataNeeds(),
-)
+METHOD = Declaration(label="Zero-shot CLIP", paper="arXiv:2103.00020", data_needs=DataNeeds())
 
 
 class Settings(MethodSettings):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.class_vectors import ClassVectors
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
@@ -142,7 +142,7 @@ class RunModel(_ModelOfMethod):
         return self.classes.names
 
     @property
-    def backbone(self) -> AnyBackbone:
+    def backbone(self) -> ImageBackbone:
         """Its frozen CLIP, or only an image encoder; built on first use."""
         return self.setup.load_backbone()
 

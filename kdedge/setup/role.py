@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.find import FoundBackbone
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
@@ -62,7 +62,7 @@ class RoleSetup:
         """Returns the same model for another class list."""
         return replace(self, classes=classes)
 
-    def load_backbone(self) -> AnyBackbone:
+    def load_backbone(self) -> ImageBackbone:
         """Builds the backbone, or returns the one that the workspace has built."""
         return self.workspace.load_backbone(self.backbone)
 

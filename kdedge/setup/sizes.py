@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from operator import attrgetter
 
 from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.find import FoundBackbone
@@ -35,11 +36,11 @@ def size_problems(
         )
         for setting, encoders in settings.prompt_depths.items()
         for encoder in encoders
-        if getattr(settings, setting) > n_layers.get(encoder, float("inf"))
+        if attrgetter(setting)(settings) > n_layers.get(encoder, float("inf"))
     ]
     return [
-        f"{loaded.lines.where((role, 'settings', setting))}: {role}.settings.{setting} is"
-        f" {getattr(settings, setting)}, but {why}"
+        f"{loaded.lines.where((role, 'settings', *setting.split('.')))}: {role}.settings.{setting}"
+        f" is {attrgetter(setting)(settings)}, but {why}"
         for setting, why in [*misfits, *settings.misfits(sizes).items()]
     ]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.find import FoundBackbone, find_backbone
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights_file import HashCache
 from kdedge.data.images import Images
@@ -63,7 +63,7 @@ class Workspace:
         hashes = self._cache("backbones")
         self._hashes = None if hashes is None else HashCache(hashes)
         self._found: dict[tuple[BackboneSpec, bool], FoundBackbone] = {}
-        self._loaded: dict[str, AnyBackbone] = {}
+        self._loaded: dict[str, ImageBackbone] = {}
         self._said: set[str] = set()
 
     def _cache(self, name: str) -> Path | None:
@@ -89,7 +89,7 @@ class Workspace:
             self._found[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
         return self._found[key]
 
-    def load_backbone(self, backbone: FoundBackbone) -> AnyBackbone:
+    def load_backbone(self, backbone: FoundBackbone) -> ImageBackbone:
         """Builds a backbone on the device, once per workspace."""
         if backbone.identity not in self._loaded:
             with working(f"loading {backbone.name}"):

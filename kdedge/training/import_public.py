@@ -21,8 +21,8 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.public_checkpoint import (
-    PromptSRCParameters,
     PublicCheckpoint,
+    PublicParameters,
     deviation,
     promptkd_parameters,
     promptsrc_parameters,
@@ -96,13 +96,14 @@ def import_teacher(
     """
     checkpoint = read_public_checkpoint(file)
     parameters = promptsrc_parameters(checkpoint.state_dict)
+    visual_prompts = parameters.trained["visual_prompts"]
     backbone = _load_backbone(spec, workspace)
     largest = _largest_deviation(file, spec, backbone, parameters.backbone)
     settings = promptsrc.Settings(
-        n_ctx_text=parameters.context.shape[0],
-        n_ctx_vision=parameters.visual_prompts.shape[1],
-        prompt_depth_text=1 + len(parameters.deep_context),
-        prompt_depth_vision=len(parameters.visual_prompts),
+        n_ctx_text=len(parameters.trained["text_prompts.context"]),
+        n_ctx_vision=visual_prompts.shape[1],
+        prompt_depth_text=1 + len(parameters.trained["text_prompts.deep_context"]),
+        prompt_depth_vision=len(visual_prompts),
     )
     recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, spec))
     with _new_run(workspace.root, recipe, "teacher", checkpoint, file) as run:
@@ -114,13 +115,7 @@ def import_teacher(
             write_atomic(run.recipe, dump_recipe(recipe).encode())
         setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
         method = setup.build()
-        method.module.load_state_dict(
-            {
-                "text_prompts.context": parameters.context,
-                "text_prompts.deep_context": parameters.deep_context,
-                "visual_prompts": parameters.visual_prompts,
-            }
-        )
+        method.module.load_state_dict(parameters.trained)
         provenance = class_vectors_provenance(setup, hash_trained(method), setup.classes)
         write_weights(run, setup, method, provenance=provenance)
     return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
@@ -150,23 +145,24 @@ def import_student(
     parameters = promptkd_parameters(checkpoint.state_dict)
     largest = _largest_deviation(file, spec, _load_backbone(spec, workspace), parameters.backbone)
     vectors = read_class_vectors(teacher)
-    width, teacher_dim = parameters.projector["linear2.weight"].shape[0], vectors.vectors.shape[1]
+    width, teacher_dim = (
+        len(parameters.trained["projector.linear2.weight"]),
+        vectors.vectors.shape[1],
+    )
     if width != teacher_dim:
         raise DataError(
             f"{file} projects to {width} dimensions, but the class vectors of {teacher.name} have"
             f" {teacher_dim}.\n"
             "  Give the run of the teacher that this student was distilled from."
         )
-    settings = promptkd.Settings(
-        n_ctx_vision=parameters.visual_prompts.shape[1], prompt_depth=len(parameters.visual_prompts)
-    )
+    prompt_depth, n_ctx, _ = parameters.trained["visual_prompts"].shape
+    settings = promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=prompt_depth)
     recipe = _recipe(name, vectors.class_names, "student", _section("promptkd", settings, spec))
     taught_by = teacher.name if teacher.root == workspace.root.resolve() else None
     with _new_run(workspace.root, recipe, "student", checkpoint, file, taught_by) as run:
         setup = set_up_role(load_recipe(run.recipe), "student", workspace)
         method = setup.build(class_vectors=vectors.vectors.to(workspace.device))
-        projector = {f"projector.{key}": value for key, value in parameters.projector.items()}
-        method.module.load_state_dict({"visual_prompts": parameters.visual_prompts, **projector})
+        method.module.load_state_dict(parameters.trained)
         write_weights(run, setup, method, provenance=vectors.provenance)
     return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
 
@@ -261,7 +257,7 @@ def _new_run(
         raise
 
 
-def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PromptSRCParameters) -> str:
+def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PublicParameters) -> str:
     """Writes the backbone with the file's tensors; returns the path."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
     state |= {key: value.float() for key, value in parameters.backbone.items()}

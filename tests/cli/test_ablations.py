@@ -174,8 +174,12 @@ def test_a_student_sees_labels_where_it_learns_from_them() -> None:
             "The recipe has no data.labeled, and a student learns from labeled images.",
         ),
         (["data.labeled={folder: one}", "student.settings.labeled_weight=1"], 3, "images of 1 of"),
-        (["student.settings.tune=lora", "student.settings.lora.rank=99"], 2, "64 inputs"),
-        (["student.settings.tune=lora", "student.settings.lora.blocks=[7]"], 2, "0 to 2"),
+        (["student.settings.tune=lora", "student.settings.lora.blocks=[7]"], 2, "blocks 0 to 2"),
+        (
+            ["student.settings={tune: lora, lora: {blocks: [0, 2]}, depth: 2}"],
+            2,
+            "lora.blocks is [0, 2], but the image encoder has the blocks 0 to 1.",
+        ),
         (["student.optim.layer_decay=0.9"], 2, "no layer of an image encoder is trained"),
         (
             ["student.settings.losses.kl=3"],

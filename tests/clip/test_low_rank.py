@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.low_rank import LowRankLinear, layers_above, make_low_rank_changes, with_layers
-from kdedge.errors import RecipeError
+from kdedge.clip.layers import layers_above, with_layers
+from kdedge.clip.low_rank import LowRankLinear, make_low_rank_changes
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -105,20 +105,6 @@ def test_an_encoder_with_other_layers_shares_all_other_tensors(tiny_backbone: Ba
     images = drawn(2, 3, 32, 32)
     torch.testing.assert_close(encoder(images), visual(images), atol=1e-5, rtol=1e-5)
     assert type(visual.transformer.resblocks[0].attn.q) is nn.Linear
-
-
-@pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ({"rank": 65}, r"lora\.rank is 65, but attn\.q of .* has 64 inputs and 64 outputs"),
-        ({"blocks": [1, 3]}, r"lora\.blocks has block 3, but .* has the blocks 0 to 2\."),
-    ],
-)
-def test_what_does_not_fit_the_encoder_is_an_error(
-    tiny_backbone: Backbone, chosen: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        changes(tiny_backbone, **chosen)
 
 
 def test_the_layers_of_a_vit_are_its_blocks(tiny_backbone: Backbone) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import prompted_texts
-from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
+from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.errors import DataError
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -93,8 +93,10 @@ def test_chunks_change_no_feature_and_no_gradient(tiny_backbone: Backbone, chunk
 
     def run(size: int) -> tuple[Tensor, Tensor]:
         context = torch.randn(2, 64, generator=torch.Generator().manual_seed(4)).requires_grad_()
-        features = encode_in_chunks(
-            lambda chunk: encode_text(model, chunk, context=context), texts, chunk_size=size
+        features = in_chunks(
+            lambda rows: encode_text(model, texts[rows], context=context),
+            len(NAMES),
+            chunk_size=size,
         )
         (gradient,) = torch.autograd.grad((features * target).sum(), [context])
         return features, gradient
@@ -121,9 +123,9 @@ def test_a_chunk_keeps_no_activations_for_the_backward_pass(tiny_backbone: Backb
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            encode_in_chunks(
-                lambda chunk: encode_text(tiny_backbone.model, chunk, context=context),
-                texts,
+            in_chunks(
+                lambda rows: encode_text(tiny_backbone.model, texts[rows], context=context),
+                n_classes,
                 chunk_size=8,
             )
         return saved

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
-import re
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,12 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.errors import RecipeError, ShapeError
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage
-from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import run_batches, softmax, to_input
-from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 
 MakeArtifact = Callable[..., Artifact]
@@ -205,34 +201,6 @@ def test_results_come_in_order_with_their_keys_and_reasons(
             assert result.top[0].class_name == artifact.class_names[best]
 
 
-def test_a_model_whose_gaussians_are_damaged_is_closed(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (artifact.path / "none").write_bytes(b"damaged")
-    none = NoneOfThese("mahalanobis", "none", share_percent=90, images="some", n_images=1)
-    limit = NoneBelow(limit=-1, percentiles=tuple(range(101)))
-    dataclasses.replace(
-        artifact,
-        none_of_these=none,
-        files=tuple(dataclasses.replace(file, none_below=limit) for file in artifact.files),
-        others={"none": hashlib.sha256(b"damaged").hexdigest()},
-    ).save()
-    sessions = []
-
-    def opened(*arguments: Any, **named: Any) -> Any:
-        session = real(*arguments, **named)
-        sessions.append(weakref.ref(session))
-        return session
-
-    onnxruntime = pytest.importorskip("onnxruntime")
-    real = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
-    with pytest.raises(DataError) as caught:  # its traceback keeps what is not closed
-        Classifier.load(artifact.path, backend="onnxruntime")
-    assert "has no Gaussians" in str(caught.value)
-    assert [session() for session in sessions] == [None]
-
-
 def test_with_batch_one_a_result_comes_before_the_next_image_is_asked_for(
     artifact: Artifact,
 ) -> None:
@@ -323,36 +291,3 @@ def test_another_number_of_class_names_is_refused(artifact: Artifact) -> None:
     dataclasses.replace(artifact, class_names=("a", "b")).save()
     with pytest.raises(ShapeError, match=r"gives logits for 4 classes, but artifact\.json has 2"):
         classified(Classifier.load(artifact.path), jpeg(1))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"pixels": "uint8"},
-            "takes float images of [3, 16, 16], but artifact.json says uint8, [3, 16",
-        ),
-        (
-            {"size_px": 24},
-            "takes float images of [3, 16, 16], but artifact.json says float, [3, 24, 24",
-        ),
-    ],
-)
-@pytest.mark.parametrize("target", ["onnx", "tensorrt"])
-def test_a_file_that_takes_other_images_than_the_artifact_says_is_refused(
-    artifact: Artifact, cudart: Any, target: str, changes: dict[str, Any], said: str
-) -> None:
-    """An engine would take bytes for numbers from 0 to 1, and answer."""
-    if target == "tensorrt":
-        path = artifact.path / "model.engine"
-        path.write_text("engine 1 4 FLOAT logits 16")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        engine = ModelFile(path.name, target, "fp16", "gpu", digest, 27, gate="passed")
-        artifact = dataclasses.replace(artifact, files=(engine,))
-    size_px = changes.get("size_px", 16)
-    preprocess = dataclasses.replace(artifact.preprocess, size_px=size_px)
-    pixels = changes.get("pixels", "float")
-    dataclasses.replace(artifact, pixels=pixels, preprocess=preprocess).save()
-    with pytest.raises(DataError, match=re.escape(said)):
-        Classifier.load(artifact.path)
-    assert cudart.allocated == {}

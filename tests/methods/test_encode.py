@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from kdedge.clip.image_backbone import make_image_backbone
+from kdedge.clip.backbone import make_backbone
 from kdedge.data.batch import Batch
 from kdedge.runtime.preprocess import Preprocess
 
@@ -131,7 +131,7 @@ def test_a_step_keeps_no_more_for_more_classes_but_its_logits(build: Callable[..
 def test_tuned_encoders_whose_images_see_each_other_or_that_drop_at_random_are_not_split(
     build: Callable[..., Any], name: str, options: dict[str, Any], expected: bool
 ) -> None:
-    backbone = make_image_backbone(
+    backbone = make_backbone(
         timm.create_model(name, num_classes=0, **options),
         name="own",
         preprocess=Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3),

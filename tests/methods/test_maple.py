@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from kdedge.clip.backbone import Backbone
-from kdedge.errors import RecipeError
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
@@ -46,10 +45,3 @@ def test_words_beyond_the_context_stay_in_the_text(build: Build, tiny_backbone: 
     assert torch.equal(method.module.text_prompts.context, table[[320, 1125]])
     # start, "a photo of a cat.", end
     assert method.texts.tokens[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
-
-
-def test_more_prompted_layers_than_the_text_encoder_has_is_an_error(
-    build: Build, tiny_teacher_backbone: Backbone
-) -> None:
-    with pytest.raises(RecipeError, match=r"prompt_depth is 4, but the text encoder .* 3 layers"):
-        build("maple", tiny_teacher_backbone, prompt_depth=4)

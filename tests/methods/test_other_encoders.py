@@ -11,8 +11,7 @@ import torch
 from open_clip import CLIP
 from torch import Tensor
 
-from kdedge.clip.backbone import Backbone, make_backbone
-from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
+from kdedge.clip.backbone import Backbone, ImageBackbone, make_backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd
@@ -45,7 +44,7 @@ def timms() -> ImageBackbone:
     """A model that no text has trained."""
     torch.manual_seed(0)
     visual = timm.create_model("test_resnet", num_classes=0)
-    return make_image_backbone(
+    return make_backbone(
         visual, name="timm/test_resnet", preprocess=PREPROCESS, is_trained_with_texts=False
     )
 
@@ -56,7 +55,7 @@ def clips() -> ImageBackbone:
     torch.manual_seed(0)
     vision = {"layers": 2, "width": 64, "patch_size": 8, "image_size": 32}
     model = CLIP(embed_dim=24, vision_cfg=vision, text_cfg={"width": 8, "heads": 1, "layers": 1})
-    return make_image_backbone(
+    return make_backbone(
         model.visual, name="clips", preprocess=PREPROCESS, is_trained_with_texts=True
     )
 
@@ -152,12 +151,3 @@ def test_features_that_no_text_has_trained_are_tuned_and_not_projected_as_they_a
 ) -> None:
     with pytest.raises(RecipeError, match="test_resnet was not trained with texts: with tune:"):
         student(timms, **settings)
-
-
-@pytest.mark.parametrize("encoder", ["timms", "clips"])
-def test_class_vectors_of_its_own_want_a_text_encoder(
-    encoder: str, student: Student, request: pytest.FixtureRequest
-) -> None:
-    backbone = request.getfixturevalue(encoder)
-    with pytest.raises(RecipeError, match=r"cannot run the text encoder of \S+, which"):
-        student(backbone, tune="full", class_vectors="student")

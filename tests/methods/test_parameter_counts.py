@@ -35,10 +35,13 @@ def empty_backbone(name: str) -> Backbone:
     model.logit_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
     return Backbone(
         name=name,
-        model=model,
+        visual=model.visual,
         preprocess=Preprocess(size_px=224, mean=(0.5,) * 3, std=(0.5,) * 3),
-        tokenizer=open_clip.SimpleTokenizer(),
         identity="",
+        embed_dim=model.text_projection.shape[1],
+        is_trained_with_texts=True,
+        model=model,
+        tokenizer=open_clip.SimpleTokenizer(),
         text_cache=TextFeatureCache(None),
     )
 

@@ -66,7 +66,7 @@ def test_the_unprompted_image_encoder_is_the_backbones_own(
     method, batch = build("promptsrc", image_loss_weight=1.0), labeled_batch()
     unprompted = tiny_backbone.image_features(batch.images)
     distance = (method.training_features(batch.images) - unprompted).abs().mean()
-    torch.testing.assert_close(method.losses(batch).image, distance)
+    torch.testing.assert_close(method.losses(batch)["image"], distance)
 
 
 def test_context_starts_as_the_words_embeddings(build: Build, tiny_backbone: Backbone) -> None:

@@ -123,3 +123,12 @@ def test_settings_that_cannot_be_are_refused(chosen: dict[str, Any], message: st
 def test_class_specific_contexts_are_the_learners_to_have() -> None:
     assert pseudo_label.Settings(coop={"class_specific": True}).is_class_specific
     assert not pseudo_label.Settings().is_class_specific
+
+
+def test_the_learners_layers_are_counted() -> None:
+    depths = pseudo_label.Settings().prompt_depths
+    assert depths == {
+        "promptsrc.prompt_depth_text": ("text",),
+        "promptsrc.prompt_depth_vision": ("image",),
+    }
+    assert pseudo_label.Settings(coop={"n_ctx": 3}).prompt_depths == {}

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from kdedge.errors import KdedgeError, SetupError
+from kdedge.errors import KdedgeError
 from kdedge.methods.protocol import MethodSettings
 from kdedge.plugins import Plugins
 
@@ -195,8 +195,6 @@ def chosen_losses_model() -> type[ChosenLosses]:
     for name in list_losses():
         try:
             module = load_loss(name)
-            if hasattr(ChosenLosses, name):
-                raise SetupError(f'A loss cannot have the name "{name}".')
         except KdedgeError as error:
             fields[name] = (_unusable(str(error)), Field(None, description=str(error)))
         else:

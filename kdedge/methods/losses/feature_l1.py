@@ -18,9 +18,7 @@ class Settings(LossSettings):
     # At 768 dimensions about the gradient of `feature` with its own weight: 2 * 2000 * 0.025 per
     # component, if the features are 0.7 apart.
     weight: float = Field(
-        100.0,
-        gt=0,
-        description="Multiplies the loss; our default, about the gradient of feature.",
+        100.0, gt=0, description="Multiplies the loss; our default, about the gradient of feature."
     )
 
 

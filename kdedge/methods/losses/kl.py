@@ -32,9 +32,7 @@ class Settings(LossSettings):
         f" {WEIGHT:g}, the PromptKD repository's, unless weight_per_image is given.",
     )
     weight_per_image: float | None = Field(
-        None,
-        gt=0,
-        description="weight / C: multiplies the divergence averaged over images only.",
+        None, gt=0, description="weight / C: multiplies the divergence averaged over images only."
     )
     temperature: float = Field(
         1.0,
