@@ -228,15 +228,3 @@ def test_a_damaged_line_of_the_metrics_is_left_out_with_its_place(data: Any) -> 
 
 def _is_epoch(line: Any) -> bool:
     return "kind" in line and line["kind"] is not None
-
-
-@settings(max_examples=80, deadline=None)
-@given(data=st.data())
-def test_a_damaged_line_of_pseudo_labels_is_read_or_refused(data: Any) -> None:
-    text = (GOLDEN / "pseudo_labels.jsonl").read_text(encoding="utf-8")
-    lines = data.draw(damaged([json.loads(line) for line in text.splitlines()]))
-    try:
-        labels = _pseudo_labels("".join(f"{json.dumps(line)}\n" for line in lines).encode())
-    except DataError:
-        return
-    assert len(labels) == len(lines) - 1

@@ -40,10 +40,6 @@ def read(values: Any) -> SpeedResult:
     return parse_record(SpeedResult, json.dumps(values), where="b.json", remedy="Measure again.")
 
 
-def test_nothing_is_lost_on_the_way_through_json(result: SpeedResult) -> None:
-    assert read(result.to_dict()) == result
-
-
 def test_a_wrong_value_is_named_with_its_place(result: SpeedResult) -> None:
     values = json.loads(json.dumps(result.to_dict()))
     values["rows"][0]["measurements"][0]["batch"] = "eight"
@@ -67,13 +63,6 @@ def test_figures_that_a_table_could_not_show_are_refused(
     values = json.loads(json.dumps(result.to_dict()))
     values["rows"][0]["measurements"][0][key] = value
     with pytest.raises(DataError, match=r"rows\[0\].measurements\[0\]\."):
-        read(values)
-
-
-def test_a_row_says_what_ran_it(result: SpeedResult) -> None:
-    values = json.loads(json.dumps(result.to_dict()))
-    values["rows"][0]["runtime"] = ""
-    with pytest.raises(DataError, match=r"rows\[0\].runtime is ''"):
         read(values)
 
 

@@ -274,12 +274,3 @@ def test_the_images_are_the_same_whatever_the_two_preparations_are(
     assert len(found.predictions.changed) > 0
     with pytest.raises(RecipeError, match="batch size is 99"):
         package.compare("old", "new", *named, batch=99)
-
-
-def test_in_python_it_prints_as_a_table_of_changes() -> None:
-    found = package.compare("old", "new", "pics", labels=True)
-    lines = str(found).splitlines()
-    assert lines[0].split() == ["image", "old", "score", "new", "score", "label"]
-    assert [line.split()[1] for line in lines[1:7]] == ["blue"] * 3 + ["green"] * 3
-    assert lines[-1].startswith("The new one is worse")
-    assert "<table>" in found._repr_html_()

@@ -124,16 +124,6 @@ def test_a_set_that_cannot_be_looked_at_is_listed_with_the_others(kdedge, tmp_pa
 
 
 @pytest.mark.usefixtures("published")
-def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, tmp_path):
-    (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
-    _, out, _ = kdedge("show", "small")
-    assert "SUN397: here\n  Unpack https://a.test/images" in out
-    assert f"{SUN397.lists[0]}: missing\n  https://a.test/split" in out
-    assert "mirror   https://huggingface.co/owner/sets/resolve/abc/small.zip\n" in out
-    assert out.endswith("Next: kdedge data fetch small\n")
-
-
-@pytest.mark.usefixtures("published")
 def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, tmp_path):
     kdedge("fetch", "small")
     (tmp_path / "data/sun397/SUN397/3.png").write_bytes(b"x")

@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 import kdedge as package
-from kdedge.errors import RecipeError, SetupError
+from kdedge.errors import SetupError
 from kdedge.runtime.backend import softmax
 from kdedge.runtime.none_of_these import FILE_NAME, Gaussians, NoneBelow, NoneOfThese
 
@@ -216,18 +216,6 @@ def test_a_folder_is_watched_until_a_signal_and_each_file_has_a_line(
     assert "Traceback" not in running.stderr
 
 
-def test_files_of_the_start_are_taken_when_asked_for_and_ctrl_c_ends_it(
-    start: Callable[..., Any],
-) -> None:
-    Path("in").mkdir()
-    picture("blue").save(Path("in/b.jpg"))
-    running = start("watch", "art", "in", "--existing")
-    running.wait_until(lambda: '"decision"' in running.stdout)
-    running.send(signal.SIGINT)
-    assert running.wait() == 130
-    assert events(running.stdout, "frame")[0]["class"] == "blue"
-
-
 def test_a_reader_that_ends_ends_it_quietly() -> None:
     """As by `| head`: the line that finds no reader is that of the second file."""
     Path("in").mkdir()
@@ -319,14 +307,6 @@ def test_the_drift_alarm_is_one_line_and_a_warning_and_ends_well(kdedge: Run) ->
     assert alarm["most_changed"][0]["now_percent"] != alarm["most_changed"][0]["reference_percent"]
     assert set(alarm["now"]) == {"mean_score_percent", "none_percent"}
     assert "frames are unlike the reference" in done.err
-
-
-@pytest.mark.parametrize("options", [{"window": 0}, {"drift": "x"}, {"min_score": -1}, {"shot": 0}])
-def test_python_refuses_the_same(options: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError):
-        package.watch("art", "nowhere", **options)
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        package.watch("art", "nowhere", widnow=3)  # type: ignore[call-arg]
 
 
 def test_a_folder_in_dev_is_no_camera() -> None:

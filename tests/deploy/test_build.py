@@ -340,34 +340,6 @@ def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_i
     assert snapshot(artifact.path) == before
 
 
-@pytest.mark.parametrize(("target", "flag"), [("tensorrt", "--trt"), ("tensorrt-rtx", "--trt-rtx")])
-def test_without_both_neither_is_offered_or_built_in_the_others_place(
-    monkeypatch: pytest.MonkeyPatch, artifact: Artifact, target: str, flag: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    before = snapshot(artifact.path)
-    with pytest.raises(SetupError) as caught:
-        build_files(artifact, target, ["fp16"])
-    assert isinstance(caught.value.__cause__, SetupError)
-    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' {flag}")
-    assert "is installed: use" not in str(caught.value)
-    assert snapshot(artifact.path) == before
-
-
-def test_rtx_is_not_offered_where_it_is_what_does_not_load(
-    monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_path: Path
-) -> None:
-    package = tmp_path / "broken" / "tensorrt_rtx"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('libtensorrt_rtx.so.1 is missing')")
-    monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.delitem(sys.modules, "tensorrt_rtx")
-    with pytest.raises(SetupError, match="cannot be loaded: libtensorrt_rtx") as caught:
-        build_files(artifact, "tensorrt-rtx", ["fp16"])
-    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' --trt-rtx")
-
-
 def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
     code = (
         "import sys\n"

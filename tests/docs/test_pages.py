@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 import pytest
-from PIL import Image
 
 import kdedge
 from kdedge.cli.main import cli
@@ -131,13 +130,6 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 100
 
 
-def test_the_demo_and_the_tests_are_one_command_each() -> None:
-    for heading in ("## Try it", "## Run the tests"):
-        section = README.partition(heading)[2].partition("\n## ")[0]
-        (block,) = blocks(section, "sh")
-        assert len(block.strip().splitlines()) == 1
-
-
 @pytest.mark.parametrize("name", [*TEXTS, *RECORDS])
 def test_no_placeholder_is_left(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -209,34 +201,3 @@ def test_the_students_by_size_are_those_of_the_code(size: str) -> None:
     one = SIZES[size]
     start = rf"^\| `{one.backbone}` \| \d+ \| {one.n_parameters} \| {one.gflops} \|"
     assert re.search(rf"{start} .*`--size {size}` \|$", TEXTS["docs/choose.md"], re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    ("labeled", "teacher", "said"),
-    [
-        (("red", "blue", "green"), "ridge", "Where every class has some, teacher and student are"),
-        (("red", "green"), "promptsrc", "where some have none, the\n  teacher is PromptSRC"),
-        ((), "zeroshot", "without any, zero-shot CLIP"),
-    ],
-)
-def test_own_images_names_the_teacher_that_init_writes(
-    labeled: tuple[str, ...],
-    teacher: str,
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("classes.txt").write_text("red\nblue\ngreen\n")
-    for folder in ("cams", *(f"labeled/{name}" for name in labeled)):
-        Path(folder).mkdir(parents=True)
-        for number in range(2):
-            Image.new("RGB", (9, 9), (number, 0, 0)).save(f"{folder}/{number}.png")
-    with_labels = "labeled" if labeled else None
-    kdedge.init("line3", images="cams", classes="classes.txt", labeled=with_labels)
-    written = Path("line3.yaml").read_text(encoding="utf-8")
-    assert f"\n  method: {teacher} " in written
-    page = TEXTS["docs/own-images.md"]
-    assert said in page
-    (share,) = re.findall(r"`init` keeps (\d+) % of the unlabeled", page)
-    assert f"hold_out: {share}%" in written

@@ -230,6 +230,9 @@ def test_two_servers_share_a_process(artifact: Artifact, ask: Any) -> None:
         ({"host": "192.0.2.1"}, "cannot be used: cannot assign requested address"),
         ({"threads": 0}, "1 or more"),
         ({"precision": "int8"}, "has no int8 file"),
+        ({"max_requests": 0}, "max_requests is 0"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"timeout": float("nan")}, "timeout is nan"),
     ],
 )
 def test_options_that_cannot_be_used(
@@ -237,21 +240,6 @@ def test_options_that_cannot_be_used(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         kdedge.serve(artifact, **{"port": 0, **options})
-
-
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({"max_requests": 0}, "max_requests is 0"),
-        ({"timeout": 0}, "timeout is 0"),
-        ({"timeout": float("nan")}, "timeout is nan"),
-    ],
-)
-def test_limits_that_are_none(limits: dict[str, Any], message: str) -> None:
-    from kdedge.serving.limits import RequestLimits
-
-    with pytest.raises(RecipeError, match=message):
-        RequestLimits(**limits)
 
 
 def test_a_damaged_artifact_is_not_served_and_leaves_the_port(artifact: Artifact) -> None:
@@ -393,13 +381,6 @@ def test_what_takes_too_long_is_not_compared(
     slow: Any = Slow(load_file(artifact, file))
     warn_of_misses(artifact, file, slow, seconds=seconds)
     assert ("missed its gates" in caplog.text) == is_compared
-
-
-def test_loading_in_python_warns_as_the_server_does(
-    make_checked: MakeArtifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    kdedge.load(make_checked(tmp_path / "1", wrong=True)).close()
-    assert "missed its gates" in caplog.text
 
 
 def quick(source: Path) -> Any:

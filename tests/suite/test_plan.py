@@ -117,21 +117,6 @@ def test_a_depth_beyond_a_clips_layers_is_found_with_the_row(
         assert f"has {n_layers} layers.\n  Set it to {n_layers} or less." in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("weights", "most"), [("student.backbone: ViT-B-16, student.weights: openai", 16), ("", 5)]
-)
-def test_more_merged_tokens_than_a_clip_has_are_found_with_the_row(
-    plan_of: PlanOf, write_clip: Callable[..., Path], tiny_sizes: dict[str, int],
-    weights: str, most: int,
-) -> None:  # fmt: skip
-    weights = weights or f"student.weights: {write_clip(tiny_sizes)}"
-    own = f"student.settings.prompt_depth: 2, student.settings.merge_tokens: {most + 1}"
-    with pytest.raises(RecipeError) as caught:
-        plan_of(f"{{name: few, method: promptkd, set: {{{weights}, {own}}}}}")
-    assert f"merge_tokens is {most + 1}, but the image encoder has" in str(caught.value)
-    assert f"Set merge_tokens to {most} or less." in str(caught.value)
-
-
 @pytest.mark.parametrize("method", ["clip_pr", "lafter"])
 def test_pseudo_labels_that_a_row_would_not_read_are_found_with_it(
     plan_of: PlanOf, tmp_path: Path, method: str

@@ -101,14 +101,6 @@ def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
     assert np.array_equal(states[2], np.random.get_state()[1])
 
 
-def test_trial_steps_take_the_rates_of_the_first_steps(job: Job, tmp_path: Path) -> None:
-    """Per step, warm-up reaches its first rate only if a trial knows how many steps there are."""
-    loaded = load_recipe(
-        tmp_path / "r.yaml", {"optim.schedule_per": "step", "optim.warmup_epochs": 1}
-    )
-    assert len(trial_steps(teacher_job(loaded, workspace(tmp_path)), 2)) == 2
-
-
 def test_trial_steps_move_the_weights_while_they_last(job: Job) -> None:
     losses = []
     first = next(job.batches(1, 0))
@@ -121,12 +113,6 @@ def test_trial_steps_move_the_weights_while_they_last(job: Job) -> None:
 
     trial_steps(with_method(job, OfOneBatch), 2)
     assert losses[0] != losses[1]
-
-
-def test_another_seed_of_the_same_images_is_another_job(job: Job, tmp_path: Path) -> None:
-    other = teacher_job(load_recipe(tmp_path / "r.yaml", {"seed": 2}), workspace(tmp_path))
-    assert other.hashes() == job.hashes()
-    assert other.key() != job.key()
 
 
 def test_loading_the_images_is_part_of_a_trial_steps_time(job: Job) -> None:

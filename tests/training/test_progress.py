@@ -11,21 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import kdedge
 from kdedge.config.data_spec import ClassesSpec, DataSpec, SourceSpec
 from kdedge.config.recipe import Recipe, StudentSpec
-from kdedge.data.images import Images
 from kdedge.progress import progress
-from kdedge.runs.measure import predict_logits
-from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -150,7 +145,7 @@ def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: next(readings))
 
 
-def _load(folder: Path) -> Images:
+def _load(folder: Path) -> None:
     for number, name in enumerate(("dark", "dark", "bright")):
         (folder / name).mkdir(exist_ok=True)
         pixels = np.full((8, 8, 3), 100 * number, dtype=np.uint8)
@@ -162,9 +157,7 @@ def _load(folder: Path) -> Images:
         student=StudentSpec(weights="builtin"),
     )
     workspace = Workspace(folder / "runs", torch.device("cpu"), is_read_only=True)
-    images = RecipeData(recipe, load_classes(recipe), workspace).load("test")
-    assert images is not None
-    return images
+    assert RecipeData(recipe, load_classes(recipe), workspace).load("test") is not None
 
 
 @pytest.mark.usefixtures("_slow")
@@ -175,27 +168,6 @@ def test_reading_images_says_how_far_it_is(
     assert [text.split(", ")[0] for text in caplog.messages] == [
         f"reading data.test: {done} of 3" for done in (1, 2, 3)
     ]
-
-
-class _Brightness:
-    """A model of two classes, without weights."""
-
-    preprocess = Preprocess(size_px=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    device = torch.device("cpu")
-
-    def logits(self, images: Tensor) -> Tensor:
-        mean = images.mean(dim=(1, 2, 3))
-        return torch.stack([-mean, mean], dim=1)
-
-
-def test_evaluating_images_says_how_far_it_is(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
-) -> None:
-    images = _load(tmp_path)
-    request.getfixturevalue("_slow")
-    model: Any = _Brightness()
-    predict_logits(model, images)
-    assert [text.split(", ")[0] for text in caplog.messages] == ["evaluating images: 3 of 3"]
 
 
 def test_bytes_are_shown_in_larger_units_and_an_unknown_total_is_left_out(
@@ -211,18 +183,3 @@ def test_bytes_are_shown_in_larger_units_and_an_unknown_total_is_left_out(
         "fetching a.tar: 1.5 GB of 3.0 GB, ETA 0:00:30",
         "fetching b.tar: 2.5 MB",
     ]
-
-
-def test_a_bar_of_bytes_has_units() -> None:
-    code = """
-import time
-from kdedge.progress import progress
-for total in (3_000_000, None):
-    with progress("fetching", total, in_bytes=True) as advance:
-        time.sleep(0.2)
-        advance(1_500_000)
-"""
-    exit_code, _, shown = _on_terminal(["-c", code])
-    assert exit_code == 0, shown
-    assert b"1.5 MB of 3.0 MB" in shown
-    assert b"fetching: 1.5 MB" in shown
