@@ -15,10 +15,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -26,6 +25,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -63,24 +63,13 @@ class Operation:
         """Whether it is a convolution; its arguments are input, weight, bias, stride, padding..."""
         return self.operator == "aten.convolution.default"
 
-    def reads(self, tensor: object) -> bool:
-        """Whether the tensor is an argument."""
-        return any(known is tensor for known in self.inputs)
 
+class Call(NamedTuple):
+    """One call of a module, with its first argument and what it gives."""
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a module.
-
-    Attributes:
-        input: its first argument.
-        output: what it gives.
-        operations: what it computes.
-    """
-
+    module: Any
     input: object
     output: object
-    operations: tuple[Operation, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +85,21 @@ class RecordedCalls:
 
     images: Tensor
     features: Tensor
-    calls: Sequence[tuple[nn.Module, Call]]
+    calls: Sequence[Call]
     operations: Sequence[Operation]
 
-    def single_calls(self) -> list[tuple[Any, Call]]:
-        """Modules that were called once, with their call."""
-        counts = Counter(id(module) for module, _ in self.calls)
-        return [(module, call) for module, call in self.calls if counts[id(module)] == 1]
+    def single_calls(self) -> list[Call]:
+        """The calls of modules that were called once."""
+        counts = Counter(id(call.module) for call in self.calls)
+        return [call for call in self.calls if counts[id(call.module)] == 1]
 
     def readers(self, tensor: object) -> list[Operation]:
         """The operations that read a tensor."""
-        return [operation for operation in self.operations if operation.reads(tensor)]
+        return [
+            operation
+            for operation in self.operations
+            if any(known is tensor for known in operation.inputs)
+        ]
 
     def depend_on_images(self) -> set[int]:
         """`id` of each tensor that the images decide."""
@@ -120,9 +113,17 @@ class RecordedCalls:
 @torch.no_grad()
 def observe(encoder: nn.Module, images: Tensor) -> RecordedCalls:
     """Runs an encoder on images [B, 3, H, W] and records its calls."""
-    calls: list[tuple[nn.Module, Call]] = []
-    with _Recorder() as recorder, _hooks(encoder, recorder.operations, calls):
-        features = encoder(images)
+    calls: list[Call] = []
+
+    def leave(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        calls.append(Call(module, inputs[0] if inputs else None, output))
+
+    hook = register_module_forward_hook(leave)
+    try:
+        with _Recorder() as recorder:
+            features = encoder(images)
+    finally:
+        hook.remove()
     return RecordedCalls(images, features, calls, recorder.operations)
 
 
@@ -143,27 +144,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _tensors(tree: object) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def _hooks(
-    encoder: nn.Module, operations: list[Operation], calls: list[tuple[nn.Module, Call]]
-) -> Iterator[None]:
-    """Records each call of each module."""
-    starts: list[int] = []
-
-    def enter(*_: object) -> None:
-        starts.append(len(operations))
-
-    def leave(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        done = tuple(operations[starts.pop() :])
-        calls.append((module, Call(inputs[0] if inputs else None, output, done)))
-
-    with ExitStack() as stack:
-        for module in encoder.modules():
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        yield
 
 
 _PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
@@ -239,14 +219,13 @@ def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _fold_weights(encoder: nn.Module, observed: RecordedCalls) -> None:
     """Replaces convolutions that compute their weights from parameters by plain ones."""
     decided_by_images = observed.depend_on_images()
-    for module, call in observed.single_calls():
-        if not isinstance(module, nn.Conv2d) or type(module) in _PLAIN_CONVS:
+    by_output = {id(done.outputs[0]): done for done in observed.operations if done.is_convolution}
+    for module, values, output in observed.single_calls():
+        operation = by_output.get(id(output))
+        if not isinstance(module, nn.Conv2d) or type(module) in _PLAIN_CONVS or operation is None:
             continue
-        operation = _only_convolution(call)
-        if operation is None:
-            continue
-        _, weight, bias, stride, padding, dilation, *_, groups = operation.arguments
-        if {id(weight), id(bias)} & decided_by_images:
+        source, weight, bias, stride, padding, dilation, *_, groups = operation.arguments
+        if source is not values or {id(weight), id(bias)} & decided_by_images:
             continue
         has_bias, size = bias is not None, weight.shape[2:]
         conv = nn.Conv2d(
@@ -258,37 +237,26 @@ def _fold_weights(encoder: nn.Module, observed: RecordedCalls) -> None:
         _replace(encoder, module, conv)
 
 
-def _only_convolution(call: Call) -> Operation | None:
-    """The convolution from a module's input to its output; None if it does more."""
-    convolutions = [operation for operation in call.operations if operation.is_convolution]
-    if len(convolutions) != 1 or convolutions[0].outputs[0] is not call.output:
-        return None
-    return convolutions[0] if convolutions[0].arguments[0] is call.input else None
-
-
 def _fold_batch_norms(encoder: nn.Module, observed: RecordedCalls) -> None:
     """Folds a batch norm into the layer before it, if nothing else reads its output or weight."""
-    layers = {
-        id(call.output): module
-        for module, call in observed.single_calls()
-        if _is_linear(module, call)
-    }
-    for norm, call in observed.single_calls():
-        layer = layers.get(id(call.input))
+    layers = {id(call.output): call.module for call in observed.single_calls() if _is_linear(call)}
+    for norm, values, _ in observed.single_calls():
+        layer = layers.get(id(values))
         if layer is None or type(norm) not in _BATCH_NORMS or norm.running_mean is None:
             continue
-        if len(observed.readers(call.input)) != 1 or len(observed.readers(layer.weight)) != 1:
+        if len(observed.readers(values)) != 1 or len(observed.readers(layer.weight)) != 1:
             continue
         weight, bias = with_batch_norm(*plain_weight_and_bias(layer), norm)
         _set(layer, weight, bias)
         _replace(encoder, norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
 
 
-def _is_linear(module: nn.Module, call: Call) -> bool:
+def _is_linear(call: Call) -> bool:
     """Whether a call gives one channel per row of the module's weight, and is linear in it."""
-    if type(module) in _PLAIN_CONVS:
+    if type(call.module) in _PLAIN_CONVS:
         return True
-    return type(module) is nn.Linear and isinstance(call.output, Tensor) and call.output.ndim == 2
+    is_vector = isinstance(call.output, Tensor) and call.output.ndim == 2
+    return type(call.module) is nn.Linear and is_vector
 
 
 def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
@@ -298,8 +266,8 @@ def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
 
 def _take_last_linear(encoder: nn.Module, observed: RecordedCalls) -> tuple[Tensor, Tensor] | None:
     """Takes away the linear layer that gives the features: its weight and bias, in float64."""
-    for module, call in observed.single_calls():
-        if call.output is observed.features and type(module) in (nn.Linear, FloatLinear):
+    for module, _, output in observed.single_calls():
+        if output is observed.features and type(module) in (nn.Linear, FloatLinear):
             _replace(encoder, module, nn.Identity())
             return plain_weight_and_bias(module)
     return None
@@ -308,8 +276,8 @@ def _take_last_linear(encoder: nn.Module, observed: RecordedCalls) -> tuple[Tens
 def _fold_into_stem(observed: RecordedCalls, request: FoldRequest) -> str:
     """Folds mean and standard deviation into the first convolution, as far as that is exact."""
     readers = observed.readers(observed.images)
-    for conv, call in observed.single_calls():
-        if call.input is not observed.images or type(conv) not in _PLAIN_CONVS:
+    for conv, values, _ in observed.single_calls():
+        if values is not observed.images or type(conv) not in _PLAIN_CONVS:
             continue
         if len(readers) != 1 or conv.padding_mode != "zeros" or conv.groups != 1:
             break

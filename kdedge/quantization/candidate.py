@@ -17,11 +17,12 @@ from kdedge.quantization.fake import (
     HIGHEST,
     RANGES,
     WEIGHT_LOWEST,
-    InputQuantizer,
     QuantizedLayer,
     Range,
+    fake_quantize,
     find_range,
     round_scale,
+    stored_weight,
     weight_levels,
     weight_scale,
 )
@@ -51,7 +52,7 @@ class Candidate:
     model: nn.Module
     layers: dict[str, QuantizedLayer]
     inputs: Mapping[str, SiteStatistics]
-    alphas: dict[str, float]
+    alphas: Mapping[str, float]
     ranges: dict[str, Range]
 
 
@@ -64,12 +65,14 @@ class CalibratedModel:
         sites: where it is quantized.
         inputs: what its layers read, by name, without what is subtracted once they are quantized.
         centers: what that is, [D_in] by name; other layers subtract nothing.
+        alphas: strength of smoothing by each site's first layer; only smoothed sites.
     """
 
     model: nn.Module
     sites: Sequence[Site]
     inputs: Mapping[str, SiteStatistics]
     centers: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
 
     @torch.no_grad()
     def centered(self) -> CalibratedModel:
@@ -149,7 +152,7 @@ class CalibratedModel:
             for name, layer in zip(site.layers, layers, strict=True):
                 layer.weight.mul_(factor)
                 inputs[name] = self.inputs[name].divided(factor)
-        return dataclasses.replace(self, model=changed, inputs=inputs)
+        return dataclasses.replace(self, model=changed, inputs=inputs, alphas=alphas)
 
     def _factor(self, site: Site, alpha: float, model: nn.Module) -> Tensor:
         """[D_in]: what divides a site's channels, by the weights of a model; see `smoothed`."""
@@ -176,6 +179,11 @@ class CalibratedModel:
                 layers[name] = dataclasses.replace(layer, center=self.centers.get(name))
                 ranges[name] = method
         return layers, ranges
+
+    def candidate(self, methods: Mapping[str, Range] | Range) -> Candidate:
+        """This model with every layer quantized; see `quantized`."""
+        layers, ranges = self.quantized(methods)
+        return Candidate(self.model, self.with_biases(), layers, self.inputs, self.alphas, ranges)
 
     def _sharing(self) -> Iterator[list[str]]:
         """Names of the layers that read one tensor, and so share a scale."""
@@ -263,10 +271,9 @@ def output_shift(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) ->
 
 def _lost(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> Tensor:
     """The float output minus the quantized one; [..., D_out]."""
-    x = InputQuantizer(quantized.input_scale)(seen.sample)
-    steps = torch.from_numpy(quantized.weight_scale).reshape(-1, *(1,) * (layer.weight.ndim - 1))
-    weight = torch.from_numpy(quantized.levels).float() * steps
-    return run_layer(layer, seen.sample, layer.weight) - run_layer(layer, x, weight)
+    x = fake_quantize(seen.sample, torch.tensor(quantized.input_scale))
+    rounded = run_layer(layer, x, stored_weight(quantized))
+    return run_layer(layer, seen.sample, layer.weight) - rounded
 
 
 def _nearest_error(layer: Any, scale: float, seen: SiteStatistics) -> float:
@@ -290,7 +297,7 @@ def round_weight(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) ->
         seen: what the layer reads.
     """
     scale = torch.from_numpy(quantized.weight_scale).double()[:, None]
-    x = InputQuantizer(quantized.input_scale)(seen.sample).double()
+    x = fake_quantize(seen.sample, torch.tensor(quantized.input_scale)).double()
     moments = x.T @ x / len(x)
     moments.diagonal().add_(_DAMPING * moments.diagonal().mean().clamp(min=1e-12))
     # Upper triangle U with moments^-1 = U^T U: row i has what column i's loss costs later columns

@@ -8,6 +8,7 @@ their negatives exist, too. Only linear layers and convolutions are quantized.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 HIGHEST = 127
 INPUT_LOWEST, WEIGHT_LOWEST = -128, -127
@@ -52,47 +52,14 @@ def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
     return (x / scale).round().clamp(INPUT_LOWEST, HIGHEST) * scale
 
 
-class InputQuantizer(nn.Module):
-    """Quantizes a layer's input, with one scale.
-
-    Args:
-        scale: positive.
-        center: see `QuantizedLayer`.
-    """
-
-    scale: Tensor
-    center: Tensor
-
-    def __init__(self, scale: float, center: npt.NDArray[np.float32] | None = None) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.tensor(scale))
-        self.register_buffer("center", torch.as_tensor(0.0 if center is None else center))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same."""
-        return fake_quantize(x - self.center, self.scale)
-
-
-class _WeightQuantizer(nn.Module):
-    """Gives a layer the weight of its levels, with one scale for each output channel."""
-
-    scale: Tensor
-    levels: Tensor
-
-    def __init__(self, layer: QuantizedLayer) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.from_numpy(layer.weight_scale))
-        self.register_buffer("levels", torch.from_numpy(layer.levels))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """[D_out, ...] -> the same."""
-        return self.levels.to(weight.dtype) * self.scale.reshape(-1, *(1,) * (weight.ndim - 1))
+def stored_weight(layer: QuantizedLayer) -> Tensor:
+    """[D_out, ...]: the weight that a file stores, levels times scales."""
+    scale = torch.from_numpy(layer.weight_scale).reshape(-1, *(1,) * (layer.levels.ndim - 1))
+    return torch.from_numpy(layer.levels).float() * scale
 
 
 def attach(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Quantizes some layers of a model in place, with their levels; `detach` undoes it.
-
-    Copies of the model are quantized, too.
+    """Quantizes some layers of a model in place, with their levels.
 
     Args:
         model: any model.
@@ -100,27 +67,17 @@ def attach(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
     """
     for name, layer in layers.items():
         module = model.get_submodule(name)
-        # A parametrization may check that it gives the weight's shape and type, as this one does
-        parametrize.register_parametrization(module, "weight", _WeightQuantizer(layer))
-        module.input_quantizer = InputQuantizer(layer.input_scale, layer.center)
-        module.register_forward_pre_hook(_quantize_input)
+        module.weight = nn.Parameter(stored_weight(layer), requires_grad=False)
+        module.register_forward_pre_hook(functools.partial(_quantize_input, layer))
 
 
-def detach(model: nn.Module) -> None:
-    """Removes all quantizers; the layers have their own weights again."""
-    for module in list(model.modules()):
-        if isinstance(getattr(module, "input_quantizer", None), InputQuantizer):
-            del module.input_quantizer
-            hooks = module._forward_pre_hooks
-            for key in [key for key, hook in hooks.items() if hook is _quantize_input]:
-                del hooks[key]
-            # Not by torch's `remove_parametrizations`, which changes the layer's class: copies
-            # share it, and the model that was copied would lose its weight.
-            parts: Any = module.parametrizations
-            weight = parts.weight.original
-            del module.parametrizations
-            module.__class__ = type(module).__bases__[0]
-            module.register_parameter("weight", weight)
+def _quantize_input(
+    layer: QuantizedLayer, module: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    x, *others = inputs
+    if layer.center is not None:
+        x = x - torch.from_numpy(layer.center)
+    return (fake_quantize(x, torch.tensor(layer.input_scale)), *others)
 
 
 def round_scale(scale: Tensor) -> Tensor:
@@ -143,12 +100,6 @@ def weight_levels(weight: Tensor, scale: Tensor) -> Tensor:
     """[D_out, ...] and [D_out] -> the nearest levels, in int8."""
     ratio = weight / scale.reshape(-1, *(1,) * (weight.ndim - 1))
     return ratio.round().clamp(WEIGHT_LOWEST, HIGHEST).to(torch.int8)
-
-
-def _quantize_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    quantizer = module.input_quantizer
-    assert isinstance(quantizer, InputQuantizer)
-    return (quantizer(inputs[0]), *inputs[1:])
 
 
 Range = Literal["max", "percentile", "mse", "entropy"]

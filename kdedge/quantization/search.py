@@ -21,13 +21,12 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kdedge.errors import DataError, Terminated
 from kdedge.progress import progress
@@ -46,6 +45,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 8
 """Images a call."""
+
+_N_IN_INT8 = 9
+"""Candidates with all layers in INT8."""
 
 _N_SENSITIVITY = 64
 """Images on which each layer's sensitivity is measured: the error of logits needs few."""
@@ -71,10 +73,6 @@ class Score:
     agreement_percent: float
     expected_percent: float
     logit_error_percent: float
-
-    def beats(self, other: Score) -> bool:
-        """Whether more agreement is to be expected of it."""
-        return self.expected_percent > other.expected_percent
 
 
 @dataclass(frozen=True)
@@ -150,12 +148,12 @@ class _Search:
     observed: dict[str, SiteStatistics] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     sensitivity: dict[str, float] = field(default_factory=dict)
-    best: Candidate | None = None
-    score: Score | None = None
+    best: Candidate = field(init=False)
+    expected_percent: float = -1.0
     ended: str = "all steps were tried"
 
     def run(self, calibration: Tensor) -> None:
-        """Runs the steps until one of them ends the search."""
+        """Tries candidates until one of them ends the search."""
         self._began = time.monotonic()
         names = [name for site in self.sites for name in site.layers]
         with progress("INT8: reading ranges", len(calibration), unit="images") as advance:
@@ -166,31 +164,39 @@ class _Search:
         self.held_out = self._affordable(self.held_out, 4 * _LEAST_IMAGES, _CANDIDATE_SHARE)
         self._expected = _logits(self.folded, self.held_out, self.class_matrix)
         self._seconds = 0.0  # that a candidate takes on the held-out images
-        kinds: list[Callable[[], None]] = [
-            self._smooth_alike,
-            self._choose_ranges,
-            self._choose_alphas,
-            self._correct_biases,
-            self._round,
-            self._leave_in_float,
-        ]
-        with progress("INT8: searching", len(kinds)) as advance:
+        with progress("INT8: searching", _N_IN_INT8) as advance:
             try:
-                for number, kind in enumerate(kinds):
-                    kind()
-                    score = self.score
-                    advance(
-                        number + 1, f"agreement {score.agreement_percent:.2f} %" if score else ""
-                    )
+                for number, (name, candidate) in enumerate(self._candidates(), 1):
+                    self._try(name, candidate)
+                    news = f"agreement {self.expected_percent:.2f} %"
+                    advance(min(number, _N_IN_INT8), news)
             except _Stop as stop:
                 self.ended = str(stop)
             except Terminated:
                 raise
             except KeyboardInterrupt:
-                if self.best is None:
+                if not self.steps:
                     raise
                 self.ended = "Ctrl-C ended it"
                 log.warning("INT8: Ctrl-C stopped the search; the best file so far is kept.")
+
+    def _candidates(self) -> Iterator[tuple[str, Candidate]]:
+        """The steps of the module's docstring: a candidate's name and the candidate."""
+        centered = CalibratedModel(self.folded, self.sites, self.observed).centered()
+        alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
+        smoothed = centered.smoothed(alphas)
+        yield f"centered, SmoothQuant {DEFAULT_ALPHA}, ranges max", smoothed.candidate("max")
+        for method in RANGES[1:]:
+            yield f"ranges {method}", smoothed.candidate(method)
+        by_layer = smoothed.best_ranges(self._check_time)
+        yield "ranges by layer", smoothed.candidate(by_layer)
+        smoothed = centered.smoothed(centered.best_alphas(self._check_time))
+        yield "alpha by site, ranges max", smoothed.candidate("max")
+        by_layer = smoothed.best_ranges(self._check_time)
+        yield "alpha by site, ranges by layer", smoothed.candidate(by_layer)
+        yield "biases corrected", corrected(self.best)
+        yield "weights rounded by layer", self._rounded()
+        yield from self._with_layers_in_float()
 
     def _affordable(self, images: Tensor, least: int, share: float) -> Tensor:
         """As many images as a run of the model takes a share of the search's time for."""
@@ -200,8 +206,7 @@ class _Search:
 
     def found(self) -> SearchResult:
         """The best candidate, and the record of the search."""
-        best = self.best
-        assert best is not None  # the first step needs no time
+        best = self.best  # the first candidate needs no time
         layers = {}
         for name in self.observed:
             quantized = best.layers.get(name)
@@ -221,7 +226,7 @@ class _Search:
             "minutes": self.minutes,
             "seconds": round(time.monotonic() - self._began, 1),
             "ended": self.ended,
-            "reached": self.score is not None and self.score.expected_percent >= self.target,
+            "reached": self.expected_percent >= self.target,
             "steps": self.steps,
             "alphas": best.alphas,
             "layers": layers,
@@ -229,57 +234,19 @@ class _Search:
         }
         return SearchResult(best.exact, best.model, best.layers, record)
 
-    def _smooth_alike(self) -> None:
-        alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
-        self._centered = CalibratedModel(self.folded, self.sites, self.observed).centered()
-        self._smoothed = self._centered.smoothed(alphas)
-        self._alphas = alphas
-        self._try(f"centered, SmoothQuant {DEFAULT_ALPHA}, ranges max", self._with_ranges("max"))
-
-    def _choose_ranges(self) -> None:
-        for method in RANGES[1:]:
+    def _rounded(self) -> Candidate:
+        """The best candidate with all linear layers rounded again, to its float biases."""
+        layers = dict(self.best.layers)
+        for name, quantized in layers.items():
             self._check_time()
-            self._try(f"ranges {method}", self._with_ranges(method))
-        self._check_time()
-        chosen = self._smoothed.best_ranges(self._check_time)
-        self._try("ranges by layer", self._with_ranges(chosen))
-
-    def _choose_alphas(self) -> None:
-        self._check_time()
-        self._alphas = self._centered.best_alphas(self._check_time)
-        self._smoothed = self._centered.smoothed(self._alphas)
-        self._try("alpha by site, ranges max", self._with_ranges("max"))
-        self._check_time()
-        chosen = self._smoothed.best_ranges(self._check_time)
-        self._try("alpha by site, ranges by layer", self._with_ranges(chosen))
-
-    def _with_ranges(self, methods: Any) -> Candidate:
-        layers, ranges = self._smoothed.quantized(methods)
-        float32, inputs = self._smoothed.model, self._smoothed.inputs
-        model = self._smoothed.with_biases()
-        return Candidate(float32, model, layers, inputs, self._alphas, ranges)
-
-    def _correct_biases(self) -> None:
-        self._check_time()
-        assert self.best is not None
-        self._try("biases corrected", corrected(self.best))
-
-    def _round(self) -> None:
-        """Rounds all linear layers again, in the best candidate and with its float biases."""
-        best, layers = self.best, {}
-        assert best is not None
-        for name, quantized in best.layers.items():
-            self._check_time()
-            layer = best.model.get_submodule(name)
-            layers[name] = quantized
+            layer = self.best.model.get_submodule(name)
             if isinstance(layer, nn.Linear):
-                layers[name] = round_weight(layer, quantized, best.inputs[name])
-        self._try("weights rounded by layer", dataclasses.replace(best, layers=layers))
+                layers[name] = round_weight(layer, quantized, self.best.inputs[name])
+        return dataclasses.replace(self.best, layers=layers)
 
-    def _leave_in_float(self) -> None:
-        """Leaves the most sensitive layers in float: 1, then more, until the target holds."""
+    def _with_layers_in_float(self) -> Iterator[tuple[str, Candidate]]:
+        """Leaves the most sensitive layers in float: 1, then more."""
         best = self.best
-        assert best is not None
         self._check_enough()
         some = self.held_out[:_N_SENSITIVITY]
         some = self._affordable(some, _LEAST_IMAGES, _SENSITIVITY_SHARE / len(best.layers))
@@ -289,19 +256,19 @@ class _Search:
             for number, name in enumerate(best.layers):
                 self._check_time()
                 answers = _logits_of(without(best, [name]), some, self.class_matrix)
-                error = _error(answers, expected)
-                self.sensitivity[name] = round(whole - error, 4)
+                self.sensitivity[name] = round(whole - _error(answers, expected), 4)
                 advance(number + 1)
         worst = sorted(self.sensitivity, key=lambda name: -self.sensitivity[name])
         n_left, step = 1, 1
         while n_left < len(worst):
-            self._check_time()
-            self._try(f"{n_left} layers in float", without(best, worst[:n_left]))
+            yield f"{n_left} layers in float", without(best, worst[:n_left])
             self._check_enough()
             n_left, step = n_left + step, step + (n_left >= 4)
 
     def _try(self, name: str, candidate: Candidate) -> None:
         """Measures a candidate, and keeps it if it is the best; ends the search at the target."""
+        if self.steps:
+            self._check_time()
         began = time.monotonic()
         if len(self.held_out) == 0:
             self.best = candidate
@@ -309,22 +276,22 @@ class _Search:
         answers = _logits_of(candidate, self.held_out, self.class_matrix)
         measured = _score(answers, self._expected)
         self._seconds = time.monotonic() - began
-        is_kept = self.score is None or measured.beats(self.score)
+        is_kept = measured.expected_percent > self.expected_percent
         seconds = round(time.monotonic() - self._began, 1)
         step = {"step": name, **dataclasses.asdict(measured), "kept": is_kept}
         self.steps.append({**step, "at_seconds": seconds})
         if is_kept:  # the report lists the other steps, too
-            self.best, self.score = candidate, measured
+            self.best, self.expected_percent = candidate, measured.expected_percent
             log.info(
                 "INT8 %s: agrees on %.2f %% of the images, on %.2f %% expected of new ones.",
                 *(name, measured.agreement_percent, measured.expected_percent),
             )
-        if self.score is not None and self.score.expected_percent >= self.target:
+        if self.expected_percent >= self.target:
             raise _Stop("the target was reached")
 
     def _check_enough(self) -> None:
         """Ends the search if the agreement is worth no more layers in float."""
-        if self.score is not None and self.score.expected_percent >= self.enough:
+        if self.expected_percent >= self.enough:
             raise _Stop("enough agreement for the layers left in float")
 
     def _check_time(self) -> None:
@@ -364,10 +331,9 @@ def score(candidate: Candidate, images: Tensor, model: nn.Module) -> Score:
 
 
 def _logits_of(candidate: Candidate, images: Tensor, class_matrix: Tensor | None) -> Tensor:
-    model = copy.deepcopy(candidate.model)  # Ctrl-C may end it half-way
+    model = copy.deepcopy(candidate.model)
     attach(model, candidate.layers)
-    with parametrize.cached():
-        return _logits(model, images, class_matrix)
+    return _logits(model, images, class_matrix)
 
 
 def _logits(model: nn.Module, images: Tensor, class_matrix: Tensor | None) -> Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, MissingPackage
+from kdedge.errors import DataError
 from kdedge.files import write_atomic
-from kdedge.targets.onnx import ONNX
 from kdedge.targets.protocol import HEAD_LAYERS
 
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
@@ -34,12 +33,9 @@ def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
 
     Raises:
         DataError: it has more than 2 GiB of weights.
-        MissingPackage: onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ONNX.missing("Changing a graph's precision") from error
+    import onnx
+
     model = onnx.load(path)
     n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if n_bytes > max_bytes:
@@ -87,6 +83,13 @@ def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
             old.CopyFrom(tensor)
             return
     model.graph.initializer.append(tensor)
+
+
+def set_nodes(model: Any, nodes: Iterable[Any]) -> None:
+    """Replaces the nodes; new ones may be the graph's own."""
+    nodes = list(nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def drop_unused(model: Any) -> None:
@@ -155,18 +158,10 @@ def run_outputs(
         model: the graph; not changed.
         names: names of float tensors or outputs.
         images: images as the graph takes them.
-
-    Raises:
-        MissingPackage: ONNX Runtime is not installed.
     """
     import onnx
+    import onnxruntime
 
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackage(
-            "onnxruntime", extra="export", purpose="Measuring a graph's values"
-        ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     outputs = list(model.graph.output)

@@ -35,6 +35,7 @@ from kdedge.targets.onnx.graph import (
     load_graph,
     save_graph,
     set_initializer,
+    set_nodes,
 )
 
 LIMIT = 16384.0
@@ -163,8 +164,7 @@ def _connect(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
             target.i = _HALF if target.i == _FLOAT else target.i
         is_half.update((name, wants_half) for name in node.output if types.get(name) == _FLOAT)
         nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model, nodes)
 
 
 def _add_cast(nodes: list[Any], name: str, *, to_half: bool) -> str:

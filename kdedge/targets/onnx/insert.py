@@ -18,6 +18,7 @@ from kdedge.targets.onnx.graph import (
     initializers,
     quantizer_pair,
     set_initializer,
+    set_nodes,
     weight_matmuls,
     wide_convs,
 )
@@ -81,8 +82,7 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
             )
             node.input[0], node.input[1] = dequantized[key], output
         nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model, nodes)
     drop_unused(model)
 
 

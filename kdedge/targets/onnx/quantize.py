@@ -36,12 +36,14 @@ from kdedge.targets.onnx.graph import (
     run_outputs,
     save_graph,
     set_initializer,
+    set_nodes,
     weight_matmuls,
 )
 from kdedge.targets.onnx.insert import insert_qdq
 from kdedge.targets.protocol import CPU_WEIGHT_LEVELS
 
 QDQ_OPSET = 19
+"""The lowest whose Q/DQ take FP16 scales."""
 
 
 def to_int8(
@@ -68,11 +70,12 @@ def to_int8(
     """
     model = load_graph(onnx_path)
     maxima = half.absolute_maxima(model, calibration)
-    quantized = in_qdq_opset(model)
-    insert_qdq(quantized, layers)
-    half.convert(quantized, maxima)
-    keep_labels(model, quantized)
-    save_graph(quantized, output)
+    # From the exporter's opset to this one, operators got further types and attributes alone
+    (opset,) = model.opset_import
+    opset.version = QDQ_OPSET
+    insert_qdq(model, layers)
+    half.convert(model, maxima)
+    save_graph(model, output)
 
 
 def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any]) -> None:
@@ -101,15 +104,6 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     save_graph(model, output)
 
 
-def in_qdq_opset(model: Any) -> Any:
-    """A copy in the opset whose Q/DQ take FP16 scales, with all names."""
-    from onnx import version_converter
-
-    converted = version_converter.convert_version(model, QDQ_OPSET)
-    drop_unused(converted)
-    return converted
-
-
 def _split_linear(model: Any) -> None:
     """Splits the linear layers of a CNN's encoder, one node of torch's exporter, into two."""
     from onnx import helper, numpy_helper
@@ -130,8 +124,7 @@ def _split_linear(model: Any) -> None:
         if biases:
             add = helper.make_node("Add", [product, *biases], node.output, name=f"{node.name}/Add")
             nodes.append(add)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model, nodes)
 
 
 def _make_dynamic(model: Any) -> None:
@@ -161,8 +154,7 @@ def _make_dynamic(model: Any) -> None:
             helper.make_node("Mul", [scale, f"{name}/scale"], [product], name=f"{name}/Mul"),
             helper.make_node("Mul", [f"{name}/float", product], node.output, name=f"{name}/Mul_2"),
         ]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model, nodes)
 
 
 def _quantize(
@@ -173,21 +165,6 @@ def _quantize(
     scales = np.where(largest > 0, largest, 1.0) / n_levels
     values = np.rint(weight / scales).clip(-n_levels, n_levels).astype(np.int8)
     return values, scales.astype(np.float32)
-
-
-def keep_labels(source: Any, model: Any) -> None:
-    """Copies names, metadata and version labels from the graph that it was made from."""
-    model.ir_version = source.ir_version
-    model.graph.name = source.graph.name
-    model.producer_name, model.producer_version = source.producer_name, source.producer_version
-    del model.metadata_props[:]
-    model.metadata_props.extend(source.metadata_props)
-    for value, original in zip(
-        (*model.graph.input, *model.graph.output),
-        (*source.graph.input, *source.graph.output),
-        strict=True,
-    ):
-        value.CopyFrom(original)
 
 
 _STEPS = 255  # between the 256 values of an unsigned byte
@@ -229,8 +206,7 @@ def quantize_convs(model: Any, calibration: npt.NDArray[Any]) -> None:
         for output in ends.intersection(node.output):
             nodes += _activation(model, output, *ranges[output])
             dequantized[output] = nodes[-1].output[0]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model, nodes)
 
 
 @dataclass(frozen=True)

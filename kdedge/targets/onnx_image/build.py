@@ -19,7 +19,7 @@ from kdedge.errors import RecipeError, SetupError
 from kdedge.runtime.artifact import INPUT_NAME, Pixels, Precision
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 from kdedge.targets.onnx import ONNX
-from kdedge.targets.onnx.graph import load_graph, save_graph
+from kdedge.targets.onnx.graph import load_graph, save_graph, set_nodes
 from kdedge.targets.onnx_image import run
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME, Nodes, Order, add_preprocessing
 from kdedge.targets.protocol import BuildRequest, PlannedFile
@@ -103,21 +103,14 @@ def find_order(preprocess: Preprocess) -> Order:
         for high, wide in _PROBES
     ]
     expected = [np.asarray(resize_and_crop(Image.fromarray(image), preprocess)) for image in images]
-    worst = {}
-    for order in reversed(get_args(Order)):
+    orders: tuple[Order, ...] = get_args(Order)
+    for order in reversed(orders):
         graph = preprocess_graph(preprocess, order).SerializeToString()
-        pixels = run.run_preprocessing(graph, images)
-        apart = [
-            int(np.abs(got.transpose(1, 2, 0).astype(int) - expected_pixel.astype(int)).max())
-            for got, expected_pixel in zip(pixels, expected, strict=True)
-        ]
-        if not any(apart):
-            best: Order = order
-            return best
-        worst[order] = max(apart)
+        got = [pixels.transpose(1, 2, 0) for pixels in run.run_preprocessing(graph, images)]
+        if all(map(np.array_equal, got, expected)):
+            return order
     raise SetupError(
-        f"Pillow {PIL.__version__} resizes otherwise than the graph: pixels differ by"
-        f" {min(worst.values())} of 255.\n"
+        f"Pillow {PIL.__version__} resizes otherwise than the graph.\n"
         "  Install a Pillow that is known to agree: pip install 'pillow<=13.0.0'"
     )
 
@@ -164,9 +157,7 @@ def _prepend(model: Any, preprocess: Preprocess, pixels: Pixels, order: Order) -
         nodes.constants.append(numpy_helper.from_array(np.float32(255), "preprocess/255"))
         values = nodes.add("Cast", PIXELS_NAME, to=TensorProto.FLOAT)
         nodes.add("Div", values, "preprocess/255", output=INPUT_NAME)
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*nodes.nodes, *rest])
+    set_nodes(model, [*nodes.nodes, *graph.node])
     graph.initializer.extend(nodes.constants)
     del graph.value_info[:]
     graph.input[0].CopyFrom(_image())

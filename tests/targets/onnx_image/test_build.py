@@ -136,7 +136,7 @@ def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
         return resize(self, size, Image.Resampling.HAMMING)
 
     monkeypatch.setattr(Image.Image, "resize", other)
-    with pytest.raises(SetupError, match=r"resizes otherwise than the graph: pixels differ by \d"):
+    with pytest.raises(SetupError, match="resizes otherwise than the graph"):
         find_order(preprocessing())
 
 
