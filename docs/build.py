@@ -26,7 +26,7 @@ from kdedge.cli.main import cli
 from kdedge.config.keys import RecipeKey, explain
 from kdedge.config.recipe import Recipe
 from kdedge.methods.registry import list_methods, load_method
-from kdedge.targets.registry import as_markdown
+from kdedge.targets.registry import list_targets, target_records
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -84,8 +84,25 @@ def generated_pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "recipe-keys.md": recipe_page(),
         "methods.md": methods_page(),
-        "deploy/targets.md": f"# Targets\n\nWhat `kdedge export` makes.\n\n{as_markdown()}\n",
+        "deploy/targets.md": targets_page(),
     }
+
+
+def targets_page() -> str:
+    """What `kdedge export` makes."""
+    lines = [
+        "# Targets\n\nWhat `kdedge export` makes.\n",
+        "| `kdedge export` | makes | built from | precisions | run by | extras | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for target, record in zip(list_targets(), target_records().values(), strict=True):
+        runs = f"`--backend {target.backend}`" if target.backend else "-"
+        extras = ", ".join(f"`{extra}`" for extra in record["extras"]) or "-"
+        lines.append(
+            f"| `{target.flag}` | {target.label}, `{target.files}` | {target.source} |"
+            f" {', '.join(target.precisions)} | {runs} | {extras} | {target.remark} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def commands_page() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_EARLIER = ("those of its export, before the gates in artifact.json were changed",)
-
 
 @dataclass
-class Export:
+class _Export:
     """The files that an export has made so far.
 
     Attributes:
@@ -44,46 +42,33 @@ class Export:
     """
 
     artifact: Artifact
-    inputs: RunInputs | None = None
-    names: list[str] = field(default_factory=list)
+    inputs: RunInputs | None
+    names: list[str]
     failed: list[KdedgeError] = field(default_factory=list)
 
-    @property
-    def errors(self) -> list[KdedgeError]:
-        """An error for each file that missed its gates, and for what could not be made."""
-        from kdedge.deploy.parity import gate_error, misses
-
-        errors: list[KdedgeError] = []
-        passed = [file.name for file in self.artifact.files if file.gate == "passed"]
-        for file in self.artifact.files:
-            if file.name in self.names and file.gate == "missed":
-                assert file.parity is not None  # a missed gate was measured
-                missed = misses(file.parity, file.precision, self.artifact.gates) or _EARLIER
-                errors.append(gate_error(file.name, file.precision, file.parity, missed, passed))
-        return [*errors, *self.failed]
-
-    def add(self, targets: Sequence[Target], precisions: set[Precision], *, cpu: bool) -> None:
-        """Builds the targets' files into the artifact; with `cpu`, chooses the fastest on it."""
-        from kdedge.benchmarking.cpu_files import add_cpu_files, fastest_on_cpu
+    def build(self, target: Target, precisions: Set[Precision]) -> None:
+        """Builds a target's files."""
         from kdedge.deploy.build import build_files
+
+        chosen = precisions_of(target, precisions)
+        left_out = sorted(precisions - set(target.precisions))
+        if left_out and precisions & set(chosen):
+            log.info("%s has no %s files.", target.label, " and no ".join(left_out))
+        with self.keeping_errors():
+            self.artifact, names = build_files(self.artifact, target.name, chosen, run=self.inputs)
+            self.names += names
+
+    def choose_for_cpu(self) -> None:
+        """Builds every file that runs on a CPU, and chooses the fastest on this one."""
+        from kdedge.benchmarking.cpu_files import add_cpu_files, fastest_on_cpu
         from kdedge.deploy.model_card import renew_model_card
 
-        for target in targets:
-            chosen = precisions_of(target, precisions)
-            left_out = sorted(precisions - set(target.precisions))
-            if left_out and set(chosen) & precisions:
-                log.info("%s has no %s files.", target.label, " and no ".join(left_out))
-            with self.keeping_errors():
-                made = build_files(self.artifact, target.name, chosen, run=self.inputs)
-                self.artifact = made[0]
-                self.names += made[1]
-        if cpu:
-            say_warnings_of_work()
-            with self.keeping_errors():
-                check_can_keep(self.artifact)
-                self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
-                choice = fastest_on_cpu(self.artifact, not_tried=missing)
-                self.artifact = renew_model_card(keep_choice(self.artifact, choice))
+        say_warnings_of_work()
+        with self.keeping_errors():
+            check_can_keep(self.artifact)
+            self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
+            choice = fastest_on_cpu(self.artifact, not_tried=missing)
+            self.artifact = renew_model_card(keep_choice(self.artifact, choice))
 
     @contextlib.contextmanager
     def keeping_errors(self) -> Iterator[None]:
@@ -96,6 +81,35 @@ class Export:
             self.artifact = load_artifact(before.path)
         if self.artifact != before:
             log.info("Wrote %s", before.path)
+
+    def result(self) -> Artifact:
+        """The artifact.
+
+        Raises:
+            KdedgeError: a file missed its gates or could not be made. Other errors are logged.
+        """
+        from kdedge.deploy.parity import gate_error, misses
+
+        files, gates = self.artifact.files, self.artifact.gates
+        passed = [file.name for file in files if file.gate == "passed"]
+        missed: list[KdedgeError] = [
+            gate_error(
+                file.name,
+                file.precision,
+                file.parity,
+                misses(file.parity, file.precision, gates) or ("those of its export",),
+                passed,
+            )
+            for file in files
+            if file.name in self.names and file.gate == "missed" and file.parity is not None
+        ]
+        errors = missed + self.failed
+        for error in errors[1:]:
+            log.warning("%s", error)
+        if errors:
+            errors[0].result = self.artifact
+            raise errors[0]
+        return self.artifact
 
 
 def export(
@@ -180,65 +194,65 @@ def export(
     existing = artifact_at(name)
     for folder in (output, existing):
         check_utf_8(Path(folder or ""))
-    lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
-    precisions: set[Precision] = set() if lowest is None else {lowest, "fp16"}
     asked = [targets] if isinstance(targets, str) else targets
     chosen = [find_target(name_of_target) for name_of_target in asked if name_of_target != "onnx"]
+    lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if lowest is None else [lowest])
-    with torch_as_before(), contextlib.ExitStack() as locked:
-        if existing is not None:
+    with torch_as_before():
+        if existing is None:
+            run = find_run(name, runs_folder(root, source), prefer="student")
+            trained = _load(run, overrides, classes, device)
+            precisions = _wanted(lowest, *trained.loaded.recipe.export.precisions)
+            path, inputs, names = _fold(trained, chosen, precisions, output, cpu=cpu)
+        else:
             of_run = {
                 "classes": classes,
                 "output": output,
                 "device": device,
                 "onnx": "onnx" in asked,
             }
-            given = [*(key for key, value in of_run.items() if value), *overrides]
-            if given:
+            if given := [*(key for key, value in of_run.items() if value), *overrides]:
                 raise RecipeError(
                     f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
                     " exported.\n  Name its run instead."
                 )
-            if not chosen and not cpu and triton is None and browser is None:
+            if not (chosen or cpu or triton or browser):
                 flags = [known.flag for known in list_targets() if known.source == "ONNX file"]
                 raise RecipeError(
                     f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
                     " --triton DIR or --browser DIR."
                 )
-            locked.enter_context(held(existing))
-            made = Export(load_artifact(existing))
-            made.add(chosen, precisions, cpu=cpu)
-        else:
-            run = find_run(name, runs_folder(root, source), prefer="student")
-            trained = _load(run, overrides, classes, device)
-            precisions.update(trained.loaded.recipe.export.precisions)
-            if "int8" in precisions:
-                precisions.add("fp16")
-            made = _fold(trained, chosen, precisions, output, cpu=cpu)
-            locked.enter_context(held(made.artifact.path))
-            made.add(chosen, precisions, cpu=cpu)
-            record_export(run, made.artifact.path)
-        if not made.failed:  # else a server would get another file than the one that failed
-            with made.keeping_errors():
-                if triton is not None:
-                    path = write_triton(
-                        made.artifact, Path(triton), precision=lowest, built=made.names
+            path, inputs, names, precisions = existing, None, [], _wanted(lowest)
+        with held(path):
+            made = _Export(load_artifact(path), inputs, names)
+            for target in chosen:
+                made.build(target, precisions)
+            if cpu:
+                made.choose_for_cpu()
+            if existing is None:
+                record_export(run, path)
+            if triton is not None and not made.failed:  # else a server would get another file
+                with made.keeping_errors():
+                    folder = Path(triton)
+                    written = write_triton(
+                        made.artifact, folder, precision=lowest, built=made.names
                     )
-                    log.info("Wrote %s", path)
-                if browser is not None:
-                    path = write_browser(made.artifact, Path(browser), precision=lowest)
-                    log.info("Wrote %s", path)
-    errors = made.errors
-    for error in errors[1:]:
-        log.warning("%s", error)
-    if errors:
-        errors[0].result = made.artifact
-        raise errors[0]
-    return made.artifact
+                    log.info("Wrote %s", written)
+            if browser is not None and not made.failed:
+                with made.keeping_errors():
+                    written = write_browser(made.artifact, Path(browser), precision=lowest)
+                    log.info("Wrote %s", written)
+    return made.result()
 
 
-def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:
+def _wanted(*precisions: Precision | None) -> set[Precision]:
+    """The precisions that were asked for, and FP16 to compare INT8 with."""
+    wanted = {precision for precision in precisions if precision is not None}
+    return {"fp16", *wanted} if "int8" in wanted else wanted
+
+
+def precisions_of(target: Target, precisions: Set[Precision]) -> list[Precision]:
     """The requested precisions that a target has, or its preferred one if it has none of them.
 
     A target with a base precision always has that, too.
@@ -270,12 +284,17 @@ def _load(
 def _fold(
     trained: RunModel,
     targets: Sequence[Target],
-    precisions: set[Precision],
+    precisions: Set[Precision],
     output: str | Path | None,
     *,
     cpu: bool,
-) -> Export:
-    """Writes a run's artifact, with the ONNX files that the targets are built from."""
+) -> tuple[Path, RunInputs, list[str]]:
+    """Writes a run's artifact, with the ONNX files that the targets are built from.
+
+    Returns:
+        Its folder, what other targets' files are built from, and names of the files that were
+        asked for.
+    """
     from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
 
@@ -287,14 +306,9 @@ def _fold(
             needed.update(chosen)
     pool = trained.images("unlabeled")
     for_cpu: set[Precision] = {"int8"} if cpu and pool is not None and pool.indices else set()
-    recipe = trained.loaded.recipe
     artifact, inputs = export_artifact(
-        trained,
-        spec=recipe.export,
-        gates=recipe.gates,
-        precisions=needed | for_cpu,
-        output=None if output is None else Path(output),
+        trained, precisions=needed | for_cpu, output=None if output is None else Path(output)
     )
-    names = [file.name for file in artifact.files if file.precision in needed]
     log.info("Wrote %s", artifact.path)
-    return Export(artifact, inputs, names)
+    names = [file.name for file in artifact.files if file.precision in needed]
+    return artifact.path, inputs, names

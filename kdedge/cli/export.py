@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -34,19 +33,15 @@ _FEW = 100
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds a flag for each target; the command gets the chosen ones as `targets`."""
-    taken = {name for option in getattr(function, "__click_params__", []) for name in option.opts}
-    targets = [target for target in list_targets() if target.flag not in taken]
-    names = {f"target_{number}": target for number, target in enumerate(targets)}
+    """Adds a flag for each target."""
+    for target in reversed(list_targets()):
+        flag = click.option(target.flag, _parameter(target), is_flag=True, help=target.help)
+        function = flag(function)
+    return function
 
-    @functools.wraps(function)
-    def command(*arguments: Any, **values: Any) -> Any:
-        chosen = tuple(target for name, target in names.items() if values.pop(name))
-        return function(*arguments, targets=chosen, **values)
 
-    for name, target in reversed(names.items()):
-        command = click.option(target.flag, name, is_flag=True, help=target.help)(command)
-    return command
+def _parameter(target: Target) -> str:
+    return f"to_{target.name.replace('-', '_')}"
 
 
 @click.command("export", cls=Brief, first=_FIRST)
@@ -118,7 +113,7 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @set_option
 @run_options
 @help_all_option
-def command(source: str | None, targets: tuple[Target, ...], as_json: bool, **options: Any) -> None:
+def command(source: str | None, as_json: bool, **options: Any) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
     For a CPU take --int8, and on the device --cpu, which finds the fastest file there. For an
@@ -134,7 +129,7 @@ def command(source: str | None, targets: tuple[Target, ...], as_json: bool, **op
     from kdedge.api.export import export
     from kdedge.runtime.artifact import artifact_at
 
-    names = [target.name for target in targets]
+    names = [target.name for target in list_targets() if options.pop(_parameter(target))]
     artifact = show_result(
         lambda: export(source, targets=names, **options),
         lambda made: _print(made, has_choice=options["cpu"], as_json=as_json),

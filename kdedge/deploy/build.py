@@ -9,6 +9,7 @@ gates.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shlex
 import time
@@ -21,14 +22,14 @@ import numpy.typing as npt
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError, first_line
-from kdedge.files import refuse_existing, sha256_file
+from kdedge.files import sha256_file
 from kdedge.progress import working
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.none_of_these import NoneBelow
 from kdedge.runtime.open_classes import with_classes
-from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target
+from kdedge.targets.protocol import BuildRequest, PlannedFile, Target
 from kdedge.targets.registry import build_module, find_target, load_file, run_module
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,13 @@ def build_files(
     except SetupError as error:
         if not target.is_engine or target.source != "ONNX file":
             raise
-        raise _elsewhere(artifact, target, precisions, error) from error
+        int8 = " --int8" if "int8" in precisions else ""
+        raise SetupError(
+            f"{error}\n"
+            f"  The artifact {artifact.path} is complete without engines. To build them, copy it to"
+            f" the device and run there: kdedge export {shlex.quote(str(artifact.path))}"
+            f" {target.flag}{int8}"
+        ) from error
     sources = {
         precision: _source(artifact, target, precision) if target.source == "ONNX file" else None
         for precision in precisions
@@ -109,7 +116,8 @@ def build_files(
                     onnx_path=None if source is None else artifact.checked(source.name),
                     images=run.calibration if run and file.precision == "int8" else None,
                 )
-                artifact, entry = build_file(artifact, target, module, file, request, source=source)
+                build = functools.partial(module.build, file, request)
+                artifact, entry = build_file(artifact, target, file, build, source=source)
                 artifact.save()
             measured = entry
             if entry.parity is None:
@@ -177,13 +185,6 @@ def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFi
     )
 
 
-def _weights(artifact: Artifact, source: ModelFile | None) -> dict[str, str]:
-    """The hash of an ONNX file's external data, as in an engine's record."""
-    if source is None or source.data is None:
-        return {}
-    return {"onnx_data": artifact.others[source.data]}
-
-
 def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile | None:
     """The entry of an existing, undamaged file that was built from this ONNX file, or None.
 
@@ -193,25 +194,19 @@ def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile 
     path = artifact.path / name
     if not path.exists():
         return None
-    if source is None:  # it is unknown from which folded model
-        refuse_existing(path, DataError)
-        return None
     entry = next((file for file in artifact.files if file.name == name), None)
-    problem = None
-    if entry is None:
-        problem = "exists, but is not listed in artifact.json"
-    elif entry.made_from != source.sha256 or _weights(artifact, source) != {
-        key: value for key, value in entry.built_with.items() if key == "onnx_data"
-    }:
-        problem = f"was built from another {source.name}"
-    elif sha256_file(path) != entry.sha256:
-        problem = "has changed since it was built: its SHA-256 differs"
-    elif entry.data is not None:
-        artifact.checked(entry.name)
-    if problem is not None:
+    if (
+        entry is None
+        or source is None
+        or entry.made_from != source.sha256
+        or entry.built_with.get("onnx_data") != artifact.others.get(source.data or "")
+    ):
         raise DataError(
-            f"{path} {problem}.\n  It is not overwritten: delete it and run the command again."
+            f"{path} exists, but is not listed as built from this"
+            f" {'model' if source is None else source.name}.\n"
+            "  It is not overwritten: delete it and run the command again."
         )
+    artifact.checked(name)
     log.info("Keeping %s, which was built from this %s.", name, source.name)
     return entry
 
@@ -219,28 +214,25 @@ def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile 
 def build_file(
     artifact: Artifact,
     target: Target,
-    module: BuildModule,
     file: PlannedFile,
-    request: BuildRequest,
+    build: Callable[[], Mapping[str, Any]],
     *,
     source: ModelFile | None = None,
-    facts: Mapping[str, Any] | None = None,
 ) -> tuple[Artifact, ModelFile]:
     """Builds a file; returns the artifact that lists it, and its entry, not yet compared.
 
     Args:
         artifact: gets the file, and the second file that has its weights.
         target: the file's target.
-        module: the target's build.py.
-        file: a file that it plans.
-        request: source and options.
+        file: the file.
+        build: writes it, and returns what it was built with.
         source: the artifact's ONNX file that it is built from; None for the folded model.
-        facts: what to record of it besides what `build` returns.
     """
     log.info("Building %s from %s.", file.name, source.name if source else "the folded model")
     began = time.monotonic()
-    built_with = module.build(file, request)
-    seconds = round(time.monotonic() - began, 2)
+    built_with = {**build(), "seconds": round(time.monotonic() - began, 2)}
+    if source is not None and source.data is not None:
+        built_with["onnx_data"] = artifact.others[source.data]
     path = artifact.path / file.name
     n_bytes, data = path.stat().st_size, path.with_name(file.data or f"{file.name}.data")
     if data.exists():
@@ -255,12 +247,7 @@ def build_file(
         n_bytes=n_bytes,
         data=data.name if data.exists() else None,
         made_from=None if source is None else source.sha256,
-        built_with={
-            **built_with,
-            **(facts or {}),
-            "seconds": seconds,
-            **_weights(artifact, source),
-        },
+        built_with=built_with,
     )
     return artifact.with_files(entry), entry
 
@@ -294,30 +281,14 @@ def _compared_if_it_runs(
     artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
 ) -> ModelFile:
     """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
+    level = logging.INFO  # that of a machine without the package or the device
+    if target.backend is None and not hasattr(build_module(target), "load"):
+        return entry
     try:
         if target.backend is not None:
             run_module(target).check_environment()
-    except SetupError as error:
-        log.info(
-            "%s is not compared with the model, as it cannot run on this machine: %s",
-            *(entry.name, first_line(error)),
-        )
-        return entry
-    try:
+        level = logging.WARNING
         return compared(artifact, target, entry, run)
     except SetupError as error:
-        log.warning("%s is not compared with the model: %s", entry.name, error)
+        log.log(level, "%s is not compared with the model: %s", entry.name, error)
         return entry
-
-
-def _elsewhere(
-    artifact: Artifact, target: Target, precisions: Sequence[Precision], error: SetupError
-) -> SetupError:
-    """The error of a machine that cannot build engines, with the command for one that can."""
-    words = ["kdedge", "export", str(artifact.path), target.flag]
-    words += ["--int8"] if "int8" in precisions else []
-    return SetupError(
-        f"{error}\n"
-        f"  The artifact {artifact.path} is complete without engines. To build them, copy it to"
-        f" the device and run there: {shlex.join(words)}"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -154,13 +155,12 @@ def choose_calibration_images(
 
 def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:
     """Orders images: one of each class, then a second of each class, and so on."""
-    n_before: dict[int, int] = {}
-    turns = []
-    for position, (index, class_index) in enumerate(predicted.items()):
-        turn = n_before.get(class_index, 0)
-        n_before[class_index] = turn + 1
-        turns.append((turn, class_index, position, index))
-    return [index for *_, index in sorted(turns)]
+    n_before: Counter[int] = Counter()
+    turns = {}
+    for index, class_index in predicted.items():
+        turns[index] = n_before[class_index], class_index
+        n_before[class_index] += 1
+    return sorted(turns, key=turns.__getitem__)
 
 
 PixelArray = npt.NDArray[np.uint8]

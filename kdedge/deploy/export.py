@@ -7,10 +7,13 @@ for.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from kdedge import __version__
-from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.data.images import Images, spread
 from kdedge.deploy.build import RunInputs, build_file, compared
-from kdedge.deploy.calibrate import (
-    CalibrationSet,
-    choose_calibration_images,
-    read_pixels,
-)
+from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images, read_pixels
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.known_images import choose_known_images
 from kdedge.deploy.model_card import with_model_card
@@ -45,9 +43,11 @@ from kdedge.runtime.open_classes import load_matrix
 from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx.graph import load_graph
+from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.insert import find_sites
-from kdedge.targets.onnx.trace import Tracer
-from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
+from kdedge.targets.onnx.trace import Tracer, write_onnx
+from kdedge.targets.protocol import PlannedFile
 from kdedge.targets.registry import load_file
 
 log = logging.getLogger(__name__)
@@ -61,19 +61,12 @@ N_RANGE_IMAGES = 32
 
 
 def export_artifact(
-    trained: RunModel,
-    *,
-    spec: ExportSpec,
-    gates: GatesSpec,
-    precisions: Collection[Precision],
-    output: Path | None = None,
+    trained: RunModel, *, precisions: Collection[Precision], output: Path | None = None
 ) -> tuple[Artifact, RunInputs]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
         trained: a run opened by `load_run`.
-        spec: the recipe's `export`.
-        gates: the recipe's `gates`.
         precisions: precisions besides fp32, which is always written; int8 implies fp16.
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
@@ -101,6 +94,7 @@ def export_artifact(
                 "  Add data.unlabeled, such as --set data.unlabeled.folder=DIR, or leave INT8 out."
             )
         warn_of_other_test_images(trained, trained.images("test"))
+        spec = trained.loaded.recipe.export
         reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
         if (only := reference.only_class) is not None:
             log.warning(
@@ -109,7 +103,7 @@ def export_artifact(
                 " the training.",
                 *(trained.class_names[only], reference.images, reference.keys[0]),
             )
-        writer = _Writer(trained, new.part, pool, spec=spec, gates=gates, reference=reference)
+        writer = _Writer(trained, new.part, pool, reference)
         writer.write(precisions)
     return dataclasses.replace(writer.artifact, path=new.final), writer.run
 
@@ -123,18 +117,12 @@ class _Writer:
     """
 
     def __init__(
-        self,
-        trained: RunModel,
-        folder: Path,
-        pool: Images | None,
-        *,
-        spec: ExportSpec,
-        gates: GatesSpec,
-        reference: Float32Reference,
+        self, trained: RunModel, folder: Path, pool: Images | None, reference: Float32Reference
     ) -> None:
-        self._trained, self._folder, self._spec = trained, folder, spec
+        recipe = trained.loaded.recipe
+        self._trained, self._spec = trained, recipe.export
         self._pool, self._reference = pool, reference
-        used = reference.digests
+        spec, used, only = recipe.export, reference.digests, reference.only_class
         self._known = choose_known_images(trained, pool, spec.none_of_these, apart_from=used)
         if self._known is not None:
             used |= self._known.digests
@@ -152,52 +140,64 @@ class _Writer:
             open_classes=spec.open_classes,
             offsets=reference.offsets,
         )
-        self.artifact = _without_files(trained, folder, spec, gates, reference)
+        self.artifact = Artifact(
+            path=folder,
+            name=recipe.name,
+            class_names=trained.class_names,
+            preprocess=trained.preprocess,
+            pixels=spec.pixels,
+            head=spec.head,
+            max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
+            batch=spec.batch,
+            gates=recipe.gates.as_record(),
+            provenance={
+                "kdedge": __version__,
+                **trained.provenance(),
+                **({} if only is None else {"predicts_only": trained.class_names[only]}),
+            },
+            temperature=reference.temperature,
+        )
         if spec.open_classes:
             vectors = reference.vectors(trained.vectors.vectors.numpy())
             self.artifact = write_classes(self.artifact, vectors, scale=reference.scale)
         limit = None if self._known is None else self._known.limit
         self.run = RunInputs(model, reference.compare, limit=limit)
         self._gflops = _count_gflops(trained, model)
+        self._trace = functools.partial(
+            write_onnx,
+            size_px=trained.preprocess.size_px,
+            batch=spec.batch,
+            max_batch=spec.max_batch,
+            external_data=spec.external_data,
+            metadata=self._metadata(),
+            tracer=Tracer(),
+        )
 
     def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
-        spec, reference = self._spec, self._reference
-        options = {
-            "external_data": spec.external_data,
-            "metadata": self._metadata(),
-            "tracer": Tracer(),
-        }
-        (float32,) = onnx_build.plan("fp32")
-        source = self._folder / float32.name
-        self._add(
-            float32,
-            BuildRequest(self.artifact, self._folder, model=self.run.model, options=options),
-        )
+        pixels, reference, folder = self._spec.pixels, self._reference, self.artifact.path
+        source = folder / onnx_build.FLOAT32.name
+        self._add(onnx_build.FLOAT32, lambda path: self._trace(self.run.model, path), tool="torch")
         if self._known is not None:
             listed = self.artifact.with_others(NONE_OF_THESE)
             self.artifact = dataclasses.replace(listed, none_of_these=self._known.about)
         if "int8" in precisions:
             ranges, held_out = self._calibration_set().hold_out(N_HELD_OUT)
             record = {**ranges.record(), "held_out": held_out.record()}
-            write_json(self._folder / CALIBRATION_RECORD, record)
+            write_json(folder / CALIBRATION_RECORD, record)
             self.artifact = self.artifact.with_others(CALIBRATION_RECORD)
-            images = to_input(ranges.pixels, spec.pixels)
+            images = to_input(ranges.pixels, pixels)
             self.run = dataclasses.replace(self.run, calibration=images)
         if not {"int8", "fp16"}.isdisjoint(precisions):
-            (half,) = onnx_build.plan("fp16")
-            self._add(
-                half,
-                BuildRequest(
-                    self.artifact, self._folder, onnx_path=source, images=self._range_images()
-                ),
-            )
+            images = self._range_images()
+            self._add(onnx_build.FP16, lambda path: to_fp16(source, path, images=images))
         if "int8" in precisions:
-            self._add_int8(source, to_input(held_out.pixels, spec.pixels), options)
-        smoke = self._folder / SMOKE_SET
+            self._add_int8(source, to_input(held_out.pixels, pixels))
         shown = reference.smoke_set(open_classes=self.artifact.open_classes is not None)
         name = self.artifact.output_name
-        write_smoke_set(smoke, shown.pixels, shown.logits, shown.images, output_name=name)
+        write_smoke_set(
+            folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name
+        )
         provenance = {**self.artifact.provenance, "gflops": self._gflops}  # in no file's metadata
         listed = self.artifact.with_others(SMOKE_SET)
         self.artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))
@@ -219,32 +219,32 @@ class _Writer:
             "provenance": artifact.provenance,
         }
 
-    def _add_int8(self, float32: Path, held_out: npt.NDArray[Any], options: dict[str, Any]) -> None:
+    def _add_int8(self, float32: Path, held_out: npt.NDArray[Any]) -> None:
         """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
         images = self.run.calibration
         assert images is not None
-        search = search_int8(
+        found = search_int8(
             self.run.model,
             float32,
             images,
             held_out,
             gate_percent=self.artifact.gates["agreement"]["int8"],
             minutes=self._spec.int8_minutes,
-            class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
+            class_matrix=load_matrix(self.artifact) if self._spec.open_classes else None,
         )
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".int8.") as scratch:
-            for file in onnx_build.plan("int8"):
-                # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
-                model = search.exact if file.device == "cpu" else search.model
-                path = Path(scratch) / file.name
-                made = BuildRequest(self.artifact, path.parent, model=model, options=options)
-                onnx_build.build(PlannedFile(path.name, "fp32", "any"), made)
-                facts = {} if file.device == "cpu" else {"search": search.record}
-                layers = {"layers": search.layers}
-                request = BuildRequest(
-                    self.artifact, self._folder, onnx_path=path, images=images, options=layers
-                )
-                self._add(file, request, **facts)
+        with tempfile.TemporaryDirectory(dir=self.artifact.path, prefix=".int8.") as scratch:
+            graph, exact = Path(scratch) / "model.onnx", Path(scratch) / "exact.onnx"
+            self._trace(found.model, graph)
+            self._add(
+                onnx_build.INT8,
+                lambda path: to_int8(graph, path, calibration=images, layers=found.layers),
+                search=found.record,
+            )
+            # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
+            self._trace(found.exact, exact)
+            self._add(
+                onnx_build.INT8_CPU, lambda path: to_int8_cpu(exact, path, calibration=images)
+            )
 
     def _range_images(self) -> npt.NDArray[Any]:
         """A few images as the graph's input: of the calibration set, or unlabeled ones."""
@@ -262,8 +262,7 @@ class _Writer:
         """Unlabeled images, spread over the classes that the float32 file predicts."""
         pool = self._pool
         assert pool is not None  # checked before anything was written
-        backend = load_file(self.artifact, self.artifact.files[0])
-        try:
+        with contextlib.closing(load_file(self.artifact, self.artifact.files[0])) as backend:
             return choose_calibration_images(
                 pool.source,
                 {index: pool.digests[index] for index in self._free},
@@ -272,48 +271,31 @@ class _Writer:
                 predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
                 preprocess=self.artifact.preprocess,
             )
-        finally:
-            backend.close()
 
-    def _add(self, file: PlannedFile, request: BuildRequest, **facts: Any) -> None:
-        """Builds one file, compares it with the unfused model, and lists it with its facts."""
-        model = self.run.model
-        facts = {
-            "normalized": model.normalization,
-            "gmacs": self._gflops["folded"] / 2,
-            "parameters": sum(values.numel() for values in model.state_dict().values()),
-            **facts,
-        }
-        artifact, entry = build_file(self.artifact, ONNX, onnx_build, file, request, facts=facts)
+    def _add(
+        self,
+        file: PlannedFile,
+        write: Callable[[Path], object],
+        *,
+        tool: str = "kdedge",
+        **facts: Any,
+    ) -> None:
+        """Writes one file, compares it with the unfused model, and lists it with its facts."""
+        model, path = self.run.model, self.artifact.path / file.name
+
+        def build() -> dict[str, Any]:
+            write(path)
+            return {
+                "tool": tool,
+                "version": version(tool),
+                "normalized": model.normalization,
+                "gmacs": self._gflops["folded"] / 2,
+                "parameters": sum(values.numel() for values in model.state_dict().values()),
+                **facts,
+            }
+
+        artifact, entry = build_file(self.artifact, ONNX, file, build)
         self.artifact = artifact.with_files(compared(artifact, ONNX, entry, self.run))
-
-
-def _without_files(
-    trained: RunModel,
-    folder: Path,
-    spec: ExportSpec,
-    gates: GatesSpec,
-    reference: Float32Reference,
-) -> Artifact:
-    """The artifact of a run before its first file is written."""
-    only = reference.only_class
-    return Artifact(
-        path=folder,
-        name=trained.loaded.recipe.name,
-        class_names=trained.class_names,
-        preprocess=trained.preprocess,
-        pixels=spec.pixels,
-        head=spec.head,
-        max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
-        batch=spec.batch,
-        gates=gates.as_record(),
-        provenance={
-            "kdedge": __version__,
-            **trained.provenance(),
-            **({} if only is None else {"predicts_only": trained.class_names[only]}),
-        },
-        temperature=reference.temperature,
-    )
 
 
 def _count_gflops(trained: RunModel, folded: nn.Module) -> dict[str, float]:

@@ -97,14 +97,14 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
     if result.n_nonfinite:
         lines.append(f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images")
     if result.agreement_percent < least:
-        got, limit = _apart(result.agreement_percent, least)
         lines.append(
-            f"agreement {got} %, but at least {limit} % is required (gates.agreement.{gate})"
+            f"agreement {result.agreement_percent:.2f} %, but at least {least:.2f} % is required"
+            f" (gates.agreement.{gate})"
         )
     if result.accuracy_drop is not None and result.accuracy_drop > max_drop:
-        got, limit = _apart(result.accuracy_drop, max_drop)
         lines.append(
-            f"accuracy {got} points lower, but at most {limit} is allowed (gates.max_drop)"
+            f"accuracy {result.accuracy_drop:.2f} points lower, but at most {max_drop:.2f} is"
+            " allowed (gates.max_drop)"
         )
     return tuple(lines)
 
@@ -137,15 +137,6 @@ def gate_error(
         lines.append(f"  Passed: {', '.join(passed)}.")
     lines.append(f"  {remedies[precision]}, or lower the gates in the recipe.")
     return GateError("\n".join(lines))
-
-
-def _apart(value: float, limit: float) -> tuple[str, str]:
-    """Formats two numbers with two digits, or with as many as are needed to tell them apart."""
-    for digits in (2, 3, 4, 6):
-        texts = f"{value:.{digits}f}", f"{limit:.{digits}f}"
-        if texts[0] != texts[1]:
-            return texts
-    return repr(value), repr(limit)
 
 
 def _named(entry: WorstImage) -> str:

@@ -180,11 +180,10 @@ def run_reference(
     kept_out = chosen if test is None else images
     digests = frozenset(kept_out.digests[index] for index in kept_out.indices)
     temperature = fit_temperature(trained, apart_from=digests) if calibrate else None
-    scale = trained.scale if temperature is None else trained.scale / temperature.value
+    divisor = 1.0 if temperature is None else temperature.value
+    scale = trained.scale / divisor
+    offsets = None if trained.offsets is None else trained.offsets / divisor
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
-    offsets = trained.offsets
-    if offsets is not None and temperature is not None:
-        offsets = offsets / temperature.value
     logits, features = _run_unfused(trained, pixels, scale, offsets)
     whole, whole_features = _whole_images(trained, chosen, scale, offsets)
     return Float32Reference(

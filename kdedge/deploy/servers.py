@@ -10,14 +10,15 @@ import logging
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from kdedge.errors import DataError, MissingPackage, RecipeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.files import new_folder, write_atomic, write_json
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.none_of_these import FILE_NAME
+from kdedge.targets.onnx import ONNX
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +91,13 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
     is_fixed = smallest == largest
     # For Triton, a graph with a fixed batch cannot batch: the batch is part of its dims.
     batch = [largest] if is_fixed else []
-    size = artifact.preprocess.size_px
-    is_uint8 = artifact.pixels == "uint8"
+    size, is_uint8 = artifact.preprocess.size_px, artifact.pixels == "uint8"
     kind = "TYPE_UINT8" if is_uint8 else "TYPE_FP32"
     dims = json.dumps([*batch, 3, size, size])
+    has_scores = artifact.head == "scores"
+    # Triton numbers all values of an output without batching, so labels fit only one image.
+    labels = f' label_filename: "{_LABELS}"' if batch in ([], [1]) else ""
+    outputs = json.dumps([*batch, len(artifact.class_names)])
     lines = [
         f"# Made from {file.name}. Input: RGB from 0 to {255 if is_uint8 else 1},"
         f" {size} x {size} pixels after resize and crop; mean and std are in the model.",
@@ -101,54 +105,37 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
         f'platform: "{PLATFORMS[file.target]}"',
         f"max_batch_size: {0 if is_fixed else largest}",
         f'input [ {{ name: "{INPUT_NAME}" data_type: {kind} dims: {dims} }} ]',
-        *_output(artifact, batch),
+        f"# Logits: {'softmax gives the scores' if has_scores else 'only their order counts'}.",
+        f'output [ {{ name: "{OUTPUT_NAME}" data_type: TYPE_FP32 dims: {outputs}{labels} }} ]',
     ]
     if not is_fixed:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}")
     lines += _instances(file)
-    # Without batching, a call counts as a batch of 1, whatever its dims are.
-    lines += _warmup(kind, dims, batches=[1] if is_fixed else sorted({1, largest}))
+    # So that the first request is not slow. Without batching, a call counts as a batch of 1.
+    value = f"{{ data_type: {kind} dims: {dims} zero_data: true }}"
+    lines += [
+        f'model_warmup {{ name: "batch {n}" batch_size: {n}'
+        f' inputs {{ key: "{INPUT_NAME}" value {value} }} }}'
+        for n in ([1] if is_fixed else sorted({1, largest}))
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _output(artifact: Artifact, batch: list[int]) -> Iterator[str]:
-    what = (
-        "softmax gives the scores"
-        if artifact.head == "scores"
-        else "only their order has a meaning"
-    )
-    yield f"# Logits: {what}."
-    # Triton numbers all values of an output without batching, so labels fit only one image.
-    labels = f' label_filename: "{_LABELS}"' if batch in ([], [1]) else ""
-    dims = json.dumps([*batch, len(artifact.class_names)])
-    yield f'output [ {{ name: "{OUTPUT_NAME}" data_type: TYPE_FP32 dims: {dims}{labels} }} ]'
-
-
-def _instances(file: ModelFile) -> Iterator[str]:
+def _instances(file: ModelFile) -> list[str]:
+    """Where the model runs."""
     if file.target == "tensorrt":
-        profiles = range(len(file.built_with.get("profiles", [])))
-        names = ", ".join(f'"{index}"' for index in profiles)
+        names = ", ".join(f'"{n}"' for n, _ in enumerate(file.built_with.get("profiles", [])))
         profile = f" profile: [ {names} ]" if names else ""
-        yield f"instance_group [ {{ kind: KIND_GPU count: 1{profile} }} ]"
-        yield "optimization { cuda { graphs: true } }"
-    elif file.device == "cpu":
-        yield "instance_group [ { kind: KIND_CPU count: 1 } ]"
-    else:
-        yield "instance_group [ { kind: KIND_AUTO count: 1 } ]"
-        yield "# On a GPU, ONNX Runtime builds a TensorRT engine at the start with this:"
-        accelerator = 'gpu_execution_accelerator [ { name: "tensorrt" } ]'
-        yield f"# optimization {{ execution_accelerators {{ {accelerator} }} }}"
-
-
-def _warmup(kind: str, dims: str, *, batches: list[int]) -> Iterator[str]:
-    """Warm-up requests, so that the first real request is not slow."""
-    for batch in batches:
-        yield "model_warmup {"
-        yield f'  name: "batch {batch}"'
-        yield f"  batch_size: {batch}"
-        value = f"{{ data_type: {kind} dims: {dims} zero_data: true }}"
-        yield f'  inputs {{ key: "{INPUT_NAME}" value {value} }}'
-        yield "}"
+        group = f"instance_group [ {{ kind: KIND_GPU count: 1{profile} }} ]"
+        return [group, "optimization { cuda { graphs: true } }"]
+    if file.device == "cpu":
+        return ["instance_group [ { kind: KIND_CPU count: 1 } ]"]
+    return [
+        "instance_group [ { kind: KIND_AUTO count: 1 } ]",
+        "# On a GPU, ONNX Runtime builds a TensorRT engine at the start with this:",
+        "# optimization { execution_accelerators { gpu_execution_accelerator"
+        ' [ { name: "tensorrt" } ] } }',
+    ]
 
 
 def choose_file(
@@ -260,11 +247,9 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
 
 def _halves(path: Path) -> dict[str, bytes]:
     """Cuts a graph with preprocessing at its uint8 pixels [1, 3, S, S], which both halves have."""
-    try:
-        import onnx
-        from onnx.utils import Extractor
-    except ImportError as error:
-        raise MissingPackage("onnx", extra="export", purpose="Writing a page") from error
+    onnx = ONNX.load("load", purpose="Writing a page")
+    from onnx.utils import Extractor
+
     from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
 
     extractor = Extractor(onnx.load(path))

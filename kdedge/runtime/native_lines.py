@@ -17,7 +17,7 @@ _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def lines_held(pattern: re.Pattern[bytes], taken: list[str] | None = None) -> Iterator[None]:
+def lines_held(pattern: re.Pattern[bytes]) -> Iterator[None]:
     """Context manager that takes native code's lines that contain a pattern from stderr.
 
     Native code writes to the file descriptor, or to `sys.stderr`, as pybind11 can. Lines are held
@@ -26,9 +26,7 @@ def lines_held(pattern: re.Pattern[bytes], taken: list[str] | None = None) -> It
 
     Args:
         pattern: of the lines.
-        taken: gets the taken lines when the context ends.
     """
-    taken = [] if taken is None else taken
     with _one_at_a_time, contextlib.ExitStack() as opened:
         try:
             kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
@@ -47,15 +45,11 @@ def lines_held(pattern: re.Pattern[bytes], taken: list[str] | None = None) -> It
                 os.dup2(kept.fileno(), 2)
                 held.seek(0)
                 for line in held:
-                    if pattern.search(line):
-                        taken.append(line.decode(errors="replace"))
-                        continue
-                    with contextlib.suppress(OSError):  # the reader of stderr has closed it
-                        kept.write(line)
+                    if not pattern.search(line):
+                        with contextlib.suppress(OSError):  # the reader of stderr has closed it
+                            kept.write(line)
             for text in written.getvalue().splitlines(keepends=True):
-                if pattern.search(text.encode(errors="replace")):
-                    taken.append(text)
-                elif sys.stderr is not None:
+                if sys.stderr is not None and not pattern.search(text.encode(errors="replace")):
                     sys.stderr.write(text)
 
 

@@ -1,72 +1,20 @@
-"""What the backends on the CPU share: a package's import, calls, and what their errors mean."""
+"""What the backends on the CPU share: calls, and what a package's errors mean."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, ResourceError, SetupError, is_out_of_memory
+from kdedge.errors import DataError, ResourceError, is_out_of_memory
 from kdedge.runtime.artifact import Pixels
-from kdedge.targets.protocol import Package
 
-_N_LETTERS = 300  # of a reason
 _NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate")
-_LINE_START = re.compile(r"^(\[\w+\.(cpp|h):\d+\]|[A-Z]+:)\s*")
-
-
-def import_runtime(
-    package: Package,
-    attribute: str,
-    *,
-    module: str = "",
-    purpose: str,
-    quietly: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
-    also: str = "",
-) -> Any:
-    """Imports a package that runs files.
-
-    Args:
-        package: the package.
-        attribute: what its module has; a folder of type stubs, which can be imported too, has not.
-        module: the module, if it is not the package itself.
-        purpose: what needs it, as the start of a sentence.
-        quietly: makes a context for the import.
-        also: another distribution that is to be installed again with it.
-
-    Raises:
-        MissingPackage, BackendUnavailable: it is not installed.
-        SetupError: it is installed, but cannot be imported.
-    """
-    module = module or package.module
-    problem: Exception | None = None
-    runtime: Any = None
-    try:
-        with quietly():
-            runtime = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        is_absent = error.name is not None and f"{module}.".startswith(f"{error.name}.")
-        problem = None if is_absent else error
-    except (ImportError, OSError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        problem = error
-    if problem is not None:
-        name = package.distributions[0]
-        raise SetupError(
-            f"{name} is installed, but cannot be imported: {problem}.\n"
-            f"  Reinstall it with: pip install --force-reinstall {name}{also and f' {also}'}"
-        ) from problem
-    if not hasattr(runtime, attribute):
-        raise package.missing(purpose)
-    return runtime
 
 
 @contextlib.contextmanager
@@ -76,18 +24,14 @@ def explaining(
     runtime: str,
     *,
     errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, MemoryError),
-    lines: Sequence[str] = (),
-    shorten: Callable[[str], str] = lambda reason: reason[:_N_LETTERS],
 ) -> Iterator[None]:
     """Context in which a package's errors become errors of a file that cannot be loaded or run.
 
     Args:
         path: the file.
-        what: `loaded` or `run`.
+        what: `read`, `loaded` or `run`.
         runtime: the package and its version.
         errors: what the package raises.
-        lines: what it has written to stderr; the last ones say why.
-        shorten: the part of a reason that tells most.
 
     Raises:
         ResourceError: memory ran out.
@@ -96,9 +40,10 @@ def explaining(
     try:
         yield
     except errors as error:
-        lines_of_error = [str(error), *(_LINE_START.sub("", line) for line in lines[-2:])]
-        reason = " ".join(" ".join(lines_of_error).split()).rstrip(".")
-        problem = f"{path} cannot be {what} by {runtime}: {shorten(reason)}.\n"
+        reason = " ".join(str(error).split()).rstrip(".")
+        is_long = len(reason) > 300  # the end says more than places in the package's source
+        shown = f"{reason[:60]} ... {reason[-240:]}" if is_long else reason
+        problem = f"{path} cannot be {what} by {runtime}: {shown}.\n"
         if is_out_of_memory(error) or any(sign in reason for sign in _NO_MEMORY):
             remedy = "  Use smaller batches, or close other programs."
             raise ResourceError(problem + remedy) from error

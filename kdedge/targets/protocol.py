@@ -6,12 +6,14 @@ package with the same modules.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from kdedge.errors import BackendUnavailable, MissingPackage, SetupError
+from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
 
 if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
     import numpy.typing as npt
@@ -52,6 +54,45 @@ class Package:
     def install_line(self) -> str:
         """How to install it."""
         return self.install or f"pip install 'kdedge[{self.extra}]'"
+
+    def load(
+        self,
+        attribute: str,
+        *,
+        purpose: str,
+        module: str = "",
+        quietly: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> Any:
+        """Imports it.
+
+        Args:
+            attribute: what its module has; a folder of type stubs, which can be imported too, has
+                not.
+            purpose: what needs it, as the start of a sentence: "Running ONNX files".
+            module: the module, if it is not the package itself.
+            quietly: makes a context for the import.
+
+        Raises:
+            MissingPackage, BackendUnavailable: it is not installed.
+            SetupError: it is installed, but cannot be imported.
+        """
+        module = module or self.module
+        loaded: Any = None
+        try:
+            with quietly():
+                loaded = importlib.import_module(module)
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            absent = error.name if isinstance(error, ModuleNotFoundError) else None
+            if absent is None or not f"{module}.".startswith(f"{absent}."):
+                raise SetupError(
+                    f"{self.distributions[0]} is installed, but cannot be imported: {error}.\n"
+                    f"  Remove it, and install it again: {self.install_line}"
+                ) from error
+        if not hasattr(loaded, attribute):
+            raise self.missing(purpose)
+        return loaded
 
     def missing(self, purpose: str) -> SetupError:
         """Makes the error for a machine without the package.
@@ -132,18 +173,17 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Source and options of a file.
+    """Source of a file.
 
     Attributes:
         artifact: describes the file's input: side of the images, pixels, batches, head.
         folder: folder of the file.
         model: the folded model, a torch module from pixels [B, 3, S, S] to logits [B, C]; None if
             ONNX files are the source.
-        onnx_path: the ONNX file of the target's `base_precision` or of the same precision, or the
-            float32 file for ONNX files of lower precision; None if the folded model is the source.
+        onnx_path: the ONNX file of the target's `base_precision` or of the same precision; None if
+            the folded model is the source.
         images: [N, 3, S, S], real images as the graph takes them, which decide the ranges; None if
             no ranges are needed.
-        options: values of the recipe's `export` for this target alone.
     """
 
     artifact: Artifact
@@ -151,14 +191,13 @@ class BuildRequest:
     model: Any = None
     onnx_path: Path | None = None
     images: npt.NDArray[Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BuildModule(Protocol):
     """A target's build.py; it may import torch and onnx.
 
-    A target without a backend has a third function, `load(path, artifact) -> Backend`, so that its
-    files can be compared with the model where they are built.
+    A target without a backend may have a third function, `load(path, artifact) -> Backend`, so that
+    its files can be compared with the model where they are built.
     """
 
     def check_environment(self) -> None:
@@ -182,7 +221,7 @@ class BuildModule(Protocol):
 
         Args:
             file: a file of `plan`.
-            request: its source and options.
+            request: its source.
 
         Returns:
             What it was built with, as values for JSON: `tool`, `version` and more.

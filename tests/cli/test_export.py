@@ -224,10 +224,7 @@ def test_a_target_that_cannot_be_built_here_leaves_the_onnx_files_and_names_the_
 ) -> None:
     done = kdedge("export", "--trt")  # whose preferred precision is FP16
     assert done.code == 4
-    assert (
-        "warning: TensorRT cannot be built on this machine: TensorRT engines need tensorrt"
-        in done.err
-    )
+    assert "warning: TensorRT cannot be built on this machine: Building and running Te" in done.err
     assert "pip install" in done.err or "JetPack" in done.err
     assert f"The artifact {ARTIFACT} is complete without engines." in done.err
     assert f"kdedge export {ARTIFACT} --trt\n" in done.err

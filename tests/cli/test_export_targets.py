@@ -126,7 +126,7 @@ def test_a_miss_before_the_gates_were_changed_by_hand_says_so(
     (ARTIFACT / "artifact.json").write_text(json.dumps(record))
     done = kdedge("export", str(ARTIFACT), "--openvino")
     assert done.code == 6
-    assert "before the gates in artifact.json were changed" in done.err
+    assert "missed its gates against the float32 student: those of its export." in done.err
 
 
 # The fastest file on a CPU

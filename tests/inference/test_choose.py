@@ -109,7 +109,7 @@ def test_the_backend_that_was_asked_for_says_what_it_lacks(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendUnavailable, match="need tensorrt, which is not installed"):
+    with pytest.raises(BackendUnavailable, match="needs tensorrt, which is not installed"):
         load(artifact.with_files(ALL[6]), backend="tensorrt")
 
 
@@ -121,7 +121,7 @@ def test_where_nothing_runs_each_file_says_why(
     with pytest.raises(SetupError) as caught:
         choose_and_load(artifact.with_files(ALL[6]), precision=None, backend=None, n_threads=None)
     text = str(caught.value)
-    assert "model.fp16.engine: TensorRT engines need tensorrt" in text
+    assert "model.fp16.engine: Building and running TensorRT engines needs tensorrt" in text
     assert "model.onnx: Running ONNX files needs onnxruntime" in text
     assert "pip install 'kdedge[runtime]'" in text
 
@@ -261,7 +261,7 @@ def test_a_tensorrt_without_its_libraries_is_told_before_the_cpu_is_used(
     file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
     assert file.name == "model.onnx"
     (message,) = caplog.messages
-    assert "tensorrt is installed, but cannot be loaded: libnvinfer.so.10" in message
+    assert "tensorrt is installed, but cannot be imported: libnvinfer.so.10" in message
 
 
 def measured(artifact: Artifact, write_model: Any, **changes: Any) -> Artifact:

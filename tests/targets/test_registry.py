@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import pytest
 import kdedge.targets
 from kdedge.errors import BackendUnavailable, MissingPackage, RecipeError, SetupError
 from kdedge.targets.registry import (
-    as_markdown,
     build_module,
     find_target,
     list_backends,
@@ -48,10 +46,10 @@ def test_every_target_has_what_a_target_needs(name: str) -> None:
     folder = Path(kdedge.targets.__file__).parent / name.replace("-", "_")
     assert (folder / "run.py").is_file() == (target.backend is not None)
     build = build_module(target)
-    functions = [build.check_environment, build.plan, build.build]
-    if target.backend is None:
-        functions.append(build.load)  # type: ignore[attr-defined]
-    else:
+    functions = [build.check_environment]
+    if name != "onnx":  # `deploy.export` writes its files
+        functions += [build.plan, build.build]
+    if target.backend is not None:
         run = run_module(target)
         functions += [run.check_environment, run.load]
     assert all(map(callable, functions))
@@ -73,7 +71,11 @@ def test_the_precisions_for_cpus_are_those_of_files_for_cpus(
     if target.is_engine or target.backend is None or name in RESIZES:
         assert target.cpu_precisions == ()
         return
-    module = build_module(target)
+    module: Any = build_module(target)
+    if name == "onnx":
+        planned = [module.FLOAT32, module.FP16, module.INT8, module.INT8_CPU]
+        assert {file.precision for file in planned if file.device != "gpu"} == {"fp32", "int8"}
+        return
     try:
         module.check_environment()
         planned = [file for precision in target.precisions for file in module.plan(precision)]
@@ -104,12 +106,6 @@ def test_listing_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_table_of_targets_has_a_row_for_each() -> None:
-    head, line, *rows = as_markdown().splitlines()
-    assert {text.count("|") for text in (head, line, *rows)} == {8}
-    assert [row.split("`")[1] for row in rows] == [target.flag for target in list_targets()]
-
-
 @pytest.mark.parametrize(
     ("find", "kind", "names"),
     [
@@ -133,7 +129,7 @@ def test_an_unknown_one_is_told_with_the_nearest_name_or_all(
         ("executorch", "executorch.runtime", r"'kdedge\[executorch\]'"),
         ("litert", "ai_edge_litert.interpreter", "ai-edge-litert"),
         ("openvino", "openvino", r"'kdedge\[openvino\]'"),
-        ("tensorrt", "tensorrt", "tensorrt\n"),
+        ("tensorrt", "tensorrt", "tensorrt "),
         ("tensorrt-rtx", "tensorrt_rtx", r"'kdedge\[trt-rtx\]'"),
     ],
 )
@@ -142,8 +138,6 @@ def test_a_package_that_is_not_there_is_told_with_the_line_that_installs_it(
     name: str, module: str, package: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder of type stubs makes an empty module of the same name."""
-    monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setitem(sys.modules, module, None if how == "absent" else ModuleType(module))
     with pytest.raises((MissingPackage, BackendUnavailable), match=f"pip install {package}"):
         run_module(target_of_backend(name)).check_environment()

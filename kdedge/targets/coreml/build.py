@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from kdedge import __version__
-from kdedge.errors import BackendUnavailable, RecipeError
+from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact, Precision
-from kdedge.runtime.backend import Backend
 from kdedge.runtime.native_lines import quiet
 from kdedge.targets.coreml import COREML
 from kdedge.targets.program import example_images, export_program, write_converted
@@ -86,12 +85,10 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Converts one package.
 
     Raises:
-        MissingPackage: coremltools is not installed.
         RecipeError: the classes are not in the graph, the batch is fixed to more than one image, or
             coremltools cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    check_environment()
     _check_request(request.artifact)
 
     def converted() -> bytes:
@@ -103,19 +100,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     import coremltools
 
     return {"tool": "Core ML Tools", "version": coremltools.__version__, "torch": torch.__version__}
-
-
-def load(path: Path, artifact: Artifact) -> Backend:
-    """Only Apple's frameworks run a package.
-
-    Raises:
-        BackendUnavailable: always.
-    """
-    del path, artifact
-    raise BackendUnavailable(
-        "Core ML runs in apps on iPhones, iPads and Macs.\n"
-        "  Compare its answers with those of the smoke set there."
-    )
 
 
 @_quiet()

@@ -4,12 +4,13 @@ The two packages have the same Python API. Networks are strongly typed: the engi
 of the file.
 
 Polygraphy is not used: an environment variable, read at import, binds it to one of the two packages
-per process, but `kdedge export` may build for both. Its parser drops the names of refused nodes.
+per process, but `kdedge export` may build for both.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, some_of
+from kdedge.errors import KdedgeError, ResourceError, SetupError
 from kdedge.files import write_atomic
 from kdedge.targets.engines.package import open_log
 from kdedge.targets.protocol import BuildRequest, PlannedFile
@@ -27,25 +28,12 @@ _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
-class Cancel:
-    """Switch that cancels a build in another thread.
-
-    Attributes:
-        monitor: TensorRT's progress monitor, which reads the switch.
-    """
-
-    def __init__(self) -> None:
-        self.monitor: Any = None
-        self.is_set = False
-
-
-def make_cancel(module: ModuleType) -> Cancel:
-    """Makes the switch, with its monitor."""
+def make_monitor(module: ModuleType, canceled: threading.Event) -> Any:
+    """TensorRT's progress monitor, which ends a build once the event is set in another thread."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
         trt = module
-    cancel = Cancel()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
@@ -55,18 +43,17 @@ def make_cancel(module: ModuleType) -> Cancel:
             pass
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return not cancel.is_set
+            return not canceled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             pass
 
-    cancel.monitor = Monitor()
-    return cancel
+    return Monitor()
 
 
 def in_a_thread(
     work: Callable[[], _T],
-    cancel: Cancel,
+    canceled: threading.Event,
     what: str,
     *,
     report_every_s: float = 30.0,
@@ -78,7 +65,7 @@ def in_a_thread(
 
     Args:
         work: runs the build.
-        cancel: switch that Ctrl-C sets.
+        canceled: what Ctrl-C sets.
         what: name of the build, for the log.
         report_every_s: seconds between log lines during the build.
     """
@@ -89,7 +76,7 @@ def in_a_thread(
             while not wait([future], timeout=report_every_s).done:
                 log.info("%s: %.0f s so far.", what, time.monotonic() - began)
         except KeyboardInterrupt:
-            cancel.is_set = True
+            canceled.set()
             raise
         return future.result()
 
@@ -107,7 +94,7 @@ def _release(work: Callable[[], _T]) -> _T:
         raise
 
 
-_N_ERRORS_SHOWN = 3
+_N_ERRORS_SHOWN = 4  # for a node that it refuses, its parser logs four
 
 
 class EngineBuilder:
@@ -144,7 +131,7 @@ class EngineBuilder:
             Its record; see `build`.
 
         Raises:
-            DataError, SetupError, ResourceError: as `build`.
+            SetupError, ResourceError: as `build`.
         """
         assert request.onnx_path is not None
         path, batches = request.folder / file.name, request.artifact.batches
@@ -171,19 +158,20 @@ class EngineBuilder:
             The engine's profiles: batch min, opt and max.
 
         Raises:
-            DataError: the ONNX file is broken.
-            SetupError: this TensorRT cannot build the graph.
+            SetupError: this TensorRT cannot read or build the graph.
             ResourceError: memory or disk ran out.
         """
-        cancel = make_cancel(self._module)
+        canceled = threading.Event()
         data, profiles = in_a_thread(
-            lambda: self._serialize(onnx_path, batches, cancel), cancel, f"Building {path.name}"
+            lambda: self._serialize(onnx_path, batches, canceled),
+            canceled,
+            f"Building {path.name}",
         )
         write_atomic(path, data)
         return profiles
 
     def _serialize(
-        self, onnx_path: Path, batches: tuple[int, int], cancel: Cancel
+        self, onnx_path: Path, batches: tuple[int, int], canceled: threading.Event
     ) -> tuple[bytes, list[dict[str, int]]]:
         """Builds the engine; returns its bytes and its profiles."""
         log = open_log(self._module)
@@ -197,12 +185,12 @@ class EngineBuilder:
         parser = self._trt.OnnxParser(network, log)
         is_parsed = parser.parse_from_file(str(onnx_path))
         if not is_parsed or parser.num_errors:
-            raise self._parse_failure(parser, log, onnx_path)
+            raise self._failure("cannot read", log, onnx_path)
         images = network.get_input(0)
         config = builder.create_builder_config()
         profiles = self._add_profiles(builder, config, images, batches)
         self._read_timing_cache(config)
-        config.progress_monitor = cancel.monitor
+        config.progress_monitor = make_monitor(self._module, canceled)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise self._failure("could not build", log, onnx_path)
@@ -233,23 +221,17 @@ class EngineBuilder:
         return profiles
 
     def _read_timing_cache(self, config: Any) -> None:
-        if self._timing_cache is None:
+        path = self._timing_cache
+        if path is None:
             return
-        try:
-            known = self._timing_cache.read_bytes()
-        except OSError:
-            known = b""
-        cache = config.create_timing_cache(known)
-        if cache is None or not config.set_timing_cache(
-            cache, False
-        ):  # of another device, or damaged
+        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        # One that is damaged or of another device is not taken
+        if cache is None or not config.set_timing_cache(cache, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def _write_timing_cache(self, config: Any) -> None:
-        if self._timing_cache is None:
-            return
-        cache = config.get_timing_cache()
-        if cache is None:
+        cache = None if self._timing_cache is None else config.get_timing_cache()
+        if self._timing_cache is None or cache is None:
             return
         try:
             self._timing_cache.parent.mkdir(parents=True, exist_ok=True)
@@ -257,46 +239,15 @@ class EngineBuilder:
         except (OSError, ResourceError) as error:  # an engine is complete without a cache
             log.debug("The timing cache could not be saved: %s", error)
 
-    def _parse_failure(self, parser: Any, log: Any, onnx_path: Path) -> KdedgeError:
-        """The error for a graph that the parser refuses, with each node's name and operator."""
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        at_nodes = [error for error in errors if error.node() >= 0]
-        if not at_nodes:
-            detail = [error.desc() for error in errors]
-            files = [line for line in log.errors if "open file" in line]
-            return DataError(
-                f"{onnx_path} cannot be read by {self._title}.\n"
-                f"  {_joined(files or detail or log.errors)}\n"
-                "  Copy the file (and its data file, if it has one) again, or export again."
-            )
-        return SetupError(
-            f"{self._title} cannot build {onnx_path}: it refuses {len(at_nodes)} of its"
-            " nodes.\n"
-            f"  {_joined([_describe_node(error) for error in at_nodes])}\n"
-            "  A newer version may support them. ONNX Runtime can run the file without an"
-            " engine."
-        )
-
     def _failure(self, what: str, log: Any, onnx_path: Path) -> KdedgeError:
-        """The error for a step of the builder that failed."""
-        detail = _joined(log.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
+        """The error for a step of the builder that failed, with TensorRT's last messages."""
+        detail = "\n  ".join(log.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
         text = f"{self._title} {what} {onnx_path}.\n  {detail}\n  "
         if "out of memory" in detail.lower() or "outofmemory" in detail.lower():
             return ResourceError(
                 f"{text}Lower export.max_batch, or close other programs that use the GPU."
             )
         return SetupError(
-            f"{text}`kdedge doctor` shows the driver and the versions on this machine."
+            f"{text}`kdedge doctor` shows the driver and the versions on this machine. ONNX Runtime"
+            " can run the file without an engine."
         )
-
-
-def _describe_node(error: Any) -> str:
-    """One parser error in words."""
-    name, operator = error.node_name(), error.node_operator()
-    place = f"{name or f'number {error.node()}'}{f' ({operator})' if operator else ''}"
-    return f"node {place}: {error.code().name.lower().replace('_', ' ')}: {error.desc()}"
-
-
-def _joined(lines: list[str]) -> str:
-    """The first lines of many, on one line each."""
-    return "\n  ".join(some_of((" ".join(line.split()) for line in lines), _N_ERRORS_SHOWN))

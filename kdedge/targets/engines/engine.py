@@ -17,33 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, SetupError, os_reason
+from kdedge.errors import SetupError
+from kdedge.files import read_bytes
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.cuda import Cuda, open_cuda
 from kdedge.targets.engines.package import engine_package, open_log
 from kdedge.targets.protocol import Target
 
 _DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
-
-# Runtime.get_engine_validity of TensorRT for RTX, by the names of its diagnostics.
-_INVALID = {
-    "VERSION_MISMATCH": "another version built it",
-    "UNSUPPORTED_CC": "it was not built for this GPU's compute capability",
-    "OLD_CUDA_DRIVER": "the NVIDIA driver is too old",
-    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old",
-    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory",
-    "MALFORMED_ENGINE": "the file is damaged, or was built by another version or product",
-    "CUDA_ERROR": "CUDA cannot use the GPU",
-}
-
-
-@dataclass(frozen=True)
-class _Deserialized:
-    """An engine in memory, with the log and the runtime that must outlive it."""
-
-    log: Any
-    runtime: Any
-    engine: Any
 
 
 @dataclass(frozen=True)
@@ -63,7 +44,7 @@ class EngineRuntime:
             BackendUnavailable: the module, the driver or the GPU is missing.
             SetupError: one of them is broken, or the CUDA runtime is missing.
         """
-        engine_package(self.target.packages[0].module)
+        engine_package(self.target.packages[0])
         open_cuda()
 
     def load(
@@ -86,42 +67,8 @@ class EngineRuntime:
             DataError: the engine is not one from images to logits.
         """
         del n_threads
-        module = engine_package(self.target.packages[0].module)
+        module = engine_package(self.target.packages[0])
         return Engine(module, open_cuda(), path, target=self.target, built_with=built_with or {})
-
-
-def _deserialize(
-    trt: Any, path: Path, *, target: Target, gpu: str, built_with: Mapping[str, Any]
-) -> _Deserialized:
-    """Reads an engine file.
-
-    Raises:
-        SetupError: TensorRT cannot start, or refuses the engine; the message says why.
-    """
-    name = f"{target.backend} {trt.__version__}"
-    log = open_log(trt)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
-    try:
-        runtime = trt.Runtime(log)
-    except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
-        raise SetupError(
-            f"{name} cannot start on {gpu}: {_first(log.errors)}.\n"
-            "  `nvidia-smi` shows the driver's version; this TensorRT may need a newer one."
-        ) from error
-    reasons = _invalidity(trt, runtime, data)
-    engine = runtime.deserialize_cuda_engine(data) if reasons is None else None
-    if engine is None:
-        raise SetupError(
-            f"{path} cannot be loaded by {name} on {gpu}:"
-            f" {'; '.join(reasons or ()) or _first(log.errors)}.\n"
-            f"{_origin(built_with)}  An engine runs only with the TensorRT version and the kind of"
-            " GPU that it was built for. Build it on this machine:"
-            f" kdedge export {shlex.quote(str(path.parent))} {target.flag}"
-        )
-    return _Deserialized(log, runtime, engine)
 
 
 def _first(errors: Sequence[str]) -> str:
@@ -129,27 +76,16 @@ def _first(errors: Sequence[str]) -> str:
     return errors[0].rstrip(".")[:300] if errors else "it gives no reason"
 
 
-def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str] | None:
-    """Why TensorRT for RTX cannot run an engine; None if it can, or if the reason is unknown."""
+def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str]:
+    """Why TensorRT for RTX cannot run an engine; empty if it can, or if the reason is unknown."""
     if not hasattr(runtime, "get_engine_validity"):
-        return None
+        return []
     validity, diagnostics = runtime.get_engine_validity(data)
     if validity != trt.EngineValidity.INVALID:
-        return None
+        return []
     names = trt.EngineInvalidityDiagnostics.__members__
     reasons = [name for name, member in names.items() if int(diagnostics) & int(member)]
-    return [_INVALID.get(name, name) for name in reasons]
-
-
-def _origin(built_with: Mapping[str, Any]) -> str:
-    """The line on what an engine was built with; empty if unknown."""
-    tool = [str(built_with[key]) for key in ("tool", "version") if built_with.get(key)]
-    capability = built_with.get("compute_capability")
-    devices = [str(built_with["device"])] if built_with.get("device") else []
-    devices += [f"compute capability {capability}"] if capability else []
-    parts = [f"with {' '.join(tool)}"] if tool else []
-    parts += [f"for {', '.join(devices)}"] if devices else []
-    return f"  It was built {' '.join(parts)}.\n" if parts else ""
+    return [name.lower().replace("_", " ") for name in reasons]
 
 
 class Engine:
@@ -173,17 +109,45 @@ class Engine:
         assert target.backend is not None
         self.name = target.backend
         self._cuda, self._path, self._version = cuda, path, trt.__version__
-        gpu = f"a GPU of compute capability {cuda.gpu.compute_capability}"
         self._context: Any = None
+        self._runtime: Any = None
+        self._engine: Any = None
         self._held = contextlib.ExitStack()  # stream and buffers, freed in reverse order
         with cuda.first_gpu():
-            loaded = _deserialize(trt, path, target=target, gpu=gpu, built_with=built_with)
-            self._log, self._runtime, self._engine = loaded.log, loaded.runtime, loaded.engine
+            self._deserialize(trt, target, built_with)
             try:
                 self._prepare()
             except BaseException:
                 self.close()
                 raise
+
+    def _deserialize(self, trt: Any, target: Target, built_with: Mapping[str, Any]) -> None:
+        """Reads the file. The engine needs its log and its runtime as long as it lives."""
+        where = (
+            f"{self.name} {self._version} on a GPU of compute capability"
+            f" {self._cuda.gpu.compute_capability}"
+        )
+        self._log, data = open_log(trt), read_bytes(self._path)
+        try:
+            self._runtime = trt.Runtime(self._log)
+        except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
+            raise SetupError(
+                f"{where} cannot start: {_first(self._log.errors)}.\n"
+                "  `nvidia-smi` shows the driver's version; this TensorRT may need a newer one."
+            ) from error
+        reasons = _invalidity(trt, self._runtime, data)
+        self._engine = None if reasons else self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            keys = ("tool", "version", "device", "compute_capability")
+            built = " ".join(str(built_with[key]) for key in keys if built_with.get(key))
+            raise SetupError(
+                f"{self._path} cannot be loaded by {where}:"
+                f" {'; '.join(reasons) or _first(self._log.errors)}.\n"
+                f"  It was built with: {built or 'unknown'}.\n"
+                "  An engine runs only with the TensorRT version and the kind of GPU that it was"
+                " built for. Build it on this machine:"
+                f" kdedge export {shlex.quote(str(self._path.parent))} {target.flag}"
+            )
 
     def _prepare(self) -> None:
         """Creates the context, stream and buffers that a batch needs."""

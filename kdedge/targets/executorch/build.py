@@ -26,7 +26,7 @@ from kdedge.targets.executorch.run import (
     LOG_LINE,
     SMALLEST_BATCH,
     check_environment,
-    import_runtime,
+    open_runtime,
     version_of,
 )
 from kdedge.targets.onnx.graph import MIN_CHANNELS
@@ -54,11 +54,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds one program.
 
     Raises:
-        MissingPackage: ExecuTorch is not installed.
         RecipeError: ExecuTorch cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    check_environment()
 
     def lower() -> bytes:
         with quiet():
@@ -161,7 +159,7 @@ def place_of(node: Any) -> str:
 def _without_kernel(module: Any) -> str | None:
     """An operator that the runtime lacks, and where it is in the model; None if it has all."""
     with lines_held(LOG_LINE):
-        known = import_runtime().Runtime.get().operator_registry.operator_names
+        known = open_runtime().operator_registry.operator_names
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None or not schema.name.startswith("aten::"):

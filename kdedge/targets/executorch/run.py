@@ -6,14 +6,12 @@ be changed only while no program is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import re
-import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import BackendUnavailable
 from kdedge.files import read_bytes
 from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.native_lines import lines_held, quiet
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets import cpu_backend
 from kdedge.targets.cpu_backend import CpuModel, explaining
 from kdedge.targets.executorch import EXECUTORCH
 
@@ -37,8 +33,7 @@ SMALLEST_BATCH = "smallest_batch"
 LOG_LINE = re.compile(rb"^\[\w+\.(cpp|h):\d+\]")
 """How lines begin that the runtime writes to stderr, of facts and of errors."""
 
-_XNNPACK = "XnnpackBackend"
-_MODULE = f"{NAME}.runtime"
+_NATIVE = f"{NAME}.extension.pybindings.portable_lib"
 # Numbers of torch's types in a program
 _PIXELS: dict[int, Pixels] = {6: "float", 0: "uint8"}
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
@@ -48,21 +43,13 @@ log = logging.getLogger(__name__)
 
 
 def check_environment() -> None:
-    """Checks for ExecuTorch with XNNPACK.
+    """Checks for ExecuTorch.
 
     Raises:
         MissingPackage: it is not installed.
-        BackendUnavailable: it was built without XNNPACK.
         SetupError: it is installed, but cannot be imported.
     """
-    with lines_held(LOG_LINE):
-        runtime = import_runtime().Runtime.get()
-        has_xnnpack = runtime.backend_registry.is_available(_XNNPACK)
-    if not has_xnnpack:
-        raise BackendUnavailable(
-            f"executorch {version_of()} was built without XNNPACK, which computes the programs.\n"
-            "  Reinstall it with: pip install --force-reinstall executorch"
-        )
+    open_runtime()
 
 
 def load(
@@ -78,20 +65,14 @@ def load(
 
     Raises:
         MissingPackage: ExecuTorch is not installed.
-        BackendUnavailable: it was built without XNNPACK.
         DataError: the file is broken.
         ResourceError: memory ran out.
     """
     del built_with
-    check_environment()
-    data, lines = read_bytes(path), list[str]()
-    with (
-        explaining(path, "loaded", f"{NAME} {version_of()}", lines=lines),
-        _loading,
-        lines_held(LOG_LINE, lines),
-    ):
+    runtime = open_runtime()
+    with explaining(path, "loaded", f"{NAME} {version_of()}"), _loading, lines_held(LOG_LINE):
         _set_threads(n_threads or number_of_threads())
-        program = import_runtime().Runtime.get().load_program(data)
+        program = runtime.load_program(read_bytes(path))
         methods = {name: program.load_method(name) for name in program.method_names}
         return ExecuTorchModel(program, methods, path)
 
@@ -133,31 +114,18 @@ class ExecuTorchModel(CpuModel):
         _loaded.discard(self)
 
 
-def import_runtime() -> Any:
-    """The module `executorch.runtime`.
+def open_runtime() -> Any:
+    """ExecuTorch's runtime.
 
     Raises:
         MissingPackage: it is not installed.
         SetupError: it is installed, but cannot be imported.
     """
-    return cpu_backend.import_runtime(
-        EXECUTORCH,
-        "Runtime",
-        module=_MODULE,
-        purpose="ExecuTorch",
-        quietly=_with_native_library,
-        also="torch",
-    )
-
-
-@contextlib.contextmanager
-def _with_native_library() -> Iterator[None]:
-    """Context of an import that loads the native library, too, and prints nothing."""
-    with quiet():
-        yield
-        runtime = getattr(sys.modules[_MODULE], "Runtime", None)
-        if runtime is not None:
-            runtime.get()
+    with lines_held(LOG_LINE):
+        # The native library first, which the runtime would load later
+        for module, name in ((_NATIVE, "_load_program"), (f"{NAME}.runtime", "Runtime")):
+            loaded = EXECUTORCH.load(name, purpose="ExecuTorch", module=module, quietly=quiet)
+        return loaded.Runtime.get()
 
 
 def version_of() -> str:
@@ -167,7 +135,7 @@ def version_of() -> str:
 
 def _set_threads(n_threads: int | None) -> None:
     """Sets the number of threads of all programs, if none is loaded."""
-    native: Any = importlib.import_module(f"{NAME}.extension.pybindings.portable_lib")
+    native: Any = importlib.import_module(_NATIVE)
     present = native._threadpool_get_thread_count()
     if n_threads is not None and n_threads != present and len(_loaded) == 0:
         native._unsafe_reset_threadpool(n_threads)

@@ -27,7 +27,6 @@ import torch
 
 from kdedge.runtime.artifact import INPUT_NAME, Precision
 from kdedge.runtime.native_lines import lines_held, quiet
-from kdedge.targets.cpu_backend import import_runtime
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, write_converted
@@ -44,13 +43,15 @@ _ANY_LINE = re.compile(rb"")
 
 
 def check_environment() -> None:
-    """Checks for LiteRT's converter and runtime.
+    """Checks for LiteRT's converter, quantizer and runtime.
 
     Raises:
-        MissingPackage: the converter is not installed.
+        MissingPackage: the converter or the quantizer is not installed.
         SetupError: the runtime is not installed, or one of them cannot be imported.
     """
     _import_converter()
+    if find_spec(QUANTIZER.module) is None:
+        raise QUANTIZER.missing("Building LiteRT files")
     run.check_environment()
 
 
@@ -63,13 +64,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds one file.
 
     Raises:
-        MissingPackage: LiteRT's converter or quantizer is not installed.
         RecipeError: LiteRT cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    check_environment()
-    if file.precision == "int8" and find_spec(QUANTIZER.module) is None:
-        raise QUANTIZER.missing("Building LiteRT files in INT8")
 
     def convert() -> bytes:
         with silent():
@@ -178,5 +175,4 @@ def silent() -> Iterator[None]:
 
 
 def _import_converter() -> Any:
-    purpose = "Building LiteRT files"
-    return import_runtime(CONVERTER, "convert", purpose=purpose, quietly=silent)
+    return CONVERTER.load("convert", purpose="Building LiteRT files", quietly=silent)

@@ -19,14 +19,13 @@ from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.machine import physical_cores
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.cpu_backend import CpuModel, explaining, import_runtime
+from kdedge.targets.cpu_backend import CpuModel, explaining
 from kdedge.targets.litert import LITERT
 
 NAME = "litert"
 SIGNATURE = "serving_default"
 """Name of the function in a file, as the converter calls it."""
 
-_MODULE = "ai_edge_litert.interpreter"
 _LOG_LINE = re.compile(rb"^(INFO|WARNING|ERROR): |^[IWE]\d{4} ")
 _PIXELS: dict[Any, Pixels] = {np.float32: "float", np.uint8: "uint8"}
 
@@ -60,12 +59,10 @@ def load(
     """
     del built_with
     runtime = _import()
-    data, lines = read_bytes(path), list[str]()
     n_threads = n_threads or number_of_threads() or physical_cores()
-    with explaining(path, "loaded", _version(), lines=lines):
-        with lines_held(_LOG_LINE, lines):
-            interpreter = runtime.Interpreter(model_content=data, num_threads=n_threads)
-            interpreter.allocate_tensors()
+    with explaining(path, "loaded", _version()), lines_held(_LOG_LINE):
+        interpreter = runtime.Interpreter(model_content=read_bytes(path), num_threads=n_threads)
+        interpreter.allocate_tensors()
         return LiteRtModel(interpreter, path)
 
 
@@ -109,10 +106,9 @@ def _version() -> str:
 
 def _import() -> Any:
     """The module `ai_edge_litert.interpreter`."""
-    return import_runtime(
-        LITERT,
+    return LITERT.load(
         "Interpreter",
-        module=_MODULE,
         purpose="Running LiteRT files",
+        module="ai_edge_litert.interpreter",
         quietly=lambda: lines_held(_LOG_LINE),
     )

@@ -19,7 +19,7 @@ from kdedge.errors import SetupError
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import may_spin, number_of_threads
-from kdedge.targets.cpu_backend import CpuModel, explaining, import_runtime
+from kdedge.targets.cpu_backend import CpuModel, explaining
 from kdedge.targets.onnx import ONNX_RUNTIME
 
 NAME = "onnxruntime"
@@ -33,9 +33,6 @@ _TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR ver
 # Raspberry Pi, WSL, a server's console), and no setting turns that off:
 # github.com/microsoft/onnxruntime/issues/27092
 _DEVICE_DISCOVERY = re.compile(rb"device_discovery\.cc")
-
-# Where in ONNX Runtime's source an error was raised, with the function's whole signature.
-_SOURCE_LINE = re.compile(r"/\S+:\d+ .*\) ")
 
 
 def check_environment() -> None:
@@ -143,8 +140,7 @@ class OnnxSession(Session):
 def _import() -> Any:
     loaded = sys.modules.get(NAME)  # an import that is held up again would open a file
     quietly = contextlib.nullcontext if loaded else functools.partial(lines_held, _DEVICE_DISCOVERY)
-    purpose = "Running ONNX files"
-    return import_runtime(ONNX_RUNTIME, "InferenceSession", purpose=purpose, quietly=quietly)
+    return ONNX_RUNTIME.load("InferenceSession", purpose="Running ONNX files", quietly=quietly)
 
 
 @contextlib.contextmanager
@@ -162,19 +158,13 @@ def _explaining(path: Path, what: str) -> Iterator[None]:
     state = importlib.import_module(f"{ort.__name__}.capi.onnxruntime_pybind11_state")
     found = (x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception))
     kinds: tuple[type[Exception], ...] = (*found, RuntimeError, ValueError)
-    try:
-        yield
-    except kinds as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        if any(sign in reason for sign in _TOO_NEW):
+    with explaining(path, what, f"{NAME} {ort.__version__}", errors=kinds):
+        try:
+            yield
+        except kinds as error:
+            if not any(sign in str(error) for sign in _TOO_NEW):
+                raise
             raise SetupError(
-                f"onnxruntime {ort.__version__} is too old for {path}: {_shorten(reason)}.\n"
+                f"onnxruntime {ort.__version__} is too old for {path}: {error}.\n"
                 "  Update it with: pip install --upgrade onnxruntime"
             ) from error
-        runtime = f"{NAME} {ort.__version__}"
-        with explaining(path, what, runtime, errors=kinds, shorten=_shorten):
-            raise
-
-
-def _shorten(reason: str) -> str:
-    return _SOURCE_LINE.sub("", reason)[:300]

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import ResourceError
 from kdedge.files import write_atomic, written_together
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.machine import has_bf16, lacks_vnni
+from kdedge.targets.cpu_backend import explaining
 from kdedge.targets.openvino.run import (
     PRECISION_KEY,
     check_environment,
@@ -66,14 +67,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         mark = f'<{section}><{key} value="bf16" /></{section}>'.encode()
         write_atomic(path, before + mark + end + after)
         return built_with
-    try:
+    with explaining(request.onnx_path, "read", f"openvino {version_of(ov)}"):
         model = ov.Core().read_model(request.onnx_path)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[-300:].rstrip(".")
-        raise DataError(
-            f"{request.onnx_path} cannot be read by openvino {version_of(ov)}: {reason}.\n"
-            "  Export the run again: kdedge export RUN --openvino"
-        ) from error
     if file.precision == "fp32" and not has_bf16():
         log.info("bf16 is left out: this CPU does not multiply bfloat16 (no AVX512_BF16, no AMX).")
     if file.precision == "int8" and lacks_vnni():

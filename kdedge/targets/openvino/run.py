@@ -16,7 +16,7 @@ from kdedge.errors import BackendUnavailable
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
 from kdedge.runtime.machine import has_bf16
 from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.cpu_backend import CpuModel, explaining, import_runtime
+from kdedge.targets.cpu_backend import CpuModel, explaining
 from kdedge.targets.openvino import OPENVINO
 
 NAME = "openvino"
@@ -55,8 +55,7 @@ def load(
     """
     del built_with
     ov = import_openvino()
-    # The end of a long reason says more than its start
-    with explaining(path, "loaded", f"{NAME} {version_of(ov)}", shorten=lambda text: text[-300:]):
+    with explaining(path, "loaded", f"{NAME} {version_of(ov)}"):
         model = ov.Core().read_model(path, weights_of(path))
         return OpenVinoModel(model, path, ov, n_threads or number_of_threads())
 
@@ -158,7 +157,7 @@ def import_openvino() -> Any:
         MissingPackage: it is not installed.
         SetupError: it is installed, but cannot be imported.
     """
-    return import_runtime(OPENVINO, "Core", purpose="Running OpenVINO files")
+    return OPENVINO.load("Core", purpose="Running OpenVINO files")
 
 
 def version_of(ov: Any) -> str:

@@ -5,6 +5,15 @@ from __future__ import annotations
 from kdedge.targets.engines.package import jetson_wheel_problem
 from kdedge.targets.protocol import Package, Target
 
+TENSORRT = Package(
+    "tensorrt",
+    ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    "TensorRT engines",
+    extra="trt",
+    install="pip install tensorrt (on a Jetson and other ARM: sudo apt-get install"
+    " python3-libnvinfer, in a virtual environment with --system-site-packages)",
+)
+
 TARGET = Target(
     name="tensorrt",
     label="TensorRT",
@@ -13,15 +22,7 @@ TARGET = Target(
     files="model.*.trt*.engine",
     source="ONNX file",
     precisions=("fp16", "fp32", "int8"),
-    packages=(
-        Package(
-            "tensorrt",
-            ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-            "TensorRT engines",
-            extra="trt",
-            install="pip install tensorrt (on a Jetson, it is part of JetPack)",
-        ),
-    ),
+    packages=(TENSORRT,),
     backend="tensorrt",
     preference=20,
     is_engine=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from kdedge.runtime.cuda import Gpu, find_gpu
 from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import engine_package, jetson_wheel_problem, short_version
 from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.tensorrt import TENSORRT
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def check_environment() -> None:
         SetupError: TensorRT is not installed, or there is no GPU.
     """
     try:
-        engine_package("tensorrt")
+        engine_package(TENSORRT)
         find_gpu()
     except SetupError as error:
         if find_spec("tensorrt_rtx") is None:
@@ -46,7 +46,7 @@ def plan(precision: Precision) -> tuple[PlannedFile, ...]:
     """The engine of a precision, named after this machine's TensorRT and GPU."""
     return (
         PlannedFile(
-            f"model.{precision}.{_tag(engine_package('tensorrt'), find_gpu())}.engine",
+            f"model.{precision}.{_tag(engine_package(TENSORRT), find_gpu())}.engine",
             precision,
             "gpu",
         ),
@@ -57,18 +57,19 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds an engine from an ONNX file of the same precision.
 
     Raises:
-        DataError: the graph is broken, or the engine exists.
         SetupError: TensorRT or a GPU is missing, or TensorRT cannot build the graph.
         ResourceError: memory or disk ran out.
     """
-    module, gpu = engine_package("tensorrt"), find_gpu()
-    cache = timing_cache_path(_tag(module, gpu), os.environ)
+    module, gpu = engine_package(TENSORRT), find_gpu()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdedge" / "timing"
     device = {
         "device": gpu.name,
         "compute_capability": gpu.compute_capability,
         "multiprocessors": gpu.n_multiprocessors,
     }
-    builder = EngineBuilder(module, title="TensorRT", timing_cache=cache)
+    builder = EngineBuilder(
+        module, title="TensorRT", timing_cache=caches / f"{_tag(module, gpu)}.cache"
+    )
     return builder.build_file(file, request, device)
 
 
@@ -77,15 +78,3 @@ def _tag(module: ModuleType, gpu: Gpu) -> str:
     name = re.sub("[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     capability = gpu.compute_capability.replace(".", "")
     return f"trt{short_version(module)}-sm{capability}-{name}-{gpu.n_multiprocessors}"
-
-
-def timing_cache_path(tag: str, environment: Mapping[str, str]) -> Path:
-    """File of TensorRT's timing cache for a GPU.
-
-    Args:
-        tag: version, compute capability and GPU.
-        environment: environment variables; XDG_CACHE_HOME sets the user's cache folder.
-    """
-    home = environment.get("XDG_CACHE_HOME")
-    root = Path(home) if home else Path.home() / ".cache"
-    return root / "kdedge" / "timing" / f"{tag}.cache"

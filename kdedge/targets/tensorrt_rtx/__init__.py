@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from kdedge.targets.protocol import Package, Target
 
+TENSORRT_RTX = Package(
+    "tensorrt_rtx",
+    ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    "TensorRT-RTX engines",
+    extra="trt-rtx",
+)
+
 TARGET = Target(
     name="tensorrt-rtx",
     label="TensorRT-RTX",
@@ -12,14 +19,7 @@ TARGET = Target(
     files="model.*.rtx*.engine",
     source="ONNX file",
     precisions=("fp16", "fp32", "int8"),
-    packages=(
-        Package(
-            "tensorrt_rtx",
-            ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
-            "TensorRT-RTX engines",
-            extra="trt-rtx",
-        ),
-    ),
+    packages=(TENSORRT_RTX,),
     backend="tensorrt-rtx",
     preference=20,
     is_engine=True,

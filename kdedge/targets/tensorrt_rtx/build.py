@@ -13,6 +13,7 @@ from kdedge.runtime.artifact import Precision
 from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import engine_package, short_version
 from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.tensorrt_rtx import TENSORRT_RTX
 
 _DEVICE = {
     "device": "RTX GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later",
@@ -24,14 +25,14 @@ def check_environment() -> None:
     """Checks for TensorRT-RTX; a GPU is not needed.
 
     Raises:
-        SetupError: tensorrt-rtx is not installed, or does not exist for this system.
+        SetupError: tensorrt-rtx is not installed.
     """
-    engine_package("tensorrt_rtx")
+    engine_package(TENSORRT_RTX)
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
     """The engine of a precision, named after the version that it needs."""
-    version = short_version(engine_package("tensorrt_rtx"))
+    version = short_version(engine_package(TENSORRT_RTX))
     return (PlannedFile(f"model.{precision}.rtx{version}.engine", precision, "gpu"),)
 
 
@@ -39,10 +40,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds a portable engine from an ONNX file of the same precision.
 
     Raises:
-        DataError: the graph is broken, or the engine exists.
         SetupError: TensorRT-RTX is missing or cannot build the graph.
         ResourceError: memory or disk ran out.
     """
-    module = engine_package("tensorrt_rtx")
+    module = engine_package(TENSORRT_RTX)
     builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None)
     return builder.build_file(file, request, _DEVICE)

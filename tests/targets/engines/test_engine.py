@@ -141,7 +141,7 @@ def test_a_tensorrt_that_cannot_use_the_driver_is_no_bug(
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(host_gpu.HostTensorRT, "Runtime", null)
-    with pytest.raises(SetupError, match=r"cannot start on a GPU of .*: CUDA init.*error: 35"):
+    with pytest.raises(SetupError, match=r"on a GPU of .* cannot start: CUDA init.*error: 35"):
         load(tmp_path, cudart, "engine 1 5 FLOAT logits")
 
 

@@ -81,8 +81,8 @@ def test_an_engine_of_another_version_or_a_damaged_file_is_told(
         target.load(path, built_with=built_with)
     first, second, third = str(caught.value).splitlines()
     assert f"loaded by tensorrt-rtx {trt.__version__} on" in first
-    assert "damaged, or was built by another version" in first
-    assert "built with TensorRT-RTX 1.2.0 for RTX 4090, compute capability 8.9." in second
+    assert "malformed engine" in first
+    assert second == "  It was built with: TensorRT-RTX 1.2.0 RTX 4090 8.9."
     assert f"kdedge export {tmp_path} --trt-rtx" in third
 
 

@@ -29,9 +29,7 @@ ENGINE, LOG = "targets/engines/builder.py", "targets/engines/package.py"
 CLASSES = {
     "builder": "Builder",
     "config": "IBuilderConfig",
-    "parser": "OnnxParser",
     "images": "ITensor",
-    "error": "ParserError",
 }
 
 # The stubs know nothing of what pybind11 converts: tuples are shapes, and shapes can be iterated
@@ -124,7 +122,6 @@ WRONG = {
     ENGINE: {
         "parser.parse_from_file(": "parser.parse_file(",
         "config.get_timing_cache(": "config.timing_cache(",
-        "error.code().name": "error.error_code().name",
         "config.progress_monitor =": "config.monitor =",
         "profile.set_shape(": "profile.set_shapes(",
     },

@@ -6,7 +6,6 @@ import functools
 import gc
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from kdedge.errors import DataError, KdedgeError, MissingPackage, SetupError
-from kdedge.targets.engines.builder import EngineBuilder, in_a_thread, make_cancel
+from kdedge.errors import KdedgeError, MissingPackage, SetupError
+from kdedge.targets.engines.builder import EngineBuilder, in_a_thread
 from kdedge.targets.engines.package import open_log
 from kdedge.targets.tensorrt_rtx import build as target
 
@@ -179,8 +178,9 @@ def test_a_node_that_the_parser_refuses_is_named(
 
     path = edited(onnx_files["fp32"], tmp_path / "odd.onnx", replace)
     said = refusal(path)
-    assert said.startswith(f"SetupError: TensorRT-RTX {tensorrt_rtx.__version__} cannot build")
-    assert "refuses 1 of its nodes.\n  node blocks.1.query/MatMul (Frobnicate): " in said
+    assert said.startswith(f"SetupError: TensorRT-RTX {tensorrt_rtx.__version__} cannot read")
+    assert "[Frobnicate -> " in said
+    assert "Node name: blocks.1.query/MatMul" in said
 
 
 def test_weights_beside_the_graph_are_built_in_and_missing_ones_named(
@@ -192,10 +192,7 @@ def test_weights_beside_the_graph_are_built_in_and_missing_ones_named(
     built = build(path, tmp_path, precision="fp32")
     assert built.path.stat().st_size > data.stat().st_size
     data.unlink()
-    first, second, third = refusal(path).splitlines()
-    assert first.startswith(f"DataError: {path} cannot be read by TensorRT-RTX")
-    assert second.endswith(f"Failed to open file: {data}")
-    assert third.startswith("  Copy the file (and its data file, if it has one) again")
+    assert f"Failed to open file: {data}" in refusal(path)
 
 
 @pytest.mark.parametrize("kept", [None, 0.5, 0.999])
@@ -207,7 +204,7 @@ def test_a_torn_or_missing_file_is_refused(
     if kept is not None:
         path.write_bytes(data[: int(kept * len(data))])
     said = refusal(path)
-    assert said.startswith(f"DataError: {path} cannot be read by TensorRT-RTX ")
+    assert f"cannot read {path}.\n" in said
     assert kept is None or "Failed to parse the ONNX model" in said
 
 
@@ -251,7 +248,7 @@ def test_a_build_that_fails_lets_go_of_its_builder_at_once(
     monkeypatch.setattr(tensorrt_rtx, "Builder", remembered)
     gc.disable()
     try:
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(SetupError) as caught:
             build(tmp_path / "none.onnx", tmp_path, precision="fp32")
         assert [reference() for reference in builders] == [None]
     finally:
@@ -295,12 +292,11 @@ def test_ctrl_c_ends_a_build(onnx_files: dict[str, Path], tmp_path: Path) -> Non
 
 
 def test_ctrl_c_ends_a_build_that_has_just_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    cancel, ended, start = make_cancel(tensorrt_rtx), threading.Event(), threading.Thread.start
+    canceled, ended, start = threading.Event(), threading.Event(), threading.Thread.start
 
     def build() -> Any:
-        wait_for(lambda: cancel.is_set)
-        if cancel.is_set:
-            ended.set()
+        canceled.wait()
+        ended.set()
 
     def interrupted_start(thread: threading.Thread) -> None:
         start(thread)
@@ -308,7 +304,7 @@ def test_ctrl_c_ends_a_build_that_has_just_begun(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(threading.Thread, "start", interrupted_start)
     with pytest.raises(KeyboardInterrupt):
-        in_a_thread(build, cancel, "Building")
+        in_a_thread(build, canceled, "Building")
     assert ended.wait(30)
 
 
@@ -319,8 +315,7 @@ def test_a_long_build_says_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> 
         wait_for(lambda: bool(caplog.messages))
         return b"engine"
 
-    cancel = make_cancel(tensorrt_rtx)
-    found = in_a_thread(work, cancel, "Building m", report_every_s=0.05)
+    found = in_a_thread(work, threading.Event(), "Building m", report_every_s=0.05)
     assert found == b"engine"
     assert caplog.messages[0] == "Building m: 0 s so far."
 
@@ -362,23 +357,10 @@ def test_garbage_that_is_an_engine_does_not_stop_the_next_one() -> None:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-@pytest.mark.parametrize(
-    ("system", "machine", "is_offered"),
-    [
-        *(("Linux", "x86_64", True), ("Windows", "AMD64", True), ("Linux", "amd64", True)),
-        *(("Linux", "aarch64", False), ("Darwin", "arm64", False), ("Windows", "ARM64", False)),
-    ],
-)
-def test_a_missing_package_is_told_with_the_line_that_installs_it_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, is_offered: bool
+def test_a_missing_package_is_told_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr(platform, "system", lambda: system)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    expected = r"pip install 'kdedge\[trt-rtx\]'"
-    if not is_offered:
-        expected = rf"x86-64, but this is {system} on {machine}\.\n  On a Jetson, use --trt\."
     for call in (target.check_environment, lambda: target.plan("fp16")):
-        with pytest.raises(SetupError, match=expected) as caught:
+        with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[trt-rtx\]'"):
             call()
-        assert (isinstance(caught.value, MissingPackage), caught.value.exit_code) == (is_offered, 4)

@@ -49,7 +49,7 @@ def test_threads_are_those_of_the_first_program_while_it_is_loaded(
     assert "threads" not in caplog.text
 
 
-def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path, tmp_path: Path) -> None:
+def test_a_torn_program_is_told_without_the_runtimes_own_lines(files: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pte"  # the first load writes lines about the machine's processors
     path.write_bytes((files / "model.pte").read_bytes()[:-3000])
     script = "import sys; from pathlib import Path; from kdedge.targets.executorch import run;"
@@ -57,7 +57,6 @@ def test_the_reason_is_told_in_the_first_load_of_a_process_too(files: Path, tmp_
     command = [sys.executable, "-c", script, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "DataError" in done.stderr
-    assert "File size is too small" in done.stderr
     assert "/sys/" not in done.stderr
 
 
