@@ -33,7 +33,6 @@ from kdedge.api.train import (
     distill as distill,
     fill_teacher_store as fill_teacher_store,
     import_checkpoint as import_checkpoint,
-    init as init,
     pseudo_label as pseudo_label,
     teach as teach,
     train as train,
@@ -69,7 +68,7 @@ from kdedge.runs.provenance import Provenance as Provenance
 from kdedge.runtime.artifact import Artifact as Artifact
 from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
-from kdedge.setup.new_recipe import NewRecipe as NewRecipe
+from kdedge.setup.new_recipe import NewRecipe as NewRecipe, init as init
 from kdedge.speed_results import SpeedResult as SpeedResult
 from kdedge.training.label_pool import LabeledPool as LabeledPool
 from kdedge.training.preflight import Preflight as Preflight

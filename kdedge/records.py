@@ -25,7 +25,7 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic_core import CoreConfig, ErrorDetails, SchemaValidator, ValidationError, from_json
+from pydantic_core import CoreConfig, ErrorDetails, SchemaValidator, ValidationError
 
 from kdedge import __version__
 from kdedge.errors import DataError, SetupError
@@ -167,7 +167,7 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
     try:
         record: _T = _validator(kind).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False), text, where, remedy) from error
+        raise _explain(error.errors(include_url=False), where, remedy) from error
     except DataError as error:  # of a value that checks itself, such as `Preprocess`
         raise DataError(f"{where}: {error}\n  {remedy}") from error
     return record
@@ -251,75 +251,19 @@ def _dataclass_schema(kind: Any) -> Any:
     }
 
 
-_UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
-_NOT_AN_OBJECT = {"dataclass_type", "model_type", "dict_type"}
-_WORDS = {
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "greater than": "more than",
-    "Input should be ": "",
-    "String should match pattern": "a text that matches",
-    "Value error, ": "",
-}
-
-
-def _explain(
-    problems: list[ErrorDetails], text: str | bytes, where: str, remedy: str
-) -> DataError | SetupError:
-    """Returns the error for the first place with a problem."""
-    kinds = {problem["loc"]: problem for problem in problems}
-    if problems[0]["type"] == "json_invalid":
-        return DataError(f"{where} is not valid JSON: {problems[0]['ctx']['error']}.\n  {remedy}")
-    version = kinds.get(("format",))
-    if version is not None and version["type"] == "less_than_equal":
-        return SetupError(
-            f"{where} was written by a newer kdedge, in format {version['input']}; kdedge"
-            f" {__version__} reads formats up to {version['ctx']['le']}.\n"
-            "  Install the newer kdedge here, from its wheel or its folder."
-        )
-    value = from_json(text)
-    places = [_place(problem, value) for problem in problems]
-    first = [problem for problem, place in zip(problems, places, strict=True) if place == places[0]]
-    what = _say(first)
-    name = ": ".join(part for part in (where, places[0]) if part)
-    return DataError(f"{name} {what}.\n  {remedy}")
-
-
-def _place(problem: ErrorDetails, value: Any) -> str:
-    """Returns the key path of a problem, as in `files[0].parity`.
-
-    A location also holds names of a union's members, which are no keys, and a missing key.
-    """
-    path = ""
-    location = problem["loc"][:-1] if problem["type"] in _UNKNOWN else problem["loc"]
-    for part in location:
-        if isinstance(value, dict) and part in value:
-            path += f".{part}"
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            path += f"[{part}]"
-        else:
-            continue
-        value = value[part]
-    return path.removeprefix(".")
-
-
-def _say(problems: list[ErrorDetails]) -> str:
-    """Says what is wrong at one place, after the place's name."""
-    missing = [str(problem["loc"][-1]) for problem in problems if problem["type"] == "missing"]
-    if missing:
-        return f"has no {', '.join(missing)}"
-    unknown = [str(problem["loc"][-1]) for problem in problems if problem["type"] in _UNKNOWN]
-    if unknown:
-        return f"has unknown keys: {', '.join(unknown)}"
-    got = problems[0]["input"]
-    shown = "null" if got is None else f"{got!r:.60} ({type(got).__name__})"
-    if problems[0]["type"] in _NOT_AN_OBJECT:
-        return f"is not a JSON object: got {shown}"
-    expected = dict.fromkeys(_expected(problem["msg"]) for problem in problems)
-    return f"is {shown}; expected {' or '.join(expected)}"
-
-
-def _expected(message: str) -> str:
-    for words, ours in _WORDS.items():
-        message = message.replace(words, ours)
-    return message
+def _explain(problems: list[ErrorDetails], where: str, remedy: str) -> DataError | SetupError:
+    """Returns the error for the first problem; a format that is newer comes first."""
+    for problem in problems:
+        if problem["loc"] == ("format",) and problem["type"] == "less_than_equal":
+            return SetupError(
+                f"{where} was written by a newer kdedge, in format {problem['input']}; kdedge"
+                f" {__version__} reads formats up to {problem['ctx']['le']}.\n"
+                "  Install the newer kdedge here, from its wheel or its folder."
+            )
+    first = problems[0]
+    place = f" {'.'.join(map(str, first['loc']))}:" if first["loc"] else ""
+    if first["type"] == "json_invalid":
+        return DataError(f"{where} is not valid JSON: {first['ctx']['error']}.\n  {remedy}")
+    what = first["msg"].replace("Value error, ", "Input should be ")
+    got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+    return DataError(f"{where}:{place} {what}{got}.\n  {remedy}")

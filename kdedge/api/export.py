@@ -277,7 +277,7 @@ def _load(
     workspace = Workspace(run.root, choose_device(device))
     names = None if classes is None else given_class_names(classes)
     trained = load_run(run, workspace, overrides=overrides, names=names)
-    check_has_class_vectors(trained.setup.choice)
+    check_has_class_vectors(trained.setup.choice, "be exported")
     return trained
 
 

@@ -24,7 +24,6 @@ from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.threads import torch_as_before
-from kdedge.setup.new_recipe import NewRecipe, RecipeInputs, write_new_recipe
 from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
@@ -64,56 +63,6 @@ def load_for(
         student = load_recipe(recipe).recipe.student
         of_size = student_size(size).overrides("promptkd" if student is None else student.method)
     return load_recipe(recipe, merged(of_size, overrides or {}, role_keys(role, short)))
-
-
-def init(
-    name: str,
-    *,
-    images: str | Path,
-    classes: str | Path,
-    labeled: str | Path | None = None,
-    test: str | Path | None = None,
-    teacher: str | None = None,
-    student: str | None = None,
-    size: str | None = None,
-    all_keys: bool = False,
-) -> NewRecipe:
-    """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
-
-    It checks the folders first and writes no recipe that cannot work. An existing file is never
-    overwritten.
-
-    Args:
-        name: the recipe's name.
-        images: folder of unlabeled images that the student is trained on.
-        classes: text file of class names, one per line.
-        labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
-        test: labeled images for measuring accuracy, one subfolder per class.
-        teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
-        student: the student's CLIP, for the device; None for that of `size`.
-        size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
-        all_keys: write every key with its description.
-
-    Returns:
-        The recipe's `path`, the class names, a summary of each folder (`surveys`), and which
-        weights have to be fetched (`missing`).
-
-    Raises:
-        RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
-        DataError: a folder or the class list is missing or wrong.
-        SetupError: a CLIP is named and torch is missing.
-    """
-    given = RecipeInputs(
-        images=Path(images),
-        classes=Path(classes),
-        labeled=None if labeled is None else Path(labeled),
-        test=None if test is None else Path(test),
-        teacher=teacher,
-        student=student,
-        size=size,
-        all_keys=all_keys,
-    )
-    return write_new_recipe(name, given)
 
 
 @torch_as_before()
@@ -333,7 +282,7 @@ def train(
     )
     with _ready(loaded, root, device) as workspace:
         from kdedge.setup.method import warn_of_unused_optim
-        from kdedge.training.baseline import train_baseline, with_baseline
+        from kdedge.training.teach import train_baseline, with_baseline
 
         warn_of_unused_optim(with_baseline(loaded, method), "baseline")
         return Run(train_baseline(loaded, workspace, method, resume=resume))

@@ -36,7 +36,7 @@ from kdedge.setup.method import choose_method, has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.speed_results import Accuracy
-from kdedge.training.baseline import with_baseline
+from kdedge.training.teach import with_baseline
 
 log = logging.getLogger(__name__)
 

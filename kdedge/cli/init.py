@@ -11,7 +11,7 @@ import click
 from kdedge.cli._options import SIZE_HELP
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.config.student_sizes import NO_NETWORK, SIZES
-from kdedge.setup.new_recipe import STUDENT_CLIP, TEACHER_CLIP, RecipeInputs, write_new_recipe
+from kdedge.setup.new_recipe import STUDENT_CLIP, TEACHER_CLIP, init
 
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"
@@ -68,7 +68,7 @@ def command(name: str, as_json: bool, **options: Any) -> None:
     It checks the folders first and writes no recipe that cannot work. An existing file is never
     overwritten. Without --labeled the teacher is zero-shot CLIP.
     """
-    made = write_new_recipe(name, RecipeInputs(**options))
+    made = init(name, **options)
     rows = [["classes", f"{len(made.class_names)} in {options['classes']}"]]
     rows += [
         [key if number == 0 else "", line]

@@ -127,7 +127,8 @@ def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
         raise DataError(
             f"There are {n_images} unlabeled images, but {per_class} for each of {n_classes}"
             f" classes need {per_class * n_classes}.\n"
-            f"  Add images{f', or set per_class to {most} or less' if most else ''}."
+            "  Add images; labeled ones are not counted"
+            f"{f'. Or set per_class to {most} or less' if most else ''}."
         )
 
 

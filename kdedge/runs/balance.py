@@ -16,7 +16,7 @@ from kdedge.data.images import spread
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.results import BalanceResult
-from kdedge.runs.measure import LogitModel, finite_logits
+from kdedge.runs.measure import LogitModel, compute_logits
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
@@ -61,7 +61,7 @@ def balance_of(
     prior = _prior(spec, data, names)
     pool = data.require("unlabeled", "balance is found on unlabeled images")
     few = pool.only([pool.indices[i] for i in spread(len(pool.indices), _MOST_IMAGES)])
-    logits = finite_logits(model, few, what="bringing classes into balance")
+    logits = compute_logits(model, few, what="bringing classes into balance")
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(
         prior=spec.prior,

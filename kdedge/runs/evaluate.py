@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kdedge.config.load import load_recipe
@@ -14,12 +14,13 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import (
     compute_logits,
     measure_accuracy,
+    measure_without_labels,
     sample_images,
     top_classes,
+    unlabeled_sample,
 )
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
 from kdedge.runs.temperature import fit_temperature, teacher_of
-from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -50,9 +51,9 @@ def evaluate_run(
     trained_on = model.setup.classes.names
     if run.kind == "student" and model.class_names != trained_on:
         log.warning(
-            "The class list differs from the run's (%s). Class vectors are looked up by name; base"
-            " and novel classes follow the current list.",
-            _difference(model.class_names, trained_on),
+            "The class list differs from the run's, by %d new names. Class vectors are looked up by"
+            " name; base and novel classes follow the current list.",
+            len({*model.class_names} - {*trained_on}),
         )
     selection, temperature = model.setup.choice.optim.selection, None
     if model.loaded.recipe.export.calibrate:
@@ -99,16 +100,6 @@ def evaluate_run_without_labels(
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
     few = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
     return None if few is None else measure_without_labels(model, *few, teacher=teacher_of(model))
-
-
-def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
-    """Describes how a class list differs from the run's."""
-    new = set(names) - set(trained_on)
-    if new:
-        return f"{len(new)} of {len(names)} names are new, and the teacher encodes them"
-    if len(names) == len(trained_on):
-        return "the same names in another order"
-    return f"{len(names)} of its {len(trained_on)} names"
 
 
 def predict_examples(run: RunFolder, workspace: Workspace) -> list[tuple[SampleImage, bytes]]:

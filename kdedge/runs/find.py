@@ -49,25 +49,30 @@ def newest(
     name: str | None = None,
     *,
     kind: Role | None = None,
+    key: str | None = None,
+    is_finished: bool = True,
     exported: bool = False,
 ) -> RunFolder | None:
-    """Finds the run that finished last, or None.
+    """Finds the run that finished last, or the unfinished one that began last; None without one.
 
-    Other folders, damaged records and students that a better one replaced are skipped.
+    Other folders and damaged records are skipped; and so are students that a better one replaced,
+    unless `key` is given.
 
     Args:
         root: folder of all runs.
         name: only runs of this recipe name.
         kind: only runs of this kind.
+        key: only runs of the job with this key.
+        is_finished: only finished runs, or only unfinished ones.
         exported: only runs with an artifact.
     """
     candidates = [
-        (str(record.finished_at), run.name, run)
+        (str(record.finished_at if is_finished else record.started_at), run.name, run)
         for run, record in runs_in(root)
         if (name is None or run.path.parent.name == name)
         and (kind is None or run.kind == kind)
-        and record.is_finished
-        and record.better is None
+        and (record.better is None if key is None else record.key == key)
+        and record.is_finished == is_finished
         and (not exported or run.exports)
     ]
     return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None

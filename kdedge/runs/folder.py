@@ -165,14 +165,7 @@ class RunFolder:
             record["measured_on"] = measured_on
         write_json(self.provenance, {**self.read_provenance().to_dict(), **record})
 
-    def mark(
-        self,
-        status: Literal["running", "interrupted", "failed"],
-        *,
-        device: str | None = None,
-        n_processes: int = 1,
-        threads: int | None = None,
-    ) -> None:
+    def mark(self, status: Literal["running", "interrupted", "failed"], **where: str | int) -> None:
         """Records the status of the run; a finished run stays finished.
 
         When a run resumes, its time, command, versions and platform are added to the record's list
@@ -180,22 +173,13 @@ class RunFolder:
 
         Args:
             status: the new status.
-            device: where it resumes, if known.
-            n_processes: number of processes that resume it.
-            threads: torch's threads, if known.
+            where: where it resumes: device, processes and threads.
         """
         record = self.read_provenance().to_dict()
         if record.get("status") == "finished":
             return
         if status == "running" and not self.is_new:
-            known = {"device": device, "threads": threads}
-            where = {key: value for key, value in known.items() if value is not None}
-            entry = {
-                "resumed_at": _now(),
-                **_circumstances(),
-                **where,
-                "n_processes": n_processes,
-            }
+            entry = {"resumed_at": _now(), **_circumstances(), **where}
             record["resumed"] = [*record.get("resumed", []), entry]
         write_json(self.provenance, {**record, "status": status})
 

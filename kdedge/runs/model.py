@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import ImageBackbone
-from kdedge.clip.class_vectors import ClassVectors
+from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
@@ -28,8 +29,8 @@ from kdedge.runs.weights import (
     check_weights,
     class_vectors_provenance,
     features_provenance,
+    hash_trained,
     load_weights,
-    read_class_vectors,
 )
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes, classes_of
@@ -41,13 +42,36 @@ from kdedge.setup.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-class _ModelOfMethod:
-    """What the models of a method have in common; see `Model`."""
+class MethodModel:
+    """A method with its current tensors; class vectors are computed once.
 
-    setup: RoleSetup
-    method: BaseMethod
-    offsets: Tensor | None
-    _vectors: Tensor
+    Attributes:
+        setup: its role's method, classes and backbone.
+        method: in the mode (evaluation or training) that its owner chose.
+        offsets: [C], subtracted from its logits (`data/balance.py`), or None.
+    """
+
+    def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
+        self.setup, self.method, self.offsets = setup, method, offsets
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return self.setup.classes.names
+
+    @property
+    def features_provenance(self) -> str:
+        """Hash of what image features depend on, with the tensors as they are now."""
+        return features_provenance(self.setup, hash_trained(self.method))
+
+    @property
+    def vectors_provenance(self) -> str:
+        """Hash of what class vectors depend on, with the tensors as they are now."""
+        return class_vectors_provenance(self.setup, hash_trained(self.method), self.setup.classes)
+
+    @cached_property
+    def _vectors(self) -> Tensor:
+        return self.method.class_vectors()
 
     @property
     def preprocess(self) -> Preprocess:
@@ -91,29 +115,7 @@ class _ModelOfMethod:
             return self.scale * features.float() @ self.class_vectors().T
 
 
-class MethodModel(_ModelOfMethod):
-    """A method with its current tensors; class vectors are computed once.
-
-    Attributes:
-        setup: its role's method, classes and backbone.
-        method: in the mode (evaluation or training) that its owner chose.
-        offsets: [C], subtracted from its logits (`data/balance.py`), or None.
-    """
-
-    def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
-        self.setup, self.method, self.offsets = setup, method, offsets
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """See `Model`."""
-        return self.setup.classes.names
-
-    @cached_property
-    def _vectors(self) -> Tensor:  # type: ignore[override]
-        return self.method.class_vectors()
-
-
-class RunModel(_ModelOfMethod):
+class RunModel(MethodModel):
     """A finished run as a model of a class list.
 
     Attributes:
@@ -133,6 +135,7 @@ class RunModel(_ModelOfMethod):
         trained: str,
         stored: ClassVectors,
     ) -> None:
+        # Not the base class's, whose method is built here on first use
         self.run, self.setup, self.loaded, self.classes = run, setup, loaded, classes
         self._trained_hash, self._stored = trained, stored
 
@@ -151,7 +154,7 @@ class RunModel(_ModelOfMethod):
         """The method with its trained tensors, frozen, in evaluation mode."""
         built_for = self.setup
         if not has_class_vectors(built_for.choice) and not self._is_class_specific:
-            built_for = built_for.with_classes(self.classes)
+            built_for = replace(built_for, classes=self.classes)
         return self._trained(built_for)
 
     @cached_property
@@ -168,11 +171,13 @@ class RunModel(_ModelOfMethod):
                 stored ones.
         """
         names = self.class_names
+        if not has_class_vectors(self.setup.choice):
+            return ClassVectors(torch.empty(len(names), 0), names, self._stored.provenance)
         if self._has_stored_vectors:
-            return self._stored if names == self._stored.class_names else self._select(names)
+            return self._stored if names == self._stored.class_names else self._stored.select(names)
         if self.run.kind == "student":
             return self._teacher().vectors
-        method = self._trained(self.setup.with_classes(self.classes))
+        method = self._trained(replace(self.setup, classes=self.classes))
         return ClassVectors(method.class_vectors().cpu(), names, self.vectors_provenance)
 
     @property
@@ -206,7 +211,7 @@ class RunModel(_ModelOfMethod):
         return [None if label is None else position.get(trained[label]) for label in labels]
 
     @cached_property
-    def _vectors(self) -> Tensor:  # type: ignore[override]
+    def _vectors(self) -> Tensor:
         return self.vectors.vectors.to(self.device)
 
     @cached_property
@@ -281,11 +286,6 @@ class RunModel(_ModelOfMethod):
         method.module.requires_grad_(False)
         return method
 
-    def _select(self, names: Sequence[str]) -> ClassVectors:
-        if not has_class_vectors(self.setup.choice):
-            return ClassVectors(torch.empty(len(names), 0), tuple(names), self._stored.provenance)
-        return self._stored.select(names)
-
     def _teacher(self) -> RunModel:
         """The teacher of a student, for class names that have no stored vector.
 
@@ -304,25 +304,21 @@ class RunModel(_ModelOfMethod):
                 f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
                 " new list."
             )
-        remedy = (
+        name = self.run.read_provenance().teacher_run
+        problem = "its teacher is not a run"
+        if name is not None:
+            folder = self.run.root / name
+            problem = f"its teacher's run {folder} is missing"
+            if (folder / "provenance.json").is_file():
+                teacher = load_run(RunFolder.open(folder), self.setup.workspace, names=names)
+                if teacher._stored.provenance == self._stored.provenance:
+                    return teacher
+                problem = f"the teacher in {folder} did not make the stored vectors"
+        raise DataError(
+            f"{what}, and {problem}.\n"
             f"  Use names among the {len(stored)} of {vectors_file}, restore the teacher's run, or"
             " distill again."
         )
-        name = self.run.read_provenance().teacher_run
-        folder = None if name is None else self.run.root / str(name)
-        if folder is None or not (folder / "provenance.json").is_file():
-            where = (
-                "its teacher is not a run"
-                if folder is None
-                else f"its teacher's run {folder} is missing"
-            )
-            raise DataError(f"{what}, and {where}.\n{remedy}")
-        teacher = load_run(RunFolder.open(folder), self.setup.workspace, names=names)
-        if teacher._stored.provenance != self._stored.provenance:
-            raise DataError(
-                f"{what}, and the teacher in {folder} did not make the stored vectors.\n{remedy}"
-            )
-        return teacher
 
 
 def load_run(
@@ -351,7 +347,7 @@ def load_run(
             f"{run.path} is not finished.\n  Finish it: run its command again with --resume."
         )
     loaded = load_recipe(run.recipe, overrides)
-    stored = read_class_vectors(run)
+    stored = load_class_vectors(run.class_vectors)
     trained = load_recipe(run.recipe)
     trained_classes = classes_of(trained.recipe, stored.class_names)
     # For a student, overrides may name the new place of its backbone's weights

@@ -21,26 +21,25 @@ class Resumed(_Tolerant):
     """A restart of an interrupted run.
 
     Attributes:
-        resumed_at: ISO 8601 time.
-        command: the command line.
-        versions: version by package; None if a package is not installed.
-        platform: operating system.
-        device: torch device; None if it was not known yet.
-        n_processes: world size.
-        threads: torch's threads in each process.
+        resumed_at: ISO 8601 time. Command, versions, platform and device stand next to it.
     """
 
     resumed_at: str | None = None
-    command: list[str] = []
-    versions: dict[str, str | None] = {}
-    platform: str | None = None
-    device: str | None = None
-    n_processes: int | None = None
-    threads: int | None = None
 
 
 class TrainingSummary(_Tolerant):
-    """Summary of a training loop; see `training.loop.selection.TrainingResult` for the fields."""
+    """Summary of a training loop.
+
+    Attributes:
+        epochs: number of trained epochs.
+        steps: number of steps, with those before an interruption.
+        seconds: training time, with that before an interruption.
+        final_loss: mean over the last epoch's steps.
+        kept: the final weights: of the `last` epoch, or of the best `epoch`; `averaged` over the
+            epochs; or the `moving average` at the end of the last epoch.
+        best_epoch: epoch of these weights if `kept` is `epoch`.
+        validation_percent: validation score of these weights; None for selection `last`.
+    """
 
     epochs: int
     steps: int

@@ -11,7 +11,7 @@ from kdedge.data.images import Images, spread
 from kdedge.errors import DataError, KdedgeError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import finite_logits
+from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
@@ -56,8 +56,40 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
     """
     labeled = labeled_apart(model, apart_from)
     if labeled is not None:
-        return _from_labels(model, *labeled)
-    return _from_teacher(model, apart_from)
+        images, where = labeled
+        few = _some(images)
+        logits = compute_logits(model, few, what="fitting the temperature").numpy()
+        value = temperature_of_labels(logits, np.array(model.labels_of(few)))
+    else:
+        pool, teacher, where = model.images("unlabeled"), teacher_of(model), "data.unlabeled"
+        free = pool and [i for i in pool.indices if pool.digests[i] not in apart_from]
+        if pool is None or not free or teacher is None:
+            raise DataError(
+                f"{model.run.path}: to calibrate its scores, there are neither labeled images, nor"
+                " unlabeled images to spare with a teacher.\n"
+                "  Add data.validation to the recipe, as it may be trained on data.labeled; or"
+                " leave export.calibrate out."
+            )
+        images = pool.only(free)
+        few = _some(images)
+        logits = compute_logits(model, few, what="fitting the temperature").numpy()
+        taught = compute_logits(teacher, few, what="running the teacher").numpy()
+        agreement = float((logits.argmax(axis=1) == taught.argmax(axis=1)).mean())
+        value = temperature_of_share(logits, agreement)
+    n_images = len(few.indices)
+    if value is None:
+        log.warning(
+            "The scores are not calibrated: no temperature fits the %d images of %s, as when all"
+            " are classified right.\n  Add other labeled images as data.validation.",
+            *(n_images, where),
+        )
+        return None
+    what = f"{n_images} of {len(images.indices)} images of {where}"
+    return Temperature(value, "teacher" if labeled is None else "labels", what, n_images)
+
+
+def _some(images: Images) -> Images:
+    return images.only([images.indices[i] for i in spread(len(images.indices), MOST_IMAGES)])
 
 
 def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images, str] | None:
@@ -85,55 +117,3 @@ def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images,
     kept = [i for i in images.indices if labels[i] is not None]
     kept = [i for i in kept if images.digests[i] not in apart_from]
     return (images.only(kept), f"data.{key}") if kept else None
-
-
-def _from_labels(model: RunModel, images: Images, key: str) -> Temperature | None:
-    few = _some(images, images.indices)
-    labels = np.array(model.labels_of(few))
-    value = temperature_of_labels(
-        finite_logits(model, few, what="fitting the temperature").numpy(), labels
-    )
-    n_images = len(few.indices)
-    if value is None:
-        log.warning(
-            "The scores are not calibrated: no temperature fits the %d images of %s, as when all"
-            " are classified right.\n  Add other labeled images as data.validation.",
-            *(n_images, key),
-        )
-        return None
-    what = f"{n_images} of {len(images.indices)} images of {key}"
-    return Temperature(value, "labels", what, n_images)
-
-
-def _from_teacher(model: RunModel, apart_from: Collection[str]) -> Temperature | None:
-    pool, teacher = model.images("unlabeled"), teacher_of(model)
-    free = () if pool is None else [i for i in pool.indices if pool.digests[i] not in apart_from]
-    if pool is None or not free or teacher is None:
-        lacking = "no unlabeled images to spare" if teacher is not None else "no teacher"
-        raise DataError(
-            f"{model.run.path}: there are no labeled images to calibrate its scores with, and"
-            f" {lacking} to take their place.\n"
-            "  Add data.validation to the recipe, as it may be trained on data.labeled; or leave"
-            " export.calibrate out."
-        )
-    few = _some(pool, free)
-    logits = finite_logits(model, few, what="fitting the temperature").numpy()
-    teacher_logits = finite_logits(teacher, few, what="running the teacher").numpy()
-    share = float((logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean())
-    value = temperature_of_share(logits, share)
-    if value is None:
-        log.warning(
-            "The scores are not calibrated: no temperature gives the mean confidence %.2f %%, the"
-            " share of unlabeled images with the teacher's class.\n"
-            "  Add labeled images as data.validation.",
-            100 * share,
-        )
-        return None
-    n_images = len(few.indices)
-    what = f"{n_images} of {len(free)} images of data.unlabeled"
-    return Temperature(value, "teacher", what, n_images)
-
-
-def _some(images: Images, indices: Collection[int]) -> Images:
-    ordered = list(indices)
-    return images.only([ordered[i] for i in spread(len(ordered), MOST_IMAGES)])

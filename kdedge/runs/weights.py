@@ -11,10 +11,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.clip.weights import hash_weights
-from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError
 from kdedge.files import sha256_json
 from kdedge.methods.protocol import BaseMethod
@@ -70,24 +69,6 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, *, prove
     ClassVectors(method.class_vectors().cpu(), names, provenance).save(run.class_vectors)
 
 
-def read_class_vectors(run: RunFolder) -> ClassVectors:
-    """Reads a run's class vectors; their names must be as in its record.
-
-    Raises:
-        DataError: the file is missing or damaged, or its names differ: predictions would get wrong
-            names.
-    """
-    stored = load_class_vectors(run.class_vectors)
-    recorded = run.read_provenance().hashes.get("class_list")
-    if recorded not in (None, class_list_hash(stored.class_names)):
-        raise DataError(
-            f"{run.class_vectors} holds other class names, or another order of them, than"
-            f" {run.provenance.name} records (hash of the class list).\n"
-            "  One of the two files was changed: restore it from a copy, or train or import again."
-        )
-    return stored
-
-
 def load_weights(path: Path, method: BaseMethod) -> None:
     """Loads a run's trained tensors into a newly built method, strictly; sets evaluation mode.
 
@@ -98,16 +79,13 @@ def load_weights(path: Path, method: BaseMethod) -> None:
         state, _ = read_tensors(path)
     except DataError as error:
         raise DataError(f"{error}\n  Train or import again; that makes a new run.") from error
-    expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
-    stored = {key: tuple(value.shape) for key, value in state.items()}
-    if expected != stored:
-        odd = sorted(set(expected.items()) ^ set(stored.items()))[0][0]
+    try:
+        method.module.load_state_dict(state)
+    except RuntimeError as error:
         raise DataError(
-            f"{path} holds other tensors than its recipe builds, first {odd}:"
-            f" {stored.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
+            f"{path} holds other tensors than its recipe builds: {error}\n"
             "  Restore the recipe.yaml of this run, or train again."
-        )
-    method.module.load_state_dict(state)
+        ) from error
     method.module.eval()
 
 

@@ -72,23 +72,18 @@ def examine() -> dict[str, Any]:
     packages = {package.module: _examine_package(package) for package in optional_packages()}
     problems = [target.find_problem() for target in list_targets()]
     return {
-        "machine": _machine(),
+        "machine": {
+            "kdedge": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cpu": cpu_model(),
+            "cpu_cores": cpu_cores(),
+            "memory_bytes": memory_bytes(),
+            "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
+        },
         "cuda": _cuda(has_torch=packages["torch"]["version"] is not None),
         "packages": packages,
         "problems": [problem for problem in problems if problem is not None],
-    }
-
-
-def _machine() -> dict[str, Any]:
-    memory = memory_bytes()
-    return {
-        "kdedge": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": cpu_model(),
-        "cpu_cores": cpu_cores(),
-        "memory_bytes": memory,
-        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
     }
 
 

@@ -49,36 +49,25 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
     Raises:
         RecipeError: the recipe has no such section.
     """
-    if role == "baseline":
-        return _baseline_spec(recipe)
-    spec = recipe.teacher if role == "teacher" else recipe.student
     if role == "teacher" and recipe.teacher is not None and recipe.teacher.file is not None:
         raise RecipeError(
             f"The teacher of {recipe.name} is a file: there is nothing to train.\n"
             "  Run: kdedge distill"
         )
+    spec = recipe.teacher if role == "teacher" else recipe.student
     if spec is None:
+        section = "teacher" if role == "teacher" else "student"
+        why = ", and a baseline is trained on its backbone" if role == "baseline" else ""
         raise RecipeError(
-            f"The recipe {recipe.name} has no {role}.\n  Add a {role} section; `kdedge schema`"
-            " shows its keys."
+            f"The recipe {recipe.name} has no {section}{why}.\n  Add a {section} section; `kdedge"
+            " schema` shows its keys."
         )
+    if role == "baseline":
+        baseline = recipe.baseline
+        assert baseline is not None  # `with_baseline` has filled it in
+        keys = {"method": baseline.method, "settings": baseline.settings, "optim": baseline.optim}
+        return spec.model_copy(update=keys)
     return spec
-
-
-def _baseline_spec(recipe: Recipe) -> ModelSpec:
-    spec = recipe.baseline
-    if spec is None or spec.method is None:
-        raise RecipeError(
-            f"The recipe {recipe.name} names no baseline.\n  Name its method with --method;"
-            " `kdedge methods` lists them."
-        )
-    if recipe.student is None:
-        raise RecipeError(
-            f"The recipe {recipe.name} has no student, and a baseline is trained on the student's"
-            " backbone.\n  Add a student section; `kdedge schema` shows its keys."
-        )
-    section = {"method": spec.method, "settings": spec.settings, "optim": spec.optim}
-    return recipe.student.model_copy(update=section)
 
 
 def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
@@ -130,17 +119,22 @@ def has_class_vectors(choice: MethodChoice) -> bool:
     return choice.module.Method.why_no_class_vectors is None
 
 
-def check_has_class_vectors(choice: MethodChoice) -> None:
-    """Refuses a method that cannot be exported.
+def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
+    """Refuses a method without class vectors.
+
+    Args:
+        choice: the method.
+        use: what needs them, for the message: `be exported` or `teach a student`.
 
     Raises:
-        RecipeError: it has no class vectors.
+        RecipeError: it has none.
     """
     if not has_class_vectors(choice):
         raise RecipeError(
             f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
-            " vectors and cannot be exported.\n"
-            "  Choose another method, such as promptsrc."
+            f" vectors and cannot {use}.\n"
+            "  Choose another method, such as promptsrc. To measure this one, run"
+            f" `kdedge train RECIPE --method {choice.name}`."
         )
 
 
@@ -155,13 +149,7 @@ def check_can_teach(choice: MethodChoice) -> None:
             f"{choice.name} needs a teacher itself, so it cannot be one.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."
         )
-    if not has_class_vectors(choice):
-        raise RecipeError(
-            f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
-            " vectors and cannot teach a student.\n"
-            f"  Choose another method, such as promptsrc. To measure this one, run"
-            f" `kdedge train RECIPE --method {choice.name}`."
-        )
+    check_has_class_vectors(choice, "teach a student")
 
 
 def check_needs_no_vectors(student: MethodChoice, teacher: str) -> None:

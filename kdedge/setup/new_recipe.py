@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import NAME, looks_like_path
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.optim_spec import OptimSettings, OptimSpec
 from kdedge.config.recipe import Recipe
-from kdedge.config.student_sizes import PACKAGED, StudentSize, student_size
+from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
@@ -68,36 +67,6 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class RecipeInputs:
-    """Files and models that a new recipe names.
-
-    Attributes:
-        images: folder of unlabeled images.
-        classes: file of class names, one per line.
-        labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
-        test: folder of labeled images to measure accuracy on; None for no measurement.
-        teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER_CLIP`.
-        student: the student's; None: as `size` says.
-        size: name of a `StudentSize`; None for `STUDENT_CLIP`.
-        all_keys: write every key with its description, not only those that matter.
-    """
-
-    images: Path
-    classes: Path
-    labeled: Path | None
-    test: Path | None
-    teacher: str | None
-    student: str | None
-    size: str | None = None
-    all_keys: bool = False
-
-    @property
-    def sized(self) -> StudentSize | None:
-        """The size that was asked for."""
-        return None if self.size is None else student_size(self.size)
-
-
-@dataclass(frozen=True)
 class NewRecipe:
     """A recipe that was written.
 
@@ -129,27 +98,116 @@ class NewRecipe:
         ]
 
 
-def write_new_recipe(name: str, given: RecipeInputs) -> NewRecipe:
-    """Writes `name`.yaml after checking the folders; writes no recipe that cannot work.
+def init(
+    name: str,
+    *,
+    images: str | Path,
+    classes: str | Path,
+    labeled: str | Path | None = None,
+    test: str | Path | None = None,
+    teacher: str | None = None,
+    student: str | None = None,
+    size: str | None = None,
+    all_keys: bool = False,
+) -> NewRecipe:
+    """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
+
+    It checks the folders first and writes no recipe that cannot work. An existing file is never
+    overwritten.
+
+    Args:
+        name: the recipe's name.
+        images: folder of unlabeled images that the student is trained on.
+        classes: text file of class names, one per line.
+        labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
+        test: labeled images for measuring accuracy, one subfolder per class.
+        teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
+        student: the student's CLIP, for the device; None for that of `size`.
+        size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
+        all_keys: write every key with its description.
+
+    Returns:
+        The recipe's `path`, the class names, a summary of each folder (`surveys`), and which
+        weights have to be fetched (`missing`).
 
     Raises:
         RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
         DataError: a folder or the class list is missing or wrong.
+        SetupError: a CLIP is named and torch is missing.
     """
     name = name.removesuffix(".yaml")
-    path = _new_path(name)
-    if given.student is not None and given.sized is not None:
+    path = Path(f"{name}.yaml")
+    if not NAME.fullmatch(name):
         raise RecipeError(
-            f"A student of size {given.size} and {given.student} were asked for.\n"
+            f'"{name}" cannot be a recipe\'s name.\n'
+            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
+            " dot."
+        )
+    refuse_existing(path)
+    if student is not None and size is not None:
+        raise RecipeError(
+            f"A student of size {size} and {student} were asked for.\n"
             "  Give only one of --size and --student."
         )
-    if {given.teacher, given.student, given.size} != {None}:
+    if {teacher, student, size} != {None}:
         need_training_packages("Looking at a CLIP's layers")
-    class_names, surveys = _survey_folders(given)
-    values = _values(name, given, surveys)
-    _write(path, _long_text(values) if given.all_keys else _short_text(values))
-    method = values["teacher"]["method"]
-    return NewRecipe(path, class_names, surveys, _to_fetch(values), method)
+    class_names = read_class_file(Path(classes).expanduser())
+    surveys = {"images": survey_sample(Path(images).expanduser(), labeled=False)}
+    for key, folder in (("labeled", labeled), ("test", test)):
+        if folder is not None:
+            surveys[key] = survey_sample(
+                Path(folder).expanduser(), class_names=class_names, labeled=True
+            )
+    data: dict[str, Any] = {"unlabeled": {"folder": str(images)}}
+    if labeled is not None:
+        data["labeled"] = {"folder": str(labeled)}
+    if test is None:
+        data["unlabeled"]["hold_out"] = "5%"
+    else:
+        data["test"] = {"folder": str(test)}
+    data["max_bad_images"] = "1%"
+    unlabeled = class_names if labeled is None else surveys["labeled"].absent
+    clip, sized = student, {}
+    if size is not None:
+        clip, sized = student_size(size).clip, dict(student_size(size).settings)
+    values: dict[str, Any] = {
+        "name": name,
+        "seed": 1,
+        "classes": {"file": str(classes), "template": "a photo of a {}."},
+        "data": data,
+    }
+    if not unlabeled:
+        values["teacher"] = _model("ridge", teacher, {}, default=TEACHER_CLIP)
+        ridge = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT_CLIP)
+        values["student"] = ridge | {"views": 1}
+    else:
+        if teacher in PACKAGED:
+            raise DataError(
+                f'{teacher} knows classes by their labels alone, and "{unlabeled[0]}" has none.\n'
+                "  Label images of each class, or leave --teacher out: a CLIP knows class names."
+            )
+        if labeled is None:
+            values["teacher"] = _model("zeroshot", teacher, {}, default=TEACHER_CLIP)
+        else:
+            data["labeled"]["shots"] = 16
+            settings, optim = _promptsrc_for_scale(teacher)
+            values["teacher"] = _model("promptsrc", teacher, settings, default=TEACHER_CLIP) | optim
+        settings = {"tune": "full", **sized, "losses": {"kl": {"weight_per_image": 2.5}}}
+        promptkd = _model("promptkd", clip, settings, default=STUDENT_CLIP)
+        values["student"] = promptkd | {"one_pass_first": True, "optim": _TUNED}
+        values["balance"] = {"prior": "auto"}
+    values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_long_text(values) if all_keys else _short_text(values))
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        check_paths(load_recipe(path))
+    except KdedgeError:
+        path.unlink()
+        raise
+    return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
 
 
 def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
@@ -166,100 +224,6 @@ def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
         if model in _ON_HUB
         and not any(isinstance(try_to_load_from_cache(_ON_HUB[model], f), str) for f in files)
     )
-
-
-def _survey_folders(given: RecipeInputs) -> tuple[tuple[str, ...], dict[str, Survey]]:
-    """The class names, and a summary of each folder."""
-    if not given.classes.expanduser().is_file():
-        is_folder = given.classes.expanduser().is_dir()
-        problem = "--classes: {} is a folder." if is_folder else "--classes: there is no file {}."
-        raise DataError(
-            f"{problem.format(given.classes)}\n  Name a text file with one class name per line."
-        )
-    names = read_class_file(given.classes.expanduser())
-    surveys = {"images": survey_sample(given.images.expanduser(), labeled=False)}
-    for key, folder in (("labeled", given.labeled), ("test", given.test)):
-        if folder is not None:
-            surveys[key] = survey_sample(folder.expanduser(), class_names=names, labeled=True)
-    return names, surveys
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a recipe and checks it as a command would; an invalid one is removed again."""
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
-        check_paths(load_recipe(path))
-    except KdedgeError:
-        path.unlink()
-        raise
-
-
-def _new_path(name: str) -> Path:
-    if not NAME.fullmatch(name):
-        raise RecipeError(
-            f'"{name}" cannot be a recipe\'s name.\n'
-            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
-            " dot."
-        )
-    path = Path(f"{name}.yaml")
-    refuse_existing(path)
-    return path
-
-
-def _values(name: str, given: RecipeInputs, surveys: dict[str, Survey]) -> dict[str, Any]:
-    """The recipe's keys: what wins with these images (docs/choose.md)."""
-    data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
-    if given.test is None:
-        data["unlabeled"]["hold_out"] = "5%"
-    if given.labeled is not None:
-        data["labeled"] = {"folder": str(given.labeled)}
-    if given.test is not None:
-        data["test"] = {"folder": str(given.test)}
-    data["max_bad_images"] = "1%"
-    absent = surveys["labeled"].absent if given.labeled is not None else []
-    has_all_labels = given.labeled is not None and not absent
-    clip, sized = given.student, {}
-    if given.sized is not None:
-        clip, sized = given.sized.clip, dict(given.sized.settings)
-    balance: dict[str, Any] = {}
-    if has_all_labels:
-        teacher = _model("ridge", given.teacher, {}, default=TEACHER_CLIP)
-        student = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT_CLIP) | {
-            "views": 1
-        }
-    else:
-        if given.teacher in PACKAGED:
-            what = f'"{absent[0]}" has no labels' if absent else "there are none"
-            raise DataError(
-                f"{given.teacher} knows classes by their labels alone, and {what}.\n"
-                "  Label images of each class, or leave --teacher out: a CLIP knows class names."
-            )
-        method = "zeroshot" if given.labeled is None else "promptsrc"
-        optim: dict[str, Any] = {}
-        settings: dict[str, Any] = {}
-        if given.labeled is not None:
-            data["labeled"]["shots"] = 16
-            settings, optim = _promptsrc_for_scale(given.teacher)
-        teacher = _model(method, given.teacher, settings, default=TEACHER_CLIP) | optim
-        settings = {"tune": "full", **sized, "losses": {"kl": {"weight_per_image": 2.5}}}
-        student = _model("promptkd", clip, settings, default=STUDENT_CLIP)
-        student |= {"one_pass_first": True, "optim": _TUNED}
-        balance = {"balance": {"prior": "auto"}}
-    return {
-        "name": name,
-        "seed": 1,
-        "classes": {"file": str(given.classes), "template": "a photo of a {}."},
-        "data": data,
-        "teacher": teacher,
-        "student": student,
-        **balance,
-        "export": {"precisions": ["fp16"]},
-        "gates": GatesSpec().model_dump(),
-    }
 
 
 def _promptsrc_for_scale(clip: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -371,28 +335,25 @@ def _model(
 def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
     """Lines of a mapping: keys below their descriptions, some unset keys commented out."""
     for key, field in model.model_fields.items():
-        if key in values:
-            if not indent:
-                yield ""
-            yield from _comment(field.description, indent)
-            yield from _entry(key, values[key], field, indent)
-        elif model in {OptimSpec, ExportSpec} and field.default is not None:
-            yield from _comment(field.description, indent)
-            yield f"{indent}# {key}: {dump_value(field.default)}"
-
-
-def _entry(key: str, value: Any, field: FieldInfo, indent: str) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield f"{indent}{key}: {dump_value(value)}"
-        return
-    yield f"{indent}{key}:"
-    inner = _model_of(field.annotation)
-    if inner is not None:
-        yield from _render(inner, value, f"{indent}  ")
-        return
-    for name, item in value.items():
-        yield from _comment(_WHY.get(name), f"{indent}  ")
-        yield f"{indent}  {name}: {dump_value(item)}"
+        if key not in values:
+            if model in {OptimSpec, ExportSpec} and field.default is not None:
+                yield from _comment(field.description, indent)
+                yield f"{indent}# {key}: {dump_value(field.default)}"
+            continue
+        if not indent:
+            yield ""
+        yield from _comment(field.description, indent)
+        value, inner = values[key], _model_of(field.annotation)
+        if not isinstance(value, dict):
+            yield f"{indent}{key}: {dump_value(value)}"
+            continue
+        yield f"{indent}{key}:"
+        if inner is not None:
+            yield from _render(inner, value, f"{indent}  ")
+            continue
+        for name, item in value.items():
+            yield from _comment(_WHY.get(name), f"{indent}  ")
+            yield f"{indent}  {name}: {dump_value(item)}"
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

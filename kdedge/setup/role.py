@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,10 +58,6 @@ class RoleSetup:
             return self.classes.trained_by(DataNeeds(labels=True))
         return self.classes.trained_by(self.choice.data_needs)
 
-    def with_classes(self, classes: Classes) -> RoleSetup:
-        """Returns the same model for another class list."""
-        return replace(self, classes=classes)
-
     def load_backbone(self) -> ImageBackbone:
         """Builds the backbone, or returns the one that the workspace has built."""
         return self.workspace.load_backbone(self.backbone)
@@ -101,7 +97,6 @@ def set_up_role(
     workspace: Workspace,
     *,
     classes: Classes | None = None,
-    choice: MethodChoice | None = None,
 ) -> RoleSetup:
     """Reads a recipe's description of a role; identifies its backbone.
 
@@ -110,13 +105,12 @@ def set_up_role(
         role: which of its models.
         workspace: the command's workspace.
         classes: the class list; default: the recipe's.
-        choice: the method; default: the role's own.
 
     Raises:
         RecipeError: the recipe has no such role, or its method or a setting is wrong.
         KdedgeError: class list or backbone cannot be read.
     """
-    choice = choose_method(loaded, role) if choice is None else choice
+    choice = choose_method(loaded, role)
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
     backbone = workspace.identify(backbone_spec(spec), needs_texts=choice.settings.needs_texts)

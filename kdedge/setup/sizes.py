@@ -6,7 +6,6 @@ import contextlib
 from operator import attrgetter
 
 from kdedge.clip.architecture import EncoderSizes
-from kdedge.clip.find import FoundBackbone
 from kdedge.clip.resolve import named_sizes
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError, SetupError
@@ -45,15 +44,6 @@ def size_problems(
     ]
 
 
-def larger_teacher(size_px: int, student: FoundBackbone) -> str:
-    """The message for a teacher that needs larger images than its student."""
-    return (
-        f"The teacher takes images of {size_px} pixels, and student {student.name} of"
-        f" {student.preprocess.size_px}.\n"
-        "  Both get the same crop: choose a teacher with the student's image size or less."
-    )
-
-
 def check_sizes(*setups: RoleSetup) -> None:
     """Refuses settings that do not fit the CLIPs of a recipe; one error names them all.
 
@@ -61,20 +51,14 @@ def check_sizes(*setups: RoleSetup) -> None:
         setups: the models that are built together.
 
     Raises:
-        RecipeError: a setting asks for more layers than there are, or the teacher takes larger
-            images than the student.
+        RecipeError: a setting asks for more layers than there are.
     """
-    problems = [
-        problem
-        for setup in setups
-        for problem in size_problems(
-            setup.loaded, setup.role, setup.choice, setup.backbone.sizes, setup.backbone.name
+    problems: list[str] = []
+    for setup in setups:
+        backbone = setup.backbone
+        problems += size_problems(
+            setup.loaded, setup.role, setup.choice, backbone.sizes, backbone.name
         )
-    ]
-    for student in (setup.backbone for setup in setups if setup.role == "student"):
-        sizes = [model.backbone.preprocess.size_px for model in setups if model.role == "teacher"]
-        if max(sizes, default=0) > student.preprocess.size_px:
-            problems.append(larger_teacher(max(sizes), student))
     if problems:
         raise RecipeError("\n".join(problems))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from pathlib import Path
 
 import torch
@@ -18,8 +18,6 @@ from kdedge.errors import RecipeError, SetupError
 from kdedge.progress import working
 from kdedge.runtime.threads import keep_freed_memory, local_world_size
 from kdedge.workers import LOCAL, Workers
-
-log = logging.getLogger(__name__)
 
 
 class Workspace:
@@ -64,15 +62,9 @@ class Workspace:
         self._hashes = None if hashes is None else HashCache(hashes)
         self._found: dict[tuple[BackboneSpec, bool], FoundBackbone] = {}
         self._loaded: dict[str, ImageBackbone] = {}
-        self._said: set[str] = set()
 
     def _cache(self, name: str) -> Path | None:
         return None if self._caches is None else self._caches / name
-
-    @property
-    def teacher_stores(self) -> Path:
-        """Folder of stored teacher features."""
-        return self.root / ".cache" / "teacher_store"
 
     def identify(self, spec: BackboneSpec, *, needs_texts: bool = True) -> FoundBackbone:
         """Identifies a backbone by its hashes, without building it.
@@ -98,12 +90,6 @@ class Workspace:
                 )
         return self._loaded[backbone.identity]
 
-    def warn_once(self, message: str) -> None:
-        """Logs a warning once per workspace, on rank 0 only."""
-        if self.group.is_rank0 and message not in self._said:
-            self._said.add(message)
-            log.warning("%s", message)
-
 
 def choose_device(name: str | None) -> torch.device:
     """Returns the device of that name; by default CUDA if available, else the CPU.
@@ -116,19 +102,14 @@ def choose_device(name: str | None) -> torch.device:
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(
-            f"--device {name} is not a device.\n  Use cpu, cuda or cuda:0."
-        ) from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RecipeError(f"--device {name} is not a device.\n  Use cpu, cuda or cuda:0.")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SetupError(
             f"--device {name}: PyTorch finds no CUDA device on this machine.\n"
             "  Use --device cpu, or run `kdedge doctor` to see why."
         )
-    if device.type not in {"cpu", "cuda"}:
-        raise SetupError(f"--device {name} is not supported.\n  Use cpu or cuda.")
     if device.type == "cuda":
         n_gpus = torch.cuda.device_count()
         if device.index is not None and device.index >= n_gpus:
@@ -136,9 +117,16 @@ def choose_device(name: str | None) -> torch.device:
             raise SetupError(
                 f"--device {name}: there is no such GPU on this machine.\n  It has {known}."
             )
-        if local_world_size() > 1:
-            device = _own_gpu(device)
-        device = torch.device("cuda", device.index or 0)
+        number = device.index
+        if local_world_size() > 1:  # a GPU for each process
+            if number is not None or local_world_size() > n_gpus:
+                raise SetupError(
+                    f"{local_world_size()} processes on this machine need one GPU each, and they"
+                    f" can use only {n_gpus if number is None else 1}.\n"
+                    "  Start fewer with `--nproc-per-node`, or give --device cuda without a number."
+                )
+            number = local_rank()
+        device = torch.device("cuda", number or 0)
         # Events, peaks and engines name no device: they use the current one
         torch.cuda.set_device(device)
     else:
@@ -146,19 +134,3 @@ def choose_device(name: str | None) -> torch.device:
     # cuDNN's default would run the patch convolution of an fp32 run in TF32.
     torch.backends.cudnn.allow_tf32 = False
     return device
-
-
-def _own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process on this machine.
-
-    Raises:
-        SetupError: there are fewer GPUs than processes, or all should use the same one.
-    """
-    n_gpus = torch.cuda.device_count()
-    if device.index is not None or local_world_size() > n_gpus:
-        raise SetupError(
-            f"{local_world_size()} processes on this machine need one GPU each, and they can use"
-            f" only {1 if device.index is not None else n_gpus}.\n"
-            "  Start fewer with `--nproc-per-node`, or give --device cuda without a number."
-        )
-    return torch.device("cuda", local_rank())

@@ -31,7 +31,6 @@ from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
-from kdedge.training.baseline import baseline_job
 from kdedge.training.student import (
     file_teacher,
     named_teacher,
@@ -39,7 +38,7 @@ from kdedge.training.student import (
     student_job,
     with_teacher,
 )
-from kdedge.training.teach import teacher_job
+from kdedge.training.teach import baseline_job, teacher_job
 from kdedge.training.teachers import AnyTeacher
 
 CellStatus = Literal["not begun", "interrupted", "not measured", "finished", "failed"]

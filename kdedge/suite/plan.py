@@ -32,7 +32,7 @@ from kdedge.setup.method import (
     model_spec,
 )
 from kdedge.setup.sizes import check_named_sizes
-from kdedge.training.baseline import with_baseline
+from kdedge.training.teach import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 

@@ -12,14 +12,14 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import measure_accuracy
-from kdedge.runs.model import load_run
+from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
+from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.results import read_evaluation
-from kdedge.runs.unlabeled import measure_without_labels, unlabeled_sample
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
-from kdedge.training.run_job import finished_run, run_job
+from kdedge.training.preflight import trial_steps
+from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
     find_teacher,
     named_teacher,
@@ -35,8 +35,6 @@ from kdedge.training.teach import (
     teacher_job,
 )
 from kdedge.training.teacher_store.store import TeacherStore
-from kdedge.training.teachers import ModelTeacher
-from kdedge.training.trial import trial_steps
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +62,7 @@ def distill(
     first = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
-        first = workspace.group.on_rank0(lambda: finished_run(workspace.root, one_pass.key()))
+        first = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
         first = first or _run_stage("First student", one_pass, resume=resume)
     student = _run_stage("Student 2/2", job, resume=resume)
     if first is not None and workspace.group.on_rank0(
@@ -115,13 +113,18 @@ def teacher_and_student(
         log.info("Teacher 1/2: using %s, %s%s.", job_or_run.path, why, _reached(job_or_run))
         if named:
             return job_or_run, with_teacher(student, teacher)
-        assert isinstance(teacher, ModelTeacher)  # a run's
+        assert isinstance(teacher, RunModel)
         return _replace_weak_teacher(
             job_or_run, teacher, student, resume=resume, keep_teacher=keep_teacher
         )
     with working("trying a step of the student"):
         trial_steps(with_teacher(student, teacher), 1)
-    workspace.group.on_rank0(lambda: _say_why_no_teacher_fits(job_or_run))
+    other = newest(workspace.root, loaded.recipe.name, kind="teacher")
+    if other is not None:
+        log.info(
+            "Teacher 1/2: training another one than %s, which had different %s.",
+            *(other.path, changed_input(other, job_or_run)),
+        )
     baselines = workspace.group.on_rank0(lambda: baseline_accuracies(job_or_run))
     run = _run_stage("Teacher 1/2", job_or_run, resume=resume)
     workspace.group.on_rank0(lambda: save_baselines(run, baselines))
@@ -129,30 +132,9 @@ def teacher_and_student(
     return _replace_weak_teacher(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
 
 
-_FACTS = {  # the lists of images depend on the first
-    "class_list": "the class list, whose order counts,",
-    "backbone": "its backbone",
-    "weights": "its backbone's weights",
-    **dict.fromkeys(("image_list", "labeled_list", "unlabeled_list"), "its images"),
-    **dict.fromkeys(("validation_list", "test_list"), "the images that select its epoch"),
-}
-
-
-def _say_why_no_teacher_fits(job: Job) -> None:
-    """Logs what is not as it was for the newest teacher of this name."""
-    run = newest(job.setup.workspace.root, job.setup.loaded.recipe.name, kind="teacher")
-    if run is not None:
-        before, now = run.read_provenance().hashes, job.hashes()
-        changed = (text for name, text in _FACTS.items() if before.get(name) != now.get(name))
-        log.info(
-            "Teacher 1/2: training another one than %s: %s changed.",
-            *(run.path, next(changed, "its settings")),
-        )
-
-
 def _replace_weak_teacher(
     run: RunFolder,
-    teacher: ModelTeacher,
+    teacher: RunModel,
     student: Job,
     *,
     resume: bool,
@@ -161,7 +143,7 @@ def _replace_weak_teacher(
     """The trained teacher, or zero-shot CLIP or ridge if that fits its training images better."""
     loaded, workspace = student.setup.loaded, student.setup.workspace
     job = teacher_job(loaded, workspace)
-    accuracies = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher.model))
+    accuracies = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher))
     if not accuracies:
         return run, with_teacher(student, teacher)
     reached = accuracies.pop("trained")
@@ -210,9 +192,8 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
     else:
         sample = unlabeled_sample(images)
         assert sample is not None  # it was trained on some
-        answering_teacher = teacher.model if isinstance(teacher, ModelTeacher) else teacher
         scores = [
-            measure_without_labels(m, *sample, teacher=answering_teacher).agreement_percent or 0.0
+            measure_without_labels(m, *sample, teacher=teacher).agreement_percent or 0.0
             for m in models
         ]
         does, where = "answers as its teacher", sample[1]

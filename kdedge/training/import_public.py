@@ -20,6 +20,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
+from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.clip.public_checkpoint import (
     PublicCheckpoint,
     PublicParameters,
@@ -38,12 +39,8 @@ from kdedge.files import sha256_file, write_atomic
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.protocol import MethodSettings
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.weights import (
-    class_vectors_provenance,
-    hash_trained,
-    read_class_vectors,
-    write_weights,
-)
+from kdedge.runs.model import MethodModel
+from kdedge.runs.weights import write_weights
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 
@@ -116,7 +113,7 @@ def import_teacher(
         setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
         method = setup.build()
         method.module.load_state_dict(parameters.trained)
-        provenance = class_vectors_provenance(setup, hash_trained(method), setup.classes)
+        provenance = MethodModel(setup, method).vectors_provenance
         write_weights(run, setup, method, provenance=provenance)
     return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
 
@@ -144,7 +141,7 @@ def import_student(
     checkpoint = read_public_checkpoint(file)
     parameters = promptkd_parameters(checkpoint.state_dict)
     largest = _largest_deviation(file, spec, _load_backbone(spec, workspace), parameters.backbone)
-    vectors = read_class_vectors(teacher)
+    vectors = load_class_vectors(teacher.class_vectors)
     width, teacher_dim = (
         len(parameters.trained["projector.linear2.weight"]),
         vectors.vectors.shape[1],

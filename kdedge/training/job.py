@@ -25,14 +25,13 @@ from kdedge.methods.protocol import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.results import Role
 from kdedge.runs.model import MethodModel
-from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits, decisive_settings
 from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teachers import AnyTeacher, ModelTeacher
+from kdedge.training.teachers import AnyTeacher, FileTeacher, teacher_for
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,14 @@ class Job:
     def prepared_teacher(self) -> Teacher:
         """The teacher for a student's images, or as it is if only stored features are read."""
         assert self.teacher is not None
-        if self.choice.is_solved and self.filler and isinstance(self.teacher, ModelTeacher):
-            return self.teacher.model
-        return self.teacher.for_student(self.setup.backbone)
+        if isinstance(self.teacher, FileTeacher) or (self.choice.is_solved and self.filler):
+            return self.teacher
+        return teacher_for(self.setup.backbone, self.teacher)
 
     def prepare(self) -> None:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""
         if self.teacher is not None:
-            self.teacher.load()
+            _ = self.teacher.scale
         check_fits(self.method, self.choice.optim)
 
     def with_data(self, data: TrainingData) -> Job:
@@ -189,8 +188,8 @@ class Job:
     def provenance(self) -> str:
         """Provenance hash of the class vectors, with the tensors as they are now."""
         if self.teacher is not None and not self.choice.settings.has_own_class_vectors:
-            return self.teacher.provenance
-        return class_vectors_provenance(self.setup, hash_trained(self.method), self.classes)
+            return self.teacher.vectors_provenance
+        return self.model().vectors_provenance
 
     def hashes(self) -> dict[str, str]:
         """Hashes of backbone, class list, images and teacher, by name."""
@@ -208,7 +207,7 @@ class Job:
             "class_list": class_list_hash(self.classes.names),
             **{name: images.list_hash for name, images in lists.items() if images is not None},
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
-            **({} if self.teacher is None else {"teacher": self.teacher.provenance}),
+            **({} if self.teacher is None else {"teacher": self.teacher.vectors_provenance}),
             **self.data.hashes,
         }
 
@@ -282,6 +281,6 @@ def view_seed(recipe: Recipe) -> int:
 
 
 def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
-    """Views per image in a student's teacher store; at most the number of epochs."""
+    """Views per image in a student's teacher store; at most one for each time it is seen."""
     assert recipe.student is not None  # its method was chosen
-    return min(recipe.student.views, choice.optim.epochs)
+    return min(recipe.student.views, 1 if choice.is_solved else choice.optim.epochs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,18 +16,16 @@ from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError, first_line
 from kdedge.files import refuse_existing, sha256_json
+from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import Model
-from kdedge.runs.model import MethodModel, load_run
-from kdedge.runs.weights import features_provenance, hash_trained
+from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.distill import teacher_and_student
-from kdedge.training.job import Job
 from kdedge.training.pseudo_labels import (
     accuracy_percent,
     in_source,
@@ -35,9 +33,10 @@ from kdedge.training.pseudo_labels import (
     warn_of_unpredicted,
     write_for,
 )
-from kdedge.training.run_job import finished_run, run_job, unfinished_run
+from kdedge.training.run_job import run_job
 from kdedge.training.student import workspace_of
-from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
+from kdedge.training.teach import baseline_job, with_baseline
+from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import WorkerResources
 
@@ -87,22 +86,28 @@ def label_pool(
         RecipeError: the file exists, its folder does not, or the method or a setting is wrong.
         DataError: there are fewer unlabeled images than classes x `per_class`.
     """
-    _check_free(path)
+    refuse_existing(path)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise RecipeError(
+            f"The folder {folder} for {path.name} does not exist.\n"
+            "  Create it, or choose another path with -o."
+        )
     loaded = loaded if method == "teacher" else with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)
-    everything = range(len(classes.names))
     images = RecipeData(loaded.recipe, classes, workspace)
     pool = images.require("unlabeled", "they are to get pseudo-labels")
+    everything = range(len(classes.names))
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    labeler = _find_model(loaded, workspace, method)
-    filler = _logits_filler(labeler, pool, workspace)
+    model = _find_model(loaded, workspace, method)
+    filler = _logits_filler(model, loaded, pool, workspace)
     filler.fill()
     logits = filler.store.read(filler.store.indices, 1)
     probabilities = logits.softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
-    _check_free(path)  # once more: training may have taken hours
-    write_for(pool, labels, path, classes=classes, method=method, provenance=labeler.provenance)
+    provenance = filler.store.description["teacher"]
+    write_for(pool, labels, path, classes=classes, method=method, provenance=provenance)
     # Not the folder and its lock, which another command may be waiting for
     for file in filler.store.path.rglob("*.safetensors"):
         file.unlink(missing_ok=True)
@@ -113,18 +118,8 @@ def label_pool(
         n_images=len(given),
         n_classes=len(set(given.values())),
         accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
-        run=labeler.run,
+        run=model.run if isinstance(model, RunModel) else None,
     )
-
-
-def _check_free(path: Path) -> None:
-    refuse_existing(path)
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise RecipeError(
-            f"The folder {folder} for {path.name} does not exist.\n"
-            "  Create it, or choose another path with -o."
-        )
 
 
 @dataclass(frozen=True)
@@ -148,40 +143,24 @@ class LogitsAsFeatures:
         return self.model.logits(images)
 
 
-@dataclass(frozen=True)
-class _LabelingModel:
-    """A model that labels.
-
-    Attributes:
-        model: the model.
-        provenance: hash of what its logits depend on.
-        opens: opens it in another process.
-        run: its run; None if it needs no training.
-    """
-
-    model: Model
-    provenance: str
-    opens: Callable[[WorkerResources], FeatureModel]
-    run: RunFolder | None
-
-
-def _logits_filler(labeler: _LabelingModel, images: Images, workspace: Workspace) -> StoreFiller:
+def _logits_filler(
+    model: MethodModel, loaded: LoadedRecipe, images: Images, workspace: Workspace
+) -> StoreFiller:
     """Computes a model's logits for the unlabeled images, and keeps them on disk meanwhile.
 
     They are kept in a store like a teacher's features, as C float32 values per image. Workers share
     its files, and logits that a killed command has finished are not computed again.
     """
-    model = labeler.model
-    description = describe_store(
-        provenance=labeler.provenance,
-        images=images,
-        preprocess=model.preprocess,
-        augment=None,
-        precision="fp32",
-    )
+    provenance = [model.vectors_provenance, model.features_provenance]
     store = TeacherStore(
         workspace.root / ".cache" / "logits",
-        description,
+        describe_store(
+            provenance=sha256_json(["logits", *provenance]),
+            images=images,
+            preprocess=model.preprocess,
+            augment=None,
+            precision="fp32",
+        ),
         indices=images.indices,
         dim=len(model.class_names),
         n_views=1,
@@ -189,15 +168,32 @@ def _logits_filler(labeler: _LabelingModel, images: Images, workspace: Workspace
         name="Logits",
         digests=images.digests,
     )
+    run = model.run.path.absolute() if isinstance(model, RunModel) else None
+    opens = partial(_open, loaded, run, model.class_names, workspace.root.absolute())
     answering, workers = LogitsAsFeatures(model), workspace.workers
-    return StoreFiller(
-        store, answering, images.source, None, "fp32", "auto", labeler.opens, workers
-    )
+    return StoreFiller(store, answering, images.source, None, "fp32", "auto", opens, workers)
 
 
-def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _LabelingModel:
-    """The teacher, or the recipe's baseline, which is untrained if it needs no training."""
-    run: RunFolder | None
+def _open(
+    loaded: LoadedRecipe,
+    run: Path | None,
+    names: Sequence[str],
+    root: Path,
+    resources: WorkerResources,
+) -> LogitsAsFeatures:
+    """Opens the model in a worker's process: a run, or else the recipe's untrained baseline."""
+    workspace = workspace_of(root, resources)
+    if run is not None:
+        return LogitsAsFeatures(load_run(RunFolder.open(run), workspace, names=names))
+    setup = set_up_role(loaded, "baseline", workspace)
+    return LogitsAsFeatures(MethodModel(setup, setup.build()))
+
+
+def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:
+    """The teacher, or the recipe's baseline, which is untrained if it needs no training.
+
+    An interrupted baseline is resumed.
+    """
     if method == "teacher":
         run, _ = teacher_and_student(loaded, workspace, resume=True)
         if run is None:
@@ -205,40 +201,13 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> _Lab
                 "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
                 "  Name another method with --method."
             )
-    else:
-        job = baseline_job(loaded, workspace)
-        if not job.method.trainable_parameters():
-            features = features_provenance(job.setup, hash_trained(job.method))
-            provenance = sha256_json(["logits", job.provenance(), features])
-            opens = partial(_open_untrained, loaded, workspace.root.absolute())
-            return _LabelingModel(job.model(), provenance, opens, None)
-        run = finished_run(workspace.root, job.key()) or _train(job)
-    model = load_run(run, workspace)
-    provenance = sha256_json(["logits", model.vectors.provenance, model.features_provenance])
-    place = run.path.absolute(), model.class_names, workspace.root.absolute()
-    return _LabelingModel(model, provenance, partial(_open_trained, *place), run)
-
-
-def _open_untrained(
-    loaded: LoadedRecipe, root: Path, resources: WorkerResources
-) -> LogitsAsFeatures:
-    setup = set_up_role(loaded, "baseline", workspace_of(root, resources))
-    return LogitsAsFeatures(MethodModel(setup, setup.build()))
-
-
-def _open_trained(
-    run: Path, names: Sequence[str], root: Path, resources: WorkerResources
-) -> LogitsAsFeatures:
-    return LogitsAsFeatures(
-        load_run(RunFolder.open(run), workspace_of(root, resources), names=names)
-    )
-
-
-def _train(job: Job) -> RunFolder:
-    """Trains the method, or resumes its interrupted run."""
+        return load_run(run, workspace)
+    job = baseline_job(loaded, workspace)
+    if not job.method.trainable_parameters():
+        return job.model()
+    run = newest(workspace.root, key=job.key())
     try:
-        root = job.setup.workspace.root
-        return run_job(job, resume=unfinished_run(root, job.key()) is not None)
+        return load_run(run or run_job(job, resume=True), workspace)
     except Interrupted as error:
         raise Interrupted(
             f"{first_line(error)}.\n  Run the same command again: it resumes from there.",

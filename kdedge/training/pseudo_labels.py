@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ from kdedge.errors import DataError
 from kdedge.files import explain_os_error, sha256_json
 from kdedge.methods.protocol import RoundsSettings
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import Model, finite_logits
+from kdedge.runs.measure import Model, compute_logits
+from kdedge.runs.provenance import RoundSummary, TrainingSummary
 from kdedge.setup.classes import Classes
 from kdedge.training.job import Job, zero_shot_model
-from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.train import train
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,6 @@ class RoundFolder(RunFolder):
     def pseudo_labels(self) -> Path:
         """File of the round's pseudo-labels."""
         return self.path / "pseudo_labels.jsonl"
-
-    @property
-    def is_finished(self) -> bool:
-        """Always false: only the whole run can be finished."""
-        return False
 
     @classmethod
     def of(cls, run: RunFolder, number: int) -> RoundFolder:
@@ -82,8 +77,8 @@ def train_rounds(
     pool = _pool(job)
     truth = true_labels(job.setup.loaded.recipe, job.classes, pool)
     model: Model = zero_shot_model(job)
-    results: list[TrainingResult] = []
-    rounds: list[dict[str, Any]] = []
+    results: list[TrainingSummary] = []
+    rounds: list[RoundSummary] = []
     for number in range(1, job.choice.settings.n_rounds + 1):
         folder = RoundFolder.of(run, number)
         if not folder.pseudo_labels.exists():
@@ -110,16 +105,17 @@ def train_rounds(
         )
         results.append(result)
         rounds.append(
-            {
-                "n_images": len(labels),
-                "n_classes": len(set(labels.values())),
-                "accuracy_percent": accuracy,  # of the pseudo-labels; None if unknown
-                "seconds": result.seconds,
-            }
+            RoundSummary(
+                n_images=len(labels),
+                n_classes=len(set(labels.values())),
+                accuracy_percent=accuracy,
+                seconds=result.seconds,
+            )
         )
         model = job.model()
     sums = {name: sum(getattr(r, name) for r in results) for name in ("epochs", "steps", "seconds")}
-    return {"training": asdict(replace(results[-1], **sums)), "rounds": rounds}
+    training = results[-1].model_copy(update=sums).model_dump()
+    return {"training": training, "rounds": [record.model_dump() for record in rounds]}
 
 
 def job_of_round(job: Job, labels: dict[int, int]) -> Job:
@@ -161,13 +157,7 @@ def trial_labels(job: Job) -> dict[int, int]:
     spread = np.zeros((n_images, n_classes), dtype=np.float32)
     images = np.arange(n_images)
     spread[images, images % n_classes] = 1.0
-    try:
-        chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
-    except DataError as error:
-        if job.data.images is None:
-            raise
-        left_out = "  Images that are also labeled are not counted."
-        raise DataError(f"{error}\n{left_out}") from error
+    chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
     return {label.image: label.label for label in chosen}
 
 
@@ -220,7 +210,7 @@ def pool_probabilities(model: Model, pool: Images) -> Probabilities:
     Raises:
         DivergedError: a score is not finite.
     """
-    logits = finite_logits(model, pool, what="labeling unlabeled images")
+    logits = compute_logits(model, pool, what="labeling unlabeled images")
     probabilities: Probabilities = logits.softmax(dim=-1).numpy()
     return probabilities
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,19 +16,20 @@ from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
-from kdedge.runs.find import runs_in
+from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import measure_accuracy
+from kdedge.runs.model import RunModel
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
 from kdedge.training.evaluate_job import (
+    balanced,
     count_operations,
-    evaluation_images,
     evaluations,
     find_balance,
-    measure_job,
     unlabeled_result,
     warn_of_failure,
 )
@@ -41,36 +40,24 @@ from kdedge.training.pseudo_labels import train_rounds
 
 log = logging.getLogger(__name__)
 
-_HASHED = {
+_INPUTS = {
+    "class_list": "class names, or another order of them",  # first: lists of images depend on it
     "image_list": "training images",
     "labeled_list": "labeled images",
     "unlabeled_list": "unlabeled images",
     "validation_list": "validation images",
     "test_list": "test images",
-    "class_list": "class names",
     "backbone": "weights",
     "teacher": "teacher",
 }
 """What each hash of a run stands for, in the words of messages."""
 
 
-def unfinished_run(root: Path, key: str) -> RunFolder | None:
-    """The newest interrupted run of the job with this key, or None."""
-    return _newest_of(root, key, is_finished=False)
-
-
-def finished_run(root: Path, key: str) -> RunFolder | None:
-    """The newest finished run of the job with this key, or None."""
-    return _newest_of(root, key, is_finished=True)
-
-
-def _newest_of(root: Path, key: str, *, is_finished: bool) -> RunFolder | None:
-    runs = [
-        (str(record.finished_at if is_finished else record.started_at), run)
-        for run, record in runs_in(root)
-        if record.is_finished == is_finished and record.key == key
-    ]
-    return max(runs, key=lambda entry: entry[0])[1] if runs else None
+def changed_input(run: RunFolder, job: Job) -> str:
+    """Which input of a run differs from a job's, for a message; its settings if no other does."""
+    before, now = run.read_provenance().hashes, job.hashes()
+    changed = (text for key, text in _INPUTS.items() if before.get(key) != now.get(key))
+    return next(changed, "settings")
 
 
 def run_job(job: Job, *, resume: bool) -> RunFolder:
@@ -135,7 +122,7 @@ def _cores_left(job: Job) -> Iterator[None]:
 def _choose_run(job: Job, *, resume: bool) -> RunFolder:
     """The interrupted run to resume, the finished run to return, or a new run."""
     root, key = job.setup.workspace.root, job.key()
-    waiting = unfinished_run(root, key)
+    waiting = newest(root, key=key, is_finished=False)
     if resume and waiting is not None:
         log.info("%s: resuming where it stopped.", waiting.path)
         return waiting
@@ -147,40 +134,21 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             waiting.path,
         )
     elif resume:
-        done = finished_run(root, key)
+        done = newest(root, key=key)
         if done is not None:
             log.info("%s is already finished: there is nothing to resume.", done.path)
             return done
-        log.info(
-            "There is no interrupted run of this %s to resume. Starting a new run.%s",
-            *(job.setup.role, _why_not(job)),
-        )
+        role, name = job.setup.role, job.setup.loaded.recipe.name
+        log.info("There is no interrupted run of this %s to resume. Starting a new run.", role)
+        other = newest(root, name, kind=role, is_finished=False)
+        if other is not None:
+            log.info("%s was interrupted with different %s.", other.path, changed_input(other, job))
     return _new_run(job, key)
-
-
-def _why_not(job: Job) -> str:
-    """Says what differs in the newest interrupted run of the same name; "" if there is none.
-
-    For example its images: another version may read more kinds of files as images.
-    """
-    name = job.setup.loaded.recipe.name
-    candidates = [
-        (str(record.started_at), run, record.hashes)
-        for run, record in runs_in(job.setup.workspace.root)
-        if not record.is_finished and (run.kind, run.path.parent.name) == (job.setup.role, name)
-    ]
-    if not candidates:
-        return ""
-    _, run, hashes = max(candidates, key=lambda entry: entry[0])
-    now = job.hashes()
-    other = [what for key, what in _HASHED.items() if hashes.get(key) != now.get(key)]
-    text = f"\n  {run.path} was interrupted with different {' and '.join(other or ['settings'])}"
-    return f"{text}."
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
     job.prepare()  # so that its errors are raised before there is a folder
-    recipe, test = job.setup.loaded.recipe, job.test
+    recipe = job.setup.loaded.recipe
     return RunFolder.create(
         job.setup.workspace.root,
         recipe.name,
@@ -188,18 +156,21 @@ def _new_run(job: Job, key: str) -> RunFolder:
         recipe_text=dump_recipe(recipe),
         provenance={
             "key": key,
-            "device": str(job.device),
-            "n_processes": job.setup.workspace.group.world_size,
-            "threads": torch.get_num_threads(),
+            **_where(job),
             "seed": recipe.seed,
             **settings_record(job.choice),
             **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
-            "measured_on": None if test is None else test.list_hash,
-            "teacher_run": None if job.teacher is None else job.teacher.run,
+            "teacher_run": job.teacher.run.name if isinstance(job.teacher, RunModel) else None,
             "official": recipe.official,
         },
     )
+
+
+def _where(job: Job) -> dict[str, str | int]:
+    group = job.setup.workspace.group
+    threads = torch.get_num_threads()
+    return {"device": str(job.device), "n_processes": group.world_size, "threads": threads}
 
 
 def _check_processes(job: Job) -> None:
@@ -226,12 +197,7 @@ def _check_processes(job: Job) -> None:
 def _status(run: RunFolder, job: Job) -> Iterator[None]:
     """Records in the run's provenance how it ended."""
     try:
-        run.mark(
-            "running",
-            device=str(job.device),
-            n_processes=job.setup.workspace.group.world_size,
-            threads=torch.get_num_threads(),
-        )
+        run.mark("running", **_where(job))
         yield
     except Interrupted:
         run.mark("interrupted")
@@ -281,7 +247,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         identity={"key": group.on_rank0(lambda: run.read_provenance().key)},
         group=group,
     )
-    return {"training": asdict(result)}
+    return {"training": result.model_dump()}
 
 
 def _record_images(run: RunFolder, job: Job) -> None:
@@ -297,9 +263,6 @@ def _record_images(run: RunFolder, job: Job) -> None:
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
     )
-    before = run.read_provenance().measured_on
-    if job.test is not None and before not in (None, job.test.list_hash):
-        log.warning("The test images of %s have changed since it began.", run.path)
 
 
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
@@ -308,21 +271,16 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     balance = find_balance(job, job.model())
     if balance is not None:
         write_json(run.balance, balance.to_dict())
-    results = evaluations(job, balance)
+    model = balanced(job.model(), balance)
+    results = evaluations(job, model)
     if results:
         write_evaluations(run, results)
         warn_of_failure(job, results)
-    test, judged = job.test, evaluation_images(job)
-    if judged is not None:
-        write_json(
-            run.unlabeled_evaluation, unlabeled_result(job, *judged, balance=balance).to_dict()
-        )
-    measured_on = None if test is None else test.list_hash
-    run.finish(
-        measured_on=measured_on,
-        **summary,
-        **count_operations(job),
-    )
+    unlabeled = unlabeled_result(job, model)
+    if unlabeled is not None:
+        write_json(run.unlabeled_evaluation, unlabeled.to_dict())
+    measured_on = None if job.test is None else job.test.list_hash
+    run.finish(measured_on=measured_on, **summary, **count_operations(job))
 
 
 def _validation(job: Job) -> Callable[[], float] | None:
@@ -332,7 +290,9 @@ def _validation(job: Job) -> Callable[[], float] | None:
         return None
 
     def validate() -> float:
-        result, _ = measure_job(job, images)
+        result, _ = measure_accuracy(
+            *(job.model(), images, job.classes), selection=job.choice.optim.selection
+        )
         if result.split == "all":
             return result.all
         assert result.base is not None  # called only if there are such images

@@ -12,58 +12,45 @@ import torch
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
-from kdedge.runs.find import find_run
+from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import RunModel, load_run
-from kdedge.runs.weights import features_provenance
+from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import (
     check_needs_no_vectors,
-    choose_method,
     has_class_vectors,
 )
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace, choose_device
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
-from kdedge.training.run_job import finished_run
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.training.teachers import AnyTeacher, FileTeacher, ModelTeacher, teacher_for
+from kdedge.training.teachers import AnyTeacher, FileTeacher, teacher_for
 from kdedge.workers import WorkerResources
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     """The recipe's student without a teacher, so that its errors surface before that is trained."""
-    choice = choose_method(loaded, "student")
-    method = choice.module.METHOD
+    setup = set_up_role(loaded, "student", workspace)
+    method = setup.choice.module.METHOD
     if not (method.needs_teacher or method.student_data_needs):
         raise RecipeError(
-            f"student.method is {choice.name}, which does not learn from a teacher.\n"
+            f"student.method is {setup.choice.name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
-        )
-    setup = set_up_role(loaded, "student", workspace, choice=choice)
-    assert loaded.recipe.student is not None  # its method was chosen
-    n_views = loaded.recipe.student.views
-    if choice.is_solved and n_views > 1:
-        raise RecipeError(
-            f"student.views is {n_views}, but {choice.name} learns from each image once, prepared"
-            " as in evaluation.\n"
-            "  Set student.views: 1."
         )
     teacher = loaded.recipe.teacher
     if teacher is not None and teacher.is_trained:
         trained = teacher_setup(loaded, workspace)
         check_teaches(trained, setup)
-        # A stored answer is the teacher's to the image as it prepares it
-        check_sizes(*([setup] if choice.is_solved and n_views else [trained, setup]))
+        check_sizes(trained, setup)
     else:
         check_sizes(setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     # Before validation images: the order of draws matters
-    labeled = labeled_data(setup, images).images if choice.data_needs.labels else None
+    labeled = labeled_data(setup, images).images if setup.choice.data_needs.labels else None
     return make_job(setup, images, TrainingData(unlabeled, labeled=labeled))
 
 
@@ -72,7 +59,7 @@ def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
     spec = student.setup.loaded.recipe.student
     assert spec is not None  # it was read from it
     filler = None
-    if spec.views and isinstance(teacher, ModelTeacher):
+    if spec.views and not isinstance(teacher, FileTeacher):
         filler = _store_filler(teacher, student)
     return replace(student, teacher=teacher, filler=filler)
 
@@ -87,7 +74,7 @@ def one_pass_job(student: Job) -> Job | None:
         return None
     outputs = "logits" if choice.settings.has_own_class_vectors else "features"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
-    first = spec.model_copy(update={**other, "views": min(spec.views, 1)})
+    first = spec.model_copy(update=other)
     recipe = loaded.recipe.model_copy(update={"student": first})
     assert teacher is not None
     return with_teacher(
@@ -165,7 +152,7 @@ def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Non
     return run
 
 
-def open_teacher(run: RunFolder, student: Job) -> ModelTeacher:
+def open_teacher(run: RunFolder, student: Job) -> RunModel:
     """Opens a finished run as a student's teacher, for the student's class list.
 
     Raises:
@@ -173,7 +160,7 @@ def open_teacher(run: RunFolder, student: Job) -> ModelTeacher:
     """
     model = load_run(run, student.setup.workspace, names=student.setup.classes.names)
     check_teaches(model.setup, student.setup)
-    return ModelTeacher(model, model.features_provenance, model.vectors_provenance, run.name)
+    return model
 
 
 def find_teacher(
@@ -198,24 +185,26 @@ def find_teacher(
         return named, open_teacher(named, student)
     workspace = student.setup.workspace
     job = teacher_job(student.setup.loaded, workspace)
-    run = workspace.group.on_rank0(partial(finished_run, workspace.root, job.key()))
+    run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
     if run is not None:
         return run, open_teacher(run, student)
-    provenance = features_provenance(job.setup, "untrained")
-    return job, ModelTeacher(job.model(), provenance, provenance)
+    return job, job.model()
 
 
-def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
+def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     """Stores a teacher's features."""
     setup, images = student.setup, student.training_images
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     # What is solved in one pass sees images as in evaluation, and so does its teacher
     is_solved = setup.choice.is_solved
-    answering_teacher = teacher.model if is_solved else teacher_for(setup.backbone, teacher.model)
+    answering_teacher = teacher if is_solved else teacher_for(setup.backbone, teacher)
     augment = None
     if not is_solved:
         seed = view_seed(recipe)
         augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
+    dim = teacher.setup.backbone.embed_dim
+    if teacher.setup.role == "student" or teacher.setup.choice.settings.gives_logits:
+        dim = teacher.class_vectors().shape[1]
     description = describe_store(
         provenance=teacher.features_provenance,
         images=images,
@@ -224,16 +213,16 @@ def _store_filler(teacher: ModelTeacher, student: Job) -> StoreFiller:
         precision=optim.precision,
     )
     store = TeacherStore(
-        setup.workspace.teacher_stores,
+        setup.workspace.root / ".cache" / "teacher_store",
         description,
         indices=images.indices,
-        dim=teacher.dim,
+        dim=dim,
         n_views=n_stored_views(recipe, setup.choice),
         digests=images.digests,
     )
     opens = None
-    if isinstance(teacher.model, RunModel):  # another process can open it
-        run, root = teacher.model.run.path.absolute(), setup.workspace.root.absolute()
+    if isinstance(teacher, RunModel):  # another process can open it
+        run, root = teacher.run.path.absolute(), setup.workspace.root.absolute()
         opens = partial(_open_prepared, setup.loaded, run, setup.classes.names, root)
     return StoreFiller(
         store=store,

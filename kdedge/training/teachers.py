@@ -6,8 +6,8 @@ A student's images have the student's size and normalization; its teacher gets t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,45 +18,9 @@ from kdedge.data.batch import copy_to
 from kdedge.data.images import Images
 from kdedge.data.probabilities import read_probabilities
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import Teacher
-from kdedge.runs.measure import Model
-from kdedge.runs.model import MethodModel, RunModel
+from kdedge.runs.model import MethodModel
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
-from kdedge.setup.sizes import larger_teacher
-
-
-@dataclass(frozen=True)
-class ModelTeacher:
-    """A frozen model that teaches.
-
-    Attributes:
-        model: a run, or a method that is not trained yet.
-        features_provenance: hash of what its image features depend on.
-        provenance: hash of what its class vectors, or its classifier, depend on.
-        run: name of its run; None where it is not trained.
-    """
-
-    model: MethodModel | RunModel
-    features_provenance: str
-    provenance: str
-    run: str | None = None
-
-    @property
-    def dim(self) -> int:
-        """D, the size of its image features."""
-        setup = self.model.setup
-        if setup.role == "student" or setup.choice.settings.gives_logits:
-            return self.model.class_vectors().shape[1]
-        return setup.backbone.embed_dim
-
-    def for_student(self, student: FoundBackbone) -> Model | PreparedForStudent:
-        """The model that teaches a student by the student's images; see `teacher_for`."""
-        return teacher_for(student, self.model)
-
-    def load(self) -> None:
-        """Loads its weights, so that their errors are raised."""
-        _ = self.model.scale
 
 
 class FileTeacher:
@@ -72,19 +36,18 @@ class FileTeacher:
         unlabeled: all images of `data.unlabeled`, those that are held out too.
 
     Attributes:
-        provenance: hash of what it teaches.
+        vectors_provenance: hash of what it teaches.
 
     Raises:
         DataError: the file is wrong, or lacks an image.
     """
 
-    run: str | None = None
     scale = 1.0
 
     def __init__(self, path: Path, classes: Classes, unlabeled: Images) -> None:
         keys = [unlabeled.source.items[index].key for index in unlabeled.indices]
         probabilities = read_probabilities(path, keys=keys, class_names=classes.names)
-        self.provenance = probabilities.sha256
+        self.vectors_provenance = probabilities.sha256
         # Logarithms, whose softmax gives the probabilities back; of 0, the smallest number's
         smallest = torch.finfo(torch.float32).tiny
         self._logits = torch.from_numpy(probabilities.values).clamp_min(smallest).log()
@@ -92,13 +55,6 @@ class FileTeacher:
         self._row_of_contents = {
             unlabeled.digests[index]: row for row, index in enumerate(unlabeled.indices)
         }
-
-    def load(self) -> None:
-        """Does nothing: the file was read before."""
-
-    def for_student(self, student: FoundBackbone) -> Teacher:
-        """Returns itself, as it reads no pixels."""
-        return self
 
     def class_vectors(self) -> Tensor:
         """[C, 0]: it has none."""
@@ -122,10 +78,10 @@ class FileTeacher:
         return self._logits[rows]
 
 
-AnyTeacher = ModelTeacher | FileTeacher
+AnyTeacher: TypeAlias = MethodModel | FileTeacher
 
 
-def teacher_for(student: FoundBackbone, teacher: Model) -> Model | PreparedForStudent:
+def teacher_for(student: FoundBackbone, teacher: MethodModel) -> MethodModel | PreparedForStudent:
     """The teacher for images that were prepared for a student; itself if both prepare them alike.
 
     Raises:
@@ -134,7 +90,11 @@ def teacher_for(student: FoundBackbone, teacher: Model) -> Model | PreparedForSt
     if teacher.preprocess == student.preprocess:
         return teacher
     if teacher.preprocess.size_px > student.preprocess.size_px:
-        raise RecipeError(larger_teacher(teacher.preprocess.size_px, student))
+        raise RecipeError(
+            f"The teacher takes images of {teacher.preprocess.size_px} pixels, and student"
+            f" {student.name} of {student.preprocess.size_px}.\n"
+            "  Both get the same crop: choose a teacher with the student's image size or less."
+        )
     return PreparedForStudent(teacher, student.preprocess)
 
 
@@ -146,7 +106,7 @@ class PreparedForStudent:
         device: where it takes images.
     """
 
-    def __init__(self, teacher: Model, preprocess: Preprocess) -> None:
+    def __init__(self, teacher: MethodModel, preprocess: Preprocess) -> None:
         self._teacher, self.preprocess, self.device = teacher, preprocess, teacher.device
         ours, trained = preprocess, teacher.preprocess
         self._is_equal = (ours.size_px, ours.mean, ours.std) == (

@@ -227,7 +227,7 @@ def test_an_artifact_needs_neither_torch_nor_onnx() -> None:
         *(("--max-regress=-1", "--max-regress"), ("--slowest=nan", "--slowest")),
         ("--against=promptkd", "--against promptkd: it learns from a teacher"),
         ("--against=coopp", "coopp"),
-        ("--baseline=b.json", "--baseline: b.json has no command, measured_at"),
+        ("--baseline=b.json", "--baseline: b.json: command: Field required"),
         (
             "--output=results/b.json",
             "results/b.json cannot be written: the folder results does not exist.",

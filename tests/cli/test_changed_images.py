@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.setup.workspace import Workspace
@@ -64,34 +63,14 @@ def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(kdedge: Run)
     assert Path("runs/tiny/03/student.safetensors").is_file()
 
 
-def test_a_resumed_run_says_and_records_that_it_is_measured_on_other_images(kdedge: Run) -> None:
-    edit_provenance(status="interrupted", summary={})
+def test_a_resumed_run_records_the_images_that_it_is_measured_on(kdedge: Run) -> None:
     before = json.loads((STUDENT / "provenance.json").read_text())["measured_on"]
+    edit_provenance(status="interrupted", summary={})
     change_one_test_image()
     done = kdedge("distill", "r.yaml", "--resume")
     assert done.code == 0, done.err
-    assert "The test images of runs/tiny/02 have changed since it began" in done.err
     assert json.loads((STUDENT / "provenance.json").read_text())["measured_on"] != before
     assert "are others" not in kdedge("eval", "tiny/02").err
-
-
-def test_class_names_that_are_not_the_recorded_ones_are_refused(kdedge: Run) -> None:
-    vectors = STUDENT / "class_vectors.safetensors"
-    tensors, facts = read_tensors(vectors)
-    names = json.loads(facts["class_names"])
-    swapped = json.dumps([names[1], names[0], *names[2:]])
-    write_tensors(vectors, tensors, {**facts, "class_names": swapped})
-    for command in ("eval", "export", "bench"):
-        done = kdedge(command, "tiny/02")
-        assert done.code == 3
-        assert "holds other class names, or another order of them, than provenance.json" in done.err
-
-
-def test_a_corrupted_hash_of_the_class_list_is_refused(kdedge: Run) -> None:
-    edit_provenance(hashes={"class_list": "0" * 64})
-    done = kdedge("eval", "tiny/02")
-    assert done.code == 3
-    assert "(hash of the class list)" in done.err
 
 
 # A run as a model

@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from kdedge.config.load import load_recipe, parse_overrides
-from kdedge.errors import DivergedError
 from kdedge.setup.workspace import Workspace, choose_device
-from kdedge.training.baseline import baseline_job
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
 from kdedge.training.pseudo_labels import trial_round
 from kdedge.training.student import find_teacher, named_teacher, student_job, with_teacher
+from kdedge.training.teach import baseline_job
 
 Run = Callable[..., Any]
 OPTIM = "optim={epochs: 2, batch_size: 8, lr: %s, warmup_epochs: 0, precision: %s}"
@@ -183,7 +182,7 @@ def test_a_step_waits_for_the_gpu_once(trained: Path, gpu: Any, name: str, preci
         for _ in range(3):  # of LaFTer the first learns texts, and the second finds them learned
             simulated.waits.clear()
             simulated.pageable.clear()
-            stepper.take(next(batches), lr=1e-4, diverged=DivergedError)
+            stepper.take(next(batches), lr=1e-4, place="a step")
     assert simulated.waits.total() == 1, simulated.waits
     assert not simulated.pageable
 

@@ -318,7 +318,7 @@ def test_new_classes_keep_the_limit_and_none_may_not_be_one(project: Path, kdedg
         (("--none-of-these", "99.9%"), 3, "needs 1998 or more unlabeled images, but 40 are left"),
         (("--none-of-these", "95%", "--set", "data.unlabeled=null"), 3, "but 0 are left"),
         (("--calibrate", "--set", "data.labeled=null", "--set", "data.unlabeled=null"), 3,
-         "no labeled images to calibrate its scores with, and no unlabeled images to spare"),
+         "there are neither labeled images, nor unlabeled images to spare"),
         (("--none-of-these", "90%", "--classes", "names.txt"), 2, '"none", which is the answer'),
     ],
 )  # fmt: skip

@@ -16,7 +16,6 @@ from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.data.pseudo_labels import most_probable
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
-from kdedge.training.baseline import baseline_job
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.pseudo_labels import (
     RoundFolder,
@@ -24,6 +23,7 @@ from kdedge.training.pseudo_labels import (
     pool_probabilities,
     train_rounds,
 )
+from kdedge.training.teach import baseline_job
 
 pytestmark = pytest.mark.usefixtures("project")
 

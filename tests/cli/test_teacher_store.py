@@ -125,7 +125,7 @@ def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> Non
     size = "40 images x 2 views x 40 dimensions x 2 bytes = 6.4 kB"
     assert "using runs/tiny/01, trained with the same settings and data" in done.err
     assert done.out.startswith(f"Teacher store {store}: {size}\nNext: kdedge distill r.yaml")
-    assert f"{size}. Computing 2 of 2 files: about " in done.err
+    assert f"{size}. Computing 2 of 2 files." in done.err
     distilled = kdedge("distill", *options)
     assert f"{size}. It is complete: the teacher is not needed." in distilled.err
     log = (trained / "runs/tiny/03/log.txt").read_text()

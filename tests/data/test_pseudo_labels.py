@@ -90,7 +90,7 @@ def test_fewer_images_than_the_classes_are_to_have_are_refused_with_what_would_d
         DataError, match=r"are 7 .* 3 classes need 9\.\n.*set per_class to 2 or less"
     ):
         most_probable(table, 3, classes=range(3))
-    with pytest.raises(DataError, match=r"need 3\.\n  Add images\.$"):
+    with pytest.raises(DataError, match=r"need 3\.\n  Add images; labeled ones are not counted\.$"):
         most_probable(table[:2], 1, classes=range(3))
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdedge.errors import DataError, DivergedError
+from kdedge.errors import DataError
 from kdedge.evaluation.accuracy import (
     accuracy_result,
     evaluation_details,
@@ -119,12 +119,6 @@ def test_no_image_is_a_data_error() -> None:
         accuracy_result(
             torch.zeros(0, 3), torch.zeros(0).long(), class_names=NAMES[:3], split="all"
         )
-
-
-def test_scores_that_are_not_finite_are_not_counted_as_answers() -> None:
-    logits = torch.tensor([[0.0, 1.0], [math.nan, 0.0]])
-    with pytest.raises(DivergedError, match="1 of 2 test images"):
-        accuracy_result(logits, torch.tensor([0, 1]), class_names=NAMES[:2], split="all")
 
 
 # Temperatures
@@ -238,15 +232,15 @@ def test_the_record_survives_json() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("confusion", [[0, 0, True], [0, 1, 3]], r"confusion\[0\]\[2\] is True"),
+        ("confusion", [[0, 0, True], [0, 1, 3]], r"confusion\.0\.2: .*got True"),
         ("confusion", "x", "a valid array"),
         (
             "bins",
             [{"n_images": 4, "confidence_percent": 101, "accuracy_percent": 0}],
-            "at most 100",
+            "less than or equal to 100",
         ),
-        ("class_names", [1], r"class_names\[0\] is 1 \(int\); expected a valid string"),
-        ("n_images", 0, "at least 1"),
+        ("class_names", [1], r"class_names\.0: .*a valid string, got 1"),
+        ("n_images", 0, "greater than or equal to 1"),
     ],
 )
 def test_a_wrong_value_is_refused(key: str, value: object, expected: str) -> None:

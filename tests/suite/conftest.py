@@ -119,8 +119,8 @@ def finished_project(images_and_weights: Path, tmp_path_factory: pytest.TempPath
 
     from kdedge.config.load import load_recipe
     from kdedge.setup.workspace import Workspace
-    from kdedge.training.baseline import train_baseline
     from kdedge.training.distill import distill
+    from kdedge.training.teach import train_baseline
 
     project = tmp_path_factory.mktemp("finished")
     _copy_into(images_and_weights, project)

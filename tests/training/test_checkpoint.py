@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.training.loop.checkpoint import (
-    DamagedCheckpoint,
     TrainingState,
     capture_rng,
     check_identity,
@@ -121,7 +120,7 @@ def test_every_changed_bit_is_noticed(
     path.write_bytes(data)
     try:
         loaded = load_checkpoint(path)
-    except DamagedCheckpoint:
+    except DataError:
         return
     # Bits of the file's own layout (a space for a tab between keys) carry nothing of the state
     for entry in dataclasses.fields(loaded):
@@ -132,14 +131,14 @@ def test_every_changed_bit_is_noticed(
 def test_a_cut_off_file_is_damaged(tmp_path: Path, n_bytes: int) -> None:
     path = save_checkpoint(tmp_path, _state())
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(DataError):
         load_checkpoint(path)
 
 
 def test_a_foreign_safetensors_file_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "e01-s00001.safetensors"
     save_file({"weight": torch.ones(2)}, path)
-    with pytest.raises(DamagedCheckpoint, match="do not match their SHA-256"):
+    with pytest.raises(DataError, match="do not match their SHA-256"):
         load_checkpoint(path)
 
 
@@ -221,8 +220,4 @@ def test_the_same_identity_passes_and_another_is_named(tmp_path: Path) -> None:
     check_identity(state, {"lr": 0.1, "betas": (0.9,), "gone": 1}, where=tmp_path)
     with pytest.raises(RecipeError) as caught:
         check_identity(state, {"lr": 0.1, "betas": (0.8,), "new": 2}, where=tmp_path)
-    text = str(caught.value)
-    assert "betas: [0.9] before, [0.8] now" in text
-    assert "gone: 1 before, not set now" in text
-    assert "new: not set before, 2 now" in text
-    assert "lr:" not in text
+    assert "other settings: betas, gone, new.\n" in str(caught.value)

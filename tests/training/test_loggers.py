@@ -17,13 +17,15 @@ from kdedge.errors import ResourceError
 from kdedge.training.loop.loggers import MetricsLog
 
 
-def _open(folder: Path, *, epoch: int = 1, step: int = 0, n_steps: int = 100) -> MetricsLog:
-    return MetricsLog(folder / "metrics.jsonl", folder, epoch=epoch, step=step, n_steps=n_steps)
+def _open(folder: Path, *, step: int = 0, n_bytes: int = 0, n_steps: int = 100) -> MetricsLog:
+    file = folder / "metrics.jsonl"
+    return MetricsLog(file, folder, n_bytes=n_bytes, step=step, n_steps=n_steps)
 
 
 def _step(log: MetricsLog, step: int, *, is_last: bool = False, **values: Any) -> None:
-    given = {"epoch": 1, "lr": 0.1, "loss": 2.0, "scalars": {}, "n_images": 8, **values}
-    log.step(step=step, is_last=is_last, **given)
+    given = {"epoch": 1, "n_images": 8, **values}
+    figures = {"lr": 0.1, "loss": given.pop("loss", 2.0), **given.pop("scalars", {})}
+    log.step(step=step, is_last=is_last, figures=figures, **given)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -75,26 +77,28 @@ def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
     assert _lines(tmp_path)[0]["grad_norm"] is None
 
 
-def test_lines_beyond_the_checkpoint_and_torn_ones_are_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b"", b'{"epoch": 1, "st'])
+def test_lines_beyond_the_checkpoint_and_torn_ones_are_dropped(tmp_path: Path, torn: bytes) -> None:
     with _open(tmp_path) as log:
         _step(log, 20)
-        _step(log, 25, is_last=True)
-        log.epoch(epoch=1, step=25, figures={})
+        log.epoch(epoch=1, step=20, figures={})
+        n_bytes = (tmp_path / "metrics.jsonl").stat().st_size
         _step(log, 40, epoch=2)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write(b'\xff\xfe not json\n[1]\n{"epoch": 1, "step": 29}')
-    with _open(tmp_path, epoch=2, step=30) as log:
+        file.write(torn)
+    with _open(tmp_path, step=20, n_bytes=n_bytes) as log:
         _step(log, 40, epoch=2, loss=3.0)
     assert [(line["step"], line.get("loss")) for line in _lines(tmp_path)] == [
         (20, 2.0),
-        (25, 2.0),
-        (25, None),
+        (20, None),
         (40, 3.0),
     ]
-    with _open(tmp_path, epoch=1, step=25):
-        pass
-    # An epoch that is not closed writes its line again
-    assert [line.get("kind") for line in _lines(tmp_path)] == [None, None]
+
+
+def test_a_log_that_is_shorter_than_at_the_checkpoint_gets_no_filling(tmp_path: Path) -> None:
+    with _open(tmp_path, step=20, n_bytes=10_000) as log:
+        _step(log, 40)
+    assert [line["step"] for line in _lines(tmp_path)] == [40]
 
 
 def test_tensorboard_reads_the_events_and_hides_what_was_resumed_over(tmp_path: Path) -> None:

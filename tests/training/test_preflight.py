@@ -25,9 +25,8 @@ from kdedge.methods.protocol import StepOutput
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
-from kdedge.training.preflight import check, estimate_seconds, memory
+from kdedge.training.preflight import check, estimate_seconds, memory, trial_steps
 from kdedge.training.teach import teacher_job
-from kdedge.training.trial import trial_steps
 
 CPU = torch.device("cpu")
 READ_S = 0.03

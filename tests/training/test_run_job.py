@@ -18,12 +18,12 @@ from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.methods import vpt
 from kdedge.methods.protocol import StepOutput
+from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
-from kdedge.training.baseline import baseline_job
-from kdedge.training.run_job import finished_run, run_job, unfinished_run
+from kdedge.training.run_job import run_job
 from kdedge.training.student import named_teacher
-from kdedge.training.teach import teacher_job
+from kdedge.training.teach import baseline_job, teacher_job
 
 
 def create(root: Path, name: str) -> RunFolder:
@@ -35,14 +35,14 @@ def create(root: Path, name: str) -> RunFolder:
 def test_of_several_interrupted_runs_the_one_that_began_last_goes_on(tmp_path: Path) -> None:
     create(tmp_path, "b")
     last = create(tmp_path, "a")
-    assert unfinished_run(tmp_path, "k") == last
+    assert newest(tmp_path, key="k", is_finished=False) == last
 
 
 def test_of_several_finished_runs_the_one_that_finished_last_is_taken(tmp_path: Path) -> None:
     last, first = create(tmp_path, "a"), create(tmp_path, "b")
     first.finish()
     last.finish()
-    assert finished_run(tmp_path, "k") == last
+    assert newest(tmp_path, key="k") == last
 
 
 @pytest.mark.parametrize(("ended_by", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])

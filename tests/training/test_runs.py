@@ -117,7 +117,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not a run folder"):
         RunFolder.open(tmp_path)
     (tmp_path / "provenance.json").write_text("[]")
-    with pytest.raises(DataError, match="is not a JSON object"):
+    with pytest.raises(DataError, match="should be an object"):
         RunFolder.open(tmp_path)
 
 

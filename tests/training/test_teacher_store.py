@@ -155,10 +155,10 @@ def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
     file.write_bytes(DAMAGES[damage](store, file))
     _, teacher = filling.fill(tmp_path)
     assert filling.files_of(store) == before
-    assert teacher.n_passes == 16 + 2  # two of them for the estimate
+    assert teacher.n_passes == 16
     warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == 1
-    start = f"Computing files of the teacher store again: 1, for example {file}: "
+    start = f"Computing damaged files of the teacher store again: 1, for example {file}."
     assert warned[0].startswith(start)
 
 

@@ -25,8 +25,8 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.optim import learning_rate
-from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.train import train
 
 N_STEPS = 7
@@ -138,7 +138,7 @@ def make_run(root: Path, **provenance: Any) -> RunFolder:
     )
 
 
-def train_toy(run: RunFolder, method: ToyMethod, **others: Any) -> TrainingResult:
+def train_toy(run: RunFolder, method: ToyMethod, **others: Any) -> TrainingSummary:
     """Trains with what is not given filled in; `batches` gives those of one epoch."""
     of_epoch, settings = others.pop("batches", batches), others.pop("settings", make_settings())
 

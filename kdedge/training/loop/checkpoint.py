@@ -30,10 +30,6 @@ _N_KEPT = 2
 _FORMAT = "kdedge-checkpoint-1"
 
 
-class DamagedCheckpoint(DataError):  # noqa: N818 - the name says what is wrong
-    """A checkpoint file is truncated, changed or not written by kdedge."""
-
-
 @dataclass(frozen=True)
 class TrainingState:
     """State of a run between two steps.
@@ -143,19 +139,16 @@ def load_checkpoint(path: Path) -> TrainingState:
     """Reads a checkpoint onto the CPU.
 
     Raises:
-        DamagedCheckpoint: the file has changed since it was written, or holds no training state.
+        DataError: the file has changed since it was written, or holds no training state.
     """
-    try:
-        stored, facts = read_tensors(path)
-    except DataError as error:
-        raise DamagedCheckpoint(str(error)) from error
+    stored, facts = read_tensors(path)
     if facts.get("format") != _FORMAT:
-        raise DamagedCheckpoint(f"{path} is not a checkpoint.")
+        raise DataError(f"{path} is not a checkpoint.")
     tensors = {name: tensor.clone() for name, tensor in stored.items()}  # not views of the file
     try:
         return TrainingState(**_unpack(json.loads(facts["state"]), tensors))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise DamagedCheckpoint(f"{path} does not hold a training state: {error}.") from error
+        raise DataError(f"{path} does not hold a training state: {error}.") from error
 
 
 def load_newest(folder: Path) -> TrainingState | None:
@@ -171,7 +164,7 @@ def load_newest(folder: Path) -> TrainingState | None:
     for path in checkpoints:
         try:
             state = load_checkpoint(path)
-        except DamagedCheckpoint as error:
+        except DataError as error:
             log.warning("%s Using the checkpoint before it.", error)
             path.replace(path.with_name(path.name + ".damaged"))
         else:
@@ -189,19 +182,13 @@ def check_identity(state: TrainingState, identity: Mapping[str, Any], *, where: 
     """Checks that a run is resumed with the settings it was started with.
 
     Raises:
-        RecipeError: some settings differ; the message names each of them.
+        RecipeError: some settings differ; the message names them.
     """
     now = json.loads(json.dumps(identity))
-    differing = [
-        f"{key}: {state.identity.get(key, 'not set')} before, {now.get(key, 'not set')} now"
-        for key in sorted(state.identity.keys() | now.keys())
-        if state.identity.get(key) != now.get(key)
-    ]
+    differing = sorted(k for k in {*now, *state.identity} if state.identity.get(k) != now.get(k))
     if differing:
         raise RecipeError(
-            f"The run in {where} cannot be resumed: the settings differ from those it was started"
-            " with.\n"
-            f"  {'; '.join(differing)}\n"
+            f"The run in {where} was started with other settings: {', '.join(differing)}.\n"
             "  Resume it with the recipe.yaml in that folder, or start a new run."
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.errors import MissingPackage
-from kdedge.files import explain_os_error, write_atomic
+from kdedge.files import explain_os_error
 from kdedge.progress import progress, rate
 
 LOG_EVERY_STEPS = 20
@@ -27,8 +27,8 @@ class MetricsLog:
     Args:
         path: metrics.jsonl.
         events_folder: folder of the TensorBoard events.
-        epoch: the current epoch, from 1. Lines that an interrupted run wrote after its last
-            checkpoint are dropped, and so is a half-written last line.
+        n_bytes: size of the file at the run's last checkpoint. What an interrupted run wrote after
+            it is dropped.
         step: steps of the whole run before this position.
         n_steps: steps of the whole run, for progress.
         what: label of the progress, such as `training student`.
@@ -39,16 +39,16 @@ class MetricsLog:
         path: Path,
         events_folder: Path,
         *,
-        epoch: int,
+        n_bytes: int,
         step: int,
         n_steps: int,
         what: str = "training",
     ) -> None:
         self._path = path
-        _drop_lines_after(path, epoch=epoch, step=step)
         try:
             with contextlib.ExitStack() as stack:
                 self._file = stack.enter_context(path.open("a", encoding="utf-8"))
+                self._file.truncate(min(n_bytes, path.stat().st_size))
                 self._events = stack.enter_context(_EventFile(events_folder, first_step=step + 1))
                 self._advance = stack.enter_context(progress(what, n_steps, done=step))
                 self._open = stack.pop_all()
@@ -72,9 +72,7 @@ class MetricsLog:
         *,
         epoch: int,
         step: int,
-        lr: float,
-        loss: float,
-        scalars: Mapping[str, Any],
+        figures: Mapping[str, Any],
         n_images: int,
         is_last: bool,
     ) -> None:
@@ -83,10 +81,8 @@ class MetricsLog:
         Args:
             epoch: from 1.
             step: of the whole run, from 1.
-            lr: learning rate of the step.
-            loss: loss of the step.
-            scalars: tensors or numbers. They are read only when they are written, as reading a
-                tensor waits for the device.
+            figures: `lr`, `loss` and the method's scalars, tensors or numbers. They are read only
+                when they are written, as reading a tensor waits for the device.
             n_images: images in the batch.
             is_last: whether this is the last step of the epoch.
         """
@@ -96,12 +92,12 @@ class MetricsLog:
         is_written = is_last or step % LOG_EVERY_STEPS == 0
         # Over the last written steps, as a rate over few steps would flicker
         shown = rate(self._speed or speed, "images")
-        self._advance(step, f"{shown}, epoch {epoch}, loss {loss:.3g}")
+        self._advance(step, f"{shown}, epoch {epoch}, loss {figures['loss']:.3g}")
         if not is_written:
             return
         self._since, self._n_images, self._speed = now, 0, speed
-        figures = {"lr": lr, "loss": loss, **{name: float(x) for name, x in scalars.items()}}
-        self._write({"epoch": epoch, "step": step, **figures, "images_per_second": speed})
+        values = {name: float(x) for name, x in figures.items()}
+        self._write({"epoch": epoch, "step": step, **values, "images_per_second": speed})
 
     def epoch(self, *, epoch: int, step: int, figures: Mapping[str, float]) -> None:
         """Writes an epoch's metrics; its images per second count the time of steps alone."""
@@ -120,30 +116,6 @@ class MetricsLog:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _drop_lines_after(path: Path, *, epoch: int, step: int) -> None:
-    if not path.exists():
-        return
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = b"".join(line for line in lines if _is_before(line, epoch=epoch, step=step))
-        if kept != b"".join(lines):
-            write_atomic(path, kept)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-
-
-def _is_before(line: bytes, *, epoch: int, step: int) -> bool:
-    if not line.endswith(b"\n"):
-        return False
-    try:
-        value = json.loads(line)
-        if value.get("kind") == "epoch":
-            return bool(value["epoch"] < epoch)
-        return bool(value["step"] <= step)
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return False
 
 
 class _EventFile:

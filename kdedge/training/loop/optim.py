@@ -27,7 +27,7 @@ def make_optimizer(
     settings: OptimSettings,
     lr_factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Makes the optimizer; the loop sets its learning rates with `set_learning_rate`.
+    """Makes the optimizer; each step sets its groups' rates, times their `lr_factor`.
 
     SGD is that of the CoOp family's reference code: dampening 0, no Nesterov momentum, weight decay
     added to the gradient. Learned scales (scalars) get no weight decay. AdamW decouples the decay
@@ -61,12 +61,6 @@ def make_optimizer(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets each parameter group's learning rate: `lr` times the group's factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
 
 
 def lr_factors(method: BaseMethod, settings: OptimSettings) -> dict[nn.Parameter, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -48,8 +47,13 @@ class Precision:
     ) -> None:
         self._dtype = _DTYPES.get(name)
         self._device = device
-        if self._dtype is not None:
-            _check_support(name, self._dtype, device)
+        if name == "bf16" and device.type == "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            if capability < (8, 0):  # older GPUs emulate it, slower than float32
+                raise SetupError(
+                    f"optim.precision is bf16, which {device} does not compute.\n"
+                    "  Set optim.precision: fp32."
+                )
         self._is_scaled = name == "fp16"
         self._scale, self._n_finite = _FIRST_SCALE if self._is_scaled else 1.0, 0
         is_rounded = name == "fp16-unscaled"
@@ -128,29 +132,3 @@ def published_in_half(module: nn.Module) -> list[nn.Parameter]:
 def _round(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         tensor.copy_(tensor.half())
-
-
-def _check_support(name: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Runs one small matrix product, the only check that works for every torch and device."""
-    try:
-        with warnings.catch_warnings():
-            # torch warns and continues in float32 if the device does not support the format
-            warnings.simplefilter("error")
-            with torch.autocast(device.type, dtype=dtype):
-                ones = torch.ones(2, 2, device=device)
-                is_supported = (ones @ ones).dtype == dtype
-        if device.type == "cuda" and dtype is torch.bfloat16:
-            # Older GPUs emulate it, slower than float32
-            is_supported = is_supported and torch.cuda.get_device_capability(device) >= (8, 0)
-    except (RuntimeError, UserWarning) as error:
-        raise _unsupported(name, device) from error
-    if not is_supported:
-        raise _unsupported(name, device)
-
-
-def _unsupported(name: str, device: torch.device) -> SetupError:
-    return SetupError(
-        f"optim.precision is {name}, which torch {torch.__version__} does not support on"
-        f" {device}.\n"
-        "  Set optim.precision: fp32."
-    )

@@ -4,39 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-Kept = Literal["last", "epoch", "averaged", "moving average"]
-"""The last epoch's weights, the best epoch's, the average over the epochs, or the moving average at
-the end of the last epoch."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Result of a training.
-
-    Attributes:
-        epochs: number of trained epochs.
-        steps: number of steps, with those before an interruption.
-        seconds: training time, with that before an interruption.
-        final_loss: mean over the last epoch's steps.
-        kept: which weights the module holds now.
-        best_epoch: epoch of these weights if `kept` is `epoch`.
-        validation_percent: validation score of these weights; None for selection `last`.
-    """
-
-    epochs: int
-    steps: int
-    seconds: float
-    final_loss: float
-    kept: Kept
-    best_epoch: int | None
-    validation_percent: float | None
 
 
 class BestWeights:
@@ -56,8 +27,7 @@ class BestWeights:
         """Copies the module's state if its score is strictly higher than all before."""
         if self.score is None or score > self.score:
             self.score, self.epoch = score, epoch
-            state = module.state_dict()
-            self._module = {name: x.detach().cpu().clone() for name, x in state.items()}
+            self._module = {name: value.cpu() for name, value in _copied(module).items()}
 
     def copy_to(self, module: nn.Module) -> None:
         """Loads the best state into the module."""
@@ -123,36 +93,32 @@ class MovingAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._average = {name: x.detach().clone() for name, x in _tensors(module).items()}
+        self._average = _copied(module)
 
     @torch.no_grad()
     def update(self, module: nn.Module, *, step: int) -> None:
         """Adds the module's values after a step, counted from 1 over the whole run."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for name, value in _tensors(module).items():
+        for name, value in module.state_dict().items():
             average = self._average[name]
             if value.is_floating_point():
                 average.lerp_(value, 1 - decay)
             else:
                 average.copy_(value)
 
-    @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Overwrites the module's values with the average."""
-        for name, value in _tensors(module).items():
-            value.copy_(self._average[name])
+        module.load_state_dict(self._average)
 
     @contextlib.contextmanager
     def in_place_of(self, module: nn.Module) -> Iterator[None]:
         """Context manager: the module has the average inside, and its own values afterwards."""
-        before = {name: value.detach().clone() for name, value in _tensors(module).items()}
+        before = _copied(module)
         self.copy_to(module)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, value in _tensors(module).items():
-                    value.copy_(before[name])
+            module.load_state_dict(before)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Name -> average."""
@@ -164,6 +130,5 @@ class MovingAverage:
             average.copy_(state[name])
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, not copied."""
-    return dict(chain(module.named_parameters(), module.named_buffers()))
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}

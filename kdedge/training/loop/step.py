@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,23 +22,10 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
 from kdedge.methods.protocol import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
-from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer, set_learning_rate
+from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer
 from kdedge.training.loop.precision import Precision
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """Result of a step.
-
-    Attributes:
-        loss: loss of the whole batch.
-        scalars: the method's own metrics, and `grad_norm`; tensors that are not read yet.
-    """
-
-    loss: float
-    scalars: dict[str, Tensor]
 
 
 class Stepper:
@@ -79,30 +65,34 @@ class Stepper:
                 " norm and dropout."
             )
 
-    def take(
-        self, batch: Batch, *, lr: float, diverged: Callable[[str], DivergedError]
-    ) -> StepFigures:
+    def take(self, batch: Batch, *, lr: float, place: str) -> tuple[float, dict[str, Tensor]]:
         """Takes one step.
 
         Args:
             batch: this process's share of it.
             lr: the step's learning rate.
-            diverged: makes the error; its argument says what is not finite.
+            place: position in training, for a message.
+
+        Returns:
+            The loss of the whole batch; the method's own metrics and `grad_norm`, as tensors that
+            are not read yet.
 
         Raises:
             DivergedError: the loss or a gradient is not finite.
         """
-        set_learning_rate(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
         output = self._gradients(batch.to(self._device))
         norm = self.precision.clip(self.parameters.values(), max_norm=self._settings.clip_grad_norm)
         # A GPU is waited for here, once in a step
         loss, length = torch.stack([output.loss.detach().float(), norm.float()]).tolist()
         if not math.isfinite(loss):
-            raise diverged(f"The loss is {loss}")
+            raise diverged(f"The loss is {loss}", place, batch.all_keys, self._settings)
         if not self.precision.may_overflow and not math.isfinite(length):
-            raise diverged(f"The gradient's norm is {length}")
+            what = f"The gradient's norm is {length}"
+            raise diverged(what, place, batch.all_keys, self._settings)
         self.precision.step(self.optimizer, is_finite=math.isfinite(length))
-        return StepFigures(loss, {**output.scalars, "grad_norm": norm})
+        return loss, {**output.scalars, "grad_norm": norm}
 
     def _gradients(self, batch: Batch) -> StepOutput:
         """Runs the passes, with as many images at a time as fit into memory."""
@@ -160,9 +150,7 @@ class Stepper:
 _N_KEYS_SHOWN = 5
 
 
-def diverged(
-    what: str, *, place: str, keys: Sequence[str], settings: OptimSettings, state: str = ""
-) -> DivergedError:
+def diverged(what: str, place: str, keys: Sequence[str], settings: OptimSettings) -> DivergedError:
     """Makes the error, with remedies that fit the settings.
 
     Args:
@@ -170,7 +158,6 @@ def diverged(
         place: position in training, such as `epoch 2, step 4 of 7`.
         keys: keys of the images of that step.
         settings: the run's optimization.
-        state: a sentence that says where the last good state is stored, if there is one.
     """
     images = ", ".join(keys[:_N_KEYS_SHOWN]) or "not named"
     more = ", ..." if len(keys) > _N_KEYS_SHOWN else ""
@@ -181,5 +168,5 @@ def diverged(
     ]
     return DivergedError(
         f"{what}: training diverged at {place}. Images: {images}{more}.\n"
-        f"  Remedies: {', or '.join(remedies)}." + (f"\n  {state}" if state else "")
+        f"  Remedies: {', or '.join(remedies)}."
     )

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -35,13 +36,12 @@ from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import (
     DataError,
-    DivergedError,
     Interrupted,
-    RecipeError,
     ResourceError,
 )
 from kdedge.methods.protocol import BaseMethod
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.checkpoint import (
     TrainingState,
     capture_rng,
@@ -53,13 +53,7 @@ from kdedge.training.loop.checkpoint import (
 )
 from kdedge.training.loop.loggers import MetricsLog
 from kdedge.training.loop.optim import decisive_settings, learning_rate
-from kdedge.training.loop.selection import (
-    BestWeights,
-    Kept,
-    MovingAverage,
-    ParameterAverage,
-    TrainingResult,
-)
+from kdedge.training.loop.selection import BestWeights, MovingAverage, ParameterAverage
 from kdedge.training.loop.step import Stepper, diverged
 
 log = logging.getLogger(__name__)
@@ -129,8 +123,19 @@ class Training:
         decay = settings.ema_decay
         self._moving = None if decay is None else MovingAverage(method.module, decay)
         self._best = BestWeights()
+        self._parts: dict[str, Any] = {  # with the names of `TrainingState`
+            "module": method.module,
+            "optimizer": self._stepper.optimizer,
+            "scaler": self._stepper.precision,
+            "best": self._best,
+        }
+        if self._average is not None:
+            self._parts["average"] = self._average
+        if self._moving is not None:
+            self._parts["moving_average"] = self._moving
         self._loss_sum = self._final_loss = self._seconds_before = 0.0
         self._last_keys: tuple[str, ...] = ()
+        self._n_metrics_bytes = 0
         self._newest: Path | None = None
         self._began = self._saved = time.monotonic()
 
@@ -146,7 +151,7 @@ class Training:
         return MetricsLog(
             self._run.metrics,
             self._run.path,
-            epoch=self.epoch,
+            n_bytes=self._n_metrics_bytes,
             step=self.n_done,
             n_steps=self._settings.epochs * self._n_steps,
             what=f"training {self._run.kind}",
@@ -168,18 +173,13 @@ class Training:
         log.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
 
     def _take_up(self, state: TrainingState) -> None:
-        self._method.module.load_state_dict(state.module)
-        self._stepper.optimizer.load_state_dict(state.optimizer)
-        self._stepper.precision.load_state_dict(state.scaler)
-        if self._average is not None:
-            self._average.load_state_dict(state.average)
-        if self._moving is not None:
-            self._moving.load_state_dict(state.moving_average)
+        for name, part in self._parts.items():
+            part.load_state_dict(getattr(state, name))
         self.epoch, self.step = state.epoch, state.step
-        self._best.load_state_dict(state.best)
         record = state.record
         self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
         self._seconds_before = record["seconds"]
+        self._n_metrics_bytes = record.get("metrics_bytes", sys.maxsize)
         if self._settings.micro_batch == "auto":
             self._stepper.micro_batch = record["micro_batch"]
         restore_rng(state.rng, self._device)
@@ -192,18 +192,14 @@ class Training:
         state = TrainingState(
             epoch=self.epoch,
             step=self.step,
-            module=self._method.module.state_dict(),
-            optimizer=self._stepper.optimizer.state_dict(),
-            scaler=self._stepper.precision.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts.items()},
             rng=capture_rng(self._device),
-            average={} if self._average is None else self._average.state_dict(),
-            moving_average={} if self._moving is None else self._moving.state_dict(),
-            best=self._best.state_dict(),
             record={
                 "loss_sum": self._loss_sum,
                 "final_loss": self._final_loss,
                 "seconds": self._seconds(),
                 "micro_batch": self._stepper.micro_batch,
+                "metrics_bytes": self._run.metrics.stat().st_size,
             },
             identity=self._identity,
         )
@@ -258,9 +254,9 @@ class Training:
             self.save()
             raise self._interrupted(signum)
 
-    def keep(self) -> TrainingResult:
+    def keep(self) -> TrainingSummary:
         """Loads the final weights into the module, after the last epoch."""
-        kept: Kept = "last"
+        kept = "last"
         if self._settings.selection != "last":
             self._best.copy_to(self._method.module)
             kept = "averaged" if self._best.epoch is None else "epoch"
@@ -272,7 +268,7 @@ class Training:
             kept = "moving average"
         self._check_parameters()
         self._method.module.eval()
-        return TrainingResult(
+        return TrainingSummary(
             epochs=self._settings.epochs,
             steps=self._settings.epochs * self._n_steps,
             seconds=self._seconds(),
@@ -285,20 +281,16 @@ class Training:
     def _take_step(self, batch: Batch, *, metrics: MetricsLog | None) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
         self._last_keys = batch.all_keys
-        figures = self._stepper.take(
-            batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
-        )
+        loss, scalars = self._stepper.take(batch, lr=lr, place=self._place(self.step + 1))
         self.step += 1
         if self._moving is not None:
             self._moving.update(self._method.module, step=self.n_done)
-        self._loss_sum += figures.loss
+        self._loss_sum += loss
         if metrics is not None:
             metrics.step(
                 epoch=self.epoch,
                 step=self.n_done,
-                lr=lr,
-                loss=figures.loss,
-                scalars=figures.scalars,
+                figures={"lr": lr, "loss": loss, **scalars},
                 n_images=batch.n_images,
                 is_last=self.step == self._n_steps,
             )
@@ -318,21 +310,16 @@ class Training:
         finite = [parameter.detach().isfinite().all() for parameter in self._parameters.values()]
         for name, is_finite in zip(self._parameters, torch.stack(finite).tolist(), strict=True):
             if not is_finite:
-                raise self._diverged(f"{name} is no longer finite", step=self.step)
+                what = f"{name} is no longer finite"
+                raise diverged(what, self._place(self.step), self._last_keys, self._settings)
 
-    def _diverged(self, what: str, *, step: int) -> DivergedError:
-        return diverged(
-            what,
-            place=f"epoch {self.epoch}, step {step} of {self._n_steps}",
-            keys=self._last_keys,
-            settings=self._settings,
-            state=f"The last finite state is in {self._newest or self._run.checkpoints}.",
-        )
+    def _place(self, step: int) -> str:
+        return f"epoch {self.epoch}, step {step} of {self._n_steps}"
 
     def _interrupted(self, signum: int) -> Interrupted:
         return Interrupted(
-            f"Interrupted at epoch {self.epoch}, step {self.step} of {self._n_steps}; the state is"
-            f" in {self._newest}.\n  Run the same command with --resume to go on from there.",
+            f"Interrupted at {self._place(self.step)}; the state is in {self._newest}.\n"
+            "  Run the same command with --resume to go on from there.",
             signum=signum,
         )
 
@@ -351,7 +338,7 @@ def train(
     device: torch.device,
     identity: Mapping[str, Any] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> TrainingResult:
+) -> TrainingSummary:
     """Trains a method, or resumes an interrupted run.
 
     The module ends in evaluation mode with the final weights. A run whose training is complete is
@@ -373,17 +360,11 @@ def train(
         group: the processes that train together; each gets its share of a batch.
 
     Raises:
-        RecipeError: there are no images for validation, or the run was started with other settings.
+        RecipeError: the run was started with other settings.
         DivergedError: a loss, a gradient or a trained value is not finite.
         Interrupted: SIGINT or SIGTERM arrived, and the state is saved.
         ResourceError: the disk is full or the folder is not writable.
     """
-    if settings.selection != "last" and validate is None:
-        raise RecipeError(
-            f"optim.selection is {settings.selection}, but the recipe has no {settings.selection}"
-            " images.\n"
-            f"  Add data.{settings.selection}, or set optim.selection: last."
-        )
     training = Training(
         method,
         settings,
@@ -397,11 +378,6 @@ def train(
     if training.epoch > settings.epochs:
         log.info("%s is already trained: nothing to do.", run.path)
         return training.keep()
-    if group.on_rank0(lambda: run.is_finished):
-        raise DataError(
-            f"{run.path} is finished, but its last checkpoint is missing.\n"
-            f"  Its weights are in {run.weights.name}; start a new run to train again."
-        )
     with StopSignals() as stop, training.open_log() as metrics:
         training.save()
         with contextlib.closing(batches(training.epoch, training.step)) as remaining:

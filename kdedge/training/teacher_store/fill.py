@@ -21,11 +21,10 @@ from kdedge.data.loader import ImageView, images_a_pass, view_batches
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DivergedError, ResourceError, SetupError
+from kdedge.errors import DivergedError, ResourceError
 from kdedge.files import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.measure import ImageModel
-from kdedge.runtime.preprocess import UnusableImage
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.reuse import OtherStores
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
@@ -87,29 +86,16 @@ class StoreFiller:
         chunks = self.store.chunks()
         self.store.note_images()
         missing = self.group.on_rank0(lambda: self.store.load(chunks))
-        if not missing:
-            self._is_complete(chunks)
-            return
-        if self.group.is_rank0:
-            check_room(self.store, missing)
-            self.store.create()
-        with self._alone():
-            # Another command may have filled it since; all processes go by what rank 0 sees
-            absent = self.group.on_rank0(lambda: [c for c in missing if not self.store.has(c)])
-            if not absent:
-                self._is_complete(chunks)
-                return
-            log.info(
-                "%s. Computing %d of %d files%s.",
-                *(self.store, len(absent), len(chunks), self._about(absent)),
-            )
-            self._tell_of_others()
-            began = time.monotonic()
-            self._fill(absent)
-            took = rough_duration(time.monotonic() - began)
-            log.info("%s filled in %s.", self.store.name, took)
-
-    def _is_complete(self, chunks: Sequence[Chunk]) -> None:
+        if missing:
+            if self.group.is_rank0:
+                check_room(self.store, missing)
+                self.store.create()
+            with self._alone():
+                # Another command may have filled it since; all processes go by what rank 0 sees
+                missing = self.group.on_rank0(lambda: [c for c in missing if not self.store.has(c)])
+                if missing:
+                    self._fill(missing)
+                    return
         if not self.group.is_rank0:
             self.store.load(chunks)
         log.info("%s. It is complete: the teacher is not needed.", self.store)
@@ -141,12 +127,6 @@ class StoreFiller:
                 self._others.n_moved,
             )
 
-    def _about(self, missing: Sequence[Chunk]) -> str:
-        """How long chunks take, in words; empty if workers compute them, who may be faster."""
-        if not self.workers.are_local:
-            return ""
-        return f": about {rough_duration(self.seconds(missing))} on {self.teacher.device}"
-
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates how long chunks take, from forward passes over the first images of one."""
         n_images = sum(len(self._missing(chunk)) for chunk in missing)
@@ -162,6 +142,10 @@ class StoreFiller:
         return times[-1] / len(trial) * n_images
 
     def _fill(self, missing: list[Chunk]) -> None:
+        n_chunks = len(self.store.chunks())
+        log.info("%s. Computing %d of %d files.", self.store, len(missing), n_chunks)
+        self._tell_of_others()
+        began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
         n_done, n_all = 0, sum(len(self.store.positions(chunk)) for chunk in share)
         with progress(f"filling the {self.store.name.lower()}", n_all, unit="crops") as advance:
@@ -175,6 +159,7 @@ class StoreFiller:
                 f"{self.store.file(damaged[0])} was damaged while it was written.\n"
                 "  Check the disk, or choose another folder with --runs."
             )
+        log.info("%s filled in %s.", self.store.name, rough_duration(time.monotonic() - began))
 
     @property
     def _work(self) -> Work[Chunk, Chunk]:
@@ -286,20 +271,8 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
 
 
 def _fill_elsewhere(filler: StoreFiller, resources: WorkerResources) -> DoPieces[Chunk, Chunk]:
-    """`StoreFiller.compute` in another process, with the model opened there.
-
-    Raises:
-        SetupError: it does not see the images.
-    """
+    """`StoreFiller.compute` in another process, with the model opened there."""
     assert filler.opens is not None  # only a model that can be opened again is used elsewhere
-    source, first = filler.source, filler.store.indices[0]
-    try:
-        source.read(first)
-    except UnusableImage as error:
-        raise SetupError(
-            f"{source.items[first].key}: {error.reason}, but the command has read this image.\n"
-            "  Put the images on a file system that all nodes see under the same paths."
-        ) from error
     n_workers = filler.n_workers
     if n_workers == "auto":
         n_workers = min(MAX_WORKERS, resources.n_cores - 1)

@@ -80,27 +80,24 @@ def describe_store(
     """
     items = images.source.items
     listed = [[i, items[i].key, images.digests[i]] for i in sorted(images.indices)]
+    views: dict[str, Any] = {"views": "evaluation"}
+    if augment is not None:
+        views = {
+            "view_seed": augment.seed,
+            "crop_scale_min": augment.scale_min,
+            "crop_ratio": list(RATIO),
+            "flip": augment.flip,
+            "resized_by": "torch",
+            **({"strong_views": True} if augment.strong else {}),
+        }
     return {
         "format": _FORMAT,
         "teacher": provenance,
         "images": sha256_json(listed),
         "n_images": len(listed),
         "preprocess": preprocess.as_dict(),
-        **_describe_views(augment),
+        **views,
         "precision": precision,
-    }
-
-
-def _describe_views(augment: Augmentation | None) -> dict[str, Any]:
-    if augment is None:
-        return {"views": "evaluation"}
-    return {
-        "view_seed": augment.seed,
-        "crop_scale_min": augment.scale_min,
-        "crop_ratio": list(RATIO),
-        "flip": augment.flip,
-        "resized_by": "torch",
-        **({"strong_views": True} if augment.strong else {}),
     }
 
 
@@ -191,50 +188,35 @@ class TeacherStore:
         Every byte is read once for its hash. A file that is damaged or of another store counts as
         missing, with a warning.
         """
-        faults: dict[Path, str] = {}
         missing = []
         with progress(f"verifying the {self.name.lower()}", len(chunks)) as advance:
             for done, chunk in enumerate(chunks, start=1):
-                fault = self._load(chunk)
-                if fault is not None:
+                if not self.has(chunk):
                     missing.append(chunk)
-                if fault:
-                    faults[self.file(chunk)] = fault
                 advance(done)
-        if faults:
-            first, why = next(iter(faults.items()))
+        damaged = [file for file in map(self.file, missing) if file.exists()]
+        if damaged:
             log.warning(
-                "Computing files of the %s again: %d, for example %s: %s.",
-                self.name.lower(),
-                len(faults),
-                first,
-                why,
+                "Computing damaged files of the %s again: %d, for example %s.",
+                *(self.name.lower(), len(damaged), damaged[0]),
             )
         return missing
 
     def has(self, chunk: Chunk) -> bool:
         """Whether a chunk has a valid file of this store. If so, maps it."""
-        return self._load(chunk) is None
-
-    def _load(self, chunk: Chunk) -> str | None:
-        """Maps a chunk. Returns why that is impossible: None if mapped, "" if there is no file."""
-        path = self.file(chunk)
         if chunk in self._features:
-            return None
-        if not path.exists():
-            return ""
+            return True
         try:
-            tensors, facts = read_tensors(path)
-        except DataError as error:
-            return str(error).rstrip(".")
-        if not facts.items() >= self._facts(chunk).items():
-            return "it belongs to another store, view or chunk"
-        features = tensors["teacher_features"]
+            tensors, facts = read_tensors(self.file(chunk))
+        except DataError:
+            return False
+        features = tensors.get("teacher_features", torch.empty(0))
         shape = (len(self.positions(chunk)), self.dim)
-        if features.dtype != self.dtype or tuple(features.shape) != shape:
-            return f"it holds {features.dtype} {list(features.shape)}, not {self.dtype} {shape}"
-        self._features[chunk] = features
-        return None
+        is_own = facts.items() >= self._facts(chunk).items()
+        if is_own and (features.dtype, features.shape) == (self.dtype, shape):
+            self._features[chunk] = features
+            return True
+        return False
 
     def _facts(self, chunk: Chunk) -> dict[str, str]:
         return {"store": self.key, "view": str(chunk.view), "chunk": str(chunk.number)}
