@@ -11,7 +11,6 @@ import click
 from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 from kdedge.data.images import BadImage
-from kdedge.data.sources.folder import left_out_text
 from kdedge.data.survey import Survey
 from kdedge.data.verify import Verification
 from kdedge.errors import DataError
@@ -158,27 +157,18 @@ def _verification_text(verification: Verification) -> str:
     rows = [
         [
             part.part,
-            f"{part.n_published:,}",
-            f"{part.n_listed:,}",
+            f"{part.n_images:,}",
             f"{part.n_missing:,}",
             str(part.n_classes),
             "-" if part.bad is None else str(len(part.bad)),
         ]
         for part in verification.parts
     ]
-    header = ("part", "published", "listed", "missing", "classes", "unreadable")
-    has = "unknown" if verification.n_classes is None else str(verification.n_classes)
-    blocks = [
-        table(
-            [
-                ["folder", str(verification.folder)],
-                ["split", verification.split],
-                ["classes", f"{has}, published {verification.n_classes_published}"],
-            ]
-        )
-    ]
+    header = ("part", "images", "missing", "classes", "unreadable")
+    facts = [["folder", str(verification.folder)], ["classes", str(verification.n_classes)]]
+    blocks = [table(facts)]
     if rows:
-        blocks.append(table(rows, header=header, align="lrrrrr"))
+        blocks.append(table(rows, header=header, align="lrrrr"))
     bad = [image for part in verification.parts for image in part.bad or ()]
     if bad:
         blocks.append(_name_some(bad))
@@ -189,22 +179,8 @@ def _verification_text(verification: Verification) -> str:
 
 
 def _survey_text(survey: Survey) -> str:
-    sides = [min(size) for size, _ in survey.sizes_px]
-    common = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in survey.sizes_px[:3])
-    others = len(survey.sizes_px) - 3
-    rows = [
-        ["source", survey.kind],
-        ["images", f"{survey.n_images:,}"],
-        ["unreadable", f"{len(survey.bad):,}"],
-        ["duplicates", f"{survey.n_duplicates:,}"],
-        ["sizes", common + (f" and {others:,} others" if others > 0 else "")],
-        ["shorter side", f"{min(sides)} to {max(sides)} px"],
-        ["classes", str(len(survey.classes)) if survey.classes else "none"],
-    ]
-    if survey.classes and survey.n_unlabeled:
-        rows.append(["without class", f"{survey.n_unlabeled:,}"])
-    if survey.left_out:
-        rows.append(["left out", left_out_text(dict(survey.left_out))])
+    rows = [["source", survey.kind]]
+    rows += [["images" if n == 0 else "", line] for n, line in enumerate(survey.lines())]
     blocks = [table(rows)]
     if survey.classes:
         classes = [[name, f"{count:,}"] for name, count in survey.classes]

@@ -5,18 +5,17 @@ Sentences that describe the classes come from a JSON file, {class name: [sentenc
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, StrictStr, TypeAdapter, ValidationError
 
 from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.config.fields import class_key
 from kdedge.data.benchmarks import load_benchmark
+from kdedge.data.sources import synthetic
 from kdedge.errors import DataError, suggestion
 from kdedge.files import read_text, sha256_json
 
@@ -42,8 +41,6 @@ def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
     if spec.benchmark is not None:
         return load_benchmark(spec.benchmark).class_names(benchmark_root(data))
     if spec.synthetic is not None:
-        from kdedge.data.sources import synthetic
-
         return synthetic.class_names(spec.synthetic)
     names = tuple(spec.names or ())
     check_class_names(names, "classes")
@@ -122,22 +119,16 @@ def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str,
         class_names: the class list; the file's keys are exactly these names, in any order.
 
     Raises:
-        DataError: the file cannot be read or has another form; a class is unknown, appears twice,
-            or has no sentence.
+        DataError: the file cannot be read or has another form; a class is unknown, or has no
+            sentence.
     """
     text = read_text(path, remedy=_FORM)
     try:
-        texts = _TEXTS.validate_python(json.loads(text, object_pairs_hook=_without_repeats))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not JSON: {error.msg}, column {error.colno}.\n  {_FORM}"
-        ) from error
+        texts = _TEXTS.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ", sentence ".join(str(i + 1 if isinstance(i, int) else i) for i in first["loc"])
         raise DataError(f"{path}: {place or 'it'}: {first['msg']}.\n  {_FORM}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be used: {error}.\n  {_FORM}") from error
     unknown = next((name for name in texts if name not in class_names), None)
     if unknown is not None:
         remedy = suggestion(unknown, class_names, "Keys must be names of the class list.")
@@ -161,11 +152,3 @@ def _sentence(text: str) -> str:
 _TEXTS = TypeAdapter(
     dict[str, Annotated[list[Annotated[StrictStr, AfterValidator(_sentence)]], Field(min_length=1)]]
 )
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = Counter(name for name, _ in pairs)
-    name, n_times = names.most_common(1)[0] if names else ("", 0)
-    if n_times > 1:
-        raise ValueError(f'"{name}" appears twice; put its sentences into one list')
-    return dict(pairs)

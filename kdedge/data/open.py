@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kdedge.config.data_spec import SOURCES, DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources import ImageSource, csv_list, folder, huggingface, parquet, webdataset
+from kdedge.data.sources import (
+    ImageSource,
+    csv_list,
+    folder,
+    huggingface,
+    parquet,
+    synthetic,
+    webdataset,
+)
 from kdedge.errors import DataError, RecipeError
 
 
@@ -26,46 +35,33 @@ def open_source(
         DataError: the source is missing, empty or malformed, or its labels do not fit the names.
         MissingPackage: the source needs a package that is not installed.
     """
+    labels: dict[str, Any] = {"class_names": class_names, "labeled": labeled}
+    columns: dict[str, Any] = {
+        "image_column": spec.image_column,
+        "label_column": spec.label_column,
+    }
     if spec.folder is not None:
-        return folder.open_source(spec.folder, class_names=class_names, labeled=labeled)
+        return folder.open_source(spec.folder, **labels)
     if spec.webdataset is not None:
-        return webdataset.open_source(spec.webdataset, class_names=class_names, labeled=labeled)
+        return webdataset.open_source(spec.webdataset, **labels)
     if spec.list is not None:
-        return csv_list.open_source(spec.list, class_names=class_names, labeled=labeled)
-    columns = {"image_column": spec.image_column, "label_column": spec.label_column}
+        return csv_list.open_source(spec.list, **labels)
     if spec.parquet is not None:
-        return parquet.open_source(
-            spec.parquet, **columns, class_names=class_names, labeled=labeled
-        )
+        return parquet.open_source(spec.parquet, **columns, **labels)
     if spec.huggingface is not None:
-        return huggingface.open_source(
-            spec.huggingface,
-            part=spec.part,
-            **columns,
-            class_names=class_names,
-            labeled=labeled,
-        )
+        return huggingface.open_source(spec.huggingface, part=spec.part, **columns, **labels)
     if spec.benchmark is not None:
         benchmark = load_benchmark(spec.benchmark)
-        return benchmark.open_source(
-            benchmark_root(data), part=spec.part, class_names=class_names, labeled=labeled
-        )
+        return benchmark.open_source(benchmark_root(data), part=spec.part, **labels)
     if spec.synthetic is not None:
-        return _open_synthetic(spec.synthetic, spec.part, class_names, labeled=labeled)
+        names = synthetic.class_names(spec.synthetic)
+        if labeled and tuple(class_names) != names:
+            raise DataError(
+                f"synthetic: {spec.synthetic} has its own {len(names)} class names, but the class"
+                f" list has {len(class_names)} others.\n"
+                f"  Set classes to {{synthetic: {spec.synthetic}}}."
+            )
+        return synthetic.open_source(spec.synthetic, part=spec.part, labeled=labeled)
     raise RecipeError(
         f"a data source does not name any images.\n  Give it one of {', '.join(SOURCES)}."
     )
-
-
-def _open_synthetic(
-    name: str, part: str, class_names: Sequence[str], *, labeled: bool
-) -> ImageSource:
-    from kdedge.data.sources import synthetic
-
-    names = synthetic.class_names(name)
-    if labeled and tuple(class_names) != tuple(names):
-        raise DataError(
-            f"synthetic: {name} has its own {len(names)} class names, but the class list has"
-            f" {len(class_names)} others.\n  Set classes to {{synthetic: {name}}}."
-        )
-    return synthetic.open_source(name, part=part, labeled=labeled)

@@ -161,12 +161,10 @@ def _decoder() -> list[object]:
 def _read(file: Path) -> dict[str, str]:
     """The images of a cache file; none if it is missing, damaged or has another version."""
     try:
-        digest, _, body = file.read_bytes().partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() == digest:
-            value = json.loads(body)
-            if value["decoder"] == _decoder():
-                images: dict[str, str] = value["images"]
-                return images
+        value = json.loads(file.read_bytes())
+        if value["decoder"] == _decoder():
+            images: dict[str, str] = value["images"]
+            return images
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -175,6 +173,5 @@ def _read(file: Path) -> dict[str, str]:
 
 
 def _write(file: Path, new: Mapping[str, str]) -> None:
-    images = {**_read(file), **new}
-    body = json.dumps({"decoder": _decoder(), "images": images}).encode()
-    write_atomic(file, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    contents = {"decoder": _decoder(), "images": {**_read(file), **new}}
+    write_atomic(file, json.dumps(contents).encode())

@@ -59,13 +59,16 @@ class Survey:
 
     def lines(self) -> list[str]:
         """The summary as lines; the number of images comes first."""
-        sizes = " and ".join(f"{width}x{height}" for (width, height), _ in self.sizes_px[:2])
-        more = len(self.sizes_px) - 2
-        lines = [
-            f"{self.n_images:,}, of {sizes}" + (f" and {more} other sizes" if more > 0 else "")
-        ]
+        sizes = [f"{width}x{height}" for (width, height), _ in self.sizes_px]
+        text = " and ".join(sizes[:2])
+        if len(sizes) > 2:
+            sides = [min(size) for size, _ in self.sizes_px]
+            text += f" and {len(sizes) - 2} other sizes, shorter side {min(sides)} to {max(sides)}"
+        lines = [f"{self.n_images:,}, of {text}"]
         if self.bad:
-            lines.append(f"{len(self.bad)} of {self.n_read} sampled images cannot be read")
+            lines.append(f"{len(self.bad):,} of {self.n_read:,} cannot be read")
+        if self.n_duplicates:
+            lines.append(f"{self.n_duplicates:,} of {self.n_read:,} are copies of others")
         present = [n for _, n in self.classes if n]
         if present:
             low, high = min(present), max(present)
@@ -73,7 +76,7 @@ class Survey:
             lines.append(f"{per_class} images per class, {len(present)} classes")
             lines += [f"no images of {name_some(self.absent)}"] if self.absent else []
         if self.n_unlabeled and present:
-            lines.append(f"{self.n_unlabeled} outside of class folders are not used")
+            lines.append(f"{self.n_unlabeled:,} without a class")
         if self.twins:
             n = len(self.twins)
             have = "images have" if n > 1 else "image has"

@@ -14,11 +14,10 @@ import pickle
 import signal
 import socket
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from kdedge import __version__
 from kdedge.errors import KdedgeError, MissingPackage, ResourceError, SetupError
@@ -175,45 +174,14 @@ def connected(device: str | None) -> Iterator[RayWorkers]:
     """
     ray = _ray()
     is_ours = not ray.is_initialized()
-    with _own_stdout():
+    with contextlib.redirect_stdout(sys.stderr):  # for what Ray prints
         if is_ours:
             _connect(ray)
         try:
             yield _workers(ray, device)
         finally:
             if is_ours:
-                with contextlib.redirect_stdout(sys.stderr):  # for messages that Ray held back
-                    ray.shutdown()
-
-
-@contextlib.contextmanager
-def _own_stdout() -> Iterator[None]:
-    """Context in which only this thread writes to stdout, and Ray's threads to stderr."""
-    if sys.stdout is None:  # closed, as by >&-
-        yield
-        return
-    stdout: Any = _ThreadStdout(sys.stdout)
-    with contextlib.redirect_stdout(stdout):
-        yield
-
-
-class _ThreadStdout:
-    """Stdout for the thread that made it; what others print goes to stderr."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        return self._of_caller().write(text)
-
-    def flush(self) -> None:
-        self._of_caller().flush()
-
-    def _of_caller(self) -> TextIO:
-        return self._stream if threading.get_ident() == self._thread else sys.stderr
+                ray.shutdown()
 
 
 def _ray() -> Any:

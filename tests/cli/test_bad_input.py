@@ -273,9 +273,10 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(kdedge: Run) ->
     clips = ("--teacher", "teacher.pt", "--student", "student.pt")
     done = kdedge(*INIT, *clips)
     assert done.code == 0, done.err
-    assert done.out.splitlines()[:7] == [
+    assert done.out.splitlines()[:8] == [
         "classes  4 in classes.txt",
         "images   41, of 40x40",
+        "         1 of 41 are copies of others",
         "         1 image has the name of another one, such as 0_0.png: masks?",
         "         They count as images; move them out of the folder.",
         "         skipped: 1 .txt",
@@ -359,8 +360,7 @@ def test_init_follows_the_logit_scale_where_prompts_are_trained(
 @pytest.mark.parametrize("kind", ["folder", "list"])
 def test_a_class_without_labels_is_named_and_the_others_are_taught(kdedge: Run, kind: str) -> None:
     keep("labeled/dog", 0)
-    Path("labeled/__MACOSX").mkdir()
-    shutil.copy("labeled/cat/0.jpg", "labeled/__MACOSX/x.jpg")
+    Path("labeled/notes.txt").touch()
     shutil.copy("labeled/cat/0.jpg", "labeled/loose.jpg")
     files = sorted(Path("labeled").glob("*/[0-9].jpg"))
     rows = [f"{file},{file.parent.name}\n" for file in files]
@@ -370,7 +370,7 @@ def test_a_class_without_labels_is_named_and_the_others_are_taught(kdedge: Run, 
     assert done.code == 0, done.err
     assert 'data.labeled has no images of 1 of 4 classes: "dog".' in done.err
     assert "data.labeled: 1 of 19 images have no label and are skipped; the first is" in done.err
-    is_said = "data.labeled: files that are not read as images are skipped: 1 __MACOSX." in done.err
+    is_said = "data.labeled: files that are not read as images are skipped: 1 .txt." in done.err
     assert is_said == (kind == "folder")
     assert re.search(r"teacher: images +18 used of 19", done.out)
 

@@ -186,11 +186,7 @@ def test_an_image_that_changes_while_it_is_read_is_not_kept(images: Path, tmp_pa
 
 def damage(kind: str, file: Path) -> None:
     data = file.read_bytes()
-    if kind == "flipped":
-        # A digest of another image would be the worst that damage can do
-        at = data.index(b'.png": "') + 60
-        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    elif kind == "folder":
+    if kind == "folder":
         file.unlink()
         file.mkdir()
     else:
@@ -198,7 +194,7 @@ def damage(kind: str, file: Path) -> None:
         file.write_bytes(contents[kind])
 
 
-@pytest.mark.parametrize("kind", ["flipped", "cut", "empty", "foreign", "folder"])
+@pytest.mark.parametrize("kind", ["cut", "empty", "foreign", "folder"])
 def test_a_damaged_cache_costs_a_scan_and_nothing_else(
     kind: str, images: Path, tmp_path: Path
 ) -> None:

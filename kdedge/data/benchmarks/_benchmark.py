@@ -9,15 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource
-from kdedge.errors import DataError, os_reason
+from kdedge.data.sources import FileSource
+from kdedge.errors import DataError
 from kdedge.files import read_text
 
 MIRROR = "zhengli97/prompt_learning_dataset"
 """Repository on the Hugging Face Hub: one zip per set with its split file, but not ImageNet
 (PromptKD repository, DATASETS.md)."""
-
-_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -195,31 +193,3 @@ def read_lines(path: Path) -> list[str]:
 def unexpected(path: Path, got: str, expected: str) -> DataError:
     """Returns the error for an annotation that differs from the published files."""
     return DataError(f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file again.")
-
-
-def folders_in(folder: Path) -> list[str]:
-    """Returns the sorted names of the folders in a folder, without hidden ones.
-
-    Raises:
-        DataError: it cannot be listed.
-    """
-    return sorted(path.name for path in _listed(folder) if path.is_dir())
-
-
-def images_in(folder: Path) -> list[str]:
-    """Returns the sorted names of the image files in a folder, without hidden ones.
-
-    Raises:
-        DataError: it cannot be listed.
-    """
-    return sorted(path.name for path in _listed(folder) if path.name.lower().endswith(_SUFFIXES))
-
-
-def _listed(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden."""
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be listed: {os_reason(error)}.\n  Get the set's images again."
-        ) from error

@@ -21,16 +21,14 @@ from kdedge.data.benchmarks._benchmark import (
     Download,
     HubArchive,
     exists,
-    folders_in,
     google_drive,
-    images_in,
     read_lines,
     unexpected,
     unpacked,
 )
 from kdedge.data.benchmarks._coop_split import CoopSplit, open_part
-from kdedge.data.sources import FileSource
-from kdedge.errors import DataError, MissingPackage
+from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource
+from kdedge.errors import DataError, MissingPackage, os_reason
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +41,7 @@ _LICENSE_OF_VARIANTS = (
     " as with ImageNet"
 )
 
+_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _IMAGENET = "imagenet"
 _WORDNET_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
 
@@ -81,7 +80,8 @@ class FolderSet(Benchmark):
         rows = tuple(
             (f"{class_folder}/{file}", label)
             for label, class_folder in enumerate(names)
-            for file in images_in(folder / class_folder)
+            for file in _names_in(folder / class_folder)
+            if file.lower().endswith(_SUFFIXES)
         )
         n_published = self.n_images.get(part, self.n_images["test"])
         if len(rows) != n_published:
@@ -95,7 +95,7 @@ class FolderSet(Benchmark):
     def _names(self, root: Path, images: str) -> dict[str, str]:
         """Class folder -> class name, in label order."""
         folder = root / self.folder / images
-        folders = folders_in(folder)
+        folders = [name for name in _names_in(folder) if (folder / name).is_dir()]
         if len(folders) != self.n_classes:
             raise DataError(
                 f"{folder} has {len(folders)} class folders, the published set"
@@ -115,6 +115,16 @@ class FolderSet(Benchmark):
         return {key: name for key, name in by_folder.items() if key in known}
 
 
+def _names_in(folder: Path) -> list[str]:
+    """The sorted names in a folder, without hidden ones."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be listed: {os_reason(error)}.\n  Get the set's images again."
+        ) from error
+
+
 def _read_names(root: Path, folder: str) -> dict[str, str]:
     """WordNet id -> class name, of all 1000 and in their order, no name twice."""
     files = [root / place / _CLASS_NAMES for place in (folder, _IMAGENET)]
@@ -131,8 +141,7 @@ def _read_names(root: Path, folder: str) -> dict[str, str]:
     for wordnet_id, name in _WORDNET_NAMES.items():
         if counts[names.get(wordnet_id, "")] > 1:
             names[wordnet_id] = name
-    counts = Counter(names.values())
-    return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in names.items()}
+    return names
 
 
 def _names_of_open_clip(file: Path) -> dict[str, str]:

@@ -56,7 +56,8 @@ def class_names(name: str) -> tuple[str, ...]:
     Raises:
         RecipeError: no set of that name.
     """
-    _check_known("synthetic set", name, ("shapes",))
+    if name != "shapes":
+        raise RecipeError(f"{name!r} is not a synthetic set.\n  {suggestion(name, ['shapes'])}")
     return _SHAPES_CLASSES
 
 
@@ -69,10 +70,9 @@ def open_source(name: str, *, part: str, labeled: bool) -> ImageSource:
         labeled: whether items have their label.
 
     Raises:
-        RecipeError: no set or part of that name.
+        RecipeError: no set of that name.
     """
     n_classes = len(class_names(name))
-    _check_known(f"part of the synthetic set {name}", part, tuple(_PART_SIZES))
     items = tuple(
         Item(key=f"{name}/{part}/{index:05d}", label=index % n_classes if labeled else None)
         for index in range(n_classes * _PART_SIZES[part])
@@ -100,8 +100,3 @@ class SyntheticSource:
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return buffer.getvalue()
-
-
-def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise RecipeError(f"{name!r} is not a {what}.\n  {suggestion(name, known)}")
