@@ -46,7 +46,7 @@ def main(output: Path) -> int:
             shutil.copy(picture, pages)
         for page in pages.rglob("*.md"):  # links that also work in the repository
             text = page.read_text(encoding="utf-8").replace("../benchmarks/README.md", "results.md")
-            text = text.replace("../CONTRIBUTING.md", "contributing.md")
+            text = text.replace("../CONTRIBUTING.md", "contributing.md").replace("../docs/", "")
             page.write_text(text, encoding="utf-8")
         for name, text in generated_pages().items():
             (pages / name).write_text(text, encoding="utf-8")

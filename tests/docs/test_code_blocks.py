@@ -141,7 +141,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
         " nvcr.io/nvidia/tritonserver:<version>-py3 tritonserver"
         " --model-repository=/models": SERVER,
-        'client = triton.InferenceServerClient("localhost:8000")': SERVER,
     },
     "docs/deploy/tensorrt.md": {
         "sudo nvpmodel -q": GPU,
