@@ -48,7 +48,6 @@ MALFORMED = (
     AttributeError,
     ArithmeticError,
     AssertionError,
-    NotImplementedError,
     RuntimeError,
     MemoryError,
 )
@@ -56,7 +55,7 @@ MALFORMED = (
 
 _MAX_PICKLE_BYTES = 256 << 20
 _MAX_CODE_BYTES = 16 << 20
-_DTYPES = {
+DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -68,6 +67,7 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+"""Name of a type of storage -> dtype of its values; files of weights have no others."""
 
 
 class StoredTensor(NamedTuple):
@@ -174,8 +174,8 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="utf-8")
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("torch", "torch.storage") and name in _DTYPES:
-            return _StorageType(_DTYPES[name])
+        if module in ("torch", "torch.storage") and name in DTYPES:
+            return _StorageType(DTYPES[name])
         if module == "torch._utils":
             if name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
                 return _RebuildTensor()

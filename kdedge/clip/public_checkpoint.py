@@ -180,23 +180,19 @@ def deviation(
         tensor's is its largest difference over its largest loaded magnitude.
 
     Raises:
-        ShapeError: a tensor has different shapes in the two.
-        DataError: the loaded CLIP has no tensor of that name.
+        ShapeError: the loaded CLIP has no tensor of that name and shape.
     """
     relative, where = 0.0, ""
     for key, tensor in checkpoint_backbone.items():
-        if key not in backbone_state:
-            raise DataError(
-                f"The checkpoint has {for_message(key)}, which the loaded CLIP does not have.\n"
-                "  Load the CLIP that the checkpoint was trained on, such as ViT-B-16 or ViT-L-14."
-            )
-        ours = backbone_state[key].detach().float().cpu()
-        if ours.shape != tensor.shape:
+        ours = backbone_state.get(key)
+        if ours is None or ours.shape != tensor.shape:
+            shape = "not there" if ours is None else list(ours.shape)
             raise ShapeError(
-                f"{key} is {list(tensor.shape)} in the checkpoint and {list(ours.shape)} in the"
+                f"{for_message(key)} is {list(tensor.shape)} in the checkpoint and {shape} in the"
                 " loaded CLIP.\n"
                 "  Load the CLIP that the checkpoint was trained on, such as ViT-B-16 or ViT-L-14."
             )
+        ours = ours.detach().float().cpu()
         if not ours.numel():
             continue
         difference = float((ours - tensor.detach().float().cpu()).abs().max())
@@ -251,22 +247,9 @@ def _open_clip_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _method_of(state_dict: Mapping[str, Tensor]) -> str:
     """Names the method that a state dict looks like, by the keys that only it has."""
-    has = "\n".join(["", *state_dict, ""])
-    signs = (
-        ("\nVPT_image_trans.", _PROMPTKD),
-        ("compound_prompt", "a MaPLe checkpoint"),
-        ("\nprompt_learner.ZS_image_encoder.", _PROMPTSRC),
-        ("\nmeta_net.", "a CoCoOp checkpoint (the prompt learner alone)"),
-        ("\nctx\n", "a CoOp checkpoint (the prompt learner alone)"),
-    )
-    for sign, method in signs:
-        if sign in has:
-            return method
-    if "\nprompt_learner.ctx\n" in has and "\nimage_encoder.VPT\n" in has:
-        # IVLP's keys are PromptSRC's without the second image encoder, which is of no use.
+    if any(key.startswith("VPT_image_trans.") for key in state_dict):
+        return _PROMPTKD
+    if {"prompt_learner.ctx", "image_encoder.VPT"} <= state_dict.keys():
         return _PROMPTSRC
-    if "\nimage_encoder.VPT\n" in has:
-        return "a VPT checkpoint (no text context, no projector)"
-    return layout_of(state_dict) or "nothing known: " + ", ".join(
-        for_message(key) for key in list(state_dict)[:3]
-    )
+    known = layout_of(state_dict)
+    return known or f"nothing known: {', '.join(map(for_message, list(state_dict)[:3]))}"

@@ -28,10 +28,11 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from kdedge.clip.architecture import EncoderSizes, encoder_sizes, image_size, read_config
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_config, builtin_file, builtin_model
-from kdedge.clip.weights import Weights, describe_missing_weights, infer_config
+from kdedge.clip.weights import Weights, infer_config
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
-from kdedge.errors import RecipeError
+from kdedge.config.student_sizes import NO_NETWORK
+from kdedge.errors import RecipeError, SetupError, first_line, suggestion
 from kdedge.runtime.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,10 @@ def read_model_config(
         return spec.name, builtin_config(spec.name)
     config = open_clip.get_model_config(spec.name)
     if config is None:
-        raise describe_missing_weights(spec.name, None, None)
+        raise RecipeError(
+            f"{spec.name} is not a model of open_clip {open_clip.__version__}."
+            f" {suggestion(spec.name, open_clip.list_models(), '')}".rstrip()
+        )
     return spec.name, dict(config)
 
 
@@ -151,12 +155,15 @@ def find_weights(
     else:
         pretrained = open_clip.get_pretrained_cfg(name, tag)
         if not pretrained:
-            raise describe_missing_weights(name, tag, None)
+            tags = open_clip.list_pretrained_tags_by_model(name)
+            guess = f"{tag} is not a pretrained tag of {name}. {suggestion(tag, tags, '')}".rstrip()
+            known = ", ".join(tags) or "none; set weights: to a file"
+            raise RecipeError(f"{guess}\n  Its pretrained tags: {known}.")
         try:
             file = WeightsFile(fetch_pretrained(pretrained), hashes)
         # urllib and the hub's client raise different errors for the same cause
         except Exception as error:
-            raise describe_missing_weights(name, tag, error) from error
+            raise not_fetched(f"{tag} of {name}", pretrained, error) from error
         by_weights = bool(pretrained.get("quick_gelu", False))
     by_name = model_config.get("quick_gelu", False)
     if spec.config is None and not by_name:
@@ -239,14 +246,34 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
         cached = _file_in_hub_cache(pretrained["hf_hub"])
         if cached is not None:
             return cached
-        _say(pretrained["hf_hub"].rstrip("/"), constants.ENDPOINT, Path(constants.HF_HUB_CACHE))
-        _check_reachable(constants.ENDPOINT)
+        _connect(pretrained["hf_hub"].rstrip("/"), constants.ENDPOINT, constants.HF_HUB_CACHE)
     else:
         folder, name = _URL_CACHE.expanduser(), pretrained["url"].rpartition("/")[2]
         if not (folder / name).is_file():
-            _say(name, pretrained["url"], folder)
-            _check_reachable(pretrained["url"])
+            _connect(name, pretrained["url"], folder)
     return Path(open_clip.download_pretrained(dict(pretrained)))
+
+
+def not_fetched(what: str, source: Mapping[str, Any], error: Exception) -> SetupError:
+    """The error of weights that could not be fetched: which file to fetch by hand.
+
+    Args:
+        what: names the weights.
+        source: open_clip's entry for a model and tag: `hf_hub`, `url` or both.
+        error: why not.
+    """
+    places = [source["url"]] if source.get("url") else []
+    if source.get("hf_hub"):
+        repository, _, file = source["hf_hub"].rpartition("/")
+        file = file or "open_clip_model.safetensors"
+        places.append(f"https://huggingface.co/{repository}/resolve/main/{file}")
+    return SetupError(
+        f"The weights {what} are not on this machine and could not be fetched:"
+        f" {first_line(error)}\n"
+        f"  Fetch {' or '.join(places)}\n"
+        "  on a machine with a network, copy the file here, and set it in the recipe next to"
+        " backbone: weights: /path/to/file\n  " + "\n  ".join(NO_NETWORK)
+    )
 
 
 def fetch_from_hub(repository: str, name: str) -> Path:
@@ -263,14 +290,8 @@ def fetch_from_hub(repository: str, name: str) -> Path:
     cached = try_to_load_from_cache(repository, name)
     if isinstance(cached, str):
         return Path(cached)
-    _say(f"{repository}/{name}", constants.ENDPOINT, Path(constants.HF_HUB_CACHE))
-    _check_reachable(constants.ENDPOINT)
+    _connect(f"{repository}/{name}", constants.ENDPOINT, constants.HF_HUB_CACHE)
     return Path(hf_hub_download(repository, name))
-
-
-def _say(what: str, address: str, folder: Path) -> None:
-    server = urlsplit(address).netloc.rpartition("@")[2]  # the address without a password
-    log.info("Fetching the weights %s from %s into %s.", what, server, folder)
 
 
 def _file_in_hub_cache(place: str) -> Path | None:
@@ -285,10 +306,12 @@ def _file_in_hub_cache(place: str) -> Path | None:
     return None
 
 
-def _check_reachable(address: str) -> None:
-    """Connects once; skipped behind a proxy, as only the proxy can reach the server."""
+def _connect(what: str, address: str, folder: str | Path) -> None:
+    """Says what is fetched and connects once, unless only a proxy can reach the server."""
+    parts = urlsplit(address)
+    server = parts.netloc.rpartition("@")[2]  # the address without a password
+    log.info("Fetching the weights %s from %s into %s.", what, server, folder)
     if {"http", "https", "all"} & urllib.request.getproxies().keys():
         return
-    parts = urlsplit(address)
     port = parts.port or (80 if parts.scheme == "http" else 443)
     socket.create_connection((parts.hostname or "", port), timeout=_REACH_WITHIN_S).close()

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import timm
 import torch
 
-from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub
+from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub, not_fetched
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import PACKAGED
-from kdedge.errors import MissingPackage, RecipeError, SetupError, first_line, nearest
+from kdedge.errors import MissingPackage, RecipeError, nearest
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 _RESIZE_MODES: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
@@ -115,13 +115,7 @@ def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -
         return fetch_from_hub(repository, _FILE)
     # urllib and the hub's client raise different errors for the same cause
     except Exception as error:
-        raise SetupError(
-            f"The weights of {name} are not on this machine and could not be fetched:"
-            f" {first_line(error)}\n"
-            f"  Fetch https://huggingface.co/{repository}/resolve/main/{_FILE}\n"
-            "  on a machine with a network, copy the file here, and set it in the recipe next to"
-            " backbone: weights: /path/to/file"
-        ) from error
+        raise not_fetched(f"of {name}", {"hf_hub": f"{repository}/{_FILE}"}, error) from error
 
 
 def _file_of_package(name: str) -> Path:

@@ -114,11 +114,11 @@ class BlockFeatures(nn.Module):
         self.chosen = tuple((index + 1) * n_all // n - 1 for index in range(n))
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W], normalized -> [B, D_blocks]."""
+        """[B, 3, H, W], normalized -> [B, D_blocks], float32."""
         visual = self.visual
         if not self.chosen:
             features: Tensor = visual(images)
-            return features
+            return features.float()
         if isinstance(visual, VisionTransformer):
             return self._of_clip(visual, images)
         # open_clip wraps an encoder of timm as `trunk`, with a `head` after it
@@ -127,7 +127,7 @@ class BlockFeatures(nn.Module):
         last, maps = trunk.forward_intermediates(images, indices=list(self.chosen))
         features = trunk.forward_head(last)
         features = features if trunk is encoder else encoder.head(features)
-        return torch.cat([features, *(output.mean(dim=(2, 3)) for output in maps)], dim=1)
+        return torch.cat([features, *(output.mean(dim=(2, 3)) for output in maps)], dim=1).float()
 
     def _of_clip(self, visual: VisionTransformer, images: Tensor) -> Tensor:
         tokens = embed_patches(visual, images)
@@ -139,7 +139,7 @@ class BlockFeatures(nn.Module):
                 features.append(tokens[:, 0])
                 if not is_last:
                     features.append(tokens[:, 1:].mean(dim=1))
-        return torch.cat([visual.ln_post(tokens[:, 0]) @ visual.proj, *features], dim=1)
+        return torch.cat([visual.ln_post(tokens[:, 0]) @ visual.proj, *features], dim=1).float()
 
 
 def _n_blocks(visual: nn.Module) -> int:

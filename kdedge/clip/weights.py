@@ -20,22 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge.clip._unpickle import MALFORMED, REMEDY, Inert, kind_of, open_archive
-from kdedge.config.student_sizes import NO_NETWORK
-from kdedge.errors import (
-    DataError,
-    KdedgeError,
-    RecipeError,
-    SetupError,
-    first_line,
-    some_of,
-    suggestion,
-)
+from kdedge.clip._unpickle import DTYPES, MALFORMED, REMEDY, Inert, kind_of, open_archive
+from kdedge.errors import DataError, first_line, some_of
 
 OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Sizes that OpenAI's archives keep among the weights (openai/CLIP, clip/model.py)."""
@@ -177,37 +167,22 @@ def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:
     for key, given in values.items():
         is_size = key in OPENAI_EXTRA_KEYS and isinstance(given, int)
         value = torch.tensor(given) if is_size else given
-        if not isinstance(key, str) or not _is_plain(value):
+        is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if not isinstance(key, str) or not is_dense or value.dtype not in DTYPES.values():
             raise DataError(
                 f"{path} is not a state dict: {key!r} is not a plain tensor"
                 f" but {value.dtype if isinstance(value, Tensor) else type(value).__name__}.\n"
                 f"{REMEDY}"
             )
-        if not _is_buffer_to_ignore(key) and not _is_finite(value):
+        has_extremes = value.is_floating_point() and value.numel() and not _is_buffer_to_ignore(key)
+        # Extremes take one pass without a copy
+        if has_extremes and not all(extreme.isfinite() for extreme in torch.aminmax(value)):
             raise DataError(
                 f"{path}: {key} holds values that are not finite.\n"
                 "  The file is damaged or its training diverged; fetch it again."
             )
         state_dict[key] = value.detach()
     return state_dict
-
-
-def _is_finite(value: Tensor) -> bool:
-    """Whether no value is infinite or NaN; extremes take one pass without a copy."""
-    if not value.is_floating_point() or value.numel() == 0:
-        return True
-    if value.element_size() == 1:  # float8 has no minimum and maximum in torch
-        value = value.float()
-    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(value))
-
-
-def _is_plain(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not (value.is_quantized or value.is_meta or value.is_complex())
-        and value.dtype != getattr(torch, "float4_e2m1fn_x2", None)  # nothing converts it
-    )
 
 
 def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, Any]:
@@ -329,42 +304,3 @@ def for_message(name: str) -> str:
 
 def _is_buffer_to_ignore(key: str) -> bool:
     return key.rpartition(".")[2] == "attn_mask"
-
-
-def describe_missing_weights(name: str, tag: str | None, error: Exception | None) -> KdedgeError:
-    """Makes the error for a model of open_clip whose weights are not on this machine.
-
-    Args:
-        name: open_clip's model name.
-        tag: pretrained tag of that model; None if only the name is to be checked.
-        error: why the download failed, if one was tried.
-
-    Returns:
-        A RecipeError with the nearest names if open_clip has no such model or tag. Otherwise a
-        SetupError that says which file to fetch by hand and where to name it.
-    """
-    models = open_clip.list_models()
-    if name not in models:
-        return RecipeError(
-            f"{name} is not a model of open_clip {open_clip.__version__}."
-            f" {suggestion(name, models, '')}".rstrip()
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
-    if not source:
-        known = ", ".join(tags) if tags else "none; set weights: to a file"
-        what = f"{tag} is not a pretrained tag of {name}." if tag else f"{name} needs weights."
-        guess = f"{what} {suggestion(tag or '', tags, '')}".rstrip()
-        return RecipeError(f"{guess}\n  Its pretrained tags: {known}.")
-    places = [source["url"]] if source.get("url") else []
-    if source.get("hf_hub"):
-        repository, _, file = source["hf_hub"].rpartition("/")
-        file = file or "open_clip_model.safetensors"
-        places.append(f"https://huggingface.co/{repository}/resolve/main/{file}")
-    reason = f" and could not be fetched: {first_line(error)}" if error else "."
-    return SetupError(
-        f"The weights {tag} of {name} are not on this machine{reason}\n"
-        f"  Fetch {' or '.join(places)}\n"
-        "  on a machine with a network, copy the file here, and set it in the recipe next to"
-        " backbone: weights: /path/to/file\n  " + "\n  ".join(NO_NETWORK)
-    )

@@ -146,18 +146,13 @@ def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int,
     return min(longest, _MAX_KEY_COLUMN), max(len(visible(name)) for name in class_names)
 
 
-def named(answer: ClassScore, min_score: float | None) -> bool:
-    """Whether the score of an image's best class reaches the minimum."""
-    return min_score is None or (
-        answer.score_percent is not None and answer.score_percent >= min_score
-    )
-
-
 def best_name(result: Prediction, min_score: float | None) -> str | None:
     """The answer for an image: its best class, `none`, or None if the score is too low."""
     if result.is_none:
         return NONE
-    return result.top[0].class_name if named(result.top[0], min_score) else None
+    best = result.top[0]
+    is_sure = min_score is None or (best.score_percent or 0) >= min_score
+    return best.class_name if is_sure else None
 
 
 def answer_values(result: Prediction, min_score: float | None) -> dict[str, Any]:

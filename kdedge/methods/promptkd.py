@@ -36,7 +36,7 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.token_merging import max_merge_tokens
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
-from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.methods.losses import (
     DEFAULT,
     ChosenLosses,
@@ -364,9 +364,10 @@ class Student(nn.Module):
                 context_init=settings.context_init,
                 generator=generator,
             )
+        frozen = first_blocks(backbone.visual, settings.depth)
+        self._frozen = [frozen]  # in a list, as a module's own modules are in its state dict
         if settings.tune == "full":
-            kept = first_blocks(backbone.visual, settings.depth)
-            self.visual = copy.deepcopy(kept).requires_grad_(True)
+            self.visual = copy.deepcopy(frozen).requires_grad_(True)
         self.lora, self.text_prompts = lora, text_prompts
         self.losses = settings.losses.build()
         has_scale = isinstance(backbone, Backbone)
@@ -381,22 +382,22 @@ class Student(nn.Module):
                         "  Use a loss on logits, such as the default, or class_vectors: teacher."
                     )
 
-    def encoder(self, frozen: nn.Module) -> nn.Module:
-        """The image encoder in training: the backbone's, the student's copy, or one with `lora`."""
-        if self.lora is not None:
-            return with_layers(frozen, self.lora.layers())
-        return frozen if self.visual is None else self.visual
+    def encoder(self, *, merges_lora: bool = False) -> nn.Module:
+        """The image encoder: the backbone's, the student's copy, or one with `lora`.
 
-    def deployed_encoder(self, frozen: nn.Module) -> nn.Module:
-        """The image encoder, low-rank changes merged; its layers have the backbone's types."""
+        If `lora` is merged, as for deployment, its layers have the backbone's types.
+        """
         if self.lora is None:
-            return self.encoder(frozen)
-        merged = {name: layer.as_linear() for name, layer in self.lora.layers().items()}
-        return with_layers(frozen, merged)
+            return self._frozen[0] if self.visual is None else self.visual
+        layers: dict[str, nn.Module] = {
+            name: layer.as_linear() if merges_lora else layer
+            for name, layer in self.lora.layers().items()
+        }
+        return with_layers(self._frozen[0], layers)
 
-    def layers_above(self, frozen: nn.Module) -> dict[str, int]:
+    def layers_above(self) -> dict[str, int]:
         """See `BaseMethod.layers_above`."""
-        above = layers_above(frozen)
+        above = layers_above(self._frozen[0])
         if self.visual is not None:
             return {f"visual.{name}": n_layers for name, n_layers in above.items()}
         if self.lora is None:
@@ -418,18 +419,8 @@ class Method(BaseMethod):
     module: Student
 
     def __init__(self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs) -> None:
-        if not inputs.is_student:
-            raise RecipeError(
-                "promptkd learns from a teacher, but the recipe has none.\n  Add a teacher section."
-            )
         super().__init__(backbone, settings, inputs)
         self._teacher, self._class_vectors = inputs.teacher, inputs.vectors()
-        if len(self._class_vectors) != len(inputs.class_names):
-            raise ShapeError(
-                f"The teacher has {len(self._class_vectors)} class vectors, but the class list has"
-                f" {len(inputs.class_names)} names.\n"
-                "  Use the class list that the teacher was trained with."
-            )
         self.module = Student(
             backbone,
             settings,
@@ -447,8 +438,7 @@ class Method(BaseMethod):
             names = inputs.class_names
             self._texts = prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)
         self._train_classes = torch.tensor(inputs.train_classes, device=backbone.device)
-        self._frozen = first_blocks(backbone.visual, settings.depth)
-        self.visual = self.module.encoder(self._frozen)
+        self.visual = self.module.encoder()
         self._merge_tokens = settings.merge_tokens
 
     @property
@@ -502,10 +492,6 @@ class Method(BaseMethod):
             self._backbone, self._texts, prompts.context, prompts.deep_context
         )
 
-    def outputs(self, batch: Batch) -> Outputs:
-        """What student and teacher compute for a batch's images, the student with gradients."""
-        return self._outputs(batch, self._features(batch)[0])
-
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The student's features of a batch's unlabeled images, and of its labeled images if any.
 
@@ -518,8 +504,11 @@ class Method(BaseMethod):
         features = self._project(torch.cat([raw, labeled]))
         return features[: len(raw)], features[len(raw) :]
 
-    def _outputs(self, batch: Batch, student_features: Tensor) -> Outputs:
-        """The teacher does not run if its features came with the batch."""
+    def outputs(self, batch: Batch, student_features: Tensor) -> Outputs:
+        """What student and teacher compute for a batch's unlabeled images.
+
+        The teacher does not run if its features came with the batch.
+        """
         teacher_features = batch.teacher_features
         teacher = self._teacher
         assert teacher is not None  # or it is not trained
@@ -549,7 +538,7 @@ class Method(BaseMethod):
                 "  Add images, or raise optim.batch_size."
             )
         features, labeled_features = self._features(batch)
-        outputs = self._outputs(batch, features)
+        outputs = self.outputs(batch, features)
         n_classes = len(self._class_vectors)
         scalars: dict[str, Tensor] = {}
         terms: list[Tensor] = []
@@ -574,7 +563,7 @@ class Method(BaseMethod):
 
     def layers_above(self) -> dict[str, int]:
         """See `BaseMethod.layers_above`."""
-        return self.module.layers_above(self._frozen)
+        return self.module.layers_above()
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
@@ -595,7 +584,7 @@ class Method(BaseMethod):
     def image_path(self) -> ImagePath:
         """The image encoder, low-rank changes merged; prompts and projector if there are any."""
         return ImagePath(
-            self.module.deployed_encoder(self._frozen),
+            self.module.encoder(merges_lora=True),
             self.module.visual_prompts,
             self.module.projector,
             merge_tokens=self._merge_tokens,

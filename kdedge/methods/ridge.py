@@ -165,7 +165,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_out]."""
-        outputs: Tensor = self.regression(self.blocks(images).float())
+        outputs: Tensor = self.regression(self.blocks(images))
         return outputs
 
 
@@ -208,13 +208,8 @@ class Method(SolvedMethod):
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, or [B, C] logits, which are compared with axes."""
-        outputs: Tensor = self.module(self._rows(images))
+        outputs: Tensor = self.module(self._blocks(images))
         return outputs if self._settings.gives_logits else unit_length(outputs)
-
-    def _rows(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_blocks], float32."""
-        blocks: Tensor = self._blocks(images)
-        return blocks.float()
 
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
@@ -225,7 +220,7 @@ class Method(SolvedMethod):
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
         module, n_final, known = self.module, self.module.n_own, self._known
-        batches = [(self._rows(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
+        batches = [(self._blocks(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
         blocks = torch.cat([rows for rows, _ in batches])
         _check_finite(blocks)
         labels = torch.cat([labels for _, labels in batches]).to(blocks.device)
@@ -251,7 +246,7 @@ class Method(SolvedMethod):
             sums = NormalEquations(n_columns, len(known), rows.device)
             for images, more in data.labeled(slice(None)):
                 one_hot = F.one_hot(more.to(rows.device), len(known))
-                rows = module.rows(self._rows(images))[:, :n_columns]
+                rows = module.rows(self._blocks(images))[:, :n_columns]
                 sums.add(rows, one_hot, data.equal_classes(more.to(rows.device)))
             weight, bias = sums.solve(lam)
         else:
@@ -301,7 +296,7 @@ class Method(SolvedMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         module = self.module
         look = [
-            (self._rows(images), *teacher_outputs)
+            (self._blocks(images), *teacher_outputs)
             for images, *teacher_outputs in data.pool(slice(0, data.n_look))
         ]
         blocks, features, logits = (torch.cat(parts) for parts in zip(*look, strict=True))
@@ -313,7 +308,7 @@ class Method(SolvedMethod):
         share = data.shard(len(blocks[n:]))  # they need no second pass
         sums.add(module.rows(blocks[n:][share]), self._target(features[n:], logits[n:])[share])
         for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
-            sums.add(module.rows(self._rows(images)), self._target(features, logits))
+            sums.add(module.rows(self._blocks(images)), self._target(features, logits))
         sums.reduce(data.all_reduce)
 
         def tried() -> Iterator[tuple[float, float, tuple[Tensor, Tensor]]]:
@@ -372,7 +367,7 @@ class Method(SolvedMethod):
             labels = labels.to(device)
             targets = size * (F.one_hot(labels, n_classes).double() - 1 / n_classes)
             weights = self._settings.labeled_weight * data.equal_classes(labels)
-            sums.add(self.module.rows(self._rows(images)), targets, weights)
+            sums.add(self.module.rows(self._blocks(images)), targets, weights)
 
     def class_vectors(self) -> Tensor:
         """[C, D], the teacher's; for logits [C, C], the axes."""

@@ -87,10 +87,6 @@ class SupervisedMethod(BaseMethod):
         """[B, 3, H, W] -> [B, D], unit length, with gradients if the image side is trained."""
         return self._backbone.image_features(images, self.visual_prompts())
 
-    def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, over the training classes."""
-        return self.class_logits(self.training_features(images))
-
     def training_step(self, batch: Batch) -> StepOutput:
         """Cross-entropy with the labels [B], averaged over images or with the batch's weights."""
         labels = labels_of(batch)

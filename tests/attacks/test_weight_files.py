@@ -415,14 +415,11 @@ def test_a_changed_pickle_in_a_sound_zip_is_read_or_an_error(tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("kind", ["F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "C64"])
-def test_a_type_that_cannot_be_computed_with_is_an_error_or_read(tmp_path: Path, kind: str) -> None:
+def test_a_type_that_cannot_be_computed_with_is_an_error(tmp_path: Path, kind: str) -> None:
     n_bytes = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}.get(kind, 8)
     entry = {"dtype": kind, "shape": [8], "data_offsets": [0, n_bytes]}
     header = json.dumps({"weight": entry}).encode()
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(n_bytes))
-    if kind == "F8_E8M0":
-        assert read_weights(path).state_dict.keys() == {"weight"}
-    else:
-        with pytest.raises(DataError, match=r"w\.safetensors"):
-            read_weights(path)
+    with pytest.raises(DataError, match=r"w\.safetensors"):
+        read_weights(path)

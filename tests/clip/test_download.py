@@ -6,9 +6,10 @@ import logging
 import socket
 from pathlib import Path
 
+import open_clip
 import pytest
 
-from kdedge.clip.resolve import fetch_from_hub, fetch_pretrained
+from kdedge.clip.resolve import fetch_from_hub, fetch_pretrained, not_fetched
 
 HUB = {"hf_hub": "owner/clip/"}
 
@@ -127,3 +128,24 @@ def test_what_is_fetched_from_where_and_into_which_folder_is_said_first(
     with caplog.at_level(logging.INFO, "kdedge"), pytest.raises(OSError, match="unreachable"):
         fetch_pretrained(entry)
     assert caplog.messages == [message.format(home=tmp_path)]
+
+
+def test_missing_weights_say_what_to_fetch_and_where_to_name_it() -> None:
+    source = open_clip.get_pretrained_cfg("ViT-B-16", "openai")
+    text = str(not_fetched("openai of ViT-B-16", source, OSError("Name or service not known\nx")))
+    assert "could not be fetched: Name or service not known\n" in text
+    assert "https://openaipublic.azureedge.net/clip/models/" in text
+    assert "ViT-B-16.pt" in text
+    assert "huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/main/" in text
+    assert "weights: /path/to/file" in text
+
+
+def test_every_pretrained_tag_has_something_to_fetch() -> None:
+    for name, tag in open_clip.list_pretrained():
+        source = open_clip.get_pretrained_cfg(name, tag)
+        text = str(not_fetched(tag, source, OSError("no network")))
+        assert "Fetch https://" in text, (name, tag)
+        if source.get("hf_hub"):
+            repository, _, file = source["hf_hub"].rpartition("/")
+            file = file or "open_clip_model.safetensors"
+            assert f"https://huggingface.co/{repository}/resolve/main/{file}\n" in text, (name, tag)

@@ -195,7 +195,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
     with pytest.raises(SetupError) as caught:
         load_encoder(BackboneSpec("timm/resnet18.a1_in1k", "pretrained"))
     assert caught.value.exit_code == 4
-    assert str(caught.value).splitlines() == [
+    assert str(caught.value).splitlines()[:3] == [
         "The weights of timm/resnet18.a1_in1k are not on this machine and could not be fetched:"
         " no route to host",
         "  Fetch https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors",

@@ -88,7 +88,9 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     features, vectors = method.forward_features(seen), method.class_vectors()
     assert vectors.shape == (4, 24)
     expected = (method.scale * features @ vectors.T)[:, :2]
-    torch.testing.assert_close(method.logits(seen), expected, **FLOAT32)
+    torch.testing.assert_close(
+        method.class_logits(method.training_features(seen)), expected, **FLOAT32
+    )
     prompts = method.image_path().visual_prompts
     assert torch.equal(features, tiny_backbone.image_features(seen, prompts))
 

@@ -128,7 +128,7 @@ def test_a_teacher_is_run_without_a_graph(student: Student) -> None:
         forward_features=lambda images: images.flatten(1) @ weight,
     )
     method = student(teacher=teacher)
-    assert not method.outputs(Batch(images(), None)).teacher_features.requires_grad
+    assert not method.outputs(Batch(images(), None), torch.zeros(0)).teacher_features.requires_grad
 
 
 def half(x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def test_a_student_without_shared_text_features_answers_with_its_own(
     assert shared.class_vectors().shape == (5, 40)
     torch.testing.assert_close(method.class_vectors().norm(dim=-1), torch.ones(5))
 
-    outputs = method.outputs(Batch(images(), None))
+    outputs = method.outputs(Batch(images(), None), method.image_features(images()))
     torch.testing.assert_close(outputs.teacher_vectors, shared.class_vectors())
     expected = distillation_loss(
         method.scale * outputs.student_features @ method.class_vectors().T,

@@ -100,7 +100,7 @@ def test_a_step_of_a_recipe_has_the_gradient_of_the_launch_scripts_weight(
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     parameters = list(method.trainable_parameters().values())
     step = torch.autograd.grad(method.training_step(Batch(images, None)).loss, parameters)
-    outputs = method.outputs(Batch(images, None))
+    outputs = method.outputs(Batch(images, None), method.image_features(images))
     loss = divergence_of_an_image(outputs.student_logits, outputs.teacher_logits)
     plain = torch.autograd.grad(weight_of_an_image * loss, parameters)
     largest = max(float(gradient.abs().max()) for gradient in plain)

@@ -53,7 +53,9 @@ def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
     loss = F.cross_entropy(expected, labels)
     loss.backward()
 
-    torch.testing.assert_close(method.logits(images), expected, **FLOAT32)
+    torch.testing.assert_close(
+        method.class_logits(method.training_features(images)), expected, **FLOAT32
+    )
     step = method.training_step(batch)
     torch.testing.assert_close(step.loss, loss, **FLOAT32)
     step.loss.backward()
