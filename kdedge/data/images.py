@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from kdedge.errors import DataError, some_of
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
-from kdedge.workers import DoPieces, Work, WorkerResources, Workers
+from kdedge.workers import LOCAL, DoPieces, Work, WorkerResources, Workers
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
+_MOST_TASKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def scan(
     n_threads: int | None = None,
     progress: Callable[[int], None] | None = None,
     cache: ScanCache | None = None,
+    workers: Workers = LOCAL,
+    n_a_piece: int = 4096,
 ) -> Scan:
     """Reads and decodes every image of a source once.
 
@@ -69,107 +72,111 @@ def scan(
         rows: positions to scan; all by default.
         n_threads: decoding releases the interpreter lock, so threads help. None: one per core, at
             most 8.
-        progress: called after each image with the number of finished images.
+        progress: called with the number of finished images, after a few at a time.
         cache: images in it are not read again; new ones are added.
+        workers: read and decode the images; they must see the source's files.
+        n_a_piece: images that a worker reads at once; so few new ones are read in this process.
 
     Returns:
-        The scan, independent of the number of threads and the cache. Each thread holds one decoded
-        image in memory.
+        The scan, independent of threads, workers and cache. Each thread holds one decoded image in
+        memory.
     """
-    n_threads = n_threads or min(8, usable_cores())
     cache = cache or ScanCache()
-    positions = range(len(source.items))[rows]
-    good: dict[int, ImageFacts] = {}
-    bad: list[BadImage] = []
-    waiting: deque[Future[list[ImageFacts | str]]] = deque()
-
-    def finish_one() -> None:
-        for facts in waiting.popleft().result():
-            n_done = len(good) + len(bad)
-            position = positions[n_done]
-            if isinstance(facts, str):
-                bad.append(BadImage(source.items[position].key, facts))
-            else:
-                good[position] = facts
-            if progress is not None:
-                progress(n_done + 1)
-
-    cache.open(source)
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="scan") as pool:
-        try:
-            for start in range(0, len(positions), _ROWS_AT_ONCE):
-                if len(waiting) == 4 * n_threads:
-                    finish_one()
-                some = positions[start : start + _ROWS_AT_ONCE]
-                waiting.append(pool.submit(_scan_rows, source, some, cache))
-            while waiting:
-                finish_one()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            cache.save(source)
-    sizes_px = Counter(facts.size_px for facts in good.values())
-    return Scan(tuple(good), tuple(bad), tuple(facts.digest for facts in good.values()), sizes_px)
-
-
-def scan_by(
-    workers: Workers,
-    source: ImageSource,
-    *,
-    rows: slice = slice(None),
-    progress: Callable[[int], None],
-    cache: ScanCache,
-    n_at_once: int = 4096,
-) -> Scan:
-    """The same as `scan`, by workers.
-
-    Args:
-        workers: read and decode the images; they must see the source's files.
-        source: the images.
-        rows: positions to scan; all by default.
-        progress: called with the number of finished images.
-        cache: images in it are not read again; new ones are added.
-        n_at_once: images that a worker reads at once; so few new images are read in this process.
-    """
     cache.open(source)
     positions = range(len(source.items))[rows]
-    pieces = []
-    for start in range(0, len(positions), n_at_once):
-        part = positions[start : start + n_at_once]
-        pieces.append((part, cache.take(source, part)))
-    n_new = len(positions) - sum(len(known) for _, known in pieces)
-    if workers.are_local or n_new <= n_at_once:
-        return scan(source, rows=rows, progress=progress, cache=cache)
-    parts: list[Scan] = []
-    work = Work(partial(_scan_parts, source, None), partial(_scan_elsewhere, source))
+    pieces: list[_Piece] = []
+    if not workers.are_local:
+        pieces = [(part, cache.take(source, part)) for part in _parts(positions, n_a_piece)]
     try:
-        for scanned, facts in workers.run(pieces, work):
-            parts.append(scanned)
-            cache.add(facts)
-            progress(sum(len(part.good) + len(part.bad) for part in parts))
+        if sum(len(part) - len(known) for part, known in pieces) <= n_a_piece:
+            found = _read(source, positions, cache, n_threads, progress)
+        else:
+            found = []
+            work = Work(partial(_read_pieces, source, None), partial(_read_elsewhere, source))
+            for some, known in workers.run(pieces, work):
+                found += some
+                cache.add(known)
+                if progress is not None:
+                    progress(len(found))
     finally:
         cache.save(source)
-    return joined(parts)
+    good = {
+        position: facts
+        for position, facts in zip(positions, found, strict=True)
+        if isinstance(facts, ImageFacts)
+    }
+    bad = (
+        BadImage(source.items[position].key, reason)
+        for position, reason in zip(positions, found, strict=True)
+        if isinstance(reason, str)
+    )
+    sizes_px = Counter(facts.size_px for facts in good.values())
+    digests = tuple(facts.digest for facts in good.values())
+    return Scan(tuple(good), tuple(bad), digests, sizes_px)
 
 
-_Part = tuple[range, Mapping[str, str]]
+_Piece = tuple[range, Mapping[str, str]]
 """Rows, and what the cache knows of them."""
 
+_Found = list[ImageFacts | str]
+"""Of each image, hash and size, or the reason why it cannot be used."""
 
-def _scan_elsewhere(
+
+def _parts(positions: range, size: int) -> list[range]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def _read(
+    source: ImageSource,
+    positions: range,
+    cache: ScanCache,
+    n_threads: int | None,
+    progress: Callable[[int], None] | None = None,
+) -> _Found:
+    """Reads images in threads of this process."""
+    found: _Found = []
+    parts = _parts(positions, max(_ROWS_AT_ONCE, len(positions) // _MOST_TASKS))
+    with ThreadPoolExecutor(n_threads or min(8, usable_cores()), "scan") as pool:
+        try:
+            for some in pool.map(partial(_read_rows, source, cache), parts):
+                found += some
+                if progress is not None:
+                    progress(len(found))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found
+
+
+def _read_elsewhere(
     source: ImageSource, share: WorkerResources
-) -> DoPieces[_Part, tuple[Scan, Mapping[str, str]]]:
-    return partial(_scan_parts, source, share.n_cores)
+) -> DoPieces[_Piece, tuple[_Found, Mapping[str, str]]]:
+    return partial(_read_pieces, source, share.n_cores)
 
 
-def _scan_parts(
-    source: ImageSource, n_threads: int | None, parts: Iterable[_Part]
-) -> Iterator[tuple[Scan, Mapping[str, str]]]:
-    """The scan of each part, and what the cache should know of it now."""
-    for rows, known in parts:
+def _read_pieces(
+    source: ImageSource, n_threads: int | None, pieces: Iterable[_Piece]
+) -> Iterator[tuple[_Found, Mapping[str, str]]]:
+    """What is found in each piece, and what the cache should know of it now."""
+    for rows, known in pieces:
         cache = ScanCache()
         cache.add(known)
-        part = scan(source, rows=slice(rows.start, rows.stop), n_threads=n_threads, cache=cache)
-        yield part, cache.take(source, rows)
+        yield _read(source, rows, cache, n_threads), cache.take(source, rows)
+
+
+def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> _Found:
+    found: _Found = []
+    for i in rows:
+        try:
+            found.append(cache.facts(source, i, partial(_examine, source, i)))
+        except UnusableImage as error:
+            found.append(error.reason)
+    return found
+
+
+def _examine(source: ImageSource, i: int) -> ImageFacts:
+    data = source.read(i)
+    image = decode_image(data)
+    return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
 
 
 def joined(scans: Sequence[Scan]) -> Scan:
@@ -183,23 +190,6 @@ def joined(scans: Sequence[Scan]) -> Scan:
         tuple(digest for part in scans for digest in part.digests),
         sizes_px,
     )
-
-
-def _scan_rows(source: ImageSource, rows: range, cache: ScanCache) -> list[ImageFacts | str]:
-    """Hash and size of each image, or the reason why it cannot be used."""
-    facts: list[ImageFacts | str] = []
-    for i in rows:
-        try:
-            facts.append(cache.facts(source, i, partial(_examine, source, i)))
-        except UnusableImage as error:
-            facts.append(error.reason)
-    return facts
-
-
-def _examine(source: ImageSource, i: int) -> ImageFacts:
-    data = source.read(i)
-    image = decode_image(data)
-    return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
 
 
 def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, n_of
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import benchmark_root
-from kdedge.data.images import Images, check_limit, joined, scan_by
+from kdedge.data.images import Images, check_limit, joined, scan
 from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
@@ -273,12 +273,12 @@ class RecipeData:
         group = self._group
         share = group.shard(len(source.items))
         with progress(f"reading data.{key}", share.stop - share.start, unit="images") as advance:
-            part = scan_by(
-                self._workspace.workers,
+            part = scan(
                 source,
                 rows=share,
                 progress=advance,
                 cache=self._workspace.scans,
+                workers=self._workspace.workers,
             )
         result = joined(group.all_gather(part))
         spec = self._recipe.data

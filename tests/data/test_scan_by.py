@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kdedge.data.images import Scan, scan, scan_by
+from kdedge.data.images import scan
 from kdedge.data.scan_cache import ScanCache
 from kdedge.data.sources.folder import open_source
 from kdedge.workers import Work, WorkerResources
@@ -41,7 +41,7 @@ def pictures(folder: Path) -> Any:
 
 def test_workers_find_what_one_process_finds_and_tell_how_far_they_are(tmp_path: Path) -> None:
     source, told, workers = pictures(tmp_path), [], Sent()
-    found = scan_by(workers, source, progress=told.append, cache=ScanCache(), n_at_once=4)
+    found = scan(source, progress=told.append, workers=workers, n_a_piece=4)
     assert found == scan(source)
     assert [bad.key for bad in found.bad] == ["3.png"]
     assert (workers.n_pieces, told) == (3, [4, 8, 10])
@@ -53,13 +53,9 @@ def test_what_workers_found_is_cached_and_few_new_images_are_read_here(
     source, cached = pictures(tmp_path), tmp_path / "cache"
     # A file of the last two seconds is not cached
     monkeypatch.setattr("time.time_ns", lambda: 2**62)
-    whole = scanned(source, ScanCache(cached))
+    whole = scan(source, cache=ScanCache(cached), workers=Sent(), n_a_piece=4)
     assert len(list(cached.glob("*.json"))) == 1
     workers = Sent()
-    again = scan_by(workers, source, progress=print, cache=ScanCache(cached), n_at_once=4)
+    again = scan(source, cache=ScanCache(cached), workers=workers, n_a_piece=4)
     assert again == whole
     assert workers.n_pieces == 0  # only 3.png, which is not cached, is read again
-
-
-def scanned(source: Any, cache: ScanCache) -> Scan:
-    return scan_by(Sent(), source, progress=print, cache=cache, n_at_once=4)

@@ -244,17 +244,23 @@ def choose_columns(
 def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
     features = read_features(file.schema)
     images = [name for name, feature in features.items() if _kind(feature) == "image"]
-    usable = [name for name, feature in features.items() if _kind(feature) == "label"]
+    labels = [name for name, feature in features.items() if _kind(feature) == "label"]
     if image is None:
         marked = [name for name in images if type(features[name]).__name__ == "Image"]
-        image = _only(marked or images, file)
-    elif image not in images:
-        raise _no_column(file, f"column {image} of images", "image_column")
+        if len(marked or images) > 1:
+            raise DataError(
+                f"{file.path} has {len(marked or images)} columns that may hold images:"
+                f" {name_some(marked or images)}.\n  Name one as image_column."
+            )
+        image = next(iter(marked or images), None)
+    if image is None or image not in images:
+        what = "column of images" if image is None else f"column {image} of images"
+        raise _no_column(file, what, "image_column")
     if label is None:
-        classes = [name for name in usable if hasattr(features[name], "names")]
-        named = [name for name in _LABEL_COLUMNS if name in usable]
+        classes = [name for name in labels if hasattr(features[name], "names")]
+        named = [name for name in _LABEL_COLUMNS if name in labels]
         label = next(iter(named or (classes if len(classes) == 1 else [])), None)
-    elif label not in usable:
+    elif label not in labels:
         raise _no_column(file, f"column {label} of names or numbers", "label_column")
     names = getattr(features.get(label), "names", None)
     return Columns(image, label, None if names is None else tuple(map(str, names)))
@@ -278,17 +284,6 @@ def _kind(feature: Any) -> Literal["image", "label"] | None:
     if dtype.startswith("PIL.") or dtype in ("binary", "large_binary", "binary_view"):
         return "image"
     return "label" if re.fullmatch(r"u?int\d+|(large_)?string(_view)?", dtype) else None
-
-
-def _only(names: Sequence[str], file: TableFile) -> str:
-    if not names:
-        raise _no_column(file, "column of images", "image_column")
-    if len(names) > 1:
-        raise DataError(
-            f"{file.path} has {len(names)} columns that may hold images: {name_some(names)}.\n"
-            "  Name one as image_column."
-        )
-    return names[0]
 
 
 def _no_column(file: TableFile, what: str, key: str) -> DataError:
