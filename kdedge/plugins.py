@@ -21,7 +21,12 @@ from types import ModuleType
 
 from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError, suggestion
 
-TRAINING_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
+TRAINING_PACKAGES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "open_clip": "open_clip_torch",
+    "tensorboard": "tensorboard",
+}
 """Module -> distribution that holds it, all in the extra train."""
 
 
@@ -39,7 +44,7 @@ def need_training_packages(purpose: str) -> None:
     """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
 
     Raises:
-        MissingPackage: torch, torchvision or open_clip is not installed.
+        MissingPackage: one of them is not installed.
     """
     for module, package in TRAINING_PACKAGES.items():
         if importlib.util.find_spec(module) is None:

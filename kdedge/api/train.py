@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from kdedge.training.label_pool import LabeledPool
     from kdedge.training.preflight import Preflight
     from kdedge.training.teacher_store.store import TeacherStore
-
-log = logging.getLogger(__name__)
 
 
 def role_keys(role: Role, short: Mapping[str, Any]) -> dict[str, Any]:
@@ -480,24 +477,16 @@ def import_checkpoint(
     from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.workspace import Workspace, choose_device
-    from kdedge.training.import_public import import_student, import_teacher
+    from kdedge.training.import_public import import_public
 
     file, root = Path(file), runs_folder(root)
-    spec = BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu)
-    name = name or f"{file.name.split('.')[0]}-{kind}"
-    workspace = Workspace(root, choose_device(device))
-    if classes is not None:
-        names = given_class_names(classes)
-        imported = import_teacher(
-            file, workspace, name=name, spec=spec, class_names=names, is_exact=exact
-        )
-    else:
-        run = find_run(run_argument(teacher), root)
-        imported = import_student(file, workspace, name=name, spec=spec, teacher=run)
-    log.info(
-        "%s: not needed: %s; not read, besides state_dict: %s. Its backbone differs from %s by at"
-        " most %.2g (relative, at %s).",
-        *(file, ", ".join(imported.left_out) or "no key", ", ".join(imported.unread) or "no entry"),
-        *(backbone or weights, *imported.largest_deviation),
+    run = import_public(
+        file,
+        Workspace(root, choose_device(device)),
+        name=name or f"{file.name.split('.')[0]}-{kind}",
+        spec=BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu),
+        class_names=() if classes is None else given_class_names(classes),
+        teacher=None if teacher is None else find_run(run_argument(teacher), root),
+        is_exact=exact,
     )
-    return Run(imported.run)
+    return Run(run)

@@ -160,10 +160,8 @@ class RunFolder:
             measured_on: hash of the test images, which may have changed since the run began.
             summary: main results, as plain values.
         """
-        record = {"status": "finished", "finished_at": _now(), "summary": summary}
-        if measured_on is not None:
-            record["measured_on"] = measured_on
-        write_json(self.provenance, {**self.read_provenance().to_dict(), **record})
+        images = {} if measured_on is None else {"measured_on": measured_on}
+        self.update(status="finished", finished_at=_now(), summary=summary, **images)
 
     def mark(self, status: Literal["running", "interrupted", "failed"], **where: str | int) -> None:
         """Records the status of the run; a finished run stays finished.
@@ -181,12 +179,11 @@ class RunFolder:
         if status == "running" and not self.is_new:
             entry = {"resumed_at": _now(), **_circumstances(), **where}
             record["resumed"] = [*record.get("resumed", []), entry]
-        write_json(self.provenance, {**record, "status": status})
+        self.update(**{**record, "status": status})
 
-    def replace_by(self, better: RunFolder) -> None:
-        """Records that a better student was kept in this one's place."""
-        record = self.read_provenance().to_dict()
-        write_json(self.provenance, {**record, "better": better.name})
+    def update(self, **changes: Any) -> None:
+        """Changes keys of provenance.json."""
+        write_json(self.provenance, {**self.read_provenance().to_dict(), **changes})
 
     @property
     def _lock_file(self) -> Path:

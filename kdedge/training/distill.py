@@ -205,7 +205,7 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
         *(where, does, *scores),
     )
     if is_better:
-        trained.replace_by(first)
+        trained.update(better=first.name)
     return is_better
 
 

@@ -162,7 +162,10 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     remedy = f"Change {keys if job.choice.is_solved else f'optim.lr, optim.epochs or {keys}'}."
     if trained.only_class is not None:
         problem = f"predicts {trained.only_class!r} for every test image."
-        remedy = f"Look whether images are black, all the same or of other classes. {remedy}"
+        seen = job.data.images or job.data.pool or job.test
+        assert seen is not None  # it was evaluated on some
+        key = seen.source.items[seen.indices[0]].key
+        remedy = f"Look whether images such as {key} are black or of other classes. {remedy}"
     elif n_images < _ENOUGH or len({label for label, _, _ in trained.confusion}) == 1:
         return
     elif share <= 1 / n_classes + 2 * _deviation(1 / n_classes, n_images):

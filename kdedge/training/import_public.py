@@ -9,12 +9,11 @@ original by rounding. The import reports the difference and fails if it is large
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from open_clip.transformer import QuickGELU
 from torch import Tensor
@@ -22,7 +21,6 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.clip.public_checkpoint import (
-    PublicCheckpoint,
     PublicParameters,
     deviation,
     promptkd_parameters,
@@ -38,158 +36,138 @@ from kdedge.errors import DataError
 from kdedge.files import sha256_file, write_atomic
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.protocol import MethodSettings
+from kdedge.results import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import write_weights
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
 MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by
 2**-11 of a value; PromptSRC's averaging over up to 50 epochs adds up a few such steps."""
 
 
-@dataclass(frozen=True)
-class Imported:
-    """Result of an import.
-
-    Attributes:
-        run: the finished run.
-        epoch: epochs that the file says it was trained, or None.
-        left_out: unused keys of the file's state dict, grouped: `a.b`, or `a.b.* (24 keys)`.
-        unread: entries of the file other than `state_dict` and `epoch`, such as `optimizer`.
-        largest_deviation: largest relative deviation of the file's backbone from the loaded one,
-            and the key where it occurs.
-    """
-
-    run: RunFolder
-    epoch: int | None
-    left_out: tuple[str, ...]
-    unread: tuple[str, ...]
-    largest_deviation: tuple[float, str]
-
-
-def import_teacher(
+def import_public(
     file: Path,
     workspace: Workspace,
     *,
     name: str,
     spec: BackboneSpec,
-    class_names: tuple[str, ...],
-    is_exact: bool,
-) -> Imported:
-    """Makes a finished teacher run from a PromptSRC checkpoint.
+    class_names: Sequence[str] = (),
+    teacher: RunFolder | None = None,
+    is_exact: bool = False,
+) -> RunFolder:
+    """Makes a finished run of a PromptSRC teacher, or of a PromptKD student if `teacher` is given.
 
     Args:
-        file: the public checkpoint.
+        file: the public checkpoint; it holds no class names and no text features.
         workspace: where the command works.
         name: the run's name.
         spec: the backbone it was trained on.
-        class_names: all classes to store vectors for, as the file has no class names.
-        is_exact: keep the file's own backbone tensors, in the run folder.
+        class_names: of a teacher: all classes to store vectors for.
+        teacher: the run that a student was distilled from; gives class vectors and class list.
+        is_exact: of a teacher: keep the file's own backbone tensors, in the run folder.
 
     Raises:
-        DataError: the file is no PromptSRC checkpoint, or is of another backbone.
+        DataError: the file is no such checkpoint, or is of another backbone or teacher.
     """
     checkpoint = read_public_checkpoint(file)
-    parameters = promptsrc_parameters(checkpoint.state_dict)
-    visual_prompts = parameters.trained["visual_prompts"]
-    backbone = _load_backbone(spec, workspace)
-    largest = _largest_deviation(file, spec, backbone, parameters.backbone)
-    settings = promptsrc.Settings(
-        n_ctx_text=len(parameters.trained["text_prompts.context"]),
-        n_ctx_vision=visual_prompts.shape[1],
-        prompt_depth_text=1 + len(parameters.trained["text_prompts.deep_context"]),
-        prompt_depth_vision=len(visual_prompts),
-    )
-    recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, spec))
-    with _new_run(workspace.root, recipe, "teacher", checkpoint, file) as run:
-        if is_exact:
-            exact = replace(
-                spec, weights=_write_own_backbone(run, backbone, parameters), quick_gelu=None
-            )
-            recipe = _recipe(name, class_names, "teacher", _section("promptsrc", settings, exact))
-            write_atomic(run.recipe, dump_recipe(recipe).encode())
-        setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
-        method = setup.build()
-        method.module.load_state_dict(parameters.trained)
-        provenance = MethodModel(setup, method).vectors_provenance
-        write_weights(run, setup, method, provenance=provenance)
-    return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
-
-
-def import_student(
-    file: Path,
-    workspace: Workspace,
-    *,
-    name: str,
-    spec: BackboneSpec,
-    teacher: RunFolder,
-) -> Imported:
-    """Makes a finished student run from a PromptKD checkpoint and its teacher's class vectors.
-
-    Args:
-        file: the public checkpoint; it holds no text features.
-        workspace: where the command works.
-        name: the run's name.
-        spec: the backbone it was trained on.
-        teacher: the run that it was distilled from; gives the class vectors and the class list.
-
-    Raises:
-        DataError: the file is no PromptKD checkpoint, or is of another backbone or teacher.
-    """
-    checkpoint = read_public_checkpoint(file)
-    parameters = promptkd_parameters(checkpoint.state_dict)
-    largest = _largest_deviation(file, spec, _load_backbone(spec, workspace), parameters.backbone)
-    vectors = load_class_vectors(teacher.class_vectors)
-    width, teacher_dim = (
-        len(parameters.trained["projector.linear2.weight"]),
-        vectors.vectors.shape[1],
-    )
-    if width != teacher_dim:
-        raise DataError(
-            f"{file} projects to {width} dimensions, but the class vectors of {teacher.name} have"
-            f" {teacher_dim}.\n"
-            "  Give the run of the teacher that this student was distilled from."
+    role: Role = "teacher" if teacher is None else "student"
+    settings: MethodSettings
+    if teacher is None:
+        vectors, teacher_run, method = None, None, "promptsrc"
+        parameters = promptsrc_parameters(checkpoint.state_dict)
+        visual_prompts = parameters.trained["visual_prompts"]
+        settings = promptsrc.Settings(
+            n_ctx_text=len(parameters.trained["text_prompts.context"]),
+            n_ctx_vision=visual_prompts.shape[1],
+            prompt_depth_text=1 + len(parameters.trained["text_prompts.deep_context"]),
+            prompt_depth_vision=len(visual_prompts),
         )
-    prompt_depth, n_ctx, _ = parameters.trained["visual_prompts"].shape
-    settings = promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=prompt_depth)
-    recipe = _recipe(name, vectors.class_names, "student", _section("promptkd", settings, spec))
-    taught_by = teacher.name if teacher.root == workspace.root.resolve() else None
-    with _new_run(workspace.root, recipe, "student", checkpoint, file, taught_by) as run:
-        setup = set_up_role(load_recipe(run.recipe), "student", workspace)
-        method = setup.build(class_vectors=vectors.vectors.to(workspace.device))
-        method.module.load_state_dict(parameters.trained)
-        write_weights(run, setup, method, provenance=vectors.provenance)
-    return Imported(run, checkpoint.epoch, grouped(parameters.ignored), checkpoint.ignored, largest)
-
-
-def _load_backbone(spec: BackboneSpec, workspace: Workspace) -> Backbone:
+    else:
+        vectors, method = load_class_vectors(teacher.class_vectors), "promptkd"
+        teacher_run = teacher.name if teacher.root == workspace.root.resolve() else None
+        class_names, teacher_dim = vectors.class_names, vectors.vectors.shape[1]
+        parameters = promptkd_parameters(checkpoint.state_dict)
+        width = len(parameters.trained["projector.linear2.weight"])
+        if width != teacher_dim:
+            raise DataError(
+                f"{file} projects to {width} dimensions, but the class vectors of {teacher.name}"
+                f" have {teacher_dim}.\n"
+                "  Give the run of the teacher that this student was distilled from."
+            )
+        prompt_depth, n_ctx, _ = parameters.trained["visual_prompts"].shape
+        settings = promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=prompt_depth)
     backbone = workspace.load_backbone(workspace.identify(spec))
     assert isinstance(backbone, Backbone)  # it was found with its text encoder
-    return backbone
+    largest = _largest_deviation(file, spec, backbone, parameters.backbone)
+    recipe = _recipe(name, class_names, role, method, settings, spec)
+    run = RunFolder.create(
+        workspace.root,
+        name,
+        kind=role,
+        recipe_text=dump_recipe(recipe),
+        provenance={
+            "method": method,
+            "settings": settings.model_dump(exclude_defaults=True),
+            "imported_from": str(file.absolute()),
+            "epoch": checkpoint.epoch,
+            "hashes": {"checkpoint": sha256_file(file)},
+            "teacher_run": teacher_run,
+        },
+    )
+    try:
+        with run.lock():
+            if is_exact:
+                weights = _write_own_backbone(run, backbone, parameters)
+                exact = replace(spec, weights=weights, quick_gelu=None)
+                recipe = _recipe(name, class_names, role, method, settings, exact)
+                write_atomic(run.recipe, dump_recipe(recipe).encode())
+            setup = set_up_role(load_recipe(run.recipe), role, workspace)
+            given = None if vectors is None else vectors.vectors.to(workspace.device)
+            built = setup.build(class_vectors=given)
+            built.module.load_state_dict(parameters.trained)
+            made = vectors.provenance if vectors else MethodModel(setup, built).vectors_provenance
+            write_weights(run, setup, built, provenance=made)
+            run.finish()
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    log.info(
+        "%s: not needed: %s; not read, besides state_dict: %s. Its backbone differs from %s by at"
+        " most %.2g (relative, at %s).",
+        *(file, ", ".join(_grouped(parameters.ignored)) or "no key"),
+        *(", ".join(checkpoint.ignored) or "no entry", spec.name or spec.weights, *largest),
+    )
+    return run
 
 
-def _section(method: str, settings: MethodSettings, spec: BackboneSpec) -> dict[str, Any]:
-    """The recipe's section of the imported model."""
+def _recipe(
+    name: str,
+    class_names: Sequence[str],
+    role: Role,
+    method: str,
+    settings: MethodSettings,
+    spec: BackboneSpec,
+) -> Recipe:
+    """A recipe with only the section of the imported model."""
     keys = {
+        "method": method,
+        "settings": settings.model_dump(exclude_defaults=True),
         "backbone": spec.name,
         "weights": spec.weights,
-        "config": None if spec.config is None else str(spec.config),
+        "config": spec.config and str(spec.config),
         "quick_gelu": spec.quick_gelu,
     }
-    changed = settings.model_dump(exclude_defaults=True)
-    given = {key: value for key, value in keys.items() if value is not None}
-    return {"method": method, **given, "settings": changed}
-
-
-def _recipe(name: str, class_names: Sequence[str], role: str, section: dict[str, Any]) -> Recipe:
-    """A recipe with only the model's section."""
+    section = {key: value for key, value in keys.items() if value is not None}
     values = {"name": name, "classes": list(class_names), "data": {}, role: section}
     return Recipe.model_validate(values, context={"folder": Path.cwd()})
 
 
-def grouped(keys: Iterable[str]) -> tuple[str, ...]:
+def _grouped(keys: Iterable[str]) -> tuple[str, ...]:
     """Groups keys by their first two parts, with the number of keys in each group."""
     groups: dict[str, list[str]] = {}
     for key in sorted(keys):
@@ -218,40 +196,6 @@ def _largest_deviation(
             "  Give the weights that the checkpoint was trained on, for example --weights openai."
         )
     return relative, key
-
-
-@contextlib.contextmanager
-def _new_run(
-    root: Path,
-    recipe: Recipe,
-    role: Literal["teacher", "student"],
-    checkpoint: PublicCheckpoint,
-    file: Path,
-    teacher_run: str | None = None,
-) -> Iterator[RunFolder]:
-    """Context manager: a new run, finished at the end of the block, or deleted if it fails."""
-    section = getattr(recipe, role)
-    run = RunFolder.create(
-        root,
-        recipe.name,
-        kind=role,
-        recipe_text=dump_recipe(recipe),
-        provenance={
-            "method": section.method,
-            "settings": section.settings,
-            "imported_from": str(file.absolute()),
-            "epoch": checkpoint.epoch,
-            "hashes": {"checkpoint": sha256_file(file)},
-            "teacher_run": teacher_run,
-        },
-    )
-    try:
-        with run.lock():
-            yield run
-            run.finish()
-    except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
 
 
 def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PublicParameters) -> str:

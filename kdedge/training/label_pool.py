@@ -205,9 +205,10 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> Meth
     job = baseline_job(loaded, workspace)
     if not job.method.trainable_parameters():
         return job.model()
-    run = newest(workspace.root, key=job.key())
+    key, root = job.key(), workspace.root
+    resume = newest(root, key=key, is_finished=False) is not None
     try:
-        return load_run(run or run_job(job, resume=True), workspace)
+        return load_run(newest(root, key=key) or run_job(job, resume=resume), workspace)
     except Interrupted as error:
         raise Interrupted(
             f"{first_line(error)}.\n  Run the same command again: it resumes from there.",

@@ -93,7 +93,19 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     """
     recipe = loaded.recipe
     section = recipe.baseline or BaselineSpec()
-    name = _method_name(loaded, method, section.method)
+    if None not in (method, section.method) and method != section.method:
+        raise RecipeError(
+            f"{loaded.lines.where(('baseline', 'method'))}: baseline.method is {section.method},"
+            f" but --method is {method}.\n"
+            "  Leave --method out, or replace the section with --set"
+            f" 'baseline={{method: {method}}}'"
+        )
+    name = method or section.method
+    if name is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} has no baseline.\n"
+            "  Choose its method with --method or baseline.method; `kdedge methods` lists them."
+        )
     module = load_method(name)
     if module.METHOD.needs_teacher:
         raise RecipeError(
@@ -110,23 +122,6 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
         optim=OptimSpec(**resolve_optim(recipe.optim, optim, section.optim).model_dump()),
     )
     return replace(loaded, recipe=recipe.model_copy(update={"baseline": spec}))
-
-
-def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -> str:
-    if asked is not None and written is not None and asked != written:
-        raise RecipeError(
-            f"{loaded.lines.where(('baseline', 'method'))}: baseline.method is {written}, but"
-            f" --method is {asked}.\n"
-            "  Leave --method out, or replace the section with --set"
-            f" 'baseline={{method: {asked}}}'"
-        )
-    name = asked or written
-    if name is None:
-        raise RecipeError(
-            f"The recipe {loaded.recipe.name} has no baseline.\n"
-            "  Choose its method with --method or baseline.method; `kdedge methods` lists them."
-        )
-    return name
 
 
 def baseline_job(loaded: LoadedRecipe, workspace: Workspace, method: str | None = None) -> Job:

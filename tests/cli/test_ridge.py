@@ -70,8 +70,7 @@ def test_black_training_images_are_named_and_the_headline_tells(kdedge: Run) -> 
     chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES)
     done = kdedge("distill", "r.yaml", *options(*chosen))
     assert done.code == 0, done.err
-    assert "or change the method's settings. Look whether the images that it was" in done.err
-    assert "such as 0_0.jpg." in done.err
+    assert "Look whether images such as 0_0.jpg are black" in done.err
     assert re.search("^student .*but predicts '.*' for every image$", done.out, re.MULTILINE)
 
 

@@ -27,8 +27,11 @@ def details(n_right: int, n_images: int) -> EvalDetails:
 
 def job_of(role: str, *, is_solved: bool = False) -> Any:
     """A model's job, as far as it is asked for."""
+    source = SimpleNamespace(items=[SimpleNamespace(key="0.jpg")])
     return SimpleNamespace(
-        setup=SimpleNamespace(role=role), choice=SimpleNamespace(is_solved=is_solved)
+        setup=SimpleNamespace(role=role),
+        choice=SimpleNamespace(is_solved=is_solved),
+        data=SimpleNamespace(images=SimpleNamespace(source=source, indices=[0])),
     )
 
 
@@ -69,7 +72,7 @@ def test_a_model_of_one_class_is_told_of_with_remedies_that_the_method_has(
     warn_of_failure(job, {"student": (result, one_class), "zeroshot": (result, one_class)})
     (message,) = caplog.messages
     assert message.startswith("The student predicts 'cat' for every test image.\n")
-    assert "are black, all the same" in message
+    assert "such as 0.jpg are black or of other classes" in message
     assert ("optim.lr" in message) == (not is_solved)
 
 

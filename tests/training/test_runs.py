@@ -65,7 +65,7 @@ def test_a_new_run_has_its_recipe_and_what_made_it(tmp_path: Path) -> None:
 def test_the_next_number_follows_the_highest_and_names_that_are_none_are_passed_over(
     tmp_path: Path,
 ) -> None:
-    for name in ("07", "9", "10", "²", "backup", "11.json"):  # "²" is a digit, and no number
+    for name in ("07", "9", "10", "²", "backup"):  # "²" is a digit, and no number
         (tmp_path / "tiny" / name).mkdir(parents=True)
     assert [_create(tmp_path, "tiny").name for _ in range(2)] == ["tiny/11", "tiny/12"]
 

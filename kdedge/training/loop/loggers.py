@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import MissingPackage
 from kdedge.files import explain_os_error
 from kdedge.progress import progress, rate
 
@@ -130,16 +129,14 @@ class _EventFile:
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        try:
-            from tensorboard.compat.proto import (  # type: ignore[import-untyped]
-                event_pb2,
-                summary_pb2,
-            )
-            from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]
-                RecordWriter,
-            )
-        except ImportError as error:
-            raise MissingPackage("tensorboard", extra="train", purpose="Training") from error
+        from tensorboard.compat.proto import (  # type: ignore[import-untyped]
+            event_pb2,
+            summary_pb2,
+        )
+        from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]
+            RecordWriter,
+        )
+
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         now = time.time_ns()
         path = folder / f"events.out.tfevents.{now // 10**9}.{now % 10**9:09d}"
