@@ -8,16 +8,15 @@ import hashlib
 import logging
 import re
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from kdedge.errors import BackendUnavailable, DataError, GateError, SetupError
+from kdedge.errors import DataError, GateError, SetupError
 from kdedge.inference.choose import candidates, choose_and_load
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.cpu_choice import CPU_CHOICE, CpuChoice, CpuMachine, keep_choice
+from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, keep_choice
 
 SHA = "0" * 64
 PAIR = ("fp16", "fp32")
@@ -105,14 +104,6 @@ def test_a_file_that_missed_its_gate_is_loaded_with_one_warning(
     assert message.startswith("model.onnx missed its gate. It is used because fp32 was asked for")
 
 
-def test_the_backend_that_was_asked_for_says_what_it_lacks(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendUnavailable, match="needs tensorrt, which is not installed"):
-        load(artifact.with_files(ALL[6]), backend="tensorrt")
-
-
 def test_where_nothing_runs_each_file_says_why(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,16 +115,6 @@ def test_where_nothing_runs_each_file_says_why(
     assert "model.fp16.engine: Building and running TensorRT engines needs tensorrt" in text
     assert "model.onnx: Running ONNX files needs onnxruntime" in text
     assert "pip install 'kdedge[runtime]'" in text
-
-
-@pytest.mark.usefixtures("cudart")
-def test_where_no_package_would_help_none_is_recommended(artifact: Artifact) -> None:
-    pytest.importorskip("onnxruntime")
-    files = [write_engine(artifact, f"{name}.engine", text="no engine") for name in "ab"]
-    with pytest.raises(SetupError, match=r"a\.engine cannot be loaded .*\n.*b\.engine") as caught:
-        load(with_entries(artifact, *files))
-    assert "pip install" not in str(caught.value)
-    assert "backend NAME" in str(caught.value)
 
 
 def write_engine(
@@ -249,21 +230,6 @@ def test_no_gpu_is_no_surprise_and_one_that_cuda_cannot_use_is(
         assert part in message
 
 
-def test_a_tensorrt_without_its_libraries_is_told_before_the_cpu_is_used(
-    artifact: Artifact,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')\n")
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
-    assert file.name == "model.onnx"
-    (message,) = caplog.messages
-    assert "tensorrt is installed, but cannot be imported: libnvinfer.so.10" in message
-
-
 def measured(artifact: Artifact, write_model: Any, **changes: Any) -> Artifact:
     """The artifact with an INT8 file that was the fastest on this machine."""
     path = write_model(artifact.path / "model.int8-cpu.onnx")
@@ -324,17 +290,6 @@ def test_a_choice_that_does_not_hold_here_is_told_and_not_used(
     (message,) = caplog.messages
     assert re.search(reason, message)
     assert f"using model.onnx. Measure here with: kdedge export {artifact.path} --cpu" in message
-
-
-def test_a_choice_that_was_changed_is_told_and_not_used(
-    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    artifact = measured(artifact, write_model)
-    with (artifact.path / CPU_CHOICE).open("a") as file:
-        file.write(" ")
-    used, _ = load(artifact)
-    assert used.name == "model.onnx"
-    assert "cpu_choice.json has changed since the export" in caplog.text
 
 
 def test_a_chosen_file_whose_runtime_is_gone_is_told(

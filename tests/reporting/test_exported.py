@@ -71,12 +71,6 @@ def test_steps_and_the_sensitivity_of_each_layer_are_shown(records: RunRecords) 
     assert layers.rows == [["c", "0.50"], ["a", "-0.10"]]
 
 
-def test_without_sensitivities_the_layers_own_errors_are_shown(records: RunRecords) -> None:
-    *_, layers = blocks(with_search(records, search(a=None, b=None)))
-    assert layers.rows == [["b", "3.00"], ["a", "2.00"]]
-    assert layers.caption.startswith("Error of each layer's output")
-
-
 def test_the_file_to_ship_is_the_fastest_that_passed_its_gate(make_run: MakeRun) -> None:
     artifact, speed = (getattr(gather(make_run()), name) for name in ("artifact", "speed"))
     plain, int8 = (replace(file, gate="passed") for file in artifact.files)

@@ -55,13 +55,6 @@ def test_every_target_has_what_a_target_needs(name: str) -> None:
     assert all(map(callable, functions))
 
 
-def test_targets_share_no_flag_and_no_backend() -> None:
-    targets = list_targets()
-    assert len({target.flag for target in targets}) == len(targets)
-    backends = [target.backend for target in targets if target.backend is not None]
-    assert len(set(backends)) == len(backends)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_precisions_for_cpus_are_those_of_files_for_cpus(
     name: str,

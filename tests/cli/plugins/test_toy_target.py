@@ -80,12 +80,6 @@ def test_predict_runs_it_by_its_backends_name_and_gives_the_onnx_files_scores(
         assert found == pytest.approx(expected, abs=1e-2)
 
 
-def test_unasked_predict_keeps_to_onnx_runtime(run: Run, exported: Path) -> None:
-    done = run("predict", str(exported), "test")
-    assert done.code == 0, done.err
-    assert "model.onnx on onnxruntime" in done.err
-
-
 def test_bench_has_a_row_of_it(
     exported: Path,
     kdedge: Run,
@@ -136,35 +130,3 @@ def test_doctor_schema_and_help_know_it(run: Run) -> None:
     assert "--toy" in help_text
     assert "The weights as NumPy arrays." in help_text
     assert "tensorrt-rtx,toy." in "".join(run("predict", "--help").out.split())
-
-
-def test_a_precision_that_it_does_not_make_is_told_before_anything_is_written(
-    run: Run, project: Path
-) -> None:
-    done = run("export", "tiny/02", "--toy", "--int8", "--output", "none")
-    assert done.code == 2
-    assert "Toy has no INT8 files; it has: fp32." in done.err
-    assert not (project / "none").exists()
-
-
-def test_an_artifact_alone_is_not_what_it_is_built_from(run: Run, exported: Path) -> None:
-    done = run("export", str(exported), "--toy")
-    assert done.code == 2
-    assert "has no folded model, from which Toy is built" in done.err
-
-
-def test_a_package_that_does_not_load_is_told_once_it_is_used(install: Any, exported: Path) -> None:
-    points = {"kdedge.targets": {"broken": "kdedge_broken"}}
-    package = install({"kdedge_broken": "1 / 0"}, points, exported.parent)
-    reason = (
-        'The target "broken" from kdedge_broken cannot be imported: ZeroDivisionError: division by'
-        " zero."
-    )
-    commands = {
-        "export tiny/02 --broken": 2,
-        "predict artifact test": 0,
-        "predict artifact test --backend broken": 2,
-        "doctor": 0,
-    }
-    for done, code in zip(package.run(*commands), commands.values(), strict=True):
-        assert (done.code, reason in done.err) == (code, True), done.err

@@ -129,7 +129,9 @@ def test_weights_can_lie_beside_the_graph_and_are_there_first(
         return move(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    path, options = tmp_path / "model.onnx", {"size_px": 32, "max_bytes": 10_000}
+    path = tmp_path / "model.onnx"
+    options: Any = {"size_px": 32, "max_bytes": 10_000, "tracer": Tracer()}
+
     with pytest.raises(RecipeError, match=r"export\.external_data=true"):
         write_onnx(block_model, path, **options)
     assert list(tmp_path.iterdir()) == []
