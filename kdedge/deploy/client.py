@@ -73,22 +73,6 @@ class ClientCheck:
     max_mean_difference: float | None
     mistakes: tuple[Mismatch, ...]
 
-    @property
-    def error(self) -> GateError | None:
-        """The error of a client whose answers differ; None if they agree."""
-        if not self.mistakes:
-            return None
-        shown = "".join(
-            f"  image {mistake.image}: expected {mistake.expected}, got {mistake.got}\n"
-            for mistake in self.mistakes[:_N_SHOWN]
-        )
-        return GateError(
-            f"The client differs from the artifact on {len({m.image for m in self.mistakes})} of"
-            f" {self.n_images} images.\n{shown}"
-            "  Compare its resize, crop, channel order and scaling with `preprocess` in"
-            " artifact.json."
-        )
-
 
 class _ClientLine(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
@@ -131,7 +115,8 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
         file: the model file that the client ran.
 
     Raises:
-        GateError: the file does not have an answer for each image.
+        GateError: an answer differs (`result` has the check), or the file does not have one for
+            each image.
         DataError: it cannot be read; the smoke set or the model file is missing, or has changed
             since the export.
     """
@@ -154,7 +139,21 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
             logits = smoke_logits(artifact, backend, smoke)
         finally:
             backend.close()
-    return _compare(artifact, file, smoke, 100 * softmax(logits), answers)
+    checked = _compare(artifact, file, smoke, 100 * softmax(logits), answers)
+    if checked.mistakes:
+        shown = "".join(
+            f"  image {mistake.image}: expected {mistake.expected}, got {mistake.got}\n"
+            for mistake in checked.mistakes[:_N_SHOWN]
+        )
+        differs = GateError(
+            f"The client differs from the artifact on {len({m.image for m in checked.mistakes})} of"
+            f" {len(answers)} images.\n{shown}"
+            "  Compare its resize, crop, channel order and scaling with `preprocess` in"
+            " artifact.json."
+        )
+        differs.result = checked
+        raise differs
+    return checked
 
 
 def _first(smoke: SmokeSet) -> SmokeSet:

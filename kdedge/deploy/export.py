@@ -254,7 +254,7 @@ class _Writer:
             some = [self._free[i] for i in spread(len(self._free), N_RANGE_IMAGES)]
             pixels = read_pixels(self._pool.source, some, self.artifact.preprocess)
         else:  # they show what would overflow, and select nothing by accuracy
-            compared = self._reference.pixels
+            compared = self._reference.outputs.pixels
             pixels = compared[spread(len(compared), N_RANGE_IMAGES)]
         return to_input(pixels, self._spec.pixels)
 

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from kdedge.config.fields import percent_value
 from kdedge.data.images import Images
 from kdedge.deploy.calibrate import PixelArray, read_images, read_pixels
+from kdedge.deploy.parity import predict_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.backend import Backend, TakesImages, run_batches
+from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.none_of_these import (
     FILE_NAME,
     N_PERCENTILES,
@@ -36,7 +37,6 @@ MOST_IMAGES = 8000
 """Of so many, the share of known images below the limit is exact to 0.34 points (one standard
 deviation, at 5 %)."""
 
-_BATCH = 32
 _OF_GAUSSIANS, _OF_LIMIT = slice(0, None, 2), slice(1, None, 2)
 
 
@@ -94,8 +94,7 @@ class KnownImages:
             images = read_images(self.chosen.source, self.chosen.indices)
             outputs = np.concatenate([graph.run_image(image) for image in images])
         else:
-            size = min(_BATCH, artifact.batches[1])
-            outputs = run_batches(graph, self.pixels, pixels=artifact.pixels, max_batch=size)
+            outputs = predict_pixels(graph, self.pixels, artifact)
         logits = outputs if matrix is None else class_logits(outputs, matrix)
         return outputs, logits.argmax(axis=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,17 +35,26 @@ _WHOLE_PX = 640
 of photos, and enough to see whether another program resizes and crops as kdedge does."""
 
 
+class Outputs(NamedTuple):
+    """Images after resize and crop, [N, S, S, 3], and what the unfused model gives for them.
+
+    Logits are [N, C], features [N, D], of unit length; with offsets [N, D + 1], the last is 1.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Float32Reference:
     """The unfused float32 model's logits on real images.
 
     Attributes:
         chosen: the images.
-        pixels: [N, S, S, 3], uint8.
-        logits: [N, C].
-        whole: images before resize and crop, with their pixels and logits.
-        features: [N, D], unit length.
-        whole_features: of the images before resize and crop, [K, D].
+        outputs: their outputs.
+        whole: PNG files of some images before resize and crop, for the smoke set.
+        of_whole: their outputs.
         keys: keys of the images.
         labels: their positions in the exported class list; None if unknown or not in it.
         images: description of the images, for messages.
@@ -57,11 +67,9 @@ class Float32Reference:
     """
 
     chosen: Images
-    pixels: npt.NDArray[np.uint8]
-    logits: npt.NDArray[np.float32]
-    whole: SmokeSet
-    features: npt.NDArray[np.float32]
-    whole_features: npt.NDArray[np.float32]
+    outputs: Outputs
+    whole: tuple[bytes, ...]
+    of_whole: Outputs
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
     images: str
@@ -91,9 +99,9 @@ class Float32Reference:
             images = read_images(self.chosen.source, self.chosen.indices)
             logits = np.concatenate([backend.run_image(image) for image in images])
         else:
-            logits = predict_each_way(backend, self.pixels, artifact)
+            logits = predict_each_way(backend, self.outputs.pixels, artifact)
         parity = parity_of(
-            self.logits,
+            self.outputs.logits,
             logits,
             keys=self.keys,
             labels=self.labels,
@@ -114,7 +122,7 @@ class Float32Reference:
     @property
     def only_class(self) -> int | None:
         """The class that the model predicts for every image, although not all are of one class."""
-        answered = set(self.logits.argmax(axis=1).tolist())
+        answered = set(self.outputs.logits.argmax(axis=1).tolist())
         is_told = len(self.labels) > 1 and len(set(self.labels) - {None}) != 1
         return answered.pop() if is_told and len(answered) == 1 else None
 
@@ -123,15 +131,12 @@ class Float32Reference:
 
         With open classes it has features in the place of logits.
         """
-        outputs, of_whole = self.logits, self.whole.logits
+        some = spread(len(self.keys), MAX_SMOKE_IMAGES - len(self.whole))
+        first, others = self.of_whole, self.outputs
+        values = np.concatenate([first.logits, others.logits[some]])
         if open_classes:
-            outputs, of_whole = self.features, self.whole_features
-        some = spread(len(self.pixels), MAX_SMOKE_IMAGES - len(self.whole.images))
-        return SmokeSet(
-            np.concatenate([self.whole.pixels, self.pixels[some]]),
-            np.concatenate([of_whole, outputs[some]]),
-            self.whole.images,
-        )
+            values = np.concatenate([first.features, others.features[some]])
+        return SmokeSet(np.concatenate([first.pixels, others.pixels[some]]), values, self.whole)
 
     def _calibration_errors(
         self, logits: npt.NDArray[np.float32]
@@ -184,15 +189,12 @@ def run_reference(
     scale = trained.scale / divisor
     offsets = None if trained.offsets is None else trained.offsets / divisor
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
-    logits, features = _run_unfused(trained, pixels, scale, offsets)
-    whole, whole_features = _whole_images(trained, chosen, scale, offsets)
+    whole, squares = _whole_images(trained, chosen)
     return Float32Reference(
         chosen=chosen,
-        pixels=pixels,
-        logits=logits,
+        outputs=_run_unfused(trained, pixels, scale, offsets),
         whole=whole,
-        features=features,
-        whole_features=whole_features,
+        of_whole=_run_unfused(trained, squares, scale, offsets),
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
         labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
@@ -209,9 +211,9 @@ def run_reference(
 
 
 def _whole_images(
-    trained: RunModel, chosen: Images, scale: float, offsets: torch.Tensor | None
-) -> tuple[SmokeSet, npt.NDArray[np.float32]]:
-    """Some images before resize and crop, as PNG files without metadata, and their features.
+    trained: RunModel, chosen: Images
+) -> tuple[tuple[bytes, ...], npt.NDArray[np.uint8]]:
+    """Some images before resize and crop, as PNG files without metadata, and their pixels after it.
 
     Every third one is cut to be taller, every third one to be wider, as cameras often give images
     of one shape.
@@ -229,19 +231,14 @@ def _whole_images(
         image.save(file, "PNG")
         files.append(file.getvalue())
         pixels.append(np.asarray(resize_and_crop(image, trained.preprocess)))
-    squares = np.stack(pixels)
-    logits, features = _run_unfused(trained, squares, scale, offsets)
-    return SmokeSet(squares, logits, tuple(files)), features
+    return tuple(files), np.stack(pixels)
 
 
 @torch.no_grad()
 def _run_unfused(
     trained: RunModel, pixels: npt.NDArray[np.uint8], scale: float, offsets: torch.Tensor | None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """[N, S, S, 3] -> logits [N, C], features: the model as trained, with scale and offsets.
-
-    With offsets, features are [N, D + 1], the last of which is 1; else [N, D].
-    """
+) -> Outputs:
+    """Runs the model as trained, with this scale and these offsets."""
     preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
     logits, kept = [], []
@@ -257,4 +254,4 @@ def _run_unfused(
             logits.append(answers.cpu().numpy())
             kept.append(features.cpu().numpy())
             advance(start + len(batch))
-    return np.concatenate(logits), np.concatenate(kept)
+    return Outputs(pixels, np.concatenate(logits), np.concatenate(kept))

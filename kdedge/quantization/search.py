@@ -274,7 +274,7 @@ class _Search:
             self.best = candidate
             raise _Stop("no images were left to choose by")
         answers = _logits_of(candidate, self.held_out, self.class_matrix)
-        measured = _score(answers, self._expected)
+        measured = score(answers, self._expected)
         self._seconds = time.monotonic() - began
         is_kept = measured.expected_percent > self.expected_percent
         seconds = round(time.monotonic() - self._began, 1)
@@ -324,12 +324,6 @@ def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
     return dataclasses.replace(candidate, model=model, layers=layers)
 
 
-@torch.no_grad()
-def score(candidate: Candidate, images: Tensor, model: nn.Module) -> Score:
-    """How a candidate answers on images, [M, 3, S, S], against the float model."""
-    return _score(_logits_of(candidate, images, None), _logits(model, images, None))
-
-
 def _logits_of(candidate: Candidate, images: Tensor, class_matrix: Tensor | None) -> Tensor:
     model = copy.deepcopy(candidate.model)
     attach(model, candidate.layers)
@@ -353,7 +347,8 @@ def _error(logits: Tensor, expected: Tensor) -> float:
     return 100 * float(lost.norm() / centered.norm().clamp(min=1e-12))
 
 
-def _score(logits: Tensor, expected: Tensor) -> Score:
+def score(logits: Tensor, expected: Tensor) -> Score:
+    """How a model's logits on images, [M, C], agree with the float model's."""
     counted = 100 * float((logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
     errors = logits - expected
     kept = [(row + errors).argmax(dim=1) == row.argmax() for row in expected]

@@ -63,8 +63,8 @@ def test_no_test_image_may_choose_ranges_whether_it_is_compared_or_not(answer: A
     test = images_of("test", 10)
     found = answer(test, images_of("pool", 4), 5)
     assert found.keys == tuple(f"test{i}" for i in (0, 2, 4, 6, 8))
-    assert found.pixels[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
-    np.testing.assert_allclose(found.logits[:, 0], [0, 4, 8, 12, 16], rtol=1e-6)
+    assert found.outputs.pixels[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
+    np.testing.assert_allclose(found.outputs.logits[:, 0], [0, 4, 8, 12, 16], rtol=1e-6)
     assert found.digests == set(test.digests.values())
     assert found.images == "5 of 10 images of data.test"
 
@@ -77,7 +77,7 @@ def test_without_test_images_half_of_the_pool_is_left_to_choose_ranges_from(
 ) -> None:
     pool = images_of("pool", n_pool)
     found = answer(None, pool, n_images)
-    assert len(found.keys) == len(found.pixels) == len(found.digests) == expected
+    assert len(found.keys) == len(found.outputs.pixels) == len(found.digests) == expected
     assert found.images == f"{expected} of {n_pool} images of data.unlabeled"
 
 
@@ -87,7 +87,7 @@ def test_long_images_that_are_cut_and_made_smaller_can_be_decoded(
     data = io.BytesIO()
     Image.new("RGB", (800, 9)).save(data, "png")
     monkeypatch.setattr(Pictures, "read", lambda self, i: data.getvalue())
-    files = answer(images_of("test", 3), None, 3).whole.images
+    files = answer(images_of("test", 3), None, 3).whole
     assert [decode_image(file).size for file in files] == [(640, 7), (534, 9), (500, 5)]
 
 

@@ -140,18 +140,17 @@ def test_the_agreement_to_expect_adds_every_images_error_to_every_images_logits(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
     seen = observed(folded, sites, pictures[:64])
-    fine, ranges = CalibratedModel(folded, sites, seen).quantized("max")
+    fine, _ = CalibratedModel(folded, sites, seen).quantized("max")
     layers = {
         name: dataclasses.replace(layer, input_scale=32 * layer.input_scale)
         for name, layer in fine.items()
     }
-    candidate = Candidate(folded, folded, layers, seen, {}, ranges)
     images = pictures[64:88]
-    found = score(candidate, images, folded)
     float_logits = folded(images)
     quantized = copy.deepcopy(folded)
     attach(quantized, layers)
     logits = quantized(images)
+    found = score(logits, float_logits)
     n_kept = 0
     for row in float_logits:
         for other, answer in zip(float_logits, logits, strict=True):

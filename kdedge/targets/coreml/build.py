@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdedge import __version__
 from kdedge.errors import RecipeError
@@ -39,24 +39,6 @@ _FILES: dict[Precision, PlannedFile] = {
     "int8": PlannedFile("model.int8.mlpackage.zip", "int8", "any"),
 }
 _N_QUANTIZED = 2048  # weights with fewer values stay as they are
-
-
-class _Scores(nn.Module):
-    """A folded model, from pixels as it takes them to probabilities.
-
-    Args:
-        model: the folded model.
-        has_scores: whether softmax(logits) gives its scores.
-    """
-
-    def __init__(self, model: nn.Module, *, has_scores: bool) -> None:
-        super().__init__()
-        self.model, self.has_scores = model, has_scores
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[1, 3, S, S] -> [1, C]."""
-        logits: Tensor = self.model(images)
-        return logits.softmax(dim=-1) if self.has_scores else logits
 
 
 @contextlib.contextmanager
@@ -118,7 +100,8 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
 
     size_px = artifact.preprocess.size_px
     shape, one_value = (1, 3, size_px, size_px), (1, 1)
-    whole = _Scores(model, has_scores=artifact.head == "scores").eval()
+    has_scores = artifact.head == "scores"
+    whole = nn.Sequential(model, nn.Softmax(dim=-1)).eval() if has_scores else model
     images = example_images(model, size_px=size_px, batches=one_value).float()
     program = export_program(whole, images, batches=one_value).run_decompositions({})
     # All but the head, whose operations alone have one vector an image, [1, D]

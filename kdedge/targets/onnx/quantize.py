@@ -71,8 +71,8 @@ def to_int8(
     model = load_graph(onnx_path)
     maxima = half.absolute_maxima(model, calibration)
     # From the exporter's opset to this one, operators got further types and attributes alone
-    (opset,) = model.opset_import
-    opset.version = QDQ_OPSET
+    for opset in model.opset_import:
+        opset.version = opset.version if opset.domain else QDQ_OPSET
     insert_qdq(model, layers)
     half.convert(model, maxima)
     save_graph(model, output)

@@ -35,32 +35,20 @@ class _FloatNorm(nn.LayerNorm):
         return super().forward(values.float())
 
 
-class HalfModel(nn.Module):
-    """A folded model in half precision, with float32 pixels and float32 logits.
+def half_model(model: nn.Module) -> Any:
+    """A copy of a folded model in half precision, with float32 pixels and float32 logits.
 
     The layers after the last block stay in float32: they are a small part of the work, and the
     squares in the L2 norm would overflow half precision for values from 256 on.
-
-    Args:
-        model: the folded model; not changed.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = copy.deepcopy(model).half()
-        for head in (self.model.hidden, self.model.features, self.model.fused_head):
-            if head is not None:
-                head.float()
-        norm: Any = getattr(self.model, "ln_post", None)  # of CLIP's ViT
-        if norm is not None:
-            self.model.ln_post = _FloatNorm(
-                norm.normalized_shape, eps=norm.eps, elementwise_affine=False
-            )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W], float32 0-1 or uint8, -> logits [B, C], float32."""
-        logits: Tensor = self.model(images)
-        return logits
+    half: Any = copy.deepcopy(model).half()
+    for head in (half.hidden, half.features, half.fused_head):
+        if head is not None:
+            head.float()
+    norm: Any = getattr(half, "ln_post", None)  # of CLIP's ViT
+    if norm is not None:
+        half.ln_post = _FloatNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+    return half
 
 
 def check_environment() -> None:
@@ -187,7 +175,7 @@ def trace(
         batches: smallest and largest batch.
         on_gpu: trace on torch's CUDA device, for which the program is compiled.
     """
-    module: nn.Module = HalfModel(model) if precision == "fp16" else copy.deepcopy(model)
+    module = half_model(model) if precision == "fp16" else copy.deepcopy(model)
     images = example_images(model, size_px=size_px, batches=batches)
     module.eval()
     if on_gpu:

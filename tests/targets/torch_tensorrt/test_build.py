@@ -157,8 +157,8 @@ def test_half_precision_is_that_of_the_blocks_and_the_model_stays_as_it_is(
     tiny_model: FoldedModel,
 ) -> None:
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    half = target.HalfModel(tiny_model)
-    kinds = {name: value.dtype for name, value in half.model.state_dict().items()}
+    half = target.half_model(tiny_model)
+    kinds = {name: value.dtype for name, value in half.state_dict().items()}
     heads = {name for name in kinds if name.startswith(("hidden.", "features.", "fused_head."))}
     assert heads
     for name, kind in kinds.items():
@@ -170,7 +170,7 @@ def test_half_precision_is_that_of_the_blocks_and_the_model_stays_as_it_is(
 
 
 def test_large_activations_survive_half_precisions_range(tiny_model: FoldedModel) -> None:
-    norm = target.HalfModel(tiny_model).model.ln_post
+    norm = target.half_model(tiny_model).ln_post
     values = torch.full((1, norm.normalized_shape[0]), -300.0)
     values[:, ::2] = 300.0
     torch.testing.assert_close(norm(values.half()), values / 300, rtol=0, atol=1e-5)
