@@ -168,8 +168,6 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
         record: _T = _validator(kind).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), where, remedy) from error
-    except DataError as error:  # of a value that checks itself, such as `Preprocess`
-        raise DataError(f"{where}: {error}\n  {remedy}") from error
     return record
 
 

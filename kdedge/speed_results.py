@@ -27,7 +27,6 @@ from kdedge.tables import Table, Tabled
 FORMAT_VERSION = 1
 
 MOST_OTHERS_PERCENT = 10.0
-MOST_PREEMPTED = 20.0
 MOST_SPREAD = 2.0
 """Beyond these limits a time is in doubt: `Measurement.doubt`. Models of 0.1 to 8 ms on two cores
 had at most 1.3 times their median as 90th percentile on a quiet machine, and up to 110 times
@@ -60,10 +59,9 @@ class Measurement(Record):
         samples_ms: every timed call, in order.
         others_percent: share of the cores that other processes used meanwhile; None on a GPU, and
             where unknown.
-        preempted_per_second: involuntary context switches of the process's threads meanwhile; None
-            where unknown.
     """
 
+    unknown_keys = "ignore"
     batch: PositiveCount
     inputs: TimedFrom
     n_calls: PositiveCount
@@ -79,15 +77,12 @@ class Measurement(Record):
     watts: NonNegative | None
     samples_ms: tuple[float, ...]
     others_percent: NonNegative | None = None
-    preempted_per_second: NonNegative | None = None
 
     @property
     def doubt(self) -> str | None:
         """Why other programs may have disturbed the times; None if nothing suggests it."""
         if (self.others_percent or 0) > MOST_OTHERS_PERCENT:
             return f"other processes kept {self.others_percent:.0f} % of the cores busy"
-        if (self.preempted_per_second or 0) > MOST_PREEMPTED:
-            return f"it was preempted {self.preempted_per_second:.0f} times per second"
         spread = self.p90_ms / self.p50_ms
         if spread > MOST_SPREAD:
             return f"a tenth of its calls took {spread:.1f} times the median or longer"
@@ -178,6 +173,11 @@ class ModelFacts(Record):
     def gmacs(self, batch: int) -> float | None:
         """Multiply-adds per image in a batch of this size, 1e9."""
         return None if self.gmacs_image is None else self.gmacs_image + self.gmacs_call / batch
+
+    def gflops(self, batch: int) -> float | None:
+        """Operations per image, 1e9: two per multiply-add."""
+        gmacs = self.gmacs(batch)
+        return None if gmacs is None else 2 * gmacs
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class HostCudart:
             *("cuDeviceTotalMem_v2", "cuDeviceGetAttribute"),
             *("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamCreate"),
             *("cudaStreamSynchronize", "cudaStreamDestroy", "cudaGetErrorString"),
-            *("cudaGetDeviceCount", "cudaGetDevice", "cudaSetDevice"),
+            *("cudaGetDevice", "cudaSetDevice"),
             *("cudaEventCreate", "cudaEventRecord", "cudaEventElapsedTime", "cudaEventDestroy"),
         ):
             setattr(self, name, Function(self._guarded(name)))
@@ -78,10 +78,6 @@ class HostCudart:
 
     def _cudaGetErrorString(self, code: int) -> bytes:
         return b"out of memory"
-
-    def _cudaGetDeviceCount(self, count: Any) -> int:
-        count._obj.value = 1
-        return 0
 
     def _cudaGetDevice(self, device: Any) -> int:
         device._obj.value = self.current

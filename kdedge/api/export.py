@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import KdedgeError, RecipeError
-from kdedge.files import held
+from kdedge.files import check_writable, held
 from kdedge.plugins import need_training_packages, say_warnings_of_work
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Precision, artifact_at, load_artifact
-from kdedge.runtime.cpu_choice import check_can_keep, keep_choice
+from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.threads import torch_as_before
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import check_utf_8, find_target, list_targets
@@ -65,7 +65,7 @@ class _Export:
 
         say_warnings_of_work()
         with self.keeping_errors():
-            check_can_keep(self.artifact)
+            check_writable(self.artifact.path)
             self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
             choice = fastest_on_cpu(self.artifact, not_tried=missing)
             self.artifact = renew_model_card(keep_choice(self.artifact, choice))

@@ -113,28 +113,28 @@ class LoadedModelFile:
         Raises:
             DataError: the artifact's batch is larger than the one image of an image file.
         """
-        size = self._artifact.preprocess.size_px
+        backend, preprocess, kind = self._backend, self._artifact.preprocess, self._artifact.pixels
         if inputs == "image file":
             if batch != 1:
                 raise DataError(
                     f"An image file has one image, but the artifact takes batches of {batch}."
                 )
-            photo, takes_images = photo_bytes(), self._backend
-            if isinstance(takes_images, TakesImages):
-                return host_timed(lambda: takes_images.run_image(np.asarray(decode_image(photo))))
-            return host_timed(lambda: self._run(self._decoded(photo)[None]))
-        pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        images = to_input(pixels, self._artifact.pixels)
-        backend = self._backend
+            photo = photo_bytes()
+
+            def classify() -> npt.NDArray[np.float32]:
+                image = decode_image(photo)
+                if isinstance(backend, TakesImages):
+                    return backend.run_image(np.asarray(image))
+                pixels = np.asarray(resize_and_crop(image, preprocess))
+                return backend.run(to_input(pixels[None], kind))
+
+            return host_timed(classify)
+        shape = (batch, preprocess.size_px, preprocess.size_px, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        images = to_input(pixels, kind)
         if inputs == "on device" and isinstance(backend, DeviceTimed):
             return functools.partial(backend.device_ms, images)
-        return host_timed(lambda: self._backend.run(images))
-
-    def _decoded(self, photo: bytes) -> npt.NDArray[np.uint8]:
-        return np.asarray(resize_and_crop(decode_image(photo), self._artifact.preprocess))
-
-    def _run(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return self._backend.run(to_input(pixels, self._artifact.pixels))
+        return host_timed(lambda: backend.run(images))
 
 
 def photo_bytes() -> bytes:

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.util import find_spec
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, percentile, summarize
@@ -62,32 +61,31 @@ def add_cpu_files(
     missing: dict[str, str] = {}
     for target in list_targets():
         of_run = target.name == "onnx" or target.source == "folded model"
-        is_built_here = not of_run or (target.name != "onnx" and run is not None)
         for precision in target.cpu_precisions:
             # A file from the folded model is there already if its target was asked for, too
-            names = _names(artifact, target, precision) if of_run else ()
-            reason = "this machine makes none. " + target.remark
-            if of_run:
-                lines = [x.install_line for x in target.packages if find_spec(x.module) is None]
-                install = f"first {lines[0]}; then " if lines else ""
-                reason = f"the artifact has none; {install}{_FROM_RUN}"
-            if of_run and precision == "int8" and run is not None and run.calibration is None:
-                reason = _NO_IMAGES
-            elif is_built_here and not names:
-                try:
-                    artifact, names = build_files(artifact, target.name, [precision], run=run)
-                except (DataError, RecipeError, SetupError) as error:
-                    reason = " ".join(str(error).split())  # with the line that installs a package
+            if of_run and _has_file(artifact, target, precision):
+                continue
+            what = f"{target.label} {precision}"
+            if of_run and run is None:
+                missing[what] = _FROM_RUN
+                continue
+            if of_run and run is not None and run.calibration is None and precision == "int8":
+                missing[what] = _NO_IMAGES
+                continue
+            try:
+                artifact, names = build_files(artifact, target.name, [precision], run=run)
+            except (DataError, RecipeError, SetupError) as error:
+                missing[what] = " ".join(str(error).split())  # with the line that installs it
+                continue
             if not names:
-                missing[f"{target.label} {precision}"] = reason
+                missing[what] = f"this machine makes none. {target.remark}"
     return artifact, missing
 
 
-def _names(artifact: Artifact, target: Target, precision: Precision) -> tuple[str, ...]:
-    return tuple(
-        file.name
+def _has_file(artifact: Artifact, target: Target, precision: Precision) -> bool:
+    return any(
+        (file.target, file.precision) == (target.name, precision) and file.device != "gpu"
         for file in artifact.files
-        if (file.target, file.precision) == (target.name, precision) and file.device != "gpu"
     )
 
 
@@ -142,15 +140,15 @@ def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
     Raises:
         GateError: none can be chosen.
     """
-    fit = [c for c in candidates if c.out is None and c.speedup is not None]
+    fit = [(c.speedup, c) for c in candidates if c.out is None and c.speedup is not None]
     if not fit:
         reasons = "\n".join(f"  {candidate.file}: {candidate.out}" for candidate in candidates)
         raise GateError(
             f"{where} has no file that this CPU can run and that passes its gate.\n{reasons}"
         )
-    least = (1 - TIE_SHARE) * max(map(_speedup, fit))
-    equal = [candidate for candidate in fit if _speedup(candidate) >= least]
-    return min(equal, key=lambda c: (-(c.agreement_percent or 0), -_speedup(c)))
+    least = (1 - TIE_SHARE) * max(speedup for speedup, _ in fit)
+    equal = [(c.agreement_percent or 0, speedup, c) for speedup, c in fit if speedup >= least]
+    return max(equal, key=lambda entry: entry[:2])[2]
 
 
 def is_worse(measured: ParityResult, made: ParityResult) -> bool:
@@ -169,34 +167,33 @@ def is_worse(measured: ParityResult, made: ParityResult) -> bool:
 
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
     """Loads the files, compares them with the model, and times those that load in turns."""
-    candidates: dict[str, TimedFile] = {}
+    candidates: list[TimedFile] = []
     calls: dict[str, Call] = {}
+    batch = artifact.batches[0]
     with contextlib.ExitStack() as opened:
         for file in cpu_files(artifact):
-            candidates[file.name] = TimedFile(
-                file.name, file.precision, None, None, None, None, None
-            )
+            runtime: str | None = None
+            agreement: float | None = None
+            out: str | None
             try:
                 with working(f"comparing {file.name}"):
                     backend = load_file(artifact, file)
                     opened.callback(backend.close)
                     agreement, out = _compare(artifact, file, backend)
+                loaded = LoadedModelFile(artifact, backend)
+                runtime, calls[file.name] = loaded.runtime, loaded.call(batch, "on device")
             except KdedgeError as error:
-                candidates[file.name] = dataclasses.replace(
-                    candidates[file.name], out=first_line(error)
-                )
-                continue
-            loaded = LoadedModelFile(artifact, backend)
-            calls[file.name] = loaded.call(artifact.batches[0], "on device")
-            candidates[file.name] = dataclasses.replace(
-                candidates[file.name], runtime=loaded.runtime, agreement_percent=agreement, out=out
+                out = first_line(error)
+            candidates.append(
+                TimedFile(file.name, file.precision, runtime, agreement, None, None, out)
             )
         with working(f"timing {len(calls)} candidates in turns"):
             timed = measure(calls, plan)
     first = next((time for time in timed.values() if time.rounds), None)
-    for name, time in timed.items():
-        candidates[name] = _with_time(candidates[name], time, first, batch=artifact.batches[0])
-    return list(candidates.values())
+    return [
+        _with_time(c, timed[c.file], first, batch=batch) if c.file in timed else c
+        for c in candidates
+    ]
 
 
 def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
@@ -218,9 +215,3 @@ def _with_time(candidate: TimedFile, timed: Timed, first: Timed | None, *, batch
     speedup = percentile(first.samples, _QUICK) / percentile(timed.samples, _QUICK)
     time = dataclasses.replace(time, samples_ms=())
     return dataclasses.replace(candidate, time=time, speedup=speedup, out=out)
-
-
-def _speedup(candidate: TimedFile) -> float:
-    """That of a candidate that can be chosen."""
-    assert candidate.speedup is not None
-    return candidate.speedup

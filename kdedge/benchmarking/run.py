@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
-from typing import Any
 
 from kdedge.benchmarking.device import (
     SampledPower,
@@ -18,6 +17,7 @@ from kdedge.benchmarking.device import (
     was_throttled,
 )
 from kdedge.benchmarking.timing import (
+    Call,
     LoadedSubject,
     Subject,
     TimingPlan,
@@ -45,20 +45,36 @@ _CALL_INPUTS: tuple[TimedFrom, ...] = ("on device", "copied")
 
 @dataclass
 class _Row:
-    """The state of a row while it is measured."""
+    """A model while it is measured."""
 
     subject: Subject
     loaded: LoadedSubject | None = None
     memory_bytes: int | None = None
     first_ms: float = 0.0
     problem: Exception | None = None
-    is_baseline: bool = False
     measurements: list[Measurement] = field(default_factory=list)
 
     @property
     def device(self) -> str:
         """The device that computes."""
         return "CPU" if self.loaded is None or self.loaded.gpu is None else "GPU"
+
+    def fail(self, error: Exception) -> None:
+        """Ends its measurement."""
+        log.warning("%s ended early: %s", self.subject.label, error)
+        self.problem = error
+
+    def result(self) -> SpeedRow:
+        """The record of its measurements."""
+        facts = {entry.name: getattr(self.subject, entry.name) for entry in fields(ModelFacts)}
+        return SpeedRow(
+            **facts,
+            runtime="-" if self.loaded is None else self.loaded.runtime,
+            device=self.device,
+            memory_bytes=self.memory_bytes,
+            problem=None if self.problem is None else first_line(self.problem),
+            measurements=tuple(self.measurements),
+        )
 
 
 def run_bench(
@@ -86,21 +102,21 @@ def run_bench(
         KdedgeError: no model could be measured; it is the first model's error.
         Interrupted: Ctrl-C or SIGTERM came after a measurement; `result` has what was measured.
     """
-    left_out = dict(left_out)
+    bench = _Bench(plan, dict(left_out), watch)
     before = conditions()
     interrupt: KeyboardInterrupt | None = None
     with ExitStack() as held:
-        rows = _load_all(subjects, held, left_out)
+        bench.load(subjects, held)
         try:
-            _measure_all(rows, plan, batches, left_out, power=find_sensor(), watch=watch)
+            bench.measure(batches, find_sensor())
         except KeyboardInterrupt as error:
-            if not any(row.measurements for row in rows):
+            if not any(row.measurements for row in bench.rows):
                 raise
             interrupt = error
-            left_out["the remaining measurements"] = "the measurement was interrupted"
-        finished = [_finish(row) for row in rows]
-    errors = [row.problem for row in rows if row.problem is not None]
-    if errors and not any(row.measurements for row in finished):
+            bench.left_out["the remaining measurements"] = "the measurement was interrupted"
+        rows = [row.result() for row in bench.rows]
+    errors = [row.problem for row in bench.rows if row.problem is not None]
+    if errors and not any(row.measurements for row in rows):
         raise errors[0]
     after = conditions()
     result = SpeedResult(
@@ -113,9 +129,9 @@ def run_bench(
             "after": after,
             "throttled": was_throttled(before, after),
         },
-        baseline=next((row.subject.label for row in rows if row.is_baseline), None),
-        rows=tuple(finished),
-        left_out=left_out,
+        baseline=None if bench.baseline is None else bench.baseline.subject.label,
+        rows=tuple(rows),
+        left_out=bench.left_out,
     )
     if interrupt is not None:
         interrupted = Interrupted(
@@ -126,31 +142,118 @@ def run_bench(
     return result
 
 
-def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
-    """Loads the models that this machine can run; failures are recorded.
+class _Bench:
+    """Loads models, and times them against each other.
 
-    Raises:
-        MissingPackage, BackendUnavailable: nothing can run here; it is the first model's error.
+    Attributes:
+        rows: the models, without those that this machine cannot run.
+        left_out: what is not measured, and why.
+        baseline: the first row that was ever timed, with which ratios compare; None before.
     """
-    rows: list[_Row] = []
-    absent: list[KdedgeError] = []
-    with progress("loading", len(subjects)) as advance:
-        for number, subject in enumerate(subjects):
-            advance(number, subject.label)
-            row = _Row(subject)
-            try:
-                _load(row, held)
-            except (MissingPackage, BackendUnavailable) as error:
-                left_out[subject.label] = first_line(error)
-                absent.append(error)
+
+    def __init__(self, plan: TimingPlan, left_out: dict[str, str], watch: Watch) -> None:
+        self.rows: list[_Row] = []
+        self.left_out = left_out
+        self.baseline: _Row | None = None
+        self._plan, self._watch = plan, watch
+
+    def load(self, subjects: Sequence[Subject], held: ExitStack) -> None:
+        """Loads the models that this machine can run; failures are recorded.
+
+        Raises:
+            MissingPackage, BackendUnavailable: nothing can run here; it is the first model's error.
+        """
+        absent: list[KdedgeError] = []
+        with progress("loading", len(subjects)) as advance:
+            for number, subject in enumerate(subjects):
+                advance(number, subject.label)
+                row = _Row(subject)
+                try:
+                    _load(row, held)
+                except (MissingPackage, BackendUnavailable) as error:
+                    self.left_out[subject.label] = first_line(error)
+                    absent.append(error)
+                    continue
+                except (KdedgeError, RuntimeError, MemoryError) as error:
+                    row.fail(error)
+                self.rows.append(row)
+        if absent and not self.rows:
+            raise absent[0]
+
+    def measure(self, batches: Sequence[int], power: SampledPower | None) -> None:
+        """Times all rows against each other, at every batch size and then from an image file."""
+        turns: list[tuple[int, TimedFrom]] = [
+            (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
+        ]
+        turns.append((1, "image file"))
+        able = [self._able(batch, inputs) for batch, inputs in turns]
+        done = 0
+        with progress("measuring", sum(map(len, able)) * self._plan.n_rounds) as advance:
+
+            def after_turn(label: str) -> None:
+                nonlocal done
+                done += 1
+                advance(done, label.partition(" ")[2])
+
+            for (batch, inputs), rows in zip(turns, able, strict=True):
+                self._measure_turn(rows, batch, inputs, power, after_turn)
+
+    def _able(self, batch: int, inputs: TimedFrom) -> list[_Row]:
+        """The rows that can be timed at this batch and input; `left_out` gets the others."""
+        able = []
+        for row in self.rows:
+            if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
                 continue
+            low, high = row.loaded.batches
+            # By its work, and the time of the first call, which had `low` images
+            now, then = row.subject.gmacs(batch), row.subject.gmacs(low)
+            seconds = batch / low * (now / then if now and then else 1) * row.first_ms / 1000
+            if batch < low or (high is not None and batch > high):
+                images = "" if low == high else f"to {high} images "
+                why_not = f"it takes {low} {images}per call"
+            elif seconds > self._plan.call_seconds:
+                why_not = f"a call would take about {seconds:.0f} s"
+            else:
+                able.append(row)
+                continue
+            self.left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
+        return able
+
+    def _measure_turn(
+        self,
+        rows: Sequence[_Row],
+        batch: int,
+        inputs: TimedFrom,
+        power: SampledPower | None,
+        after_turn: Callable[[str], None],
+    ) -> None:
+        """Times rows against each other, without those that have failed meanwhile."""
+        calls: dict[str, Call] = {}
+        by_key: dict[str, _Row] = {}
+        for number, row in enumerate(rows):
+            if row.loaded is None or row.problem is not None:
+                continue
+            key = f"{number} {row.subject.label}"
+            try:
+                calls[key], by_key[key] = row.loaded.call(batch, inputs), row
             except (KdedgeError, RuntimeError, MemoryError) as error:
-                log.warning("%s: %s", subject.label, error)
-                row.problem = error
-            rows.append(row)
-    if absent and not rows:
-        raise absent[0]
-    return rows
+                row.fail(error)
+        plan, watch = self._plan, self._watch
+        timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
+        if self.baseline is None:
+            self.baseline = next((by_key[key] for key, time in timed.items() if time.rounds), None)
+        against = next((time for key, time in timed.items() if by_key[key] is self.baseline), None)
+        for key, time in timed.items():
+            row = by_key[key]
+            if power is None or row.loaded is None or not power.covers(row.loaded.gpu):
+                time.watts = None
+            summary = summarize(time, batch=batch, inputs=inputs, baseline=against)
+            if summary is not None:
+                if row.device == "GPU":  # a GPU keeps computing when others use the cores
+                    summary = replace(summary, others_percent=None)
+                row.measurements.append(summary)
+            if time.problem is not None:
+                row.fail(time.problem)
 
 
 def _load(row: _Row, held: ExitStack) -> None:
@@ -164,124 +267,3 @@ def _load(row: _Row, held: ExitStack) -> None:
         row.memory_bytes = row.loaded.gpu_bytes()
     else:
         row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
-
-
-def _measure_all(
-    rows: Sequence[_Row],
-    plan: TimingPlan,
-    batches: Sequence[int],
-    left_out: dict[str, str],
-    *,
-    power: SampledPower | None,
-    watch: Watch,
-) -> None:
-    """Times all rows against each other, at every batch size and then from an image file."""
-    turns: list[tuple[int, TimedFrom]] = [
-        (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
-    ]
-    turns.append((1, "image file"))
-    able = [_able(rows, batch, inputs, plan, left_out) for batch, inputs in turns]
-    baseline: _Row | None = None
-    done = 0
-    with progress("measuring", sum(map(len, able)) * plan.n_rounds) as advance:
-
-        def after_turn(label: str) -> None:
-            nonlocal done
-            done += 1
-            advance(done, label.partition(" ")[2])
-
-        for (batch, inputs), timed_rows in zip(turns, able, strict=True):
-            still = [row for row in timed_rows if row.problem is None]
-            baseline = _measure_turn(still, baseline, plan, batch, inputs, power, watch, after_turn)
-
-
-def _able(
-    rows: Sequence[_Row],
-    batch: int,
-    inputs: TimedFrom,
-    plan: TimingPlan,
-    left_out: dict[str, str],
-) -> list[_Row]:
-    """The rows that can be timed at this batch and input; the others are added to `left_out`."""
-    able = []
-    for row in rows:
-        if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
-            continue
-        why_not = _why_not(row, batch, row.loaded.batches, plan)
-        if why_not is None:
-            able.append(row)
-        else:
-            left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
-    return able
-
-
-def _why_not(
-    row: _Row, batch: int, batches: tuple[int, int | None], plan: TimingPlan
-) -> str | None:
-    """Why a row is not timed at a batch size; None if it is."""
-    low, high = batches
-    if batch < low or (high is not None and batch > high):
-        return f"it takes {low} {'' if low == high else f'to {high} images '}per call"
-    # By its work, and the time of the first call, which had `low` images
-    now, then = row.subject.gmacs(batch), row.subject.gmacs(low)
-    seconds = batch / low * (now / then if now and then else 1) * row.first_ms / 1000
-    if seconds > plan.call_seconds:
-        return f"a call would take about {seconds:.0f} s"
-    return None
-
-
-def _measure_turn(
-    rows: Sequence[_Row],
-    baseline: _Row | None,
-    plan: TimingPlan,
-    batch: int,
-    inputs: TimedFrom,
-    power: SampledPower | None,
-    watch: Watch,
-    after_turn: Any,
-) -> _Row | None:
-    """Times rows against each other; returns the baseline: the first row that was ever timed."""
-    calls = {}
-    by_key = {}
-    for number, row in enumerate(rows):
-        assert row.loaded is not None  # otherwise it does not take the batch
-        try:
-            key = f"{number} {row.subject.label}"
-            calls[key], by_key[key] = row.loaded.call(batch, inputs), row
-        except (KdedgeError, RuntimeError, MemoryError) as error:
-            _keep_problem(row, error)
-    timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
-    if baseline is None:
-        baseline = next((by_key[key] for key, time in timed.items() if time.rounds), None)
-        if baseline is not None:
-            baseline.is_baseline = True
-    against = next((time for key, time in timed.items() if by_key[key] is baseline), None)
-    for key, time in timed.items():
-        loaded = by_key[key].loaded
-        if power is None or loaded is None or not power.covers(loaded.gpu):
-            time.watts = None
-        summary = summarize(time, batch=batch, inputs=inputs, baseline=against)
-        if summary is not None:
-            if by_key[key].device == "GPU":  # a GPU keeps computing when others use the cores
-                summary = replace(summary, others_percent=None)
-            by_key[key].measurements.append(summary)
-        if time.problem is not None:
-            _keep_problem(by_key[key], time.problem)
-    return baseline
-
-
-def _keep_problem(row: _Row, error: Exception) -> None:
-    log.warning("%s ended early: %s", row.subject.label, error)
-    row.problem = error
-
-
-def _finish(row: _Row) -> SpeedRow:
-    facts = {entry.name: getattr(row.subject, entry.name) for entry in fields(ModelFacts)}
-    return SpeedRow(
-        **facts,
-        runtime="-" if row.loaded is None else row.loaded.runtime,
-        device=row.device,
-        memory_bytes=row.memory_bytes,
-        problem=None if row.problem is None else first_line(row.problem),
-        measurements=tuple(row.measurements),
-    )

@@ -34,14 +34,14 @@ def summary(result: SpeedResult) -> Grid:
     """The main table, with one line per model."""
     rows = []
     named = named_rows(result)
-    for (label, row), first in zip(named, _first(named, "on device"), strict=True):
+    for label, row, first in _first(named, "on device"):
         measured = [m for m in row.measurements if m.inputs == "on device"]
         sure = [m for m in measured if m.doubt is None] or measured
         best = max(sure, key=lambda m: m.images_per_second, default=None)
         rows.append(
             [
                 label,
-                figure(_doubled(row.gmacs(1))),
+                figure(row.gflops(1)),
                 "-" if first is None else _marked(first, first.p50_ms),
                 "-" if best is None else _marked(best, best.images_per_second),
                 _ratio_cells(result, first)[0],
@@ -71,7 +71,7 @@ def sizes(named: Sequence[NamedRow]) -> Grid:
             label,
             *(figure(row.n_parameters, 1e6), figure(row.n_bytes, 1e6)),
             figure(row.memory_bytes, 2**20),
-            *(figure(row.gmacs(1)), figure(_doubled(row.gmacs(1)))),
+            *(figure(row.gmacs(1)), figure(row.gflops(1))),
         ]
         for label, row in named
     ]
@@ -79,15 +79,17 @@ def sizes(named: Sequence[NamedRow]) -> Grid:
     return Grid(title, ["model", "M par.", "MB", "MiB", "GMACs", "GFLOPs"], rows)
 
 
-def _first(named: Sequence[NamedRow], inputs: TimedFrom) -> list[Measurement | None]:
-    """Each row's measurement at the smallest measured batch."""
+def _first(
+    named: Sequence[NamedRow], inputs: TimedFrom
+) -> list[tuple[str, SpeedRow, Measurement | None]]:
+    """Each row with its measurement at the smallest measured batch."""
     batches = [m.batch for _, row in named for m in row.measurements if m.inputs == inputs]
     smallest = min(batches, default=1)
-    return [row.at(smallest, inputs) for _, row in named]
+    return [(label, row, row.at(smallest, inputs)) for label, row in named]
 
 
 def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Grid:
-    firsts = [(label, m) for (label, _), m in zip(named, _first(named, inputs), strict=True) if m]
+    firsts = [(label, m) for label, _, m in _first(named, inputs) if m is not None]
     rows = [[label, *_percentiles(m)] for label, m in firsts]
     batch = firsts[0][1].batch if firsts else 1
     copied = ", images copied to the device and logits back" if inputs == "copied" else ""
@@ -98,7 +100,7 @@ def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Grid:
 
 def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Grid:
     rows = []
-    for (label, _), first in zip(named, _first(named, "on device"), strict=True):
+    for label, _, first in _first(named, "on device"):
         if first is not None:
             mark = "!" if first.doubt else ""
             rows.append([label, *_ratio_cells(result, first), f"{first.cv_percent:.1f}{mark}"])
@@ -209,9 +211,7 @@ def machine(result: SpeedResult) -> str:
 
 def as_markdown(result: SpeedResult) -> str:
     """Formats the tables as Markdown."""
-    blocks = []
-    for grid in make_grids(result):
-        blocks.append(f"**{grid.title}**\n\n{grid.as_markdown()}")
+    blocks = [f"**{grid.title}**\n\n{grid.as_markdown()}" for grid in make_grids(result)]
     blocks.append("\n".join(f"* {line}" for line in notes(result)))
     return "\n\n".join(blocks)
 
@@ -231,11 +231,6 @@ def _ratio_cells(result: SpeedResult, time: Measurement | None) -> list[str]:
         return ["-"] * 3
     ratios = (time.ratio, time.ratio_low, time.ratio_high)
     return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-
-
-def _doubled(gmacs: float | None) -> float | None:
-    """GFLOPs of GMACs."""
-    return None if gmacs is None else 2 * gmacs
 
 
 def accuracies(named: Sequence[NamedRow]) -> list[list[tuple[str, Accuracy]]]:

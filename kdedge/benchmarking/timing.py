@@ -201,7 +201,6 @@ def summarize(
         watts=timed.watts,
         samples_ms=tuple(samples),
         others_percent=taken.others_percent if is_known else None,
-        preempted_per_second=taken.preempted_per_second if is_known else None,
     )
 
 

@@ -203,15 +203,11 @@ class LoadedTorch:
             return self._logits(images)
 
 
-def _event() -> Any:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
 def _event_timed(work: Callable[[], Any]) -> Call:
     """A call timed by CUDA events around it."""
 
     def call() -> float:
-        began, ended = _event(), _event()
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began.record()
         work()
         ended.record()

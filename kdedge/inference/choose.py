@@ -17,7 +17,7 @@ from kdedge.errors import (
 )
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
-from kdedge.runtime.cpu_choice import CpuPreference
+from kdedge.runtime.cpu_choice import preferred_file
 from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_file, target_of_backend
@@ -55,8 +55,10 @@ def choose_and_load(
     """
     failures: list[_Failure] = []
     targets = {target.name: target for target in list_targets()}
-    measured = CpuPreference.of(artifact) if precision is None and backend is None else None
-    chosen = None if measured is None else measured.file
+    chosen: str | None = None
+    problem: str | None = None
+    if precision is None and backend is None:
+        chosen, problem = preferred_file(artifact)
     size = _gpu_size() if any(map(_built_for, artifact.files)) else None
     for file in candidates(
         artifact, precision=precision, backend=backend, chosen=chosen, gpu_size=size
@@ -70,8 +72,13 @@ def choose_and_load(
             failures.append((target, file, error.with_traceback(None)))
             continue
         _warn(artifact, target, file, failures, was_asked_for=backend is not None)
-        if measured is not None and not target.is_engine:
-            measured.warn(file)
+        if chosen not in (None, file.name):
+            problem = f"{chosen} was measured as the fastest, but cannot be used here"
+        if problem is not None and not target.is_engine:
+            log.warning(
+                "%s: using %s. Measure here with: kdedge export %s --cpu",
+                *(problem, file.name, shlex.quote(str(artifact.path))),
+            )
         if not _fits(file, size):
             log.warning(
                 "%s was built for a GPU with %s multiprocessors, but this one has %s. Build an"

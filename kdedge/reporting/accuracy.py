@@ -98,7 +98,7 @@ def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
         caption += " Axis numbers are line numbers of the class list."
     if classes_a_cell(n_classes) > 1:
         caption += f" {classes_a_cell(n_classes)} neighboring classes share a row and a column."
-    return Plot(name, f"Confusion matrix of the {model}", confusion(details), caption)
+    return Plot(name, f"Confusion matrix of the {model}", lambda: confusion(details), caption)
 
 
 def calibration_blocks(
@@ -116,6 +116,6 @@ def calibration_blocks(
     header = ["model", "ECE", "with the exported temperature"]
     what = "Mean difference between score and accuracy over these groups, percent."
     return [
-        Plot(name, "Calibration", calibration(models), caption),
+        Plot(name, "Calibration", lambda: calibration(models), caption),
         Grid("Expected calibration error (ECE)", header, rows, what),
     ]

@@ -1,4 +1,4 @@
-"""The plots of a report. Each function returns a drawing for `plots.render`."""
+"""The plots of a report; `plots.render` draws them in the page's style."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kdedge.reporting.plots import (
     SECOND,
     SHARES,
     THIRD,
-    Draw,
     Figure,
     LogLocator,
     PowerNorm,
@@ -53,30 +52,26 @@ class CostPoint:
     accuracy: float
 
 
-def training_curves(log: TrainingLog) -> Draw:
+def training_curves(log: TrainingLog) -> Figure:
     """Plots the loss, the agreement with the teacher (if logged), and the learning rate."""
-
-    def draw() -> Figure:
-        series = [("loss", "loss"), ("lr", "learning rate")]
-        if any("teacher_agreement_percent" in step for step in log.steps):
-            series.insert(1, ("teacher_agreement_percent", "agreement\nwith teacher, %"))
-        figure = Figure(figsize=(_WIDTH, 1.1 + 1.25 * len(series)))
-        panels = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
-        for axes, (key, label) in zip(panels, series, strict=True):
-            x, y = _series(log.steps, key)
-            is_noisy = key != "lr" and bool(log.epochs)
-            color = MUTED if is_noisy else FIRST
-            axes.plot(x, y, color=color, linewidth=0.8 if is_noisy else 1.6, label="steps")
-            if is_noisy:
-                means = _series(log.epochs, key) if key == "loss" else _epoch_means(log, key)
-                axes.plot(*means, color=FIRST, marker="o", markersize=3.5, label="epochs")
-            axes.set_ylabel(label)
-        if log.epochs:
-            panels[0].legend(loc="upper right", ncols=2)
-        panels[-1].set_xlabel("step")
-        return figure
-
-    return draw
+    series = [("loss", "loss"), ("lr", "learning rate")]
+    if any("teacher_agreement_percent" in step for step in log.steps):
+        series.insert(1, ("teacher_agreement_percent", "agreement\nwith teacher, %"))
+    figure = Figure(figsize=(_WIDTH, 1.1 + 1.25 * len(series)))
+    panels = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
+    for axes, (key, label) in zip(panels, series, strict=True):
+        x, y = _series(log.steps, key)
+        is_noisy = key != "lr" and bool(log.epochs)
+        color = MUTED if is_noisy else FIRST
+        axes.plot(x, y, color=color, linewidth=0.8 if is_noisy else 1.6, label="steps")
+        if is_noisy:
+            means = _series(log.epochs, key) if key == "loss" else _epoch_means(log, key)
+            axes.plot(*means, color=FIRST, marker="o", markersize=3.5, label="epochs")
+        axes.set_ylabel(label)
+    if log.epochs:
+        panels[0].legend(loc="upper right", ncols=2)
+    panels[-1].set_xlabel("step")
+    return figure
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -100,36 +95,33 @@ def classes_a_cell(n_classes: int) -> int:
     return -(-n_classes // MOST_CELLS)
 
 
-def confusion(details: EvalDetails) -> Draw:
+def confusion(details: EvalDetails) -> Figure:
     """Plots the share of each class's images by predicted class, on a square-root scale."""
     shares = _shares(details)
     n_classes = len(details.class_names)
     is_named = n_classes <= MOST_NAMED_CLASSES
 
-    def draw() -> Figure:
-        side = max(_WIDTH, 2.6 + 0.17 * n_classes) if is_named else _WIDTH
-        figure = Figure(figsize=(side, side * 0.86))
-        axes = figure.subplots()
-        extent = (0.5, n_classes + 0.5, n_classes + 0.5, 0.5)  # classes from 1
-        image = axes.imshow(
-            shares,
-            norm=PowerNorm(0.5, vmin=0, vmax=100),
-            cmap=SHARES,
-            interpolation="none",
-            extent=extent,
-        )
-        axes.grid(visible=False)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("class of the image")
-        if is_named:
-            names = [_short(name, 20) for name in details.class_names]
-            axes.set_xticks(range(1, n_classes + 1), names, rotation=90)
-            axes.set_yticks(range(1, n_classes + 1), names)
-        bar = figure.colorbar(image, shrink=0.85, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-        bar.set_label("% of the class's images")
-        return figure
-
-    return draw
+    side = max(_WIDTH, 2.6 + 0.17 * n_classes) if is_named else _WIDTH
+    figure = Figure(figsize=(side, side * 0.86))
+    axes = figure.subplots()
+    extent = (0.5, n_classes + 0.5, n_classes + 0.5, 0.5)  # classes from 1
+    image = axes.imshow(
+        shares,
+        norm=PowerNorm(0.5, vmin=0, vmax=100),
+        cmap=SHARES,
+        interpolation="none",
+        extent=extent,
+    )
+    axes.grid(visible=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("class of the image")
+    if is_named:
+        names = [_short(name, 20) for name in details.class_names]
+        axes.set_xticks(range(1, n_classes + 1), names, rotation=90)
+        axes.set_yticks(range(1, n_classes + 1), names)
+    bar = figure.colorbar(image, shrink=0.85, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+    bar.set_label("% of the class's images")
+    return figure
 
 
 def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
@@ -145,86 +137,79 @@ def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
     return shares
 
 
-def calibration(models: Mapping[str, EvalDetails]) -> Draw:
+def calibration(models: Mapping[str, EvalDetails]) -> Figure:
     """Plots accuracy by confidence, and the share of images by confidence.
 
     Args:
         models: by label, the run's own first.
     """
-
-    def draw() -> Figure:
-        figure = Figure(figsize=(_WIDTH, 4.4))
-        curve, share = figure.subplots(2, sharex=True, height_ratios=[3, 1])
-        curve.plot([0, 100], [0, 100], color=MUTED, linestyle="--", label="as sure as right")
-        styles = zip((FIRST, SECOND, THIRD), ("o", "s", "^"), strict=True)
-        for (label, details), (color, marker) in zip(models.items(), styles, strict=False):
-            x = [entry.confidence_percent for entry in details.bins]
-            n_images = [100 * entry.n_images / details.n_images for entry in details.bins]
-            accuracies = [entry.accuracy_percent for entry in details.bins]
-            sizes = [8 + 6 * min(n, 15) for n in n_images]
-            curve.plot(x, accuracies, color=color, linewidth=0.9)
-            curve.scatter(
-                x, accuracies, s=sizes, color=color, marker=marker, label=label, clip_on=False
-            )
-            share.plot(x, n_images, color=color, marker=marker, markersize=3.5)
-        curve.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
-        curve.legend(loc="upper left")
-        share.set(ylim=(0, None), ylabel="images, %", xlabel="confidence, %")
-        return figure
-
-    return draw
+    figure = Figure(figsize=(_WIDTH, 4.4))
+    curve, share = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    curve.plot([0, 100], [0, 100], color=MUTED, linestyle="--", label="as sure as right")
+    styles = zip((FIRST, SECOND, THIRD), ("o", "s", "^"), strict=True)
+    for (label, details), (color, marker) in zip(models.items(), styles, strict=False):
+        x = [entry.confidence_percent for entry in details.bins]
+        n_images = [100 * entry.n_images / details.n_images for entry in details.bins]
+        accuracies = [entry.accuracy_percent for entry in details.bins]
+        sizes = [8 + 6 * min(n, 15) for n in n_images]
+        curve.plot(x, accuracies, color=color, linewidth=0.9)
+        curve.scatter(
+            x, accuracies, s=sizes, color=color, marker=marker, label=label, clip_on=False
+        )
+        share.plot(x, n_images, color=color, marker=marker, markersize=3.5)
+    curve.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
+    curve.legend(loc="upper left")
+    share.set(ylim=(0, None), ylabel="images, %", xlabel="confidence, %")
+    return figure
 
 
 def accuracy_against_cost(
     points: Sequence[CostPoint], *, accuracy_name: str, cost_name: str
-) -> Draw:
+) -> Figure:
     """Plots one or more models by cost and accuracy, with their Pareto front."""
     front = [points[i] for i in pareto_front([(point.cost, point.accuracy) for point in points])]
     named = points if len(points) <= _MOST_LABELS else front
 
-    def draw() -> Figure:
-        figure = Figure(figsize=(_WIDTH + 0.9, max(3.4, 0.6 + 0.24 * len(named))))
-        axes = figure.subplots()
-        axes.plot(
-            [point.cost for point in front],
-            [point.accuracy for point in front],
-            color=MUTED,
-            linestyle="--",
-            linewidth=1.2,
-            drawstyle="steps-post",
-            label="Pareto front",
-        )
-        styles = {
-            "model": ("in PyTorch", FIRST, "o"),
-            "file": ("exported file", SECOND, "s"),
-            "engine": ("engine", THIRD, "^"),
-        }
-        for kind, (label, color, marker) in styles.items():
-            mine = [point for point in points if point.kind == kind]
-            x, y = [point.cost for point in mine], [point.accuracy for point in mine]
-            if mine:
-                axes.scatter(x, y, s=42, color=color, marker=marker, label=label, zorder=3)
-        # Wide enough for a tick, even for a single point
-        low, high = (f(point.cost for point in points) for f in (min, max))
-        axes.set(xlabel=cost_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
-        places = [(point.cost, point.accuracy) for point in named]
-        pixels = axes.transData.transform(places)
-        numbers: dict[int, list[str]] = {}  # of points that are too close for a number each
-        for i, pixel in enumerate(pixels):
-            first = next(k for k in (*numbers, i) if math.dist(pixels[k], pixel) < _NEAR_PX)
-            numbers.setdefault(first, []).append(str(i + 1))
-        for i, texts in numbers.items():
-            style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8.5}
-            axes.annotate(", ".join(texts), places[i], (0, 6), **style)
-        names = "\n".join(f"{i}  {_short(point.label, 30)}" for i, point in enumerate(named, 1))
-        axes.text(1.03, 1, names, transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.6)
-        return figure
-
-    return draw
+    figure = Figure(figsize=(_WIDTH + 0.9, max(3.4, 0.6 + 0.24 * len(named))))
+    axes = figure.subplots()
+    axes.plot(
+        [point.cost for point in front],
+        [point.accuracy for point in front],
+        color=MUTED,
+        linestyle="--",
+        linewidth=1.2,
+        drawstyle="steps-post",
+        label="Pareto front",
+    )
+    styles = {
+        "model": ("in PyTorch", FIRST, "o"),
+        "file": ("exported file", SECOND, "s"),
+        "engine": ("engine", THIRD, "^"),
+    }
+    for kind, (label, color, marker) in styles.items():
+        mine = [point for point in points if point.kind == kind]
+        x, y = [point.cost for point in mine], [point.accuracy for point in mine]
+        if mine:
+            axes.scatter(x, y, s=42, color=color, marker=marker, label=label, zorder=3)
+    # Wide enough for a tick, even for a single point
+    low, high = (f(point.cost for point in points) for f in (min, max))
+    axes.set(xlabel=cost_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
+    places = [(point.cost, point.accuracy) for point in named]
+    pixels = axes.transData.transform(places)
+    numbers: dict[int, list[str]] = {}  # of points that are too close for a number each
+    for i, pixel in enumerate(pixels):
+        first = next(k for k in (*numbers, i) if math.dist(pixels[k], pixel) < _NEAR_PX)
+        numbers.setdefault(first, []).append(str(i + 1))
+    for i, texts in numbers.items():
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8.5}
+        axes.annotate(", ".join(texts), places[i], (0, 6), **style)
+    names = "\n".join(f"{i}  {_short(point.label, 30)}" for i, point in enumerate(named, 1))
+    axes.text(1.03, 1, names, transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.6)
+    return figure
 
 
 def _short(name: str, most: int) -> str:

@@ -207,7 +207,7 @@ def _training(records: RunRecords, name: str) -> Plot:
         f" and {len(log.epochs)} epochs, on {records.provenance.device}. Points are means over an"
         " epoch: the loss over all its steps, other values over the logged ones."
     )
-    return Plot(name, "Training", training_curves(log), caption)
+    return Plot(name, "Training", lambda: training_curves(log), caption)
 
 
 def _comparison(runs: Sequence[RunRecords]) -> Chapter:

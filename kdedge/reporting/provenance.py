@@ -38,7 +38,9 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
     }
     rows = [[key, str(value)] for key, value in facts.items() if value not in (None, "")]
     blocks: list[Block] = [Grid("", [], rows, n_text=2)]
-    if commands := _commands(records):
+    commands = [shlex.join(provenance.command)] if provenance.command else []
+    commands += [] if records.speed is None else [records.speed.command]
+    if commands:
         blocks.append(Text("Commands", "\n".join(commands)))
     if records.recipe is not None:
         blocks.append(Text("The recipe, resolved", records.recipe.text))
@@ -63,10 +65,3 @@ def backbone_of(records: RunRecords, role: str) -> str | None:
     if spec is None:
         return None
     return spec.config.stem if spec.config is not None else spec.backbone
-
-
-def _commands(records: RunRecords) -> list[str]:
-    commands = [records.speed.command] if records.speed is not None else []
-    if records.provenance.command:
-        commands.insert(0, shlex.join(records.provenance.command))
-    return commands

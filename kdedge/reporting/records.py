@@ -100,40 +100,24 @@ class RunRecords:
         }
 
     @property
-    def _can_judge(self) -> bool:
-        """Whether the recipe has unlabeled images and no test images."""
-        data = None if self.recipe is None else self.recipe.recipe.data
-        return data is not None and data.test is None and data.unlabeled is not None
-
-    @property
     def missing(self) -> dict[str, list[str]]:
         """Missing records of the run -> the command that makes each."""
-        name = str(self.run.path)
+        name, kind, artifact = str(self.run.path), self.run.kind, self.artifact
+        missing: dict[str, list[str]] = {}
+        if self.can_evaluate and not (kind in self.results and kind in self.details):
+            missing["accuracy and confusions"] = ["eval", name]
+        data = None if self.recipe is None else self.recipe.recipe.data
+        if self.unlabeled is None and data and data.test is None and data.unlabeled is not None:
+            missing["agreement and predicted classes"] = ["eval", name]
+        if artifact is None and kind == "student":
+            missing["exported files"] = ["export", name, "--cpu"]
         measuring, is_timed = ["bench", name], self.speed is not None
-        artifact = self.artifact
         if artifact is not None and not any(f.name.endswith(".engine") for f in artifact.files):
             measuring = ["export", str(artifact.path), "--cpu"]  # it decides what to ship
             is_timed |= bool(readable_choices(artifact))
-        lacking = {
-            "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
-            "confusions and calibration": (
-                self.run.kind in self.details or not self.can_evaluate,
-                ["eval", name],
-            ),
-            "agreement and predicted classes": (
-                self.unlabeled is not None or not self._can_judge,
-                ["eval", name],
-            ),
-            "exported files": (
-                self.artifact is not None or self.run.kind != "student",
-                ["export", name, "--cpu"],
-            ),
-            "speed": (
-                is_timed or not _has_class_vectors(self.run),
-                measuring,
-            ),
-        }
-        return {what: command for what, (is_there, command) in lacking.items() if not is_there}
+        if not is_timed and _has_class_vectors(self.run):
+            missing["speed"] = measuring
+        return missing
 
 
 def _has_class_vectors(run: RunFolder) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from kdedge.benchmarking.tables import (
     NamedRow,
@@ -60,7 +61,8 @@ def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
                 f" {len(rows) - len(points)} of {len(rows)} models are left out: their accuracy on"
                 " these images is unknown, or their times are missing or in doubt."
             )
-        draw = accuracy_against_cost(
+        draw = partial(
+            accuracy_against_cost,
             points,
             accuracy_name=f"{accuracy_name}, %",
             cost_name=f"ms per call at batch {batch}, median (log scale)",

@@ -35,7 +35,7 @@ from kdedge.records import (
 )
 from kdedge.results import ParityResult
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 
 Matrix = npt.NDArray[np.float32]
 
@@ -214,22 +214,14 @@ class Artifact:
 
     def __post_init__(self) -> None:
         where = self.path / FILE_NAME
-        names = [file.name for file in self.files] + list(self.others)
-        for name in names:
+        for name in (*(file.name for file in self.files), *self.others):
             _check_file_name(name, where)
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise DataError(f"{where}: {repeated[0]} is listed twice.\n  {_REMEDY}")
-        if self.open_classes is not None and self.open_classes.file not in self.others:
-            file_name = self.open_classes.file
-            raise DataError(f"{where}: {file_name!r} is not among its other files.\n  {_REMEDY}")
-        for file in self.files:
-            if file.data is not None and file.data not in self.others:
-                raise DataError(
-                    f"{where}: {file.name} has its weights in {file.data!r}, which is not listed"
-                    " among the artifact's other files.\n"
-                    f"  {_REMEDY}"
-                )
+        needed = [file.data for file in self.files if file.data is not None]
+        if self.open_classes is not None:
+            needed.append(self.open_classes.file)
+        for name in needed:
+            if name not in self.others:
+                raise DataError(f"{where}: {name!r} is not among its other files.\n  {_REMEDY}")
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path}: {', '.join(file.name for file in self.files)}>"
@@ -377,10 +369,7 @@ def load_artifact(path: Path) -> Artifact:
     same = {
         entry.name: getattr(contents, entry.name, None) for entry in dataclasses.fields(Artifact)
     }
-    try:
-        preprocess = Preprocess(**vars(contents.preprocess), **vars(contents.in_graph))
-    except DataError as error:
-        raise DataError(f"{file}: {error}\n  {_REMEDY}") from error
+    preprocess = Preprocess(**vars(contents.preprocess), **vars(contents.in_graph))
     of_graph = {**vars(contents.input), "head": contents.output.head, "preprocess": preprocess}
     artifact = Artifact(**{**same, **of_graph, "path": folder})
     hashes = artifact.provenance.get("hashes")
@@ -435,15 +424,15 @@ class _Output(Shape):
 
 @dataclass(frozen=True)
 class _Preprocess(Shape):
-    size_px: int
+    size_px: Side
     resize_mode: Literal["shortest", "squash"]
     interpolation: Literal["bicubic", "bilinear"]
 
 
 @dataclass(frozen=True)
 class _InGraph(Shape):
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Mean
+    std: Std
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,18 @@ machines of the same processor and number of cores, and for the file that was me
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from kdedge.errors import DataError, KdedgeError, SetupError, first_line
-from kdedge.files import check_writable, refuse_existing, write_json
+from kdedge.files import write_json
 from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 from kdedge.speed_results import Measurement
 from kdedge.tables import Table, Tabled, markdown_table
-
-log = logging.getLogger(__name__)
 
 CPU_CHOICE = "cpu_choice.json"
 FORMAT_VERSION = 1
@@ -181,29 +178,15 @@ def choice_here(choices: Sequence[CpuChoice]) -> CpuChoice | None:
     return next((choice for choice in choices if choice.machine == machine), None)
 
 
-def check_can_keep(artifact: Artifact) -> None:
-    """Checks that a choice can be kept, before the files are measured.
-
-    Raises:
-        DataError: the artifact does not list the file that is in the way.
-        ResourceError: the folder cannot be written.
-    """
-    check_writable(artifact.path)
-    if CPU_CHOICE not in artifact.others:
-        refuse_existing(artifact.path / CPU_CHOICE, DataError)
-
-
 def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     """Writes a choice, instead of an earlier one of the same machine; returns the artifact, saved.
 
     A record that is damaged is replaced.
 
     Raises:
-        DataError: the artifact does not list the file that is in the way.
         ResourceError: the folder cannot be written.
         SetupError: a newer kdedge wrote the record.
     """
-    check_can_keep(artifact)
     try:
         known = read_choices(artifact)
     except DataError:
@@ -216,51 +199,25 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     return artifact
 
 
-@dataclass(frozen=True)
-class CpuPreference:
-    """The measured file of this machine, or why there is none.
+def preferred_file(artifact: Artifact) -> tuple[str | None, str | None]:
+    """The file that was measured as the fastest on a machine like this.
 
-    Attributes:
-        choice: the choice that holds here; None if there is none.
-        problem: what to tell if no file is preferred; None if there is nothing to tell.
-        remedy: the command that measures here.
+    Returns:
+        Its name, or why there is none, in words. Both are None if nothing was measured.
     """
-
-    choice: CpuChoice | None
-    problem: str | None
-    remedy: str
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> CpuPreference:
-        """The preference of an artifact on this machine."""
-        remedy = f"Measure here with: kdedge export {shlex.quote(str(artifact.path))} --cpu"
-        try:
-            choices = read_choices(artifact)
-        except KdedgeError as error:
-            return cls(None, first_line(error), remedy)
-        if not choices:
-            return cls(None, None, remedy)
-        choice = choice_here(choices)
-        if choice is None:
-            elsewhere = "; ".join(str(other.machine) for other in choices)
-            problem = (
-                f"The fastest file was measured on another machine ({elsewhere}), not on"
-                f" {CpuMachine.this()}"
-            )
-            return cls(None, problem, remedy)
-        if not any(map(choice.holds_for, artifact.files)):
-            return cls(None, f"{choice.file} was built again after it was measured", remedy)
-        return cls(choice, None, remedy)
-
-    @property
-    def file(self) -> str | None:
-        """Name of the preferred file."""
-        return None if self.choice is None else self.choice.file
-
-    def warn(self, used: ModelFile) -> None:
-        """Warns if the file in use is not the fastest as far as known."""
-        problem = self.problem
-        if self.choice is not None and used.name != self.choice.file:
-            problem = f"{self.choice.file} was measured as the fastest, but cannot be used here"
-        if problem is not None:
-            log.warning("%s: using %s. %s", problem, used.name, self.remedy)
+    try:
+        choices = read_choices(artifact)
+    except KdedgeError as error:
+        return None, first_line(error)
+    if not choices:
+        return None, None
+    choice = choice_here(choices)
+    if choice is None:
+        elsewhere = "; ".join(str(other.machine) for other in choices)
+        return None, (
+            f"The fastest file was measured on another machine ({elsewhere}), not on"
+            f" {CpuMachine.this()}"
+        )
+    if not any(map(choice.holds_for, artifact.files)):
+        return None, f"{choice.file} was built again after it was measured"
+    return choice.file, None

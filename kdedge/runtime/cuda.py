@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import platform
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -117,11 +116,10 @@ def open_cuda() -> Cuda:
             continue
         # A library that is newer than the driver fails here; an older one may be installed, too
         try:
-            cuda.check_device()
+            with cuda.first_gpu():
+                return cuda
         except SetupError as error:
             problem = problem or error
-        else:
-            return cuda
     raise problem or SetupError(
         "The CUDA runtime library (libcudart), which TensorRT needs, is not found.\n"
         "  Install it with: pip install nvidia-cuda-runtime-cu12 (for TensorRT built for CUDA 12)"
@@ -135,9 +133,6 @@ def _runtime_libraries() -> Iterator[str]:
     for folder in ("cu13/lib", "cuda_runtime/lib"):
         yield from (str(path) for path in sorted((packages / folder).glob("libcudart.so.*")))
     yield from ("/usr/local/cuda/lib64/libcudart.so", "/usr/local/cuda/lib/libcudart.so")
-    name = ctypes.util.find_library("cudart")
-    if name is not None:
-        yield name
 
 
 class Cuda:
@@ -163,18 +158,6 @@ class Cuda:
         library.cudaEventRecord.argtypes = [c_void_p, c_void_p]
         library.cudaEventElapsedTime.argtypes = [c_void_p, c_void_p, c_void_p]
         library.cudaEventDestroy.argtypes = [c_void_p]
-
-    def check_device(self) -> None:
-        """Checks that this library can use the GPU."""
-        n_devices = c_int()
-        code = self._library.cudaGetDeviceCount(byref(n_devices))
-        if code == _NO_DEVICE or (not code and not n_devices.value):
-            raise BackendUnavailable(
-                "CUDA sees no GPU.\n  Check whether CUDA_VISIBLE_DEVICES hides it."
-            )
-        self._check("cudaGetDeviceCount", code)
-        with self.first_gpu():
-            pass
 
     @contextlib.contextmanager
     def first_gpu(self) -> Iterator[None]:

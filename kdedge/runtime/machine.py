@@ -139,14 +139,11 @@ class Contention:
         n_cores: cores that this process may use.
         others_s: CPU time on these cores of other processes, or of the hypervisor's other
             machines; None if unknown.
-        preempted: how often a thread of this process lost its core while it had work to do; None
-            if unknown.
     """
 
     seconds: float
     n_cores: int
     others_s: float | None
-    preempted: int | None
 
     @property
     def others_cores(self) -> float | None:
@@ -160,13 +157,6 @@ class Contention:
         """Share of the cores that others kept busy, in percent; None if unknown."""
         return None if self.others_cores is None else 100 * self.others_cores / self.n_cores
 
-    @property
-    def preempted_per_second(self) -> float | None:
-        """Preemptions per second; None if unknown."""
-        if self.preempted is None or self.seconds <= 0:
-            return None
-        return self.preempted / self.seconds
-
 
 Watch = Callable[[], Callable[[], Contention]]
 """Starts a period when called; returns a function that gives its `Contention` so far."""
@@ -176,31 +166,24 @@ def all_of(parts: Iterable[Contention]) -> Contention:
     """Sums several periods."""
     parts = list(parts)
     others = [part.others_s for part in parts if part.others_s is not None]
-    preempted = [part.preempted for part in parts if part.preempted is not None]
     return Contention(
         sum(part.seconds for part in parts),
         max((part.n_cores for part in parts), default=1),
         sum(others) if len(others) == len(parts) else None,
-        sum(preempted) if len(preempted) == len(parts) else None,
     )
 
 
 def watch_contention() -> Callable[[], Contention]:
     """Starts a period; returns a function that gives its `Contention` so far."""
-    began, cpu, process, preempted = time.monotonic(), _cpu_s(), time.process_time(), _preempted()
+    began, cpu, process = time.monotonic(), _cpu_s(), time.process_time()
 
     def since() -> Contention:
-        taken = _difference(_cpu_s(), cpu)
-        others = None if taken is None else taken - (time.process_time() - process)
-        count = _difference(_preempted(), preempted)
-        seconds = time.monotonic() - began
-        return Contention(seconds, cpu_cores(), others, None if count is None else int(count))
+        now, seconds = _cpu_s(), time.monotonic() - began
+        if cpu is None or now is None:
+            return Contention(seconds, cpu_cores(), None)
+        return Contention(seconds, cpu_cores(), now - cpu - (time.process_time() - process))
 
     return since
-
-
-def _difference(now: float | None, before: float | None) -> float | None:
-    return None if now is None or before is None else now - before
 
 
 def _cpu_s() -> float | None:
@@ -218,11 +201,3 @@ def _cpu_s() -> float | None:
             user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, counts[:8])
             ticks += user + nice + system + irq + softirq + stolen
     return ticks / ticks_per_s
-
-
-def _preempted() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

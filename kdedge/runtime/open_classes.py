@@ -32,10 +32,7 @@ def with_classes(artifact: Artifact, backend: Backend) -> Backend:
     except BaseException:
         backend.close()
         raise
-    if isinstance(backend, TakesImages):
-        return _ImageOpenClasses(backend, matrix)
-    kind = _TimedOpenClasses if isinstance(backend, DeviceTimed) else _OpenClasses
-    return kind(backend, matrix)
+    return _OpenClasses(backend, matrix)
 
 
 def graph_of(backend: Backend) -> tuple[Any, Matrix | None]:
@@ -86,12 +83,20 @@ def class_logits(features: npt.NDArray[np.float32], matrix: Matrix) -> npt.NDArr
 
 
 class _OpenClasses:
-    """A backend of a graph that gives features, and the product with the class matrix."""
+    """A backend of a graph that gives features, and the product with the class matrix.
 
-    def __init__(self, backend: Any, matrix: Matrix) -> None:
+    It takes images of any size, or measures time on its device (without the product), if the
+    backend does.
+    """
+
+    def __init__(self, backend: Backend, matrix: Matrix) -> None:
         self.graph, self.matrix = backend, matrix
         self.name, self.batches = backend.name, backend.batches
         self.pixels, self.image_shape = backend.pixels, backend.image_shape
+        if isinstance(backend, TakesImages):
+            self.run_image = lambda image: class_logits(backend.run_image(image), matrix)
+        if isinstance(backend, DeviceTimed):
+            self.device_ms = backend.device_ms
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`."""
@@ -99,26 +104,8 @@ class _OpenClasses:
 
     def describe(self) -> str:
         """See `Backend.describe`."""
-        described: str = self.graph.describe()
-        return described
+        return self.graph.describe()
 
     def close(self) -> None:
         """See `Backend.close`."""
         self.graph.close()
-
-
-class _ImageOpenClasses(_OpenClasses):
-    """Of a backend whose file takes images of any size."""
-
-    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """[H, W, 3] -> [1, C]; see `TakesImages.run_image`."""
-        return class_logits(self.graph.run_image(image), self.matrix)
-
-
-class _TimedOpenClasses(_OpenClasses):
-    """Of a backend that measures the time on its device, where the product is not computed."""
-
-    def device_ms(self, images: npt.NDArray[Any]) -> float:
-        """See `DeviceTimed.device_ms`."""
-        milliseconds: float = self.graph.device_ms(images)
-        return milliseconds

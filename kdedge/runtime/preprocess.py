@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 import re
 import struct
 import threading
 import warnings
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from kdedge.errors import DataError
+from kdedge.records import Bounds, Positive
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused after reading their header: 100 megapixels are 0.3 GB decoded."""
@@ -78,6 +78,11 @@ class UnusableImage(DataError):  # noqa: N818 - the name says what is wrong, as 
         self.reason = reason
 
 
+Side = Annotated[int, Bounds(ge=1, le=4096)]
+Mean = tuple[float, float, float]
+Std = tuple[Positive, Positive, Positive]
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes the model's input.
@@ -91,30 +96,18 @@ class Preprocess:
             ignores the aspect ratio.
     """
 
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size_px: Side
+    mean: Mean
+    std: Std
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.size_px, int) and 1 <= self.size_px <= 4096):
+        modes = (self.interpolation, self.resize_mode)
+        if self.interpolation not in RESAMPLING or self.resize_mode not in ("shortest", "squash"):
             raise DataError(
-                f"preprocessing: size_px is {self.size_px!r}, expected 1 to 4096 pixels."
-            )
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise DataError(f"preprocessing: {name} is {values!r}, expected three numbers.")
-        if min(self.std) <= 0:
-            raise DataError(f"preprocessing: std is {self.std!r}, expected numbers above 0.")
-        if self.interpolation not in RESAMPLING:
-            raise DataError(
-                f"preprocessing: interpolation is {self.interpolation!r}, expected one of"
-                f" {', '.join(RESAMPLING)}."
-            )
-        if self.resize_mode not in ("shortest", "squash"):
-            raise DataError(
-                f"preprocessing: resize_mode is {self.resize_mode!r}, expected shortest or squash."
+                f"The model's images are resized by {' and '.join(modes)}, which kdedge does not"
+                " know: it knows bicubic and bilinear, shortest and squash."
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from kdedge.errors import MissingPackage, SetupError, os_reason
+from kdedge.errors import MissingPackage, SetupError
 from kdedge.runtime.preprocess import MAX_PIXELS, UnusableImage
 
 _EXTENSIONS = frozenset(
@@ -64,11 +64,11 @@ def import_pyav() -> Any:
         ) from error
 
 
-def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
+def frames_of_video(path: Path | str, *, every: int = 1) -> Iterator[VideoFrame]:
     """Decodes a video.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         every: yield the first frame, and then every `every`-th.
 
     Raises:
@@ -77,7 +77,7 @@ def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
     """
     av = import_pyav()
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), timeout=_TIMEOUT_S) as container:
             if not container.streams.video:
                 raise UnusableImage("the file has no video")
             stream = container.streams.video[0]
@@ -86,7 +86,7 @@ def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
                 if (number - 1) % every == 0:
                     yield VideoFrame(number, frame.time, upright(frame))
     except av.FFmpegError as error:
-        raise UnusableImage(f"the video cannot be decoded: {os_reason(error)}") from error
+        raise UnusableImage(f"the video cannot be decoded: {_reason(error)}") from error
 
 
 def upright(frame: Any) -> Image.Image:

@@ -295,26 +295,18 @@ async def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the server failed; its log says why"}, 500)
 
 
-_FILE = Path(__file__).with_name("page.html")
-
-
 def load_page() -> HTMLResponse:
     """The page, whose policy allows only its own script and style, the camera, and this server."""
-    text = _FILE.read_text(encoding="utf-8")
-    policy = [
-        "default-src 'none'",
-        f"script-src {_hash_of(text, 'script')}",
-        f"style-src {_hash_of(text, 'style')}",
-        "img-src blob: data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {_hash_of(text, 'script')};"
+        f" style-src {_hash_of(text, 'style')}; img-src blob: data:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
     return HTMLResponse(
         text,
         headers={
-            "Content-Security-Policy": "; ".join(policy),
+            "Content-Security-Policy": policy,
             "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",

@@ -187,7 +187,7 @@ class Server:
             DataError: the artifact is damaged.
             SetupError: this machine cannot run it.
         """
-        self._socket = _bind(host, port)
+        self._socket = _listen(host, port)
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._socket.close)
             loaded = source.load(source.find())
@@ -195,10 +195,6 @@ class Server:
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
             self.model = ServedModel(loaded, source.batch)
             self.model.warm_up()
-            try:
-                self._socket.listen(_BACKLOG)
-            except OSError as error:
-                raise _explain(error, *self._socket.getsockname()[:2]) from error
             on_error.pop_all()
         address, number = self._socket.getsockname()[:2]
         self.url = (
@@ -282,34 +278,19 @@ class Server:
         self.close()
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the port and does not listen yet."""
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections; they are answered once the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError) as error:
-        raise RecipeError(
-            f"The host {host!r} has no address: {getattr(error, 'strerror', None) or error}.\n"
-            "  Take 127.0.0.1 for this machine alone, or 0.0.0.0 for the network."
-        ) from error
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        bound.close()
-        raise _explain(error, host, port) from error
-    return bound
-
-
-def _explain(error: OSError, host: str, port: int) -> Exception:
-    if error.errno == errno.EADDRINUSE:
-        return InUseError(
-            f"Port {port} of {host} is in use by another program.\n"
-            "  Stop that program, or choose another port: --port N (0 for a free one)."
-        )
-    return RecipeError(
-        f"Port {port} of {host} cannot be used: {os_reason(error)}.\n"
-        "  Choose a port above 1023, and an address of this machine."
-    )
+        if error.errno == errno.EADDRINUSE:
+            raise InUseError(
+                f"Port {port} of {host} is in use by another program.\n"
+                "  Stop that program, or choose another port: --port N (0 for a free one)."
+            ) from error
+        raise RecipeError(
+            f"Port {port} of {host!r} cannot be used: {os_reason(error)}.\n"
+            "  Choose a port above 1023, and 127.0.0.1 for this machine alone, 0.0.0.0 for the"
+            " network, or another address of this machine."
+        ) from error

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import queue
+import os
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 
 from kdedge.data.sources import IMAGE_EXTENSIONS, read_file
-from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import printable
 from kdedge.inference.classify import ImageInput
 from kdedge.runtime.preprocess import UnusableImage, decode_image, more_extensions
@@ -31,17 +29,16 @@ from kdedge.runtime.video import (
     without_password,
 )
 
-_SETTLE_S, _POLL_S = 1.0, 0.5
-"""A file that has not changed for so long is complete; how often waiting files are looked at."""
-_LOOK_MS = 1000  # at most until a folder is looked at, change or not
+_LOOK_EVERY_S = 1.0
+"""Seconds between two looks at a folder; a file that has not changed in between is complete."""
 
 _LONGEST_WAIT_S = 30.0
 _END_S = 2.0
 
 _CAMERA = re.compile(r"/dev/(video\d|v4l/)")
 
-_SizeAndTime = tuple[int, int]
-"""Time of change, nanoseconds, and size of a file."""
+ImageStamps = dict[Path, tuple[int, int]]
+"""Files with their time of change, nanoseconds, and size."""
 
 FrameSourceKind = Literal["camera", "stream", "video", "folder"]
 
@@ -96,19 +93,15 @@ class FrameSource:
         kind: what it is.
         items: frames, and when the source is lost and back.
         n_dropped: number of frames so far that newer ones replaced, of a camera or stream.
-        free: frees a camera or stream whose items have not begun.
     """
 
     name: str
     kind: FrameSourceKind
     items: Generator[Frame | SourceLost | SourceRestored, None, None]
     n_dropped: Callable[[], int] = lambda: 0
-    free: Callable[[], None] = lambda: None
 
     def close(self) -> None:
         """Ends the items, and with them the camera or stream."""
-        if inspect.getgeneratorstate(self.items) == inspect.GEN_CREATED:
-            self.free()  # a generator that has not begun ends without its `finally`
         self.items.close()
 
 
@@ -135,10 +128,10 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSo
     if is_live:
         return _live(text, kind, every)
     if kind == "folder":
-        _import_watchfiles()  # fail before the model is loaded
-        return FrameSource(name, kind, _files(Path(text), every, existing=existing))
+        seen = {} if existing else image_stamps(Path(text))  # now: files may come at once
+        return FrameSource(name, kind, _files(Path(text), every, seen))
     import_pyav()  # fail before the model is loaded
-    return FrameSource(name, kind, _video(Path(text), every))
+    return FrameSource(name, kind, _video(text, every))
 
 
 def _kind_of(text: str) -> FrameSourceKind:
@@ -150,7 +143,8 @@ def _kind_of(text: str) -> FrameSourceKind:
         if _CAMERA.match(text) or path.is_char_device():
             return "camera"
         if text and path.is_dir():
-            return "folder"
+            with os.scandir(path):  # it may be listed
+                return "folder"
         is_there = path.is_file()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -178,40 +172,28 @@ def _live(address: str, kind: FrameSourceKind, every: int) -> FrameSource:
             remedy = "Check the address, its user and password, and that the camera is on."
         raise SetupError(f"{name} cannot be opened: {lost.reason}.\n  {remedy}") from lost
     if video.has_end:
-        return FrameSource(name, "video", _finite(video, every), free=video.close)
-    newest = LatestFrameReader(video, partial(open_live, address), every=every)
-    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped, video.close)
-
-
-def _finite(video: LiveVideo, every: int) -> Generator[Frame, None, None]:
-    """A video that a web server gives: all its frames; at damage, a last one without an image."""
-    number = 0
-    try:
-        for number, image in enumerate(video.frames, 1):
-            if (number - 1) % every == 0:
-                yield Frame(number, time.time(), _read(image))
-    except StreamLost as lost:
-        yield Frame(number + 1, time.time(), UnusableImage(lost.reason))
-    finally:
         video.close()
+        return FrameSource(name, "video", _video(address, every))
+    newest = LatestFrameReader(video, partial(open_live, address), every=every)
+    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped)
 
 
-def _video(path: Path, every: int) -> Generator[Frame, None, None]:
-    """A video's frames; at damage, a last one without an image."""
+def _video(file: str, every: int) -> Generator[Frame, None, None]:
+    """The frames of a video, here or of a web server; at damage, a last one without an image."""
     number = 0
     try:
-        for number, seconds, image in frames_of_video(path, every=every):
+        for number, seconds, image in frames_of_video(file, every=every):
             yield Frame(number, time.time(), image, seconds=seconds)
     except UnusableImage as error:
         yield Frame(number + 1, time.time(), error)
 
 
 def _files(
-    folder: Path, every: int, *, existing: bool
+    folder: Path, every: int, seen: ImageStamps
 ) -> Generator[Frame | SourceLost | SourceRestored, None, None]:
     """The pictures of a folder, numbered; it never ends."""
     number = 0
-    for item in new_files(folder, existing=existing):
+    for item in new_files(folder, seen):
         if not isinstance(item, Path):
             yield item
             continue
@@ -222,87 +204,40 @@ def _files(
 
 
 def new_files(
-    folder: Path, *, existing: bool = False, settle_s: float = _SETTLE_S, poll_s: float = _POLL_S
+    folder: Path, seen: ImageStamps, *, every_s: float = _LOOK_EVERY_S
 ) -> Generator[Path | SourceLost | SourceRestored, None, None]:
     """Yields new image files, and when the folder is gone and back; never ends.
 
-    A file is taken once, when it has not changed for `settle_s`; one that is written anew is new.
+    A file is taken once, when it is as at the look before; one that is written anew is new.
     Subfolders and hidden files are left out.
 
     Args:
         folder: the folder.
-        existing: take the files that are there at the start, too, the oldest first.
-        settle_s: seconds.
-        poll_s: seconds between two looks at waiting files.
+        seen: the files that are not new.
+        every_s: seconds between two looks.
     """
-    delivered = {} if existing else _stamps(folder)
+    before: ImageStamps = {}
     while True:
-        growing: dict[Path, tuple[_SizeAndTime, float]] = {}
-        with _changes(folder) as changes:
-            changes.put(None)
-            while folder.is_dir():
-                try:
-                    error = changes.get(timeout=poll_s)
-                except queue.Empty:
-                    if not growing:
-                        continue
-                    error = None
-                if error is not None:
-                    raise error
-                now = time.monotonic()
-                present = _stamps(folder)
-                growing = {path: size for path, size in growing.items() if path in present}
-                if present:  # an empty folder may be a share that will be mounted again
-                    delivered = {path: s for path, s in delivered.items() if path in present}
-                for path, stamp in present.items():
-                    if delivered.get(path) == stamp:
-                        continue
-                    before, since = growing.get(path, (None, now))
-                    if before != stamp:
-                        growing[path] = stamp, now
-                    elif now - since >= settle_s:
-                        del growing[path]
-                        delivered[path] = stamp
-                        yield path
+        while folder.is_dir():
+            present = image_stamps(folder)
+            if present:  # an empty folder may be a share that will be mounted again
+                seen = {path: stamp for path, stamp in seen.items() if path in present}
+            for path, stamp in present.items():
+                if stamp == before.get(path) and stamp != seen.get(path):
+                    seen[path] = stamp
+                    yield path
+            before = present
+            time.sleep(every_s)
         gone = time.monotonic()
         yield SourceLost("no such file or directory")
         while not folder.is_dir():
-            time.sleep(poll_s)
+            time.sleep(every_s)
         yield SourceRestored(time.monotonic() - gone)
 
 
-@contextlib.contextmanager
-def _changes(folder: Path) -> Iterator[queue.SimpleQueue[BaseException | None]]:
-    """Context with a queue that gets an entry at changes in a folder, or why it cannot be watched.
-
-    A thread watches, as watchfiles would take a signal in the main thread for Ctrl-C.
-    """
-    watchfiles = _import_watchfiles()
-    changes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    stop = threading.Event()
-
-    def watch() -> None:
-        options = {"watch_filter": None, "recursive": False, "stop_event": stop}
-        try:
-            # Without a change, too: of files that came before the system watches, and on network
-            # shares, no change is told
-            for _ in watchfiles.watch(
-                folder, **options, rust_timeout=_LOOK_MS, yield_on_timeout=True
-            ):
-                changes.put(None)
-        except Exception as error:
-            changes.put(error if folder.is_dir() else None)
-
-    threading.Thread(target=watch, name="folder", daemon=True).start()
-    try:
-        yield changes
-    finally:
-        stop.set()
-
-
-def _stamps(folder: Path) -> dict[Path, _SizeAndTime]:
-    """Size and time of change of the folder's image files, the oldest first."""
-    stamps = dict[Path, _SizeAndTime]()
+def image_stamps(folder: Path) -> ImageStamps:
+    """Time of change and size of the folder's image files, the oldest first."""
+    stamps: ImageStamps = {}
     for path in folder.glob("*"):
         extension = path.suffix[1:].lower()
         is_image = extension in IMAGE_EXTENSIONS or extension in more_extensions()
@@ -314,14 +249,6 @@ def _stamps(folder: Path) -> dict[Path, _SizeAndTime]:
             if status.st_size and path.is_file():
                 stamps[path] = (status.st_mtime_ns, status.st_size)
     return dict(sorted(stamps.items(), key=lambda item: item[1]))
-
-
-def _import_watchfiles() -> Any:
-    try:
-        import watchfiles
-    except ImportError as error:
-        raise MissingPackage("watchfiles", extra="watch", purpose="Watching a folder") from error
-    return watchfiles
 
 
 def _read(read: Callable[[], ImageInput]) -> ImageInput:

@@ -65,10 +65,8 @@ def watch_source(
     watching = _Watching(source, classifier, settings)
     try:
         yield from watching.events()
-    except (KeyboardInterrupt, GeneratorExit):
-        watching.finish()
-        raise
-    watching.finish()
+    finally:
+        watching.log_counts()
 
 
 class _Watching:
@@ -83,7 +81,12 @@ class _Watching:
         self._window = settings.window or (1 if is_folder else WINDOW)
         self._decider = Decider(self._window)
         self._has_scores = classifier.artifact.head == "scores"
-        _check_scores(classifier, settings, has_scores=self._has_scores)
+        is_asked = settings.min_score is not None or settings.drift not in (None, "off")
+        if is_asked and not self._has_scores:
+            raise RecipeError(
+                f"min_score and drift need scores, and {classifier.artifact.path} was exported with"
+                " the head argmax, which gives none.\n  Export again with the head scores."
+            )
         self._drift, self._reference = self._open_drift(1 if is_folder else SHOT)
         self._counts = watch_events.Counts()
         self._first_failed: str | None = None
@@ -116,7 +119,12 @@ class _Watching:
             if isinstance(item, SourceLost):
                 log.warning("%s is lost: %s.", self._source.name, item.reason)
             yield watch_events.notice(item)
-        self._check_any()
+        if not self._counts.classified:
+            why = f"The first has no answer: {self._first_failed}." if self._first_failed else ""
+            raise DataError(
+                f"{self._source.name} has no frame that could be classified.\n"
+                f"  {why or 'It is empty: record it again, or name another video.'}"
+            )
         self._counts.dropped = self._source.n_dropped()
         yield watch_events.end(self._counts)
 
@@ -150,32 +158,10 @@ class _Watching:
         if was_learning and self._drift.reference is not None:
             yield watch_events.learned(frame, self._drift.reference.n_images)
 
-    def finish(self) -> None:
+    def log_counts(self) -> None:
         """Logs how many frames were classified, unreadable and dropped."""
         self._counts.dropped = self._source.n_dropped()
         log.info("%s: %s.", self._source.name, self._counts.text())
-
-    def _check_any(self) -> None:
-        if self._counts.classified:
-            return
-        why = f"The first has no answer: {self._first_failed}." if self._first_failed else ""
-        raise DataError(
-            f"{self._source.name} has no frame that could be classified.\n"
-            f"  {why or 'It is empty: record it again, or name another video.'}"
-        )
-
-
-def _check_scores(classifier: Classifier, settings: WatchSettings, *, has_scores: bool) -> None:
-    needs = {
-        "min_score": settings.min_score is not None,
-        "drift": settings.drift in ("artifact", "stream"),
-    }
-    named = [name for name, is_needed in needs.items() if is_needed]
-    if named and not has_scores:
-        raise RecipeError(
-            f"{named[0]} needs scores, and {classifier.artifact.path} was exported with the head"
-            " argmax, which gives none.\n  Export again with the head scores."
-        )
 
 
 def _reference_of(classifier: Classifier, *, is_asked: bool) -> DriftReference | None:
@@ -184,31 +170,31 @@ def _reference_of(classifier: Classifier, *, is_asked: bool) -> DriftReference |
     Raises:
         DataError: it was asked for, and cannot be made.
     """
-    artifact = classifier.artifact
     try:
-        scored = _smoke_scores(classifier)
+        return DriftReference(_smoke_scores(classifier))
     except DataError as error:
         if is_asked:
             raise DataError(f"{error}\n  Take the start of the stream: --drift stream.") from error
         return None
-    if len(scored) >= MIN_REFERENCE:
-        return DriftReference(scored)
-    if is_asked:
-        raise DataError(
-            f"The smoke set of {artifact.path} has {len(scored)} images with scores, and the drift"
-            f" alarm needs {MIN_REFERENCE} to compare with.\n"
-            "  Take the start of the stream: --drift stream."
-        )
-    return None
 
 
 def _smoke_scores(classifier: Classifier) -> list[ScoredFrame]:
-    """Scores of the artifact's smoke set by the file that watches."""
-    names = classifier.artifact.class_names
-    pixels = load_smoke_set(classifier.artifact).pixels
+    """Scores of the artifact's smoke set by the file that watches.
+
+    Raises:
+        DataError: it has no smoke set, or too few images.
+    """
+    artifact, names = classifier.artifact, classifier.artifact.class_names
+    pixels = load_smoke_set(artifact).pixels
     images = ((str(i), Image.fromarray(image)) for i, image in enumerate(pixels))
     results = classifier.classify_many(images, top=len(names))
-    return [_scored(result, names) for result in results if isinstance(result, Prediction)]
+    scored = [_scored(result, names) for result in results if isinstance(result, Prediction)]
+    if len(scored) < MIN_REFERENCE:
+        raise DataError(
+            f"The smoke set of {artifact.path} has {len(scored)} images with scores, and the drift"
+            f" alarm needs {MIN_REFERENCE} to compare with."
+        )
+    return scored
 
 
 def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> ScoredFrame:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def start(
     """The first event: what is watched, and with what."""
     return {
         "event": "start",
-        "time": clock_text(_now()),
+        "time": clock_text(time.time()),
         "source": source.name,
         "kind": source.kind,
         "artifact": str(classifier.artifact.path),
@@ -169,8 +170,8 @@ def unreadable(frame: Frame, reason: str) -> dict[str, Any]:
 def notice(item: SourceLost | SourceRestored) -> dict[str, Any]:
     """The source is lost, or back."""
     if isinstance(item, SourceLost):
-        return {"event": "lost", "time": clock_text(_now()), "reason": item.reason}
-    return {"event": "back", "time": clock_text(_now()), "after_s": round(item.after_s, 1)}
+        return {"event": "lost", "time": clock_text(time.time()), "reason": item.reason}
+    return {"event": "back", "time": clock_text(time.time()), "after_s": round(item.after_s, 1)}
 
 
 def learned(frame: Frame, n_images: int) -> dict[str, Any]:
@@ -211,23 +212,13 @@ def drift_text(change: Drift, source: str) -> str:
 
 def end(counts: Counts) -> dict[str, Any]:
     """The last event of a source that has an end."""
-    return {
-        "event": "end",
-        "time": clock_text(_now()),
-        "classified": counts.classified,
-        "unreadable": counts.unreadable,
-        "dropped": counts.dropped,
-    }
+    return {"event": "end", "time": clock_text(time.time()), **asdict(counts)}
 
 
 def clock_text(seconds: float) -> str:
     """A time in UTC, as ISO 8601 with milliseconds."""
-    time = datetime.fromtimestamp(seconds, timezone.utc)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _now() -> float:
-    return datetime.now(timezone.utc).timestamp()
+    utc = datetime.fromtimestamp(seconds, timezone.utc)
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _when(frame: Frame) -> dict[str, Any]:

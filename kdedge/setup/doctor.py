@@ -40,7 +40,6 @@ _BEFORE_TARGETS = (
 _AFTER_TARGETS = (
     Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
     Package("av", ("av",), "videos", extra="video"),
-    Package("watchfiles", ("watchfiles",), "watching a folder", extra="watch"),
     Package("scipy", ("scipy",), "the drift alarm", extra="watch"),
     Package("ray", ("ray",), "pools on a cluster", extra="ray"),
     *SERVING,

@@ -156,6 +156,6 @@ def test_what_others_do_is_watched() -> None:
     """A GPU computes on where other processes have the cores."""
     for gpu, expected in ((None, 50.0), (0, None)):
         one = subject("m", lambda gpu=gpu: nullcontext(Instant(gpu)))
-        watch = lambda: lambda: Contention(1.0, 2, 1.0, 0)  # noqa: E731
+        watch = lambda: lambda: Contention(1.0, 2, 1.0)  # noqa: E731
         (row,) = measured(one, watch=watch, batches=[1]).rows
         assert [found.others_percent for found in row.measurements] == [expected]

@@ -140,7 +140,7 @@ def test_what_others_took_is_watched_in_timed_turns_alone() -> None:
 
         def since() -> Contention:
             watched.append(n_calls - began)
-            return Contention(1.0, 2, other, 4)
+            return Contention(1.0, 2, other)
 
         return since
 
@@ -154,11 +154,11 @@ def test_what_others_took_is_watched_in_timed_turns_alone() -> None:
     assert watched == [3, 3]
     found = summarize(timed, batch=1, inputs="on device", baseline=None)
     assert found is not None
-    assert (found.others_percent, found.preempted_per_second) == (12.5, 4.0)
-    timed.contention = [Contention(0.1, 2, 0.1, 4)] * 2
+    assert found.others_percent == 12.5
+    timed.contention = [Contention(0.1, 2, 0.1)] * 2
     found = summarize(timed, batch=1, inputs="on device", baseline=None)
     assert found is not None
-    assert (found.others_percent, found.preempted_per_second) == (None, None)  # too short to say
+    assert found.others_percent is None  # too short to say
 
 
 @given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=300), st.integers(1, 100))

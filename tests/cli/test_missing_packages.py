@@ -15,7 +15,6 @@ Run = Callable[..., Any]
 MISSING: list[tuple[str, tuple[str, ...], str]] = [
     ("av", ("predict", "art", "v.MP4"), "video"),
     *(("av", ("watch", "art", source), "video") for source in ("v.mp4", "0", "rtsp://x/y")),
-    ("watchfiles", ("watch", "art", "in"), "watch"),
     *(
         (package, ("serve", "art", "--port", "0"), "serve")
         for package in ("starlette", "uvicorn", "prometheus_client")

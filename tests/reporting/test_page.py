@@ -157,9 +157,8 @@ def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: M
     run = make_run()
     run.evaluation_details.unlink()
     assert "Accuracy on 40 test images" in said(run)
-    assert (
-        "No confusions and calibration yet. To add it to the next report, run: kdedge eval"
-        in said(run)
+    assert "No accuracy and confusions yet. To add it to the next report, run: kdedge eval" in said(
+        run
     )
     assert plots(run) == ["accuracy-latency", "training"]
 

@@ -36,7 +36,6 @@ def test_a_system_that_does_not_count_is_unknown(system: Any) -> None:
 
 
 def test_several_times_count_by_their_length() -> None:
-    whole = all_of([Contention(1.0, 2, 1.0, 3), Contention(3.0, 2, -0.2, 5)])
+    whole = all_of([Contention(1.0, 2, 1.0), Contention(3.0, 2, -0.2)])
     assert whole.others_cores == pytest.approx(0.2)
-    assert whole.preempted_per_second == 2.0
-    assert all_of([Contention(1.0, 2, None, None), Contention(1.0, 2, 1.0, 1)]).others_s is None
+    assert all_of([Contention(1.0, 2, None), Contention(1.0, 2, 1.0)]).others_s is None

@@ -105,13 +105,6 @@ def test_a_newer_record_is_kept_and_no_page_fails_by_it(artifact: Artifact) -> N
     assert path.read_bytes() == before
 
 
-def test_a_file_of_that_name_that_is_not_the_artifacts_is_kept(artifact: Artifact) -> None:
-    (artifact.path / CPU_CHOICE).write_text("mine")
-    with pytest.raises(DataError, match="nothing is overwritten"):
-        keep_choice(artifact, choice_of(artifact))
-    assert (artifact.path / CPU_CHOICE).read_text() == "mine"
-
-
 def test_the_table_shows_the_chosen_file_and_why_others_are_not(artifact: Artifact) -> None:
     choice = choice_of(artifact)
     header, rows = choice.table
@@ -127,7 +120,7 @@ def test_the_table_shows_the_chosen_file_and_why_others_are_not(artifact: Artifa
 
 def test_a_time_in_doubt_is_told(artifact: Artifact) -> None:
     choice = choice_of(artifact)
-    busy = dataclasses.replace(timed(1.0), others_percent=50.0, preempted_per_second=1.0)
+    busy = dataclasses.replace(timed(1.0), others_percent=50.0)
     first = dataclasses.replace(choice.candidates[0], time=busy)
     choice = dataclasses.replace(choice, candidates=(first, *choice.candidates[1:]))
     assert "In doubt: other processes kept 50 % of the cores busy" in choice.notes[-1]

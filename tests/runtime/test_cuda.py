@@ -85,7 +85,7 @@ def libraries(host_gpu: Any, codes: dict[str, int]) -> Callable[[str], Any]:
         if "libcudart" in name:
             if name not in codes:
                 raise OSError(f"{name}: cannot open shared object file")
-            library.fails = {"cudaGetDeviceCount": codes[name]} if codes[name] else {}
+            library.fails = {"cudaGetDevice": codes[name]} if codes[name] else {}
         return library
 
     return find
@@ -106,7 +106,7 @@ def test_a_library_that_is_missing_or_newer_than_the_driver_is_passed_over(
 @pytest.mark.parametrize(
     ("codes", "said"),
     [
-        ({"libcudart.so.13": 35, "libcudart.so.12": 36}, "cudaGetDeviceCount failed with error 35"),
+        ({"libcudart.so.13": 35, "libcudart.so.12": 36}, "cudaGetDevice failed with error 35"),
         ({}, r"\(libcudart\), which TensorRT needs, is not found.*\n.*pip install nvidia"),
     ],
 )

@@ -282,7 +282,7 @@ def test_heic_without_its_package_is_refused_with_the_way_to_get_it(tmp_path):
     command = [sys.executable, "-c", script, str(folder), str(tmp_path / "list.csv")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert re.search(
-        r"images +1\n.*left out +1 \.heic; \.heic: pip install 'kdedge\[heif\]'",
+        r"images +1\b.*skipped: +1 \.heic; \.heic: pip install 'kdedge\[heif\]'",
         done.stdout,
         re.DOTALL,
     ), done.stdout + done.stderr
