@@ -148,7 +148,7 @@ def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict
     accurate, and better in one; `doubt` why it is not ranked.
     """
     file = artifact.file(row.model)
-    time, gmacs = row.alone(1), row.gmacs(1)
+    time = row.alone(1)
     result, parity = ledger.outcome(cell).result, file.parity
     doubt = row.problem or (None if time is None else time.doubt)
     if time is None:
@@ -167,7 +167,7 @@ def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict
         "harmonic_mean": None if result is None else result.harmonic_mean,
         "p50_ms": None if time is None else time.p50_ms,
         "n_bytes": file.n_bytes,
-        "gflops": None if gmacs is None else 2 * gmacs,
+        "gflops": row.gflops(1),
         "is_on_front": False,
         "doubt": doubt,
     }

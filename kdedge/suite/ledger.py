@@ -9,14 +9,12 @@ import contextlib
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 
-from kdedge.config.load import dump_recipe, load_recipe
-from kdedge.config.recipe import Recipe
+from kdedge.config.load import dump_recipe
 from kdedge.data.images import Images
 from kdedge.errors import KdedgeError
 from kdedge.files import explain_os_error, write_atomic, write_json
@@ -30,7 +28,7 @@ from kdedge.runs.results import read_evaluation
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
-from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
+from kdedge.suite.plan import Cell, Plan
 from kdedge.training.student import (
     file_teacher,
     named_teacher,
@@ -52,12 +50,11 @@ class Failure(Record):
     """How a cell's process failed.
 
     Attributes:
-        job: key of the cell's job, or of its teacher's; None if unknown.
         exit_code: negative for the signal that killed the process.
         last_lines: the last lines of its log.
     """
 
-    job: Sha256 | None
+    unknown_keys = "ignore"
     exit_code: Annotated[int, Bounds(ge=-255, le=255)]
     last_lines: tuple[str, ...]
 
@@ -69,16 +66,18 @@ class CellAccuracy(Record):
     Attributes:
         run: the run, as `name/NN`.
         job: key of the run's job.
-        test_list: hash of the test images.
         template: text pattern for the class names, which are in `result`.
         result: the accuracies.
     """
 
+    unknown_keys = "ignore"
     run: str
     job: Sha256
-    test_list: Sha256
     template: str
     result: EvalResult
+
+
+_SUFFIX: dict[type[Record], str] = {Failure: ".failure.json", CellAccuracy: ".eval.json"}
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,16 @@ class SuiteFolder:
 
     def failure(self, cell: Cell) -> Failure | None:
         """The failure of a cell's last process; None if there is none."""
-        return _read(Failure, self._file(cell, ".failure.json"))
+        return self._read(Failure, cell)
 
     def measurement(self, cell: Cell) -> CellAccuracy | None:
         """The last measurement for a cell; None if there is none."""
-        return _read(CellAccuracy, self._file(cell, ".eval.json"))
+        return self._read(CellAccuracy, cell)
+
+    def _read(self, kind: type[_T], cell: Cell) -> _T | None:
+        file = self._file(cell, _SUFFIX[kind])
+        remedy = "Remove it and run the suite again: the cell runs again, or uses its finished run."
+        return read_record(kind, file, remedy=remedy) if file.exists() else None
 
     def write(self, cell: Cell, record: Failure | CellAccuracy) -> None:
         """Writes a record; it replaces an older one.
@@ -113,8 +117,7 @@ class SuiteFolder:
         Raises:
             ResourceError: the folder may not be written.
         """
-        suffix = ".failure.json" if isinstance(record, Failure) else ".eval.json"
-        write_json(self._file(cell, suffix), record.to_dict())
+        write_json(self._file(cell, _SUFFIX[type(record)]), record.to_dict())
 
     def begin(self, cell: Cell) -> Path:
         """Writes the recipe of a cell's process, and deletes the record of its last failure.
@@ -124,7 +127,7 @@ class SuiteFolder:
         Raises:
             ResourceError: the folder may not be written.
         """
-        recipe, failure = self._file(cell, ".yaml"), self._file(cell, ".failure.json")
+        recipe, failure = self._file(cell, ".yaml"), self._file(cell, _SUFFIX[Failure])
         try:
             recipe.parent.mkdir(parents=True, exist_ok=True)
             failure.unlink(missing_ok=True)
@@ -141,22 +144,11 @@ class SuiteFolder:
         return self.path / "cells" / cell.recipe / f"{label}-seed{cell.seed}{suffix}"
 
 
-def _read(kind: type[_T], file: Path) -> _T | None:
-    remedy = "Remove it and run the suite again: the cell runs again, or uses its finished run."
-    return read_record(kind, file, remedy=remedy) if file.exists() else None
-
-
-@dataclass(frozen=True)
-class FinishedRun:
+class FinishedRun(NamedTuple):
     """A finished run's folder and provenance."""
 
     folder: RunFolder
     record: Provenance
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The recipe in its folder."""
-        return load_recipe(self.folder.recipe).recipe
 
 
 class Runs:
@@ -181,9 +173,9 @@ class Runs:
                 self._begun.add(record.key)
         return len(self._finished) > n_before
 
-    def finished(self, key: str | None = None) -> list[FinishedRun]:
-        """The finished runs of a job, or of all jobs, newest first."""
-        runs = [run for run in self._finished.values() if key in (None, run.record.key)]
+    def finished(self, key: str | None) -> list[FinishedRun]:
+        """The finished runs of a job, newest first; empty for None."""
+        runs = [run for run in self._finished.values() if key is not None and run.record.key == key]
         return sorted(runs, key=lambda run: str(run.record.finished_at), reverse=True)
 
     def has_begun(self, key: str) -> bool:
@@ -191,30 +183,28 @@ class Runs:
         return key in self._begun
 
 
-@dataclass(frozen=True)
-class EvalSet:
-    """The images and class names that accuracy is measured on.
+class EvalSet(NamedTuple):
+    """What accuracy is measured on.
 
     Attributes:
-        list_hash: hash of the images.
-        n_images: number of images.
-        classes: the class names and their split.
+        images_hash: of the images and the class names.
+        split: of the classes.
+        template: text pattern for the class names.
     """
 
-    list_hash: str
-    n_images: int
-    classes: Classes
+    images_hash: str
+    split: str
+    template: str
 
     @classmethod
     def of(cls, images: Images | None, classes: Classes) -> EvalSet:
         """The readable test images of a recipe with `data.test`."""
         assert images is not None  # the plan refuses a recipe without it
-        return cls(images.list_hash, len(images.indices), classes)
+        return cls(images.hash_with(classes.names), classes.split, classes.template)
 
     def fits(self, result: EvalResult) -> bool:
-        """Whether a result has this number of images, these class names and this split."""
-        measured = (result.n_images, tuple(result.per_class), result.split)
-        return measured == (self.n_images, self.classes.names, self.classes.split)
+        """Whether a result is of these images and class names, with this split."""
+        return (result.images_hash, result.split) == (self.images_hash, self.split)
 
 
 @dataclass(frozen=True)
@@ -223,13 +213,11 @@ class CellJob:
 
     Attributes:
         test: images and class names that it is measured on.
-        backbone: identity of its backbone; None for a cell that trains nothing.
         key: key of its job; None for a cell that trains nothing, or until its teacher is trained.
         teacher: key of the job of the teacher that is trained for it.
     """
 
     test: EvalSet
-    backbone: str | None = None
     key: str | None = None
     teacher: str | None = None
 
@@ -254,8 +242,7 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> CellJob:
         return _students_job(cell, workspace, runs)
     make = teacher_job if cell.role == "teacher" else baseline_job
     job = make(loaded, workspace)
-    test = EvalSet.of(job.test, job.classes)
-    return CellJob(test, job.setup.backbone.identity, job.key())
+    return CellJob(EvalSet.of(job.test, job.classes), job.key())
 
 
 def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> CellJob:
@@ -269,8 +256,7 @@ def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> CellJob:
     if run is not None:
         teacher = open_teacher(run, student)
     key = None if teacher is None else with_teacher(student, teacher).key()
-    test = EvalSet.of(student.test, student.setup.classes)
-    return CellJob(test, student.setup.backbone.identity, key, trained)
+    return CellJob(EvalSet.of(student.test, student.setup.classes), key, trained)
 
 
 @dataclass(frozen=True)
@@ -349,13 +335,12 @@ class Ledger:
         """The state of a cell at the last `refresh`."""
         if cell in self._finished:
             return self._finished[cell]
-        keys = self._keys(cell)
         failure = self.folder.failure(cell)
-        if failure is not None and (failure.job in keys or (failure.job is None and not keys)):
+        if failure is not None:
             return Outcome("failed", failure=failure)
         if self.run_to_measure(cell) is not None:
             return Outcome("not measured")
-        has_begun = any(map(self._runs.has_begun, keys))
+        has_begun = any(map(self._runs.has_begun, self._keys(cell)))
         return Outcome("interrupted" if has_begun else "not begun")
 
     def is_finished(self, cell: Cell) -> bool:
@@ -379,29 +364,17 @@ class Ledger:
         job = self._jobs.get(cell)
         return set() if job is None else job.keys
 
-    def zero_shot(self, cell: Cell) -> object:
-        """Equal for cells that share one measurement of zero-shot CLIP; None if no run has it."""
-        job = self._jobs.get(cell)
-        return None if job is None or job.backbone is None else (job.backbone, job.test)
-
     def run_to_measure(self, cell: Cell) -> FinishedRun | None:
         """The finished run of a cell's job if its accuracies are unknown; else None."""
         job = self._jobs.get(cell.source or cell)
-        runs = [] if job is None or job.key is None else self._runs.finished(job.key)
+        runs = [] if job is None else self._runs.finished(job.key)
         return runs[0] if runs else None
-
-    def fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
-        """Records that a cell has failed."""
-        job = self._jobs.get(cell)
-        key = None if job is None else job.key or job.teacher
-        self.folder.write(cell, Failure(key, exit_code, last_lines))
 
     def measured(self, cell: Cell, run: FinishedRun, result: EvalResult) -> None:
         """Records a run's accuracies on a cell's test images, unless the images have changed."""
         job = self._jobs.get(cell)
         if job is not None and run.record.key is not None and job.test.fits(result):
-            name, template = run.folder.name, job.test.classes.template
-            record = CellAccuracy(name, run.record.key, job.test.list_hash, template, result)
+            record = CellAccuracy(run.folder.name, run.record.key, job.test.template, result)
             self.folder.write(cell, record)
 
     def _find_result(self, cell: Cell) -> Outcome | None:
@@ -409,27 +382,15 @@ class Ledger:
         job, trained = self._jobs.get(cell), self._jobs.get(cell.source or cell)
         if job is None or trained is None:
             return None
-        runs = [] if trained.key is None else self._runs.finished(trained.key)
-        if cell.source is None:
-            for run in runs:
-                result = _evaluation(run).get(cell.role)
-                if result is not None and _is_measured_on(run, result, cell, job):
+        measured = self.folder.measurement(cell)
+        for run in self._runs.finished(trained.key):
+            results = [] if cell.source is not None else [_evaluation(run).get(cell.role)]
+            made = (run.folder.name, run.record.key, job.test.template)
+            if measured is not None and (measured.run, measured.job, measured.template) == made:
+                results.append(measured.result)
+            for result in results:
+                if result is not None and job.test.fits(result):
                     return Outcome("finished", run.folder.path, result, _seconds(run))
-        if cell.is_zero_shot:
-            for run in self._runs.finished():
-                if run.record.hashes.get("backbone") != job.backbone:
-                    continue
-                result = _evaluation(run).get(ZERO_SHOT)
-                if result is not None and _is_measured_on(run, result, cell, job):
-                    return Outcome("finished", run.folder.path, result)
-        record = self.folder.measurement(cell)
-        test = (job.test.list_hash, job.test.classes.template)
-        if record is None or (record.test_list, record.template) != test:
-            return None
-        for run in runs:
-            is_its = (run.folder.name, run.record.key) == (record.run, record.job)
-            if is_its and job.test.fits(record.result):
-                return Outcome("finished", run.folder.path, record.result, _seconds(run))
         return None
 
 
@@ -438,19 +399,6 @@ def _evaluation(run: FinishedRun) -> dict[str, EvalResult]:
         return read_evaluation(run.folder)
     except KdedgeError:  # damaged: the run is measured again
         return {}
-
-
-def _is_measured_on(run: FinishedRun, result: EvalResult, cell: Cell, job: CellJob) -> bool:
-    """Whether a run's evaluation is on a cell's current test images and class names."""
-    test = job.test
-    if not test.fits(result) or run.record.measured_on != test.list_hash:
-        return False
-    if run.record.key == job.key:
-        return True  # the key includes the template
-    try:
-        return run.recipe.classes.template == cell.loaded.recipe.classes.template
-    except KdedgeError:
-        return False
 
 
 def _seconds(run: FinishedRun) -> float | None:

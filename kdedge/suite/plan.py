@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,6 @@ from kdedge.training.teach import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 
-ZERO_SHOT = "zeroshot"
-"""The method that every run also measures, on its own backbone."""
-
 _UNREAD: dict[Role, tuple[str, ...]] = {
     "teacher": ("student", "baseline"),
     "student": ("baseline",),
@@ -62,7 +59,7 @@ class Cell:
         seed: the seed.
         role: its model in the run, as named in the run's eval.json.
         loaded: the recipe with the row's settings and the seed; it names the test images.
-        is_zero_shot: whether every run on the same backbone and test images measures this cell.
+        is_zero_shot: whether it is zero-shot CLIP, which has no random draws.
         is_official: whether its recipe says `official: true`.
         sees: data that its model learns from.
         source: the cell whose run this one measures on other images, without training.
@@ -142,18 +139,15 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             raise RecipeError(f"{where}: {first.row} {why}.\n{_REMEDY}")
     cells: list[Cell] = []
     for file, name in sorted(names.items(), key=lambda item: item[1] in recipes):
-        rows: dict[int, list[Cell]] = {}
+        of_recipe: list[Cell] = []
         for number in range(len(loaded.suite.methods)):
             if trained_on.get(number) == file:
-                rows[number] = trained[number]
+                of_recipe += trained[number]
             elif name not in sources and number in trained:
-                rows[number] = _measuring_cells(loaded, file, number, trained[number])
+                of_recipe += _measuring_cells(loaded, file, number, trained[number])
             elif name not in sources:
-                rows[number] = _row_cells(loaded, file, name, number)
-        cells += sorted(
-            (cell for row in rows.values() for cell in row),
-            key=lambda cell: (cell.is_zero_shot, loaded.suite.seeds.index(cell.seed)),
-        )
+                of_recipe += _row_cells(loaded, file, name, number)
+        cells += sorted(of_recipe, key=lambda cell: loaded.suite.seeds.index(cell.seed))
     check_paper(loaded, [*recipes, *sources])
     return Plan(loaded, recipes, sources, tuple(cells))
 
@@ -167,7 +161,7 @@ def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path,
             if known.samefile(file):
                 return known
     try:
-        name = _load(loaded, file, list(loaded.suite.set.items())).recipe.name
+        name = _load(loaded, file).recipe.name
     except RecipeError as error:
         raise RecipeError(f"{where}: the recipe {file}:\n{error}") from error
     if name in names.values() or name == AVERAGE:
@@ -184,7 +178,7 @@ def _measuring_cells(
     loaded: LoadedSuite, file: Path, number: int, trained: Sequence[Cell]
 ) -> list[Cell]:
     """The cells of a row that is trained elsewhere: its runs on this recipe's test images."""
-    resolved = _load(loaded, file, list(loaded.suite.set.items()))
+    resolved = _load(loaded, file)
     check_paths(resolved)
     _check_test(resolved, file)
     name, first = resolved.recipe.name, trained[0]
@@ -218,7 +212,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
         where = loaded.lines.where(("methods", number))
         raise type(error)(f"{where}: {row.name} with {file}:\n{error}") from error
     spec = model_spec(resolved.recipe, role)
-    is_zero_shot = spec.method == ZERO_SHOT and not spec.settings
+    is_zero_shot = spec.method == "zeroshot" and not spec.settings
     sees = row_sees(resolved, role)
     return [
         Cell(
@@ -242,14 +236,12 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
         RecipeError: the method or a setting is wrong.
         DataError: files that the recipe names are missing.
     """
-    common = list(loaded.suite.set.items())
-    plain = _load(loaded, file, common).recipe
+    plain = _load(loaded, file).recipe
     name = row.method or model_spec(plain, row.role or "student").method
     role: Role = row.role or ("student" if load_method(name).METHOD.needs_teacher else "baseline")
     _refuse_unread(row, role)
-    overrides = row.set_on.get(plain.name, {})
-    given = [*common, *_switch_to(name, plain, role).items(), *row.set.items(), *overrides.items()]
-    resolved = _load(loaded, file, given)
+    switch = _switch_to(name, plain, role)
+    resolved = _load(loaded, file, switch, row.set, row.set_on.get(plain.name, {}))
     check_paths(resolved)
     _check_test(resolved, file)
     if role == "baseline":
@@ -277,10 +269,10 @@ def _check_test(loaded: LoadedRecipe, file: Path) -> None:
         )
 
 
-def _load(loaded: LoadedSuite, file: Path, given: Sequence[tuple[str, Any]]) -> LoadedRecipe:
-    """A recipe with overrides, whose relative paths start at the suite's folder."""
-    overrides = merged(*({key: value} for key, value in given))
-    return load_recipe(file, overrides, override_folder=loaded.folder)
+def _load(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]) -> LoadedRecipe:
+    """A recipe with overrides, after the suite's; relative paths start at the suite's folder."""
+    given = merged(loaded.suite.set, *overrides)
+    return load_recipe(file, given, override_folder=loaded.folder)
 
 
 def _switch_to(name: str, recipe: Recipe, role: Role) -> dict[str, Any]:

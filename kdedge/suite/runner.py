@@ -22,7 +22,7 @@ from kdedge.records import read_record
 from kdedge.results import EvalResult
 from kdedge.runtime.threads import shared_threads
 from kdedge.setup.workspace import choose_device
-from kdedge.suite.ledger import FinishedRun, Ledger
+from kdedge.suite.ledger import Failure, FinishedRun, Ledger
 from kdedge.suite.plan import Cell, measuring_overrides
 
 log = logging.getLogger(__name__)
@@ -153,12 +153,7 @@ class Runner:
         """Starts cells of the queue that need not wait, up to `n_jobs`."""
         self._ledger.refresh()
         while self._queue and len(self._running) < self._n_jobs:
-            cell = next_cell(
-                self._queue,
-                list(self._running),
-                trains=self._ledger.trains,
-                zero_shot=self._ledger.zero_shot,
-            )
+            cell = next_cell(self._queue, list(self._running), self._ledger.trains)
             if cell is None:
                 return
             self._queue.remove(cell)
@@ -234,7 +229,7 @@ class Runner:
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
         self._ledger.refresh()  # its teacher may be finished
-        self._ledger.fail(cell, exit_code, *last_lines)
+        self._folder.write(cell, Failure(exit_code, last_lines))
         log.warning(
             "%s failed with exit code %s; its log is %s.\n  %s",
             cell.label,
@@ -273,9 +268,7 @@ def _last_lines(path: Path, start: int) -> tuple[str, ...]:
 def next_cell(
     queue: Sequence[Cell],
     running: Collection[Cell],
-    *,
     trains: Callable[[Cell], set[str] | None],
-    zero_shot: Callable[[Cell], object],
 ) -> Cell | None:
     """The first cell of a queue that need not wait for another; None if all must.
 
@@ -283,30 +276,23 @@ def next_cell(
 
     * a running cell that trains the same model, such as its teacher;
     * all running cells, if it is unknown what it or they train, as weights are missing;
-    * all earlier cells whose runs measure zero-shot CLIP, if it is zero-shot CLIP;
     * the cell whose run it measures.
 
     Args:
         queue: unfinished cells, in the plan's order.
         running: cells whose processes run.
         trains: returns the keys of the jobs that a cell's command would train now; None if unknown.
-        zero_shot: returns a value that is equal for cells whose runs measure the same zero-shot
-            CLIP; None for cells whose runs do not.
     """
-    now = [trains(cell) for cell in running]
-    if None in now:
-        return None
-    for number, cell in enumerate(queue):
+    busy: set[str] = set()
+    for cell in running:
         keys = trains(cell)
-        if keys is None and running:
-            continue
-        others = [*running, *queue[:number]] if cell.is_zero_shot else []
-        model = zero_shot(cell)
-        if not (
-            any(keys & others_keys for others_keys in now if keys and others_keys)
-            or (model is not None and any(zero_shot(other) == model for other in others))
-            or cell.source in (*running, *queue)
-        ):
+        if keys is None:
+            return None
+        busy |= keys
+    for cell in queue:
+        keys = trains(cell)
+        may_start = not running if keys is None else busy.isdisjoint(keys)
+        if may_start and cell.source not in (*running, *queue):
             return cell
     return None
 

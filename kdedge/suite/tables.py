@@ -130,15 +130,19 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    numbers = [value for value in known if value is not None]
-    return statistics.fmean(numbers) if numbers and len(numbers) == len(known) else None
+    numbers = _all_numbers(values)
+    return statistics.fmean(numbers) if numbers else None
 
 
 def _std(values: Iterable[float | None]) -> float | None:
+    numbers = _all_numbers(values)
+    return statistics.stdev(numbers) if len(numbers) > 1 else None
+
+
+def _all_numbers(values: Iterable[float | None]) -> list[float]:
+    """The values; none if one is missing."""
     known = list(values)
-    numbers = [value for value in known if value is not None]
-    return statistics.stdev(numbers) if len(numbers) == len(known) > 1 else None
+    return [] if None in known else [value for value in known if value is not None]
 
 
 def _harmonic_mean(values: Values) -> float | None:

@@ -100,8 +100,8 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(project: Path, kdedge: Run
     lines = done.out.splitlines()
     assert lines[0].split() == ["recipe", "method", "seed", "state"]
     assert [line.split() for line in lines[1:3]] == [
+        ["tiny", "zeroshot", "1", "not", "begun"],
         ["tiny", "teacher", "1", "not", "begun"],
-        ["tiny", "promptkd", "1", "not", "begun"],
     ]
     assert lines[-2:] == ["5 of 5 cells are left.", "Next: kdedge suite s.yaml --suites mine"]
     assert sorted(project.rglob("*")) == before
@@ -128,8 +128,8 @@ def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Ru
         plain["novel"],
     ]
     assert table["zeroshot"]["base_std"] == ""
-    # Two teachers, which the students use again, and two students
-    assert len(list(runs.glob("tiny/*/eval.json"))) == 4
+    # Zero-shot CLIP, two teachers, which the students use again, and two students
+    assert len(list(runs.glob("tiny/*/eval.json"))) == 5
     assert done.out.startswith("tiny\nmethod ")
     assert "Wrote suites/small (table.md, table.csv, results.json)\n" in done.out
 
@@ -141,7 +141,7 @@ def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Ru
     assert record == json.loads((project / "suites/small/results.json").read_text())
     assert {cell["status"] for cell in record["cells"]} == {"finished"}
     assert table_of(project / "suites/small") == table
-    assert len(list(runs.glob("tiny/*/eval.json"))) == 4
+    assert len(list(runs.glob("tiny/*/eval.json"))) == 5
 
     recipe = project / "r.yaml"
     recipe.write_text(recipe.read_text().replace("{prompt_depth: 2}", "{prompt_depth: 1}"))

@@ -106,7 +106,7 @@ def filled(images_and_weights: Path, tmp_path: Path) -> Path:
 SUITE = """\
 name: grid
 recipes: [tiny.yaml]
-methods: [{name: teacher, role: teacher}, coop, promptkd, zeroshot]
+methods: [{name: teacher, role: teacher}, coop, promptkd]
 seeds: [1]
 set: {baseline.optim: {epochs: 1, batch_size: 8}}
 """

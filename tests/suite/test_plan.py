@@ -139,14 +139,14 @@ def test_paths_of_overrides_start_at_the_suites_folder(
     )
 
 
-def test_cells_run_seed_by_seed_and_what_others_measure_last_and_once(plan_of: PlanOf) -> None:
+def test_cells_run_seed_by_seed_and_zero_shot_clip_once(plan_of: PlanOf) -> None:
     plan = plan_of("zeroshot, coop, promptkd", more="seeds: [7, 5]\n")
     assert [(cell.row, cell.seed) for cell in plan.cells] == [
+        ("zeroshot", 7),
         ("coop", 7),
         ("promptkd", 7),
         ("coop", 5),
         ("promptkd", 5),
-        ("zeroshot", 7),
     ]
 
 

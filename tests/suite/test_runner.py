@@ -92,14 +92,7 @@ def started(
         keys = ledger.trains(cell)
         return None if keys is None else keys - set(finished)
 
-    while (
-        cell := next_cell(
-            queue,
-            busy,
-            trains=trains,
-            zero_shot=ledger.zero_shot,
-        )
-    ) is not None:
+    while (cell := next_cell(queue, busy, trains)) is not None:
         queue.remove(cell)
         busy.append(cell)
     return [(cell.row, cell.seed) for cell in busy]
@@ -156,23 +149,6 @@ def test_one_student_of_a_finished_teacher_is_trained_once_at_a_time(
     assert len(started(ledger)) == 1
 
 
-@pytest.mark.usefixtures("filled")
-def test_baselines_run_side_by_side_and_zero_shot_clip_waits_for_who_measures_it(
-    plan_of: PlanOf, ledger_of: LedgerOf
-) -> None:
-    ledger = ledger_of(
-        plan_of(
-            "zeroshot, {name: teacher, role: teacher}, coop, cocoop,"
-            " {name: big, role: teacher, method: zeroshot},"
-            " {name: elsewhere, method: zeroshot, set: {data.test.folder: labeled}}",
-            more=ONE_SEED,
-        )
-    )
-    assert started(ledger) == [("teacher", 1), ("coop", 1), ("cocoop", 1), ("elsewhere", 1)]
-    ledger = ledger_of(plan_of("zeroshot, {name: teacher, role: teacher}", more=ONE_SEED))
-    assert started(ledger) == [("teacher", 1), ("zeroshot", 1)]
-
-
 def test_what_is_measured_on_another_cells_run_waits_for_it(
     tmp_path: Path, write_recipe: Callable[..., Path], ledger_of: LedgerOf
 ) -> None:
@@ -184,9 +160,8 @@ def test_what_is_measured_on_another_cells_run_waits_for_it(
     ledger = ledger_of(make_plan(load_suite(suite)))
     trained, measured = ledger.plan.cells
     assert started(ledger) == [("far", 1)]
-    given = {"trains": ledger.trains, "zero_shot": ledger.zero_shot}
-    assert next_cell([measured], [trained], **given) is None
-    assert next_cell([measured], [], **given) is measured
+    assert next_cell([measured], [trained], ledger.trains) is None
+    assert next_cell([measured], [], ledger.trains) is measured
 
 
 @pytest.mark.usefixtures("filled")
@@ -206,12 +181,8 @@ def test_a_cell_of_which_nothing_is_known_runs_alone(plan_of: PlanOf, ledger_of:
     ledger = ledger_of(plan_of("coop, vpt, promptkd", more=ONE_SEED))  # with empty weights
     coop, vpt, _ = cells = ledger.plan.cells
     assert [ledger.trains(cell) for cell in cells] == [None, None, None]
-
-    def following(queue: list[Cell], running: list[Cell]) -> Cell | None:
-        return next_cell(queue, running, trains=ledger.trains, zero_shot=ledger.zero_shot)
-
-    assert following([coop, vpt], []) == coop
-    assert following([vpt], [coop]) is None
+    assert next_cell([coop, vpt], [], ledger.trains) == coop
+    assert next_cell([vpt], [coop], ledger.trains) is None
     known = {coop: {"a key"}, vpt: None}
-    assert next_cell([vpt], [coop], trains=known.get, zero_shot=ledger.zero_shot) is None
-    assert next_cell([coop], [vpt], trains=known.get, zero_shot=ledger.zero_shot) is None
+    assert next_cell([vpt], [coop], known.get) is None
+    assert next_cell([coop], [vpt], known.get) is None

@@ -118,7 +118,7 @@ def test_one_seed_has_no_deviation_and_missing_ones_are_counted(
 def test_a_cell_that_failed_is_in_no_mean(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of("coop", more="seeds: [1, 2]\n")
     finish(outcomes, plan.cells[0], result(60.0, 40.0, 30.0))
-    outcomes[plan.cells[1]] = Outcome("failed", failure=Failure(None, 5, ()))
+    outcomes[plan.cells[1]] = Outcome("failed", failure=Failure(5, ()))
     (line,) = make_lines(plan, outcomes)
     assert (line.n_seeds, line.mean["base"], line.std["base"]) == (1, 60.0, None)
 
