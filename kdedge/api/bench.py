@@ -12,25 +12,16 @@ from pathlib import Path
 
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
-from kdedge.benchmarking.device import device_sheet
-from kdedge.benchmarking.regressions import check_comparable, check_regressions
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
-from kdedge.errors import (
-    DataError,
-    Interrupted,
-    KdedgeError,
-    RecipeError,
-    ResourceError,
-    check_at_least,
-)
+from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import artifact_at, load_artifact, model_file_at
 from kdedge.runtime.threads import given_number, threads_of_a_call, torch_as_before
-from kdedge.speed_results import SpeedResult, read_speed
+from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +40,6 @@ def bench(
     calls: int = 20,
     slowest: float = 10.0,
     output: str | Path | None = None,
-    baseline: str | Path | None = None,
-    max_regress: float = 5.0,
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -68,20 +57,15 @@ def bench(
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
         slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
         output: a new file for the measurements; by default `bench/NN.json` in the first run.
-        baseline: a file of earlier measurements of this machine to compare with; it is checked
-            before anything is measured.
-        max_regress: how much longer than the baseline's a median may be, in percent.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
         have no ratio.
 
     Raises:
-        RecipeError: no such run or method, a number is too small, the file exists, or the baseline
-            is another machine's.
+        RecipeError: no such run or method, a number is too small, or the file exists.
         SetupError: torch or the device is missing; artifacts need no torch.
         ResourceError: the measurements cannot be written; the error has them as `result`.
-        GateError: a median is longer than the baseline allows; `result` has the measurements.
         Interrupted: on Ctrl-C; `result` has what was measured before.
 
     Examples:
@@ -95,15 +79,8 @@ def bench(
     check_at_least(1, batches=min(batches, default=0), threads=threads)
     check_at_least(0.01, seconds=seconds)
     check_at_least(0.1, slowest=slowest)
-    check_at_least(0, max_regress=max_regress)
     file = None if output is None else Path(output)
     threads = given_number() if threads is None else threads
-    if baseline is not None:
-        try:
-            before = read_speed(Path(baseline))
-        except DataError as error:
-            raise RecipeError(f"--baseline: {error}") from error
-        check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
     with (
         contextlib.nullcontext() if file is None else new_file(file),
         threads_of_a_call(threads),
@@ -128,13 +105,6 @@ def bench(
             models.write(error.result, file)
             raise
         models.write(result, file)
-    if baseline is not None:
-        try:
-            lines = check_regressions(result, before, max_percent=max_regress, where=str(baseline))
-        except KdedgeError as error:
-            error.result = result
-            raise
-        log.info("%s", "\n".join(lines))
     return result
 
 

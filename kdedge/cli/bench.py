@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import textwrap
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import click
@@ -26,7 +27,6 @@ from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
 
-_WIDTH = 80  # columns of the text below a table
 _FORMATS = ("text", "md", "json")
 
 
@@ -37,12 +37,6 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
         raise click.BadParameter(f"{value!r} is not a list of batch sizes. Write it as 1,8,32.")
     return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
-    """A percentage from `5%` or `5`."""
-    number = FiniteRange(min=0).convert(value.strip().removesuffix("%"), parameter, ctx)
-    return float(number)
 
 
 @click.command("bench")
@@ -86,7 +80,7 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
     type=click.Choice(_FORMATS),
     default="text",
     show_default=True,
-    help="json has every timed call; it is what --output writes and --baseline reads.",
+    help="json has every timed call; it is what --output writes.",
 )
 @click.option(
     "--all",
@@ -99,19 +93,6 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the measurements here as JSON. Must not exist. [default: bench/NN.json in the"
     " first run]",
-)
-@click.option(
-    "--baseline",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Earlier measurements (JSON) of this machine to compare with.",
-)
-@click.option(
-    "--max-regress",
-    callback=_percent,
-    default="5%",
-    show_default=True,
-    metavar="PERCENT",
-    help="Exit with code 6 if a median is this much above --baseline's.",
 )
 @runs_option
 @device_option
@@ -164,12 +145,7 @@ def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:
     more = "--all: sizes, percentiles, FPS by batch, published figures"
     more += f", {n_less} models and batches left out" if n_less else ""
     below = [*caveats(result), *replace(result, left_out=at_all).problems, more]
-    grid = replace(grid, title=_wrapped(grid.title))
-    return [grid_text(grid), "\n".join(map(_wrapped, below))]
-
-
-def _wrapped(text: str) -> str:
-    """Wraps a paragraph without breaking paths and names."""
-    return textwrap.fill(
-        text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
-    )
+    # Wrapped to 80 columns, but paths and names stay whole
+    wrap = partial(fill, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+    grid = replace(grid, title=wrap(grid.title, 80))
+    return [grid_text(grid), "\n".join(wrap(text, 80) for text in below)]

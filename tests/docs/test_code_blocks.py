@@ -161,7 +161,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/measure.md": {
         "kdedge bench": BENCH,
         "kdedge report": REPORT,
-        "kdedge bench line3 --baseline before.json --max-regress 5%": LOAD,
     },
     "docs/own-images.md": {
         "python docs/examples/draw_images.py drawings": DRAWN,
