@@ -4,23 +4,21 @@ The names of the Python API are those that `__init__.pyi` imports. Importing thi
 of them: each is loaded when it is first used.
 """
 
+import functools
+
 __version__ = "0.2.0"
 
 
-_known: dict[str, str] = {}
-
-
+@functools.cache
 def _modules() -> dict[str, str]:
     """The names of the API and the module of each."""
-    if not _known:
-        # Imported here: `kdedge --help` starts at once
-        import ast
-        from pathlib import Path
+    # Imported here: `kdedge --help` starts at once
+    import ast
+    from pathlib import Path
 
-        stub = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
-        imports = (node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom))
-        _known.update((alias.name, str(node.module)) for node in imports for alias in node.names)
-    return _known
+    stub = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    imports = (node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom))
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
 def __getattr__(name: str) -> object:

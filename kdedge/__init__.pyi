@@ -6,9 +6,7 @@ from kdedge.api.artifact import (
     cpu_choice as cpu_choice,
     open_artifact as open_artifact,
     verify_client as verify_client,
-    write_browser as write_browser,
     write_smoke_images as write_smoke_images,
-    write_triton as write_triton,
 )
 from kdedge.api.bench import bench as bench
 from kdedge.api.compare import Comparison as Comparison, compare as compare

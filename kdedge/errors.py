@@ -32,8 +32,8 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether a command line made the call; messages name its flags then, else Python's arguments."""
 
 _SAME_NAME = (
-    "against backend baseline browser calibrate classes config cpu device exact file fp16 head"
-    " int8 int8-minutes keep-teacher labels max-megabytes max-regress method none-of-these"
+    "against backend browser calibrate classes config cpu device exact file fp16 head"
+    " int8 int8-minutes keep-teacher labels max-megabytes method none-of-these"
     " open-classes output pixels port precision resume size student teacher threads triton weights"
 )
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
@@ -92,13 +92,14 @@ class MissingPackage(SetupError):  # noqa: N818 - the name says what is wrong
         package: the distribution's name.
         extra: the kdedge extra that installs it.
         purpose: what needs the package, as the start of a sentence: "Training".
+
+    Attributes:
+        remedy: how to install it.
     """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs {package}, which is not installed.\n"
-            f"  Install it with: pip install 'kdedge[{extra}]'"
-        )
+        self.remedy = f"Install it with: pip install 'kdedge[{extra}]'"
+        super().__init__(f"{purpose} needs {package}, which is not installed.\n  {self.remedy}")
 
 
 class BackendUnavailable(SetupError):  # noqa: N818 - the name says what is wrong

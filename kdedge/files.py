@@ -88,6 +88,15 @@ _WARNED: set[str] = set()
 
 
 @contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Context in which an error of the operating system says what `explain_os_error` does."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+@contextlib.contextmanager
 def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
     """Context of a call that some file systems do not support: there, a warning replaces the error.
 
@@ -145,7 +154,7 @@ def written_together(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: a file cannot be written.
     """
-    try:
+    with explained(path):
         hidden = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
         with hidden as folder:
             part = Path(folder, path.name)
@@ -154,8 +163,6 @@ def written_together(path: Path) -> Iterator[Path]:
                 with file.open("rb") as written:
                     sync(written.fileno(), part.parent)
                 file.replace(path.parent / file.name)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
 
 
 def check_writable(folder: Path) -> None:
@@ -295,10 +302,8 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     Raises:
         ResourceError: the disk is full or the folder may not be written.
     """
-    try:
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
     file = folder / f"{_next_number(folder.glob('*.json')):02d}.json"
     write_json(file, value)
     return file
@@ -480,10 +485,8 @@ def locked(
 @contextlib.contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
     """Context with the descriptor of a file or folder."""
-    try:
+    with explained(path):
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
     _OPENED.add(descriptor)
     try:
         yield descriptor

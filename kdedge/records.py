@@ -6,6 +6,7 @@ pydantic itself would make every start of `kdedge predict` a third longer.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -169,6 +170,15 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), where, remedy) from error
     return record
+
+
+def if_readable(read: Callable[..., _T], *arguments: Any) -> _T | None:
+    """What a function reads; None, with a warning, if a record is damaged or a newer kdedge's."""
+    try:
+        return read(*arguments)
+    except (DataError, SetupError) as error:
+        logging.getLogger(__name__).warning("%s", error)
+        return None
 
 
 @cache

@@ -64,9 +64,7 @@ def _loaded_methods(effect: str) -> dict[str, ModuleType]:
         try:
             modules[name] = registry.load_method(name)
         except KdedgeError as error:
-            is_missing = str(error).startswith("The method")
-            remedy = str(error).partition("\n")[2].strip()
-            problems.setdefault(remedy if is_missing and remedy else str(error), []).append(name)
+            problems.setdefault(getattr(error, "remedy", str(error)), []).append(name)
     for problem, names in problems.items():
         log.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
     return modules

@@ -1,4 +1,4 @@
-"""Reads an existing artifact, prepares it for a server, and checks a program's answers."""
+"""Reads an existing artifact, changes its classes, and checks a program's answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdedge.files import highest_number
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, artifact_at, load_artifact
+from kdedge.runtime.artifact import FILE_NAME, Artifact, artifact_at, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 from kdedge.runtime.threads import torch_as_before
 
@@ -54,68 +54,6 @@ def cpu_choice(source: AnyArtifact, *, root: str | Path | None = None) -> CpuCho
         SetupError: a newer kdedge wrote it.
     """
     return choice_here(read_choices(open_artifact(source, root=root)))
-
-
-def write_triton(
-    source: AnyArtifact,
-    folder: str | Path,
-    *,
-    precision: Precision | None = None,
-    root: str | Path | None = None,
-) -> Path:
-    """Writes a model repository for the Triton Inference Server.
-
-    A TensorRT engine is preferred to ONNX, and FP16 to other precisions.
-
-    Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
-        folder: the model repository; it may have other models.
-        precision: precision of the file; None for the preferred file.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
-
-    Returns:
-        The model's folder.
-
-    Raises:
-        RecipeError: the model's folder exists.
-        DataError: the artifact has no file for Triton, or a file has changed since the export.
-        ResourceError: the folder cannot be written.
-    """
-    from kdedge.deploy import servers
-
-    return servers.write_triton(open_artifact(source, root=root), Path(folder), precision=precision)
-
-
-def write_browser(
-    source: AnyArtifact,
-    folder: str | Path,
-    *,
-    precision: Precision | None = None,
-    root: str | Path | None = None,
-) -> Path:
-    """Writes a page that classifies pictures and the camera in a browser.
-
-    The page needs onnxruntime-web, which `npm install` gets into its folder.
-
-    Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
-        folder: a new folder.
-        precision: precision of the file, fp32 or int8; None for fp32.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        RecipeError: the folder exists, or the artifact has open classes.
-        DataError: the artifact has no file with preprocessing, or it has changed since the export.
-        ResourceError: the folder cannot be written.
-    """
-    from kdedge.deploy import servers
-
-    return servers.write_browser(
-        open_artifact(source, root=root), Path(folder), precision=precision
-    )
 
 
 def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path:

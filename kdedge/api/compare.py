@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.api.predict import (
     AnyPath,
     ImageToClassify,
     open_inputs,
+    opened,
     path_list,
     read_item,
 )
@@ -33,8 +33,8 @@ from kdedge.evaluation.comparison import (
 from kdedge.files import printable
 from kdedge.inference.classify import Classifier, ImageInput, Pixels, decoded
 from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, visible
-from kdedge.progress import progress, working
-from kdedge.runtime.artifact import Precision, model_file_at
+from kdedge.progress import progress
+from kdedge.runtime.artifact import model_file_at
 from kdedge.tables import Table, Tabled, images_text
 
 log = logging.getLogger(__name__)
@@ -94,13 +94,13 @@ def compare(
     if "-" in named:
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_at_least(1, batch=batch, threads=threads)
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as stack:
         first, second = (
-            opened.enter_context(_opened(source, threads, root)) for source in (old, new)
+            stack.enter_context(opened(source, threads=threads, root=root)) for source in (old, new)
         )
         if first.file.precision != second.file.precision:  # or its effect would be the new one's
             first, second = (
-                opened.enter_context(_opened(source, threads, root, "fp32"))
+                stack.enter_context(opened(source, precision="fp32", threads=threads, root=root))
                 if model.file.precision != "fp32" and model_file_at(run_argument(source)) is None
                 else model
                 for source, model in ((old, first), (new, second))
@@ -118,34 +118,6 @@ def compare(
         error.result = comparison
         raise error
     return comparison
-
-
-@contextlib.contextmanager
-def _opened(
-    source: AnyArtifact,
-    threads: int | None,
-    root: str | Path | None,
-    precision: Precision | None = None,
-) -> Iterator[Classifier]:
-    """Context with a loaded model file: the named one, or the one that suits this machine.
-
-    Args:
-        source: a file, or what `artifact_folder` takes.
-        threads: CPU threads.
-        root: folder of all runs.
-        precision: of the file, unless one is named.
-    """
-    file = model_file_at(run_argument(source))
-    with working(f"loading {getattr(source, 'path', source)}"):
-        if file is not None:
-            loaded = Classifier.load_named(file, n_threads=threads)
-        else:
-            folder = artifact_folder(source, root)
-            loaded = Classifier.load(folder, precision=precision, n_threads=threads)
-    try:
-        yield loaded
-    finally:
-        loaded.close()
 
 
 def _compared(

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
 
 from kdedge.api.bench import AGAINST, Models
 from kdedge.api.evaluate import report
@@ -19,17 +15,16 @@ from kdedge.api.run import Run
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe
-from kdedge.files import write_atomic, write_new_numbered_json
-from kdedge.inference.pictures import with_answer
+from kdedge.files import write_new_numbered_json
 from kdedge.plugins import need_training_packages
+from kdedge.results import SampleImage
 from kdedge.runs.folder import runs_folder
+from kdedge.runs.results import read_details
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.preprocess import decode_image
 from kdedge.runtime.threads import torch_as_before
 from kdedge.speed_results import SpeedResult
 
 _QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
-_GAP_PX = 12
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,8 @@ class Demo:
         promptkd: the run of the paper's student, with prompts.
         student: the run of the student in one pass (`methods/ridge.py`), which is exported.
         speed: of the student, its teacher and the baselines.
-        picture: test drawings with the student's predictions.
+        examples: test drawings with the student's predictions: a right one, a wrong one, and the
+            most unsure one.
         artifact: the exported student; None if the extra `export` is not installed.
         page: the report; None if the extra `report` is not installed.
         seconds: how long it took.
@@ -51,7 +47,7 @@ class Demo:
     promptkd: Run
     student: Run
     speed: SpeedResult
-    picture: Path
+    examples: tuple[SampleImage, ...]
     artifact: Artifact | None
     page: Path | None
     seconds: float
@@ -73,7 +69,6 @@ def demo(
         ResourceError: memory or disk ran out.
     """
     need_training_packages("The demo")
-    from kdedge.runs.evaluate import predict_examples
     from kdedge.setup.workspace import Workspace, choose_device
     from kdedge.training.distill import distill
 
@@ -89,13 +84,8 @@ def demo(
         "student.views": 1,
     }
     _, student = distill(load_recipe("demo", in_one_pass), workspace, resume=resume)
-    pictures = []
-    for prediction, data in predict_examples(student, workspace):
-        name, score = prediction.top[0]
-        lines = [f"{name} {score:.0f} %", f"is {prediction.label}"]
-        pictures.append(with_answer(decode_image(data), lines))
-    picture = student.path / "examples.png"
-    write_atomic(picture, _side_by_side(pictures))
+    samples = read_details(student)["student"].samples or {}
+    examples = tuple(image for images in samples.values() for image in images[:1])
     artifact = None
     if _is_installed("onnx", "onnxscript", "onnxruntime"):
         artifact = export(student.path, root=root, device=device)
@@ -115,21 +105,8 @@ def demo(
         page = student.path.parent / "report.html"
         shutil.copyfile(report(student, root=root), page)
     seconds = time.monotonic() - began
-    return Demo(Run(teacher), Run(promptkd), Run(student), speed, picture, artifact, page, seconds)
+    return Demo(Run(teacher), Run(promptkd), Run(student), speed, examples, artifact, page, seconds)
 
 
 def _is_installed(*modules: str) -> bool:
     return all(importlib.util.find_spec(module) is not None for module in modules)
-
-
-def _side_by_side(pictures: Sequence[Image.Image]) -> bytes:
-    """One PNG of pictures next to each other."""
-    width = sum(picture.width + _GAP_PX for picture in pictures) - _GAP_PX
-    canvas = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
-    left = 0
-    for picture in pictures:
-        canvas.paste(picture, (left, 0))
-        left += picture.width + _GAP_PX
-    file = io.BytesIO()
-    canvas.save(file, "PNG")
-    return file.getvalue()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.evaluate import AnyArtifact
+from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.errors import DataError, RecipeError, check_at_least, os_reason
 from kdedge.inference.lines import (
     Lines,
@@ -27,6 +27,7 @@ from kdedge.inference.lines import (
     result_values,
 )
 from kdedge.progress import progress, working
+from kdedge.runtime.artifact import model_file_at
 from kdedge.tables import Table, Tabled, images_text
 
 if TYPE_CHECKING:
@@ -241,17 +242,12 @@ class Predictions(Tabled, Sequence[Result]):
         Raises:
             RecipeError: the artifact was exported with the head argmax, which gives no scores.
         """
-
-        def score(prediction: Prediction) -> float:
-            percent = prediction.top[0].score_percent
-            if percent is None:
-                raise RecipeError(
-                    "The artifact was exported with the head argmax, which gives no scores.\n"
-                    "  Export again with the head scores."
-                )
-            return percent
-
-        return heapq.nsmallest(n, self.classified, key=score)
+        if any(prediction.top[0].score_percent is None for prediction in self.classified):
+            raise RecipeError(
+                "The artifact was exported with the head argmax, which gives no scores.\n"
+                "  Export again with the head scores."
+            )
+        return heapq.nsmallest(n, self.classified, key=lambda x: x.top[0].score_percent or 0.0)
 
     def to_records(self) -> list[dict[str, Any]]:
         """Returns the objects that `kdedge predict --format jsonl` writes, as for a data frame."""
@@ -352,19 +348,24 @@ def predict(
 def opened(
     source: AnyArtifact,
     *,
-    precision: Precision | None,
-    backend: str | None,
-    threads: int | None,
+    precision: Precision | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
     root: str | Path | None = None,
 ) -> Iterator[Classifier]:
-    """Context with the loaded model of an artifact, or of a run's newest one."""
+    """Context with the loaded model of an artifact, or of a run's newest one; or a file of one."""
     from kdedge.api.model import open_classifier
+    from kdedge.inference.classify import Classifier
 
-    artifact = artifact_folder(source, root)
+    file = model_file_at(run_argument(source))
+    artifact = artifact_folder(source, root) if file is None else file
     with working(f"loading {artifact}"):
-        classifier = open_classifier(
-            artifact, precision=precision, backend=backend, threads=threads
-        )
+        if file is not None:
+            classifier = Classifier.load_named(file, n_threads=threads)
+        else:
+            classifier = open_classifier(
+                artifact, precision=precision, backend=backend, threads=threads
+            )
     try:
         yield classifier
     finally:

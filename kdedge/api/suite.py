@@ -111,8 +111,11 @@ class SuiteResult:
         return dict(self._record)
 
     def __str__(self) -> str:
-        tables = [f"{grid.title}\n{text_table(grid.header, grid.rows)}" for grid in self.grids]
-        return "\n\n".join([*tables, *self.notes])
+        tables = [
+            f"{g.title}\n{text_table(g.header, g.rows, align=g.align)}\n\n{g.caption}"
+            for g in self.grids
+        ]
+        return "\n\n".join([*map(str.strip, tables), "\n".join(self.notes)])
 
     def _repr_html_(self) -> str:
         tables = [f"{html.escape(g.title)}{html_table(g.header, g.rows)}" for g in self.grids]

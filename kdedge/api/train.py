@@ -397,13 +397,9 @@ def pseudo_label(
     baseline = loaded.recipe.baseline
     if method != "teacher" and baseline is not None and baseline.method not in {None, method}:
         loaded = load_recipe(recipe, {"baseline": {}, **overrides})  # it names another method
-    check_paths(loaded)
-    need_training_packages("Labeling images")
-    from kdedge.setup.workspace import Workspace, choose_device
-    from kdedge.training.label_pool import label_pool
+    with _ready(loaded, root, device, engine) as workspace:
+        from kdedge.training.label_pool import label_pool
 
-    with open_workers(engine, device) as workers:
-        workspace = Workspace(runs_folder(root), choose_device(device), workers=workers)
         return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
 
 

@@ -28,8 +28,6 @@ else:
 _T = TypeVar("_T")
 
 LOGGER = "kdedge"
-_TEXT_COLUMN = 12
-"""Smallest width of a column of wrapped text."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 """`--json`, given to the command as `as_json`."""
@@ -133,16 +131,11 @@ def table(
         header: column titles.
         align: `l` or `r` for each column; default: `l`.
     """
-    lines = [header, *rows] if header else rows
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    align, gaps = align.ljust(len(widths), "l"), 2 * (len(widths) - 1)
-    # Right-aligned columns hold numbers and are not wrapped; if they alone are too wide, nothing is
-    least = [
-        min(w, _TEXT_COLUMN) if side == "l" else w for w, side in zip(widths, align, strict=True)
-    ]
-    if sum(least) + gaps <= (n_columns := shown_columns()) < sum(widths) + gaps:
-        return _narrow_table(lines, align, n_columns)
-    return text_table(header or (), rows, align=align)
+    text = text_table(header or (), rows, align=align)
+    n_columns = shown_columns()
+    if max(map(len, text.split("\n"))) <= n_columns:
+        return text
+    return _narrow_table([header, *rows] if header else rows, align, n_columns)
 
 
 def grid_text(grid: Grid) -> str:
@@ -164,7 +157,7 @@ def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) 
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    for side in align:
+    for side in align.ljust(len(lines[0]), "l"):
         justify: Literal["left", "right"] = "right" if side == "r" else "left"
         grid.add_column(justify=justify, no_wrap=side == "r", overflow="fold")
     for line in lines:

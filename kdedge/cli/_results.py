@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdedge.cli._output import table
-from kdedge.errors import DataError, first_line
+from kdedge.records import if_readable
 from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells, are_same_images, by_images
 from kdedge.runs.folder import RunFolder
@@ -56,23 +54,12 @@ def unlabeled_table(result: UnlabeledResult) -> str:
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
     """Returns a run's accuracies, zero-shot CLIP first; none if the record is damaged."""
-    try:
-        return labeled_results(run, read_evaluation(run))
-    except DataError as error:
-        logging.getLogger(__name__).warning(
-            "%s.\n  Its accuracies are left out; `kdedge eval %s` measures them again.",
-            *(first_line(error), run.path),
-        )
-        return []
+    return labeled_results(run, if_readable(read_evaluation, run) or {})
 
 
 def unlabeled_text(run: RunFolder) -> str | None:
     """Formats a run's measurements without labels; None if there are none."""
-    try:
-        result = read_unlabeled(run)
-    except DataError as error:
-        logging.getLogger(__name__).warning("%s", error)
-        return None
+    result = if_readable(read_unlabeled, run)
     return None if result is None else unlabeled_table(result)
 
 
@@ -83,12 +70,9 @@ def megabytes(n_bytes: int) -> str:
 
 def run_record(run: RunFolder) -> dict[str, Any]:
     """Returns a run as plain values."""
-    evaluation, unlabeled = None, None
-    with contextlib.suppress(DataError):  # `evaluation_rows` has warned already
-        if run.evaluation.exists():
-            evaluation = {name: result.to_dict() for name, result in read_evaluation(run).items()}
-    with contextlib.suppress(DataError):
-        unlabeled = read_unlabeled(run)
+    results = if_readable(read_evaluation, run) or {}
+    evaluation = {name: result.to_dict() for name, result in results.items()} or None
+    unlabeled = if_readable(read_unlabeled, run)
     record = {"path": str(run.path), **run.read_provenance().to_dict(), "evaluation": evaluation}
     if unlabeled is not None:
         record["evaluation_unlabeled"] = unlabeled.to_dict()

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kdedge.cli._options import resume_option, run_options
-from kdedge.cli._output import grid_text, print_result
+from kdedge.cli._output import grid_text, print_result, table
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 
@@ -29,15 +29,22 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     done = demo(root=root, device=device, resume=resume)
     grid = summary(done.speed)
     runs = [run.folder for run in (done.teacher, done.promptkd, done.student)]
-    made = [done.picture, None if done.artifact is None else done.artifact.path, done.page]
-    notes = ["Test drawings with predictions", "Exported student, for a device", "Report"]
-    wrote = [f"{note}: {path}" for note, path in zip(notes, made, strict=True) if path is not None]
+    examples = [
+        [str(image.label), ", ".join(f"{name} {score:.0f} %" for name, score in image.top)]
+        for image in done.examples
+    ]
+    wrote = (
+        [] if done.artifact is None else [f"Exported student, for a device: {done.artifact.path}"]
+    )
+    wrote += [] if done.page is None else [f"Report: {done.page}"]
     text = "\n".join(
         [
             f"{run_text(runs, used=used)}\n",
             grid_text(grid),
             "paper: class texts are encoded with every batch; all others use stored class vectors.",
             *caveats(done.speed),
+            "",
+            table(examples, header=("test drawing", "predicted")),
             "",
             *wrote,
             f"The demo took {done.seconds:.0f} s.",
@@ -48,7 +55,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     record = {
         **dict(zip(("teacher", "promptkd", "student"), map(run_record, runs), strict=True)),
         "speed": done.speed.to_dict(),
-        "picture": str(done.picture),
+        "examples": [example.to_dict() for example in done.examples],
         "artifact": None if done.artifact is None else str(done.artifact.path),
         "report": None if done.page is None else str(done.page),
         "seconds": done.seconds,

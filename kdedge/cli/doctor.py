@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from kdedge.api.about import doctor
 from kdedge.cli._output import json_option, print_result, table
+from kdedge.progress import readable_bytes
 
 
 @click.command("doctor")
@@ -22,17 +24,9 @@ def command(as_json: bool) -> None:
 
 
 def _as_text(report: dict[str, Any]) -> str:
-    machine = report["machine"]
-    memory = machine["memory_bytes"]
-    rows = [
-        ["kdedge", machine["kdedge"]],
-        ["Python", machine["python"]],
-        ["system", machine["system"]],
-        ["CPU", f"{machine['cpu']}, {machine['cpu_cores']} cores"],
-        ["memory", _gibibytes(memory) if memory is not None else "unknown"],
-        ["free disk", f"{_gibibytes(machine['disk_free_bytes'])} in this folder"],
-    ]
-    rows += [["GPU", _device_line(device)] for device in report["cuda"]["devices"]]
+    rows = list(map(list, _facts(report["machine"])))
+    for device in report["cuda"]["devices"]:
+        rows.append(["GPU", ", ".join(" ".join(fact) for fact in _facts(device))])
     problem = report["cuda"]["problem"]
     if not report["cuda"]["devices"]:
         rows.append(["GPU", f"none: {problem}"])
@@ -46,15 +40,9 @@ def _as_text(report: dict[str, Any]) -> str:
     return "\n\n".join([table(rows), table(packages, header=header), *report["problems"]])
 
 
-def _gibibytes(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB"
-
-
-def _device_line(device: dict[str, Any]) -> str:
-    parts = [device["name"]]
-    if device["memory_bytes"] is not None:
-        parts.append(_gibibytes(device["memory_bytes"]))
-    parts.append(f"compute capability {device['compute_capability']}")
-    if device["cuda"] is not None:
-        parts.append(f"CUDA {device['cuda']}")
-    return ", ".join(parts)
+def _facts(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The names and texts of known values; bytes get a unit."""
+    for key, value in values.items():
+        if value is not None:
+            shown = readable_bytes(value) if key.endswith("_bytes") else str(value)
+            yield key.removesuffix("_bytes").replace("_", " "), shown

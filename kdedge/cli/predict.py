@@ -26,7 +26,7 @@ from kdedge.api.predict import (
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
 from kdedge.cli._output import FiniteRange
 from kdedge.errors import KdedgeError
-from kdedge.files import already_exists, explain_os_error, held, printable, sha256_json
+from kdedge.files import already_exists, explain_os_error, explained, held, printable, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
     Lines,
@@ -271,10 +271,8 @@ def _check_named(paths: Sequence[str]) -> None:
 
 def _has_content(path: Path) -> bool:
     """Whether there is such a file, or a folder that is not empty."""
-    try:
+    with explained(path):  # a name that is too long, a folder that may not be searched
         return any(path.iterdir()) if path.is_dir() else path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise explain_os_error(error, path) from error
 
 
 def _chosen(

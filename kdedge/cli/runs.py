@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._results import megabytes
-from kdedge.runs.find import damaged_records, runs_in
+from kdedge.runs.find import runs_in
 from kdedge.runs.listing import summary_of
 from kdedge.tables import percent
-
-log = logging.getLogger(__name__)
 
 
 @click.command("runs")
@@ -29,15 +26,8 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
     all images. Compare only runs of the same recipe with the same number of test images. Without
     test images, it is the agreement with the teacher (agrees).
     """
-    runs = list(runs_in(root))
-    for file in damaged_records(root):
-        log.warning(
-            "%s is left out: its %s is damaged.\n  Restore that file from a copy, or move"
-            " the folder away.",
-            file.parent,
-            file.name,
-        )
-    rows = [summary_of(run, record) for run, record in runs if name in (None, run.path.parent.name)]
+    runs = [pair for pair in runs_in(root) if name in (None, pair[0].path.parent.name)]
+    rows = [summary_of(run, record) for run, record in runs]
     text = _text(rows) if rows else f"There is no run{f' of {name}' if name else ''} in {root}."
     print_result({"runs": rows}, as_json=as_json, text=text)
 
@@ -47,20 +37,13 @@ def _text(records: list[dict[str, Any]]) -> str:
     rows = [
         [
             *(record["run"], record["kind"], str(record["method"]), record["status"]),
-            *_accuracy(record),
+            *(percent(record["percent"]), record["measure"] or "-"),
             "-" if record["n_images"] is None else f"{record['n_images']:,}",
             megabytes(record["n_bytes"]),
             str(len(record["artifacts"]) or "-"),
         ]
         for record in records
     ]
-    for record in records:
-        for name in record["damaged"]:
-            log.warning(
-                "%s/%s is damaged or of another version, so its accuracies are not listed.\n"
-                "  Measure them again with: kdedge eval %s",
-                *(record["path"], name, record["path"]),
-            )
     records.sort(key=lambda record: str(record["started_at"]))
     last = {(r["run"].split("/")[0], r["kind"], r["method"]): r for r in records}
     unfinished = [record for record in last.values() if record["status"] == "interrupted"]
@@ -69,10 +52,3 @@ def _text(records: list[dict[str, Any]]) -> str:
     if program == "kdedge":  # or a script that calls the Python API
         next_one = next_line(*words, *(["--resume"] if "--resume" not in words else []))
     return f"{table(rows, header=header, align='llllrlrrr')}\n{next_one}"
-
-
-def _accuracy(record: dict[str, Any]) -> tuple[str, str]:
-    """The cells of the accuracy and of its kind."""
-    if record["percent"] is None and record["damaged"]:
-        return "unreadable", "-"
-    return percent(record["percent"]), record["measure"] or "-"

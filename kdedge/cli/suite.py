@@ -9,7 +9,7 @@ import click
 
 from kdedge.api.suite import run_suite, suite_state
 from kdedge.cli._options import run_options, suites_option
-from kdedge.cli._output import given_options, grid_text, next_line, print_result, show_result, table
+from kdedge.cli._output import given_options, next_line, print_result, show_result, table
 
 if TYPE_CHECKING:
     from kdedge.api.suite import SuiteResult
@@ -70,11 +70,10 @@ def command(
 
 
 def _print(result: SuiteResult, *, as_json: bool) -> None:
-    blocks = [f"{grid_text(grid)}\n\n{grid.caption}".strip() for grid in result.grids]
     more = ", exported.md, exported.json" if "exported" in result.to_dict() else ""
     wrote = f"Wrote {result.folder} (table.md, table.csv, results.json{more})"
-    ending = [*result.notes, wrote, *(next_line("show", run.path) for run in result.runs[:1])]
-    print_result(result, as_json=as_json, text="\n\n".join([*blocks, "\n".join(ending)]))
+    following = [next_line("show", run.path) for run in result.runs[:1]]
+    print_result(result, as_json=as_json, text="\n".join([f"{result}", wrote, *following]))
 
 
 def _list_cells(ledger: Ledger, *, as_json: bool) -> None:

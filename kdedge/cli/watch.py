@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,6 @@ def command(artifact: Path, source: str, **options: Any) -> None:
     source that goes away, `drift`, and `end`. A camera or stream that is lost is opened again. If
     the model is slower than it, the newest frame is taken and others are dropped.
     """
-    if sys.stdout is None:  # as by >&-
-        raise click.UsageError("Standard output is closed, where the events go.")
     from kdedge.api.serve import watch
 
     with contextlib.closing(watch(artifact, source, **options)) as events:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.errors import DataError, ShapeError
-from kdedge.files import explain_os_error, sha256_json
+from kdedge.files import explained, sha256_json
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +124,7 @@ class TextFeatureCache:
             except (DataError, KeyError) as error:
                 log.warning("%s Computing it again.", error)
         features = compute().float()
-        try:
+        with explained(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, self._folder) from error
         write_tensors(file, {_FEATURES: features.cpu().contiguous()}, {})
         return features

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from kdedge.config.fields import (
     HUB,
     DatasetPlace,
+    Distinct,
     PercentOrCount,
     PlainText,
     RecipeFile,
@@ -43,7 +44,7 @@ class ClassesSpec(Strict):
     synthetic: Literal["shapes"] | None = Field(
         None, description="shapes: the class names of the built-in drawings."
     )
-    names: tuple[PlainText, ...] | None = Field(
+    names: Annotated[tuple[PlainText, ...], Distinct] | None = Field(
         None,
         strict=False,
         min_length=2,
@@ -63,10 +64,6 @@ class ClassesSpec(Strict):
     @model_validator(mode="after")
     def _check(self) -> ClassesSpec:
         _exactly_one(self, ("file", "benchmark", "synthetic", "names"))
-        names = self.names or ()
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f'holds "{twice[0]}" more than once; class names must differ')
         return self
 
 

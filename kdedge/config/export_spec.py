@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdedge.config.fields import Percent, Strict, percent_value
+from kdedge.config.fields import Distinct, Percent, Strict, percent_value
 
 MAX_BATCH = 1024
 
@@ -23,7 +23,7 @@ KnownShare = Annotated[Percent, AfterValidator(_check_share)]
 class ExportSpec(Strict):
     """The exported files. model.onnx, the float32 graph, is always made."""
 
-    precisions: tuple[Literal["fp16", "int8"], ...] = Field(
+    precisions: Annotated[tuple[Literal["fp16", "int8"], ...], Distinct] = Field(
         (),
         strict=False,
         description="Precisions to export besides float32. fp16: half-precision weights and"
@@ -99,9 +99,6 @@ class ExportSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> ExportSpec:
-        twice = sorted({name for name in self.precisions if self.precisions.count(name) > 1})
-        if twice:
-            raise ValueError(f"has precisions with {twice[0]} more than once; name each once")
         if self.batch != "dynamic" and self.batch > self.max_batch:
             raise ValueError(
                 f"has batch: {self.batch}, which is more than max_batch: {self.max_batch};"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,14 @@ def _check_percent(value: object) -> str:
     return str(value)
 
 
+def _check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = Counter(getattr(value, "name", value) for value in values)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"holds {twice} more than once; each must differ")
+    return values
+
+
 def percent_value(text: str) -> float:
     """Returns the number of a `Percent` text: 99.5 for "99.5%"."""
     return float(text[:-1])
@@ -185,4 +194,6 @@ Percent = Annotated[str, BeforeValidator(_check_percent)]
 PercentOrCount = Annotated[str | int, AfterValidator(_check_bad_images)]
 PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]
 Name = Annotated[str, AfterValidator(_check_name)]
+Distinct = AfterValidator(_check_distinct)
+"""For a list whose entries, or their names, must differ."""
 Template = Annotated[str, AfterValidator(check_template)]

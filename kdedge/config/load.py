@@ -95,33 +95,32 @@ def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
     return values, lines, path, text
 
 
-def find_recipe(path_or_name: str | Path) -> Path:
-    """Finds the file of a recipe: a path, `<name>.yaml` in this folder, or a shipped recipe.
+def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
+    """Finds the file of a recipe: a path, `<name>.yaml` in the folder, or a shipped recipe.
+
+    Args:
+        path_or_name: the path starts at the folder.
+        folder: by default the current one.
 
     Raises:
         RecipeError: there is none.
     """
-    path = Path(path_or_name).expanduser()
+    path = folder / Path(path_or_name).expanduser()
     shipped = shipped_recipes()
-    is_name = isinstance(path_or_name, str) and path.name == path_or_name and path.suffix != ".yaml"
-    if is_name:
-        local = Path(f"{path_or_name}.yaml")
-        if local.is_file():
-            return local
-        if path_or_name in shipped:
-            return shipped[path.name]
-    if path.is_dir() and not is_name:
-        raise RecipeError(f"{path} is a folder, not a recipe.\n  Name a .yaml file in it.")
-    if path.is_file() or (path.exists() and not is_name):
-        return path
-    what = f'named "{path_or_name}"' if is_name else path
-    names = [*sorted(file.stem for file in Path().glob("*.yaml")), *shipped]
-    otherwise = f"Give a file's path, or one of: {', '.join(names)}."
-    guess = nearest(path.stem, names)
-    if guess is not None:
-        near = Path(f"{guess}.yaml")
-        otherwise = f"Did you mean {near if near.is_file() else guess}?"
-    raise RecipeError(f"There is no recipe {what}.\n  {otherwise}")
+    files = [path]
+    if str(path_or_name) == path.name and path.suffix != ".yaml":
+        files = [path.with_name(f"{path.name}.yaml"), shipped.get(path.name, path), path]
+    for file in files:
+        if file.exists() and not file.is_dir():
+            return file
+    local = [file.stem for file in sorted(path.parent.glob("*.yaml"))]
+    above, ending = str(path_or_name).removesuffix(path.name), path.suffix
+    known = {f"{name}{ending}": name for name in shipped}
+    known |= {f"{name}{ending}": f"{above}{name}.yaml" for name in local}
+    guess = nearest(path.name, known)
+    otherwise = f"Give a file's path, or one of: {', '.join([*local, *shipped])}."
+    remedy = otherwise if guess is None else f"Did you mean {known[guess]}?"
+    raise RecipeError(f"There is no recipe {path_or_name}.\n  {remedy}")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -278,25 +277,22 @@ def _named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, 
                     yield (*key, name), value, mark.kind
 
 
+_KINDS = {"dataset": "folder", "shards": "file", "table": "file or folder", "weights": "file"}
+
+
 def _path_problem(path: str, kind: str) -> str | None:
-    if kind == "weights":
-        if not looks_like_path(path):
-            return None
-        kind = "file"
-    if kind == "dataset":
-        if path.startswith(HUB):
-            return None  # its name on the Hub
-        kind = "folder"
-    if kind == "shards":
-        if "{" in path or ":" in path:
-            return None  # the shard reader expands and checks patterns
-        kind = "file"
-    if kind == "table" and glob.has_magic(path):
-        return None  # the table reader expands patterns
+    if (
+        (kind == "weights" and not looks_like_path(path))
+        or (kind == "dataset" and path.startswith(HUB))  # its name on the Hub
+        or (kind == "shards" and ("{" in path or ":" in path))  # the shard reader checks patterns
+        or (kind == "table" and glob.has_magic(path))  # and the table reader
+    ):
+        return None
+    wanted = _KINDS.get(kind, kind)
     if not Path(path).exists():
-        return f"there is no {'file or folder' if kind == 'table' else kind} {path}."
-    if kind == "file" and not Path(path).is_file():
+        return f"there is no {wanted} {path}."
+    if wanted == "file" and not Path(path).is_file():
         return f"{path} must be a file, but is a folder."
-    if kind == "folder" and not Path(path).is_dir():
+    if wanted == "folder" and not Path(path).is_dir():
         return f"{path} must be a folder, but is a file."
     return None

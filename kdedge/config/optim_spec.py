@@ -14,131 +14,108 @@ from kdedge.config.fields import Strict
 
 PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-unscaled"]
 
-_OFFICIAL = "Default: the PromptKD repository's configs"
-
 
 class OptimSettings(Strict):
     """Optimization settings with every value given."""
 
     algorithm: Literal["sgd", "adamw"] = Field(
         "sgd",
-        description=f"sgd: momentum without Nesterov. adamw: decoupled weight decay. {_OFFICIAL}.",
+        description="sgd: momentum without Nesterov. adamw: decoupled weight decay.",
     )
-    lr: float = Field(0.005, gt=0, le=10, description=f"Learning rate after warm-up. {_OFFICIAL}.")
-    momentum: float = Field(
-        0.9, ge=0, lt=1, description=f"Momentum of sgd, first beta of adamw. {_OFFICIAL}."
-    )
+    lr: float = Field(0.005, gt=0, le=10, description="Learning rate after warm-up.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd, first beta of adamw.")
     weight_decay: float = Field(
-        5e-4,
-        ge=0,
-        le=10,
-        description=f"Weight decay of every trained tensor, prompts included. {_OFFICIAL}.",
+        5e-4, ge=0, le=10, description="Weight decay of every trained tensor, prompts included."
     )
-    epochs: int = Field(
-        20, ge=1, le=100_000, description=f"Passes over the training images. {_OFFICIAL}."
-    )
+    epochs: int = Field(20, ge=1, le=100_000, description="Passes over the training images.")
     batch_size: int = Field(
-        8,
-        ge=1,
-        le=65_536,
-        description=f"Images per step. A last, smaller batch is dropped. {_OFFICIAL}.",
+        8, ge=1, le=65_536, description="Images per step. A last, smaller batch is dropped."
     )
     labeled_batch_size: int | None = Field(
         None,
         ge=1,
         le=65_536,
-        description="Labeled images per step, besides batch_size unlabeled ones, for a method that"
-        " learns from both. Default: batch_size. An epoch is a pass over the unlabeled images; the"
-        " labeled ones are repeated.",
+        description="Labeled images per step besides the unlabeled ones, for a method that learns"
+        " from both. Default: batch_size. An epoch is a pass over the unlabeled images.",
     )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
         "auto",
-        description="Images that the image encoder processes at a time, to save memory. Gradients"
-        " stay those of the full batch; all micro-batches but the last need a second forward pass."
-        " auto: the full batch, halved whenever memory runs out. Results change by rounding only.",
+        description="Images that the image encoder processes at a time, to save memory, at the cost"
+        " of a second forward pass. auto: the full batch, halved whenever memory runs out. Results"
+        " change by rounding only.",
     )
-    warmup_epochs: int = Field(
-        1, ge=0, le=100_000, description=f"Epochs of warm-up, at warmup_lr. {_OFFICIAL}."
-    )
+    warmup_epochs: int = Field(1, ge=0, le=100_000, description="Epochs of warm-up, at warmup_lr.")
     warmup_lr: float = Field(
         1e-5,
         ge=0,
         le=10,
-        description="Learning rate of the warm-up epochs. With schedule_per: step, lr rises from it"
-        f" during warm-up. {_OFFICIAL}.",
+        description="Learning rate of the warm-up epochs. With schedule_per: step, lr rises from"
+        " it during warm-up.",
     )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine",
         description="Learning rate after the warm-up. cosine: decays over all epochs. constant:"
-        f" stays at lr. {_OFFICIAL}.",
+        " stays at lr.",
     )
     schedule_per: Literal["epoch", "step"] = Field(
-        "epoch", description=f"How often the learning rate changes. {_OFFICIAL}."
+        "epoch", description="How often the learning rate changes."
     )
     layer_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Factor between the learning rates of an image encoder's layers: each layer"
-        " has that of the next layer times this factor, the last one lr times this factor (BEiT,"
-        " arXiv:2106.08254; for CLIP: arXiv:2212.06138). For a student with tune: full or lora."
-        " Default: one learning rate for all layers.",
+        description="Factor between the learning rates of an image encoder's layers; the last one"
+        " has lr times this factor (BEiT, arXiv:2106.08254; for CLIP: arXiv:2212.06138). For a"
+        " student with tune: full or lora. Default: one learning rate for all layers.",
     )
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Decay of an exponential moving average of all trained tensors, updated after"
-        " each step. The average is validated and kept. In step t the decay is at most"
-        " (1 + t) / (10 + t), as in TensorFlow, so that initial values are soon forgotten. Usual"
+        description="Decay of an exponential moving average of all trained tensors, which is then"
+        " validated and kept. In step t it is at most (1 + t) / (10 + t), as in TensorFlow. Usual"
         " values are 0.99 to 0.9999. Default: no average.",
     )
     precision: PrecisionName = Field(
         "fp32",
         description="Precision of the forward pass; losses and trained tensors stay fp32. Default:"
-        " fp32, our choice, which works on every device. fp16-unscaled reproduces the public code"
-        " for official: true: no loss scaling, and what this code keeps in fp16 is rounded to fp16"
-        " after every step.",
+        " fp32, which works on every device. fp16-unscaled is for official: true: no loss scaling,"
+        " and what the public code keeps in fp16 is rounded after every step.",
     )
     clip_grad_norm: float | None = Field(
         None,
         gt=0,
-        description="Largest norm of all gradients together. Default: no clipping, as in the"
-        " PromptKD repository's configs. official: true removes this key.",
+        description="Largest norm of all gradients together. Default: no clipping. official: true"
+        " removes this key.",
     )
     crop_scale_min: float = Field(
         0.08,
         gt=0,
         le=1,
-        description=f"Smallest area of a random training crop, 0-1 of the image. {_OFFICIAL}.",
+        description="Smallest area of a random training crop, 0-1 of the image.",
     )
     flip: bool = Field(
         True,
         description="Flip training images horizontally with probability 0.5. Turn it off if left"
-        f" and right matter. {_OFFICIAL}.",
+        " and right matter.",
     )
     strong_views: bool = Field(
         False,
         description="Add color jitter, random grayscale and blur to crop and flip: the strong view"
-        f" of LaFTer's code (arXiv:2305.18287). {_OFFICIAL}.",
+        " of LaFTer's code (arXiv:2305.18287).",
     )
     n_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
-        "auto",
-        description="Processes that read images. auto: one per CPU core, at most 8. It changes no"
-        " result.",
+        "auto", description="Processes that read images. auto: one per CPU core, at most 8."
     )
     checkpoint_every_s: float = Field(
-        60.0,
-        gt=0,
-        description="Seconds between checkpoints within an epoch. Each epoch ends with a checkpoint"
-        " too. The default is our choice.",
+        60.0, gt=0, description="Seconds between checkpoints; each epoch ends with one, too."
     )
     selection: Literal["last", "validation", "test"] = Field(
         "last",
         description="Which epoch's weights are kept. last: the last epoch's, or the average over"
-        " epochs if the method averages. With ema_decay, an epoch's weights are those of the moving"
-        " average. validation: the most accurate epoch's on data.validation; the average over"
-        " epochs is a candidate too. test: the same on data.test; only with official: true.",
+        " epochs if the method averages. validation: the most accurate epoch's on data.validation;"
+        " the average over epochs is a candidate too. test: the same on data.test; only with"
+        " official: true.",
     )
 
 

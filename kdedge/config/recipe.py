@@ -200,7 +200,9 @@ class Recipe(Strict):
         " in the papers.",
     )
     optim: OptimSpec = Field(
-        default_factory=OptimSpec, description="Optimization, unless overridden per model."
+        default_factory=OptimSpec,
+        description="Optimization, unless overridden per model. Defaults without a note are the"
+        " PromptKD repository's.",
     )
     export: ExportSpec = Field(
         default_factory=ExportSpec, description="Files that `kdedge export` makes."

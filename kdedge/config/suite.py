@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from kdedge.config.explain import explain_validation
-from kdedge.config.fields import Name, PlainText, Strict
-from kdedge.config.load import shipped_recipes
+from kdedge.config.fields import Distinct, Name, PlainText, Strict
+from kdedge.config.load import find_recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, parse_yaml
-from kdedge.errors import RecipeError, nearest, suggestion
+from kdedge.errors import RecipeError, suggestion
 from kdedge.files import read_text
 
 AVERAGE = "average"
@@ -117,17 +117,17 @@ class Suite(Strict):
         description="Name of the suite: letters, digits, dot, underscore, hyphen. Its results are"
         " in suites/<name>."
     )
-    recipes: tuple[PlainText, ...] = Field(
+    recipes: Annotated[tuple[PlainText, ...], Distinct] = Field(
         strict=False,
         min_length=1,
         description="Recipe files, relative to the suite's folder, or names of shipped recipes.",
     )
-    methods: tuple[Annotated[Row, BeforeValidator(_with_label)], ...] = Field(
+    methods: Annotated[tuple[Annotated[Row, BeforeValidator(_with_label)], ...], Distinct] = Field(
         strict=False,
         min_length=1,
         description="Rows of the table: method names, or mappings with settings.",
     )
-    seeds: tuple[Seed, ...] = Field(
+    seeds: Annotated[tuple[Seed, ...], Distinct] = Field(
         (1, 2, 3),
         strict=False,
         min_length=1,
@@ -172,23 +172,7 @@ def load_suite(path: Path) -> LoadedSuite:
         suite = Suite.model_validate(values)
     except ValidationError as error:
         raise explain_validation(error, model=Suite, lines=lines, what="suite") from error
-    for key, entries in (
-        ("recipes", suite.recipes),
-        ("methods", [row.name for row in suite.methods]),
-        ("seeds", suite.seeds),
-    ):
-        _refuse_twice(key, entries, lines)
     return LoadedSuite(suite, path, lines)
-
-
-def _refuse_twice(key: str, entries: Sequence[str | int], lines: LineMap) -> None:
-    for position, entry in enumerate(entries):
-        if entry in entries[:position]:
-            remedy = "Give each row a name of its own." if key == "methods" else "Keep one of them."
-            raise RecipeError(
-                f"{lines.where((key, position))}: {key} holds {entry} twice, first in line"
-                f" {lines.line((key, entries.index(entry)))}.\n  {remedy}"
-            )
 
 
 def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
@@ -202,40 +186,14 @@ def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
     Raises:
         RecipeError: there is none; the message has the suite's line and the nearest name.
     """
-    shipped = shipped_recipes()
-    if entry in shipped:
-        return shipped[entry]
-    path = loaded.folder / Path(entry).expanduser()
-    if path.is_file():
-        return path
-    names = {file.name: entry.replace(path.name, file.name) for file in path.parent.glob("*.yaml")}
-    names |= {name: name for name in shipped}
-    guess = nearest(path.name, names)
-    remedy = (
-        f"Did you mean {names[guess]}?"
-        if guess is not None
-        else f"Name a file, relative to {loaded.folder}, or one of: {', '.join(shipped)}."
-    )
-    raise RecipeError(f"{loaded.lines.where(key)}: there is no recipe {entry}.\n  {remedy}")
+    try:
+        return find_recipe(entry, folder=loaded.folder)
+    except RecipeError as error:
+        raise RecipeError(f"{loaded.lines.where(key)}: {error}") from error
 
 
-def check_set_on(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
-    """Checks that the settings of a row on one recipe are for a recipe of the suite.
-
-    Args:
-        loaded: the suite.
-        recipes: names of its recipes.
-
-    Raises:
-        RecipeError: they are not.
-    """
-    for number, row in enumerate(loaded.suite.methods):
-        for recipe in row.set_on:
-            _check_known(loaded, ("methods", number, "set_on", recipe), "a recipe", recipes)
-
-
-def check_paper(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
-    """Checks that every published figure belongs to a recipe and a row of the suite.
+def check_names(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
+    """Checks that settings on a recipe, and published figures, name recipes and rows of the suite.
 
     Args:
         loaded: the suite.
@@ -244,12 +202,15 @@ def check_paper(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
     Raises:
         RecipeError: one does not.
     """
-    paper = loaded.suite.paper
-    labels = [row.name for row in loaded.suite.methods]
-    for recipe, rows in (paper.figures if paper is not None else {}).items():
+    rows, paper = loaded.suite.methods, loaded.suite.paper
+    for number, row in enumerate(rows):
+        for recipe in row.set_on:
+            _check_known(loaded, ("methods", number, "set_on", recipe), "a recipe", recipes)
+    for recipe, figures in (paper.figures if paper is not None else {}).items():
         _check_known(loaded, ("paper", "figures", recipe), "a recipe", [*recipes, AVERAGE])
-        for label in rows:
-            _check_known(loaded, ("paper", "figures", recipe, label), "a row", labels)
+        for label in figures:
+            key = ("paper", "figures", recipe, label)
+            _check_known(loaded, key, "a row", [row.name for row in rows])
 
 
 def _check_known(loaded: LoadedSuite, key: KeyPath, what: str, known: Sequence[str]) -> None:

@@ -111,15 +111,8 @@ def parse_yaml(text: str, *, name: str, what: str = "recipe") -> tuple[Any, Line
     Raises:
         RecipeError: the text is not YAML, is not plain data, is too large or nested too deeply.
     """
-    lines = text.splitlines()
-    if len(lines) - 1 + sum(map(text.count, ",[{")) > MAX_VALUES:
+    if len(text.splitlines()) - 1 + sum(map(text.count, ",[{")) > MAX_VALUES:
         raise _too_many(name)
-    for number, line in enumerate(lines, start=1):
-        if "\t" in line[: len(line) - len(line.lstrip())]:
-            raise RecipeError(
-                f"{name}:{number}: the line is indented with a tab.\n"
-                "  YAML indents with spaces only; use two for each level."
-            )
     builder = _Builder(name, what)
     try:
         value = builder.document(iter(YAML(typ="safe", pure=True).parse(text)))
@@ -130,7 +123,7 @@ def parse_yaml(text: str, *, name: str, what: str = "recipe") -> tuple[Any, Line
         raise RecipeError(
             f"{place}: this is not valid YAML: {reason.strip()}.\n"
             "  Check quotes, brackets, the space after each colon, and that the keys of a block"
-            " start in one column. Save the file as UTF-8 text."
+            " start in one column, after spaces and no tab. Save the file as UTF-8 text."
         ) from error
     return value, LineMap(name, builder.lines)
 
@@ -160,8 +153,6 @@ class _Builder:
                     raise self._error(
                         event, "a second document begins (---)", "Keep one document per file."
                     )
-                if event.tags or (event.version and tuple(event.version) != (1, 2)):
-                    raise self._error(event, "the file has a YAML directive", "Remove the % lines.")
             elif isinstance(event, NodeEvent):
                 value = self._value(event, events, ())
         return value
@@ -198,13 +189,10 @@ class _Builder:
 
     def _check_plain(self, event: Event, path: KeyPath) -> None:
         self.n_values += 1
-        if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-            what = f"a {self.what} has no anchors (&) and aliases (*)"
+        given = (getattr(event, "anchor", None), getattr(event, "tag", None))
+        if isinstance(event, AliasEvent) or given != (None, None):
+            what = f"a {self.what} has no anchors (&), aliases (*) and tags (!)"
             remedy = "Write the value out, or quote text that begins with one of them."
-            raise self._error(event, what, remedy)
-        if (tag := getattr(event, "tag", None)) is not None:
-            what = f"a {self.what} has no tags, got {tag}"
-            remedy = "Write the value without it, or quote text that begins with !."
             raise self._error(event, what, remedy)
         if _SURROGATE.search(getattr(event, "value", None) or ""):
             what = "a text holds half of a character (a surrogate)"

@@ -21,7 +21,7 @@ from kdedge.errors import (
     SetupError,
     first_line,
 )
-from kdedge.files import explain_os_error, locked, sha256_file
+from kdedge.files import explain_os_error, explained, locked, sha256_file
 from kdedge.progress import progress, readable_bytes
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,8 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
     absent = benchmark.missing(root)
     if not absent:
         return Fetched(folder, (), ())
-    try:
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
     kept = [mirror.name] if mirror is not None and (folder / mirror.name).exists() else []
     kind: type[SetupError | DataError] = SetupError
     reason = ""

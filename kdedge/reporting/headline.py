@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from kdedge.deploy.ship import file_to_ship
-from kdedge.errors import DataError, SetupError
 from kdedge.files import highest_number
+from kdedge.records import if_readable
 from kdedge.results import EvalDetails, EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, read_speed
 from kdedge.tables import figure, images_text
-
-_T = TypeVar("_T")
 
 _UNKNOWN = (
     "Whether to deploy it is not known: label some images of each class, name them in data.test,"
@@ -44,7 +41,7 @@ def headline_of(
     if run.kind != "student":
         return None
     results = _accuracies(run) if results is None else results
-    unlabeled = unlabeled or _or_none(lambda: read_unlabeled(run))
+    unlabeled = unlabeled or if_readable(read_unlabeled, run)
     parts, is_loss = _accuracy(results)
     if not parts and unlabeled is not None and unlabeled.agreement_percent is not None:
         images = images_text(unlabeled.n_images)
@@ -60,7 +57,7 @@ def headline_of(
     if not parts:
         return None
     file = newest_artifact(run)
-    artifact = None if file is None else _or_none(lambda: load_artifact(file))
+    artifact = None if file is None else if_readable(load_artifact, file)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     details = _confusions(run).get(run.kind)
     only = only or (None if details is None else details.only_class)
@@ -89,7 +86,7 @@ def deploy_line(
     results = _accuracies(run) if results is None else results
     student = results.get("student")
     if student is None:
-        return None if _or_none(lambda: read_unlabeled(run)) is None else _UNKNOWN
+        return None if if_readable(read_unlabeled, run) is None else _UNKNOWN
     judged = (details or _confusions(run)).get("student")
     if judged is None or student.harmonic_mean is not None or _accuracy(results)[1]:
         return None
@@ -217,7 +214,7 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
 def speed_of(run: RunFolder) -> SpeedResult | None:
     """The newest speed measurement of a run; None if there is none, or if it is damaged."""
     file = newest_speed(run)
-    return None if file is None else _or_none(lambda: read_speed(file))
+    return None if file is None else if_readable(read_speed, file)
 
 
 def newest_speed(run: RunFolder) -> Path | None:
@@ -232,15 +229,8 @@ def newest_artifact(run: RunFolder) -> Path | None:
 
 
 def _accuracies(run: RunFolder) -> Mapping[str, EvalResult]:
-    return _or_none(lambda: read_evaluation(run)) or {}
+    return if_readable(read_evaluation, run) or {}
 
 
 def _confusions(run: RunFolder) -> Mapping[str, EvalDetails]:
-    return _or_none(lambda: read_details(run)) or {}
-
-
-def _or_none(read: Callable[[], _T]) -> _T | None:
-    try:
-        return read()
-    except (DataError, SetupError):  # SetupError: written by a newer kdedge
-        return None
+    return if_readable(read_details, run) or {}

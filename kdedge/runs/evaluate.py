@@ -1,4 +1,4 @@
-"""Evaluates a finished run and makes sample predictions, on the test images of its recipe."""
+"""Evaluates a finished run, on the test images of its recipe or without labels."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdedge.config.load import load_recipe
-from kdedge.data.images import Images, spread
 from kdedge.errors import DataError
-from kdedge.results import EvalDetails, EvalResult, SampleImage, UnlabeledResult
+from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import (
-    compute_logits,
     measure_accuracy,
     measure_without_labels,
-    sample_images,
-    top_classes,
     unlabeled_sample,
 )
-from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
+from kdedge.runs.model import load_run, warn_of_other_test_images
 from kdedge.runs.temperature import fit_temperature, teacher_of
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
@@ -46,7 +42,11 @@ def evaluate_run(
     Raises:
         RecipeError: the run is not finished or its recipe has no test images.
     """
-    model, images = _open_with_test_images(run, workspace, overrides)
+    recipe = load_recipe(run.recipe, overrides).recipe
+    classes = load_classes(recipe)
+    model = load_run(run, workspace, overrides=overrides, names=classes.names)
+    data = RecipeData(recipe, classes, workspace)
+    images = data.require("test", "accuracy is measured on it")
     warn_of_other_test_images(model, images)
     trained_on = model.setup.classes.names
     if run.kind == "student" and model.class_names != trained_on:
@@ -100,23 +100,3 @@ def evaluate_run_without_labels(
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
     few = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
     return None if few is None else measure_without_labels(model, *few, teacher=teacher_of(model))
-
-
-def predict_examples(run: RunFolder, workspace: Workspace) -> list[tuple[SampleImage, bytes]]:
-    """Classifies three test images spread over a run's test set; returns each file's bytes, too."""
-    model, images = _open_with_test_images(run, workspace, None)
-    few = images.only([images.indices[i] for i in spread(len(images.indices), 3)])
-    top = top_classes(compute_logits(model, few, what="evaluating images"))
-    samples = sample_images(few, top, names=model.class_names, teacher_classes=None)
-    return list(zip(samples, map(few.source.read, few.indices), strict=True))
-
-
-def _open_with_test_images(
-    run: RunFolder, workspace: Workspace, overrides: Mapping[str, Any] | None
-) -> tuple[RunModel, Images]:
-    """Opens a run for its recipe's current class list; returns it with the recipe's test images."""
-    recipe = load_recipe(run.recipe, overrides).recipe
-    classes = load_classes(recipe)
-    model = load_run(run, workspace, overrides=overrides, names=classes.names)
-    data = RecipeData(recipe, classes, workspace)
-    return model, data.require("test", "accuracy is measured on it")

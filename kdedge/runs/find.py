@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Container, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import RecipeError
+from kdedge.records import if_readable
 from kdedge.results import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolder, Provenance]]:
-    """Yields every run and its provenance; skips other folders and damaged records.
+    """Yields every run and its provenance; skips other folders, and warns of damaged records.
 
     Args:
         root: folder of all runs.
@@ -27,16 +27,9 @@ def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolde
     for file in sorted(root.glob("*/*/provenance.json")):
         if not file.parent.name.isdecimal() or file.parent in but:
             continue
-        with contextlib.suppress(DataError, RecipeError):
-            run = RunFolder.open(file.parent)
+        run = if_readable(RunFolder.open, file.parent)
+        if run is not None:
             yield run, run.read_provenance()
-
-
-def damaged_records(root: Path) -> list[Path]:
-    """Returns the damaged records, whose runs `runs_in` skips."""
-    readable = {run.provenance for run, _ in runs_in(root)}
-    files = sorted(root.glob("*/*/provenance.json"))
-    return [file for file in files if file.parent.name.isdecimal() and file not in readable]
 
 
 def finished_runs(root: Path) -> set[Path]:

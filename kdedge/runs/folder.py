@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import RecipeError
-from kdedge.files import explain_os_error, is_locked, locked, new_folder, write_atomic, write_json
+from kdedge.files import explained, is_locked, locked, new_folder, write_atomic, write_json
 from kdedge.records import read_record
 from kdedge.results import Role
 from kdedge.runs.provenance import Provenance
@@ -253,10 +253,8 @@ def _now() -> str:
 def logged_to(path: Path) -> Iterator[None]:
     """Context that also writes kdedge's messages, and the traceback of an error, to a file."""
     logger = logging.getLogger("kdedge")
-    try:
+    with explained(path):
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise explain_os_error(error, path) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = logger.level
     logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))

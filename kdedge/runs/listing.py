@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import DataError
 from kdedge.files import sha256_file, write_json
-from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.records import if_readable
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_evaluation, read_unlabeled
@@ -18,8 +17,9 @@ from kdedge.runtime.artifact import FILE_NAME
 
 
 def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
-    """Returns a run as plain values: status, accuracy, size, exports, damaged files."""
-    result, unlabeled, damaged = _evaluation_of(run)
+    """Returns a run as plain values: status, accuracy, size, exports."""
+    result = (if_readable(read_evaluation, run) or {}).get(run.kind)
+    unlabeled = if_readable(read_unlabeled, run)
     which, value, n_images = None, None, None
     if result is not None:
         which = "all" if result.harmonic_mean is None else "HM"
@@ -38,7 +38,6 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
         "measure": which,
         "percent": value,
         "n_images": n_images,
-        "damaged": damaged,
         "n_bytes": size_of(run),
         "artifacts": [folder.name for folder in run.exports],
     }
@@ -49,22 +48,6 @@ def _status(run: RunFolder, record: Provenance) -> str:
     if record.status == "running" and not run.is_in_use:
         return "interrupted"
     return str(record.status)
-
-
-def _evaluation_of(
-    run: RunFolder,
-) -> tuple[EvalResult | None, UnlabeledResult | None, list[str]]:
-    """Returns a run's own results with and without labels, and the names of damaged files."""
-    result, unlabeled, damaged = None, None, []
-    try:
-        result = read_evaluation(run).get(run.kind)
-    except DataError:
-        damaged.append(run.evaluation.name)
-    try:
-        unlabeled = read_unlabeled(run)
-    except DataError:
-        damaged.append(run.unlabeled_evaluation.name)
-    return result, unlabeled, damaged
 
 
 def files_of(run: RunFolder) -> Iterator[Path]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from kdedge.errors import DataError
 from kdedge.files import write_atomic, write_json
-from kdedge.records import read_record
+from kdedge.records import if_readable, read_record
 from kdedge.results import (
     BalanceResult,
     EvalDetails,
@@ -41,7 +41,8 @@ def write_evaluations(run: RunFolder, evaluations: Evaluations) -> None:
 
 def is_evaluated(run: RunFolder) -> bool:
     """Whether a run has the result and the details of its own model."""
-    return run.kind in _or_empty(read_evaluation, run) and run.kind in _or_empty(read_details, run)
+    records = if_readable(read_evaluation, run), if_readable(read_details, run)
+    return all(run.kind in (record or {}) for record in records)
 
 
 def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
@@ -52,7 +53,8 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     Raises:
         ResourceError: a file cannot be written.
     """
-    stored, known = _or_empty(read_evaluation, run), _or_empty(read_details, run)
+    stored = if_readable(read_evaluation, run) or {}
+    known = if_readable(read_details, run) or {}
     before = stored.get(run.kind)
     if before is not None and (run.kind in known or not are_same_images(result, before)):
         return []
@@ -123,7 +125,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
     """Returns a run's result, with other models' on the same images from its record."""
-    stored = _or_empty(read_evaluation, run)
+    stored = if_readable(read_evaluation, run) or {}
     same = {name: other for name, other in stored.items() if are_same_images(other, result)}
     return {**same, run.kind: result}
 
@@ -174,11 +176,3 @@ def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:
     values = {name: detail.to_dict() for name, detail in details.items()}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     write_atomic(run.evaluation_details, f"{text}\n".encode())
-
-
-def _or_empty(read: Callable[[RunFolder], dict[str, _T]], run: RunFolder) -> dict[str, _T]:
-    """Reads a record; empty if it is damaged, so that it is written again."""
-    try:
-        return read(run)
-    except DataError:
-        return {}

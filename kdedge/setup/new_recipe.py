@@ -21,7 +21,7 @@ from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
 from kdedge.errors import DataError, KdedgeError, RecipeError
-from kdedge.files import explain_os_error, refuse_existing
+from kdedge.files import explained, refuse_existing
 from kdedge.plugins import need_training_packages
 
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
@@ -197,11 +197,8 @@ def init(
         values["student"] = promptkd | {"one_pass_first": True, "optim": _TUNED}
         values["balance"] = {"prior": "auto"}
     values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(_long_text(values) if all_keys else _short_text(values))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    with explained(path), path.open("x", encoding="utf-8") as file:
+        file.write(_long_text(values) if all_keys else _short_text(values))
     try:
         check_paths(load_recipe(path))
     except KdedgeError:

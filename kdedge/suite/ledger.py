@@ -17,7 +17,7 @@ import torch
 from kdedge.config.load import dump_recipe
 from kdedge.data.images import Images
 from kdedge.errors import KdedgeError
-from kdedge.files import explain_os_error, write_atomic, write_json
+from kdedge.files import explained, write_atomic, write_json
 from kdedge.progress import progress
 from kdedge.records import Bounds, Record, Sha256, read_record
 from kdedge.results import EvalResult
@@ -128,11 +128,9 @@ class SuiteFolder:
             ResourceError: the folder may not be written.
         """
         recipe, failure = self._file(cell, ".yaml"), self._file(cell, _SUFFIX[Failure])
-        try:
+        with explained(recipe.parent):
             recipe.parent.mkdir(parents=True, exist_ok=True)
             failure.unlink(missing_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, recipe.parent) from error
         write_atomic(recipe, dump_recipe(cell.loaded.recipe).encode())
         return recipe
 

@@ -18,7 +18,7 @@ from kdedge.config.load import (
     recipe_values,
 )
 from kdedge.config.recipe import Recipe
-from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_paper, check_set_on, recipe_file
+from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_names, recipe_file
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.methods.registry import DataNeeds, load_method
@@ -127,7 +127,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             trained_on[number] = _add_recipe(loaded, row.trained_on, key, names)
     sources = tuple(names.values())[len(recipes) :]
 
-    check_set_on(loaded, [*recipes, *sources])
+    check_names(loaded, list(names.values()))
     trained: dict[int, list[Cell]] = {}
     for number, file in trained_on.items():
         trained[number] = _row_cells(loaded, file, names[file], number)
@@ -148,7 +148,6 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             elif name not in sources:
                 of_recipe += _row_cells(loaded, file, name, number)
         cells += sorted(of_recipe, key=lambda cell: loaded.suite.seeds.index(cell.seed))
-    check_paper(loaded, [*recipes, *sources])
     return Plan(loaded, recipes, sources, tuple(cells))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.errors import CellsFailed, DataError, Interrupted, signum_of
-from kdedge.files import explain_os_error, locked
+from kdedge.files import explained, locked
 from kdedge.progress import Advance, progress
 from kdedge.records import read_record
 from kdedge.results import EvalResult
@@ -95,10 +95,8 @@ class Runner:
             InUseError: another process uses it.
         """
         folder = self._folder.path
-        try:
+        with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, folder) from error
         remedy = "Wait for that run of this suite or stop it; finished cells are kept."
         with locked(folder / ".lock", remedy=remedy):
             self._ledger.refresh()
@@ -187,10 +185,8 @@ class Runner:
         number = len(self._cells) - len(self._queue)
         log.info("[%d/%d] %s: %s", number, len(self._cells), cell.label, arguments[0])
         file = self._folder.log(cell)
-        try:
+        with explained(file):
             stderr = file.open("ab")
-        except OSError as error:
-            raise explain_os_error(error, file) from error
         with stderr:
             log_start = stderr.seek(0, os.SEEK_END)
             process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import RecipeError
 from kdedge.progress import working
+from kdedge.records import if_readable
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
@@ -224,9 +224,7 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
 
 def _reached(run: RunFolder) -> str:
     """A run's accuracy for a message; empty if it has none or the record is damaged."""
-    result = None
-    with contextlib.suppress(DataError):  # reported by the table that follows
-        result = read_evaluation(run).get(run.kind)
+    result = (if_readable(read_evaluation, run) or {}).get(run.kind)
     if result is None:
         return ""
     if result.harmonic_mean is None:

@@ -31,7 +31,7 @@ from kdedge.data.pseudo_labels import (
 )
 from kdedge.data.sources import name_some
 from kdedge.errors import DataError
-from kdedge.files import explain_os_error, sha256_json
+from kdedge.files import explained, sha256_json
 from kdedge.methods.protocol import RoundsSettings
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import Model, compute_logits
@@ -56,10 +56,8 @@ class RoundFolder(RunFolder):
     def of(cls, run: RunFolder, number: int) -> RoundFolder:
         """The folder of a run's round (from 1); created if missing."""
         folder = cls(run.path / "rounds" / f"{number:02d}", run.kind)
-        try:
+        with explained(folder.checkpoints):
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, folder.checkpoints) from error
         return folder
 
 

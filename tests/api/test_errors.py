@@ -74,14 +74,6 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: kdedge.write_smoke_images("art", "images"),
         ("verify", "art", "--images", "images"),
     ),
-    "write_triton": (
-        lambda: kdedge.write_triton("art", "models"),
-        ("export", "art", "--triton", "models"),
-    ),
-    "write_browser": (
-        lambda: kdedge.write_browser("art", "page"),
-        ("export", "art", "--browser", "page"),
-    ),
     "open_set": (lambda: kdedge.open_set("sun"), ("data", "show", "sun")),
     "fetch_set": (lambda: kdedge.fetch_set("sun"), ("data", "fetch", "sun")),
     "verify_set": (lambda: kdedge.verify_set("sun"), ("data", "verify", "sun")),

@@ -523,7 +523,7 @@ def test_a_damaged_evaluation_costs_the_table_and_nothing_else(kdedge: Run, trai
     done = kdedge("distill", "r.yaml", "--set", "student.optim.epochs=1")
     assert done.code == 0
     assert done.err.count("eval.json is not valid JSON") == 1
-    assert "kdedge eval runs/tiny/01" in done.err
+    assert "`kdedge eval RUN` writes a new one" in done.err
     assert "Wrote runs/tiny/03" in done.out
     assert json.loads(kdedge("show", "tiny/01", "--json").out)["evaluation"] is None
 

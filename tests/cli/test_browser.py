@@ -22,6 +22,7 @@ from PIL import Image
 import kdedge as package
 from kdedge.deploy.known_images import fit_gaussians, fit_limit
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.deploy.servers import write_browser
 from kdedge.files import sha256_file
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.none_of_these import FILE_NAME, NoneOfThese
@@ -84,7 +85,7 @@ def telling(artifact: Artifact, tmp_path: Path) -> Artifact:
 @pytest.fixture
 def page(artifact: Artifact, tmp_path: Path) -> Path:
     """The folder of a page, of the test's own."""
-    return package.write_browser(artifact, tmp_path / "page").parent
+    return write_browser(artifact, tmp_path / "page").parent
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def test_pictures_of_any_size_are_answered_as_predict_answers_them(
 def test_a_picture_of_none_of_the_classes_is_answered_none_as_predict_answers_it(
     telling: Artifact, browser: Any, modules: Path, tmp_path: Path
 ) -> None:
-    page = package.write_browser(telling, tmp_path / "telling_page").parent
+    page = write_browser(telling, tmp_path / "telling_page").parent
     (page / "node_modules").mkdir()
     (page / "node_modules" / "onnxruntime-web").symlink_to(modules / "onnxruntime-web")
     colors = [(225, 25, 25), (25, 225, 25), (25, 25, 225), (128, 128, 128), (255, 255, 255)]
@@ -359,7 +360,7 @@ def test_the_folder_has_the_limit_where_the_artifact_tells_none(
 ) -> None:
     assert json.loads((page / "settings.json").read_text())["none_of_these"] is None
     assert artifact.none_of_these is None
-    own = package.write_browser(telling, tmp_path / "telling_page").parent
+    own = write_browser(telling, tmp_path / "telling_page").parent
     none = json.loads((own / "settings.json").read_text())["none_of_these"]
     assert (own / none["file"]).read_bytes() == (telling.path / FILE_NAME).read_bytes()
     limits = telling.files[0].none_below

@@ -165,7 +165,7 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
         assert (package["version"] is None) == (package["install"] is not None)
     result = CliRunner().invoke(doctor.command)
     assert result.exit_code == 0
-    for name in ("torch", "onnxruntime", "tensorrt_rtx", "GPU", "free disk"):
+    for name in ("torch", "onnxruntime", "tensorrt_rtx", "GPU", "disk free"):
         assert name in result.output
 
 
@@ -179,7 +179,7 @@ def install(folder, name, version):
 def test_doctor_sees_the_gpu_and_why_torch_does_not():
     pytest.importorskip("torch")
     output = CliRunner().invoke(doctor.command).output
-    assert re.search(r"^GPU +Orin, 1\.0 GiB, compute capability 8\.7", output, re.M)
+    assert re.search(r"^GPU +name Orin, memory 1\.1 GB, compute capability 8\.7", output, re.M)
     assert re.search(
         r"^torch +(the installed torch was built without CUDA|torch sees no)", output, re.M
     )
@@ -189,7 +189,7 @@ def test_doctor_sees_the_gpu_and_why_torch_does_not():
 def test_doctor_sees_the_gpu_of_a_device_where_torch_does_not_load(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     output = CliRunner().invoke(doctor.command).output
-    assert re.search(r"^GPU +Orin, 1\.0 GiB, compute capability 8\.7$", output, re.M)
+    assert re.search(r"^GPU +name Orin, memory 1\.1 GB, compute capability 8\.7$", output, re.M)
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -47,7 +47,6 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "serve": lambda one, _: package.serve(one, port=0).close(),
     "watch": lambda one, _: package.watch(one, "pool").close(),
     "write_smoke_images": lambda one, new: package.write_smoke_images(one, new),
-    "write_triton": lambda one, new: package.write_triton(one, new),
 }
 
 

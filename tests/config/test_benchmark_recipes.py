@@ -11,7 +11,7 @@ import pytest
 
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.config.recipe import Recipe
-from kdedge.config.suite import AVERAGE, Suite, check_paper, load_suite
+from kdedge.config.suite import AVERAGE, Suite, check_names, load_suite
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
 from kdedge.results import harmonic_mean
 from kdedge.setup.method import choose_method
@@ -128,7 +128,7 @@ def test_a_table_runs_its_sets_and_its_averages_are_those_of_its_figures(
     loaded = load_suite(SUITES / f"{name}.yaml")
     assert sorted(loaded.suite.recipes) == recipes
     assert loaded.suite.seeds == (1, 2, 3)
-    check_paper(loaded, loaded.suite.recipes)
+    check_names(loaded, loaded.suite.recipes)
     published = list(figures(loaded.suite))
     for _, label, average in [row for row in published if row[0] == AVERAGE]:
         rows = [found for recipe, row, found in published if row == label and recipe != AVERAGE]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdedge.config.load import override_texts
-from kdedge.config.suite import check_paper, load_suite, recipe_file
+from kdedge.config.suite import check_names, load_suite, recipe_file
 from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
 
@@ -64,9 +64,9 @@ def test_a_suite_gives_its_values_and_labels_rows_by_their_methods(tmp_path):
         ("[4, 5]", "[4, x]", 's.yaml:7: seeds.1 must be a whole number, got "x".'),
         ("[4, 5]", "[4, -1]", "s.yaml:7: seeds.1 must be at least 0, got -1."),
         ("[4, 5]", "[]", "s.yaml:7: seeds must be at least 1 entries long, got an empty list."),
-        ("[4, 5]", "[4, 4]", "s.yaml:7: seeds holds 4 twice, first in line 7."),
-        ("- {method: vpt,", "- {method: coop,", "s.yaml:5: methods holds coop twice, first in"),
-        ("[line3.yaml,", "[sun397,", "s.yaml:2: recipes holds sun397 twice, first in line 2."),
+        ("[4, 5]", "[4, 4]", "s.yaml:7: seeds holds 4 more than once; each must differ."),
+        ("- {method: vpt,", "- {method: coop,", "s.yaml:3: methods holds coop more than once"),
+        ("[line3.yaml,", "[sun397,", "s.yaml:2: recipes holds sun397 more than once"),
         ("name: both", "name: a/b", "s.yaml:1: name becomes a folder"),
         ("optim.epochs: 1", "seed: 1", "s.yaml:8: set has seed; a suite sets it"),
         ("optim.epochs: 1", "a b: 1", 's.yaml:8: set has the key "a b"; write keys with dots'),
@@ -101,7 +101,7 @@ def test_recipes_are_files_beside_the_suite_or_shipped(tmp_path):
         ("lien3.yaml", "Did you mean line3.yaml?"),
         ("sub/../lien3.yaml", "Did you mean sub/../line3.yaml?"),
         ("sun379", "Did you mean sun397?"),
-        ("quite/else", "Name a file, relative to "),
+        ("quite/else", "Give a file's path, or one of: "),
     ],
 )
 def test_a_misspelt_recipe_is_answered_with_the_nearest(tmp_path, entry, remedy):
@@ -110,7 +110,7 @@ def test_a_misspelt_recipe_is_answered_with_the_nearest(tmp_path, entry, remedy)
     loaded = load_suite(write(tmp_path, GOOD.replace("line3.yaml", entry)))
     with pytest.raises(RecipeError) as caught:
         recipe_file(loaded, entry, key=("recipes", 0))
-    assert f"s.yaml:2: there is no recipe {entry}.\n  {remedy}" in str(caught.value)
+    assert f"s.yaml:2: There is no recipe {entry}.\n  {remedy}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_a_misspelt_recipe_is_answered_with_the_nearest(tmp_path, entry, remedy)
     ],
 )
 def test_a_published_figure_of_nothing_is_an_error(tmp_path, old, new, expected):
-    check_paper(load_suite(write(tmp_path, GOOD)), ["line3", "sun397"])
+    check_names(load_suite(write(tmp_path, GOOD)), ["line3", "sun397"])
     with pytest.raises(RecipeError) as caught:
-        check_paper(load_suite(write(tmp_path, GOOD.replace(old, new))), ["line3", "sun397"])
+        check_names(load_suite(write(tmp_path, GOOD.replace(old, new))), ["line3", "sun397"])
     assert expected in str(caught.value)
     assert "Did you mean " in str(caught.value)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdedge.files import explain_os_error
+from kdedge.files import explain_os_error, explained
 from kdedge.progress import progress, rate
 
 LOG_EVERY_STEPS = 20
@@ -44,15 +44,12 @@ class MetricsLog:
         what: str = "training",
     ) -> None:
         self._path = path
-        try:
-            with contextlib.ExitStack() as stack:
-                self._file = stack.enter_context(path.open("a", encoding="utf-8"))
-                self._file.truncate(min(n_bytes, path.stat().st_size))
-                self._events = stack.enter_context(_EventFile(events_folder, first_step=step + 1))
-                self._advance = stack.enter_context(progress(what, n_steps, done=step))
-                self._open = stack.pop_all()
-        except OSError as error:
-            raise explain_os_error(error, path) from error
+        with explained(path), contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(path.open("a", encoding="utf-8"))
+            self._file.truncate(min(n_bytes, path.stat().st_size))
+            self._events = stack.enter_context(_EventFile(events_folder, first_step=step + 1))
+            self._advance = stack.enter_context(progress(what, n_steps, done=step))
+            self._open = stack.pop_all()
         self._since, self._n_images, self._speed = time.monotonic(), 0, 0.0
 
     def __enter__(self) -> MetricsLog:
@@ -105,12 +102,10 @@ class MetricsLog:
 
     def _write(self, line: dict[str, Any]) -> None:
         line = {key: _plain(value) for key, value in line.items()}
-        try:
+        with explained(self._path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
             self._events.write(line)
-        except OSError as error:
-            raise explain_os_error(error, self._path) from error
 
 
 def _plain(value: Any) -> Any:

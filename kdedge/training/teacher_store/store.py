@@ -31,7 +31,7 @@ from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.data.images import Images
 from kdedge.data.views import RATIO, Augmentation
 from kdedge.errors import DataError
-from kdedge.files import explain_os_error, sha256_json, write_json
+from kdedge.files import explained, sha256_json, write_json
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
 
@@ -237,11 +237,9 @@ class TeacherStore:
         Raises:
             ResourceError: the folder is not writable, or the disk is full.
         """
-        try:
+        with explained(self.path):
             for view in range(1, self.n_views + 1):
                 (self.path / f"view-{view:04d}").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
         write_json(self.path / "store.json", self.description)
         self.note_images()
 
