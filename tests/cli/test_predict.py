@@ -366,18 +366,17 @@ def test_an_artifact_in_a_folder_whose_name_is_not_utf_8(kdedge: Run) -> None:
     assert "udcff/model.onnx' is not UTF-8, and runtimes cannot open it" in done.err
 
 
-@pytest.fixture
-def many(work: Path) -> Path:
-    """A folder of more images than are classified before a signal."""
-    (work / "many").mkdir()
-    for number in range(20_000):
-        os.link(work / "pics/a.jpg", work / f"many/{number:05}.jpg")
-    return work
+def link(folder: Path, n_images: int) -> None:
+    """A folder of the same image under many names."""
+    folder.mkdir()
+    for number in range(n_images):
+        os.link("pics/a.jpg", folder / f"{number:05}.jpg")
 
 
-def test_ctrl_c_keeps_the_lines_that_were_written(many: Path) -> None:
+def test_ctrl_c_keeps_the_lines_that_were_written() -> None:
+    link(Path("many"), 20_000)  # more than are classified before the signal
     process = start("predict", "art", "many", "--format", "csv", "--output", "o.csv")
-    written = many / "o.csv"
+    written = Path("o.csv")
     while not written.exists() or written.read_text().count("\n") < 2:
         assert process.poll() is None
         time.sleep(0.01)
@@ -388,7 +387,9 @@ def test_ctrl_c_keeps_the_lines_that_were_written(many: Path) -> None:
     assert b" classified\n" in err
 
 
-def test_ctrl_c_keeps_the_least_certain_images_so_far(many: Path, kdedge: Run) -> None:
+def test_ctrl_c_keeps_the_least_certain_images_so_far(kdedge: Run) -> None:
+    link(Path("many"), 60)
+
     def interrupt(what: str, done: int, total: int | None) -> None:
         if done == 40:
             raise KeyboardInterrupt
@@ -397,7 +398,7 @@ def test_ctrl_c_keeps_the_least_certain_images_so_far(many: Path, kdedge: Run) -
         options = ("--uncertain", "3", "--format", "csv", "--output", "o.csv")
         done = kdedge("predict", "art", "many", *options)
     assert done.code == 130
-    heading, *lines = (many / "o.csv").read_text().splitlines()
+    heading, *lines = Path("o.csv").read_text().splitlines()
     assert heading.startswith("image,class,")
     assert len(lines) == 3
     assert all(line.split(",")[1] == "red" for line in lines)
