@@ -210,15 +210,16 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     if not n_images:
         raise DataError(f"{what} has no images.\n  Add images, or name another source.")
     named = "\n  ".join(some_of((f"{bad.key}: {bad.reason}." for bad in scan.bad), _MAX_NAMED))
-    remedy = (
-        "  Repair or remove them, or raise data.max_bad_images."
-        if scan.good
-        else "  No image can be read; check that these are image files."
-    )
+    if not scan.good:
+        raise DataError(
+            f"{what}: none of {n_images} images can be read.\n  {named}\n"
+            "  Check that these are image files."
+        )
     rounded = f": {share} of {n_images}, rounded down" if isinstance(share, str) else ""
     raise DataError(
         f"{what}: {len(scan.bad)} of {n_images} images are unreadable, and the limit"
-        f" is {limit}{rounded}.\n  {named}\n{remedy}"
+        f" is {limit}{rounded}.\n  {named}\n"
+        "  Repair or remove them, or raise data.max_bad_images."
     )
 
 

@@ -169,11 +169,7 @@ def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool
     source = folder.open_source(place, class_names=class_names, labeled=labeled)
     n_images = len(source.items)
     result = scan(source, rows=slice(None, None, -(-n_images // _N_READ)))
-    if not result.good:
-        raise DataError(
-            f"{place}: none of {len(result.bad)} sampled images can be read; the first is"
-            f" {result.bad[0].key}: {result.bad[0].reason}.\n  Name a folder of image files."
-        )
+    check_limit(result, len(result.bad), str(place))
     labels = Counter(item.label for item in source.items)
     n_unlabeled = labels.pop(None, 0)
     counts = [(name, labels[i]) for i, name in enumerate(class_names)] if labeled else []

@@ -119,7 +119,12 @@ class RayWorkers:
         work_bytes = ray.cloudpickle.dumps(work.elsewhere)
         packed = ray.put((work_bytes, work.paths))  # sent once to each node
         attempts = ray.remote(num_cpus=0)(_Attempts).remote()
-        with _quiet_context():
+        context = ray.data.DataContext.get_current().copy()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = _LONGEST_PIECE_S
+        with ray.data.DataContext.current(context):
             rows = ray.data.from_items(
                 [
                     {"number": number, "piece": pickle.dumps(piece)}
@@ -133,28 +138,19 @@ class RayWorkers:
                 num_cpus=self._resources.n_cores,
                 num_gpus=int(self._resources.device == "cuda"),
             )
-            for row in _rows_of(rows):
-                output = pickle.loads(row["found"])  # noqa: S301 - of a worker of this command
-                if isinstance(output, _Failed):
-                    raise output.error()
-                yield from output
-
-
-def _rows_of(rows: Any) -> Iterator[dict[str, bytes]]:
-    """The rows of a dataset.
-
-    Raises:
-        SetupError: a node lacks the package.
-    """
-    try:
-        yield from rows.iter_rows()
-    except _ray().exceptions.RayError as error:
-        if "No module named" not in str(error):
-            raise
-        raise SetupError(
-            f"A Ray worker cannot start: {_last(error)}\n"
-            f"  Install kdedge {__version__} on all nodes of the cluster."
-        ) from error
+            try:
+                for row in rows.iter_rows():
+                    output = pickle.loads(row["found"])  # noqa: S301 - of a worker of this command
+                    if isinstance(output, _Failed):
+                        raise output.error()
+                    yield from output
+            except ray.exceptions.RayError as error:
+                if "No module named" not in str(error):
+                    raise
+                raise SetupError(
+                    f"A Ray worker cannot start: {_last(error)}\n"
+                    f"  Install kdedge {__version__} on all nodes of the cluster."
+                ) from error
 
 
 def _last(error: BaseException) -> str:
@@ -242,16 +238,3 @@ def _workers(ray: Any, device: str | None) -> RayWorkers:
     if not n_workers:
         raise SetupError("The Ray cluster has no CPU core for a worker.\n  Add a node to it.")
     return RayWorkers(WorkerResources("cpu", 1), n_workers)
-
-
-@contextlib.contextmanager
-def _quiet_context() -> Iterator[None]:
-    """Context with Ray Data's settings: order kept, no bars or messages but kdedge's own."""
-    data = _ray().data
-    context = data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = _LONGEST_PIECE_S
-    with data.DataContext.current(context):
-        yield

@@ -217,7 +217,7 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: [cut(path, 50) for path in Path("pool").iterdir()],
             3,
-            ("pool: none of 40 sampled images can be read; the first is 0_0.jpg",),
+            ("pool: none of 40 images can be read.\n  0_0.jpg: ",),
         ),
         (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class name,",)),
         (

@@ -53,7 +53,7 @@ def test_the_limit_is_the_last_count_that_is_accepted(source):
 
 def test_no_readable_image_is_an_error_whatever_the_limit(source):
     source.files = [b""] * 23
-    with pytest.raises(DataError, match="No image can be read"):
+    with pytest.raises(DataError, match=r"none of \d+ images can be read"):
         check_limit(scan(source), 100, "data.unlabeled")
 
 

@@ -57,7 +57,7 @@ class WebDatasetSource:
 
     def __init__(self, members: Sequence[_Member], items: Sequence[Item]) -> None:
         self.items = tuple(items)
-        self._members = tuple(members)
+        self._places = tuple((member.size, member.location) for member in members)
 
     def read(self, i: int) -> bytes:
         """Returns the bytes of image i's file.
@@ -66,7 +66,7 @@ class WebDatasetSource:
             UnusableImage: the shard cannot be read.
             DataError: the shard has changed since it was indexed.
         """
-        _, size, (path, offset, stamp, _) = self._members[i]
+        size, (path, offset, stamp, _) = self._places[i]
         try:
             with Path(path).open("rb") as file:
                 is_same = stamp and stamp[:2] == FileStamp.of(os.fstat(file.fileno()))[:2]
@@ -83,7 +83,7 @@ class WebDatasetSource:
 
     def location(self, i: int) -> Location:
         """Returns image i's shard and its offset there."""
-        return self._members[i].location
+        return self._places[i][1]
 
 
 def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> WebDatasetSource:

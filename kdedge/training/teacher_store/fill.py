@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.decoding import MAX_WORKERS, choose_n_workers
 from kdedge.data.loader import ImageView, images_a_pass, view_batches
-from kdedge.data.sources import ImageSource
+from kdedge.data.sources import ImageSource, InFiles
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError
@@ -167,7 +168,10 @@ class StoreFiller:
         # The other process opens the model itself
         without = replace(self, teacher=None, workers=LOCAL, group=SINGLE_PROCESS)  # type: ignore[arg-type]
         elsewhere = functools.partial(_fill_elsewhere, without)
-        return Work(self.compute, elsewhere, (self.store.path.absolute(),))
+        paths = [self.store.path.absolute()]
+        if isinstance(self.source, InFiles):
+            paths.append(Path(self.source.location(0).path))
+        return Work(self.compute, elsewhere, tuple(paths))
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Computes and writes chunks; first those whose features other stores have."""
