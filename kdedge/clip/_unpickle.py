@@ -136,35 +136,28 @@ class _Dictionary(dict[Any, Any]):
         """Drops `_metadata` and any other attribute of the dictionary."""
 
 
-class _Function:
-    """Stands for a function of torch's; without attributes that a file could set."""
+class _Rebuild:
+    """Stands for torch's functions that rebuild a tensor, or a parameter, which is its tensor.
+
+    It has no attributes that a file could set.
+    """
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError("a function with a state")
 
-
-class _RebuildTensor(_Function):
-    """Stands for `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
-
-    __slots__ = ()
-
-    def __call__(
-        self, storage: _Storage, offset: int, size: Any, stride: Any, *_rest: object
-    ) -> StoredTensor:
-        if not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError("a tensor without a storage")
-        return StoredTensor(storage, offset, tuple(size), tuple(stride))
+    def __call__(self, first: object, *rest: Any) -> object:
+        if not isinstance(first, _Storage):
+            return first
+        offset, size, stride, *_ = rest
+        return StoredTensor(first, offset, tuple(size), tuple(stride))
 
 
-class _RebuildParameter(_Function):
-    """Stands for `torch._utils._rebuild_parameter`: a parameter is its tensor."""
-
-    __slots__ = ()
-
-    def __call__(self, tensor: object, *_rest: object) -> object:
-        return tensor
+_REBUILD = (
+    *("_rebuild_tensor", "_rebuild_tensor_v2"),
+    *("_rebuild_parameter", "_rebuild_parameter_with_state"),
+)
 
 
 # The Python unpickler, whose memo is a dictionary: the C one allocates as many slots as the file
@@ -176,11 +169,8 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name in DTYPES:
             return _StorageType(DTYPES[name])
-        if module == "torch._utils":
-            if name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-                return _RebuildTensor()
-            if name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
-                return _RebuildParameter()
+        if module == "torch._utils" and name in _REBUILD:
+            return _Rebuild()
         if (module, name) == ("collections", "OrderedDict"):
             return _Dictionary
         return type("Inert", (Inert,), {"__slots__": (), "name": f"{module}.{name}"})
@@ -224,11 +214,11 @@ class ForeignArchive:
             DataError: it does not lie within the file.
         """
         try:
-            return self._tensor(stored)
+            return self._read_tensor(stored)
         except MALFORMED as error:
             raise _damaged(self.path, error) from error
 
-    def _tensor(self, stored: StoredTensor) -> Tensor:
+    def _read_tensor(self, stored: StoredTensor) -> Tensor:
         storage, offset, size, stride = stored
         if min(offset, storage.n_values, *size, *stride) < 0 or len(size) != len(stride):
             raise ValueError("a tensor with impossible sizes")

@@ -175,12 +175,26 @@ def build_image_encoder(label: str, model_config: Mapping[str, Any], *, device: 
 
 
 def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> CLIP:
-    _check_image_encoder(label, model_config)
-    _check_layers(label, model_config)
+    vision = model_config["vision_cfg"]
+    timms_name = str(vision.get("timm_model_name") or "")
+    if ":" in timms_name:
+        raise RecipeError(
+            f"{label}: timm would download its image encoder ({_shortened(timms_name)}), which"
+            " kdedge does not allow.\n"
+            "  Name an architecture of timm, such as convnext_base."
+        )
+    for part in ("vision_cfg", "text_cfg"):
+        given = model_config[part].get("layers", 0)
+        for layers in given if isinstance(given, list | tuple) else (given,):
+            if isinstance(layers, int | float) and not layers <= _MAX_LAYERS:
+                raise RecipeError(
+                    f"{label}: {part}.layers is {_shortened(given)}; expected at most"
+                    f" {_MAX_LAYERS}.\n"
+                    "  Set it to the number of blocks in the weights."
+                )
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
-    vision = model_config["vision_cfg"]
-    if vision.get("timm_model_name"):  # all its values come from the CLIP's weights
+    if timms_name:  # all its values come from the CLIP's weights
         arguments["vision_cfg"] = {**vision, "timm_model_pretrained": False}
     try:
         with torch.device(device):
@@ -221,29 +235,6 @@ def why_no_prompts(visual: nn.Module) -> str | None:
 def _has_clip_blocks(transformer: Transformer) -> bool:
     kinds = (ResidualAttentionBlock, AttentionBlock)
     return all(isinstance(block, kinds) for block in transformer.resblocks)
-
-
-def _check_image_encoder(label: str, model_config: Mapping[str, Any]) -> None:
-    """Refuses an image encoder that timm would download."""
-    name = str(model_config["vision_cfg"].get("timm_model_name") or "")
-    if ":" in name:
-        raise RecipeError(
-            f"{label}: timm would download its image encoder ({_shortened(name)}), which kdedge"
-            " does not allow.\n"
-            "  Name an architecture of timm, such as convnext_base."
-        )
-
-
-def _check_layers(label: str, model_config: Mapping[str, Any]) -> None:
-    for part in ("vision_cfg", "text_cfg"):
-        given = model_config[part].get("layers", 0)
-        for layers in given if isinstance(given, list | tuple) else (given,):
-            if isinstance(layers, int | float) and not layers <= _MAX_LAYERS:
-                raise RecipeError(
-                    f"{label}: {part}.layers is {_shortened(given)}; expected at most"
-                    f" {_MAX_LAYERS}.\n"
-                    "  Set it to the number of blocks in the weights."
-                )
 
 
 def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:

@@ -40,7 +40,6 @@ from kdedge.clip.weights import match_shapes, shapes_of
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
-from kdedge.progress import working
 from kdedge.runtime.preprocess import Preprocess
 
 _VISUAL = "visual."
@@ -216,8 +215,7 @@ def _checked(
     empty.eval()
     has_texts, architecture = isinstance(empty, CLIP), model_config or name
     where = f"{name}, image encoder" if model_config and not has_texts else name
-    with working(f"reading the weights of {name}"):
-        known = file.known
+    known = file.known
     actual = {key: known.shapes[stored] for key, stored in keys.items()}
     match_shapes(shapes_of(empty.state_dict()), actual, where)
     if isinstance(empty, CLIP):

@@ -131,10 +131,7 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
     try:
         # An open file, since torch would choose the format by a path's suffix
         with path.open("rb") as file, warnings.catch_warnings():
-            # A warning about the pickle protocol is of no use: the file is read or refused
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            # Sparse tensors are refused below
-            warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")
+            warnings.simplefilter("ignore")  # the file is read or refused, whatever torch says
             saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))

@@ -20,6 +20,7 @@ from torch import Tensor
 from kdedge.clip.weights import Weights, read_weights, shapes_of
 from kdedge.errors import ResourceError, first_line
 from kdedge.files import FileStamp, sha256_file, write_atomic
+from kdedge.progress import working
 
 log = logging.getLogger(__name__)
 
@@ -120,14 +121,15 @@ class WeightsFile:
             stamp = FileStamp.of(path.stat())
             known = None if self._cache is None else self._cache.get(path, stamp)
         if known is None:
-            weights = self._read(self.path)
+            with working(f"reading {self.path.name}"):
+                weights, digest = self._read(self.path), sha256_file(self.path)
             assert stamp is not None  # what is not there cannot be read
             known = KnownFile(
                 path=str(path),
                 stamp=stamp,
                 quick_gelu=weights.quick_gelu,
                 shapes=shapes_of(weights.state_dict),
-                sha256=sha256_file(self.path),
+                sha256=digest,
             )
             if self._cache is not None:
                 self._cache.put(known)

@@ -51,11 +51,6 @@ class ModelOutput:
         """The class's name, `none`, or a dash for no answer."""
         return self.class_name or (NONE if self.is_none else "-")
 
-    def is_same_as(self, other: ModelOutput) -> bool:
-        """Whether both are the same class, or both none; no answer is like no other."""
-        is_answer = self.class_name is not None or self.is_none
-        return is_answer and (self.class_name, self.is_none) == (other.class_name, other.is_none)
-
 
 @dataclass(frozen=True)
 class ComparedImage:
@@ -75,8 +70,9 @@ class ComparedImage:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the answers differ."""
-        return not self.old.is_same_as(self.new)
+        """Whether the answers differ: as classes, or as none; no answer is like no other."""
+        old, new = ((a.class_name, a.is_none) for a in (self.old, self.new))
+        return old != new or old == (None, False)
 
     @property
     def became(self) -> Literal["wrong", "right"] | None:

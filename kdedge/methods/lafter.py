@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 
 import torch
 from pydantic import Field
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.layers import with_layers
 from kdedge.clip.prompts import make_linear, make_visual_prompts, readable
 from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSpec
@@ -116,21 +116,6 @@ class TunedEncoder(nn.Module):
         self.register_buffer("feature_length", classifier.new_zeros(()))
 
 
-def layer_norms(visual: nn.Module) -> list[nn.LayerNorm]:
-    """An encoder's layer norms, in the order of its parts."""
-    return [part for part in visual.modules() if isinstance(part, nn.LayerNorm)]
-
-
-def with_own_norms(visual: nn.Module) -> nn.Module:
-    """The same encoder with layer norms of its own to train; it shares every other tensor."""
-    of_norms = {id(tensor) for norm in layer_norms(visual) for tensor in norm.parameters()}
-    tensors = chain(visual.parameters(), visual.buffers())
-    encoder = copy.deepcopy(visual, {id(t): t for t in tensors if id(t) not in of_norms})
-    for norm in layer_norms(encoder):
-        norm.requires_grad_(True)
-    return encoder
-
-
 def template_texts(class_names: Sequence[str], template: str) -> list[list[str]]:
     """Texts of each class: OpenAI's 80 ImageNet templates, and the recipe's if it differs."""
     templates = list(dict.fromkeys([*template_list("ensemble80", template), template]))
@@ -184,10 +169,15 @@ class Method(BaseMethod):
         visual_prompts = make_visual_prompts(
             backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=generator
         )
-        self._visual = with_own_norms(backbone.visual)
+        norms = {
+            name: copy.deepcopy(part).requires_grad_(True)
+            for name, part in backbone.visual.named_modules()
+            if isinstance(part, nn.LayerNorm)
+        }
+        self._visual = with_layers(backbone.visual, norms)
         linear = make_linear(backbone.embed_dim, len(names), generator, bias=False)
         classifier = nn.Parameter(linear.weight.detach().to(backbone.device))
-        self.module = TunedEncoder(visual_prompts, layer_norms(self._visual), classifier)
+        self.module = TunedEncoder(visual_prompts, list(norms.values()), classifier)
         self._texts = template_texts(names, inputs.template)
         if inputs.sentences is not None:
             self._texts = [

@@ -100,10 +100,6 @@ class Method(TextPromptMethod):
         with torch.autocast(image_features.device.type, enabled=False):
             return self.scale * image_features @ text_features.mT
 
-    def class_logits(self, image_features: Tensor) -> Tensor:
-        """[B, D], unit length -> [B, C], the average over the runs."""
-        return self.logits_of_runs(image_features).mean(dim=0)
-
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the runs' cross-entropies with the pseudo-labels."""
         labels = labels_of(batch)

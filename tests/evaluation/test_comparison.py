@@ -87,10 +87,10 @@ def test_none_is_an_answer_and_a_missing_answer_is_none_of_them() -> None:
     none = ModelOutput.of(Prediction("x", top, is_none=True))
     lost = ModelOutput.of(NonFiniteLogits("x", "NaN"))
     assert (str(none), none.score_percent, str(lost)) == ("none", 40.0, "-")
-    assert none.is_same_as(none)
-    assert not lost.is_same_as(lost)
-    assert not none.is_same_as(ModelOutput("none"))  # a class of that name
-    assert not none.is_same_as(ModelOutput("cat"))
+    assert not ComparedImage("x", none, none).is_changed
+    # The third is a class of that name
+    for old, new in ((lost, lost), (none, ModelOutput("cat")), (none, ModelOutput("none"))):
+        assert ComparedImage("x", old, new).is_changed
 
 
 def test_classes_that_only_one_has_are_named_and_left_out_of_agreement_and_accuracy() -> None:
