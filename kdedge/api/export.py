@@ -88,22 +88,16 @@ class _Export:
         Raises:
             KdedgeError: a file missed its gates or could not be made. Other errors are logged.
         """
-        from kdedge.deploy.parity import gate_error, misses
+        from kdedge.deploy.parity import gate_error
 
         files, gates = self.artifact.files, self.artifact.gates
         passed = [file.name for file in files if file.gate == "passed"]
-        missed: list[KdedgeError] = [
-            gate_error(
-                file.name,
-                file.precision,
-                file.parity,
-                misses(file.parity, file.precision, gates) or ("those of its export",),
-                passed,
-            )
+        missed = [
+            gate_error(file, file.parity, gates, passed)
             for file in files
-            if file.name in self.names and file.gate == "missed" and file.parity is not None
+            if file.name in self.names and file.parity is not None
         ]
-        errors = missed + self.failed
+        errors = [*filter(None, missed), *self.failed]
         for error in errors[1:]:
             log.warning("%s", error)
         if errors:

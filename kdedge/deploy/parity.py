@@ -110,13 +110,19 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
 
 
 def gate_error(
-    file_name: str,
-    precision: Precision,
-    result: ParityResult,
-    missed: tuple[str, ...],
-    passed: Sequence[str] = (),
-) -> GateError:
-    """Makes the error for a file that missed its gates, with the worst images and what to do."""
+    file: ModelFile, result: ParityResult, gates: Mapping[str, Any], passed: Sequence[str] = ()
+) -> GateError | None:
+    """The error for a file that misses its gates; None if it passes.
+
+    Args:
+        file: the file.
+        result: comparison of the file.
+        gates: see `misses`.
+        passed: names of files that pass theirs.
+    """
+    missed = misses(result, file.precision, gates)
+    if not missed:
+        return None
     remedies = {
         "int8": "Calibrate on more images (export.calibration_images), leave int8 out of"
         " export.precisions",
@@ -125,7 +131,7 @@ def gate_error(
         "fp32": "Export again, as float32 files should differ by rounding only",
     }
     lines = [
-        f"{file_name} missed its gates against the float32 student: {'; '.join(missed)}.",
+        f"{file.name} missed its gates against the float32 student: {'; '.join(missed)}.",
         f"  Compared on {result.n_images} images ({result.images}) with {result.runtime}.",
     ]
     if result.n_images < _FEW:
@@ -135,7 +141,7 @@ def gate_error(
         lines.append(f"  Worst images: {shown}.")
     if passed:
         lines.append(f"  Passed: {', '.join(passed)}.")
-    lines.append(f"  {remedies[precision]}, or lower the gates in the recipe.")
+    lines.append(f"  {remedies[file.precision]}, or lower the gates in the recipe.")
     return GateError("\n".join(lines))
 
 
@@ -288,7 +294,6 @@ def warn_of_misses(
     smoke_logits(artifact, backend, few)
     if (time.monotonic() - began) * len(stored.pixels) / len(few.pixels) > seconds:
         return
-    result = parity_on_smoke_set(artifact, backend)
-    missed = misses(result, file.precision, artifact.gates)
-    if missed:
-        log.warning("%s", gate_error(file.name, file.precision, result, missed))
+    error = gate_error(file, parity_on_smoke_set(artifact, backend), artifact.gates)
+    if error is not None:
+        log.warning("%s", error)

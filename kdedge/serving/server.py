@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import Counter
 
-from kdedge.deploy.parity import SMOKE_SET, gate_error, misses, parity_on_smoke_set, warn_of_misses
+from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_misses
 from kdedge.deploy.servers import model_name
 from kdedge.errors import InUseError, KdedgeError, RecipeError, os_reason
 from kdedge.inference.classify import Classifier
@@ -148,9 +148,9 @@ def _check(classifier: Classifier) -> None:
         log.warning("%s has no smoke set: its answers were not compared.", artifact.path)
         return
     result = parity_on_smoke_set(artifact, classifier.backend)
-    missed = misses(result, file.precision, artifact.gates)
-    if missed and file.gate != "missed":  # one that missed before was asked for
-        raise gate_error(file.name, file.precision, result, missed)
+    error = gate_error(file, result, artifact.gates)
+    if error is not None and file.gate != "missed":  # one that missed before was asked for
+        raise error
 
 
 _BACKLOG = 2048

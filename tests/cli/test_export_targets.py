@@ -114,21 +114,6 @@ def test_without_the_package_the_onnx_files_are_written_and_the_line_is_told(
     assert not (ARTIFACT / "model.xml").exists()
 
 
-def test_a_miss_before_the_gates_were_changed_by_hand_says_so(
-    exported: Path, kdedge: Kdedge
-) -> None:
-    pytest.importorskip("openvino")
-    assert kdedge("export", str(ARTIFACT), "--openvino").code == 0
-    assert "| `model.xml` |" in (ARTIFACT / "README.md").read_text()
-    record = read(ARTIFACT / "artifact.json")
-    (file,) = (file for file in record["files"] if file["name"] == "model.xml")
-    file["gate"] = "missed"
-    (ARTIFACT / "artifact.json").write_text(json.dumps(record))
-    done = kdedge("export", str(ARTIFACT), "--openvino")
-    assert done.code == 6
-    assert "missed its gates against the float32 student: those of its export." in done.err
-
-
 # The fastest file on a CPU
 
 
