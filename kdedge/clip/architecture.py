@@ -74,19 +74,14 @@ def image_size(model_config: Mapping[str, Any]) -> int:
     """
     size = model_config["vision_cfg"].get("image_size", 224)
     sides = size if isinstance(size, list | tuple) else (size, size)
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+    is_size = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+    if not is_size or sides[0] != sides[1]:
         raise RecipeError(
             f"vision_cfg.image_size is {_shortened(size)}; expected the side of a square in pixels,"
-            " such as 224."
-        )
-    height, width = sides
-    if height != width:
-        raise RecipeError(
-            f"The model needs images of {height}x{width} pixels, but kdedge supports square"
-            " images only.\n"
+            " such as 224.\n"
             "  Choose a model with square images."
         )
-    return int(height)
+    return int(sides[0])
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,8 @@ def test_the_answer_is_the_average_of_the_runs_logits(
     method = build("upl")
     images = batch().images
     runs = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
-    expected = torch.stack([run.class_logits(run.training_features(images)) for run in runs]).mean(
-        dim=0
-    )
+    logits = [run.class_logits(run.training_features(images)) for run in runs]
+    expected = torch.stack(logits).mean(dim=0)
     ours = method.scale * method.forward_features(images) @ method.class_vectors().T
     torch.testing.assert_close(ours, expected, **FLOAT32)
     torch.testing.assert_close(
