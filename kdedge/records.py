@@ -7,7 +7,6 @@ pydantic itself would make every start of `kdedge predict` a third longer.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, partial
@@ -36,12 +35,13 @@ _T = TypeVar("_T")
 
 
 class Bounds(NamedTuple):
-    """Annotates a number with its bounds, or a text or list with its least length."""
+    """Annotates a number with its bounds, a text or list with its least length or its pattern."""
 
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
     min_length: int | None = None
+    pattern: str | None = None
 
 
 class Check(NamedTuple):
@@ -75,11 +75,6 @@ OPTIONAL = object()
 """Annotates a field that is not written where it has its default."""
 
 
-def _check_sha256(text: str) -> None:
-    if not re.fullmatch("[0-9a-f]{64}", text):
-        raise ValueError("a SHA-256, 64 hexadecimal digits")
-
-
 Percent = Annotated[float, Bounds(ge=0, le=100)]
 Fraction = Annotated[float, Bounds(ge=0, le=1)]
 NonNegative = Annotated[float, Bounds(ge=0, le=1e18)]
@@ -87,7 +82,7 @@ Positive = Annotated[float, Bounds(gt=0, le=1e18)]
 Count = Annotated[int, Bounds(ge=0, le=10**12)]
 PositiveCount = Annotated[int, Bounds(ge=1, le=10**12)]
 Bytes = Annotated[int, Bounds(ge=0, le=10**18)]
-Sha256 = Annotated[str, Check(_check_sha256)]
+Sha256 = Annotated[str, Bounds(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,10 @@ class Images:
         labels = None if self.labels is None else {i: self.labels[i] for i in indices}
         return replace(self, indices=tuple(indices), labels=labels)
 
+    def spread(self, n_images: int) -> Images:
+        """Returns at most this many of the images, evenly spaced; see `spread`."""
+        return self.only([self.indices[i] for i in spread(len(self.indices), n_images)])
+
     def labeled_as(self, labels: Mapping[int, int]) -> Images:
         """Returns the images at these positions, with these labels, in the source's order."""
         return replace(self, indices=tuple(sorted(labels)), labels=labels)

@@ -181,7 +181,7 @@ def run_reference(
         )
     if test is None:  # half of them are left for calibration
         n_images = min(n_images, max(1, len(images.indices) // 2))
-    chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
+    chosen = images.spread(n_images)
     kept_out = chosen if test is None else images
     digests = frozenset(kept_out.digests[index] for index in kept_out.indices)
     temperature = fit_temperature(trained, apart_from=digests) if calibrate else None

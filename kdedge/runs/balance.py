@@ -12,7 +12,6 @@ from torch import Tensor
 from kdedge.config.data_spec import BalanceSpec
 from kdedge.config.recipe import Recipe
 from kdedge.data.balance import careful_offsets, find_offsets
-from kdedge.data.images import spread
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.results import BalanceResult
@@ -41,14 +40,13 @@ class PlainLogits:
 
 
 def balance_of(
-    model: LogitModel, spec: BalanceSpec, recipe: Recipe, classes: Classes, workspace: Workspace
-) -> BalanceResult:
-    """Finds the offsets of a model's logits.
+    model: LogitModel, recipe: Recipe, classes: Classes, workspace: Workspace
+) -> BalanceResult | None:
+    """Finds the offsets of a model's logits; None if the recipe has no `balance`.
 
     Args:
         model: a model of the classes, whose logits have no offsets yet.
-        spec: the prior and the strength.
-        recipe: names the unlabeled and the labeled images.
+        recipe: gives prior and strength, and names the unlabeled and the labeled images.
         classes: the class list of the logits.
         workspace: reads the images.
 
@@ -56,11 +54,14 @@ def balance_of(
         RecipeError: the prior misses a class, or the recipe has no unlabeled images.
         DivergedError: a logit is not finite.
     """
+    spec = recipe.balance
+    if spec is None:
+        return None
     data = RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS)
     names = classes.names
     prior = _prior(spec, data, names)
     pool = data.require("unlabeled", "balance is found on unlabeled images")
-    few = pool.only([pool.indices[i] for i in spread(len(pool.indices), _MOST_IMAGES)])
+    few = pool.spread(_MOST_IMAGES)
     logits = compute_logits(model, few, what="bringing classes into balance")
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(

@@ -278,7 +278,7 @@ def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images,
             " data.test.",
             len(images.indices),
         )
-    few = images.only([images.indices[i] for i in spread(len(images.indices), _MOST_UNLABELED)])
+    few = images.spread(_MOST_UNLABELED)
     if images is held_out:
         where = "held out of data.unlabeled"
     else:

@@ -227,9 +227,8 @@ class RunModel(MethodModel):
         current = (spec.prior, spec.strength, set(self.class_names))
         if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != current:
             plain = PlainLogits(self.preprocess, self.device, self._plain_logits)
-            balance = balance_of(
-                plain, spec, self.loaded.recipe, self.classes, self.setup.workspace
-            )
+            balance = balance_of(plain, self.loaded.recipe, self.classes, self.setup.workspace)
+            assert balance is not None  # the recipe has that key
         return torch.tensor(
             [balance.offsets[name] for name in self.class_names], device=self.device
         )

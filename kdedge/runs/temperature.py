@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from kdedge.data.images import Images, spread
+from kdedge.data.images import Images
 from kdedge.errors import DataError, KdedgeError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.runs.folder import RunFolder
@@ -57,7 +57,7 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
     labeled = labeled_apart(model, apart_from)
     if labeled is not None:
         images, where = labeled
-        few = _some(images)
+        few = images.spread(MOST_IMAGES)
         logits = compute_logits(model, few, what="fitting the temperature").numpy()
         value = temperature_of_labels(logits, np.array(model.labels_of(few)))
     else:
@@ -71,7 +71,7 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
                 " leave export.calibrate out."
             )
         images = pool.only(free)
-        few = _some(images)
+        few = images.spread(MOST_IMAGES)
         logits = compute_logits(model, few, what="fitting the temperature").numpy()
         taught = compute_logits(teacher, few, what="running the teacher").numpy()
         agreement = float((logits.argmax(axis=1) == taught.argmax(axis=1)).mean())
@@ -86,10 +86,6 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
         return None
     what = f"{n_images} of {len(images.indices)} images of {where}"
     return Temperature(value, "teacher" if labeled is None else "labels", what, n_images)
-
-
-def _some(images: Images) -> Images:
-    return images.only([images.indices[i] for i in spread(len(images.indices), MOST_IMAGES)])
 
 
 def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images, str] | None:

@@ -82,10 +82,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
 
 def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
     """The offsets of a model of the job's classes; None if the recipe has no `balance`."""
-    recipe = job.setup.loaded.recipe
-    if recipe.balance is None:
-        return None
-    return balance_of(model, recipe.balance, recipe, job.classes, job.setup.workspace)
+    return balance_of(model, job.setup.loaded.recipe, job.classes, job.setup.workspace)
 
 
 def balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:

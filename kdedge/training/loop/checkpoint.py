@@ -13,7 +13,7 @@ import logging
 import random
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
     """
     path = folder / f"e{state.epoch:02d}-s{state.step:05d}.safetensors"
     tensors: dict[str, Tensor] = {}
-    values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
-    text = json.dumps(_pack(values, "", tensors))
+    text = json.dumps(_pack(vars(state), "", tensors))
     write_tensors(path, tensors, {"format": _FORMAT, "state": text})
     _tidy(folder)
     return path
