@@ -1,7 +1,7 @@
 """What one of several processes does; as torchrun would have started it.
 
-As a script: `processes_run.py SCENARIO`, with torchrun's variables in the environment. Prints what
-it found as JSON; ends with the exit code of what went wrong.
+As a script: `processes_run.py FOLDER SCENARIO RANK PORT`, of two processes. Prints what it found as
+JSON; ends with the exit code of what went wrong.
 """
 
 from __future__ import annotations
@@ -61,8 +61,12 @@ def _toy() -> Any:
     return module
 
 
-def main(scenario: str) -> int:
+def main(scenario: str, rank: str, port: str) -> int:
     torch.set_num_threads(1)
+    os.environ |= {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank},
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+    }
     try:
         with joined(torch.device("cpu")) as group:
             found = {"exchange": exchange, "death": death}[scenario](group)
@@ -79,4 +83,4 @@ def main(scenario: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[2:]))

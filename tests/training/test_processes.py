@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,52 +12,26 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import kdedge
 from kdedge.distributed import ProcessGroup, joined
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
 
 
-@pytest.fixture(scope="module")
-def pair() -> Pair:
+@pytest.fixture
+def pair(_started: Callable[..., Any], tmp_path: Path) -> Pair:
     """Runs a scenario of processes_run.py in two processes; exit code, stdout, stderr of each."""
 
     def run(scenario: str) -> list[tuple[int, str, str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        started = [_start(scenario, rank, port) for rank in range(2)]
-        try:
-            ended = [process.communicate() for process in started]
-        finally:
-            for process in started:
-                process.kill()
-                process.communicate()
-        return [(process.returncode, *said) for process, said in zip(started, ended, strict=True)]
+        started = [
+            _started("processes_run", tmp_path / str(rank), scenario, str(rank), str(port))
+            for rank in range(2)
+        ]
+        return [(process.wait(), process.stdout, process.stderr) for process in started]
 
     return run
-
-
-def _start(scenario: str, rank: int, port: int) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(kdedge.__file__).parents[1]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    script = Path(__file__).with_name("processes_run.py")
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", str(script), scenario],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 def test_shares_are_put_together_and_gradients_are_those_of_one_process(pair: Pair) -> None:
