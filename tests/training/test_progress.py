@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import pty
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -79,11 +79,11 @@ def test_work_of_less_than_30_seconds_says_nothing_elsewhere(
     assert (captured.out, captured.err, caplog.messages) == ("", "", [])
 
 
-def _on_terminal(command: list[str]) -> tuple[int, bytes, bytes]:
+def _on_terminal(code: str) -> tuple[int, bytes, bytes]:
     """Exit code, stdout, and what a process shows on the terminal that is its stderr."""
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=child,
         env={**os.environ, "PYTHONPATH": str(Path(kdedge.__file__).parents[1]), "TERM": "xterm"},
@@ -103,15 +103,24 @@ def _read(terminal: int) -> Iterator[bytes]:
         pass  # how a terminal says that its other end is closed
 
 
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_training_on_a_terminal_has_a_bar_and_stdout_stays_empty(
-    toy: ModuleType, tmp_path: Path
+    toy: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, output, shown = _on_terminal([toy.__file__, str(tmp_path), '{"step_s": 0.02}'])
-    assert code == 0, shown
-    assert output == b""
-    assert b" of 21" in shown
-    line = rb"training \w+: \d+ of 21, ETA 0:00:\d+, [\d.,]+ images/s, epoch 1, loss "
-    assert re.search(line, shown)
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    toy.train_toy(toy.make_run(tmp_path), toy.ToyMethod(step_s=0.02))
+    assert capsys.readouterr().out == ""
+    line = r"training \w+: \d+ of 21, ETA 0:00:\d+, [\d.,]+ images/s, epoch 1, loss "
+    assert re.search(line, terminal.getvalue())
 
 
 _NESTED = """
@@ -128,7 +137,7 @@ with progress("outer", 3) as outer:
 
 
 def test_a_bar_within_another_takes_its_line_and_gives_it_back() -> None:
-    code, output, shown = _on_terminal(["-c", _NESTED])
+    code, output, shown = _on_terminal(_NESTED)
     assert (code, output) == (0, b"")
     # From the terminal's point of view: each text begins on an emptied line
     before, _, after = shown.partition(b"inner")
@@ -145,28 +154,24 @@ def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: next(readings))
 
 
-def _load(folder: Path) -> None:
-    for number, name in enumerate(("dark", "dark", "bright")):
-        (folder / name).mkdir(exist_ok=True)
-        pixels = np.full((8, 8, 3), 100 * number, dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name / f"{number}.png")
-    recipe = Recipe(
-        name="tiny",
-        classes=ClassesSpec(names=("dark", "bright")),
-        data=DataSpec(test=SourceSpec(folder=folder)),
-        student=StudentSpec(weights="builtin"),
-    )
-    workspace = Workspace(folder / "runs", torch.device("cpu"), is_read_only=True)
-    assert RecipeData(recipe, load_classes(recipe), workspace).load("test") is not None
-
-
 @pytest.mark.usefixtures("_slow")
 def test_reading_images_says_how_far_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _load(tmp_path)
+    for number in range(40):
+        file = tmp_path / ("dark", "bright")[number % 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
+    recipe = Recipe(
+        name="tiny",
+        classes=ClassesSpec(names=("dark", "bright")),
+        data=DataSpec(test=SourceSpec(folder=tmp_path)),
+        student=StudentSpec(weights="builtin"),
+    )
+    workspace = Workspace(tmp_path / "runs", torch.device("cpu"), is_read_only=True)
+    assert RecipeData(recipe, load_classes(recipe), workspace).load("test") is not None
     assert [text.split(", ")[0] for text in caplog.messages] == [
-        f"reading data.test: {done} of 3" for done in (1, 2, 3)
+        f"reading data.test: {done} of 40" for done in (16, 32, 40)
     ]
 
 
