@@ -19,7 +19,7 @@ from kdedge.runtime.preprocess import decode_image, resize_and_crop
 
 
 class ServedModel:
-    """A loaded artifact, which is closed when it was replaced and nothing uses it any more.
+    """A loaded artifact, which is closed with its last use; to be served is the first one.
 
     Args:
         classifier: the loaded artifact.
@@ -34,7 +34,7 @@ class ServedModel:
         self.classifier = classifier
         largest = classifier.max_batch
         self.max_batch = largest if batch is None else min(batch, largest)
-        self._lock, self._n_uses, self._is_replaced = threading.Lock(), 0, False
+        self._lock, self._n_uses = threading.Lock(), 1
 
     @property
     def artifact(self) -> Artifact:
@@ -78,15 +78,8 @@ class ServedModel:
         """Ends a use."""
         with self._lock:
             self._n_uses -= 1
-            is_done = self._is_replaced and not self._n_uses
-        if is_done:
-            self.classifier.close()
-
-    def replaced(self) -> None:
-        """Says that no new use begins."""
-        with self._lock:
-            self._is_replaced, is_done = True, not self._n_uses
-        if is_done:
+            is_unused = self._n_uses == 0
+        if is_unused:
             self.classifier.close()
 
 
@@ -111,11 +104,11 @@ class CurrentModel:
         """Gives new requests another model; those that are in keep theirs."""
         with self._lock:
             old, self._model = self._model, model
-        old.replaced()
+        old.release()
 
     def close(self) -> None:
         """Frees the model, once nothing uses it."""
-        self._model.replaced()
+        self._model.release()
 
 
 RequestImages = npt.NDArray[Any]

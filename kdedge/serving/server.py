@@ -115,7 +115,7 @@ class ModelReloader:
             self._outcomes.labels("refused").inc()
             return
         if self._ends.is_set():  # nobody waits for it any more
-            model.replaced()
+            model.release()
             return
         self._current.replace(model)
         self._outcomes.labels("taken").inc()

@@ -126,7 +126,7 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSo
     if existing and kind != "folder":
         raise RecipeError(f"existing is for a folder, and {name} is a {kind}.\n  Leave it out.")
     if is_live:
-        return _live(text, kind, every)
+        return _live(text, name, kind, every)
     if kind == "folder":
         seen = {} if existing else image_stamps(Path(text))  # now: files may come at once
         return FrameSource(name, kind, _files(Path(text), every, seen))
@@ -160,8 +160,7 @@ def _kind_of(text: str) -> FrameSourceKind:
     return "video"
 
 
-def _live(address: str, kind: FrameSourceKind, every: int) -> FrameSource:
-    name = without_password(address)
+def _live(address: str, name: str, kind: FrameSourceKind, every: int) -> FrameSource:
     try:
         video = open_live(address)
     except StreamLost as lost:

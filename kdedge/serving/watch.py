@@ -80,29 +80,25 @@ class _Watching:
         self._each = settings.each or (is_folder and settings.window is None)
         self._window = settings.window or (1 if is_folder else WINDOW)
         self._decider = Decider(self._window)
-        self._has_scores = classifier.artifact.head == "scores"
+        has_scores = classifier.artifact.head == "scores"
         is_asked = settings.min_score is not None or settings.drift not in (None, "off")
-        if is_asked and not self._has_scores:
+        if is_asked and not has_scores:
             raise RecipeError(
                 f"min_score and drift need scores, and {classifier.artifact.path} was exported with"
                 " the head argmax, which gives none.\n  Export again with the head scores."
             )
-        self._drift, self._reference = self._open_drift(1 if is_folder else SHOT)
+        self._drift: DriftMonitor | None = None
+        self._reference = "off"
+        if has_scores and settings.drift != "off":
+            drift.check_environment()
+            reference = None
+            if settings.drift != "stream":
+                reference = _reference_of(classifier, is_asked=settings.drift == "artifact")
+            self._reference = "stream" if reference is None else "artifact"
+            shot = settings.shot or (1 if is_folder else SHOT)
+            self._drift = DriftMonitor(reference, shot=shot, has_none=classifier.tells_none)
         self._counts = watch_events.Counts()
         self._first_failed: str | None = None
-
-    def _open_drift(self, shot: int) -> tuple[DriftMonitor | None, str]:
-        """The drift alarm, and where its reference is from."""
-        chosen = self._settings.drift
-        if chosen == "off" or not self._has_scores:
-            return None, "off"
-        drift.check_environment()
-        shot = self._settings.shot or shot
-        reference = None
-        if chosen != "stream":
-            reference = _reference_of(self._classifier, is_asked=chosen == "artifact")
-        monitor = DriftMonitor(reference, shot=shot, has_none=self._classifier.tells_none)
-        return monitor, "stream" if reference is None else "artifact"
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yields the events of the whole source."""
