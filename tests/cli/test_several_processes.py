@@ -210,7 +210,7 @@ def test_what_a_node_does_not_see_is_named(nodes: Any) -> None:
     # Its own current folder is another one in each process
     images = ("--set", "data.unlabeled.folder=/proc/self/cwd/pool")
     done = nodes.kdedge("teach", "r.yaml", "--store", "--set", "student.views=1", *images, *RAY)
-    assert done.code == 3, done.err
+    assert done.code == 4
     assert "This is the message of a Ray worker on" in done.err
 
 
