@@ -185,9 +185,9 @@ def test_check_says_what_teaches_and_writes_nothing(kdedge: Any) -> None:
         ("{method: cocoop, weights: student.pt}", (), None, 2, "makes texts for every image"),
         ("{run: nowhere}", (), None, 3, r"teacher\.run: there is no folder"),
         (FILE, (), "rm", 3, r"teacher\.file: there is no file"),
-        (FILE, (), "image,cat,dog,wolf", 3, "are not in the class list, first 'wolf'"),
-        (FILE, (), "image,cat,red fox", 3, "2 of 4 classes, without 'dog'"),
-        (FILE, (), "0_0.jpg,1,1,0,0", 3, "the probabilities sum to 2"),
+        (FILE, (), "image,cat,dog,wolf", 3, 'Not in the class list: "wolf"'),
+        (FILE, (), "image,cat,red fox", 3, 'Missing: "dog"'),
+        (FILE, (), "0_0.jpg,1,1,0,0", 3, "with the sum 2"),
         (FILE, (), "other.jpg,1,0,0,0", 3, "has no line for 1 of 40 images"),
     ],
 )  # fmt: skip
