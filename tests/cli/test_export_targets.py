@@ -195,18 +195,6 @@ def test_what_is_missing_is_listed_with_the_line_that_installs_it(
     assert {one.file for one in choice.candidates} == {"model.onnx", "model.int8-cpu.onnx"}
 
 
-def test_a_choice_that_cannot_be_kept_overwrites_nothing_and_is_not_called_written(
-    kdedge: Kdedge, quick_clock: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    (ARTIFACT / CPU_CHOICE).write_text("mine")
-    done = kdedge("export", str(ARTIFACT), "--cpu")
-    assert done.code == 3
-    assert f"{CPU_CHOICE} exists, and nothing is overwritten" in done.err
-    assert "Wrote" not in done.err
-    assert (ARTIFACT / CPU_CHOICE).read_text() == "mine"
-
-
 def test_an_artifact_that_may_not_be_written_is_told_before_anything_is_made(
     kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
