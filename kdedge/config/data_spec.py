@@ -210,7 +210,7 @@ class DataSpec(Strict):
     max_bad_images: PercentOrCount = Field(
         "1%",
         description="Unreadable images that a source may have, as a percentage or a count; more are"
-        " an error. They are skipped and listed in skipped.csv. The default is our choice.",
+        " an error. They are skipped and listed in skipped.csv.",
     )
     root: RecipeFolder | None = Field(
         None,

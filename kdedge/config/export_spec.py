@@ -65,7 +65,7 @@ class ExportSpec(Strict):
         32,
         ge=1,
         le=MAX_BATCH,
-        description="Largest batch that engines are built for. The default is our choice.",
+        description="Largest batch that engines are built for.",
     )
     calibration_images: int = Field(
         512,
@@ -80,16 +80,14 @@ class ExportSpec(Strict):
         le=1440,
         description="Minutes for the search of int8's ranges, smoothing, rounding and layers that"
         " stay in float. It ends earlier when the int8 student agrees well enough on held-out"
-        " images, and keeps the best when the time is over. The default is our choice: a ViT-B/16"
-        " on two cores.",
+        " images, and keeps the best so far. The default is for a ViT-B/16 on two cores.",
     )
     parity_images: int = Field(
         500,
         ge=1,
         le=1_000_000,
-        description="Most images on which each file is compared with the float32 student. The"
-        " default is our choice: one point of agreement is 5 images, and a ViT-B/16 takes a few"
-        " minutes on a CPU.",
+        description="Most images on which each file is compared with the float32 student. By"
+        " default one point of agreement is 5 images, and a ViT-B/16 takes minutes on a CPU.",
     )
     external_data: bool = Field(
         False,
@@ -117,16 +115,10 @@ class AgreementSpec(Strict):
     """Lowest top-1 agreement with the float32 student, by precision."""
 
     fp32: Percent = Field(
-        "99.9%",
-        description="Lowest agreement of float32 files, which differ by rounding and kernels only."
-        " The default is our choice.",
+        "99.9%", description="Of float32 files, which differ by rounding and kernels only."
     )
-    fp16: Percent = Field(
-        "99.5%", description="Lowest agreement of fp16 files. The default is our choice."
-    )
-    int8: Percent = Field(
-        "98%", description="Lowest agreement of int8 files. The default is our choice."
-    )
+    fp16: Percent = Field("99.5%", description="Of fp16 files.")
+    int8: Percent = Field("98%", description="Of int8 files.")
 
 
 class GatesSpec(Strict):
@@ -142,7 +134,7 @@ class GatesSpec(Strict):
         ge=0,
         le=100,
         description="Largest drop of top-1 accuracy against the float32 student, percentage points."
-        " Checked if there are labeled test images. The default is our choice.",
+        " Checked if there are labeled test images.",
     )
 
     def as_record(self) -> dict[str, Any]:

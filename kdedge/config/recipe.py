@@ -205,7 +205,8 @@ class Recipe(Strict):
         " PromptKD repository's.",
     )
     export: ExportSpec = Field(
-        default_factory=ExportSpec, description="Files that `kdedge export` makes."
+        default_factory=ExportSpec,
+        description="Files that `kdedge export` makes. Defaults here and in gates are our choice.",
     )
     gates: GatesSpec = Field(
         default_factory=GatesSpec,
