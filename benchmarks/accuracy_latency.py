@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 from kdedge.benchmarking.tables import named_rows
+from kdedge.records.speed import read_speed
 from kdedge.reporting.headline import newest_speed
 from kdedge.reporting.speed import front_plots
 from kdedge.runs.folder import RunFolder
-from kdedge.speed_results import read_speed
 
 
 def main() -> None:

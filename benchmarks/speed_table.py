@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kdedge.speed_results import SpeedResult, SpeedRow, read_speed
+from kdedge.records.speed import SpeedResult, SpeedRow, read_speed
 
 
 def measured(run: str, options: list[str]) -> SpeedResult:

@@ -61,13 +61,13 @@ from kdedge.inference.lines import (
     UnreadableImage as UnreadableImage,
 )
 from kdedge.progress import progress_to as progress_to
-from kdedge.results import EvalResult as EvalResult, UnlabeledResult as UnlabeledResult
+from kdedge.records.evaluation import EvalResult as EvalResult, UnlabeledResult as UnlabeledResult
 from kdedge.runs.provenance import Provenance as Provenance
 from kdedge.runtime.artifact import Artifact as Artifact
 from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
 from kdedge.setup.new_recipe import NewRecipe as NewRecipe, init as init
-from kdedge.speed_results import SpeedResult as SpeedResult
+from kdedge.records.speed import SpeedResult as SpeedResult
 from kdedge.training.label_pool import LabeledPool as LabeledPool
 from kdedge.training.preflight import Preflight as Preflight
 from kdedge.training.teacher_store.store import TeacherStore as TeacherStore

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdedge.records import parse_record
-from kdedge.speed_results import SpeedResult
+from kdedge.records.record import parse_record
+from kdedge.records.speed import SpeedResult
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.load import load_recipe
-from kdedge.results import harmonic_mean
+from kdedge.records.evaluation import harmonic_mean
 
 COLUMNS = ("base", "novel", "harmonic_mean", "all")
 ROWS = (

@@ -17,11 +17,11 @@ from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.plugins import need_training_packages
+from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import artifact_at, load_artifact, model_file_at
 from kdedge.runtime.threads import given_number, threads_of_a_call, torch_as_before
-from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
 

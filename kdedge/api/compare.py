@@ -34,8 +34,8 @@ from kdedge.files import printable
 from kdedge.inference.classify import Classifier, ImageInput, Pixels, decoded
 from kdedge.inference.lines import NonFiniteLogits, Result, UnreadableImage, visible
 from kdedge.progress import progress
+from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.artifact import model_file_at
-from kdedge.tables import Table, Tabled, images_text
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe
 from kdedge.files import write_new_numbered_json
 from kdedge.plugins import need_training_packages
-from kdedge.results import SampleImage
+from kdedge.records.evaluation import SampleImage
+from kdedge.records.speed import SpeedResult
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import read_details
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.threads import torch_as_before
-from kdedge.speed_results import SpeedResult
 
 _QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
 

@@ -11,7 +11,7 @@ from kdedge.config.load import Overrides
 from kdedge.errors import ResourceError
 from kdedge.files import refuse_existing
 from kdedge.plugins import need_training_packages
-from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.records.evaluation import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated

@@ -27,8 +27,8 @@ from kdedge.inference.lines import (
     result_values,
 )
 from kdedge.progress import progress, working
+from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.artifact import model_file_at
-from kdedge.tables import Table, Tabled, images_text
 
 if TYPE_CHECKING:
     from kdedge.data.sources import ImageSource

@@ -13,14 +13,14 @@ from kdedge.api.model import load as load_model
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
+from kdedge.records.evaluation import EvalResult, accuracy_cells
+from kdedge.records.tables import Table, html_table, text_table
 from kdedge.reporting.headline import headline_of
-from kdedge.results import EvalResult, accuracy_cells
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.tables import Table, html_table, text_table
 
 
 class Run:

@@ -12,8 +12,8 @@ from kdedge.api.export import export as export_run
 from kdedge.api.run import Run, open_run
 from kdedge.errors import KdedgeError, check_at_least
 from kdedge.plugins import need_training_packages
+from kdedge.records.tables import html_table, text_table
 from kdedge.runs.folder import runs_folder
-from kdedge.tables import html_table, text_table
 
 if TYPE_CHECKING:
     from kdedge.suite.export import Exported

@@ -26,7 +26,7 @@ from kdedge.runtime.threads import torch_as_before
 from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
-    from kdedge.results import Role
+    from kdedge.records.evaluation import Role
     from kdedge.setup.workspace import Workspace
     from kdedge.training.label_pool import LabeledPool
     from kdedge.training.preflight import Preflight

@@ -13,11 +13,11 @@ from PIL import Image
 
 from kdedge.benchmarking.timing import Call, Subject, host_timed
 from kdedge.errors import DataError
-from kdedge.results import ParityResult
+from kdedge.records.evaluation import ParityResult
+from kdedge.records.speed import Accuracy, TimedFrom
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
-from kdedge.speed_results import Accuracy, TimedFrom
 from kdedge.targets.registry import list_targets, load_file
 
 PHOTO_PX = (640, 480)

@@ -24,7 +24,7 @@ from kdedge.errors import (
     first_line,
 )
 from kdedge.progress import working
-from kdedge.results import ParityResult
+from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile

@@ -34,9 +34,9 @@ from kdedge.errors import (
     signum_of,
 )
 from kdedge.progress import progress
+from kdedge.records.speed import Measurement, ModelFacts, SpeedResult, SpeedRow, TimedFrom
 from kdedge.runs.folder import command_line
 from kdedge.runtime.machine import Watch, watch_contention
-from kdedge.speed_results import Measurement, ModelFacts, SpeedResult, SpeedRow, TimedFrom
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import KdedgeError, RecipeError, first_line
 from kdedge.methods.registry import list_methods, load_method
-from kdedge.results import EvalResult
+from kdedge.records.evaluation import EvalResult
+from kdedge.records.speed import Accuracy
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
@@ -35,7 +36,6 @@ from kdedge.runs.results import read_evaluation
 from kdedge.setup.method import choose_method, has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.speed_results import Accuracy
 from kdedge.training.teach import with_baseline
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdedge.results import by_images
-from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow, TimedFrom
-from kdedge.tables import Grid, figure, percent
+from kdedge.records.evaluation import by_images
+from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow, TimedFrom
+from kdedge.records.tables import Grid, figure, percent
 
 NamedRow = tuple[str, SpeedRow]
 """A measured model's name in the tables, and its measurements."""

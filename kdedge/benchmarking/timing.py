@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from kdedge.benchmarking.device import SampledPower
 from kdedge.errors import KdedgeError
+from kdedge.records.speed import Measurement, ModelFacts, TimedFrom
 from kdedge.runtime.machine import Contention, Watch, all_of, watch_contention
-from kdedge.speed_results import Measurement, ModelFacts, TimedFrom
 
 # ONNX Runtime's threads spin for a while after a call and slow down the next model
 _PAUSE_S = 0.05

@@ -22,9 +22,9 @@ from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.protocol import BaseMethod
 from kdedge.methods.registry import load_method
 from kdedge.methods.supervised import TextPromptMethod
+from kdedge.records.speed import TextEncoding, TimedFrom
 from kdedge.runs.model import RunModel
 from kdedge.setup.role import RoleSetup
-from kdedge.speed_results import TextEncoding, TimedFrom
 
 _Logits = Callable[[Tensor], Tensor]
 

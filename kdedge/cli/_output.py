@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from kdedge.errors import KdedgeError
-from kdedge.tables import Grid, text_table
+from kdedge.records.tables import Grid, text_table
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[Any]

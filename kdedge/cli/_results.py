@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.cli._output import table
-from kdedge.records import if_readable
+from kdedge.records.evaluation import (
+    EvalResult,
+    UnlabeledResult,
+    accuracy_cells,
+    are_same_images,
+    by_images,
+)
+from kdedge.records.record import if_readable
+from kdedge.records.tables import percent
 from kdedge.reporting.headline import deploy_line, headline_of
-from kdedge.results import EvalResult, UnlabeledResult, accuracy_cells, are_same_images, by_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
-from kdedge.tables import percent
 
 _N_MOST = 5  # most often predicted classes to name
 

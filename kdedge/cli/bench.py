@@ -21,9 +21,9 @@ from kdedge.benchmarking.tables import (
 )
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
 from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
+from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_run, newest_student
 from kdedge.runtime.artifact import artifact_at, model_file_at
-from kdedge.speed_results import SpeedResult
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from kdedge.cli._options import run_options, set_option
 from kdedge.cli._output import next_line, print_result, table
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.files import new_file, write_json
+from kdedge.records.evaluation import UnlabeledResult
+from kdedge.records.tables import percent
 from kdedge.reporting.headline import headline_of
-from kdedge.results import UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.results import labeled_results, with_stored
-from kdedge.tables import percent
 
 
 @click.command("eval")

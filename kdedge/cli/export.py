@@ -19,7 +19,7 @@ from kdedge.cli._output import (
     show_result,
     table,
 )
-from kdedge.tables import percent
+from kdedge.records.tables import percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 

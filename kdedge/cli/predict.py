@@ -38,7 +38,7 @@ from kdedge.inference.lines import (
 )
 from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
-from kdedge.tables import images_text
+from kdedge.records.tables import images_text
 
 if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier

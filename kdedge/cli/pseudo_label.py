@@ -11,7 +11,7 @@ from kdedge.api.train import pseudo_label
 from kdedge.cli._options import engine_option, run_options, set_option
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.config.load import load_recipe, merged
-from kdedge.tables import percent
+from kdedge.records.tables import percent
 
 
 @click.command("pseudo-label")

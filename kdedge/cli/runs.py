@@ -10,9 +10,9 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._results import megabytes
+from kdedge.records.tables import percent
 from kdedge.runs.find import runs_in
 from kdedge.runs.listing import summary_of
-from kdedge.tables import percent
 
 
 @click.command("runs")

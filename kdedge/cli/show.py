@@ -19,13 +19,13 @@ from kdedge.cli._results import (
 )
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import fastest_file, file_to_ship
+from kdedge.records.tables import figure
 from kdedge.reporting.headline import deploy_line, headline_of, speed_of
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
 from kdedge.runtime.artifact import Artifact, artifact_at, load_artifact
-from kdedge.tables import figure
 
 
 @click.command("show")

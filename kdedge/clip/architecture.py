@@ -24,7 +24,7 @@ from torch import nn
 
 from kdedge.clip.blocks import AttentionBlock
 from kdedge.errors import RecipeError
-from kdedge.records import OPTIONAL, CheckedAs, Shape, read_record
+from kdedge.records.record import OPTIONAL, CheckedAs, Shape, read_record
 
 VOCAB_SIZE = 49408
 """Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""

@@ -24,7 +24,7 @@ from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError, first_line
 from kdedge.files import sha256_file
 from kdedge.progress import working
-from kdedge.results import ParityResult
+from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.none_of_these import NoneBelow

@@ -7,10 +7,10 @@ from importlib.resources import files
 
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.files import sha256_file, write_atomic
-from kdedge.results import assumed_shares
+from kdedge.records.evaluation import assumed_shares
+from kdedge.records.tables import Table, markdown_table, percent
 from kdedge.runtime.artifact import INPUT_NAME, Artifact
 from kdedge.runtime.cpu_choice import readable_choices
-from kdedge.tables import Table, markdown_table, percent
 
 CARD = "README.md"
 EXAMPLE = "example.py"

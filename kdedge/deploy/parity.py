@@ -22,7 +22,7 @@ import safetensors.numpy
 from kdedge.errors import DataError, GateError
 from kdedge.evaluation.agreement import parity_of
 from kdedge.files import read_bytes, write_atomic
-from kdedge.results import ParityResult, WorstImage
+from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages, run_batches
 from kdedge.runtime.open_classes import class_logits, load_matrix

@@ -19,7 +19,7 @@ from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent
 from kdedge.evaluation.agreement import parity_of
 from kdedge.progress import progress
-from kdedge.results import ParityResult, TestSet
+from kdedge.records.evaluation import ParityResult, TestSet
 from kdedge.runs.model import RunModel
 from kdedge.runs.temperature import fit_temperature
 from kdedge.runtime.artifact import Artifact, Temperature

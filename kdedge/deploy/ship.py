@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kdedge.inference.choose import candidates
+from kdedge.records.speed import Measurement, SpeedResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import readable_choices
-from kdedge.speed_results import Measurement, SpeedResult
 from kdedge.targets.registry import list_targets
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdedge.data.split import base_novel
 from kdedge.errors import DataError
-from kdedge.results import (
+from kdedge.records.evaluation import (
     CalibrationBin,
     EvalDetails,
     EvalResult,

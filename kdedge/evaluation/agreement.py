@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DivergedError
-from kdedge.results import ParityResult, WorstImage
+from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.backend import softmax
 
 N_WORST = 10

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from kdedge.records.evaluation import EvalDetails, EvalResult, accuracy_cells
+from kdedge.records.tables import Grid, percent
 from kdedge.reporting.blocks import Block, Plot
 from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_a_cell, confusion
-from kdedge.results import EvalDetails, EvalResult, accuracy_cells
-from kdedge.tables import Grid, percent
 
 MOST_ROWS = 12
 """Rows of a table that is not folded."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from kdedge.records.tables import Grid
 from kdedge.reporting.plots import Draw, render
-from kdedge.tables import Grid
 
 
 @dataclass(frozen=True)

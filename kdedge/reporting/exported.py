@@ -8,11 +8,11 @@ import shlex
 from kdedge.deploy import model_card
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.errors import DataError, SetupError
+from kdedge.records.tables import Grid, figure, percent
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.records import RunRecords
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import readable_choices
-from kdedge.tables import Grid, figure, percent
 
 _MOST_LAYERS = 10
 

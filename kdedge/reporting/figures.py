@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarking.tables import pareto_front
+from kdedge.records.evaluation import EvalDetails
 from kdedge.reporting.plots import (
     FIRST,
     MUTED,
@@ -22,7 +23,6 @@ from kdedge.reporting.plots import (
     PowerNorm,
 )
 from kdedge.reporting.records import TrainingLog
-from kdedge.results import EvalDetails
 
 MOST_NAMED_CLASSES = 40
 """With more classes, names would be too small to read and are left out."""

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from kdedge.deploy.ship import file_to_ship
 from kdedge.files import highest_number
-from kdedge.records import if_readable
-from kdedge.results import EvalDetails, EvalResult, UnlabeledResult, are_same_images
+from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult, are_same_images
+from kdedge.records.record import if_readable
+from kdedge.records.speed import SpeedResult, read_speed
+from kdedge.records.tables import figure, images_text
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
-from kdedge.speed_results import SpeedResult, read_speed
-from kdedge.tables import figure, images_text
 
 _UNKNOWN = (
     "Whether to deploy it is not known: label some images of each class, name them in data.test,"

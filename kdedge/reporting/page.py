@@ -11,6 +11,15 @@ from kdedge.benchmarking.tables import machine, named_rows, sizes, throughputs
 from kdedge.deploy.ship import file_to_ship
 from kdedge.errors import MissingPackage
 from kdedge.files import new_folder, write_atomic
+from kdedge.records.evaluation import (
+    EvalResult,
+    SampleKind,
+    UnlabeledResult,
+    assumed_shares,
+    by_images,
+)
+from kdedge.records.speed import SpeedResult
+from kdedge.records.tables import Grid, html_table
 from kdedge.reporting.accuracy import (
     MOST_ROWS,
     accuracy_table,
@@ -27,10 +36,7 @@ from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
-from kdedge.results import EvalResult, SampleKind, UnlabeledResult, assumed_shares, by_images
 from kdedge.runs.results import model_label, sorted_results
-from kdedge.speed_results import SpeedResult
-from kdedge.tables import Grid, html_table
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -15,11 +15,11 @@ from kdedge.data.classes import load_class_names
 from kdedge.data.open import open_source
 from kdedge.deploy.parity import SMOKE_SET, load_smoke_set
 from kdedge.errors import KdedgeError
+from kdedge.records.evaluation import SampleImage, WorstImage
+from kdedge.records.tables import percent
 from kdedge.reporting.blocks import Card, Cards
-from kdedge.results import SampleImage, WorstImage
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import UnusableImage, decode_image
-from kdedge.tables import percent
 
 SIDE_PX = 240
 """Longest side of a thumbnail: twice the size on the page, for high-resolution screens."""

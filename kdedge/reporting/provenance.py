@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 
 from kdedge.config.recipe import ModelSpec
+from kdedge.records.tables import Grid
 from kdedge.reporting.blocks import Block, Text
 from kdedge.reporting.records import RunRecords
-from kdedge.tables import Grid
 
 
 def provenance_blocks(records: RunRecords) -> list[Block]:

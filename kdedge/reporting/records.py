@@ -13,15 +13,21 @@ from safetensors import SafetensorError, safe_open
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import read_bytes
-from kdedge.records import parse_record, read_record
+from kdedge.records.evaluation import (
+    BalanceResult,
+    EvalDetails,
+    EvalResult,
+    UnlabeledResult,
+    are_same_images,
+)
+from kdedge.records.record import parse_record, read_record
+from kdedge.records.speed import SpeedResult, read_speed
 from kdedge.reporting.headline import newest_artifact, newest_speed
-from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_balance, read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import readable_choices
-from kdedge.speed_results import SpeedResult, read_speed
 
 _T = TypeVar("_T")
 

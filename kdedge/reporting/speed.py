@@ -13,9 +13,9 @@ from kdedge.benchmarking.tables import (
     named_rows,
     notes,
 )
+from kdedge.records.speed import Accuracy, SpeedResult, SpeedRow
 from kdedge.reporting.blocks import Block, Note, Plot
 from kdedge.reporting.figures import CostPoint, accuracy_against_cost
-from kdedge.speed_results import Accuracy, SpeedResult, SpeedRow
 
 
 def speed_blocks(result: SpeedResult, name: str) -> list[Block]:

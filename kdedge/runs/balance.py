@@ -14,7 +14,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.data.balance import careful_offsets, find_offsets
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
-from kdedge.results import BalanceResult
+from kdedge.records.evaluation import BalanceResult
 from kdedge.runs.measure import LogitModel, compute_logits
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes

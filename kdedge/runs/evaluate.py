@@ -8,7 +8,7 @@ from typing import Any
 
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError
-from kdedge.results import EvalDetails, EvalResult, UnlabeledResult
+from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import (
     measure_accuracy,

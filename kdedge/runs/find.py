@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from kdedge.errors import RecipeError
-from kdedge.records import if_readable
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
+from kdedge.records.record import if_readable
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runtime.artifact import artifact_at

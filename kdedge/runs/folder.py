@@ -18,8 +18,8 @@ from typing import Any, Literal
 from kdedge import __version__
 from kdedge.errors import RecipeError
 from kdedge.files import explained, is_locked, locked, new_folder, write_atomic, write_json
-from kdedge.records import read_record
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
+from kdedge.records.record import read_record
 from kdedge.runs.provenance import Provenance
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.files import sha256_file, write_json
-from kdedge.records import if_readable
+from kdedge.records.record import if_readable
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_evaluation, read_unlabeled

@@ -24,7 +24,7 @@ from kdedge.evaluation.accuracy import (
 )
 from kdedge.methods.protocol import Teacher
 from kdedge.progress import progress
-from kdedge.results import (
+from kdedge.records.evaluation import (
     EvalDetails,
     EvalResult,
     SampleImage,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 
 RunStatus = Literal["running", "interrupted", "failed", "finished"]
 

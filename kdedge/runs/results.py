@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from kdedge.errors import DataError
 from kdedge.files import write_atomic, write_json
-from kdedge.records import if_readable, read_record
-from kdedge.results import (
+from kdedge.records.evaluation import (
     BalanceResult,
     EvalDetails,
     EvalResult,
     UnlabeledResult,
     are_same_images,
 )
+from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]

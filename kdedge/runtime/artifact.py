@@ -19,7 +19,8 @@ import numpy.typing as npt
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
 from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
-from kdedge.records import (
+from kdedge.records.evaluation import ParityResult
+from kdedge.records.record import (
     OPTIONAL,
     Bounds,
     Check,
@@ -33,7 +34,6 @@ from kdedge.records import (
     Shape,
     parse_record,
 )
-from kdedge.results import ParityResult
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 

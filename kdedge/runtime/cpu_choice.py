@@ -13,11 +13,19 @@ from typing import Annotated
 
 from kdedge.errors import DataError, KdedgeError, SetupError, first_line
 from kdedge.files import write_json
-from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
+from kdedge.records.record import (
+    Bounds,
+    Percent,
+    Positive,
+    PositiveCount,
+    Record,
+    Sha256,
+    read_record,
+)
+from kdedge.records.speed import Measurement
+from kdedge.records.tables import Table, Tabled, markdown_table
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
-from kdedge.speed_results import Measurement
-from kdedge.tables import Table, Tabled, markdown_table
 
 CPU_CHOICE = "cpu_choice.json"
 FORMAT_VERSION = 1

@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from kdedge.errors import DataError, ShapeError
 from kdedge.files import read_bytes
-from kdedge.records import Bounds, Check, PositiveCount, Record
+from kdedge.records.record import Bounds, Check, PositiveCount, Record
 
 NONE = "none"
 """The answer for an image that shows none of the classes; no class may have this name."""

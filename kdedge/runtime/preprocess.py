@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from kdedge.errors import DataError
-from kdedge.records import Bounds, Positive
+from kdedge.records.record import Bounds, Positive
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused after reading their header: 100 megapixels are 0.3 GB decoded."""

@@ -16,7 +16,7 @@ from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import MethodSettings, SolvedMethod
 from kdedge.methods.registry import DataNeeds, load_method
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 
 
 @dataclass(frozen=True)

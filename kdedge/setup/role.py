@@ -15,7 +15,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.methods.protocol import BaseMethod, MethodInputs, Teacher
 from kdedge.methods.registry import DataNeeds
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.method import MethodChoice, choose_method, model_spec
 from kdedge.setup.workspace import Workspace

@@ -9,7 +9,7 @@ from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.resolve import named_sizes
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 from kdedge.setup.method import MethodChoice, choose_method, model_spec
 from kdedge.setup.role import RoleSetup, backbone_spec
 

@@ -16,12 +16,12 @@ from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import GateError, KdedgeError, first_line
 from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
+from kdedge.records.speed import SpeedRow
+from kdedge.records.tables import Grid, figure, percent
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.speed_results import SpeedRow
 from kdedge.suite.ledger import Ledger
 from kdedge.suite.plan import Cell
-from kdedge.tables import Grid, figure, percent
 
 log = logging.getLogger(__name__)
 

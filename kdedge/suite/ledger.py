@@ -19,8 +19,8 @@ from kdedge.data.images import Images
 from kdedge.errors import KdedgeError
 from kdedge.files import explained, write_atomic, write_json
 from kdedge.progress import progress
-from kdedge.records import Bounds, Record, Sha256, read_record
-from kdedge.results import EvalResult
+from kdedge.records.evaluation import EvalResult
+from kdedge.records.record import Bounds, Record, Sha256, read_record
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance

@@ -22,7 +22,7 @@ from kdedge.config.suite import AVERAGE, LoadedSuite, Row, check_names, recipe_f
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.methods.registry import DataNeeds, load_method
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 from kdedge.runs.find import find_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.method import (

@@ -18,8 +18,8 @@ from pathlib import Path
 from kdedge.errors import CellsFailed, DataError, Interrupted, signum_of
 from kdedge.files import explained, locked
 from kdedge.progress import Advance, progress
-from kdedge.records import read_record
-from kdedge.results import EvalResult
+from kdedge.records.evaluation import EvalResult
+from kdedge.records.record import read_record
 from kdedge.runtime.threads import shared_threads
 from kdedge.setup.workspace import choose_device
 from kdedge.suite.ledger import Failure, FinishedRun, Ledger

@@ -13,10 +13,10 @@ from typing import Any
 from kdedge.config.suite import AVERAGE, PaperFigures
 from kdedge.files import write_atomic, write_json
 from kdedge.methods.registry import DataNeeds
-from kdedge.results import harmonic_mean
+from kdedge.records.evaluation import harmonic_mean
+from kdedge.records.tables import Grid
 from kdedge.suite.ledger import Outcome
 from kdedge.suite.plan import Cell, Plan
-from kdedge.tables import Grid
 
 FIGURES = ("base", "novel", "harmonic_mean", "all", "mean_over_classes")
 OFFICIAL_MARK = "†"

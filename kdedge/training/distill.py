@@ -9,7 +9,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.progress import working
-from kdedge.records import if_readable
+from kdedge.records.record import if_readable
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample

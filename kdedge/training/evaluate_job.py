@@ -14,7 +14,7 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.results import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
+from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
 from kdedge.runs.measure import (
     Model,

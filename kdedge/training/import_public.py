@@ -36,7 +36,7 @@ from kdedge.errors import DataError
 from kdedge.files import sha256_file, write_atomic
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.protocol import MethodSettings
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import write_weights

@@ -23,7 +23,7 @@ from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import BaseMethod, Teacher
 from kdedge.progress import working
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 from kdedge.runs.model import MethodModel
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
+from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
 def _measurement(batch: int = 1, p50_ms: float = 10.0, **other: Any) -> Measurement:

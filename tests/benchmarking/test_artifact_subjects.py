@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile, artifact_subjects
-from kdedge.results import ParityResult
+from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
 

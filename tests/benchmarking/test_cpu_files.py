@@ -16,7 +16,7 @@ from kdedge.benchmarking.cpu_files import TIE_SHARE, choose, cpu_files, fastest_
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.errors import GateError
-from kdedge.results import ParityResult
+from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.cpu_choice import CpuMachine, TimedFile

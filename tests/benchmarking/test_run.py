@@ -14,8 +14,8 @@ from kdedge.benchmarking.device import SampledPower
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, TimingPlan
 from kdedge.errors import BackendUnavailable
+from kdedge.records.speed import TimedFrom
 from kdedge.runtime.machine import Contention
-from kdedge.speed_results import TimedFrom
 
 SHORT = TimingPlan(seconds=0.01, n_calls=3, n_rounds=1)
 

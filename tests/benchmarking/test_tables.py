@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kdedge.benchmarking.tables import as_markdown, make_grids, notes
-from kdedge.speed_results import Accuracy
+from kdedge.records.speed import Accuracy
 
 Make = Callable[..., Any]
 

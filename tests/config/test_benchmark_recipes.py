@@ -13,7 +13,7 @@ from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import AVERAGE, Suite, check_names, load_suite
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
-from kdedge.results import harmonic_mean
+from kdedge.records.evaluation import harmonic_mean
 from kdedge.setup.method import choose_method
 
 SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"

@@ -28,7 +28,7 @@ from kdedge.deploy.parity import (
     write_smoke_set,
 )
 from kdedge.errors import DataError
-from kdedge.results import ParityResult, WorstImage
+from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
 

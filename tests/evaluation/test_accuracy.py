@@ -18,8 +18,8 @@ from kdedge.evaluation.accuracy import (
     temperature_of_labels,
     temperature_of_share,
 )
-from kdedge.records import parse_record
-from kdedge.results import CalibrationBin, EvalDetails
+from kdedge.records.evaluation import CalibrationBin, EvalDetails
+from kdedge.records.record import parse_record
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 

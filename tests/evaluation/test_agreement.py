@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from kdedge.errors import DivergedError
 from kdedge.evaluation.agreement import N_WORST, parity_of
-from kdedge.records import parse_record
-from kdedge.results import ParityResult, WorstImage
+from kdedge.records.evaluation import ParityResult, WorstImage
+from kdedge.records.record import parse_record
 
 NAMES = ("cat", "dog")
 

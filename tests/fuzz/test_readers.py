@@ -40,9 +40,9 @@ from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.data.sources import csv_list, webdataset
 from kdedge.data.unpack import unpack
 from kdedge.errors import KdedgeError
+from kdedge.records.speed import read_speed
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.preprocess import decode_image
-from kdedge.speed_results import read_speed
 from kdedge.training.loop.checkpoint import (
     TrainingState,
     capture_rng,

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdedge.reporting.page import write_report
-from kdedge.reporting.records import gather
-from kdedge.results import (
+from kdedge.records.evaluation import (
     CalibrationBin,
     EvalDetails,
     EvalResult,
@@ -22,11 +20,13 @@ from kdedge.results import (
     SampleImage,
     WorstImage,
 )
+from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
+from kdedge.reporting.page import write_report
+from kdedge.reporting.records import gather
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import write_evaluations
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
 
 NAMES = ("<script>alert(1)</script>", "costs $5 or $6_x^2$", "狐 & Füchse", "school bus")
 N_EACH = 10

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdedge.records.evaluation import CalibrationBin, EvalDetails
 from kdedge.reporting import figures
 from kdedge.reporting.plots import render
 from kdedge.reporting.records import TrainingLog
-from kdedge.results import CalibrationBin, EvalDetails
 from kdedge.runs.folder import RunFolder
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdedge.benchmarking.tables import named_rows, pareto_front
+from kdedge.records.evaluation import EvalDetails, EvalResult
+from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
 from kdedge.reporting.accuracy import accuracy_table, class_table, confusion_table
 from kdedge.reporting.speed import front_plots, speed_blocks
-from kdedge.results import EvalDetails, EvalResult
-from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
 def times(batch: int, ms: float, inputs: Any = "on device", **other: Any) -> Measurement:

@@ -12,7 +12,7 @@ import pytest
 
 from kdedge.errors import DataError, SetupError
 from kdedge.files import sha256_json
-from kdedge.results import ParityResult
+from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import (
     FORMAT_VERSION,
     Artifact,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError, SetupError
+from kdedge.records.speed import Measurement
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import (
     CPU_CHOICE,
@@ -21,7 +22,6 @@ from kdedge.runtime.cpu_choice import (
     read_choices,
     readable_choices,
 )
-from kdedge.speed_results import Measurement
 
 ELSEWHERE = CpuMachine("Another CPU", ("avx2", "amx_int8"), 64)
 

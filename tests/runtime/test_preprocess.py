@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, features
 
 from kdedge.errors import DataError
-from kdedge.records import parse_record
+from kdedge.records.record import parse_record
 from kdedge.runtime.preprocess import (
     Preprocess,
     UnusableImage,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kdedge.errors import DataError, ResourceError
-from kdedge.results import EvalResult
+from kdedge.records.evaluation import EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.suite.ledger import CellAccuracy, Failure, SuiteFolder

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.results import EvalResult
+from kdedge.records.evaluation import EvalResult
 from kdedge.suite.ledger import Failure, Outcome
 from kdedge.suite.plan import Cell
 from kdedge.suite.tables import make_grids, make_lines, to_csv, to_markdown, to_record

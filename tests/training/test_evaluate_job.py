@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.results import CalibrationBin, EvalDetails
+from kdedge.records.evaluation import CalibrationBin, EvalDetails
 from kdedge.training.evaluate_job import warn_of_failure
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdedge.config.load import load_recipe, parse_overrides
-from kdedge.results import Role
+from kdedge.records.evaluation import Role
 from kdedge.setup.method import choose_method
 from kdedge.training.job import job_key
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kdedge.evaluation.accuracy import accuracy_result, evaluation_details
-from kdedge.results import EvalDetails, EvalResult
+from kdedge.records.evaluation import EvalDetails, EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import add_evaluation, read_evaluation, write_evaluations
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from kdedge.data.sources import FileSource, Item, LabelIndex, name_some
 from kdedge.errors import DataError
-from kdedge.records import read_record
+from kdedge.records.record import read_record
 
 PARTS = ("train", "val", "test")
 _FILE = dict[str, tuple[tuple[str, int, str], ...]]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, TypeVar
 
-from kdedge.records import (
+from kdedge.records.record import (
     Bounds,
     Count,
     Fraction,
@@ -19,7 +19,7 @@ from kdedge.records import (
     PositiveCount,
     Record,
 )
-from kdedge.tables import Table, Tabled, percent
+from kdedge.records.tables import Table, Tabled, percent
 
 Role = Literal["teacher", "student", "baseline"]
 SplitName = Literal["all", "base-to-novel"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError
-from kdedge.records import parse_record
-from kdedge.results import EvalResult, ParityResult, WorstImage, harmonic_mean
+from kdedge.records.evaluation import EvalResult, ParityResult, WorstImage, harmonic_mean
+from kdedge.records.record import parse_record
 
 RESULT = EvalResult(
     split="base-to-novel",

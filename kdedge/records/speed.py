@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from kdedge.records import (
+from kdedge.records.evaluation import EvalResult
+from kdedge.records.record import (
     Bounds,
     Bytes,
     Count,
@@ -21,8 +22,7 @@ from kdedge.records import (
     Record,
     read_record,
 )
-from kdedge.results import EvalResult
-from kdedge.tables import Table, Tabled
+from kdedge.records.tables import Table, Tabled
 
 FORMAT_VERSION = 1
 

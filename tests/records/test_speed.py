@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError, SetupError
-from kdedge.records import parse_record
-from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
+from kdedge.records.record import parse_record
+from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
 @pytest.fixture
