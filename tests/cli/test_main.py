@@ -151,22 +151,18 @@ def test_importing_kdedge_loads_nothing_but_itself():
     assert done.stdout.strip() == "['kdedge']"
 
 
-def test_an_unknown_command_is_a_usage_error_with_the_nearest_name():
-    done = kdedge("doctr")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("doctr",), 'No such command "doctr". Did you mean doctor?'),
+        (("doctor", "--jsno"), "--json"),
+        ((), "Commands:"),
+    ],
+)
+def test_a_usage_error_says_what_there_is(arguments, said):
+    done = kdedge(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert 'No such command "doctr". Did you mean doctor?' in done.stderr
-
-
-def test_an_unknown_option_is_a_usage_error_with_the_nearest_name():
-    done = kdedge("doctor", "--jsno")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--json" in done.stderr.splitlines()[-1]
-
-
-def test_no_command_at_all_is_a_usage_error_that_shows_the_help():
-    done = kdedge()
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "Commands:" in done.stderr
+    assert said in done.stderr
 
 
 def test_the_help_has_the_commands_of_the_path_and_says_where_the_others_are():
@@ -201,6 +197,7 @@ def test_the_version_is_printed():
         ("raise errors.InUseError('a')", 8, "kdedge: a\n"),
         ("raise errors.Interrupted('a', signum=15)", 143, "kdedge: a\n"),
         ("error = errors.SetupError('a'); raise error from error", 4, "kdedge: a\n"),
+        ("raise PermissionError(errno.EACCES, 'No', 'x')", 3, "kdedge: x cannot be used: no.\n"),
         ("raise KeyboardInterrupt", 130, "kdedge: interrupted.\n"),
         ("raise click.Abort", 130, "kdedge: interrupted.\n"),
         ("sys.exit(9)", 9, ""),
@@ -210,25 +207,12 @@ def test_an_error_is_its_message_and_its_exit_code(fail, raises, code, message):
     assert fail(raises) == (code, message)
 
 
-@pytest.mark.parametrize(
-    ("signal", "code"), [("KeyboardInterrupt()", 130), ("errors.Terminated()", 143)]
-)
-def test_a_signal_in_the_import_of_an_extension_is_no_missing_package(fail, signal, code):
-    # What pybind11 raises from an exception, any exception, in a module's initialization
-    raises = f"""failed = ImportError("initialization failed")
-        failed.__cause__ = {signal}
+IMPORT = """failed = ImportError("initialization failed")
+        failed.__cause__ = {}
         raise errors.MissingPackage("matplotlib", extra="report", purpose="A report") from failed"""
-    assert fail(raises) == (code, "kdedge: interrupted.\n")
-
-
-def test_a_signal_in_the_trace_of_an_export_is_no_fault_of_the_model(fail):
-    raises = """failed = RuntimeError("empty_permuted(): Terminated: <EMPTY MESSAGE>")
+TRACE = """failed = RuntimeError("empty_permuted(): Terminated: <EMPTY MESSAGE>")
         raise errors.RecipeError("The model cannot be exported to ONNX") from failed"""
-    assert fail(raises) == (143, "kdedge: interrupted.\n")
-
-
-def test_a_signal_while_pydantic_writes_json_is_no_bug(fail):
-    raises = """from pathlib import Path
+JSON = """from pathlib import Path
         from pydantic import RootModel
 
         class Interrupted(type(Path())):
@@ -236,7 +220,20 @@ def test_a_signal_while_pydantic_writes_json_is_no_bug(fail):
                 raise KeyboardInterrupt
 
         RootModel[Path].model_construct(Interrupted()).model_dump_json()"""
-    assert fail(raises) == (130, "kdedge: interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    ("raises", "code"),
+    [
+        # What pybind11 raises from an exception, any exception, in a module's initialization
+        (IMPORT.format("KeyboardInterrupt()"), 130),
+        (IMPORT.format("errors.Terminated()"), 143),
+        (TRACE, 143),  # of an export
+        (JSON, 130),  # pydantic, while it writes
+    ],
+)
+def test_a_signal_is_seen_in_the_error_that_a_package_makes_of_it(fail, raises, code):
+    assert fail(raises) == (code, "kdedge: interrupted.\n")
 
 
 @pytest.mark.parametrize(
@@ -276,11 +273,6 @@ def test_a_name_that_the_system_refuses_is_no_bug(command, capfd):
     message = capfd.readouterr().err
     assert message.startswith("kdedge: xxx")
     assert message.endswith(" cannot be used: file name too long.\n")
-
-
-def test_a_path_that_may_not_be_read_is_no_bug(fail):
-    raises = "raise PermissionError(errno.EACCES, 'No', 'x.bin')"
-    assert fail(raises) == (3, "kdedge: x.bin cannot be used: no.\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

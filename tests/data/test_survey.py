@@ -91,12 +91,6 @@ def test_tables_have_the_classes_of_their_labels(tmp_path):
         assert found.classes == (("cat", 1), ("red fox", 1))
 
 
-def test_a_source_without_a_readable_image_is_an_error(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"none of \d+ images can be read"):
-        survey(str(tmp_path))
-
-
 @pytest.mark.parametrize("place", ["nowhere", "nowhere.csv", "nowhere.parquet"])
 def test_what_is_not_there_is_said(place, tmp_path):
     with pytest.raises(DataError, match="nowhere"):

@@ -26,13 +26,6 @@ def images(n: int = 4) -> Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", list_methods())
-def test_a_method_declares_its_label_and_its_paper(name: str) -> None:
-    module = load_method(name)
-    assert module.__doc__.startswith(f"{module.METHOD.label}: ")
-    assert module.METHOD.paper.removeprefix("arXiv:") in module.__doc__
-
-
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
     name: str, build: Callable[..., Any]
