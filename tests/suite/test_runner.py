@@ -39,6 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], int]
     return run_all
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_a_recipe_that_is_gone_while_a_suite_runs_is_run_as_planned(
     plan_of: PlanOf, ledger_of: LedgerOf, run: Callable[[Any], int], tmp_path: Path
 ) -> None:
