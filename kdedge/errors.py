@@ -8,7 +8,7 @@
     │   ├── MissingPackage
     │   └── BackendUnavailable
     ├── DivergedError      exit 5   a loss that is not finite
-    ├── GateError          exit 6   parity, accuracy, speed floors
+    ├── GateError          exit 6   agreement, accuracy
     ├── ResourceError      exit 7   memory, disk
     ├── InUseError         exit 8   a folder or a port that another process has
     ├── CellsFailed        exit code of a suite's first failed cell

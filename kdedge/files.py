@@ -299,13 +299,26 @@ def sha256_json(value: Any) -> str:
 def write_new_numbered_json(folder: Path, value: Any) -> Path:
     """Writes `folder/01.json`, or the next free number, and gives the file.
 
+    No file is overwritten; two processes that write at the same time get two files.
+
     Raises:
         ResourceError: the disk is full or the folder may not be written.
     """
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{_next_number(folder.glob('*.json')):02d}.json"
-    write_json(file, value)
+        number = _next_number(folder.glob("*.json"))
+        while True:
+            file = folder / f"{number:02d}.json"
+            try:
+                file.touch(exist_ok=False)
+                break
+            except FileExistsError:
+                number += 1
+    try:
+        write_json(file, value)
+    except BaseException:
+        file.unlink(missing_ok=True)  # it is empty
+        raise
     return file
 
 

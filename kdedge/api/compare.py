@@ -244,12 +244,10 @@ class Comparison(Tabled):
     def verdict(self) -> str:
         """Whether the new one is as good, in words; empty without labels."""
         labeled, old, new = self.predictions.labeled, self.old.precision, self.new.precision
-        difference = "" if labeled is None else labeled.sentence()
-        return (
-            difference
-            if old == new
-            else f"{difference} The old file is {old} and the new one {new}."
-        )
+        if labeled is None:
+            return ""
+        files = "" if old == new else f" The old file is {old} and the new one {new}."
+        return f"{labeled.sentence()}{files}"
 
     @property
     def notes(self) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
+from kdedge.data.classes import benchmark_root
 from kdedge.data.fetch import Fetched, fetch
 from kdedge.data.survey import Survey, survey
 from kdedge.data.verify import Verification, verify
@@ -34,11 +35,11 @@ class BenchmarkSet:
         return "no" if len(self.missing) == len(self.benchmark.downloads) else "partly"
 
 
-def list_sets(root: str | Path = "data") -> dict[str, BenchmarkSet]:
+def list_sets(root: str | Path | None = None) -> dict[str, BenchmarkSet]:
     """Lists the benchmark sets by name, and which of them are on this machine.
 
     Args:
-        root: folder of the benchmark sets.
+        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
 
     Raises:
         SetupError: an installed package's set cannot be loaded.
@@ -46,29 +47,29 @@ def list_sets(root: str | Path = "data") -> dict[str, BenchmarkSet]:
     return {name: open_set(name, root) for name in list_benchmarks()}
 
 
-def open_set(name: str, root: str | Path = "data") -> BenchmarkSet:
+def open_set(name: str, root: str | Path | None = None) -> BenchmarkSet:
     """Describes a benchmark set, and finds which of its files are missing.
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets.
+        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
 
     Raises:
         DataError: there is no such set.
         SetupError: the set of an installed package cannot be loaded.
     """
-    benchmark = load_benchmark(name)
-    return BenchmarkSet(benchmark, Path(root) / benchmark.folder, benchmark.missing(Path(root)))
+    benchmark, place = load_benchmark(name), benchmark_root(root)
+    return BenchmarkSet(benchmark, place / benchmark.folder, benchmark.missing(place))
 
 
-def fetch_set(name: str, root: str | Path = "data") -> Fetched:
+def fetch_set(name: str, root: str | Path | None = None) -> Fetched:
     """Downloads the missing files of a benchmark set and unpacks them.
 
     They come from the Hugging Face Hub; an interrupted download continues where it stopped.
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets.
+        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
 
     Raises:
         DataError: there is no such set, or a file is not the published one.
@@ -76,15 +77,17 @@ def fetch_set(name: str, root: str | Path = "data") -> Fetched:
         ResourceError: the disk is full, or the folder cannot be written.
         InUseError: another fetch uses the folder.
     """
-    return fetch(load_benchmark(name), Path(root))
+    return fetch(load_benchmark(name), benchmark_root(root))
 
 
-def verify_set(name: str, root: str | Path = "data", *, read_images: bool = False) -> Verification:
+def verify_set(
+    name: str, root: str | Path | None = None, *, read_images: bool = False
+) -> Verification:
     """Compares a benchmark set's counts, class names and split with the published ones.
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets.
+        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
         read_images: also decode every image.
 
     Returns:
@@ -93,7 +96,7 @@ def verify_set(name: str, root: str | Path = "data", *, read_images: bool = Fals
     Raises:
         DataError: there is no such set.
     """
-    return verify(load_benchmark(name), Path(root), read_images=read_images)
+    return verify(load_benchmark(name), benchmark_root(root), read_images=read_images)
 
 
 def scan_images(source: str | Path) -> Survey:

@@ -11,13 +11,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from kdedge.api.artifact import artifact_folder
-from kdedge.api.evaluate import AnyArtifact
+from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_misses
-from kdedge.errors import DataError, check_at_least
+from kdedge.errors import DataError, RecipeError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import ClassScore, Prediction, Result
-from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.progress import working
+from kdedge.runtime.artifact import Artifact, Precision, model_file_at
 from kdedge.runtime.preprocess import UnusableImage, convert_image
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -153,7 +154,8 @@ def load(
     Warns if the file misses its gates on this machine.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name;
+            or a model file of an artifact.
         precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
         backend: the runtime, such as `onnxruntime`; None to choose one.
@@ -170,17 +172,36 @@ def load(
         ...     class_name, score_percent = model("image.jpg")[0]
     """
     check_at_least(1, threads=threads)
-    folder = artifact_folder(source, root)
     return LoadedModel(
-        open_classifier(folder, precision=precision, backend=backend, threads=threads)
+        open_classifier(source, precision=precision, backend=backend, threads=threads, root=root)
     )
 
 
 def open_classifier(
-    artifact: Path, *, precision: Precision | None, backend: str | None, threads: int | None
+    source: AnyArtifact,
+    *,
+    precision: Precision | None,
+    backend: str | None,
+    threads: int | None,
+    root: str | Path | None = None,
 ) -> Classifier:
-    """Loads an artifact's model, and warns if its file misses its gates on this machine."""
-    loaded = Classifier.load(artifact, precision=precision, backend=backend, n_threads=threads)
+    """Loads an artifact's model, or a file of one; warns if the file misses its gates here.
+
+    Raises:
+        RecipeError: a file is named, and a precision or a backend that it may not have.
+    """
+    file = model_file_at(run_argument(source))
+    if file is not None and (precision or backend):
+        raise RecipeError(
+            f"{file} is a file, which has its own precision and backend.\n  Leave --precision and"
+            " --backend out, or name its folder."
+        )
+    place = artifact_folder(source, root) if file is None else file
+    with working(f"loading {place}"):
+        if file is not None:
+            loaded = Classifier.load_named(file, n_threads=threads)
+        else:
+            loaded = Classifier.load(place, precision=precision, backend=backend, n_threads=threads)
     try:
         warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
     except BaseException:

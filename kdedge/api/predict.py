@@ -14,8 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from kdedge.api.artifact import artifact_folder
-from kdedge.api.evaluate import AnyArtifact, run_argument
+from kdedge.api.evaluate import AnyArtifact
 from kdedge.errors import DataError, RecipeError, check_at_least, os_reason
 from kdedge.inference.lines import (
     Lines,
@@ -26,9 +25,8 @@ from kdedge.inference.lines import (
     best_name,
     result_values,
 )
-from kdedge.progress import progress, working
+from kdedge.progress import progress
 from kdedge.records.tables import Table, Tabled, images_text
-from kdedge.runtime.artifact import model_file_at
 
 if TYPE_CHECKING:
     from kdedge.data.sources import ImageSource
@@ -355,17 +353,10 @@ def opened(
 ) -> Iterator[Classifier]:
     """Context with the loaded model of an artifact, or of a run's newest one; or a file of one."""
     from kdedge.api.model import open_classifier
-    from kdedge.inference.classify import Classifier
 
-    file = model_file_at(run_argument(source))
-    artifact = artifact_folder(source, root) if file is None else file
-    with working(f"loading {artifact}"):
-        if file is not None:
-            classifier = Classifier.load_named(file, n_threads=threads)
-        else:
-            classifier = open_classifier(
-                artifact, precision=precision, backend=backend, threads=threads
-            )
+    classifier = open_classifier(
+        source, precision=precision, backend=backend, threads=threads, root=root
+    )
     try:
         yield classifier
     finally:
@@ -418,7 +409,10 @@ class ResultStream:
             return
         first = self._first_failed
         if first is None:
-            raise DataError("Standard input has no image.\n  Pipe an image into it.")
+            raise DataError(
+                "There is no image in standard input or the video.\n  Pipe an image into it, or"
+                " play the video to see whether it has frames."
+            )
         file = self._classifier.artifact.path / self._classifier.file.name
         if not self.counts["unanswered"]:
             raise DataError(

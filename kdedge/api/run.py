@@ -60,15 +60,14 @@ class Run:
     @property
     def teacher(self) -> Run | None:
         """The run of a student's teacher; None for other runs, and if it is missing."""
-        name, spec = self.provenance.teacher_run, self.recipe.teacher
+        name = self.provenance.teacher_run
         if name is None:
             return None
-        named = None if spec is None else spec.run  # it may be in another folder of runs
         root, current = self.folder.root, Path.cwd()
         if not self.path.is_absolute() and root.is_relative_to(current):
             root = root.relative_to(current)
         try:
-            return open_run(named or name, root=root)
+            return open_run(name, root=root)
         except KdedgeError:
             return None
 

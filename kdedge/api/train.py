@@ -464,7 +464,7 @@ def import_checkpoint(
             f"{file} is a promptsrc checkpoint, which has no class names.\n"
             "  Give them: --classes FILE."
         )
-    unused = {"teacher"} if kind == "promptsrc" else {"classes", "exact"}
+    unused = ("teacher",) if kind == "promptsrc" else ("classes", "exact")
     given = {"teacher": teacher, "classes": classes, "exact": exact or None}
     for flag in unused:
         if given[flag] is not None:

@@ -39,7 +39,7 @@ def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
     if spec.file is not None:
         return read_class_file(spec.file)
     if spec.benchmark is not None:
-        return load_benchmark(spec.benchmark).class_names(benchmark_root(data))
+        return load_benchmark(spec.benchmark).class_names(benchmark_root(data.root))
     if spec.synthetic is not None:
         return synthetic.class_names(spec.synthetic)
     names = tuple(spec.names or ())
@@ -106,9 +106,9 @@ def class_list_hash(names: Sequence[str]) -> str:
     return sha256_json(list(names))
 
 
-def benchmark_root(data: DataSpec) -> Path:
-    """Returns the folder of the benchmark sets: `data.root`, else KDEDGE_DATA, else ./data."""
-    return data.root or Path(os.environ.get("KDEDGE_DATA") or "data")
+def benchmark_root(root: str | Path | None) -> Path:
+    """Returns the folder of the benchmark sets: the given one, else KDEDGE_DATA, else ./data."""
+    return Path(root or os.environ.get("KDEDGE_DATA") or "data")
 
 
 def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -52,7 +52,7 @@ def open_source(
         return huggingface.open_source(spec.huggingface, part=spec.part, **columns, **labels)
     if spec.benchmark is not None:
         benchmark = load_benchmark(spec.benchmark)
-        return benchmark.open_source(benchmark_root(data), part=spec.part, **labels)
+        return benchmark.open_source(benchmark_root(data.root), part=spec.part, **labels)
     if spec.synthetic is not None:
         names = synthetic.class_names(spec.synthetic)
         if labeled and tuple(class_names) != names:

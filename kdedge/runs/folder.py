@@ -140,6 +140,10 @@ class RunFolder:
         """Folders of its exported files, by name."""
         return sorted(file.parent for file in self.path.glob("artifacts/*/artifact.json"))
 
+    def name_in(self, root: Path) -> str:
+        """`name/NN` in this folder of runs, or the absolute path of a run elsewhere."""
+        return self.name if self.root.resolve() == root.resolve() else str(self.path.resolve())
+
     def read_provenance(self) -> Provenance:
         """Reads provenance.json.
 

@@ -98,7 +98,7 @@ class Provenance(_Tolerant):
         kd_weight_per_image: weight of one image in the distillation loss.
         hashes: hash by input: backbone, class list, image lists.
         measured_on: hash of the test images; None if there are none.
-        teacher_run: the teacher's run, as `name/NN`.
+        teacher_run: the teacher's run, as `name/NN`; its absolute path in another folder of runs.
         official: whether the run follows the public code's protocol.
         better: a student that was kept in its place, as `name/NN`; None if it was kept.
         resumed: later starts.

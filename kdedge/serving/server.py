@@ -56,7 +56,8 @@ class ModelReloader:
 
     Args:
         source: of the artifact.
-        current: the served model, which was just loaded.
+        current: the served model.
+        seen: the source's `folder_state` before that was loaded.
         outcomes: counts new artifacts, `taken` or `refused`.
         every_s: seconds between two looks.
     """
@@ -65,13 +66,14 @@ class ModelReloader:
         self,
         source: ArtifactSource,
         current: CurrentModel,
+        seen: _FolderState,
         outcomes: Counter,
         *,
         every_s: float = 1.0,
     ) -> None:
         self._source, self._current, self._outcomes = source, current, outcomes
         self._every_s, self._ends = every_s, threading.Event()
-        self._seen = self._tried = self._stamp()
+        self._seen = self._tried = seen
         self._thread = threading.Thread(
             target=contextvars.copy_context().run,  # its messages name flags, too
             args=(self._watch,),
@@ -87,21 +89,12 @@ class ModelReloader:
 
     def _watch(self) -> None:
         while not self._ends.wait(self._every_s):
-            before, self._seen = self._seen, self._stamp()
+            before, self._seen = self._seen, folder_state(self._source)
             if self._seen not in (before, self._tried):
                 continue  # somebody is still writing
             if self._seen != self._tried:
                 self._tried = self._seen
                 self._try()
-
-    def _stamp(self) -> _FolderState:
-        """Changes with the folder and with each of its files."""
-        try:
-            folder = self._source.find().resolve()
-            stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-        except (OSError, KdedgeError) as error:
-            return (str(error),)
-        return (folder, *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
 
     def _try(self) -> None:
         try:
@@ -120,6 +113,16 @@ class ModelReloader:
         self._current.replace(model)
         self._outcomes.labels("taken").inc()
         log.info("Serving the new artifact %s: %s.", path, model.describe())
+
+
+def folder_state(source: ArtifactSource) -> _FolderState:
+    """Changes with the artifact's folder and with each of its files."""
+    try:
+        folder = source.find().resolve()
+        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    except (OSError, KdedgeError) as error:
+        return (str(error),)
+    return (folder, *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
 
 
 def load_checked(source: ArtifactSource, path: Path) -> ServedModel:
@@ -190,23 +193,24 @@ class Server:
         self._socket = _listen(host, port)
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._socket.close)
+            seen = folder_state(source)  # what changes from now on is loaded again
             loaded = source.load(source.find())
             on_error.callback(loaded.close)
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
             self.model = ServedModel(loaded, source.batch)
             self.model.warm_up()
+            self.name = model_name(self.model.artifact.name)
+            self._current, self._limits = CurrentModel(self.model), limits
+            self._app = App(self.name, self._current, limits)
+            self._uvicorn = uvicorn.Server(self._config())
             on_error.pop_all()
         address, number = self._socket.getsockname()[:2]
         self.url = (
             f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
         )
-        self.name = model_name(self.model.artifact.name)
-        self._current, self._limits = CurrentModel(self.model), limits
-        self._app = App(self.name, self._current, limits)
-        self._uvicorn = uvicorn.Server(self._config())
         self._error: BaseException | None = None
         self._reloader = ModelReloader(
-            source, self._current, self._app.metrics.artifacts, every_s=look_every_s
+            source, self._current, seen, self._app.metrics.artifacts, every_s=look_every_s
         )
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._thread.start()

@@ -193,7 +193,7 @@ class RecipeData:
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         names = self._classes.names
         tested = str(data.test) if key in ("labeled", "unlabeled") else ""
-        read = (key, labeled, place, names, benchmark_root(data), data.max_bad_images, tested)
+        read = (key, labeled, place, names, benchmark_root(data.root), data.max_bad_images, tested)
         if read not in known:
             try:
                 source = open_source(spec, class_names=names, labeled=labeled, data=data)

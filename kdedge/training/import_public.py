@@ -89,7 +89,7 @@ def import_public(
         )
     else:
         vectors, method = load_class_vectors(teacher.class_vectors), "promptkd"
-        teacher_run = teacher.name if teacher.root == workspace.root.resolve() else None
+        teacher_run = teacher.name_in(workspace.root)
         class_names, teacher_dim = vectors.class_names, vectors.vectors.shape[1]
         parameters = promptkd_parameters(checkpoint.state_dict)
         width = len(parameters.trained["projector.linear2.weight"])

@@ -203,7 +203,7 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> Meth
             )
         return load_run(run, workspace)
     job = baseline_job(loaded, workspace)
-    if not job.method.trainable_parameters():
+    if not (job.choice.is_solved or job.method.trainable_parameters()):
         return job.model()
     key, root = job.key(), workspace.root
     resume = newest(root, key=key, is_finished=False) is not None

@@ -161,7 +161,9 @@ def _new_run(job: Job, key: str) -> RunFolder:
             **settings_record(job.choice),
             **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
-            "teacher_run": job.teacher.run.name if isinstance(job.teacher, RunModel) else None,
+            "teacher_run": job.teacher.run.name_in(job.setup.workspace.root)
+            if isinstance(job.teacher, RunModel)
+            else None,
             "official": recipe.official,
         },
     )

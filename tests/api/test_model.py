@@ -122,6 +122,19 @@ def test_logits_of_unprepared_pixels_are_refused(model: LoadedModel, shape: Any)
         model.logits(floats)
 
 
+def test_a_model_file_is_loaded_by_its_path_and_has_its_own_precision(
+    model: LoadedModel, tmp_path: Path
+) -> None:
+    image = tmp_path / "a.png"
+    photo().save(image)
+    file = model.artifact.path / model.artifact.files[0].name
+    with load(file) as again:
+        assert again.class_names == model.class_names
+    for call in (load, lambda path, **how: kdedge.predict(path, image, **how)):
+        with pytest.raises(RecipeError, match="is a file, which has its own precision"):
+            call(file, precision="int8")
+
+
 def test_a_strip_in_memory_is_refused_as_its_file_is(model: LoadedModel) -> None:
     strip = Image.new("RGB", (1, 101))
     results = list(model.classify([strip, np.asarray(strip), png(strip)]))

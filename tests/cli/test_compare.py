@@ -116,6 +116,8 @@ def test_files_of_one_precision_are_compared_or_the_verdict_says_so(
     assert (found["old"]["precision"], found["new"]["precision"]) == ("int8", "int8")
     done = kdedge("compare", "old/model.int8-cpu.onnx", "new", "pics", "--labels")
     assert "The old file is int8 and the new one fp32." in done.out
+    unlabeled = package.compare("old/model.int8-cpu.onnx", "new", "pics")
+    assert unlabeled.verdict == ""
 
 
 def test_a_single_file_of_an_artifact_and_its_record_name_it(kdedge: Run) -> None:

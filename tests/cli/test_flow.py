@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdedge.api.run import open_run
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.runs.folder import RunFolder
@@ -177,6 +178,12 @@ def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
     assert done.code == 0, done.err
     assert "tiny/01 (teacher.safetensors" in done.out
     assert re.findall(r"^(Used|Wrote) ", done.out, re.MULTILINE) == ["Used", "Wrote"]
+    teacher = open_run("other/tiny/01").teacher  # and not the student, which has its number
+    assert teacher is not None
+    assert teacher.path.resolve() == Path("runs/tiny/01").resolve()
+    Path("more.txt").write_text("cat\nforklift\n")
+    exported = kdedge("export", "other/tiny/01", "--classes", "more.txt")
+    assert exported.code == 0, exported.err
 
 
 def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -> None:

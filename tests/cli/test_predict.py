@@ -183,7 +183,7 @@ def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
     arguments = ("predict", "art", "-", "--format", "csv", "--output", "o.csv")
     code, lines, err = feed(b"", *arguments)
     assert (code, lines) == (3, [])
-    assert "Standard input has no image" in err
+    assert "no image in standard input" in err
     assert not Path("o.csv").exists()
     assert feed((work / "pics/a.jpg").read_bytes(), *arguments)[0] == 0
     assert Path("o.csv").read_text().startswith("image,class,score_percent,error\nstdin,red,")

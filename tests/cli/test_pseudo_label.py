@@ -49,6 +49,12 @@ def rounds_of(variant: str, *more: str, rounds: int = 3) -> tuple[str, ...]:
 # Files
 
 
+def test_a_method_in_closed_form_is_solved_before_it_labels(kdedge: Run) -> None:
+    done = write(kdedge, "--method", "ridge", "--set", "data.split=all")
+    assert done.code == 0, done.err
+    assert json.loads(Path("runs/tiny/01/provenance.json").read_text())["method"] == "ridge"
+
+
 def test_zero_shot_labels_are_written_and_the_command_that_trains_on_them_works(
     kdedge: Run, project: Path
 ) -> None:

@@ -25,7 +25,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -136,7 +135,7 @@ class Training:
         self._loss_sum = self._final_loss = self._seconds_before = 0.0
         self._last_keys: tuple[str, ...] = ()
         self._n_metrics_bytes = 0
-        self._newest: Path | None = None
+        self._newest = run.checkpoints  # of rank 0: the newest one in it
         self._began = self._saved = time.monotonic()
 
     @property
@@ -187,6 +186,7 @@ class Training:
     def save(self) -> None:
         """Writes a checkpoint of this position."""
         self._check_parameters()
+        self._saved = time.monotonic()
         if not self._group.is_rank0:
             return
         state = TrainingState(
@@ -204,7 +204,6 @@ class Training:
             identity=self._identity,
         )
         self._newest = save_checkpoint(self._run.checkpoints, state)
-        self._saved = time.monotonic()
 
     def run_epoch(
         self, batches: Iterator[Batch], *, stop: StopSignals, metrics: MetricsLog | None
