@@ -303,6 +303,7 @@ def _fold(
     artifact, inputs = export_artifact(
         trained, precisions=needed | for_cpu, output=None if output is None else Path(output)
     )
-    log.info("Wrote %s", artifact.path)
+    if not (targets or cpu):  # else with their files
+        log.info("Wrote %s", artifact.path)
     names = [file.name for file in artifact.files if file.precision in needed]
     return artifact.path, inputs, names

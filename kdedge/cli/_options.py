@@ -166,7 +166,7 @@ def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 SIZE_HELP = (
-    "Student by s, in place of the recipe's: "
+    "A student of this size, in place of the recipe's: "
     + "; ".join(
         f"{name} is {s.backbone} ({s.n_parameters:g} million parameters, {s.gflops:g} GFLOPs)"
         for name, s in SIZES.items()

@@ -19,7 +19,7 @@ from kdedge.cli._output import (
     show_result,
     table,
 )
-from kdedge.records.tables import percent
+from kdedge.records.tables import figure, percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 
@@ -174,9 +174,9 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
         exact = percent(labeled[0].reference_accuracy_percent) if labeled else ""
         of_model = f" (the model's: {exact})" if labeled else ""
         lines.append(
-            f"\nCompared with the float32 model on {'; later files on '.join(sets)}: top-1"
-            f" agreement in percent, mean softmax distance (0-1), accuracy in percent{of_model},"
-            " accuracy drop in points."
+            f"\nCompared with the float32 model on {'; later files on '.join(sets)}: agreement of"
+            f" the classes, accuracy{of_model} and its drop (below 0: a gain) in percent, mean"
+            " distance of the scores (0 to 1)."
         )
         n_images = max(file.parity.n_images for file in artifact.files if file.parity is not None)
         if n_images < _FEW:
@@ -187,7 +187,10 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
             )
     lines += _fitted_lines(artifact)
     if choice is not None:
+        (time,) = (c.time for c in choice.candidates if choice.is_chosen(c))
         lines.append(f"\nFastest on this CPU:\n{choice}\n")
+        cost = "" if time is None else f": {figure(time.p50_ms)} ms for one image"
+        lines.append(f"For a CPU like this, ship {choice.file}{cost}.")
     elif (shipped := file_to_ship(artifact, None)) is not None:
         lines.append(
             f"\nFor a CPU, ship {shipped.file.name}. Whether another file is faster there, this"

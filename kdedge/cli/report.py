@@ -33,8 +33,8 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     from kdedge.reporting.headline import deploy_line, headline_of
     from kdedge.reporting.records import gather
 
-    page = report(*sources, output=output, root=root)
     runs = [find_run(source, root) for source in sources or (None,)]
+    page = report(*(run.path for run in runs), output=output, root=root)
     records = gather(runs[0])
     artifact = records.artifact
     following = ["show", str(runs[0].path)]

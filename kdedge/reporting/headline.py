@@ -24,6 +24,7 @@ _UNKNOWN = (
 
 _FEW = 1000
 """With fewer test images, chance moves an accuracy by more than about three points."""
+_TELLS = 6
 
 
 def headline_of(
@@ -138,22 +139,15 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         first, second = _apart(points), _apart(mean)
         parts.append(f"{first} zero-shot CLIP, and {second} it in the mean over classes")
     else:
-        gain = 0.0 if teacher is None else _score(student) - _score(teacher)
-        if gain > 0:
-            few = student.harmonic_mean is None and student.n_images < _FEW
-            images = f" ({images_text(round(gain * student.n_images / 100))})" if few else ""
-            parts.append(f"{gain:.1f} points{images} above its teacher")
+        if teacher is not None and _score(student) > _score(teacher):
+            parts.append(_against(student, teacher, "its teacher"))
         elif teacher is not None and _score(teacher):
             share = 100 * _score(student) / _score(teacher)
             parts.append(f"keeps {share:.0f} % of the teacher's accuracy")
         parts += [f"{points:.1f} points above zero-shot CLIP"] if points else []
     alone = same.get("labels_alone")
     if alone is not None:
-        gain = _score(student) - _score(alone)
-        than = (
-            f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'}" if gain else "as good as"
-        )
-        parts.append(f"{than} the same network with the labels alone")
+        parts.append(_against(student, alone, "the same network with the labels alone"))
     largest = student.largest_class_percent
     if largest is not None and student.all < largest and len(student.per_class) > 1:
         missing = largest - student.all
@@ -161,6 +155,22 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     if parts and not parts[0].startswith("keeps"):
         parts[0] = f"is {parts[0]}"
     return parts, False
+
+
+def _against(student: EvalResult, other: EvalResult, name: str) -> str:
+    """How much better or worse a student is than another model on the same images.
+
+    Of two models that differ in fewer than six answers, McNemar's test calls none better.
+    """
+    gain, images = _score(student) - _score(other), ""
+    if not gain:
+        return f"as good as {name}"
+    if student.harmonic_mean is None and student.n_images < _FEW:
+        n = round(abs(gain) * student.n_images / 100)
+        if n < _TELLS:
+            return f"not measurably {'better' if gain > 0 else 'worse'} than {name}"
+        images = f" ({images_text(n)})"
+    return f"{abs(gain):.1f} points{images} {'above' if gain >= 0 else 'below'} {name}"
 
 
 def _apart(points: float) -> str:

@@ -49,11 +49,12 @@ def evaluate_run(
     images = data.require("test", "accuracy is measured on it")
     warn_of_other_test_images(model, images)
     trained_on = model.setup.classes.names
+    n_new = len({*model.class_names} - {*trained_on})
     if run.kind == "student" and model.class_names != trained_on:
         log.warning(
-            "The class list differs from the run's, by %d new names. Class vectors are looked up by"
-            " name; base and novel classes follow the current list.",
-            len({*model.class_names} - {*trained_on}),
+            "The class list differs from the run's: %s. Class vectors are looked up by name; base"
+            " and novel classes follow the current list.",
+            f"{n_new} of its names are new" if n_new else "its order, or fewer names",
         )
     selection, temperature = model.setup.choice.optim.selection, None
     if model.loaded.recipe.export.calibrate:

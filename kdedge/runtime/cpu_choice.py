@@ -117,19 +117,14 @@ class CpuChoice(Record, Tabled):
     @property
     def table(self) -> Table:
         """Header and cells of the table that it prints."""
-        header = ["file", "runtime", "agreement", "ms", "speedup", "ratio"]
-        header += ["range", "result"]
+        header = ["file", "runtime", "agreement", "ms", "speedup", "result"]
         return header, [self._row(candidate) for candidate in self.candidates]
 
     def _row(self, timed: TimedFile) -> list[str]:
         cells = [timed.file, timed.runtime or "-"]
         cells.append("-" if timed.agreement_percent is None else f"{timed.agreement_percent:.2f}")
         time = timed.time
-        if time is None or time.ratio is None:
-            cells += ["-", "-", "-", "-"]
-        else:
-            cells += [f"{time.p50_ms:.3g}", f"{timed.speedup:.2f}", f"{time.ratio:.2f}"]
-            cells.append(f"{time.ratio_low:.2f}-{time.ratio_high:.2f}")
+        cells += ["-", "-"] if time is None else [f"{time.p50_ms:.3g}", f"{timed.speedup:.2f}"]
         return [*cells, "chosen" if self.is_chosen(timed) else timed.out or ""]
 
     @property
@@ -137,9 +132,9 @@ class CpuChoice(Record, Tabled):
         """How it was measured, what was not tried, and which times are in doubt."""
         images = "1 image" if self.batch == 1 else f"{self.batch} images"
         notes = [
-            f"{images} per call, in turns; agreement with the float32 model in percent; speedup"
-            " over the first row by the quickest tenth of the calls, which decides; ratio of the"
-            f" medians and its range over the rounds. On {self.machine}."
+            f"{images} per call, in turns; agreement with the float32 model on the sample images,"
+            " percent; ms of the median call; speedup over the first row by the quickest tenth of"
+            f" the calls, which other programs disturb least; it decides. On {self.machine}."
         ]
         whats_of: dict[str, list[str]] = {}
         for what, why in self.not_tried.items():

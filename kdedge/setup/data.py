@@ -228,7 +228,8 @@ class RecipeData:
         all_the_same = "set data.unlabeled.include_test to train on them all the same"
         if shared and len(shared) == len(images.indices) and not is_set:
             raise DataError(
-                f"All images of data.{key} are in data.test, too.\n  Name others"
+                f"All images of data.{key} are in data.test, too, such as {shared[0]}: accuracy on"
+                " images that a model has learned says nothing.\n  Name others"
                 f"{f'; or {all_the_same}' if key == 'unlabeled' else ''}."
             )
         if shared and self._workspace.group.is_rank0:

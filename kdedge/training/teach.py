@@ -19,7 +19,7 @@ from kdedge.config.optim_spec import OptimSpec, resolve_optim
 from kdedge.config.recipe import BaselineSpec
 from kdedge.data.balance import find_offsets
 from kdedge.data.classes import read_class_texts
-from kdedge.errors import RecipeError
+from kdedge.errors import DataError, RecipeError, some_of
 from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import read_json, sha256_json, write_json
 from kdedge.methods.registry import load_method
@@ -197,14 +197,24 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         labels = {index: label_of[label] for index, label in labeled.source_labels().items()}
         labeled = replace(labeled, labels=labels)
     if spec.pseudo_labels is None:
-        return TrainingData(labeled)
-    pool = images.require("unlabeled", "data.pseudo_labels is of its images")
-    pseudo = pool.labeled_as(read_for(pool, spec.pseudo_labels, classes=setup.classes))
-    if labeled is not None:
-        pseudo = pseudo.without(labeled)
-    assert pseudo.labels is not None
-    hashes = {"pseudo_labels": sha256_json(sorted(pseudo.labels.items()))}
-    return TrainingData(labeled.with_those_of(pseudo) if labeled else pseudo, hashes=hashes)
+        data = TrainingData(labeled)
+    else:
+        pool = images.require("unlabeled", "data.pseudo_labels is of its images")
+        pseudo = pool.labeled_as(read_for(pool, spec.pseudo_labels, classes=setup.classes))
+        if labeled is not None:
+            pseudo = pseudo.without(labeled)
+        assert pseudo.labels is not None
+        hashes = {"pseudo_labels": sha256_json(sorted(pseudo.labels.items()))}
+        data = TrainingData(labeled.with_those_of(pseudo) if labeled else pseudo, hashes=hashes)
+    absent = set(label_of.values()) - set((data.labels or {}).values())
+    if setup.choice.is_solved and absent:
+        names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
+        raise DataError(
+            f"{setup.choice.name} knows classes by their labels alone, and {len(names)} of"
+            f" {len(label_of)} have none: {', '.join(some_of(names, 5))}.\n  Label images of each"
+            " class, take these out of the class list, or set teacher.method: promptsrc."
+        )
+    return data
 
 
 def baseline_accuracies(job: Job) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
     assert student["closed_form"]["divergence"] > 0
     evaluation = read("runs/tiny/02/eval.json")
     assert {"student", "teacher", "zeroshot", "labels_alone"} == evaluation.keys()
-    assert " the same network with the labels alone" in done.out
+    assert "the same network with the labels alone" in done.out
     plain = kdedge("train", "r.yaml", "--method", "ridge", *options(*OWN))
     assert plain.code == 0, plain.err
     baseline = read("runs/tiny/03/eval.json")["baseline"]
@@ -62,6 +63,13 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
     }
     again = kdedge("distill", "r.yaml", "--resume", *options(*OWN))
     assert "nothing to resume" in again.err
+
+
+def test_a_class_without_labels_is_named(kdedge: Run) -> None:
+    shutil.rmtree("labeled/dog")
+    done = kdedge("distill", "r.yaml", *options(*OWN))
+    assert done.code == 3
+    assert "labels alone, and 1 of 4 have none: dog." in done.err
 
 
 def test_black_training_images_are_named_and_the_headline_tells(kdedge: Run) -> None:
