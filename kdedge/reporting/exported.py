@@ -51,6 +51,10 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         "# (the other model files in it may be left out)",
         f"scp -r {folder} DEVICE:model",
     ]
+    if file.target == "onnx":
+        commands.append(
+            "python model/example.py IMAGE  # needs numpy, pillow and onnxruntime alone"
+        )
     if (flags := predict_flags(artifact, file)) is not None:
         options = " ".join(flags)
         commands = [
