@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.layers import with_layers
 from kdedge.clip.prompts import make_linear, make_visual_prompts, readable
+from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
@@ -184,6 +185,8 @@ class Method(BaseMethod):
                 [*about_class, inputs.template.format(readable(name))]
                 for name, about_class in zip(names, inputs.sentences, strict=True)
             ]
+            for texts in self._texts:  # one that is too long is an error before there is a run
+                tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
         self._noise_seed = int(torch.randint(2**62, (), generator=generator))
         self._first_classifier = classifier.detach().clone()
         self._learned_version: int | None = None

@@ -82,7 +82,7 @@ CLASSES = "tests/cli/test_export.py runs it"
 
 EXPORT = "kdedge export --onnx --fp16 --int8"
 INIT = "kdedge init line3 --images cams --classes classes.txt --labeled labeled --test test"
-FIRST = [INIT, "kdedge distill line3.yaml", "kdedge export --int8"]
+FIRST = [INIT, "kdedge distill line3.yaml", "kdedge export --cpu"]
 """What README and "Your own images" begin with: it is run once for both."""
 
 # What is run on no page, by its beginning, and why.

@@ -124,9 +124,8 @@ def test_one_that_declares_nothing_says_what_to_declare(install: Callable[..., A
     assert declaration in train.err
     assert methods.code == 0
     assert re.search(r"^toy +\?", methods.out, re.MULTILINE)
-    assert (
-        f"toy cannot be loaded; only the names are listed.\n  METHOD: {declaration}" in methods.err
-    )
+    assert "toy cannot be loaded; only the names are listed.\n" in methods.err
+    assert declaration in methods.err
 
 
 STUDENT = '''
