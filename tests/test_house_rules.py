@@ -76,25 +76,6 @@ def test_no_private_name_is_imported_from_another_package() -> None:
     assert not found, "\n".join(["private names of other packages:", *found])
 
 
-NO_NAMES = {
-    *("at", "from_", "here", "how", "of", "on", "one", "own", "theirs", "there", "to", "until"),
-    *("who", "whose", "with_"),
-}
-"""Prepositions, pronouns and adverbs, which do not say what a variable is."""
-
-
-def test_a_variable_is_called_by_a_noun() -> None:
-    found = []
-    for path, tree in sources().items():
-        functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-        for node in {inner for function in functions for inner in ast.walk(function)}:
-            is_set = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            name = node.id if is_set else getattr(node, "arg", None)
-            if isinstance(node, ast.arg | ast.Name) and name in NO_NAMES:
-                found.append(f"{path}:{node.lineno}: {name}")
-    assert not found, "\n".join(["names that are no nouns:", *found])
-
-
 PRIVATE = re.compile(r"kdedge(?:\.\w+)*\._[a-z]\w*|from kdedge[\w.]* import _[a-z]\w*")
 """A private module or name of kdedge's, in code and in the scripts that tests start."""
 
