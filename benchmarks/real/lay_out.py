@@ -28,7 +28,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from kdedge.config.data_spec import DataSpec
 from kdedge.data.benchmarks import PARTS, CoopSet, list_benchmarks, load_benchmark
 from kdedge.data.classes import benchmark_root
 from kdedge.files import write_atomic
@@ -195,7 +194,7 @@ def main() -> int:
         parser.error("name a repository: --eurosat, --caltech101, --splits or --dtd")
     if not os.environ.get("KDEDGE_DATA"):
         raise fail("KDEDGE_DATA is not set.\n  Set it to the folder of the benchmark sets.")
-    root = benchmark_root(DataSpec())
+    root = benchmark_root(None)
     laid_out = []
     for name, below in IMAGES.items():
         path = getattr(arguments, name)

@@ -79,8 +79,8 @@ class _Export:
         except KdedgeError as error:
             self.failed.append(error)
             self.artifact = load_artifact(before.path)
-        if self.artifact != before:
-            log.info("Wrote %s", before.path)
+        if added := [file.name for file in self.artifact.files if file not in before.files]:
+            log.info("Wrote %s into %s", ", ".join(added), before.path)
 
     def result(self) -> Artifact:
         """The artifact.
@@ -303,7 +303,6 @@ def _fold(
     artifact, inputs = export_artifact(
         trained, precisions=needed | for_cpu, output=None if output is None else Path(output)
     )
-    if not (targets or cpu):  # else with their files
-        log.info("Wrote %s", artifact.path)
+    log.info("Wrote %s", artifact.path)
     names = [file.name for file in artifact.files if file.precision in needed]
     return artifact.path, inputs, names

@@ -184,7 +184,7 @@ def test_a_run_completes_the_keywords_of_its_methods() -> None:
 
 
 def test_no_call_has_a_folder_of_runs_of_its_own() -> None:
-    """`runs_folder` alone knows it, and reads KDEDGE_RUNS."""
+    """`runs_folder` alone knows it, and reads KDEDGE_RUNS; `benchmark_root` reads KDEDGE_DATA."""
     functions = {name: getattr(kdedge, name) for name in kdedge.__all__}
     defaults = {
         name: root.default
@@ -192,8 +192,7 @@ def test_no_call_has_a_folder_of_runs_of_its_own() -> None:
         if inspect.isfunction(function)
         and (root := inspect.signature(function).parameters.get("root"))
     }
-    of_sets = {"list_sets", "open_set", "fetch_set", "verify_set"}
-    assert {name for name, default in defaults.items() if default is not None} == of_sets
+    assert {name for name, default in defaults.items() if default is not None} == set()
 
 
 def test_whatever_takes_the_name_of_a_run_takes_the_folder_of_runs() -> None:
