@@ -116,8 +116,8 @@ def _parameter(target: Target) -> str:
 def command(source: str | None, as_json: bool, **options: Any) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
-    For a CPU take --int8, and on the device --cpu, which finds the fastest file there. For an
-    NVIDIA GPU or a Jetson take --trt.
+    For a CPU take --cpu, which makes the files and times them; with the ARTIFACT, it times them on
+    the device. For an NVIDIA GPU or a Jetson take --trt.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student. The default is
     the newest finished student, or any finished run if there is no student. The result is one
