@@ -176,13 +176,13 @@ def make_setting(
         ridge.Settings(outputs="features"),
         MethodInputs(names, teacher=stored, **common),
     )
-    sums = ridge.Sums(solved.module.out.in_features, 768, images.device)
+    sums = ridge.NormalEquations(solved.module.out.in_features, 768, images.device)
     store = make_store(folder, stored.forward_features(images))
     positions = list(range(len(images)))
 
     @torch.no_grad()
     def add(features: Tensor) -> Tensor:
-        sums.add(solved.module.rows(solved._rows(images)), features)
+        sums.add(solved.module.rows(solved._blocks(images)), features)
         return features.new_zeros(())
 
     def read() -> Tensor:
@@ -443,7 +443,8 @@ def main() -> None:
         if on != "cpu":
             return
         print_memory(arguments)
-        print_projection(settings[-1], arguments.batch, folder, arguments.images)
+        if not arguments.without_plain:  # its costs are in turns of the plain loop
+            print_projection(settings[-1], arguments.batch, folder, arguments.images)
 
 
 if __name__ == "__main__":
