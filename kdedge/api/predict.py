@@ -342,7 +342,6 @@ def predict(
     return Predictions(results, top=n_shown, tells_none=classifier.tells_none)
 
 
-@contextlib.contextmanager
 def opened(
     source: AnyArtifact,
     *,
@@ -350,17 +349,13 @@ def opened(
     backend: str | None = None,
     threads: int | None = None,
     root: str | Path | None = None,
-) -> Iterator[Classifier]:
+) -> contextlib.closing[Classifier]:
     """Context with the loaded model of an artifact, or of a run's newest one; or a file of one."""
     from kdedge.api.model import open_classifier
 
-    classifier = open_classifier(
-        source, precision=precision, backend=backend, threads=threads, root=root
+    return contextlib.closing(
+        open_classifier(source, precision=precision, backend=backend, threads=threads, root=root)
     )
-    try:
-        yield classifier
-    finally:
-        classifier.close()
 
 
 class ResultStream:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
 _FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")
 """Options in the short help."""
 _FEW = 100
+"""With fewer images, a file that agrees on all may differ on more than four of 100 others."""
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,6 +159,7 @@ def _print(artifact: Artifact, *, has_choice: bool, as_json: bool) -> None:
 def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     from kdedge.deploy.model_card import files_table
     from kdedge.deploy.ship import file_to_ship
+    from kdedge.reporting.headline import accuracy_interval
 
     gflops = artifact.provenance.get("gflops")
     lines = []
@@ -180,14 +182,14 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
         )
         n_images = max(file.parity.n_images for file in artifact.files if file.parity is not None)
         if n_images < _FEW:
-            unknown = 100 * 3.84 / (n_images + 3.84)  # Wilson's interval where all agree
+            unknown = 100 - accuracy_interval(n_images, n_images)[0]  # where all agree
             lines.append(
                 f"{n_images} images are few: if a file agrees on all of them, it may still differ"
                 f" on up to {unknown:.0f} % of others. More in data.test make the gate sharper."
             )
     lines += _fitted_lines(artifact)
     if choice is not None:
-        (time,) = (c.time for c in choice.candidates if choice.is_chosen(c))
+        time = choice.time
         lines.append(f"\nFastest on this CPU:\n{choice}\n")
         cost = "" if time is None else f": {figure(time.p50_ms)} ms for one image"
         lines.append(f"For a CPU like this, ship {choice.file}{cost}.")

@@ -283,6 +283,10 @@ class Images:
         """Returns the images at these positions, with these labels, in the source's order."""
         return replace(self, indices=tuple(sorted(labels)), labels=labels)
 
+    def has_labels_of(self, n_classes: int) -> bool:
+        """Whether there is a label of each class."""
+        return self.labels is not None and len(set(self.labels.values())) == n_classes
+
     def source_labels(self) -> dict[int, int]:
         """Position in the source -> class index, of the images that have a label."""
         labels = {index: self.source.items[index].label for index in self.indices}

@@ -34,8 +34,7 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
     files = {file.name: file for file in artifact.files if file.gate != "missed"}
     for choice in sorted(readable_choices(artifact), key=lambda c: c.measured_at, reverse=True):
         if choice.file in files and choice.holds_for(files[choice.file]):
-            (time,) = (c.time for c in choice.candidates if choice.is_chosen(c))
-            return FileToShip(files[choice.file], time, str(choice.machine))
+            return FileToShip(files[choice.file], choice.time, str(choice.machine))
     machine = "" if speed is None else str(speed.device["cpu"])
     fastest = None if speed is None else fastest_file(speed)
     if fastest is not None and fastest[0] in files:

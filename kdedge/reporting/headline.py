@@ -102,7 +102,7 @@ def deploy_line(
     weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
     n, n_right = n_of[weakest], n_right_of[weakest]
     if n == n_right:
-        low = math.floor(10 * _bounds(judged.n_images, judged.n_images)[0]) / 10
+        low = math.floor(10 * accuracy_interval(judged.n_images, judged.n_images)[0]) / 10
         return (
             f"Deploy it if {low:.1f} % right is enough: {images_text(judged.n_images)}, all of"
             " them right, show no more (95 % interval)."
@@ -144,7 +144,7 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
         elif teacher is not None and _score(teacher):
             share = 100 * _score(student) / _score(teacher)
             parts.append(f"keeps {share:.0f} % of the teacher's accuracy")
-        parts += [f"{points:.1f} points above zero-shot CLIP"] if points else []
+        parts += [f"{_apart(points)} zero-shot CLIP"] if points else []
     alone = same.get("labels_alone")
     if alone is not None:
         parts.append(_against(student, alone, "the same network with the labels alone"))
@@ -160,7 +160,7 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
 def _against(student: EvalResult, other: EvalResult, name: str) -> str:
     """How much better or worse a student is than another model on the same images.
 
-    Of two models that differ in fewer than six answers, McNemar's test calls none better.
+    Where one has fewer than six right answers more, McNemar's test at 5 % never calls it better.
     """
     gain, images = _score(student) - _score(other), ""
     if not gain:
@@ -170,20 +170,21 @@ def _against(student: EvalResult, other: EvalResult, name: str) -> str:
         if n < _TELLS:
             return f"not measurably {'better' if gain > 0 else 'worse'} than {name}"
         images = f" ({images_text(n)})"
-    return f"{abs(gain):.1f} points{images} {'above' if gain >= 0 else 'below'} {name}"
+    return f"{_apart(gain, images)} {name}"
 
 
-def _apart(points: float) -> str:
-    return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
+def _apart(points: float, images: str = "") -> str:
+    return f"{abs(points):.1f} points{images} {'above' if points >= 0 else 'below'}"
 
 
 def _interval(n_right: float, n_images: int) -> str:
-    """The 95 % interval of an accuracy, in percent (Wilson, 1927); empty with many images."""
-    low, high = _bounds(n_right, n_images)
+    """`accuracy_interval` in words; empty with many images."""
+    low, high = accuracy_interval(n_right, n_images)
     return "" if n_images >= _FEW else f"95 % interval: {low:.0f} to {high:.0f} %"
 
 
-def _bounds(n_right: float, n_images: int) -> tuple[float, float]:
+def accuracy_interval(n_right: float, n_images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, in percent (Wilson, 1927)."""
     z2 = 1.96**2
     middle = n_right + z2 / 2
     half = math.sqrt(z2 * (n_right * (n_images - n_right) / n_images + z2 / 4))

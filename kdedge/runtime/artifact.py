@@ -150,7 +150,6 @@ FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 FEATURES_NAME = "features"
-OUTPUT_NAMES = (OUTPUT_NAME, FEATURES_NAME)
 
 _REMEDY = "Copy the folder from the export again, or export again."
 

@@ -106,6 +106,11 @@ class CpuChoice(Record, Tabled):
         """Whether a candidate is the fastest one."""
         return candidate.file == self.file
 
+    @property
+    def time(self) -> Measurement | None:
+        """The chosen file's time."""
+        return next(filter(self.is_chosen, self.candidates)).time
+
     def holds_for(self, entry: ModelFile) -> bool:
         """Whether an artifact's file is the one that was measured."""
         return (entry.name, entry.sha256) == (self.file, self.sha256)

@@ -64,7 +64,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     if taught is not None:
         results["teacher"] = taught
     labeled = job.data.labeled
-    if labeled is not None and len(set((labeled.labels or {}).values())) == len(job.classes.names):
+    if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
         alone, _ = ridge_on_labels(job.setup, labeled)
         results["labels_alone"] = measure_accuracy(alone, test, job.classes, selection="last")
     if job.setup.backbone.has_texts:

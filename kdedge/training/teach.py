@@ -227,9 +227,10 @@ def baseline_accuracies(job: Job) -> dict[str, float]:
         Name of a method -> percent, mean over classes; empty where not every class has labels, or
         the teacher is one of these two itself.
     """
-    labels = job.data.labels
-    all_labeled = labels is not None and len(set(labels.values())) == len(job.classes.names)
-    if not all_labeled or job.choice.name in ("ridge", "zeroshot"):
+    images = job.data.images
+    if images is None or not images.has_labels_of(len(job.classes.names)):
+        return {}
+    if job.choice.name in ("ridge", "zeroshot"):
         return {}
     accuracies: dict[str, float] = {}
     parts = []
