@@ -203,15 +203,17 @@ def new_file(path: Path) -> Iterator[None]:
             path.unlink()
 
 
-def already_exists(path: Path, kind: type[KdedgeError] = RecipeError) -> KdedgeError:
+def already_exists(path: Path) -> RecipeError:
     """Returns the error for a new file or folder that is there already."""
-    return kind(f"{path} exists, and nothing is overwritten.\n  Move it away, or name another one.")
+    return RecipeError(
+        f"{path} exists, and nothing is overwritten.\n  Move it away, or name another one."
+    )
 
 
-def refuse_existing(path: Path, kind: type[KdedgeError] = RecipeError) -> None:
+def refuse_existing(path: Path) -> None:
     """Raises the error for a file or folder that exists."""
     if os.path.lexists(path):
-        raise already_exists(path, kind)
+        raise already_exists(path)
 
 
 def sync(descriptor: int, path: Path) -> None:

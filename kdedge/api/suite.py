@@ -95,7 +95,7 @@ class SuiteResult:
         plan, outcomes = ledger.plan, ledger.outcomes()
         lines = make_lines(plan, outcomes)
         self.folder = ledger.folder.path
-        self.grids, self.notes = make_grids(plan, lines), notes(plan, lines)
+        self.grids, self.notes = make_grids(lines), notes(plan)
         paths = [outcome.run for outcome in outcomes.values()]
         self.runs: list[Run] = [open_run(path) for path in paths if path is not None]
         self._record = to_record(plan, outcomes, lines)

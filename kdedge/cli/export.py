@@ -19,7 +19,7 @@ from kdedge.cli._output import (
     show_result,
     table,
 )
-from kdedge.records.tables import figure, percent
+from kdedge.records.tables import figure, images_text, percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 
@@ -191,7 +191,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     if choice is not None:
         time = choice.time
         lines.append(f"\nFastest on this CPU:\n{choice}\n")
-        cost = "" if time is None else f": {figure(time.p50_ms)} ms for one image"
+        cost = "" if time is None else f": {figure(time.p50_ms)} ms for {images_text(choice.batch)}"
         lines.append(f"For a CPU like this, ship {choice.file}{cost}.")
     elif (shipped := file_to_ship(artifact, None)) is not None:
         lines.append(

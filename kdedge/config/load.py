@@ -109,7 +109,7 @@ def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
     shipped = shipped_recipes()
     files = [path]
     if str(path_or_name) == path.name and path.suffix != ".yaml":
-        files = [path.with_name(f"{path.name}.yaml"), shipped.get(path.name, path), path]
+        files = [path.parent / f"{path.name}.yaml", shipped.get(path.name, path), path]
     for file in files:
         if file.exists() and not file.is_dir():
             return file

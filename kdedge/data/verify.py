@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, MissingPartsError
 from kdedge.data.images import BadImage, scan
+from kdedge.data.sources import is_file
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
 from kdedge.progress import progress
@@ -78,7 +78,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
             missing = [
                 item.key
                 for i, item in enumerate(source.items)
-                if not os.path.isfile(source.location(i).path)  # noqa: PTH113 - raises nothing
+                if not is_file(source.location(i).path)
             ]
             bad = None
             if read_images:

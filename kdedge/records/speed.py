@@ -199,12 +199,6 @@ class SpeedRow(ModelFacts):
     problem: str | None
     measurements: tuple[Measurement, ...]
 
-    @property
-    def key(self) -> tuple[str, ...]:
-        """Identifies the row in two tables of the same models."""
-        engine = self.runtime.split()[0]
-        return (self.source, self.model, self.protocol, self.precision, engine, self.device)
-
     def at(self, batch: int, inputs: TimedFrom) -> Measurement | None:
         """The measurement at a batch size; None if there is none."""
         matching = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))

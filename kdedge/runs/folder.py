@@ -180,10 +180,11 @@ class RunFolder:
         record = self.read_provenance().to_dict()
         if record.get("status") == "finished":
             return
+        changes: dict[str, Any] = {"status": status}
         if status == "running" and not self.is_new:
             entry = {"resumed_at": _now(), **_circumstances(), **where}
-            record["resumed"] = [*record.get("resumed", []), entry]
-        self.update(**{**record, "status": status})
+            changes["resumed"] = [*record.get("resumed", []), entry]
+        self.update(**changes)
 
     def update(self, **changes: Any) -> None:
         """Changes keys of provenance.json."""

@@ -347,7 +347,7 @@ def load_run(
         )
     loaded = load_recipe(run.recipe, overrides)
     stored = load_class_vectors(run.class_vectors)
-    trained = load_recipe(run.recipe)
+    trained = load_recipe(run.recipe) if overrides else loaded
     trained_classes = classes_of(trained.recipe, stored.class_names)
     # For a student, overrides may name the new place of its backbone's weights
     source = loaded if run.kind == "student" else trained

@@ -23,7 +23,7 @@ from kdedge.records.record import (
     read_record,
 )
 from kdedge.records.speed import Measurement
-from kdedge.records.tables import Table, Tabled, markdown_table
+from kdedge.records.tables import Table, Tabled, images_text, markdown_table
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 
@@ -135,11 +135,11 @@ class CpuChoice(Record, Tabled):
     @property
     def notes(self) -> list[str]:
         """How it was measured, what was not tried, and which times are in doubt."""
-        images = "1 image" if self.batch == 1 else f"{self.batch} images"
         notes = [
-            f"{images} per call, in turns; agreement with the float32 model on the sample images,"
-            " percent; ms of the median call; speedup over the first row by the quickest tenth of"
-            f" the calls, which other programs disturb least; it decides. On {self.machine}."
+            f"{images_text(self.batch)} per call, in turns; agreement with the float32 model on the"
+            " sample images, percent; ms of the median call; speedup over the first row by the"
+            " quickest tenth of the calls, which other programs disturb least; it decides. On"
+            f" {self.machine}."
         ]
         whats_of: dict[str, list[str]] = {}
         for what, why in self.not_tried.items():

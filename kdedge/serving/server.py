@@ -20,7 +20,7 @@ from prometheus_client import Counter
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_misses
 from kdedge.deploy.servers import model_name
-from kdedge.errors import InUseError, KdedgeError, RecipeError, os_reason
+from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact
 from kdedge.serving.app import App
@@ -285,16 +285,20 @@ class Server:
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections; they are answered once the model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+        socket.getaddrinfo(host, port)  # an empty name has none, but is every address for a socket
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+        )
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise InUseError(
                 f"Port {port} of {host} is in use by another program.\n"
                 "  Stop that program, or choose another port: --port N (0 for a free one)."
             ) from error
         raise RecipeError(
-            f"Port {port} of {host!r} cannot be used: {os_reason(error)}.\n"
+            f"Port {port} of {host!r} cannot be used: {first_line(error).lower()}.\n"
             "  Choose a port above 1023, and 127.0.0.1 for this machine alone, 0.0.0.0 for the"
             " network, or another address of this machine."
         ) from error

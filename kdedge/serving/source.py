@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import threading
@@ -93,15 +94,19 @@ class FrameSource:
         kind: what it is.
         items: frames, and when the source is lost and back.
         n_dropped: number of frames so far that newer ones replaced, of a camera or stream.
+        free: frees a camera or stream whose items have not begun.
     """
 
     name: str
     kind: FrameSourceKind
     items: Generator[Frame | SourceLost | SourceRestored, None, None]
     n_dropped: Callable[[], int] = lambda: 0
+    free: Callable[[], None] = lambda: None
 
     def close(self) -> None:
         """Ends the items, and with them the camera or stream."""
+        if inspect.getgeneratorstate(self.items) == inspect.GEN_CREATED:
+            self.free()  # a generator that has not begun ends without its `finally`
         self.items.close()
 
 
@@ -174,7 +179,7 @@ def _live(address: str, name: str, kind: FrameSourceKind, every: int) -> FrameSo
         video.close()
         return FrameSource(name, "video", _video(address, every))
     newest = LatestFrameReader(video, partial(open_live, address), every=every)
-    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped)
+    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped, video.close)
 
 
 def _video(file: str, every: int) -> Generator[Frame, None, None]:

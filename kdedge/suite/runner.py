@@ -224,7 +224,6 @@ class Runner:
             )
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
-        self._ledger.refresh()  # its teacher may be finished
         self._folder.write(cell, Failure(exit_code, last_lines))
         log.warning(
             "%s failed with exit code %s; its log is %s.\n  %s",

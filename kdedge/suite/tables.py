@@ -150,7 +150,7 @@ def _harmonic_mean(values: Values) -> float | None:
     return None if base is None or novel is None else harmonic_mean(base, novel)
 
 
-def make_grids(plan: Plan, lines: Sequence[Line]) -> list[Grid]:
+def make_grids(lines: Sequence[Line]) -> list[Grid]:
     """One table per recipe, and one of their average, without empty columns."""
     recipes = dict.fromkeys(line.recipe for line in lines)
     return [_grid(recipe, [line for line in lines if line.recipe == recipe]) for recipe in recipes]
@@ -188,7 +188,7 @@ def _with_spread(mean: float | None, std: float | None) -> str:
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
-def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
+def notes(plan: Plan) -> list[str]:
     """Explains the figures."""
     paper = plan.loaded.suite.paper
     texts = [
@@ -219,9 +219,9 @@ def write_tables(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
 def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
     """Formats the tables as Markdown."""
     blocks = [f"# {plan.loaded.suite.name}"]
-    for grid in make_grids(plan, lines):
+    for grid in make_grids(lines):
         blocks += [f"## {grid.title}", grid.as_markdown()]
-    return "\n\n".join([*blocks, *notes(plan, lines)]) + "\n"
+    return "\n\n".join([*blocks, *notes(plan)]) + "\n"
 
 
 def to_csv(lines: Sequence[Line]) -> str:

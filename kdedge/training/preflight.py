@@ -32,6 +32,7 @@ from kdedge.training.closed_form import solve_seconds
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.optim import learning_rate
+from kdedge.training.loop.selection import copied_state
 from kdedge.training.loop.step import Stepper
 from kdedge.training.pseudo_labels import trial_round
 from kdedge.training.student import (
@@ -256,7 +257,7 @@ def trial_steps(
 def _weights_kept(method: BaseMethod) -> Iterator[None]:
     """Context manager that restores the method's tensors, gradients and mode on exit."""
     module = method.module
-    before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    before = copied_state(module)
     was_training = module.training
     try:
         yield

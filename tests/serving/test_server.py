@@ -227,6 +227,8 @@ def test_two_servers_share_a_process(artifact: Artifact, ask: Any) -> None:
     ("options", "message"),
     [
         ({"host": "256.1.1.1"}, "of '256.1.1.1' cannot be used"),
+        ({"host": ""}, "of '' cannot be used: "),
+        ({"host": "\udcff"}, "cannot be used: "),
         ({"host": "192.0.2.1"}, "cannot be used: cannot assign requested address"),
         ({"threads": 0}, "1 or more"),
         ({"precision": "int8"}, "has no int8 file"),

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdedge.errors import RecipeError
+import kdedge
+from kdedge.errors import DataError, RecipeError
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import LiveVideo, StreamLost, without_password
 from kdedge.serving.source import (
@@ -204,15 +205,25 @@ def test_a_camera_that_comes_back_goes_on_with_the_next_number() -> None:
     assert camera.n_open == camera.n_closed == 3
 
 
-def test_a_camera_is_not_opened_for_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    av = SimpleNamespace(open=lambda name, **_: opened.append(name))
+def test_a_camera_is_not_opened_for_a_refusal_and_closed_without_a_frame(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened, closed = [], []
+    container = SimpleNamespace(
+        streams=SimpleNamespace(video=["video"]), duration=None, close=lambda: closed.append(1)
+    )
+    av = SimpleNamespace(FFmpegError=OSError)
+    av.open = lambda name, **_: opened.append(name) or container
     monkeypatch.setitem(sys.modules, "av", av)
     with pytest.raises(RecipeError, match="/dev/video0 is a camera"):
         open_source("0", existing=True)
     with pytest.raises(RecipeError, match="rtsp://cam/1 is a stream"):
         open_source("rtsp://me:secret@cam/1", existing=True)
     assert opened == []
+    (tmp_path / "artifact.json").write_text("{}")
+    with pytest.raises(DataError):
+        next(kdedge.watch(tmp_path, 0))  # its model cannot be loaded
+    assert (opened, closed) == (["/dev/video0"], [1])
 
 
 def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:

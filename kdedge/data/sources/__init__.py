@@ -170,6 +170,11 @@ def read_file(path: Path) -> bytes:
     return data
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a file exists; False if that cannot be determined."""
+    return os.path.isfile(path)  # noqa: PTH113 - raises nothing
+
+
 _MAX_NAMED = 8
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kdedge.data.sources import FileSource, Item, LabelIndex
+from kdedge.data.sources import FileSource, Item, LabelIndex, is_file
 from kdedge.errors import DataError, some_of
 from kdedge.files import printable, read_text
 
@@ -125,7 +124,7 @@ def _columns(path: Path, fields: Sequence[str]) -> tuple[int, int | None] | None
     if not images:
         return None
     is_path = fields[0].lower() == "path"  # always a heading, even if there is such a file
-    if not is_path and _is_file(path.parent / fields[0]):
+    if not is_path and is_file(path.parent / fields[0]):
         return None
     labels = _named(fields, _LABEL_HEADINGS)
     if not labels and is_path and len(fields) == 2:
@@ -139,12 +138,8 @@ def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
     return [headings.index(name) for name in names if name in headings]
 
 
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - raises nothing
-
-
 def _check_files(path: Path, heading: Sequence[str] | None, rows: Sequence[_Row]) -> None:
-    missing = [row for row in rows if not _is_file(path.parent / row.path)]
+    missing = [row for row in rows if not is_file(path.parent / row.path)]
     if not missing:
         return
     lines = (f"line {row.line}: {printable(row.path)}" for row in missing)

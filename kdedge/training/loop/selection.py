@@ -27,7 +27,8 @@ class BestWeights:
         """Copies the module's state if its score is strictly higher than all before."""
         if self.score is None or score > self.score:
             self.score, self.epoch = score, epoch
-            self._module = {name: value.cpu() for name, value in _copied(module).items()}
+            state = module.state_dict()
+            self._module = {name: value.to("cpu", copy=True) for name, value in state.items()}
 
     def copy_to(self, module: nn.Module) -> None:
         """Loads the best state into the module."""
@@ -93,7 +94,7 @@ class MovingAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._average = _copied(module)
+        self._average = copied_state(module)
 
     @torch.no_grad()
     def update(self, module: nn.Module, *, step: int) -> None:
@@ -113,7 +114,7 @@ class MovingAverage:
     @contextlib.contextmanager
     def in_place_of(self, module: nn.Module) -> Iterator[None]:
         """Context manager: the module has the average inside, and its own values afterwards."""
-        before = _copied(module)
+        before = copied_state(module)
         self.copy_to(module)
         try:
             yield
@@ -130,5 +131,6 @@ class MovingAverage:
             average.copy_(state[name])
 
 
-def _copied(module: nn.Module) -> dict[str, Tensor]:
+def copied_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the module's tensors, by name, where they are."""
     return {name: value.clone() for name, value in module.state_dict().items()}
