@@ -1,4 +1,4 @@
-"""The benchmark sets: two tables, of sets in CoOp's layout and of ImageNet's family.
+"""The benchmark sets, which are rows of `sets.yaml`.
 
 Installed packages join through the entry-point group `kdedge.benchmarks`: an entry point's name is
 that of the `Benchmark` that it points to.
@@ -6,6 +6,12 @@ that of the `Benchmark` that it points to.
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from kdedge.config.yaml_file import parse_yaml
 from kdedge.data.benchmarks._benchmark import (
     Benchmark,
     Download,
@@ -13,9 +19,9 @@ from kdedge.data.benchmarks._benchmark import (
     MissingPartsError,
     by_hand,
 )
-from kdedge.data.benchmarks._coop import COOP_SETS, CoopSet
+from kdedge.data.benchmarks._coop import AircraftSet, CoopSet
 from kdedge.data.benchmarks._coop_split import PARTS, CoopSplit, open_part, read_split
-from kdedge.data.benchmarks._imagenet import IMAGENET_SETS
+from kdedge.data.benchmarks._imagenet import FolderSet
 from kdedge.errors import DataError, SetupError, suggestion
 from kdedge.plugins import Plugins
 
@@ -34,13 +40,28 @@ __all__ = [
     "read_split",
 ]
 
-_OWN: dict[str, Benchmark] = {known.name: known for known in (*COOP_SETS, *IMAGENET_SETS)}
+_KINDS: dict[str, type[Benchmark]] = {
+    "coop": CoopSet,
+    "aircraft": AircraftSet,
+    "folders": FolderSet,
+}
 _OUTSIDE = Plugins("benchmark set", "kdedge.data.benchmarks", "kdedge.benchmarks", {"": {}})
+
+
+@functools.cache
+def _own() -> dict[str, Benchmark]:
+    """The sets of `sets.yaml`, by name."""
+    file = Path(__file__).with_name("sets.yaml")
+    rows, _ = parse_yaml(file.read_text(encoding="utf-8"), name=str(file))
+    return {
+        name: TypeAdapter(_KINDS[row.pop("kind")]).validate_python({"name": name, **row})
+        for name, row in rows.items()
+    }
 
 
 def list_benchmarks() -> list[str]:
     """Returns the names of the sets, without importing any package's."""
-    return sorted({*_OWN, *_OUTSIDE.names()})
+    return sorted({*_own(), *_OUTSIDE.names()})
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -50,8 +71,8 @@ def load_benchmark(name: str) -> Benchmark:
         DataError: there is none of that name.
         SetupError: an installed package's set cannot be loaded.
     """
-    if name in _OWN:
-        return _OWN[name]
+    if name in _own():
+        return _own()[name]
     point = _OUTSIDE.outside().get(name)
     if point is None:
         raise DataError(

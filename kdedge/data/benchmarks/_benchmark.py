@@ -149,23 +149,6 @@ class Benchmark(ABC):
         """
 
 
-def google_drive(file_id: str) -> str:
-    """Returns a Google Drive file's download address that skips the warning page of large files."""
-    return f"https://drive.usercontent.google.com/download?export=download&confirm=t&id={file_id}"
-
-
-def unpacked(path: str, *addresses: str, top: str = "") -> Download:
-    """A folder or file that is in an archive.
-
-    Args:
-        path: below the set's folder.
-        addresses: official ones of the archive.
-        top: folder in the archive whose content is needed; "" for all of it.
-    """
-    what = f"the content of {top} in " if top else ""
-    return Download(path, f"Unpack {what}{' or '.join(addresses)}")
-
-
 class MissingPartsError(DataError):
     """Parts of a set are missing from its folder."""
 
