@@ -14,17 +14,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import open_clip
 import torch
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from kdedge.clip.blocks import AttentionBlock
 from kdedge.errors import RecipeError
-from kdedge.records.record import OPTIONAL, CheckedAs, Shape, read_record
+from kdedge.records.record import read_record
 
 VOCAB_SIZE = 49408
 """Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""
@@ -39,14 +40,15 @@ _OTHER_TEXT_ENCODER = ("hf_model_name",)
 _OTHER_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
 
 
-@dataclass(frozen=True)
-class _Config(Shape):
+class _Config(BaseModel):
     """The keys of a config that are read here; open_clip knows the others."""
+
+    model_config = ConfigDict(extra="allow")
 
     embed_dim: Any
     vision_cfg: dict[str, Any]
     text_cfg: dict[str, Any]
-    quick_gelu: Annotated[bool, OPTIONAL] = False
+    quick_gelu: bool = False
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -55,10 +57,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is not a JSON object with `embed_dim`, `vision_cfg` and `text_cfg`.
     """
-    kind: Any = Annotated[dict[str, Any], CheckedAs(_Config)]
     remedy = "An open_clip model config is an object with embed_dim, vision_cfg and text_cfg."
-    config: dict[str, Any] = read_record(kind, path, remedy=remedy)
-    return config
+    return read_record(_Config, path, remedy=remedy).model_dump(exclude_unset=True)
 
 
 def _shortened(value: object) -> str:

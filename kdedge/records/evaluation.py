@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, TypeVar
 
+from pydantic import Field
+
 from kdedge.records.record import (
-    Bounds,
     Count,
     Fraction,
     Percent,
@@ -165,7 +166,7 @@ class SampleImage(Record):
     """
 
     image: str
-    top: Annotated[tuple[tuple[str, Percent], ...], Bounds(min_length=1)]
+    top: Annotated[tuple[tuple[str, Percent], ...], Field(min_length=1)]
     teacher: str | None
     label: str | None = None
 
@@ -313,7 +314,7 @@ class ParityResult(Record):
     max_softmax_distance: Fraction | None
     accuracy_percent: Percent | None
     reference_accuracy_percent: Percent | None
-    accuracy_drop: Annotated[float, Bounds(ge=-100, le=100)] | None
+    accuracy_drop: Annotated[float, Field(ge=-100, le=100)] | None
     worst: tuple[WorstImage, ...]
     images: str
     runtime: str
@@ -363,8 +364,7 @@ class EvalDetails(Record):
             with the lowest softmax; None for models that are only compared with.
     """
 
-    unknown_keys = "ignore"
-    class_names: Annotated[tuple[str, ...], Bounds(min_length=1)]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     n_images: PositiveCount
     confusion: tuple[tuple[Count, Count, PositiveCount], ...]
     bins: tuple[CalibrationBin, ...]

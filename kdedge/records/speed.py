@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import (
-    Bounds,
     Bytes,
     Count,
     NonNegative,
@@ -61,7 +62,6 @@ class Measurement(Record):
             where unknown.
     """
 
-    unknown_keys = "ignore"
     batch: PositiveCount
     inputs: TimedFrom
     n_calls: PositiveCount
@@ -153,7 +153,6 @@ class ModelFacts(Record):
         gate: of an exported file: whether it passed its recipe's gates; None for other models.
     """
 
-    unknown_keys = "ignore"
     source: str
     model: str
     protocol: TextEncoding
@@ -193,7 +192,7 @@ class SpeedRow(ModelFacts):
         measurements: by batch.
     """
 
-    runtime: Annotated[str, Bounds(min_length=1)]
+    runtime: Annotated[str, Field(min_length=1)]
     device: str
     memory_bytes: Bytes | None
     problem: str | None
@@ -224,7 +223,7 @@ class SpeedResult(Record, Tabled):
         left_out: what could not be measured here, and why.
     """
 
-    format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)] = field(
+    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = field(
         default=FORMAT_VERSION, kw_only=True
     )
     command: str

@@ -15,23 +15,18 @@ from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
 from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
 from kdedge.records.evaluation import ParityResult
 from kdedge.records.record import (
-    OPTIONAL,
-    Bounds,
-    Check,
-    CheckedAs,
-    NonNegative,
     Percent,
     Positive,
     PositiveCount,
     Record,
     Sha256,
-    Shape,
     parse_record,
 )
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
@@ -59,7 +54,7 @@ class ClassChange(Record):
     kdedge: str
     added: tuple[str, ...]
     removed: tuple[str, ...]
-    class_vectors: Annotated[Sha256 | None, OPTIONAL] = None
+    class_vectors: Sha256 | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,8 @@ def read_matrix(path: Path) -> Matrix:
     return matrix
 
 
-def check_class_names(names: tuple[str, ...]) -> None:
-    """Checks the class names of a record.
+def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Checks the class names of a record, and returns them.
 
     Each has to fit into one line. This is weaker than a class list's `str.isprintable`, which
     accepts more characters in newer Python versions: a device's Python may be older than that of
@@ -117,6 +112,7 @@ def check_class_names(names: tuple[str, ...]) -> None:
     fits = [bool(name) and _UNWRITABLE.isdisjoint(map(category, name)) for name in names]
     if not names or not all(fits) or len(set(names)) != len(names):
         raise ValueError("distinct names, one or more, without line breaks and control characters")
+    return names
 
 
 Pixels = Literal["float", "uint8"]
@@ -368,6 +364,7 @@ def load_artifact(path: Path) -> Artifact:
     same = {
         entry.name: getattr(contents, entry.name, None) for entry in dataclasses.fields(Artifact)
     }
+    same["gates"] = contents.gates.model_dump(exclude_unset=True)
     preprocess = Preprocess(**vars(contents.preprocess), **vars(contents.in_graph))
     of_graph = {**vars(contents.input), "head": contents.output.head, "preprocess": preprocess}
     artifact = Artifact(**{**same, **of_graph, "path": folder})
@@ -410,57 +407,58 @@ Head = Literal["scores", "argmax"]
 
 
 @dataclass(frozen=True)
-class _Input(Shape):
+class _Input(Record):
     pixels: Pixels
     batch: Literal["dynamic"] | PositiveCount
     max_batch: PositiveCount
 
 
 @dataclass(frozen=True)
-class _Output(Shape):
+class _Output(Record):
     head: Head
 
 
 @dataclass(frozen=True)
-class _Preprocess(Shape):
+class _Preprocess(Record):
     size_px: Side
     resize_mode: Literal["shortest", "squash"]
     interpolation: Literal["bicubic", "bilinear"]
 
 
 @dataclass(frozen=True)
-class _InGraph(Shape):
+class _InGraph(Record):
     mean: Mean
     std: Std
 
 
-@dataclass(frozen=True)
-class _Gates(Shape):
+class _Gates(BaseModel):
     """Agreement in percent by precision, and drop in points; an artifact may have no gates."""
 
-    agreement: Annotated[dict[str, Percent], OPTIONAL]
-    max_drop: Annotated[Percent, OPTIONAL]
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    agreement: dict[str, Percent] = {}
+    max_drop: Percent = 0
 
 
 @dataclass(frozen=True)
 class _Contents(Record):
     """What is read of `artifact.json`; its other keys tell readers how to prepare an image."""
 
-    format: Annotated[int, Bounds(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    format: Annotated[int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
     kdedge: str
     name: str
-    class_names: Annotated[tuple[str, ...], Check(check_class_names)]
+    class_names: Annotated[tuple[str, ...], AfterValidator(check_class_names)]
     output: _Output
-    gates: Annotated[dict[str, Any], CheckedAs(_Gates)]
+    gates: _Gates
     files: tuple[ModelFile, ...]
     others: dict[str, Sha256]
     provenance: dict[str, Any]
     preprocess: _Preprocess
     input: _Input
     in_graph: _InGraph
-    open_classes: Annotated[OpenClasses | None, OPTIONAL] = None
-    temperature: Annotated[Temperature | None, OPTIONAL] = None
-    none_of_these: Annotated[NoneOfThese | None, OPTIONAL] = None
+    open_classes: OpenClasses | None = None
+    temperature: Temperature | None = None
+    none_of_these: NoneOfThese | None = None
 
 
 FittedTo = Literal["labels", "teacher"]
@@ -493,15 +491,6 @@ Gate = Literal["passed", "missed", "not measured"]
 
 
 @dataclass(frozen=True)
-class _BuiltWith(Shape):
-    """The facts in `ModelFile.built_with` that kdedge uses."""
-
-    gmacs: Annotated[NonNegative, OPTIONAL]
-    parameters: Annotated[PositiveCount, OPTIONAL]
-    profiles: Annotated[list[Any], OPTIONAL]
-
-
-@dataclass(frozen=True)
 class ModelFile(Record):
     """One file of the artifact that a backend can run.
 
@@ -527,10 +516,10 @@ class ModelFile(Record):
     precision: Precision
     device: Device
     sha256: Sha256
-    n_bytes: Annotated[int, Bounds(ge=1, le=10**18)]
+    n_bytes: Annotated[int, Field(ge=1, le=10**18)]
     data: str | None = None
     made_from: Sha256 | None = None
-    built_with: Annotated[dict[str, Any], CheckedAs(_BuiltWith)] = field(default_factory=dict)
+    built_with: dict[str, Any] = field(default_factory=dict)
     parity: ParityResult | None = None
     gate: Gate = "not measured"
-    none_below: Annotated[NoneBelow | None, OPTIONAL] = None
+    none_below: NoneBelow | None = None

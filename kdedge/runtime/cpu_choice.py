@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from pydantic import Field
+
 from kdedge.errors import DataError, KdedgeError, SetupError, first_line
 from kdedge.files import write_json
 from kdedge.records.record import (
-    Bounds,
     Percent,
     Positive,
     PositiveCount,
@@ -155,7 +156,7 @@ class CpuChoice(Record, Tabled):
 class _Choices(Record):
     """The file's content."""
 
-    format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)]
+    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
     choices: tuple[CpuChoice, ...]
 
 

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+from pydantic import AfterValidator, Field
 
 from kdedge.errors import DataError, ShapeError
 from kdedge.files import read_bytes
-from kdedge.records.record import Bounds, Check, PositiveCount, Record
+from kdedge.records.record import PositiveCount, Record
 
 NONE = "none"
 """The answer for an image that shows none of the classes; no class may have this name."""
@@ -90,9 +91,10 @@ def read_gaussians(path: Path) -> Gaussians:
         raise DataError(f"{path} has no Gaussians: {error}.\n  Export again.") from error
 
 
-def _check_percentiles(values: tuple[float, ...]) -> None:
+def _check_percentiles(values: tuple[float, ...]) -> tuple[float, ...]:
     if len(values) != N_PERCENTILES or any(a > b for a, b in itertools.pairwise(values)):
         raise ValueError(f"{N_PERCENTILES} scores in ascending order")
+    return values
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class NoneBelow(Record):
     """
 
     limit: float
-    percentiles: Annotated[tuple[float, ...], Check(_check_percentiles)]
+    percentiles: Annotated[tuple[float, ...], AfterValidator(_check_percentiles)]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class NoneOfThese(Record):
 
     score: Literal["mahalanobis"]
     file: str
-    share_percent: Annotated[float, Bounds(ge=50, le=99.9)]
+    share_percent: Annotated[float, Field(ge=50, le=99.9)]
     images: str
     n_images: PositiveCount
 

@@ -20,9 +20,10 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from pydantic import Field
 
 from kdedge.errors import DataError
-from kdedge.records.record import Bounds, Positive
+from kdedge.records.record import Positive
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused after reading their header: 100 megapixels are 0.3 GB decoded."""
@@ -78,7 +79,7 @@ class UnusableImage(DataError):  # noqa: N818 - the name says what is wrong, as 
         self.reason = reason
 
 
-Side = Annotated[int, Bounds(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 Mean = tuple[float, float, float]
 Std = tuple[Positive, Positive, Positive]
 

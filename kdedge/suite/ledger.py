@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
+from pydantic import Field
 
 from kdedge.config.load import dump_recipe
 from kdedge.data.images import Images
@@ -20,7 +21,7 @@ from kdedge.errors import KdedgeError
 from kdedge.files import explained, write_atomic, write_json
 from kdedge.progress import progress
 from kdedge.records.evaluation import EvalResult
-from kdedge.records.record import Bounds, Record, Sha256, read_record
+from kdedge.records.record import Record, Sha256, read_record
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
@@ -54,8 +55,7 @@ class Failure(Record):
         last_lines: the last lines of its log.
     """
 
-    unknown_keys = "ignore"
-    exit_code: Annotated[int, Bounds(ge=-255, le=255)]
+    exit_code: Annotated[int, Field(ge=-255, le=255)]
     last_lines: tuple[str, ...]
 
 
@@ -70,7 +70,6 @@ class CellAccuracy(Record):
         result: the accuracies.
     """
 
-    unknown_keys = "ignore"
     run: str
     job: Sha256
     template: str

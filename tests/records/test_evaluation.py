@@ -78,10 +78,9 @@ def test_a_wrong_value_is_named(record: Any, key: str, values: list[Any]) -> Non
             read(type(record), {**record.to_dict(), key: value})
 
 
-def test_missing_and_unknown_keys_are_named() -> None:
+def test_missing_keys_are_named_and_unknown_ones_ignored() -> None:
     record = RESULT.to_dict() | {"f1": 3}
-    with pytest.raises(DataError, match=r"^x\.json: f1: Unexpected keyword"):
-        read(EvalResult, record)
+    assert read(EvalResult, record) == RESULT
     del record["novel"]
     with pytest.raises(DataError, match=r"^x\.json: novel: Field required\.\n"):
         read(EvalResult, record)

@@ -339,7 +339,6 @@ def test_settings_survive_a_json_record():
         {"std": [0.1, float("nan"), 0.1]},
         {"interpolation": "nearest"},
         {"resize_mode": "longest"},
-        {"unknown": 1},
         {"mean": None},
     ],
 )
