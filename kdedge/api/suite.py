@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,7 @@ from kdedge.runs.folder import runs_folder
 
 if TYPE_CHECKING:
     from kdedge.suite.export import Exported
-    from kdedge.suite.ledger import Ledger
-
-log = logging.getLogger(__name__)
+    from kdedge.suite.state import SuiteState
 
 
 def run_suite(
@@ -57,25 +54,25 @@ def run_suite(
     """
     check_at_least(1, jobs=jobs)
     root = runs_folder(root)
-    ledger = _open(Path(file), Path(suites), root)
+    state = _open(Path(file), Path(suites), root)
     from kdedge.suite.export import export_students
     from kdedge.suite.runner import Runner, check_failed
     from kdedge.suite.tables import write_tables
 
     def write() -> None:
-        write_tables(ledger.folder.path, ledger.plan, ledger.outcomes())
+        write_tables(state.folder, state.plan, state.outcomes)
 
-    Runner(ledger, root=root, device=device, n_jobs=jobs, after_each=write).run()
+    Runner(state, root=root, device=device, n_jobs=jobs, after_each=write).run()
     write()
     exported = None
     try:
         if export:
-            exported = export_students(ledger, partial(export_run, root=root, device=device))
-        check_failed(ledger)
+            exported = export_students(state, partial(export_run, root=root, device=device))
+        check_failed(state)
     except KdedgeError as error:
-        error.result = SuiteResult(ledger, exported)
+        error.result = SuiteResult(state, exported)
         raise
-    return SuiteResult(ledger, exported)
+    return SuiteResult(state, exported)
 
 
 class SuiteResult:
@@ -89,12 +86,12 @@ class SuiteResult:
         runs: the finished runs.
     """
 
-    def __init__(self, ledger: Ledger, exported: Exported | None) -> None:
+    def __init__(self, state: SuiteState, exported: Exported | None) -> None:
         from kdedge.suite.tables import make_grids, make_lines, notes, to_record
 
-        plan, outcomes = ledger.plan, ledger.outcomes()
+        plan, outcomes = state.plan, state.outcomes
         lines = make_lines(plan, outcomes)
-        self.folder = ledger.folder.path
+        self.folder = state.folder
         self.grids, self.notes = make_grids(lines), notes(plan)
         paths = [outcome.run for outcome in outcomes.values()]
         self.runs: list[Run] = [open_run(path) for path in paths if path is not None]
@@ -122,24 +119,19 @@ class SuiteResult:
         return "".join([*tables, *(f"<br>{html.escape(note)}" for note in self.notes)])
 
 
-def _open(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:
+def _open(file: Path, suites: Path, root: Path) -> SuiteState:
     """Reads a suite and plans its cells, without looking at their state."""
     need_training_packages("Training")
     from kdedge.config.suite import load_suite
-    from kdedge.suite.ledger import Ledger, SuiteFolder
     from kdedge.suite.plan import make_plan
+    from kdedge.suite.state import SuiteState
 
     plan = make_plan(load_suite(file))
-    folder = SuiteFolder(suites / plan.loaded.suite.name)
-    return Ledger(plan, folder, root.absolute(), is_read_only=is_read_only)
+    return SuiteState(plan, suites / plan.loaded.suite.name, root.absolute())
 
 
-def suite_state(file: Path, suites: Path, root: Path) -> Ledger:
+def suite_state(file: Path, suites: Path, root: Path) -> SuiteState:
     """Finds the state of each cell of a suite, and runs none."""
-    writes_nothing = not (root / ".cache").is_dir()
-    ledger = _open(file, suites, root, is_read_only=writes_nothing)
-    if root.is_dir() or ledger.folder.path.is_dir():
-        if writes_nothing:
-            log.info("Reading all images once to find out which cells are finished.")
-        ledger.refresh()
-    return ledger
+    state = _open(file, suites, root)
+    state.read()
+    return state

@@ -13,7 +13,7 @@ from kdedge.cli._output import given_options, next_line, print_result, show_resu
 
 if TYPE_CHECKING:
     from kdedge.api.suite import SuiteResult
-    from kdedge.suite.ledger import Ledger
+    from kdedge.suite.state import SuiteState
 
 
 @click.command("suite")
@@ -51,7 +51,7 @@ def command(
 
     After each cell the table is written to suites/NAME: table.md, table.csv, results.json.
 
-    Cells that share a teacher wait until one of them has trained it. A row with trained_on is
+    Cells that share a teacher wait until the first of them has finished. A row with trained_on is
     trained on that recipe only, and evaluated on the suite's recipes.
 
     With --export, files are made as by `kdedge export` with the keys of each recipe; a run's newest
@@ -76,26 +76,26 @@ def _print(result: SuiteResult, *, as_json: bool) -> None:
     print_result(result, as_json=as_json, text="\n".join([f"{result}", wrote, *following]))
 
 
-def _list_cells(ledger: Ledger, *, as_json: bool) -> None:
-    states = [(cell, outcome.status) for cell, outcome in ledger.outcomes().items()]
-    left = sum(state != "finished" for _, state in states)
-    rows = [[cell.recipe, cell.row, str(cell.seed), state] for cell, state in states]
+def _list_cells(state: SuiteState, *, as_json: bool) -> None:
+    states = [(cell, outcome.status) for cell, outcome in state.outcomes.items()]
+    left = sum(status != "finished" for _, status in states)
+    rows = [[cell.recipe, cell.row, str(cell.seed), status] for cell, status in states]
     listing = table(rows, header=["recipe", "method", "seed", "state"], align="llrl")
     again = given_options("suites", "jobs", "root", "device")  # without --dry-run
-    following = next_line("suite", ledger.plan.loaded.path, *again)
+    following = next_line("suite", state.plan.loaded.path, *again)
     ending = f"{left} of {len(rows)} cells are left.\n{following}"
     record = {
-        "suite": ledger.plan.loaded.suite.name,
+        "suite": state.plan.loaded.suite.name,
         "left": left,
         "cells": [
             {
                 "recipe": cell.recipe,
                 "row": cell.row,
                 "seed": cell.seed,
-                "state": state,
+                "state": status,
                 "command": cell.command,
             }
-            for cell, state in states
+            for cell, status in states
         ],
     }
     print_result(record, as_json=as_json, text=f"{listing}\n{ending}")

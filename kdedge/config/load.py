@@ -242,7 +242,7 @@ def check_paths(loaded: LoadedRecipe) -> None:
     """
     problems = [
         (key, problem)
-        for key, path, kind in _named_paths(loaded.recipe)
+        for key, path, kind in named_paths(loaded.recipe)
         if (problem := _path_problem(str(path), kind)) is not None
     ]
     if not problems:
@@ -259,7 +259,7 @@ def check_paths(loaded: LoadedRecipe) -> None:
     raise DataError("\n".join(shown))
 
 
-def _named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, Path | str, str]]:
+def named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, Path | str, str]]:
     """Key, path and kind of every path in a recipe."""
     run = getattr(spec, "run", None)
     if run is not None:  # a finished teacher; its other keys, and their files, are not used
@@ -268,7 +268,7 @@ def _named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, 
     for name, field in type(spec).model_fields.items():
         value = getattr(spec, name)
         if isinstance(value, BaseModel):
-            yield from _named_paths(value, (*key, name))
+            yield from named_paths(value, (*key, name))
         elif value is not None:
             options = get_args(field.annotation)  # none where the key is required
             marks = [m for option in options for m in getattr(option, "__metadata__", ())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,17 +17,10 @@ from kdedge.runtime.artifact import artifact_at
 log = logging.getLogger(__name__)
 
 
-def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolder, Provenance]]:
-    """Yields every run and its provenance; skips other folders, and warns of damaged records.
-
-    Args:
-        root: folder of all runs.
-        but: run folders to skip.
-    """
+def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
+    """Yields every run and its provenance; skips other folders, and warns of damaged records."""
     for file in sorted(root.glob("*/*/provenance.json")):
-        if not file.parent.name.isdecimal() or file.parent in but:
-            continue
-        run = if_readable(RunFolder.open, file.parent)
+        run = if_readable(RunFolder.open, file.parent) if file.parent.name.isdecimal() else None
         if run is not None:
             yield run, run.read_provenance()
 

@@ -20,8 +20,8 @@ from kdedge.records.speed import SpeedRow
 from kdedge.records.tables import Grid, figure, percent
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.suite.ledger import Ledger
 from kdedge.suite.plan import Cell
+from kdedge.suite.state import SuiteState
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ Exported = tuple[dict[str, Any], Grid]
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
 
 
-def export_students(ledger: Ledger, export: Callable[[Path], Artifact]) -> Exported:
+def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Exported:
     """Exports the first finished seed of each row, and times all files against each other.
 
     A run's newest artifact is used if it has one. `exported.json` and `exported.md` are written
     into the suite's folder.
 
     Args:
-        ledger: of the suite, whose cells have run.
+        state: the suite's, whose cells have run.
         export: exports a run.
 
     Raises:
@@ -47,19 +47,19 @@ def export_students(ledger: Ledger, export: Callable[[Path], Artifact]) -> Expor
     artifacts: dict[str, tuple[Cell, Artifact]] = {}
     left_out: dict[str, str] = {}
     first: KdedgeError | None = None
-    for label, cell in _cells(ledger):
-        run = ledger.outcome(cell).run
+    for label, cell in _cells(state):
+        run = state.outcomes[cell].run
         if run is None:
             left_out[label] = "it has no finished run"
             continue
         try:
-            artifacts[label] = cell, _artifact(run, export)
+            artifacts[label] = cell, _artifact(Path(run), export)
         except KdedgeError as error:
             log.warning("%s cannot be exported: %s", label, error)
             first = first or error
             left_out[label] = first_line(error)
     if not artifacts:
-        raise first or KdedgeError(f"{ledger.plan.loaded.path} has no run to export.")
+        raise first or KdedgeError(f"{state.plan.loaded.path} has no run to export.")
     subjects = [
         dataclasses.replace(subject, source=label)
         for label, (_, artifact) in artifacts.items()
@@ -73,15 +73,15 @@ def export_students(ledger: Ledger, export: Callable[[Path], Artifact]) -> Expor
         left_out=left_out,
     )
     files = [
-        _file(row, artifacts[row.source][1], ledger, artifacts[row.source][0]) for row in speed.rows
+        _file(row, artifacts[row.source][1], state, artifacts[row.source][0]) for row in speed.rows
     ]
     for images in {file["images"] for file in files}:
         ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
         for i in pareto_front([(entry["p50_ms"], entry["accuracy"]) for entry in ranked]):
             ranked[i]["is_on_front"] = True
-    folder = ledger.folder.path
+    folder = state.folder
     record = {
-        "suite": ledger.plan.loaded.suite.name,
+        "suite": state.plan.loaded.suite.name,
         "measurements": str(write_new_numbered_json(folder / "bench", speed.to_dict())),
         "machine": f"{machine_text(speed)}, {speed.measured_at}",
         "files": sorted(files, key=lambda entry: (entry["p50_ms"] is None, entry["p50_ms"])),
@@ -116,14 +116,14 @@ def _table(record: dict[str, Any]) -> Grid:
     return Grid("", HEADER, rows, "\n".join(notes), n_text=3)
 
 
-def _cells(ledger: Ledger) -> Iterator[tuple[str, Cell]]:
+def _cells(state: SuiteState) -> Iterator[tuple[str, Cell]]:
     """A finished cell of each row, of the first such seed, or its first one; and its label."""
-    plan = ledger.plan
+    plan = state.plan
     for recipe in plan.recipes:
         for row in plan.loaded.suite.methods:
             cells = [cell for cell in plan.of(recipe, row.name) if not cell.is_zero_shot]
             if cells:
-                finished = [cell for cell in cells if ledger.outcome(cell).run is not None]
+                finished = [cell for cell in cells if state.is_finished(cell)]
                 label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
                 yield label, (finished or cells)[0]
 
@@ -139,7 +139,7 @@ def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
     return load_artifact(newest)
 
 
-def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict[str, Any]:
+def _file(row: SpeedRow, artifact: Artifact, state: SuiteState, cell: Cell) -> dict[str, Any]:
     """The figures of a measured file.
 
     `images` is the hash of the labeled images of its comparison, `accuracy` its own over all class
@@ -149,7 +149,7 @@ def _file(row: SpeedRow, artifact: Artifact, ledger: Ledger, cell: Cell) -> dict
     """
     file = artifact.file(row.model)
     time = row.alone(1)
-    result, parity = ledger.outcome(cell).result, file.parity
+    result, parity = state.outcomes[cell].result, file.parity
     doubt = row.problem or (None if time is None else time.doubt)
     if time is None:
         doubt = doubt or "it was not measured at batch 1"

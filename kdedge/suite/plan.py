@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,21 @@ class Cell:
     def command(self) -> str:
         """The command of `kdedge` that makes its run, or measures its source's run."""
         return _COMMANDS[self.role] if self.source is None else "eval"
+
+    @cached_property
+    def trains_first(self) -> str:
+        """What it trains first, as text: its teacher, or its own model."""
+        if self.source is not None:
+            return self.label  # nothing
+        teacher = self.loaded.recipe.teacher
+        has_own = self.role == "student" and teacher is not None and teacher.is_trained
+        return self.depends_on("teacher" if has_own else self.role)
+
+    def depends_on(self, role: Role) -> str:
+        """The keys of its recipe that the model of a role depends on, as JSON text."""
+        unread = {"name", "gates", "export", *_UNREAD[role]}
+        values = recipe_values(self.loaded.recipe)
+        return json.dumps({key: value for key, value in values.items() if key not in unread})
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from kdedge.files import write_atomic, write_json
 from kdedge.methods.registry import DataNeeds
 from kdedge.records.evaluation import harmonic_mean
 from kdedge.records.tables import Grid
-from kdedge.suite.ledger import Outcome
 from kdedge.suite.plan import Cell, Plan
+from kdedge.suite.state import Outcome
 
 FIGURES = ("base", "novel", "harmonic_mean", "all", "mean_over_classes")
 OFFICIAL_MARK = "†"
@@ -259,7 +259,7 @@ def to_record(plan: Plan, outcomes: Outcomes, lines: Sequence[Line]) -> dict[str
 
 
 def _cell(cell: Cell, outcome: Outcome) -> dict[str, Any]:
-    result, failure = outcome.result, outcome.failure
+    result = outcome.result
     return {
         "recipe": cell.recipe,
         "row": cell.row,
@@ -267,8 +267,8 @@ def _cell(cell: Cell, outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "command": cell.command,
         "seconds": outcome.seconds,
-        "run": None if outcome.run is None else str(outcome.run),
+        "run": outcome.run,
         "result": None if result is None else replace(result, per_class={}).to_dict(),
-        "exit_code": None if failure is None else failure.exit_code,
-        "last_lines": [] if failure is None else failure.last_lines,
+        "exit_code": outcome.exit_code,
+        "last_lines": list(outcome.last_lines),
     }

@@ -34,6 +34,8 @@ OF_ONE = SUITE.replace(
 
 Kdedge = Callable[..., Any]
 
+pytestmark = pytest.mark.usefixtures("forked_cells")
+
 
 @pytest.fixture
 def kdedge(kdedge: Kdedge, quick_machine: None, monkeypatch: pytest.MonkeyPatch) -> Kdedge:
@@ -63,7 +65,7 @@ def read(path: str | Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked_cells", "trained")
+@pytest.mark.usefixtures("trained")
 def test_students_that_lack_are_trained_and_all_are_exported_and_timed(kdedge: Kdedge) -> None:
     Path("s.yaml").write_text(SUITE)
     done = kdedge("suite", "s.yaml", "--export", "--json")

@@ -142,16 +142,16 @@ def finished(finished_project: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger_of(tmp_path: Path) -> Callable[..., Any]:
-    """Looks at a plan's cells; without a plan, at those of `s.yaml`."""
+def state_of(tmp_path: Path) -> Callable[..., Any]:
+    """Reads the state of a plan's cells; without a plan, of those of `s.yaml`."""
     from kdedge.config.suite import load_suite
-    from kdedge.suite.ledger import Ledger, SuiteFolder
     from kdedge.suite.plan import make_plan
+    from kdedge.suite.state import SuiteState
 
-    def look(plan: Any = None) -> Any:
+    def read(plan: Any = None) -> Any:
         plan = make_plan(load_suite(tmp_path / "s.yaml")) if plan is None else plan
-        ledger = Ledger(plan, SuiteFolder(tmp_path / "suites/grid"), tmp_path / "runs")
-        ledger.refresh()
-        return ledger
+        state = SuiteState(plan, tmp_path / "suites/grid", tmp_path / "runs")
+        state.read()
+        return state
 
-    return look
+    return read

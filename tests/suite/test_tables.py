@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from kdedge.records.evaluation import EvalResult
-from kdedge.suite.ledger import Failure, Outcome
 from kdedge.suite.plan import Cell
+from kdedge.suite.state import Outcome
 from kdedge.suite.tables import make_grids, make_lines, to_csv, to_markdown, to_record
 
 PlanOf = Callable[..., Any]
@@ -42,7 +42,7 @@ class Outcomes(dict[Cell, Outcome]):
 
 
 def finish(outcomes: Outcomes, cell: Cell, found: EvalResult) -> None:
-    outcomes[cell] = Outcome("finished", Path("runs/x/01"), found)
+    outcomes[cell] = Outcome("finished", run="runs/x/01", result=found)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_one_seed_has_no_deviation_and_missing_ones_are_counted(
 def test_a_cell_that_failed_is_in_no_mean(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of("coop", more="seeds: [1, 2]\n")
     finish(outcomes, plan.cells[0], result(60.0, 40.0, 30.0))
-    outcomes[plan.cells[1]] = Outcome("failed", failure=Failure(5, ()))
+    outcomes[plan.cells[1]] = Outcome("failed", exit_code=5)
     (line,) = make_lines(plan, outcomes)
     assert (line.n_seeds, line.mean["base"], line.std["base"]) == (1, 60.0, None)
 
