@@ -266,6 +266,11 @@ class Images:
         items, digests = self.source.items, self.digests
         return sha256_json([[items[i].key, items[i].label, digests[i]] for i in self.indices])
 
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Key -> position in the source, of the images in use."""
+        return {self.source.items[index].key: index for index in self.indices}
+
     def hash_with(self, class_names: Sequence[str]) -> str:
         """Hash of the images in use and a class list; equal hashes make accuracies comparable."""
         return sha256_json([self.list_hash, list(class_names)])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kdedge.config.explain import explain_validation
 from kdedge.config.yaml_file import LineMap
 from kdedge.data.classes import class_list_hash
+from kdedge.data.images import Images
 from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError
 from kdedge.files import read_text, write_atomic
@@ -41,7 +42,7 @@ class PseudoLabel:
     """A class given to an image.
 
     Attributes:
-        image: the image's position: its row in the probabilities, or its place in the source.
+        image: number of the image in its pool, which is its row in the probabilities.
         label: the class, as a position in the class list.
         confidence: the model's probability of it, 0-1.
     """
@@ -55,20 +56,10 @@ class _Line(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
 
 
-class PseudoLabelOrigin(_Line):
-    """Provenance of a file of pseudo-labels, its first line.
-
-    Attributes:
-        format: of the file.
-        method: name of the model's method.
-        provenance_hash: provenance hash of the model; `made_by` in the file.
-        class_list: hash of the class names.
-        image_list: hash of the images.
-    """
-
+class _Origin(_Line):
     format: Literal["kdedge-pseudo-labels-1"] = "kdedge-pseudo-labels-1"
     method: str
-    provenance_hash: str = Field(alias="made_by")
+    made_by: str
     class_list: str
     image_list: str
 
@@ -184,45 +175,46 @@ def most_confident_predicted(probabilities: Probabilities, per_class: int) -> li
 def write_pseudo_labels(
     path: Path,
     labels: Sequence[PseudoLabel],
+    pool: Images,
     *,
-    origin: PseudoLabelOrigin,
     class_names: Sequence[str],
-    keys: Mapping[int, str],
+    method: str,
+    made_by: str,
 ) -> None:
     """Writes a file of pseudo-labels, completely or not at all.
 
     Args:
         path: the file; an existing one is replaced.
         labels: in the order of the lines.
-        origin: their provenance.
+        pool: the images.
         class_names: all C.
-        keys: an image's position -> its key.
+        method: name of the model's method.
+        made_by: provenance hash of the model.
 
     Raises:
         ResourceError: the file cannot be written.
     """
-    lines: list[dict[str, Any]] = [origin.model_dump(by_alias=True)]
+    class_list, image_list = class_list_hash(class_names), pool.list_hash
+    origin = _Origin(method=method, made_by=made_by, class_list=class_list, image_list=image_list)
+    lines: list[dict[str, Any]] = [origin.model_dump()]
+    keys = list(pool.positions)
     for label in labels:
-        confidence = round(label.confidence, 6)
         image, name = keys[label.image], class_names[label.label]
-        lines.append({"image": image, "class": name, "confidence": confidence})
+        lines.append({"image": image, "class": name, "confidence": round(label.confidence, 6)})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(path, text.encode())
 
 
-def read_pseudo_labels(
-    path: Path, *, class_names: Sequence[str], image_list: str, positions: Mapping[str, int]
-) -> list[PseudoLabel]:
+def read_pseudo_labels(path: Path, pool: Images, *, class_names: Sequence[str]) -> dict[int, int]:
     """Reads a file of pseudo-labels, which a person may have edited.
 
     Args:
         path: the file.
+        pool: the images; the file's must be the same.
         class_names: all C; the file's must be the same, in the same order.
-        image_list: hash of the images; the file's must be the same.
-        positions: an image's key -> its position.
 
     Returns:
-        The labels in the order of the lines; blank lines are skipped.
+        Position in the pool's source -> class, in the order of the lines; blank lines are skipped.
 
     Raises:
         DataError: the file is missing, was made for other classes or images, holds none, or a line
@@ -230,24 +222,24 @@ def read_pseudo_labels(
     """
     text = read_text(path, remedy="Name a file that `kdedge pseudo-label` wrote.")
     lines = [(f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    origin = _parse(PseudoLabelOrigin, *(lines[0] if lines else (f"{path}:1", "")))
+    origin = _parse(_Origin, *(lines[0] if lines else (f"{path}:1", "")))
     remedy = "  Make it again with `kdedge pseudo-label`, or remove data.pseudo_labels."
     if origin.class_list != class_list_hash(class_names):
         raise DataError(
             f"{path} was made for another class list than this recipe's {len(class_names)}"
             f" names: names or their order differ.\n{remedy}"
         )
-    if origin.image_list != image_list:
+    if origin.image_list != pool.list_hash:
         raise DataError(
-            f"{path} was made for other images than the {len(positions)} of data.unlabeled: some"
-            f" were added, removed or changed, or drawn with another seed.\n{remedy}"
+            f"{path} was made for other images than the {len(pool.positions)} of data.unlabeled:"
+            f" some were added, removed or changed, or drawn with another seed.\n{remedy}"
         )
     index = LabelIndex(class_names)
     first: dict[int, str] = {}
-    labels = []
+    labels: dict[int, int] = {}
     for where, line in lines[1:]:
         entry = _parse(_ImageLine, where, line)
-        image, label = positions.get(entry.image), index.find(entry.class_name)
+        image, label = pool.positions.get(entry.image), index.find(entry.class_name)
         if label is None:
             raise DataError(
                 f'{where}: "{entry.class_name}" is not a class name'
@@ -264,7 +256,7 @@ def read_pseudo_labels(
                 f'{where}: the image "{entry.image}" appears twice, first in {first[image]}.\n'
                 "  Keep the line with the right class."
             )
-        labels.append(PseudoLabel(image, label, entry.confidence))
+        labels[image] = label
     if not labels:
         raise DataError(f"{path} holds no pseudo-label, only its first line.\n{remedy}")
     return labels

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.images import Images
-from kdedge.data.pseudo_labels import check_enough, most_probable
+from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_labels
 from kdedge.errors import Interrupted, RecipeError, first_line
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.runs.find import newest
@@ -28,10 +28,8 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import teacher_and_student
 from kdedge.training.pseudo_labels import (
     accuracy_percent,
-    in_source,
     true_labels,
     warn_of_unpredicted,
-    write_for,
 )
 from kdedge.training.run_job import run_job
 from kdedge.training.student import workspace_of
@@ -105,13 +103,15 @@ def label_pool(
     logits = filler.store.read(filler.store.indices, 1)
     probabilities = logits.softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
-    labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
-    provenance = filler.store.description["teacher"]
-    write_for(pool, labels, path, classes=classes, method=method, provenance=provenance)
+    labels = most_probable(probabilities, per_class, classes=everything)
+    made_by = filler.store.description["teacher"]
+    write_pseudo_labels(
+        path, labels, pool, class_names=classes.names, method=method, made_by=made_by
+    )
     # Not the folder and its lock, which another command may be waiting for
     for file in filler.store.path.rglob("*.safetensors"):
         file.unlink(missing_ok=True)
-    given = {label.image: label.label for label in labels}
+    given = {pool.indices[label.image]: label.label for label in labels}
     return LabeledPool(
         path=path,
         method=method,

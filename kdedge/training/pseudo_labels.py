@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 
 from kdedge.config.recipe import Recipe
-from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
 from kdedge.data.open import open_source
 from kdedge.data.pseudo_labels import (
     Probabilities,
     PseudoLabel,
-    PseudoLabelOrigin,
     read_pseudo_labels,
     write_pseudo_labels,
 )
@@ -81,7 +79,7 @@ def train_rounds(
         folder = RoundFolder.of(run, number)
         if not folder.pseudo_labels.exists():
             _label(job, model, folder, number)
-        labels = read_for(pool, folder.pseudo_labels, classes=job.classes)
+        labels = read_pseudo_labels(folder.pseudo_labels, pool, class_names=job.classes.names)
         accuracy = accuracy_percent(labels, truth)
         right = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
         n_rounds = job.choice.settings.n_rounds
@@ -151,12 +149,13 @@ def trial_labels(job: Job) -> dict[int, int]:
     Raises:
         DataError: the pool has too few images.
     """
-    n_images, n_classes = len(_pool(job).indices), len(job.classes.names)
+    pool, n_classes = _pool(job), len(job.classes.names)
+    n_images = len(pool.indices)
     spread = np.zeros((n_images, n_classes), dtype=np.float32)
     images = np.arange(n_images)
     spread[images, images % n_classes] = 1.0
     chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
-    return {label.image: label.label for label in chosen}
+    return {pool.indices[label.image]: label.label for label in chosen}
 
 
 def _settings(job: Job) -> RoundsSettings:
@@ -175,10 +174,8 @@ def _to_label(job: Job) -> range:
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
-    chosen = _settings(job).choose_labels(
-        probabilities, round_number=number, classes=_to_label(job)
-    )
-    return in_source(chosen, _pool(job))
+    classes = _to_label(job)
+    return _settings(job).choose_labels(probabilities, round_number=number, classes=classes)
 
 
 def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
@@ -187,19 +184,14 @@ def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
     probabilities = pool_probabilities(model, pool)
     if number == 1:
         warn_of_unpredicted(probabilities, job.classes, among=_to_label(job))
-    write_for(
-        pool,
-        _choose(job, probabilities, number),
+    write_pseudo_labels(
         folder.pseudo_labels,
-        classes=job.classes,
+        _choose(job, probabilities, number),
+        pool,
+        class_names=job.classes.names,
         method="zeroshot" if number == 1 else job.choice.name,
-        provenance=sha256_json([job.key(), number]),
+        made_by=sha256_json([job.key(), number]),
     )
-
-
-def positions_of(pool: Images) -> dict[str, int]:
-    """Maps the keys of the images in use to their positions in the source."""
-    return {pool.source.items[index].key: index for index in pool.indices}
 
 
 def pool_probabilities(model: Model, pool: Images) -> Probabilities:
@@ -228,48 +220,6 @@ def warn_of_unpredicted(
         )
 
 
-def in_source(labels: Sequence[PseudoLabel], pool: Images) -> list[PseudoLabel]:
-    """Converts pseudo-labels of rows of the probabilities to ones of positions in the source."""
-    return [
-        PseudoLabel(pool.indices[found.image], found.label, found.confidence) for found in labels
-    ]
-
-
-def write_for(
-    pool: Images,
-    labels: Sequence[PseudoLabel],
-    path: Path,
-    *,
-    classes: Classes,
-    method: str,
-    provenance: str,
-) -> None:
-    """Writes pseudo-labels of positions in the pool's source; see `data.pseudo_labels`."""
-    write_pseudo_labels(
-        path,
-        labels,
-        origin=PseudoLabelOrigin(
-            method=method,
-            provenance_hash=provenance,
-            class_list=class_list_hash(classes.names),
-            image_list=pool.list_hash,
-        ),
-        class_names=classes.names,
-        keys={index: key for key, index in positions_of(pool).items()},
-    )
-
-
-def read_for(pool: Images, path: Path, *, classes: Classes) -> dict[int, int]:
-    """Reads a file that `write_for` wrote: position in the pool's source -> class."""
-    labels = read_pseudo_labels(
-        path,
-        class_names=classes.names,
-        image_list=pool.list_hash,
-        positions=positions_of(pool),
-    )
-    return {label.image: label.label for label in labels}
-
-
 def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int] | None:
     """Position in the pool's source -> true class, if the source has labels.
 
@@ -283,7 +233,7 @@ def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int
     except DataError:
         return None
     known = {item.key: item.label for item in source.items}
-    labels = {index: known.get(key) for key, index in positions_of(pool).items()}
+    labels = {index: known.get(key) for key, index in pool.positions.items()}
     return {index: label for index, label in labels.items() if label is not None}
 
 

@@ -19,6 +19,7 @@ from kdedge.config.optim_spec import OptimSpec, resolve_optim
 from kdedge.config.recipe import BaselineSpec
 from kdedge.data.balance import find_offsets
 from kdedge.data.classes import read_class_texts
+from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.errors import DataError, RecipeError, some_of
 from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import read_json, sha256_json, write_json
@@ -32,7 +33,7 @@ from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, TrainingData, make_job, zero_shot_model
-from kdedge.training.pseudo_labels import read_for, trial_labels
+from kdedge.training.pseudo_labels import trial_labels
 from kdedge.training.run_job import run_job
 
 log = logging.getLogger(__name__)
@@ -200,7 +201,8 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         data = TrainingData(labeled)
     else:
         pool = images.require("unlabeled", "data.pseudo_labels is of its images")
-        pseudo = pool.labeled_as(read_for(pool, spec.pseudo_labels, classes=setup.classes))
+        known = read_pseudo_labels(spec.pseudo_labels, pool, class_names=setup.classes.names)
+        pseudo = pool.labeled_as(known)
         if labeled is not None:
             pseudo = pseudo.without(labeled)
         assert pseudo.labels is not None

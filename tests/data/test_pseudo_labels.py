@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdedge.data.classes import class_list_hash
 from kdedge.data.pseudo_labels import (
     PseudoLabel,
-    PseudoLabelOrigin,
     most_confident_predicted,
     most_probable,
     read_pseudo_labels,
@@ -97,20 +96,19 @@ def test_fewer_images_than_the_classes_are_to_have_are_refused_with_what_would_d
 # Files
 
 
-def write(path: Path, **changed: Any) -> Path:
-    hashes = {"class_list": class_list_hash(NAMES), "image_list": IMAGES, **changed}
-    write_pseudo_labels(
-        path,
-        [PseudoLabel(4, 0, 0.75), PseudoLabel(1, 2, 1.0)],
-        origin=PseudoLabelOrigin(method="zeroshot", provenance_hash="7" * 64, **hashes),
-        class_names=NAMES,
-        keys={position: key for key, position in POSITIONS.items()},
-    )
+def pool_of(image_list: str = IMAGES) -> Any:
+    return SimpleNamespace(list_hash=image_list, positions=POSITIONS)
+
+
+def write(path: Path) -> Path:
+    labels = [PseudoLabel(2, 0, 0.75), PseudoLabel(1, 2, 1.0)]
+    made = {"method": "zeroshot", "made_by": "7" * 64}
+    write_pseudo_labels(path, labels, pool_of(), class_names=NAMES, **made)
     return path
 
 
-def read(path: Path, names: tuple[str, ...] = NAMES, image_list: str = IMAGES) -> Any:
-    return read_pseudo_labels(path, class_names=names, image_list=image_list, positions=POSITIONS)
+def read(path: Path, names: tuple[str, ...] = NAMES, image_list: str = IMAGES) -> dict[int, int]:
+    return read_pseudo_labels(path, pool_of(image_list), class_names=names)
 
 
 def test_a_file_is_lines_that_a_person_can_read(tmp_path: Path) -> None:
@@ -120,14 +118,14 @@ def test_a_file_is_lines_that_a_person_can_read(tmp_path: Path) -> None:
         '{"image": "c.jpg", "class": "cat", "confidence": 0.75}',
         '{"image": "b/ä.jpg", "class": "red fox", "confidence": 1.0}',
     ]
-    assert read(tmp_path / "labels.jsonl") == [PseudoLabel(4, 0, 0.75), PseudoLabel(1, 2, 1.0)]
+    assert read(tmp_path / "labels.jsonl") == {4: 0, 1: 2}
 
 
 def test_a_person_may_correct_classes_remove_lines_and_leave_blank_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.jsonl")
     first, second, _ = path.read_text(encoding="utf-8").splitlines()
     path.write_text(f"{first}\n\n{second.replace('cat', 'school_bus')}\r\n", encoding="utf-8")
-    assert read(path) == [PseudoLabel(4, 3, 0.75)]
+    assert read(path) == {4: 3}
 
 
 @pytest.mark.parametrize(

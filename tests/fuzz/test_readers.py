@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -278,8 +279,8 @@ def _shard(path: Path) -> None:
 def _pseudo_labels(path: Path) -> None:
     positions = {f"{i}_{j}.jpg": 10 * i + j for i in range(5) for j in range(10)}
     images = "af476d8aef32037fd91b73336187ff5bc68b99c13fa1792a1552959433375618"
-    names = ("cat", "dog", "red fox", "school bus")
-    read_pseudo_labels(path, class_names=names, image_list=images, positions=positions)
+    pool: Any = SimpleNamespace(list_hash=images, positions=positions)
+    read_pseudo_labels(path, pool, class_names=("cat", "dog", "red fox", "school bus"))
 
 
 SPLIT = {
