@@ -9,7 +9,7 @@ from kdedge.api.artifact import (
     write_smoke_images as write_smoke_images,
 )
 from kdedge.api.bench import bench as bench
-from kdedge.api.compare import Comparison as Comparison, compare as compare
+from kdedge.api.compare import compare as compare
 from kdedge.api.data import (
     BenchmarkSet as BenchmarkSet,
     fetch_set as fetch_set,
@@ -38,6 +38,7 @@ from kdedge.api.train import (
 from kdedge.config.load import LoadedRecipe as LoadedRecipe, load_recipe as load_recipe
 from kdedge.config.recipe import Recipe as Recipe
 from kdedge.data.fetch import Fetched as Fetched
+from kdedge.evaluation.comparison import Comparison as Comparison
 from kdedge.data.survey import Survey as Survey
 from kdedge.data.verify import Verification as Verification
 from kdedge.deploy.client import ClientCheck as ClientCheck

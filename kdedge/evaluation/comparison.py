@@ -6,14 +6,16 @@ compares what two artifacts answer, whose class lists may differ.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Literal
 
-from kdedge.errors import DataError
-from kdedge.inference.lines import NonFiniteLogits, Prediction
+from kdedge.errors import DataError, some_of
+from kdedge.files import printable
+from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage, visible
+from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE
 
 ALPHA = 0.05
@@ -21,6 +23,8 @@ ALPHA = 0.05
 
 _FEWEST = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
 """The test needs as many images that exactly one model gets right, or it can show no difference."""
+
+_MOST_SHOWN = 20  # images, classes and reasons; the record has all
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
@@ -73,14 +77,6 @@ class ComparedImage:
         """Whether the answers differ: as classes, or as none; no answer is like no other."""
         old, new = ((a.class_name, a.is_none) for a in (self.old, self.new))
         return old != new or old == (None, False)
-
-    @property
-    def became(self) -> Literal["wrong", "right"] | None:
-        """Whether a right answer became wrong, or a wrong one right; None if neither."""
-        was, is_right = (self.label == a.class_name for a in (self.old, self.new))
-        if self.label is None or was == is_right:
-            return None
-        return "right" if is_right else "wrong"
 
 
 @dataclass(frozen=True)
@@ -151,6 +147,15 @@ class LabeledComparison:
         few = f" Fewer than {_FEWEST} cannot show one: compare on more." if n < _FEWEST else ""
         return f"No difference is shown: {rests}.{few}"
 
+    def accuracies(self) -> str:
+        """Both accuracies in words."""
+        n = self.n_left_out
+        left_out = f"; {images_text(n)} of classes that only one has left out" if n else ""
+        return (
+            f"old {self.old_accuracy_percent:.2f} %, new {self.new_accuracy_percent:.2f} % on"
+            f" {images_text(self.n_labeled)} with labels{left_out}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
@@ -163,10 +168,32 @@ class LabeledComparison:
 
 
 @dataclass(frozen=True)
-class PredictionComparison:
-    """Two classifiers' answers on the same images.
+class ComparedModel:
+    """A model file that was compared.
 
     Attributes:
+        file: the model file, with its folder.
+        precision: its precision.
+        runtime: what ran it.
+        n_classes: number of its classes.
+    """
+
+    file: str
+    precision: str
+    runtime: str
+    n_classes: int
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.precision}), {self.n_classes:,} classes, on {self.runtime}"
+
+
+@dataclass(frozen=True)
+class Comparison(Tabled):
+    """Two artifacts on the same images; printed and shown in a notebook as a table of changes.
+
+    Attributes:
+        old: the old artifact's file.
+        new: the new one's.
         n_images: images that were classified.
         n_unshared: images that one answers with a class which the other lacks; agreement
             leaves them out.
@@ -174,14 +201,18 @@ class PredictionComparison:
         mean_score_difference: the new score of the best class minus the old one, percentage points;
             None if one of them has no scores.
         mean_absolute_score_difference: the same without the sign.
-        only_old: classes that only the old classifier has.
+        only_old: classes that only the old artifact has.
         only_new: classes that only the new one has.
         n_shared: number of classes that both have.
         changed: the images whose answers differ, in their order.
         classes: counts of each class, in the old order, then new classes, then `none`.
         labeled: accuracies; None if no image has a label.
+        unreadable: images that cannot be read, which are left out.
+        without_answer: images for which a model gives NaN or infinity; they count as changed.
     """
 
+    old: ComparedModel
+    new: ComparedModel
     n_images: int
     n_unshared: int
     n_agree: int
@@ -193,6 +224,8 @@ class PredictionComparison:
     changed: tuple[ComparedImage, ...]
     classes: tuple[ClassCounts, ...]
     labeled: LabeledComparison | None
+    unreadable: Sequence[UnreadableImage] = ()
+    without_answer: Sequence[NonFiniteLogits] = ()
 
     @property
     def agreement_percent(self) -> float | None:
@@ -202,11 +235,81 @@ class PredictionComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            **{name: value for name, value in asdict(self).items() if name != "labeled"},
-            "agreement_percent": self.agreement_percent,
-            "labeled": None if self.labeled is None else self.labeled.to_dict(),
-        }
+        labeled = None if self.labeled is None else self.labeled.to_dict()
+        values = {**asdict(self), "agreement_percent": self.agreement_percent, "labeled": labeled}
+        for image in values["changed"]:
+            image["image"] = printable(image["image"])
+        for failed in (*values["unreadable"], *values["without_answer"]):
+            failed["image"] = printable(failed.pop("key"))
+        return values
+
+    @property
+    def table(self) -> Table:
+        """The first images whose class changed."""
+        has_labels = self.labeled is not None
+        header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
+        rows = []
+        for changed in self.changed[:_MOST_SHOWN]:
+            cells = [visible(changed.image)]
+            for answer in (changed.old, changed.new):
+                score = answer.score_percent
+                cells += [visible(str(answer)), "-" if score is None else f"{score:.2f} %"]
+            rows.append([*cells, *([visible(changed.label or "-")] if has_labels else [])])
+        return header, rows
+
+    @property
+    def verdict(self) -> str:
+        """Whether the new one is as good, in words; empty without labels."""
+        old, new = self.old.precision, self.new.precision
+        files = "" if old == new else f" The old file is {old} and the new one {new}."
+        return "" if self.labeled is None else f"{self.labeled.sentence()}{files}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What was compared, and the figures."""
+        n_more = len(self.changed) - _MOST_SHOWN
+        notes = [f"and {n_more:,} more changed answers"] if n_more > 0 else []
+        notes += [] if self.changed else ["No answer has changed."]
+        counts = sorted(self.classes, key=lambda x: -abs(x.n_new - x.n_old))
+        often = [
+            f"{visible(x.class_name)} {x.n_old:,} -> {x.n_new:,}"
+            for x in counts
+            if x.n_old != x.n_new
+        ]
+        if often:
+            notes.append(f"how often a class is the answer: {_listed(often)}")
+        notes += some_of((f"{visible(x.key)}: {x.reason}" for x in self.unreadable), _MOST_SHOWN)
+        notes += [
+            f"old: {self.old}",
+            f"new: {self.new}",
+            f"{images_text(self.n_images)}, and {len(self.unreadable):,} unreadable;"
+            f" {len(self.without_answer):,} answers with NaN or infinity",
+            f"{self.n_shared:,} classes that both have",
+        ]
+        for which, names in (("old", self.only_old), ("new", self.only_new)):
+            notes += [f"only the {which} one has {_listed(map(visible, names))}"] if names else []
+        if self.agreement_percent is None:
+            notes.append("agreement: none, as each answer is a class that one of them lacks")
+        else:
+            notes.append(
+                f"agreement {self.agreement_percent:.2f} %: {self.n_agree:,} of"
+                f" {images_text(self.n_images - self.n_unshared)}; {self.n_unshared:,} answered"
+                " with a class that only one has left out"
+            )
+        if self.mean_score_difference is None:
+            notes.append("scores: not compared, as an artifact's head is argmax, without scores")
+        else:
+            notes.append(
+                f"score, new minus old: {self.mean_score_difference:+.2f} points on average,"
+                f" {self.mean_absolute_score_difference:.2f} without the sign"
+            )
+        if self.labeled is not None:
+            notes += [f"accuracy: {self.labeled.accuracies()}", self.verdict]
+        return notes
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(some_of(texts, _MOST_SHOWN))
 
 
 def shared_names(old_names: Sequence[str], new_names: Sequence[str]) -> set[str]:
@@ -224,67 +327,67 @@ def shared_names(old_names: Sequence[str], new_names: Sequence[str]) -> set[str]
     return shared
 
 
-def compare_predictions(
-    images: Iterable[ComparedImage], *, old_names: Sequence[str], new_names: Sequence[str]
-) -> PredictionComparison:
+def compare_answers(
+    images: Sequence[ComparedImage],
+    old: ComparedModel,
+    new: ComparedModel,
+    *,
+    old_names: Sequence[str],
+    new_names: Sequence[str],
+) -> Comparison:
     """Compares two classifiers' answers; classes are the same if their names are.
 
     Args:
-        images: with both answers; read once.
+        images: with both answers; one or more.
+        old: the old model's file.
+        new: the new one's.
         old_names: the old classifier's classes, in any order.
         new_names: the new one's.
 
     Raises:
-        DataError: they have no class in common, or there are no images.
+        DataError: they have no class in common.
     """
     shared = shared_names(old_names, new_names)
-    changed: list[ComparedImage] = []
-    differences: list[float] = []
-    old_counts: Counter[str | None] = Counter()
-    new_counts: Counter[str | None] = Counter()
-    became: Counter[str | None] = Counter()
-    n_images = n_unshared = n_agree = n_left_out = n_both_right = 0
-    for image in images:
-        n_images += 1
-        old, new = image.old, image.new
-        if any(a.class_name is not None and a.class_name not in shared for a in (old, new)):
-            n_unshared += 1
-        elif not image.is_changed:
-            n_agree += 1
-        if image.is_changed:
-            changed.append(image)
-        if old.score_percent is not None and new.score_percent is not None:
-            differences.append(new.score_percent - old.score_percent)
-        for answer, counts in ((old, old_counts), (new, new_counts)):
-            if answer.class_name is not None or answer.is_none:
-                counts[answer.class_name] += 1
-        if image.label in shared:
-            became[image.became] += 1
-            n_both_right += old.class_name == image.label == new.class_name
-        elif image.label is not None:
-            n_left_out += 1
-    if not n_images:
-        raise DataError("There are no images to compare two artifacts on.")
+    both_know = {*shared, None}  # None: "none of these", or no answer
+    comparable = [i for i in images if {i.old.class_name, i.new.class_name} <= both_know]
+    differences = [
+        i.new.score_percent - i.old.score_percent
+        for i in images
+        if i.old.score_percent is not None and i.new.score_percent is not None
+    ]
+    old_counts, new_counts = (
+        Counter(answer.class_name for answer in answers if answer.class_name or answer.is_none)
+        for answers in ([i.old for i in images], [i.new for i in images])
+    )
     only_new = tuple(name for name in new_names if name not in shared)
     # A class may be called as the answer "none of these" is
     classes: list[tuple[str, str | None]] = [(name, name) for name in (*old_names, *only_new)]
-    if old_counts[None] or new_counts[None]:
-        classes.append((NONE, None))
-    n, wrong, right = len(differences), became["wrong"], became["right"]
+    classes += [(NONE, None)] if old_counts[None] or new_counts[None] else []
+    labels = [i for i in images if i.label is not None]
+    known = [i for i in labels if i.label in shared]
     labeled = None
-    if became.total():
-        p_value = mcnemar_p(wrong, right)
-        labeled = LabeledComparison(became.total(), n_left_out, n_both_right, wrong, right, p_value)
-    return PredictionComparison(
-        n_images=n_images,
-        n_unshared=n_unshared,
-        n_agree=n_agree,
-        mean_score_difference=math.fsum(differences) / n if n else None,
-        mean_absolute_score_difference=math.fsum(map(abs, differences)) / n if n else None,
+    if known:
+        right = Counter((i.label == i.old.class_name, i.label == i.new.class_name) for i in known)
+        labeled = LabeledComparison(
+            n_labeled=len(known),
+            n_left_out=len(labels) - len(known),
+            n_both_right=right[True, True],
+            n_only_old_right=right[True, False],
+            n_only_new_right=right[False, True],
+            p_value=mcnemar_p(right[True, False], right[False, True]),
+        )
+    return Comparison(
+        old=old,
+        new=new,
+        n_images=len(images),
+        n_unshared=len(images) - len(comparable),
+        n_agree=sum(not i.is_changed for i in comparable),
+        mean_score_difference=fmean(differences) if differences else None,
+        mean_absolute_score_difference=fmean(map(abs, differences)) if differences else None,
         only_old=tuple(name for name in old_names if name not in shared),
         only_new=only_new,
         n_shared=len(shared),
-        changed=tuple(changed),
+        changed=tuple(i for i in images if i.is_changed),
         classes=tuple(ClassCounts(name, old_counts[k], new_counts[k]) for name, k in classes),
         labeled=labeled,
     )

@@ -180,7 +180,7 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     root, images = folder / "runs", folder / "pool"
     assert len(kdedge.predict("toy", images, root=root)) > 0
     found = kdedge.compare("toy/02", "toy", images, root=root)
-    assert found.predictions.agreement_percent == 100
+    assert found.agreement_percent == 100
     with pytest.raises(kdedge.DataError, match="toy/02 does not exist"):
         kdedge.load("toy/02", root=folder)
     with pytest.raises(kdedge.RecipeError, match="is an artifact"):

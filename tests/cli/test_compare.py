@@ -270,9 +270,9 @@ def test_the_images_are_the_same_whatever_the_two_preparations_are(
     found = package.compare("old", "new", *named, batch=2)
     for which in ("old", "new"):
         alone = {one.key: one.top[0] for one in package.predict(which, *named, batch=2).classified}
-        for one in found.predictions.changed:
+        for one in found.changed:
             answer = getattr(one, which)
             assert (answer.class_name, answer.score_percent) == alone[one.image]
-    assert len(found.predictions.changed) > 0
+    assert len(found.changed) > 0
     with pytest.raises(RecipeError, match="batch size is 99"):
         package.compare("old", "new", *named, batch=99)

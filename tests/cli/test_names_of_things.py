@@ -113,4 +113,4 @@ def test_python_takes_lists_of_images(exported: Path) -> None:
     keys = [one.key for one in package.predict("tiny/02", images, "test/dog/0.jpg")]
     assert keys == [*map(str, images), "test/dog/0.jpg"]
     compared = package.compare("tiny/02", "tiny/02", map(str, images))
-    assert compared.predictions.n_images == len(images)
+    assert compared.n_images == len(images)
