@@ -49,15 +49,16 @@ def fit_now(job: Job) -> dict[str, Any]:
         return job.method.fit(_data_of(job))
 
 
-def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, float]:
+def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, float | None]:
     """Ridge regression on a role's backbone, fitted to labeled images alone.
 
     Returns:
-        The model, and its accuracy on these images, each left out once: percent, mean over classes.
+        The model, and its accuracy on these images, each left out once: percent, mean over classes;
+        None where most classes have one label.
     """
     choice = MethodChoice("ridge", ridge, ridge.Settings(), setup.choice.optim, "baseline")
     job = Job(replace(setup, role="baseline", choice=choice), TrainingData(images))
-    percent = float(fit_now(job)["leave_one_out_percent"])
+    percent: float | None = fit_now(job)["leave_one_out_percent"]
     return job.model(), percent
 
 

@@ -242,8 +242,12 @@ def baseline_accuracies(job: Job) -> dict[str, float]:
         accuracies["zeroshot"] = _mean_over_classes(job, logits, truth)
         balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
         parts.append(f"zero-shot CLIP {accuracies['zeroshot']:.1f} %, in balance {balanced:.1f} %")
-    accuracies["ridge"] = ridge_on_labels(job.setup, job.training_images)[1]
-    parts.append(f"ridge {accuracies['ridge']:.1f} %, each image left out once")
+    _, percent = ridge_on_labels(job.setup, job.training_images)
+    if percent is not None:
+        accuracies["ridge"] = percent
+        parts.append(f"ridge {percent:.1f} %, each image left out once")
+    if not parts:
+        return {}
     n_images = len(job.training_images.indices)
     log.info("On %d labeled images, mean over classes: %s.", n_images, ", ".join(parts))
     return accuracies

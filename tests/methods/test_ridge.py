@@ -225,11 +225,21 @@ def test_classes_weigh_the_same_however_many_labels_they_have(tiny_backbone: Bac
         assert share == pytest.approx(1 / len(NAMES))
 
 
-def test_one_label_a_class_is_enough(tiny_backbone: Backbone) -> None:
+@pytest.mark.parametrize(
+    ("n_labels", "percent"), [(4, None), (5, None), (7, 100)], ids=["one each", "most", "few"]
+)
+def test_images_that_are_their_class_alone_choose_nothing(
+    tiny_backbone: Backbone, n_labels: int, percent: float | None
+) -> None:
+    """Left out, they would be wrong whatever the settings are."""
     method = build(tiny_backbone)
     with torch.no_grad():
-        method.fit(data(tiny_backbone, n_labels=4))
-    assert method.forward_features(images()).isfinite().all()
+        record = method.fit(data(tiny_backbone, n_labels=n_labels))
+    assert record["leave_one_out_percent"] == percent
+    said = "without 1 that have one label" if percent else "label four images of each class"
+    assert said in record["summary"]
+    answers = method.forward_features(images()).argmax(dim=1)
+    assert (answers == torch.arange(24) % len(NAMES)).double().mean() > 0.7
 
 
 @pytest.mark.parametrize("is_student", [False, True])
