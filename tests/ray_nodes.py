@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_WORKER = b"ray::MapWorker"
+_WORKER = b"ray::_Worker"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Reads, decodes and hashes the images of a folder, or of the small photos. Runs `kdedge pseudo-label
 --method zeroshot` on two numbers of small photos that have been read before, and takes the time
 that the larger one needs more for each image: starting, loading and other processes do not count.
-Then it does empty pieces of work by Ray Data, 100 and 500 of them. At the end it computes what 10^8
+Then it does empty pieces of work by Ray, 100 and 500 of them. At the end it computes what 10^8
 images cost.
 
     python benchmarks/scale/pool_cost.py [--teacher] [--images FOLDER]
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from kdedge.data.images import scan
 from kdedge.data.sources import ImageSource, folder, webdataset
-from kdedge.workers import Work, WorkerResources, open_workers
+from kdedge.workers import WorkerResources, open_workers
 
 MINI = Path(__file__).parents[2] / "../shared/mini"
 RECIPE = Path(__file__).parents[1] / "mini/photos100.yaml"
@@ -96,12 +96,13 @@ def label(pool: str, role: str, runs: Path, name: str) -> float:
 
 
 def piece_ms() -> tuple[float, float]:
-    """Time, and processor time of the driver, of a piece of no work by Ray Data."""
+    """Time, and processor time of the driver, of a piece of no work by Ray."""
     times = []
     with open_workers("ray", "cpu") as workers:
+        assert workers is not None
         for n_pieces in (100, 100, 500):  # the first starts Ray
             began = time.perf_counter(), time.process_time()
-            list(workers.run(range(n_pieces), Work(same, send)))
+            list(workers.run(range(n_pieces), send))
             times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
     return 1e3 * (times[2][0] - times[1][0]) / 400, 1e3 * (times[2][1] - times[1][1]) / 400
 

@@ -18,7 +18,7 @@ from kdedge.errors import DataError, some_of
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
-from kdedge.workers import LOCAL, DoPieces, Work, WorkerResources, Workers
+from kdedge.workers import DoPieces, WorkerResources, Workers
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
@@ -62,7 +62,7 @@ def scan(
     n_threads: int | None = None,
     progress: Callable[[int], None] | None = None,
     cache: ScanCache | None = None,
-    workers: Workers = LOCAL,
+    workers: Workers | None = None,
     n_a_piece: int = 4096,
 ) -> Scan:
     """Reads and decodes every image of a source once.
@@ -74,7 +74,7 @@ def scan(
             most 8.
         progress: called with the number of finished images, after a few at a time.
         cache: images in it are not read again; new ones are added.
-        workers: read and decode the images; they must see the source's files.
+        workers: read and decode the images, and must see the source's files; None for this process.
         n_a_piece: images that a worker reads at once; so few new ones are read in this process.
 
     Returns:
@@ -85,15 +85,15 @@ def scan(
     cache.open(source)
     positions = range(len(source.items))[rows]
     pieces: list[_Piece] = []
-    if not workers.are_local:
+    if workers is not None:
         pieces = [(part, cache.take(source, part)) for part in _parts(positions, n_a_piece)]
     try:
-        if sum(len(part) - len(known) for part, known in pieces) <= n_a_piece:
+        n_new = sum(len(part) - len(known) for part, known in pieces)
+        if workers is None or n_new <= n_a_piece:
             found = _read(source, positions, cache, n_threads, progress)
         else:
             found = []
-            work = Work(partial(_read_pieces, source, None), partial(_read_elsewhere, source))
-            for some, known in workers.run(pieces, work):
+            for some, known in workers.run(pieces, partial(_read_elsewhere, source)):
                 found += some
                 cache.add(known)
                 if progress is not None:
@@ -154,7 +154,7 @@ def _read_elsewhere(
 
 
 def _read_pieces(
-    source: ImageSource, n_threads: int | None, pieces: Iterable[_Piece]
+    source: ImageSource, n_threads: int, pieces: Iterable[_Piece]
 ) -> Iterator[tuple[_Found, Mapping[str, str]]]:
     """What is found in each piece, and what the cache should know of it now."""
     for rows, known in pieces:

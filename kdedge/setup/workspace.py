@@ -17,7 +17,7 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, local_rank
 from kdedge.errors import RecipeError, SetupError
 from kdedge.progress import working
 from kdedge.runtime.threads import keep_freed_memory, local_world_size
-from kdedge.workers import LOCAL, Workers
+from kdedge.workers import Workers
 
 
 class Workspace:
@@ -30,7 +30,7 @@ class Workspace:
         root: folder of all runs.
         device: where models compute.
         group: the processes that train together.
-        workers: read and encode pools of images.
+        workers: read and encode pools of images; None for this process.
         scans: cached facts of images: readable, size, digest.
         images: readable images of each opened source, by its description in the recipe.
     """
@@ -41,7 +41,7 @@ class Workspace:
         device: torch.device,
         *,
         group: ProcessGroup = SINGLE_PROCESS,
-        workers: Workers = LOCAL,
+        workers: Workers | None = None,
         is_read_only: bool = False,
     ) -> None:
         """Opens a workspace.
@@ -50,7 +50,7 @@ class Workspace:
             root: folder of all runs; it may not exist yet.
             device: where models compute.
             group: the processes that train together.
-            workers: read and encode pools of images.
+            workers: read and encode pools of images; None for this process.
             is_read_only: keep caches in memory and write nothing below `root`.
         """
         self.root, self.device, self.group = root, device, group

@@ -187,7 +187,6 @@ def test_a_store_is_the_local_one_after_ctrl_c_and_though_a_worker_is_killed(
         done = nodes.kdedge(*command, *RAY)
     assert done.code == 0, done.err
     assert len(killed) == 1
-    assert "A worker died" in done.err
     assert "raylet" not in done.out
     assert f"Computing {12 - len(kept)} of 12 files.\n" in done.err
     assert {file: file.read_bytes() for file in files} == local
@@ -233,7 +232,6 @@ def test_a_cluster_that_does_not_start_is_named(
     ray: Any = ModuleType("ray")
     ray.init, ray.is_initialized = init, lambda: False
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.data", ModuleType("ray.data"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = kdedge("teach", "r.yaml", "--store", "--set", "student.views=1", *RAY)
     done.fails(

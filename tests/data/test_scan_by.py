@@ -13,19 +13,17 @@ from PIL import Image
 from kdedge.data.images import scan
 from kdedge.data.scan_cache import ScanCache
 from kdedge.data.sources.folder import open_source
-from kdedge.workers import Work, WorkerResources
+from kdedge.workers import WorkerResources
 
 
 class Sent:
     """Workers that get all they know as bytes, as another process would."""
 
-    are_local = False
-
     def __init__(self) -> None:
         self.n_pieces = 0
 
-    def run(self, pieces: Sequence[Any], work: Work[Any, Any]) -> Iterator[Any]:
-        do = pickle.loads(pickle.dumps(work.elsewhere))(WorkerResources("cpu", 1))
+    def run(self, pieces: Sequence[Any], opens: Any) -> Iterator[Any]:
+        do = pickle.loads(pickle.dumps(opens))(WorkerResources("cpu", 1))
         for piece in pieces:
             self.n_pieces += 1
             yield from pickle.loads(pickle.dumps(list(do([pickle.loads(pickle.dumps(piece))]))))
@@ -40,7 +38,8 @@ def pictures(folder: Path) -> Any:
 
 
 def test_workers_find_what_one_process_finds_and_tell_how_far_they_are(tmp_path: Path) -> None:
-    source, told, workers = pictures(tmp_path), [], Sent()
+    source, told = pictures(tmp_path), []
+    workers: Any = Sent()
     found = scan(source, progress=told.append, workers=workers, n_a_piece=4)
     assert found == scan(source)
     assert [bad.key for bad in found.bad] == ["3.png"]

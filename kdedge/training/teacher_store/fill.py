@@ -29,7 +29,7 @@ from kdedge.runs.measure import ImageModel
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.reuse import OtherStores
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
-from kdedge.workers import LOCAL, DoPieces, Work, WorkerResources, Workers
+from kdedge.workers import DoPieces, WorkerResources, Workers
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class StoreFiller:
         n_workers: processes that decode images.
         opens: opens the model in another process, on a device. It can be pickled. None for a model
             that exists only in this process.
-        workers: who computes the chunks.
+        workers: who computes the chunks; None for this process.
         group: processes of one training, which fill the store together.
     """
 
@@ -69,7 +69,7 @@ class StoreFiller:
     precision: PrecisionName
     n_workers: int | Literal["auto"]
     opens: Callable[[WorkerResources], FeatureModel] | None = None
-    workers: Workers = LOCAL
+    workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
 
     def fill(self) -> None:
@@ -150,7 +150,7 @@ class StoreFiller:
         share = missing[self.group.rank :: self.group.world_size]
         n_done, n_all = 0, sum(len(self.store.positions(chunk)) for chunk in share)
         with progress(f"filling the {self.store.name.lower()}", n_all, unit="crops") as advance:
-            for chunk in self.workers.run(share, self._work):
+            for chunk in self._computed(share):
                 n_done += len(self.store.positions(chunk))
                 advance(n_done)
         self.group.all_reduce_max(0)  # until each process has written its chunks
@@ -162,16 +162,17 @@ class StoreFiller:
             )
         log.info("%s filled in %s.", self.store.name, rough_duration(time.monotonic() - began))
 
-    @property
-    def _work(self) -> Work[Chunk, Chunk]:
-        """The work of computing chunks; each chunk is a piece and its own result."""
+    def _computed(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
+        """Chunks that are computed here, or by workers."""
+        if self.workers is None:
+            return self.compute(chunks)
         # The other process opens the model itself
-        without = replace(self, teacher=None, workers=LOCAL, group=SINGLE_PROCESS)  # type: ignore[arg-type]
+        without = replace(self, teacher=None, workers=None, group=SINGLE_PROCESS)  # type: ignore[arg-type]
         elsewhere = functools.partial(_fill_elsewhere, without)
         paths = [self.store.path.absolute()]
         if isinstance(self.source, InFiles):
             paths.append(Path(self.source.location(0).path))
-        return Work(self.compute, elsewhere, tuple(paths))
+        return self.workers.run(chunks, elsewhere, paths)
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Computes and writes chunks; first those whose features other stores have."""

@@ -1,0 +1,254 @@
+"""Work in pieces by the workers of a Ray cluster, on one machine or many. Loads no torch.
+
+Each worker is an actor that loads a model once and keeps it. Ray starts a worker that was killed
+again, elsewhere if its node is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from kdedge import __version__
+from kdedge.errors import KdedgeError, MissingPackage, RecipeError, ResourceError, SetupError
+
+EngineName = Literal["local", "ray"]
+"""What executes pieces of work: this process, or the workers of a Ray cluster."""
+
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+DoPieces = Callable[[Iterable[Piece]], Iterator[Result]]
+"""Does pieces and yields their results, in order. It may take pieces ahead of its results."""
+
+_N_ATTEMPTS = 4
+"""Most attempts at one piece of work whose workers are killed."""
+_CONNECT_S = 5
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """A worker's share of its machine.
+
+    Attributes:
+        device: `cpu` or `cuda`; the worker sees only its own GPU.
+        n_cores: CPU cores.
+    """
+
+    device: str
+    n_cores: int
+
+
+@contextlib.contextmanager
+def open_workers(engine: str, device: str | None = None) -> Iterator[Workers | None]:
+    """Context with the workers of an engine; a Ray cluster started for it ends with it.
+
+    Args:
+        engine: one of `ENGINES`.
+        device: `cpu` or `cuda`; None: workers get a GPU each if the cluster has any.
+
+    Yields:
+        The workers; None for this process.
+
+    Raises:
+        RecipeError: there is no such engine.
+        SetupError: Ray is not installed, or the cluster does not answer or lacks the device.
+    """
+    if engine not in ENGINES:
+        raise RecipeError(f"There is no engine {engine!r}.\n  Use {' or '.join(ENGINES)}.")
+    if engine == "local":
+        yield None
+        return
+    ray = _ray()
+    is_ours = not ray.is_initialized()
+    with contextlib.redirect_stdout(sys.stderr):  # for what Ray prints
+        if is_ours:
+            _connect(ray)
+        try:
+            yield _workers(ray, device)
+        finally:
+            if is_ours:
+                ray.shutdown()
+
+
+class Workers:
+    """The workers of a Ray cluster.
+
+    Args:
+        resources: what each of them gets of its node.
+        n_workers: the largest number of them.
+    """
+
+    def __init__(self, resources: WorkerResources, n_workers: int) -> None:
+        self._resources, self._n_workers = resources, n_workers
+
+    def run(
+        self,
+        pieces: Sequence[Piece],
+        opens: Callable[[WorkerResources], DoPieces[Piece, Result]],
+        paths: Sequence[Path] = (),
+    ) -> Iterator[Result]:
+        """Yields the results in the order of the pieces; a piece may have none or several.
+
+        A piece whose worker is killed is done again.
+
+        Args:
+            pieces: each can be done by itself, again, and in any process.
+            opens: loads in a worker what does them. It can be pickled.
+            paths: files and folders that a worker must see.
+
+        Raises:
+            KdedgeError: of a piece; results before it are yielded first.
+            SetupError: a worker lacks the package or does not see a path.
+            ResourceError: workers die at the same piece again and again.
+        """
+        ray = _ray()
+        work = ray.put((ray.cloudpickle.dumps(opens), tuple(paths)))  # sent once to each node
+        worker = ray.remote(_Worker).options(
+            num_cpus=self._resources.n_cores,
+            num_gpus=int(self._resources.device == "cuda"),
+            max_restarts=-1,
+            max_task_retries=_N_ATTEMPTS - 1,
+        )
+        workers = [
+            worker.remote([work], self._resources, __version__)
+            for _ in range(min(self._n_workers, len(pieces)))
+        ]
+        # Each gets its first piece when it has started: the cluster may be busy
+        running = {worker.do.remote(None): (-1, worker) for worker in workers}
+        left, outputs = iter(enumerate(pieces)), dict[int, Any]()
+        try:
+            for number in range(len(pieces)):
+                while number not in outputs:
+                    (ready,), _ = ray.wait(list(running))
+                    done, worker = running.pop(ready)
+                    outputs[done] = ray.get(ready)
+                    for following, piece in islice(left, 1):
+                        running[worker.do.remote(pickle.dumps(piece))] = following, worker
+                failed, results = pickle.loads(outputs.pop(number))  # noqa: S301 - of our worker
+                if failed is not None:
+                    kind, message = failed
+                    raise kind.__new__(kind, message)
+                yield from results
+        except ray.exceptions.RayError as error:
+            if "No module named" in str(error):
+                raise SetupError(
+                    f"A Ray worker cannot start: {_last(error)}\n"
+                    f"  Install kdedge {__version__} on all nodes of the cluster."
+                ) from error
+            if isinstance(error, ray.exceptions.RayActorError):
+                raise ResourceError(
+                    f"{_N_ATTEMPTS} Ray workers died at the same piece of work, or lost their"
+                    " node.\n  Mostly memory runs out: use smaller batches, or nodes with more"
+                    " memory."
+                ) from error
+            raise
+
+
+class _Worker:
+    """Does single pieces, in a process that Ray starts."""
+
+    def __init__(self, work: Any, resources: WorkerResources, version: str) -> None:
+        self._work, self._resources, self._version = work, resources, version
+        self._do: DoPieces[Any, Any] | None = None
+
+    def do(self, piece: bytes | None) -> bytes:
+        """A pickled piece -> pickled class and message of an error or None, and its results.
+
+        Ray would add its own traceback to an exception.
+        """
+        failed, results = None, list[Any]()
+        try:
+            if piece is not None:
+                results += self._ready()([pickle.loads(piece)])  # noqa: S301 - of this command
+        except KdedgeError as error:
+            text = f"{error}\n  This is the message of a Ray worker on {socket.gethostname()}."
+            failed, results = (type(error), text), []
+        return pickle.dumps((failed, results))
+
+    def _ready(self) -> DoPieces[Any, Any]:
+        """Loads what the work needs, once. Not in `__init__`, whose errors Ray repeats forever."""
+        if self._do is None:
+            if __version__ != self._version:
+                raise SetupError(
+                    f"The worker has kdedge {__version__}, and the command {self._version}.\n"
+                    "  Install the same version on all nodes of the cluster."
+                )
+            opens, paths = _ray().get(self._work[0])
+            for path in paths:
+                if not path.exists():
+                    raise SetupError(
+                        f"{path} does not exist on a node of the Ray cluster.\n"
+                        "  Put images, runs, weights and recipes on a file system that all nodes"
+                        " see under the same paths."
+                    )
+            self._do = pickle.loads(opens)(self._resources)  # noqa: S301 - of this command
+        return self._do
+
+
+def _last(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2]
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingPackage("ray", extra="ray", purpose="The engine ray") from error
+
+
+def _connect(ray: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    address = os.environ.get("RAY_ADDRESS", "")
+    try:
+        host, _, port = address.rpartition(":")
+        if host and port.isdigit() and "/" not in host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # Ray raises plain ones, too, such as on a busy machine
+        otherwise = (
+            "or unset RAY_ADDRESS to start one for this command."
+            if address
+            else "or try again when the machine is less busy."
+        )
+        raise SetupError(
+            f"No Ray cluster could be used at {address or 'this machine'}: {_last(error)}\n"
+            f"  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, {otherwise}"
+        ) from error
+    # Ray would end this process without its messages
+    with contextlib.suppress(ValueError):  # not the main thread: Ray had to leave it alone, too
+        signal.signal(signal.SIGTERM, before)
+
+
+def _workers(ray: Any, device: str | None) -> Workers:
+    """As many workers as the cluster has GPUs, with an equal share of the cores; or as cores."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if device is not None and device.startswith("cuda") and not with_gpu:
+        raise SetupError(
+            "The Ray cluster has no GPU, and one is needed.\n"
+            "  Add nodes with GPUs, or compute on CPUs: --device cpu."
+        )
+    if with_gpu and device != "cpu":
+        n_cores = min(int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu)
+        return Workers(
+            WorkerResources("cuda", max(1, n_cores)), sum(int(node["GPU"]) for node in with_gpu)
+        )
+    n_workers = sum(int(node.get("CPU", 0)) for node in nodes)
+    if not n_workers:
+        raise SetupError("The Ray cluster has no CPU core for a worker.\n  Add a node to it.")
+    return Workers(WorkerResources("cpu", 1), n_workers)
