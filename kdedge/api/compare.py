@@ -10,7 +10,8 @@ from itertools import tee
 from pathlib import Path
 
 from kdedge.api.evaluate import AnyArtifact, run_argument
-from kdedge.api.predict import AnyPath, open_inputs, opened, path_list, read_item
+from kdedge.api.model import load
+from kdedge.api.predict import AnyPath, open_inputs, path_list
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least
 from kdedge.evaluation.comparison import (
     ComparedImage,
@@ -85,11 +86,11 @@ def compare(
     check_at_least(1, batch=batch, threads=threads)
     with contextlib.ExitStack() as stack:
         first, second = (
-            stack.enter_context(opened(source, threads=threads, root=root)) for source in (old, new)
+            stack.enter_context(load(source, threads=threads, root=root)) for source in (old, new)
         )
         if first.file.precision != second.file.precision:  # or its effect would be the new one's
             first, second = (
-                stack.enter_context(opened(source, precision="fp32", threads=threads, root=root))
+                stack.enter_context(load(source, precision="fp32", threads=threads, root=root))
                 if model.file.precision != "fp32" and model_file_at(run_argument(source)) is None
                 else model
                 for source, model in ((old, first), (new, second))
@@ -121,15 +122,16 @@ def _compared(
     shared_names(*names)  # before the slow work
     label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions are those of the old
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
-    items, *own_items = tee(inputs.items, 3)
+    items, *own_items = tee(inputs, 3)
     streams = [
-        classifier.classify_many(((item.key, read_item(item)) for item in own), batch=batch)
+        classifier.classify_many(((item.key, item.image) for item in own), batch=batch)
         for classifier, own in zip((old, new), own_items, strict=True)
     ]
     compared: list[ComparedImage] = []
     unreadable: list[UnreadableImage] = []
     without_answer: list[NonFiniteLogits] = []
-    with progress("comparing", inputs.n_images, unit="images") as advance:
+    n_images = len(inputs) if isinstance(inputs, list) else None
+    with progress("comparing", n_images, unit="images") as advance:
         for number, (item, *results) in enumerate(zip(items, *streams, strict=True), 1):
             advance(number)
             failed = [result for result in results if isinstance(result, UnreadableImage)]

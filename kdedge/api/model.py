@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import overload
@@ -14,11 +15,11 @@ from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_misses
-from kdedge.errors import DataError, RecipeError, check_at_least
+from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import ClassScore, Prediction, Result
 from kdedge.progress import working
-from kdedge.runtime.artifact import Artifact, Precision, model_file_at
+from kdedge.runtime.artifact import Precision, model_file_at
 from kdedge.runtime.preprocess import UnusableImage, convert_image
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -28,19 +29,11 @@ Scores = tuple[ClassScore, ...]
 """Predicted classes of one image, best first."""
 
 
-class LoadedModel:
+class LoadedModel(Classifier):
     """An artifact with one of its model files loaded, ready to classify.
 
     It is safe to call from several threads. `close`, or the end of a `with` block, frees the model.
     """
-
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
-
-    @property
-    def artifact(self) -> Artifact:
-        """The artifact: class names, preprocessing, files, and each file's comparison."""
-        return self._classifier.artifact
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -103,42 +96,10 @@ class LoadedModel:
         """
         check_at_least(1, top=top)
         keyed = (_keyed_input(number, image, bgr) for number, image in enumerate(images))
-        return self._classifier.classify_many(keyed, top=top)
-
-    def logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Computes the logits of images that are already resized and cropped.
-
-        Args:
-            batch: [N, S, S, 3], uint8, RGB; S is `artifact.preprocess.size_px`.
-
-        Returns:
-            [N, C], float32, in the order of `class_names`.
-
-        Raises:
-            DataError: the batch has another shape or type.
-            SetupError: the model is closed.
-        """
-        size_px = self.artifact.preprocess.size_px
-        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size_px, size_px, 3):
-            raise DataError(
-                f"The batch is {batch.dtype}, {list(batch.shape)}. Give uint8 pixels, 0 to 255, of"
-                f" the shape [N, {size_px}, {size_px}, 3]."
-            )
-        return self._classifier.logits(batch)
-
-    def close(self) -> None:
-        """Frees the model."""
-        self._classifier.close()
-
-    def __enter__(self) -> LoadedModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return self.classify_many(keyed, top=top)
 
     def __repr__(self) -> str:
-        file, backend = self._classifier.file, self._classifier.backend
-        return f"<LoadedModel {self.artifact.path / file.name}, {backend.describe()}>"
+        return f"<LoadedModel {self.artifact.path / self.file.name}, {self.backend.describe()}>"
 
 
 def load(
@@ -172,41 +133,13 @@ def load(
         ...     class_name, score_percent = model("image.jpg")[0]
     """
     check_at_least(1, threads=threads)
-    return LoadedModel(
-        open_classifier(source, precision=precision, backend=backend, threads=threads, root=root)
-    )
-
-
-def open_classifier(
-    source: AnyArtifact,
-    *,
-    precision: Precision | None,
-    backend: str | None,
-    threads: int | None,
-    root: str | Path | None = None,
-) -> Classifier:
-    """Loads an artifact's model, or a file of one; warns if the file misses its gates here.
-
-    Raises:
-        RecipeError: a file is named, and a precision or a backend that it may not have.
-    """
-    file = model_file_at(run_argument(source))
-    if file is not None and (precision or backend):
-        raise RecipeError(
-            f"{file} is a file, which has its own precision and backend.\n  Leave --precision and"
-            " --backend out, or name its folder."
-        )
-    place = artifact_folder(source, root) if file is None else file
-    with working(f"loading {place}"):
-        if file is not None:
-            loaded = Classifier.load_named(file, n_threads=threads)
-        else:
-            loaded = Classifier.load(place, precision=precision, backend=backend, n_threads=threads)
-    try:
+    path = model_file_at(run_argument(source)) or artifact_folder(source, root)
+    with working(f"loading {path}"):
+        loaded = LoadedModel.load(path, precision=precision, backend=backend, n_threads=threads)
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(loaded.close)
         warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
-    except BaseException:
-        loaded.close()
-        raise
+        on_error.pop_all()
     return loaded
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact
-from kdedge.api.predict import opened
+from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_source
-from kdedge.serving.watch import WatchSettings, watch_source
+from kdedge.serving.watch import DRIFT, watch_source
 from kdedge.setup.doctor import need_serving_packages
 
 if TYPE_CHECKING:
@@ -75,11 +75,16 @@ def serve(
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
     need_serving_packages()
-    from kdedge.serving.server import ArtifactSource, Server
+    from kdedge.serving.server import Server
 
-    load = partial(Classifier.load, precision=precision, backend=backend, n_threads=threads)
-    model_source = ArtifactSource(partial(artifact_folder, source, root), load, batch)
-    return Server(model_source, host=host, port=port, limits=limits)
+    return Server(
+        partial(artifact_folder, source, root),
+        partial(Classifier.load, precision=precision, backend=backend, n_threads=threads),
+        batch=batch,
+        host=host,
+        port=port,
+        limits=limits,
+    )
 
 
 def watch(
@@ -128,8 +133,11 @@ def watch(
         RecipeError: an option is wrong.
         SetupError: the camera cannot be opened, or a package is missing.
     """
-    check_at_least(1, every=every, threads=threads)
-    settings = WatchSettings(each, window, min_score, drift, shot)
+    check_at_least(1, every=every, window=window, shot=shot, threads=threads)
+    if min_score is not None and not 0 <= min_score <= 100:
+        raise RecipeError(f"min_score is {min_score}; expected 0 to 100.")
+    if drift not in (None, *DRIFT):
+        raise RecipeError(f"drift is {drift!r}; expected {', '.join(DRIFT)}.")
     folder = artifact_folder(source, root)
 
     def events() -> Generator[dict[str, Any], None, None]:
@@ -137,8 +145,16 @@ def watch(
             contextlib.closing(
                 open_source(str(watched), every=every, existing=existing)
             ) as opened_source,
-            opened(folder, precision=precision, backend=backend, threads=threads) as classifier,
+            load(folder, precision=precision, backend=backend, threads=threads) as classifier,
         ):
-            yield from watch_source(opened_source, classifier, settings)
+            yield from watch_source(
+                opened_source,
+                classifier,
+                each=each,
+                window=window,
+                min_score=min_score,
+                drift=drift,
+                shot=shot,
+            )
 
     return events()

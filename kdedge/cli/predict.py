@@ -7,36 +7,28 @@ import contextlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.api.predict import (
-    ImagesToClassify,
-    ImageToClassify,
-    ResultStream,
-    open_inputs,
-    opened,
-    read_item,
-)
+from kdedge.api.model import load
+from kdedge.api.predict import InputImage, ResultStream, keys_of, open_inputs
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
 from kdedge.cli._output import FiniteRange
-from kdedge.errors import KdedgeError
-from kdedge.files import already_exists, explain_os_error, explained, held, printable, sha256_json
+from kdedge.files import already_exists, explained, printable, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
     Lines,
     Prediction,
     Result,
-    answer_lines,
     best_name,
     column_widths,
+    shown_classes,
 )
-from kdedge.inference.unfinished import UnfinishedLines
+from kdedge.inference.pictures import PictureFolder
+from kdedge.inference.unfinished import written_lines
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
 
@@ -45,34 +37,6 @@ if TYPE_CHECKING:
     from kdedge.runtime.artifact import Precision
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Format:
-    """Output format of results.
-
-    Attributes:
-        kind: one of `FORMATS`.
-        top: classes per image.
-        min_score: percent below which the best class is not named.
-        output: the file; None for stdout.
-        save: folder for the pictures; None saves none.
-        uncertain: number of least certain predictions to give; None gives all.
-        resume: continue the file.
-    """
-
-    kind: str
-    top: int
-    min_score: float | None
-    output: Path | None
-    save: Path | None
-    uncertain: int | None
-    resume: bool
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the lines go to a file that can be continued."""
-        return self.output is not None and self.kind in {"csv", "jsonl"} and self.save is None
 
 
 @click.command("predict")
@@ -143,12 +107,18 @@ def command(
     artifact: Path,
     paths: tuple[str, ...],
     every: int,
+    top: int,
+    min_score: float | None,
+    kind: str,
+    output: Path | None,
+    save: Path | None,
+    uncertain: int | None,
+    resume: bool,
     precision: Precision | None,
     backend: str | None,
     batch: int | None,
     threads: int | None,
     root: Path,
-    **options: Any,
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 
@@ -164,67 +134,96 @@ def command(
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.
     """
-    shape = _Format(**options)
-    if shape.output is None and sys.stdout is None:  # as by >&-
+    if output is None and sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
-    if shape.resume and (not shape.is_table or shape.uncertain is not None):
+    lists_all = output is not None and kind != "text" and save is None and uncertain is None
+    if resume and not lists_all:
         raise click.UsageError(
             "--resume continues a file of all images: it needs --output and --format csv or jsonl,"
             " without --save and --uncertain."
         )
-    for path in (None if shape.resume else shape.output, shape.save):
+    for path in (None if resume else output, save):
         if path is not None and _has_content(path):
             raise already_exists(path)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
-    model = opened(artifact, precision=precision, backend=backend, threads=threads, root=root)
-    with model as classifier:
-        option = "--min-score" if shape.uncertain is None else "--uncertain"
-        needs_scores = shape.min_score is not None or shape.uncertain is not None
+    keys = keys_of(inputs)
+    with contextlib.ExitStack() as stack:
+        classifier = stack.enter_context(
+            load(artifact, precision=precision, backend=backend, threads=threads, root=root)
+        )
+        names = classifier.artifact.class_names
+        needs_scores = min_score is not None or uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
             raise click.UsageError(
-                f"{option}: {artifact} was exported with --head argmax, which gives no scores."
-                " Export again with --head scores."
+                f"{'--min-score' if uncertain is None else '--uncertain'}: {artifact} was exported"
+                " with --head argmax, which gives no scores. Export again with --head scores."
             )
-        unfinished = _unfinished(inputs, classifier, shape)
         log.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
         if precision is None and backend is None and classifier.file.device != "gpu":
             _say_what_export_names(classifier)
         n_done = 0
-        if unfinished is not None and shape.resume and unfinished.output.exists():
-            with held(unfinished.output):  # a command that was taken for dead may still write it
-                n_done = unfinished.n_done(inputs.keys or ())
-            log.info("%s has %s.", shape.output, images_text(n_done))
-            inputs = inputs.without_first(n_done)
-            if not n_done:
-                unfinished.output.unlink()  # at most a heading
-        is_shown = shape.output is None and sys.stdout is not None and sys.stdout.isatty()
-        names = classifier.artifact.class_names
+        write: Callable[[str], None] = click.echo
+        if output is not None:
+            printed = list(map(printable, keys or ()))
+            made_from = _made_from(classifier, kind, top, min_score, printed)
+            known = printed if keys is not None and lists_all else None
+            n_done, write = stack.enter_context(
+                written_lines(output, kind, known, made_from=made_from, resume=resume)
+            )
+        if n_done and isinstance(inputs, list):
+            log.info("%s has %s.", output, images_text(n_done))
+            inputs = inputs[n_done:]
+        is_shown = output is None and sys.stdout is not None and sys.stdout.isatty()
         lines = Lines(
-            shape.kind,
-            top=min(shape.top, len(names)),
-            min_score=shape.min_score,
-            columns=column_widths(inputs.keys or (), names) if is_shown else (0, 0),
+            kind,
+            top=min(top, len(names)),
+            min_score=min_score,
+            columns=column_widths(keys or (), names) if is_shown else (0, 0),
             tells_none=classifier.tells_none,
         )
+        heading = None if n_done else lines.heading()
+        pictures = None if save is None else PictureFolder(save)
+        stream = ResultStream(inputs, classifier, top=top, batch=batch)
+        counts = stream.counts
+        least_certain: list[tuple[InputImage, Prediction]] = []  # lowest score first
+
+        def give(item: InputImage, result: Result) -> None:
+            nonlocal heading
+            if heading is not None:
+                write(heading)
+                heading = None
+            write(lines.line(result))
+            if isinstance(result, Prediction):
+                counts["none"] += result.is_none
+                counts["unsure"] += best_name(result, min_score) is None
+                if pictures is not None:
+                    shown = None if uncertain is not None else shown_classes(result, min_score)
+                    pictures.save(item.name, item.image, shown)
+
         bar: contextlib.AbstractContextManager[Callable[[int], None]]
-        bar = progress("classifying", inputs.n_images, unit="images")
-        if is_shown and shape.uncertain is None:  # on one terminal, a bar would mix with the lines
+        bar = progress("classifying", None if keys is None else len(keys), unit="images")
+        if is_shown and uncertain is None:  # on one terminal, a bar would mix with the lines
             bar = contextlib.nullcontext(lambda *_: None)
-        results = ResultStream(inputs, classifier, top=shape.top, batch=batch)
-        until_end = contextlib.nullcontext() if unfinished is None else unfinished.until_end()
         try:
             with bar as advance:
-                given = _saved(_chosen(results, shape.uncertain, advance), results.counts, shape)
-                texts = (lines.line(result) for result in given)
-                heading = None if n_done else lines.heading()
-                _write(shape.output, heading, texts, until_end, is_begun=n_done > 0)
+                try:
+                    for number, (item, result) in enumerate(stream, 1):
+                        if uncertain is not None and isinstance(result, Prediction):
+                            bisect.insort(least_certain, (item, result), key=_score)
+                            del least_certain[uncertain:]
+                        else:
+                            give(item, result)
+                        advance(number)
+                finally:  # after Ctrl-C the least certain ones so far
+                    for entry in least_certain:
+                        give(*entry)
         except KeyboardInterrupt:
-            _say_counts(results.counts, shape)
+            _say_counts(counts, min_score, output, save)
             raise
-        _say_counts(results.counts, shape)
-        if not n_done:
-            results.check_any()
+        _say_counts(counts, min_score, output, save)
+    if not n_done:
+        stream.check_any()
 
 
 def _say_what_export_names(classifier: Classifier) -> None:
@@ -239,21 +238,12 @@ def _say_what_export_names(classifier: Classifier) -> None:
         log.info("For a CPU, export names %s: %s.", ship.file.name, " ".join(flags))
 
 
-def _unfinished(
-    inputs: ImagesToClassify, classifier: Classifier, shape: _Format
-) -> UnfinishedLines | None:
-    """The file of lines, if the command can be continued; None for a video."""
-    output, keys = shape.output, inputs.keys
-    if output is None or keys is None or not shape.is_table or shape.uncertain is not None:
-        return None
-    artifact, file = classifier.artifact, classifier.file
+def _made_from(classifier: Classifier, *options: object) -> str:
+    """Hash of everything that the lines depend on."""
+    artifact, file, below = classifier.artifact, classifier.file, classifier.none_below
     weights = None if file.data is None else artifact.others[file.data]
-    below = classifier.none_below
-    model = [file.sha256, weights, list(artifact.class_names)]
-    model += [] if below is None else [sha256_json(below.to_dict())]
-    options = [shape.kind, shape.top, shape.min_score]
-    made_from = sha256_json([*model, *options, list(map(printable, keys))])
-    return UnfinishedLines(output, "csv" if shape.kind == "csv" else "jsonl", made_from)
+    limits = None if below is None else below.to_dict()
+    return sha256_json([file.sha256, weights, list(artifact.class_names), limits, *options])
 
 
 def _check_named(paths: Sequence[str]) -> None:
@@ -275,85 +265,15 @@ def _has_content(path: Path) -> bool:
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _chosen(
-    results: ResultStream, n_uncertain: int | None, advance: Callable[[int], None]
-) -> Iterator[tuple[Result, ImageToClassify]]:
-    """All results; with --uncertain, those of failed images, and at the end the least certain."""
-    least_certain: list[tuple[Prediction, ImageToClassify]] = []  # lowest score first
-    try:
-        for number, (result, item) in enumerate(results, 1):
-            if n_uncertain is not None and isinstance(result, Prediction):
-                bisect.insort(least_certain, (result, item), key=_score)
-                del least_certain[n_uncertain:]
-            else:
-                yield result, item
-            advance(number)
-    except (KeyboardInterrupt, KdedgeError):  # the least certain ones so far
-        yield from least_certain
-        raise
-    yield from least_certain
-
-
-def _score(entry: tuple[Prediction, ImageToClassify]) -> float:
-    score = entry[0].top[0].score_percent
+def _score(entry: tuple[InputImage, Prediction]) -> float:
+    score = entry[1].top[0].score_percent
     assert score is not None  # heads without scores are refused
     return score
 
 
-def _saved(
-    results: Iterator[tuple[Result, ImageToClassify]], counts: Counter[str], shape: _Format
-) -> Iterator[Result]:
-    """The results, which it counts; saves their pictures."""
-    from kdedge.inference.pictures import PictureFolder
-
-    pictures = None if shape.save is None else PictureFolder(shape.save)
-    for result, item in results:
-        yield result
-        if isinstance(result, Prediction):
-            counts["none"] += result.is_none
-            counts["unsure"] += best_name(result, shape.min_score) is None
-            if pictures is not None:
-                answer = answer_lines(result, shape.min_score) if shape.uncertain is None else None
-                pictures.save(item.name, read_item(item), answer)
-
-
-def _write(
-    output: Path | None,
-    heading: str | None,
-    lines: Iterator[str],
-    until_end: contextlib.AbstractContextManager[None],
-    *,
-    is_begun: bool,
+def _say_counts(
+    counts: Counter[str], min_score: float | None, output: Path | None, save: Path | None
 ) -> None:
-    """Writes lines to stdout or to a file, each as soon as it is known; without lines, no file.
-
-    The file must be new, unless it `is_begun`: then the lines are appended.
-    """
-    first = next(lines, None)
-    if first is None:
-        return
-    lines = chain([] if heading is None else [heading], [first], lines)
-    if output is None:
-        for line in lines:
-            click.echo(line)
-        return
-    try:
-        file = output.open("a" if is_begun else "x", encoding="utf-8", newline="")
-    except FileExistsError as error:  # since it was checked: another command writes it
-        raise already_exists(output) from error
-    except OSError as error:
-        raise explain_os_error(error, output) from error
-    with file, held(output), until_end:
-        for line in lines:
-            try:
-                click.echo(line, file=file)
-            except OSError as error:
-                with contextlib.suppress(OSError):  # closing tries the same line again
-                    file.close()
-                raise explain_os_error(error, output) from error
-
-
-def _say_counts(counts: Counter[str], shape: _Format) -> None:
     """Logs the counts of results, and the files written."""
     n_images = counts["classified"] + counts["unreadable"] + counts["unanswered"]
     if not n_images:
@@ -362,11 +282,11 @@ def _say_counts(counts: Counter[str], shape: _Format) -> None:
     if counts["none"]:
         parts.append(f"{counts['none']:,} of them none of the classes")
     if counts["unsure"]:
-        parts.append(f"{counts['unsure']:,} of them below {shape.min_score:g} %")
+        parts.append(f"{counts['unsure']:,} of them below {min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
         parts.append(f"{counts['unanswered']:,} without finite logits")
-    wrote = [str(path) for path in (shape.output, shape.save) if path and _has_content(path)]
+    wrote = [str(path) for path in (output, save) if path and _has_content(path)]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
     log.info("%s: %s%s", images_text(n_images), ", ".join(parts), written)

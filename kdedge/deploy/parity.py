@@ -216,7 +216,6 @@ def load_smoke_set(artifact: Artifact) -> SmokeSet:
 
     Raises:
         DataError: the smoke set or the class matrix is missing or damaged, or does not fit.
-        ShapeError: its features have another dimension than the class matrix.
     """
     stored = read_smoke_set(artifact.checked(SMOKE_SET), artifact.output_name)
     if artifact.open_classes is None:

@@ -154,7 +154,12 @@ def candidates(
         free = [file for file in files if file.precision != "int8" and file.gate != "missed"]
         files = [file for file in files if file in free or file.name == chosen]
         if not files:
-            raise _only_when_asked(artifact, asked)
+            lines = [f"{artifact.path} has only files that need --precision."]
+            for file in asked:
+                why = "missed its gate" if file.gate == "missed" else f"is {file.precision}"
+                remedy = f"to use it anyway, add --precision {file.precision}"
+                lines.append(f"  {file.name}: it {why}; {remedy}")
+            raise GateError("\n".join(lines))
 
     def rank(file: ModelFile) -> tuple[Any, ...]:
         target, order = targets[file.target], targets[file.target].precisions
@@ -170,14 +175,6 @@ def candidates(
         )
 
     return sorted(files, key=rank)
-
-
-def _only_when_asked(artifact: Artifact, files: Sequence[ModelFile]) -> GateError:
-    lines = [f"{artifact.path} has only files that need --precision."]
-    for file in files:
-        why = "missed its gate" if file.gate == "missed" else f"is {file.precision}"
-        lines.append(f"  {file.name}: it {why}; to use it anyway, add --precision {file.precision}")
-    return GateError("\n".join(lines))
 
 
 def _warn(

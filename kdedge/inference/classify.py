@@ -5,37 +5,55 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.errors import RecipeError, SetupError, ShapeError
+from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.choose import choose_and_load
 from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction, Result, UnreadableImage
-from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
+from kdedge.runtime.artifact import (
+    Artifact,
+    ModelFile,
+    Precision,
+    load_artifact,
+    model_file_at,
+)
 from kdedge.runtime.backend import Backend, TakesImages, run_batches, run_inputs, softmax
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.none_of_these import Gaussians, KnownScore, known_scores, read_gaussians
+from kdedge.runtime.none_of_these import Gaussians, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 from kdedge.targets.registry import load_file
 
-ImageInput = bytes | Image.Image | UnusableImage
-"""An image file's bytes, a decoded RGB image, or the error that prevented both."""
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ImageInput = bytes | Image.Image | UnusableImage | Callable[[], bytes | Image.Image]
+"""An image file's bytes, a decoded RGB image, what reads one of them, or why there is none."""
 
 Pixels = npt.NDArray[np.uint8] | UnusableImage
 """[H, W, 3], as a model file takes them, or the error of an image that has none."""
 
 
-def decoded(image: ImageInput) -> Image.Image | UnusableImage:
-    """Decodes an image file's bytes."""
+def read(image: ImageInput) -> bytes | Image.Image | UnusableImage:
+    """Reads an image file; an image in memory stays as it is."""
     try:
-        return decode_image(image) if isinstance(image, bytes) else image
+        return image() if callable(image) else image
+    except UnusableImage as error:
+        return error
+
+
+def decoded(image: ImageInput) -> Image.Image | UnusableImage:
+    """Reads and decodes an image file."""
+    data = read(image)
+    try:
+        return decode_image(data) if isinstance(data, bytes) else data
     except UnusableImage as error:
         return error
 
@@ -50,6 +68,7 @@ class Classifier:
         n_threads: CPU threads that decode images; None: one per core, up to eight.
 
     Attributes:
+        artifact: class names, preprocessing, files, and each file's comparison.
         n_decoders: number of threads that decode images.
     """
 
@@ -69,12 +88,12 @@ class Classifier:
     @classmethod
     def load(
         cls,
-        artifact_path: Path,
+        path: Path,
         *,
         precision: Precision | None = None,
         backend: str | None = None,
         n_threads: int | None = None,
-    ) -> Classifier:
+    ) -> Self:
         """Loads the file of an artifact that suits this machine.
 
         By default this is an engine in fp16 or fp32 that this machine's GPU can run, or else the
@@ -82,7 +101,7 @@ class Classifier:
         gate, is used only if its precision is given, or if `export --cpu` chose it on such a CPU.
 
         Args:
-            artifact_path: the artifact's folder.
+            path: the artifact's folder, or a certain file in it, of whatever precision.
             precision: precision of the file; None for the default above.
             backend: backend that runs it; None for the default above.
             n_threads: CPU threads, for the model and for decoding images each; None for the
@@ -90,32 +109,32 @@ class Classifier:
 
         Raises:
             DataError: the artifact or its file has changed since the export.
-            RecipeError: there is no such backend, or no file of that precision for it.
+            RecipeError: there is no such backend, or no file of that precision for it; or a file
+                is named, and a precision or a backend that it may not have.
             GateError: all suitable files missed their gates, or are in int8.
             SetupError: this machine cannot run any file of the artifact.
         """
-        artifact = load_artifact(artifact_path)
-        file, loaded = choose_and_load(
-            artifact, precision=precision, backend=backend, n_threads=n_threads
-        )
+        if model_file_at(path) is not None:
+            if precision or backend:
+                raise RecipeError(
+                    f"{path} is a file, which has its own precision and backend.\n  Leave"
+                    " --precision and --backend out, or name its folder."
+                )
+            artifact = load_artifact(path.parent)
+            file = artifact.file(path.name)
+            loaded = load_file(artifact, file, n_threads=n_threads)
+        else:
+            artifact = load_artifact(path)
+            file, loaded = choose_and_load(
+                artifact, precision=precision, backend=backend, n_threads=n_threads
+            )
         return cls(artifact, file, loaded, n_threads=n_threads)
 
-    @classmethod
-    def load_named(cls, path: Path, *, n_threads: int | None = None) -> Classifier:
-        """Loads a certain file of an artifact, of whatever precision.
+    def __enter__(self) -> Self:
+        return self
 
-        Args:
-            path: the file, in the artifact's folder.
-            n_threads: as for `load`.
-
-        Raises:
-            DataError: the artifact has no such file, or one of them has changed since the export.
-            SetupError: this machine cannot run the file.
-        """
-        artifact = load_artifact(path.parent)
-        file = artifact.file(path.name)
-        loaded = load_file(artifact, file, n_threads=n_threads)
-        return cls(artifact, file, loaded, n_threads=n_threads)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Frees the model, after a batch that another thread runs."""
@@ -142,28 +161,39 @@ class Classifier:
         largest = self.artifact.batches[1]
         return largest if high is None else min(high, largest)
 
-    def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Computes logits.
+    def logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Computes the logits of images that are already resized and cropped.
 
         Args:
-            images: [N, S, S, 3], uint8, RGB, resized and cropped; any N.
+            batch: [N, S, S, 3], uint8, RGB; S is `artifact.preprocess.size_px`.
 
         Returns:
-            [N, C], float32, classes in the artifact's order.
+            [N, C], float32, in the order of the class names.
 
         Raises:
-            ShapeError: the graph and the artifact have different numbers of classes.
+            DataError: the batch has another shape or type.
+            SetupError: the model is closed.
         """
-        n_classes = len(self.artifact.class_names)
-        if not len(images):
-            return np.zeros((0, n_classes), np.float32)
-        return self.as_logits(self._outputs(images))
+        size_px = self.artifact.preprocess.size_px
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size_px, size_px, 3):
+            raise DataError(
+                f"The batch is {batch.dtype}, {list(batch.shape)}. Give uint8 pixels, 0 to 255, of"
+                f" the shape [N, {size_px}, {size_px}, 3]."
+            )
+        if not len(batch):
+            return np.zeros((0, len(self.artifact.class_names)), np.float32)
+        return self.as_logits(self._outputs(list(batch)))
 
-    def _outputs(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """[N, S, S, 3] -> what the graph gives, [N, C] logits or [N, D] features."""
+    def _outputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """[S, S, 3] each -> [N, C] logits or [N, D] features; [H, W, 3] if the file takes those."""
         with self._running():
+            if isinstance(self.backend, TakesImages):
+                return np.concatenate([self._graph.run_image(image) for image in images])
             return run_batches(
-                self._graph, images, pixels=self.artifact.pixels, max_batch=self.max_batch
+                self._graph,
+                np.stack(images),
+                pixels=self.artifact.pixels,
+                max_batch=self.max_batch,
             )
 
     def outputs(self, inputs: npt.NDArray[Any], *, max_batch: int) -> npt.NDArray[np.float32]:
@@ -180,27 +210,8 @@ class Classifier:
             return run_inputs(self._graph, inputs, max_batch=max_batch)
 
     def as_logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What the graph gives -> logits [N, C], classes in the artifact's order.
-
-        Raises:
-            ShapeError: the graph and the artifact have different numbers of classes.
-        """
-        logits = outputs if self._matrix is None else class_logits(outputs, self._matrix)
-        n_classes = len(self.artifact.class_names)
-        if logits.shape[1] != n_classes:
-            raise ShapeError(
-                f"{self.artifact.path / self.file.name} gives logits for {logits.shape[1]}"
-                f" classes, but artifact.json has {n_classes} class names.\n"
-                "  Export again."
-            )
-        return logits
-
-    def _outputs_of(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """[H, W, 3] each -> [N, C] or [N, D]; a file with preprocessing takes them as they are."""
-        if not isinstance(self.backend, TakesImages):
-            return self._outputs(np.stack(images))
-        with self._running():
-            return np.concatenate([self._graph.run_image(image) for image in images])
+        """What the graph gives -> logits [N, C], classes in the artifact's order."""
+        return outputs if self._matrix is None else class_logits(outputs, self._matrix)
 
     def classify_many(
         self, images: Iterable[tuple[str, ImageInput]], *, top: int = 1, batch: int | None = None
@@ -219,7 +230,14 @@ class Classifier:
             RecipeError: the artifact does not take batches of that size.
         """
         size = self.max_batch if batch is None else batch
-        self.check_batch(size)
+        if not 1 <= size <= self.max_batch:
+            low, high = self.backend.batches
+            key = "batch" if low == high else "max_batch"
+            raise RecipeError(
+                f"The batch size is {size}, but {self.artifact.path / self.file.name} takes 1 to"
+                f" {self.max_batch} images.\n"
+                f"  Choose such a batch size, or export again with another export.{key}."
+            )
         return self._classify_many(images, top=top, size=size)
 
     def _classify_many(
@@ -246,21 +264,6 @@ class Classifier:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def check_batch(self, size: int) -> None:
-        """Checks a batch size.
-
-        Raises:
-            RecipeError: the artifact does not take batches of that size.
-        """
-        if not 1 <= size <= self.max_batch:
-            low, high = self.backend.batches
-            key = "batch" if low == high else "max_batch"
-            raise RecipeError(
-                f"The batch size is {size}, but {self.artifact.path / self.file.name} takes 1 to"
-                f" {self.max_batch} images.\n"
-                f"  Choose such a batch size, or export again with another export.{key}."
-            )
-
     def prepare(self, image: Image.Image | UnusableImage) -> Pixels:
         """Prepares a decoded image as the file takes it; returns an error unchanged."""
         if isinstance(image, UnusableImage):
@@ -275,7 +278,7 @@ class Classifier:
         answers: Iterator[Result] = iter(())
         if usable:
             keys, pictures = zip(*usable, strict=True)
-            answers = iter(self.results(keys, self._outputs_of(pictures), top=top))
+            answers = iter(self.results(keys, self._outputs(pictures), top=top))
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
@@ -297,9 +300,9 @@ class Classifier:
         is_finite = np.isfinite(logits).all(axis=1, keepdims=True)  # [N, 1]
         logits, outputs = (np.where(is_finite, rows, np.float32(0)) for rows in (logits, outputs))
         names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
-        known: Sequence[KnownScore | None] = [None] * len(keys)
+        known: list[tuple[bool, float | None]] = [(False, None)] * len(keys)
         if self._gaussians is not None and self.none_below is not None:
-            known = known_scores(self._gaussians.scores(outputs), self.none_below)
+            known = [*self.none_below.is_none_and_percent(self._gaussians.scores(outputs))]
         hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
         results: list[Prediction | NonFiniteLogits] = []
         images = zip(keys, logits, 100 * softmax(logits), known, np.ravel(is_finite), strict=True)
@@ -311,6 +314,5 @@ class Classifier:
             classes = tuple(
                 ClassScore(names[c], float(scores[c]) if has_scores else None) for c in best
             )
-            is_known = () if similarity is None else (similarity.is_none, similarity.percent)
-            results.append(Prediction(key, classes, *is_known))
+            results.append(Prediction(key, classes, *similarity))
         return results

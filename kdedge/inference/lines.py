@@ -117,13 +117,13 @@ class Lines:
         if not isinstance(result, Prediction):
             what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
             return f"{key}  {what}: {result.reason}"
-        cells = [key]
-        for name, answer in zip(_shown_names(result, self.min_score), result.top, strict=True):
-            cells.append(name.ljust(self.columns[1]))
-            if answer.score_percent is not None:
-                width = 6 if self.columns[1] else 0
-                cells.append(f"{answer.score_percent:{width}.2f} %")
-        return "  ".join(cells).rstrip()
+        name_width, score_width = self.columns[1], 8 if self.columns[1] else 0
+        cells = [
+            cell
+            for name, score in shown_classes(result, self.min_score)
+            for cell in (name.ljust(name_width), *([score.rjust(score_width)] if score else []))
+        ]
+        return "  ".join([key, *cells]).rstrip()
 
     def _csv(self, result: Result) -> str:
         n_cells = 2 * self.top + self.tells_none
@@ -178,20 +178,15 @@ def result_values(result: Result, min_score: float | None) -> dict[str, Any]:
     return values | answer_values(result, min_score)
 
 
-def answer_lines(prediction: Prediction, min_score: float | None) -> list[str]:
-    """The classes of a prediction with their scores, as text shows them."""
-    lines = []
-    for name, answer in zip(_shown_names(prediction, min_score), prediction.top, strict=True):
-        score = "" if answer.score_percent is None else f"  {answer.score_percent:.2f} %"
-        lines.append(f"{name}{score}")
-    return lines
-
-
-def _shown_names(prediction: Prediction, min_score: float | None) -> list[str]:
-    """The names of a prediction's classes as text; the answer in the place of the first."""
+def shown_classes(prediction: Prediction, min_score: float | None) -> list[tuple[str, str]]:
+    """The classes of a prediction and their scores as text; the first one is the answer."""
     best = best_name(prediction, min_score)
-    others = [visible(answer.class_name) for answer in prediction.top[1:]]
-    return ["-" if best is None else visible(best), *others]
+    names = ["-" if best is None else best, *(answer.class_name for answer in prediction.top[1:])]
+    scores = (answer.score_percent for answer in prediction.top)
+    return [
+        (visible(name), "" if score is None else f"{score:.2f} %")
+        for name, score in zip(names, scores, strict=True)
+    ]
 
 
 def _csv_row(cells: Sequence[str]) -> str:

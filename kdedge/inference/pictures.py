@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from kdedge.files import explain_os_error
-from kdedge.inference.classify import ImageInput
-from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.inference.classify import ImageInput, decoded, read
+from kdedge.runtime.preprocess import UnusableImage
 
 _MIN_WIDTH_PX = 320
 _MAX_NAME = 200
@@ -26,29 +26,30 @@ class PictureFolder:
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, set[str]()
 
-    def save(self, name: str, image: ImageInput, answer: Sequence[str] | None) -> None:
+    def save(self, name: str, image: ImageInput, classes: Sequence[tuple[str, str]] | None) -> None:
         """Saves an image.
 
         Args:
             name: name of the file; a number is added if the name is taken.
             image: the classified image.
-            answer: lines to write below the image, which is then saved as JPEG; None saves the
-                bytes of an image file unchanged.
+            classes: names and scores to write below the image, which is then saved as JPEG; None
+                saves the bytes of an image file unchanged.
 
         Raises:
             ResourceError: the file cannot be written.
         """
-        if isinstance(image, UnusableImage):
+        data = read(image)
+        if isinstance(data, bytes) and classes is None:
+            self._write(name, data)
             return
-        if isinstance(image, bytes) and answer is None:
-            self._write(name, image)
+        picture = decoded(data)
+        if isinstance(picture, UnusableImage):  # since it was classified
             return
-        picture = decode_image(image) if isinstance(image, bytes) else image
-        if answer is not None:
-            picture = with_answer(picture, answer)
-        data = io.BytesIO()
-        picture.save(data, "JPEG", quality=92)
-        self._write(str(Path(name).with_suffix(".jpg")), data.getvalue())
+        if classes is not None:
+            picture = with_text(picture, ["  ".join(texts) for texts in classes])
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=92)
+        self._write(str(Path(name).with_suffix(".jpg")), file.getvalue())
 
     def _write(self, name: str, data: bytes) -> None:
         path = self._path / self._free(Path(name[-_MAX_NAME:]))
@@ -70,7 +71,7 @@ class PictureFolder:
         return free
 
 
-def with_answer(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+def with_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Draws lines of text in a band below an image.
 
     A small image is enlarged by a whole factor, so that the text is readable.
@@ -83,13 +84,9 @@ def with_answer(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     width, height = factor * image.width, factor * image.height
     size_px = max(14, width // 28)
     font = _font(size_px)
-    longest = max(font.getlength(line) for line in lines)
-    if longest > width - size_px:  # smaller text, and if that is not enough, a wider band
-        font = _font(max(12, int(size_px * (width - size_px) / longest)))
-        longest = max(font.getlength(line) for line in lines)
+    whole_width = max(width, size_px + max(int(font.getlength(line)) for line in lines))
     line_px = int(1.4 * size_px)
-    whole = (max(width, int(longest) + size_px), height + line_px * len(lines) + size_px // 2)
-    canvas = Image.new("RGB", whole)
+    canvas = Image.new("RGB", (whole_width, height + line_px * len(lines) + size_px // 2))
     canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (0, 0))
     draw = ImageDraw.Draw(canvas)
     for row, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Continues a file of predictions whose command was interrupted or killed."""
+"""Writes a file of predictions, and continues one whose command was interrupted or killed."""
 
 from __future__ import annotations
 
@@ -6,89 +6,87 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from kdedge.errors import RecipeError
-from kdedge.files import explain_os_error, printable, read_json, write_json
+from kdedge.files import explained, held, new_file, read_json, write_json
 
 
-@dataclass(frozen=True)
-class UnfinishedLines:
-    """A file of predictions that is being written, and a hidden file next to it until its end.
+@contextlib.contextmanager
+def written_lines(
+    path: Path, kind: str, keys: list[str] | None, *, made_from: str, resume: bool
+) -> Iterator[tuple[int, Callable[[str], None]]]:
+    """Context of a file that gets predictions line by line; it is not kept without lines.
 
-    Attributes:
-        output: the file.
-        kind: its format.
+    An error or a kill leaves a hidden file next to one that can be continued.
+
+    Args:
+        path: the file, which must be new unless an unfinished one is continued.
+        kind: format of the lines.
+        keys: of all images, in their order, printable; None: it cannot be continued.
         made_from: hash of everything that the lines depend on.
+        resume: continue the file if it exists.
+
+    Yields:
+        The number of images that have a line, and a function that writes the next line.
+
+    Raises:
+        RecipeError: the file exists; to resume, it is not an unfinished one of the same artifact,
+            images and options, or was changed.
+        InUseError: another command writes it.
+        ResourceError: it cannot be read or written.
     """
+    marker = path.with_name(f".{path.name}.unfinished.json")
+    continues = resume and path.exists()
+    with contextlib.nullcontext() if continues else new_file(path), held(path):
+        n_done = 0
+        if continues:
+            n_done = _n_done(path, kind, keys or [], marker, made_from)
+        elif keys is not None:
+            write_json(marker, {"made_from": made_from})
+        with explained(path):
+            file = path.open("ab", buffering=0)
 
-    output: Path
-    kind: Literal["csv", "jsonl"]
-    made_from: str
+        def write(line: str) -> None:
+            data = f"{line}\n".encode()
+            with explained(path):
+                while data:
+                    data = data[file.write(data) :]
 
-    @property
-    def _marker(self) -> Path:
-        return self.output.with_name(f".{self.output.name}.unfinished.json")
-
-    @contextlib.contextmanager
-    def until_end(self) -> Iterator[None]:
-        """Context in which the hidden file exists; an error or a kill leaves it there.
-
-        Enter it when the file of predictions is open: a command that could not open it must not
-        replace another command's hidden file.
-        """
-        write_json(self._marker, {"made_from": self.made_from})
-        try:
-            yield
-        except BaseException:
-            if not (self.output.exists() and self.output.stat().st_size):  # no line was written
-                self._marker.unlink(missing_ok=True)
-            raise
-        self._marker.unlink(missing_ok=True)
-
-    def n_done(self, keys: Sequence[str]) -> int:
-        """The number of images with a whole line; a line that was cut off is removed.
-
-        Args:
-            keys: of all images, in their order.
-
-        Raises:
-            RecipeError: the file is not an unfinished one of the same artifact, images and options,
-                or was changed.
-            ResourceError: it cannot be read or written.
-        """
-        if not self._marker.exists():
-            raise RecipeError(
-                f"{self.output} is not unfinished, and nothing is overwritten.\n"
-                "  Name another file, or leave --resume out."
-            )
-        lines = None
-        if read_json(self._marker) == {"made_from": self.made_from}:
+        with file:
             try:
-                lines = self._whole_lines()
-            except OSError as error:
-                raise explain_os_error(error, self.output) from error
-            except (ValueError, LookupError, TypeError, csv.Error):
-                pass  # a line that was changed
-        if lines is None or lines != [printable(key) for key in keys[: len(lines)]]:
-            raise RecipeError(
-                f"{self.output} was changed, or begun with another artifact, other images or other"
-                " options.\n"
-                "  Use the same ones, or name another file and leave --resume out."
-            )
-        return len(lines)
+                yield n_done, write
+                marker.unlink(missing_ok=True)
+            finally:
+                if not path.stat().st_size:
+                    marker.unlink(missing_ok=True)
 
-    def _whole_lines(self) -> list[str]:
-        """The keys of the whole lines."""
-        data = self.output.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self.output.open("r+b") as file:
-                file.truncate(len(whole))
-        text = whole.decode("utf-8")
-        if self.kind == "jsonl":
-            return [json.loads(line)["image"] for line in text.split("\n")[:-1]]
-        return [row[0] for row in csv.reader(io.StringIO(text, newline=""))][1:]
+
+def _n_done(path: Path, kind: str, keys: list[str], marker: Path, made_from: str) -> int:
+    """The number of images with a whole line; a line that was cut off is removed."""
+    if not marker.exists():
+        raise RecipeError(
+            f"{path} is not unfinished, and nothing is overwritten.\n"
+            "  Name another file, or leave --resume out."
+        )
+    with explained(path):
+        data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = None
+    if read_json(marker) == {"made_from": made_from}:
+        with contextlib.suppress(ValueError, LookupError, TypeError, csv.Error):  # was changed
+            text = whole.decode()
+            if kind == "jsonl":
+                lines = [json.loads(line)["image"] for line in text.split("\n")[:-1]]
+            else:
+                lines = [row[0] for row in csv.reader(io.StringIO(text, newline=""))][1:]
+    if lines is None or lines != keys[: len(lines)]:
+        raise RecipeError(
+            f"{path} was changed, or begun with another artifact, other images or other options.\n"
+            "  Use the same ones, or name another file and leave --resume out."
+        )
+    with explained(path):
+        os.truncate(path, len(whole) if lines else 0)
+    return len(lines)

@@ -34,6 +34,19 @@ from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 
 Matrix = npt.NDArray[np.float32]
 
+FILE_NAME = "artifact.json"
+
+
+def _plain_name(name: str) -> str:
+    is_plain = name.isprintable() and not set(name) & set("/\\:") and name not in ("", ".", "..")
+    if not is_plain or name == FILE_NAME:
+        raise ValueError("a plain name of a file in the artifact's folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain_name)]
+"""A name that cannot lead out of the folder."""
+
 # Unicode's control characters, lone surrogates, line and paragraph separators
 _UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -86,19 +99,6 @@ def matrix_bytes(matrix: Matrix) -> bytes:
     return buffer.getvalue()
 
 
-def read_matrix(path: Path) -> Matrix:
-    """Reads class vectors times the scale, [C, D], from an artifact's file whose hash is checked.
-
-    Raises:
-        DataError: it is no array in NumPy's format.
-    """
-    try:
-        matrix: Matrix = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a matrix in NumPy's format: {error}.") from error
-    return matrix
-
-
 def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Checks the class names of a record, and returns them.
 
@@ -142,7 +142,6 @@ def _steps(preprocess: Preprocess, pixels: Pixels) -> list[str]:
     ]
 
 
-FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 FEATURES_NAME = "features"
@@ -207,17 +206,6 @@ class Artifact:
     temperature: Temperature | None = None
     none_of_these: NoneOfThese | None = None
 
-    def __post_init__(self) -> None:
-        where = self.path / FILE_NAME
-        for name in (*(file.name for file in self.files), *self.others):
-            _check_file_name(name, where)
-        needed = [file.data for file in self.files if file.data is not None]
-        if self.open_classes is not None:
-            needed.append(self.open_classes.file)
-        for name in needed:
-            if name not in self.others:
-                raise DataError(f"{where}: {name!r} is not among its other files.\n  {_REMEDY}")
-
     def __repr__(self) -> str:
         return f"<Artifact {self.path}: {', '.join(file.name for file in self.files)}>"
 
@@ -270,24 +258,22 @@ class Artifact:
         Raises:
             DataError: the file is not listed or missing, or its SHA-256 differs.
         """
-        if name in self.others:
-            return self._check(name, self.others[name])
-        file = self.file(name)
-        if file.data is not None:
-            self._check(file.data, self.others[file.data], why=f", which holds {name}'s weights,")
-        return self._check(name, file.sha256)
-
-    def _check(self, name: str, expected: str, why: str = "") -> Path:
+        expected = self.others.get(name)
+        if expected is None:
+            file = self.file(name)
+            expected = file.sha256
+            if file.data is not None:
+                self.checked(file.data)
         path = self.path / name
         if not path.is_file():
-            raise DataError(f"{path}{why} is missing.\n  {_REMEDY}")
+            raise DataError(f"{path} is missing.\n  {_REMEDY}")
         try:
             got = sha256_file(path)
         except OSError as error:
-            raise DataError(f"{path}{why} cannot be read: {os_reason(error)}.") from error
+            raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
         if got != expected:
             raise DataError(
-                f"{path}{why} has changed since the export.\n"
+                f"{path} has changed since the export.\n"
                 f"  Its SHA-256 is {got},\n  {FILE_NAME} expects {expected}.\n  {_REMEDY}"
             )
         return path
@@ -358,7 +344,15 @@ def load_artifact(path: Path) -> Artifact:
         DataError: it is missing, was not written by an export, or has other class names since.
         SetupError: a newer version of kdedge wrote it.
     """
-    folder = _folder(path)
+    try:
+        folder, is_folder = artifact_at(path), path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
+    if folder is None:
+        raise DataError(
+            f"{path} {f'has no {FILE_NAME}' if is_folder else 'is not a folder'}.\n"
+            "  An artifact is the folder that `kdedge export` writes."
+        )
     file = folder / FILE_NAME
     contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
     same = {
@@ -378,27 +372,6 @@ def load_artifact(path: Path) -> Artifact:
             "  Export the run again, with the wanted names as --classes."
         )
     return artifact
-
-
-def _folder(path: Path) -> Path:
-    """The artifact's folder, if the path is an artifact."""
-    try:
-        folder = path.parent if path.name == FILE_NAME and path.is_file() else path
-        if (folder / FILE_NAME).is_file():
-            return folder
-        what = f"has no {FILE_NAME}" if folder.is_dir() else "is not a folder"
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
-    raise DataError(f"{folder} {what}.\n  An artifact is the folder that `kdedge export` writes.")
-
-
-def _check_file_name(name: str, where: Path) -> None:
-    is_plain = name.isprintable() and not set(name) & set("/\\:") and name not in ("", ".", "..")
-    if not is_plain or name == FILE_NAME:
-        raise DataError(
-            f"{where}: {name!r} is not a valid name of a file in the artifact's folder.\n"
-            f"  {_REMEDY}"
-        )
 
 
 FORMAT_VERSION = 6
@@ -451,7 +424,7 @@ class _Contents(Record):
     output: _Output
     gates: _Gates
     files: tuple[ModelFile, ...]
-    others: dict[str, Sha256]
+    others: dict[FileName, Sha256]
     provenance: dict[str, Any]
     preprocess: _Preprocess
     input: _Input
@@ -511,7 +484,7 @@ class ModelFile(Record):
             those of the file that it was made from.
     """
 
-    name: str
+    name: FileName
     target: str
     precision: Precision
     device: Device

@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import ShapeError
 from kdedge.runtime.artifact import Pixels
 
 
@@ -121,9 +120,6 @@ def run_batches(
 
     Returns:
         [N, C], float32.
-
-    Raises:
-        ShapeError: the numbers of images and of rows of logits differ.
     """
     return run_inputs(
         backend, images, max_batch=max_batch, prepare=lambda batch: to_input(batch, pixels)
@@ -149,9 +145,6 @@ def run_inputs(
 
     Returns:
         [N, C], float32.
-
-    Raises:
-        ShapeError: the numbers of inputs and of rows of logits differ.
     """
     low, high = backend.batches
     size = max(low, max_batch if high is None else min(high, max_batch))
@@ -160,13 +153,7 @@ def run_inputs(
         batch = inputs[start : start + size]
         missing = low - len(batch)
         padded = np.concatenate([batch, batch[-1:].repeat(missing, 0)]) if missing > 0 else batch
-        logits = backend.run(prepare(padded))
-        if len(logits) != len(padded):
-            raise ShapeError(
-                f"The model gives {len(logits)} rows of logits for {len(padded)} images.\n"
-                "  The file is not an image classifier: export again."
-            )
-        rows.append(logits[: len(batch)])
+        rows.append(backend.run(prepare(padded))[: len(batch)])
     return np.concatenate(rows)
 
 

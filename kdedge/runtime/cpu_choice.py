@@ -103,14 +103,10 @@ class CpuChoice(Record, Tabled):
     not_tried: dict[str, str]
     measured_at: str
 
-    def is_chosen(self, candidate: TimedFile) -> bool:
-        """Whether a candidate is the fastest one."""
-        return candidate.file == self.file
-
     @property
     def time(self) -> Measurement | None:
         """The chosen file's time."""
-        return next(filter(self.is_chosen, self.candidates)).time
+        return next(timed for timed in self.candidates if timed.file == self.file).time
 
     def holds_for(self, entry: ModelFile) -> bool:
         """Whether an artifact's file is the one that was measured."""
@@ -131,7 +127,7 @@ class CpuChoice(Record, Tabled):
         cells.append("-" if timed.agreement_percent is None else f"{timed.agreement_percent:.2f}")
         time = timed.time
         cells += ["-", "-"] if time is None else [f"{time.p50_ms:.3g}", f"{timed.speedup:.2f}"]
-        return [*cells, "chosen" if self.is_chosen(timed) else timed.out or ""]
+        return [*cells, "chosen" if timed.file == self.file else timed.out or ""]
 
     @property
     def notes(self) -> list[str]:

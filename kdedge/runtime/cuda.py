@@ -226,10 +226,7 @@ class Cuda:
         return float(taken.value)
 
     def _call(self, function: str, *arguments: Any) -> None:
-        self._check(function, getattr(self._library, function)(*arguments))
-
-    def _check(self, function: str, code: int) -> None:
-        if code:
+        if code := getattr(self._library, function)(*arguments):
             reason = self._library.cudaGetErrorString(code)
             text = reason.decode(errors="replace") if reason else "unknown error"
             raise SetupError(

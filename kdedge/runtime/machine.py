@@ -31,8 +31,9 @@ def cpu_cores() -> int:
 
 def usable_cores() -> int:
     """Cores that this process may use, limited to whole cores of a container's CPU quota."""
-    quota = _cpu_quota()
-    return cpu_cores() if quota is None else max(1, min(cpu_cores(), int(quota)))
+    limits = [limit.split() for limit in _group_limits("cpu.max")]
+    quotas = [int(n[0]) // int(n[1]) for n in limits if len(n) == 2 and n[0] != "max"]
+    return max(1, min([cpu_cores(), *quotas]))
 
 
 def physical_cores() -> int:
@@ -43,15 +44,6 @@ def physical_cores() -> int:
         _read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed
     }
     return min(len(siblings), usable_cores())
-
-
-def _cpu_quota() -> float | None:
-    """Cores that the control groups (version 2) allow; None if there is no limit."""
-    limits = [limit.split() for limit in _group_limits("cpu.max")]
-    return min(
-        (int(n[0]) / int(n[1]) for n in limits if len(n) == 2 and n[0] != "max"),
-        default=None,
-    )
 
 
 def _group_limits(file: str) -> list[str]:

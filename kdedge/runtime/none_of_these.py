@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 from pydantic import AfterValidator, Field
 
-from kdedge.errors import DataError, ShapeError
+from kdedge.errors import DataError
 from kdedge.files import read_bytes
 from kdedge.records.record import PositiveCount, Record
 
@@ -29,18 +29,6 @@ NONE = "none"
 
 FILE_NAME = "none_of_these.safetensors"
 N_PERCENTILES = 101
-
-
-class KnownScore(NamedTuple):
-    """Score of an image as one of the known classes; higher is more similar.
-
-    Attributes:
-        percent: share of the known images with a lower score; 0 to 100.
-        is_none: whether the image shows none of the classes.
-    """
-
-    percent: float
-    is_none: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +44,7 @@ class Gaussians:
     means: npt.NDArray[np.float64]
 
     def scores(self, outputs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Minus the squared distance of outputs [B, O] to the nearest mean: [B].
-
-        Raises:
-            ShapeError: there is another number of outputs.
-        """
-        if outputs.ndim != 2 or outputs.shape[1] != self.whitening.shape[1]:
-            raise ShapeError(
-                f'The model gives {list(outputs.shape)}, but "none of these" takes'
-                f" [batch, {self.whitening.shape[1]}].\n"
-                "  The file belongs to another artifact: export again."
-            )
+        """Minus the squared distance of outputs [B, O] to the nearest mean: [B]."""
         white = outputs.astype(np.float64) @ self.whitening.T
         squares = (white**2).sum(axis=1)[:, None] + (self.means**2).sum(axis=1)
         values: npt.NDArray[np.float64] = (2 * white @ self.means.T - squares).max(axis=1)
@@ -109,6 +87,14 @@ class NoneBelow(Record):
     limit: float
     percentiles: Annotated[tuple[float, ...], AfterValidator(_check_percentiles)]
 
+    def is_none_and_percent(self, scores: npt.NDArray[np.float64]) -> list[tuple[bool, float]]:
+        """Of each score [B]: whether it is none of the classes, and the percent with a lower one.
+
+        The percent are of the known images.
+        """
+        percents = np.interp(scores, self.percentiles, np.arange(N_PERCENTILES))
+        return list(zip((scores < self.limit).tolist(), percents.tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class NoneOfThese(Record):
@@ -127,17 +113,3 @@ class NoneOfThese(Record):
     share_percent: Annotated[float, Field(ge=50, le=99.9)]
     images: str
     n_images: PositiveCount
-
-
-def known_scores(scores: npt.NDArray[np.float64], limits: NoneBelow) -> list[KnownScore]:
-    """Scores images as the known classes, and tells which show none of the classes.
-
-    Args:
-        scores: [B], of the images.
-        limits: of the file that gave the outputs.
-    """
-    percents = np.interp(scores, limits.percentiles, np.arange(N_PERCENTILES))
-    return [
-        KnownScore(float(percent), bool(score < limits.limit))
-        for percent, score in zip(percents, scores, strict=True)
-    ]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, ShapeError
-from kdedge.runtime.artifact import FILE_NAME, Artifact, Matrix, read_matrix
+from kdedge.errors import DataError
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Matrix
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
 
 
@@ -56,7 +56,10 @@ def load_matrix(artifact: Artifact) -> Matrix:
     classes = artifact.open_classes
     assert classes is not None
     path = artifact.checked(classes.file)
-    matrix = read_matrix(path)
+    try:
+        matrix: Matrix = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a matrix in NumPy's format: {error}.") from error
     expected = (len(artifact.class_names), classes.dim)
     if matrix.shape != expected:
         raise DataError(
@@ -67,17 +70,7 @@ def load_matrix(artifact: Artifact) -> Matrix:
 
 
 def class_logits(features: npt.NDArray[np.float32], matrix: Matrix) -> npt.NDArray[np.float32]:
-    """Features [B, D] and class matrix [C, D] -> logits [B, C].
-
-    Raises:
-        ShapeError: the features have another dimension.
-    """
-    if features.ndim != 2 or features.shape[1] != matrix.shape[1]:
-        raise ShapeError(
-            f"The model gives {list(features.shape)}, but the class matrix takes features"
-            f" [batch, {matrix.shape[1]}].\n"
-            "  The file belongs to another artifact: export again."
-        )
+    """Features [B, D] and class matrix [C, D] -> logits [B, C]."""
     logits: npt.NDArray[np.float32] = features @ matrix.T
     return logits
 
@@ -91,21 +84,14 @@ class _OpenClasses:
 
     def __init__(self, backend: Backend, matrix: Matrix) -> None:
         self.graph, self.matrix = backend, matrix
-        self.name, self.batches = backend.name, backend.batches
-        self.pixels, self.image_shape = backend.pixels, backend.image_shape
         if isinstance(backend, TakesImages):
             self.run_image = lambda image: class_logits(backend.run_image(image), matrix)
         if isinstance(backend, DeviceTimed):
             self.device_ms = backend.device_ms
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.graph, name)
+
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`."""
         return class_logits(self.graph.run(images), self.matrix)
-
-    def describe(self) -> str:
-        """See `Backend.describe`."""
-        return self.graph.describe()
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self.graph.close()

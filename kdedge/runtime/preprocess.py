@@ -224,7 +224,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Opens an image and checks its header."""
-    if is_heif(data) and register_heif() is None:
+    is_heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+    if is_heif and register_heif() is None:
         raise UnusableImage(f"a HEIC image; to read it, run: {HEIF_REMEDY}")
     try:
         image = Image.open(io.BytesIO(data))
@@ -265,11 +266,7 @@ def _kind(data: bytes) -> str:
         return "a web page"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; fetch the file with: git lfs pull"
-    try:
-        data[:512].decode("ascii")
-    except UnicodeDecodeError:
-        return f"it begins with {data[:8].hex(' ')}"
-    return "it is a text file" if b"\0" not in data[:512] else "it holds zero bytes"
+    return f"it begins with {data[:8]!r}"
 
 
 def _text(error: BaseException) -> str:
@@ -410,8 +407,3 @@ def register_heif() -> str | None:
         return None
     pillow_heif.register_heif_opener()
     return str(pillow_heif.__version__)
-
-
-def is_heif(data: bytes) -> bool:
-    """Whether an image file's bytes begin like HEIC."""
-    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
 from collections.abc import Callable, Iterator
@@ -101,18 +100,6 @@ def upright(frame: Any) -> Image.Image:
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
-class StreamLost(Exception):  # noqa: N818 - it is no error of the program
-    """A camera or stream cannot be opened, or gives no more frames.
-
-    Attributes:
-        reason: why, as a sentence without a full stop.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class LiveVideo:
     """An open camera or stream.
@@ -120,7 +107,7 @@ class LiveVideo:
     Attributes:
         has_end: it has a known length, as a video file that a web server gives.
         frames: functions that return a frame as an upright RGB image, which takes longer than
-            decoding. If the source fails, it raises `StreamLost`.
+            decoding. If the source fails, it raises `ConnectionError`.
         close: frees it.
     """
 
@@ -133,22 +120,20 @@ def open_live(address: str) -> LiveVideo:
     """Opens a camera (/dev/video0) or the address of a stream (rtsp, http and others of FFmpeg's).
 
     Raises:
-        StreamLost: it cannot be opened or has no video.
+        ConnectionError: it cannot be opened or has no video; its text is the reason.
         SetupError: PyAV is not installed or broken.
     """
     av = import_pyav()
     kind = None if "://" in address else "v4l2"
     is_rtsp = address.lower().startswith("rtsp")
     options = {"rtsp_transport": "tcp"} if is_rtsp else {}  # UDP loses packets
-    with contextlib.ExitStack() as stack:
-        try:
-            container = av.open(address, format=kind, options=options, timeout=_TIMEOUT_S)
-        except (OSError, ValueError, av.FFmpegError) as error:
-            raise StreamLost(_reason(error)) from error
-        stack.callback(container.close)
-        if not container.streams.video:
-            raise StreamLost("it has no video")
-        stack.pop_all()
+    try:
+        container = av.open(address, format=kind, options=options, timeout=_TIMEOUT_S)
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise ConnectionError(_reason(error)) from error
+    if not container.streams.video:
+        container.close()
+        raise ConnectionError("it has no video")
     has_end = bool(container.duration and container.duration > 0)
     return LiveVideo(has_end, _frames(container, av), container.close)
 
@@ -163,7 +148,7 @@ def _frames(container: Any, av: Any) -> Iterator[Callable[[], Image.Image]]:
                 continue
             yield from (partial(upright, frame) for frame in decoded)
     except (OSError, av.FFmpegError) as error:
-        raise StreamLost(_reason(error)) from error
+        raise ConnectionError(_reason(error)) from error
 
 
 def without_password(address: str) -> str:

@@ -6,11 +6,10 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from kdedge.inference.lines import NonFiniteLogits, Prediction, answer_values
+from kdedge.inference.lines import NonFiniteLogits, answer_values
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, CurrentModel, Outputs, RequestImages, ServedModel
@@ -60,10 +59,12 @@ class Metrics:
         batches: images of each batch.
         refused_images: images that cannot be decoded.
         artifacts: new artifacts by outcome, taken or refused.
+        classes: predictions by class; an empty one for none of them.
+        registry: all counts.
     """
 
     def __init__(self, n_waiting: Callable[[], int], n_bytes: Callable[[], int]) -> None:
-        self._registry = registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         counter, histogram, gauge = (
             partial(kind, registry=registry) for kind in (Counter, Histogram, Gauge)
@@ -78,7 +79,7 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.batches = histogram("kdedge_batch_images", "Images of a batch.", buckets=_IMAGES)
-        self._classes = counter(
+        self.classes = counter(
             "kdedge_predictions", "Predictions by class; none of them: an empty class.", ["class"]
         )
         self.refused_images = counter("kdedge_images_refused", "Images that cannot be decoded.")
@@ -95,32 +96,12 @@ class Metrics:
         self._requests.labels(path, str(code)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def count_prediction(self, prediction: Prediction) -> None:
-        """Counts the best class of an image, or none."""
-        self._classes.labels("" if prediction.is_none else prediction.top[0].class_name).inc()
-
-    def text(self) -> bytes:
-        """All counts, in Prometheus's text format."""
-        text: bytes = generate_latest(self._registry)
-        return text
-
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _CLIENT_LEFT = 499
 _DEFAULT_TOP = 5
 
-_JSON = {"Content-Type": "application/json"}
-
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-def _always(body: bytes, headers: Mapping[str, str]) -> Handler:
-    """A handler with one answer."""
-
-    async def give(_: Request) -> Response:
-        return Response(body, headers=dict(headers))
-
-    return give
 
 
 class App:
@@ -142,29 +123,28 @@ class App:
         self._n_waiting, self._uploads = 0, Uploads(limits)
         self.metrics = Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes)
         self.is_draining = False
+        self._batcher = Batcher(self.metrics.batches.observe)
         with current.used() as model:
-            self._batcher = Batcher(model.classifier.n_decoders, self.metrics.batches.observe)
+            n_decoders = model.classifier.n_decoders
+        self._decoding = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode")
         # JSON takes many times its size in memory: one request at a time
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
-        page = load_page()
         model_path = "/v2/models/{name}"
-        gets = {
-            "/": _always(page.body, page.headers),
-            "/metrics": self._give_metrics,
-            "/v2": _always(json.dumps(SERVER).encode(), _JSON),
-            "/v2/health/live": _always(b'{"live":true}', _JSON),
-            "/v2/health/ready": self._give_ready,
-            model_path: self._give_model,
-            f"{model_path}/ready": self._give_model_ready,
+        handlers: dict[tuple[str, str], Handler | Response] = {
+            ("GET", "/"): load_page(),
+            ("GET", "/metrics"): self._give_metrics,
+            ("POST", "/predict"): self._predict,
+            ("GET", "/v2"): JSONResponse(SERVER),
+            ("GET", "/v2/health/live"): JSONResponse({"live": True}),
+            ("GET", "/v2/health/ready"): self._give_ready,
+            ("GET", model_path): self._give_model,
+            ("GET", f"{model_path}/ready"): self._give_model_ready,
+            ("POST", f"{model_path}/infer"): self._infer,
         }
-        posts = {"/predict": self._predict, f"{model_path}/infer": self._infer}
         self.asgi = Starlette(
             routes=[
-                *(Route(path, self._counted(path, handler)) for path, handler in gets.items()),
-                *(
-                    Route(path, self._counted(path, handler), methods=["POST"])
-                    for path, handler in posts.items()
-                ),
+                Route(path, self._counted(path, handler), methods=[method])
+                for (method, path), handler in handlers.items()
             ],
             exception_handlers={HTTPException: self._no_such_path, Exception: _failed},
         )
@@ -172,15 +152,16 @@ class App:
     def close(self, *, patience_s: float) -> bool:
         """Ends the threads, after the last answer; see `Batcher.close`."""
         self._parsing.shutdown()
+        self._decoding.shutdown()
         return self._batcher.close(patience_s=patience_s)
 
-    def _counted(self, path: str, handler: Handler) -> Handler:
-        """A handler whose refusals are answers, and whose answers are counted."""
+    def _counted(self, path: str, handler: Handler | Response) -> Handler:
+        """A handler, or one with always the same answer: refusals are answers, and all count."""
 
         async def answer(request: Request) -> Response:
             start, code = time.perf_counter(), 500
             try:
-                response = await handler(request)
+                response = handler if isinstance(handler, Response) else await handler(request)
                 code = response.status_code
             except Refusal as refusal:
                 response, code = refusal.response(), refusal.status
@@ -200,7 +181,7 @@ class App:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     async def _give_metrics(self, _: Request) -> Response:
-        return Response(self.metrics.text(), media_type=_METRICS_TYPE)
+        return Response(generate_latest(self.metrics.registry), media_type=_METRICS_TYPE)
 
     async def _give_ready(self, _: Request, **about: str) -> Response:
         ready = {**about, "ready": not self.is_draining}
@@ -230,7 +211,8 @@ class App:
                 (prediction,) = model.classifier.results([""], outputs, top=top)
         if isinstance(prediction, NonFiniteLogits):
             raise Refusal(500, prediction.reason)
-        self.metrics.count_prediction(prediction)
+        best = "" if prediction.is_none else prediction.top[0].class_name
+        self.metrics.classes.labels(best).inc()
         return JSONResponse(answer_values(prediction, None))
 
     async def _infer(self, request: Request) -> Response:
@@ -272,9 +254,14 @@ class App:
         Raises:
             Refusal: they cannot be decoded, or the time is over.
         """
-        future = asyncio.wrap_future(self._batcher.submit(model, prepare))
+        loop = asyncio.get_running_loop()
+
+        async def run() -> Outputs:
+            inputs = await loop.run_in_executor(self._decoding, prepare)
+            return await asyncio.wrap_future(self._batcher.submit(model, inputs))
+
         try:
-            return await asyncio.wait_for(future, deadline - asyncio.get_running_loop().time())
+            return await asyncio.wait_for(run(), deadline - loop.time())
         except UnusableImage as error:
             self.metrics.refused_images.inc()
             raise Refusal(400, error.reason) from error

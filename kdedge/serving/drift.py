@@ -17,15 +17,13 @@ again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
-from kdedge.errors import MissingPackage
 
 FALSE_ALARMS_PER_FRAME = 2e-6
 """The bound on the expected number: two in a million frames."""
@@ -110,18 +108,6 @@ class Drift:
         before, now = self.reference.class_percent, self.now.class_percent
         order = np.argsort(-np.abs(now - before), kind="stable")[:_N_NAMED]
         return [(class_names[c], float(before[c]), float(now[c])) for c in order]
-
-
-def check_environment() -> None:
-    """Checks for SciPy, whose distributions the tests need.
-
-    Raises:
-        MissingPackage: it is not installed.
-    """
-    try:
-        import scipy.stats  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage("scipy", extra="watch", purpose="The drift alarm") from error
 
 
 class DriftReference:
@@ -267,34 +253,24 @@ class DriftMonitor:
             return []
         self._last.append(frames)
         names = (*self.reference.statistics, *(("none",) if self._has_none else ()))
-        return [drift for name in names for drift in self._test(name, self.reference)]
+        drifts = (self._test(name, self.reference) for name in names)
+        return [drift for drift in drifts if drift is not None]
 
-    def _test(self, name: Statistic, reference: DriftReference) -> Iterator[Drift]:
+    def _test(self, name: Statistic, reference: DriftReference) -> Drift | None:
         rows = np.stack([reference.values(frames, name).mean(axis=0) for frames in self._last])
         p_values = {n: reference.p_value(name, rows[-n:]) for n in _WINDOWS if n <= len(rows)}
-        if name in self._raised:
-            if max(_WINDOWS) in p_values and min(p_values.values()) > _OVER:
-                self._raised.discard(name)
-                yield self._drift(name, reference, max(_WINDOWS), p_values, is_over=True)
-            return
-        for n, p_value in p_values.items():
-            if p_value < self._limit:
-                self._raised.add(name)
-                yield self._drift(name, reference, n, p_values, is_over=False)
-                return
-
-    def _drift(
-        self,
-        name: Statistic,
-        reference: DriftReference,
-        n: int,
-        p_values: dict[int, float],
-        *,
-        is_over: bool,
-    ) -> Drift:
-        frames = [frame for observation in list(self._last)[-n:] for frame in observation]
-        now = ScoreSummary.of(frames)
-        return Drift(name, is_over, p_values[n], len(frames), reference.summary, now)
+        is_over, longest = name in self._raised, max(_WINDOWS)
+        if is_over:
+            is_back = longest in p_values and min(p_values.values()) > _OVER
+            windows = [longest] if is_back else []
+        else:
+            windows = [n for n, p_value in p_values.items() if p_value < self._limit]
+        if not windows:
+            return None
+        self._raised ^= {name}
+        frames = [frame for shot in list(self._last)[-windows[0] :] for frame in shot]
+        p_value, now = p_values[windows[0]], ScoreSummary.of(frames)
+        return Drift(name, is_over, p_value, len(frames), reference.summary, now)
 
 
 def _log_scores(scores: Array) -> Array:

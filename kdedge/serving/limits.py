@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from kdedge.errors import RecipeError, check_at_least
 
-_N_BODIES = 8
-
 
 @dataclass(frozen=True)
 class RequestLimits:
@@ -37,11 +35,6 @@ class RequestLimits:
     def body_bytes(self) -> int:
         """Largest body of one request, bytes."""
         return self.max_megabytes * 1_000_000
-
-    @property
-    def all_bodies_bytes(self) -> int:
-        """Most bytes that all request bodies may take together."""
-        return _N_BODIES * self.body_bytes
 
     @property
     def pixels(self) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,11 +46,7 @@ class ServedModel:
         return f"{self.classifier.file.name} on {self.classifier.backend.describe()}"
 
     def warm_up(self) -> None:
-        """Runs the smallest and the largest batch, so that the first request does not wait longer.
-
-        Raises:
-            ShapeError: the graph and the artifact have different numbers of classes.
-        """
+        """Runs the smallest and the largest batch: the first request must not wait longer."""
         size_px = self.artifact.preprocess.size_px
         for n_images in (1, self.max_batch):
             self.classifier.logits(np.zeros((n_images, size_px, size_px, 3), np.uint8))
@@ -131,24 +127,22 @@ class Batcher:
     gather, and make the next batch, up to the model's largest.
 
     Args:
-        n_decoders: number of threads that decode images.
         on_batch: called with the number of images of each batch.
     """
 
-    def __init__(self, n_decoders: int, on_batch: Callable[[int], None]) -> None:
+    def __init__(self, on_batch: Callable[[int], None]) -> None:
         self._on_batch = on_batch
         self._waiting: deque[_Waiting] = deque()
         self._changed, self._is_closed = threading.Condition(), False
-        self._pool = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode")
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, model: ServedModel, prepare: Callable[[], RequestImages]) -> Future[Outputs]:
-        """Runs a model on images, which another thread prepares before.
+    def submit(self, model: ServedModel, inputs: RequestImages) -> Future[Outputs]:
+        """Runs a model on images.
 
         Args:
             model: the model, which the caller uses.
-            prepare: gives one or more images; its errors are the future's.
+            inputs: one or more images.
 
         Returns:
             The future outputs of the graph, one row per image. It can be cancelled until its batch
@@ -157,11 +151,13 @@ class Batcher:
         future: Future[Outputs] = Future()
         model.retain()
         future.add_done_callback(lambda _: model.release())
-        self._pool.submit(self._prepare, model, prepare, future)
+        with self._changed:
+            self._waiting.append(_Waiting(model, inputs, future))
+            self._changed.notify()
         return future
 
     def close(self, *, patience_s: float) -> bool:
-        """Ends the threads, once everything that waits was run.
+        """Ends the thread, once everything that waits was run.
 
         Args:
             patience_s: seconds for the model to end what it runs.
@@ -169,31 +165,30 @@ class Batcher:
         Returns:
             Whether it did; its thread is left alone otherwise.
         """
-        self._pool.shutdown()
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         self._thread.join(patience_s)
         return not self._thread.is_alive()
 
-    def _prepare(
-        self, model: ServedModel, prepare: Callable[[], RequestImages], future: Future[Outputs]
-    ) -> None:
-        if future.cancelled():
-            return
-        try:
-            inputs = prepare()
-        except Exception as error:  # whatever it is, the request gets it and the thread goes on
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
-            return
-        with self._changed:
-            self._waiting.append(_Waiting(model, inputs, future))
-            self._changed.notify()
-
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._run(batch)
+        while taken := self._next_batch():
+            batch = [request for request in taken if request.future.set_running_or_notify_cancel()]
+            if not batch:
+                continue
+            inputs = [request.inputs for request in batch]
+            model = batch[0].model
+            try:
+                outputs = model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
+            except Exception as error:  # whatever it is, the requests get it and the thread goes on
+                for request in batch:
+                    request.future.set_exception(error)
+                continue
+            self._on_batch(len(outputs))
+            start = 0
+            for request in batch:
+                request.future.set_result(outputs[start : start + len(request.inputs)])
+                start += len(request.inputs)
 
     def _next_batch(self) -> list[_Waiting]:
         """The longest waiting images of one model; none at the end."""
@@ -210,20 +205,3 @@ class Batcher:
                     break
                 taken.append(self._waiting.popleft())
         return taken
-
-    def _run(self, batch: list[_Waiting]) -> None:
-        batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
-        if not batch:
-            return
-        inputs = [request.inputs for request in batch]
-        try:
-            outputs = batch[0].model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
-        except Exception as error:  # whatever it is, the requests get it and the thread goes on
-            for request in batch:
-                request.future.set_exception(error)
-            return
-        self._on_batch(len(outputs))
-        start = 0
-        for request in batch:
-            request.future.set_result(outputs[start : start + len(request.inputs)])
-            start += len(request.inputs)

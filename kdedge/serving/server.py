@@ -11,18 +11,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvicorn
-from prometheus_client import Counter
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_misses
 from kdedge.deploy.servers import model_name
 from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line
 from kdedge.inference.classify import Classifier
-from kdedge.runtime.artifact import Artifact
 from kdedge.serving.app import App
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import CurrentModel, ServedModel
@@ -30,130 +26,6 @@ from kdedge.serving.model import CurrentModel, ServedModel
 log = logging.getLogger(__name__)
 
 _FolderState = tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class ArtifactSource:
-    """Where the artifact is, and how it is loaded.
-
-    Attributes:
-        find: gives the artifact's folder; of a run, the newest one.
-        load: loads an artifact.
-        batch: largest batch that requests are joined to; None for the artifact's.
-    """
-
-    find: Callable[[], Path]
-    load: Callable[[Path], Classifier]
-    batch: int | None = None
-
-
-class ModelReloader:
-    """A thread that replaces the served model whenever the artifact has changed.
-
-    A changed artifact is loaded next to the old one once its files stay the same from one look to
-    the next. It is refused if it is damaged or differs from its own smoke set; the old one is
-    served on.
-
-    Args:
-        source: of the artifact.
-        current: the served model.
-        seen: the source's `folder_state` before that was loaded.
-        outcomes: counts new artifacts, `taken` or `refused`.
-        every_s: seconds between two looks.
-    """
-
-    def __init__(
-        self,
-        source: ArtifactSource,
-        current: CurrentModel,
-        seen: _FolderState,
-        outcomes: Counter,
-        *,
-        every_s: float = 1.0,
-    ) -> None:
-        self._source, self._current, self._outcomes = source, current, outcomes
-        self._every_s, self._ends = every_s, threading.Event()
-        self._seen = self._tried = seen
-        self._thread = threading.Thread(
-            target=contextvars.copy_context().run,  # its messages name flags, too
-            args=(self._watch,),
-            name="takeover",
-            daemon=True,
-        )
-        self._thread.start()
-
-    def close(self, *, patience_s: float) -> None:
-        """Ends the thread; one that is still loading is left alone after so many seconds."""
-        self._ends.set()
-        self._thread.join(patience_s)
-
-    def _watch(self) -> None:
-        while not self._ends.wait(self._every_s):
-            before, self._seen = self._seen, folder_state(self._source)
-            if self._seen not in (before, self._tried):
-                continue  # somebody is still writing
-            if self._seen != self._tried:
-                self._tried = self._seen
-                self._try()
-
-    def _try(self) -> None:
-        try:
-            path = self._source.find()
-            model = load_checked(self._source, path)
-        except Exception as error:  # whatever it is, the old model goes on
-            log.error(  # noqa: TRY400 - for whoever runs the server, no traceback
-                "The new artifact is refused, and the old one is served on.\n  %s",
-                str(error) or type(error).__name__,
-            )
-            self._outcomes.labels("refused").inc()
-            return
-        if self._ends.is_set():  # nobody waits for it any more
-            model.release()
-            return
-        self._current.replace(model)
-        self._outcomes.labels("taken").inc()
-        log.info("Serving the new artifact %s: %s.", path, model.describe())
-
-
-def folder_state(source: ArtifactSource) -> _FolderState:
-    """Changes with the artifact's folder and with each of its files."""
-    try:
-        folder = source.find().resolve()
-        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    except (OSError, KdedgeError) as error:
-        return (str(error),)
-    return (folder, *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
-
-
-def load_checked(source: ArtifactSource, path: Path) -> ServedModel:
-    """Loads an artifact and compares it with its smoke set.
-
-    Raises:
-        DataError: it is damaged.
-        GateError: it misses the gates that the export set.
-        SetupError: this machine cannot run it.
-    """
-    classifier = source.load(path)
-    try:
-        _check(classifier)
-        model = ServedModel(classifier, source.batch)
-        model.warm_up()
-    except BaseException:
-        classifier.close()
-        raise
-    return model
-
-
-def _check(classifier: Classifier) -> None:
-    artifact: Artifact = classifier.artifact
-    file = classifier.file
-    if SMOKE_SET not in artifact.others:
-        log.warning("%s has no smoke set: its answers were not compared.", artifact.path)
-        return
-    result = parity_on_smoke_set(artifact, classifier.backend)
-    error = gate_error(file, result, artifact.gates)
-    if error is not None and file.gate != "missed":  # one that missed before was asked for
-        raise error
 
 
 _BACKLOG = 2048
@@ -167,6 +39,15 @@ _OTHER_FILES = 128  # open files that are no connections
 class Server:
     """A running server. As a context manager it ends with it; `close` does the same.
 
+    Args:
+        find: gives the artifact's folder; of a run, the newest one.
+        load: loads an artifact.
+        batch: largest batch that requests are joined to; None for the artifact's.
+        host: the address to listen on.
+        port: the port; 0 for a free one.
+        limits: limits of requests.
+        look_every_s: seconds between two looks for a changed artifact.
+
     Attributes:
         url: its address, such as `http://127.0.0.1:8000`.
         name: the model's name in the paths of the Open Inference Protocol.
@@ -175,8 +56,10 @@ class Server:
 
     def __init__(
         self,
-        source: ArtifactSource,
+        find: Callable[[], Path],
+        load: Callable[[Path], Classifier],
         *,
+        batch: int | None = None,
         host: str,
         port: int,
         limits: RequestLimits,
@@ -190,55 +73,125 @@ class Server:
             DataError: the artifact is damaged.
             SetupError: this machine cannot run it.
         """
+        self._find, self._load, self._batch = find, load, batch
+        self._look_every_s = look_every_s
         self._socket = _listen(host, port)
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._socket.close)
-            seen = folder_state(source)  # what changes from now on is loaded again
-            loaded = source.load(source.find())
+            seen = self._folder_state()  # what changes from now on is loaded again
+            loaded = load(find())
             on_error.callback(loaded.close)
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
-            self.model = ServedModel(loaded, source.batch)
+            self.model = ServedModel(loaded, batch)
             self.model.warm_up()
             self.name = model_name(self.model.artifact.name)
             self._current, self._limits = CurrentModel(self.model), limits
             self._app = App(self.name, self._current, limits)
-            self._uvicorn = uvicorn.Server(self._config())
+            n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            config = uvicorn.Config(
+                self._app.asgi,
+                http="h11",  # limits headers to 64 KiB
+                limit_concurrency=max(n_files - _OTHER_FILES, 1),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",  # the application logs what it fails at
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(limits.timeout + min(_MORE_S, limits.timeout)) + 1,
+            )
+            self._uvicorn = uvicorn.Server(config)
             on_error.pop_all()
         address, number = self._socket.getsockname()[:2]
         self.url = (
             f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
         )
         self._error: BaseException | None = None
-        self._reloader = ModelReloader(
-            source, self._current, seen, self._app.metrics.artifacts, every_s=look_every_s
-        )
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._thread.start()
-
-    def _config(self) -> Any:
-        n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        more_s = min(_MORE_S, self._limits.timeout)
-        return uvicorn.Config(
-            self._app.asgi,
-            http="h11",  # limits headers to 64 KiB
-            limit_concurrency=max(n_files - _OTHER_FILES, 1),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",  # the application logs what it fails at
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(self._limits.timeout + more_s) + 1,
+        self._ends = threading.Event()
+        self._reloader = threading.Thread(
+            target=contextvars.copy_context().run,  # its messages name flags, too
+            args=(self._reload, seen),
+            name="takeover",
+            daemon=True,
         )
+        self._reloader.start()
 
     def _run(self) -> None:
         try:
             self._uvicorn.run(sockets=[self._socket])
         except BaseException as error:  # it is raised again where the server is waited for
             self._error = error
+
+    def _reload(self, seen: _FolderState) -> None:
+        """The thread that replaces the model whenever the artifact has changed.
+
+        A changed artifact is loaded next to the old one once its files stay the same from one look
+        to the next. It is refused if it is damaged or differs from its own smoke set; the old one
+        is served on.
+
+        Args:
+            seen: the folder's state before the model was loaded.
+        """
+        outcomes, tried = self._app.metrics.artifacts, seen
+        while not self._ends.wait(self._look_every_s):
+            before, seen = seen, self._folder_state()
+            if seen == tried or seen != before:  # somebody may still be writing
+                continue
+            tried = seen
+            try:
+                path = self._find()
+                model = self._load_checked(path)
+            except Exception as error:  # whatever it is, the old model goes on
+                log.error(  # noqa: TRY400 - for whoever runs the server, no traceback
+                    "The new artifact is refused, and the old one is served on.\n  %s",
+                    str(error) or type(error).__name__,
+                )
+                outcomes.labels("refused").inc()
+                continue
+            if self._ends.is_set():  # nobody waits for it any more
+                model.release()
+                continue
+            self._current.replace(model)
+            outcomes.labels("taken").inc()
+            log.info("Serving the new artifact %s: %s.", path, model.describe())
+
+    def _folder_state(self) -> _FolderState:
+        """Changes with the artifact's folder and with each of its files."""
+        try:
+            folder = self._find().resolve()
+            stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+        except (OSError, KdedgeError) as error:
+            return (str(error),)
+        return (folder, *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
+
+    def _load_checked(self, path: Path) -> ServedModel:
+        """Loads an artifact and compares it with its smoke set.
+
+        Raises:
+            DataError: it is damaged.
+            GateError: it misses the gates that the export set.
+            SetupError: this machine cannot run it.
+        """
+        classifier = self._load(path)
+        artifact, file = classifier.artifact, classifier.file
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(classifier.close)
+            if SMOKE_SET not in artifact.others:
+                log.warning("%s has no smoke set: its answers were not compared.", artifact.path)
+            else:
+                result = parity_on_smoke_set(artifact, classifier.backend)
+                error = gate_error(file, result, artifact.gates)
+                if error is not None and file.gate != "missed":  # that was asked for
+                    raise error
+            model = ServedModel(classifier, self._batch)
+            model.warm_up()
+            on_error.pop_all()
+        return model
 
     def wait(self) -> None:
         """Waits until the server ends by itself, which it does only by an error.
@@ -265,7 +218,8 @@ class Server:
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
             raise
         patience_s = min(_HANGING_S, self._limits.timeout)
-        self._reloader.close(patience_s=patience_s)
+        self._ends.set()
+        self._reloader.join(patience_s)  # or it is left alone while it loads
         has_ended = self._app.close(patience_s=patience_s)
         self._current.close()
         if not has_ended:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-from PIL import Image
+from typing import Any, Literal
 
 from kdedge.data.sources import IMAGE_EXTENSIONS, read_file
-from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.errors import DataError, RecipeError, SetupError, os_reason
 from kdedge.files import printable
 from kdedge.inference.classify import ImageInput
-from kdedge.runtime.preprocess import UnusableImage, decode_image, more_extensions
+from kdedge.runtime.preprocess import UnusableImage, more_extensions
 from kdedge.runtime.video import (
     LiveVideo,
-    StreamLost,
     frames_of_video,
     import_pyav,
     open_live,
@@ -41,7 +38,21 @@ _CAMERA = re.compile(r"/dev/(video\d|v4l/)")
 ImageStamps = dict[Path, tuple[int, int]]
 """Files with their time of change, nanoseconds, and size."""
 
+Event = dict[str, Any]
+"""An object for JSON lines."""
+
 FrameSourceKind = Literal["camera", "stream", "video", "folder"]
+
+
+def event(name: str, **values: Any) -> Event:
+    """An event of this moment."""
+    return {"event": name, "time": clock_text(time.time()), **values}
+
+
+def clock_text(seconds: float) -> str:
+    """A time in UTC, as ISO 8601 with milliseconds."""
+    utc = datetime.fromtimestamp(seconds, timezone.utc)
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
@@ -50,39 +61,26 @@ class Frame:
 
     Attributes:
         number: counted from 1 over all frames of the source, the dropped ones too.
-        time: when it was read, seconds since 1970.
-        image: RGB, or why there is none.
+        image: the picture, what makes it, or why there is none.
         seconds: position in a video; None for other sources.
         file: file name in a folder; None for other sources.
+        time: when it was read, seconds since 1970.
     """
 
     number: int
-    time: float
     image: ImageInput
     seconds: float | None = None
     file: str | None = None
+    time: float = field(default_factory=time.time)
 
-
-@dataclass(frozen=True)
-class SourceLost:
-    """The source went away; it is tried again until it is back.
-
-    Attributes:
-        reason: why, as a sentence without a full stop.
-    """
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class SourceRestored:
-    """The source is there again.
-
-    Attributes:
-        after_s: seconds since it was lost.
-    """
-
-    after_s: float
+    def when(self) -> Event:
+        """Its time and number, and its place in a video or a folder."""
+        values: Event = {"time": clock_text(self.time), "frame": self.number}
+        if self.seconds is not None:
+            values["seconds"] = round(self.seconds, 3)
+        if self.file is not None:
+            values["file"] = self.file
+        return values
 
 
 @dataclass(frozen=True)
@@ -92,22 +90,16 @@ class FrameSource:
     Attributes:
         name: for output; an address is without its password.
         kind: what it is.
-        items: frames, and when the source is lost and back.
+        items: frames, and the events `lost` and `back` of the source.
+        close: ends the items, and with them the camera or stream.
         n_dropped: number of frames so far that newer ones replaced, of a camera or stream.
-        free: frees a camera or stream whose items have not begun.
     """
 
     name: str
     kind: FrameSourceKind
-    items: Generator[Frame | SourceLost | SourceRestored, None, None]
+    items: Iterator[Frame | Event]
+    close: Callable[[], None]
     n_dropped: Callable[[], int] = lambda: 0
-    free: Callable[[], None] = lambda: None
-
-    def close(self) -> None:
-        """Ends the items, and with them the camera or stream."""
-        if inspect.getgeneratorstate(self.items) == inspect.GEN_CREATED:
-            self.free()  # a generator that has not begun ends without its `finally`
-        self.items.close()
 
 
 def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSource:
@@ -130,13 +122,28 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSo
     name = without_password(text) if is_live else printable(text)
     if existing and kind != "folder":
         raise RecipeError(f"existing is for a folder, and {name} is a {kind}.\n  Leave it out.")
-    if is_live:
-        return _live(text, name, kind, every)
     if kind == "folder":
         seen = {} if existing else image_stamps(Path(text))  # now: files may come at once
-        return FrameSource(name, kind, _files(Path(text), every, seen))
+        files = new_files(Path(text), seen, every=every)
+        return FrameSource(name, kind, files, files.close)
     import_pyav()  # fail before the model is loaded
-    return FrameSource(name, kind, _video(text, every))
+    if is_live:
+        try:
+            video = open_live(text)
+        except ConnectionError as lost:
+            remedy = "Check the address, its user and password, and that the camera is on."
+            if kind == "camera":
+                remedy = (
+                    "Check that it is connected, not in use, and readable for this user (ls -l"
+                    " /dev/video*)."
+                )
+            raise SetupError(f"{name} cannot be opened: {lost}.\n  {remedy}") from lost
+        if not video.has_end:
+            newest = LatestFrameReader(video, partial(open_live, text), every=every)
+            return FrameSource(name, kind, newest, newest.close, lambda: newest.n_dropped)
+        video.close()
+    frames = _video(text, every)
+    return FrameSource(name, "video", frames, frames.close)
 
 
 def _kind_of(text: str) -> FrameSourceKind:
@@ -151,10 +158,9 @@ def _kind_of(text: str) -> FrameSourceKind:
             with os.scandir(path):  # it may be listed
                 return "folder"
         is_there = path.is_file()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
         raise DataError(
-            f"{printable(text)} cannot be read: {str(reason).lower()}.\n"
+            f"{printable(text)} cannot be read: {os_reason(error)}.\n"
             "  Name a file or folder that you may read."
         ) from error
     if not text or not is_there:
@@ -165,52 +171,20 @@ def _kind_of(text: str) -> FrameSourceKind:
     return "video"
 
 
-def _live(address: str, name: str, kind: FrameSourceKind, every: int) -> FrameSource:
-    try:
-        video = open_live(address)
-    except StreamLost as lost:
-        if kind == "camera":
-            remedy = "Check that it is connected, not in use, and readable for this user (ls -l"
-            remedy += " /dev/video*)."
-        else:
-            remedy = "Check the address, its user and password, and that the camera is on."
-        raise SetupError(f"{name} cannot be opened: {lost.reason}.\n  {remedy}") from lost
-    if video.has_end:
-        video.close()
-        return FrameSource(name, "video", _video(address, every))
-    newest = LatestFrameReader(video, partial(open_live, address), every=every)
-    return FrameSource(name, kind, iter(newest), lambda: newest.n_dropped, video.close)
-
-
 def _video(file: str, every: int) -> Generator[Frame, None, None]:
     """The frames of a video, here or of a web server; at damage, a last one without an image."""
     number = 0
     try:
         for number, seconds, image in frames_of_video(file, every=every):
-            yield Frame(number, time.time(), image, seconds=seconds)
+            yield Frame(number, image, seconds)
     except UnusableImage as error:
-        yield Frame(number + 1, time.time(), error)
-
-
-def _files(
-    folder: Path, every: int, seen: ImageStamps
-) -> Generator[Frame | SourceLost | SourceRestored, None, None]:
-    """The pictures of a folder, numbered; it never ends."""
-    number = 0
-    for item in new_files(folder, seen):
-        if not isinstance(item, Path):
-            yield item
-            continue
-        number += 1
-        if (number - 1) % every == 0:
-            image = _read(lambda path=item: decode_image(read_file(path)))  # type: ignore[misc]
-            yield Frame(number, time.time(), image, file=printable(item.name))
+        yield Frame(number + 1, error)
 
 
 def new_files(
-    folder: Path, seen: ImageStamps, *, every_s: float = _LOOK_EVERY_S
-) -> Generator[Path | SourceLost | SourceRestored, None, None]:
-    """Yields new image files, and when the folder is gone and back; never ends.
+    folder: Path, seen: ImageStamps, *, every: int = 1, every_s: float = _LOOK_EVERY_S
+) -> Generator[Frame | Event, None, None]:
+    """Yields new image files, numbered, and the events `lost` and `back` of the folder; never ends.
 
     A file is taken once, when it is as at the look before; one that is written anew is new.
     Subfolders and hidden files are left out.
@@ -218,9 +192,11 @@ def new_files(
     Args:
         folder: the folder.
         seen: the files that are not new.
+        every: take the first and then every Nth file.
         every_s: seconds between two looks.
     """
     before: ImageStamps = {}
+    number = 0
     while True:
         while folder.is_dir():
             present = image_stamps(folder)
@@ -229,14 +205,16 @@ def new_files(
             for path, stamp in present.items():
                 if stamp == before.get(path) and stamp != seen.get(path):
                     seen[path] = stamp
-                    yield path
+                    number += 1
+                    if (number - 1) % every == 0:
+                        yield Frame(number, partial(read_file, path), file=printable(path.name))
             before = present
             time.sleep(every_s)
         gone = time.monotonic()
-        yield SourceLost("no such file or directory")
+        yield event("lost", reason="no such file or directory")
         while not folder.is_dir():
             time.sleep(every_s)
-        yield SourceRestored(time.monotonic() - gone)
+        yield event("back", after_s=round(time.monotonic() - gone, 1))
 
 
 def image_stamps(folder: Path) -> ImageStamps:
@@ -255,18 +233,10 @@ def image_stamps(folder: Path) -> ImageStamps:
     return dict(sorted(stamps.items(), key=lambda item: item[1]))
 
 
-def _read(read: Callable[[], ImageInput]) -> ImageInput:
-    try:
-        return read()
-    except UnusableImage as error:
-        return error
-
-
-_Taken = tuple[int, float, Callable[[], Image.Image]]
-
-
 class LatestFrameReader:
     """Reads a live source in a thread of its own; a slow reader gets its newest frame.
+
+    Iterating gives frames, and the events `lost` and `back`, until it is closed.
 
     Args:
         video: the source, open.
@@ -289,37 +259,36 @@ class LatestFrameReader:
         self.n_dropped = 0
         self._video, self._reopen, self._every = video, reopen, every
         self._first_wait_s = first_wait_s
-        self._waiting: deque[_Taken | SourceLost | SourceRestored | BaseException] = deque()
-        self._changed = threading.Condition()
-        self._stopped = threading.Event()
+        self._waiting: deque[Frame | Event | BaseException] = deque()
+        self._changed, self._stopped = threading.Condition(), threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def __iter__(self) -> Generator[Frame | SourceLost | SourceRestored, None, None]:
-        """Yields frames, and when the source is lost and back, until the caller stops."""
-        reader = threading.Thread(target=self._read, name="camera", daemon=True)
-        reader.start()
-        try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: bool(self._waiting))
-                    item = self._waiting.popleft()
-                if isinstance(item, BaseException):
-                    raise item
-                if isinstance(item, tuple):
-                    number, seconds, image = item
-                    try:
-                        yield Frame(number, seconds, image())
-                    except UnusableImage as error:
-                        yield Frame(number, seconds, error)
-                else:
-                    yield item
-        finally:
-            self._stopped.set()
-            reader.join(_END_S)  # it may wait for the network
+    def __iter__(self) -> Iterator[Frame | Event]:
+        return self
 
-    def _put(self, item: _Taken | SourceLost | SourceRestored | BaseException) -> None:
+    def __next__(self) -> Frame | Event:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._read, name="camera", daemon=True)
+            self._thread.start()
         with self._changed:
-            is_frame = isinstance(item, tuple)
-            if is_frame and self._waiting and isinstance(self._waiting[-1], tuple):
+            self._changed.wait_for(lambda: bool(self._waiting))
+            item = self._waiting.popleft()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread, and frees the source."""
+        self._stopped.set()
+        if self._thread is None:
+            self._video.close()
+        else:
+            self._thread.join(_END_S)  # it may wait for the network
+
+    def _put(self, item: Frame | Event | BaseException) -> None:
+        with self._changed:
+            last = self._waiting[-1] if self._waiting else None
+            if isinstance(item, Frame) and isinstance(last, Frame):
                 self._waiting.pop()
                 self.n_dropped += 1
             self._waiting.append(item)
@@ -336,12 +305,13 @@ class LatestFrameReader:
                         if self._stopped.is_set():
                             return
                         if (number - 1) % self._every == 0:
-                            self._put((number, time.time(), image))
-                    self._put(SourceLost("it has ended"))
-                except StreamLost as lost:
-                    self._put(SourceLost(lost.reason))
+                            self._put(Frame(number, image))
+                    reason = "it has ended"
+                except ConnectionError as lost:
+                    reason = str(lost)
                 finally:
                     video.close()
+                self._put(event("lost", reason=reason))
                 opened = self._open_again()
                 if opened is None:
                     return
@@ -355,9 +325,9 @@ class LatestFrameReader:
         while not self._stopped.wait(wait_s):
             try:
                 video = self._reopen()
-            except StreamLost:
+            except ConnectionError:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 continue
-            self._put(SourceRestored(time.monotonic() - since))
+            self._put(event("back", after_s=round(time.monotonic() - since, 1)))
             return video
         return None

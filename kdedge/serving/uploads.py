@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
@@ -25,10 +25,9 @@ class Refusal(Exception):  # noqa: N818 - an answer, and no error of the server
         headers: further headers of the answer.
     """
 
-    def __init__(self, status: int, reason: str, **headers: str) -> None:
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
-        self.status, self._reason = status, reason
-        self._headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.status, self._reason, self._headers = status, reason, headers
 
     def response(self) -> JSONResponse:
         """The answer."""
@@ -37,10 +36,11 @@ class Refusal(Exception):  # noqa: N818 - an answer, and no error of the server
 
 def too_busy(why: str) -> Refusal:
     """The refusal of what may be tried again in a second."""
-    return Refusal(503, f"{why}; try again later", retry_after="1")
+    return Refusal(503, f"{why}; try again later", {"Retry-After": "1"})
 
 
 _MAX_FIELDS = 8
+_MOST_BODIES = 8
 _NO_IMAGE = ("text/", "application/json", "application/xml")
 
 
@@ -75,7 +75,7 @@ class Uploads:
                 raise Refusal(
                     408,
                     f"the request was not complete after {self._limits.timeout:g} seconds",
-                    connection="close",
+                    {"Connection": "close"},
                 ) from error
             chunks[:] = [b"".join(chunks)]
             yield chunks[0]
@@ -90,7 +90,7 @@ class Uploads:
             n_bytes += len(chunk)
             if n_bytes > self._limits.body_bytes:
                 raise self._too_large()
-            if self.n_bytes + len(chunk) > self._limits.all_bodies_bytes:
+            if self.n_bytes + len(chunk) > _MOST_BODIES * self._limits.body_bytes:
                 raise too_busy("too much is being uploaded at once")
             chunks.append(chunk)
             self.n_bytes += len(chunk)
@@ -108,18 +108,16 @@ async def image_in(request: Request, body: bytes) -> bytes:
         Refusal: the content is of a type that is no image, or a form has no file.
     """
     kind = request.headers.get("content-type", "").lower()
-    if kind.startswith("multipart/form-data"):
-        return await _first_file(request, body)
-    if kind.startswith((*_NO_IMAGE, "multipart/")):
+    is_form = kind.startswith("multipart/form-data")
+    if kind.startswith((*_NO_IMAGE, "multipart/")) and not is_form:
         raise Refusal(
             415,
             f"the body is {kind.partition(';')[0]}; send an image file, or a form"
             " (multipart/form-data) with one",
         )
-    return body
+    if not is_form:
+        return body
 
-
-async def _first_file(request: Request, body: bytes) -> bytes:
     async def receive() -> Message:
         return {"type": "http.request", "body": body}
 

@@ -1,23 +1,29 @@
-"""Watches a source with a classifier: decisions and the drift alarm, as events."""
+"""Watches a source with a classifier: decisions and the drift alarm, as events for JSON lines."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
-from kdedge.errors import DataError, RecipeError, check_at_least
+from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.inference.classify import Classifier, decoded
-from kdedge.inference.lines import Prediction, Result
-from kdedge.serving import drift, watch_events
-from kdedge.serving.drift import MIN_REFERENCE, DriftMonitor, DriftReference, ScoredFrame
-from kdedge.serving.source import Frame, FrameSource, SourceLost
-from kdedge.serving.watch_events import UNDECIDED, Decider, FrameClass
+from kdedge.inference.lines import Prediction, best_name
+from kdedge.runtime.none_of_these import NONE
+from kdedge.serving.drift import (
+    MIN_REFERENCE,
+    Drift,
+    DriftMonitor,
+    DriftReference,
+    ScoredFrame,
+    ScoreSummary,
+)
+from kdedge.serving.source import Event, Frame, FrameSource, event
 
 log = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
@@ -25,172 +31,238 @@ WINDOW, SHOT = 7, 25
 """Defaults for frames; a folder's files are answered, and counted, one by one."""
 
 
-@dataclass(frozen=True)
-class WatchSettings:
-    """How to watch.
+class Decider:
+    """Decides by the last M answers, with hysteresis.
+
+    An answer is decided on when at least two thirds of the last M frames give it. It is given up,
+    for no decision, when fewer than a third still do. In between, the decision stays.
+
+    Args:
+        window: M; with 1 each frame decides by itself.
 
     Attributes:
+        window: M.
+        decision: a class, `none`, or None if nothing is decided.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.decision: str | None = None
+        self.window = window
+        self._last: deque[tuple[str | None, float | None, Event]] = deque(maxlen=window)
+
+    def add(
+        self, answer: str | None, score_percent: float | None, when: Event
+    ) -> tuple[float | None, Event] | None:
+        """Adds a frame's answer.
+
+        Args:
+            answer: None for a frame that supports no answer.
+            score_percent: the frame's score.
+            when: when it was.
+
+        Returns:
+            None if the decision stays; else the mean score of the frames that give the new one,
+            None if nothing is decided or without scores, and when the first of them was.
+        """
+        self._last.append((answer, score_percent, when))
+        counts = Counter(given for given, _, _ in self._last)
+        (most, count), *_ = counts.most_common(1)
+        decided = self.decision
+        if 3 * count >= 2 * self.window:
+            decided = most
+        elif 3 * counts[self.decision] < self.window:
+            decided = None
+        if decided == self.decision:
+            return None
+        self.decision = decided
+        frames = [frame for frame in self._last if frame[0] == decided] or [self._last[-1]]
+        scores = [score for _, score, _ in frames if score is not None and decided is not None]
+        return sum(scores) / len(scores) if scores else None, frames[0][2]
+
+
+def watch_source(
+    source: FrameSource,
+    classifier: Classifier,
+    *,
+    each: bool = False,
+    window: int | None = None,
+    min_score: float | None = None,
+    drift: str | None = None,
+    shot: int | None = None,
+) -> Iterator[Event]:
+    """Classifies a source's frames and yields events, as docs/deploy/watch.md lists them.
+
+    Args:
+        source: what is watched.
+        classifier: classifies its frames.
         each: an event for each frame.
         window: frames of a decision; None for 7, and 1 for a folder.
         min_score: percent; a frame with a lower score supports no answer.
         drift: the reference of the drift alarm: the artifact's smoke set, the start of the stream,
             or no alarm. None for the artifact's if it has enough images, or else the stream's.
         shot: frames that may show the same and count as one; None for 25, and 1 for a folder.
-    """
-
-    each: bool = False
-    window: int | None = None
-    min_score: float | None = None
-    drift: str | None = None
-    shot: int | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least(1, window=self.window, shot=self.shot)
-        if self.min_score is not None and not 0 <= self.min_score <= 100:
-            raise RecipeError(f"min_score is {self.min_score}; expected 0 to 100.")
-        if self.drift not in (None, *DRIFT):
-            raise RecipeError(f"drift is {self.drift!r}; expected {', '.join(DRIFT)}.")
-
-
-def watch_source(
-    source: FrameSource, classifier: Classifier, settings: WatchSettings
-) -> Iterator[dict[str, Any]]:
-    """Classifies a source's frames and yields events, as docs/deploy/watch.md lists them.
 
     Raises:
         RecipeError: the artifact gives no scores, and a setting needs them.
         DataError: a video has no frame, or none could be classified.
         MissingPackage: SciPy is not installed, and the drift alarm is on.
     """
-    watching = _Watching(source, classifier, settings)
+    is_folder = source.kind == "folder"
+    each = each or (is_folder and window is None)
+    artifact, names = classifier.artifact, classifier.artifact.class_names
+    has_scores = artifact.head == "scores"
+    if not has_scores and (min_score is not None or drift not in (None, "off")):
+        raise RecipeError(
+            f"min_score and drift need scores, and {artifact.path} was exported with the head"
+            " argmax, which gives none.\n  Export again with the head scores."
+        )
+    monitor = None
+    if has_scores and drift != "off":
+        if find_spec("scipy") is None:
+            raise MissingPackage("scipy", extra="watch", purpose="The drift alarm")
+        reference = None if drift == "stream" else _reference(classifier, drift)
+        shot = shot or (1 if is_folder else SHOT)
+        monitor = DriftMonitor(reference, shot=shot, has_none=classifier.tells_none)
+    decider = Decider(window or (1 if is_folder else WINDOW))
+    counts = Counter(classified=0, unreadable=0, dropped=0)
+    first_failed = "It is empty: record it again, or name another video."
     try:
-        yield from watching.events()
-    finally:
-        watching.log_counts()
-
-
-class _Watching:
-    """The state of one watch."""
-
-    def __init__(
-        self, source: FrameSource, classifier: Classifier, settings: WatchSettings
-    ) -> None:
-        self._source, self._classifier, self._settings = source, classifier, settings
-        is_folder = source.kind == "folder"
-        self._each = settings.each or (is_folder and settings.window is None)
-        self._window = settings.window or (1 if is_folder else WINDOW)
-        self._decider = Decider(self._window)
-        has_scores = classifier.artifact.head == "scores"
-        is_asked = settings.min_score is not None or settings.drift not in (None, "off")
-        if is_asked and not has_scores:
-            raise RecipeError(
-                f"min_score and drift need scores, and {classifier.artifact.path} was exported with"
-                " the head argmax, which gives none.\n  Export again with the head scores."
-            )
-        self._drift: DriftMonitor | None = None
-        self._reference = "off"
-        if has_scores and settings.drift != "off":
-            drift.check_environment()
-            reference = None
-            if settings.drift != "stream":
-                reference = _reference_of(classifier, is_asked=settings.drift == "artifact")
-            self._reference = "stream" if reference is None else "artifact"
-            shot = settings.shot or (1 if is_folder else SHOT)
-            self._drift = DriftMonitor(reference, shot=shot, has_none=classifier.tells_none)
-        self._counts = watch_events.Counts()
-        self._first_failed: str | None = None
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Yields the events of the whole source."""
-        yield watch_events.start(
-            self._source, self._classifier, window=self._window, reference=self._reference
-        )
-        n_classes = len(self._classifier.artifact.class_names)
-        for item in self._source.items:
-            if isinstance(item, Frame):
-                image = str(item.number), self._classifier.prepare(decoded(item.image))
-                (result,) = self._classifier.classify_batch([image], top=n_classes)
-                yield from self._frame(item, result)
+        yield {
+            **event("start"),
+            "source": source.name,
+            "kind": source.kind,
+            "artifact": str(artifact.path),
+            "file": classifier.file.name,
+            "runtime": classifier.backend.describe(),
+            "window": decider.window,
+            "drift": "off" if monitor is None else "artifact" if monitor.reference else "stream",
+        }
+        for item in source.items:
+            if not isinstance(item, Frame):
+                if item["event"] == "lost":
+                    log.warning("%s is lost: %s.", source.name, item["reason"])
+                yield item
                 continue
-            if isinstance(item, SourceLost):
-                log.warning("%s is lost: %s.", self._source.name, item.reason)
-            yield watch_events.notice(item)
-        if not self._counts.classified:
-            why = f"The first has no answer: {self._first_failed}." if self._first_failed else ""
+            when, image = item.when(), decoded(item.image)
+            pixels = classifier.prepare(image)
+            (result,) = classifier.classify_batch([(str(item.number), pixels)], top=len(names))
+            if not isinstance(result, Prediction):
+                if not counts["classified"] + counts["unreadable"]:
+                    first_failed = f"The first has no answer: {result.reason}."
+                counts["unreadable"] += 1
+                yield {"event": "unreadable", **when, "error": result.reason}
+                continue
+            counts["classified"] += 1
+            score, known = result.top[0].score_percent, result.known_percent
+            changed = decider.add(best_name(result, min_score), score, when)
+            if each:
+                yield {
+                    "event": "frame",
+                    **when,
+                    "class": best_name(result, None),
+                    "is_none": result.is_none,
+                    "score_percent": _rounded(score),
+                    **({} if known is None else {"known_percent": _rounded(known)}),
+                    "decision": decider.decision,
+                }
+            if changed is not None:
+                mean, since = changed
+                yield {
+                    "event": "decision",
+                    **when,
+                    "class": decider.decision,
+                    "is_none": classifier.tells_none and decider.decision == NONE,
+                    "score_percent": _rounded(mean),
+                    "since": since["time"],
+                    **{f"since_{key}": value for key, value in since.items() if key != "time"},
+                }
+            if monitor is None:
+                continue
+            assert isinstance(image, Image.Image)
+            was_learning = monitor.reference is None
+            for change in monitor.add(_scored(result, names), image):
+                if not change.is_over:
+                    log.warning("%s: %s", source.name, _warning(change))
+                yield {
+                    "event": "drift over" if change.is_over else "drift",
+                    **when,
+                    **_drift_values(change, names),
+                }
+            if was_learning and monitor.reference is not None:
+                yield {"event": "learned", **when, "observations": monitor.reference.n_images}
+        if not counts["classified"]:
             raise DataError(
-                f"{self._source.name} has no frame that could be classified.\n"
-                f"  {why or 'It is empty: record it again, or name another video.'}"
+                f"{source.name} has no frame that could be classified.\n  {first_failed}"
             )
-        self._counts.dropped = self._source.n_dropped()
-        yield watch_events.end(self._counts)
-
-    def _frame(self, frame: Frame, result: Result) -> Iterator[dict[str, Any]]:
-        """The events of one frame."""
-        if not isinstance(result, Prediction):
-            self._counts.unreadable += 1
-            self._first_failed = self._first_failed or result.reason
-            yield watch_events.unreadable(frame, result.reason)
-            return
-        assert isinstance(frame.image, Image.Image)
-        self._counts.classified += 1
-        best = result.top[0]
-        answer = FrameClass(None, is_none=True) if result.is_none else FrameClass(best.class_name)
-        is_sure = self._settings.min_score is None or (
-            best.score_percent is not None and best.score_percent >= self._settings.min_score
-        )
-        changed = self._decider.add(answer if is_sure else UNDECIDED, best.score_percent, frame)
-        if self._each:
-            yield watch_events.frame(frame, answer, result, self._decider.decision())
-        if changed is not None:
-            yield watch_events.decision(frame, changed)
-        if self._drift is None:
-            return
-        was_learning = self._drift.reference is None
-        names = self._classifier.artifact.class_names
-        for change in self._drift.add(_scored(result, names), frame.image):
-            if not change.is_over:
-                log.warning("%s", watch_events.drift_text(change, self._source.name))
-            yield watch_events.drift(frame, change, names)
-        if was_learning and self._drift.reference is not None:
-            yield watch_events.learned(frame, self._drift.reference.n_images)
-
-    def log_counts(self) -> None:
-        """Logs how many frames were classified, unreadable and dropped."""
-        self._counts.dropped = self._source.n_dropped()
-        log.info("%s: %s.", self._source.name, self._counts.text())
+        counts["dropped"] = source.n_dropped()
+        yield {**event("end"), **counts}
+    finally:
+        n = counts["classified"]
+        parts = [f"{n:,} frame{'' if n == 1 else 's'} classified"]
+        if counts["unreadable"]:
+            parts.append(f"{counts['unreadable']:,} unreadable")
+        if source.n_dropped():
+            parts.append(f"{source.n_dropped():,} dropped for newer ones")
+        log.info("%s: %s.", source.name, ", ".join(parts))
 
 
-def _reference_of(classifier: Classifier, *, is_asked: bool) -> DriftReference | None:
+def _rounded(percent: float | None) -> float | None:
+    return None if percent is None else round(percent, 2)
+
+
+def _drift_values(change: Drift, class_names: Sequence[str]) -> Event:
+    def numbers(summary: ScoreSummary) -> Event:
+        return {
+            "mean_score_percent": _rounded(summary.mean_score_percent),
+            "none_percent": _rounded(summary.none_percent),
+        }
+
+    return {
+        "statistic": change.statistic,
+        "p_value": float(f"{change.p_value:.2g}"),
+        "frames": change.n_frames,
+        "reference": numbers(change.reference),
+        "now": numbers(change.now),
+        "most_changed": [
+            {"class": name, "reference_percent": round(before, 1), "now_percent": round(now, 1)}
+            for name, before, now in change.most_changed(class_names)
+        ],
+    }
+
+
+def _warning(change: Drift) -> str:
+    before, now = change.reference, change.now
+    return (
+        f"the last {change.n_frames} frames are unlike the reference ({change.statistic}): mean"
+        f" score {now.mean_score_percent:.1f} % instead of {before.mean_score_percent:.1f} %,"
+        f" none of the classes {now.none_percent:.1f} % instead of {before.none_percent:.1f} %.\n"
+        "  Look at the camera and its pictures; answers may be wrong until it is as before, or the"
+        " student has learned the new pictures."
+    )
+
+
+def _reference(classifier: Classifier, drift: str | None) -> DriftReference | None:
     """The reference of the artifact's smoke set; None if that has too few images.
 
     Raises:
         DataError: it was asked for, and cannot be made.
     """
+    artifact, names = classifier.artifact, classifier.artifact.class_names
     try:
-        return DriftReference(_smoke_scores(classifier))
+        pixels = load_smoke_set(artifact).pixels
+        images = ((str(i), Image.fromarray(image)) for i, image in enumerate(pixels))
+        results = classifier.classify_many(images, top=len(names))
+        scored = [_scored(result, names) for result in results if isinstance(result, Prediction)]
+        if len(scored) < MIN_REFERENCE:
+            raise DataError(  # noqa: TRY301 - it is told as other damage is
+                f"The smoke set of {artifact.path} has {len(scored)} images with scores, and the"
+                f" drift alarm needs {MIN_REFERENCE} to compare with."
+            )
     except DataError as error:
-        if is_asked:
+        if drift == "artifact":
             raise DataError(f"{error}\n  Take the start of the stream: --drift stream.") from error
         return None
-
-
-def _smoke_scores(classifier: Classifier) -> list[ScoredFrame]:
-    """Scores of the artifact's smoke set by the file that watches.
-
-    Raises:
-        DataError: it has no smoke set, or too few images.
-    """
-    artifact, names = classifier.artifact, classifier.artifact.class_names
-    pixels = load_smoke_set(artifact).pixels
-    images = ((str(i), Image.fromarray(image)) for i, image in enumerate(pixels))
-    results = classifier.classify_many(images, top=len(names))
-    scored = [_scored(result, names) for result in results if isinstance(result, Prediction)]
-    if len(scored) < MIN_REFERENCE:
-        raise DataError(
-            f"The smoke set of {artifact.path} has {len(scored)} images with scores, and the drift"
-            f" alarm needs {MIN_REFERENCE} to compare with."
-        )
-    return scored
+    return DriftReference(scored)
 
 
 def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> ScoredFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import threading
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.errors import RecipeError, ShapeError
+from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage
 from kdedge.runtime.artifact import Artifact
@@ -170,16 +169,6 @@ def test_a_backend_gets_batches_that_it_takes(
     assert rows.tolist() == images.transpose(0, 3, 1, 2).reshape(9, -1)[:, :2].tolist()
 
 
-def test_a_model_that_gives_another_number_of_answers_than_images_is_refused() -> None:
-    class Surplus(Recording):
-        def run(self, images: np.ndarray) -> np.ndarray:
-            return super().run(images.repeat(5, axis=0))
-
-    images = np.zeros((1, 4, 4, 3), np.uint8)
-    with pytest.raises(ShapeError, match="gives 5 rows of logits for 1 images"):
-        run_batches(Surplus((1, None)), images, pixels="uint8", max_batch=4)
-
-
 @pytest.mark.parametrize("batch", [None, 1, 2, 3, 4])
 def test_results_come_in_order_with_their_keys_and_reasons(
     artifact: Artifact, by_hand: ByHand, batch: int | None
@@ -285,9 +274,3 @@ def test_a_file_of_a_fixed_batch_names_the_key_that_sets_it(artifact: Artifact) 
     classifier = Classifier(artifact, loaded.file, fixed)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"takes 1 to 1 images.*\n.*another export\.batch\."):
         classifier.classify_many([], batch=2)
-
-
-def test_another_number_of_class_names_is_refused(artifact: Artifact) -> None:
-    dataclasses.replace(artifact, class_names=("a", "b")).save()
-    with pytest.raises(ShapeError, match=r"gives logits for 4 classes, but artifact\.json has 2"):
-        classified(Classifier.load(artifact.path), jpeg(1))

@@ -134,7 +134,7 @@ def test_a_newer_format_says_to_update(written: Artifact) -> None:
 )
 def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: str) -> None:
     edit(written, "files", 1, "name", value=name)
-    with pytest.raises(DataError, match="not a valid name of a file in the artifact's folder"):
+    with pytest.raises(DataError, match="plain name of a file in the artifact's folder"):
         load_artifact(written.path)
 
 
@@ -178,9 +178,8 @@ def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: 
         (("files", 0, "n_bytes"), 1.5, "a valid integer"),
         (("files", 1, "parity", "n_images"), 0, r"files\.1\.parity\.n_images: .*got 0"),
         (("others", "calibration.json"), 3, r"others\.calibration\.json: .*got 3"),
-        (("others", "../../x"), SHA, r"'\.\./\.\./x' is not a valid name"),
-        (("files", 1, "name"), "artifact.json", r"'artifact\.json' is not a valid name of a file"),
-        (("others",), {}, r"'model\.onnx\.data' is not among its other files"),
+        (("others", "../../x"), SHA, r"plain name of a file .*got '\.\./\.\./x'"),
+        (("files", 1, "name"), "artifact.json", r"plain name .*got 'artifact\.json'"),
     ],
 )
 def test_a_value_that_is_not_what_it_should_be_is_named(
@@ -246,7 +245,7 @@ def test_external_data_is_checked_with_its_file(
     else:
         data.write_bytes(data.read_bytes()[::-1])
     said = "is missing" if what == "missing" else "has changed since the export"
-    with pytest.raises(DataError, match=rf"data, which holds model\.onnx's weights, {said}"):
+    with pytest.raises(DataError, match=rf"model\.onnx\.data {said}"):
         artifact.checked("model.onnx")
 
 

@@ -142,16 +142,19 @@ def gated(
 ) -> Iterator[Callable[..., tuple[Any, GatedBackend]]]:
     """Starts servers whose device waits for the test; gives the server and the device."""
     from kdedge.serving.limits import RequestLimits
-    from kdedge.serving.server import ArtifactSource, Server
+    from kdedge.serving.server import Server
 
     started = []
 
     def start(**limits: Any) -> tuple[Any, GatedBackend]:
         backend = GatedBackend(artifact, mean_color_logits)
-        source = ArtifactSource(
-            lambda: artifact.path, lambda path: Classifier(artifact, artifact.files[0], backend)
+        server = Server(
+            lambda: artifact.path,
+            lambda _: Classifier(artifact, artifact.files[0], backend),
+            host="127.0.0.1",
+            port=0,
+            limits=RequestLimits(**limits),
         )
-        server = Server(source, host="127.0.0.1", port=0, limits=RequestLimits(**limits))
         backend.sizes.clear()  # of the warm-up
         while backend.begun.acquire(blocking=False):
             pass

@@ -89,7 +89,7 @@ def bomb(width: int, height: int) -> bytes:
     ("data", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello", "it is a text file"),
+        (b"hello", "it begins with b'hello'"),
         (b"\xff\xd8\xff\xe0" + bytes(50), "not a readable image"),
         (bomb(10_000, 10_000), "too large: 10000 x 10000 pixels, the limit is 1000000"),
         (bomb(2_000_000_000, 2), "too large"),

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,14 +265,14 @@ def test_a_start_that_fails_closes_the_model(
     artifact: Artifact, gated_backend: Callable[[], Any]
 ) -> None:
     from kdedge.serving.limits import RequestLimits
-    from kdedge.serving.server import ArtifactSource, Server
+    from kdedge.serving.server import Server
 
     device = gated_backend()
     device.error = DataError("it does not run")
     model = Classifier(artifact, artifact.files[0], device)
-    source = ArtifactSource(lambda: artifact.path, lambda _: model)
+    find = partial(Path, artifact.path)
     with pytest.raises(DataError, match="does not run"):
-        Server(source, host="127.0.0.1", port=0, limits=RequestLimits())
+        Server(find, lambda _: model, host="127.0.0.1", port=0, limits=RequestLimits())
     assert device.is_closed
 
 
@@ -387,15 +388,13 @@ def test_what_takes_too_long_is_not_compared(
 
 def quick(source: Path) -> Any:
     """A server that looks for a new artifact many times a second."""
-    from functools import partial
-
     from kdedge.api.artifact import artifact_folder
-    from kdedge.inference.classify import Classifier
     from kdedge.serving.limits import RequestLimits
-    from kdedge.serving.server import ArtifactSource, Server
+    from kdedge.serving.server import Server
 
-    found = ArtifactSource(partial(artifact_folder, source), Classifier.load)
-    return Server(found, host="127.0.0.1", port=0, limits=RequestLimits(), look_every_s=0.05)
+    address: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "limits": RequestLimits()}
+    find = partial(artifact_folder, source)
+    return Server(find, Classifier.load, **address, look_every_s=0.05)
 
 
 def test_a_run_s_newer_artifact_is_served(
@@ -446,13 +445,13 @@ def test_a_batch_has_images_of_one_model(
     old, new = gated_backend(), gated_backend()
     models = [ServedModel(Classifier(artifact, artifact.files[0], one)) for one in (old, new)]
     sizes: list[int] = []
-    batcher = Batcher(1, sizes.append)
+    batcher = Batcher(sizes.append)
     old.gate.clear()
     image = np.zeros((1, 3, 16, 16), np.float32)
-    futures = [batcher.submit(models[0], lambda: image)]
+    futures = [batcher.submit(models[0], image)]
     old.begun.acquire()
     # As while a new artifact takes over
-    futures += [batcher.submit(models[number], lambda: image) for number in (0, 1, 0)]
+    futures += [batcher.submit(models[number], image) for number in (0, 1, 0)]
     old.gate.set()
     assert [len(future.result(10)) for future in futures] == [1] * 4
     assert (old.sizes, new.sizes, sizes) == ([1] * 3, [1], [1] * 4)
