@@ -43,7 +43,7 @@ def main() -> None:
         encode_s = encode_seconds(role, Path(runs))
     print(f"decoding and encoding a small photo ({role}): {1e3 * encode_s:.2f} ms of one core")
     wall_ms, driver_ms = piece_ms()
-    print(f"an empty piece of work by Ray Data: {wall_ms:.1f} ms, {driver_ms:.1f} ms of the driver")
+    print(f"an empty piece of work by Ray: {wall_ms:.1f} ms, {driver_ms:.1f} ms of the driver")
     for what, seconds in (("reading", read_s), ("encoding", encode_s)):
         print(f"10^8 images, {what}: {N_IMAGES * seconds / 3600:,.0f} core hours")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 from collections.abc import Sequence
@@ -59,7 +60,10 @@ def choose_and_load(
     problem: str | None = None
     if precision is None and backend is None:
         chosen, problem = preferred_file(artifact)
-    size = _gpu_size() if any(map(_built_for, artifact.files)) else None
+    size: int | None = None
+    if any(map(_built_for, artifact.files)):
+        with contextlib.suppress(SetupError):  # there is no usable GPU
+            size = find_gpu().n_multiprocessors
     for file in candidates(
         artifact, precision=precision, backend=backend, chosen=chosen, gpu_size=size
     ):
@@ -87,14 +91,6 @@ def choose_and_load(
             )
         return file, loaded
     raise _nothing_runs(artifact, failures)
-
-
-def _gpu_size() -> int | None:
-    """Multiprocessors of the first GPU; None if there is no usable GPU."""
-    try:
-        return find_gpu().n_multiprocessors
-    except SetupError:
-        return None
 
 
 def _built_for(file: ModelFile) -> Any:

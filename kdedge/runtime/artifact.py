@@ -15,7 +15,7 @@ from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field
 
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
@@ -355,13 +355,12 @@ def load_artifact(path: Path) -> Artifact:
         )
     file = folder / FILE_NAME
     contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
-    same = {
-        entry.name: getattr(contents, entry.name, None) for entry in dataclasses.fields(Artifact)
-    }
-    same["gates"] = contents.gates.model_dump(exclude_unset=True)
-    preprocess = Preprocess(**vars(contents.preprocess), **vars(contents.in_graph))
-    of_graph = {**vars(contents.input), "head": contents.output.head, "preprocess": preprocess}
-    artifact = Artifact(**{**same, **of_graph, "path": folder})
+    values: dict[str, Any] = {**vars(contents), "path": folder}
+    values["gates"] = contents.gates.model_dump(exclude_unset=True)
+    values["preprocess"] = Preprocess(
+        **{part.name: values[part.name] for part in dataclasses.fields(Preprocess)}
+    )
+    artifact = Artifact(**{part.name: values[part.name] for part in dataclasses.fields(Artifact)})
     hashes = artifact.provenance.get("hashes")
     exported = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
     classes = artifact.open_classes
@@ -379,29 +378,9 @@ FORMAT_VERSION = 6
 Head = Literal["scores", "argmax"]
 
 
-@dataclass(frozen=True)
-class _Input(Record):
-    pixels: Pixels
-    batch: Literal["dynamic"] | PositiveCount
-    max_batch: PositiveCount
-
-
-@dataclass(frozen=True)
-class _Output(Record):
-    head: Head
-
-
-@dataclass(frozen=True)
-class _Preprocess(Record):
-    size_px: Side
-    resize_mode: Literal["shortest", "squash"]
-    interpolation: Literal["bicubic", "bilinear"]
-
-
-@dataclass(frozen=True)
-class _InGraph(Record):
-    mean: Mean
-    std: Std
+def _at(*path: str) -> Any:
+    """The place of a field in the sections of the file."""
+    return Field(validation_alias=AliasPath(*path))
 
 
 class _Gates(BaseModel):
@@ -421,14 +400,19 @@ class _Contents(Record):
     kdedge: str
     name: str
     class_names: Annotated[tuple[str, ...], AfterValidator(check_class_names)]
-    output: _Output
     gates: _Gates
     files: tuple[ModelFile, ...]
     others: dict[FileName, Sha256]
     provenance: dict[str, Any]
-    preprocess: _Preprocess
-    input: _Input
-    in_graph: _InGraph
+    pixels: Annotated[Pixels, _at("input", "pixels")]
+    batch: Annotated[Literal["dynamic"] | PositiveCount, _at("input", "batch")]
+    max_batch: Annotated[PositiveCount, _at("input", "max_batch")]
+    head: Annotated[Head, _at("output", "head")]
+    size_px: Annotated[Side, _at("preprocess", "size_px")]
+    resize_mode: Annotated[Literal["shortest", "squash"], _at("preprocess", "resize_mode")]
+    interpolation: Annotated[Literal["bicubic", "bilinear"], _at("preprocess", "interpolation")]
+    mean: Annotated[Mean, _at("in_graph", "mean")]
+    std: Annotated[Std, _at("in_graph", "std")]
     open_classes: OpenClasses | None = None
     temperature: Temperature | None = None
     none_of_these: NoneOfThese | None = None

@@ -109,17 +109,9 @@ def memory_bytes() -> int | None:
 
 
 def is_jetson() -> bool:
-    """Whether this is a Jetson."""
-    if (ROOT / "etc/nv_tegra_release").is_file():
-        return True
-    for name in ("model", "compatible"):  # a container has no file of JetPack's
-        try:
-            text = (ROOT / "proc/device-tree" / name).read_bytes()
-        except OSError:
-            continue
-        if b"Jetson" in text or b"nvidia,tegra" in text:
-            return True
-    return False
+    """Whether this is a Jetson, as its device tree says, in a container too."""
+    tree = ROOT / "proc/device-tree"
+    return "Jetson" in _read(tree / "model") or "nvidia,tegra" in _read(tree / "compatible")
 
 
 @dataclass(frozen=True)

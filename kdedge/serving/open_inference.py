@@ -185,43 +185,23 @@ def _read_input(
             f"{INPUT_NAME} must be {datatype} of the shape [N, 3, {size_px}, {size_px}], N at"
             f" least 1; got {given.datatype[:40]} {shape}"
         )
-    is_json = n_bytes is None
-    tensor = _from_json(given.data, datatype) if is_json else _from_bytes(rest, datatype)
-    if tensor.size != math.prod(shape):
-        raise _bad(f"{INPUT_NAME} has {tensor.size} values; its shape has {math.prod(shape)}")
-    images = tensor.reshape(shape)
-    return lambda model, max_pixels: images
-
-
-def _from_bytes(data: bytes, datatype: str) -> npt.NDArray[Any]:
-    kind = np.dtype("<f4") if datatype == "FP32" else np.dtype(np.uint8)
-    if len(data) % kind.itemsize:
-        raise _bad(f"{len(data)} bytes are no whole number of {datatype} values")
-    values = np.frombuffer(data, kind)
-    return _in_range(values) if datatype == "FP32" else values
-
-
-def _from_json(data: Any, datatype: str) -> npt.NDArray[Any]:
+    kind, is_json = np.dtype("<f4" if datatype == "FP32" else np.uint8), n_bytes is None
     try:
-        values = np.asarray(data)
+        values = np.asarray(given.data) if is_json else np.frombuffer(rest, kind)
+        images: npt.NDArray[Any] = values.reshape(shape)
     except (ValueError, RecursionError) as error:
-        raise _bad(f"the data of {INPUT_NAME} is no array of numbers") from error
-    if values.dtype.kind not in "iuf":
+        raise _bad(f"{INPUT_NAME} must have {math.prod(shape)} numbers, by its shape") from error
+    if images.dtype.kind not in "iuf":
         raise _bad(f"the data of {INPUT_NAME} is no array of numbers")
-    if datatype == "FP32":
-        with np.errstate(over="ignore"):  # found as infinity
-            return _in_range(values.astype(np.float32))
-    if not np.isin(values, np.arange(256)).all():
+    if is_json and datatype == "UINT8" and not np.isin(images, np.arange(256)).all():
         raise _bad(f"{INPUT_NAME} must have whole numbers from 0 to 255")
-    return values.astype(np.uint8)
-
-
-def _in_range(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):  # seen as infinity
+        images = images.astype(kind, copy=False)
+    if not np.isfinite(images).all():
         raise _bad(f"{INPUT_NAME} has NaN or infinity")
-    if np.any((values < -1) | (values > 2)):  # bicubic resizing overshoots
+    if datatype == "FP32" and np.any((images < -1) | (images > 2)):  # bicubic resizing overshoots
         raise _bad(f"{INPUT_NAME} must have values from 0 to 1")
-    return values
+    return lambda model, max_pixels: images
 
 
 def _files(data: bytes, n_files: int) -> list[bytes]:

@@ -159,7 +159,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: 
         (("class_names",), ["a\udc80b"], r"artifact\.json is not valid JSON"),
         (("in_graph", "std"), [0, 1, 1], r"in_graph\.std\.0: .*greater than 0"),
         (("preprocess", "size_px"), None, "size_px: .*got None"),
-        (("preprocess",), [], "preprocess: Input should be an object"),
+        (("preprocess",), [], "preprocess.size_px: Field required"),
         (("input", "pixels"), "bgr", "input.pixels: .*'float' or 'uint8', got 'bgr'"),
         (("input", "batch"), "any", r"input\.batch.*: Input should be 'dynamic', got 'any'"),
         (("input", "max_batch"), 0, "greater than or equal to 1"),

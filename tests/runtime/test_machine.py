@@ -88,14 +88,13 @@ def test_two_threads_of_a_core_are_one_physical_core(
 @pytest.mark.parametrize(
     ("file", "text", "expected"),
     [
-        ("etc/nv_tegra_release", "# R36", True),
         ("proc/device-tree/model", "NVIDIA Jetson Orin Nano\0", True),
         ("proc/device-tree/compatible", "nvidia,p3768\0nvidia,tegra234\0", True),
         ("proc/device-tree/model", "Raspberry Pi 5\0", False),
         ("etc/os-release", "", False),
     ],
 )
-def test_a_jetson_is_known_by_jetpacks_file_or_its_device_tree(
+def test_a_jetson_is_known_by_its_device_tree(
     tmp_path: Path, file: str, text: str, expected: bool
 ) -> None:
     (tmp_path / file).parent.mkdir(parents=True)
