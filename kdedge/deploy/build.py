@@ -30,7 +30,14 @@ from kdedge.runtime.backend import Backend
 from kdedge.runtime.none_of_these import NoneBelow
 from kdedge.runtime.open_classes import with_classes
 from kdedge.targets.protocol import BuildRequest, PlannedFile, Target
-from kdedge.targets.registry import build_module, find_target, load_file, run_module
+from kdedge.targets.registry import (
+    build_module,
+    check_can_build,
+    check_can_run,
+    find_target,
+    load_file,
+    planned_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +94,8 @@ def build_files(
             f"{artifact.path} has no folded model, from which {target.label} is built.\n"
             "  Give the run that it was exported from instead of the artifact."
         )
-    module = build_module(target)
     try:
-        module.check_environment()
+        check_can_build(target)
     except SetupError as error:
         if not target.is_engine or target.source != "ONNX file":
             raise
@@ -106,7 +112,7 @@ def build_files(
     }
     names, before = [], artifact
     for precision, source in sources.items():
-        for file in module.plan(precision):
+        for file in planned_files(target, precision):
             entry = _kept(artifact, file.name, source)
             if entry is None:
                 request = BuildRequest(
@@ -116,7 +122,7 @@ def build_files(
                     onnx_path=None if source is None else artifact.checked(source.name),
                     images=run.calibration if run and file.precision == "int8" else None,
                 )
-                build = functools.partial(module.build, file, request)
+                build = functools.partial(build_module(target).build, file, request)
                 artifact, entry = build_file(artifact, target, file, build, source=source)
                 artifact.save()
             measured = entry
@@ -140,10 +146,9 @@ def build_files(
 def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> None:
     """Warns if a target's files cannot be built on this machine, before the slow ONNX export."""
     try:
-        module = build_module(target)
-        module.check_environment()
+        check_can_build(target)
         for precision in precisions:
-            module.plan(precision)
+            planned_files(target, precision)
     except SetupError as error:
         log.warning(
             "%s cannot be built on this machine: %s.\n  The ONNX files are still written.",
@@ -285,8 +290,7 @@ def _compared_if_it_runs(
     if target.backend is None and not hasattr(build_module(target), "load"):
         return entry
     try:
-        if target.backend is not None:
-            run_module(target).check_environment()
+        check_can_run(target)
         level = logging.WARNING
         return compared(artifact, target, entry, run)
     except SetupError as error:

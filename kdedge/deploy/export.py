@@ -48,7 +48,7 @@ from kdedge.targets.onnx.insert import find_sites
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import Tracer, write_onnx
 from kdedge.targets.protocol import PlannedFile
-from kdedge.targets.registry import load_file
+from kdedge.targets.registry import check_can_build, load_file
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def export_artifact(
         SetupError: a package is missing.
         ResourceError: the disk is full.
     """
-    onnx_build.check_environment()
+    check_can_build(ONNX)
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as new:
         pool = trained.images("unlabeled")

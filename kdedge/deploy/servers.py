@@ -247,7 +247,7 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
 
 def _halves(path: Path) -> dict[str, bytes]:
     """Cuts a graph with preprocessing at its uint8 pixels [1, 3, S, S], which both halves have."""
-    onnx = ONNX.load("load", purpose="Writing a page")
+    onnx = ONNX.load()
     from onnx.utils import Extractor
 
     from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME

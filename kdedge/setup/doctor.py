@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +17,33 @@ from kdedge.targets.protocol import Package
 from kdedge.targets.registry import list_targets
 
 SERVING = tuple(
-    Package(name.replace("-", "_"), (name,), "serving over HTTP", extra="serve")
-    for name in ("starlette", "uvicorn", "python-multipart", "prometheus-client")
+    Package(name, "serving over HTTP", extra="serve")
+    for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 )
 """Packages of the extra serve."""
 
 _BEFORE_TARGETS = (
-    Package("torch", ("torch",), "training", extra="train"),
-    Package("torchvision", ("torchvision",), "training", extra="train"),
-    Package("open_clip", ("open_clip_torch",), "backbones", extra="train"),
-    Package("timm", ("timm",), "backbones without texts", extra="train"),
-    Package("webdataset", ("webdataset",), "tar shards", extra="train"),
-    Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
-    Package("pillow_heif", ("pillow-heif",), "HEIC images", extra="heif"),
+    Package("torch", "training", extra="train"),
+    Package("torchvision", "training", extra="train"),
+    Package("open_clip", "backbones", extra="train", names=("open_clip_torch",)),
+    Package("timm", "backbones without texts", extra="train"),
+    Package("webdataset", "tar shards", extra="train"),
+    Package("datasets", "Parquet, Hugging Face datasets", extra="data"),
+    Package("pillow_heif", "HEIC images", extra="heif"),
     *(
-        Package(package.replace("-", "_"), (package,), f"weights of {name}", extra="efficientnet")
+        Package(package.replace("-", "_"), f"weights of {name}", extra="efficientnet")
         for name, (_, package) in PACKAGED.items()
     ),
-    Package("tensorboard", ("tensorboard",), "curves", extra="train"),
+    Package("tensorboard", "curves", extra="train"),
 )
 _AFTER_TARGETS = (
-    Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
-    Package("av", ("av",), "videos", extra="video"),
-    Package("scipy", ("scipy",), "the drift alarm", extra="watch"),
-    Package("ray", ("ray",), "pools on a cluster", extra="ray"),
+    Package("pynvml", "a GPU's watts and clocks", extra="power", names=("nvidia-ml-py",)),
+    Package("av", "videos", extra="video"),
+    Package("scipy", "the drift alarm", extra="watch"),
+    Package("ray", "pools on a cluster", extra="ray"),
     *SERVING,
-    Package("matplotlib", ("matplotlib",), "reports", extra="report"),
-    Package("jinja2", ("jinja2",), "reports", extra="report"),
+    Package("matplotlib", "reports", extra="report"),
+    Package("jinja2", "reports", extra="report"),
 )
 
 
@@ -56,7 +55,7 @@ def need_serving_packages() -> None:
     """
     for package in SERVING:
         if importlib.util.find_spec(package.module) is None:
-            raise package.missing("Serving over HTTP")
+            raise package.missing()
 
 
 def optional_packages() -> tuple[Package, ...]:
@@ -68,7 +67,14 @@ def optional_packages() -> tuple[Package, ...]:
 
 def examine() -> dict[str, Any]:
     """Returns facts of the machine, its GPUs and the optional packages as plain values."""
-    packages = {package.module: _examine_package(package) for package in optional_packages()}
+    packages = {
+        package.module: {
+            "version": package.version,
+            "purpose": package.purpose,
+            "install": None if package.version else package.install_line,
+        }
+        for package in optional_packages()
+    }
     problems = [target.find_problem() for target in list_targets()]
     return {
         "machine": {
@@ -84,18 +90,6 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "problems": [problem for problem in problems if problem is not None],
     }
-
-
-def _examine_package(package: Package) -> dict[str, Any]:
-    installed = None
-    for distribution in package.distributions:
-        try:
-            installed = version(distribution)
-        except PackageNotFoundError:
-            continue
-        break
-    install = None if installed else package.install_line
-    return {"version": installed, "purpose": package.purpose, "install": install}
 
 
 def _cuda(*, has_torch: bool) -> dict[str, Any]:

@@ -4,43 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, ResourceError, is_out_of_memory
+from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
 from kdedge.runtime.artifact import Pixels
+from kdedge.runtime.threads import number_of_threads
+from kdedge.targets.protocol import Package
 
 _NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate")
 
 
 @contextlib.contextmanager
 def explaining(
-    path: Path,
-    what: str,
-    runtime: str,
-    *,
-    errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, MemoryError),
+    path: Path, what: str, package: Package, *, too_new: Sequence[str] = ()
 ) -> Iterator[None]:
     """Context in which a package's errors become errors of a file that cannot be loaded or run.
 
     Args:
         path: the file.
         what: `read`, `loaded` or `run`.
-        runtime: the package and its version.
-        errors: what the package raises.
+        package: the package.
+        too_new: parts of its messages for a file that needs a newer version of it.
 
     Raises:
         ResourceError: memory ran out.
-        DataError: any other of the package's errors.
+        SetupError: the package is too old for the file.
+        DataError: any other error of the package.
     """
     try:
         yield
-    except errors as error:
+    except KdedgeError:
+        raise
+    except Exception as error:  # of the packages, without a common class
         reason = " ".join(str(error).split()).rstrip(".")
+        runtime = f"{package.distributions[0]} {package.version}"
+        if any(sign in reason for sign in too_new):
+            raise SetupError(
+                f"{runtime} is too old for {path}: {reason}.\n"
+                f"  Update it with: pip install --upgrade {package.distributions[0]}"
+            ) from error
         is_long = len(reason) > 300  # the end says more than places in the package's source
         shown = f"{reason[:60]} ... {reason[-240:]}" if is_long else reason
         problem = f"{path} cannot be {what} by {runtime}: {shown}.\n"
@@ -54,32 +61,58 @@ def explaining(
 class CpuModel:
     """A loaded file. Several threads may use it; one call at a time runs.
 
+    A subclass has `name`, `package`, `_open` and `_compute`.
+
     Args:
-        path: the file, for messages.
-        runtime: the package and its version.
-        batches: smallest and largest batch; None if there is no limit.
-        pixels: kind of pixels that it takes.
-        image_shape: [3, S, S].
+        path: the file.
+        n_threads: threads of a call; None: the number in OMP_NUM_THREADS, or else the package's
+            own choice.
+        built_with: what the file was built with.
+
+    Raises:
+        MissingPackage, BackendUnavailable: the package is not installed.
+        SetupError: it cannot be imported, or is too old for the file.
+        DataError: the file is broken.
+        ResourceError: memory ran out.
     """
 
     name: str
+    package: Package
+    too_new: tuple[str, ...] = ()
+    batches: tuple[int, int | None]
+    pixels: Pixels
+    image_shape: tuple[int | None, ...]
 
     def __init__(
         self,
         path: Path,
-        runtime: str,
         *,
-        batches: tuple[int, int | None],
-        pixels: Pixels,
-        image_shape: tuple[int | None, ...],
+        n_threads: int | None = None,
+        built_with: Mapping[str, Any] | None = None,
     ) -> None:
-        self.batches, self.pixels, self.image_shape = batches, pixels, image_shape
-        self._path, self._runtime = path, runtime
+        self._path, self._built_with = path, built_with or {}
         self._running: contextlib.AbstractContextManager[Any] = threading.Lock()
+        self._model: Any = None
+        module = self.package.load()
+        with self._explaining("loaded"):
+            self._open(module, n_threads or number_of_threads())
+
+    def _open(self, module: Any, n_threads: int | None) -> None:
+        """Loads the file as `_model` with the package's module, and sets what it takes."""
+        raise NotImplementedError
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Logits of images that the file takes; of each package."""
+        """Logits of images that the file takes."""
         raise NotImplementedError
+
+    def _set_input(self, shape: Sequence[int | None], *, is_bytes: bool) -> None:
+        """Sets what the file takes, by its input's shape; None for an axis of any size."""
+        n_images, *image_shape = shape
+        self.batches = (1, None) if n_images is None else (n_images, n_images)
+        self.pixels, self.image_shape = "uint8" if is_bytes else "float", tuple(image_shape)
+
+    def _explaining(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return explaining(self._path, what, self.package, too_new=self.too_new)
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C], or features [B, D]; see `Backend.run`.
@@ -99,12 +132,13 @@ class CpuModel:
                 f" {dtype} [{', '.join([sizes, *map(str, self.image_shape)])}].\n"
                 "  Export again, as the file and the artifact do not match."
             )
-        with self._running, self._explaining():
+        with self._running, self._explaining("run"):
             return self._compute(images)
-
-    def _explaining(self) -> contextlib.AbstractContextManager[None]:
-        return explaining(self._path, "run", self._runtime)
 
     def describe(self) -> str:
         """The backend, its version and where it runs."""
-        return f"{self.name} {self._runtime.rpartition(' ')[2]} CPU"
+        return f"{self.name} {self.package.version} CPU"
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._model = None

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
+from kdedge.runtime.native_lines import lines_held, quiet
 
 if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
     import numpy.typing as npt
@@ -32,55 +37,72 @@ CPU_WEIGHT_LEVELS = 64
 bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overflows elsewhere."""
 
 
+LOG_LINES = re.compile(
+    rb"device_discovery\.cc|^\[\w+\.(cpp|h):\d+\]|^(INFO|WARNING|ERROR): |^[IWE]\d{4} "
+)
+"""Lines that packages write to stderr and that no setting turns off. ONNX Runtime warns of graphics
+cards that it does not know: github.com/microsoft/onnxruntime/issues/27092"""
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Context without the warnings, logs and native log lines of a target's package."""
+    with lines_held(LOG_LINES), contextlib.redirect_stdout(io.StringIO()), quiet():
+        yield
+
+
 @dataclass(frozen=True)
 class Package:
     """An optional Python package of a target, as `kdedge doctor` lists it.
 
     Attributes:
         module: name for the import.
-        distributions: names of distributions that contain it.
-        purpose: what needs it, such as `TensorRT engines`.
+        purpose: what needs it, such as `running ONNX files`.
         extra: the kdedge extra that installs it; None if no extra does.
         install: how to install it; empty for its extra.
+        entry: a module and its attribute that `load` looks for, such as `openvino:Core`: type stubs
+            leave a folder that can be imported, too, but has no attribute.
+        names: names of the distributions that contain it; empty for one of its own name.
     """
 
     module: str
-    distributions: tuple[str, ...]
     purpose: str
     extra: str | None = None
     install: str = ""
+    entry: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """Names of the distributions that contain it; messages have the first."""
+        return self.names or (self.module.replace("_", "-"),)
 
     @property
     def install_line(self) -> str:
         """How to install it."""
         return self.install or f"pip install 'kdedge[{self.extra}]'"
 
-    def load(
-        self,
-        attribute: str,
-        *,
-        purpose: str,
-        module: str = "",
-        quietly: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
-    ) -> Any:
-        """Imports it.
+    @property
+    def version(self) -> str | None:
+        """The installed version; None if it is not installed."""
+        for distribution in self.distributions:
+            with contextlib.suppress(PackageNotFoundError):
+                return version(distribution)
+        return None
 
-        Args:
-            attribute: what its module has; a folder of type stubs, which can be imported too, has
-                not.
-            purpose: what needs it, as the start of a sentence: "Running ONNX files".
-            module: the module, if it is not the package itself.
-            quietly: makes a context for the import.
+    def load(self) -> Any:
+        """Imports the module of `entry`, without a line on stderr.
 
         Raises:
             MissingPackage, BackendUnavailable: it is not installed.
             SetupError: it is installed, but cannot be imported.
         """
-        module = module or self.module
-        loaded: Any = None
+        module, _, attribute = (self.entry or f"{self.module}:__version__").partition(":")
+        loaded: Any = sys.modules.get(module)
         try:
-            with quietly():
-                loaded = importlib.import_module(module)
+            if loaded is None:
+                with silenced():
+                    loaded = importlib.import_module(module)
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -91,21 +113,35 @@ class Package:
                     f"  Remove it, and install it again: {self.install_line}"
                 ) from error
         if not hasattr(loaded, attribute):
-            raise self.missing(purpose)
+            raise self.missing()
         return loaded
 
-    def missing(self, purpose: str) -> SetupError:
-        """Makes the error for a machine without the package.
-
-        Args:
-            purpose: what needs it, as the start of a sentence: "Running ONNX files".
-        """
-        name = self.distributions[0]
+    def missing(self) -> SetupError:
+        """Makes the error for a machine without the package."""
+        name, purpose = self.distributions[0], self.purpose[0].upper() + self.purpose[1:]
         if self.extra is not None and not self.install:
             return MissingPackage(name, extra=self.extra, purpose=purpose)
         return BackendUnavailable(
             f"{purpose} needs {name}, which is not installed.\n  Install it with: {self.install}"
         )
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that a target can build here.
+
+    Attributes:
+        name: name in the artifact's folder.
+        precision: precision of its weights and arithmetic.
+        device: device that it is meant for.
+        data: name of the second file, which has its weights; None if they are in the file itself.
+            Several files may share one.
+    """
+
+    name: str
+    precision: Precision
+    device: Device
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,14 +153,16 @@ class Target:
         label: name in messages and tables.
         flag: flag of `kdedge export`, such as `--trt`.
         help: help text of the flag, one sentence.
-        files: pattern of its files' names, such as `model.*.engine`.
+        files: pattern of its files' names, such as `model*.tflite`.
         source: what its files are built from. ONNX files are part of the artifact, so files from
             them can be built on the device. The folded model exists only during a run's export.
         precisions: precisions of its files, the preferred one first.
         cpu_precisions: the precisions whose files run on a CPU, which `kdedge export --cpu` tries.
-        packages: optional packages that it needs.
+        packages: optional packages that building its files needs.
+        runtime: the one that runs them; None if it needs none.
         backend: name of the backend that runs its files in `kdedge predict` and `kdedge bench`;
             None if kdedge does not run them, so that the folder has no run.py.
+        device: device that its files are meant for.
         preference: files of targets with a higher preference are used before others.
         is_engine: whether its files are built for one kind of GPU.
         base_precision: precision of the file that it always has, and of the ONNX file that all but
@@ -144,7 +182,9 @@ class Target:
     precisions: tuple[Precision, ...]
     cpu_precisions: tuple[Precision, ...] = ()
     packages: tuple[Package, ...] = ()
+    runtime: Package | None = None
     backend: str | None = None
+    device: Device = "cpu"
     preference: int = 0
     is_engine: bool = False
     base_precision: Precision | None = None
@@ -152,23 +192,10 @@ class Target:
     remark: str = ""
     find_problem: Callable[[], str | None] = field(default=lambda: None, compare=False)
 
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """A file that a target can build here.
-
-    Attributes:
-        name: name in the artifact's folder.
-        precision: precision of its weights and arithmetic.
-        device: device that it is meant for.
-        data: name of the second file, which has its weights; None if they are in the file itself.
-            Several files may share one.
-    """
-
-    name: str
-    precision: Precision
-    device: Device
-    data: str | None = None
+    def plan(self, precision: Precision) -> tuple[PlannedFile, ...]:
+        """The file of a precision: `model.tflite` in fp32, `model.int8.tflite` in INT8."""
+        kind = "" if precision == "fp32" else f".{precision}"
+        return (PlannedFile(self.files.replace("*", kind), precision, self.device),)
 
 
 @dataclass(frozen=True)
@@ -196,25 +223,14 @@ class BuildRequest:
 class BuildModule(Protocol):
     """A target's build.py; it may import torch and onnx.
 
-    A target without a backend may have a third function, `load(path, artifact) -> Backend`, so that
-    its files can be compared with the model where they are built.
+    It may have three more functions:
+
+    - `check_environment()` checks for all that building needs, if packages are not enough;
+    - `plan(precision)` gives the files of a precision, if their names are not those of
+      `Target.plan`;
+    - `load(path, artifact)` gives the `Backend` of a target without run.py, so that its files can
+      be compared with the model where they are built.
     """
-
-    def check_environment(self) -> None:
-        """Checks for everything that building needs, before anything slow is done.
-
-        Raises:
-            SetupError: a package or device is missing or broken.
-        """
-        ...
-
-    def plan(self, precision: Precision) -> tuple[PlannedFile, ...]:
-        """The files of a precision that can be built on this machine.
-
-        Raises:
-            SetupError: a package or device that decides the names is missing.
-        """
-        ...
 
     def build(self, file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         """Builds one file, which is complete or absent afterwards.
@@ -237,16 +253,6 @@ class BuildModule(Protocol):
 class RunModule(Protocol):
     """A target's run.py; it imports no torch."""
 
-    def check_environment(self) -> None:
-        """Checks for the backend's package, its libraries and the device that it needs.
-
-        Raises:
-            MissingPackage: the Python package is not installed.
-            BackendUnavailable: the package, the driver or the device is missing.
-            SetupError: one of them is broken.
-        """
-        ...
-
     def load(
         self,
         path: Path,
@@ -259,7 +265,7 @@ class RunModule(Protocol):
         Args:
             path: the file; its bytes are trusted, so check its hash before.
             n_threads: CPU threads; None for the backend's own choice.
-            built_with: what the file was built with, for messages.
+            built_with: what the file was built with.
 
         Raises:
             MissingPackage: the Python package is not installed.

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kdedge.errors import DataError, RecipeError, SetupError, suggestion
 from kdedge.plugins import Plugins
-from kdedge.targets.protocol import BuildModule, RunModule, Target
+from kdedge.targets.protocol import BuildModule, PlannedFile, RunModule, Target
 
 if TYPE_CHECKING:
-    from kdedge.runtime.artifact import Artifact, ModelFile
+    from kdedge.runtime.artifact import Artifact, ModelFile, Precision
     from kdedge.runtime.backend import Backend
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,8 @@ _TARGETS = Plugins(
     package="kdedge.targets",
     group="kdedge.targets",
     parts={
-        "build": dict.fromkeys(
-            ("check_environment", "plan", "build"), "see kdedge.targets.protocol.BuildModule."
-        ),
-        "run": dict.fromkeys(
-            ("check_environment", "load"), "see kdedge.targets.protocol.RunModule."
-        ),
+        "build": {"build": "see kdedge.targets.protocol.BuildModule."},
+        "run": {"load": "see kdedge.targets.protocol.RunModule."},
         "": {"TARGET": "a kdedge.targets.protocol.Target."},
     },
 )
@@ -93,6 +89,45 @@ def run_module(target: Target) -> RunModule:
     return cast("RunModule", _TARGETS.load(target.name, "run"))
 
 
+def check_can_build(target: Target) -> None:
+    """Checks for everything that building needs, before anything slow is done.
+
+    Raises:
+        SetupError: a package or device is missing or broken.
+    """
+    check = getattr(build_module(target), "check_environment", None)
+    if check is not None:
+        check()
+        return
+    for package in target.packages:
+        package.load()
+
+
+def planned_files(target: Target, precision: Precision) -> tuple[PlannedFile, ...]:
+    """The files of a precision that can be built on this machine.
+
+    Raises:
+        SetupError: a package or device that decides the names is missing.
+    """
+    planned: tuple[PlannedFile, ...] = getattr(build_module(target), "plan", target.plan)(precision)
+    return planned
+
+
+def check_can_run(target: Target) -> None:
+    """Checks for the package of the target's backend, and for a GPU if it runs engines.
+
+    Raises:
+        MissingPackage, BackendUnavailable: the package, the driver or the device is missing.
+        SetupError: one of them is broken.
+    """
+    if target.runtime is not None:
+        target.runtime.load()
+    if target.is_engine:
+        from kdedge.runtime.cuda import open_cuda  # ctypes, which a list does not need
+
+        open_cuda()
+
+
 def target_records() -> dict[str, dict[str, Any]]:
     """All targets as plain values, by name."""
     return {
@@ -141,8 +176,9 @@ def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = No
     """
     from kdedge.runtime.open_classes import with_classes  # NumPy, which a list does not need
 
-    module = run_module(find_target(file.target))
-    module.check_environment()
+    target = find_target(file.target)
+    module = run_module(target)
+    check_can_run(target)
     path = artifact.checked(file.name)
     check_utf_8(path)
     loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)

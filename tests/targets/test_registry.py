@@ -15,9 +15,12 @@ import kdedge.targets
 from kdedge.errors import BackendUnavailable, MissingPackage, RecipeError, SetupError
 from kdedge.targets.registry import (
     build_module,
+    check_can_build,
+    check_can_run,
     find_target,
     list_backends,
     list_targets,
+    planned_files,
     run_module,
     target_of_backend,
 )
@@ -45,14 +48,10 @@ def test_every_target_has_what_a_target_needs(name: str) -> None:
     target = find_target(name)
     folder = Path(kdedge.targets.__file__).parent / name.replace("-", "_")
     assert (folder / "run.py").is_file() == (target.backend is not None)
-    build = build_module(target)
-    functions = [build.check_environment]
     if name != "onnx":  # `deploy.export` writes its files
-        functions += [build.plan, build.build]
+        assert callable(build_module(target).build)
     if target.backend is not None:
-        run = run_module(target)
-        functions += [run.check_environment, run.load]
-    assert all(map(callable, functions))
+        assert callable(run_module(target).load)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,14 +63,14 @@ def test_the_precisions_for_cpus_are_those_of_files_for_cpus(
     if target.is_engine or target.backend is None or name in RESIZES:
         assert target.cpu_precisions == ()
         return
-    module: Any = build_module(target)
     if name == "onnx":
+        module: Any = build_module(target)
         planned = [module.FLOAT32, module.FP16, module.INT8, module.INT8_CPU]
         assert {file.precision for file in planned if file.device != "gpu"} == {"fp32", "int8"}
         return
     try:
-        module.check_environment()
-        planned = [file for precision in target.precisions for file in module.plan(precision)]
+        check_can_build(target)
+        planned = [file for one in target.precisions for file in planned_files(target, one)]
     except MissingPackage as error:
         pytest.skip(str(error))
     made = {file.precision for file in planned if file.device != "gpu"}
@@ -119,7 +118,7 @@ def test_an_unknown_one_is_told_with_the_nearest_name_or_all(
     ("name", "module", "package"),
     [
         ("onnxruntime", "onnxruntime", r"'kdedge\[runtime\]'"),
-        ("executorch", "executorch.runtime", r"'kdedge\[executorch\]'"),
+        ("executorch", "executorch.extension.pybindings.portable_lib", r"'kdedge\[executorch\]'"),
         ("litert", "ai_edge_litert.interpreter", "ai-edge-litert"),
         ("openvino", "openvino", r"'kdedge\[openvino\]'"),
         ("tensorrt", "tensorrt", "tensorrt "),
@@ -133,7 +132,7 @@ def test_a_package_that_is_not_there_is_told_with_the_line_that_installs_it(
     """A folder of type stubs makes an empty module of the same name."""
     monkeypatch.setitem(sys.modules, module, None if how == "absent" else ModuleType(module))
     with pytest.raises((MissingPackage, BackendUnavailable), match=f"pip install {package}"):
-        run_module(target_of_backend(name)).check_environment()
+        check_can_run(target_of_backend(name))
 
 
 @pytest.mark.parametrize("module", ["onnxruntime", "openvino", "tensorrt"])
@@ -144,7 +143,7 @@ def test_a_package_without_its_libraries_is_told(
     monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SetupError, match=r"cannot be (imported|loaded): libnvinfer\.so\.10"):
-        run_module(target_of_backend(module)).check_environment()
+        check_can_run(target_of_backend(module))
 
 
 DESCRIBE = """
@@ -199,7 +198,7 @@ def test_a_target_that_cannot_be_loaded_is_warned_of_and_told_once_it_is_used(
 @pytest.mark.parametrize(
     ("modules", "load", "reason"),
     [
-        ({"build": "def plan(): ..."}, build_module, "lacks check_environment and build"),
+        ({"build": "def plan(): ..."}, build_module, "lacks build"),
         ({}, run_module, "cannot be imported: ModuleNotFoundError"),
     ],
 )

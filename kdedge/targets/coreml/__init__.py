@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdedge.targets.protocol import Package, Target
 
-COREML = Package("coremltools", ("coremltools",), "Core ML packages", extra="coreml")
+COREML = Package("coremltools", "building Core ML packages", extra="coreml")
 
 TARGET = Target(
     name="coreml",
@@ -15,6 +15,7 @@ TARGET = Target(
     source="folded model",
     precisions=("fp16", "fp32", "int8"),
     packages=(COREML,),
+    device="any",
     base_precision="fp16",
     remark="kdedge does not run them: compare their answers with the smoke set's on the device.",
 )

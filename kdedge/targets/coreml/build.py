@@ -16,7 +16,6 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,6 @@ from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 INPUT_NAME = "image"
 
-_FILES: dict[Precision, PlannedFile] = {
-    "fp16": PlannedFile("model.fp16.mlpackage.zip", "fp16", "any"),
-    "fp32": PlannedFile("model.mlpackage.zip", "fp32", "any"),
-    "int8": PlannedFile("model.int8.mlpackage.zip", "int8", "any"),
-}
 _N_QUANTIZED = 2048  # weights with fewer values stay as they are
 
 
@@ -46,21 +40,6 @@ def _quiet() -> Iterator[None]:
     """Context in which coremltools shows neither bars nor warnings of the trace."""
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-def check_environment() -> None:
-    """Checks for coremltools.
-
-    Raises:
-        MissingPackage: it is not installed.
-    """
-    if find_spec("coremltools") is None:
-        raise COREML.missing("Core ML")
-
-
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """The package of a precision, which runs on any of Apple's devices."""
-    return (_FILES[precision],)
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
@@ -79,9 +58,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
     path = request.folder / file.name
     write_converted(path, converted, converter="coremltools", flag="--coreml")
-    import coremltools
-
-    return {"tool": "Core ML Tools", "version": coremltools.__version__, "torch": torch.__version__}
+    return {"tool": "Core ML Tools", "version": COREML.version, "torch": torch.__version__}
 
 
 @_quiet()

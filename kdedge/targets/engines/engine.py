@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,55 +19,11 @@ import numpy.typing as npt
 from kdedge.errors import SetupError
 from kdedge.files import read_bytes
 from kdedge.runtime.artifact import INPUT_NAME, Pixels
-from kdedge.runtime.cuda import Cuda, open_cuda
+from kdedge.runtime.cuda import open_cuda
 from kdedge.targets.engines.package import engine_package, open_log
 from kdedge.targets.protocol import Target
 
 _DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
-
-
-@dataclass(frozen=True)
-class EngineRuntime:
-    """The `run.py` of a target whose files are engines.
-
-    Attributes:
-        target: the target; its first package is the module that runs them.
-    """
-
-    target: Target
-
-    def check_environment(self) -> None:
-        """Checks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
-
-        Raises:
-            BackendUnavailable: the module, the driver or the GPU is missing.
-            SetupError: one of them is broken, or the CUDA runtime is missing.
-        """
-        engine_package(self.target.packages[0])
-        open_cuda()
-
-    def load(
-        self,
-        path: Path,
-        *,
-        n_threads: int | None = None,
-        built_with: Mapping[str, Any] | None = None,
-    ) -> Engine:
-        """Loads an engine onto the first GPU.
-
-        Args:
-            path: the engine.
-            n_threads: unused, as the GPU computes.
-            built_with: what the engine was built with, for messages.
-
-        Raises:
-            BackendUnavailable: the module or the GPU is missing.
-            SetupError: the engine is of another version or for another GPU.
-            DataError: the engine is not one from images to logits.
-        """
-        del n_threads
-        module = engine_package(self.target.packages[0])
-        return Engine(module, open_cuda(), path, target=self.target, built_with=built_with or {})
 
 
 def _first(errors: Sequence[str]) -> str:
@@ -92,29 +47,36 @@ class Engine:
     """A loaded engine with its buffers on the GPU.
 
     Args:
-        trt: the TensorRT module.
-        cuda: the CUDA runtime.
-        path: the engine.
         target: the engine's target.
-        built_with: what the engine was built with; empty if unknown.
+        path: the engine; it is loaded onto the first GPU.
+        n_threads: unused, as the GPU computes.
+        built_with: what the engine was built with, for messages.
 
     Raises:
+        BackendUnavailable: the Python module, the driver or the GPU is missing.
         DataError: the engine is not one from images to logits.
         SetupError: this TensorRT cannot run it, or the GPU has too little memory.
     """
 
     def __init__(
-        self, trt: Any, cuda: Cuda, path: Path, *, target: Target, built_with: Mapping[str, Any]
+        self,
+        target: Target,
+        path: Path,
+        *,
+        n_threads: int | None = None,
+        built_with: Mapping[str, Any] | None = None,
     ) -> None:
+        assert target.runtime is not None
         assert target.backend is not None
-        self.name = target.backend
-        self._cuda, self._path, self._version = cuda, path, trt.__version__
+        trt: Any = engine_package(target.runtime)
+        self.name, self._cuda = target.backend, open_cuda()
+        self._path, self._version = path, trt.__version__
         self._context: Any = None
         self._runtime: Any = None
         self._engine: Any = None
         self._held = contextlib.ExitStack()  # stream and buffers, freed in reverse order
-        with cuda.first_gpu():
-            self._deserialize(trt, target, built_with)
+        with self._cuda.first_gpu():
+            self._deserialize(trt, target, built_with or {})
             try:
                 self._prepare()
             except BaseException:

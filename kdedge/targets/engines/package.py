@@ -26,9 +26,7 @@ def engine_package(package: Package) -> ModuleType:
         BackendUnavailable, MissingPackage: it is not installed.
         SetupError: it cannot be loaded, or is too old.
     """
-    # Type stubs alone leave a folder of that name, which Python imports as an empty namespace
-    purpose = f"Building and running {package.purpose}"
-    module: ModuleType = package.load("__version__", purpose=purpose)
+    module: ModuleType = package.load()
     if package.module == "tensorrt" and int(module.__version__.partition(".")[0]) < _OLDEST:
         raise SetupError(
             f"TensorRT {module.__version__} is too old; engines need TensorRT {_OLDEST} or later.\n"

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from kdedge.targets.protocol import Package, Target
 
-EXECUTORCH = Package("executorch", ("executorch",), "ExecuTorch programs", extra="executorch")
+EXECUTORCH = Package(
+    "executorch",
+    "building and running ExecuTorch programs",
+    extra="executorch",
+    entry="executorch.extension.pybindings.portable_lib:_load_program",
+)
 
 TARGET = Target(
     name="executorch",
@@ -16,6 +21,7 @@ TARGET = Target(
     precisions=("fp32", "int8"),
     cpu_precisions=("fp32", "int8"),
     packages=(EXECUTORCH,),
+    runtime=EXECUTORCH,
     backend="executorch",
     base_precision="fp32",
     remark="Running them with Python takes torch; apps on devices need neither.",

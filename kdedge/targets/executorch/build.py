@@ -20,34 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge.runtime.artifact import Precision
 from kdedge.runtime.native_lines import lines_held, quiet
-from kdedge.targets.executorch.run import (
-    LOG_LINE,
-    SMALLEST_BATCH,
-    check_environment,
-    open_runtime,
-    version_of,
-)
+from kdedge.targets.executorch import EXECUTORCH
+from kdedge.targets.executorch.run import SMALLEST_BATCH, open_runtime
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, export_program, write_converted
-from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
+from kdedge.targets.protocol import HEAD_LAYERS, LOG_LINES, BuildRequest, PlannedFile
 
-__all__ = ["build", "check_environment", "plan"]
-
-_FILES: dict[Precision, PlannedFile] = {
-    "fp32": PlannedFile("model.pte", "fp32", "cpu"),
-    "int8": PlannedFile("model.int8.pte", "int8", "cpu"),
-}
 _HEAD = {name.rstrip("/") for name in HEAD_LAYERS}
 _CALIBRATION_BATCH = 32
 _CONVOLUTIONS = (torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default)
 _EPS = 2.0**-12  # the smallest scale, as XNNPACK's own settings have it
-
-
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """The program of a precision, which runs on any device."""
-    return (_FILES[precision],)
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
@@ -66,9 +49,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             raise ValueError(f"its runtime has no kernel for {lacking}")
         return bytes(lowered.buffer)
 
-    name = f"executorch {version_of()}"
+    name = f"executorch {EXECUTORCH.version}"
     write_converted(request.folder / file.name, lower, converter=name, flag="--executorch")
-    return {"tool": "ExecuTorch", "version": version_of(), "torch": torch.__version__}
+    return {"tool": "ExecuTorch", "version": EXECUTORCH.version, "torch": torch.__version__}
 
 
 def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
@@ -158,7 +141,7 @@ def place_of(node: Any) -> str:
 
 def _without_kernel(module: Any) -> str | None:
     """An operator that the runtime lacks, and where it is in the model; None if it has all."""
-    with lines_held(LOG_LINE):
+    with lines_held(LOG_LINES):
         known = open_runtime().operator_registry.operator_names
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None)

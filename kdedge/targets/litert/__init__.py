@@ -6,14 +6,19 @@ from kdedge.targets.protocol import Package, Target
 
 LITERT = Package(
     "ai_edge_litert",
-    ("ai-edge-litert",),
-    "LiteRT files",
+    "running LiteRT files",
     extra="litert",
     install="pip install ai-edge-litert",
+    entry="ai_edge_litert.interpreter:Interpreter",
 )
-CONVERTER = Package("litert_torch", ("litert-torch",), "building LiteRT files", extra="litert")
+CONVERTER = Package(
+    "litert_torch", "building LiteRT files", extra="litert", entry="litert_torch:convert"
+)
 QUANTIZER = Package(
-    "ai_edge_quantizer", ("ai-edge-quantizer",), "building LiteRT files in INT8", extra="litert"
+    "ai_edge_quantizer",
+    "building LiteRT files in INT8",
+    extra="litert",
+    entry="ai_edge_quantizer.quantizer:Quantizer",
 )
 
 TARGET = Target(
@@ -26,6 +31,7 @@ TARGET = Target(
     precisions=("fp32", "int8"),
     cpu_precisions=("fp32", "int8"),
     packages=(CONVERTER, QUANTIZER, LITERT),
+    runtime=LITERT,
     backend="litert",
     base_precision="fp32",
     remark="A file takes one batch size: `export.batch`, or one image.",

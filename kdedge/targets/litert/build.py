@@ -16,8 +16,6 @@ import io
 import re
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +23,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge.runtime.artifact import INPUT_NAME, Precision
+from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.runtime.native_lines import lines_held, quiet
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, write_converted
 from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
 
-_FILES: dict[Precision, PlannedFile] = {
-    "fp32": PlannedFile("model.tflite", "fp32", "cpu"),
-    "int8": PlannedFile("model.int8.tflite", "int8", "cpu"),
-}
 _LINEAR = "FULLY_CONNECTED"
 # A weight's name ends with its layer's class and name: .../torch.nn.modules.linear.Linear_hidden;1
 _HEAD = re.compile(rf"_({'|'.join(name.rstrip('/') for name in HEAD_LAYERS)})(\.\w+)?;\d*$")
 _ANY_LINE = re.compile(rb"")
-
-
-def check_environment() -> None:
-    """Checks for LiteRT's converter, quantizer and runtime.
-
-    Raises:
-        MissingPackage: the converter or the quantizer is not installed.
-        SetupError: the runtime is not installed, or one of them cannot be imported.
-    """
-    _import_converter()
-    if find_spec(QUANTIZER.module) is None:
-        raise QUANTIZER.missing("Building LiteRT files")
-    run.check_environment()
-
-
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """The file of a precision, which runs on any device."""
-    return (_FILES[precision],)
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
@@ -76,13 +52,13 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             assert request.images is not None
             return quantized(data, request.images, n_images=request.artifact.batches[0])
 
-    name = f"litert-torch {version('litert-torch')}"
+    name = f"litert-torch {CONVERTER.version}"
     write_converted(request.folder / file.name, convert, converter=name, flag="--litert")
     return {
         "tool": "LiteRT Torch",
-        "version": version("litert-torch"),
+        "version": CONVERTER.version,
         "torch": torch.__version__,
-        **({"quantizer": version("ai-edge-quantizer")} if file.precision == "int8" else {}),
+        **({"quantizer": QUANTIZER.version} if file.precision == "int8" else {}),
     }
 
 
@@ -95,9 +71,10 @@ def converted(request: BuildRequest) -> bytes:
         tempfile.TemporaryDirectory(dir=request.folder, prefix=".litert.") as folder,
     ):
         written = Path(folder) / "model.tflite"
-        _import_converter().convert(
-            request.model.eval(), sample_kwargs={INPUT_NAME: images}
-        ).export(str(written))
+        converter = CONVERTER.load()
+        converter.convert(request.model.eval(), sample_kwargs={INPUT_NAME: images}).export(
+            str(written)
+        )
         return written.read_bytes()
 
 
@@ -172,7 +149,3 @@ def silent() -> Iterator[None]:
     """Context manager without lines of the converter, which prints its steps, and JAX."""
     with lines_held(_ANY_LINE), contextlib.redirect_stdout(io.StringIO()), quiet():
         yield
-
-
-def _import_converter() -> Any:
-    return CONVERTER.load("convert", purpose="Building LiteRT files", quietly=silent)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from kdedge.targets.protocol import Package, Target
 
 ONNX_RUNTIME = Package(
-    "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "running ONNX files", extra="runtime"
+    "onnxruntime",
+    "running ONNX files",
+    extra="runtime",
+    entry="onnxruntime:InferenceSession",
+    names=("onnxruntime", "onnxruntime-gpu"),
 )
-ONNX = Package("onnx", ("onnx",), "ONNX files", extra="export")
-ONNX_IR = Package("onnx_ir", ("onnx-ir",), "ONNX files", extra="export")
-ONNXSCRIPT = Package("onnxscript", ("onnxscript",), "ONNX files", extra="export")
+ONNX, ONNX_IR, ONNXSCRIPT = (
+    Package(name, "writing ONNX files", extra="export")
+    for name in ("onnx", "onnx_ir", "onnxscript")
+)
 
 TARGET = Target(
     name="onnx",
@@ -21,6 +26,7 @@ TARGET = Target(
     precisions=("fp32", "fp16", "int8"),
     cpu_precisions=("fp32", "int8"),
     packages=(ONNX, ONNX_IR, ONNXSCRIPT, ONNX_RUNTIME),
+    runtime=ONNX_RUNTIME,
     backend="onnxruntime",
     preference=10,
     remark="Other targets that are built on the device are built from these files.",

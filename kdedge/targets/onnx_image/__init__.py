@@ -14,6 +14,7 @@ TARGET = Target(
     source="ONNX file",
     precisions=("fp32", "int8"),
     packages=(ONNX, ONNX_RUNTIME),
+    runtime=ONNX_RUNTIME,
     backend="onnxruntime-image",
     preference=5,
     base_precision="fp32",

@@ -7,7 +7,6 @@ give the same bytes for images of many shapes.
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from typing import Any, get_args
 
 import numpy as np
@@ -18,7 +17,6 @@ from kdedge import __version__
 from kdedge.errors import RecipeError, SetupError
 from kdedge.runtime.artifact import INPUT_NAME, Pixels, Precision
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
-from kdedge.targets.onnx import ONNX
 from kdedge.targets.onnx.graph import load_graph, save_graph, set_nodes
 from kdedge.targets.onnx_image import run
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME, Nodes, Order, add_preprocessing
@@ -32,18 +30,6 @@ _FILES: dict[Precision, PlannedFile] = {
 # Sides as multiples of the model's, in halves: smaller, equal, larger, long, and tall enough for
 # Pillow's other order of the axes
 _PROBES = ((1, 1), (2, 2), (2, 3), (5, 2), (3, 7), (8, 3), (9, 1))
-
-
-def check_environment() -> None:
-    """Checks for onnx and for ONNX Runtime, which compares the preprocessing with Pillow's.
-
-    Raises:
-        MissingPackage: one of them is not installed.
-        SetupError: ONNX Runtime is installed, but cannot be imported.
-    """
-    if find_spec(ONNX.module) is None:
-        raise ONNX.missing("An ONNX file with preprocessing")
-    run.check_environment()
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError
-from kdedge.runtime.artifact import Pixels
-from kdedge.targets.onnx.run import Session, check_environment, open_session
+from kdedge.targets.onnx.run import OnnxSession
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
 
-__all__ = ["check_environment", "load", "run_preprocessing"]
 
-NAME = "onnxruntime-image"
-
-
-def load(
-    path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
-) -> OnnxImageSession:
-    """Loads an ONNX file with preprocessing.
-
-    Args:
-        path: the file.
-        n_threads: threads per operator; None: the number in OMP_NUM_THREADS, or else one per
-            physical core.
-        built_with: has `pixels`, the pixels of the file that it was built from.
-
-    Raises:
-        MissingPackage: ONNX Runtime is not installed.
-        SetupError: ONNX Runtime is too old for the file.
-        DataError: the file is broken.
-    """
-    pixels = (built_with or {}).get("pixels", "uint8")
-    return OnnxImageSession(open_session(path, n_threads), path, pixels)
-
-
-class OnnxImageSession(Session):
+class OnnxImageSession(OnnxSession):
     """A loaded ONNX file with preprocessing; see `runtime.backend.TakesImages`."""
 
-    name = NAME
+    name = "onnxruntime-image"
 
-    def __init__(self, session: Any, path: Path, pixels: Pixels) -> None:
-        shape = {"batches": (1, 1), "image_shape": (3, None, None), "pixels": pixels}
-        super().__init__(session, path, **shape)
-        self._output = session.get_outputs()[0].name
+    def _open(self, module: Any, n_threads: int | None) -> None:
+        super()._open(module, n_threads)
+        self.batches, self.image_shape = (1, 1), (3, None, None)
+        self.pixels = self._built_with.get("pixels", "uint8")  # of the file that it was built from
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C], or features [B, D]; images of this size stay as they are."""
@@ -64,10 +38,13 @@ class OnnxImageSession(Session):
                 " [height, width, 3], RGB.\n"
                 "  Convert gray images and images with transparency to RGB first."
             )
-        with self._explaining():
+        with self._explaining("run"):
             feeds = {IMAGE_NAME: np.ascontiguousarray(image)}
-            (outputs,) = self._session.run([self._output], feeds)
+            (outputs,) = self._model.run([self._output], feeds)
         return np.asarray(outputs, dtype=np.float32)
+
+
+load = OnnxImageSession
 
 
 def run_preprocessing(

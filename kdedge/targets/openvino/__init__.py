@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from kdedge.targets.protocol import Package, Target
 
-OPENVINO = Package("openvino", ("openvino",), "OpenVINO files", extra="openvino")
+OPENVINO = Package(
+    "openvino", "building and running OpenVINO files", extra="openvino", entry="openvino:Core"
+)
 
 TARGET = Target(
     name="openvino",
@@ -16,6 +18,7 @@ TARGET = Target(
     precisions=("fp32", "bf16", "fp16", "int8"),
     cpu_precisions=("fp32", "bf16", "fp16", "int8"),
     packages=(OPENVINO,),
+    runtime=OPENVINO,
     backend="openvino",
     preference=15,
     base_precision="fp32",

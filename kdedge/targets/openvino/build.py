@@ -19,15 +19,9 @@ from kdedge.files import write_atomic, written_together
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.machine import has_bf16, lacks_vnni
 from kdedge.targets.cpu_backend import explaining
-from kdedge.targets.openvino.run import (
-    PRECISION_KEY,
-    check_environment,
-    import_openvino,
-    version_of,
-)
+from kdedge.targets.openvino import OPENVINO
+from kdedge.targets.openvino.run import PRECISION_KEY
 from kdedge.targets.protocol import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
-
-__all__ = ["build", "check_environment", "plan"]
 
 _FLOAT32 = PlannedFile("model.xml", "fp32", "cpu", "model.bin")
 _BF16 = PlannedFile("model.bf16.xml", "bf16", "cpu", "model.bin")
@@ -56,9 +50,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         ResourceError: the file cannot be written.
     """
     assert request.onnx_path is not None
-    ov = import_openvino()
+    ov = OPENVINO.load()
     path = request.folder / file.name
-    built_with: dict[str, Any] = {"tool": "OpenVINO", "version": version_of(ov)}
+    built_with: dict[str, Any] = {"tool": "OpenVINO", "version": OPENVINO.version}
     if file.precision == "bf16":
         # The metadata that `run` reads; the graph's places in the weights stay the same
         graph = request.artifact.checked(_FLOAT32.name).read_bytes()
@@ -67,7 +61,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         mark = f'<{section}><{key} value="bf16" /></{section}>'.encode()
         write_atomic(path, before + mark + end + after)
         return built_with
-    with explaining(request.onnx_path, "read", f"openvino {version_of(ov)}"):
+    with explaining(request.onnx_path, "read", OPENVINO):
         model = ov.Core().read_model(request.onnx_path)
     if file.precision == "fp32" and not has_bf16():
         log.info("bf16 is left out: this CPU does not multiply bfloat16 (no AVX512_BF16, no AMX).")

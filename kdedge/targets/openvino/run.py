@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,90 +13,32 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import BackendUnavailable
-from kdedge.runtime.artifact import INPUT_NAME, Pixels
+from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.runtime.machine import has_bf16
-from kdedge.runtime.threads import number_of_threads
-from kdedge.targets.cpu_backend import CpuModel, explaining
+from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.openvino import OPENVINO
-
-NAME = "openvino"
 
 PRECISION_KEY = ["kdedge", "inference_precision"]
 """Path in a file's metadata of the value for OpenVINO's setting INFERENCE_PRECISION_HINT."""
 
-_PIXELS: dict[str, Pixels] = {"f32": "float", "u8": "uint8"}
-
-
-def check_environment() -> None:
-    """Checks for OpenVINO.
-
-    Raises:
-        MissingPackage: it is not installed.
-        SetupError: it is installed, but cannot be imported.
-    """
-    import_openvino()
-
-
-def load(
-    path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
-) -> OpenVinoModel:
-    """Loads an OpenVINO file, and its weights from the same folder.
-
-    Args:
-        path: the file, which ends in .xml.
-        n_threads: threads of a call; None: the number in OMP_NUM_THREADS, or else OpenVINO's.
-        built_with: not used.
-
-    Raises:
-        MissingPackage: OpenVINO is not installed.
-        BackendUnavailable: the file is to run in bf16, which this CPU lacks.
-        DataError: the file is broken.
-        ResourceError: memory ran out.
-    """
-    del built_with
-    ov = import_openvino()
-    with explaining(path, "loaded", f"{NAME} {version_of(ov)}"):
-        model = ov.Core().read_model(path, weights_of(path))
-        return OpenVinoModel(model, path, ov, n_threads or number_of_threads())
-
-
-def weights_of(path: Path) -> Path:
-    """The file with the weights of a .xml file; the bf16 file shares the float32 file's."""
-    return path.with_name(path.name.replace(".bf16.xml", ".xml")).with_suffix(".bin")
-
 
 class OpenVinoModel(CpuModel):
-    """A loaded OpenVINO file.
+    """A loaded OpenVINO file, with its weights from the same folder."""
 
-    Args:
-        model: the graph.
-        path: the file, for messages.
-        ov: the module `openvino`.
-        n_threads: threads of a call; None for OpenVINO's choice.
+    name, package = "openvino", OPENVINO
 
-    Raises:
-        BackendUnavailable: the graph is to run in bf16, which this CPU lacks.
-        RuntimeError: OpenVINO cannot compile it.
-    """
-
-    name = NAME
-
-    def __init__(self, model: Any, path: Path, ov: Any, n_threads: int | None) -> None:
+    def _open(self, module: Any, n_threads: int | None) -> None:
+        # The bf16 file shares the float32 file's weights
+        weights = self._path.with_name(self._path.name.replace(".bf16.xml", ".xml"))
+        self._core = module.Core()
+        self._model = self._core.read_model(self._path, weights.with_suffix(".bin"))
+        takes = self._model.input(0)
         sizes = [
-            size.get_length() if size.is_static else None
-            for size in model.input(0).get_partial_shape()
+            size.get_length() if size.is_static else None for size in takes.get_partial_shape()
         ]
-        n_images, *image_shape = sizes
-        super().__init__(
-            path,
-            f"{NAME} {version_of(ov)}",
-            batches=(1, None) if n_images is None else (n_images, n_images),
-            pixels=_PIXELS[model.input(0).get_element_type().get_type_name()],
-            image_shape=tuple(image_shape),
-        )
-        self._ov, self._model = ov, model
+        self._set_input(sizes, is_bytes=takes.get_element_type().get_type_name() == "u8")
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _precision(model, path),
+            "INFERENCE_PRECISION_HINT": _precision(self._model, self._path),
             "PERFORMANCE_HINT": "LATENCY",
             # Pinned threads of two processes would share a core while others are idle
             "ENABLE_CPU_PINNING": False,
@@ -120,13 +62,15 @@ class OpenVinoModel(CpuModel):
             model = model.clone()
             model.reshape([size, *self.image_shape])
         with _signal_stack_kept():
-            compiled = self._ov.Core().compile_model(model, "CPU", self._settings)
+            compiled = self._core.compile_model(model, "CPU", self._settings)
         return compiled.create_infer_request()
 
     def close(self) -> None:
         """Frees the model."""
         self._requests, self._model = {}, None
 
+
+load = OpenVinoModel
 
 _STACK_BYTES = 64  # a stack_t is smaller: an address, a size and flags, in an order of its own
 
@@ -148,21 +92,6 @@ def _signal_stack_kept() -> Iterator[None]:
         yield
     finally:
         change(stack, None)
-
-
-def import_openvino() -> Any:
-    """The module `openvino`.
-
-    Raises:
-        MissingPackage: it is not installed.
-        SetupError: it is installed, but cannot be imported.
-    """
-    return OPENVINO.load("Core", purpose="Running OpenVINO files")
-
-
-def version_of(ov: Any) -> str:
-    """OpenVINO's version, without its build number."""
-    return str(ov.__version__).partition("-")[0]
 
 
 def _precision(model: Any, path: Path) -> str:

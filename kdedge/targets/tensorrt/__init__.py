@@ -7,11 +7,11 @@ from kdedge.targets.protocol import Package, Target
 
 TENSORRT = Package(
     "tensorrt",
-    ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-    "TensorRT engines",
+    "building and running TensorRT engines",
     extra="trt",
     install="pip install tensorrt (on a Jetson and other ARM: sudo apt-get install"
     " python3-libnvinfer, in a virtual environment with --system-site-packages)",
+    names=("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
 )
 
 TARGET = Target(
@@ -23,6 +23,7 @@ TARGET = Target(
     source="ONNX file",
     precisions=("fp16", "fp32", "int8"),
     packages=(TENSORRT,),
+    runtime=TENSORRT,
     backend="tensorrt",
     preference=20,
     is_engine=True,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from kdedge.targets.engines.engine import EngineRuntime
+import functools
+
+from kdedge.targets.engines.engine import Engine
 from kdedge.targets.tensorrt import TARGET
 
-_RUNTIME = EngineRuntime(TARGET)
-check_environment, load = _RUNTIME.check_environment, _RUNTIME.load
+load = functools.partial(Engine, TARGET)

@@ -6,9 +6,9 @@ from kdedge.targets.protocol import Package, Target
 
 TENSORRT_RTX = Package(
     "tensorrt_rtx",
-    ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
-    "TensorRT-RTX engines",
+    "building and running TensorRT-RTX engines",
     extra="trt-rtx",
+    names=("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
 )
 
 TARGET = Target(
@@ -20,6 +20,7 @@ TARGET = Target(
     source="ONNX file",
     precisions=("fp16", "fp32", "int8"),
     packages=(TENSORRT_RTX,),
+    runtime=TENSORRT_RTX,
     backend="tensorrt-rtx",
     preference=20,
     is_engine=True,

@@ -21,15 +21,6 @@ _DEVICE = {
 }
 
 
-def check_environment() -> None:
-    """Checks for TensorRT-RTX; a GPU is not needed.
-
-    Raises:
-        SetupError: tensorrt-rtx is not installed.
-    """
-    engine_package(TENSORRT_RTX)
-
-
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
     """The engine of a precision, named after the version that it needs."""
     version = short_version(engine_package(TENSORRT_RTX))

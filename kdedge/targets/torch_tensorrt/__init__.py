@@ -5,10 +5,7 @@ from __future__ import annotations
 from kdedge.targets.protocol import Package, Target
 
 TORCH_TENSORRT = Package(
-    "torch_tensorrt",
-    ("torch-tensorrt",),
-    "programs for PyTorch services",
-    extra="torch-tensorrt",
+    "torch_tensorrt", "building Torch-TensorRT programs", extra="torch-tensorrt"
 )
 
 TARGET = Target(

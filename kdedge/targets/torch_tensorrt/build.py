@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,19 +57,23 @@ def check_environment() -> None:
         MissingPackage: torch-tensorrt is not installed.
         SetupError: torch sees no CUDA device.
     """
-    if find_spec("torch_tensorrt") is None:
-        raise TORCH_TENSORRT.missing("Torch-TensorRT")
+    _load_package()
+
+
+def _load_package() -> ModuleType:
+    package: ModuleType = TORCH_TENSORRT.load()
     if not torch.cuda.is_available():
         raise SetupError(
             "Torch-TensorRT compiles for the GPU that it runs on, but torch sees no GPU on this"
             " machine.\n"
             f"  This torch is {torch.__version__}; `nvidia-smi` shows the driver and its devices."
         )
+    return package
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
     """The program of a precision, named after the version and the GPU that it needs."""
-    about = _about(_import_torch_tensorrt())
+    about = _about(_load_package())
     version = ".".join(about["version"].split("+")[0].split(".")[:3])
     tag = f"torchtrt{version}-sm{about['compute_capability'].replace('.', '')}"
     return (PlannedFile(f"model.{precision}.{tag}.pt2", precision, "gpu"),)
@@ -84,7 +87,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         SetupError: a package or device is missing.
         ResourceError: the file cannot be written.
     """
-    torch_tensorrt = _import_torch_tensorrt()
+    torch_tensorrt = _load_package()
     path, batches = request.folder / file.name, request.artifact.batches
     program, example = trace(
         request.model,
@@ -135,7 +138,7 @@ class Program:
     name = "torch-tensorrt"
 
     def __init__(self, path: Path, artifact: Artifact) -> None:
-        self._about = _about(_import_torch_tensorrt())
+        self._about = _about(_load_package())
         self._module: Any = torch.export.load(path).module().cuda()
         size_px = artifact.preprocess.size_px
         self.batches: tuple[int, int | None] = artifact.batches
@@ -193,11 +196,3 @@ def _about(module: ModuleType) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(),
         "compute_capability": f"{major}.{minor}",
     }
-
-
-def _import_torch_tensorrt() -> ModuleType:
-    check_environment()
-    import torch_tensorrt
-
-    module: ModuleType = torch_tensorrt
-    return module

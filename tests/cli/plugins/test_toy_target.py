@@ -45,7 +45,7 @@ def exported(run: Run, project: Path) -> Path:
     """The artifact of an export with the toy target."""
     done = run("export", "tiny/02", "--toy", "--output", "artifact")
     assert done.code == 0, done.err
-    assert "model.fp32.npz" in done.out
+    assert "model.npz" in done.out
     return project / "artifact"
 
 
@@ -53,8 +53,8 @@ def test_export_writes_its_file_and_its_own_logits_decide_its_gate(exported: Pat
     files = {
         file["name"]: file for file in json.loads((exported / "artifact.json").read_text())["files"]
     }
-    assert set(files) == {"model.onnx", "model.fp32.npz"}
-    toy = files["model.fp32.npz"]
+    assert set(files) == {"model.onnx", "model.npz"}
+    toy = files["model.npz"]
     assert (toy["target"], toy["precision"], toy["device"]) == ("toy", "fp32", "cpu")
     assert toy["gate"] == "passed"
     assert toy["parity"]["agreement_percent"] == 100
@@ -92,8 +92,8 @@ def test_bench_has_a_row_of_it(
     done = kdedge("bench", str(exported), *options)
     assert done.code == 0, done.err
     rows = {row["model"]: row for row in json.loads(done.out)["rows"]}
-    assert rows["model.fp32.npz"]["runtime"].startswith("toy numpy ")
-    assert rows["model.fp32.npz"]["measurements"]
+    assert rows["model.npz"]["runtime"].startswith("toy numpy ")
+    assert rows["model.npz"]["measurements"]
 
 
 def test_the_fastest_file_is_looked_for_among_its_files_too(
@@ -114,7 +114,7 @@ def test_the_fastest_file_is_looked_for_among_its_files_too(
     )
     choice = kdedge.cpu_choice(artifact)
     assert choice is not None
-    assert {one.file for one in choice.candidates} == {"model.onnx", "model.fp32.npz"}
+    assert {one.file for one in choice.candidates} == {"model.onnx", "model.npz"}
     for label in ("ONNX", "LiteRT", "ExecuTorch"):
         assert "no unlabeled images" in choice.not_tried[f"{label} int8"]
 

@@ -12,6 +12,8 @@ import pytest
 from kdedge.errors import DataError, MissingPackage, SetupError
 from kdedge.runtime.cuda import open_cuda
 from kdedge.targets.engines.package import open_log
+from kdedge.targets.registry import check_can_run
+from kdedge.targets.tensorrt_rtx import TARGET
 from kdedge.targets.tensorrt_rtx import run as target
 
 WriteModel = Callable[..., Path]
@@ -48,7 +50,7 @@ def engine(trt: Any, write_model: WriteModel, tmp_path_factory: pytest.TempPathF
 
 
 def test_without_a_gpu_nothing_is_checked_or_loaded(trt: Any, engine: Path, no_gpu: None) -> None:
-    for call in (target.check_environment, lambda: target.load(engine)):
+    for call in (lambda: check_can_run(TARGET), lambda: target.load(engine)):
         with pytest.raises(SetupError, match=r"driver|CUDA") as caught:
             call()
         assert not isinstance(caught.value, MissingPackage)

@@ -361,6 +361,5 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    for call in (target.check_environment, lambda: target.plan("fp16")):
-        with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[trt-rtx\]'"):
-            call()
+    with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[trt-rtx\]'"):
+        target.plan("fp16")

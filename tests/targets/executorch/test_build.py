@@ -18,6 +18,7 @@ pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
 
 from kdedge.runtime.native_lines import quiet  # noqa: E402
+from kdedge.targets.executorch import TARGET  # noqa: E402
 from kdedge.targets.executorch import build as target  # noqa: E402
 from kdedge.targets.program import example_images, export_program  # noqa: E402
 
@@ -84,7 +85,7 @@ class _Branches(torch.nn.Module):
 
 
 def test_a_step_that_depends_on_the_pixels_is_told(block_copy: Artifact) -> None:
-    (file,) = target.plan("fp32")
+    (file,) = TARGET.plan("fp32")
     with pytest.raises(RecipeError, match=r"model\.pte cannot be built by executorch .*data-dep"):
         target.build(file, BuildRequest(block_copy, block_copy.path, model=_Branches()))
     assert not list(block_copy.path.glob("*.pte"))

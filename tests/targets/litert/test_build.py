@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 pytest.importorskip("litert_torch")
 torch = pytest.importorskip("torch")
 
+from kdedge.targets.litert import TARGET, run  # noqa: E402
 from kdedge.targets.litert import build as target  # noqa: E402
-from kdedge.targets.litert import run  # noqa: E402
 
 LINEAR = ("query", "key", "value", "out", "c_fc", "c_proj")
 
@@ -50,7 +50,7 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
 ) -> None:
     images = (255 * draw_images(8)).astype(np.uint8)
     fixed = dataclasses.replace(block_copy, batch=2, max_batch=2, pixels="uint8")
-    (file,) = target.plan("int8")
+    (file,) = TARGET.plan("int8")
     request = BuildRequest(fixed, block_copy.path, model=cnn_model, images=images)
     with target.silent():  # neither the first convolution, nor depthwise ones, nor the head
         assert layer_names(target.converted(request)) == {"second"}
@@ -72,7 +72,7 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
 
 
 def test_int8_with_one_image_is_built(block_copy: Artifact, block_model: FoldedModel) -> None:
-    (file,) = target.plan("int8")
+    (file,) = TARGET.plan("int8")
     images = draw_images(1)
     target.build(file, BuildRequest(block_copy, block_copy.path, model=block_model, images=images))
     logits = run.load(block_copy.path / file.name, n_threads=1).run(images)

@@ -112,7 +112,7 @@ def test_onnxruntimes_warnings_on_unknown_graphics_cards_are_dropped_and_other_l
     )
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
-        " from kdedge.targets.onnx import run as b; b.check_environment()"
+        " from kdedge.targets.onnx import ONNX_RUNTIME; ONNX_RUNTIME.load()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "something else\n"
@@ -123,8 +123,8 @@ def test_onnxruntime_is_imported_where_nothing_can_be_written(tmp_path: Path, wi
     (tmp_path / "onnxruntime.py").write_text("class InferenceSession: pass\n")
     code = (
         f"import os, sys, tempfile; sys.path.insert(0, {str(tmp_path)!r}); {without};"
-        " from kdedge.targets.onnx import run as b;"
-        " before = os.listdir('/proc/self/fd'); b.check_environment();"
+        " from kdedge.targets.onnx import ONNX_RUNTIME;"
+        " before = os.listdir('/proc/self/fd'); ONNX_RUNTIME.load();"
         " assert os.listdir('/proc/self/fd') == before"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

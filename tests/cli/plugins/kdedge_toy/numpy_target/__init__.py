@@ -7,13 +7,11 @@ TARGET = Target(
     label="Toy",
     flag="--toy",
     help="The weights as NumPy arrays.",
-    files="model.*.npz",
+    files="model*.npz",
     source="folded model",
     precisions=("fp32",),
     cpu_precisions=("fp32",),
-    packages=(
-        Package("toy_engine", ("toy-engine",), "toy models", install="pip install toy-engine"),
-    ),
+    packages=(Package("toy_engine", "toy models", install="pip install toy-engine"),),
     backend="toy",
     remark="Slow, and plain to read.",
 )

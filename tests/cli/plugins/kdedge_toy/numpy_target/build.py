@@ -2,16 +2,9 @@
 
 import numpy as np
 
-from kdedge.targets.protocol import PlannedFile
-
 
 def check_environment():
     """NumPy is always there."""
-
-
-def plan(precision):
-    """Gives one file a precision."""
-    return (PlannedFile(f"model.{precision}.npz", precision, "cpu"),)
 
 
 def build(file, request):

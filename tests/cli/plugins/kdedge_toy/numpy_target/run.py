@@ -5,10 +5,6 @@ import numpy as np
 from kdedge.errors import DataError
 
 
-def check_environment():
-    """NumPy is always there."""
-
-
 def load(path, *, n_threads=None, built_with=None):
     """Loads the arrays."""
     del n_threads, built_with
