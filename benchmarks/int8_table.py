@@ -177,15 +177,15 @@ class Table:
     def add_search(self, name: str, gate_percent: float, minutes: float) -> None:
         """Makes a file by `kdedge export`'s search."""
         began = time.monotonic()
-        found = search_int8(self.model, self.source, self.ranges, self.held_out,
-                            gate_percent=gate_percent, minutes=minutes, class_matrix=None,
-                            )  # fmt: skip
+        best, record = search_int8(self.model, self.source, self.ranges, self.held_out,
+                                   gate_percent=gate_percent, minutes=minutes, class_matrix=None,
+                                   )  # fmt: skip
         seconds = time.monotonic() - began
-        path = self._write(found.model, partial(to_int8, layers=found.layers))
-        facts = {"in_float": len(found.record["in_float"]), "ended": found.record["ended"],
-                 "n_layers": len(found.record["layers"])}  # fmt: skip
+        path = self._write(best.model, partial(to_int8, layers=best.layers))
+        facts = {"in_float": len(record["in_float"]), "ended": record["ended"],
+                 "n_layers": len(record["layers"])}  # fmt: skip
         self.add(name, path, search_seconds=seconds, **facts)
-        self.add(f"{name}, file for CPUs", self._write(found.exact, to_int8_cpu))
+        self.add(f"{name}, file for CPUs", self._write(best.exact, to_int8_cpu))
 
     def _write(self, model: nn.Module, make: Callable[..., None]) -> Path:
         traced = self._folder / "traced.onnx"

@@ -38,17 +38,14 @@ class CalibrationSet:
 
     Attributes:
         pixels: [N, S, S, 3], uint8, RGB; one of each class in turn.
-        keys: keys of the images in their source.
-        digests: SHA-256 of their files, in hex.
-        predicted: index of the class that the float32 graph predicts for each image.
+        files: of each image, its `key` in the source, the `sha256` of its file, and the index of
+            the class that the float32 graph gives, `predicted`.
         seed: seed by which candidates were drawn.
         preprocess: preprocessing of the pixels.
     """
 
     pixels: PixelArray
-    keys: tuple[str, ...]
-    digests: tuple[str, ...]
-    predicted: tuple[int, ...]
+    files: tuple[dict[str, Any], ...]
     seed: int
     preprocess: Preprocess
 
@@ -58,33 +55,25 @@ class CalibrationSet:
         Args:
             n_images: images to hold out, at most a third of all.
         """
-        n_images = min(n_images, len(self.keys) // 3)
-        held_out = set(spread(len(self.keys), n_images)) if n_images else set()
-        rest = [i for i in range(len(self.keys)) if i not in held_out]
-        return self._only(rest), self._only(sorted(held_out))
-
-    def _only(self, indices: Sequence[int]) -> CalibrationSet:
-        return replace(
-            self,
-            pixels=self.pixels[list(indices)],
-            keys=tuple(self.keys[i] for i in indices),
-            digests=tuple(self.digests[i] for i in indices),
-            predicted=tuple(self.predicted[i] for i in indices),
+        n_images = min(n_images, len(self.files) // 3)
+        held_out = spread(len(self.files), n_images) if n_images else []
+        rest = sorted(set(range(len(self.files))).difference(held_out))
+        ranges, held = (
+            replace(self, pixels=self.pixels[some], files=tuple(self.files[i] for i in some))
+            for some in (rest, sorted(held_out))
         )
+        return ranges, held
 
     def record(self) -> dict[str, Any]:
         """Plain values for `calibration.json`; the graph normalizes the images itself."""
         prepared = {k: v for k, v in self.preprocess.as_dict().items() if k not in ("mean", "std")}
-        files = zip(self.keys, self.digests, self.predicted, strict=True)
         return {
-            "n_images": len(self.keys),
-            "n_classes": len(set(self.predicted)),
+            "n_images": len(self.files),
+            "n_classes": len({file["predicted"] for file in self.files}),
             "method": _METHOD,
             "seed": self.seed,
             "preprocess": {**prepared, "normalization": "in graph"},
-            "files": [
-                {"key": key, "sha256": digest, "predicted": index} for key, digest, index in files
-            ],
+            "files": list(self.files),
         }
 
 
@@ -143,14 +132,11 @@ def choose_calibration_images(
             f" {source.items[chosen[0]].key}, so they show no ranges.\n"
             "  Check data.unlabeled: it needs real images of the deployment."
         )
-    return CalibrationSet(
-        pixels=pixels,
-        keys=tuple(source.items[index].key for index in chosen),
-        digests=tuple(digests[index] for index in chosen),
-        predicted=tuple(predicted[index] for index in chosen),
-        seed=seed,
-        preprocess=preprocess,
+    files = tuple(
+        {"key": source.items[i].key, "sha256": digests[i], "predicted": predicted[i]}
+        for i in chosen
     )
+    return CalibrationSet(pixels, files, seed, preprocess)
 
 
 def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:

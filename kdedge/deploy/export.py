@@ -34,7 +34,8 @@ from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
 from kdedge.fold import fold
-from kdedge.quantization.search import SearchResult, search
+from kdedge.quantization.candidate import Candidate
+from kdedge.quantization.search import search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import to_input
@@ -193,8 +194,7 @@ class _Writer:
             self._add(onnx_build.FP16, lambda path: to_fp16(source, path, images=images))
         if "int8" in precisions:
             self._add_int8(source, to_input(held_out.pixels, pixels))
-        shown = reference.smoke_set(open_classes=self.artifact.open_classes is not None)
-        name = self.artifact.output_name
+        shown, name = reference.smoke_set, self.artifact.output_name
         write_smoke_set(
             folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name
         )
@@ -223,7 +223,7 @@ class _Writer:
         """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
         images = self.run.calibration
         assert images is not None
-        found = search_int8(
+        best, record = search_int8(
             self.run.model,
             float32,
             images,
@@ -234,14 +234,14 @@ class _Writer:
         )
         with tempfile.TemporaryDirectory(dir=self.artifact.path, prefix=".int8.") as scratch:
             graph, exact = Path(scratch) / "model.onnx", Path(scratch) / "exact.onnx"
-            self._trace(found.model, graph)
+            self._trace(best.model, graph)
             self._add(
                 onnx_build.INT8,
-                lambda path: to_int8(graph, path, calibration=images, layers=found.layers),
-                search=found.record,
+                lambda path: to_int8(graph, path, calibration=images, layers=best.layers),
+                search=record,
             )
             # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
-            self._trace(found.exact, exact)
+            self._trace(best.exact, exact)
             self._add(
                 onnx_build.INT8_CPU, lambda path: to_int8_cpu(exact, path, calibration=images)
             )
@@ -323,7 +323,7 @@ def search_int8(
     gate_percent: float,
     minutes: float,
     class_matrix: npt.NDArray[Any] | None,
-) -> SearchResult:
+) -> tuple[Candidate, dict[str, Any]]:
     """Finds an INT8 model that should pass its gate on other images.
 
     The best of several candidates is better on the images that chose it than on others. So the

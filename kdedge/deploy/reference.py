@@ -53,8 +53,8 @@ class Float32Reference:
     Attributes:
         chosen: the images.
         outputs: their outputs.
-        whole: PNG files of some images before resize and crop, for the smoke set.
-        of_whole: their outputs.
+        smoke_set: images for the artifact: first some before resize and crop, then others, spread.
+            With open classes it has features in the place of logits.
         keys: keys of the images.
         labels: their positions in the exported class list; None if unknown or not in it.
         images: description of the images, for messages.
@@ -68,8 +68,7 @@ class Float32Reference:
 
     chosen: Images
     outputs: Outputs
-    whole: tuple[bytes, ...]
-    of_whole: Outputs
+    smoke_set: SmokeSet
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
     images: str
@@ -126,18 +125,6 @@ class Float32Reference:
         is_told = len(self.labels) > 1 and len(set(self.labels) - {None}) != 1
         return answered.pop() if is_told and len(answered) == 1 else None
 
-    def smoke_set(self, *, open_classes: bool) -> SmokeSet:
-        """Images for the artifact: first those before resize and crop, then others, spread.
-
-        With open classes it has features in the place of logits.
-        """
-        some = spread(len(self.keys), MAX_SMOKE_IMAGES - len(self.whole))
-        first, others = self.of_whole, self.outputs
-        values = np.concatenate([first.logits, others.logits[some]])
-        if open_classes:
-            values = np.concatenate([first.features, others.features[some]])
-        return SmokeSet(np.concatenate([first.pixels, others.pixels[some]]), values, self.whole)
-
     def _calibration_errors(
         self, logits: npt.NDArray[np.float32]
     ) -> tuple[float | None, float | None]:
@@ -189,12 +176,17 @@ def run_reference(
     scale = trained.scale / divisor
     offsets = None if trained.offsets is None else trained.offsets / divisor
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
-    whole, squares = _whole_images(trained, chosen)
+    outputs = _run_unfused(trained, pixels, scale, offsets)
+    files, squares = _whole_images(trained, chosen)
+    first = _run_unfused(trained, squares, scale, offsets)
+    some = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
+    has_open_classes = trained.loaded.recipe.export.open_classes
+    ours, others = (part.features if has_open_classes else part.logits for part in (first, outputs))
+    values = np.concatenate([ours, others[some]])
     return Float32Reference(
         chosen=chosen,
-        outputs=_run_unfused(trained, pixels, scale, offsets),
-        whole=whole,
-        of_whole=_run_unfused(trained, squares, scale, offsets),
+        outputs=outputs,
+        smoke_set=SmokeSet(np.concatenate([squares, pixels[some]]), values, files),
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
         labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"

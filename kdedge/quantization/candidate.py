@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,9 @@ from torch import Tensor, nn
 
 from kdedge.quantization.fake import (
     HIGHEST,
-    RANGES,
     WEIGHT_LOWEST,
     QuantizedLayer,
-    Range,
     fake_quantize,
-    find_range,
     round_scale,
     stored_weight,
     weight_levels,
@@ -45,7 +42,6 @@ class Candidate:
         layers: what is quantized of its layers, by name; others stay float.
         inputs: what its layers read, as `SiteStatistics` has it for the folded model.
         alphas: strength of smoothing by each site's first layer; only smoothed sites.
-        ranges: how each layer's range was found.
     """
 
     exact: nn.Module
@@ -53,7 +49,6 @@ class Candidate:
     layers: dict[str, QuantizedLayer]
     inputs: Mapping[str, SiteStatistics]
     alphas: Mapping[str, float]
-    ranges: dict[str, Range]
 
 
 @dataclass(frozen=True)
@@ -161,57 +156,18 @@ class CalibratedModel:
         weight = torch.stack([layer.weight.abs().amax(dim=0) for layer in layers]).amax(dim=0)
         return reads.clamp(min=1e-5) ** alpha / weight.clamp(min=1e-5) ** (1 - alpha)
 
-    @torch.no_grad()
-    def quantized(
-        self, methods: Mapping[str, Range] | Range
-    ) -> tuple[dict[str, QuantizedLayer], dict[str, Range]]:
-        """Quantizes every layer with its nearest levels.
-
-        Args:
-            methods: how ranges are found, by layer; or one for all.
-        """
-        layers, ranges = {}, {}
-        for names in self._sharing():
-            method = methods if isinstance(methods, str) else methods[names[0]]
-            scale = input_scale(self.inputs[names[0]], method)
-            for name in names:
-                layer = quantize_weight(self.model.get_submodule(name), scale)
-                layers[name] = dataclasses.replace(layer, center=self.centers.get(name))
-                ranges[name] = method
-        return layers, ranges
-
-    def candidate(self, methods: Mapping[str, Range] | Range) -> Candidate:
-        """This model with every layer quantized; see `quantized`."""
-        layers, ranges = self.quantized(methods)
-        return Candidate(self.model, self.with_biases(), layers, self.inputs, self.alphas, ranges)
-
-    def _sharing(self) -> Iterator[list[str]]:
-        """Names of the layers that read one tensor, and so share a scale."""
-        for site in self.sites:
-            for tensor in dict.fromkeys(site.tensors):
-                yield [n for n, t in zip(site.layers, site.tensors, strict=True) if t == tensor]
-
-    def best_ranges(self, check: Callable[[], object]) -> dict[str, Range]:
-        """By layer, the range with the least error of the layers that read its tensor.
-
-        Args:
-            check: called before each tensor; it may raise.
-        """
-        ranges: dict[str, Range] = {}
-        for names in self._sharing():
-            check()
-            errors: dict[Range, float] = {}
-            for method in RANGES:
-                scale = input_scale(self.inputs[names[0]], method)
-                layers = [(self.model.get_submodule(name), self.inputs[name]) for name in names]
-                errors[method] = sum(_nearest_error(layer, scale, seen) for layer, seen in layers)
-            ranges.update(dict.fromkeys(names, min(RANGES, key=errors.__getitem__)))
-        return ranges
+    def candidate(self) -> Candidate:
+        """This model with every layer quantized, with the nearest levels."""
+        layers = {
+            name: quantize_layer(self.model.get_submodule(name), seen, self.centers.get(name))
+            for name, seen in self.inputs.items()
+        }
+        return Candidate(self.model, self.with_biases(), layers, self.inputs, self.alphas)
 
     def best_alphas(self, check: Callable[[], object]) -> dict[str, float]:
         """By each site's first layer, the strength of smoothing with the least error of its layers.
 
-        Ranges reach the largest values meanwhile. A site that no smoothing helps is left out.
+        A site that no smoothing helps is left out.
 
         Args:
             check: called before each site; it may raise.
@@ -238,20 +194,24 @@ class CalibratedModel:
             factor = self._factor(site, alpha, self.model)
             layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
             seen = seen.divided(factor)
-        return _nearest_error(layer, input_scale(seen, "max"), seen)
+        return layer_error(layer, quantize_layer(layer, seen), seen)
 
 
-def input_scale(seen: SiteStatistics, method: Range) -> float:
-    """A step for a layer's input."""
-    reach = find_range(seen.sample, method, largest=float(seen.channel_max.max()))
-    return float(round_scale(torch.tensor(reach / HIGHEST)))
+def quantize_layer(
+    layer: Any, seen: SiteStatistics, center: npt.NDArray[np.float32] | None = None
+) -> QuantizedLayer:
+    """A layer with the nearest levels of its weight; its input's levels reach the largest value.
 
-
-def quantize_weight(layer: Any, scale: float) -> QuantizedLayer:
-    """A layer with the nearest levels of its weight."""
+    Args:
+        layer: the float layer.
+        seen: what it reads.
+        center: see `QuantizedLayer`.
+    """
+    reach = float(seen.channel_max.max()) or 1.0
+    scale = round_scale(torch.tensor(reach / HIGHEST))
     steps = weight_scale(layer.weight)
     levels = weight_levels(layer.weight.detach(), steps)
-    return QuantizedLayer(scale, steps.numpy(), levels.numpy())
+    return QuantizedLayer(float(scale), steps.numpy(), levels.numpy(), center)
 
 
 @torch.no_grad()
@@ -274,10 +234,6 @@ def _lost(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> Tensor
     x = fake_quantize(seen.sample, torch.tensor(quantized.input_scale))
     rounded = run_layer(layer, x, stored_weight(quantized))
     return run_layer(layer, seen.sample, layer.weight) - rounded
-
-
-def _nearest_error(layer: Any, scale: float, seen: SiteStatistics) -> float:
-    return layer_error(layer, quantize_weight(layer, scale), seen)
 
 
 _DAMPING = 0.01

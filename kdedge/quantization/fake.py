@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 HIGHEST = 127
 INPUT_LOWEST, WEIGHT_LOWEST = -128, -127
-
-Layer = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True)
@@ -100,72 +98,3 @@ def weight_levels(weight: Tensor, scale: Tensor) -> Tensor:
     """[D_out, ...] and [D_out] -> the nearest levels, in int8."""
     ratio = weight / scale.reshape(-1, *(1,) * (weight.ndim - 1))
     return ratio.round().clamp(WEIGHT_LOWEST, HIGHEST).to(torch.int8)
-
-
-Range = Literal["max", "percentile", "mse", "entropy"]
-
-RANGES: tuple[Range, ...] = get_args(Range)
-
-PERCENTILE = 0.9999
-
-_N_VALUES = 200_000
-"""Values that are looked at, evenly spaced: more change no range noticeably."""
-
-_CLIPS = tuple(1 - step / 40 for step in range(33))  # down to a fifth of the largest magnitude
-_N_BINS, _N_LEVELS, _BIN_STEP = 2048, 128, 32
-
-
-def find_range(values: Tensor, method: Range, *, largest: float) -> float:
-    """The magnitude that the last level stands for.
-
-    Args:
-        values: a sample of a tensor's values, any shape.
-        method: `max`, the largest magnitude; `percentile` of all magnitudes; `mse`, the least
-            squared error; `entropy`, the least divergence of the histogram (Migacz, 8-bit Inference
-            with TensorRT, 2017).
-        largest: the largest magnitude of all values, also of those outside the sample.
-
-    Returns:
-        At most `largest`; 1 where all values are 0, so that a step is positive.
-    """
-    if largest == 0:
-        return 1.0
-    if method == "max":
-        return largest
-    flat = values.reshape(-1).abs()
-    flat = flat[:: max(1, len(flat) // _N_VALUES)]
-    if method == "percentile":
-        index = min(len(flat) - 1, int(PERCENTILE * len(flat)))
-        maximum = float(flat.sort().values[index])
-    elif method == "mse":
-        errors = [_squared_error(flat, clip * largest) for clip in _CLIPS]
-        maximum = _CLIPS[errors.index(min(errors))] * largest
-    else:
-        maximum = _by_entropy(flat, largest)
-    return maximum if maximum > 0 else largest
-
-
-def _squared_error(values: Tensor, reach: float) -> float:
-    quantized = fake_quantize(values, torch.tensor(reach / HIGHEST))
-    return float((quantized - values).square().mean())
-
-
-def _by_entropy(magnitudes: Tensor, largest: float) -> float:
-    """The range whose histogram loses least when 128 levels stand for its bins."""
-    counts = torch.histc(magnitudes, _N_BINS, 0.0, largest).double()
-    best, maximum = float("inf"), largest
-    for n_bins in range(_N_LEVELS, _N_BINS + 1, _BIN_STEP):
-        expected = counts[:n_bins].clone()
-        is_there = expected > 0
-        level = torch.arange(n_bins) * _N_LEVELS // n_bins
-        sums = torch.zeros(_N_LEVELS, dtype=torch.float64).index_add(0, level, expected)
-        sizes = torch.zeros(_N_LEVELS, dtype=torch.float64).index_add(0, level, is_there.double())
-        quantized = torch.where(is_there, sums[level] / sizes[level].clamp(min=1), 0.0)
-        expected[-1] += counts[n_bins:].sum()  # what saturates
-        p, q = expected / expected.sum(), quantized / quantized.sum().clamp(min=1e-12)
-        used = (p > 0) & (q > 0)
-        divergence = float((p[used] * (p[used] / q[used]).log()).sum())
-        divergence += float(p[(p > 0) & (q <= 0)].sum()) * 10  # a value that no level stands for
-        if divergence < best:
-            best, maximum = divergence, largest * n_bins / _N_BINS
-    return maximum

@@ -1,16 +1,18 @@
 """The search for an INT8 model that answers as the float one does, within a time.
 
 Steps follow in order of cost, until the agreement expected on other images reaches a target.
-Steps 1 to 5 cost nothing on the device; the last one costs speed, and ends with less agreement:
+Steps 1 to 4 cost nothing on the device; the last one costs speed, and ends with less agreement:
 
-1. channels centered, SmoothQuant with alpha 0.5, also for attention's values, ranges to the
-   largest values;
-2. other ranges: one kind for all layers, or for each layer the kind with the least error;
-3. SmoothQuant's alpha for each site by the error of its layers;
-4. biases corrected by what quantized layers lack on average (Nagel et al., arXiv:1906.04721);
-5. layer-wise rounding of weights (`round_weight`);
-6. the fewest layers left in float, by their sensitivity: the logits' error with all layers in INT8,
+1. channels centered, SmoothQuant with alpha 0.5, also for attention's values;
+2. SmoothQuant's alpha for each site by the error of its layers;
+3. biases corrected by what quantized layers lack on average (Nagel et al., arXiv:1906.04721);
+4. layer-wise rounding of weights (`round_weight`);
+5. the fewest layers left in float, by their sensitivity: the logits' error with all layers in INT8,
    minus that with this one in float.
+
+Ranges reach the largest values. Ranges by percentile, squared error or entropy gained at most 0.2
+points of the expected agreement on a small CLIP, also with planted outliers, and on
+EfficientNet-Lite0.
 
 A step's candidate is kept if more agreement is to be expected of it (`Score`).
 """
@@ -38,7 +40,7 @@ from kdedge.quantization.candidate import (
     output_shift,
     round_weight,
 )
-from kdedge.quantization.fake import RANGES, QuantizedLayer, attach
+from kdedge.quantization.fake import attach
 from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ log = logging.getLogger(__name__)
 BATCH = 8
 """Images a call."""
 
-_N_IN_INT8 = 9
+_N_IN_INT8 = 4
 """Candidates with all layers in INT8."""
 
 _N_SENSITIVITY = 64
@@ -75,23 +77,6 @@ class Score:
     logit_error_percent: float
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search has found.
-
-    Attributes:
-        exact: the folded model with exact changes, float.
-        model: the same with the biases of its quantized layers.
-        layers: what is quantized of its layers, by name.
-        record: plain values for `artifact.json`: images, target, steps, layers, and why it ended.
-    """
-
-    exact: nn.Module
-    model: nn.Module
-    layers: dict[str, QuantizedLayer]
-    record: dict[str, Any]
-
-
 class _Stop(Exception):  # noqa: N818 - not an error
     """The search ends, with the best so far."""
 
@@ -106,7 +91,7 @@ def search(
     enough_percent: float | None = None,
     minutes: float,
     class_matrix: Tensor | None = None,
-) -> SearchResult:
+) -> tuple[Candidate, dict[str, Any]]:
     """Finds an INT8 model; the first candidate is made whatever the time.
 
     Ctrl-C ends it with the best so far, once there is one.
@@ -123,6 +108,10 @@ def search(
         minutes: time for the search; it ends before a step that would take longer.
         class_matrix: [C, D], for a model with open classes, which gives features [B, D].
 
+    Returns:
+        The model, and plain values for `artifact.json`: images, target, steps, layers, and why the
+        search ended.
+
     Raises:
         DataError: pixels or the model's values are NaN or infinite.
     """
@@ -133,7 +122,7 @@ def search(
     running = _Search(model, sites, held_out, target_percent, enough, minutes, class_matrix)
     with torch.no_grad():
         running.run(calibration)
-    return running.found()
+    return running.best, running.record()
 
 
 @dataclass
@@ -184,16 +173,9 @@ class _Search:
         """The steps of the module's docstring: a candidate's name and the candidate."""
         centered = CalibratedModel(self.folded, self.sites, self.observed).centered()
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
-        smoothed = centered.smoothed(alphas)
-        yield f"centered, SmoothQuant {DEFAULT_ALPHA}, ranges max", smoothed.candidate("max")
-        for method in RANGES[1:]:
-            yield f"ranges {method}", smoothed.candidate(method)
-        by_layer = smoothed.best_ranges(self._check_time)
-        yield "ranges by layer", smoothed.candidate(by_layer)
-        smoothed = centered.smoothed(centered.best_alphas(self._check_time))
-        yield "alpha by site, ranges max", smoothed.candidate("max")
-        by_layer = smoothed.best_ranges(self._check_time)
-        yield "alpha by site, ranges by layer", smoothed.candidate(by_layer)
+        yield f"centered, SmoothQuant {DEFAULT_ALPHA}", centered.smoothed(alphas).candidate()
+        alphas = centered.best_alphas(self._check_time)
+        yield "alpha by site", centered.smoothed(alphas).candidate()
         yield "biases corrected", corrected(self.best)
         yield "weights rounded by layer", self._rounded()
         yield from self._with_layers_in_float()
@@ -204,8 +186,8 @@ class _Search:
         n_images = min(n_images, len(images))
         return images[torch.linspace(0, len(images) - 1, n_images).long()]
 
-    def found(self) -> SearchResult:
-        """The best candidate, and the record of the search."""
+    def record(self) -> dict[str, Any]:
+        """Plain values that say how the best candidate was found."""
         best = self.best  # the first candidate needs no time
         layers = {}
         for name in self.observed:
@@ -213,13 +195,12 @@ class _Search:
             layer = best.model.get_submodule(name)
             layers[name] = {
                 "precision": "float" if quantized is None else "int8",
-                "range": best.ranges[name],
                 "error_percent": None
                 if quantized is None
                 else round(100 * layer_error(layer, quantized, best.inputs[name]) ** 0.5, 4),
                 "sensitivity": self.sensitivity.get(name),
             }
-        record = {
+        return {
             "n_held_out": len(self.held_out),
             "target_agreement_percent": self.target,
             "enough_agreement_percent": self.enough,
@@ -232,7 +213,6 @@ class _Search:
             "layers": layers,
             "in_float": [name for name in self.observed if name not in best.layers],
         }
-        return SearchResult(best.exact, best.model, best.layers, record)
 
     def _rounded(self) -> Candidate:
         """The best candidate with all linear layers rounded again, to its float biases."""

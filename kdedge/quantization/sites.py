@@ -25,7 +25,6 @@ class Site:
 
     Attributes:
         layers: names of the layers.
-        tensors: of each layer, the tensor that it reads; layers of one tensor share a scale.
         norm: name of the LayerNorm whose output only these layers read; None for none.
         block: name of the folded block whose values the layer reads, weighted by attention; None
             for none.
@@ -34,7 +33,6 @@ class Site:
     """
 
     layers: tuple[str, ...]
-    tensors: tuple[str, ...]
     norm: str | None = None
     block: str | None = None
     activation: str | None = None

@@ -49,12 +49,17 @@ def choose(pictures: Pictures, n_images: int, *, seed: int = 1) -> CalibrationSe
     )  # fmt: skip
 
 
+def of(chosen: CalibrationSet, key: str) -> list[object]:
+    """A fact of each image."""
+    return [file[key] for file in chosen.files]
+
+
 def test_rare_classes_are_taken_before_a_second_image_of_a_common_one() -> None:
     # 8 of ten images are of class 0 and 1, one is of class 20, one of class 25
     pictures = Pictures([0, 1, 2, 3, 10, 11, 12, 13, 205, 255])
     chosen = choose(pictures, 5)
-    assert Counter(chosen.predicted) == {0: 2, 1: 1, 20: 1, 25: 1}
-    assert sorted(chosen.predicted[:4]) == [0, 1, 20, 25]
+    assert Counter(of(chosen, "predicted")) == {0: 2, 1: 1, 20: 1, 25: 1}
+    assert sorted(of(chosen, "predicted")[:4]) == [0, 1, 20, 25]
 
 
 def test_pixels_keys_hashes_and_classes_are_of_the_same_images() -> None:
@@ -63,9 +68,9 @@ def test_pixels_keys_hashes_and_classes_are_of_the_same_images() -> None:
     assert chosen.pixels.shape == (12, 8, 8, 3)
     assert chosen.pixels.dtype == np.uint8
     levels = chosen.pixels[:, 0, 0, 0]
-    assert [f"{level // 7:04d}.png" for level in levels] == list(chosen.keys)
-    assert [pictures.digests[level // 7] for level in levels] == list(chosen.digests)
-    assert (levels // 10).tolist() == list(chosen.predicted)
+    assert [f"{level // 7:04d}.png" for level in levels] == of(chosen, "key")
+    assert [pictures.digests[level // 7] for level in levels] == of(chosen, "sha256")
+    assert (levels // 10).tolist() == of(chosen, "predicted")
 
 
 def test_a_content_is_taken_once() -> None:
@@ -75,8 +80,8 @@ def test_a_content_is_taken_once() -> None:
 
 def test_the_seed_decides_and_nothing_else() -> None:
     pictures = Pictures(list(range(200)))
-    assert choose(pictures, 20).keys == choose(pictures, 20).keys
-    assert choose(pictures, 20).keys != choose(pictures, 20, seed=2).keys
+    assert choose(pictures, 20).files == choose(pictures, 20).files
+    assert choose(pictures, 20).files != choose(pictures, 20, seed=2).files
 
 
 def test_a_large_pool_is_not_read_whole() -> None:
@@ -91,7 +96,7 @@ def test_a_large_pool_is_not_read_whole() -> None:
     chosen = choose_calibration_images(
         pictures, pictures.digests, n_images=20, seed=1, predict=count, preprocess=PREPROCESS
     )
-    assert len(chosen.keys) == 20
+    assert len(chosen.files) == 20
     assert n_classified == 20 * N_CANDIDATES
 
 
@@ -101,23 +106,23 @@ def test_only_the_images_that_were_offered_are_taken() -> None:
     chosen = choose_calibration_images(
         pictures, offered, n_images=30, seed=1, predict=decade, preprocess=PREPROCESS
     )
-    assert sorted(chosen.keys) == ["0003.png", "0004.png", "0029.png"]
+    assert sorted(of(chosen, "key")) == ["0003.png", "0004.png", "0029.png"]
 
 
 def test_the_record_names_every_file() -> None:
     chosen = choose(Pictures(list(range(40))), 10)
     record = chosen.record()
     assert (record["n_images"], record["seed"]) == (10, 1)
-    assert record["n_classes"] == len(set(chosen.predicted))
+    assert record["n_classes"] == len(set(of(chosen, "predicted")))
     assert record["preprocess"] == {
         "size_px": PREPROCESS.size_px,
         "interpolation": PREPROCESS.interpolation,
         "resize_mode": PREPROCESS.resize_mode,
         "normalization": "in graph",
     }
-    assert [file["key"] for file in record["files"]] == list(chosen.keys)
-    assert [file["sha256"] for file in record["files"]] == list(chosen.digests)
-    assert [file["predicted"] for file in record["files"]] == list(chosen.predicted)
+    assert [file["key"] for file in record["files"]] == of(chosen, "key")
+    assert [file["sha256"] for file in record["files"]] == of(chosen, "sha256")
+    assert [file["predicted"] for file in record["files"]] == of(chosen, "predicted")
 
 
 def test_without_an_image_there_is_no_set() -> None:

@@ -53,6 +53,9 @@ def answer() -> Any:
             preprocess=Preprocess(8, (0.0,) * 3, (1 / 255,) * 3),
             device=torch.device("cpu"),
             run=SimpleNamespace(path=Path("runs/tiny/02")),
+            loaded=SimpleNamespace(
+                recipe=SimpleNamespace(export=SimpleNamespace(open_classes=False))
+            ),
         )
         return run_reference(trained, pool, n_images)
 
@@ -87,7 +90,7 @@ def test_long_images_that_are_cut_and_made_smaller_can_be_decoded(
     data = io.BytesIO()
     Image.new("RGB", (800, 9)).save(data, "png")
     monkeypatch.setattr(Pictures, "read", lambda self, i: data.getvalue())
-    files = answer(images_of("test", 3), None, 3).whole
+    files = answer(images_of("test", 3), None, 3).smoke_set.images
     assert [decode_image(file).size for file in files] == [(640, 7), (534, 9), (500, 5)]
 
 

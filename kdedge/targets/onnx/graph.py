@@ -218,3 +218,31 @@ def quantizer_pair(model: Any, x: str, name: str, scale: float, zero_point: Any)
         helper.make_node("QuantizeLinear", [x, *parts], [q], name=q),
         helper.make_node("DequantizeLinear", [q, *parts], [dq], name=dq),
     ]
+
+
+def weight_dequantizer(
+    model: Any,
+    name: str,
+    levels: npt.NDArray[Any],
+    scales: npt.NDArray[np.float32],
+    *,
+    output: str,
+    axis: int = 0,
+) -> Any:
+    """DequantizeLinear of a constant with one scale for each output channel.
+
+    Args:
+        model: the graph, which gets the constants.
+        name: how their names begin.
+        levels: int8 of weights, int32 of biases.
+        scales: a scale for each channel.
+        output: name of the node and its output.
+        axis: that of the channels.
+    """
+    from onnx import helper
+
+    parts = [f"{name}/levels", f"{name}/scale", f"{name}/zero_point"]
+    values = (np.ascontiguousarray(levels), scales, np.zeros(len(scales), levels.dtype))
+    for part, value in zip(parts, values, strict=True):
+        set_initializer(model, part, value)
+    return helper.make_node("DequantizeLinear", parts, [output], name=output, axis=axis)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from kdedge.quantization.fake import QuantizedLayer
@@ -15,10 +14,10 @@ from kdedge.quantization.sites import FloatLinear, Site
 from kdedge.targets.onnx.graph import (
     consumers,
     drop_unused,
-    initializers,
     quantizer_pair,
     set_initializer,
     set_nodes,
+    weight_dequantizer,
     weight_matmuls,
     wide_convs,
 )
@@ -75,26 +74,18 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
                     nodes.append(helper.make_node("Sub", inputs, [x], name=f"{name}/Sub"))
                 nodes += quantizer_pair(model, x, name, layer.input_scale, np.int8(0))
                 dequantized[key] = nodes[-1].output[0]
-            parts, axis = _store(model, layer_of(node), node.op_type, layer)
+            axis = 0 if node.op_type == "Conv" else 1
+            levels, name = layer.levels.swapaxes(0, axis), f"{layer_of(node)}/weight"
             output = f"{node.name}/weight"
             nodes.append(
-                helper.make_node("DequantizeLinear", parts, [output], name=output, axis=axis)
+                weight_dequantizer(
+                    model, name, levels, layer.weight_scale, output=output, axis=axis
+                )
             )
             node.input[0], node.input[1] = dequantized[key], output
         nodes.append(node)
     set_nodes(model, nodes)
     drop_unused(model)
-
-
-def _store(model: Any, name: str, op_type: str, layer: QuantizedLayer) -> tuple[list[str], int]:
-    """Stores a layer's weight; gives the inputs of its DQ, and the axis of the scales."""
-    parts = [f"{name}/int8", f"{name}/weight_scale", f"{name}/weight_zero_point"]
-    levels: npt.NDArray[np.int8] = layer.levels if op_type == "Conv" else layer.levels.T
-    if parts[0] not in initializers(model):  # a layer may run twice
-        set_initializer(model, parts[0], np.ascontiguousarray(levels))
-        set_initializer(model, parts[1], layer.weight_scale)
-        set_initializer(model, parts[2], np.zeros(len(layer.weight_scale), dtype=np.int8))
-    return parts, 0 if op_type == "Conv" else 1
 
 
 def _function_before(name: str, modules: Mapping[str, nn.Module]) -> str | None:
@@ -154,7 +145,7 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
         # A norm that runs twice, as for the queries of a last block, has readers of both outputs
         is_only_read_by_layers = calls[norm_name] == 0 and all(name in reads for name in names)
         if is_only_read_by_layers and isinstance(module, nn.LayerNorm):
-            sites.append(Site(names, tuple(reads[name] for name in names), norm=norm_name))
+            sites.append(Site(names, norm=norm_name))
             placed.update(names)
     for tensor in dict.fromkeys(x for name, x in reads.items() if name not in placed):
         names = tuple(name for name, x in reads.items() if x == tensor and name not in placed)
@@ -163,7 +154,6 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
         sites.append(
             Site(
                 names,
-                (tensor,) * len(names),
                 block=block if has_values else None,
                 activation=_function_before(names[0], modules) if len(names) == 1 else None,
             )
