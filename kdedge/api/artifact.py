@@ -77,11 +77,15 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
     for folder in (named, path):
         run = newest(folder.parent, folder.name, exported=True)
         if run is not None:
+            last = newest(folder.parent, folder.name)
+            if last is not None and last.path != run.path:
+                log.warning("%s is newer than %s, but was not exported.", last.path, run.path)
             return artifact_folder(run)
     is_there = path.exists() or named.exists()
     what = "is not an artifact, nor a run with one" if is_there else "does not exist"
     raise DataError(
         f"{path} {what}.\n  Name the folder that `kdedge export` wrote, or export the run first."
+        " Images come after it."
     )
 
 

@@ -18,9 +18,9 @@ from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_leas
 from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
 from kdedge.plugins import need_training_packages
 from kdedge.records.speed import SpeedResult
-from kdedge.runs.find import find_run
+from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.artifact import artifact_at, load_artifact, model_file_at
+from kdedge.runtime.artifact import load_artifact, model_file_at
 from kdedge.runtime.threads import given_number, threads_of_a_call, torch_as_before
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Models:
     def add(self, source: str | None) -> None:
         """Adds a run, an artifact or a file of one; None for the newest finished student."""
         file = model_file_at(source)
-        folder = artifact_at(source) if file is None else file.parent
+        folder = find_artifact(source, self._root) if file is None else file.parent
         if folder is None:
             self._add_run(source)
             return

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from kdedge.config.load import Overrides
+from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
 from kdedge.files import refuse_existing
 from kdedge.plugins import need_training_packages
@@ -41,7 +41,7 @@ def evaluate(
     """Evaluates a finished run on its test images, or on others.
 
     If the run has no result yet, such as an imported run, the result is written to it. With
-    `overrides` nothing is written.
+    `overrides` nothing is written, unless they give a run without test images its first ones.
 
     Args:
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished run; None
@@ -74,6 +74,11 @@ def evaluate(
     result: EvalResult | UnlabeledResult
     with torch_as_before():
         workspace = Workspace(root, choose_device(device))
+        is_new = not is_evaluated(folder)
+        adds_test = is_new and load_recipe(folder.recipe).recipe.data.test is None
+        is_kept = not overrides or (
+            adds_test and all(key.startswith("data.test") for key in overrides)
+        )
         unlabeled = evaluate_run_without_labels(folder, workspace, overrides=overrides)
         if unlabeled is not None:
             result, add = unlabeled, functools.partial(add_unlabeled, folder, unlabeled)
@@ -82,10 +87,10 @@ def evaluate(
                 folder,
                 workspace,
                 overrides=overrides,
-                with_samples=not overrides and not is_evaluated(folder),
+                with_samples=is_kept and is_new,
             )
             add = functools.partial(add_evaluation, folder, result, details)
-    if not overrides:
+    if is_kept:
         try:
             for path in add():
                 log.info("Wrote %s", path)

@@ -14,10 +14,10 @@ from kdedge.config.load import Overrides, merged
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import check_writable, held
 from kdedge.plugins import need_training_packages, say_warnings_of_work
-from kdedge.runs.find import find_run
+from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
-from kdedge.runtime.artifact import Artifact, Precision, artifact_at, load_artifact
+from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.threads import torch_as_before
 from kdedge.targets.protocol import Target
@@ -185,7 +185,7 @@ def export(
     }
     overrides = merged(overrides or {}, {k: v for k, v in of_recipe.items() if v is not None})
     name = run_argument(source)
-    existing = artifact_at(name)
+    existing = find_artifact(name, runs_folder(root, source))
     for folder in (output, existing):
         check_utf_8(Path(folder or ""))
     asked = [targets] if isinstance(targets, str) else targets

@@ -22,8 +22,8 @@ from kdedge.benchmarking.tables import (
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
 from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
 from kdedge.records.speed import SpeedResult
-from kdedge.runs.find import find_run, newest_student
-from kdedge.runtime.artifact import artifact_at, model_file_at
+from kdedge.runs.find import find_artifact, find_run, newest_student
+from kdedge.runtime.artifact import model_file_at
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def command(
         lambda: bench(*sources, root=root, **options),
         lambda result: _print(result, kind, is_whole=is_whole),
     )
-    named = [name for name in sources if not (artifact_at(name) or model_file_at(name))]
+    named = [name for name in sources if not (find_artifact(name, root) or model_file_at(name))]
     if named or not sources:
         run = find_run(named[0], root) if named else newest_student(root)
         assert run is not None  # it was measured

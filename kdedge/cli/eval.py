@@ -56,7 +56,8 @@ def command(
     out of training.
 
     In a run without an evaluation, such as an imported one, it writes eval.json and
-    eval_details.json for `kdedge report`. Existing files stay. With --set nothing is written.
+    eval_details.json for `kdedge report`; so it does with --set data.test.folder=DIR in a run that
+    had no test images. Existing files stay. With other keys of --set nothing is written.
     """
     folder = find_run(run, root)
     with contextlib.nullcontext() if output is None else new_file(output):

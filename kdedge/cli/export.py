@@ -123,12 +123,13 @@ def command(source: str | None, as_json: bool, **options: Any) -> None:
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student. The default is
     the newest finished student, or any finished run if there is no student. The result is one
     folder that runs without torch. Each file in it is compared with the float32 model on real
-    images. A file that misses the recipe's gates is marked, and the exit code is 6; a bf16 file is
-    only marked. If a target cannot be built on this machine, the other files are written, and the
-    exit code is 4. From an ARTIFACT, engines and files are built without torch.
+    images. A file that misses the recipe's gates is marked, and the exit code is 6; a bf16 file, or
+    one that only --cpu asks for, is just marked. If a target cannot be built on this machine, the
+    other files are written, and the exit code is 4. From an ARTIFACT, engines and files are built
+    without torch.
     """
     from kdedge.api.export import export
-    from kdedge.runtime.artifact import artifact_at
+    from kdedge.runs.find import find_artifact
 
     names = [target.name for target in list_targets() if options.pop(_parameter(target))]
     artifact = show_result(
@@ -137,7 +138,7 @@ def command(source: str | None, as_json: bool, **options: Any) -> None:
     )
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
-        if artifact_at(source) is None:
+        if find_artifact(source, options["root"]) is None:
             following = next_line("report", artifact.provenance["run"], *given_options("root"))
         print_result({}, as_json=False, text=following)
 

@@ -159,7 +159,8 @@ def command(
                 f"{'--min-score' if uncertain is None else '--uncertain'}: {artifact} was exported"
                 " with --head argmax, which gives no scores. Export again with --head scores."
             )
-        log.info("Using %s on %s.", classifier.file.name, classifier.backend.describe())
+        path = classifier.artifact.path / classifier.file.name
+        log.info("Using %s on %s.", path, classifier.backend.describe())
         if precision is None and backend is None and classifier.file.device != "gpu":
             _say_what_export_names(classifier)
         n_done = 0

@@ -35,14 +35,15 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     runs = [find_run(source, root) for source in sources or (None,)]
     page = report(*(run.path for run in runs), output=output, root=root)
-    records = gather(runs[0])
+    student = next((run for run in runs if run.kind == "student"), runs[0])
+    records = gather(student)
     artifact = records.artifact
-    following = ["show", str(runs[0].path)]
+    following = ["show", str(student.path)]
     if artifact is not None:
         following = ["predict", str(artifact.path), "IMAGES"]
     # First the command that makes a missing record, if one is missing
     following = next(iter(records.missing.values()), following)
-    verdict = filter(None, [headline_of(runs[0]), deploy_line(runs[0])])
+    verdict = filter(None, [headline_of(student), deploy_line(student)])
     text = "\n".join([f"Wrote {page}", *verdict, next_line(*following)])
     record = {
         "runs": list(dict.fromkeys(str(run.path) for run in runs)),

@@ -19,13 +19,14 @@ from kdedge.cli._results import (
 )
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import fastest_file, file_to_ship
+from kdedge.errors import DataError
 from kdedge.records.tables import figure
 from kdedge.reporting.headline import deploy_line, headline_of, speed_of
-from kdedge.runs.find import find_run
+from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
-from kdedge.runtime.artifact import Artifact, artifact_at, load_artifact
+from kdedge.runtime.artifact import Artifact, load_artifact
 
 
 @click.command("show")
@@ -41,10 +42,11 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
     """
-    exported = artifact_at(run)
+    exported = find_artifact(run, root)
     if exported is not None:
         artifact = load_artifact(exported)
-        print_result(artifact_record(artifact), as_json=as_json, text=artifact_text(artifact))
+        text = artifact_text(artifact, is_whole=is_whole)
+        print_result(artifact_record(artifact), as_json=as_json, text=text)
         return
     folder = find_run(run, root)
     print_result(run_record(folder), as_json=as_json, text=_text(folder, is_whole=is_whole))
@@ -130,8 +132,8 @@ def artifact_record(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def artifact_text(artifact: Artifact) -> str:
-    """Returns the facts of an artifact that `show` prints, as text."""
+def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
+    """Returns the facts of an artifact that `show` prints, as text; `is_whole` with --all."""
     shown = ", ".join(artifact.class_names[:8])
     more = ", ..." if len(artifact.class_names) > 8 else ""
     provenance, classes = artifact.provenance, artifact.open_classes
@@ -152,11 +154,21 @@ def artifact_text(artifact: Artifact) -> str:
         "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
         f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{normalized}",
     }
+    if is_whole:
+        facts |= {
+            "trained": provenance.get("trained_at"),
+            "versions": _plain(provenance.get("versions", {})),
+            "hashes": _plain({file.name: file.sha256[:12] for file in artifact.files}),
+        }
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
     header, files = files_table(artifact)
     parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
     if (only := provenance.get("predicts_only")) is not None:
         parts.insert(1, f"It predicts {only!r} for every image that it was compared on.")
-    return "\n\n".join(
-        [*parts, table(files, header=header, align="llll" + "r" * (len(header) - 4))]
-    )
+    parts.append(table(files, header=header, align="llll" + "r" * (len(header) - 4)))
+    for name in [*artifact.others, *(file.name for file in artifact.files)]:
+        try:
+            artifact.checked(name)
+        except DataError as error:
+            parts.append(str(error))
+    return "\n\n".join(parts)

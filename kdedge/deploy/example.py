@@ -111,11 +111,15 @@ def main() -> None:
     folder = Path(__file__).resolve().parent
     as_json = bool(arguments) and arguments[0].endswith(".onnx")
     given = Path(arguments.pop(0)) if as_json else None
-    if not arguments:
+    if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit("Usage: python example.py [MODEL.onnx] IMAGE ...")
     folder = folder if given is None else given.parent
     artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
     model = given or folder / choose(folder, artifact)
+    if not model.is_file():
+        sys.exit(
+            f"{model} is missing. Copy it, or name another: python example.py MODEL.onnx IMAGE"
+        )
     classes = artifact.get("open_classes")
     matrix = None if classes is None else np.load(model.parent / classes["file"])
     none = NoneOfThese(artifact, model) if "none_of_these" in artifact else None

@@ -34,10 +34,11 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     parity = file.parity
     if parity is not None:
         agrees = f"{percent(parity.agreement_percent)} % of {parity.n_images:,} images"
-        rows.append(["agreement", f"the student's class on {agrees}"])
+        whose = f"the {records.run.kind}'s"
+        rows.append(["agreement", f"{whose} class on {agrees}"])
         if parity.accuracy_percent is not None:
             reference = percent(parity.reference_accuracy_percent)
-            ours = f"{percent(parity.accuracy_percent)} %; the student's on the same: {reference} %"
+            ours = f"{percent(parity.accuracy_percent)} %; {whose} on the same: {reference} %"
             rows.append(["accuracy", ours])
     latency = f"not measured: kdedge export {folder} --cpu"
     if time is not None:

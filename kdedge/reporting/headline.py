@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdedge.data.sources import name_some
 from kdedge.deploy.ship import file_to_ship
 from kdedge.files import highest_number
 from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult, are_same_images
@@ -16,11 +17,6 @@ from kdedge.records.tables import figure, images_text
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
-
-_UNKNOWN = (
-    "Whether to deploy it is not known: label some images of each class, name them in data.test,"
-    " and run kdedge eval."
-)
 
 _FEW = 1000
 """With fewer test images, chance moves an accuracy by more than about three points."""
@@ -87,31 +83,59 @@ def deploy_line(
     results = _accuracies(run) if results is None else results
     student = results.get("student")
     if student is None:
-        return None if if_readable(read_unlabeled, run) is None else _UNKNOWN
+        if if_readable(read_unlabeled, run) is None:
+            return None
+        return (
+            "Whether to deploy it is not known: put labeled images into a folder for each class,"
+            f" and run kdedge eval {run.name} --set data.test.folder=FOLDER"
+        )
     judged = (details or _confusions(run)).get("student")
     if judged is None or student.harmonic_mean is not None or _accuracy(results)[1]:
         return None
-    if judged.only_class is not None:
-        return "Do not deploy it: it predicts one class for every image."
-    if student.all < (student.largest_class_percent or 0):
-        return "Do not deploy it: always answering the most frequent class is right more often."
     n_of, n_right_of = Counter[int](), Counter[int]()
     for label, predicted, n_images in judged.confusion:
         n_of[label] += n_images
         n_right_of[label] += n_images * (label == predicted)
+    untested = [name for i, name in enumerate(judged.class_names) if not n_of[i]]
+    if len(n_of) == 1:
+        tested = judged.class_names[next(iter(n_of))]
+        return (
+            f"Whether to deploy it is not known: all test images are of one class, {tested}. Add"
+            " images of the others to data.test."
+        )
+    if judged.only_class is not None:
+        return "Do not deploy it: it predicts one class for every image."
+    if student.all < (student.largest_class_percent or 0):
+        return "Do not deploy it: always answering the most frequent class is right more often."
+    alone = results.get("labels_alone")
+    if alone is not None and are_same_images(student, alone) and _is_clearly_worse(student, alone):
+        return (
+            f"Deploy rather the same network with the labels alone: {alone.all:.1f} % right. Train"
+            f" it by kdedge train {run.recipe} --method ridge, and export that run."
+        )
     weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
     n, n_right = n_of[weakest], n_right_of[weakest]
     if n == n_right:
         low = math.floor(10 * accuracy_interval(judged.n_images, judged.n_images)[0]) / 10
         return (
             f"Deploy it if {low:.1f} % right is enough: {images_text(judged.n_images)}, all of"
-            " them right, show no more (95 % interval)."
+            f" them right, show no more (95 % interval).{_without(untested)}"
         )
     facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
     return (
         f"Deploy it if {student.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
-        f" weakest class, {judged.class_names[weakest]} ({facts})."
+        f" weakest class, {judged.class_names[weakest]} ({facts}).{_without(untested)}"
     )
+
+
+def _without(classes: Sequence[str]) -> str:
+    return f" No test image shows {name_some(classes)}." if classes else ""
+
+
+def _is_clearly_worse(student: EvalResult, other: EvalResult) -> bool:
+    """By at least a point, and by as many answers as `_against` asks for."""
+    points = other.all - student.all
+    return points >= 1 and points * student.n_images / 100 >= _TELLS
 
 
 def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:

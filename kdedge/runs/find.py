@@ -12,7 +12,7 @@ from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
-from kdedge.runtime.artifact import artifact_at
+from kdedge.runtime.artifact import artifact_at, model_file_at
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,13 @@ def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) ->
     raise _unknown_run(argument, root)
 
 
+def find_artifact(argument: str | None, root: Path) -> Path | None:
+    """The artifact's folder that an argument names, also as `name/NN/artifacts/NN`; else None."""
+    if argument is None:
+        return None
+    return artifact_at(argument) or artifact_at(root / argument)
+
+
 def _unknown_run(argument: str, root: Path) -> RecipeError:
     runs = {run.name: str(record.status) for run, record in runs_in(root)}
     of_name = [f"{name} ({runs[name]})" for name in sorted(runs) if name.split("/")[0] == argument]
@@ -113,6 +120,10 @@ def _unknown_run(argument: str, root: Path) -> RecipeError:
             "  Finish one of them (add --resume to its command), or name one with its number."
         )
     known = sorted(runs.keys() | {name.split("/")[0] for name in runs})
+    if (file := model_file_at(argument)) is not None:
+        return RecipeError(
+            f"{argument} is a file of an artifact.\n  Name its folder: {file.parent}"
+        )
     near = get_close_matches(argument, known, n=3, cutoff=0.5)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return RecipeError(

@@ -264,9 +264,9 @@ class RecipeData:
         absent = [self._classes.names[label] for label in among if label not in present]
         if present and absent:
             log.warning(
-                "data.%s has no images of %d of %d classes: %s.\n  Only the other classes are %s.",
+                "data.%s has no images of %d of %d classes: %s.%s",
                 *(key, len(absent), len(among), name_some(absent)),
-                "trained on" if key == "labeled" else "measured",
+                "\n  Only the other classes are measured." if key == "test" else "",
             )
 
     def _scan(self, source: ImageSource, key: DataPart) -> Images:

@@ -49,6 +49,7 @@ _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
 _TRIAL_S = 5.0
 _TIGHT = 0.9
+_FEW_UNLABELED = 100
 """Share of a GPU's memory above which a longer run may find none: fragments add up."""
 
 
@@ -150,13 +151,16 @@ def describe(job: Job) -> list[Finding]:
     recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
     is_half = len(classes.labeled) < len(classes.names)
     reads_labels = is_half and job.choice.data_needs.labels and recipe.data.labeled is not None
+    images = count(data.images) if data.images else "none are needed"
+    if job.teacher is not None and data.images and len(data.images.indices) < _FEW_UNLABELED:
+        images += "; so few teach little: add unlabeled ones"
     half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teacher is not None:
         measured = "none: agreement with the teacher is measured instead"
     rows = [
         (f"{role}: classes", f"{len(classes.names)}{half}"),
-        (f"{role}: images", count(data.images) if data.images else "none are needed"),
+        (f"{role}: images", images),
         (f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
         (f"{role}: method", f"{job.choice.name}, {_training(job)}"),
         (f"{role}: test images", measured if test is None else count(test)),

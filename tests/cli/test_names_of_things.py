@@ -14,7 +14,7 @@ import kdedge as package
 
 Run = Callable[..., Any]
 ARTIFACT = "runs/tiny/02/artifacts/01"
-NAMES = ("tiny", "tiny/02", "runs/tiny/02", ARTIFACT)
+NAMES = ("tiny", "tiny/02/artifacts/01", "runs/tiny/02", ARTIFACT)
 OBJECTS = {"a Run": package.open_run, "an Artifact": package.open_artifact}
 # The texts of a call are found as those of the command of its name
 DEAR = ("bench", "export", "report", "verify")
@@ -106,6 +106,22 @@ def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Ru
     done = kdedge("predict", "tiny/03", "test")
     assert done.code == 3
     assert "tiny/03 is not an artifact, nor a run with one" in done.err
+    said = kdedge("predict", "tiny", *IMAGES).err
+    assert "runs/tiny/03 is newer than runs/tiny/02, but was not exported." in said
+    assert "Using runs/tiny/02/artifacts/01/model.onnx on onnxruntime" in said
+
+
+def test_show_says_which_of_an_artifacts_files_are_damaged(exported: Path, kdedge: Run) -> None:
+    assert ": artifact of tiny" in kdedge("show", "tiny/02/artifacts/01").out
+    whole = kdedge("show", ARTIFACT, "--all").out
+    assert "trained" in whole
+    assert "has changed since" not in whole
+    file = Path(ARTIFACT, "model.onnx")
+    file.write_bytes(file.read_bytes() + b" ")
+    assert f"{file} has changed since the export." in kdedge("show", ARTIFACT).out
+    kdedge("show", str(file)).fails(
+        2, "is a file of an artifact", f"Name its folder: {file.parent}"
+    )
 
 
 def test_python_takes_lists_of_images(exported: Path) -> None:

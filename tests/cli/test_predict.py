@@ -80,7 +80,7 @@ def test_a_folder_is_searched_and_every_image_gets_a_line(kdedge: Run) -> None:
     assert score.endswith(" %")
     assert 99 < float(score[:-2]) <= 100
     lines = done.err.splitlines()
-    assert lines[0].startswith("Using model.onnx on onnxruntime")
+    assert lines[0].startswith("Using art/model.onnx on onnxruntime")
     assert lines[-1] == "4 images: 3 classified, 1 unreadable"
 
 
@@ -409,7 +409,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:
     process.stdout.close()
     assert process.wait() == 141
     with process.stderr as stderr:
-        assert stderr.read().startswith(b"Using model.onnx on ")
+        assert stderr.read().startswith(b"Using art/model.onnx on ")
 
 
 # Continued files and shards

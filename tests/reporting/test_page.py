@@ -410,7 +410,7 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
     (chapter,) = make_chapters([gather(run)])
     first, second = chapter.verdict
     assert first == "The student agrees with the teacher on 75 % of 105 images."
-    assert second.startswith("Whether to deploy it is not known: label some images of each class")
+    assert second.startswith("Whether to deploy it is not known: put labeled images into")
     blocks: dict[str, Any] = {section.title: section.blocks for section in chapter.sections}
     facts, table = blocks["Without labels"]
     assert ["teacher agrees", "75.00 %"] in facts.rows
@@ -423,24 +423,33 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
 def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
     run = make_run()
 
-    def said_of(confusion: Sequence[tuple[int, int, int]], largest: float = 60.0) -> str | None:
+    def said_of(
+        confusion: Sequence[tuple[int, int, int]], largest: float = 60.0, alone: float = 0.0
+    ) -> str | None:
         n_images = sum(n for *_, n in confusion)
         details = EvalDetails(("cat", "fox", "owl"), n_images, tuple(confusion), ())
         known = read_evaluation(run)["student"]
         result = replace(known, all=details.accuracy_percent, largest_class_percent=largest)
-        return deploy_line(run, {"student": result}, {"student": details})
+        others = {"labels_alone": replace(result, all=alone)}
+        return deploy_line(run, {"student": result, **others}, {"student": details})
 
     # No test image of owls: their accuracy is unknown, and not 0
     assert said_of([(0, 0, 8), (0, 1, 2), (1, 0, 1), (1, 1, 1)]) == (
         "Deploy it if 75.0 % right is enough, and 50 % of its weakest class, fox (1 of 2 images;"
-        " 95 % interval: 9 to 91 %)."
+        ' 95 % interval: 9 to 91 %). No test image shows "owl".'
     )
-    assert said_of([(0, 0, 8), (1, 1, 2)]) == (
+    assert said_of([(0, 0, 8), (1, 1, 1), (2, 2, 1)]) == (
         "Deploy it if 72.2 % right is enough: 10 images, all of them right, show no more (95 %"
         " interval)."
     )
     assert "Do not deploy it: it predicts one class" in str(said_of([(0, 0, 8), (1, 0, 2)]))
-    assert "always answering the most frequent" in str(said_of([(0, 0, 5), (0, 1, 5)], 80.0))
+    assert "always answering the most frequent" in str(
+        said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 80.0)
+    )
+    assert "all test images are of one class, fox." in str(said_of([(1, 1, 5), (1, 0, 5)]))
+    assert "labels alone: 90.0 % right. Train it by" in str(
+        said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 40.0, alone=90.0)
+    )
     many = [(0, 0, 2000), (0, 1, 1000), (1, 1, 9)]
     assert (
         "66.8 % right is enough, and 67 % of its weakest class, cat (2,000 of 3,000 images)."
