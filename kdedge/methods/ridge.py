@@ -66,6 +66,10 @@ _TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _ONE_LABEL_LAMBDA, _ONE_LABEL_SCALE = 100.0, 8.0
 """Where leave-one-out says nothing. Chosen on training images of DTD's ten, EuroSAT, Caltech101 and
 CIFAR-10: 0.3 to 4.4 points below the best setting of each draw, leave-one-out's choice 1 to 9."""
+_PRIOR_ROWS = 16
+"""Chosen on training images of EuroSAT, DTD's ten, Caltech101 and CIFAR-10: among 0, 1, 4, 16 and
+64, at 1 to 16 labels of 4, 10 and 100 classes. With 4 labels of 4 classes, EfficientNet-Lite2 gains
+7 to 9 points; nowhere does it cost more than 0.5."""
 _MOST_ROWS = 4096
 """Labeled images that leave-one-out looks at; all of them are learned from."""
 _SCALES = tuple(2.0 ** (i / 2) for i in range(13))
@@ -139,10 +143,16 @@ class Regression(nn.Module):
         self.requires_grad_(False)
 
     def standardize(self, blocks: Tensor, weights: Tensor) -> None:
-        """Takes mean and deviation of weighted rows [n, D_blocks]; constant columns become 0."""
+        """Takes mean and deviation of weighted rows [n, D_blocks]; constant columns become 0.
+
+        Of a few rows, some columns happen to be nearly alike, and would count most. So variances
+        are drawn to their mean, as by 16 further rows.
+        """
         share = (weights / weights.sum()).double()[:, None]
         mean = (share * blocks.double()).sum(dim=0)
-        std = (share * (blocks.double() - mean).square()).sum(dim=0).sqrt()
+        variance = (share * (blocks.double() - mean).square()).sum(dim=0)
+        n = len(blocks)
+        std = ((n * variance + _PRIOR_ROWS * variance.mean()) / (n + _PRIOR_ROWS)).sqrt()
         is_constant = std <= 1e-6 * (1 + mean.abs())
         self.mean.copy_(mean)
         self.gain.copy_(torch.where(is_constant, 0.0, 1 / std))
