@@ -113,7 +113,7 @@ def build_files(
     names, before = [], artifact
     for precision, source in sources.items():
         for file in planned_files(target, precision):
-            entry = _kept(artifact, file.name, source)
+            entry = _existing_entry(artifact, file.name, source)
             if entry is None:
                 request = BuildRequest(
                     artifact,
@@ -127,7 +127,7 @@ def build_files(
                 artifact.save()
             measured = entry
             if entry.parity is None:
-                measured = _compared_if_it_runs(artifact, target, entry, run)
+                measured = _with_parity_if_it_runs(artifact, target, entry, run)
             if measured != entry:
                 artifact = artifact.with_files(measured)
                 artifact.save()
@@ -190,7 +190,7 @@ def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFi
     )
 
 
-def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile | None:
+def _existing_entry(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile | None:
     """The entry of an existing, undamaged file that was built from this ONNX file, or None.
 
     Raises:
@@ -257,7 +257,7 @@ def build_file(
     return artifact.with_files(entry), entry
 
 
-def compared(
+def with_parity(
     artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
 ) -> ModelFile:
     """A file's entry with its parity and gate, and its limit of "none of these".
@@ -282,7 +282,7 @@ def compared(
     return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)
 
 
-def _compared_if_it_runs(
+def _with_parity_if_it_runs(
     artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
 ) -> ModelFile:
     """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
@@ -292,7 +292,7 @@ def _compared_if_it_runs(
     try:
         check_can_run(target)
         level = logging.WARNING
-        return compared(artifact, target, entry, run)
+        return with_parity(artifact, target, entry, run)
     except SetupError as error:
         log.log(level, "%s is not compared with the model: %s", entry.name, error)
         return entry

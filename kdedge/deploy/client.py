@@ -95,10 +95,10 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
         DataError: the smoke set is missing, or has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    whole = _first(load_smoke_set(artifact)).whole()
-    names = [f"{number:03}.{pictures}" for number in range(len(whole))]
+    images = _first(load_smoke_set(artifact)).uncropped()
+    names = [f"{number:03}.{pictures}" for number in range(len(images))]
     with new_folder(folder) as new:
-        for name, image in zip(names, whole, strict=True):
+        for name, image in zip(names, images, strict=True):
             Image.fromarray(image).save(new.part / name)
     return [folder / name for name in names]
 

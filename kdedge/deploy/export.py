@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kdedge import __version__
 from kdedge.data.images import Images, spread
-from kdedge.deploy.build import RunInputs, build_file, compared
+from kdedge.deploy.build import RunInputs, build_file, with_parity
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images, read_pixels
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.known_images import choose_known_images
@@ -295,7 +295,7 @@ class _Writer:
             }
 
         artifact, entry = build_file(self.artifact, ONNX, file, build)
-        self.artifact = artifact.with_files(compared(artifact, ONNX, entry, self.run))
+        self.artifact = artifact.with_files(with_parity(artifact, ONNX, entry, self.run))
 
 
 def _count_gflops(trained: RunModel, folded: nn.Module) -> dict[str, float]:

@@ -167,7 +167,7 @@ class SmokeSet:
     logits: npt.NDArray[np.float32]
     images: tuple[bytes, ...] = ()
 
-    def whole(self) -> list[npt.NDArray[np.uint8]]:
+    def uncropped(self) -> list[npt.NDArray[np.uint8]]:
         """The images, [H, W, 3] each: those before resize and crop, then the others' pixels.
 
         Raises:
@@ -243,9 +243,9 @@ def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
 def smoke_logits(
     artifact: Artifact, backend: Backend, smoke_set: SmokeSet
 ) -> npt.NDArray[np.float32]:
-    """Logits of a loaded file on a smoke set, [K, C]; with preprocessing, on its whole images."""
+    """Logits of a loaded file on a smoke set, [K, C]; with preprocessing, on images of any size."""
     if isinstance(backend, TakesImages):
-        return np.concatenate([backend.run_image(image) for image in smoke_set.whole()])
+        return np.concatenate([backend.run_image(image) for image in smoke_set.uncropped()])
     return predict_each_way(backend, smoke_set.pixels, artifact)
 
 

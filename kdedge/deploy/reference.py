@@ -29,8 +29,8 @@ from kdedge.runtime.preprocess import MAX_ASPECT, normalize, resize_and_crop
 _BATCH = 32
 """Batch size of the unfused model."""
 
-_N_WHOLE = 16
-_WHOLE_PX = 640
+_N_UNCROPPED = 16
+_UNCROPPED_PX = 640
 """The smoke set has so many images before resize and crop, made smaller to this longer side: 10 MB
 of photos, and enough to see whether another program resizes and crops as kdedge does."""
 
@@ -177,7 +177,7 @@ def run_reference(
     offsets = None if trained.offsets is None else trained.offsets / divisor
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
     outputs = _run_unfused(trained, pixels, scale, offsets)
-    files, squares = _whole_images(trained, chosen)
+    files, squares = _uncropped_images(trained, chosen)
     first = _run_unfused(trained, squares, scale, offsets)
     some = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
     has_open_classes = trained.loaded.recipe.export.open_classes
@@ -202,7 +202,7 @@ def run_reference(
     )
 
 
-def _whole_images(
+def _uncropped_images(
     trained: RunModel, chosen: Images
 ) -> tuple[tuple[bytes, ...], npt.NDArray[np.uint8]]:
     """Some images before resize and crop, as PNG files without metadata, and their pixels after it.
@@ -210,13 +210,13 @@ def _whole_images(
     Every third one is cut to be taller, every third one to be wider, as cameras often give images
     of one shape.
     """
-    some = [chosen.indices[i] for i in spread(len(chosen.indices), _N_WHOLE)]
+    some = [chosen.indices[i] for i in spread(len(chosen.indices), _N_UNCROPPED)]
     files, pixels = [], []
-    for number, whole in enumerate(read_images(chosen.source, some)):
-        height, width = whole.shape[:2]
-        cut = whole[: height - (number % 3 == 2) * (height // 3)]
+    for number, original in enumerate(read_images(chosen.source, some)):
+        height, width = original.shape[:2]
+        cut = original[: height - (number % 3 == 2) * (height // 3)]
         image = Image.fromarray(cut[:, : width - (number % 3 == 1) * (width // 3)])
-        image.thumbnail((_WHOLE_PX, _WHOLE_PX))
+        image.thumbnail((_UNCROPPED_PX, _UNCROPPED_PX))
         longest = MAX_ASPECT * min(image.size)  # the cut, or its rounding, may exceed the limit
         image = image.crop((0, 0, min(image.width, longest), min(image.height, longest)))
         file = io.BytesIO()

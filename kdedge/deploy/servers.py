@@ -29,7 +29,7 @@ MAX_QUEUE_DELAY_US = 1000
 """Time in µs that a request waits for others to share its batch; 500 to 2000 is a usual start."""
 
 _LABELS = "labels.txt"
-_WANTED = [
+_PREFERRED = [
     *(("tensorrt", precision) for precision in ("fp16", "int8", "fp32")),
     *(("onnx", precision) for precision in ("fp16", "fp32", "int8")),
 ]
@@ -62,7 +62,7 @@ def write_triton(
         DataError: the artifact has no file for Triton, or a file has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    pairs = [pair for pair in _WANTED if precision in (None, pair[1])]
+    pairs = [pair for pair in _PREFERRED if precision in (None, pair[1])]
     file = choose_file(artifact, pairs, server="Triton", built=built)
     if artifact.none_below(file) is not None:
         log.warning('Triton always gives a class: its graph cannot answer "none of these".')

@@ -88,7 +88,7 @@ def search(
     held_out: Tensor,
     *,
     target_percent: float,
-    enough_percent: float | None = None,
+    enough_percent: float,
     minutes: float,
     class_matrix: Tensor | None = None,
 ) -> tuple[Candidate, dict[str, Any]]:
@@ -104,7 +104,7 @@ def search(
             candidate is the result.
         target_percent: expected agreement that ends the search.
         enough_percent: expected agreement for which no more layers are left in float, as these
-            make the file slower; None for the target's.
+            make the file slower.
         minutes: time for the search; it ends before a step that would take longer.
         class_matrix: [C, D], for a model with open classes, which gives features [B, D].
 
@@ -118,8 +118,7 @@ def search(
     for images in (calibration, held_out):
         if images.is_floating_point() and not images.isfinite().all():
             raise DataError("INT8: an image has NaN or infinite pixels.\n  Check data.unlabeled.")
-    enough = target_percent if enough_percent is None else enough_percent
-    running = _Search(model, sites, held_out, target_percent, enough, minutes, class_matrix)
+    running = _Search(model, sites, held_out, target_percent, enough_percent, minutes, class_matrix)
     with torch.no_grad():
         running.run(calibration)
     return running.best, running.record()
@@ -231,12 +230,12 @@ class _Search:
         some = self.held_out[:_N_SENSITIVITY]
         some = self._affordable(some, _LEAST_IMAGES, _SENSITIVITY_SHARE / len(best.layers))
         expected = _logits(self.folded, some, self.class_matrix)
-        whole = _error(_logits_of(best, some, self.class_matrix), expected)
+        baseline = _error(_logits_of(best, some, self.class_matrix), expected)
         with progress("INT8: sensitivity", len(best.layers), unit="layers") as advance:
             for number, name in enumerate(best.layers):
                 self._check_time()
-                answers = _logits_of(without(best, [name]), some, self.class_matrix)
-                self.sensitivity[name] = round(whole - _error(answers, expected), 4)
+                logits = _logits_of(without(best, [name]), some, self.class_matrix)
+                self.sensitivity[name] = round(baseline - _error(logits, expected), 4)
                 advance(number + 1)
         worst = sorted(self.sensitivity, key=lambda name: -self.sensitivity[name])
         n_left, step = 1, 1
@@ -253,8 +252,8 @@ class _Search:
         if len(self.held_out) == 0:
             self.best = candidate
             raise _Stop("no images were left to choose by")
-        answers = _logits_of(candidate, self.held_out, self.class_matrix)
-        measured = score(answers, self._expected)
+        logits = _logits_of(candidate, self.held_out, self.class_matrix)
+        measured = score(logits, self._expected)
         self._seconds = time.monotonic() - began
         is_kept = measured.expected_percent > self.expected_percent
         seconds = round(time.monotonic() - self._began, 1)

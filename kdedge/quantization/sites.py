@@ -120,7 +120,7 @@ def observe_layers(
     share = max(1, -(-N_ROWS * batch // len(images)))  # rows a batch
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0]
             is_linear = isinstance(module, nn.Linear)
             rows = x.reshape(-1, x.shape[-1]) if is_linear else x.movedim(1, -1).flatten(0, -2)
@@ -133,7 +133,7 @@ def observe_layers(
             elif not kept[name]:
                 kept[name].append(x[:_N_MAPS].clone())
 
-        return look
+        return record
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:

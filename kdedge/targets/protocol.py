@@ -88,7 +88,8 @@ class Package:
         for distribution in self.distributions:
             with contextlib.suppress(PackageNotFoundError):
                 return version(distribution)
-        return None
+        # Of a distribution with another name, once it is imported
+        return getattr(sys.modules.get(self.module), "__version__", None)
 
     def load(self) -> Any:
         """Imports the module of `entry`, without a line on stderr.

@@ -80,7 +80,7 @@ def test_the_images_are_those_of_the_smoke_set(
     paths = kdedge.write_smoke_images(artifact, tmp_path / "images", pictures=pictures)
     smoke = read_smoke_set(artifact.path / SMOKE_SET)
     assert paths == sorted((tmp_path / "images").glob(f"*.{pictures}"))
-    for path, image in zip(paths, smoke.whole(), strict=True):
+    for path, image in zip(paths, smoke.uncropped(), strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
     with pytest.raises(RecipeError, match="exists"):
         kdedge.write_smoke_images(artifact, tmp_path / "images")

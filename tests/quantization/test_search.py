@@ -162,7 +162,13 @@ def test_without_time_the_first_candidate_is_the_result(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
     best, record = search(
-        folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=0
+        folded,
+        sites,
+        pictures[:32],
+        pictures[32:64],
+        target_percent=101,
+        enough_percent=101,
+        minutes=0,
     )
     assert record["ended"] == "its time was over"
     assert [step["step"] for step in record["steps"]] == ["centered, SmoothQuant 0.5"]
@@ -175,7 +181,13 @@ def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
 ) -> None:
     before = copy.deepcopy(folded.state_dict())
     best, record = search(
-        folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=20
+        folded,
+        sites,
+        pictures[:32],
+        pictures[32:64],
+        target_percent=101,
+        enough_percent=101,
+        minutes=20,
     )
     assert record["ended"] == "all steps were tried"
     steps = record["steps"]
@@ -198,7 +210,13 @@ def test_ctrl_c_ends_it_with_the_best_so_far_and_before_that_ends_everything(
 
         with progress_to(told):
             return search(
-                folded, sites, pictures[:32], pictures[32:64], target_percent=101, minutes=20
+                folded,
+                sites,
+                pictures[:32],
+                pictures[32:64],
+                target_percent=101,
+                enough_percent=101,
+                minutes=20,
             )
 
     best, record = run("INT8: searching")
@@ -224,7 +242,9 @@ def test_no_layer_is_left_in_float_for_agreement_above_what_is_enough(
 def test_with_no_images_to_choose_by_the_first_candidate_is_the_result(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
-    _, record = search(folded, sites, pictures[:1], pictures[:0], target_percent=99, minutes=1)
+    _, record = search(
+        folded, sites, pictures[:1], pictures[:0], target_percent=99, enough_percent=99, minutes=1
+    )
     assert record["steps"] == []
     assert record["ended"] == "no images were left to choose by"
 
@@ -235,7 +255,9 @@ def test_pixels_that_are_not_finite_are_refused(
     broken = pictures[:8].clone()
     broken[3, 0, 0, 0] = float("nan")
     with pytest.raises(DataError, match="NaN or infinite pixels"):
-        search(folded, sites, broken, pictures[8:16], target_percent=99, minutes=1)
+        search(
+            folded, sites, broken, pictures[8:16], target_percent=99, enough_percent=99, minutes=1
+        )
 
 
 def test_dead_channels_stay_finite(folded: Any, sites: Any, pictures: torch.Tensor) -> None:

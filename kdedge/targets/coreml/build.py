@@ -78,9 +78,9 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
     size_px = artifact.preprocess.size_px
     shape, one_value = (1, 3, size_px, size_px), (1, 1)
     has_scores = artifact.head == "scores"
-    whole = nn.Sequential(model, nn.Softmax(dim=-1)).eval() if has_scores else model
+    classifier = nn.Sequential(model, nn.Softmax(dim=-1)).eval() if has_scores else model
     images = example_images(model, size_px=size_px, batches=one_value).float()
-    program = export_program(whole, images, batches=one_value).run_decompositions({})
+    program = export_program(classifier, images, batches=one_value).run_decompositions({})
     # All but the head, whose operations alone have one vector an image, [1, D]
     half = ct.transform.FP16ComputePrecision(op_selector=lambda op: bool(op.outputs[0].rank > 2))
     package: Any = ct.convert(
@@ -124,12 +124,12 @@ def zipped(package: Any, scratch: Path, name: str) -> bytes:
         name: of the package, such as `model.mlpackage`.
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".coreml.") as folder:
-        whole = Path(folder) / name
-        package.save(str(whole))
+        path = Path(folder) / name
+        package.save(str(path))
         written = io.BytesIO()
         with zipfile.ZipFile(written, "w") as archive:  # weights do not shrink
-            for file in sorted(path for path in whole.rglob("*") if path.is_file()):
-                entry = zipfile.ZipInfo(str(Path(name) / file.relative_to(whole)))
+            for file in sorted(one for one in path.rglob("*") if one.is_file()):
+                entry = zipfile.ZipInfo(str(Path(name) / file.relative_to(path)))
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes())
     return written.getvalue()

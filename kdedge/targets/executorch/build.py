@@ -125,7 +125,7 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
 
 def _is_quantized(node: Any) -> bool:
     """Whether a node is quantized, if it is a linear layer or a convolution."""
-    if place_of(node).partition(".")[0] in _HEAD:
+    if module_path(node).partition(".")[0] in _HEAD:
         return False
     if node.target not in _CONVOLUTIONS:
         return True
@@ -133,7 +133,7 @@ def _is_quantized(node: Any) -> bool:
     return bool(weight.shape[1] >= MIN_CHANNELS)
 
 
-def place_of(node: Any) -> str:
+def module_path(node: Any) -> str:
     """Where in the model a node comes from, such as `blocks.0.mlp.c_fc`."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return str(paths[-1]).replace("L['self']", "").lstrip(".") if paths else ""
@@ -149,5 +149,5 @@ def _without_kernel(module: Any) -> str | None:
             continue
         name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
         if name not in known:
-            return f"{name} (in {place_of(node) or node.name})"
+            return f"{name} (in {module_path(node) or node.name})"
     return None

@@ -43,8 +43,8 @@ class ExecuTorchModel(CpuModel):
             self._model = open_runtime().load_program(read_bytes(self._path))
             self._method = self._model.load_method("forward")
             (low,) = self._model.load_method(SMALLEST_BATCH).execute([])
-        takes = self._method.metadata.input_tensor_meta(0)
-        self._set_input(takes.sizes(), is_bytes=takes.dtype() == _BYTE)
+        images = self._method.metadata.input_tensor_meta(0)
+        self._set_input(images.sizes(), is_bytes=images.dtype() == _BYTE)
         self.batches = int(low), self.batches[1]
         self._torch: Any = importlib.import_module("torch")
         _loaded.add(self)

@@ -110,7 +110,7 @@ def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -
     feeds = [{INPUT_NAME: part} for part in np.split(batches, len(batches) // n_images)]
     # By the smallest and the largest value of all images: the quantizer's own choice is an average
     ranges = calibrator.Calibrator(
-        data, num_threads=torch.get_num_threads(), qsv_update_func=_widest
+        data, num_threads=torch.get_num_threads(), qsv_update_func=_union_of_ranges
     )
     ranges.calibrate({run.SIGNATURE: feeds}, recipe)
     return ranges.get_model_qsvs()
@@ -134,7 +134,7 @@ def quantized_layers(data: bytes) -> Iterator[tuple[str, str]]:
             yield operator, tools.get_op_scope(step, graph.tensors)
 
 
-def _widest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+def _union_of_ranges(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The range that spans two."""
     if not before:
         return now

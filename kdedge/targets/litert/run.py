@@ -31,9 +31,9 @@ class LiteRtModel(CpuModel):
         with lines_held(LOG_LINES):
             self._model = module.Interpreter(model_content=data, num_threads=n_threads)
             self._model.allocate_tensors()
-        (takes,), (gives,) = self._model.get_input_details(), self._model.get_output_details()
-        self._set_input([*map(int, takes["shape"])], is_bytes=takes["dtype"] is np.uint8)
-        self._input, self._output = takes["index"], gives["index"]
+        (images,), (logits,) = self._model.get_input_details(), self._model.get_output_details()
+        self._set_input([*map(int, images["shape"])], is_bytes=images["dtype"] is np.uint8)
+        self._input, self._output = images["index"], logits["index"]
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         self._model.set_tensor(self._input, np.ascontiguousarray(images))

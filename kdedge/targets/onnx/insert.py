@@ -88,7 +88,7 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
     drop_unused(model)
 
 
-def _function_before(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+def _activation_before(name: str, modules: Mapping[str, nn.Module]) -> str | None:
     """Name of a module without weights right before a linear layer in a sequence of modules."""
     parent, _, last = name.rpartition(".")
     sequence = modules[parent]
@@ -155,7 +155,7 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
             Site(
                 names,
                 block=block if has_values else None,
-                activation=_function_before(names[0], modules) if len(names) == 1 else None,
+                activation=_activation_before(names[0], modules) if len(names) == 1 else None,
             )
         )
     order = list(reads)

@@ -44,10 +44,10 @@ class OnnxSession(CpuModel):
             self._model = module.InferenceSession(
                 str(self._path), options, providers=["CPUExecutionProvider"]
             )
-        (takes, *_), (gives, *_) = self._model.get_inputs(), self._model.get_outputs()
-        sizes = [size if isinstance(size, int) else None for size in takes.shape]
-        self._set_input(sizes, is_bytes=takes.type == "tensor(uint8)")
-        self._output = gives.name
+        (images, *_), (logits, *_) = self._model.get_inputs(), self._model.get_outputs()
+        sizes = [size if isinstance(size, int) else None for size in images.shape]
+        self._set_input(sizes, is_bytes=images.type == "tensor(uint8)")
+        self._output = logits.name
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         (outputs,) = self._model.run([self._output], {INPUT_NAME: images})

@@ -32,11 +32,11 @@ class OpenVinoModel(CpuModel):
         weights = self._path.with_name(self._path.name.replace(".bf16.xml", ".xml"))
         self._core = module.Core()
         self._model = self._core.read_model(self._path, weights.with_suffix(".bin"))
-        takes = self._model.input(0)
+        images = self._model.input(0)
         sizes = [
-            size.get_length() if size.is_static else None for size in takes.get_partial_shape()
+            size.get_length() if size.is_static else None for size in images.get_partial_shape()
         ]
-        self._set_input(sizes, is_bytes=takes.get_element_type().get_type_name() == "u8")
+        self._set_input(sizes, is_bytes=images.get_element_type().get_type_name() == "u8")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _precision(self._model, self._path),
             "PERFORMANCE_HINT": "LATENCY",

@@ -122,13 +122,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     return _about(torch_tensorrt)
 
 
-def load(path: Path, artifact: Artifact) -> Program:
-    """Loads a program, to compare it with the model."""
-    return Program(path, artifact)
-
-
 class Program:
-    """A compiled program, run as a backend.
+    """A compiled program, run as a backend to compare it with the model.
 
     Args:
         path: a file of `build`.
@@ -159,6 +154,9 @@ class Program:
     def close(self) -> None:
         """Frees the memory."""
         self._module = None
+
+
+load = Program
 
 
 def trace(

@@ -47,7 +47,7 @@ def test_only_the_blocks_linear_layers_are_quantized(block_model: FoldedModel) -
             kinds = {"dequantize" in str(one.target) for one in node.args[:2]}
             assert len(kinds) == 1  # both or none
             if kinds == {True}:
-                found.add(target.place_of(node))
+                found.add(target.module_path(node))
     assert found == {f"blocks.0.{name}" for name in LINEAR}
 
 
@@ -55,7 +55,7 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(cnn_model: Any) 
     images = (255 * draw_images(8)).astype(np.uint8)
     largest = float(cnn_model.before_second(torch.from_numpy(images)).max())  # 0 is the least
     module = quantize(cnn_model, [torch.from_numpy(part) for part in np.split(images, 2)])
-    (node,) = (one for one in module.graph.nodes if target.place_of(one) == "second"
+    (node,) = (one for one in module.graph.nodes if target.module_path(one) == "second"
                and one.target is torch.ops.aten.conv2d.default)  # fmt: skip
     _, scale, zero, *limits = node.args[0].args
     assert limits[:2] == [-128, 127]
