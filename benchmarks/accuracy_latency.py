@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdedge.benchmarking.tables import named_rows
-from kdedge.records.speed import read_speed
+from kdedge.records.speed import named_rows, read_speed
 from kdedge.reporting.headline import newest_speed
 from kdedge.reporting.speed import front_plots
 from kdedge.runs.folder import RunFolder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from kdedge.files import highest_number, new_file, write_json, write_new_numbere
 from kdedge.plugins import need_training_packages
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
-from kdedge.runs.folder import runs_folder
+from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
 from kdedge.runtime.threads import given_number, threads_of_a_call, torch_as_before
 
@@ -86,102 +85,76 @@ def bench(
         threads_of_a_call(threads),
         torch_as_before(),
     ):
+        root = runs_folder(root, *sources)
         names = [against] if isinstance(against, str) else against
-        models = Models(
-            runs_folder(root, *sources), against=names, device=device, n_threads=threads
-        )
-        for source in sources or (None,):
-            models.add(run_argument(source))
-
+        left_out: dict[str, str] = {}
+        first: RunFolder | None = None
+        subjects: list[Subject] = []
+        for source in map(run_argument, sources or (None,)):
+            model = model_file_at(source)
+            folder = find_artifact(source, root) if model is None else model.parent
+            if folder is None:
+                run = find_run(source, root)
+                first = first or run
+                rows, missing = _rows_of_run(run, root, names, device, threads)
+                left_out |= missing
+            else:
+                artifact = load_artifact(folder)
+                rows = artifact_subjects(artifact, n_threads=threads)
+                if model is not None:
+                    artifact.file(model.name)  # an unknown file is an error that lists the known
+                    rows = [row for row in rows if row.model == model.name]
+            if len(sources) > 1:  # their recipes may have the same name
+                name = run.name if folder is None else str(source)
+                rows = [replace(row, source=name) for row in rows]
+            subjects += rows
         try:
             result = run_bench(
-                models.subjects,
+                subjects,
                 plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
                 batches=tuple(batches),
                 n_threads=threads,
-                left_out=models.left_out,
+                left_out=left_out,
             )
         except Interrupted as error:
-            models.write(error.result, file)
+            _write(error.result, file, first)
             raise
-        models.write(result, file)
+        _write(result, file, first)
     return result
 
 
-class Models:
-    """The models to measure.
+def _rows_of_run(
+    run: RunFolder, root: Path, against: Sequence[str], device: str | None, threads: int | None
+) -> tuple[list[Subject], dict[str, str]]:
+    """A run's models and the files of its newest artifact; and what is left out, and why."""
+    need_training_packages("Measuring a run")
+    from kdedge.benchmarking.run_subjects import run_subjects
+    from kdedge.setup.workspace import Workspace, choose_device
 
-    Attributes:
-        left_out: what cannot be measured, and why.
-        run: folder of the first run.
+    newest = highest_number(run.exports)
+    artifact = None if newest is None else load_artifact(newest)
+    rows, left_out = run_subjects(run, Workspace(root, choose_device(device)), against=against)
+    if artifact is None:
+        command = f"kdedge export {shlex.quote(str(run.path))} --cpu"
+        left_out[f"{run.name} folded"] = f"not exported yet; export with {command}"
+        return rows, left_out
+    files = artifact_subjects(artifact, n_threads=threads, original=rows[-1].accuracy)
+    return [*rows, *files], left_out
+
+
+def _write(result: SpeedResult, output: Path | None, run: RunFolder | None) -> None:
+    """Writes the measurements, if there is a place for them.
+
+    Raises:
+        ResourceError: they cannot be written; it has them as `result`.
     """
-
-    def __init__(
-        self, root: Path, *, against: Sequence[str], device: str | None, n_threads: int | None
-    ) -> None:
-        self._groups: list[tuple[str, list[Subject]]] = []
-        self.left_out: dict[str, str] = {}
-        self.run: Path | None = None
-        self._root, self._against = root, against
-        self._device, self._n_threads = device, n_threads
-
-    @property
-    def subjects(self) -> list[Subject]:
-        """The models; those of the same name have the path that the user gave as source."""
-        n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
-        rows_of_all = []
-        for name, rows in self._groups:
-            is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
-            rows_of_all += rows if is_alone else [replace(row, source=name) for row in rows]
-        return rows_of_all
-
-    def write(self, result: SpeedResult, output: Path | None) -> None:
-        """Writes the measurements, if there is a place for them.
-
-        Raises:
-            ResourceError: they cannot be written; it has them as `result`.
-        """
-        try:
-            if output is not None:
-                write_json(output, result.to_dict())
-            elif self.run is not None:
-                output = write_new_numbered_json(self.run / "bench", result.to_dict())
-        except ResourceError as error:
-            error.result = result
-            raise
+    try:
         if output is not None:
-            log.info("Wrote %s", output)
-
-    def add(self, source: str | None) -> None:
-        """Adds a run, an artifact or a file of one; None for the newest finished student."""
-        file = model_file_at(source)
-        folder = find_artifact(source, self._root) if file is None else file.parent
-        if folder is None:
-            self._add_run(source)
-            return
-        artifact = load_artifact(folder)
-        rows = artifact_subjects(artifact, n_threads=self._n_threads)
-        if file is not None:
-            artifact.file(file.name)  # an unknown file is an error that lists the known ones
-            rows = [row for row in rows if row.model == file.name]
-        self._groups.append((str(source), rows))
-
-    def _add_run(self, source: str | None) -> None:
-        need_training_packages("Measuring a run")
-        from kdedge.benchmarking.run_subjects import folded_name, run_subjects
-        from kdedge.setup.workspace import Workspace, choose_device
-
-        run = find_run(source, self._root)
-        workspace = Workspace(self._root, choose_device(self._device))
-        newest = highest_number(run.exports)
-        artifact = None if newest is None else load_artifact(newest)
-        rows, missing = run_subjects(run, workspace, against=self._against)
-        self.left_out |= missing
-        self.run = self.run or run.path
-        if artifact is not None:
-            original = rows[-1].accuracy
-            rows += artifact_subjects(artifact, n_threads=self._n_threads, original=original)
-        else:
-            command = f"kdedge export {shlex.quote(str(run.path))} --cpu"
-            self.left_out.setdefault(folded_name(run), f"not exported yet; export with {command}")
-        self._groups.append((run.name, rows))
+            write_json(output, result.to_dict())
+        elif run is not None:
+            output = write_new_numbered_json(run.path / "bench", result.to_dict())
+    except ResourceError as error:
+        error.result = result
+        raise
+    if output is not None:
+        log.info("Wrote %s", output)

@@ -8,14 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.api.bench import AGAINST, Models
+from kdedge.api.bench import bench
 from kdedge.api.evaluate import report
 from kdedge.api.export import export
 from kdedge.api.run import Run
-from kdedge.benchmarking.run import run_bench
-from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe
-from kdedge.files import write_new_numbered_json
 from kdedge.plugins import need_training_packages
 from kdedge.records.evaluation import SampleImage
 from kdedge.records.speed import SpeedResult
@@ -23,8 +20,6 @@ from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import read_details
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.threads import torch_as_before
-
-_QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
 
 
 @dataclass(frozen=True)
@@ -89,16 +84,7 @@ def demo(
     artifact = None
     if _is_installed("onnx", "onnxscript", "onnxruntime"):
         artifact = export(student.path, root=root, device=device)
-    models = Models(root, against=AGAINST, device=device, n_threads=None)
-    models.add(str(student.path))
-    speed = run_bench(
-        models.subjects,
-        plan=_QUICK,
-        batches=(1, 32),
-        n_threads=None,
-        left_out=models.left_out,
-    )
-    write_new_numbered_json(student.path / "bench", speed.to_dict())
+    speed = bench(student.path, batches=(1, 32), seconds=0.1, calls=5, root=root, device=device)
     page = None
     if _is_installed("matplotlib", "jinja2"):
         # Beside the demo's runs, in place of an earlier demo's

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.benchmarking.timing import Call, Subject, host_timed
+from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, host_timed
 from kdedge.errors import DataError
 from kdedge.records.evaluation import ParityResult
 from kdedge.records.speed import Accuracy, TimedFrom
@@ -35,40 +35,31 @@ def artifact_subjects(
         original: of the model that was exported, on all its test images; None if unknown.
     """
     targets = {target.name for target in list_targets() if target.backend is not None}
+    # All files compute one model, whose operations the export counted
+    counted = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
     return [
-        _subject(artifact, file, n_threads, original)
+        Subject(
+            source=artifact.name,
+            model=file.name,
+            protocol="cached",
+            precision=file.precision,
+            n_parameters=counted.get("parameters"),
+            n_bytes=file.n_bytes,
+            gmacs_image=counted.get("gmacs"),
+            gmacs_call=0.0,
+            accuracy=None if file.parity is None else _accuracy(file.parity, original),
+            gate=file.gate,
+            load=functools.partial(_load, artifact, file, n_threads),
+        )
         for file in artifact.files
         if file.target in targets
     ]
 
 
-def _subject(
-    artifact: Artifact, file: ModelFile, n_threads: int | None, original: Accuracy | None
-) -> Subject:
-    # All files compute one model, whose operations the export counted
-    counted = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
-
-    @contextlib.contextmanager
-    def load() -> Iterator[LoadedModelFile]:
-        loaded = load_file(artifact, file, n_threads=n_threads)
-        try:
-            yield LoadedModelFile(artifact, loaded)
-        finally:
-            loaded.close()
-
-    return Subject(
-        source=artifact.name,
-        model=file.name,
-        protocol="cached",
-        precision=file.precision,
-        n_parameters=counted.get("parameters"),
-        n_bytes=file.n_bytes,
-        gmacs_image=counted.get("gmacs"),
-        gmacs_call=0.0,
-        accuracy=None if file.parity is None else _accuracy(file.parity, original),
-        gate=file.gate,
-        load=load,
-    )
+@contextlib.contextmanager
+def _load(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Iterator[LoadedModelFile]:
+    with contextlib.closing(load_file(artifact, file, n_threads=n_threads)) as backend:
+        yield LoadedModelFile(artifact, backend)
 
 
 def _accuracy(parity: ParityResult, original: Accuracy | None) -> Accuracy:
@@ -83,8 +74,8 @@ def _accuracy(parity: ParityResult, original: Accuracy | None) -> Accuracy:
     return Accuracy(None, None, None, percent, parity.agreement_percent, *images)
 
 
-class LoadedModelFile:
-    """A model file on its backend; see `benchmarking.timing.LoadedSubject`.
+class LoadedModelFile(LoadedSubject):
+    """A model file on its backend.
 
     A backend's call takes and returns host memory. On a GPU, it is timed with the copies and, by
     the GPU's own events, without them.
@@ -93,19 +84,15 @@ class LoadedModelFile:
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
         self.runtime, _, gpu = backend.describe().removesuffix(" CPU").partition(" GPU ")
         self.gpu = 0 if gpu else None
-        self.held_bytes = 0
         low, high = artifact.batches
-        self.batches: tuple[int, int | None] = (
+        self.batches = (
             max(low, backend.batches[0]),
             high if backend.batches[1] is None else min(high, backend.batches[1]),
         )
-        self.inputs: tuple[TimedFrom, ...] = ("on device", "image file")
+        self.inputs = ("on device", "image file")
         if isinstance(backend, DeviceTimed):
             self.inputs = ("on device", "copied", "image file")
         self._artifact, self._backend = artifact, backend
-
-    def gpu_bytes(self) -> None:
-        """Not known: its engine takes memory on its own."""
 
     def call(self, batch: int, inputs: TimedFrom) -> Call:
         """Returns a call that runs random pixels, or decodes, preprocesses and runs a JPEG.

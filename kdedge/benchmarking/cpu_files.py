@@ -6,13 +6,13 @@ The candidates are all in memory and timed in turns, so that a busy machine slow
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
-from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, percentile, summarize
+from kdedge.benchmarking.timing import Call, TimingPlan, measure, percentile, summarize
 from kdedge.deploy.build import RunInputs, build_files
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import (
@@ -25,10 +25,9 @@ from kdedge.errors import (
 )
 from kdedge.progress import working
 from kdedge.records.evaluation import ParityResult
-from kdedge.runtime.artifact import Artifact, ModelFile, Precision
+from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
-from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_file
 
 TIE_SHARE = 0.1
@@ -59,11 +58,12 @@ def add_cpu_files(
         ResourceError: memory or disk ran out.
     """
     missing: dict[str, str] = {}
+    there = {(f.target, f.precision) for f in artifact.files if f.device != "gpu"}
     for target in list_targets():
         of_run = target.name == "onnx" or target.source == "folded model"
         for precision in target.cpu_precisions:
             # A file from the folded model is there already if its target was asked for, too
-            if of_run and _has_file(artifact, target, precision):
+            if of_run and (target.name, precision) in there:
                 continue
             what = f"{target.label} {precision}"
             if of_run and run is None:
@@ -80,13 +80,6 @@ def add_cpu_files(
             if not names:
                 missing[what] = f"this machine makes none. {target.remark}"
     return artifact, missing
-
-
-def _has_file(artifact: Artifact, target: Target, precision: Precision) -> bool:
-    return any(
-        (file.target, file.precision) == (target.name, precision) and file.device != "gpu"
-        for file in artifact.files
-    )
 
 
 def fastest_on_cpu(
@@ -189,11 +182,17 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
             )
         with working(f"timing {len(calls)} candidates in turns"):
             timed = measure(calls, plan)
-    first = next((time for time in timed.values() if time.rounds), None)
-    return [
-        _with_time(c, timed[c.file], first, batch=batch) if c.file in timed else c
-        for c in candidates
-    ]
+    first = next((one for one in timed.values() if one.rounds), None)
+    for i, candidate in enumerate(candidates):
+        one = timed.get(candidate.file)
+        if one is not None and one.problem is not None and candidate.out is None:
+            candidate = candidates[i] = replace(candidate, out=first_line(one.problem))
+        if one is not None and first is not None and one.rounds:
+            time = summarize(one, batch=batch, inputs="on device", baseline=first)
+            assert time is not None  # it has times
+            speedup = percentile(first.samples, _QUICK) / percentile(one.samples, _QUICK)
+            candidates[i] = replace(candidate, time=replace(time, samples_ms=()), speedup=speedup)
+    return candidates
 
 
 def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
@@ -204,14 +203,3 @@ def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[flo
         compared = [made]  # of more images: few alone would put out every other close file
     missed = (misses(parity, file.precision, artifact.gates) for parity in compared)
     return measured.agreement_percent, "; ".join(next(filter(None, missed), ())) or None
-
-
-def _with_time(candidate: TimedFile, timed: Timed, first: Timed | None, *, batch: int) -> TimedFile:
-    """A candidate with its times, compared with the first candidate's."""
-    time = summarize(timed, batch=batch, inputs="on device", baseline=first)
-    out = candidate.out or (None if timed.problem is None else first_line(timed.problem))
-    if time is None or first is None:
-        return dataclasses.replace(candidate, out=out)
-    speedup = percentile(first.samples, _QUICK) / percentile(timed.samples, _QUICK)
-    time = dataclasses.replace(time, samples_ms=())
-    return dataclasses.replace(candidate, time=time, speedup=speedup, out=out)

@@ -12,10 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import statistics
 import subprocess
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,7 @@ def device_sheet() -> dict[str, Any]:
     governors = _texts("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))
-    gpus = [_describe_gpu(nvml, gpu) for nvml, gpu in _gpus()]
-    if gpus:
+    if gpus := _of_gpus(_describe_gpu):
         sheet["gpus"] = gpus
     jetson = _jetson()
     return sheet | ({"jetson": jetson} if jetson else {})
@@ -109,7 +107,7 @@ def conditions() -> dict[str, Any]:
     counted += _texts("sys/class/hwmon/hwmon*/oc*_event_cnt")
     if counted:
         state["throttle_events"] = sum(int(text) for text in counted)
-    gpus = [_gpu_conditions(nvml, gpu) for nvml, gpu in _gpus()]
+    gpus = _of_gpus(_gpu_conditions)
     return state | ({"gpus": gpus} if gpus else {})
 
 
@@ -129,21 +127,24 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     return any(answers) if answers else None
 
 
-def _gpus() -> Iterator[tuple[Any, Any]]:
-    """NVIDIA's management library with the handle of each GPU; empty without the library."""
+def _nvml() -> Any:
+    """NVIDIA's management library; None without it, or without its driver, as on a Jetson."""
     try:
         import pynvml as nvml
     except ImportError:
-        return
+        return None
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:  # no driver, or a Jetson's, which has no such library
-        return
-    try:
-        for index in range(nvml.nvmlDeviceGetCount()):
-            yield nvml, nvml.nvmlDeviceGetHandleByIndex(index)
-    finally:
-        nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return None
+    return nvml
+
+
+def _of_gpus(facts: Callable[[Any, Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a function of the library and a handle tells of each GPU."""
+    nvml = _nvml()
+    n_gpus = 0 if nvml is None else nvml.nvmlDeviceGetCount()
+    return [facts(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(n_gpus)]
 
 
 def _describe_gpu(nvml: Any, gpu: Any) -> dict[str, Any]:
@@ -206,17 +207,11 @@ class SampledPower:
     def __init__(
         self, read: Callable[[], float | None], devices: Sequence[int | None] = (None, 0)
     ) -> None:
-        self._read, self._devices = read, devices
-        self._samples: dict[Hashable, list[float]] = {}
-
-    def covers(self, gpu: int | None) -> bool:
-        """Whether the sensor measures the power of this GPU; None for the CPU."""
-        return gpu in self._devices
+        self._read, self.devices = read, devices
 
     @contextlib.contextmanager
-    def during(self, key: Hashable) -> Iterator[None]:
-        """Context in which samples count for `key`; at least one is taken."""
-        samples = self._samples.setdefault(key, [])
+    def during(self, samples: list[float]) -> Iterator[None]:
+        """Context in which samples are added to a list, the first at once."""
         ended = threading.Event()
 
         def sample() -> None:
@@ -234,11 +229,6 @@ class SampledPower:
         finally:
             ended.set()
             thread.join()
-
-    def watts(self, key: Hashable) -> float | None:
-        """The mean of the samples since the last call."""
-        samples = self._samples.pop(key, [])
-        return statistics.fmean(samples) if samples else None
 
 
 def _ina_reader() -> Callable[[], float | None] | None:
@@ -264,26 +254,18 @@ def _ina_reader() -> Callable[[], float | None] | None:
 
 def _nvml_reader() -> Callable[[], float | None] | None:
     """Reads the power of the first GPU that CUDA may use."""
-    try:
-        import pynvml as nvml
-    except ImportError:
+    nvml = _nvml()
+    # CUDA's first: NVML also counts GPUs that CUDA_VISIBLE_DEVICES hides
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    if nvml is None:
         return None
-    try:
-        nvml.nvmlInit()
-        # CUDA's first: NVML also counts GPUs that CUDA_VISIBLE_DEVICES hides
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-        if first.startswith(("GPU-", "MIG-")):
-            gpu = nvml.nvmlDeviceGetHandleByUUID(first)
-        else:
-            gpu = nvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdecimal() else 0)
-        nvml.nvmlDeviceGetPowerUsage(gpu)
-    except nvml.NVMLError:
-        return None
+    if first.startswith(("GPU-", "MIG-")):
+        gpu = _asked(nvml, nvml.nvmlDeviceGetHandleByUUID, first)
+    else:
+        gpu = _asked(nvml, nvml.nvmlDeviceGetHandleByIndex, int(first) if first.isdecimal() else 0)
 
-    def read() -> float | None:  # mW
-        try:
-            return float(nvml.nvmlDeviceGetPowerUsage(gpu)) / 1000
-        except nvml.NVMLError:
-            return None
+    def read() -> float | None:
+        milliwatts = _asked(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)
+        return None if milliwatts is None else milliwatts / 1000
 
-    return read
+    return None if gpu is None or read() is None else read

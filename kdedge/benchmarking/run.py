@@ -40,10 +40,8 @@ from kdedge.runtime.machine import Watch, watch_contention
 
 log = logging.getLogger(__name__)
 
-_CALL_INPUTS: tuple[TimedFrom, ...] = ("on device", "copied")
 
-
-@dataclass
+@dataclass(eq=False)
 class _Row:
     """A model while it is measured."""
 
@@ -77,6 +75,10 @@ class _Row:
         )
 
 
+_Turn = tuple[int, TimedFrom, list[_Row]]
+"""A batch size, where calls start, and the rows that are timed with both."""
+
+
 def run_bench(
     subjects: Sequence[Subject],
     *,
@@ -102,20 +104,22 @@ def run_bench(
         KdedgeError: no model could be measured; it is the first model's error.
         Interrupted: Ctrl-C or SIGTERM came after a measurement; `result` has what was measured.
     """
-    bench = _Bench(plan, dict(left_out), watch)
+    left_out = dict(left_out)
     before = conditions()
     interrupt: KeyboardInterrupt | None = None
     with ExitStack() as held:
-        bench.load(subjects, held)
+        loaded = _load(subjects, held, left_out)
+        turns = _turns(loaded, batches, plan, left_out)
+        baseline = next((able[0] for _, _, able in turns if able), None)
         try:
-            bench.measure(batches, find_sensor())
+            _measure(turns, baseline, plan, find_sensor(), watch)
         except KeyboardInterrupt as error:
-            if not any(row.measurements for row in bench.rows):
+            if not any(row.measurements for row in loaded):
                 raise
             interrupt = error
-            bench.left_out["the remaining measurements"] = "the measurement was interrupted"
-        rows = [row.result() for row in bench.rows]
-    errors = [row.problem for row in bench.rows if row.problem is not None]
+            left_out["the remaining measurements"] = "the measurement was interrupted"
+        rows = [row.result() for row in loaded]
+    errors = [row.problem for row in loaded if row.problem is not None]
     if errors and not any(row.measurements for row in rows):
         raise errors[0]
     after = conditions()
@@ -129,9 +133,9 @@ def run_bench(
             "after": after,
             "throttled": was_throttled(before, after),
         },
-        baseline=None if bench.baseline is None else bench.baseline.subject.label,
+        baseline=None if baseline is None else baseline.subject.label,
         rows=tuple(rows),
-        left_out=bench.left_out,
+        left_out=left_out,
     )
     if interrupt is not None:
         interrupted = Interrupted(
@@ -142,66 +146,49 @@ def run_bench(
     return result
 
 
-class _Bench:
-    """Loads models, and times them against each other.
+def _load(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
+    """Loads the models that this machine can run; `left_out` gets the others.
 
-    Attributes:
-        rows: the models, without those that this machine cannot run.
-        left_out: what is not measured, and why.
-        baseline: the first row that was ever timed, with which ratios compare; None before.
+    A first call measures a model's memory, and about how long calls take.
+
+    Raises:
+        MissingPackage, BackendUnavailable: nothing can run here; it is the first model's error.
     """
+    rows: list[_Row] = []
+    absent: list[KdedgeError] = []
+    with progress("loading", len(subjects)) as advance:
+        for number, subject in enumerate(subjects):
+            advance(number, subject.label)
+            row = _Row(subject)
+            try:
+                with watching_peak() as added:
+                    loaded = row.loaded = held.enter_context(subject.load())
+                    row.first_ms = loaded.call(loaded.batches[0], loaded.inputs[0])()
+                    extra = added()
+                row.memory_bytes = None if extra is None else loaded.held_bytes + extra
+                if row.device == "GPU":
+                    row.memory_bytes = loaded.gpu_bytes()
+            except (MissingPackage, BackendUnavailable) as error:
+                left_out[subject.label] = first_line(error)
+                absent.append(error)
+                continue
+            except (KdedgeError, RuntimeError, MemoryError) as error:
+                row.fail(error)
+            rows.append(row)
+    if absent and not rows:
+        raise absent[0]
+    return rows
 
-    def __init__(self, plan: TimingPlan, left_out: dict[str, str], watch: Watch) -> None:
-        self.rows: list[_Row] = []
-        self.left_out = left_out
-        self.baseline: _Row | None = None
-        self._plan, self._watch = plan, watch
 
-    def load(self, subjects: Sequence[Subject], held: ExitStack) -> None:
-        """Loads the models that this machine can run; failures are recorded.
-
-        Raises:
-            MissingPackage, BackendUnavailable: nothing can run here; it is the first model's error.
-        """
-        absent: list[KdedgeError] = []
-        with progress("loading", len(subjects)) as advance:
-            for number, subject in enumerate(subjects):
-                advance(number, subject.label)
-                row = _Row(subject)
-                try:
-                    _load(row, held)
-                except (MissingPackage, BackendUnavailable) as error:
-                    self.left_out[subject.label] = first_line(error)
-                    absent.append(error)
-                    continue
-                except (KdedgeError, RuntimeError, MemoryError) as error:
-                    row.fail(error)
-                self.rows.append(row)
-        if absent and not self.rows:
-            raise absent[0]
-
-    def measure(self, batches: Sequence[int], power: SampledPower | None) -> None:
-        """Times all rows against each other, at every batch size and then from an image file."""
-        turns: list[tuple[int, TimedFrom]] = [
-            (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
-        ]
-        turns.append((1, "image file"))
-        able = [self._able(batch, inputs) for batch, inputs in turns]
-        done = 0
-        with progress("measuring", sum(map(len, able)) * self._plan.n_rounds) as advance:
-
-            def after_turn(label: str) -> None:
-                nonlocal done
-                done += 1
-                advance(done, label.partition(" ")[2])
-
-            for (batch, inputs), rows in zip(turns, able, strict=True):
-                self._measure_turn(rows, batch, inputs, power, after_turn)
-
-    def _able(self, batch: int, inputs: TimedFrom) -> list[_Row]:
-        """The rows that can be timed at this batch and input; `left_out` gets the others."""
-        able = []
-        for row in self.rows:
+def _turns(
+    rows: Sequence[_Row], batches: Sequence[int], plan: TimingPlan, left_out: dict[str, str]
+) -> list[_Turn]:
+    """Every batch size on the device and with copies, then image files; `left_out` has the rest."""
+    starts: tuple[TimedFrom, ...] = ("on device", "copied")
+    turns: list[_Turn] = [(batch, inputs, []) for batch in batches for inputs in starts]
+    turns.append((1, "image file", []))
+    for batch, inputs, able in turns:
+        for row in rows:
             if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
                 continue
             low, high = row.loaded.batches
@@ -211,59 +198,48 @@ class _Bench:
             if batch < low or (high is not None and batch > high):
                 images = "" if low == high else f"to {high} images "
                 why_not = f"it takes {low} {images}per call"
-            elif seconds > self._plan.call_seconds:
+            elif seconds > plan.call_seconds:
                 why_not = f"a call would take about {seconds:.0f} s"
             else:
                 able.append(row)
                 continue
-            self.left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
-        return able
-
-    def _measure_turn(
-        self,
-        rows: Sequence[_Row],
-        batch: int,
-        inputs: TimedFrom,
-        power: SampledPower | None,
-        after_turn: Callable[[str], None],
-    ) -> None:
-        """Times rows against each other, without those that have failed meanwhile."""
-        calls: dict[str, Call] = {}
-        by_key: dict[str, _Row] = {}
-        for number, row in enumerate(rows):
-            if row.loaded is None or row.problem is not None:
-                continue
-            key = f"{number} {row.subject.label}"
-            try:
-                calls[key], by_key[key] = row.loaded.call(batch, inputs), row
-            except (KdedgeError, RuntimeError, MemoryError) as error:
-                row.fail(error)
-        plan, watch = self._plan, self._watch
-        timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
-        if self.baseline is None:
-            self.baseline = next((by_key[key] for key, time in timed.items() if time.rounds), None)
-        against = next((time for key, time in timed.items() if by_key[key] is self.baseline), None)
-        for key, time in timed.items():
-            row = by_key[key]
-            if power is None or row.loaded is None or not power.covers(row.loaded.gpu):
-                time.watts = None
-            summary = summarize(time, batch=batch, inputs=inputs, baseline=against)
-            if summary is not None:
-                if row.device == "GPU":  # a GPU keeps computing when others use the cores
-                    summary = replace(summary, others_percent=None)
-                row.measurements.append(summary)
-            if time.problem is not None:
-                row.fail(time.problem)
+            left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
+    return turns
 
 
-def _load(row: _Row, held: ExitStack) -> None:
-    """Loads a row's model; a first call measures its memory, and about how long calls take."""
-    with watching_peak() as added:
-        row.loaded = held.enter_context(row.subject.load())
-        low, _ = row.loaded.batches
-        row.first_ms = row.loaded.call(low, row.loaded.inputs[0])()
-        extra = added()
-    if row.device == "GPU":
-        row.memory_bytes = row.loaded.gpu_bytes()
-    else:
-        row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
+def _measure(
+    turns: Sequence[_Turn],
+    baseline: _Row | None,
+    plan: TimingPlan,
+    power: SampledPower | None,
+    watch: Watch,
+) -> None:
+    """Times the rows of each turn against each other, without those that have failed meanwhile."""
+    done = 0
+    with progress("measuring", sum(len(able) for *_, able in turns) * plan.n_rounds) as advance:
+
+        def after_turn(row: _Row) -> None:
+            nonlocal done
+            done += 1
+            advance(done, row.subject.label)
+
+        for batch, inputs, able in turns:
+            calls: dict[_Row, Call] = {}
+            for row in able:
+                if row.loaded is not None and row.problem is None:
+                    try:
+                        calls[row] = row.loaded.call(batch, inputs)
+                    except (KdedgeError, RuntimeError, MemoryError) as error:
+                        row.fail(error)
+            timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
+            against = None if baseline is None else timed.get(baseline)
+            for row, time in timed.items():
+                if power is not None and row.loaded and row.loaded.gpu not in power.devices:
+                    time.power.clear()
+                summary = summarize(time, batch=batch, inputs=inputs, baseline=against)
+                if summary is not None:
+                    if row.device == "GPU":  # a GPU keeps computing when others use the cores
+                        summary = replace(summary, others_percent=None)
+                    row.measurements.append(summary)
+                if time.problem is not None:
+                    row.fail(time.problem)

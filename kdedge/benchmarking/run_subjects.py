@@ -1,34 +1,36 @@
 """The rows of a run: its model, its teacher, plain CLIP, and methods to compare with.
 
 Speed and work depend only on the architecture and the protocol, so even untrained methods have
-them; accuracies come from finished runs.
+them; accuracies come from finished runs. Under the paper's protocol a baseline encodes its class
+texts with every batch, at all positions of the text encoder. Otherwise its class vectors are
+stored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kdedge.benchmarking.timing import Subject
-from kdedge.benchmarking.torch_models import (
-    LoadedTorch,
-    TorchModel,
-    baseline_models,
-    own_model,
-    title,
-    zero_shot,
-)
-from kdedge.clip.backbone import Backbone
+from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, host_timed
+from kdedge.clip.backbone import Backbone, ImageBackbone
+from kdedge.clip.text import TokenizedTexts
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import KdedgeError, RecipeError, first_line
+from kdedge.evaluation.flops import count_gmacs
+from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import list_methods, load_method
+from kdedge.methods.supervised import TextPromptMethod
 from kdedge.records.evaluation import EvalResult
-from kdedge.records.speed import Accuracy
+from kdedge.records.record import if_readable
+from kdedge.records.speed import Accuracy, TimedFrom
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
@@ -39,6 +41,8 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.teach import with_baseline
 
 log = logging.getLogger(__name__)
+
+_Logits = Callable[[Tensor], Tensor]
 
 
 def run_subjects(
@@ -57,7 +61,12 @@ def run_subjects(
         DataError: the run's files do not match.
     """
     for name in against:
-        _check_method(name)
+        if load_method(name).METHOD.needs_teacher:
+            able = [x for x in list_methods() if not load_method(x).METHOD.needs_teacher]
+            raise RecipeError(
+                f"--against {name}: it learns from a teacher; name its own run instead.\n"
+                f"  Or compare with one of: {', '.join(able)}."
+            )
     _check_has_class_vectors(run)
     trained = load_run(run, workspace)
     try:
@@ -71,39 +80,32 @@ def run_subjects(
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
 
-    def add(model: TorchModel, run: RunFolder | None, key: str) -> None:
+    def add(row: Subject, run: RunFolder | None, key: str) -> None:
         result = None if run is None else _evaluation(run).get(key)
         accuracy = None if run is None or result is None else Accuracy.of_run(result, run.name)
-        rows.append(_subject(recipe.name, model, accuracy, workspace.device))
+        rows.append(replace(row, source=recipe.name, accuracy=accuracy))
 
     if isinstance(trained.backbone, Backbone):
-        add(zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot")
+        add(_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot")
     else:
-        left_out[title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
+        left_out[_title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
     baselines = {} if recipe.student is None else newest_baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         baseline = baselines.get(name)
         loaded = trained.loaded if baseline is None else load_recipe(baseline.recipe)
         try:
-            models = _baseline(name, loaded, trained)
+            for row in _baseline_rows(name, loaded, trained):
+                add(row, baseline, "baseline")
         except KdedgeError as error:
-            left_out[title(name)] = first_line(error)
-            continue
-        for model in models:
-            add(model, baseline, "baseline")
+            left_out[_title(name)] = first_line(error)
     if run.kind == "student":
         teacher = _teacher(run, trained, left_out)
         if teacher is not None:
-            folder, model = teacher
+            folder, row = teacher
             is_kept = "teacher" in _evaluation(run)  # on the student's test images
-            add(model, *((run, "teacher") if is_kept else (folder, folder.kind)))
-    add(own_model(trained), run, run.kind)
+            add(row, *((run, "teacher") if is_kept else (folder, folder.kind)))
+    add(_own_row(trained), run, run.kind)
     return rows, left_out
-
-
-def folded_name(run: RunFolder) -> str:
-    """The name of a run's exported files, when all are left out."""
-    return f"{run.name} folded"
 
 
 def _check_has_class_vectors(run: RunFolder) -> None:
@@ -118,31 +120,9 @@ def _check_has_class_vectors(run: RunFolder) -> None:
         )
 
 
-def _check_method(name: str) -> None:
-    module = load_method(name)
-    if module.METHOD.needs_teacher:
-        able = [known for known in list_methods() if not load_method(known).METHOD.needs_teacher]
-        raise RecipeError(
-            f"--against {name}: it learns from a teacher; name its own run instead.\n"
-            f"  Or compare with one of: {', '.join(able)}."
-        )
-
-
-def _baseline(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[TorchModel]:
-    """A method on the student's backbone, before training."""
-    spec = loaded.recipe.baseline
-    if spec is not None and spec.method not in (None, name):  # another method's settings
-        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
-    loaded = with_baseline(loaded, name)
-    classes = replace(trained.setup.classes, names=trained.class_names)
-    # Raises for a student without text encoder
-    setup = set_up_role(loaded, "baseline", trained.setup.workspace, classes=classes)
-    return baseline_models(setup, setup.build())
-
-
 def _teacher(
     run: RunFolder, trained: RunModel, left_out: dict[str, str]
-) -> tuple[RunFolder, TorchModel] | None:
+) -> tuple[RunFolder, Subject] | None:
     """The teacher of a student; None if its run or its weights are missing."""
     name = run.read_provenance().teacher_run
     try:
@@ -152,8 +132,8 @@ def _teacher(
         if folder.kind != "teacher":
             raise RecipeError(f"the teacher is a {folder.kind}; name its run next to this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
-        model = own_model(teacher)
-        return folder, replace(model, name=f"teacher, {model.name}")
+        row = _own_row(teacher)
+        return folder, replace(row, model=f"teacher, {row.model}")
     except KdedgeError as error:
         left_out["teacher"] = first_line(error)
         return None
@@ -170,32 +150,189 @@ def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
 
 
 def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
-    try:
-        return read_evaluation(run)
-    except KdedgeError as error:
-        log.warning("%s", error)
-        return {}
+    return if_readable(read_evaluation, run) or {}
 
 
-def _subject(
-    source: str, model: TorchModel, accuracy: Accuracy | None, device: torch.device
+def _baseline_rows(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[Subject]:
+    """A method on the student's backbone, before training, under both protocols if they differ."""
+    spec = loaded.recipe.baseline
+    if spec is not None and spec.method not in (None, name):  # another method's settings
+        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
+    loaded = with_baseline(loaded, name)
+    classes = replace(trained.setup.classes, names=trained.class_names)
+    # Raises for a student without text encoder
+    setup = set_up_role(loaded, "baseline", trained.setup.workspace, classes=classes)
+    method, backbone = setup.build(), setup.load_backbone()
+    assert isinstance(backbone, Backbone)  # a baseline encodes texts
+    method.module.requires_grad_(False).eval()
+    label, features = _title(name), method.forward_features
+    holds = [*method.module.state_dict().values(), *backbone.visual.parameters()]
+    model = backbone.model
+    parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
+    text_tower = [parameter for part in parts for parameter in part.parameters()]
+    text_tower += [model.positional_embedding, model.text_projection]
+    if isinstance(method, CoCoOp):  # its texts depend on the image, so no vectors can be stored
+        prompts = _at_all_positions(method.texts, backbone)
+
+        def cocoop_logits(images: Tensor) -> Tensor:
+            return method.class_logits(method.training_features(images), prompts)
+
+        return [_row(label, cocoop_logits, backbone, [*holds, *text_tower], is_paper=True)]
+    if method.why_no_class_vectors:
+        return [_row(label, method.own_logits, backbone, holds)]
+    cached = _with_vectors(label, features, method.class_vectors(), backbone, holds)
+    if not isinstance(method, TextPromptMethod):
+        return [cached]
+    texts = _at_all_positions(method.texts, backbone)
+
+    def vectors() -> Tensor:
+        return method.text_features(texts)
+
+    def logits(images: Tensor) -> Tensor:
+        return method.scale * features(images) @ vectors().T
+
+    call = count_gmacs(lambda images: vectors(), _one_image(backbone))
+    gmacs = (cached.gmacs_image or 0.0, call)
+    return [_row(label, logits, backbone, [*holds, *text_tower], gmacs, is_paper=True), cached]
+
+
+def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
+    """Plain CLIP with the same number of class vectors; their values do not matter here."""
+    rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
+    vectors, holds = F.normalize(rows, dim=-1).to(backbone.device), backbone.visual.parameters()
+    return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, [*holds])
+
+
+def _own_row(trained: RunModel) -> Subject:
+    """The run's own model, unfused."""
+    vectors, path = trained.class_vectors(), trained.method.image_path()
+    scale = trained.scale  # a tensor if there is no CLIP: counting would not see its value
+
+    def logits(images: Tensor) -> Tensor:
+        return scale * trained.forward_features(images) @ vectors.T
+
+    holds: list[Tensor] = [vectors, *path.visual.parameters()]
+    if path.visual_prompts is not None:
+        holds.append(path.visual_prompts)
+    if isinstance(path.projector, nn.Module):
+        holds += path.projector.state_dict().values()
+    return _row(_title(trained.setup.choice.name), logits, trained.backbone, holds)
+
+
+def _title(name: str) -> str:
+    """The label of a method in tables."""
+    label: str = load_method(name).METHOD.label
+    return label
+
+
+def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTexts:
+    """Encodes texts like the public code: padded to all positions of the encoder."""
+    missing = backbone.context_length - texts.tokens.shape[1]
+    return replace(texts, tokens=F.pad(texts.tokens, (0, missing)))
+
+
+def _with_vectors(
+    label: str, features: _Logits, vectors: Tensor, backbone: Backbone, holds: list[Tensor]
 ) -> Subject:
-    n_parameters = sum(tensor.numel() for tensor in model.holds)
+    """A model with stored class vectors."""
+    scale = backbone.scale
+
+    def logits(images: Tensor) -> Tensor:
+        return scale * features(images) @ vectors.T
+
+    return _row(label, logits, backbone, [*holds, vectors])
+
+
+def _one_image(backbone: ImageBackbone) -> Tensor:
+    size = backbone.preprocess.size_px
+    return torch.zeros(1, 3, size, size, device=backbone.device)
+
+
+def _row(
+    label: str,
+    logits: _Logits,
+    backbone: ImageBackbone,
+    holds: Sequence[Tensor],
+    gmacs: tuple[float, float] | None = None,
+    *,
+    is_paper: bool = False,
+) -> Subject:
+    """A model in PyTorch.
+
+    Args:
+        label: the method's.
+        logits: [B, 3, H, W] -> [B, C].
+        backbone: its backbone.
+        holds: tensors that it needs.
+        gmacs: of an image, and of a call besides; None to count those of a call with one image.
+        is_paper: whether it encodes the class texts with every batch.
+    """
+    n_parameters = sum(tensor.numel() for tensor in holds)
+    gmacs_image, gmacs_call = gmacs or (count_gmacs(logits, _one_image(backbone)), 0.0)
 
     @contextlib.contextmanager
-    def load() -> Iterator[LoadedTorch]:
-        yield LoadedTorch(model.logits, model.backbone.preprocess.size_px, device, n_parameters)
+    def load() -> Iterator[_LoadedTorch]:
+        yield _LoadedTorch(logits, backbone, n_parameters)
 
     return Subject(
-        source=source,
-        model=model.name,
-        protocol=model.protocol,
+        source="",
+        model=label,
+        protocol="paper" if is_paper else "cached",
         precision="fp32",
         n_parameters=n_parameters,
         n_bytes=None,
-        gmacs_image=model.gmacs_image,
-        gmacs_call=model.gmacs_call,
-        accuracy=accuracy,
+        gmacs_image=gmacs_image,
+        gmacs_call=gmacs_call,
+        accuracy=None,
         gate=None,
         load=load,
     )
+
+
+class _LoadedTorch(LoadedSubject):
+    """A PyTorch model."""
+
+    def __init__(self, logits: _Logits, backbone: ImageBackbone, n_parameters: int) -> None:
+        device = backbone.device
+        self.runtime = f"PyTorch {torch.__version__}"
+        self.held_bytes = 4 * n_parameters
+        self._logits, self._size_px = logits, backbone.preprocess.size_px
+        self._device = device
+        if device.type == "cuda":
+            self.gpu, self.inputs = device.index or 0, ("on device", "copied")
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+
+    def gpu_bytes(self) -> int:
+        """See `LoadedSubject.gpu_bytes`; only for a model on a GPU."""
+        return self.held_bytes + torch.cuda.max_memory_allocated(self._device) - self._before
+
+    def call(self, batch: int, inputs: TimedFrom) -> Call:
+        """Returns a call on random normal images; `copied` starts in pinned host memory."""
+        shape = (batch, 3, self._size_px, self._size_px)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        if inputs == "copied":
+            pinned = images.pin_memory()
+            return host_timed(lambda: self._run(pinned.to(self._device, non_blocking=True)).cpu())
+        on_device = images.to(self._device)
+        if self.gpu is not None:
+            return _event_timed(lambda: self._run(on_device))
+        return host_timed(lambda: self._run(on_device))
+
+    def _run(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._logits(images)
+
+
+def _event_timed(work: Callable[[], Any]) -> Call:
+    """A call timed by CUDA events around it."""
+
+    def call() -> float:
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began.record()
+        work()
+        ended.record()
+        torch.cuda.synchronize()
+        return float(began.elapsed_time(ended))
+
+    return call

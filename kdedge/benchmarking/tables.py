@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdedge.records.evaluation import by_images
-from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow, TimedFrom
+from kdedge.records.speed import (
+    Measurement,
+    NamedRow,
+    SpeedResult,
+    TimedFrom,
+    accuracies,
+    at_smallest_batch,
+    named_rows,
+)
 from kdedge.records.tables import Grid, figure, percent
-
-NamedRow = tuple[str, SpeedRow]
-"""A measured model's name in the tables, and its measurements."""
 
 
 def make_grids(result: SpeedResult) -> list[Grid]:
     """Returns the tables of a result, without empty ones."""
     rows = named_rows(result)
     grids = [
-        summary(result),
+        result.summary,
         sizes(rows),
         _latencies(rows, "on device"),
         _ratios(rows, result),
@@ -28,40 +32,6 @@ def make_grids(result: SpeedResult) -> list[Grid]:
         _agreements(rows),
     ]
     return [grid for grid in grids if grid.rows]
-
-
-def summary(result: SpeedResult) -> Grid:
-    """The main table, with one line per model."""
-    rows = []
-    named = named_rows(result)
-    for label, row, first in _first(named, "on device"):
-        measured = [m for m in row.measurements if m.inputs == "on device"]
-        sure = [m for m in measured if m.doubt is None] or measured
-        best = max(sure, key=lambda m: m.images_per_second, default=None)
-        rows.append(
-            [
-                label,
-                figure(row.gflops(1)),
-                "-" if first is None else _marked(first, first.p50_ms),
-                "-" if best is None else _marked(best, best.images_per_second),
-                _ratio_cells(result, first)[0],
-                percent(None if row.accuracy is None else row.accuracy.all),
-            ]
-        )
-    title = (
-        f"GFLOPs of one image, median ms per call, FPS at the best batch, speed relative"
-        f" to {result.baseline}, accuracy over all classes in percent"
-    )
-    return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."], rows)
-
-
-def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
-    """Names the rows of a result; names include the source if there are several."""
-    several = len({row.source for row in result.rows}) > 1
-    return [
-        (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
-        for row in result.rows
-    ]
 
 
 def sizes(named: Sequence[NamedRow]) -> Grid:
@@ -79,17 +49,8 @@ def sizes(named: Sequence[NamedRow]) -> Grid:
     return Grid(title, ["model", "M par.", "MB", "MiB", "GMACs", "GFLOPs"], rows)
 
 
-def _first(
-    named: Sequence[NamedRow], inputs: TimedFrom
-) -> list[tuple[str, SpeedRow, Measurement | None]]:
-    """Each row with its measurement at the smallest measured batch."""
-    batches = [m.batch for _, row in named for m in row.measurements if m.inputs == inputs]
-    smallest = min(batches, default=1)
-    return [(label, row, row.at(smallest, inputs)) for label, row in named]
-
-
 def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Grid:
-    firsts = [(label, m) for label, _, m in _first(named, inputs) if m is not None]
+    firsts = [(label, m) for label, _, m in at_smallest_batch(named, inputs) if m is not None]
     rows = [[label, *_percentiles(m)] for label, m in firsts]
     batch = firsts[0][1].batch if firsts else 1
     copied = ", images copied to the device and logits back" if inputs == "copied" else ""
@@ -100,10 +61,10 @@ def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Grid:
 
 def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Grid:
     rows = []
-    for label, _, first in _first(named, "on device"):
+    for label, _, first in at_smallest_batch(named, "on device"):
         if first is not None:
             mark = "!" if first.doubt else ""
-            rows.append([label, *_ratio_cells(result, first), f"{first.cv_percent:.1f}{mark}"])
+            rows.append([label, *result.ratio_cells(first), f"{first.cv_percent:.1f}{mark}"])
     title = (
         f"Speed relative to {result.baseline}: median, lowest and highest of"
         f" {result.settings['n_rounds']} rounds; variation of the calls"
@@ -121,7 +82,7 @@ def throughputs(named: Sequence[NamedRow]) -> Grid:
         times = [row.alone(batch) for batch in batches]
         if any(times):
             rows.append(
-                [label, *("-" if m is None else _marked(m, m.images_per_second) for m in times)]
+                [label, *("-" if m is None else m.marked(m.images_per_second) for m in times)]
             )
     return Grid("FPS: images per second by batch", ["model", *map(str, batches)], rows)
 
@@ -159,7 +120,7 @@ def notes(result: SpeedResult) -> list[str]:
     sources = dict.fromkeys(row.accuracy.source for row in result.rows if row.accuracy)
     if sources:
         lines.append(f"Accuracies are from {'; '.join(sources)}.")
-    lines += caveats(result)
+    lines += result.caveats
     few = sorted(
         {
             row.label
@@ -171,25 +132,6 @@ def notes(result: SpeedResult) -> list[str]:
     if few:
         lines.append(f"Fewer than {settings['n_calls']} calls, as they are slow: {', '.join(few)}.")
     return [*lines, *result.problems]
-
-
-def caveats(result: SpeedResult) -> list[str]:
-    """Caveats of the first table: about its columns and the machine."""
-    lines = []
-    n_sets = len(accuracies(named_rows(result)))
-    if n_sets > 1:
-        lines.append(f"! Accuracies are on {n_sets} different sets of images: see their tables.")
-    if result.doubts:
-        n_all = sum(len(row.measurements) for row in result.rows)
-        lines.append(
-            f"! {len(result.doubts)} of {n_all} times are in doubt and get no ratio"
-            f" ({result.doubts[0]}). Measure again on a quiet machine."
-        )
-    if result.device.get("throttled"):
-        lines.append("! The device was throttled during the measurement (heat, power or current).")
-    elif result.device.get("throttled") is None:
-        lines.append("This machine does not tell whether it was throttled during the measurement.")
-    return lines
 
 
 def machine(result: SpeedResult) -> str:
@@ -216,27 +158,8 @@ def as_markdown(result: SpeedResult) -> str:
     return "\n\n".join(blocks)
 
 
-def _marked(time: Measurement, value: float) -> str:
-    """A number, with a mark if its times are in doubt."""
-    return f"{figure(value)}!" if time.doubt else figure(value)
-
-
 def _percentiles(time: Measurement) -> list[str]:
-    return [_marked(time, time.p50_ms), figure(time.p90_ms), figure(time.p99_ms)]
-
-
-def _ratio_cells(result: SpeedResult, time: Measurement | None) -> list[str]:
-    """Median, lowest and highest ratio; dashes if not ranked."""
-    if time is None or not result.has_rank(time):
-        return ["-"] * 3
-    ratios = (time.ratio, time.ratio_low, time.ratio_high)
-    return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-
-
-def accuracies(named: Sequence[NamedRow]) -> list[list[tuple[str, Accuracy]]]:
-    """The known accuracies by label, grouped by their images."""
-    known = [(label, row.accuracy) for label, row in named if row.accuracy is not None]
-    return by_images([(label, accuracy) for label, accuracy in known if accuracy.all is not None])
+    return [time.marked(time.p50_ms), figure(time.p90_ms), figure(time.p99_ms)]
 
 
 def _accuracies(named: Sequence[NamedRow]) -> list[Grid]:

@@ -12,11 +12,11 @@ import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from kdedge.benchmarking.device import SampledPower
 from kdedge.errors import KdedgeError
@@ -30,6 +30,8 @@ _WARM_S = 0.2
 # In a shorter time, the system's clock ticks of 10 ms are too coarse
 _LEAST_WATCHED_S = 0.3
 
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 Call = Callable[[], float]
 """Runs one batch, until its result is complete, and returns its time in ms."""
@@ -78,13 +80,13 @@ class Timed:
     Attributes:
         rounds: ms of the timed calls, by round.
         problem: the error that ended it; None if none did.
-        watts: mean power.
+        power: samples of the power in watts, during the timed calls.
         contention: load by other processes during the timed calls, by round.
     """
 
     rounds: list[list[float]] = field(default_factory=list)
     problem: Exception | None = None
-    watts: float | None = None
+    power: list[float] = field(default_factory=list)
     contention: list[Contention] = field(default_factory=list)
 
     @property
@@ -94,13 +96,13 @@ class Timed:
 
 
 def measure(
-    calls: Mapping[str, Call],
+    calls: Mapping[_Key, Call],
     plan: TimingPlan,
     *,
     power: SampledPower | None = None,
     watch: Watch = watch_contention,
-    after_turn: Callable[[str], None] | None = None,
-) -> dict[str, Timed]:
+    after_turn: Callable[[_Key], None] | None = None,
+) -> dict[_Key, Timed]:
     """Times models against each other; a failing model does not stop the others.
 
     Args:
@@ -114,26 +116,36 @@ def measure(
         The times by key. A model has the plan's rounds, or fewer if it has fewer calls.
     """
     timed = {key: Timed() for key in calls}
-    warm_ms: dict[str, float] = {}
-    left: dict[str, list[int]] = {}
+    warm_ms: dict[_Key, float] = {}
     for key, call in calls.items():
         with _kept(timed[key]):
-            warm_ms[key] = _warm(call)
-            left[key] = _shares(plan.calls_for(warm_ms[key]), plan.n_rounds)
+            taken = [call()]
+            while len(taken) < _WARM_CALLS and sum(taken) < 1000 * _WARM_S:
+                taken.append(call())
+            warm_ms[key] = min(taken)
     for number in range(plan.n_rounds):
         for key, call in calls.items():
-            if timed[key].problem is None and number < len(left[key]):
-                with _kept(timed[key]):
-                    _settle(call, warm_ms[key])
+            one = timed[key]
+            n_calls = 0 if one.problem else _share(plan, warm_ms[key], number)
+            if n_calls:
+                with _kept(one):
+                    time.sleep(_PAUSE_S)
+                    for _ in range(_WARM_CALLS if warm_ms[key] < 1000 * _WARM_S else 0):
+                        call()  # the pause slows the first ones down
                     since = watch()
-                    with contextlib.nullcontext() if power is None else power.during(key):
-                        timed[key].rounds.append([call() for _ in range(left[key][number])])
-                    timed[key].contention.append(since())
+                    with contextlib.nullcontext() if power is None else power.during(one.power):
+                        one.rounds.append([call() for _ in range(n_calls)])
+                    one.contention.append(since())
             if after_turn is not None:
                 after_turn(key)
-    for key, subject in timed.items():
-        subject.watts = None if power is None else power.watts(key)
     return timed
+
+
+def _share(plan: TimingPlan, call_ms: float, number: int) -> int:
+    """Timed calls of a round, as many as of others or one more; few calls have fewer rounds."""
+    n_calls = plan.calls_for(call_ms)
+    n_rounds = min(plan.n_rounds, n_calls)
+    return n_calls // n_rounds + (number < n_calls % n_rounds) if number < n_rounds else 0
 
 
 @contextlib.contextmanager
@@ -145,28 +157,6 @@ def _kept(timed: Timed) -> Iterator[None]:
         timed.problem = error
 
 
-def _warm(call: Call) -> float:
-    """Runs unmeasured calls; returns the ms of the quickest."""
-    taken = [call()]
-    while len(taken) < _WARM_CALLS and sum(taken) < 1000 * _WARM_S:
-        taken.append(call())
-    return min(taken)
-
-
-def _shares(n_calls: int, n_rounds: int) -> list[int]:
-    """Calls per round, as even as possible; without empty rounds."""
-    n_rounds = min(n_rounds, n_calls)
-    return [n_calls // n_rounds + (number < n_calls % n_rounds) for number in range(n_rounds)]
-
-
-def _settle(call: Call, call_ms: float) -> None:
-    """Waits for the previous model's threads, then runs calls that the pause slows down."""
-    time.sleep(_PAUSE_S)
-    if call_ms < 1000 * _WARM_S:
-        for _ in range(_WARM_CALLS):
-            call()
-
-
 def summarize(
     timed: Timed, *, batch: int, inputs: TimedFrom, baseline: Timed | None
 ) -> Measurement | None:
@@ -176,7 +166,7 @@ def summarize(
         timed: the model's times.
         batch: images per call.
         inputs: where its calls start.
-        baseline: times that ratios compare with, from the same rounds.
+        baseline: times whose medians ratios compare with, in each round that both have.
     """
     samples = timed.samples
     if not samples:
@@ -184,7 +174,8 @@ def summarize(
     mean = statistics.fmean(samples)
     taken = all_of(timed.contention)
     is_known = taken.seconds >= _LEAST_WATCHED_S
-    ratios = [] if baseline is None else _ratios(baseline.rounds, timed.rounds)
+    pairs = zip([] if baseline is None else baseline.rounds, timed.rounds, strict=False)
+    ratios = [statistics.median(first) / statistics.median(second) for first, second in pairs]
     return Measurement(
         batch=batch,
         inputs=inputs,
@@ -198,16 +189,10 @@ def summarize(
         ratio=statistics.median(ratios) if ratios else None,
         ratio_low=min(ratios, default=None),
         ratio_high=max(ratios, default=None),
-        watts=timed.watts,
+        watts=statistics.fmean(timed.power) if timed.power else None,
         samples_ms=tuple(samples),
         others_percent=taken.others_percent if is_known else None,
     )
-
-
-def _ratios(baseline: list[list[float]], rounds: list[list[float]]) -> list[float]:
-    """Median of the baseline over median of the model, per round that both have."""
-    pairs = zip(baseline, rounds, strict=False)
-    return [statistics.median(first) / statistics.median(second) for first, second in pairs]
 
 
 def percentile(samples: list[float], percent: float) -> float:
@@ -216,8 +201,8 @@ def percentile(samples: list[float], percent: float) -> float:
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
 
-class LoadedSubject(Protocol):
-    """A model in memory.
+class LoadedSubject:
+    """Base class of models in memory.
 
     Attributes:
         runtime: its runtime and version.
@@ -228,18 +213,18 @@ class LoadedSubject(Protocol):
     """
 
     runtime: str
-    gpu: int | None
-    held_bytes: int
-    batches: tuple[int, int | None]
-    inputs: tuple[TimedFrom, ...]
+    gpu: int | None = None
+    held_bytes: int = 0
+    batches: tuple[int, int | None] = (1, None)
+    inputs: tuple[TimedFrom, ...] = ("on device",)
 
     def call(self, batch: int, inputs: TimedFrom) -> Call:
         """Prepares a batch and returns the call that runs it."""
-        ...
+        raise NotImplementedError
 
     def gpu_bytes(self) -> int | None:
         """Its weights and the most that its calls took of a GPU's memory; None if not known."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,7 @@ from typing import Any
 import click
 
 from kdedge.api.bench import AGAINST, bench
-from kdedge.benchmarking.tables import (
-    as_markdown,
-    caveats,
-    make_grids,
-    notes,
-    summary,
-)
+from kdedge.benchmarking.tables import as_markdown, make_grids, notes
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
 from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
 from kdedge.records.speed import SpeedResult
@@ -26,8 +20,6 @@ from kdedge.runs.find import find_artifact, find_run, newest_student
 from kdedge.runtime.artifact import model_file_at
 
 log = logging.getLogger(__name__)
-
-_FORMATS = ("text", "md", "json")
 
 
 def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -77,7 +69,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(_FORMATS),
+    type=click.Choice(("text", "md", "json")),
     default="text",
     show_default=True,
     help="json has every timed call; it is what --output writes.",
@@ -126,26 +118,23 @@ def command(
 
 
 def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
+    """Prints it as JSON, as Markdown, as all tables, or as the first table with its caveats."""
     if kind == "json":
         print_result(result, as_json=True)
-    elif kind == "text":
-        click.echo("\n\n".join(_blocks(result, is_whole=is_whole)).rstrip())
-    else:
+        return
+    if kind == "md":
         click.echo(as_markdown(result))
-
-
-def _blocks(result: SpeedResult, *, is_whole: bool) -> list[str]:
-    """The first table with its caveats, or all tables and notes."""
+        return
     if is_whole:
-        blocks = [grid_text(grid) for grid in make_grids(result)]
-        return [*blocks, "\n".join(notes(result))]
-    grid = summary(result)
-    at_all = {name: why for name, why in result.left_out.items() if ", batch " not in name}
-    n_less = len(result.left_out) - len(at_all)
-    more = "--all: sizes, percentiles, FPS by batch, published figures"
-    more += f", {n_less} models and batches left out" if n_less else ""
-    below = [*caveats(result), *replace(result, left_out=at_all).problems, more]
-    # Wrapped to 80 columns, but paths and names stay whole
-    wrap = partial(fill, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-    grid = replace(grid, title=wrap(grid.title, 80))
-    return [grid_text(grid), "\n".join(wrap(text, 80) for text in below)]
+        blocks = [*map(grid_text, make_grids(result)), "\n".join(notes(result))]
+    else:
+        at_all = {name: why for name, why in result.left_out.items() if ", batch " not in name}
+        n_less = len(result.left_out) - len(at_all)
+        more = "--all: sizes, percentiles, FPS by batch, published figures"
+        more += f", {n_less} models and batches left out" if n_less else ""
+        below = [*result.caveats, *replace(result, left_out=at_all).problems, more]
+        # Wrapped to 80 columns, but paths and names stay whole
+        wrap = partial(fill, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+        grid = replace(result.summary, title=wrap(result.summary.title, 80))
+        blocks = [grid_text(grid), "\n".join(wrap(text, 80) for text in below)]
+    click.echo("\n\n".join(blocks).rstrip())

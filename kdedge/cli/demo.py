@@ -23,11 +23,9 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     paper, and by a ridge regression in one pass. Novel classes have no labels.
     """
     from kdedge.api.demo import demo
-    from kdedge.benchmarking.tables import caveats, summary
 
     used = finished_runs(root)
     done = demo(root=root, device=device, resume=resume)
-    grid = summary(done.speed)
     runs = [run.folder for run in (done.teacher, done.promptkd, done.student)]
     examples = [
         [str(image.label), ", ".join(f"{name} {score:.0f} %" for name, score in image.top)]
@@ -40,9 +38,9 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     text = "\n".join(
         [
             f"{run_text(runs, used=used)}\n",
-            grid_text(grid),
+            grid_text(done.speed.summary),
             "paper: class texts are encoded with every batch; all others use stored class vectors.",
-            *caveats(done.speed),
+            *done.speed.caveats,
             "",
             table(examples, header=("test drawing", "predicted")),
             "",

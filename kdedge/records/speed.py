@@ -6,13 +6,14 @@ Nothing is rounded before it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdedge.records.evaluation import EvalResult
+from kdedge.records.evaluation import EvalResult, by_images
 from kdedge.records.record import (
     Bytes,
     Count,
@@ -23,7 +24,7 @@ from kdedge.records.record import (
     Record,
     read_record,
 )
-from kdedge.records.tables import Table, Tabled
+from kdedge.records.tables import Grid, Table, Tabled, figure, percent
 
 FORMAT_VERSION = 1
 
@@ -88,6 +89,10 @@ class Measurement(Record):
             return f"a tenth of its calls took {spread:.1f} times the median or longer"
         return None
 
+    def marked(self, value: float) -> str:
+        """A number of it, with a mark if its times are in doubt."""
+        return f"{figure(value)}!" if self.doubt else figure(value)
+
     @property
     def joules_per_image(self) -> float | None:
         """Energy per image; None where power was not measured."""
@@ -138,8 +143,7 @@ class ModelFacts(Record):
     """Facts of a model that are known before it is timed.
 
     Attributes:
-        source: the recipe's name; where that is ambiguous, the run, artifact or file as it was
-            given.
+        source: the recipe's name; of several runs, artifacts or files, as each was given.
         model: the method, or an artifact's file.
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
             encoder, as the baselines' public code evaluates. `cached`: class vectors are stored.
@@ -259,32 +263,98 @@ class SpeedResult(Record, Tabled):
         return lines + [f"Left out: {name}: {why}" for name, why in self.left_out.items()]
 
     @property
+    def caveats(self) -> list[str]:
+        """Caveats of its table: about accuracies and the machine."""
+        lines = []
+        n_sets = len(accuracies(named_rows(self)))
+        if n_sets > 1:
+            lines.append(
+                f"! Accuracies are on {n_sets} different sets of images: see their tables."
+            )
+        if self.doubts:
+            n_all = sum(len(row.measurements) for row in self.rows)
+            lines.append(
+                f"! {len(self.doubts)} of {n_all} times are in doubt and get no ratio"
+                f" ({self.doubts[0]}). Measure again on a quiet machine."
+            )
+        if self.device.get("throttled"):
+            lines.append(
+                "! The device was throttled during the measurement (heat, power or current)."
+            )
+        elif self.device.get("throttled") is None:
+            lines.append(
+                "This machine does not tell whether it was throttled during the measurement."
+            )
+        return lines
+
+    @property
     def notes(self) -> list[str]:
-        """Times in doubt, and problems."""
-        return [*self.doubts, *self.problems]
+        """What the columns are, caveats and problems."""
+        return [f"{self.summary.title}.", *self.caveats, *self.problems]
+
+    @property
+    def summary(self) -> Grid:
+        """The main table, with one line per model."""
+        rows = []
+        for label, row, first in at_smallest_batch(named_rows(self), "on device"):
+            measured = [m for m in row.measurements if m.inputs == "on device"]
+            sure = [m for m in measured if m.doubt is None] or measured
+            best = max(sure, key=lambda m: m.images_per_second, default=None)
+            rows.append(
+                [
+                    label,
+                    figure(row.gflops(1)),
+                    "-" if first is None else first.marked(first.p50_ms),
+                    "-" if best is None else best.marked(best.images_per_second),
+                    self.ratio_cells(first)[0],
+                    percent(None if row.accuracy is None else row.accuracy.all),
+                ]
+            )
+        title = (
+            f"GFLOPs of one image, median ms per call, FPS at the best batch, speed relative"
+            f" to {self.baseline}, accuracy over all classes in percent"
+        )
+        return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."], rows)
 
     @property
     def table(self) -> Table:
-        """Each model's size, median times on the device by batch (! in doubt) and accuracy."""
-        measured = [m for row in self.rows for m in row.measurements if m.inputs == "on device"]
-        batches = sorted({m.batch for m in measured})
-        rows = []
-        for row in self.rows:
-            times = [row.at(batch, "on device") for batch in batches]
-            accuracy = None if row.accuracy is None else row.accuracy.all
-            rows.append(
-                [
-                    f"{row.source}: {row.label}",
-                    "-" if row.n_bytes is None else f"{row.n_bytes / 1e6:.1f}",
-                    *(
-                        "-" if m is None else f"{m.p50_ms:.3g}{'!' if m.doubt else ''}"
-                        for m in times
-                    ),
-                    "-" if accuracy is None else f"{accuracy:.2f}",
-                ]
-            )
-        heads = [f"ms, batch {batch}" for batch in batches]
-        return ["model", "MB", *heads, "accuracy %"], rows
+        """That of the summary."""
+        return [*self.summary.header], [[*row] for row in self.summary.rows]
+
+    def ratio_cells(self, time: Measurement | None) -> list[str]:
+        """Median, lowest and highest ratio; dashes if not ranked."""
+        if time is None or not self.has_rank(time):
+            return ["-"] * 3
+        ratios = (time.ratio, time.ratio_low, time.ratio_high)
+        return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+
+
+NamedRow = tuple[str, SpeedRow]
+"""A measured model's name in the tables, and its measurements."""
+
+
+def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
+    """Names the rows of a result; names include the source if there are several."""
+    several = len({row.source for row in result.rows}) > 1
+    return [
+        (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
+        for row in result.rows
+    ]
+
+
+def at_smallest_batch(
+    named: Sequence[NamedRow], inputs: TimedFrom
+) -> list[tuple[str, SpeedRow, Measurement | None]]:
+    """Each row with its measurement at the smallest measured batch."""
+    batches = [m.batch for _, row in named for m in row.measurements if m.inputs == inputs]
+    smallest = min(batches, default=1)
+    return [(label, row, row.at(smallest, inputs)) for label, row in named]
+
+
+def accuracies(named: Sequence[NamedRow]) -> list[list[tuple[str, Accuracy]]]:
+    """The known accuracies by label, grouped by their images."""
+    known = [(label, row.accuracy) for label, row in named if row.accuracy is not None]
+    return by_images([(label, accuracy) for label, accuracy in known if accuracy.all is not None])
 
 
 def read_speed(path: Path) -> SpeedResult:

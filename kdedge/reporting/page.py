@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdedge import __version__
-from kdedge.benchmarking.tables import machine, named_rows, sizes, throughputs
+from kdedge.benchmarking.tables import machine, sizes, throughputs
 from kdedge.deploy.ship import file_to_ship
 from kdedge.errors import MissingPackage
 from kdedge.files import new_folder, write_atomic
@@ -18,7 +18,7 @@ from kdedge.records.evaluation import (
     assumed_shares,
     by_images,
 )
-from kdedge.records.speed import SpeedResult
+from kdedge.records.speed import SpeedResult, named_rows
 from kdedge.records.tables import Grid, html_table
 from kdedge.reporting.accuracy import (
     MOST_ROWS,

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from kdedge.benchmarking.tables import (
+from kdedge.benchmarking.tables import machine, make_grids, notes
+from kdedge.records.speed import (
     NamedRow,
+    SpeedResult,
+    SpeedRow,
     accuracies,
-    machine,
-    make_grids,
     named_rows,
-    notes,
 )
-from kdedge.records.speed import Accuracy, SpeedResult, SpeedRow
 from kdedge.reporting.blocks import Block, Note, Plot
 from kdedge.reporting.figures import CostPoint, accuracy_against_cost
 
@@ -42,7 +41,9 @@ def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
     batch = min((time.batch for time in measurements if time.inputs != "image file"), default=1)
     plots: list[Plot] = []
     for group in accuracies(rows):
-        key, accuracy_name = shared_accuracy([entry for _, entry in group])
+        key, accuracy_name = "harmonic_mean", "harmonic mean of base and novel"
+        if any(entry.harmonic_mean is None for _, entry in group):  # files have only the other one
+            key, accuracy_name = "all", "accuracy over all names"
         points = []
         for label, entry in group:
             row = dict(rows)[label]
@@ -70,16 +71,6 @@ def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
         own_name = f"{name}-{len(plots) + 1}" if plots else name
         plots.append(Plot(own_name, f"Accuracy against latency: {accuracy_name}", draw, caption))
     return plots
-
-
-def shared_accuracy(known: Sequence[Accuracy]) -> tuple[str, str]:
-    """The accuracy that all models have, as the key of `Accuracy` and in words.
-
-    Exported files have only the one over all names.
-    """
-    if all(accuracy.harmonic_mean is not None for accuracy in known):
-        return "harmonic_mean", "harmonic mean of base and novel"
-    return "all", "accuracy over all names"
 
 
 def _kind(row: SpeedRow) -> str:

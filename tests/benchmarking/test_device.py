@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -104,11 +105,11 @@ def rail(number: int, label: str, millivolts: int, milliamperes: int) -> dict[st
     }
 
 
-def watts() -> float | None:
-    power = find_power()
-    with power.during("a"):
+def watts() -> float:
+    samples: list[float] = []
+    with find_power().during(samples):
         time.sleep(0.01)
-    return power.watts("a")
+    return statistics.fmean(samples)
 
 
 def test_the_modules_input_rail_is_its_power(tmp_path: Path) -> None:
@@ -129,43 +130,39 @@ def test_rails_cover_the_module_and_nvml_the_gpu_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
-    gpu = find_power()
-    assert [gpu.covers(device) for device in (None, 0, 1)] == [False, True, False]
+    assert find_power().devices == (0,)
     write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
-    module = find_power()
-    assert [module.covers(device) for device in (None, 0)] == [True, True]
+    assert find_power().devices == (None, 0)
 
 
 def test_a_machine_without_rails_has_no_power(tmp_path: Path) -> None:
     assert find_power() is None
 
 
-def test_samples_are_kept_by_model_and_averaged_once() -> None:
-    values = iter(range(1, 1000))
-    power = SampledPower(lambda: float(next(values)))
-    with power.during("a"):
-        time.sleep(0.12)
-    with power.during("b"):
-        pass
-    first, second = power.watts("a"), power.watts("b")
-    assert first is not None
-    assert second is not None
-    assert first < second
-    assert power.watts("a") is None
-
-
 def test_a_rail_that_does_not_answer_for_once_costs_its_sample_alone(tmp_path: Path) -> None:
     write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
     power = find_power()
     (amperes,) = tmp_path.rglob("curr1_input")
-    with power.during("a"):
+    samples: list[float] = []
+    with power.during(samples):
         time.sleep(0.01)
         amperes.rename(amperes.with_name("gone"))
         time.sleep(0.12)
-    assert power.watts("a") == pytest.approx(10.0)
-    with power.during("b"):
+    assert samples == [pytest.approx(10.0)]
+    with power.during(samples):
         pass
-    assert power.watts("b") is None
+    assert len(samples) == 1
+
+
+def test_a_sensor_is_read_all_the_time_and_at_least_once() -> None:
+    power = SampledPower(lambda: 5.0)
+    long: list[float] = []
+    short: list[float] = []
+    with power.during(long):
+        time.sleep(0.12)
+    with power.during(short):
+        pass
+    assert len(long) > len(short) == 1
 
 
 class MadeUpNvml(SimpleNamespace):

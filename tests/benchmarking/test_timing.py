@@ -103,18 +103,12 @@ def test_power_counts_only_while_a_timed_turn_lasts() -> None:
     class Recorded:
         inside = False
 
-        def covers(self, device: str) -> bool:
-            del device
-            return True
-
         @contextlib.contextmanager
-        def during(self, key: str) -> Iterator[None]:
+        def during(self, samples: list[float]) -> Iterator[None]:
             self.inside = True
             yield
             self.inside = False
-
-        def watts(self, key: str) -> float:
-            return 7.0
+            samples.append(7.0)
 
     power = Recorded()
     seen: list[bool] = []
@@ -125,7 +119,7 @@ def test_power_counts_only_while_a_timed_turn_lasts() -> None:
 
     timed = measure({"a": call}, TimingPlan(seconds=0.1, n_calls=4, n_rounds=2), power=power)
     assert sum(seen) == 4 < len(seen)
-    assert timed["a"].watts == 7.0
+    assert timed["a"].power == [7.0, 7.0]
 
 
 def test_what_others_took_is_watched_in_timed_turns_alone() -> None:
@@ -174,7 +168,7 @@ def test_a_percentile_is_the_smallest_sample_that_so_many_do_not_exceed(
 
 def test_a_summary_is_the_plain_statistics() -> None:
     baseline = Timed(rounds=[[4.0, 6.0, 5.0], [9.0, 9.0]])
-    timed = Timed(rounds=[[1.0, 3.0, 2.0], [2.0, 4.0]], watts=10.0)
+    timed = Timed(rounds=[[1.0, 3.0, 2.0], [2.0, 4.0]], power=[8.0, 12.0])
     found = summarize(timed, batch=8, inputs="on device", baseline=baseline)
     assert found is not None
     samples = np.array([1.0, 3.0, 2.0, 2.0, 4.0])

@@ -76,10 +76,11 @@ def test_a_newer_format_is_refused_with_what_to_do(result: SpeedResult) -> None:
 def test_it_prints_and_shows_as_a_table(result: SpeedResult) -> None:
     on_device = replace(result.rows[0].measurements[0], inputs="on device", p90_ms=5.0)
     result = replace(result, rows=(replace(result.rows[0], measurements=(on_device,)),))
-    header, row, doubt, left_out = str(result).splitlines()
-    assert header.split("  ")[0] == "model"
-    assert header.endswith("ms, batch 8  accuracy %")
-    assert row.split() == ["line3:", "model.onnx", "0.0", "1.25!", "50.00"]
-    assert doubt.startswith("model.onnx, batch 8: a tenth of its calls")
+    header, row, columns, doubt, throttled, left_out = str(result).splitlines()
+    assert header.split() == ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."]
+    assert row.split() == ["model.onnx", "0.2", "1.25!", "0.333!", "-", "50.00"]
+    assert columns.startswith("GFLOPs of one image, median ms per call,")
+    assert "(model.onnx, batch 8: a tenth of its calls" in doubt
+    assert "whether it was throttled" in throttled
     assert left_out == "Left out: teacher: it is gone"
-    assert "<td>line3: model.onnx</td><td>0.0</td><td>1.25!</td>" in result._repr_html_()
+    assert "<td>model.onnx</td><td>0.2</td><td>1.25!</td>" in result._repr_html_()
