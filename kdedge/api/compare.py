@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import tee
 from pathlib import Path
 
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.api.model import load
 from kdedge.api.predict import AnyPath, open_inputs, path_list
-from kdedge.errors import DataError, GateError, RecipeError, check_at_least
+from kdedge.errors import DataError, GateError, RecipeError, check_at_least, some_of
 from kdedge.evaluation.comparison import (
     ComparedImage,
     ComparedModel,
     Comparison,
-    ModelOutput,
+    answer_of,
     compare_answers,
-    shared_names,
 )
 from kdedge.inference.classify import Classifier
-from kdedge.inference.lines import NonFiniteLogits, UnreadableImage
+from kdedge.inference.lines import UnreadableImage
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
 from kdedge.runtime.artifact import model_file_at
@@ -119,7 +117,12 @@ def _compared(
         DataError: no image can be read, or none has a label that both know.
     """
     names = [classifier.artifact.class_names for classifier in (old, new)]
-    shared_names(*names)  # before the slow work
+    if not set(names[0]) & set(names[1]):
+        first, second = (", ".join(some_of(some, 3)) for some in names)
+        raise DataError(
+            f"The two class lists have no name in common. Old: {first}. New: {second}.\n"
+            "  Compare artifacts of the same classes."
+        )
     label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions are those of the old
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
     items, *own_items = tee(inputs, 3)
@@ -129,21 +132,17 @@ def _compared(
     ]
     compared: list[ComparedImage] = []
     unreadable: list[UnreadableImage] = []
-    without_answer: list[NonFiniteLogits] = []
     n_images = len(inputs) if isinstance(inputs, list) else None
     with progress("comparing", n_images, unit="images") as advance:
         for number, (item, *results) in enumerate(zip(items, *streams, strict=True), 1):
             advance(number)
-            failed = [result for result in results if isinstance(result, UnreadableImage)]
-            if failed:
-                unreadable.append(failed[0])
+            by_old, by_new = results
+            if isinstance(by_old, UnreadableImage) or isinstance(by_new, UnreadableImage):
+                unreadable += [x for x in results if isinstance(x, UnreadableImage)][:1]
                 continue
-            for which, result in zip(("old", "new"), results, strict=True):
-                if isinstance(result, NonFiniteLogits):
-                    without_answer.append(NonFiniteLogits(item.key, f"{which}: {result.reason}"))
             label = None if item.label is None else label_names[item.label]
-            answers = [ModelOutput.of(result) for result in results]
-            compared.append(ComparedImage(item.key, answers[0], answers[1], label))
+            answers = (*answer_of(by_old), *answer_of(by_new))
+            compared.append(ComparedImage(item.key, *answers, label))
     if not compared:
         if not unreadable:
             raise DataError("There is no image to compare on.\n  Name other images.")
@@ -160,10 +159,12 @@ def _compared(
         )
         for classifier in (old, new)
     ]
-    comparison = compare_answers(compared, *models, old_names=names[0], new_names=names[1])
+    comparison = compare_answers(
+        compared, *models, old_names=names[0], new_names=names[1], unreadable=unreadable
+    )
     if reads_labels and comparison.labeled is None:
         raise DataError(
             "No image has a label of a class that both artifacts have.\n  Name a folder with a"
             " subfolder for each class, a CSV list with labels, or shards with cls members."
         )
-    return replace(comparison, unreadable=unreadable, without_answer=without_answer)
+    return comparison

@@ -77,25 +77,15 @@ def _print(result: SuiteResult, *, as_json: bool) -> None:
 
 
 def _list_cells(state: SuiteState, *, as_json: bool) -> None:
-    states = [(cell, outcome.status) for cell, outcome in state.outcomes.items()]
-    left = sum(status != "finished" for _, status in states)
-    rows = [[cell.recipe, cell.row, str(cell.seed), status] for cell, status in states]
+    from kdedge.suite.tables import cell_record
+
+    cells = [cell_record(cell, outcome) for cell, outcome in state.outcomes.items()]
+    left = sum(cell["status"] != "finished" for cell in cells)
+    keys = ("recipe", "row", "seed", "status")
+    rows = [[str(cell[key]) for key in keys] for cell in cells]
     listing = table(rows, header=["recipe", "method", "seed", "state"], align="llrl")
     again = given_options("suites", "jobs", "root", "device")  # without --dry-run
     following = next_line("suite", state.plan.loaded.path, *again)
-    ending = f"{left} of {len(rows)} cells are left.\n{following}"
-    record = {
-        "suite": state.plan.loaded.suite.name,
-        "left": left,
-        "cells": [
-            {
-                "recipe": cell.recipe,
-                "row": cell.row,
-                "seed": cell.seed,
-                "state": status,
-                "command": cell.command,
-            }
-            for cell, status in states
-        ],
-    }
-    print_result(record, as_json=as_json, text=f"{listing}\n{ending}")
+    record = {"suite": state.plan.loaded.suite.name, "left": left, "cells": cells}
+    text = f"{listing}\n{left} of {len(cells)} cells are left.\n{following}"
+    print_result(record, as_json=as_json, text=text)

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from kdedge.errors import DataError, some_of
+from kdedge.errors import some_of
 from kdedge.files import printable
-from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage, visible
+from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage, best_name, visible
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE
 
@@ -29,31 +29,11 @@ _MOST_SHOWN = 20  # images, classes and reasons; the record has all
 Verdict = Literal["better", "worse", "no difference shown"]
 
 
-@dataclass(frozen=True)
-class ModelOutput:
-    """A classifier's answer for an image.
-
-    Attributes:
-        class_name: its best class; None if it answers "none of these", or nothing.
-        score_percent: score of its best class; None if it gives no scores.
-        is_none: whether it answers "none of these".
-    """
-
-    class_name: str | None
-    score_percent: float | None = None
-    is_none: bool = False
-
-    @classmethod
-    def of(cls, result: Prediction | NonFiniteLogits) -> ModelOutput:
-        """The answer of a classifier's result; without finite logits there is none."""
-        if isinstance(result, NonFiniteLogits):
-            return cls(None)
-        best = result.top[0]
-        return cls(None if result.is_none else best.class_name, best.score_percent, result.is_none)
-
-    def __str__(self) -> str:
-        """The class's name, `none`, or a dash for no answer."""
-        return self.class_name or (NONE if self.is_none else "-")
+def answer_of(result: Prediction | NonFiniteLogits) -> tuple[str | None, float | None]:
+    """The best class of a result, `none` for none of them, and its score in percent."""
+    if isinstance(result, NonFiniteLogits):
+        return None, None
+    return best_name(result, None), result.top[0].score_percent
 
 
 @dataclass(frozen=True)
@@ -62,36 +42,24 @@ class ComparedImage:
 
     Attributes:
         image: its key.
-        old: the old classifier's answer.
-        new: the new one's.
+        old: the best class by the old classifier; `none` for none of them; None without an answer.
+        old_score_percent: its score; None if the classifier gives no scores.
+        new: the best class by the new one.
+        new_score_percent: its score.
         label: name of its class; None if it is unknown.
     """
 
     image: str
-    old: ModelOutput
-    new: ModelOutput
+    old: str | None
+    old_score_percent: float | None
+    new: str | None
+    new_score_percent: float | None
     label: str | None = None
 
     @property
     def is_changed(self) -> bool:
-        """Whether the answers differ: as classes, or as none; no answer is like no other."""
-        old, new = ((a.class_name, a.is_none) for a in (self.old, self.new))
-        return old != new or old == (None, False)
-
-
-@dataclass(frozen=True)
-class ClassCounts:
-    """How often two classifiers answer a class.
-
-    Attributes:
-        class_name: the class, `none` for none of them.
-        n_old: images that the old classifier answers with it.
-        n_new: images that the new one answers with it.
-    """
-
-    class_name: str
-    n_old: int
-    n_new: int
+        """Whether the answers differ; no answer is like no other."""
+        return self.old != self.new or self.old is None
 
 
 @dataclass(frozen=True)
@@ -101,28 +69,20 @@ class LabeledComparison:
     Attributes:
         n_labeled: images with a label of a class that both have.
         n_left_out: images with a label of a class that only one has.
-        n_both_right: images that both get right.
         n_only_old_right: images that only the old one gets right.
         n_only_new_right: images that only the new one gets right.
+        old_accuracy_percent: top-1 accuracy of the old classifier.
+        new_accuracy_percent: top-1 accuracy of the new one.
         p_value: of McNemar's exact test, two-sided.
     """
 
     n_labeled: int
     n_left_out: int
-    n_both_right: int
     n_only_old_right: int
     n_only_new_right: int
+    old_accuracy_percent: float
+    new_accuracy_percent: float
     p_value: float
-
-    @property
-    def old_accuracy_percent(self) -> float:
-        """Top-1 accuracy of the old classifier."""
-        return 100 * (self.n_both_right + self.n_only_old_right) / self.n_labeled
-
-    @property
-    def new_accuracy_percent(self) -> float:
-        """Top-1 accuracy of the new classifier."""
-        return 100 * (self.n_both_right + self.n_only_new_right) / self.n_labeled
 
     @property
     def verdict(self) -> Verdict:
@@ -158,13 +118,7 @@ class LabeledComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            **asdict(self),
-            "old_accuracy_percent": self.old_accuracy_percent,
-            "new_accuracy_percent": self.new_accuracy_percent,
-            "verdict": self.verdict,
-            "sentence": self.sentence(),
-        }
+        return {**asdict(self), "verdict": self.verdict, "sentence": self.sentence()}
 
 
 @dataclass(frozen=True)
@@ -205,10 +159,11 @@ class Comparison(Tabled):
         only_new: classes that only the new one has.
         n_shared: number of classes that both have.
         changed: the images whose answers differ, in their order.
-        classes: counts of each class, in the old order, then new classes, then `none`.
+        classes: images that the old and the new one answer with each class, in the old order, then
+            new classes, then `none`.
         labeled: accuracies; None if no image has a label.
         unreadable: images that cannot be read, which are left out.
-        without_answer: images for which a model gives NaN or infinity; they count as changed.
+        n_without_answer: answers with NaN or infinity; their images count as changed.
     """
 
     old: ComparedModel
@@ -222,10 +177,10 @@ class Comparison(Tabled):
     only_new: tuple[str, ...]
     n_shared: int
     changed: tuple[ComparedImage, ...]
-    classes: tuple[ClassCounts, ...]
+    classes: dict[str, tuple[int, int]]
     labeled: LabeledComparison | None
-    unreadable: Sequence[UnreadableImage] = ()
-    without_answer: Sequence[NonFiniteLogits] = ()
+    unreadable: Sequence[UnreadableImage]
+    n_without_answer: int
 
     @property
     def agreement_percent(self) -> float | None:
@@ -239,7 +194,7 @@ class Comparison(Tabled):
         values = {**asdict(self), "agreement_percent": self.agreement_percent, "labeled": labeled}
         for image in values["changed"]:
             image["image"] = printable(image["image"])
-        for failed in (*values["unreadable"], *values["without_answer"]):
+        for failed in values["unreadable"]:
             failed["image"] = printable(failed.pop("key"))
         return values
 
@@ -249,12 +204,11 @@ class Comparison(Tabled):
         has_labels = self.labeled is not None
         header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
         rows = []
-        for changed in self.changed[:_MOST_SHOWN]:
-            cells = [visible(changed.image)]
-            for answer in (changed.old, changed.new):
-                score = answer.score_percent
-                cells += [visible(str(answer)), "-" if score is None else f"{score:.2f} %"]
-            rows.append([*cells, *([visible(changed.label or "-")] if has_labels else [])])
+        for x in self.changed[:_MOST_SHOWN]:
+            cells = [visible(x.image)]
+            for name, score in ((x.old, x.old_score_percent), (x.new, x.new_score_percent)):
+                cells += [visible(name or "-"), "-" if score is None else f"{score:.2f} %"]
+            rows.append([*cells, *([visible(x.label or "-")] if has_labels else [])])
         return header, rows
 
     @property
@@ -270,12 +224,8 @@ class Comparison(Tabled):
         n_more = len(self.changed) - _MOST_SHOWN
         notes = [f"and {n_more:,} more changed answers"] if n_more > 0 else []
         notes += [] if self.changed else ["No answer has changed."]
-        counts = sorted(self.classes, key=lambda x: -abs(x.n_new - x.n_old))
-        often = [
-            f"{visible(x.class_name)} {x.n_old:,} -> {x.n_new:,}"
-            for x in counts
-            if x.n_old != x.n_new
-        ]
+        counts = sorted(self.classes.items(), key=lambda x: -abs(x[1][1] - x[1][0]))
+        often = [f"{visible(name)} {n:,} -> {m:,}" for name, (n, m) in counts if n != m]
         if often:
             notes.append(f"how often a class is the answer: {_listed(often)}")
         notes += some_of((f"{visible(x.key)}: {x.reason}" for x in self.unreadable), _MOST_SHOWN)
@@ -283,7 +233,7 @@ class Comparison(Tabled):
             f"old: {self.old}",
             f"new: {self.new}",
             f"{images_text(self.n_images)}, and {len(self.unreadable):,} unreadable;"
-            f" {len(self.without_answer):,} answers with NaN or infinity",
+            f" {self.n_without_answer:,} answers with NaN or infinity",
             f"{self.n_shared:,} classes that both have",
         ]
         for which, names in (("old", self.only_old), ("new", self.only_new)):
@@ -312,21 +262,6 @@ def _listed(texts: Iterable[str]) -> str:
     return ", ".join(some_of(texts, _MOST_SHOWN))
 
 
-def shared_names(old_names: Sequence[str], new_names: Sequence[str]) -> set[str]:
-    """The classes that two lists have in common.
-
-    Raises:
-        DataError: there is none.
-    """
-    shared = set(old_names) & set(new_names)
-    if not shared:
-        raise DataError(
-            f"The two class lists have no name in common: {_some(old_names)} and"
-            f" {_some(new_names)}.\n  Compare artifacts of the same classes."
-        )
-    return shared
-
-
 def compare_answers(
     images: Sequence[ComparedImage],
     old: ComparedModel,
@@ -334,6 +269,7 @@ def compare_answers(
     *,
     old_names: Sequence[str],
     new_names: Sequence[str],
+    unreadable: Sequence[UnreadableImage] = (),
 ) -> Comparison:
     """Compares two classifiers' answers; classes are the same if their names are.
 
@@ -343,38 +279,33 @@ def compare_answers(
         new: the new one's.
         old_names: the old classifier's classes, in any order.
         new_names: the new one's.
-
-    Raises:
-        DataError: they have no class in common.
+        unreadable: images without answers, for the record.
     """
-    shared = shared_names(old_names, new_names)
-    both_know = {*shared, None}  # None: "none of these", or no answer
-    comparable = [i for i in images if {i.old.class_name, i.new.class_name} <= both_know]
+    shared = set(old_names) & set(new_names)
+    both_know = {*shared, NONE, None}
+    comparable = [i for i in images if {i.old, i.new} <= both_know]
     differences = [
-        i.new.score_percent - i.old.score_percent
+        i.new_score_percent - i.old_score_percent
         for i in images
-        if i.old.score_percent is not None and i.new.score_percent is not None
+        if i.old_score_percent is not None and i.new_score_percent is not None
     ]
-    old_counts, new_counts = (
-        Counter(answer.class_name for answer in answers if answer.class_name or answer.is_none)
-        for answers in ([i.old for i in images], [i.new for i in images])
-    )
     only_new = tuple(name for name in new_names if name not in shared)
-    # A class may be called as the answer "none of these" is
-    classes: list[tuple[str, str | None]] = [(name, name) for name in (*old_names, *only_new)]
-    classes += [(NONE, None)] if old_counts[None] or new_counts[None] else []
+    old_counts, new_counts = Counter(i.old for i in images), Counter(i.new for i in images)
+    classes = [*old_names, *only_new, *([NONE] if NONE in {*old_counts, *new_counts} else [])]
     labels = [i for i in images if i.label is not None]
     known = [i for i in labels if i.label in shared]
     labeled = None
     if known:
-        right = Counter((i.label == i.old.class_name, i.label == i.new.class_name) for i in known)
+        right = [(i.label == i.old, i.label == i.new) for i in known]
+        lost, gained = right.count((True, False)), right.count((False, True))
         labeled = LabeledComparison(
             n_labeled=len(known),
             n_left_out=len(labels) - len(known),
-            n_both_right=right[True, True],
-            n_only_old_right=right[True, False],
-            n_only_new_right=right[False, True],
-            p_value=mcnemar_p(right[True, False], right[False, True]),
+            n_only_old_right=lost,
+            n_only_new_right=gained,
+            old_accuracy_percent=100 * sum(old for old, _ in right) / len(known),
+            new_accuracy_percent=100 * sum(new for _, new in right) / len(known),
+            p_value=mcnemar_p(lost, gained),
         )
     return Comparison(
         old=old,
@@ -388,13 +319,11 @@ def compare_answers(
         only_new=only_new,
         n_shared=len(shared),
         changed=tuple(i for i in images if i.is_changed),
-        classes=tuple(ClassCounts(name, old_counts[k], new_counts[k]) for name, k in classes),
+        classes={name: (old_counts[name], new_counts[name]) for name in classes},
         labeled=labeled,
+        unreadable=unreadable,
+        n_without_answer=old_counts[None] + new_counts[None],
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def mcnemar_p(n_only_old_right: int, n_only_new_right: int) -> float:

@@ -94,16 +94,8 @@ def exported_blocks(records: RunRecords) -> list[Block]:
 def files_table(artifact: Artifact) -> Grid:
     """Exported files and their comparisons with the float32 model."""
     header, rows = model_card.files_table(artifact)
-    cells = [
-        [
-            *row[:4],
-            "-" if parity is None else parity.runtime,
-            *row[4:],
-            "-" if parity is None else f"{parity.n_images:,}",
-        ]
-        for row, parity in zip(rows, (file.parity for file in artifact.files), strict=True)
-    ]
-    compared = sorted({file.parity.images for file in artifact.files if file.parity})
+    parities = [file.parity for file in artifact.files if file.parity is not None]
+    compared = sorted({f"{p.n_images:,} images ({p.images})" for p in parities})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
     gates += [] if max_drop is None else [f"drop at most {max_drop:g} points"]
@@ -120,7 +112,7 @@ def files_table(artifact: Artifact) -> Grid:
         none = artifact.none_of_these
         caption += f' "None" keeps {none.share_percent:g} % of images like {none.images}.'
     title = "Exported files compared with the float32 model"
-    return Grid(title, [*header[:4], "runtime", *header[4:], "images"], cells, caption, n_text=5)
+    return Grid(title, header, rows, caption, n_text=4)
 
 
 def _search_blocks(artifact: Artifact) -> list[Block]:
@@ -147,14 +139,13 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
         f" {', '.join(search['in_float']) or 'none'}."
     )
     header = ["step", "agreement", "expected on others", "error of logits", "kept", "after s"]
-    measured = {key: value["sensitivity"] for key, value in search["layers"].items()}
+    key = "sensitivity"
     caption = "Percentage points of the logits' error that each layer in float takes away."
-    if not any(value is not None for value in measured.values()):
-        measured = {key: value["error_percent"] for key, value in search["layers"].items()}
-        caption = "Error of each layer's output by itself, percent of the output."
-    layers = [(name, value) for name, value in measured.items() if value is not None]
-    layers.sort(key=lambda entry: -entry[1])
-    rows = [[name, percent(value)] for name, value in layers[:_MOST_LAYERS]]
+    if all(layer[key] is None for layer in search["layers"].values()):
+        key, caption = "error_percent", "Error of each layer's output by itself, percent of it."
+    layers = {name: x[key] for name, x in search["layers"].items() if x[key] is not None}
+    most = sorted(layers, key=lambda name: -layers[name])[:_MOST_LAYERS]
+    rows = [[name, percent(layers[name])] for name in most]
     return [
         Grid("How the INT8 file was found", header, steps, what),
         Grid("The layers that INT8 costs most", ["layer", "%"], rows, caption),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kdedge.benchmarking.tables import pareto_front
 from kdedge.records.evaluation import EvalDetails
@@ -97,9 +96,14 @@ def classes_a_cell(n_classes: int) -> int:
 
 def confusion(details: EvalDetails) -> Figure:
     """Plots the share of each class's images by predicted class, on a square-root scale."""
-    shares = _shares(details)
     n_classes = len(details.class_names)
     is_named = n_classes <= MOST_NAMED_CLASSES
+    step = classes_a_cell(n_classes)
+    n_cells = -(-n_classes // step)
+    matrix = np.zeros((n_cells, n_cells), dtype=np.int64)
+    for label, predicted, n in details.confusion:
+        matrix[label // step, predicted // step] += n
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
     side = max(_WIDTH, 2.6 + 0.17 * n_classes) if is_named else _WIDTH
     figure = Figure(figsize=(side, side * 0.86))
@@ -122,19 +126,6 @@ def confusion(details: EvalDetails) -> Figure:
     bar = figure.colorbar(image, shrink=0.85, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
     bar.set_label("% of the class's images")
     return figure
-
-
-def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
-    """Percent of each row's images by predicted class; a row without images is 0."""
-    n_classes = len(details.class_names)
-    step = classes_a_cell(n_classes)
-    n_cells = -(-n_classes // step)
-    matrix = np.zeros((n_cells, n_cells), dtype=np.int64)
-    for label, predicted, n in details.confusion:
-        matrix[label // step, predicted // step] += n
-    n_images = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    shares: npt.NDArray[np.float64] = 100 * matrix / n_images
-    return shares
 
 
 def calibration(models: Mapping[str, EvalDetails]) -> Figure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from PIL import Image
@@ -23,8 +22,6 @@ from kdedge.runtime.preprocess import UnusableImage, decode_image
 
 SIDE_PX = 240
 """Longest side of a thumbnail: twice the size on the page, for high-resolution screens."""
-
-_SMOKE_KEY = re.compile(re.escape(SMOKE_SET) + r"\[(\d+)\]")
 
 _Thumbnail = tuple[str, "str | None"]
 """An image as a data URI, and its class; None if unknown."""
@@ -109,10 +106,9 @@ def _read(pictures: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _Thumbn
 
 def _of_smoke_set(artifact: Artifact, keys: Collection[str]) -> Iterator[tuple[str, _Thumbnail]]:
     pixels = load_smoke_set(artifact).pixels  # [K, S, S, 3]
-    for key in keys:
-        match = _SMOKE_KEY.fullmatch(key)
-        if match is not None and int(match[1]) < len(pixels):
-            yield key, (_jpeg_uri(Image.fromarray(pixels[int(match[1])])), None)
+    for i, image in enumerate(pixels):
+        if (key := f"{SMOKE_SET}[{i}]") in keys:
+            yield key, (_jpeg_uri(Image.fromarray(image)), None)
 
 
 def _of_recipe(

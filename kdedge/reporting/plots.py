@@ -6,11 +6,10 @@ text: a browser has letters that matplotlib's font lacks. A `$` in a name does n
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from kdedge.errors import MissingPackage
@@ -46,7 +45,12 @@ def render(draw: Draw, name: str) -> str:
         name: begins all ids of the element.
     """
     file = io.BytesIO()
-    with _style():
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()  # instead of matplotlibrc; saving reads some settings, too
+        mpl.rcParams.update(_SETTINGS)
+        # Only measured with matplotlib's font; the page's has the letter
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+        warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
         FigureCanvasSVG(draw()).print_figure(
             file, format="svg", facecolor="none", metadata={"Date": None}
         )
@@ -56,18 +60,6 @@ def render(draw: Draw, name: str) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable}, {color})")
     return svg
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """Context with this module's settings instead of matplotlibrc; saving also reads some."""
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
-        # Only measured with matplotlib's font; the page's has the letter
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
-        warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
-        yield
 
 
 _COLORED = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")

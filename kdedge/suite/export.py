@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import GateError, KdedgeError, first_line
 from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
+from kdedge.records.evaluation import EvalResult
 from kdedge.records.speed import SpeedRow
 from kdedge.records.tables import Grid, figure, percent
 from kdedge.runs.folder import RunFolder
@@ -47,41 +49,39 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
     artifacts: dict[str, tuple[Cell, Artifact]] = {}
     left_out: dict[str, str] = {}
     first: KdedgeError | None = None
-    for label, cell in _cells(state):
-        run = state.outcomes[cell].run
-        if run is None:
+    plan = state.plan
+    for recipe, row in itertools.product(plan.recipes, plan.loaded.suite.methods):
+        label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
+        cells = [cell for cell in plan.of(recipe, row.name) if not cell.is_zero_shot]
+        finished = [cell for cell in cells if state.is_finished(cell)]
+        if cells and not finished:
             left_out[label] = "it has no finished run"
-            continue
-        try:
-            artifacts[label] = cell, _artifact(Path(run), export)
-        except KdedgeError as error:
-            log.warning("%s cannot be exported: %s", label, error)
-            first = first or error
-            left_out[label] = first_line(error)
+        for cell in finished[:1]:
+            try:
+                artifacts[label] = cell, _artifact(Path(str(state.outcomes[cell].run)), export)
+            except KdedgeError as error:
+                log.warning("%s cannot be exported: %s", label, error)
+                first = first or error
+                left_out[label] = first_line(error)
     if not artifacts:
-        raise first or KdedgeError(f"{state.plan.loaded.path} has no run to export.")
+        raise first or KdedgeError(f"{plan.loaded.path} has no run to export.")
     subjects = [
         dataclasses.replace(subject, source=label)
         for label, (_, artifact) in artifacts.items()
         for subject in artifact_subjects(artifact, n_threads=None)
     ]
-    speed = run_bench(
-        subjects,
-        plan=TimingPlan(),
-        batches=(1,),
-        n_threads=None,
-        left_out=left_out,
-    )
-    files = [
-        _file(row, artifacts[row.source][1], state, artifacts[row.source][0]) for row in speed.rows
-    ]
+    speed = run_bench(subjects, plan=TimingPlan(), batches=(1,), n_threads=None, left_out=left_out)
+    files = []
+    for timed in speed.rows:
+        cell, artifact = artifacts[timed.source]
+        files.append(_file(timed, artifact.path / timed.model, state.outcomes[cell].result))
     for images in {file["images"] for file in files}:
         ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
         for i in pareto_front([(entry["p50_ms"], entry["accuracy"]) for entry in ranked]):
             ranked[i]["is_on_front"] = True
     folder = state.folder
     record = {
-        "suite": state.plan.loaded.suite.name,
+        "suite": plan.loaded.suite.name,
         "measurements": str(write_new_numbered_json(folder / "bench", speed.to_dict())),
         "machine": f"{machine_text(speed)}, {speed.measured_at}",
         "files": sorted(files, key=lambda entry: (entry["p50_ms"] is None, entry["p50_ms"])),
@@ -116,18 +116,6 @@ def _table(record: dict[str, Any]) -> Grid:
     return Grid("", HEADER, rows, "\n".join(notes), n_text=3)
 
 
-def _cells(state: SuiteState) -> Iterator[tuple[str, Cell]]:
-    """A finished cell of each row, of the first such seed, or its first one; and its label."""
-    plan = state.plan
-    for recipe in plan.recipes:
-        for row in plan.loaded.suite.methods:
-            cells = [cell for cell in plan.of(recipe, row.name) if not cell.is_zero_shot]
-            if cells:
-                finished = [cell for cell in cells if state.is_finished(cell)]
-                label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
-                yield label, (finished or cells)[0]
-
-
 def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
     """The run's newest artifact, or a new one by its recipe."""
     folder = RunFolder.open(run)
@@ -139,7 +127,7 @@ def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
     return load_artifact(newest)
 
 
-def _file(row: SpeedRow, artifact: Artifact, state: SuiteState, cell: Cell) -> dict[str, Any]:
+def _file(row: SpeedRow, path: Path, result: EvalResult | None) -> dict[str, Any]:
     """The figures of a measured file.
 
     `images` is the hash of the labeled images of its comparison, `accuracy` its own over all class
@@ -147,26 +135,22 @@ def _file(row: SpeedRow, artifact: Artifact, state: SuiteState, cell: Cell) -> d
     multiply-add. `is_on_front` is whether no other file of the same images is as fast and as
     accurate, and better in one; `doubt` why it is not ranked.
     """
-    file = artifact.file(row.model)
-    time = row.alone(1)
-    result, parity = state.outcomes[cell].result, file.parity
-    doubt = row.problem or (None if time is None else time.doubt)
-    if time is None:
-        doubt = doubt or "it was not measured at batch 1"
-    elif file.gate == "missed":
-        doubt = "it missed its gates"
-    elif parity is None or not parity.n_labeled:
+    time, accuracy = row.alone(1), row.accuracy
+    doubt = row.problem or ("it was not measured at batch 1" if time is None else time.doubt)
+    if row.gate == "missed":
+        doubt = doubt or "it missed its gates"
+    elif accuracy is None or accuracy.all is None:
         doubt = doubt or "its accuracy is unknown"
     return {
         "student": row.source,
-        "file": str(artifact.path / file.name),
-        "precision": file.precision,
-        "gate": file.gate,
-        "images": None if parity is None else parity.images_hash,
-        "accuracy": None if parity is None else parity.accuracy_percent,
+        "file": str(path),
+        "precision": row.precision,
+        "gate": row.gate,
+        "images": None if accuracy is None else accuracy.images_hash,
+        "accuracy": None if accuracy is None else accuracy.all,
         "harmonic_mean": None if result is None else result.harmonic_mean,
         "p50_ms": None if time is None else time.p50_ms,
-        "n_bytes": file.n_bytes,
+        "n_bytes": row.n_bytes,
         "gflops": row.gflops(1),
         "is_on_front": False,
         "doubt": doubt,

@@ -194,9 +194,7 @@ def _measuring_cells(
     loaded: LoadedSuite, file: Path, number: int, trained: Sequence[Cell]
 ) -> list[Cell]:
     """The cells of a row that is trained elsewhere: its runs on this recipe's test images."""
-    resolved = _load(loaded, file)
-    check_paths(resolved)
-    _check_test(resolved, file)
+    resolved = _load_to_test(loaded, file)
     name, first = resolved.recipe.name, trained[0]
     if choose_method(first.loaded, first.role).settings.is_class_specific:
         known, names = (load_classes(one_of.recipe).names for one_of in (first.loaded, resolved))
@@ -255,18 +253,6 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
     plain = _load(loaded, file).recipe
     name = row.method or model_spec(plain, row.role or "student").method
     role: Role = row.role or ("student" if load_method(name).METHOD.needs_teacher else "baseline")
-    _refuse_unread(row, role)
-    switch = _switch_to(name, plain, role)
-    resolved = _load(loaded, file, switch, row.set, row.set_on.get(plain.name, {}))
-    check_paths(resolved)
-    _check_test(resolved, file)
-    if role == "baseline":
-        resolved = with_baseline(resolved, name)
-    _check_methods(resolved, role)
-    return resolved, role
-
-
-def _refuse_unread(row: Row, role: Role) -> None:
     for key in [*row.set, *(key for keys in row.set_on.values() for key in keys)]:
         unread = [part for part in _UNREAD[role] if f"{key}.".startswith(f"{part}.")]
         if unread:
@@ -275,46 +261,44 @@ def _refuse_unread(row: Row, role: Role) -> None:
                 f" depend on {unread[0]}.\n"
                 f"  Remove it; keys that only a {role} reads begin with {role}."
             )
+    switch: dict[str, Any] = {}  # to its method, without the settings of the recipe's own
+    if role == "baseline":
+        if plain.baseline is not None and plain.baseline.method not in (None, name):
+            switch = {"baseline": {}}
+    elif name != model_spec(plain, role).method:
+        switch = {f"{role}.method": name, f"{role}.settings": {}}
+    resolved = _load_to_test(loaded, file, switch, row.set, row.set_on.get(plain.name, {}))
+    if role == "baseline":
+        resolved = with_baseline(resolved, name)
+    teacher = resolved.recipe.teacher
+    has_own = role == "student" and (teacher is None or teacher.is_trained)
+    trained: list[Role] = ["teacher", role] if has_own else [role]
+    for trained_role in trained:
+        choice = choose_method(resolved, trained_role)
+        if trained_role != "student":
+            check_reads_pseudo_labels(choice, resolved.recipe)
+        if trained_role == "teacher":
+            check_can_teach(choice)
+    check_named_sizes(*((resolved, trained_role) for trained_role in trained))
+    return resolved, role
 
 
-def _check_test(loaded: LoadedRecipe, file: Path) -> None:
-    if loaded.recipe.data.test is None:
+def _load_to_test(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]) -> LoadedRecipe:
+    """A recipe with test images, whose files exist."""
+    resolved = _load(loaded, file, *overrides)
+    check_paths(resolved)
+    if resolved.recipe.data.test is None:
         raise RecipeError(
             f"{file} has no data.test, but a suite needs accuracies.\n"
             "  Add labeled test images; `kdedge schema` shows how."
         )
+    return resolved
 
 
 def _load(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]) -> LoadedRecipe:
     """A recipe with overrides, after the suite's; relative paths start at the suite's folder."""
     given = merged(loaded.suite.set, *overrides)
     return load_recipe(file, given, override_folder=loaded.folder)
-
-
-def _switch_to(name: str, recipe: Recipe, role: Role) -> dict[str, Any]:
-    """Overrides that replace the recipe's method, and drop the settings of the old one."""
-    if role == "baseline":
-        written = recipe.baseline.method if recipe.baseline is not None else None
-        return {} if written in (None, name) else {"baseline": {}}
-    if name == model_spec(recipe, role).method:
-        return {}
-    return {f"{role}.method": name, f"{role}.settings": {}}
-
-
-def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
-    """Checks the settings of all models that a row trains."""
-    trained = [(resolved, role)]
-    if role == "student":
-        teacher = resolved.recipe.teacher
-        if teacher is None or teacher.is_trained:
-            trained.insert(0, (resolved, "teacher"))
-    for loaded, trained_role in trained:
-        choice = choose_method(loaded, trained_role)
-        if trained_role != "student":
-            check_reads_pseudo_labels(choice, loaded.recipe)
-        if trained_role == "teacher":
-            check_can_teach(choice)
-    check_named_sizes(*trained)
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> DataNeeds:

@@ -210,11 +210,9 @@ class Runner:
         parts = summary.rounds if summary.training is None else [summary.training]
         seconds = sum(part.seconds or 0.0 for part in parts) if parts else None
         self._state.write(cell, Outcome("finished", inputs.hash, path, result, seconds))
-        figures = {"base": result.base, "novel": result.novel, "HM": result.harmonic_mean}
-        if result.split == "all":
-            figures = {"accuracy": result.all}
-        known = [f"{name} {value:.2f}" for name, value in figures.items() if value is not None]
-        log.info("  %s: %s; %s", cell.label, ", ".join(known), path)
+        header, (cells,) = result.table
+        figures = ", ".join(map(" ".join, zip(header, cells, strict=True)))
+        log.info("  %s: %s; %s", cell.label, figures, path)
         self._after_each()
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
@@ -231,16 +229,9 @@ class Runner:
 
 def _last_lines(path: Path, start: int) -> tuple[str, ...]:
     """The last error message, or the last lines if there is none."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(start, end - 10_000))
-        lines = file.read().decode(errors="replace").splitlines()
-    starts = [
-        number
-        for number, line in enumerate(lines)
-        if line.startswith("kdedge: ") and not line.startswith("kdedge: warning: ")
-    ]
-    return tuple(lines[starts[-1] if starts else 0 :][-_LAST_LINES:])
+    text = f"\n{path.read_bytes()[start:].decode(errors='replace')}"
+    _, mark, message = text.rpartition("\nkdedge: ")
+    return tuple(f"{mark}{message}".strip("\n").splitlines()[-_LAST_LINES:])
 
 
 def next_cell(
@@ -262,20 +253,14 @@ def check_failed(state: SuiteState) -> None:
     Raises:
         CellsFailed: some did.
     """
-    failed = {
-        cell: outcome.exit_code
-        for cell, outcome in state.outcomes.items()
-        if outcome.exit_code is not None
-    }
+    outcomes = state.outcomes.items()
+    failed = [(cell, outcome.exit_code) for cell, outcome in outcomes if outcome.exit_code]
     if not failed:
         return
-    lines = [
-        f"  {cell.label}: exit code {code}, {state.file(cell, '.log')}"
-        for cell, code in failed.items()
-    ]
-    code = next(iter(failed.values()))
+    lines = [f"  {x.label}: exit code {code}, {state.file(x, '.log')}" for x, code in failed]
+    code = failed[0][1]
     raise CellsFailed(
-        f"{len(failed)} of {len(state.outcomes)} cells failed.\n"
+        f"{len(failed)} of {len(outcomes)} cells failed.\n"
         + "\n".join(lines)
         + "\n  Run the same command to try them again; finished cells are kept.",
         exit_code=code if code > 0 else 128 - code,  # of the signal that killed it

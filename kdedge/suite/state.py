@@ -131,7 +131,7 @@ class SuiteState:
 
     def file(self, cell: Cell, suffix: str) -> Path:
         """A file of a cell; a hash distinguishes labels that would give the same file name."""
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.row).strip("-.") or "row"
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.row).strip("-.")[:80] or "row"
         if label != cell.row:
             label += f"-{hashlib.sha256(cell.row.encode()).hexdigest()[:8]}"
         return self.folder / "cells" / cell.recipe / f"{label}-seed{cell.seed}{suffix}"

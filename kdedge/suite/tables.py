@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from kdedge.config.suite import AVERAGE, PaperFigures
@@ -18,7 +18,6 @@ from kdedge.records.tables import Grid
 from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.state import Outcome
 
-FIGURES = ("base", "novel", "harmonic_mean", "all", "mean_over_classes")
 OFFICIAL_MARK = "†"
 """Mark after the label of a row whose recipe says `official: true`."""
 
@@ -29,6 +28,8 @@ _TITLES = {
     "all": "all",
     "mean_over_classes": "mean over classes",
 }
+FIGURES = tuple(_TITLES)
+
 _SEEN = {
     "labels": "labels",
     "unlabeled_images": "unlabeled",
@@ -104,15 +105,15 @@ def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
     averages: list[Values] = []
     for seed in shared:
         of_seed = [recipe[seed] for recipe in recipes]
-        mean = {name: _mean(values[name] for values in of_seed) for name in FIGURES}
+        mean = {name: _over(fmean, of_seed, name) for name in FIGURES}
         averages.append({**mean, "harmonic_mean": _harmonic_mean(mean)})
     return averages
 
 
 def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
-    mean = {name: _mean(values[name] for values in seeds) for name in FIGURES}
+    mean = {name: _over(fmean, seeds, name) for name in FIGURES}
     mean["harmonic_mean"] = _harmonic_mean(mean)
-    std = {name: _std(values[name] for values in seeds) for name in FIGURES}
+    std = {name: _over(stdev, seeds, name, least=2) for name in FIGURES}
     paper = plan.loaded.suite.paper
     figures = None if paper is None else paper.figures.get(recipe, {}).get(row)
     planned = plan.of(plan.recipes[0] if recipe == AVERAGE else recipe, row)
@@ -129,20 +130,12 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
     )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    numbers = _all_numbers(values)
-    return statistics.fmean(numbers) if numbers else None
-
-
-def _std(values: Iterable[float | None]) -> float | None:
-    numbers = _all_numbers(values)
-    return statistics.stdev(numbers) if len(numbers) > 1 else None
-
-
-def _all_numbers(values: Iterable[float | None]) -> list[float]:
-    """The values; none if one is missing."""
-    known = list(values)
-    return [] if None in known else [value for value in known if value is not None]
+def _over(
+    statistic: Callable[[list[float]], float], rows: Sequence[Values], name: str, *, least: int = 1
+) -> float | None:
+    """A statistic of a figure; None if a row lacks it, or there are fewer than `least` rows."""
+    known = [value for row in rows if (value := row[name]) is not None]
+    return statistic(known) if len(known) == len(rows) >= least else None
 
 
 def _harmonic_mean(values: Values) -> float | None:
@@ -226,19 +219,20 @@ def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
 
 def to_csv(lines: Sequence[Line]) -> str:
     """Formats one line per recipe and row; figures are not rounded, missing ones are empty."""
-    names = [column for name in FIGURES for column in (name, f"{name}_std")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    published = [f"paper_{name}" for name in PaperFigures.model_fields]
-    known = ["recipe", "method", *_SEEN, "official", "n_seeds", "n_planned"]
-    writer.writerow([*known, *names, *published])
+    rows = []
     for line in lines:
-        ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
-        paper = [_published(line, name) for name in PaperFigures.model_fields]
-        marks = [getattr(line.sees, name) for name in _SEEN]
-        yes_or_no = ["yes" if mark else "no" for mark in (*marks, line.is_official)]
-        row = [line.recipe, line.row, *yes_or_no]
-        writer.writerow([*row, line.n_seeds, line.n_planned, *ours, *paper])
+        marks = {name: getattr(line.sees, name) for name in _SEEN} | {"official": line.is_official}
+        row: dict[str, Any] = {"recipe": line.recipe, "method": line.row}
+        row |= {name: "yes" if mark else "no" for name, mark in marks.items()}
+        row |= {"n_seeds": line.n_seeds, "n_planned": line.n_planned}
+        for name in FIGURES:
+            row |= {name: line.mean[name], f"{name}_std": line.std[name]}
+        names = PaperFigures.model_fields
+        rows.append(row | {f"paper_{name}": _published(line, name) for name in names})
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
 
 
@@ -254,11 +248,12 @@ def to_record(plan: Plan, outcomes: Outcomes, lines: Sequence[Line]) -> dict[str
             {**asdict(line), "paper": None if line.paper is None else line.paper.model_dump()}
             for line in lines
         ],
-        "cells": [_cell(cell, outcomes[cell]) for cell in plan.cells],
+        "cells": [cell_record(cell, outcomes[cell]) for cell in plan.cells],
     }
 
 
-def _cell(cell: Cell, outcome: Outcome) -> dict[str, Any]:
+def cell_record(cell: Cell, outcome: Outcome) -> dict[str, Any]:
+    """A cell and its outcome as plain values."""
     result = outcome.result
     return {
         "recipe": cell.recipe,

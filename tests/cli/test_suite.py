@@ -75,7 +75,7 @@ def _this_kdedge(monkeypatch: pytest.MonkeyPatch) -> None:
 def states(kdedge: Run, file: str = "s.yaml") -> dict[tuple[str, int], str]:
     done = kdedge("suite", file, "--dry-run", "--json")
     assert done.code == 0, done.err
-    return {(cell["row"], cell["seed"]): cell["state"] for cell in json.loads(done.out)["cells"]}
+    return {(cell["row"], cell["seed"]): cell["status"] for cell in json.loads(done.out)["cells"]}
 
 
 def table_of(folder: Path) -> dict[str, dict[str, str]]:

@@ -69,7 +69,6 @@ def test_a_suite_gives_its_values_and_labels_rows_by_their_methods(tmp_path):
         ("[line3.yaml,", "[sun397,", "s.yaml:2: recipes holds sun397 more than once"),
         ("name: both", "name: a/b", "s.yaml:1: name becomes a folder"),
         ("optim.epochs: 1", "seed: 1", "s.yaml:8: set has seed; a suite sets it"),
-        ("optim.epochs: 1", "a b: 1", 's.yaml:8: set has the key "a b"; write keys with dots'),
         ("base: 80.6", "base: 180.6", "figures.sun397.coop.base must be at most 100, got 180.6."),
         ("base: 80.6", "hm: 80.6", "s.yaml:13: paper.figures.sun397.coop.hm is not a known key."),
         ("  source: the paper\n", "", "s.yaml:9: paper.source is missing."),

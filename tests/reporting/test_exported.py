@@ -104,15 +104,16 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: MakeRun) -> None:
     )
     table = files_table(replace(artifact, files=(plain, replace(int8, parity=parity))))
     figures = ["MB", "agreement %", "accuracy %", "drop", "distance"]
-    assert table.header[4:] == ["runtime", *figures, "images"]
+    assert table.header[4:] == figures
     distance = f"{parity.mean_softmax_distance:.4f}"
     assert table.rows == [
-        [*("model.onnx", "fp32", plain.device, "not measured", "-", "2.0"), *["-"] * 5],
+        [*("model.onnx", "fp32", plain.device, "not measured", "2.0"), *["-"] * 4],
         [
-            *("i8.onnx", "int8", int8.device, "not measured", parity.runtime, "1.0"),
-            *("95.00", "70.00", "2.50", distance, "40"),
+            *("i8.onnx", "int8", int8.device, "not measured", "1.0"),
+            *("95.00", "70.00", "2.50", distance),
         ],
     ]
+    assert "Measured at export on 40 images (" in table.caption
     assert "Gates: agreement of int8 at least 98 %, drop at most 1 points." in table.caption
 
 
