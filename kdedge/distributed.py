@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdedge.errors import ResourceError, SetupError, is_out_of_memory
+from kdedge.errors import ResourceError, is_out_of_memory
 
 _T = TypeVar("_T")
 
@@ -168,19 +168,11 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
 
     Args:
         device: where this process trains; a GPU is torch's current one already.
-
-    Raises:
-        SetupError: torch was built without torch.distributed.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
         yield SINGLE_PROCESS
         return
-    if not dist.is_available():
-        raise SetupError(
-            f"torch {torch.__version__} here was built without torch.distributed.\n"
-            "  Run the command without torchrun, or install another build of torch."
-        )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Import this before the group exists. A later import, as by torch's optimizers, would keep the
     # group in its default arguments, and gloo's threads at Python's exit can abort the process

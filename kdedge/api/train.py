@@ -105,22 +105,16 @@ def teach(
     loaded = load_for(
         "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
     )
-    with _ready(loaded, root, device) as workspace:
-        from kdedge.setup.method import trained_roles, warn_of_unused_optim
-        from kdedge.training.teach import teach as train_teacher
+    with _ready(loaded, root, device, warn_for=["teacher"]) as workspace:
+        from kdedge.training import teach
 
-        warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
-        return Run(train_teacher(loaded, workspace, resume=resume))
+        return Run(teach.teach(loaded, workspace, resume=resume))
 
 
 @torch_as_before()
 def fill_teacher_store(
     recipe: AnyRecipe,
     *,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int | None = None,
     overrides: Overrides | None = None,
     root: str | Path | None = None,
     device: str | None = None,
@@ -134,10 +128,6 @@ def fill_teacher_store(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
-        epochs: passes of the teacher over its images. None: as the recipe says.
-        batch_size: images of a step. None: as the recipe says.
-        lr: learning rate after warm-up. None: as the recipe says.
-        seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -155,9 +145,7 @@ def fill_teacher_store(
             not see a file.
         ResourceError: memory or disk ran out.
     """
-    loaded = load_for(
-        "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
-    )
+    loaded = load_recipe(recipe, overrides)
     with _ready(loaded, root, device, engine) as workspace:
         from kdedge.training.distill import store_features
 
@@ -217,23 +205,13 @@ def distill(
         >>> ridge = {"student.method": "ridge", "student.settings": {}, "student.views": 1}
         >>> print(kdedge.distill("line3.yaml", overrides=ridge))
     """
-    loaded = load_for(
-        "student",
-        recipe,
-        overrides,
-        size=size,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-    )
-    with _ready(loaded, root, device) as workspace:
-        from kdedge.setup.method import trained_roles, warn_of_unused_optim
-        from kdedge.training.distill import distill as distill_student
+    short = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    loaded = load_for("student", recipe, overrides, size=size, **short)
+    with _ready(loaded, root, device, warn_for=["teacher", "student"]) as workspace:
+        from kdedge.training import distill
 
-        warn_of_unused_optim(loaded, *trained_roles(loaded))
-        _, student = distill_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
-        return Run(student)
+        _, run = distill.distill(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+        return Run(run)
 
 
 @torch_as_before()
@@ -279,20 +257,30 @@ def train(
     )
     with _ready(loaded, root, device) as workspace:
         from kdedge.setup.method import warn_of_unused_optim
-        from kdedge.training.teach import train_baseline, with_baseline
+        from kdedge.training import teach
 
-        warn_of_unused_optim(with_baseline(loaded, method), "baseline")
-        return Run(train_baseline(loaded, workspace, method, resume=resume))
+        loaded = teach.with_baseline(loaded, method)
+        warn_of_unused_optim(loaded, "baseline")
+        return Run(teach.train_baseline(loaded, workspace, resume=resume))
 
 
 @contextmanager
 def _ready(
-    loaded: LoadedRecipe, root: str | Path | None, device: str | None, engine: EngineName = "local"
+    loaded: LoadedRecipe,
+    root: str | Path | None,
+    device: str | None,
+    engine: EngineName = "local",
+    *,
+    warn_for: Sequence[Role] = (),
 ) -> Iterator[Workspace]:
-    """Context with the workspace of a call that trains, joined with torchrun's other processes."""
+    """Context with the workspace of a call that trains, joined with torchrun's other processes.
+
+    Warns about each `--set optim.KEY` that has no effect on these roles.
+    """
     check_paths(loaded)
     need_training_packages("Training")
     from kdedge.distributed import joined
+    from kdedge.setup.method import trained_roles, warn_of_unused_optim
     from kdedge.setup.workspace import Workspace, choose_device
 
     chosen = choose_device(device)
@@ -302,6 +290,7 @@ def _ready(
                 f"torchrun has started {group.world_size} processes, and the engine {engine}"
                 " starts its own.\n  Run the command without torchrun."
             )
+        warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role in warn_for))
         with open_workers(engine, device) as workers:
             yield Workspace(runs_folder(root), chosen, group=group, workers=workers)
 
@@ -449,25 +438,21 @@ def import_checkpoint(
         DataError: the file is no such checkpoint, or is of another backbone or teacher.
         SetupError: torch, weights or the device is missing.
     """
-    if kind not in ("promptsrc", "promptkd"):
+    kinds = {
+        "promptsrc": ("classes", "class names", "Give them: --classes FILE."),
+        "promptkd": ("teacher", "class vectors", "Name its teacher's run: --teacher RUN."),
+    }
+    if kind not in kinds:
         raise RecipeError(
             f"{kind!r} is not a kind of public checkpoint.\n"
             "  Choose promptsrc for a teacher or promptkd for a student."
         )
-    if kind == "promptkd" and teacher is None:
-        raise RecipeError(
-            f"{file} is a promptkd checkpoint, which has no class vectors.\n"
-            "  Name its teacher's run: --teacher RUN."
-        )
-    if kind == "promptsrc" and classes is None:
-        raise RecipeError(
-            f"{file} is a promptsrc checkpoint, which has no class names.\n"
-            "  Give them: --classes FILE."
-        )
-    unused = ("teacher",) if kind == "promptsrc" else ("classes", "exact")
+    needed, lacks, remedy = kinds[kind]
     given = {"teacher": teacher, "classes": classes, "exact": exact or None}
-    for flag in unused:
-        if given[flag] is not None:
+    if given.pop(needed) is None:
+        raise RecipeError(f"{file} is a {kind} checkpoint, which has no {lacks}.\n  {remedy}")
+    for flag, value in given.items():
+        if value is not None and (kind, flag) != ("promptsrc", "exact"):
             raise RecipeError(f"--{flag} has no effect on a {kind} checkpoint.\n  Leave it out.")
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec

@@ -11,6 +11,7 @@ from kdedge.api.train import role_keys
 from kdedge.cli._options import engine_option, run_options, training_options
 from kdedge.cli._output import is_first_process, next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
+from kdedge.config.load import merged
 from kdedge.runs.find import finished_runs
 from kdedge.workers import EngineName
 
@@ -46,10 +47,14 @@ def command(
 
     if engine != "local" and not is_stored:
         raise click.UsageError(f"--engine {engine} works only with --store: add --store.")
-    options = {"overrides": overrides, "root": root, "device": device, "resume": resume, **short}
-    distilling = next_line(
-        "distill", recipe, *same_options({**overrides, **role_keys("teacher", short)})
-    )
+    overrides = merged(overrides, role_keys("teacher", short))
+    options: dict[str, Any] = {
+        "overrides": overrides,
+        "root": root,
+        "device": device,
+        "resume": resume,
+    }
+    distilling = next_line("distill", recipe, *same_options(overrides))
     if is_stored:
         store = fill_teacher_store(recipe, engine=engine, **options)
         if is_first_process():

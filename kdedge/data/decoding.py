@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -126,7 +126,7 @@ def load_images(
     *,
     batch_size: int,
     device: torch.device,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Yields the images of each batch, normalized, on a device.
 
     Args:
@@ -166,8 +166,13 @@ def load_images(
                 )
             yield normalize_batch(slots[slot, :n_images])
     except RuntimeError as error:
-        what = end_of_worker(str(error).strip())
-        if what is None:
+        # An error in a worker arrives as one of the same type whose text is the worker's traceback
+        lines = str(error).strip().split("\n")
+        if lines[0].startswith("DataLoader worker"):
+            what = f"a loader process died: {lines[0].rstrip('.')}"
+        elif "</torch_" in lines[-1]:  # the names of torch's shared memory
+            what = f"there is no shared memory for batches of images: {lines[-1]}"
+        else:
             raise
         raise ResourceError(
             f"{what}.\n"
@@ -215,19 +220,6 @@ def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
 def n_cores() -> int:
     """Counts this process's cores: the container's, divided among torchrun's processes."""
     return max(1, usable_cores() // local_world_size())
-
-
-def end_of_worker(text: str) -> str | None:
-    """Explains torch's message about a worker that ended; None for any other message.
-
-    An error in a worker arrives as an error of the same type whose text is the worker's traceback.
-    """
-    first, last = text.partition("\n")[0], text.rpartition("\n")[2]
-    if first.startswith("DataLoader worker"):
-        return f"a loader process died: {first.rstrip('.')}"
-    if "</torch_" in last:  # the names of torch's shared memory
-        return f"there is no shared memory for batches of images: {last}"
-    return None
 
 
 def start_worker(_: int) -> None:

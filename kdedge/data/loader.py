@@ -6,7 +6,7 @@ epoch can be reached at once, with any number of workers, and is the same to the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice, tee
 from typing import Literal
@@ -18,28 +18,17 @@ from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.decoding import PlannedImage, Preparation, choose_n_workers, load_images
 from kdedge.data.images import Images
 from kdedge.data.sources import ImageSource
-from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
+from kdedge.data.views import ORDER, SECOND_SET, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
 _CPU = torch.device("cpu")
 _CPU_PASS = 8
 
-ImageView = tuple[int, int]
-"""Position in the source, and number of the view; 0 if nothing is drawn."""
-
 
 def n_steps(n_images: int, batch_size: int) -> int:
-    """Counts the steps of an epoch: a last smaller batch is dropped, unless it is the only one.
-
-    Raises:
-        DataError: there are no images.
-    """
-    if n_images < 1:
-        raise DataError(
-            "there are no images to train on.\n  Add images to the recipe's data section."
-        )
+    """Counts the steps of an epoch: a last smaller batch is dropped, unless it is the only one."""
     return max(1, n_images // batch_size)
 
 
@@ -138,8 +127,6 @@ def _labeled_stream(labeled: Images, seed: int, n_before: int) -> Iterator[Plann
     batch can hold the end of one pass and the start of the next.
     """
     indices = np.asarray(labeled.indices, dtype=np.int64)
-    if not len(indices):
-        raise DataError("there are no labeled images to train on.\n  Add images to data.labeled.")
     done, n_before = divmod(n_before, len(indices))
     for number in count(done + 1):
         order = random_stream(seed + SECOND_SET, number, ORDER).permutation(indices)
@@ -191,41 +178,6 @@ def images_a_pass(most: int, device: torch.device) -> int:
     as fast, and takes half the memory.
     """
     return min(most, _CPU_PASS) if device.type == "cpu" else most
-
-
-def view_batches(
-    source: ImageSource,
-    batches: Iterable[Sequence[ImageView]],
-    *,
-    preprocess: Preprocess,
-    augment: Augmentation | None,
-    batch_size: int,
-    n_workers: int,
-    device: torch.device = _CPU,
-) -> Iterator[torch.Tensor]:
-    """Yields chosen views of chosen images, with the pixels of `training_batches`.
-
-    Args:
-        source: where the images are.
-        batches: positions and views; read as they are needed, a few ahead with workers.
-        preprocess: the model's size, mean, standard deviation and interpolation.
-        augment: draws crops and flips; None to prepare images as in evaluation.
-        batch_size: of the largest batch.
-        n_workers: processes that decode; 0 decodes in this process.
-        device: where the images are needed.
-
-    Returns:
-        [B, 3, H, W] float32 of each batch, in their order.
-
-    Raises:
-        DataError: an image is no longer readable.
-        ResourceError: a worker died.
-    """
-    planned = ([(0, position, view) for position, view in batch] for batch in batches)
-    preparation = Preparation(preprocess, augment)
-    yield from load_images(
-        [source], planned, preparation, n_workers, batch_size=batch_size, device=device
-    )
 
 
 def evaluation_batches(

@@ -14,10 +14,8 @@ are divided by their sum. Lines of images that the source does not have are pass
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,35 +23,15 @@ import numpy.typing as npt
 
 from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError, first_line, some_of
-from kdedge.files import sha256_json
 
 _KEY_COLUMN = "image"
 _TOLERANCE = 1e-3
 """Of a sum: probabilities that were rounded to five digits, of 200 classes."""
 
 
-@dataclass(frozen=True)
-class ImageProbabilities:
-    """The probabilities of a list of images.
-
-    Attributes:
-        rows: an image's key -> its row.
-        values: [N, C], float32, in class-list order; rows sum to 1.
-    """
-
-    rows: Mapping[str, int]
-    values: npt.NDArray[np.float32]
-
-    @property
-    def sha256(self) -> str:
-        """Hash of keys and values."""
-        values = hashlib.sha256(self.values.tobytes()).hexdigest()
-        return sha256_json([list(self.rows), values])
-
-
 def read_probabilities(
     path: Path, *, keys: Sequence[str], class_names: Sequence[str]
-) -> ImageProbabilities:
+) -> npt.NDArray[np.float32]:
     """Reads the probabilities of some images.
 
     Args:
@@ -62,7 +40,7 @@ def read_probabilities(
         class_names: all C, each of which is a column of the file, in any order.
 
     Returns:
-        The rows of the images, in their order.
+        [N, C]: rows in the order of the keys, columns in that of the names; each row sums to 1.
 
     Raises:
         DataError: the file cannot be read, has other classes, lacks an image or has it twice, or a
@@ -103,7 +81,7 @@ def read_probabilities(
             f" {missing[0]!r}.\n  Add them: a teacher answers for every image, by its path within"
             " the folder or its name in the shard."
         )
-    return ImageProbabilities(rows, values)
+    return values
 
 
 def _read_header(path: Path, cells: Sequence[str], class_names: Sequence[str]) -> list[int]:

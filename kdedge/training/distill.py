@@ -22,7 +22,6 @@ from kdedge.training.preflight import trial_steps
 from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
     find_teacher,
-    named_teacher,
     one_pass_job,
     open_teacher,
     student_job,
@@ -101,55 +100,49 @@ def teacher_and_student(
 
     Before a teacher is trained, runs one student step, so that the student's errors surface.
     """
-    named = named_teacher(loaded, workspace)
-    student = student_job(loaded, workspace)
-    job_or_run, teacher = find_teacher(named, student)
-    if job_or_run is None:
-        assert loaded.recipe.teacher is not None
-        log.info("Teacher 1/2: using the probabilities of %s.", loaded.recipe.teacher.file)
-        return None, with_teacher(student, teacher)
-    if isinstance(job_or_run, RunFolder):
-        why = "which the recipe names" if named else "trained with the same settings and data"
-        log.info("Teacher 1/2: using %s, %s%s.", job_or_run.path, why, _reached(job_or_run))
-        if named:
-            return job_or_run, with_teacher(student, teacher)
-        assert isinstance(teacher, RunModel)
-        return _replace_weak_teacher(
-            job_or_run, teacher, student, resume=resume, keep_teacher=keep_teacher
-        )
-    with working("trying a step of the student"):
-        trial_steps(with_teacher(student, teacher), 1)
-    other = newest(workspace.root, loaded.recipe.name, kind="teacher")
-    if other is not None:
-        log.info(
-            "Teacher 1/2: training another one than %s, which had different %s.",
-            *(other.path, changed_input(other, job_or_run)),
-        )
-    baselines = workspace.group.on_rank0(lambda: baseline_accuracies(job_or_run))
-    run = _run_stage("Teacher 1/2", job_or_run, resume=resume)
-    workspace.group.on_rank0(lambda: save_baselines(run, baselines))
-    teacher = open_teacher(run, student)
-    return _replace_weak_teacher(run, teacher, student, resume=resume, keep_teacher=keep_teacher)
+    spec = loaded.recipe.teacher
+    source, student = find_teacher(student_job(loaded, workspace))
+    assert spec is not None  # it was found
+    if source is None:
+        log.info("Teacher 1/2: using the probabilities of %s.", spec.file)
+        return None, student
+    if isinstance(source, RunFolder):
+        run, is_named = source, spec.run is not None
+        why = "which the recipe names" if is_named else "trained with the same settings and data"
+        log.info("Teacher 1/2: using %s, %s%s.", run.path, why, _reached(run))
+        if is_named:
+            return run, student
+    else:
+        with working("trying a step of the student"):
+            trial_steps(student, 1)
+        other = newest(workspace.root, loaded.recipe.name, kind="teacher")
+        if other is not None:
+            log.info(
+                "Teacher 1/2: training another one than %s, which had different %s.",
+                *(other.path, changed_input(other, source)),
+            )
+        baselines = workspace.group.on_rank0(lambda: baseline_accuracies(source))
+        run = _run_stage("Teacher 1/2", source, resume=resume)
+        workspace.group.on_rank0(lambda: save_baselines(run, baselines))
+        student = with_teacher(student, open_teacher(run, student))
+    better = _better_method(run, student, keep_teacher=keep_teacher)
+    if better is None:
+        return run, student
+    other_spec = spec.model_copy(update={"method": better, "settings": {}, "optim": None})
+    recipe = loaded.recipe.model_copy(update={"teacher": other_spec})
+    return teacher_and_student(replace(loaded, recipe=recipe), workspace, resume=resume)
 
 
-def _replace_weak_teacher(
-    run: RunFolder,
-    teacher: RunModel,
-    student: Job,
-    *,
-    resume: bool,
-    keep_teacher: bool,
-) -> tuple[RunFolder | None, Job]:
-    """The trained teacher, or zero-shot CLIP or ridge if that fits its training images better."""
-    loaded, workspace = student.setup.loaded, student.setup.workspace
+def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str | None:
+    """Zero-shot CLIP or ridge, if it fits the training images of the trained teacher better."""
+    loaded, workspace, teacher = student.setup.loaded, student.setup.workspace, student.teacher
+    assert isinstance(teacher, RunModel)
     job = teacher_job(loaded, workspace)
     accuracies = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher))
-    if not accuracies:
-        return run, with_teacher(student, teacher)
-    reached = accuracies.pop("trained")
+    reached = accuracies.pop("trained", 0.0)
     better = {name: value for name, value in accuracies.items() if value > reached}
     if not better:
-        return run, with_teacher(student, teacher)
+        return None
     method, best = job.choice.name, max(better, key=better.__getitem__)
     summary = (
         f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
@@ -162,14 +155,10 @@ def _replace_weak_teacher(
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
         log.warning("%s\n  %s", summary, remedy)
-        return run, with_teacher(student, teacher)
+        return None
     chosen = max(better, key=better.__getitem__)
     log.warning("%s\n  Using %s as the teacher; --keep-teacher keeps %s.", summary, chosen, method)
-    spec = loaded.recipe.teacher
-    assert spec is not None  # it has been trained
-    other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
-    recipe = loaded.recipe.model_copy(update={"teacher": other})
-    return teacher_and_student(replace(loaded, recipe=recipe), workspace, resume=resume)
+    return chosen
 
 
 def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool:

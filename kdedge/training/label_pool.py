@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.images import Images
@@ -18,9 +17,7 @@ from kdedge.errors import Interrupted, RecipeError, first_line
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import Model
 from kdedge.runs.model import MethodModel, RunModel, load_run
-from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
@@ -122,27 +119,6 @@ def label_pool(
     )
 
 
-@dataclass(frozen=True)
-class LogitsAsFeatures:
-    """A model whose features are its logits, for a store of them."""
-
-    model: Model
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """How its images are prepared."""
-        return self.model.preprocess
-
-    @property
-    def device(self) -> torch.device:
-        """Where it takes images."""
-        return self.model.device
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C]: its logits."""
-        return self.model.logits(images)
-
-
 def _logits_filler(
     model: MethodModel, loaded: LoadedRecipe, images: Images, workspace: Workspace
 ) -> StoreFiller:
@@ -170,8 +146,9 @@ def _logits_filler(
     )
     run = model.run.path.absolute() if isinstance(model, RunModel) else None
     opens = partial(_open, loaded, run, model.class_names, workspace.root.absolute())
-    answering, workers = LogitsAsFeatures(model), workspace.workers
-    return StoreFiller(store, answering, images.source, None, "fp32", "auto", opens, workers)
+    return StoreFiller(
+        store, model, images.source, opens=opens, workers=workspace.workers, answers="logits"
+    )
 
 
 def _open(
@@ -180,13 +157,13 @@ def _open(
     names: Sequence[str],
     root: Path,
     resources: WorkerResources,
-) -> LogitsAsFeatures:
+) -> MethodModel:
     """Opens the model in a worker's process: a run, or else the recipe's untrained baseline."""
     workspace = workspace_of(root, resources)
     if run is not None:
-        return LogitsAsFeatures(load_run(RunFolder.open(run), workspace, names=names))
+        return load_run(RunFolder.open(run), workspace, names=names)
     setup = set_up_role(loaded, "baseline", workspace)
-    return LogitsAsFeatures(MethodModel(setup, setup.build()))
+    return MethodModel(setup, setup.build())
 
 
 def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:

@@ -32,16 +32,10 @@ from kdedge.training.closed_form import solve_seconds
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.optim import learning_rate
-from kdedge.training.loop.selection import copied_state
+from kdedge.training.loop.selection import state_kept
 from kdedge.training.loop.step import Stepper
 from kdedge.training.pseudo_labels import trial_round
-from kdedge.training.student import (
-    find_teacher,
-    named_teacher,
-    one_pass_job,
-    student_job,
-    with_teacher,
-)
+from kdedge.training.student import find_teacher, one_pass_job, student_job
 from kdedge.training.teach import baseline_job, teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller, check_room
 
@@ -129,15 +123,11 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
     if recipe.student is None:
         jobs.append(teacher_job(loaded, workspace))
     else:
-        named = named_teacher(loaded, workspace)
-        # First, as by `distill`: it compares the sizes of the models
-        student = student_job(loaded, workspace)
-        job_or_run, teacher = find_teacher(named, student)
-        if isinstance(job_or_run, Job):
-            jobs.append(job_or_run)
+        source, student = find_teacher(student_job(loaded, workspace))
+        if isinstance(source, Job):
+            jobs.append(source)
         else:
-            run = job_or_run
-        student = with_teacher(student, teacher)
+            run = source
         first = one_pass_job(student)
         jobs += [student] if first is None else [first, student]
     if recipe.baseline is not None and recipe.baseline.method is not None:
@@ -260,14 +250,12 @@ def trial_steps(
 @contextlib.contextmanager
 def _weights_kept(method: BaseMethod) -> Iterator[None]:
     """Context manager that restores the method's tensors, gradients and mode on exit."""
-    module = method.module
-    before = copied_state(module)
-    was_training = module.training
+    was_training = method.module.training
     try:
-        yield
+        with state_kept(method.module):
+            yield
     finally:
-        module.load_state_dict(before)
-        module.train(was_training)
+        method.module.train(was_training)
         for parameter in method.trainable_parameters().values():
             parameter.grad = None
 

@@ -94,10 +94,6 @@ def train_rounds(
             run=folder,
             validate=validate,
             device=job.device,
-            identity={
-                "pseudo_labels": sha256_json(sorted(labels.items())),
-                "key": of_round.key(),
-            },
         )
         results.append(result)
         rounds.append(

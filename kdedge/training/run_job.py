@@ -143,14 +143,10 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         other = newest(root, name, kind=role, is_finished=False)
         if other is not None:
             log.info("%s was interrupted with different %s.", other.path, changed_input(other, job))
-    return _new_run(job, key)
-
-
-def _new_run(job: Job, key: str) -> RunFolder:
     job.prepare()  # so that its errors are raised before there is a folder
-    recipe = job.setup.loaded.recipe
+    recipe, teacher = job.setup.loaded.recipe, job.teacher
     return RunFolder.create(
-        job.setup.workspace.root,
+        root,
         recipe.name,
         kind=job.setup.role,
         recipe_text=dump_recipe(recipe),
@@ -161,9 +157,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             **settings_record(job.choice),
             **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
-            "teacher_run": job.teacher.run.name_in(job.setup.workspace.root)
-            if isinstance(job.teacher, RunModel)
-            else None,
+            "teacher_run": teacher.run.name_in(root) if isinstance(teacher, RunModel) else None,
             "official": recipe.official,
         },
     )
@@ -246,7 +240,6 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         run=run,
         validate=_validation(job),
         device=job.device,
-        identity={"key": group.on_rank0(lambda: run.read_provenance().key)},
         group=group,
     )
     return {"training": result.model_dump()}

@@ -14,6 +14,7 @@ from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import ImageModel
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import (
@@ -25,7 +26,7 @@ from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace, choose_device
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
-from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
+from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.training.teachers import AnyTeacher, FileTeacher, teacher_for
 from kdedge.workers import WorkerResources
@@ -33,6 +34,7 @@ from kdedge.workers import WorkerResources
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     """The recipe's student without a teacher, so that its errors surface before that is trained."""
+    named_teacher(loaded, workspace)  # so that its errors come first
     setup = set_up_role(loaded, "student", workspace)
     method = setup.choice.module.METHOD
     if not (method.needs_teacher or method.student_data_needs):
@@ -163,32 +165,29 @@ def open_teacher(run: RunFolder, student: Job) -> RunModel:
     return model
 
 
-def find_teacher(
-    named: RunFolder | None, student: Job
-) -> tuple[RunFolder | Job | None, AnyTeacher]:
-    """Finds a student's teacher: its run, or the job that trains it, or None for a file; opens it.
+def find_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
+    """Finds a student's teacher: its run, or the job that trains it, or None for a file.
 
     A run is the one that the recipe names, or a finished one of the same job. A teacher that is to
     be trained is opened untrained, to try steps, which take as long as with a trained one.
 
-    Args:
-        named: from `named_teacher`.
-        student: its job, still without a teacher.
+    Returns:
+        What it found, and the student's job with the opened teacher.
 
     Raises:
         RecipeError: the teacher cannot teach this student.
     """
-    teacher = file_teacher(student)
+    loaded, workspace = student.setup.loaded, student.setup.workspace
+    teacher: AnyTeacher | None = file_teacher(student)
     if teacher is not None:
-        return None, teacher
-    if named is not None:
-        return named, open_teacher(named, student)
-    workspace = student.setup.workspace
-    job = teacher_job(student.setup.loaded, workspace)
-    run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
-    if run is not None:
-        return run, open_teacher(run, student)
-    return job, job.model()
+        return None, with_teacher(student, teacher)
+    run = named_teacher(loaded, workspace)
+    if run is None:
+        job = teacher_job(loaded, workspace)
+        run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
+        if run is None:
+            return job, with_teacher(student, job.model())
+    return run, with_teacher(student, open_teacher(run, student))
 
 
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
@@ -239,7 +238,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
 
 def _open_prepared(
     loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, resources: WorkerResources
-) -> FeatureModel:
+) -> ImageModel:
     workspace = workspace_of(root, resources)
     teacher = load_run(RunFolder.open(run), workspace, names=names)
     student = set_up_role(loaded, "student", workspace)

@@ -156,20 +156,15 @@ def job_on_training_images(setup: RoleSetup) -> Job:
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
     data = _training_data(setup, images)  # before validation images: the order of draws matters
-    job = make_job(setup, images, _with_sentences(setup, data))
+    file = setup.loaded.recipe.classes.texts
+    if file is not None and setup.choice.module.METHOD.learns_from_texts:
+        sentences = read_class_texts(file, setup.classes.names)
+        hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
+        data = replace(data, sentences=sentences, hashes=hashes)
+    job = make_job(setup, images, data)
     if data.pool is not None:
         trial_labels(job)  # raises an error if the pool has too few images
     return job
-
-
-def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
-    """Adds the recipe's sentences about the classes, if the method learns from them."""
-    file = setup.loaded.recipe.classes.texts
-    if file is None or not setup.choice.module.METHOD.learns_from_texts:
-        return data
-    sentences = read_class_texts(file, setup.classes.names)
-    hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
-    return replace(data, sentences=sentences, hashes=hashes)
 
 
 def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:

@@ -5,6 +5,7 @@ A student's images have the student's size and normalization; its teacher gets t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from kdedge.data.batch import copy_to
 from kdedge.data.images import Images
 from kdedge.data.probabilities import read_probabilities
 from kdedge.errors import RecipeError
+from kdedge.files import sha256_json
 from kdedge.runs.model import MethodModel
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
@@ -47,11 +49,12 @@ class FileTeacher:
     def __init__(self, path: Path, classes: Classes, unlabeled: Images) -> None:
         keys = [unlabeled.source.items[index].key for index in unlabeled.indices]
         probabilities = read_probabilities(path, keys=keys, class_names=classes.names)
-        self.vectors_provenance = probabilities.sha256
+        contents = hashlib.sha256(probabilities.tobytes()).hexdigest()
+        self.vectors_provenance = sha256_json([keys, contents])
         # Logarithms, whose softmax gives the probabilities back; of 0, the smallest number's
         smallest = torch.finfo(torch.float32).tiny
-        self._logits = torch.from_numpy(probabilities.values).clamp_min(smallest).log()
-        self._row_of_key = probabilities.rows
+        self._logits = torch.from_numpy(probabilities).clamp_min(smallest).log()
+        self._row_of_key = {key: row for row, key in enumerate(keys)}
         self._row_of_contents = {
             unlabeled.digests[index]: row for row, index in enumerate(unlabeled.indices)
         }

@@ -18,7 +18,7 @@ from kdedge.setup.workspace import Workspace, choose_device
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
 from kdedge.training.pseudo_labels import trial_round
-from kdedge.training.student import find_teacher, named_teacher, student_job, with_teacher
+from kdedge.training.student import find_teacher, student_job
 from kdedge.training.teach import baseline_job
 
 Run = Callable[..., Any]
@@ -162,8 +162,7 @@ def make_job(name: str, precision: str) -> Job:
         job = baseline_job(loaded, workspace, name)
         return job if job.data.pool is None else trial_round(job)
     student = student_job(loaded, workspace)
-    _, teacher = find_teacher(named_teacher(loaded, workspace), student)
-    return with_teacher(student, teacher)
+    return find_teacher(student)[1]
 
 
 @pytest.mark.parametrize(

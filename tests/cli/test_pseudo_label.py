@@ -418,20 +418,3 @@ def test_labeling_that_was_interrupted_goes_on_when_it_is_run_again(
     assert again.wait() == 0, again.stderr
     assert "runs/tiny/01: resuming where it stopped" in again.stderr
     assert len(lines_of(project / LABELS)) == 13
-
-
-def test_a_rounds_file_that_was_changed_after_an_interruption_is_not_gone_on_with(
-    project: Path, start: Callable[..., Any]
-) -> None:
-    often = ("--set", "baseline.optim.epochs=8", "--set", "baseline.optim.checkpoint_every_s=0.001")
-    arguments = rounds_of("fpl", *often)
-    process = start(*arguments)
-    folder = project / "runs/tiny/01/rounds/01"
-    process.wait_until(lambda: len(list(folder.glob("checkpoints/e02-*"))) > 0)
-    process.send(signal.SIGINT)
-    assert process.wait() == 130, process.stderr
-    file = folder / "pseudo_labels.jsonl"
-    file.write_text(file.read_text().replace("red fox", "school bus", 1))
-    resumed = start(*arguments, "--resume")
-    assert resumed.wait() == 2, resumed.stderr
-    assert "was started with other settings: pseudo_labels" in resumed.stderr

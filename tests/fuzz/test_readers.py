@@ -347,7 +347,6 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
         rng=capture_rng(),
         best={"score": None, "epoch": None, "module": {}},
         record={"loss_sum": 0.5, "final_loss": 0.25, "seconds": 1.0},
-        identity={"lr": 0.1},
     )
     yield save_checkpoint(folder, state)
 

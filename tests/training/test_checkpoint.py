@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.errors import DataError, ResourceError
 from kdedge.training.loop.checkpoint import (
     TrainingState,
     capture_rng,
-    check_identity,
     list_checkpoints,
     load_checkpoint,
     load_newest,
@@ -42,7 +41,6 @@ def _state(epoch: int = 3, step: int = 120, **others: Any) -> TrainingState:
         "average": {"weight": weight.double() / 3},
         "best": {"score": None, "module": {"empty": torch.empty(0)}},
         "record": {"loss_sum": 0.1 + 0.2},
-        "identity": {"lr": 0.1},
         **others,
     }
     return TrainingState(epoch=epoch, step=step, **values)
@@ -213,11 +211,3 @@ def test_draws_within_rng_kept_leave_no_trace() -> None:
         np.random.rand()
         torch.rand(1)
     _assert_equal(state, capture_rng())
-
-
-def test_the_same_identity_passes_and_another_is_named(tmp_path: Path) -> None:
-    state = _state(identity={"lr": 0.1, "betas": [0.9], "gone": 1})
-    check_identity(state, {"lr": 0.1, "betas": (0.9,), "gone": 1}, where=tmp_path)
-    with pytest.raises(RecipeError) as caught:
-        check_identity(state, {"lr": 0.1, "betas": (0.8,), "new": 2}, where=tmp_path)
-    assert "other settings: betas, gone, new.\n" in str(caught.value)

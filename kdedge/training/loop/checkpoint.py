@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"e(\d+)-s(\d+)\.safetensors")
@@ -45,7 +45,6 @@ class TrainingState:
         moving_average: the state returned by `MovingAverage.state_dict`.
         best: the state returned by `BestWeights.state_dict`.
         record: plain values: losses, seconds.
-        identity: the settings that the numbers depend on; resuming needs the same ones.
     """
 
     epoch: int
@@ -58,7 +57,6 @@ class TrainingState:
     moving_average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
-    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
@@ -105,12 +103,8 @@ def rng_kept(device: torch.device | None = None) -> Iterator[None]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """A folder's checkpoints, the furthest in training first."""
-    steps = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = _NAME.fullmatch(path.name)
-        if match:
-            steps.append((int(match[1]), int(match[2]), path))
-    return [path for _, _, path in sorted(steps, reverse=True)]
+    matches = {path: match for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
+    return sorted(matches, key=lambda path: tuple(map(int, matches[path].groups())), reverse=True)
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
@@ -175,21 +169,6 @@ def load_newest(folder: Path) -> TrainingState | None:
             "  Delete the contents of that folder to train this run again from the start."
         )
     return None
-
-
-def check_identity(state: TrainingState, identity: Mapping[str, Any], *, where: Path) -> None:
-    """Checks that a run is resumed with the settings it was started with.
-
-    Raises:
-        RecipeError: some settings differ; the message names them.
-    """
-    now = json.loads(json.dumps(identity))
-    differing = sorted(k for k in {*now, *state.identity} if state.identity.get(k) != now.get(k))
-    if differing:
-        raise RecipeError(
-            f"The run in {where} was started with other settings: {', '.join(differing)}.\n"
-            "  Resume it with the recipe.yaml in that folder, or start a new run."
-        )
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -101,15 +101,12 @@ class MetricsLog:
         self._since, self._n_images = time.monotonic(), 0
 
     def _write(self, line: dict[str, Any]) -> None:
-        line = {key: _plain(value) for key, value in line.items()}
+        odd = {key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)}
+        line |= dict.fromkeys(odd)
         with explained(self._path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
             self._events.write(line)
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _EventFile:

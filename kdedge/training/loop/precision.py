@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -108,15 +107,9 @@ class Precision:
         return {"scale": self._scale, "n_finite": self._n_finite} if self._is_scaled else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state returned by `state_dict`.
-
-        Raises:
-            ValueError: its scale is below 1.
-        """
+        """Restores the state returned by `state_dict`."""
         if self._is_scaled:
             self._scale, self._n_finite = float(state["scale"]), int(state["n_finite"])
-            if not 1 <= self._scale < math.inf:
-                raise ValueError(f"the loss scale is {self._scale}")
 
 
 def published_in_half(module: nn.Module) -> list[nn.Parameter]:

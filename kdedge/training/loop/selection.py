@@ -114,12 +114,9 @@ class MovingAverage:
     @contextlib.contextmanager
     def in_place_of(self, module: nn.Module) -> Iterator[None]:
         """Context manager: the module has the average inside, and its own values afterwards."""
-        before = copied_state(module)
-        self.copy_to(module)
-        try:
+        with state_kept(module):
+            self.copy_to(module)
             yield
-        finally:
-            module.load_state_dict(before)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Name -> average."""
@@ -129,6 +126,16 @@ class MovingAverage:
         """Loads what `state_dict` returned."""
         for name, average in self._average.items():
             average.copy_(state[name])
+
+
+@contextlib.contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Context manager that restores the module's tensors on exit."""
+    before = copied_state(module)
+    try:
+        yield
+    finally:
+        module.load_state_dict(before)
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:

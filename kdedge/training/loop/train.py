@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import Any
 
@@ -44,14 +44,13 @@ from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.checkpoint import (
     TrainingState,
     capture_rng,
-    check_identity,
     load_newest,
     restore_rng,
     rng_kept,
     save_checkpoint,
 )
 from kdedge.training.loop.loggers import MetricsLog
-from kdedge.training.loop.optim import decisive_settings, learning_rate
+from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import BestWeights, MovingAverage, ParameterAverage
 from kdedge.training.loop.step import Stepper, diverged
 
@@ -108,13 +107,10 @@ class Training:
         run: RunFolder,
         device: torch.device,
         group: ProcessGroup,
-        *,
-        identity: dict[str, Any],
     ) -> None:
         self.epoch, self.step = 1, 0
         self._method, self._settings, self._n_steps = method, settings, n_steps
-        self._run, self._device, self._identity = run, device, identity
-        self._group = group
+        self._run, self._device, self._group = run, device, group
         self._stepper = Stepper(method, settings, device, group)
         self._parameters = self._stepper.parameters
         weights = method.averaging_weights(settings.epochs)
@@ -136,6 +132,8 @@ class Training:
         self._last_keys: tuple[str, ...] = ()
         self._n_metrics_bytes = 0
         self._newest = run.checkpoints  # of rank 0: the newest one in it
+        self.stop = StopSignals()
+        self._metrics: MetricsLog | None = None  # only in the process that writes
         self._began = self._saved = time.monotonic()
 
     @property
@@ -143,25 +141,27 @@ class Training:
         """Number of steps done in the whole run."""
         return (self.epoch - 1) * self._n_steps + self.step
 
-    def open_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
-        """Opens the run's metrics log at this position; None in processes that do not write."""
+    @contextlib.contextmanager
+    def log(self) -> Iterator[None]:
+        """Context in which rank 0 writes the run's metrics, from this position on."""
         if not self._group.is_rank0:
-            return contextlib.nullcontext()
-        return MetricsLog(
+            yield
+            return
+        with MetricsLog(
             self._run.metrics,
             self._run.path,
             n_bytes=self._n_metrics_bytes,
             step=self.n_done,
             n_steps=self._settings.epochs * self._n_steps,
             what=f"training {self._run.kind}",
-        )
+        ) as self._metrics:
+            yield
 
     def resume(self) -> None:
         """Loads the newest checkpoint, if there is one."""
         state = self._group.on_rank0(lambda: load_newest(self._run.checkpoints))
         if state is None:
             return
-        check_identity(state, self._identity, where=self._run.path)
         try:
             self._take_up(state)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:  # of another version
@@ -201,32 +201,27 @@ class Training:
                 "micro_batch": self._stepper.micro_batch,
                 "metrics_bytes": self._run.metrics.stat().st_size,
             },
-            identity=self._identity,
         )
         self._newest = save_checkpoint(self._run.checkpoints, state)
 
-    def run_epoch(
-        self, batches: Iterator[Batch], *, stop: StopSignals, metrics: MetricsLog | None
-    ) -> None:
+    def run_epoch(self, batches: Iterator[Batch]) -> None:
         """Takes the steps that are left in this epoch."""
         self._method.module.train()
         try:
             while self.step < self._n_steps:
-                self._take_step(next(batches), metrics=metrics)
-                self.check_stop(stop)
+                self._take_step(next(batches))
+                self.check_stop()
                 is_due = time.monotonic() - self._saved >= self._settings.checkpoint_every_s
                 if is_due and self.step < self._n_steps:
                     self.save()
         except (RuntimeError, ResourceError) as error:
-            if stop.received is None or isinstance(error.__cause__, OSError):
+            if self.stop.received is None or isinstance(error.__cause__, OSError):
                 raise
             # The signal reached the data workers, too, and torch reports their end at any point,
             # perhaps in the middle of a step: what is saved must be older
-            raise self._interrupted(stop.received) from error
+            raise self._interrupted(self.stop.received) from error
 
-    def close_epoch(
-        self, validate: Callable[[], float] | None, *, metrics: MetricsLog | None
-    ) -> None:
+    def close_epoch(self, validate: Callable[[], float] | None) -> None:
         """Ends an epoch: averaging, validation, the epoch's line in the log."""
         self._check_parameters()
         self._final_loss = self._loss_sum / self._n_steps
@@ -242,13 +237,13 @@ class Training:
                 # It stays in the module: `keep` loads the best weights
                 self._average.copy_to(self._parameters)
                 figures["averaged_validation_percent"] = self._consider(validate, epoch=None)
-        if metrics is not None:
-            metrics.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
+        if self._metrics is not None:
+            self._metrics.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
         self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
 
-    def check_stop(self, stop: StopSignals) -> None:
+    def check_stop(self) -> None:
         """Saves and ends the run if any process received a signal."""
-        signum = self._group.all_reduce_max(stop.received or 0)
+        signum = self._group.all_reduce_max(self.stop.received or 0)
         if signum:
             self.save()
             raise self._interrupted(signum)
@@ -277,7 +272,7 @@ class Training:
             validation_percent=self._best.score,
         )
 
-    def _take_step(self, batch: Batch, *, metrics: MetricsLog | None) -> None:
+    def _take_step(self, batch: Batch) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
         self._last_keys = batch.all_keys
         loss, scalars = self._stepper.take(batch, lr=lr, place=self._place(self.step + 1))
@@ -285,8 +280,8 @@ class Training:
         if self._moving is not None:
             self._moving.update(self._method.module, step=self.n_done)
         self._loss_sum += loss
-        if metrics is not None:
-            metrics.step(
+        if self._metrics is not None:
+            self._metrics.step(
                 epoch=self.epoch,
                 step=self.n_done,
                 figures={"lr": lr, "loss": loss, **scalars},
@@ -335,14 +330,14 @@ def train(
     run: RunFolder,
     validate: Callable[[], float] | None,
     device: torch.device,
-    identity: Mapping[str, Any] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> TrainingSummary:
     """Trains a method, or resumes an interrupted run.
 
     The module ends in evaluation mode with the final weights. A run whose training is complete is
     not trained again: its final weights are loaded. Rank 0 alone reads and writes the run's files.
-    A run may be resumed with another number of processes.
+    A run may be resumed with another number of processes, and with settings that only change speed:
+    the caller finds it by a key of all others.
 
     Args:
         method: on `device`; the caller seeds its generators and initial values.
@@ -354,36 +349,25 @@ def train(
         validate: gives the method's current accuracy in percent. Called by rank 0 alone, in
             evaluation mode, without gradients and in float32. Needed unless selection is `last`.
         device: device of the batches.
-        identity: what else the result depends on, such as hashes and the method's settings, as
-            plain values. Resuming needs the same ones.
         group: the processes that train together; each gets its share of a batch.
 
     Raises:
-        RecipeError: the run was started with other settings.
         DivergedError: a loss, a gradient or a trained value is not finite.
         Interrupted: SIGINT or SIGTERM arrived, and the state is saved.
         ResourceError: the disk is full or the folder is not writable.
     """
-    training = Training(
-        method,
-        settings,
-        n_steps,
-        run,
-        device,
-        group,
-        identity={**decisive_settings(settings), "steps": n_steps, **(identity or {})},
-    )
+    training = Training(method, settings, n_steps, run, device, group)
     training.resume()
     if training.epoch > settings.epochs:
         log.info("%s is already trained: nothing to do.", run.path)
         return training.keep()
-    with StopSignals() as stop, training.open_log() as metrics:
+    with training.stop, training.log():
         training.save()
         with contextlib.closing(batches(training.epoch, training.step)) as remaining:
             while training.epoch <= settings.epochs:
-                training.run_epoch(remaining, stop=stop, metrics=metrics)
-                training.close_epoch(validate, metrics=metrics)
+                training.run_epoch(remaining)
+                training.close_epoch(validate)
                 training.save()
-                training.check_stop(stop)
-    training.check_stop(stop)  # a signal may arrive while the log closes
+                training.check_stop()
+    training.check_stop()  # a signal may arrive while the log closes
     return training.keep()

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kdedge.config.optim_spec import PrecisionName
-from kdedge.data.decoding import MAX_WORKERS, choose_n_workers
-from kdedge.data.loader import ImageView, images_a_pass, view_batches
+from kdedge.data.decoding import (
+    MAX_WORKERS,
+    PlannedImage,
+    Preparation,
+    choose_n_workers,
+    load_images,
+)
+from kdedge.data.loader import images_a_pass
 from kdedge.data.sources import ImageSource, InFiles
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -37,21 +43,13 @@ _N_TRIALS = 2
 """Forward passes for an estimate of the time; the first one includes one-time work."""
 
 
-class FeatureModel(ImageModel, Protocol):
-    """Computes the features of a store: a teacher, or an image encoder alone."""
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
-        ...
-
-
 @dataclass(frozen=True)
 class StoreFiller:
-    """Computes the features of a store.
+    """Computes the features of a store, or a model's logits in their place.
 
     Attributes:
         store: the store to fill.
-        teacher: the frozen model, a teacher or an image encoder alone.
+        teacher: the frozen model.
         source: the images.
         augment: draws the views; None to prepare images as in evaluation.
         precision: number format of the model's forward pass.
@@ -60,17 +58,19 @@ class StoreFiller:
             that exists only in this process.
         workers: who computes the chunks; None for this process.
         group: processes of one training, which fill the store together.
+        answers: the teacher's method whose results are stored.
     """
 
     store: TeacherStore
-    teacher: FeatureModel
+    teacher: ImageModel
     source: ImageSource
-    augment: Augmentation | None
-    precision: PrecisionName
-    n_workers: int | Literal["auto"]
-    opens: Callable[[WorkerResources], FeatureModel] | None = None
+    augment: Augmentation | None = None
+    precision: PrecisionName = "fp32"
+    n_workers: int | Literal["auto"] = "auto"
+    opens: Callable[[WorkerResources], ImageModel] | None = None
     workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
+    answers: Literal["forward_features", "logits"] = "forward_features"
 
     def fill(self) -> None:
         """Computes the missing files.
@@ -91,7 +91,10 @@ class StoreFiller:
             if self.group.is_rank0:
                 check_room(self.store, missing)
                 self.store.create()
-            with self._alone():
+            lock = self.store.path / ".lock"  # rank 0 holds it for all processes
+            if self.group.is_rank0 and is_locked(lock):
+                log.info("Waiting for another process that is filling %s.", self.store.path)
+            with locked(lock, wait_s=math.inf) if self.group.is_rank0 else nullcontext():
                 # Another command may have filled it since; all processes go by what rank 0 sees
                 missing = self.group.on_rank0(lambda: [c for c in missing if not self.store.has(c)])
                 if missing:
@@ -100,33 +103,6 @@ class StoreFiller:
         if not self.group.is_rank0:
             self.store.load(chunks)
         log.info("%s. It is complete: the teacher is not needed.", self.store)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Context in which no other command fills the store; rank 0 holds the lock for all."""
-        lock = self.store.path / ".lock"
-        with contextlib.ExitStack() as stack:
-            if self.group.is_rank0:
-                if is_locked(lock):
-                    log.info("Waiting for another process that is filling %s.", self.store.path)
-                stack.enter_context(locked(lock, wait_s=math.inf))
-            yield
-
-    def _tell_of_others(self) -> None:
-        """Logs how many images another store has, and why it has no more of them."""
-        if self._others.n_images:
-            n_all = len(self.store.indices)
-            log.info(
-                "Features of %d of %d images are taken from %s: the teacher is run for new ones.",
-                *(self._others.n_images, n_all, self._others.path),
-            )
-        if self._others.n_moved:
-            log.info(
-                "%d images are computed again because they moved in the sorted list. To avoid this,"
-                " put new images into a folder whose name sorts last, or below the other rows of a"
-                " list.",
-                self._others.n_moved,
-            )
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates how long chunks take, from forward passes over the first images of one."""
@@ -145,7 +121,19 @@ class StoreFiller:
     def _fill(self, missing: list[Chunk]) -> None:
         n_chunks = len(self.store.chunks())
         log.info("%s. Computing %d of %d files.", self.store, len(missing), n_chunks)
-        self._tell_of_others()
+        others = self._others
+        if others.n_images:
+            log.info(
+                "Features of %d of %d images are taken from %s: the teacher is run for new ones.",
+                *(others.n_images, len(self.store.indices), others.path),
+            )
+        if others.n_moved:
+            log.info(
+                "%d images are computed again because they moved in the sorted list. To avoid this,"
+                " put new images into a folder whose name sorts last, or below the other rows of a"
+                " list.",
+                others.n_moved,
+            )
         began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
         n_done, n_all = 0, sum(len(self.store.positions(chunk)) for chunk in share)
@@ -186,7 +174,7 @@ class StoreFiller:
         passes = (batch for chunk in list(computed) for batch in self._passes(chunk))
         n_workers = choose_n_workers(self.n_workers, sum(n_missing.values()))
         features: list[Tensor] = []
-        with contextlib.closing(self._images(passes, n_workers=n_workers)) as loaded:
+        with closing(self._images(passes, n_workers=n_workers)) as loaded:
             for images in loaded:
                 features.append(self._features(images))
                 if sum(map(len, features)) == n_missing[computed[0]]:
@@ -204,22 +192,21 @@ class StoreFiller:
         rows = self._others.rows(chunk)
         return [position for position in self.store.positions(chunk) if position not in rows]
 
-    def _passes(self, chunk: Chunk) -> Iterator[list[ImageView]]:
+    def _passes(self, chunk: Chunk) -> Iterator[list[PlannedImage]]:
         """The images of each forward pass. On one kind of device batches are always the same."""
-        planned = [(position, chunk.view) for position in self._missing(chunk)]
+        planned = [(0, position, chunk.view) for position in self._missing(chunk)]
         for start in range(0, len(planned), self._n_a_pass):
             yield planned[start : start + self._n_a_pass]
 
     def _images(
-        self, passes: Iterable[list[ImageView]], *, n_workers: int
+        self, passes: Iterable[list[PlannedImage]], *, n_workers: int
     ) -> Generator[Tensor, None, None]:
-        yield from view_batches(
-            self.source,
+        return load_images(
+            [self.source],
             passes,
-            preprocess=self.teacher.preprocess,
-            augment=self.augment,
+            Preparation(self.teacher.preprocess, self.augment),
+            n_workers,
             batch_size=self._n_a_pass,
-            n_workers=n_workers,
             device=self.teacher.device,
         )
 
@@ -227,15 +214,11 @@ class StoreFiller:
     def _n_a_pass(self) -> int:
         return images_a_pass(FORWARD_BATCH, self.teacher.device)
 
-    @functools.cached_property
-    def _format(self) -> Precision:
-        return Precision(self.precision, self.teacher.device)
-
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], in the store's dtype, on the CPU."""
-        with self._format.autocast():
-            features = self.teacher.forward_features(images)
+        with Precision(self.precision, self.teacher.device).autocast():
+            features: Tensor = getattr(self.teacher, self.answers)(images)
         return features.to(self.store.dtype).cpu()
 
     def _write(self, chunk: Chunk, computed: Iterable[Tensor]) -> None:

@@ -45,6 +45,7 @@ _MIN_CHUNK = 128
 _MAX_FILES_A_VIEW = 1000
 """The kernel maps 65,530 files per process: enough for the views of 65 epochs."""
 _FORMAT = "kdedge-teacher-store-1"
+_IMAGES = "images.safetensors"
 
 
 @dataclass(frozen=True, order=True)
@@ -245,8 +246,15 @@ class TeacherStore:
 
     def note_images(self) -> None:
         """Writes the list of images where it is known and missing."""
-        if self.digests and self.path.exists():
-            write_image_list(self.path, self.key, self.digests)
+        file = self.path / _IMAGES
+        if not self.digests or not self.path.exists() or file.exists():
+            return
+        hashes = b"".join(map(bytes.fromhex, self.digests.values()))
+        tensors = {
+            "positions": torch.tensor(list(self.digests), dtype=torch.int64),
+            "sha256": torch.frombuffer(bytearray(hashes), dtype=torch.uint8).reshape(-1, 32),
+        }
+        write_tensors(file, tensors, {"store": self.key})
 
     def write(self, chunk: Chunk, features: Tensor) -> None:
         """Writes a chunk atomically.
@@ -285,34 +293,10 @@ class TeacherStore:
         return self._features[chunk]
 
 
-_FILE = "images.safetensors"
-
-
-def write_image_list(folder: Path, key: str, digests: Mapping[int, str]) -> None:
-    """Writes a store's list if it has none.
-
-    Args:
-        folder: of the store.
-        key: of the store.
-        digests: position -> SHA-256 in hex, positions ascending, at least one.
-
-    Raises:
-        ResourceError: the file cannot be written.
-    """
-    if (folder / _FILE).exists():
-        return
-    hashes = b"".join(map(bytes.fromhex, digests.values()))
-    tensors = {
-        "positions": torch.tensor(list(digests), dtype=torch.int64),
-        "sha256": torch.frombuffer(bytearray(hashes), dtype=torch.uint8).reshape(-1, 32),
-    }
-    write_tensors(folder / _FILE, tensors, {"store": key})
-
-
 def read_image_list(folder: Path, key: str) -> dict[int, str] | None:
     """Position -> SHA-256 in hex; None if there is no list, or it is damaged or another store's."""
     try:
-        tensors, facts = read_tensors(folder / _FILE)
+        tensors, facts = read_tensors(folder / _IMAGES)
     except DataError:
         return None
     if facts != {"store": key}:
