@@ -46,7 +46,7 @@ from kdedge.clip.builtin import TOKEN_TABLE, draw_token_table
 from kdedge.clip.text import encode_text, tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, draw_picture
-from kdedge.data.sources.synthetic import class_names, open_source
+from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
 
 Attributes = tuple[str, str, str]  # texture, color, shape; "" where a caption does not say
 
@@ -214,7 +214,7 @@ def train(plan: Plan, pictures: Tensor, attributes: list[Attributes]) -> open_cl
 @torch.no_grad()
 def zero_shot(model: open_clip.CLIP, pictures: Tensor, labels: Tensor) -> tuple[float, float]:
     """Base and novel accuracy, percent, each among its own half of the class names."""
-    names = class_names("shapes")
+    names = CLASS_NAMES
     tokenizer = open_clip.SimpleTokenizer(context_length=TEXT["context_length"])
     texts = tokenizer([f"a photo of a {name}." for name in names])
     logits = model.encode_image(normalize(pictures)) @ model.encode_text(texts, normalize=True).T
@@ -228,9 +228,9 @@ def zero_shot(model: open_clip.CLIP, pictures: Tensor, labels: Tensor) -> tuple[
 
 def evaluation_sets() -> dict[str, tuple[Tensor, Tensor]]:
     """Clean pictures of the demo's classes, and the demo's own test pictures."""
-    source = open_source("shapes", part="test", labeled=True)
+    source = open_source(part="test", labeled=True)
     labels = [item.label for item in source.items if item.label is not None]
-    attributes = [tuple(class_names("shapes")[label].split()) for label in labels]
+    attributes = [tuple(CLASS_NAMES[label].split()) for label in labels]
     files = [source.read(index) for index in range(len(labels))]
     dim = np.stack([resize(Image.open(io.BytesIO(file))) for file in files])
     return {

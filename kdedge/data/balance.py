@@ -31,13 +31,9 @@ def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
     logits, log_prior = logits.double(), prior.double().log()
     offsets = torch.zeros_like(log_prior)
     for _ in range(_N_ROUNDS):
-        offsets = offsets + _log_mean_softmax(logits - offsets) - log_prior
+        sums = (logits - offsets).log_softmax(dim=1).logsumexp(dim=0)
+        offsets = offsets + (sums - torch.tensor(len(logits)).log()) - log_prior
     return offsets - offsets.mean()
-
-
-def _log_mean_softmax(logits: Tensor) -> Tensor:
-    """[N, C] -> [C]: the logarithm of the mean softmax."""
-    return logits.log_softmax(dim=1).logsumexp(dim=0) - torch.tensor(len(logits)).log()
 
 
 def careful_offsets(logits: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
     if spec.benchmark is not None:
         return load_benchmark(spec.benchmark).class_names(benchmark_root(data.root))
     if spec.synthetic is not None:
-        return synthetic.class_names(spec.synthetic)
+        return synthetic.CLASS_NAMES
     names = tuple(spec.names or ())
     check_class_names(names, "classes")
     return names

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,7 +15,7 @@ from kdedge.data.sources import ImageSource, Joined
 from kdedge.errors import DataError, some_of
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.runtime.preprocess import UnusableImage
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
 _MAX_NAMED = 5
@@ -43,16 +41,12 @@ class Scan:
     """The result of a scan.
 
     Attributes:
-        good: positions in the source, ascending.
+        good: position in the source -> facts of each readable image, ascending.
         bad: unreadable images, in the source's order.
-        digests: SHA-256 of each good image's bytes, in hex, in the order of `good`.
-        sizes_px: (width, height) -> how many good images have it.
     """
 
-    good: tuple[int, ...]
+    good: Mapping[int, ImageFacts]
     bad: tuple[BadImage, ...]
-    digests: tuple[str, ...]
-    sizes_px: Mapping[tuple[int, int], int]
 
 
 def scan(
@@ -90,35 +84,27 @@ def scan(
     try:
         n_new = sum(len(part) - len(known) for part, known in pieces)
         if workers is None or n_new <= n_a_piece:
-            found = _read(source, positions, cache, n_threads, progress)
+            results = _read(source, positions, cache, n_threads, progress)
         else:
-            found = []
+            results = []
             for some, known in workers.run(pieces, partial(_read_elsewhere, source)):
-                found += some
+                results += some
                 cache.add(known)
                 if progress is not None:
-                    progress(len(found))
+                    progress(len(results))
     finally:
         cache.save(source)
-    good = {
-        position: facts
-        for position, facts in zip(positions, found, strict=True)
-        if isinstance(facts, ImageFacts)
-    }
-    bad = (
-        BadImage(source.items[position].key, reason)
-        for position, reason in zip(positions, found, strict=True)
-        if isinstance(reason, str)
+    pairs = list(zip(positions, results, strict=True))
+    return Scan(
+        {i: facts for i, facts in pairs if isinstance(facts, ImageFacts)},
+        tuple(BadImage(source.items[i].key, why) for i, why in pairs if isinstance(why, str)),
     )
-    sizes_px = Counter(facts.size_px for facts in good.values())
-    digests = tuple(facts.digest for facts in good.values())
-    return Scan(tuple(good), tuple(bad), digests, sizes_px)
 
 
 _Piece = tuple[range, Mapping[str, str]]
 """Rows, and what the cache knows of them."""
 
-_Found = list[ImageFacts | str]
+_Results = list[ImageFacts | str]
 """Of each image, hash and size, or the reason why it cannot be used."""
 
 
@@ -132,64 +118,51 @@ def _read(
     cache: ScanCache,
     n_threads: int | None,
     progress: Callable[[int], None] | None = None,
-) -> _Found:
+) -> _Results:
     """Reads images in threads of this process."""
-    found: _Found = []
+    results: _Results = []
     parts = _parts(positions, max(_ROWS_AT_ONCE, len(positions) // _MOST_TASKS))
     with ThreadPoolExecutor(n_threads or min(8, usable_cores()), "scan") as pool:
         try:
             for some in pool.map(partial(_read_rows, source, cache), parts):
-                found += some
+                results += some
                 if progress is not None:
-                    progress(len(found))
+                    progress(len(results))
         finally:
             pool.shutdown(cancel_futures=True)
-    return found
+    return results
 
 
 def _read_elsewhere(
     source: ImageSource, share: WorkerResources
-) -> DoPieces[_Piece, tuple[_Found, Mapping[str, str]]]:
+) -> DoPieces[_Piece, tuple[_Results, Mapping[str, str]]]:
     return partial(_read_pieces, source, share.n_cores)
 
 
 def _read_pieces(
     source: ImageSource, n_threads: int, pieces: Iterable[_Piece]
-) -> Iterator[tuple[_Found, Mapping[str, str]]]:
-    """What is found in each piece, and what the cache should know of it now."""
+) -> Iterator[tuple[_Results, Mapping[str, str]]]:
+    """The results of each piece, and what the cache should know of it now."""
     for rows, known in pieces:
         cache = ScanCache()
         cache.add(known)
         yield _read(source, rows, cache, n_threads), cache.take(source, rows)
 
 
-def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> _Found:
-    found: _Found = []
+def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> _Results:
+    results: _Results = []
     for i in rows:
         try:
-            found.append(cache.facts(source, i, partial(_examine, source, i)))
+            results.append(cache.facts(source, i))
         except UnusableImage as error:
-            found.append(error.reason)
-    return found
-
-
-def _examine(source: ImageSource, i: int) -> ImageFacts:
-    data = source.read(i)
-    image = decode_image(data)
-    return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
+            results.append(error.reason)
+    return results
 
 
 def joined(scans: Sequence[Scan]) -> Scan:
     """Joins the scans of consecutive parts of a source."""
-    sizes_px: Counter[tuple[int, int]] = Counter()
-    for part in scans:
-        sizes_px.update(part.sizes_px)
-    return Scan(
-        tuple(position for part in scans for position in part.good),
-        tuple(image for part in scans for image in part.bad),
-        tuple(digest for part in scans for digest in part.digests),
-        sizes_px,
-    )
+    good = {position: facts for part in scans for position, facts in part.good.items()}
+    return Scan(good, tuple(image for part in scans for image in part.bad))
 
 
 def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = None) -> None:
@@ -207,8 +180,6 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     n_images = len(scan.good) + len(scan.bad)
     if scan.good and len(scan.bad) <= limit:
         return
-    if not n_images:
-        raise DataError(f"{what} has no images.\n  Add images, or name another source.")
     named = "\n  ".join(some_of((f"{bad.key}: {bad.reason}." for bad in scan.bad), _MAX_NAMED))
     if not scan.good:
         raise DataError(

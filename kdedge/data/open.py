@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdedge.config.data_spec import SOURCES, DataSpec, SourceSpec
+from kdedge.config.data_spec import DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
 from kdedge.data.sources import (
@@ -17,7 +17,7 @@ from kdedge.data.sources import (
     synthetic,
     webdataset,
 )
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError
 
 
 def open_source(
@@ -36,10 +36,7 @@ def open_source(
         MissingPackage: the source needs a package that is not installed.
     """
     labels: dict[str, Any] = {"class_names": class_names, "labeled": labeled}
-    columns: dict[str, Any] = {
-        "image_column": spec.image_column,
-        "label_column": spec.label_column,
-    }
+    columns = spec.model_dump(include={"image_column", "label_column"})
     if spec.folder is not None:
         return folder.open_source(spec.folder, **labels)
     if spec.webdataset is not None:
@@ -53,15 +50,11 @@ def open_source(
     if spec.benchmark is not None:
         benchmark = load_benchmark(spec.benchmark)
         return benchmark.open_source(benchmark_root(data.root), part=spec.part, **labels)
-    if spec.synthetic is not None:
-        names = synthetic.class_names(spec.synthetic)
-        if labeled and tuple(class_names) != names:
-            raise DataError(
-                f"synthetic: {spec.synthetic} has its own {len(names)} class names, but the class"
-                f" list has {len(class_names)} others.\n"
-                f"  Set classes to {{synthetic: {spec.synthetic}}}."
-            )
-        return synthetic.open_source(spec.synthetic, part=spec.part, labeled=labeled)
-    raise RecipeError(
-        f"a data source does not name any images.\n  Give it one of {', '.join(SOURCES)}."
-    )
+    names = synthetic.CLASS_NAMES
+    if labeled and tuple(class_names) != names:
+        raise DataError(
+            f"synthetic: {spec.synthetic} has its own {len(names)} class names, but the class"
+            f" list has {len(class_names)} others.\n"
+            f"  Set classes to {{synthetic: {spec.synthetic}}}."
+        )
+    return synthetic.open_source(part=spec.part, labeled=labeled)

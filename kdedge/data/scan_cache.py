@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from kdedge import __version__
 from kdedge.data.sources import ImageSource, InFiles, Location
 from kdedge.errors import InUseError, ResourceError, first_line
 from kdedge.files import FileStamp, locked, write_atomic
-from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, register_heif
+from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, decode_image, register_heif
 
 MAX_FILES = 64
 """Largest number of files in a cache folder; the least recently used ones are removed."""
@@ -52,7 +52,7 @@ class ScanCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._found: dict[str, str] = {}  # as `_key` and `_text` write them
+        self._known: dict[str, str] = {}  # as `_key` and `_text` write them
         self._new: dict[str, str] = {}
         self._read: set[Path] = set()
 
@@ -61,28 +61,29 @@ class ScanCache:
         file = self._file(source)
         if file is not None and file not in self._read:
             self._read.add(file)
-            self._found = _read(file) | self._found
+            self._known = _read(file) | self._known
             with contextlib.suppress(OSError):
                 os.utime(file)  # the time of use, see MAX_FILES
 
-    def facts(self, source: ImageSource, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
-        """Returns the cached facts of an image, else those that `examine` finds.
+    def facts(self, source: ImageSource, i: int) -> ImageFacts:
+        """Returns the cached facts of an image, or reads and decodes it.
 
         Many threads may call this at once.
+
+        Raises:
+            UnusableImage: it cannot be read.
         """
-        if not isinstance(source, InFiles):
-            return examine()
-        location = source.location(i)
-        before = _stamp(location)
-        if before is None:
-            return examine()
+        location = source.location(i) if isinstance(source, InFiles) else None
+        before = location and _stamp(location)
+        if location is None or before is None:
+            return _examine(source, i)
         key = _key(location)
-        facts = _facts(self._found.get(key, ""), before)
+        facts = _facts(self._known.get(key, ""), before)
         if facts is None:
             started_ns = time.time_ns()
-            facts = examine()
+            facts = _examine(source, i)
             if before.is_settled(started_ns) and _stamp(location) == before:
-                self._found[key] = self._new[key] = _text(before, facts)
+                self._known[key] = self._new[key] = _text(before, facts)
         return facts
 
     def take(self, source: ImageSource, rows: range) -> dict[str, str]:
@@ -90,12 +91,12 @@ class ScanCache:
         if not isinstance(source, InFiles):
             return {}
         keys = [_key(source.location(i)) for i in rows]
-        return {key: self._found[key] for key in keys if key in self._found}
+        return {key: self._known[key] for key in keys if key in self._known}
 
     def add(self, facts: Mapping[str, str]) -> None:
         """Adds what `take` gave; `save` writes what was not known."""
-        new = {key: text for key, text in facts.items() if self._found.get(key) != text}
-        self._found |= new
+        new = {key: text for key, text in facts.items() if self._known.get(key) != text}
+        self._known |= new
         self._new |= new
 
     def save(self, source: ImageSource) -> None:
@@ -124,6 +125,12 @@ class ScanCache:
         places = {os.path.dirname(source.location(i).path) for i in range(len(source.items))}  # noqa: PTH120
         name = hashlib.sha256(os.fsencode(os.path.commonpath(places))).hexdigest()[:32]
         return self._folder / f"{name}.json"
+
+
+def _examine(source: ImageSource, i: int) -> ImageFacts:
+    data = source.read(i)
+    image = decode_image(data)
+    return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
 
 
 def _key(location: Location) -> str:

@@ -95,14 +95,15 @@ def _survey(
     n_unlabeled: int,
     twins: Iterable[str] = (),
 ) -> Survey:
-    sizes_px = sorted(scanned.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))
+    sizes_px = Counter(facts.size_px for facts in scanned.good.values())
+    digests = {facts.digest for facts in scanned.good.values()}
     return Survey(
         kind=kind,
         n_images=len(source.items),
         n_read=len(scanned.good) + len(scanned.bad),
         bad=scanned.bad,
-        n_duplicates=len(scanned.digests) - len(set(scanned.digests)),
-        sizes_px=tuple(sizes_px),
+        n_duplicates=len(scanned.good) - len(digests),
+        sizes_px=tuple(sorted(sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
         classes=tuple(classes),
         n_unlabeled=n_unlabeled,
         left_out=tuple(sorted(getattr(source, "left_out", {}).items())),

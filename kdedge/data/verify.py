@@ -14,7 +14,7 @@ from kdedge.progress import progress
 
 
 @dataclass(frozen=True)
-class PartFound:
+class VerifiedPart:
     """One part of a set, which has as many images and classes as the published one.
 
     Attributes:
@@ -47,7 +47,7 @@ class Verification:
     name: str
     folder: Path
     n_classes: int
-    parts: tuple[PartFound, ...]
+    parts: tuple[VerifiedPart, ...]
     problems: tuple[str, ...]
 
 
@@ -69,7 +69,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
                 problems.append(
                     f"{path} has the SHA-256 {sha256}, the published file {file.sha256}."
                 )
-    parts: list[PartFound] = []
+    parts: list[VerifiedPart] = []
     try:
         class_names = benchmark.class_names(root)
         for part in benchmark.n_images:
@@ -84,7 +84,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
             if read_images:
                 with progress(f"reading {part}", n_images, unit="images") as advance:
                     bad = scan(source, progress=advance).bad
-            parts.append(PartFound(part, n_images, len(missing), n_classes, bad))
+            parts.append(VerifiedPart(part, n_images, len(missing), n_classes, bad))
             if missing:
                 problems.append(
                     f"{part} lacks {len(missing)} of its {n_images} image files, for example"

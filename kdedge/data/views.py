@@ -62,10 +62,6 @@ def crop_box(
             top = int(generator.integers(0, height - crop_height + 1))
             left = int(generator.integers(0, width - crop_width + 1))
             return left, top, crop_width, crop_height
-    return _central_crop(width, height)
-
-
-def _central_crop(width: int, height: int) -> tuple[int, int, int, int]:
     ratio = width / height
     crop_width, crop_height = width, height
     if ratio < RATIO[0]:

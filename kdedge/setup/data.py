@@ -290,8 +290,8 @@ class RecipeData:
                 "%d of %d images of data.%s cannot be read and are skipped. The first is %s: %s.",
                 *(len(result.bad), len(source.items), key, result.bad[0].key, result.bad[0].reason),
             )
-        digests = dict(zip(result.good, result.digests, strict=True))
-        return Images(source, result.good, result.bad, digests)
+        digests = {position: facts.digest for position, facts in result.good.items()}
+        return Images(source, tuple(digests), result.bad, digests)
 
     def _check_selects(self, images: Images, key: DataPart) -> None:
         if not images.of_classes(self._classes.labeled).indices:

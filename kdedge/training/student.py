@@ -172,7 +172,7 @@ def find_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
     be trained is opened untrained, to try steps, which take as long as with a trained one.
 
     Returns:
-        What it found, and the student's job with the opened teacher.
+        The run or the job, and the student's job with the opened teacher.
 
     Raises:
         RecipeError: the teacher cannot teach this student.

@@ -17,10 +17,10 @@ from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.drawings import CLEAN, draw_picture
 from kdedge.data.loader import evaluation_batches
-from kdedge.data.sources.synthetic import class_names, open_source
+from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
 from kdedge.runtime.preprocess import normalize, resize_and_crop
 
-NAMES = class_names("shapes")
+NAMES = CLASS_NAMES
 MAX_SHIPPED_BYTES = 2_500_000
 PINNED_TOKENS = [-0.00888648629, 0.012975581, 0.0266441293]
 PINNED_FEATURES = {  # the first four of a text's and of an image's features
@@ -104,7 +104,7 @@ def test_zero_shot_knows_the_classes_on_clean_pictures(backbone: Backbone) -> No
 @torch.no_grad()
 def test_zero_shot_loses_much_but_not_all_on_the_dim_camera(backbone: Backbone) -> None:
     """Chance is 4.2 percent. What is lost here is what the demo wins back."""
-    source = open_source("shapes", part="test", labeled=False)
+    source = open_source(part="test", labeled=False)
     batches = evaluation_batches(
         source, range(240), preprocess=backbone.preprocess, batch_size=120, n_workers=0
     )

@@ -24,16 +24,15 @@ def test_a_scan_finds_the_bad_images_in_order(source, n_threads):
     assert [bad.key for bad in result.bad] == ["image-4", "image-20"]
     assert result.bad[0].reason == "cannot be read: no such file"
     hashes = [hashlib.sha256(source.files[i]).hexdigest() for i in result.good]
-    assert list(result.digests) == hashes
-    assert sum(result.sizes_px.values()) == 21
+    assert [facts.digest for facts in result.good.values()] == hashes
     assert seen == [16, 23]
 
 
 def test_a_scan_of_nothing_finds_nothing(source):
     source.files, source.labels = [], []
     result = scan(source)
-    assert (result.good, result.bad) == ((), ())
-    with pytest.raises(DataError, match="has no images"):
+    assert (result.good, result.bad) == ({}, ())
+    with pytest.raises(DataError, match="none of 0 images"):
         check_limit(result, 5, "data.test")
 
 

@@ -73,7 +73,7 @@ def test_built_in_drawings_have_their_own_classes():
         open_source(spec, class_names=NAMES, labeled=True, data=DataSpec())
 
 
-@pytest.mark.parametrize("name", ["sun398", "_coop_split", "../x", "os"])
+@pytest.mark.parametrize("name", ["sun398", "_coop", "../x", "os"])
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(name):
     spec = SourceSpec(benchmark=name)
     with pytest.raises(DataError, match=r"set\.\n  (There are: .*|Did you mean )sun397"):

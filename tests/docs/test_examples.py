@@ -142,7 +142,7 @@ def test_the_drawn_images_are_own_images(tmp_path: Path) -> None:
         assert len(list((tmp_path / part).rglob("*.jpg"))) == n * len(names)
     files = [file.read_bytes() for file in tmp_path.rglob("*.jpg")]
     assert len(set(files)) == len(files)  # no test image is among the others
-    drawn = open_source("shapes", part="test", labeled=True)
+    drawn = open_source(part="test", labeled=True)
     for number, name in enumerate(names):
         (*_, first) = sorted((tmp_path / "test" / name).iterdir(), reverse=True)
         assert first.read_bytes() == drawn.read(number)

@@ -35,7 +35,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import infer_config, read_weights
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.suite import load_suite
-from kdedge.data.benchmarks._coop_split import read_split
+from kdedge.data.benchmarks import read_split
 from kdedge.data.classes import read_class_file, read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.data.sources import csv_list, webdataset

@@ -19,8 +19,7 @@ from kdedge.data.benchmarks._benchmark import (
     MissingPartsError,
     by_hand,
 )
-from kdedge.data.benchmarks._coop import AircraftSet, CoopSet
-from kdedge.data.benchmarks._coop_split import PARTS, CoopSplit, open_part, read_split
+from kdedge.data.benchmarks._coop import PARTS, AircraftSet, CoopSet, read_split
 from kdedge.data.benchmarks._imagenet import FolderSet
 from kdedge.errors import DataError, SetupError, suggestion
 from kdedge.plugins import Plugins
@@ -29,14 +28,12 @@ __all__ = [
     "PARTS",
     "Benchmark",
     "CoopSet",
-    "CoopSplit",
     "Download",
     "HubArchive",
     "MissingPartsError",
     "by_hand",
     "list_benchmarks",
     "load_benchmark",
-    "open_part",
     "read_split",
 ]
 

@@ -8,8 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from kdedge.data.sources import FileSource
+from kdedge.data.sources import FileSource, Item, LabelIndex, name_some
 from kdedge.errors import DataError
 from kdedge.files import read_text
 
@@ -59,6 +60,20 @@ class Download:
     def has_images(self) -> bool:
         """Whether it is a folder of images, and no list of images or class names."""
         return not self.path.endswith((".json", ".txt"))
+
+
+class ImageList(NamedTuple):
+    """The images of a part.
+
+    Attributes:
+        folder: where their paths start.
+        class_names: of the set, in label order.
+        rows: path and label of each image.
+    """
+
+    folder: Path
+    class_names: tuple[str, ...]
+    rows: Sequence[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -131,10 +146,23 @@ class Benchmark(ABC):
         """
 
     @abstractmethod
+    def list_images(self, root: Path, part: str) -> ImageList:
+        """Lists the images of a part.
+
+        Args:
+            root: folder of the benchmark sets.
+            part: train, val or test.
+
+        Raises:
+            DataError: the set is missing or differs from the published one, or there is no such
+                part.
+            MissingPackage: ImageNet's list of names is missing, and so is open_clip.
+        """
+
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
     ) -> FileSource:
-        """Lists the images of a part.
+        """Opens a part; the keys of its images are their paths.
 
         Args:
             root: folder of the benchmark sets.
@@ -143,10 +171,24 @@ class Benchmark(ABC):
             labeled: labels are positions in `class_names`.
 
         Raises:
-            DataError: the set is missing or differs from the published one, there is no such part,
-                or the class list lacks some of the set's names.
-            MissingPackage: ImageNet's list of names is missing, and so is open_clip.
+            DataError: as of `list_images`, or the class list lacks some of the set's names.
+            MissingPackage: as of `list_images`.
         """
+        listed = self.list_images(root, part)
+        labels: list[int | None] = [None] * len(listed.rows)
+        if labeled:
+            index = LabelIndex(class_names)
+            positions = {name: index.find(name) for name in listed.class_names}
+            unknown = [name for name, position in positions.items() if position is None]
+            if unknown:
+                raise DataError(
+                    f"the class list lacks {len(unknown)} of the benchmark set's {len(positions)}"
+                    f" class names: {name_some(unknown)}.\n"
+                    "  Set classes to the benchmark set, so that both have the same names."
+                )
+            labels = [positions[listed.class_names[label]] for _, label in listed.rows]
+        names = [path for path, _ in listed.rows]
+        return FileSource(listed.folder, names, list(map(Item, names, labels)))
 
 
 class MissingPartsError(DataError):

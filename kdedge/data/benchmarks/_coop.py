@@ -1,21 +1,82 @@
-"""Sets in CoOp's layout: with its split file, and FGVC-Aircraft with the lists of its own."""
+"""Sets in CoOp's layout: with its split file, and FGVC-Aircraft with the lists of its own.
+
+A split file, which the published tables use (arXiv:2109.01134), is a JSON object with `train`,
+`val` and `test`, each a list of `[path below the image folder, label, class name]`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from kdedge.data.benchmarks._benchmark import Benchmark, read_lines, unexpected
-from kdedge.data.benchmarks._coop_split import (
-    PARTS,
-    CoopSplit,
-    check_path,
-    open_part,
-    read_split,
-)
-from kdedge.data.sources import FileSource
+from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, read_lines, unexpected
 from kdedge.errors import DataError
+from kdedge.records.record import read_record
+
+PARTS = ("train", "val", "test")
+_FILE = dict[str, tuple[tuple[str, int, str], ...]]
+
+
+@dataclass(frozen=True)
+class CoopSplit:
+    """A split file's contents.
+
+    Attributes:
+        class_names: in label order.
+        parts: part -> (relative path, label) in the file's order.
+    """
+
+    class_names: tuple[str, ...]
+    parts: Mapping[str, tuple[tuple[str, int], ...]]
+
+
+def read_split(path: Path, *, remedy: str) -> CoopSplit:
+    """Reads and checks a split file.
+
+    Args:
+        path: the file.
+        remedy: advice for the message, one sentence.
+
+    Raises:
+        DataError: not a split file; a path leaves the image folder; labels are not 0 to n - 1; a
+            label has two names or a name two labels.
+    """
+    listed = read_record(_FILE, path, remedy=remedy)
+    if not set(PARTS) <= set(listed):
+        raise DataError(
+            f"{path} is not a split file: expected the keys train, val and test.\n  {remedy}"
+        )
+    names: dict[int, str] = {}
+    parts: dict[str, tuple[tuple[str, int], ...]] = {}
+    for part in PARTS:
+        rows = []
+        for number, (image, label, name) in enumerate(listed[part]):
+            where = f"{path}: {part}[{number}]"
+            check_path(image, where, remedy=remedy)
+            if names.setdefault(label, name) != name or not name.isprintable():
+                was = f"label {label} is {name!r}, was {names[label]!r} before"
+                raise DataError(f"{where}: {was}.\n  {remedy}")
+            rows.append((PurePosixPath(image).as_posix(), label))
+        parts[part] = tuple(rows)
+    if sorted(names) != list(range(len(names))) or len(set(names.values())) < len(names):
+        raise DataError(
+            f"{path} has {len(names)} labels from {min(names)} to {max(names)}, expected 0 to"
+            f" {len(names) - 1}, each with a name of its own.\n  {remedy}"
+        )
+    return CoopSplit(tuple(names[label] for label in range(len(names))), parts)
+
+
+def check_path(text: str, where: str, *, remedy: str) -> None:
+    """Raises DataError for a path that leaves the image folder, or that no file can have."""
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\0" in text or "\\" in text:
+        raise DataError(f"{where}: {text!r:.200} is outside of the image folder.\n  {remedy}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {text!r:.200} cannot be a file name.\n  {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -38,13 +99,12 @@ class CoopSet(Benchmark):
         """See `Benchmark.class_names`."""
         return self._read(root, self.lists).class_names
 
-    def open_source(
-        self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-    ) -> FileSource:
-        """See `Benchmark.open_source`."""
+    def list_images(self, root: Path, part: str) -> ImageList:
+        """See `Benchmark.list_images`: in the split file's order."""
+        if part not in self.n_images:
+            raise DataError(f"{part} is not a part; expected one of {', '.join(self.n_images)}.")
         split = self._read(root, [file.path for file in self.downloads])
-        folder = root / self.folder / self.image_root
-        return open_part(folder, split, part=part, class_names=class_names, labeled=labeled)
+        return ImageList(root / self.folder / self.image_root, split.class_names, split.parts[part])
 
     def read_split(self, folder: Path) -> CoopSplit:
         """Reads the parts from CoOp's split file in the set's folder.
@@ -92,7 +152,7 @@ class AircraftSet(CoopSet):
                 image, _, name = line.partition(" ")
                 if name not in labels:
                     raise unexpected(folder / file, line, f"an image and a line of {variants}")
-                check_path(f"{image}.jpg", str(folder / file))
+                check_path(f"{image}.jpg", str(folder / file), remedy=self._remedy)
                 rows.append((f"{image}.jpg", labels[name]))
             parts[part] = tuple(rows)
         return CoopSplit(tuple(names), parts)

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks._benchmark import Benchmark, exists, read_lines, unexpected
-from kdedge.data.benchmarks._coop_split import CoopSplit, open_part
-from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource
+from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, exists, read_lines, unexpected
+from kdedge.data.sources import IMAGE_EXTENSIONS
 from kdedge.errors import DataError, MissingPackage, os_reason
 
 log = logging.getLogger(__name__)
@@ -47,10 +46,8 @@ class FolderSet(Benchmark):
             self.require(root, folders)
         return tuple(self._names(root, present[0]).values())
 
-    def open_source(
-        self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-    ) -> FileSource:
-        """See `Benchmark.open_source`: sorted by path."""
+    def list_images(self, root: Path, part: str) -> ImageList:
+        """See `Benchmark.list_images`: sorted by path."""
         if part not in self.images:
             raise DataError(
                 f"{part} is not a part of {self.name}; expected one of {', '.join(self.images)}."
@@ -58,20 +55,19 @@ class FolderSet(Benchmark):
         self.require(root, [self.images[part]])
         names = self._names(root, self.images[part])
         folder = root / self.folder / self.images[part]
-        rows = tuple(
+        rows = [
             (f"{class_folder}/{file}", label)
             for label, class_folder in enumerate(names)
             for file in _names_in(folder / class_folder)
             if file.lower().endswith(_SUFFIXES)
-        )
+        ]
         n_published = self.n_images.get(part, self.n_images["test"])
         if len(rows) != n_published:
             raise DataError(
                 f"{folder} has {len(rows)} images, the published set has {n_published}.\n"
                 "  Get the set again; it is used only when complete."
             )
-        split = CoopSplit(tuple(names.values()), {part: rows})
-        return open_part(folder, split, part=part, class_names=class_names, labeled=labeled)
+        return ImageList(folder, tuple(names.values()), rows)
 
     def _names(self, root: Path, images: str) -> dict[str, str]:
         """Class folder -> class name, in label order."""

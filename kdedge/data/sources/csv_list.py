@@ -92,9 +92,9 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
     try:
         for row in reader:
             line, fields = reader.line_num, [field.strip() for field in row]
-            found = None if rows or heading else _columns(path, fields)
-            if found is not None:
-                heading, columns = fields, found
+            named = None if rows or heading else _columns(path, fields)
+            if named is not None:
+                heading, columns = fields, named
             elif any(fields):
                 image, label = columns
                 n_fields = 2 if heading is None else len(heading)

@@ -14,9 +14,8 @@ from PIL import Image
 
 from kdedge.data.drawings import DIM, draw_picture
 from kdedge.data.sources import ImageSource, Item
-from kdedge.errors import RecipeError, suggestion
 
-_SHAPES_CLASSES = (
+CLASS_NAMES = (
     # base
     "dotted blue circle",
     "plain purple square",
@@ -45,36 +44,23 @@ _SHAPES_CLASSES = (
     "checkered red heart",
 )
 
+"""In label order: the base half, then the novel half."""
+
 _PART_SIZES = {"train": 120, "val": 20, "test": 40}  # pictures per class
 _PART_SEEDS = {"train": 1, "val": 2, "test": 4}
 _JPEG_QUALITY = 92
 
 
-def class_names(name: str) -> tuple[str, ...]:
-    """The class names of a synthetic set, in label order: the base half, then the novel half.
-
-    Raises:
-        RecipeError: no set of that name.
-    """
-    if name != "shapes":
-        raise RecipeError(f"{name!r} is not a synthetic set.\n  {suggestion(name, ['shapes'])}")
-    return _SHAPES_CLASSES
-
-
-def open_source(name: str, *, part: str, labeled: bool) -> ImageSource:
-    """Opens a part of a synthetic set.
+def open_source(*, part: str, labeled: bool) -> ImageSource:
+    """Opens a part of the set "shapes".
 
     Args:
-        name: "shapes".
         part: "train" (120 pictures per class), "val" (20) or "test" (40).
         labeled: whether items have their label.
-
-    Raises:
-        RecipeError: no set of that name.
     """
-    n_classes = len(class_names(name))
+    n_classes = len(CLASS_NAMES)
     items = tuple(
-        Item(key=f"{name}/{part}/{index:05d}", label=index % n_classes if labeled else None)
+        Item(key=f"shapes/{part}/{index:05d}", label=index % n_classes if labeled else None)
         for index in range(n_classes * _PART_SIZES[part])
     )
     return SyntheticSource(part=part, items=items)
@@ -94,7 +80,7 @@ class SyntheticSource:
 
     def read(self, i: int) -> bytes:
         """Draws picture `i`, the same at every call; returns a JPEG file."""
-        texture, color, shape = _SHAPES_CLASSES[i % len(_SHAPES_CLASSES)].split()
+        texture, color, shape = CLASS_NAMES[i % len(CLASS_NAMES)].split()
         rng = np.random.default_rng([_PART_SEEDS[self.part], i])
         picture = draw_picture(rng, color=color, texture=texture, shape=shape, camera=DIM)
         buffer = io.BytesIO()

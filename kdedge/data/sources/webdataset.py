@@ -138,7 +138,12 @@ def label_texts(pattern: str) -> list[str]:
 
 def _samples(pattern: str) -> Iterator[dict[str, Any]]:
     """Yields the samples of all shards: extension -> member, unique key and shard."""
-    group_by_keys, expand_urls = _webdataset_functions()
+    try:  # here, as webdataset loads torch if it is installed
+        from webdataset.shardlists import expand_urls
+        from webdataset.tariterators import group_by_keys
+    except ImportError as error:
+        purpose = "Reading WebDataset shards"
+        raise MissingPackage("webdataset", extra="train", purpose=purpose) from error
     paths = _shard_paths(pattern, expand_urls)
     for path, name in zip(paths, names_of(paths), strict=True):
         rows = [{"fname": m.name, "data": m, "__url__": path} for m in _index(path)]
@@ -150,18 +155,6 @@ def _samples(pattern: str) -> Iterator[dict[str, Any]]:
             raise DataError(
                 f"{path}: {error.args[0]}.\n  Every file of a sample needs its own extension."
             ) from error
-
-
-def _webdataset_functions() -> tuple[Any, Any]:
-    # Imported late: webdataset loads torch if it is installed.
-    try:
-        from webdataset.shardlists import expand_urls
-        from webdataset.tariterators import group_by_keys
-    except ImportError as error:
-        raise MissingPackage(
-            "webdataset", extra="train", purpose="Reading WebDataset shards"
-        ) from error
-    return group_by_keys, expand_urls
 
 
 def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:

@@ -118,16 +118,15 @@ class Training:
         decay = settings.ema_decay
         self._moving = None if decay is None else MovingAverage(method.module, decay)
         self._best = BestWeights()
-        self._parts: dict[str, Any] = {  # with the names of `TrainingState`
+        parts: dict[str, Any] = {  # with the names of `TrainingState`
             "module": method.module,
             "optimizer": self._stepper.optimizer,
             "scaler": self._stepper.precision,
             "best": self._best,
+            "average": self._average,
+            "moving_average": self._moving,
         }
-        if self._average is not None:
-            self._parts["average"] = self._average
-        if self._moving is not None:
-            self._parts["moving_average"] = self._moving
+        self._parts = {name: part for name, part in parts.items() if part is not None}
         self._loss_sum = self._final_loss = self._seconds_before = 0.0
         self._last_keys: tuple[str, ...] = ()
         self._n_metrics_bytes = 0
@@ -142,7 +141,7 @@ class Training:
         return (self.epoch - 1) * self._n_steps + self.step
 
     @contextlib.contextmanager
-    def log(self) -> Iterator[None]:
+    def open_log(self) -> Iterator[None]:
         """Context in which rank 0 writes the run's metrics, from this position on."""
         if not self._group.is_rank0:
             yield
@@ -361,7 +360,7 @@ def train(
     if training.epoch > settings.epochs:
         log.info("%s is already trained: nothing to do.", run.path)
         return training.keep()
-    with training.stop, training.log():
+    with training.stop, training.open_log():
         training.save()
         with contextlib.closing(batches(training.epoch, training.step)) as remaining:
             while training.epoch <= settings.epochs:

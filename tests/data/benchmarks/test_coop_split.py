@@ -1,9 +1,8 @@
 import json
-import pickle
 
 import pytest
 
-from kdedge.data.benchmarks import open_part, read_split
+from kdedge.data.benchmarks import read_split
 from kdedge.errors import DataError
 
 SPLIT = {
@@ -24,14 +23,6 @@ def test_a_split_file_gives_names_in_label_order_and_rows_in_file_order(tmp_path
     split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
     assert split.class_names == ("abbey", "church")
     assert split.parts["train"] == (("c/a.jpg", 1), ("a/b.jpg", 0))
-
-
-def test_images_are_read_below_the_image_folder(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "c.jpg").write_bytes(b"data")
-    split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
-    source = open_part(tmp_path, split, part="val", class_names=(), labeled=False)
-    assert pickle.loads(pickle.dumps(source)).read(0) == b"data"
 
 
 @pytest.mark.parametrize(

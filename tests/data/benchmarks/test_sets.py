@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import shutil
 from collections import Counter
@@ -116,7 +117,7 @@ def test_a_set_is_read_from_its_own_layout(
     assert mini.benchmark.class_names(mini.root) == mini.names
     seen: Counter[str] = Counter()
     for part, n_images in mini.n_images.items():
-        source = mini.open(part)
+        source = pickle.loads(pickle.dumps(mini.open(part)))
         per_class = Counter(item.label for item in source.items)
         if name.startswith("imagenet"):  # in order, whatever the file system lists
             by_label = sorted(source.items, key=lambda item: item.label)

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, Camera, draw_picture
-from kdedge.data.sources.synthetic import class_names, open_source
-from kdedge.errors import RecipeError
+from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
 
 PARTS = ("train", "val", "test")
 PINNED_MEAN = [47.72, 49.36, 28.15]
@@ -30,9 +29,9 @@ def draw(seed: int, camera: Camera = CLEAN, **attributes: str) -> np.ndarray:
 
 
 def test_an_item_is_the_same_picture_at_every_call_and_in_any_order() -> None:
-    first = open_source("shapes", part="train", labeled=True)
+    first = open_source(part="train", labeled=True)
     forward = [first.read(i) for i in range(8)]
-    second = pickle.loads(pickle.dumps(open_source("shapes", part="train", labeled=False)))
+    second = pickle.loads(pickle.dumps(open_source(part="train", labeled=False)))
     backward = [second.read(i) for i in reversed(range(8))]
     assert forward == backward[::-1]
     assert {item.label for item in second.items} == {None}
@@ -40,7 +39,7 @@ def test_an_item_is_the_same_picture_at_every_call_and_in_any_order() -> None:
 
 
 def test_drawing_does_not_use_or_change_numpys_global_generator() -> None:
-    source = open_source("shapes", part="val", labeled=True)
+    source = open_source(part="val", labeled=True)
     before = np.random.get_state()[1].copy()
     source.read(0)
     assert (np.random.get_state()[1] == before).all()
@@ -51,24 +50,24 @@ def test_a_picture_has_the_pinned_mean_color() -> None:
 
     One gray level of tolerance leaves room for other JPEG decoders, not for another scene.
     """
-    mean = pixels(open_source("shapes", part="test", labeled=True).read(5)).mean(axis=(0, 1))
+    mean = pixels(open_source(part="test", labeled=True).read(5)).mean(axis=(0, 1))
     np.testing.assert_allclose(mean, PINNED_MEAN, atol=1.0)
 
 
 @pytest.mark.parametrize(("part", "per_class"), [("train", 120), ("val", 20), ("test", 40)])
 def test_every_class_has_as_many_pictures_as_the_others(part: str, per_class: int) -> None:
-    source = open_source("shapes", part=part, labeled=True)
+    source = open_source(part=part, labeled=True)
     assert [item.label for item in source.items] == [*range(24)] * per_class
 
 
 def test_no_picture_is_in_two_parts() -> None:
-    sources = [open_source("shapes", part=part, labeled=True) for part in PARTS]
+    sources = [open_source(part=part, labeled=True) for part in PARTS]
     files = [source.read(i) for source in sources for i in range(48)]
     assert len(set(files)) == len(files)
 
 
 def test_novel_classes_recombine_attributes_of_base_classes() -> None:
-    names = [tuple(name.split()) for name in class_names("shapes")]
+    names = [tuple(name.split()) for name in CLASS_NAMES]
     base, novel = names[:12], names[12:]
     assert not set(base) & set(novel)
     for position, known in enumerate((TEXTURES, tuple(COLORS), SHAPES)):
@@ -78,7 +77,7 @@ def test_novel_classes_recombine_attributes_of_base_classes() -> None:
 
 def test_each_half_has_classes_that_differ_in_one_attribute_only() -> None:
     """Otherwise color alone would nearly decide, and there would be little to learn."""
-    names = [name.split() for name in class_names("shapes")]
+    names = [name.split() for name in CLASS_NAMES]
     for half in (names[:12], names[12:]):
         near = sum(
             sum(a == b for a, b in zip(one, other, strict=True)) == 2
@@ -86,13 +85,6 @@ def test_each_half_has_classes_that_differ_in_one_attribute_only() -> None:
             for other in half[:index]
         )
         assert near >= 6
-
-
-def test_an_unknown_set_is_named_with_the_nearest_known_one() -> None:
-    with pytest.raises(RecipeError, match=r"'shape' .*\n.*Did you mean shapes\?"):
-        open_source("shape", part="train", labeled=False)
-    with pytest.raises(RecipeError, match=r"Did you mean shapes\?"):
-        class_names("shaped")
 
 
 @pytest.mark.parametrize("texture", TEXTURES)
