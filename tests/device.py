@@ -196,10 +196,12 @@ def _replace_cuda(monkeypatch: pytest.MonkeyPatch, find: Callable[[str], Any]) -
 
 @pytest.fixture
 def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the machine be a Jetson, by the file that JetPack writes."""
-    is_file = Path.is_file
+    """Lets the machine be a Jetson, by its device tree."""
+    read_text = Path.read_text
 
-    def look(path: Path) -> bool:
-        return path == Path("/etc/nv_tegra_release") or is_file(path)
+    def read(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == Path("/proc/device-tree/model"):
+            return "NVIDIA Jetson Orin Nano"
+        return read_text(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "is_file", look)
+    monkeypatch.setattr(Path, "read_text", read)

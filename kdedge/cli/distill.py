@@ -10,6 +10,7 @@ import click
 from kdedge.cli._options import run_options, size_option, training_options
 from kdedge.cli._output import is_first_process, next_line, print_result
 from kdedge.cli._results import run_record, run_text
+from kdedge.reporting.headline import deploy_line
 from kdedge.runs.find import finished_runs
 
 
@@ -40,7 +41,10 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     if not is_first_process():
         return
     runs = [run.folder for run in (student.teacher, student) if run is not None]
-    text = f"{run_text(runs, used=used)}\n{next_line('export', student.path, '--cpu')}"
+    following = next_line("export", student.path, "--cpu")
+    if "labels alone" in (deploy_line(student.folder) or ""):
+        following = next_line("train", recipe, "--method", "ridge")
+    text = f"{run_text(runs, used=used)}\n{following}"
     record: dict[str, Any] = {
         "teacher": run_record(runs[0]) if len(runs) > 1 else None,
         "student": run_record(student.folder),

@@ -19,7 +19,6 @@ from kdedge.cli._results import (
 )
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import fastest_file, file_to_ship
-from kdedge.errors import DataError
 from kdedge.records.tables import figure
 from kdedge.reporting.headline import deploy_line, headline_of, speed_of
 from kdedge.runs.find import find_artifact, find_run
@@ -47,6 +46,8 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
         artifact = load_artifact(exported)
         text = artifact_text(artifact, is_whole=is_whole)
         print_result(artifact_record(artifact), as_json=as_json, text=text)
+        for name in [*artifact.others, *(file.name for file in artifact.files)]:
+            artifact.checked(name)
         return
     folder = find_run(run, root)
     print_result(run_record(folder), as_json=as_json, text=_text(folder, is_whole=is_whole))
@@ -166,9 +167,4 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
     if (only := provenance.get("predicts_only")) is not None:
         parts.insert(1, f"It predicts {only!r} for every image that it was compared on.")
     parts.append(table(files, header=header, align="llll" + "r" * (len(header) - 4)))
-    for name in [*artifact.others, *(file.name for file in artifact.files)]:
-        try:
-            artifact.checked(name)
-        except DataError as error:
-            parts.append(str(error))
     return "\n\n".join(parts)

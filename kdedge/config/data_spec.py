@@ -209,8 +209,8 @@ class DataSpec(Strict):
     )
     max_bad_images: PercentOrCount = Field(
         "1%",
-        description="Unreadable images that a source may have, as a percentage or a count; more are"
-        " an error. They are skipped and listed in skipped.csv.",
+        description="Unreadable images that a source may have: a count, or a percentage rounded up;"
+        " more are an error. They are skipped and listed in skipped.csv.",
     )
     root: RecipeFolder | None = Field(
         None,
@@ -228,7 +228,8 @@ class DataSpec(Strict):
 
     def bad_image_limit(self, n_images: int) -> int:
         """The number of unreadable images that are accepted among `n_images`."""
-        return n_of(self.max_bad_images, n_images)
+        share = self.max_bad_images
+        return share if isinstance(share, int) else math.ceil(n_images * float(share[:-1]) / 100)
 
 
 def n_of(share: str | int, n_images: int) -> int:

@@ -186,7 +186,7 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
             f"{what}: none of {n_images} images can be read.\n  {named}\n"
             "  Check that these are image files."
         )
-    rounded = f": {share} of {n_images}, rounded down" if isinstance(share, str) else ""
+    rounded = f": {share} of {n_images}, rounded up" if isinstance(share, str) else ""
     raise DataError(
         f"{what}: {len(scan.bad)} of {n_images} images are unreadable, and the limit"
         f" is {limit}{rounded}.\n  {named}\n"

@@ -1,6 +1,6 @@
 """Classifies images with an ONNX file next to this script.
 
-    python example.py IMAGE ...               prints the class of each image, and its score, by
+    python example.py IMAGE|FOLDER ...        prints the class of each image, and its score, by
                                               the file that `choose` takes
     python example.py MODEL.onnx IMAGE ...    prints JSON, as `kdedge verify` asks for it
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,14 @@ def main() -> None:
     options = onnxruntime.SessionOptions()
     if b'"\x0eQuantizeLinear' in model.read_bytes():  # fixed ranges, which may overflow else
         options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        sys.exit(f"{model} cannot be loaded: {error}\nCopy it again.")
     unreadable = []
-    for path in arguments:
+    folders = (sorted(map(str, Path(one).iterdir())) for one in arguments if Path(one).is_dir())
+    files = [one for one in arguments if not Path(one).is_dir()]
+    for path in chain(files, *folders):
         try:
             logits, pixels = run(session, path, artifact)
         except OSError as error:

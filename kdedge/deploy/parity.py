@@ -101,7 +101,8 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
             f"agreement {result.agreement_percent:.2f} %, but at least {least:.2f} % is required"
             f" (gates.agreement.{gate})"
         )
-    if result.accuracy_drop is not None and result.accuracy_drop > max_drop:
+    of_one_image = 100 / max(1, result.n_labeled)  # with few images, more than a point
+    if result.accuracy_drop is not None and result.accuracy_drop > max(max_drop, of_one_image):
         lines.append(
             f"accuracy {result.accuracy_drop:.2f} points lower, but at most {max_drop:.2f} is"
             " allowed (gates.max_drop)"

@@ -343,6 +343,7 @@ class Method(SolvedMethod):
         blocks, features, logits = (torch.cat(parts) for parts in zip(*look, strict=True))
         _check_finite(blocks)
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
+        taken_for = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
         sums = NormalEquations(module.out.in_features, module.out.out_features, blocks.device)
         n = data.n_held_out
         held_out, teacher_logits = blocks[:n], logits[:n]
@@ -373,6 +374,13 @@ class Method(SolvedMethod):
                 f" {divergence:.4f})"
             )
         self._take(*solution)
+        names = self._inputs.class_names
+        if len(blocks) >= 5 * len(names) and (absent := (taken_for == 0).nonzero()[:, 0].tolist()):
+            summary += (
+                f". The teacher takes none of {len(blocks):,} unlabeled images for"
+                f" {', '.join(names[i] for i in absent[:3])}{', ...' if len(absent) > 3 else ''}:"
+                " the student learns nothing of these classes there; add images"
+            )
         return {"summary": summary, **record}
 
     def _target(self, features: Tensor, logits: Tensor) -> Tensor:

@@ -6,17 +6,25 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdedge.data.sources import name_some
+from kdedge.deploy.parity import misses
 from kdedge.deploy.ship import file_to_ship
 from kdedge.files import highest_number
-from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult, are_same_images
+from kdedge.records.evaluation import (
+    EvalDetails,
+    EvalResult,
+    ParityResult,
+    UnlabeledResult,
+    are_same_images,
+)
 from kdedge.records.record import if_readable
 from kdedge.records.speed import SpeedResult, read_speed
 from kdedge.records.tables import figure, images_text
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
-from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
 
 _FEW = 1000
 """With fewer test images, chance moves an accuracy by more than about three points."""
@@ -120,6 +128,11 @@ def deploy_line(
         return (
             f"Deploy it if {low:.1f} % right is enough: {images_text(judged.n_images)}, all of"
             f" them right, show no more (95 % interval).{_without(untested)}"
+        )
+    if n_right * len(n_of) < n:
+        return (
+            f"Deploy it only where {judged.class_names[weakest]} does not matter: {n_right:,} of"
+            f" {images_text(n)} of it are right, {student.all:.1f} % of all.{_without(untested)}"
         )
     facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
     return (
@@ -236,7 +249,7 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
             facts.append(f"{figure(time.p50_ms)} ms")
         parts.append(", ".join([f"{file.name} {gate}", *facts]))
     missed = [
-        f"{file.name} ({file.parity.agreement_percent:.1f} %)"
+        f"{file.name} ({_short_of(file.parity, file.precision, artifact.gates)})"
         for file in artifact.files
         if file.gate == "missed" and file.parity is not None
     ]
@@ -244,6 +257,14 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
         gates = "its gate" if len(missed) == 1 else "their gates"
         parts.append(f"{' and '.join(missed)} missed {gates}")
     return parts
+
+
+def _short_of(parity: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> str:
+    """The figure for which a file missed its gate."""
+    drop = parity.accuracy_drop
+    if drop is not None and "accuracy" in " ".join(misses(parity, precision, gates)):
+        return f"{drop:.1f} points less accurate"
+    return f"{parity.agreement_percent:.1f} %"
 
 
 def speed_of(run: RunFolder) -> SpeedResult | None:

@@ -143,7 +143,7 @@ def describe(job: Job) -> list[Finding]:
     reads_labels = is_half and job.choice.data_needs.labels and recipe.data.labeled is not None
     images = count(data.images) if data.images else "none are needed"
     if job.teacher is not None and data.images and len(data.images.indices) < _FEW_UNLABELED:
-        images += "; so few teach little: add unlabeled ones"
+        images += "; few: a student needs hundreds"
     half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teacher is not None:

@@ -41,7 +41,9 @@ def test_check_goes_through_both_trainings_and_writes_nothing(kdedge, project) -
     done = kdedge("check", "r.yaml")
     assert (done.code, done.err) == (0, "")
     assert re.search(r"^teacher: images +8 used of 24$", done.out, re.MULTILINE)
-    assert re.search(r"^student: images +40 used of 40$", done.out, re.MULTILINE)
+    assert re.search(
+        r"^student: images +40 used of 40; few: a student needs hundreds$", done.out, re.MULTILINE
+    )
     assert re.search(
         r"^student: method +promptkd, [\d,]+ parameters, 2 epochs of 10", done.out, re.MULTILINE
     )
@@ -317,7 +319,7 @@ def test_test_images_in_the_unlabeled_pool_are_left_out_and_named(kdedge, projec
     )
     assert done.err.count(left_out) == 1
     findings = {one["what"]: one["found"] for one in json.loads(done.out)["findings"]}
-    assert findings["student: images"] == "40 used of 41"
+    assert findings["student: images"] == "40 used of 41; few: a student needs hundreds"
     done = kdedge("check", "r.yaml", "--set", "data.unlabeled.include_test=true")
     assert "left out" not in done.err
     assert re.search("student: images +41 used of 41", done.out)

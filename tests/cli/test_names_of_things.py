@@ -118,7 +118,8 @@ def test_show_says_which_of_an_artifacts_files_are_damaged(exported: Path, kdedg
     assert "has changed since" not in whole
     file = Path(ARTIFACT, "model.onnx")
     file.write_bytes(file.read_bytes() + b" ")
-    assert f"{file} has changed since the export." in kdedge("show", ARTIFACT).out
+    damaged = kdedge("show", ARTIFACT)
+    assert (damaged.code, f"{file} has changed since the export." in damaged.err) == (3, True)
     kdedge("show", str(file)).fails(
         2, "is a file of an artifact", f"Name its folder: {file.parent}"
     )

@@ -46,8 +46,8 @@ def test_the_limit_is_the_last_count_that_is_accepted(source):
     assert "data.unlabeled (/cams): 2 of 23 images are unreadable, and the limit is 1" in message
     assert "image-0: the file is empty." in message
     assert "data.max_bad_images" in message
-    with pytest.raises(DataError, match="and the limit is 0: 1% of 23, rounded down"):
-        check_limit(result, 0, "data.unlabeled", share="1%")
+    with pytest.raises(DataError, match="and the limit is 1: 1% of 23, rounded up"):
+        check_limit(result, 1, "data.unlabeled", share="1%")
 
 
 def test_no_readable_image_is_an_error_whatever_the_limit(source):

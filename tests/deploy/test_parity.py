@@ -148,6 +148,7 @@ def test_a_miss_is_a_sentence_with_got_asked_and_key(
         ({"agreement_percent": 99.5}, "bf16"),
         ({"agreement_percent": 98.0, "accuracy_drop": 1.0}, "int8"),
         ({"accuracy_drop": -5.0}, "int8"),
+        ({"n_labeled": 96, "accuracy_drop": 100 / 96}, "int8"),  # one image
         (
             dict.fromkeys(("accuracy_drop", "accuracy_percent", "reference_accuracy_percent")),
             "fp16",
