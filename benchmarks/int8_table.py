@@ -46,7 +46,7 @@ from kdedge.deploy.calibrate import (
     read_pixels,
 )
 from kdedge.deploy.export import N_HELD_OUT, search_int8
-from kdedge.fold import FoldedModel, fold
+from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.progress import progress
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
@@ -225,8 +225,9 @@ def open_run(run: Path, overrides: Sequence[str] = ()) -> RunModel:
 
 def folded(trained: RunModel) -> FoldedModel:
     """Its folded model."""
-    path, vectors = trained.image_path(), trained.vectors.vectors
-    return fold(path, vectors, scale=trained.scale, preprocess=trained.preprocess)
+    vectors, preprocess = trained.vectors.vectors, trained.preprocess
+    request = FoldRequest(vectors, scale=trained.scale, preprocess=preprocess)
+    return fold(trained.image_path(), request)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from plain_loop import random_backbone
 from kdedge.clip.backbone import ImageBackbone, make_backbone, unit_length
 from kdedge.config.student_sizes import student_size
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.fold import fold
+from kdedge.fold import FoldRequest, fold
 from kdedge.methods import promptkd
 from kdedge.methods.protocol import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
@@ -69,12 +69,9 @@ def export(backbone: ImageBackbone, path: Path, **settings: Any) -> float:
             teacher=Vectors(),
         ),
     )
-    model = fold(
-        student.image_path(),
-        student.class_vectors(),
-        scale=student.scale,
-        preprocess=backbone.preprocess,
-    )
+    vectors, preprocess = student.class_vectors(), backbone.preprocess
+    request = FoldRequest(vectors, scale=student.scale, preprocess=preprocess)
+    model = fold(student.image_path(), request)
     write_onnx(model, path, size_px=backbone.preprocess.size_px)
     size = backbone.preprocess.size_px
     return 2 * count_gmacs(model, torch.zeros(1, 3, size, size))

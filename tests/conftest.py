@@ -212,7 +212,7 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
     """Folds a PromptKD student, 32x32 pixels, five classes, of the CLIP as it is when called."""
     import torch
 
-    from kdedge.fold import fold
+    from kdedge.fold import FoldRequest, fold
     from kdedge.methods import promptkd
     from kdedge.methods.protocol import MethodInputs
 
@@ -231,13 +231,8 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
             promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
             MethodInputs(names, "{}", range(5), generator, teacher=Teacher()),
         )
-        return fold(
-            student.image_path(),
-            student.class_vectors(),
-            scale=student.scale,
-            preprocess=backbone.preprocess,
-            **options,
-        )
+        given = {"scale": student.scale, "preprocess": backbone.preprocess, **options}
+        return fold(student.image_path(), FoldRequest(student.class_vectors(), **given))
 
     return make
 

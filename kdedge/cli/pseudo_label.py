@@ -60,18 +60,14 @@ def command(
         right = percent(pool.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
     lines.append(f"Wrote {path}")
-    lines.append(_next_line(recipe, overrides, path))
-    print_result(pool, as_json=as_json, text="\n".join(lines))
-
-
-def _next_line(recipe: str, overrides: dict[str, Any], path: Path) -> str:
-    """The command that trains on the file: the recipe's student, or CoOp if there is none."""
+    # Without the baseline's keys: they may be those of the method that labeled
     kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
     given, labels = load_recipe(recipe, kept).recipe, {"data.pseudo_labels": path}
     if given.teacher is not None and given.student is not None:
-        return next_line("distill", recipe, *same_options(merged(kept, labels)))
-    # Without another method's settings
-    is_other = given.baseline is not None and given.baseline.method not in {None, "coop"}
-    room: dict[str, Any] = {"baseline": {}} if is_other else {}
-    options = same_options(merged(kept, room, labels))
-    return next_line("train", recipe, "--method", "coop", *options)
+        lines.append(next_line("distill", recipe, *same_options(merged(kept, labels))))
+    else:
+        # Without another method's settings
+        is_other = given.baseline is not None and given.baseline.method not in {None, "coop"}
+        same = same_options(merged(kept, {"baseline": {}} if is_other else {}, labels))
+        lines.append(next_line("train", recipe, "--method", "coop", *same))
+    print_result(pool, as_json=as_json, text="\n".join(lines))

@@ -33,7 +33,7 @@ from kdedge.deploy.reference import Float32Reference, run_reference
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
-from kdedge.fold import fold
+from kdedge.fold import FoldRequest, fold
 from kdedge.quantization.candidate import Candidate
 from kdedge.quantization.search import search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
@@ -131,8 +131,7 @@ class _Writer:
         self._free = (
             [] if pool is None else [i for i in pool.indices if pool.digests[i] not in used]
         )
-        model = fold(
-            trained.method.image_path(),
+        request = FoldRequest(
             trained.vectors.vectors,
             scale=reference.scale,
             preprocess=trained.preprocess,
@@ -141,6 +140,7 @@ class _Writer:
             open_classes=spec.open_classes,
             offsets=reference.offsets,
         )
+        model = fold(trained.method.image_path(), request)
         self.artifact = Artifact(
             path=folder,
             name=recipe.name,

@@ -39,6 +39,7 @@ from kdedge.fold.head import (
 )
 from kdedge.fold.linear import fold_pixels, pixel_statistics, plain_weight_and_bias, with_batch_norm
 from kdedge.fold.pooling import fold_pooling
+from kdedge.methods.protocol import ImagePath
 from kdedge.quantization.sites import FloatLinear
 
 
@@ -154,14 +155,16 @@ class FoldedEncoder(FoldedModel):
     """An image encoder, from pixels to logits.
 
     Args:
-        encoder: [B, 3, H, W] -> [B, D_student]; frozen, in float32 on the CPU; changed.
+        path: frozen, in float32 on the CPU; its encoder, [B, 3, H, W] -> [B, D_student], is
+            changed.
         request: what is folded into it.
     """
 
     mean: Tensor | None
     gain: Tensor | None
 
-    def __init__(self, encoder: nn.Module, request: FoldRequest) -> None:
+    def __init__(self, path: ImagePath, request: FoldRequest) -> None:
+        encoder = path.visual
         _simplify(encoder)
         size_px = request.preprocess.size_px
         images = torch.zeros(1, 3, size_px, size_px)
@@ -169,7 +172,7 @@ class FoldedEncoder(FoldedModel):
         _fold_batch_norms(encoder, observe(encoder, images))
         observed = observe(encoder, images)
         last = _take_last_linear(encoder, observed)
-        super().__init__(request, last)
+        super().__init__(path, request, last)
         mean, std = pixel_statistics(request.preprocess, request.pixels)
         self.normalization = _fold_into_stem(observed, request)
         is_inside = self.normalization == IN_CONVOLUTION

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.fold.linear import make_linear, with_batch_norm
-from kdedge.methods.protocol import Projector
+from kdedge.methods.protocol import ImagePath, Projector
 from kdedge.quantization.sites import FloatLinear
 from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
@@ -30,37 +30,26 @@ BEFORE_CONVOLUTION = "before the first convolution"
 
 @dataclass(frozen=True)
 class FoldRequest:
-    """What is folded into an image encoder.
+    """What is folded into an image path.
 
     Attributes:
-        projector: frozen, in float32 on the CPU; None if the encoder's output is the features.
         class_vectors: [C, D], unit length, in class-list order.
         scale: `logit_scale.exp()`.
         preprocess: its mean and std become part of the graph; resizing does not.
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
-        open_classes: the graph gives features, whose class vectors are in a separate file.
-        offsets: [C], float64, subtracted from the logits, or None.
-        has_unit_length: whether features are scaled to unit length.
+        open_classes: the graph gives features; class vectors and `scale` are not folded in.
+        offsets: [C], subtracted from the logits (`data/balance.py`), or None. With open classes the
+            features get a further one, which is 1: see `deploy.classes`.
     """
 
-    projector: Projector | None
     class_vectors: Tensor
     scale: float
     preprocess: Preprocess
-    head: Head
-    pixels: Pixels
+    head: Head = "scores"
+    pixels: Pixels = "float"
     open_classes: bool = False
     offsets: Tensor | None = None
-    has_unit_length: bool = True
-
-    @property
-    def is_divided(self) -> bool:
-        """Whether the graph divides by the features' length.
-
-        Without offsets it may be left out for the head `argmax`: it changes no ranking.
-        """
-        return self.has_unit_length and (self.head == "scores" or self.offsets is not None)
 
 
 class HiddenLayers(nn.Module):
@@ -91,7 +80,8 @@ class FoldedModel(nn.Module):
     A subclass is an image encoder: it has `encode`.
 
     Args:
-        request: what is folded into the encoder.
+        path: the parts after the encoder, frozen, in float32 on the CPU.
+        request: what is folded into them.
         last: weight [D_student, D_encoded] and bias [D_student], float64, of the encoder's linear
             layer after `encode`; None if `encode` gives the student's features.
 
@@ -114,18 +104,22 @@ class FoldedModel(nn.Module):
     normalization = IN_CONVOLUTION
     offsets: Tensor | None
 
-    def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(
+        self, path: ImagePath, request: FoldRequest, last: tuple[Tensor, Tensor] | None
+    ) -> None:
         super().__init__()
         self.head, self.pixels = request.head, request.pixels
         self.output_name = FEATURES_NAME if request.open_classes else OUTPUT_NAME
         if last is None:
             n_features = request.class_vectors.shape[1]
-            if request.projector is not None:
-                n_features = request.projector.linears[0].in_features
+            if path.projector is not None:
+                n_features = path.projector.linears[0].in_features
             last = torch.eye(n_features).double(), torch.zeros(n_features).double()
-        self.hidden, features = _fold_projector(request.projector, *last)
-        self.is_divided = request.is_divided
-        self.features = features if request.is_divided or request.open_classes else None
+        self.hidden, features = _fold_projector(path.projector, *last)
+        # Without offsets it changes no ranking, so the head `argmax` leaves it out
+        is_needed = request.head == "scores" or request.offsets is not None
+        self.is_divided = path.has_unit_length and is_needed
+        self.features = features if self.is_divided or request.open_classes else None
         self.fused_head: nn.Linear | None = None
         self.has_one = request.open_classes and request.offsets is not None
         self.register_buffer("offsets", None)
@@ -133,14 +127,14 @@ class FoldedModel(nn.Module):
             return
         vectors = request.scale * request.class_vectors.double()
         bias = vectors @ features.bias.double()
-        if request.offsets is not None and request.is_divided:
+        if request.offsets is not None and self.is_divided:
             self.offsets = request.offsets.float()
         elif request.offsets is not None:
             bias = bias - request.offsets
         self.fused_head = make_linear(
             vectors @ features.weight.double(),
             bias,
-            nn.Linear if request.has_unit_length else FloatLinear,
+            nn.Linear if path.has_unit_length else FloatLinear,
         )
 
     def encode(self, images: Tensor) -> Tensor:
@@ -175,7 +169,7 @@ def _fold_projector(
     """The hidden layers up to the last ReLU, or None, and the linear layer after them.
 
     Args:
-        projector: see `FoldRequest`.
+        projector: see `ImagePath`.
         weight: [D_student, D_encoded], float64, of the linear layer before it.
         bias: [D_student], float64.
     """

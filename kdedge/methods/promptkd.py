@@ -43,6 +43,7 @@ from kdedge.methods.losses import (
     DistillationLoss,
     Outputs,
     chosen_losses_model,
+    load_loss,
 )
 from kdedge.methods.protocol import (
     BaseMethod,
@@ -282,10 +283,9 @@ class Student(nn.Module):
     Args:
         backbone: the frozen CLIP, or an image encoder alone.
         settings: choose the parts.
-        class_vectors: [C, D_teacher], the teacher's.
-        scale: the teacher's, for a backbone that has none.
-        generator: on the CPU; draws prompts, low-rank changes, projector and context, in this
-            order.
+        inputs: their teacher's scale is for a backbone that has none; their generator draws
+            prompts, low-rank changes, projector and context, in this order.
+        teacher_dim: D_teacher.
 
     Attributes:
         visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
@@ -309,13 +309,7 @@ class Student(nn.Module):
     scale: Tensor | None
 
     def __init__(
-        self,
-        backbone: ImageBackbone,
-        settings: Settings,
-        *,
-        class_vectors: Tensor,
-        scale: float,
-        generator: torch.Generator,
+        self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs, teacher_dim: int
     ) -> None:
         super().__init__()
         if not backbone.is_trained_with_texts and settings.tune != "full":
@@ -332,8 +326,7 @@ class Student(nn.Module):
                 f" image encoder {why}.\n"
                 "  Use tune: full without them, or CLIP's ViT, such as ViT-B-16."
             )
-        lora = text_prompts = None
-        teacher_dim = class_vectors.shape[1]
+        lora, text_prompts, generator = None, None, inputs.generator
         self.visual_prompts = self.projector = self.visual = None
         if settings.has_prompts:
             self.visual_prompts = make_visual_prompts(
@@ -364,12 +357,14 @@ class Student(nn.Module):
                 context_init=settings.context_init,
                 generator=generator,
             )
-        frozen = first_blocks(backbone.visual, settings.depth)
-        self._frozen = [frozen]  # in a list, as a module's own modules are in its state dict
         if settings.tune == "full":
+            frozen = first_blocks(backbone.visual, settings.depth)
             self.visual = copy.deepcopy(frozen).requires_grad_(True)
         self.lora, self.text_prompts = lora, text_prompts
-        self.losses = settings.losses.build()
+        self.losses = nn.ModuleDict(
+            {name: load_loss(name).Loss(spec) for name, spec in settings.losses.items()}
+        )
+        scale = 1.0 if inputs.teacher is None else inputs.teacher.scale  # 1: until a file is read
         has_scale = isinstance(backbone, Backbone)
         self.register_buffer("scale", None if has_scale else torch.tensor(scale))
         if self.projector is None and backbone.embed_dim != teacher_dim:
@@ -381,32 +376,6 @@ class Student(nn.Module):
                         " student has no projector.\n"
                         "  Use a loss on logits, such as the default, or class_vectors: teacher."
                     )
-
-    def encoder(self, *, merges_lora: bool = False) -> nn.Module:
-        """The image encoder: the backbone's, the student's copy, or one with `lora`.
-
-        If `lora` is merged, as for deployment, its layers have the backbone's types.
-        """
-        if self.lora is None:
-            return self._frozen[0] if self.visual is None else self.visual
-        layers: dict[str, nn.Module] = {
-            name: layer.as_linear() if merges_lora else layer
-            for name, layer in self.lora.layers().items()
-        }
-        return with_layers(self._frozen[0], layers)
-
-    def layers_above(self) -> dict[str, int]:
-        """See `BaseMethod.layers_above`."""
-        above = layers_above(self._frozen[0])
-        if self.visual is not None:
-            return {f"visual.{name}": n_layers for name, n_layers in above.items()}
-        if self.lora is None:
-            return {}
-        return {
-            f"lora{name.removeprefix(BLOCKS)}.{part}": above[f"{name}.weight"]
-            for name in self.lora.layers()
-            for part in ("a", "b")
-        }
 
 
 class Method(BaseMethod):
@@ -421,14 +390,8 @@ class Method(BaseMethod):
     def __init__(self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         self._teacher, self._class_vectors = inputs.teacher, inputs.vectors()
-        self.module = Student(
-            backbone,
-            settings,
-            class_vectors=self._class_vectors,
-            # A finished run's file has it
-            scale=1.0 if self._teacher is None else self._teacher.scale,
-            generator=inputs.generator,
-        ).to(backbone.device)
+        student = Student(backbone, settings, inputs, self._class_vectors.shape[1])
+        self.module = student.to(backbone.device)
         if self._teacher is not None:  # read once, not in each step: a GPU is waited for
             self._teacher_scale, self._student_scale = self._teacher.scale, self.scale
         self._texts: TokenizedTexts | None = None
@@ -438,8 +401,23 @@ class Method(BaseMethod):
             names = inputs.class_names
             self._texts = prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)
         self._train_classes = torch.tensor(inputs.train_classes, device=backbone.device)
-        self.visual = self.module.encoder()
+        self._frozen = first_blocks(backbone.visual, settings.depth)
+        self.visual = self._encoder()
         self._merge_tokens = settings.merge_tokens
+
+    def _encoder(self, *, merges_lora: bool = False) -> nn.Module:
+        """The image encoder: the backbone's, the student's copy, or one with low-rank changes.
+
+        If they are merged, as for deployment, its layers have the backbone's types.
+        """
+        module = self.module
+        if module.lora is None:
+            return self._frozen if module.visual is None else module.visual
+        layers: dict[str, nn.Module] = {
+            name: layer.as_linear() if merges_lora else layer
+            for name, layer in module.lora.layers().items()
+        }
+        return with_layers(self._frozen, layers)
 
     @property
     def scale(self) -> float:
@@ -563,7 +541,16 @@ class Method(BaseMethod):
 
     def layers_above(self) -> dict[str, int]:
         """See `BaseMethod.layers_above`."""
-        return self.module.layers_above()
+        above = layers_above(self._frozen)
+        if self.module.visual is not None:
+            return {f"visual.{name}": n_layers for name, n_layers in above.items()}
+        if self.module.lora is None:
+            return {}
+        return {
+            f"lora{name.removeprefix(BLOCKS)}.{part}": above[f"{name}.weight"]
+            for name in self.module.lora.layers()
+            for part in ("a", "b")
+        }
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
@@ -584,7 +571,7 @@ class Method(BaseMethod):
     def image_path(self) -> ImagePath:
         """The image encoder, low-rank changes merged; prompts and projector if there are any."""
         return ImagePath(
-            self.module.encoder(merges_lora=True),
+            self._encoder(merges_lora=True),
             self.module.visual_prompts,
             self.module.projector,
             merge_tokens=self._merge_tokens,

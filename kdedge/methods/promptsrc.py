@@ -63,50 +63,6 @@ class Settings(ivlp.Settings):
     )
 
 
-def self_regulating_losses(
-    *,
-    image_features: Tensor,
-    text_features: Tensor,
-    zeroshot_image_features: Tensor,
-    zeroshot_text_features: Tensor,
-    labels: Tensor,
-    scale: float,
-    settings: Settings,
-    weights: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """PromptSRC's loss terms, whose sum is equation 8.
-
-    Args:
-        image_features: [B, D], unit length, float32, prompted.
-        text_features: [C, D], unit length, float32, prompted; of the training classes.
-        zeroshot_image_features: [B, D], the same images without prompts; no gradient.
-        zeroshot_text_features: [C, D], the text anchor; no gradient.
-        labels: [B], positions among the C classes.
-        scale: `logit_scale.exp()`.
-        settings: the terms' weights.
-        weights: [B], weights of the images in the cross-entropy; None for the average.
-
-    Returns:
-        The terms `cross_entropy`, `text`, `image` and `logit`, float32 scalars with their weights
-        applied. The divergence is summed over images and classes and divided by B · C, as in the
-        authors' code, so that one image weighs 1 / C.
-    """
-    logits = scale * image_features @ text_features.T
-    zeroshot_logits = scale * zeroshot_image_features @ zeroshot_text_features.T
-    divergence = F.kl_div(
-        logits.log_softmax(dim=-1),
-        zeroshot_logits.log_softmax(dim=-1),
-        reduction="sum",
-        log_target=True,
-    )
-    return {
-        "cross_entropy": cross_entropy(logits, labels, weights),
-        "text": settings.text_loss_weight * F.l1_loss(text_features, zeroshot_text_features),
-        "image": settings.image_loss_weight * F.l1_loss(image_features, zeroshot_image_features),
-        "logit": settings.logit_loss_weight * divergence / logits.numel(),
-    }
-
-
 def gaussian_weights(n_epochs: int, *, mean_epoch: float, std_epochs: float) -> list[float]:
     """Gaussian prompt averaging: exp(-(e - mean)² / (2 std²)), e = 1 … n_epochs, summing to 1.
 
@@ -146,23 +102,36 @@ class Method(ivlp.Method):
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of a batch."""
-        labels = labels_of(batch)
+        """The loss terms of a batch, whose sum is equation 8.
+
+        Returns:
+            The terms `cross_entropy`, `text`, `image` and `logit`, float32 scalars with their
+            weights applied. The divergence from zero-shot to prompted logits is summed over images
+            and classes and divided by B · C, as in the authors' code, so that one image weighs
+            1 / C.
+        """
+        settings, scale, labels = self._settings, self.scale, labels_of(batch)
         with torch.no_grad():
             zeroshot_image_features = encode_images(batch, self._backbone.image_features)
         image_features = encode_images(batch, self.training_features)
         text_features = self.text_features(self._train_texts)
         with torch.autocast(labels.device.type, enabled=False):
-            return self_regulating_losses(
-                image_features=image_features,
-                text_features=text_features,
-                zeroshot_image_features=zeroshot_image_features,
-                zeroshot_text_features=self.anchor,
-                labels=labels,
-                scale=self.scale,
-                settings=self._settings,
-                weights=batch.weights,
+            logits = scale * image_features @ text_features.T
+            zeroshot_logits = scale * zeroshot_image_features @ self.anchor.T
+            divergence = F.kl_div(
+                logits.log_softmax(dim=-1),
+                zeroshot_logits.log_softmax(dim=-1),
+                reduction="sum",
+                log_target=True,
             )
+            text_distance = F.l1_loss(text_features, self.anchor)
+            image_distance = F.l1_loss(image_features, zeroshot_image_features)
+            return {
+                "cross_entropy": cross_entropy(logits, labels, batch.weights),
+                "text": settings.text_loss_weight * text_distance,
+                "image": settings.image_loss_weight * image_distance,
+                "logit": settings.logit_loss_weight * divergence / logits.numel(),
+            }
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the four terms on labeled images."""

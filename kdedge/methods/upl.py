@@ -94,16 +94,13 @@ class Method(TextPromptMethod):
         """[C, D], the average over the runs, shorter than unit length."""
         return self.text_features_of_runs(texts).mean(dim=0)
 
-    def logits_of_runs(self, image_features: Tensor) -> Tensor:
-        """[B, D], unit length -> [R, B, C], float32, over the training classes."""
-        text_features = self.text_features_of_runs(self._train_texts)
-        with torch.autocast(image_features.device.type, enabled=False):
-            return self.scale * image_features @ text_features.mT
-
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the runs' cross-entropies with the pseudo-labels."""
         labels = labels_of(batch)
-        logits = self.logits_of_runs(encode_images(batch, self.training_features))
+        image_features = encode_images(batch, self.training_features)
+        text_features = self.text_features_of_runs(self._train_texts)
+        with torch.autocast(image_features.device.type, enabled=False):
+            logits = self.scale * image_features @ text_features.mT  # [R, B, C]
         losses = torch.stack([cross_entropy(run, labels, batch.weights) for run in logits])
         predicted = logits.detach().mean(dim=0).argmax(dim=-1)
         scalars = {

@@ -32,7 +32,7 @@ from starlette.routing import Route
 from kdedge.inference.lines import NonFiniteLogits, answer_values
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.limits import RequestLimits
-from kdedge.serving.model import Batcher, CurrentModel, Outputs, RequestImages, ServedModel
+from kdedge.serving.model import Batcher, Outputs, RequestImages, ServedModel
 from kdedge.serving.open_inference import (
     LENGTH_HEADER,
     SERVER,
@@ -40,7 +40,7 @@ from kdedge.serving.open_inference import (
     format_answer,
     parse_request,
 )
-from kdedge.serving.uploads import Refusal, Uploads, image_in, too_busy
+from kdedge.serving.uploads import Uploads, image_in, too_busy
 
 log = logging.getLogger(__name__)
 
@@ -109,23 +109,23 @@ class App:
 
     Args:
         name: the model's name in the protocol's paths.
-        current: the model.
+        model: the model that new requests get first.
         limits: limits of requests.
 
     Attributes:
+        model: the model that new requests get; may be replaced at any time.
         asgi: the application that a web server runs.
         metrics: its counts.
         is_draining: whether the server is about to end: clients are told to close connections.
     """
 
-    def __init__(self, name: str, current: CurrentModel, limits: RequestLimits) -> None:
-        self._name, self._current, self._limits = name, current, limits
+    def __init__(self, name: str, model: ServedModel, limits: RequestLimits) -> None:
+        self._name, self.model, self._limits = name, model, limits
         self._n_waiting, self._uploads = 0, Uploads(limits)
         self.metrics = Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes)
         self.is_draining = False
         self._batcher = Batcher(self.metrics.batches.observe)
-        with current.used() as model:
-            n_decoders = model.classifier.n_decoders
+        n_decoders = model.classifier.n_decoders
         self._decoding = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode")
         # JSON takes many times its size in memory: one request at a time
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
@@ -163,8 +163,8 @@ class App:
             try:
                 response = handler if isinstance(handler, Response) else await handler(request)
                 code = response.status_code
-            except Refusal as refusal:
-                response, code = refusal.response(), refusal.status
+            except HTTPException as error:
+                response, code = _error_answer(error), error.status_code
             except ClientDisconnect:
                 response, code = Response(status_code=_CLIENT_LEFT), _CLIENT_LEFT
             finally:
@@ -178,7 +178,7 @@ class App:
     async def _no_such_path(self, _: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         self.metrics.count_request("other", error.status_code, 0)
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+        return _error_answer(error)
 
     async def _give_metrics(self, _: Request) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=_METRICS_TYPE)
@@ -193,24 +193,24 @@ class App:
 
     async def _give_model(self, request: Request) -> Response:
         self._check_name(request)
-        with self._current.used() as model:
-            return JSONResponse(describe_model(self._name, model))
+        return JSONResponse(describe_model(self._name, self.model))
 
     def _check_name(self, request: Request) -> None:
         if request.path_params["name"] != self._name:
-            raise Refusal(404, f"there is no such model; there is {self._name}")
+            raise HTTPException(404, f"there is no such model; there is {self._name}")
 
     async def _predict(self, request: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + self._limits.timeout
         top = _top(request)
         async with self._uploads.body(request, self._limits.timeout) as body:
             image = await image_in(request, body)
-            with self._admitted(), self._current.used() as model:
+            with self._admitted():
+                model = self.model
                 prepare = partial(model.prepare, image, max_pixels=self._limits.pixels)
                 outputs = await self._outputs(model, prepare, deadline)
                 (prediction,) = model.classifier.results([""], outputs, top=top)
         if isinstance(prediction, NonFiniteLogits):
-            raise Refusal(500, prediction.reason)
+            raise HTTPException(500, prediction.reason)
         best = "" if prediction.is_none else prediction.top[0].class_name
         self.metrics.classes.labels(best).inc()
         return JSONResponse(answer_values(prediction, None))
@@ -220,14 +220,15 @@ class App:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._limits.timeout
         async with self._uploads.body(request, self._limits.timeout) as body:
-            with self._admitted(), self._current.used() as model:
+            with self._admitted():
+                model = self.model
                 length = request.headers.get(LENGTH_HEADER)
                 parse = partial(parse_request, body, length, model.artifact)
                 parsed = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(parsed.prepare, model, self._limits.pixels)
                 logits = model.classifier.as_logits(await self._outputs(model, prepare, deadline))
         if not np.isfinite(logits).all():
-            raise Refusal(500, "the model gives NaN or infinity")
+            raise HTTPException(500, "the model gives NaN or infinity")
         content, headers = format_answer(self._name, parsed, logits)
         return Response(content, headers=headers)
 
@@ -236,7 +237,7 @@ class App:
         """Context of a request that waits for the model.
 
         Raises:
-            Refusal: too many wait.
+            HTTPException: too many wait.
         """
         if self._n_waiting >= self._limits.max_requests:
             raise too_busy(f"{self._n_waiting} requests wait already")
@@ -252,7 +253,7 @@ class App:
         """What the graph gives for images.
 
         Raises:
-            Refusal: they cannot be decoded, or the time is over.
+            HTTPException: they cannot be decoded, or the time is over.
         """
         loop = asyncio.get_running_loop()
 
@@ -264,15 +265,19 @@ class App:
             return await asyncio.wait_for(run(), deadline - loop.time())
         except UnusableImage as error:
             self.metrics.refused_images.inc()
-            raise Refusal(400, error.reason) from error
+            raise HTTPException(400, error.reason) from error
         except asyncio.TimeoutError as error:
             raise too_busy(f"no answer within {self._limits.timeout:g} seconds") from error
+
+
+def _error_answer(error: HTTPException) -> JSONResponse:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 def _top(request: Request) -> int:
     given = request.query_params.get("top", str(_DEFAULT_TOP))
     if not (given.isdecimal() and len(given) < 10 and int(given) > 0):
-        raise Refusal(400, f"top is {given[:40]!r}; it must be 1 or more")
+        raise HTTPException(400, f"top is {given[:40]!r}; it must be 1 or more")
     return int(given)
 
 

@@ -1,11 +1,11 @@
-"""The model that is served, and its replacement by another one while requests are answered."""
+"""The model that is served, and the thread that runs it on batches of what is waiting."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -19,7 +19,9 @@ from kdedge.runtime.preprocess import decode_image, resize_and_crop
 
 
 class ServedModel:
-    """A loaded artifact, which is closed with its last use; to be served is the first one.
+    """A loaded artifact, which is closed once nothing refers to the model.
+
+    So a model that was replaced stays loaded until its last request is answered.
 
     Args:
         classifier: the loaded artifact.
@@ -28,13 +30,15 @@ class ServedModel:
     Attributes:
         classifier: the loaded artifact.
         max_batch: largest batch.
+        close: closes the artifact at once.
     """
 
     def __init__(self, classifier: Classifier, batch: int | None = None) -> None:
         self.classifier = classifier
         largest = classifier.max_batch
         self.max_batch = largest if batch is None else min(batch, largest)
-        self._lock, self._n_uses = threading.Lock(), 1
+        self.close = weakref.finalize(self, classifier.close)
+        self.close.atexit = False  # it may hang
 
     @property
     def artifact(self) -> Artifact:
@@ -64,47 +68,6 @@ class ServedModel:
     def run(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[N, 3, S, S] -> outputs of the graph: logits [N, C], or features with open classes."""
         return self.classifier.outputs(inputs, max_batch=self.max_batch)
-
-    def retain(self) -> None:
-        """Begins one more use."""
-        with self._lock:
-            self._n_uses += 1
-
-    def release(self) -> None:
-        """Ends a use."""
-        with self._lock:
-            self._n_uses -= 1
-            is_unused = self._n_uses == 0
-        if is_unused:
-            self.classifier.close()
-
-
-class CurrentModel:
-    """The model that new requests get."""
-
-    def __init__(self, model: ServedModel) -> None:
-        self._model, self._lock = model, threading.Lock()
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[ServedModel]:
-        """Context with the model, which stays loaded in it."""
-        with self._lock:
-            model = self._model
-            model.retain()
-        try:
-            yield model
-        finally:
-            model.release()
-
-    def replace(self, model: ServedModel) -> None:
-        """Gives new requests another model; those that are in keep theirs."""
-        with self._lock:
-            old, self._model = self._model, model
-        old.release()
-
-    def close(self) -> None:
-        """Frees the model, once nothing uses it."""
-        self._model.release()
 
 
 RequestImages = npt.NDArray[Any]
@@ -141,7 +104,7 @@ class Batcher:
         """Runs a model on images.
 
         Args:
-            model: the model, which the caller uses.
+            model: the model.
             inputs: one or more images.
 
         Returns:
@@ -149,8 +112,6 @@ class Batcher:
             begins.
         """
         future: Future[Outputs] = Future()
-        model.retain()
-        future.add_done_callback(lambda _: model.release())
         with self._changed:
             self._waiting.append(_Waiting(model, inputs, future))
             self._changed.notify()
@@ -172,23 +133,26 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while taken := self._next_batch():
-            batch = [request for request in taken if request.future.set_running_or_notify_cancel()]
-            if not batch:
-                continue
-            inputs = [request.inputs for request in batch]
-            model = batch[0].model
-            try:
-                outputs = model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
-            except Exception as error:  # whatever it is, the requests get it and the thread goes on
-                for request in batch:
-                    request.future.set_exception(error)
-                continue
-            self._on_batch(len(outputs))
-            start = 0
+        while waiting := self._next_batch():
+            self._run(waiting)
+            del waiting  # and with it the model, if it was replaced
+
+    def _run(self, waiting: list[_Waiting]) -> None:
+        batch = [request for request in waiting if request.future.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        inputs = [request.inputs for request in batch]
+        try:
+            outputs = batch[0].model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
+        except Exception as error:  # whatever it is, the requests get it and the thread goes on
             for request in batch:
-                request.future.set_result(outputs[start : start + len(request.inputs)])
-                start += len(request.inputs)
+                request.future.set_exception(error)
+            return
+        self._on_batch(len(outputs))
+        start = 0
+        for request in batch:
+            request.future.set_result(outputs[start : start + len(request.inputs)])
+            start += len(request.inputs)
 
     def _next_batch(self) -> list[_Waiting]:
         """The longest waiting images of one model; none at the end."""

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from starlette.exceptions import HTTPException
 
 from kdedge import __version__
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact
 from kdedge.serving.model import ServedModel
-from kdedge.serving.uploads import Refusal
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 FILES_NAME = "image_bytes"
@@ -104,7 +104,7 @@ def parse_request(body: bytes, length: str | None, artifact: Artifact) -> InferR
         artifact: describes the graph's input.
 
     Raises:
-        Refusal: something is missing, malformed or unknown.
+        HTTPException: something is missing, malformed or unknown.
     """
     is_number = length is None or (length.isdecimal() and len(length) < 16)
     if not is_number or int(length or 0) > len(body):
@@ -148,8 +148,8 @@ def format_answer(
     return head + data, kind
 
 
-def _bad(reason: str) -> Refusal:
-    return Refusal(400, reason)
+def _bad(reason: str) -> HTTPException:
+    return HTTPException(400, reason)
 
 
 def _datatype(artifact: Artifact) -> str:
@@ -162,7 +162,7 @@ def _read_input(
     """What makes the graph's input of a request's input.
 
     Raises:
-        Refusal: name, shape, type or data are not what the graph takes.
+        HTTPException: name, shape, type or data are not what the graph takes.
     """
     shape, n_bytes = given.shape, given.parameters.binary_data_size
     if n_bytes is not None and n_bytes != len(rest):

@@ -21,7 +21,7 @@ from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line
 from kdedge.inference.classify import Classifier
 from kdedge.serving.app import App
 from kdedge.serving.limits import RequestLimits
-from kdedge.serving.model import CurrentModel, ServedModel
+from kdedge.serving.model import ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ class Server:
     Attributes:
         url: its address, such as `http://127.0.0.1:8000`.
         name: the model's name in the paths of the Open Inference Protocol.
-        model: the model that it began with.
     """
 
     def __init__(
@@ -82,11 +81,10 @@ class Server:
             loaded = load(find())
             on_error.callback(loaded.close)
             warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
-            self.model = ServedModel(loaded, batch)
-            self.model.warm_up()
-            self.name = model_name(self.model.artifact.name)
-            self._current, self._limits = CurrentModel(self.model), limits
-            self._app = App(self.name, self._current, limits)
+            model = ServedModel(loaded, batch)
+            model.warm_up()
+            self.name = model_name(model.artifact.name)
+            self._app, self._limits = App(self.name, model, limits), limits
             n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             config = uvicorn.Config(
                 self._app.asgi,
@@ -121,6 +119,11 @@ class Server:
         )
         self._reloader.start()
 
+    @property
+    def model(self) -> ServedModel:
+        """The model that new requests get."""
+        return self._app.model
+
     def _run(self) -> None:
         try:
             self._uvicorn.run(sockets=[self._socket])
@@ -154,9 +157,8 @@ class Server:
                 outcomes.labels("refused").inc()
                 continue
             if self._ends.is_set():  # nobody waits for it any more
-                model.release()
-                continue
-            self._current.replace(model)
+                return
+            self._app.model = model
             outcomes.labels("taken").inc()
             log.info("Serving the new artifact %s: %s.", path, model.describe())
 
@@ -179,8 +181,9 @@ class Server:
         """
         classifier = self._load(path)
         artifact, file = classifier.artifact, classifier.file
+        model = ServedModel(classifier, self._batch)
         with contextlib.ExitStack() as on_error:
-            on_error.callback(classifier.close)
+            on_error.callback(model.close)
             if SMOKE_SET not in artifact.others:
                 log.warning("%s has no smoke set: its answers were not compared.", artifact.path)
             else:
@@ -188,7 +191,6 @@ class Server:
                 error = gate_error(file, result, artifact.gates)
                 if error is not None and file.gate != "missed":  # that was asked for
                     raise error
-            model = ServedModel(classifier, self._batch)
             model.warm_up()
             on_error.pop_all()
         return model
@@ -207,7 +209,7 @@ class Server:
         """Answers the requests that are in, refuses new ones, and frees the model.
 
         An exception in between, such as a second Ctrl-C, ends it at once. A model that hangs is
-        left alone some seconds after its last request was given up, and is not freed.
+        left alone some seconds after its last request was given up, and freed if it ever ends.
         """
         try:
             self._app.is_draining = True
@@ -220,14 +222,15 @@ class Server:
         patience_s = min(_HANGING_S, self._limits.timeout)
         self._ends.set()
         self._reloader.join(patience_s)  # or it is left alone while it loads
-        has_ended = self._app.close(patience_s=patience_s)
-        self._current.close()
-        if not has_ended:
+        if self._app.close(patience_s=patience_s):
+            self.model.close()
+        else:
             log.error(
                 "The model still runs a batch, %g seconds after its last request was given up: it"
                 " hangs.\n  The server ends without it. Look at the device and its driver.",
                 patience_s,
             )
+            threading.Thread(target=self.model.close, name="closing", daemon=True).start()
 
     def __enter__(self) -> Server:
         return self

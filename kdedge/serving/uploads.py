@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import Message
 
 from kdedge.serving.limits import RequestLimits
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, and no error of the server
-    """Ends a request with a status code and a reason.
-
-    Args:
-        status: the HTTP status code.
-        reason: why, and what to do.
-        headers: further headers of the answer.
-    """
-
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status, self._reason, self._headers = status, reason, headers
-
-    def response(self) -> JSONResponse:
-        """The answer."""
-        return JSONResponse({"error": self._reason}, self.status, self._headers)
-
-
-def too_busy(why: str) -> Refusal:
-    """The refusal of what may be tried again in a second."""
-    return Refusal(503, f"{why}; try again later", {"Retry-After": "1"})
+def too_busy(why: str) -> HTTPException:
+    """The error for what may be tried again in a second."""
+    return HTTPException(503, f"{why}; try again later", {"Retry-After": "1"})
 
 
 _MAX_FIELDS = 8
@@ -59,11 +40,11 @@ class Uploads:
         """Context with the body of a request; its bytes are counted in it.
 
         Raises:
-            Refusal: the body is compressed, too large or too slow, or all bodies together would
-                exceed the limit.
+            HTTPException: the body is compressed, too large or too slow, or all bodies together
+                would exceed the limit.
         """
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise Refusal(415, "the body has a Content-Encoding; send it without one")
+            raise HTTPException(415, "the body has a Content-Encoding; send it without one")
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._limits.body_bytes:
             raise self._too_large()
@@ -72,7 +53,7 @@ class Uploads:
             try:
                 await asyncio.wait_for(self._read(request, chunks), timeout_s)
             except asyncio.TimeoutError as error:
-                raise Refusal(
+                raise HTTPException(
                     408,
                     f"the request was not complete after {self._limits.timeout:g} seconds",
                     {"Connection": "close"},
@@ -95,8 +76,8 @@ class Uploads:
             chunks.append(chunk)
             self.n_bytes += len(chunk)
 
-    def _too_large(self) -> Refusal:
-        return Refusal(
+    def _too_large(self) -> HTTPException:
+        return HTTPException(
             413, f"the body is larger than {self._limits.max_megabytes} MB (--max-megabytes)"
         )
 
@@ -105,12 +86,12 @@ async def image_in(request: Request, body: bytes) -> bytes:
     """The image file in a body: the first file of a form, or the whole body.
 
     Raises:
-        Refusal: the content is of a type that is no image, or a form has no file.
+        HTTPException: the content is of a type that is no image, or a form has no file.
     """
     kind = request.headers.get("content-type", "").lower()
     is_form = kind.startswith("multipart/form-data")
     if kind.startswith((*_NO_IMAGE, "multipart/")) and not is_form:
-        raise Refusal(
+        raise HTTPException(
             415,
             f"the body is {kind.partition(';')[0]}; send an image file, or a form"
             " (multipart/form-data) with one",
@@ -130,5 +111,5 @@ async def image_in(request: Request, body: bytes) -> bytes:
                     return data
     except (HTTPException, FormParserError) as error:
         reason = getattr(error, "detail", None) or str(error)
-        raise Refusal(400, f"the form cannot be read: {reason.rstrip('.')}") from error
-    raise Refusal(400, "the form has no file; send the image as a file of it")
+        raise HTTPException(400, f"the form cannot be read: {reason.rstrip('.')}") from error
+    raise HTTPException(400, "the form has no file; send the image as a file of it")

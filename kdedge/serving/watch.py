@@ -253,16 +253,17 @@ def _reference(classifier: Classifier, drift: str | None) -> DriftReference | No
         images = ((str(i), Image.fromarray(image)) for i, image in enumerate(pixels))
         results = classifier.classify_many(images, top=len(names))
         scored = [_scored(result, names) for result in results if isinstance(result, Prediction)]
-        if len(scored) < MIN_REFERENCE:
-            raise DataError(  # noqa: TRY301 - it is told as other damage is
-                f"The smoke set of {artifact.path} has {len(scored)} images with scores, and the"
-                f" drift alarm needs {MIN_REFERENCE} to compare with."
-            )
+        if len(scored) >= MIN_REFERENCE:
+            return DriftReference(scored)
+        reason = (
+            f"The smoke set of {artifact.path} has {len(scored)} images with scores, and the drift"
+            f" alarm needs {MIN_REFERENCE} to compare with."
+        )
     except DataError as error:
-        if drift == "artifact":
-            raise DataError(f"{error}\n  Take the start of the stream: --drift stream.") from error
-        return None
-    return DriftReference(scored)
+        reason = str(error)
+    if drift == "artifact":
+        raise DataError(f"{reason}\n  Take the start of the stream: --drift stream.")
+    return None
 
 
 def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> ScoredFrame:

@@ -20,7 +20,7 @@ from kdedge.clip.backbone import Backbone, make_backbone, unit_length
 from kdedge.clip.blocks import make_wrappable
 from kdedge.errors import ShapeError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.fold import FoldedModel, fold
+from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
 from kdedge.methods.protocol import ImagePath, MethodInputs, Projector
 from kdedge.runtime.preprocess import Preprocess
@@ -111,13 +111,9 @@ def unfused(method: Any, images: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def folded(method: Any, backbone: Backbone, **options: Any) -> FoldedModel:
-    return fold(
-        method.image_path(),
-        method.class_vectors(),
-        scale=method.scale,
-        preprocess=backbone.preprocess,
-        **options,
-    )
+    vectors, preprocess = method.class_vectors(), backbone.preprocess
+    request = FoldRequest(vectors, scale=method.scale, preprocess=preprocess, **options)
+    return fold(method.image_path(), request)
 
 
 def test_a_constant_leaves_the_values_of_a_block_and_its_memory() -> None:
@@ -359,7 +355,10 @@ def test_a_folded_model_is_not_touched_by_further_training(tiny_backbone: Backbo
 def test_class_vectors_of_another_dimension_are_refused(tiny_backbone: Backbone) -> None:
     student = make_student(tiny_backbone)
     with pytest.raises(ShapeError, match=r"\[5, 39\] do not fit .* dimension 40"):
-        fold(student.image_path(), torch.zeros(5, 39), scale=1.0, preprocess=PREPROCESS)
+        fold(
+            student.image_path(),
+            FoldRequest(torch.zeros(5, 39), scale=1.0, preprocess=PREPROCESS),
+        )
 
 
 def test_folding_leaves_out_work_and_never_adds_any(tiny_backbone: Backbone) -> None:
@@ -388,7 +387,8 @@ def test_vit_b16_with_397_classes_needs_less_than_clips_bare_image_encoder() -> 
     images = torch.zeros(1, 3, 224, 224)
 
     bare = 2 * count_gmacs(visual, images)
-    after = 2 * count_gmacs(fold(path, vectors, scale=100.0, preprocess=PREPROCESS), images)
+    request = FoldRequest(vectors, scale=100.0, preprocess=PREPROCESS)
+    after = 2 * count_gmacs(fold(path, request), images)
 
     assert bare == pytest.approx(35.13, abs=0.005)  # open_clip's published profile
     assert after == pytest.approx(32.91, abs=0.005)

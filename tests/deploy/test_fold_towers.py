@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.errors import RecipeError
-from kdedge.fold import FoldedModel, fold
+from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.methods.protocol import ImagePath, Projector
 from kdedge.runtime.preprocess import Preprocess
 
@@ -147,7 +147,8 @@ class Student:
     pixels: Tensor
 
     def fold(self, **options: Any) -> FoldedModel:
-        return fold(self.path, self.vectors, scale=SCALE, preprocess=self.preprocess, **options)
+        given = {"scale": SCALE, "preprocess": self.preprocess, **options}
+        return fold(self.path, FoldRequest(self.vectors, **given))
 
     def reference(self) -> Tensor:
         """Logits of the unfolded student in float64."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.weights import hash_weights
 from kdedge.data.batch import Batch
-from kdedge.fold import fold
+from kdedge.fold import FoldRequest, fold
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.protocol import MethodInputs
 from kdedge.methods.registry import load_method
@@ -212,7 +212,8 @@ def fold_and_unfolded() -> Callable[..., tuple[Any, Tensor, Tensor]]:
 
     def make(method: Any, preprocess: Preprocess, **options: Any) -> tuple[Any, Tensor, Tensor]:
         vectors, scale = method.class_vectors(), method.scale
-        model = fold(method.image_path(), vectors, scale=scale, preprocess=preprocess, **options)
+        request = FoldRequest(vectors, scale=scale, preprocess=preprocess, **options)
+        model = fold(method.image_path(), request)
         pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
         mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
         features = method.forward_features((pixels - mean) / std)

@@ -430,7 +430,7 @@ def test_the_old_model_is_closed_once_its_last_request_is_answered(
     taken = send(server)
     device.begun.acquire()
     other = type(device)(artifact, mean_color_logits)
-    server._current.replace(ServedModel(Classifier(artifact, artifact.files[0], other)))
+    server._app.model = ServedModel(Classifier(artifact, artifact.files[0], other))
     assert not device.is_closed
     device.gate.set()
     assert taken.result().json["class"] == "red"

@@ -50,7 +50,7 @@ def fold_vit() -> Callable[[int], FoldedModel]:
     from open_clip.transformer import VisionTransformer
 
     from kdedge.clip.blocks import make_wrappable
-    from kdedge.fold import fold
+    from kdedge.fold import FoldRequest, fold
     from kdedge.methods.protocol import ImagePath
 
     def make(n: int) -> FoldedModel:
@@ -58,7 +58,7 @@ def fold_vit() -> Callable[[int], FoldedModel]:
         visual = VisionTransformer(32, 8, 32 * n, n, n, 2.0, output_dim=16)
         make_wrappable(visual.eval().requires_grad_(False).transformer)
         vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
-        return fold(ImagePath(visual), vectors, scale=20.0, preprocess=PREPROCESS)
+        return fold(ImagePath(visual), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
 
     return make
 
@@ -262,13 +262,13 @@ def cnn_files(write_precisions: Callable[..., dict[str, Path]]) -> dict[str, Pat
     import timm
     import torch
 
-    from kdedge.fold import fold
+    from kdedge.fold import FoldRequest, fold
     from kdedge.methods.protocol import ImagePath
 
     torch.manual_seed(0)
     encoder = timm.create_model("test_efficientnet", num_classes=0).eval().requires_grad_(False)
     vectors = torch.nn.functional.normalize(torch.randn(5, encoder.num_features), dim=-1)
-    model = fold(ImagePath(encoder), vectors, scale=20.0, preprocess=PREPROCESS)
+    model = fold(ImagePath(encoder), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
     return write_precisions("a CNN", model)
 
 

@@ -180,10 +180,6 @@ class ChosenLosses(BaseModel):
         """The factor of each loss in the sum, for C classes."""
         return {name: settings.weight_for(n_classes) for name, settings in self.items()}
 
-    def build(self) -> nn.ModuleDict:
-        """The losses' modules by name."""
-        return nn.ModuleDict({name: load_loss(name).Loss(spec) for name, spec in self.items()})
-
 
 @cache
 def chosen_losses_model() -> type[ChosenLosses]:

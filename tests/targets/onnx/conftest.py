@@ -43,7 +43,7 @@ def folded_export(
     """Writes a student with six classes as float32 ONNX; its images are not all of one class."""
     import torch
 
-    from kdedge.fold import fold
+    from kdedge.fold import FoldRequest, fold
     from kdedge.methods import promptkd
     from kdedge.targets.onnx.trace import write_onnx
 
@@ -70,13 +70,9 @@ def folded_export(
 
     @functools.cache
     def write(*, batch: Any = "dynamic", **options: Any) -> Path:
-        model = fold(
-            student.image_path(),
-            torch.from_numpy(vectors),
-            scale=student.scale,
-            preprocess=preprocess,
-            **options,
-        )
+        given = {"scale": student.scale, "preprocess": preprocess, **options}
+        request = FoldRequest(torch.from_numpy(vectors), **given)
+        model = fold(student.image_path(), request)
         path = tmp_path_factory.mktemp("folded") / "model.onnx"
         write_onnx(model, path, size_px=32, batch=batch, metadata=METADATA)
         return path
