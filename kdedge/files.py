@@ -264,18 +264,6 @@ def read_text(path: Path, *, remedy: str, kind: type[KdedgeError] = DataError) -
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        DataError: there is no such file, or it is not JSON.
-    """
-    try:
-        return json.loads(read_bytes(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # the latter: objects in objects without end
-        raise DataError(f"{path} is not valid JSON: {error}.") from error
-
-
 def sha256_file(path: Path, *, progress: Callable[[int], None] | None = None) -> str:
     """Returns the SHA-256 of a file's bytes, in hex.
 

@@ -15,7 +15,13 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import (
+    EntryPoint,
+    EntryPoints,
+    PackageNotFoundError,
+    entry_points,
+    version,
+)
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +34,14 @@ TRAINING_PACKAGES = {
     "tensorboard": "tensorboard",
 }
 """Module -> distribution that holds it, all in the extra train."""
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 WARNINGS_OF_WORK: list[str] = []

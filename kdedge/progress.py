@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -86,8 +85,26 @@ def progress(
 
         yield call
         return
+    first, number = done, readable_bytes if in_bytes else str
+    of_total = "" if total is None else f" of {number(total)}"
     with _display(what, total, done) as (show, every_s):
-        yield _Progress(what, total, done, in_bytes, unit, show, every_s)
+        start = shown = time.monotonic()
+
+        def advance(done: int, detail: str = "") -> None:
+            nonlocal shown
+            now, n_new = time.monotonic(), done - first
+            if now - shown < every_s:
+                return
+            shown = now
+            parts = [f"{what}: {number(done)}{of_total}"]
+            if n_new and total is not None:
+                left = (total - done) * (now - start) / n_new
+                parts.append(f"ETA {timedelta(seconds=round(left))}")
+            if n_new and unit:
+                parts.append(rate(n_new / (now - start), unit))
+            show(", ".join([*parts, *([detail] if detail else [])]), done)
+
+        yield advance
 
 
 @contextlib.contextmanager
@@ -184,37 +201,6 @@ def _display(
             shown.update({"text/plain": "", "text/html": ""}, raw=True)
     else:
         yield lambda text, done: _LOG.info("%s", text), _LINE_EVERY_S
-
-
-@dataclass
-class _Progress:
-    """Composes the text of work in progress, and shows it if it is time."""
-
-    what: str
-    total: int | None
-    first: int
-    in_bytes: bool
-    unit: str
-    show: Callable[[str, int], object]
-    every_s: float
-
-    def __post_init__(self) -> None:
-        self.start = self.shown = time.monotonic()
-
-    def __call__(self, done: int, detail: str = "") -> None:
-        now, n_new = time.monotonic(), done - self.first
-        if now - self.shown < self.every_s:
-            return
-        self.shown = now
-        number = readable_bytes if self.in_bytes else str
-        of_total = "" if self.total is None else f" of {number(self.total)}"
-        parts = [f"{self.what}: {number(done)}{of_total}"]
-        if n_new and self.total is not None:
-            left = (self.total - done) * (now - self.start) / n_new
-            parts.append(f"ETA {timedelta(seconds=round(left))}")
-        if n_new and self.unit:
-            parts.append(rate(n_new / (now - self.start), self.unit))
-        self.show(", ".join([*parts, *([detail] if detail else [])]), done)
 
 
 def readable_bytes(n_bytes: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -68,10 +67,9 @@ def evaluate(
     root = runs_folder(root, run)
     folder = find_run(run_argument(run), root)
     need_training_packages("Measuring accuracy")
-    from kdedge.runs.evaluate import evaluate_run, evaluate_run_without_labels
+    from kdedge.runs.evaluate import evaluate_run
     from kdedge.setup.workspace import Workspace, choose_device
 
-    result: EvalResult | UnlabeledResult
     with torch_as_before():
         workspace = Workspace(root, choose_device(device))
         is_new = not is_evaluated(folder)
@@ -79,24 +77,20 @@ def evaluate(
         is_kept = not overrides or (
             adds_test and all(key.startswith("data.test") for key in overrides)
         )
-        unlabeled = evaluate_run_without_labels(folder, workspace, overrides=overrides)
-        if unlabeled is not None:
-            result, add = unlabeled, functools.partial(add_unlabeled, folder, unlabeled)
-        else:
-            result, details = evaluate_run(
-                folder,
-                workspace,
-                overrides=overrides,
-                with_samples=is_kept and is_new,
-            )
-            add = functools.partial(add_evaluation, folder, result, details)
+        measured = evaluate_run(
+            folder, workspace, overrides=overrides, with_samples=is_kept and is_new
+        )
     if is_kept:
         try:
-            for path in add():
+            if isinstance(measured, UnlabeledResult):
+                written = add_unlabeled(folder, measured)
+            else:
+                written = add_evaluation(folder, *measured)
+            for path in written:
                 log.info("Wrote %s", path)
         except ResourceError as error:  # return the result all the same
             log.warning("%s", error)
-    return result
+    return measured if isinstance(measured, UnlabeledResult) else measured[0]
 
 
 def run_argument(run: AnyArtifact | None) -> str | None:

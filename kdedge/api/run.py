@@ -60,16 +60,11 @@ class Run:
     @property
     def teacher(self) -> Run | None:
         """The run of a student's teacher; None for other runs, and if it is missing."""
-        name = self.provenance.teacher_run
-        if name is None:
-            return None
-        root, current = self.folder.root, Path.cwd()
-        if not self.path.is_absolute() and root.is_relative_to(current):
-            root = root.relative_to(current)
         try:
-            return open_run(name, root=root)
+            folder = self.folder.open_teacher()
         except KdedgeError:
             return None
+        return None if folder is None else Run(folder)
 
     @property
     def artifacts(self) -> list[Artifact]:

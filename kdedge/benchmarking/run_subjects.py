@@ -124,11 +124,10 @@ def _teacher(
     run: RunFolder, trained: RunModel, left_out: dict[str, str]
 ) -> tuple[RunFolder, Subject] | None:
     """The teacher of a student; None if its run or its weights are missing."""
-    name = run.read_provenance().teacher_run
     try:
-        if name is None:
+        folder = run.open_teacher()
+        if folder is None:
             raise RecipeError("the teacher is not a run")
-        folder = RunFolder.open(run.root / str(name))
         if folder.kind != "teacher":
             raise RecipeError(f"the teacher is a {folder.kind}; name its run next to this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)

@@ -62,19 +62,6 @@ def show_result(call: Callable[[], _T], show: Callable[[_T], object]) -> _T:
     return result
 
 
-class FiniteRange(click.FloatRange):
-    """A finite number between two bounds; click's own type accepts nan."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Converts one option's text."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
-
-
 def colored(text: str, color: str, stream: IO[str] | None) -> str:
     """Colors a text if the stream is a terminal that shows it and NO_COLOR is not set."""
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}

@@ -15,7 +15,6 @@ from kdedge.records.evaluation import (
     by_images,
 )
 from kdedge.records.record import if_readable
-from kdedge.records.tables import percent
 from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
@@ -26,12 +25,6 @@ _N_MOST = 5  # most often predicted classes to name
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats accuracies in percent, one model per line; all results have the same split."""
     header, cells = accuracy_cells(rows)
-    errors = {"calibration error": "ece_percent"}
-    if any(result.calibrated_ece_percent is not None for _, result in rows):
-        errors["calibrated"] = "calibrated_ece_percent"
-    for line, (_, result) in zip(cells, rows, strict=True):
-        line += [percent(getattr(result, key)) for key in errors.values()]
-    header += errors
     text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
     notes = [f"\n{label}: {note}" for label, result in rows for note in result.notes]
     return text + "".join(notes)

@@ -14,7 +14,7 @@ import click
 from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_grids, notes
 from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
-from kdedge.cli._output import FiniteRange, grid_text, next_line, print_result, show_result
+from kdedge.cli._output import grid_text, next_line, print_result, show_result
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run, newest_student
 from kdedge.runtime.artifact import model_file_at
@@ -51,7 +51,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
 )
 @click.option(
     "--seconds",
-    type=FiniteRange(min=0.01),
+    type=click.FloatRange(min=0.01),
     default=2.0,
     show_default=True,
     help="Shortest measurement of each model at each batch size.",
@@ -59,7 +59,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
 @calls_option
 @click.option(
     "--slowest",
-    type=FiniteRange(min=0.1),
+    type=click.FloatRange(min=0.1),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

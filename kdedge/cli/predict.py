@@ -16,7 +16,6 @@ import click
 from kdedge.api.model import load
 from kdedge.api.predict import InputImage, ResultStream, keys_of, open_inputs
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
-from kdedge.cli._output import FiniteRange
 from kdedge.files import already_exists, explained, printable, sha256_json
 from kdedge.inference.lines import (
     FORMATS,
@@ -54,7 +53,7 @@ log = logging.getLogger(__name__)
 )
 @click.option(
     "--min-score",
-    type=FiniteRange(0, 100),
+    type=click.FloatRange(0, 100),
     metavar="PERCENT",
     help="Do not name classes with a lower score: - in text, empty in csv, null in jsonl."
     " The score itself is still given.",

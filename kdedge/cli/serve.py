@@ -12,7 +12,6 @@ import click
 
 from kdedge.api.serve import PORT, serve
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
-from kdedge.cli._output import FiniteRange
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
 
@@ -66,7 +65,7 @@ log = logging.getLogger(__name__)
 )
 @click.option(
     "--timeout",
-    type=FiniteRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True),
     default=RequestLimits.timeout,
     show_default=True,
     metavar="SECONDS",

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
-from kdedge.cli._output import FiniteRange
 
 
 @click.command("watch")
@@ -33,7 +32,7 @@ from kdedge.cli._output import FiniteRange
 )
 @click.option(
     "--min-score",
-    type=FiniteRange(0, 100),
+    type=click.FloatRange(0, 100),
     metavar="PERCENT",
     help="A frame with a lower score supports no class.",
 )

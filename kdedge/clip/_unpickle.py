@@ -322,20 +322,12 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
-_KINDS = (
-    (rb"version https://git-lfs", "a git-lfs pointer, not the file it points to"),
-    (rb"\s*(<!doctype|<html|<\?xml|<head)", "a web page, perhaps of a failed download"),
-    (rb"\s*[\{\[]\s*[\"\{\]\}]", "JSON text"),
-    (
-        rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd",
-        "a compressed archive; unpack it first",
-    ),
-    (rb"\x89HDF", "an HDF5 file (TensorFlow or Keras)"),
-    (rb"GGUF", "a GGUF file (llama.cpp)"),
-    (rb"\x93NUMPY", "a NumPy array"),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image"),
-    (rb"\x80[\x02-\x05]", "a Python pickle that torch.save did not write"),
-)
+_KINDS = {
+    rb"version https://git-lfs": "a git-lfs pointer, not the file it points to",
+    rb"\s*(<!doctype|<html|<\?xml|<head)": "a web page, perhaps of a failed download",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd": "a compressed archive; unpack it first",
+    rb"\x80[\x02-\x05]": "a Python pickle that torch.save did not write",
+}
 REMEDY = (
     "  Expected .safetensors, a state dict of torch.save or an archive of OpenAI's; fetch the file"
     " again or convert it."
@@ -365,7 +357,7 @@ def kind_of(path: Path) -> Literal["safetensors", "state dict", "OpenAI archive"
             return "safetensors"
         if path.suffix == ".safetensors":
             raise DataError(f"{path} is a safetensors file that ends too early.\n{REMEDY}")
-    for pattern, what in _KINDS:
+    for pattern, what in _KINDS.items():
         if re.match(pattern, head, re.IGNORECASE):
             raise DataError(f"{path} looks like {what}.\n{REMEDY}")
     raise DataError(f"{path} is not a file of weights, or is damaged at its start.\n{REMEDY}")

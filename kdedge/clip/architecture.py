@@ -30,12 +30,6 @@ from kdedge.records.record import read_record
 VOCAB_SIZE = 49408
 """Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""
 
-_MAX_LAYERS = 1000
-"""The deepest encoders of open_clip and timm have under 100 in a stage. Each layer costs time and
-memory even without values, so a config with 2^62 layers would run out of memory. All other
-sizes cost nothing on the meta device, and the file of weights bounds them before values are made.
-"""
-
 _OTHER_TEXT_ENCODER = ("hf_model_name",)
 _OTHER_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
 
@@ -178,15 +172,6 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
             " kdedge does not allow.\n"
             "  Name an architecture of timm, such as convnext_base."
         )
-    for part in ("vision_cfg", "text_cfg"):
-        given = model_config[part].get("layers", 0)
-        for layers in given if isinstance(given, list | tuple) else (given,):
-            if isinstance(layers, int | float) and not layers <= _MAX_LAYERS:
-                raise RecipeError(
-                    f"{label}: {part}.layers is {_shortened(given)}; expected at most"
-                    f" {_MAX_LAYERS}.\n"
-                    "  Set it to the number of blocks in the weights."
-                )
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
     if timms_name:  # all its values come from the CLIP's weights

@@ -109,22 +109,16 @@ class TextFeatureCache:
     def get(self, encoder: str, texts: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
         """The [T, D] float32 features of these texts; `encoder` identifies the encoder."""
         key = sha256_json([encoder, list(texts)])
-        if key not in self._kept:
-            self._kept[key] = self._stored(key, compute)
-        return self._kept[key]
-
-    def _stored(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
-        """The features of the folder's file, which is written where it is missing or damaged."""
-        if self._folder is None:
-            return compute().float()
-        file = self._folder / f"{key}.safetensors"
-        if file.exists():
+        file = None if self._folder is None else self._folder / f"{key}.safetensors"
+        if key not in self._kept and file is not None and file.exists():
             try:
-                return read_tensors(file)[0][_FEATURES]
+                self._kept[key] = read_tensors(file)[0][_FEATURES]
             except (DataError, KeyError) as error:
                 log.warning("%s Computing it again.", error)
-        features = compute().float()
-        with explained(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(file, {_FEATURES: features.cpu().contiguous()}, {})
-        return features
+        if key not in self._kept:
+            self._kept[key] = features = compute().float()
+            if file is not None:
+                with explained(file.parent):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(file, {_FEATURES: features.cpu().contiguous()}, {})
+        return self._kept[key]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,19 @@ Build = Callable[..., Any]
 """Builds a model on a `device`: without values on meta, with initial values on the CPU."""
 
 
-@dataclass(frozen=True, eq=False)
 class FoundBackbone:
-    """A backbone that is not built yet.
+    """A backbone that is not built yet, and whose file of weights was checked.
+
+    Args:
+        name: its name in tables and messages.
+        empty: the model without values.
+        build: builds the model with its initial values.
+        weights: holds its values.
+        keys: name in the model's state dict -> key in the file.
+        preprocess: the image preprocessing of its pre-training.
+        model_config: None for a model of timm.
 
     Attributes:
-        name: its name in tables and messages.
-        preprocess: the image preprocessing of its pre-training.
         weights_hash: SHA-256 of the file of weights.
         identity: hash of everything that decides its features: the file, the architecture and the
             preprocessing.
@@ -63,20 +68,37 @@ class FoundBackbone:
         has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
         is_trained_with_texts: whether its image encoder was trained with texts.
         sizes: of its encoders, as far as its config has them.
+
+    Raises:
+        DataError: the file does not fit the model.
     """
 
-    name: str
-    preprocess: Preprocess
-    weights_hash: str
-    identity: str
-    embed_dim: int
-    has_texts: bool
-    is_trained_with_texts: bool
-    sizes: EncoderSizes
-    _empty: nn.Module
-    _build: Build
-    _weights: WeightsFile
-    _keys: Mapping[str, str]
+    def __init__(
+        self,
+        name: str,
+        empty: nn.Module,
+        build: Build,
+        weights: WeightsFile,
+        keys: Mapping[str, str],
+        preprocess: Preprocess,
+        model_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.preprocess, known = name, preprocess, weights.known
+        self._empty, self._build, self._weights, self._keys = empty.eval(), build, weights, keys
+        self.has_texts = isinstance(empty, CLIP)
+        self.is_trained_with_texts = model_config is not None
+        where = f"{name}, image encoder" if model_config and not self.has_texts else name
+        actual = {key: known.shapes[stored] for key, stored in keys.items()}
+        match_shapes(shapes_of(empty.state_dict()), actual, where)
+        self.weights_hash = known.sha256
+        self.identity = sha256_json(
+            [known.sha256, model_config or name, self.has_texts, preprocess.as_dict()]
+        )
+        self.sizes = encoder_sizes(model_config) if model_config else EncoderSizes()
+        if isinstance(empty, CLIP):
+            self.embed_dim = int(empty.text_projection.shape[1])
+        else:
+            self.embed_dim = count_features(empty, name, preprocess.size_px)
 
     def load(
         self, *, device: torch.device | str = "cpu", text_cache_folder: Path | None = None
@@ -160,7 +182,7 @@ def find_backbone(
         if spec.name is not None and file is not None:
             preprocess = agreed_preprocess(spec.name, config) or preprocess
     build = partial(build, label, config)
-    return _checked(label, build(device="meta"), build, weights, keys, preprocess, config)
+    return FoundBackbone(label, build(device="meta"), build, weights, keys, preprocess, config)
 
 
 def check_weights(spec: BackboneSpec) -> None:
@@ -189,50 +211,4 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         keys = {key: key for key in file.known.shapes if not key.startswith(heads)}
-    return _checked(name, model, build, file, keys, preprocess)
-
-
-def _checked(
-    name: str,
-    empty: nn.Module,
-    build: Build,
-    file: WeightsFile,
-    keys: Mapping[str, str],
-    preprocess: Preprocess,
-    model_config: Mapping[str, Any] | None = None,
-) -> FoundBackbone:
-    """Checks a file against its model.
-
-    Args:
-        name: of the model, in tables and messages.
-        empty: the model without values.
-        build: builds the model with its initial values.
-        file: holds its values.
-        keys: name in the model's state dict -> key in the file.
-        preprocess: of its images.
-        model_config: None for a model of timm.
-    """
-    empty.eval()
-    has_texts, architecture = isinstance(empty, CLIP), model_config or name
-    where = f"{name}, image encoder" if model_config and not has_texts else name
-    known = file.known
-    actual = {key: known.shapes[stored] for key, stored in keys.items()}
-    match_shapes(shapes_of(empty.state_dict()), actual, where)
-    if isinstance(empty, CLIP):
-        embed_dim = int(empty.text_projection.shape[1])
-    else:
-        embed_dim = count_features(empty, name, preprocess.size_px)
-    return FoundBackbone(
-        name=name,
-        preprocess=preprocess,
-        weights_hash=known.sha256,
-        identity=sha256_json([known.sha256, architecture, has_texts, preprocess.as_dict()]),
-        embed_dim=embed_dim,
-        has_texts=has_texts,
-        is_trained_with_texts=model_config is not None,
-        sizes=encoder_sizes(model_config) if model_config else EncoderSizes(),
-        _empty=empty,
-        _build=build,
-        _weights=file,
-        _keys=keys,
-    )
+    return FoundBackbone(name, model, build, file, keys, preprocess)

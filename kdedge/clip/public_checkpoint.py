@@ -50,12 +50,10 @@ class PublicCheckpoint:
     Attributes:
         state_dict: key without `module.` -> tensor on the CPU, in the stored type.
         epoch: epochs trained, from 1; None if the file does not say.
-        ignored: top-level entries that were not read, such as `optimizer`.
     """
 
     state_dict: dict[str, Tensor]
     epoch: int | None
-    ignored: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,10 @@ class PublicParameters:
         backbone: open_clip name -> tensor as stored, without `token_embedding.weight`. PromptSRC's
             half-precision values differ from OpenAI's by rounding, since the code averages all
             weights over the epochs and not only the prompts. `deviation` checks the names.
-        ignored: known keys that kdedge does not use.
     """
 
     trained: dict[str, Tensor]
     backbone: dict[str, Tensor]
-    ignored: tuple[str, ...] = ()
 
 
 def read_public_checkpoint(path: Path) -> PublicCheckpoint:
@@ -96,11 +92,8 @@ def read_public_checkpoint(path: Path) -> PublicCheckpoint:
             )
         state_dict = _read_tensors(archive, saved)
     epoch = root.get("epoch")
-    return PublicCheckpoint(
-        state_dict,
-        epoch if isinstance(epoch, int) and epoch >= 0 else None,
-        tuple(sorted(for_message(str(key)) for key in root if key not in ("state_dict", "epoch"))),
-    )
+    is_count = isinstance(epoch, int) and epoch >= 0
+    return PublicCheckpoint(state_dict, epoch if is_count else None)
 
 
 def _read_tensors(archive: ForeignArchive, saved: Mapping[object, object]) -> dict[str, Tensor]:
@@ -139,10 +132,8 @@ def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
         "text_prompts.deep_context": context[1:],
         "visual_prompts": _take_prompts(rest, "image_encoder.VPT", "image_encoder", _PROMPTSRC),
     }
-    ignored = sorted(filter(_IGNORED_BY_PROMPTSRC.fullmatch, rest))
-    for key in ignored:
-        del rest[key]
-    return PublicParameters(trained, _open_clip_names(rest), tuple(ignored))
+    rest = {key: rest[key] for key in rest if not _IGNORED_BY_PROMPTSRC.fullmatch(key)}
+    return PublicParameters(trained, _open_clip_names(rest))
 
 
 def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:

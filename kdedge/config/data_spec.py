@@ -226,11 +226,6 @@ class DataSpec(Strict):
             )
         return self
 
-    def bad_image_limit(self, n_images: int) -> int:
-        """The number of unreadable images that are accepted among `n_images`."""
-        share = self.max_bad_images
-        return share if isinstance(share, int) else math.ceil(n_images * float(share[:-1]) / 100)
-
 
 def n_of(share: str | int, n_images: int) -> int:
     """Converts a percentage of images, or a count, to a number of images, rounded down."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -52,47 +53,41 @@ class CommandLineText(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class PathKind:
-    """Marks a field as a path, with the kind of file that must exist there before a run."""
-
-    kind: Literal["dataset", "file", "folder", "shards", "table", "weights"]
+PathKind = Literal["dataset", "file", "folder", "shards", "table", "weights"]
 
 
-def _absolute(text: str, info: ValidationInfo) -> str:
-    """Expands `~` and puts the recipe's folder in front of a relative path."""
-    context = info.context or {}
-    folder = context.get("folder")
-    path = Path(text).expanduser()
-    if isinstance(text, CommandLineText):
-        path = Path(context.get("override_folder") or Path.cwd()) / path
-    elif folder is not None:
-        path = Path(folder) / path
-    return str(path)
+def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
+    """Expands `~`, and puts the recipe's folder in front of a relative path.
 
-
-def _resolve_path(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, str):
-        if not value or "\0" in value:
-            raise ValueError("must be a path, got empty text" if not value else "is not a path")
-        return Path(_absolute(value, info))
-    return value
-
-
-def _resolve_dataset(value: object, info: ValidationInfo) -> object:
-    is_hub_name = isinstance(value, str) and value.startswith(HUB)
-    return str(value) if is_hub_name else _resolve_path(value, info)
-
-
-def _resolve_pattern(value: object, info: ValidationInfo) -> object:
+    With `must_exist` in the validation context, the file has to be there.
+    """
     if not isinstance(value, str):
         return value
-    if "://" in value or value.startswith("pipe:"):
+    is_tag = kind == "weights" and not looks_like_path(value)
+    if is_tag or (kind == "dataset" and value.startswith(HUB)):
+        return str(value)
+    is_pattern = kind in ("shards", "table")
+    if is_pattern and ("://" in value or value.startswith("pipe:")):
         raise ValueError(
             f'must be a pattern of files on this machine, got "{value}"; training downloads and'
             " runs nothing, so fetch the shards first"
         )
-    return _absolute(value, info)
+    if not value or "\0" in value:
+        raise ValueError("must be a path, got empty text" if not value else "is not a path")
+    context = info.context or {}
+    folder = context.get("folder") or ""
+    if isinstance(value, CommandLineText):
+        folder = context.get("override_folder") or Path.cwd()
+    path = folder / Path(value).expanduser()
+    has_marks = (kind == "shards" and set(value) & set("{:")) or glob.has_magic(value)
+    if context.get("must_exist") and not (is_pattern and has_marks):
+        wanted = {"dataset": "folder", "folder": "folder", "table": "file or folder"}
+        what = wanted.get(kind, "file")
+        if not path.exists():
+            raise ValueError(f"cannot be read: there is no {what} {path}")
+        if (what == "file" and path.is_dir()) or (what == "folder" and path.is_file()):
+            raise ValueError(f"must be a {what}, and {path} is none")
+    return str(path) if is_pattern or kind == "weights" else path
 
 
 def looks_like_path(weights: str) -> bool:
@@ -102,12 +97,6 @@ def looks_like_path(weights: str) -> bool:
         or weights.startswith((".", "~"))
         or weights.endswith(_WEIGHT_SUFFIXES)
     )
-
-
-def _resolve_weights(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str):
-        return value
-    return _absolute(value, info) if looks_like_path(value) else str(value)
 
 
 def plain_values(value: Any) -> Any:
@@ -143,26 +132,15 @@ def check_template(template: str) -> str:
     return str(template)
 
 
-def _is_percent(value: object) -> bool:
-    match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-    return match is not None and float(match[1]) <= 100
-
-
-def _check_bad_images(value: str | int) -> str | int:
-    if isinstance(value, int):
-        if value < 0:
-            raise ValueError(f"must be at least 0, got {value}")
+def _check_percent(value: object, *, or_count: bool = False) -> str | int:
+    if or_count and type(value) is int and value >= 0:
         return value
-    if not _is_percent(value):
-        raise ValueError(f'must be a percentage such as "1%" or a count, got "{value}"')
-    return str(value)
-
-
-def _check_percent(value: object) -> str:
-    if not _is_percent(value):
+    match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    if match is None or float(match[1]) > 100:
         got = f'"{value}"' if isinstance(value, str) else value
-        raise ValueError(f'must be a percentage such as "99.5%", at most "100%", got {got}')
-    return str(value)
+        also = ", or a count" if or_count else ""
+        raise ValueError(f'must be a percentage such as "5%", at most "100%"{also}, got {got}')
+    return match[0]
 
 
 def _check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -178,20 +156,17 @@ def percent_value(text: str) -> float:
     return float(text[:-1])
 
 
-DatasetPlace = Annotated[Path | str, BeforeValidator(_resolve_dataset), PathKind("dataset")]
-RecipeFile = Annotated[Path, BeforeValidator(_resolve_path), PathKind("file")]
-RecipeFolder = Annotated[Path, BeforeValidator(_resolve_path), PathKind("folder")]
-ShardPattern = Annotated[
-    str, Field(min_length=1), BeforeValidator(_resolve_pattern), PathKind("shards")
-]
-TablePattern = Annotated[
-    str, Field(min_length=1), BeforeValidator(_resolve_pattern), PathKind("table")
-]
-Weights = Annotated[
-    str, Field(min_length=1), BeforeValidator(_resolve_weights), PathKind("weights")
-]
+_DATASET, _FILE, _FOLDER, _SHARDS, _TABLE, _WEIGHTS = (
+    BeforeValidator(partial(_resolve, kind)) for kind in get_args(PathKind)
+)
+DatasetPlace = Annotated[Path | str, _DATASET]
+RecipeFile = Annotated[Path, _FILE]
+RecipeFolder = Annotated[Path, _FOLDER]
+ShardPattern = Annotated[str, _SHARDS]
+TablePattern = Annotated[str, _TABLE]
+Weights = Annotated[str, Field(min_length=1), _WEIGHTS]
 Percent = Annotated[str, BeforeValidator(_check_percent)]
-PercentOrCount = Annotated[str | int, AfterValidator(_check_bad_images)]
+PercentOrCount = Annotated[str | int, BeforeValidator(partial(_check_percent, or_count=True))]
 PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Distinct = AfterValidator(_check_distinct)

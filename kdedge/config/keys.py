@@ -31,12 +31,17 @@ class RecipeKey:
     description: str
 
 
-def explain(schema: dict[str, Any]) -> Iterator[RecipeKey]:
-    """Explains every key of a pydantic model's JSON schema, nested ones after their parent."""
-    return _explain(schema, schema, "")
+def explain(
+    root: dict[str, Any], node: dict[str, Any] | None = None, prefix: str = ""
+) -> Iterator[RecipeKey]:
+    """Explains every key of a pydantic model's JSON schema, nested ones after their parent.
 
-
-def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[RecipeKey]:
+    Args:
+        root: the schema.
+        node: a model in it; None for the schema's own.
+        prefix: starts the names of that model's keys.
+    """
+    node = root if node is None else node
     required = node.get("required", [])
     for key, field in node.get("properties", {}).items():
         name = f"{prefix}{key}"
@@ -44,7 +49,7 @@ def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterato
         facts = _facts(root, field, is_required=key in required)
         yield RecipeKey(name, facts, field.get("description", ""))
         if inner is not None and name not in _SAME_AS_OPTIM:
-            yield from _explain(root, inner, f"{name}.")
+            yield from explain(root, inner, f"{name}.")
 
 
 def _facts(root: dict[str, Any], field: dict[str, Any], *, is_required: bool) -> str:

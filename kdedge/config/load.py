@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from kdedge.config.explain import MAX_SHOWN, explain_validation
-from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path, plain_values
+from kdedge.config.explain import explain_validation
+from kdedge.config.fields import CommandLineText, plain_values
 from kdedge.config.recipe import Recipe
-from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import DataError, RecipeError, nearest, some_of
+from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
+from kdedge.errors import DataError, RecipeError, nearest
 from kdedge.files import read_text
 
 log = logging.getLogger(__name__)
@@ -240,59 +239,14 @@ def check_paths(loaded: LoadedRecipe) -> None:
     Raises:
         DataError: some do not; all are listed, each with the line of its key.
     """
-    problems = [
-        (key, problem)
-        for key, path, kind in named_paths(loaded.recipe)
-        if (problem := _path_problem(str(path), kind)) is not None
-    ]
-    if not problems:
-        return
-    where, override = loaded.lines.where, loaded.lines.override
-    shown = [f"{where(key)}: {dotted(key)}: {problem}" for key, problem in problems]
-    shown = some_of(shown, MAX_SHOWN)
-    are_overrides = {override(key) is not None for key, _ in problems}
-    if False in are_overrides:
-        folder = loaded.path.absolute().parent
-        shown.append(f"  Relative paths start at the recipe's folder, {folder}.")
-    if True in are_overrides:
-        shown.append(f"  Relative paths of overrides start at {loaded.override_folder}.")
-    raise DataError("\n".join(shown))
-
-
-def named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, Path | str, str]]:
-    """Key, path and kind of every path in a recipe."""
-    run = getattr(spec, "run", None)
-    if run is not None:  # a finished teacher; its other keys, and their files, are not used
-        yield (*key, "run"), run, "folder"
-        return
-    for name, field in type(spec).model_fields.items():
-        value = getattr(spec, name)
-        if isinstance(value, BaseModel):
-            yield from named_paths(value, (*key, name))
-        elif value is not None:
-            options = get_args(field.annotation)  # none where the key is required
-            marks = [m for option in options for m in getattr(option, "__metadata__", ())]
-            for mark in (*field.metadata, *marks):
-                if isinstance(mark, PathKind):
-                    yield (*key, name), value, mark.kind
-
-
-_KINDS = {"dataset": "folder", "shards": "file", "table": "file or folder", "weights": "file"}
-
-
-def _path_problem(path: str, kind: str) -> str | None:
-    if (
-        (kind == "weights" and not looks_like_path(path))
-        or (kind == "dataset" and path.startswith(HUB))  # its name on the Hub
-        or (kind == "shards" and ("{" in path or ":" in path))  # the shard reader checks patterns
-        or (kind == "table" and glob.has_magic(path))  # and the table reader
-    ):
-        return None
-    wanted = _KINDS.get(kind, kind)
-    if not Path(path).exists():
-        return f"there is no {wanted} {path}."
-    if wanted == "file" and not Path(path).is_file():
-        return f"{path} must be a file, but is a folder."
-    if wanted == "folder" and not Path(path).is_dir():
-        return f"{path} must be a folder, but is a file."
-    return None
+    values, folder = recipe_values(loaded.recipe), loaded.path.absolute().parent
+    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
+        values["teacher"] = {"run": values["teacher"]["run"]}  # its other keys are not used
+    try:
+        Recipe.model_validate(values, context={"must_exist": True})
+    except ValidationError as error:
+        where = f"  Relative paths start at the recipe's folder, {folder}"
+        if loaded.lines.overrides:
+            where += f"; in overrides at {loaded.override_folder}"
+        problems = explain_validation(error, model=Recipe, lines=loaded.lines)
+        raise DataError(f"{problems}\n{where}.") from error

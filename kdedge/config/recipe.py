@@ -249,15 +249,11 @@ OFFICIAL: Mapping[_KeyPath, object] = {
 
 _ROLES = ("teacher", "student", "baseline")
 
-STABILIZERS: tuple[_KeyPath, ...] = (
-    ("optim", "clip_grad_norm"),
-    *((role, "optim", "clip_grad_norm") for role in _ROLES),
-)
-"""Keys that keep training stable and that the public code lacks: they are removed."""
-
 
 def apply_official(values: object) -> object:
     """Writes the public code's settings into the values of a recipe that says `official: true`.
+
+    `clip_grad_norm` is removed, which the public code lacks.
 
     Args:
         values: as read, before validation; values of a wrong type are left for validation.
@@ -268,33 +264,25 @@ def apply_official(values: object) -> object:
     if not isinstance(values, dict) or values.get("official") is not True:
         return values
     values = deepcopy(values)
-    for key, value in OFFICIAL.items():
-        if key[0] == "optim" or isinstance(values.get(key[0]), dict):
-            section = _section(values, key[:-1], make=True)
-            if section is not None:
-                _check_equal(key, section.setdefault(key[-1], value), value)
-    for key in STABILIZERS:
-        (_section(values, key[:-1]) or {}).pop(key[-1], None)
+    for path, value in OFFICIAL.items():
+        section: Any = values
+        for part in path[:-1]:
+            if section.get(part) is None and part not in _ROLES:
+                section[part] = {}
+            section = section.get(part)
+            if not isinstance(section, dict):
+                break
+        else:
+            _check_equal(path, section.setdefault(path[-1], value), value)
     precision = OFFICIAL["optim", "precision"]
-    for role in _ROLES:
-        optim = _section(values, (role, "optim")) or {}
-        _check_equal((role, "optim", "precision"), optim.get("precision", precision), precision)
+    for role in (None, *_ROLES):
+        section = values if role is None else values.get(role)
+        optim = section.get("optim") if isinstance(section, dict) else None
+        if isinstance(optim, dict):
+            optim.pop("clip_grad_norm", None)
+            place = ("optim", "precision") if role is None else (role, "optim", "precision")
+            _check_equal(place, optim.get("precision", precision), precision)
     return values
-
-
-def _section(
-    values: dict[str, Any], path: _KeyPath, *, make: bool = False
-) -> dict[str, Any] | None:
-    """The mapping at a path, created on request; None if there is another kind of value."""
-    section = values
-    for part in path:
-        if make and section.get(part) is None:
-            section[part] = {}
-        below = section.get(part)
-        if not isinstance(below, dict):
-            return None
-        section = below
-    return section
 
 
 def _check_equal(key: _KeyPath, given: object, value: object) -> None:

@@ -1,8 +1,7 @@
 """YAML 1.2 text -> plain values and the line of each key, and plain values -> YAML text.
 
-Values are built from ruamel.yaml's events and not by its round-trip loader, which has line numbers
-too. That loader recurses without a limit, gives no line of the first of two equal keys, and reads
-`2001-01-01` as a date, `1_0` as 10 and `<<` as a merge.
+Values are built from ruamel.yaml's nodes, as its loaders read `2001-01-01` as a date, `1_0` as 10
+and `<<` as a merge.
 """
 
 from __future__ import annotations
@@ -15,16 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import (
-    AliasEvent,
-    DocumentStartEvent,
-    Event,
-    MappingEndEvent,
-    MappingStartEvent,
-    NodeEvent,
-    ScalarEvent,
-    SequenceEndEvent,
-)
+from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
 from kdedge.errors import RecipeError
 
@@ -33,7 +23,9 @@ Scalar = str | int | float | bool | None
 
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
-"""Values of one document; its lines, commas and brackets are limited before it is parsed."""
+"""Lines, commas and brackets of one document: ruamel.yaml reads a few thousand a second."""
+
+_PLAIN_TAG = re.compile(r"tag:yaml\.org,2002:[a-z]+")
 
 # The core schema of YAML 1.2 (section 10.3.2) for plain scalars
 _CORE_SCHEMA: tuple[tuple[str, Callable[[str], Scalar]], ...] = (
@@ -47,7 +39,6 @@ _CORE_SCHEMA: tuple[tuple[str, Callable[[str], Scalar]], ...] = (
     (r"[-+]?\.(?:inf|Inf|INF)", lambda text: float(text.replace(".", ""))),
     (r"\.(?:nan|NaN|NAN)", lambda _: math.nan),
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_SCALARS = [(re.compile(pattern), read) for pattern, read in _CORE_SCHEMA]
 
 
@@ -112,121 +103,69 @@ def parse_yaml(text: str, *, name: str, what: str = "recipe") -> tuple[Any, Line
         RecipeError: the text is not YAML, is not plain data, is too large or nested too deeply.
     """
     if len(text.splitlines()) - 1 + sum(map(text.count, ",[{")) > MAX_VALUES:
-        raise _too_many(name)
-    builder = _Builder(name, what)
+        raise RecipeError(
+            f"{name}: there are more than {MAX_VALUES:,} values.\n"
+            "  Put long class lists into a text file: classes: {file: classes.txt}"
+        )
+    lines: dict[KeyPath, int] = {}
+
+    def error(node: Node, problem: str, remedy: str) -> RecipeError:
+        return RecipeError(f"{name}:{node.start_mark.line + 1}: {problem}.\n  {remedy}")
+
+    def value_of(node: Node, path: KeyPath) -> Any:
+        if node.anchor is not None or not _PLAIN_TAG.fullmatch(str(node.tag)):
+            problem = f"a {what} has no anchors (&), aliases (*) and tags (!)"
+            remedy = "Write the value out, or quote text that begins with one of them."
+            raise error(node, problem, remedy)
+        if len(path) > MAX_DEPTH:
+            raise error(node, f"values are nested more than {MAX_DEPTH} deep", "Flatten them.")
+        lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, SequenceNode):
+            return [value_of(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, ScalarNode):
+            return resolve_scalar(node.value) if node.style is None else node.value
+        values: dict[str, Any] = {}
+        for key_node, item in node.value:
+            if not isinstance(key_node, ScalarNode) or not key_node.value:
+                remedy = "Quote text that begins with { or [."
+                raise error(key_node, "a key is not a word", remedy)
+            value_of(key_node, path)
+            place = (*path, key_node.value)
+            if place in lines:
+                problem = f"{dotted(place)} is given twice, first in line {lines[place]}"
+                raise error(key_node, problem, "Keep one of them.")
+            lines[place] = key_node.start_mark.line + 1
+            values[key_node.value] = value_of(item, place)
+        return values
+
     try:
-        value = builder.document(iter(YAML(typ="safe", pure=True).parse(text)))
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        root = YAML(typ="safe", pure=True).compose(text)
+        return (None if root is None else value_of(root, ())), LineMap(name, lines)
+    except YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None) or getattr(problem, "context_mark", None)
         place = name if mark is None else f"{name}:{mark.line + 1}"
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        reason = getattr(problem, "problem", None) or str(problem).partition("\n")[0]
         raise RecipeError(
             f"{place}: this is not valid YAML: {reason.strip()}.\n"
             "  Check quotes, brackets, the space after each colon, and that the keys of a block"
             " start in one column, after spaces and no tab. Save the file as UTF-8 text."
-        ) from error
-    return value, LineMap(name, builder.lines)
-
-
-def _too_many(place: str) -> RecipeError:
-    return RecipeError(
-        f"{place}: there are more than {MAX_VALUES:,} values.\n"
-        "  Put long class lists into a text file: classes: {file: classes.txt}"
-    )
-
-
-class _Builder:
-    """Builds plain values from parser events and notes the line of each key."""
-
-    def __init__(self, name: str, what: str) -> None:
-        self.name, self.what = name, what
-        self.lines: dict[KeyPath, int] = {}
-        self.n_values = 0
-
-    def document(self, events: Iterator[Event]) -> Any:
-        value: Any = None
-        n_documents = 0
-        for event in events:
-            if isinstance(event, DocumentStartEvent):
-                n_documents += 1
-                if n_documents > 1:
-                    raise self._error(
-                        event, "a second document begins (---)", "Keep one document per file."
-                    )
-            elif isinstance(event, NodeEvent):
-                value = self._value(event, events, ())
-        return value
-
-    def _value(self, event: Event, events: Iterator[Event], path: KeyPath) -> Any:
-        self._check_plain(event, path)
-        if isinstance(event, ScalarEvent):
-            return resolve_scalar(event.value) if event.style is None else event.value
-        if isinstance(event, MappingStartEvent):
-            return self._mapping(events, path)
-        values: list[Any] = []
-        while not isinstance(event := next(events), SequenceEndEvent):
-            place = (*path, len(values))
-            self.lines[place] = _line(event)
-            values.append(self._value(event, events, place))
-        return values
-
-    def _mapping(self, events: Iterator[Event], path: KeyPath) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        while not isinstance(event := next(events), MappingEndEvent):
-            self._check_plain(event, path)
-            if not isinstance(event, ScalarEvent) or not event.value:
-                raise self._error(
-                    event, "a key is not a word", "Quote text that begins with { or [."
-                )
-            key = str(event.value)
-            place = (*path, key)
-            if key in values:
-                first = f"{dotted(place)} is given twice, first in line {self.lines[place]}"
-                raise self._error(event, first, "Keep one of them.")
-            self.lines[place] = _line(event)
-            values[key] = self._value(next(events), events, place)
-        return values
-
-    def _check_plain(self, event: Event, path: KeyPath) -> None:
-        self.n_values += 1
-        given = (getattr(event, "anchor", None), getattr(event, "tag", None))
-        if isinstance(event, AliasEvent) or given != (None, None):
-            what = f"a {self.what} has no anchors (&), aliases (*) and tags (!)"
-            remedy = "Write the value out, or quote text that begins with one of them."
-            raise self._error(event, what, remedy)
-        if _SURROGATE.search(getattr(event, "value", None) or ""):
-            what = "a text holds half of a character (a surrogate)"
-            raise self._error(event, what, "Write the character itself.")
-        if len(path) > MAX_DEPTH:
-            what = f"values are nested more than {MAX_DEPTH} deep"
-            raise self._error(event, what, "Flatten them.")
-        if self.n_values > MAX_VALUES:
-            raise _too_many(f"{self.name}:{_line(event)}")
-
-    def _error(self, event: Event, what: str, remedy: str) -> RecipeError:
-        return RecipeError(f"{self.name}:{_line(event)}: {what}.\n  {remedy}")
-
-
-def _line(event: Event) -> int:
-    return int(event.start_mark.line) + 1
+        ) from problem
+    except RecursionError as problem:
+        deep = f"values are nested more than {MAX_DEPTH} deep"
+        raise RecipeError(f"{name}: {deep}.\n  Flatten them.") from problem
 
 
 _UNQUOTED = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./%+-]*")
 
 
-def dump_yaml(values: dict[str, Any]) -> str:
+def dump_yaml(values: dict[str, Any], indent: str = "") -> str:
     """Writes plain values as YAML that `parse_yaml` reads back as equal ones."""
-    return "".join(f"{line}\n" for line in _dump_mapping(values, ""))
-
-
-def _dump_mapping(values: dict[str, Any], indent: str) -> Iterator[str]:
+    lines = []
     for key, value in values.items():
-        head = f"{indent}{dump_value(key)}:"
-        if isinstance(value, dict) and value:
-            yield head
-            yield from _dump_mapping(value, f"{indent}  ")
-        else:
-            yield f"{head} {dump_value(value)}"
+        is_section = isinstance(value, dict) and value
+        text = f"\n{dump_yaml(value, f'{indent}  ')}" if is_section else f" {dump_value(value)}\n"
+        lines.append(f"{indent}{dump_value(key)}:{text}")
+    return "".join(lines)
 
 
 def dump_value(value: Any) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kdedge.errors import RecipeError
-from kdedge.files import explained, held, new_file, read_json, write_json
+from kdedge.files import explained, held, new_file, write_json
+from kdedge.records.record import read_record
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def _n_done(path: Path, kind: str, keys: list[str], marker: Path, made_from: str
         data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     lines = None
-    if read_json(marker) == {"made_from": made_from}:
+    if read_record(dict[str, str], marker) == {"made_from": made_from}:
         with contextlib.suppress(ValueError, LookupError, TypeError, csv.Error):  # was changed
             text = whole.decode()
             if kind == "jsonl":

@@ -130,24 +130,21 @@ class EvalResult(Record, Tabled):
     @property
     def table(self) -> Table:
         """Accuracies in percent, as one row of cells."""
-        values = {"base": self.base, "novel": self.novel, "harmonic mean": self.harmonic_mean}
-        values |= {"all": self.all}
-        if abs(self.mean_over_classes - self.all) >= 0.005:
-            values |= {"mean over classes": self.mean_over_classes}
-        values |= {"calibration error": self.ece_percent}
-        values |= {"calibrated": self.calibrated_ece_percent}
-        known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
-        return ["test images", *known], [[f"{self.n_images:,}", *known.values()]]
+        header, cells = accuracy_cells([(f"{self.n_images:,}", self)])
+        return ["test images", *header[1:]], cells
 
 
 def accuracy_cells(rows: Sequence[tuple[str, EvalResult]]) -> Table:
-    """The accuracies of models by label, in percent, one a row; all results have the same split."""
+    """The results of models by label, in percent, one a row; all results have the same split."""
     if rows and rows[0][1].split == "base-to-novel":
         columns = {"base": "base", "novel": "novel", "HM": "harmonic_mean", "all": "all"}
     else:
         columns = {"accuracy": "all"}
     if any(abs(result.mean_over_classes - result.all) >= 0.005 for _, result in rows):
         columns["mean over classes"] = "mean_over_classes"
+    columns["calibration error"] = "ece_percent"
+    if any(result.calibrated_ece_percent is not None for _, result in rows):
+        columns["calibrated"] = "calibrated_ece_percent"
     cells = [
         [label, *(percent(getattr(row, key)) for key in columns.values())] for label, row in rows
     ]

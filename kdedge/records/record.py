@@ -43,7 +43,10 @@ class Record:
         return asdict(self)
 
 
-def read_record(kind: type[_T], path: Path, *, remedy: str) -> _T:
+_MADE_AGAIN = "Remove it: it is made again."
+
+
+def read_record(kind: type[_T], path: Path, *, remedy: str = _MADE_AGAIN) -> _T:
     """Reads a JSON file.
 
     Args:

@@ -176,7 +176,7 @@ def _read_baselines(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
     path = run.path if teacher is None else run.root / teacher
     if not (path / "baselines.json").exists():
         return {}
-    return read_record(dict[str, float], path / "baselines.json", remedy="Remove it.")
+    return read_record(dict[str, float], path / "baselines.json")
 
 
 def _read_training(path: Path) -> TrainingLog:

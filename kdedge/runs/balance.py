@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,32 +14,19 @@ from kdedge.data.balance import careful_offsets, find_offsets
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.records.evaluation import BalanceResult
-from kdedge.runs.measure import LogitModel, compute_logits
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.runs.measure import compute_logits
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 
+if TYPE_CHECKING:
+    from kdedge.runs.model import MethodModel
+
 _MOST_IMAGES = 4000
 
 
-@dataclass(frozen=True)
-class PlainLogits:
-    """A model's logits before any offsets.
-
-    Attributes:
-        preprocess: the preprocessing of its images.
-        device: the device of its images and logits.
-        logits: [B, 3, H, W] -> [B, C], float32.
-    """
-
-    preprocess: Preprocess
-    device: torch.device
-    logits: Callable[[Tensor], Tensor]
-
-
 def balance_of(
-    model: LogitModel, recipe: Recipe, classes: Classes, workspace: Workspace
+    model: MethodModel, recipe: Recipe, classes: Classes, workspace: Workspace
 ) -> BalanceResult | None:
     """Finds the offsets of a model's logits; None if the recipe has no `balance`.
 

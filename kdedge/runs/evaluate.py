@@ -10,11 +10,7 @@ from kdedge.config.load import load_recipe
 from kdedge.errors import DataError
 from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import (
-    measure_accuracy,
-    measure_without_labels,
-    unlabeled_sample,
-)
+from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
 from kdedge.runs.model import load_run, warn_of_other_test_images
 from kdedge.runs.temperature import fit_temperature, teacher_of
 from kdedge.setup.classes import load_classes
@@ -30,33 +26,41 @@ def evaluate_run(
     *,
     overrides: Mapping[str, Any] | None = None,
     with_samples: bool = False,
-) -> tuple[EvalResult, EvalDetails]:
-    """Measures a finished run on the test images of its recipe.
+) -> tuple[EvalResult, EvalDetails] | UnlabeledResult:
+    """Measures a finished run on the test images of its recipe, or without any on unlabeled ones.
 
     Args:
         run: teacher, student or baseline.
         workspace: the command's workspace.
         overrides: other keys of the run's recipe, to measure on other images.
-        with_samples: whether to keep a few images with its predictions and its teacher's.
+        with_samples: whether to keep a few test images with its predictions and its teacher's.
 
     Raises:
-        RecipeError: the run is not finished or its recipe has no test images.
+        RecipeError: the run is not finished, or its recipe has neither kind of images.
     """
-    recipe = load_recipe(run.recipe, overrides).recipe
+    recipe, trained_on = load_recipe(run.recipe, overrides).recipe, load_recipe(run.recipe).recipe
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
-    data = RecipeData(recipe, classes, workspace)
-    images = data.require("test", "accuracy is measured on it")
+    if recipe.data.test is None and recipe.data.unlabeled is not None:
+        others = trained_on.data.unlabeled != recipe.data.unlabeled
+        if others:  # images held out of another source were never training images of the run
+            spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
+            data = recipe.data.model_copy(update={"unlabeled": spec})
+            recipe = recipe.model_copy(update={"data": data})
+        few = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
+        if few is not None:
+            return measure_without_labels(model, *few, teacher=teacher_of(model))
+    images = RecipeData(recipe, classes, workspace).require("test", "accuracy is measured on it")
     warn_of_other_test_images(model, images)
-    trained_on = model.setup.classes.names
-    n_new = len({*model.class_names} - {*trained_on})
-    if run.kind == "student" and model.class_names != trained_on:
+    trained_classes = model.setup.classes.names
+    n_new = len({*model.class_names} - {*trained_classes})
+    if run.kind == "student" and model.class_names != trained_classes:
         log.warning(
             "The class list differs from the run's: %s. Class vectors are looked up by name; base"
             " and novel classes follow the current list.",
             f"{n_new} of its names are new" if n_new else "its order, or fewer names",
         )
-    selection, temperature = model.setup.choice.optim.selection, None
+    temperature = None
     if model.loaded.recipe.export.calibrate:
         measured_on = {images.digests[index] for index in images.indices}
         try:
@@ -66,38 +70,8 @@ def evaluate_run(
             log.warning("The calibrated scores are not measured: %s", error)
     return measure_accuracy(
         *(model, images, model.classes),
-        selection=selection,
+        selection=model.setup.choice.optim.selection,
         temperature=temperature,
         with_samples=with_samples,
         teacher=teacher_of(model) if with_samples else None,
     )
-
-
-def evaluate_run_without_labels(
-    run: RunFolder, workspace: Workspace, *, overrides: Mapping[str, Any] | None = None
-) -> UnlabeledResult | None:
-    """Measures a finished run without test images on its unlabeled images.
-
-    Args:
-        run: teacher, student or baseline.
-        workspace: the command's workspace.
-        overrides: other keys of the run's recipe, to measure on other images.
-
-    Returns:
-        The measurements; None if the recipe has test images, or no unlabeled images.
-
-    Raises:
-        RecipeError: the run is not finished.
-    """
-    recipe, trained_on = load_recipe(run.recipe, overrides).recipe, load_recipe(run.recipe).recipe
-    if recipe.data.test is not None or recipe.data.unlabeled is None:
-        return None
-    others = trained_on.data.unlabeled != recipe.data.unlabeled
-    if others:  # images held out of another source were never training images of the run
-        spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
-        data = recipe.data.model_copy(update={"unlabeled": spec})
-        recipe = recipe.model_copy(update={"data": data})
-    classes = load_classes(recipe)
-    model = load_run(run, workspace, overrides=overrides, names=classes.names)
-    few = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
-    return None if few is None else measure_without_labels(model, *few, teacher=teacher_of(model))

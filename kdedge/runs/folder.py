@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import RecipeError
 from kdedge.files import explained, is_locked, locked, new_folder, write_atomic, write_json
+from kdedge.plugins import installed_version
 from kdedge.records.evaluation import Role
 from kdedge.records.record import read_record
 from kdedge.runs.provenance import Provenance
@@ -152,6 +152,19 @@ class RunFolder:
         """
         return _read_record(self.provenance)
 
+    def open_teacher(self) -> RunFolder | None:
+        """The run of a student's teacher; None where the teacher is no run, and for other runs.
+
+        Raises:
+            RecipeError: it is missing.
+            DataError: a record is damaged.
+        """
+        name = self.read_provenance().teacher_run
+        root, current = self.root, Path.cwd()
+        if not self.path.is_absolute() and root.is_relative_to(current):
+            root = root.relative_to(current)
+        return None if name is None else RunFolder.open(root / name)
+
     @property
     def is_finished(self) -> bool:
         """Whether `finish` was called."""
@@ -209,10 +222,6 @@ class RunFolder:
         remedy = "Wait for it or stop it; a new run gets its own folder."
         return locked(self._lock_file, remedy=remedy)
 
-    def logging_to_file(self) -> AbstractContextManager[None]:
-        """Context that also writes kdedge's messages, and the traceback of an error, to log.txt."""
-        return logged_to(self.log)
-
 
 def _read_record(file: Path) -> Provenance:
     remedy = "It is the record of this run: restore it from a copy, or train again."
@@ -237,17 +246,10 @@ def _circumstances() -> dict[str, Any]:
         "versions": {
             "kdedge": __version__,
             "python": platform.python_version(),
-            **{package: _version(package) for package in _PACKAGES},
+            **{package: installed_version(package) for package in _PACKAGES},
         },
         "platform": platform.platform(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _now() -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kdedge.files import sha256_file, write_json
-from kdedge.records.record import if_readable
+from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_evaluation, read_unlabeled
@@ -82,7 +81,6 @@ def changed_exports(run: RunFolder) -> list[Path]:
 
 
 def _recorded(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    if not path.exists():
         return {}
+    return if_readable(read_record, dict[str, str], path) or {}

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from kdedge.evaluation.accuracy import (
     calibration_error_percent,
     evaluation_details,
 )
-from kdedge.methods.protocol import Teacher
 from kdedge.progress import progress
 from kdedge.records.evaluation import (
     EvalDetails,
@@ -35,6 +34,9 @@ from kdedge.records.evaluation import (
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
+
+if TYPE_CHECKING:
+    from kdedge.runs.model import MethodModel
 
 log = logging.getLogger(__name__)
 
@@ -65,23 +67,6 @@ class ImageModel(Protocol):
         ...
 
 
-class LogitModel(ImageModel, Protocol):
-    """A model that computes logits for images."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, no graph; in balance where the recipe asks for it."""
-        ...
-
-
-class Model(LogitModel, Teacher, Protocol):
-    """A frozen model of a class list, such as a run, which can teach a student."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The C classes, in the order of the logits."""
-        ...
-
-
 @runtime_checkable
 class LogitSource(Protocol):
     """Computes logits from images, not from pixels: a file of probabilities."""
@@ -92,7 +77,7 @@ class LogitSource(Protocol):
 
 
 @torch.no_grad()
-def compute_logits(model: LogitModel | LogitSource, images: Images, *, what: str) -> Tensor:
+def compute_logits(model: MethodModel | LogitSource, images: Images, *, what: str) -> Tensor:
     """Logits of all images against all classes, without crops or flips.
 
     Args:
@@ -134,7 +119,7 @@ def compute_logits(model: LogitModel | LogitSource, images: Images, *, what: str
     return logits
 
 
-def predict_logits(model: Model | LogitSource, images: Images) -> tuple[Tensor, Tensor]:
+def predict_logits(model: MethodModel | LogitSource, images: Images) -> tuple[Tensor, Tensor]:
     """Logits of all images against all classes, and their labels.
 
     Returns:
@@ -146,14 +131,14 @@ def predict_logits(model: Model | LogitSource, images: Images) -> tuple[Tensor, 
 
 
 def measure_accuracy(
-    model: Model | LogitSource,
+    model: MethodModel | LogitSource,
     images: Images,
     classes: Classes,
     *,
     selection: Selection,
     temperature: float | None = None,
     with_samples: bool = False,
-    teacher: Model | LogitSource | None = None,
+    teacher: MethodModel | LogitSource | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model on labeled images; base and novel images among their own names.
 
@@ -287,7 +272,7 @@ def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images,
 
 
 def measure_without_labels(
-    model: Model, images: Images, what: str, *, teacher: Model | LogitSource | None
+    model: MethodModel, images: Images, what: str, *, teacher: MethodModel | LogitSource | None
 ) -> UnlabeledResult:
     """Measures a model on images without labels.
 

@@ -22,7 +22,7 @@ from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.protocol import BaseMethod
-from kdedge.runs.balance import PlainLogits, balance_of
+from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
 from kdedge.runs.weights import (
@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 
 
 class MethodModel:
-    """A method with its current tensors; class vectors are computed once.
+    """A method with its current tensors, which can teach (`methods.protocol.Teacher`).
+
+    Class vectors are computed once.
 
     Attributes:
         setup: its role's method, classes and backbone.
@@ -56,7 +58,7 @@ class MethodModel:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """See `Model`."""
+        """The C classes, in the order of the logits."""
         return self.setup.classes.names
 
     @property
@@ -75,29 +77,29 @@ class MethodModel:
 
     @property
     def preprocess(self) -> Preprocess:
-        """See `Model`."""
+        """The preprocessing of its images."""
         return self.setup.backbone.preprocess
 
     @property
     def device(self) -> torch.device:
-        """See `Model`."""
+        """The device of its images and results."""
         return self.setup.device
 
     @property
     def scale(self) -> float:
-        """See `Model`."""
+        """See `Teacher`."""
         return self.method.scale
 
     def class_vectors(self) -> Tensor:
-        """See `Model`."""
+        """See `Teacher`."""
         return self._vectors
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """See `Model`."""
+        """See `Teacher`."""
         return self.method.forward_features(images)
 
     def logits(self, images: Tensor) -> Tensor:
-        """See `Model`."""
+        """[B, 3, H, W] -> [B, C], float32, no graph; in balance where the recipe asks for it."""
         logits = self._plain_logits(images)
         return logits if self.offsets is None else logits - self.offsets
 
@@ -110,7 +112,7 @@ class MethodModel:
 
     @torch.no_grad()
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `Model`."""
+        """See `Teacher`."""
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features.float() @ self.class_vectors().T
 
@@ -141,7 +143,7 @@ class RunModel(MethodModel):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """See `Model`."""
+        """The classes of its logits, which may be others than it was trained with."""
         return self.classes.names
 
     @property
@@ -159,7 +161,7 @@ class RunModel(MethodModel):
 
     @cached_property
     def scale(self) -> float:
-        """See `Model`; known before operations are counted on tensors without values."""
+        """See `Teacher`; known before operations are counted on tensors without values."""
         return self.method.scale
 
     @cached_property
@@ -226,8 +228,8 @@ class RunModel(MethodModel):
         balance = read_balance(self.run)
         current = (spec.prior, spec.strength, set(self.class_names))
         if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != current:
-            plain = PlainLogits(self.preprocess, self.device, self._plain_logits)
-            balance = balance_of(plain, self.loaded.recipe, self.classes, self.setup.workspace)
+            self.offsets = None  # they are found on the logits without any
+            balance = balance_of(self, self.loaded.recipe, self.classes, self.setup.workspace)
             assert balance is not None  # the recipe has that key
         return torch.tensor(
             [balance.offsets[name] for name in self.class_names], device=self.device
@@ -303,16 +305,16 @@ class RunModel(MethodModel):
                 f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
                 " new list."
             )
-        name = self.run.read_provenance().teacher_run
         problem = "its teacher is not a run"
-        if name is not None:
-            folder = self.run.root / name
-            problem = f"its teacher's run {folder} is missing"
-            if (folder / "provenance.json").is_file():
-                teacher = load_run(RunFolder.open(folder), self.setup.workspace, names=names)
-                if teacher._stored.provenance == self._stored.provenance:
-                    return teacher
-                problem = f"the teacher in {folder} did not make the stored vectors"
+        try:
+            folder = self.run.open_teacher()
+        except RecipeError:
+            problem, folder = "its teacher's run is missing", None
+        if folder is not None:
+            teacher = load_run(folder, self.setup.workspace, names=names)
+            if teacher._stored.provenance == self._stored.provenance:
+                return teacher
+            problem = f"the teacher in {folder.path} did not make the stored vectors"
         raise DataError(
             f"{what}, and {problem}.\n"
             f"  Use names among the {len(stored)} of {vectors_file}, restore the teacher's run, or"

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from kdedge.errors import DataError
 from kdedge.files import write_atomic, write_json
 from kdedge.records.evaluation import (
     BalanceResult,
@@ -33,10 +32,19 @@ def write_evaluations(run: RunFolder, evaluations: Evaluations) -> None:
     Raises:
         ResourceError: they cannot be written.
     """
-    _write_details(run, {name: details for name, (_, details) in evaluations.items()})
-    write_json(
-        run.evaluation, {name: result.to_dict() for name, (result, _) in evaluations.items()}
-    )
+    results = {name: result for name, (result, _) in evaluations.items()}
+    _write(run, results, {name: details for name, (_, details) in evaluations.items()})
+
+
+def _write(
+    run: RunFolder, results: Mapping[str, EvalResult], details: Mapping[str, EvalDetails]
+) -> list[Path]:
+    # On one line: a confusion of 1000 classes has many thousand numbers
+    values = {name: record.to_dict() for name, record in details.items()}
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    write_atomic(run.evaluation_details, f"{text}\n".encode())
+    write_json(run.evaluation, {name: record.to_dict() for name, record in results.items()})
+    return [run.evaluation_details, run.evaluation]
 
 
 def is_evaluated(run: RunFolder) -> bool:
@@ -46,7 +54,7 @@ def is_evaluated(run: RunFolder) -> bool:
 
 
 def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
-    """Adds what is missing of the evaluation of a run's own model; returns the files written.
+    """Writes the evaluation of a run's own model if it is missing; returns the files written.
 
     Nothing is added to a record of another class list or test set.
 
@@ -58,25 +66,16 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     before = stored.get(run.kind)
     if before is not None and (run.kind in known or not are_same_images(result, before)):
         return []
-    _write_details(run, {**known, run.kind: details})
-    if before is not None:
-        return [run.evaluation_details]
-    results = {run.kind: result, **stored}
-    write_json(run.evaluation, {name: values.to_dict() for name, values in results.items()})
-    return [run.evaluation_details, run.evaluation]
+    return _write(run, {run.kind: result, **stored}, {**known, run.kind: details})
 
 
 def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:
-    """Adds missing records of a run's evaluation without labels; returns the files written.
+    """Writes a run's evaluation without labels if it is missing; returns the files written.
 
     Raises:
         ResourceError: a file cannot be written.
     """
-    try:
-        is_there = read_unlabeled(run) is not None
-    except DataError:  # damaged: write it again
-        is_there = False
-    if is_there:
+    if if_readable(read_unlabeled, run) is not None:
         return []
     write_json(run.unlabeled_evaluation, result.to_dict())
     return [run.unlabeled_evaluation]
@@ -88,7 +87,7 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
     Raises:
         DataError: it is damaged.
     """
-    return _read(dict[str, EvalResult], run.evaluation)
+    return _read(dict[str, EvalResult], run.evaluation) or {}
 
 
 def read_details(run: RunFolder) -> dict[str, EvalDetails]:
@@ -97,7 +96,7 @@ def read_details(run: RunFolder) -> dict[str, EvalDetails]:
     Raises:
         DataError: it is damaged.
     """
-    return _read(dict[str, EvalDetails], run.evaluation_details)
+    return _read(dict[str, EvalDetails], run.evaluation_details) or {}
 
 
 def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
@@ -106,10 +105,7 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
     Raises:
         DataError: it is damaged.
     """
-    path = run.unlabeled_evaluation
-    if not path.exists():
-        return None
-    return read_record(UnlabeledResult, path, remedy=_REMEDY)
+    return _read(UnlabeledResult, run.unlabeled_evaluation)
 
 
 def read_balance(run: RunFolder) -> BalanceResult | None:
@@ -118,9 +114,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
     Raises:
         DataError: it is damaged.
     """
-    if not run.balance.exists():
-        return None
-    return read_record(BalanceResult, run.balance, remedy="Remove it: it is made again.")
+    return _read(BalanceResult, run.balance, remedy="Remove it: it is made again.")
 
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
@@ -167,12 +161,5 @@ def run_label(run: RunFolder) -> str:
     return f"{label}, official" if record.official else label
 
 
-def _read(kind: type[dict[str, _T]], path: Path) -> dict[str, _T]:
-    return read_record(kind, path, remedy=_REMEDY) if path.exists() else {}
-
-
-def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:
-    """Writes JSON on one line: a confusion of 1000 classes has many thousand numbers."""
-    values = {name: detail.to_dict() for name, detail in details.items()}
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    write_atomic(run.evaluation_details, f"{text}\n".encode())
+def _read(kind: type[_T], path: Path, *, remedy: str = _REMEDY) -> _T | None:
+    return read_record(kind, path, remedy=remedy) if path.exists() else None

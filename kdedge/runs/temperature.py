@@ -10,7 +10,6 @@ import numpy as np
 from kdedge.data.images import Images
 from kdedge.errors import DataError, KdedgeError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
-from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import Temperature
@@ -21,11 +20,10 @@ log = logging.getLogger(__name__)
 
 def teacher_of(model: RunModel) -> RunModel | None:
     """The teacher of a student; None if it is missing or a file, and for other models."""
-    name = model.run.read_provenance().teacher_run
-    if name is None:
-        return None
     try:
-        folder = RunFolder.open(model.run.root / name)
+        folder = model.run.open_teacher()
+        if folder is None:
+            return None
         return load_run(folder, model.setup.workspace, names=model.class_names)
     except KdedgeError as error:
         log.warning("The teacher's predictions are left out: %s", error)

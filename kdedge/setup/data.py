@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import replace
@@ -283,7 +284,9 @@ class RecipeData:
             )
         result = joined(group.all_gather(part))
         spec = self._recipe.data
-        limit = spec.bad_image_limit(len(source.items))
+        n_all, limit = len(source.items), spec.max_bad_images
+        if isinstance(limit, str):
+            limit = math.ceil(n_all * float(limit[:-1]) / 100)
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
         if result.bad and group.is_rank0:
             log.warning(

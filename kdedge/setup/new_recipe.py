@@ -20,7 +20,7 @@ from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
-from kdedge.errors import DataError, KdedgeError, RecipeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.files import explained, refuse_existing
 from kdedge.plugins import need_training_packages
 
@@ -197,13 +197,10 @@ def init(
         values["student"] = promptkd | {"one_pass_first": True, "optim": _TUNED}
         values["balance"] = {"prior": "auto"}
     values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
-    with explained(path), path.open("x", encoding="utf-8") as file:
-        file.write(_long_text(values) if all_keys else _short_text(values))
-    try:
-        check_paths(load_recipe(path))
-    except KdedgeError:
-        path.unlink()
-        raise
+    with explained(path):
+        check_paths(load_recipe(values))
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_long_text(values) if all_keys else _short_text(values))
     return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
 
 

@@ -33,7 +33,7 @@ from kdedge.setup.method import (
     choose_method,
     model_spec,
 )
-from kdedge.setup.sizes import check_named_sizes
+from kdedge.setup.sizes import check_sizes
 from kdedge.training.teach import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
@@ -279,7 +279,7 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
             check_reads_pseudo_labels(choice, resolved.recipe)
         if trained_role == "teacher":
             check_can_teach(choice)
-    check_named_sizes(*((resolved, trained_role) for trained_role in trained))
+    check_sizes(*((resolved, trained_role, None) for trained_role in trained))
     return resolved, role
 
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kdedge.errors import CellsFailed, DataError, Interrupted, signum_of
-from kdedge.files import explained, locked, read_json
+from kdedge.files import explained, locked
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import if_readable, read_record
@@ -195,7 +196,7 @@ class Runner:
             self._fail(cell, code, *lines, *killed)
             return
         answer = self._state.file(cell, ".answer.json")
-        path = running.measures or read_json(answer)[cell.role]["path"]
+        path = running.measures or read_record(dict[str, Any], answer)[cell.role]["path"]
         run, inputs = RunFolder.open(Path(path)), self._state.inputs(cell)
         if running.measures is None:
             result = (if_readable(read_evaluation, run) or {}).get(cell.role)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from kdedge.config.load import dump_recipe, named_paths
+from kdedge.config.load import dump_recipe, recipe_values
 from kdedge.errors import KdedgeError
 from kdedge.files import explained, sha256_json, write_atomic, write_json
 from kdedge.records.evaluation import EvalResult
@@ -160,11 +161,19 @@ class SuiteState:
             tested = images[-1].hash_with(classes.names)
             hashes = [part and part.list_hash for part in images]
             self._images[key] = Inputs(sha256_json([hashes, tested]), tested)
-        files = []
-        for place, path, _ in named_paths(recipe):
-            if place[-1] == "run" or Path(path).is_file():
-                status = Path(path).stat()
-                files.append([status.st_size, status.st_mtime_ns])
+        run = None if recipe.teacher is None else recipe.teacher.run
+        named = [Path(text) for text in _texts(recipe_values(recipe)) if text.startswith("/")]
+        statuses = [path.stat() for path in named if path == run or path.is_file()]
+        files = [[status.st_size, status.st_mtime_ns] for status in statuses]
         source = None if cell.source is None else self.inputs(cell.source).hash
         hashed, tested = self._images[key]
         return Inputs(sha256_json([cell.depends_on(cell.role), source, hashed, files]), tested)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

@@ -17,7 +17,6 @@ from kdedge.evaluation.flops import count_gmacs
 from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
 from kdedge.runs.measure import (
-    Model,
     measure_accuracy,
     measure_logits,
     measure_without_labels,
@@ -142,7 +141,7 @@ def count_operations(job: Job) -> dict[str, float]:
     return counts
 
 
-def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:
+def _gmacs(model: MethodModel, logits: Callable[[Tensor], Tensor]) -> float:
     size = model.preprocess.size_px
     return count_gmacs(logits, torch.zeros(1, 3, size, size, device=model.device))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from kdedge.clip.public_checkpoint import (
 )
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.tensor_file import write_tensors
-from kdedge.clip.weights import for_message
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
@@ -137,10 +136,8 @@ def import_public(
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     log.info(
-        "%s: not needed: %s; not read, besides state_dict: %s. Its backbone differs from %s by at"
-        " most %.2g (relative, at %s).",
-        *(file, ", ".join(_grouped(parameters.ignored)) or "no key"),
-        *(", ".join(checkpoint.ignored) or "no entry", spec.name or spec.weights, *largest),
+        "%s: its backbone differs from %s by at most %.2g (relative, at %s).",
+        *(file, spec.name or spec.weights, *largest),
     )
     return run
 
@@ -165,17 +162,6 @@ def _recipe(
     section = {key: value for key, value in keys.items() if value is not None}
     values = {"name": name, "classes": list(class_names), "data": {}, role: section}
     return Recipe.model_validate(values, context={"folder": Path.cwd()})
-
-
-def _grouped(keys: Iterable[str]) -> tuple[str, ...]:
-    """Groups keys by their first two parts, with the number of keys in each group."""
-    groups: dict[str, list[str]] = {}
-    for key in sorted(keys):
-        groups.setdefault(".".join(key.split(".")[:2]), []).append(key)
-    return tuple(
-        for_message(members[0] if len(members) == 1 else f"{start}.* ({len(members)} keys)")
-        for start, members in groups.items()
-    )
 
 
 def _largest_deviation(

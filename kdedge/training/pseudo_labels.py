@@ -32,7 +32,8 @@ from kdedge.errors import DataError
 from kdedge.files import explained, sha256_json
 from kdedge.methods.protocol import RoundsSettings
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import Model, compute_logits
+from kdedge.runs.measure import compute_logits
+from kdedge.runs.model import MethodModel
 from kdedge.runs.provenance import RoundSummary, TrainingSummary
 from kdedge.setup.classes import Classes
 from kdedge.training.job import Job, zero_shot_model
@@ -72,7 +73,7 @@ def train_rounds(
     first_values = {name: value.clone() for name, value in module.state_dict().items()}
     pool = _pool(job)
     truth = true_labels(job.setup.loaded.recipe, job.classes, pool)
-    model: Model = zero_shot_model(job)
+    model: MethodModel = zero_shot_model(job)
     results: list[TrainingSummary] = []
     rounds: list[RoundSummary] = []
     for number in range(1, job.choice.settings.n_rounds + 1):
@@ -174,7 +175,7 @@ def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoL
     return _settings(job).choose_labels(probabilities, round_number=number, classes=classes)
 
 
-def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
+def _label(job: Job, model: MethodModel, folder: RoundFolder, number: int) -> None:
     """Writes a round's pseudo-labels."""
     pool = _pool(job)
     probabilities = pool_probabilities(model, pool)
@@ -190,7 +191,7 @@ def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
     )
 
 
-def pool_probabilities(model: Model, pool: Images) -> Probabilities:
+def pool_probabilities(model: MethodModel, pool: Images) -> Probabilities:
     """[N, C]: softmax over all classes for the images in use, preprocessed as on the device.
 
     Raises:

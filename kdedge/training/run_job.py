@@ -17,7 +17,7 @@ from kdedge.data.loader import check_shares
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
 from kdedge.runs.find import newest
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
 from kdedge.runs.model import RunModel
 from kdedge.runs.results import write_evaluations
@@ -89,7 +89,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
             return run
         job.prepare()  # before the run's own random draws, as building draws too
         if group.is_rank0:
-            for context in (run.lock(), run.logging_to_file(), _status(run, job)):
+            for context in (run.lock(), logged_to(run.log), _status(run, job)):
                 stack.enter_context(context)
             _record_images(run, job)
         with rng_kept(job.device):

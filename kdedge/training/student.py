@@ -42,13 +42,11 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
             f"student.method is {setup.choice.name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
         )
-    teacher = loaded.recipe.teacher
+    setups, teacher = [setup], loaded.recipe.teacher
     if teacher is not None and teacher.is_trained:
-        trained = teacher_setup(loaded, workspace)
-        check_teaches(trained, setup)
-        check_sizes(trained, setup)
-    else:
-        check_sizes(setup)
+        setups.insert(0, teacher_setup(loaded, workspace))
+        check_teaches(setups[0], setup)
+    check_sizes(*((each.loaded, each.role, each.backbone.sizes) for each in setups))
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     # Before validation images: the order of draws matters

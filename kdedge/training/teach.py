@@ -22,10 +22,12 @@ from kdedge.data.classes import read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.errors import DataError, RecipeError, some_of
 from kdedge.evaluation.accuracy import accuracy_result
-from kdedge.files import read_json, sha256_json, write_json
+from kdedge.files import sha256_json, write_json
 from kdedge.methods.registry import load_method
+from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import LogitModel, compute_logits
+from kdedge.runs.measure import compute_logits
+from kdedge.runs.model import MethodModel
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, set_up_role
@@ -152,7 +154,7 @@ def job_on_training_images(setup: RoleSetup) -> Job:
             pseudo-labels.
         DataError: a method that pseudo-labels its images has too few of them.
     """
-    check_sizes(setup)
+    check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
     data = _training_data(setup, images)  # before validation images: the order of draws matters
@@ -254,7 +256,7 @@ def save_baselines(run: RunFolder, accuracies: dict[str, float]) -> None:
         write_json(run.path / _BASELINES, accuracies)
 
 
-def compare_with_baselines(run: RunFolder, job: Job, model: LogitModel) -> dict[str, float]:
+def compare_with_baselines(run: RunFolder, job: Job, model: MethodModel) -> dict[str, float]:
     """The result of `baseline_accuracies` and the trained teacher's own accuracy, as `trained`.
 
     Args:
@@ -263,14 +265,14 @@ def compare_with_baselines(run: RunFolder, job: Job, model: LogitModel) -> dict[
         model: the trained teacher.
     """
     file = run.path / _BASELINES
-    accuracies: dict[str, float] = read_json(file) if file.exists() else baseline_accuracies(job)
+    accuracies = read_record(dict[str, float], file) if file.exists() else baseline_accuracies(job)
     if accuracies and "trained" not in accuracies:
         accuracies["trained"] = _mean_over_classes(job, *_labeled_logits(job, model))
         save_baselines(run, accuracies)
     return accuracies
 
 
-def _labeled_logits(job: Job, model: LogitModel) -> tuple[Tensor, Tensor]:
+def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
     labels = job.training_images.labels
     assert labels is not None  # it is a teacher that learns from labels

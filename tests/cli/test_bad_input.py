@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
     "no such method": (None, ("student.method=promtkd",), 2, ("Did you mean promptkd?",)),
     "no such weights": (
         *(None, ("student.weights=gone.pt",), 3),
-        ("--set student.weights: student.weights: there is no file",),
+        ("--set student.weights cannot be read: there is no file",),
     ),
     "weights that are a text": (
         *(None, ("student.weights=classes.txt",), 2),

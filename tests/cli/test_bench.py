@@ -223,8 +223,8 @@ def test_an_artifact_needs_neither_torch_nor_onnx() -> None:
     ("given", "said"),
     [
         *((f"--batch={value}", "--batch") for value in ("1,0", "x", "²")),
-        *((f"--seconds={value}", "--seconds") for value in ("nan", "inf")),
-        ("--slowest=nan", "--slowest"),
+        *((f"--seconds={value}", f"seconds is {value}") for value in ("nan", "inf")),
+        ("--slowest=nan", "slowest is nan"),
         ("--against=promptkd", "--against promptkd: it learns from a teacher"),
         ("--against=coopp", "coopp"),
         (

@@ -71,13 +71,6 @@ def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
 ) -> None:
     done = kdedge(*IMPORT_TEACHER, *exact)
     assert done.code == 0, done.err
-    assert re.search(
-        r"^model-best\.pth\.tar: not needed: prompt_learner\.ZS_image_encoder\.\* \(\d+ keys\),"
-        r" prompt_learner\.token_prefix, prompt_learner\.token_suffix; not read",
-        done.err,
-        re.MULTILINE,
-    )
-    assert "; not read, besides state_dict: optimizer, scheduler, val_result. " in done.err
     assert "differs from teacher.pt by at most 0 (" in done.err
     assert done.out.endswith("Next: kdedge show runs/public/01\n")
     ours = load_class_vectors(trained / "runs/tiny/01/class_vectors.safetensors")
@@ -108,7 +101,6 @@ def test_an_imported_teacher_teaches_what_its_original_teaches(kdedge, trained) 
 def test_an_imported_promptkd_student_has_the_same_logits_and_accuracy(kdedge, trained) -> None:
     done = kdedge(*IMPORT_STUDENT, "--json")
     assert json.loads(done.out) == {"path": "runs/public/01", "epoch": 20}
-    assert "not needed: no key; not read, besides state_dict: optimizer, scheduler, val" in done.err
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(
         _logits(trained / "runs/public/01", images), _logits(trained / "runs/tiny/02", images)

@@ -306,8 +306,8 @@ def test_the_file_and_the_log_take_names_that_are_not_utf_8(tmp_path, monkeypatc
 def test_a_bug_during_a_run_is_told_in_the_runs_log(tmp_path):
     log = tmp_path / "log.txt"
     raises = (
-        "from pathlib import Path; from kdedge.runs.folder import RunFolder\n"
-        f"        with RunFolder(Path({str(tmp_path)!r}), 'student').logging_to_file():\n"
+        "from pathlib import Path; from kdedge.runs.folder import logged_to\n"
+        f"        with logged_to(Path({str(tmp_path)!r}) / 'log.txt'):\n"
         "            raise ValueError('x')"
     )
     done = run_python(RAISE.format(raises=raises))

@@ -311,8 +311,8 @@ def test_new_classes_keep_the_limit_and_none_may_not_be_one(project: Path, kdedg
     [
         (("--none-of-these", "0%"), 2, 'must be from "50%" to "99.9%", got "0%"'),
         (("--none-of-these", "100%"), 2, 'must be from "50%" to "99.9%", got "100%"'),
-        (("--none-of-these", "nan"), 2, 'must be a percentage such as "99.5%"'),
-        (("--none-of-these", "0.95"), 2, 'must be a percentage such as "99.5%"'),
+        (("--none-of-these", "nan"), 2, 'must be a percentage such as "5%"'),
+        (("--none-of-these", "0.95"), 2, 'must be a percentage such as "5%"'),
         (("--none-of-these", "95%", "--head", "argmax"), 2, "none_of_these with head: argmax"),
         (("--calibrate", "--head", "argmax"), 2, "calibrate with head: argmax"),
         (("--none-of-these", "99.9%"), 3, "needs 1998 or more unlabeled images, but 40 are left"),

@@ -280,7 +280,6 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
         (("art", "pics", "--batch", "5"), 2, "takes 1 to 4 images"),
         (("art", "pics", "--batch", "0"), 2, "--batch"),
         (("art", "pics", "--min-score", "101"), 2, "--min-score"),
-        (("art", "pics", "--min-score", "nan"), 2, "--min-score"),
         (("art", "pics", "--xml"), 2, "No such option"),
     ],
 )

@@ -153,7 +153,6 @@ def test_a_source_that_is_not_there_is_one_message(
     ("options", "code", "message"),
     [
         (("--window", "0"), 2, "--window"),
-        (("--min-score", "nan"), 2, "nan"),
         (("--drift", "artifact"), 3, "--drift stream"),
         (("--existing",), 2, "existing is for a folder"),
     ],

@@ -82,7 +82,7 @@ def test_a_stored_recipe_holds_the_gates_as_percentages(recipe: Path) -> None:
         ("export.parity_images=1000001", "at most 1000000"),
         ("export.external_data=1", "true or false"),
         ("export.opset=17", "is not a known key"),
-        ("gates.agreement.int8=98", 'must be a percentage such as "99.5%", at most "100%", got 98'),
+        ("gates.agreement.int8=98", 'must be a percentage such as "5%", at most "100%", got 98'),
         ("gates.agreement.int8=0.98", "got 0.98"),
         ("gates.agreement.int8=101%", 'got "101%"'),
         ("gates.agreement.int8=-1%", 'got "-1%"'),

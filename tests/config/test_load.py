@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdedge.config.data_spec import n_of
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides
 from kdedge.config.optim_spec import resolve_optim
 from kdedge.config.yaml_file import dump_yaml, parse_yaml
@@ -99,7 +100,7 @@ def test_a_models_own_optim_lies_over_the_shared_one_and_both_over_the_defaults(
         ("{folder: cams}", "cams", 'r.yaml:4: data.unlabeled must be a mapping (key: value)'),
         ("  test: {folder: test}", "  max_bad_images: 1.5%%", "must be a percentage such as"),
         ("  test: {folder: test}", "  max_bad_images: 101%", "must be a percentage such as"),
-        ("  test: {folder: test}", "  max_bad_images: -1", "must be at least 0, got -1"),
+        ("  test: {folder: test}", "  max_bad_images: -1", "or a count, got -1"),
         ("  backbone: ViT-B-16\n  weights: openai\n", "", "student needs backbone, config, or"),
         ("  weights: openai\n", "  config: c.json\n", "student has backbone and config"),
     ],
@@ -139,10 +140,9 @@ def test_a_recipe_without_models_is_refused(tmp_path):
         (b"name: a\nname: b\n", "r.yaml:2: name is given twice, first in line 1."),
         (b"data:\n  split: a\n  split: b\n", "r.yaml:3: data.split is given twice, first in"),
         (b"name: !!python/object:os.system x\n", "r.yaml:1: a recipe has no anchors (&), aliases"),
-        (b"name: ! x\n", "aliases (*) and tags (!)"),
         (b"a: &x 1\nb: *x\n", "r.yaml:1: a recipe has no anchors"),
-        (b"b: *x\n", "r.yaml:1: a recipe has no anchors"),
-        (b"a: 1\n---\nb: 1\n", "r.yaml:2: a second document begins"),
+        (b"b: *x\n", "r.yaml:1: this is not valid YAML: found undefined alias"),
+        (b"a: 1\n---\nb: 1\n", "r.yaml:2: this is not valid YAML: but found another doc"),
         (b"a: [1, 2\nb: 3\n", "this is not valid YAML"),
         (b"a: 'x\n", "this is not valid YAML"),
         (b"a: \x00\n", "this is not valid YAML"),
@@ -151,8 +151,6 @@ def test_a_recipe_without_models_is_refused(tmp_path):
         (b"a: " + b"{b: " * 50_000, "values are nested more than 32 deep"),
         (b"a: 1\n" * 300_000, "there are more than 50,000 values"),
         (b"a: [" + b"1, " * 299_999 + b"1]", "r.yaml: there are more than 50,000 values"),
-        (b'name: "a\\ud800"', "r.yaml:1: a text holds half of a character"),
-        (b'"\\udc00": a', "r.yaml:1: a text holds half of a character"),
         (b"-\r" * 300_000, "r.yaml: there are more than 50,000 values"),
         ("-\u2028".encode() * 200_000, "r.yaml: there are more than 50,000 values"),
         (b"a: [" + b"[[[[[[]]]]]]," * 70_000 + b"1]", "r.yaml: there are more than 50,000 values"),
@@ -222,7 +220,7 @@ def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in
         ),
         ("classes.0=dog", "Set it as a whole: classes=[...]"),
         ("seed=[1", "overrides: seed:1: this is not valid YAML"),
-        ("seed=*x", "a recipe has no anchors"),
+        ("seed=*x", "overrides: seed:1: this is not valid YAML: found undefined alias"),
     ],
 )
 def test_a_wrong_override_is_named_as_it_was_given(tmp_path, override, expected):
@@ -265,7 +263,7 @@ def test_the_limit_of_bad_images_is_a_share_or_a_count(tmp_path):
         recipe = load_recipe(
             write(tmp_path, GOOD), parse_overrides([f"data.max_bad_images={text}"])
         ).recipe
-        return recipe.data.bad_image_limit(250)
+        return n_of(recipe.data.max_bad_images, 250)
 
     assert [limit(text) for text in ("1%", "0.5%", "0%", "7")] == [2, 1, 0, 7]
 

@@ -32,13 +32,12 @@ def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_p
     with pytest.raises(DataError) as caught:
         check_paths(loaded)
     assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
-        "r.yaml:2: classes.file: there is no file names.txt.",
-        "r.yaml:4: data.unlabeled.folder: there is no folder cams.",
-        "overrides: data.labeled.webdataset: data.labeled.webdataset: there is no file /no/s.tar.",
-        "r.yaml:5: data.test.folder: there is no folder test.",
-        "r.yaml:7: student.weights: there is no file w/x.pt.",
-        f"  Relative paths start at the recipe's folder, {tmp_path}.",
-        f"  Relative paths of overrides start at {Path.cwd()}.",
+        "r.yaml:2: classes.file cannot be read: there is no file names.txt.",
+        "overrides: data.labeled.webdataset cannot be read: there is no file /no/s.tar.",
+        "r.yaml:4: data.unlabeled.folder cannot be read: there is no folder cams.",
+        "r.yaml:5: data.test.folder cannot be read: there is no folder test.",
+        "r.yaml:7: student.weights cannot be read: there is no file w/x.pt.",
+        f"  Relative paths start at the recipe's folder, {tmp_path}; in overrides at {Path.cwd()}.",
     ]
 
 
@@ -50,8 +49,10 @@ def test_a_missing_path_of_an_override_says_where_it_starts(tmp_path, monkeypatc
     with pytest.raises(DataError) as caught:
         check_paths(loaded)
     assert str(caught.value).splitlines() == [
-        f"overrides: data.unlabeled: data.unlabeled.folder: there is no folder {tmp_path}/cams.",
-        f"  Relative paths of overrides start at {tmp_path}.",
+        "overrides: data.unlabeled: data.unlabeled.folder cannot be read: there is no folder"
+        f" {tmp_path}/cams.",
+        f"  Relative paths start at the recipe's folder, {tmp_path}/site; in overrides at"
+        f" {tmp_path}.",
     ]
 
 
@@ -65,14 +66,14 @@ def test_tables_are_looked_for_unless_a_pattern_names_them(tmp_path):
     (tmp_path / "test").mkdir()
     text = GOOD.replace("folder: cams", "parquet: cams.parquet")
     with pytest.raises(
-        DataError, match=r"unlabeled\.parquet: there is no file or folder .*cams\.p"
+        DataError, match=r"unlabeled\.parquet cannot be read: there is no file or folder .*cams\.p"
     ):
         check_paths(load_recipe(write(tmp_path, text)))
     check_paths(
         load_recipe(write(tmp_path, text.replace("cams.p", "'cams-*.p").replace("et}", "et'}")))
     )
     text = GOOD.replace("folder: cams", "huggingface: cams")
-    with pytest.raises(DataError, match=r"unlabeled\.huggingface: there is no folder"):
+    with pytest.raises(DataError, match=r"huggingface cannot be read: there is no folder"):
         check_paths(load_recipe(write(tmp_path, text)))
 
 
@@ -93,5 +94,5 @@ def test_a_dataset_on_the_hub_has_parts_and_no_path(tmp_path):
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "cams").write_text("x")
     (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match="must be a folder, but is a file"):
+    with pytest.raises(DataError, match=r"must be a folder, and .*cams is none"):
         check_paths(load_recipe(write(tmp_path, GOOD)))

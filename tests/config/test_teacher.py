@@ -32,7 +32,7 @@ def test_a_file_is_written_back_as_it_was_read(tmp_path: Path) -> None:
 
 
 def test_a_file_has_to_be_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"r\.yaml:5: teacher\.file: there is no file"):
+    with pytest.raises(DataError, match=r":5: teacher\.file cannot be read: there is no file"):
         check_paths(load(tmp_path, f"{HEAD}teacher: {{file: pool.csv}}\n"))
 
 

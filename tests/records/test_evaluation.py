@@ -113,11 +113,11 @@ def test_a_wrong_worst_image_is_named(entry: Any, expected: str) -> None:
 
 def test_accuracies_print_and_show_as_a_table() -> None:
     assert str(RESULT).splitlines() == [
-        "test images   base   novel  harmonic mean    all  calibration error",
-        "3            33.33  100.00          50.00  66.67               1.23",
+        "test images   base   novel     HM    all  calibration error",
+        "3            33.33  100.00  50.00  66.67               1.23",
     ]
-    page = replace(RESULT, base=None, novel=None, harmonic_mean=None)._repr_html_()
+    page = replace(RESULT, split="all", base=None, novel=None, harmonic_mean=None)._repr_html_()
     assert page == (
-        "<table><tr><th>test images</th><th>all</th><th>calibration error</th></tr>"
+        "<table><tr><th>test images</th><th>accuracy</th><th>calibration error</th></tr>"
         "<tr><td>3</td><td>66.67</td><td>1.23</td></tr></table>"
     )

@@ -181,8 +181,8 @@ def test_classes_have_their_images_and_the_lowest_is_first() -> None:
 def test_always_the_most_frequent_class_is_what_every_model_must_beat() -> None:
     own = replace(evaluated({"cat": 0.0, "dog": 75.0}), largest_class_percent=66.6)
     table = accuracy_table([("student", own)])
-    assert table.header == ["model", "accuracy", "mean over classes"]
+    assert table.header == ["model", "accuracy", "mean over classes", "calibration error"]
     assert table.rows == [
-        ["student", "50.00", "37.50"],
-        ["always the most frequent class", "66.60", "50.00"],
+        ["student", "50.00", "37.50", f"{own.ece_percent:.2f}"],
+        ["always the most frequent class", "66.60", "50.00", "-"],
     ]

@@ -285,7 +285,7 @@ def test_a_mistake_in_the_recipe_keeps_its_line(
 def test_files_that_are_not_there_are_found_before_anything_runs(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"teacher.weights: there is no file .*gone.pt"):
+    with pytest.raises(DataError, match=r"teacher.weights cannot be read: there is no .*gone.pt"):
         plan_of("promptkd", more="set: {teacher.weights: gone.pt}\n")
 
 

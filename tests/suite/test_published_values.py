@@ -132,7 +132,7 @@ def test_the_other_tables_need_the_run_of_their_teacher(name: str, tmp_path: Pat
     folder.mkdir(parents=True)
     suite = folder / f"{name}.yaml"
     suite.write_text((SUITES / suite.name).read_text())
-    with pytest.raises(DataError, match=r"teacher.run: there is no folder .*runs/imagenet_all/01"):
+    with pytest.raises(DataError, match=r"teacher.run cannot be read: .*runs/imagenet_all/01"):
         make_plan(load_suite(suite))
     run = tmp_path / "runs" / "imagenet_all" / "01"
     run.mkdir(parents=True)

@@ -27,5 +27,5 @@ def test_nothing_is_added_to_the_record_of_another_test_set(tmp_path: Path) -> N
     run.evaluation_details.unlink()
     assert add_evaluation(run, *measured(4)) == []
     assert not run.evaluation_details.exists()
-    assert add_evaluation(run, *first) == [run.evaluation_details]
+    assert add_evaluation(run, *first) == [run.evaluation_details, run.evaluation]
     assert read_evaluation(run) == {"student": first[0]}

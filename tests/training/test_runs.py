@@ -15,7 +15,7 @@ import pytest
 import kdedge
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runs.find import find_run, newest, runs_in
-from kdedge.runs.folder import RunFolder, command_line
+from kdedge.runs.folder import RunFolder, command_line, logged_to
 
 
 def _create(root: Path, name: str = "line3", kind: Any = "student", **values: Any) -> RunFolder:
@@ -160,7 +160,7 @@ def test_messages_and_the_traceback_of_the_end_go_to_the_log(
     run = _create(tmp_path)
     logger = logging.getLogger("kdedge")
     before = (logger.level, list(logger.handlers))
-    with pytest.raises(ZeroDivisionError), run.logging_to_file():
+    with pytest.raises(ZeroDivisionError), logged_to(run.log):
         _say_and_fail("going on")
     logging.getLogger("kdedge").warning("after")
     text = run.log.read_text()
@@ -177,7 +177,7 @@ def test_a_log_on_a_full_disk_does_not_hide_the_error(
 ) -> None:
     run = _create(tmp_path)
     run.log.symlink_to("/dev/full")
-    with pytest.raises(ZeroDivisionError), run.logging_to_file():
+    with pytest.raises(ZeroDivisionError), logged_to(run.log):
         _say_and_fail("hello")
     assert "Traceback" not in capfd.readouterr().err
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.train import train
@@ -189,7 +189,7 @@ def main(root: Path, options: dict[str, Any]) -> int:
         path = root / "toy" / "01"
         run = RunFolder.open(path) if path.exists() else make_run(root)
         validate = None if settings.selection == "last" else lambda: accuracy_of(method)
-        with run.lock(), run.logging_to_file():
+        with run.lock(), logged_to(run.log):
             train_toy(run, method, settings=settings, validate=validate)
             save_file(weights_of(method), run.weights)
             run.finish()

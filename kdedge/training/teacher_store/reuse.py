@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from kdedge.errors import DataError
-from kdedge.files import read_json, sha256_json
+from kdedge.files import sha256_json
+from kdedge.records.record import read_record
 from kdedge.training.teacher_store.store import Chunk, TeacherStore, read_image_list
 
 _OF_THE_IMAGES = ("images", "n_images")
@@ -92,10 +93,10 @@ class OtherStores:
 def _opened(file: Path, like: TeacherStore) -> tuple[TeacherStore, dict[int, str]] | None:
     """A store and its images; None if its features are of another kind, or it is damaged."""
     try:
-        description = read_json(file)
+        description = read_record(dict[str, Any], file)
     except DataError:
         return None
-    if not isinstance(description, dict) or _kind(description) != _kind(like.description):
+    if _kind(description) != _kind(like.description):
         return None
     digests = read_image_list(file.parent, sha256_json(description))
     if digests is None:
