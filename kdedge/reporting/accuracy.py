@@ -85,7 +85,9 @@ def confusion_table(model: str, details: EvalDetails) -> Grid | None:
         ]
         for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
     ][:MOST_ROWS]
-    caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
+    caption = ""
+    if len(cells) < len(wrong):
+        caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
     header = ["class", f"the {model} predicts", "images", "%"]
     return Grid("Confusions", header, cells, caption, n_text=2)
 

@@ -94,8 +94,8 @@ def _label(records: RunRecords, name: str) -> str:
 
 def _verdict(records: RunRecords) -> list[str]:
     headline = headline_of(records.run, records.results, records.unlabeled)
-    lines = [] if headline is None else [f"The {headline}."]
-    lines += filter(None, [deploy_line(records.run, records.results, records.details)])
+    deploy = deploy_line(records.run, records.results, records.details)
+    lines = [line for line in (deploy, headline and f"The {headline}.") if line]
     if records.balance is not None:
         shares = assumed_shares(records.balance.prior)
         lines.append(

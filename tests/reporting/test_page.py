@@ -408,7 +408,7 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
     )
     run.unlabeled_evaluation.write_text(json.dumps(found.to_dict()), encoding="utf-8")
     (chapter,) = make_chapters([gather(run)])
-    first, second = chapter.verdict
+    second, first = chapter.verdict
     assert first == "The student agrees with the teacher on 75 % of 105 images."
     assert second.startswith("Whether to deploy it is not known: put labeled images into")
     blocks: dict[str, Any] = {section.title: section.blocks for section in chapter.sections}
