@@ -189,6 +189,7 @@ class Method(BaseMethod):
                 tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
         self._noise_seed = int(torch.randint(2**62, (), generator=generator))
         self._first_classifier = classifier.detach().clone()
+        self._learned_version: int | None = None
 
     @property
     def scale(self) -> float:
@@ -207,7 +208,11 @@ class Method(BaseMethod):
         A step that runs out of memory is repeated with the buffers of before, so the labeler is
         empty again. The text training then starts from the classifier's initial values again.
         """
-        if bool(self.module.labeler.any()):
+        version = self.module.labeler._version  # grows when it is written to
+        if version == self._learned_version:
+            return
+        if bool(self.module.labeler.any()):  # waits for a GPU
+            self._learned_version = version
             return
         device = self._backbone.device
         texts = [text for about_class in self._texts for text in about_class]

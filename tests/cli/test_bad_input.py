@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
         lambda: [cut(path, 100) for path in sorted(Path("pool").iterdir())[:2]],
         *((), 3),
         (
-            "data.unlabeled: 2 of 40 images are unreadable, and the limit is 0: 1% of 40",
+            "data.unlabeled: 2 of 40 images are unreadable, and the limit is 1: 1% of 40",
             "\n  0_0.jpg: ",
             "raise data.max_bad_images",
         ),

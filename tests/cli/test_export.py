@@ -506,8 +506,8 @@ def test_of_one_image_there_is_a_file_with_a_warning_and_no_choice(kdedge: Run) 
 
 
 def test_pixels_that_are_not_numbers_after_decoding_are_refused(kdedge: Run) -> None:
-    path = min(Path("pool").iterdir())
-    Image.fromarray(np.full((40, 40), np.nan, dtype=np.float32)).save(path, format="TIFF")
+    for path in sorted(Path("pool").iterdir())[:2]:  # one of 40 may be unreadable
+        Image.fromarray(np.full((40, 40), np.nan, dtype=np.float32)).save(path, format="TIFF")
     done = kdedge("export", "tiny/02", "--int8")
     assert done.code == 3
     assert f"{path.name}: float pixels have no fixed range" in done.err

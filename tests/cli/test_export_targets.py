@@ -132,7 +132,7 @@ def used(kdedge: Kdedge, *options: str) -> tuple[str, str]:
     """The file that `predict` used, and all that it said."""
     done = kdedge("predict", str(ARTIFACT), "test", *options)
     assert done.code == 0, done.err
-    found = re.search(r"(\S+) on \S+ \S+ CPU", done.err)
+    found = re.search(r"Using \S+/(\S+) on \S+ \S+ CPU", done.err)
     assert found is not None, done.err
     return found[1], done.err
 

@@ -277,9 +277,8 @@ def test_none_is_an_answer_that_compare_compares(project: Path, kdedge: Kdedge) 
     alone = [one.is_none for one in api.predict("both", "test").classified]
     assert found["n_agree"] == sum(alone)
     assert len(found["changed"]) == len(alone) - sum(alone)
-    assert all(one["new"]["is_none"] for one in found["changed"])
-    counts = {one["class_name"]: (one["n_old"], one["n_new"]) for one in found["classes"]}
-    assert counts["none"] == (sum(alone), len(alone))
+    assert all(one["new"] == "none" for one in found["changed"])
+    assert found["classes"]["none"] == [sum(alone), len(alone)]
     assert found["labeled"]["new_accuracy_percent"] == 0
 
 

@@ -43,9 +43,10 @@ def test_every_method_is_trained_on_the_students_backbone_and_measured_alike_aga
 ) -> None:
     done = kdedge("train", "r.yaml", *options(method))
     assert (done.code, done.err) == (0, "")
+    following = "show runs/tiny/01" if method == "cocoop" else "export runs/tiny/01 --cpu"
     assert done.out.endswith(
         "Wrote runs/tiny/01 (baseline.safetensors, class_vectors.safetensors)\n"
-        "Next: kdedge eval runs/tiny/01\n"
+        f"Next: kdedge {following}\n"
     )
     row = rf"^{method} \(baseline\) +([\d.]+ .*)$"
     figures = re.search(row, done.out, re.MULTILINE)
