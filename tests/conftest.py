@@ -325,7 +325,7 @@ _device = _load("device")
 artifact, make_artifact, write_model = _device.artifact, _device.make_artifact, _device.write_model
 mean_color_logits, paint = _device.mean_color_logits, _device.paint
 cudart, no_gpu, jetson = _device.cudart, _device.no_gpu, _device.jetson
-cuda_libraries = _device.cuda_libraries
+cuda_libraries, system_file = _device.cuda_libraries, _device.system_file
 
 
 @pytest.fixture

@@ -195,13 +195,21 @@ def _replace_cuda(monkeypatch: pytest.MonkeyPatch, find: Callable[[str], Any]) -
 
 
 @pytest.fixture
-def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
+def system_file(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Gives a file of the system another text."""
+
+    def give(file: str, text: str) -> None:
+        read_text = Path.read_text
+
+        def read(path: Path, *arguments: Any, **options: Any) -> str:
+            return text if path == Path(file) else read_text(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "read_text", read)
+
+    return give
+
+
+@pytest.fixture
+def jetson(system_file: Callable[[str, str], None]) -> None:
     """Lets the machine be a Jetson, by its device tree."""
-    read_text = Path.read_text
-
-    def read(path: Path, *arguments: Any, **options: Any) -> str:
-        if path == Path("/proc/device-tree/model"):
-            return "NVIDIA Jetson Orin Nano"
-        return read_text(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "read_text", read)
+    system_file("/proc/device-tree/model", "NVIDIA Jetson Orin Nano")

@@ -75,11 +75,14 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
         if artifact is not None:
             return artifact
     for folder in (named, path):
+        last = newest(folder.parent, folder.name)
+        if last is None:
+            continue
+        if last.exports:
+            return artifact_folder(last)
         run = newest(folder.parent, folder.name, exported=True)
         if run is not None:
-            last = newest(folder.parent, folder.name)
-            if last is not None and last.path != run.path:
-                log.warning("%s is newer than %s, but was not exported.", last.path, run.path)
+            log.warning("%s is newer than %s, but was not exported.", last.path, run.path)
             return artifact_folder(run)
     is_there = path.exists() or named.exists()
     what = "is not an artifact, nor a run with one" if is_there else "does not exist"

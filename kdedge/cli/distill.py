@@ -10,7 +10,7 @@ import click
 from kdedge.cli._options import run_options, size_option, training_options
 from kdedge.cli._output import is_first_process, next_line, print_result
 from kdedge.cli._results import run_record, run_text
-from kdedge.reporting.headline import deploy_line
+from kdedge.reporting.headline import LABELS_ALONE, deploy_line
 from kdedge.runs.find import finished_runs
 
 
@@ -42,7 +42,7 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
         return
     runs = [run.folder for run in (student.teacher, student) if run is not None]
     following = next_line("export", student.path, "--cpu")
-    if "labels alone" in (deploy_line(student.folder) or ""):
+    if (deploy_line(student.folder) or "").startswith(LABELS_ALONE):
         following = next_line("train", recipe, "--method", "ridge")
     text = f"{run_text(runs, used=used)}\n{following}"
     record: dict[str, Any] = {

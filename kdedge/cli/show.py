@@ -46,8 +46,10 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
         artifact = load_artifact(exported)
         text = artifact_text(artifact, is_whole=is_whole)
         print_result(artifact_record(artifact), as_json=as_json, text=text)
-        for name in [*artifact.others, *(file.name for file in artifact.files)]:
-            artifact.checked(name)
+        with_models = {file.data for file in artifact.files}  # checked with their model files
+        for name in [*(file.name for file in artifact.files), *artifact.others]:
+            if name not in with_models:
+                artifact.checked(name)
         return
     folder = find_run(run, root)
     print_result(run_record(folder), as_json=as_json, text=_text(folder, is_whole=is_whole))

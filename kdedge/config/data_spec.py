@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -227,9 +228,9 @@ class DataSpec(Strict):
         return self
 
 
-def n_of(share: str | int, n_images: int) -> int:
-    """Converts a percentage of images, or a count, to a number of images, rounded down."""
-    return share if isinstance(share, int) else math.floor(n_images * float(share[:-1]) / 100)
+def n_of(share: str | int, n_images: int, rounded: Callable[[float], int] = math.floor) -> int:
+    """Converts a percentage of images, or a count, to a number of images."""
+    return share if isinstance(share, int) else rounded(n_images * float(share[:-1]) / 100)
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]

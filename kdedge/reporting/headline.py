@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifac
 _FEW = 1000
 """With fewer test images, chance moves an accuracy by more than about three points."""
 _TELLS = 6
+LABELS_ALONE = "Deploy rather the same network with the labels alone"
+"""Begins the verdict on a student that such a network beats."""
 
 
 def headline_of(
@@ -118,8 +121,8 @@ def deploy_line(
     alone = results.get("labels_alone")
     if alone is not None and are_same_images(student, alone) and _is_clearly_worse(student, alone):
         return (
-            f"Deploy rather the same network with the labels alone: {alone.all:.1f} % right. Train"
-            f" it by kdedge train {run.recipe} --method ridge, and export that run."
+            f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train {run.recipe}"
+            " --method ridge, and export that run."
         )
     weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
     n, n_right = n_of[weakest], n_right_of[weakest]
@@ -261,8 +264,10 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
 
 def _short_of(parity: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> str:
     """The figure for which a file missed its gate."""
-    drop = parity.accuracy_drop
-    if drop is not None and "accuracy" in " ".join(misses(parity, precision, gates)):
+    drop, without_drop = parity.accuracy_drop, replace(parity, accuracy_drop=None)
+    if drop is not None and misses(parity, precision, gates) != misses(
+        without_drop, precision, gates
+    ):
         return f"{drop:.1f} points less accurate"
     return f"{parity.agreement_percent:.1f} %"
 

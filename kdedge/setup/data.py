@@ -284,9 +284,7 @@ class RecipeData:
             )
         result = joined(group.all_gather(part))
         spec = self._recipe.data
-        n_all, limit = len(source.items), spec.max_bad_images
-        if isinstance(limit, str):
-            limit = math.ceil(n_all * float(limit[:-1]) / 100)
+        limit = n_of(spec.max_bad_images, len(source.items), math.ceil)
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
         if result.bad and group.is_rank0:
             log.warning(

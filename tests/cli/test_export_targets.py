@@ -138,7 +138,7 @@ def used(kdedge: Kdedge, *options: str) -> tuple[str, str]:
 
 
 def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
-    trained: Path, kdedge: Kdedge, quick_clock: None, monkeypatch: pytest.MonkeyPatch
+    trained: Path, kdedge: Kdedge, quick_clock: None, system_file: Callable[[str, str], None]
 ) -> None:
     pytest.importorskip("openvino")
     done = kdedge("export", "tiny/02", "--cpu")
@@ -166,14 +166,7 @@ def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
     assert {one["file"] for one in again["candidates"]} == names
     load_artifact(ARTIFACT).checked(CPU_CHOICE)
 
-    read_text = Path.read_text
-
-    def read(path: Path, *arguments: Any, **options: Any) -> str:
-        if path == Path("/proc/cpuinfo"):
-            return "processor\t: 0\nmodel name\t: Another CPU\nflags\t\t: fpu avx2\n"
-        return read_text(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "read_text", read)
+    system_file("/proc/cpuinfo", "processor\t: 0\nmodel name\t: Another CPU\nflags\t\t: fpu avx2\n")
     name, said = used(kdedge)
     assert name == "model.xml"
     assert "measured on another machine" in said

@@ -158,18 +158,17 @@ def test_the_agreement_to_expect_adds_every_images_error_to_every_images_logits(
     assert found.expected_percent < 100
 
 
+def search_beyond_reach(folded: Any, sites: Any, pictures: torch.Tensor, *, minutes: float) -> Any:
+    """A search that no candidate can satisfy."""
+    held_out = pictures[32:64]
+    beyond = {"target_percent": 101, "enough_percent": 101}
+    return search(folded, sites, pictures[:32], held_out, **beyond, minutes=minutes)
+
+
 def test_without_time_the_first_candidate_is_the_result(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
-    best, record = search(
-        folded,
-        sites,
-        pictures[:32],
-        pictures[32:64],
-        target_percent=101,
-        enough_percent=101,
-        minutes=0,
-    )
+    best, record = search_beyond_reach(folded, sites, pictures, minutes=0)
     assert record["ended"] == "its time was over"
     assert [step["step"] for step in record["steps"]] == ["centered, SmoothQuant 0.5"]
     assert not record["reached"]
@@ -180,15 +179,7 @@ def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
     before = copy.deepcopy(folded.state_dict())
-    best, record = search(
-        folded,
-        sites,
-        pictures[:32],
-        pictures[32:64],
-        target_percent=101,
-        enough_percent=101,
-        minutes=20,
-    )
+    best, record = search_beyond_reach(folded, sites, pictures, minutes=20)
     assert record["ended"] == "all steps were tried"
     steps = record["steps"]
     kept = [step["expected_percent"] for step in steps if step["kept"]]
@@ -209,15 +200,7 @@ def test_ctrl_c_ends_it_with_the_best_so_far_and_before_that_ends_everything(
                 raise KeyboardInterrupt
 
         with progress_to(told):
-            return search(
-                folded,
-                sites,
-                pictures[:32],
-                pictures[32:64],
-                target_percent=101,
-                enough_percent=101,
-                minutes=20,
-            )
+            return search_beyond_reach(folded, sites, pictures, minutes=20)
 
     best, record = run("INT8: searching")
     assert record["ended"] == "Ctrl-C ended it"
