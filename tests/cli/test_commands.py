@@ -203,6 +203,7 @@ def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_pat
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt/__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)  # an empty one, of type stubs
     output = CliRunner().invoke(doctor.command).output
     assert f"tensorrt was installed by pip, in {tmp_path}. On a Jetson" in output
 
