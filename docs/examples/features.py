@@ -1,7 +1,7 @@
 """Image features of a folder of images, by a teacher, a student or a baseline: one row an image.
 
 Run it with `python features.py RUN IMAGES OUTPUT.npz`; it needs torch and the run. RUN is a run
-folder, `name/NN`, or a recipe's name for its newest finished run.
+folder, `name/NN`, or a recipe's name for its newest finished student.
 """
 
 import sys

@@ -213,7 +213,7 @@ def change_classes(
                 "  Name the run that the artifact was exported from, with --from RUN."
             )
         need_training_packages("Making class vectors")
-        folder = find_run(run_argument(run), runs_folder(root, run), prefer="student")
+        folder = find_run(run_argument(run), runs_folder(root, run))
         new = _encode(artifact, folder, names[0], names[-len(added) :], device)
         if artifact.none_of_these is not None:
             log.warning(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AnyRun: TypeAlias = "Run | RunFolder | str | Path"
-"""A run: the object, its folder, `name/NN`, or a recipe's name for its newest finished run."""
+"""A run: the object, its folder, `name/NN`, or a recipe's name for its newest finished student."""
 
 AnyArtifact: TypeAlias = "Artifact | AnyRun"
 """An artifact or a run, for its newest artifact: the object, its folder, or a run's name."""
@@ -43,8 +43,8 @@ def evaluate(
     `overrides` nothing is written, unless they give a run without test images its first ones.
 
     Args:
-        run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished run; None
-            for the newest finished student.
+        run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
+            None for the newest of all recipes.
         overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.

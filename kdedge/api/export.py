@@ -195,7 +195,7 @@ def export(
         check_precisions(target, [] if lowest is None else [lowest])
     with torch_as_before():
         if existing is None:
-            run = find_run(name, runs_folder(root, source), prefer="student")
+            run = find_run(name, runs_folder(root, source))
             trained = _load(run, overrides, classes, device)
             precisions = _wanted(lowest, *trained.loaded.recipe.export.precisions)
             path, inputs, names = _fold(trained, chosen, precisions, output, cpu=cpu)

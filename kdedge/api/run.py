@@ -106,7 +106,7 @@ def open_run(run: AnyRun | None = None, *, root: str | Path | None = None) -> Ru
     """Finds a run.
 
     Args:
-        run: its folder, `name/NN`, or a recipe's name for its newest finished run; None for the
+        run: its folder, `name/NN`, or a recipe's name for its newest finished student; None for the
             newest finished student, or any finished run if there is no student.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 

@@ -16,9 +16,11 @@ from kdedge.benchmarking.timing import Call, TimingPlan, measure, percentile, su
 from kdedge.deploy.build import RunInputs, build_files
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import (
+    BackendUnavailable,
     DataError,
     GateError,
     KdedgeError,
+    MissingPackage,
     RecipeError,
     SetupError,
     first_line,
@@ -74,8 +76,11 @@ def add_cpu_files(
                 continue
             try:
                 artifact, names = build_files(artifact, target.name, [precision], run=run)
+            except (MissingPackage, BackendUnavailable):
+                missing[what] = "not installed; kdedge doctor says how to"
+                continue
             except (DataError, RecipeError, SetupError) as error:
-                missing[what] = " ".join(str(error).split())  # with the line that installs it
+                missing[what] = " ".join(str(error).split())  # with what to do about it
                 continue
             if not names:
                 missing[what] = f"this machine makes none. {target.remark}"

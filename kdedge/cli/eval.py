@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Evaluate RUN on the test images of its recipe, or without labels if it has none.
 
-    RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
-    newest finished student, or any finished run if there is no student.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished student, or for any
+    finished run if it has no student. The default is the newest of all recipes.
 
     Accuracies are top-1, in percent. Base and novel images are classified among the class names of
     their own half; `all` and single classes among all names.

@@ -38,8 +38,8 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
     """Show the results, provenance and files of a RUN, or the content of an ARTIFACT.
 
-    RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
-    newest finished student, or any finished run if there is no student.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished student, or for any
+    finished run if it has no student. The default is the newest of all recipes.
     """
     exported = find_artifact(run, root)
     if exported is not None:

@@ -73,7 +73,8 @@ class Survey:
         if present:
             low, high = min(present), max(present)
             per_class = f"{low}" if low == high else f"{low} to {high}"
-            lines.append(f"{per_class} images per class, {len(present)} classes")
+            images = "image" if high == 1 else "images"
+            lines.append(f"{per_class} {images} per class, {len(present)} classes")
             lines += [f"no images of {name_some(self.absent)}"] if self.absent else []
         if self.n_unlabeled and present:
             lines.append(f"{self.n_unlabeled:,} without a class")

@@ -58,7 +58,7 @@ def _card(sample: SampleImage, thumbnails: Mapping[str, _Thumbnail]) -> Card:
 
 
 def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | None) -> Cards | None:
-    """Images on which a file differs most from the float32 model; None if it was not compared.
+    """Images on which a file differs most from the float32 model; None if it differs on none.
 
     Args:
         artifact: the export.
@@ -66,9 +66,17 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
         recipe: says where the images are; None shows only images of a smoke set.
     """
     parity = file.parity
-    if parity is None or not parity.worst:
+    if parity is None:
         return None
-    keys = {entry.image for entry in parity.worst}
+    worst = [
+        entry
+        for entry in parity.worst
+        if entry.predicted_class != entry.reference_class
+        or (entry.distance or 0) >= 0.5e-4  # four digits are shown
+    ]
+    if not worst:
+        return None
+    keys = {entry.image for entry in worst}
     if parity.images.endswith(SMOKE_SET):
         thumbnails, problem = _read(_of_smoke_set(artifact, keys))
     else:
@@ -78,12 +86,12 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
     if n_missing and not problem:
         problem = f" {n_missing} of these images no longer exist."
     caption = (
-        f"The {len(parity.worst)} of {parity.n_images:,} images ({parity.images}) that"
+        f"The {len(worst)} of {parity.n_images:,} images ({parity.images}) that"
         f" {file.name} changes most, other predictions first; agreement"
         f" {percent(parity.agreement_percent)} %. Distance: total variation of the two softmaxes, 0"
         f" to 1.{problem}"
     )
-    cards = [_changed(entry, *thumbnails.get(entry.image, (None, None))) for entry in parity.worst]
+    cards = [_changed(entry, *thumbnails.get(entry.image, (None, None))) for entry in worst]
     return Cards(f"{file.name} against the float32 model", cards, caption)
 
 

@@ -64,20 +64,19 @@ def newest(
     return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
 
 
-def newest_student(root: Path) -> RunFolder | None:
-    """The student that finished last, or any run that did if there is no student."""
-    return newest(root, kind="student") or newest(root)
+def newest_student(root: Path, name: str | None = None) -> RunFolder | None:
+    """The student (of a recipe) that finished last, or any run that did if there is no student."""
+    return newest(root, name, kind="student") or newest(root, name)
 
 
-def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) -> RunFolder:
+def find_run(argument: str | None, root: Path) -> RunFolder:
     """Finds the run that a command's RUN argument means.
 
     Args:
         argument: a run folder or an artifact in it, `name/NN`, or a recipe's name or its folder
-            (its newest finished run); None for the newest finished student, or any finished run
-            without one.
+            (its newest finished student, or any finished run if it has no student); None for the
+            newest one of all recipes.
         root: folder of all runs.
-        prefer: kind of run to prefer, for a name.
 
     Raises:
         RecipeError: no such run; the message lists the known ones.
@@ -97,9 +96,7 @@ def find_run(argument: str | None, root: Path, *, prefer: Role | None = None) ->
         if (path / "provenance.json").is_file():
             return RunFolder.open(path)
     for path in (root / argument, Path(argument).expanduser()):
-        run = None if prefer is None else newest(path.parent, path.name, kind=prefer)
-        run = run or newest(path.parent, path.name)
-        if run is not None:
+        if (run := newest_student(path.parent, path.name)) is not None:
             return run
     raise _unknown_run(argument, root)
 

@@ -243,7 +243,7 @@ class RecipeData:
         return images if is_set else images.without(test)
 
     def _say_what_is_left_out(self, images: Images, key: DataPart, *, labeled: bool) -> None:
-        """Warns about files and images that are skipped, and about classes without images."""
+        """Warns about skipped files and images, contrary labels and classes without images."""
         left_out = getattr(images.source, "left_out", {})
         if left_out:
             log.log(
@@ -259,6 +259,19 @@ class RecipeData:
                 "data.%s: %d of %d images have no label and are skipped; the first is %s.",
                 *(key, len(images.indices) - len(labels), len(images.indices)),
                 next(images.source.items[i].key for i in images.indices if i not in labels),
+            )
+        label_of: dict[str, int] = {}
+        contrary = [
+            index
+            for index, label in labels.items()
+            if label_of.setdefault(images.digests[index], label) != label
+        ]
+        if contrary:
+            log.warning(
+                "data.%s: %d of %d images are the same as one with another label, and are used with"
+                " both: %s.\n  Delete the wrong ones.",
+                *(key, len(contrary), len(images.indices)),
+                name_some([images.source.items[index].key for index in contrary]),
             )
         present = set(labels.values())
         among = range(len(self._classes.names)) if key == "test" else self._classes.labeled

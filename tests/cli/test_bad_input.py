@@ -357,6 +357,14 @@ def test_init_follows_the_logit_scale_where_prompts_are_trained(
 # Labels and class names
 
 
+def test_a_photo_with_two_labels_is_named(kdedge: Run) -> None:
+    shutil.copy("labeled/cat/0.jpg", "labeled/dog/twin.jpg")
+    done = kdedge("check", "r.yaml", "--set", "data.split=all")
+    assert done.code == 0, done.err
+    line = "data.labeled: 1 of 25 images are the same as one with another label, and are used with"
+    assert f'{line} both: "dog/twin.jpg".' in done.err
+
+
 @pytest.mark.parametrize("kind", ["folder", "list"])
 def test_a_class_without_labels_is_named_and_the_others_are_taught(kdedge: Run, kind: str) -> None:
     keep("labeled/dog", 0)

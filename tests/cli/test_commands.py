@@ -59,10 +59,10 @@ def test_init_writes_a_recipe_that_loads_and_whose_paths_are_there(folder):
         "         1 of 2 are copies of others\n"
         "labeled  2, of 12x8\n"
         "         1 of 2 are copies of others\n"
-        "         1 images per class, 2 classes\n"
+        "         1 image per class, 2 classes\n"
         "test     2, of 12x8\n"
         "         1 of 2 are copies of others\n"
-        "         1 images per class, 2 classes\n"
+        "         1 image per class, 2 classes\n"
     )
     assert output.endswith("\nWrote line3.yaml\nNext: kdedge check line3.yaml\n")
 

@@ -505,6 +505,11 @@ def test_a_picture_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
     assert first_pixel(changed.cards[2].picture) == [90, 40, 200]
     assert "1 of these images no longer exist" in changed.caption
     assert changed_cards(records.artifact, records.artifact.files[0], records.recipe) is None
+    int8 = records.artifact.files[1]
+    assert int8.parity is not None
+    same = tuple(WorstImage("0.png", "cat", "cat", distance) for distance in (0.00004, None))
+    unchanged = replace(int8, parity=replace(int8.parity, worst=same))
+    assert changed_cards(records.artifact, unchanged, records.recipe) is None
 
 
 def test_an_image_of_a_smoke_set_is_found_by_its_number(make_run: MakeRun, tmp_path: Path) -> None:
