@@ -32,8 +32,8 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether a command line made the call; messages name its flags then, else Python's arguments."""
 
 _SAME_NAME = (
-    "against backend browser calibrate classes config cpu device exact file fp16 head"
-    " int8 int8-minutes keep-teacher labels max-megabytes method none-of-these"
+    "against backend browser calibrate classes config cpu device drift exact file fp16 head"
+    " int8 int8-minutes keep-teacher labels max-megabytes method min-score none-of-these"
     " open-classes output pixels port precision resume size student teacher threads triton weights"
 )
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {

@@ -130,7 +130,7 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
     else:
         at_all = {name: why for name, why in result.left_out.items() if ", batch " not in name}
         n_less = len(result.left_out) - len(at_all)
-        more = "--all: sizes, percentiles, FPS by batch, published figures"
+        more = "--all: sizes, percentiles, FPS by batch"
         more += f", {n_less} models and batches left out" if n_less else ""
         below = [*result.caveats, *replace(result, left_out=at_all).problems, more]
         # Wrapped to 80 columns, but paths and names stay whole

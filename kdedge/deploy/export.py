@@ -287,7 +287,7 @@ class _Writer:
             write(path)
             return {
                 "tool": tool,
-                "version": version(tool),
+                "version": __version__ if tool == "kdedge" else version(tool),
                 "normalized": model.normalization,
                 "gmacs": self._gflops["folded"] / 2,
                 "parameters": sum(values.numel() for values in model.state_dict().values()),

@@ -113,8 +113,8 @@ def watch_source(
     has_scores = artifact.head == "scores"
     if not has_scores and (min_score is not None or drift not in (None, "off")):
         raise RecipeError(
-            f"min_score and drift need scores, and {artifact.path} was exported with the head"
-            " argmax, which gives none.\n  Export again with the head scores."
+            f"--min-score and --drift need scores, and {artifact.path} was exported with the head"
+            " argmax, which gives none.\n  Export again with --head scores."
         )
     monitor = None
     if has_scores and drift != "off":

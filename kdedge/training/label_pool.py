@@ -86,7 +86,7 @@ def label_pool(
     if not folder.is_dir():
         raise RecipeError(
             f"The folder {folder} for {path.name} does not exist.\n"
-            "  Create it, or choose another path with -o."
+            "  Create it, or choose another path with --output."
         )
     loaded = loaded if method == "teacher" else with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)

@@ -43,8 +43,8 @@ _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
 _TRIAL_S = 5.0
 _TIGHT = 0.9
-_FEW_UNLABELED = 100
 """Share of a GPU's memory above which a longer run may find none: fragments add up."""
+_FEW_UNLABELED = 100
 
 
 @dataclass(frozen=True)
