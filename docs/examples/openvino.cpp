@@ -25,7 +25,7 @@ int main(int argc, char** argv) {
     shape[0] = 1;  // images a call
     graph->reshape(shape);
     auto model = core.compile_model(
-        graph, "CPU", ov::hint::inference_precision(ov::element::f32),  // or ov::element::bf16
+        graph, "CPU", ov::hint::inference_precision(ov::element::f32),
         ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY));
 
     ov::InferRequest request = model.create_infer_request();

@@ -117,7 +117,7 @@ def load(
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name;
             or a model file of an artifact.
-        precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
+        precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         threads: CPU threads; None for the engine's default.

@@ -230,7 +230,7 @@ def predict(
             path or a list of paths.
         top: classes per image.
         every: take the first and then every Nth frame of a video.
-        precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
+        precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: images per call; None for as many as the artifact takes.

@@ -123,8 +123,8 @@ def command(source: str | None, as_json: bool, **options: Any) -> None:
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student. The default is
     the newest finished student, or any finished run if there is no student. The result is one
     folder that runs without torch. Each file in it is compared with the float32 model on real
-    images. A file that misses the recipe's gates is marked, and the exit code is 6; a bf16 file, or
-    one that only --cpu asks for, is just marked. If a target cannot be built on this machine, the
+    images. A file that misses the recipe's gates is marked, and the exit code is 6; one that
+    only --cpu asks for is just marked. If a target cannot be built on this machine, the
     other files are written, and the exit code is 4. From an ARTIFACT, engines and files are built
     without torch.
     """

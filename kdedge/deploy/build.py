@@ -36,7 +36,7 @@ from kdedge.targets.registry import (
     check_can_run,
     find_target,
     load_file,
-    planned_files,
+    planned_file,
 )
 
 log = logging.getLogger(__name__)
@@ -112,32 +112,25 @@ def build_files(
     }
     names, before = [], artifact
     for precision, source in sources.items():
-        for file in planned_files(target, precision):
-            entry = _existing_entry(artifact, file.name, source)
-            if entry is None:
-                request = BuildRequest(
-                    artifact,
-                    artifact.path,
-                    model=None if run is None else run.model,
-                    onnx_path=None if source is None else artifact.checked(source.name),
-                    images=run.calibration if run and file.precision == "int8" else None,
-                )
-                build = functools.partial(build_module(target).build, file, request)
-                artifact, entry = build_file(artifact, target, file, build, source=source)
-                artifact.save()
-            measured = entry
-            if entry.parity is None:
-                measured = _with_parity_if_it_runs(artifact, target, entry, run)
+        file = planned_file(target, precision)
+        entry = _existing_entry(artifact, file.name, source)
+        if entry is None:
+            request = BuildRequest(
+                artifact,
+                artifact.path,
+                model=None if run is None else run.model,
+                onnx_path=None if source is None else artifact.checked(source.name),
+                images=run.calibration if run and precision == "int8" else None,
+            )
+            build = functools.partial(build_module(target).build, file, request)
+            artifact, entry = build_file(artifact, target, file, build, source=source)
+            artifact.save()
+        if entry.parity is None:
+            measured = _with_parity_if_it_runs(artifact, target, entry, run)
             if measured != entry:
                 artifact = artifact.with_files(measured)
                 artifact.save()
-            if file.precision in precisions:
-                names.append(measured.name)
-            elif measured.gate == "missed":
-                log.warning(
-                    "%s missed its gate, and is used only with --precision %s.",
-                    *(file.name, file.precision),
-                )
+        names.append(file.name)
     if artifact != before:
         artifact = renew_model_card(artifact)
     return artifact, tuple(names)
@@ -148,7 +141,7 @@ def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> N
     try:
         check_can_build(target)
         for precision in precisions:
-            planned_files(target, precision)
+            planned_file(target, precision)
     except SetupError as error:
         log.warning(
             "%s cannot be built on this machine: %s.\n  The ONNX files are still written.",

@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
 _N_NAMED = 3  # of the worst images, in a message
 _FEW = 1000  # images; with fewer, chance moves an agreement by more than a few tenths of a percent
-_GATES: dict[Precision, Precision] = {"bf16": "fp16"}  # both are half precision
 
 
 def predict_pixels(
@@ -86,12 +85,11 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
 
     Args:
         result: comparison of the file.
-        precision: precision of the file; bf16 has the gate of fp16.
+        precision: precision of the file.
         gates: `agreement`, percent by precision, and `max_drop`, percentage points; as
             `GatesSpec.as_record` gives them and artifacts store them.
     """
-    gate = _GATES.get(precision, precision)
-    least = gates.get("agreement", {}).get(gate, 0.0)
+    least = gates.get("agreement", {}).get(precision, 0.0)
     max_drop = gates.get("max_drop", 100.0)
     lines = []
     if result.n_nonfinite:
@@ -99,7 +97,7 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
     if result.agreement_percent < least:
         lines.append(
             f"agreement {result.agreement_percent:.2f} %, but at least {least:.2f} % is required"
-            f" (gates.agreement.{gate})"
+            f" (gates.agreement.{precision})"
         )
     of_one_image = 100 / max(1, result.n_labeled)  # with few images, more than a point
     if result.accuracy_drop is not None and result.accuracy_drop > max(max_drop, of_one_image):
@@ -128,7 +126,6 @@ def gate_error(
         "int8": "Calibrate on more images (export.calibration_images), leave int8 out of"
         " export.precisions",
         "fp16": "Leave fp16 out of export.precisions",
-        "bf16": "Use the float32 file",
         "fp32": "Export again, as float32 files should differ by rounding only",
     }
     lines = [

@@ -442,7 +442,7 @@ class Temperature(Record):
     n_images: PositiveCount
 
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 Device = Literal["any", "cpu", "gpu"]
 Gate = Literal["passed", "missed", "not measured"]
 

@@ -70,11 +70,6 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself, as its flags on Linux on x86-64 say."""
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_instructions())
-
-
 def cpu_instructions() -> tuple[str, ...]:
     """The processor's instructions that decide how fast models run, in Linux's names.
 

@@ -136,7 +136,6 @@ class PlannedFile:
         precision: precision of its weights and arithmetic.
         device: device that it is meant for.
         data: name of the second file, which has its weights; None if they are in the file itself.
-            Several files may share one.
     """
 
     name: str
@@ -155,6 +154,7 @@ class Target:
         flag: flag of `kdedge export`, such as `--trt`.
         help: help text of the flag, one sentence.
         files: pattern of its files' names, such as `model*.tflite`.
+        data: pattern of their second files' names, which have the weights; None if there are none.
         source: what its files are built from. ONNX files are part of the artifact, so files from
             them can be built on the device. The folded model exists only during a run's export.
         precisions: precisions of its files, the preferred one first.
@@ -181,6 +181,7 @@ class Target:
     files: str
     source: ExportInput
     precisions: tuple[Precision, ...]
+    data: str | None = None
     cpu_precisions: tuple[Precision, ...] = ()
     packages: tuple[Package, ...] = ()
     runtime: Package | None = None
@@ -193,10 +194,11 @@ class Target:
     remark: str = ""
     find_problem: Callable[[], str | None] = field(default=lambda: None, compare=False)
 
-    def plan(self, precision: Precision) -> tuple[PlannedFile, ...]:
+    def plan(self, precision: Precision) -> PlannedFile:
         """The file of a precision: `model.tflite` in fp32, `model.int8.tflite` in INT8."""
         kind = "" if precision == "fp32" else f".{precision}"
-        return (PlannedFile(self.files.replace("*", kind), precision, self.device),)
+        data = None if self.data is None else self.data.replace("*", kind)
+        return PlannedFile(self.files.replace("*", kind), precision, self.device, data)
 
 
 @dataclass(frozen=True)

@@ -103,13 +103,13 @@ def check_can_build(target: Target) -> None:
         package.load()
 
 
-def planned_files(target: Target, precision: Precision) -> tuple[PlannedFile, ...]:
-    """The files of a precision that can be built on this machine.
+def planned_file(target: Target, precision: Precision) -> PlannedFile:
+    """The file of a precision that can be built on this machine.
 
     Raises:
-        SetupError: a package or device that decides the names is missing.
+        SetupError: a package or device that decides the name is missing.
     """
-    planned: tuple[PlannedFile, ...] = getattr(build_module(target), "plan", target.plan)(precision)
+    planned: PlannedFile = getattr(build_module(target), "plan", target.plan)(precision)
     return planned
 
 

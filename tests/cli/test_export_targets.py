@@ -17,7 +17,6 @@ import pytest
 import kdedge as api
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.cpu_choice import CPU_CHOICE
-from kdedge.runtime.machine import has_bf16
 
 pytestmark = pytest.mark.usefixtures("exported")
 
@@ -35,8 +34,6 @@ def read(path: Path) -> Any:
 
 
 OPENVINO = {"model.xml": "fp32", "model.fp16.xml": "fp16", "model.int8.xml": "int8"}
-if has_bf16():
-    OPENVINO["model.bf16.xml"] = "bf16"
 # ExecuTorch's lowering takes a minute of computing, and five on a busy machine
 SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
 

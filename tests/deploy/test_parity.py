@@ -126,7 +126,7 @@ def test_uint8_graphs_get_the_pixels_as_they_are(tmp_path: Path) -> None:
     ("key", "value", "precision", "expected"),
     [
         ("agreement_percent", 97.21, "int8", "agreement 97.21 %, but at least 98.00 % is required"),
-        ("agreement_percent", 99.49, "bf16", "99.49 %, but at least 99.50 % is required"),
+        ("agreement_percent", 99.49, "fp16", "99.49 %, but at least 99.50 % is required"),
         ("accuracy_drop", 1.234, "fp32", "accuracy 1.23 points lower, but at most 1.00 is allowed"),
         ("n_nonfinite", 1, "fp16", "NaN or infinity for 1 of 2000 images"),
     ],
@@ -136,8 +136,10 @@ def test_a_miss_is_a_sentence_with_got_asked_and_key(
 ) -> None:
     (miss,) = misses(dataclasses.replace(RESULT, **{key: value}), precision, GATES)
     assert expected in miss
-    gate = "fp16" if precision == "bf16" else precision
-    keys = {"agreement_percent": f" (gates.agreement.{gate})", "accuracy_drop": " (gates.max_drop)"}
+    keys = {
+        "agreement_percent": f" (gates.agreement.{precision})",
+        "accuracy_drop": " (gates.max_drop)",
+    }
     assert miss.endswith(keys.get(key, expected))
 
 
@@ -145,7 +147,7 @@ def test_a_miss_is_a_sentence_with_got_asked_and_key(
     ("changes", "precision"),
     [
         ({}, "fp16"),
-        ({"agreement_percent": 99.5}, "bf16"),
+        ({"agreement_percent": 99.5}, "fp16"),
         ({"agreement_percent": 98.0, "accuracy_drop": 1.0}, "int8"),
         ({"accuracy_drop": -5.0}, "int8"),
         ({"n_labeled": 96, "accuracy_drop": 100 / 96}, "int8"),  # one image
@@ -180,7 +182,7 @@ def test_the_error_names_file_misses_images_and_what_to_do() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "remedy"),
-    [("fp16", "Leave fp16 out"), ("fp32", "Export again"), ("bf16", "Use the float32 file")],
+    [("fp16", "Leave fp16 out"), ("fp32", "Export again")],
 )
 def test_the_remedy_suits_the_precision(precision: Any, remedy: str) -> None:
     result = dataclasses.replace(RESULT, agreement_percent=1.0, worst=())

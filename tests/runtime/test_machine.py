@@ -11,7 +11,6 @@ import pytest
 
 from kdedge.runtime.machine import (
     cpu_instructions,
-    has_bf16,
     is_jetson,
     lacks_vnni,
     memory_bytes,
@@ -100,26 +99,6 @@ def test_a_jetson_is_known_by_its_device_tree(
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(text)
     assert is_jetson() is expected
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "expected"),
-    [
-        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n", True),
-        ("flags : fpu amx_bf16 amx_tile\n", True),
-        ("flags : fpu avx512f avx512_vnni\n", False),
-        ("Features : fp asimd bf16\n", False),  # Arm: OpenVINO has no bf16 there
-        ("", False),
-    ],
-)
-def test_bfloat16_is_known_by_the_processors_flags(
-    tmp_path: Path, cpuinfo: str, expected: bool
-) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/cpuinfo").write_text(cpuinfo)
-    assert has_bf16() is expected
-    (tmp_path / "proc/cpuinfo").unlink()
-    assert has_bf16() is False
 
 
 @pytest.mark.parametrize(

@@ -22,19 +22,16 @@ from kdedge.targets.onnx_image import run
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME, Nodes, Order, add_preprocessing
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
-_FILES: dict[Precision, PlannedFile] = {
-    "fp32": PlannedFile("model.image.onnx", "fp32", "any"),
-    "int8": PlannedFile("model.image.int8-cpu.onnx", "int8", "cpu"),
-}
-
 # Sides as multiples of the model's, in halves: smaller, equal, larger, long, and tall enough for
 # Pillow's other order of the axes
 _PROBES = ((1, 1), (2, 2), (2, 3), (5, 2), (3, 7), (8, 3), (9, 1))
 
 
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+def plan(precision: Precision) -> PlannedFile:
     """The file of a precision."""
-    return (_FILES[precision],)
+    if precision == "int8":
+        return PlannedFile("model.image.int8-cpu.onnx", "int8", "cpu")
+    return PlannedFile("model.image.onnx", "fp32", "any")
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""OpenVINO: files for CPUs, in float32, bf16, FP16 weights and INT8."""
+"""OpenVINO: files for CPUs, in float32, FP16 weights and INT8."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TARGET = Target(
     label="OpenVINO",
     flag="--openvino",
     help="OpenVINO files, for CPUs.",
-    files="model.*.xml",
+    files="model*.xml",
+    data="model*.bin",
     source="ONNX file",
-    precisions=("fp32", "bf16", "fp16", "int8"),
-    cpu_precisions=("fp32", "bf16", "fp16", "int8"),
+    precisions=("fp32", "fp16", "int8"),
+    cpu_precisions=("fp32", "fp16", "int8"),
     packages=(OPENVINO,),
     runtime=OPENVINO,
     backend="openvino",
     preference=15,
     base_precision="fp32",
-    remark="bf16 is made where the CPU multiplies bfloat16 itself.",
 )

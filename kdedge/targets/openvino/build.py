@@ -15,34 +15,17 @@ from typing import Any
 import numpy as np
 
 from kdedge.errors import ResourceError
-from kdedge.files import write_atomic, written_together
-from kdedge.runtime.artifact import Precision
-from kdedge.runtime.machine import has_bf16, lacks_vnni
+from kdedge.files import written_together
+from kdedge.runtime.machine import lacks_vnni
 from kdedge.targets.cpu_backend import explaining
 from kdedge.targets.openvino import OPENVINO
-from kdedge.targets.openvino.run import PRECISION_KEY
 from kdedge.targets.protocol import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
-
-_FLOAT32 = PlannedFile("model.xml", "fp32", "cpu", "model.bin")
-_BF16 = PlannedFile("model.bf16.xml", "bf16", "cpu", "model.bin")
-_FP16 = PlannedFile("model.fp16.xml", "fp16", "cpu", "model.fp16.bin")
-_INT8 = PlannedFile("model.int8.xml", "int8", "cpu", "model.int8.bin")
 
 log = logging.getLogger(__name__)
 
 
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """The files of a precision.
-
-    bf16 is a way to run the float32 weights: a second graph that names it, on CPUs with bfloat16.
-    """
-    if precision in ("fp16", "int8"):
-        return (_FP16 if precision == "fp16" else _INT8,)
-    return (_FLOAT32, _BF16) if has_bf16() else (_FLOAT32,)
-
-
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds a graph with its weights; in bf16, a graph for the weights of the float32 file.
+    """Builds a graph with its weights.
 
     Raises:
         DataError: OpenVINO cannot read the ONNX file.
@@ -53,18 +36,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     ov = OPENVINO.load()
     path = request.folder / file.name
     built_with: dict[str, Any] = {"tool": "OpenVINO", "version": OPENVINO.version}
-    if file.precision == "bf16":
-        # The metadata that `run` reads; the graph's places in the weights stay the same
-        graph = request.artifact.checked(_FLOAT32.name).read_bytes()
-        before, end, after = graph.rpartition(b"</rt_info>")
-        section, key = PRECISION_KEY
-        mark = f'<{section}><{key} value="bf16" /></{section}>'.encode()
-        write_atomic(path, before + mark + end + after)
-        return built_with
     with explaining(request.onnx_path, "read", OPENVINO):
         model = ov.Core().read_model(request.onnx_path)
-    if file.precision == "fp32" and not has_bf16():
-        log.info("bf16 is left out: this CPU does not multiply bfloat16 (no AVX512_BF16, no AMX).")
     if file.precision == "int8" and lacks_vnni():
         log.info("Weights get 7 bits, as this CPU adds products of bytes in 16 bits (no VNNI).")
         _limit_weights(ov, model, CPU_WEIGHT_LEVELS)

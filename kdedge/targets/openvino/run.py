@@ -6,20 +6,14 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import BackendUnavailable
 from kdedge.runtime.artifact import INPUT_NAME
-from kdedge.runtime.machine import has_bf16
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.openvino import OPENVINO
-
-PRECISION_KEY = ["kdedge", "inference_precision"]
-"""Path in a file's metadata of the value for OpenVINO's setting INFERENCE_PRECISION_HINT."""
 
 
 class OpenVinoModel(CpuModel):
@@ -28,17 +22,15 @@ class OpenVinoModel(CpuModel):
     name, package = "openvino", OPENVINO
 
     def _open(self, module: Any, n_threads: int | None) -> None:
-        # The bf16 file shares the float32 file's weights
-        weights = self._path.with_name(self._path.name.replace(".bf16.xml", ".xml"))
         self._core = module.Core()
-        self._model = self._core.read_model(self._path, weights.with_suffix(".bin"))
+        self._model = self._core.read_model(self._path, self._path.with_suffix(".bin"))
         images = self._model.input(0)
         sizes = [
             size.get_length() if size.is_static else None for size in images.get_partial_shape()
         ]
         self._set_input(sizes, is_bytes=images.get_element_type().get_type_name() == "u8")
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _precision(self._model, self._path),
+            "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             # Pinned threads of two processes would share a core while others are idle
             "ENABLE_CPU_PINNING": False,
@@ -92,16 +84,3 @@ def _signal_stack_kept() -> Iterator[None]:
         yield
     finally:
         change(stack, None)
-
-
-def _precision(model: Any, path: Path) -> str:
-    """Value of INFERENCE_PRECISION_HINT: f32, or bf16 where the file says so."""
-    if not model.has_rt_info(PRECISION_KEY) or model.get_rt_info(PRECISION_KEY).value != "bf16":
-        return "f32"
-    if not has_bf16():
-        raise BackendUnavailable(
-            f"{path} runs in bf16, but this CPU does not multiply bfloat16 (no AVX512_BF16 and no"
-            " AMX).\n"
-            "  Use the float32 file: --precision fp32"
-        )
-    return "bf16"

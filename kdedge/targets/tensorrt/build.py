@@ -42,15 +42,10 @@ def check_environment() -> None:
         log.warning("%s", problem)
 
 
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+def plan(precision: Precision) -> PlannedFile:
     """The engine of a precision, named after this machine's TensorRT and GPU."""
-    return (
-        PlannedFile(
-            f"model.{precision}.{_tag(engine_package(TENSORRT), find_gpu())}.engine",
-            precision,
-            "gpu",
-        ),
-    )
+    tag = _tag(engine_package(TENSORRT), find_gpu())
+    return PlannedFile(f"model.{precision}.{tag}.engine", precision, "gpu")
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:

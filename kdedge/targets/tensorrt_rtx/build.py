@@ -21,10 +21,10 @@ _DEVICE = {
 }
 
 
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+def plan(precision: Precision) -> PlannedFile:
     """The engine of a precision, named after the version that it needs."""
     version = short_version(engine_package(TENSORRT_RTX))
-    return (PlannedFile(f"model.{precision}.rtx{version}.engine", precision, "gpu"),)
+    return PlannedFile(f"model.{precision}.rtx{version}.engine", precision, "gpu")
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:

@@ -71,12 +71,12 @@ def _load_package() -> ModuleType:
     return package
 
 
-def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+def plan(precision: Precision) -> PlannedFile:
     """The program of a precision, named after the version and the GPU that it needs."""
     about = _about(_load_package())
     version = ".".join(about["version"].split("+")[0].split(".")[:3])
     tag = f"torchtrt{version}-sm{about['compute_capability'].replace('.', '')}"
-    return (PlannedFile(f"model.{precision}.{tag}.pt2", precision, "gpu"),)
+    return PlannedFile(f"model.{precision}.{tag}.pt2", precision, "gpu")
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_a_graph_for_bytes_gives_the_same_answers(
 def test_what_core_ml_cannot_have_is_refused_before_the_conversion(
     tmp_path: Path, tiny_artifact: Make, changes: Any, message: str
 ) -> None:
-    (file,) = TARGET.plan("fp16")
+    file = TARGET.plan("fp16")
     with pytest.raises(RecipeError, match=message):
         target.build(file, BuildRequest(tiny_artifact(tmp_path, **changes), tmp_path, model=None))
 
@@ -204,7 +204,7 @@ def test_a_model_that_cannot_be_converted_is_one_message(
         def forward(self, images: Any) -> Any:
             return torch.linalg.eigvals(images[0]).real
 
-    (file,) = TARGET.plan("fp32")
+    file = TARGET.plan("fp32")
     with pytest.raises(RecipeError, match="cannot be built by coremltools"):
         target.build(file, BuildRequest(tiny_artifact(tmp_path), tmp_path, model=Odd()))
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ def build_engine(tiny_artifact: Callable[..., Any]) -> Callable[..., Built]:
     """Builds a target's engine for batches of 1 to 4, or as the options say."""
 
     def build(target: Any, onnx_path: Path, folder: Path, precision: Any, **options: Any) -> Built:
-        (file,) = target.plan(precision)
+        file = target.plan(precision)
         artifact = tiny_artifact(folder, **options)
         built_with = target.build(file, BuildRequest(artifact, folder, onnx_path=onnx_path))
         return Built(folder / file.name, built_with)

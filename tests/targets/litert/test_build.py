@@ -50,7 +50,7 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
 ) -> None:
     images = (255 * draw_images(8)).astype(np.uint8)
     fixed = dataclasses.replace(block_copy, batch=2, max_batch=2, pixels="uint8")
-    (file,) = TARGET.plan("int8")
+    file = TARGET.plan("int8")
     request = BuildRequest(fixed, block_copy.path, model=cnn_model, images=images)
     with target.silent():  # neither the first convolution, nor depthwise ones, nor the head
         assert layer_names(target.converted(request)) == {"second"}
@@ -72,7 +72,7 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
 
 
 def test_int8_with_one_image_is_built(block_copy: Artifact, block_model: FoldedModel) -> None:
-    (file,) = TARGET.plan("int8")
+    file = TARGET.plan("int8")
     images = draw_images(1)
     target.build(file, BuildRequest(block_copy, block_copy.path, model=block_model, images=images))
     logits = run.load(block_copy.path / file.name, n_threads=1).run(images)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kdedge.errors import BackendUnavailable, DataError
+from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier
 from kdedge.targets.openvino import run as target
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 openvino = pytest.importorskip("openvino")
 
 WithFlags = Callable[[str], None]
-NATIVE = "avx512f avx512_bf16"
 
 
 @pytest.fixture
@@ -42,9 +41,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
 
 
 @pytest.fixture
-def files(openvino_files: Path, with_flags: WithFlags, tmp_path: Path) -> Path:
-    """A copy of that folder, on a processor with bfloat16."""
-    with_flags(NATIVE)
+def files(openvino_files: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
     return shutil.copytree(openvino_files, tmp_path / "artifact")
 
 
@@ -75,30 +73,17 @@ def test_threads_are_as_many_as_asked_for(
     assert [found for _, found in asked] == [threads, threads]
 
 
-def test_a_file_runs_in_float32_unless_it_names_bf16(files: Path, asked: Any) -> None:
+def test_a_file_runs_in_float32(files: Path, asked: Any) -> None:
     """Without a setting, OpenVINO rounds to bfloat16 where the CPU can."""
-    for name in ("model.xml", "model.fp16.xml", "model.bf16.xml"):
+    for name in ("model.xml", "model.fp16.xml"):
         target.load(files / name, n_threads=1)
-    assert [precision for precision, _ in asked] == ["f32", "f32", "bf16"]
-
-
-def test_bf16_is_refused_by_a_processor_without_it_and_float32_takes_its_place(
-    files: Path, with_flags: WithFlags
-) -> None:
-    with_flags("avx2")
-    with pytest.raises(BackendUnavailable, match="does not multiply bfloat16") as caught:
-        target.load(files / "model.bf16.xml")
-    assert str(caught.value).endswith("Use the float32 file: precision fp32")
-    with pytest.raises(BackendUnavailable):
-        Classifier.load(files, precision="bf16")
-    assert Classifier.load(files, n_threads=1).file.name == "model.xml"
+    assert [precision for precision, _ in asked] == ["f32", "f32"]
 
 
 def test_openvino_is_used_before_onnx_runtime(files: Path) -> None:
     classifier = Classifier.load(files, n_threads=1)
     assert classifier.file.name == "model.xml"
     assert Classifier.load(files, n_threads=1, precision="fp16").file.name == "model.fp16.xml"
-    assert Classifier.load(files, n_threads=1, precision="bf16").file.name == "model.bf16.xml"
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"<net></net>", None])
@@ -116,14 +101,13 @@ def test_weights_that_are_changed_torn_or_missing_are_told(files: Path) -> None:
     with pytest.raises(DataError, match=r"model\.bin.* has changed since the export"):
         Classifier.load(files, backend="openvino", precision="fp32")
     path.write_bytes(data[: len(data) // 2])
-    for file in ("model.xml", "model.bf16.xml"):
-        with pytest.raises(DataError, match="cannot be loaded by openvino"):
-            target.load(files / file)
+    with pytest.raises(DataError, match="cannot be loaded by openvino"):
+        target.load(files / "model.xml")
     path.unlink()
     with pytest.raises(DataError, match=r"cannot be loaded by openvino.*model\.bin"):
         target.load(files / "model.xml")
     with pytest.raises(DataError, match=r"model\.bin.* is missing"):
-        Classifier.load(files, backend="openvino", precision="bf16")
+        Classifier.load(files, backend="openvino", precision="fp32")
 
 
 def test_a_signal_after_models_were_freed_in_any_order_reaches_its_handler(files: Path) -> None:
