@@ -203,26 +203,29 @@ def make_setting(
 
 def make_store(folder: Path, features: Tensor) -> TeacherStore:
     """A teacher store of some images' features in one view."""
-    store = TeacherStore(
-        folder, {"of": "random images"}, indices=range(len(features)), dim=768, n_views=1
-    )
-    (chunk,) = store.chunks()
-    if not store.file(chunk).exists():
+    store = empty_store(folder, "random images", len(features))
+    for chunk in store.load():
         store.create()
-        store.write(chunk, features.half().cpu())
-    store.load([chunk])
+        store.write(chunk, features[chunk.positions].half().cpu())
+    store.load()
     return store
+
+
+def empty_store(folder: Path, images: str, n_images: int) -> TeacherStore:
+    """A teacher store of 768 features."""
+    digests = {i: f"{i:064x}" for i in range(n_images)}
+    return TeacherStore(folder, {"of": images}, digests=digests, dim=768, n_views=1)
 
 
 def store_seconds(folder: Path, batch: int) -> float:
     """Seconds an image that a store adds to its first epoch: written, verified, read in batches."""
     features = torch.randn(4096, 768).half()
-    store = TeacherStore(folder, {"of": "noise"}, indices=range(len(features)), dim=768, n_views=1)
+    store = empty_store(folder, "noise", len(features))
     began = time.perf_counter()
     store.create()
-    for chunk in store.chunks():
-        store.write(chunk, features[store.positions(chunk)])
-    store.load(store.chunks())
+    for chunk in store.load():
+        store.write(chunk, features[chunk.positions])
+    store.load()
     for start in range(0, len(features), batch):
         store.read(range(start, min(start + batch, len(features))), 1)
     return (time.perf_counter() - began) / len(features)

@@ -97,7 +97,7 @@ def label_pool(
     model = _find_model(loaded, workspace, method)
     filler = _logits_filler(model, loaded, pool, workspace)
     filler.fill()
-    logits = filler.store.read(filler.store.indices, 1)
+    logits = filler.store.read(filler.store.indices.tolist(), 1)
     probabilities = logits.softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = most_probable(probabilities, per_class, classes=everything)
@@ -105,8 +105,8 @@ def label_pool(
     write_pseudo_labels(
         path, labels, pool, class_names=classes.names, method=method, made_by=made_by
     )
-    # Not the folder and its lock, which another command may be waiting for
-    for file in filler.store.path.rglob("*.safetensors"):
+    # Not the folder and its lock, which another command may be waiting for, nor its files
+    for file, _ in filler.store.mapped:
         file.unlink(missing_ok=True)
     given = {pool.indices[label.image]: label.label for label in labels}
     return LabeledPool(
@@ -132,17 +132,15 @@ def _logits_filler(
         workspace.root / ".cache" / "logits",
         describe_store(
             provenance=sha256_json(["logits", *provenance]),
-            images=images,
             preprocess=model.preprocess,
             augment=None,
             precision="fp32",
         ),
-        indices=images.indices,
+        digests={i: images.digests[i] for i in images.indices},
         dim=len(model.class_names),
         n_views=1,
         dtype=torch.float32,
         name="Logits",
-        digests=images.digests,
     )
     run = model.run.path.absolute() if isinstance(model, RunModel) else None
     opens = partial(_open, loaded, run, model.class_names, workspace.root.absolute())

@@ -38,6 +38,7 @@ from kdedge.training.pseudo_labels import trial_round
 from kdedge.training.student import find_teacher, one_pass_job, student_job
 from kdedge.training.teach import baseline_job, teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller, check_room
+from kdedge.training.teacher_store.store import n_crops
 
 _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
@@ -266,14 +267,13 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     Raises:
         ResourceError: the disk has too little room for it.
     """
-    chunks = filler.store.chunks()
-    missing = filler.store.load(chunks)
+    missing = filler.store.load()
     check_room(filler.store, missing)
-    took = filler.seconds(missing)
-    state = "complete"
+    took, state = 0.0, "complete"
     if missing:
-        action = f"compute, about {rough_duration(took)}" if took else "copy from another store"
-        state = f"{len(missing)} of {len(chunks)} files to {action}"
+        took = filler.seconds(missing)
+        action = f"crops to compute, about {rough_duration(took)}"
+        state = f"{n_crops(missing)} of {filler.store.n_crops} {action}"
     return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 
 

@@ -204,7 +204,6 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         dim = teacher.class_vectors().shape[1]
     description = describe_store(
         provenance=teacher.features_provenance,
-        images=images,
         preprocess=answering_teacher.preprocess,
         augment=augment,
         precision=optim.precision,
@@ -212,10 +211,9 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     store = TeacherStore(
         setup.workspace.root / ".cache" / "teacher_store",
         description,
-        indices=images.indices,
+        digests={i: images.digests[i] for i in images.indices},
         dim=dim,
         n_views=n_stored_views(recipe, setup.choice),
-        digests=images.digests,
     )
     opens = None
     if isinstance(teacher, RunModel):  # another process can open it

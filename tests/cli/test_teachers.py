@@ -81,7 +81,7 @@ def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
     stored = distilled(recipe, "student.views=2")
     job = job_of(recipe, "student.views=2")
     assert job.filler is not None
-    assert not job.filler.store.load(job.filler.store.chunks())
+    assert not job.filler.store.load()
     teacher = job.prepared_teacher
     warm, live = (next(job.batches(2, 3, features=f)) for f in (job.filler.store.read, None))
     assert torch.equal(warm.images, live.images)

@@ -12,7 +12,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.data.images import Images
 from kdedge.data.sources import Item
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
@@ -33,6 +32,7 @@ N_IMAGES, DIM = 290, 24
 """Three files a view: 128, 128 and 34 images, or 16, 16 and 5 forward passes."""
 N_PASSES = 37
 PREPROCESS = Preprocess(8, (0.5,) * 3, (0.5,) * 3)
+AUGMENT = Augmentation(1, 0.5, flip=True)
 
 
 class Drawn:
@@ -83,31 +83,29 @@ class SlowTeacher:
 
 
 def make_filler(
-    root: Path, *, teacher: Any = None, n_views: int = 2, n_images: int = N_IMAGES, **of: Any
+    root: Path,
+    *,
+    teacher: Any = None,
+    n_views: int = 2,
+    n_images: int = N_IMAGES,
+    digests: Mapping[int, str] | None = None,
+    augment: Augmentation | None = AUGMENT,
+    **of: Any,
 ) -> StoreFiller:
     """A filler with everything that is not given filled in."""
-    source, augment = Drawn(n_images), Augmentation(1, 0.5, flip=True)
-    digests = {i: hashlib.sha256(str(i).encode()).hexdigest() for i in range(n_images)}
-    images = Images(source, tuple(range(n_images)), (), digests)
-    given = {"provenance": "t", "images": images, "preprocess": PREPROCESS}
-    description = describe_store(**{**given, "augment": augment, "precision": "fp32", **of})
-    images = given["images"] if "images" not in of else of["images"]
+    given = {"provenance": "t", "preprocess": PREPROCESS, "precision": "fp32", **of}
     store = TeacherStore(
         root,
-        description,
-        indices=images.indices,
+        describe_store(augment=augment, **given),
+        digests=digests or {i: digest(i) for i in range(n_images)},
         dim=DIM,
         n_views=n_views,
-        digests=images.digests,
     )
-    return StoreFiller(
-        store=store,
-        teacher=teacher or SlowTeacher(),
-        source=source,
-        augment=augment,
-        precision="fp32",
-        n_workers=0,
-    )
+    return StoreFiller(store, teacher or SlowTeacher(), Drawn(n_images), augment, n_workers=0)
+
+
+def digest(i: int) -> str:
+    return hashlib.sha256(str(i).encode()).hexdigest()
 
 
 def fill(root: Path, **changes: Any) -> tuple[TeacherStore, SlowTeacher]:
@@ -116,6 +114,11 @@ def fill(root: Path, **changes: Any) -> tuple[TeacherStore, SlowTeacher]:
     filler = make_filler(root, teacher=teacher, **changes)
     filler.fill()
     return filler.store, teacher
+
+
+def features_of(store: TeacherStore) -> Tensor:
+    """[views, images, D]: all features that were loaded."""
+    return torch.stack([store.read(store.indices, v + 1) for v in range(store.n_views)])
 
 
 def files_of(store: TeacherStore) -> dict[str, bytes]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,15 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.clip.tensor_file import write_tensors
+from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.teacher_store.store import Chunk, TeacherStore
+from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.teacher_store.store import TeacherStore, n_crops
 
 Filling = ModuleType
+MAPS = Path("/proc/self/maps")
 
 
 def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
@@ -29,7 +33,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     filler = filling.make_filler(tmp_path)
     filler.fill()
     batches = training_batches(
-        Images(filler.source, filler.store.indices),
+        Images(filler.source, tuple(filler.store.indices.tolist())),
         Preparation(filler.teacher.preprocess, Augmentation(1, 0.5, flip=True)),
         seed=5,
         epochs=[4],
@@ -50,23 +54,37 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
     assert store.n_bytes == 290 * 2 * 24 * 2
     assert store.size == "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
     files = filling.files_of(store)
-    assert sorted(files) == [f"view-000{v}/0000{c}.safetensors" for v in (1, 2) for c in range(3)]
-    assert store.n_bytes < sum(map(len, files.values())) < store.n_bytes + 6 * 1000
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        assert all(str(store.file(chunk)) in maps.read_text() for chunk in store.chunks())
+    assert [name[:9] for name in sorted(files)] == ["view-0001"] * 3 + ["view-0002"] * 3
+    hashes_and_positions = 290 * 2 * 40
+    assert 0 < sum(map(len, files.values())) - store.n_bytes - hashes_and_positions < 6 * 1000
+    if MAPS.exists():
+        assert all(str(file) in MAPS.read_text() for file, _ in store.mapped)
+
+
+def test_more_files_than_the_kernel_maps_are_read_into_memory(
+    filling: Filling, tmp_path: Path
+) -> None:
+    expected = filling.features_of(filling.fill(tmp_path)[0])
+    store = filling.make_filler(tmp_path).store
+    store.mapped += [(tmp_path, torch.empty(0))] * 59_998
+    assert store.load() == []
+    assert torch.equal(filling.features_of(store), expected)
+    gc.collect()  # the first store
+    if MAPS.exists():
+        assert sum(str(file) in MAPS.read_text() for file, _ in store.mapped[59_998:]) == 2
 
 
 @pytest.mark.parametrize(
-    ("n_images", "images_a_file"),
-    [(0, 128), (128_000, 128), (128_001, 160), (1_281_167, 1312)],
+    ("n_images", "images_a_file"), [(128_000, 128), (128_001, 160), (1_281_167, 1312)]
 )
 def test_a_file_has_few_images_and_a_view_has_few_files(
     tmp_path: Path, n_images: int, images_a_file: int
 ) -> None:
-    store = TeacherStore(tmp_path, {}, indices=range(n_images), dim=2, n_views=1)
-    assert store.chunk_images == images_a_file
-    assert len(store.chunks()) <= 1001
+    digests = dict.fromkeys(range(n_images), "0" * 64)
+    chunks = TeacherStore(tmp_path, {}, digests=digests, dim=2, n_views=1).load()
+    assert len(chunks[0].positions) == images_a_file
+    assert len(chunks) <= 1001
+    assert n_crops(chunks) == n_images
 
 
 @pytest.mark.parametrize(
@@ -89,30 +107,16 @@ def test_another_teacher_format_or_crop_is_another_store(
     assert one.path != other.path
 
 
-def test_images_that_were_added_removed_changed_or_moved_make_another_store(
+def test_images_named_in_any_order_have_their_own_features(
     filling: Filling, tmp_path: Path
 ) -> None:
-    images = filling.Images(filling.Drawn(5), (0, 1, 2), (), dict.fromkeys(range(5), "d"))
-    changed = [
-        images,
-        images.only((0, 1, 2, 3)),
-        images.only((0, 1)),
-        images.only((0, 1, 4)),
-        replace(images, digests={**images.digests, 1: "e"}),
-    ]
-    keys = {filling.make_filler(tmp_path, images=each).store.key for each in changed}
-    assert len(keys) == len(changed)
-    reordered = images.only((2, 0, 1))
-    assert filling.make_filler(tmp_path, images=reordered).store.key in keys
-
-
-def test_images_named_in_any_order_have_their_own_features(tmp_path: Path) -> None:
-    store = TeacherStore(tmp_path, {}, indices=(7, 2, 5), dim=1, n_views=1)
+    digests = {i: filling.digest(i) for i in (7, 2, 5)}
+    store = TeacherStore(tmp_path, {}, digests=digests, dim=1, n_views=1)
     store.create()
-    (chunk,) = store.chunks()
-    features = [[float(position)] for position in store.positions(chunk)]
-    store.write(chunk, torch.tensor(features, dtype=torch.float16))
-    assert store.load([chunk]) == []
+    (chunk,) = store.load()
+    assert chunk.positions.tolist() == [2, 5, 7]
+    store.write(chunk, torch.tensor([[2.0], [5.0], [7.0]], dtype=torch.float16))
+    assert store.load() == []
     assert store.read([5, 7, 2], 1).flatten().tolist() == [5, 7, 2]
 
 
@@ -121,26 +125,94 @@ def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(
 ) -> None:
     filling.fill(tmp_path, n_views=1)
     filler = filling.make_filler(tmp_path, n_views=3)
-    assert {chunk.view for chunk in filler.store.load(filler.store.chunks())} == {2, 3}
+    assert {chunk.view for chunk in filler.store.load()} == {2, 3}
     filler.fill()
-    fewer = filling.make_filler(tmp_path, n_views=2)
-    assert fewer.store.load(fewer.store.chunks()) == []
+    assert filling.make_filler(tmp_path, n_views=2).store.load() == []
 
 
-def of_another_store(store: TeacherStore, file: Path) -> bytes:
-    assert store.file(Chunk(1, 1)) == file
-    features = {"teacher_features": torch.zeros(128, 24, dtype=torch.float16)}
-    write_tensors(file, features, {"store": "x", "view": "1", "chunk": "1"})
-    return file.read_bytes()
+@pytest.mark.parametrize("n_before", [1, 128, 200, 289])
+def test_only_added_images_are_computed_and_all_features_are_those_of_a_fresh_store(
+    filling: Filling, tmp_path: Path, n_before: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    filling.fill(tmp_path / "grown", n_images=n_before)
+    grown, teacher = filling.fill(tmp_path / "grown")
+    assert teacher.n_computed == 2 * (290 - n_before)  # two views
+    assert f"Computing {2 * (290 - n_before)} of 580 crops." in caplog.text
+    alone, _ = filling.fill(tmp_path / "alone")
+    assert torch.equal(filling.features_of(grown), filling.features_of(alone))
+
+
+def test_recipes_share_the_images_that_they_have_in_common(
+    filling: Filling, tmp_path: Path
+) -> None:
+    for part in (range(100), range(90, 290)):
+        digests = {i: filling.digest(i) for i in part}
+        filling.fill(tmp_path, digests=digests, n_views=1)
+    both, teacher = filling.fill(tmp_path)
+    assert teacher.n_computed == 290  # the second view
+    alone, _ = filling.fill(tmp_path / "alone")
+    assert torch.equal(filling.features_of(both), filling.features_of(alone))
+
+
+def test_an_image_that_changed_or_moved_has_another_crop_and_is_computed_again(
+    filling: Filling, tmp_path: Path
+) -> None:
+    filling.fill(tmp_path, n_images=60)
+    digests = {i: filling.digest(i) for i in range(60)}
+    _, teacher = filling.fill(tmp_path, digests={**digests, 7: "f" * 64})
+    assert teacher.n_computed == 2
+    moved = {0: "f" * 64, **{i + 1: digest for i, digest in digests.items()}}
+    assert filling.fill(tmp_path, digests=moved)[1].n_computed == 2 * 61
+    assert filling.fill(tmp_path, n_images=60)[1].n_computed == 0
+
+
+def test_without_random_crops_an_image_is_found_wherever_it_moved(
+    filling: Filling, tmp_path: Path
+) -> None:
+    def filled(root: Path, order: list[int]) -> StoreFiller:
+        class Moved(filling.Drawn):
+            def read(self, i: int) -> bytes:
+                data: bytes = filling.draw(order[i])
+                return data
+
+        digests = {i: filling.digest(which) for i, which in enumerate(order)}
+        filler = filling.make_filler(root, digests=digests, n_views=1, augment=None)
+        filler = replace(filler, source=Moved(len(order)))
+        filler.fill()
+        return filler
+
+    filled(tmp_path, [3, 1, 2])
+    moved, alone = (filled(tmp_path / x, [9, 2, 3, 1, 9, 7]) for x in (".", "alone"))
+    assert moved.teacher.n_computed == 3  # 9 twice
+    assert torch.equal(filling.features_of(moved.store), filling.features_of(alone.store))
+
+
+def test_files_of_other_images_are_not_read_whole(
+    filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, _ = filling.fill(tmp_path, n_images=60)
+    for name, content in filling.files_of(store).items():
+        (store.path / name).write_bytes(content[:-1] + b"?")
+    before = filling.files_of(store)
+    digests = {i: filling.digest(i) for i in range(60, 80)}
+    assert filling.fill(tmp_path, digests=digests)[1].n_computed == 2 * 20
+    assert before.items() <= filling.files_of(store).items()
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def of_another_store(files: list[Path]) -> bytes:
+    tensors, _ = read_tensors(files[1])
+    write_tensors(files[1], tensors, {"store": "x", "view": "1"})
+    return files[1].read_bytes()
 
 
 DAMAGES = {
-    "cut off": lambda store, file: file.read_bytes()[:-100],
-    "empty": lambda store, file: b"",
-    "no tensor file": lambda store, file: b"x" * 5000,
-    "a bit": lambda store, file: file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]),
-    "another view's": lambda store, file: store.file(Chunk(2, 1)).read_bytes(),
-    "another chunk's": lambda store, file: store.file(Chunk(1, 0)).read_bytes(),
+    "cut off": lambda files: files[1].read_bytes()[:-100],
+    "empty": lambda files: b"",
+    "no tensor file": lambda files: b"x" * 5000,
+    "a bit": lambda files: files[1].read_bytes()[:-1] + bytes([files[1].read_bytes()[-1] ^ 1]),
+    "another view's": lambda files: files[4].read_bytes(),
     "another store's": of_another_store,
 }
 
@@ -151,15 +223,27 @@ def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
 ) -> None:
     store, _ = filling.fill(tmp_path)
     before = filling.files_of(store)
-    file = store.file(Chunk(1, 1))
-    file.write_bytes(DAMAGES[damage](store, file))
+    files = sorted(store.path.glob("view-*/*"))
+    n_images = len(read_tensors(files[1])[0]["positions"])
+    files[1].write_bytes(DAMAGES[damage](files))
     _, teacher = filling.fill(tmp_path)
     assert filling.files_of(store) == before
-    assert teacher.n_passes == 16
+    assert teacher.n_computed == n_images
     warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == 1
-    start = f"Computing damaged files of the teacher store again: 1, for example {file}."
+    start = f"Computing damaged files of the teacher store again: 1, for example {files[1]}."
     assert warned[0].startswith(start)
+
+
+def test_a_worker_in_another_process_writes_what_this_one_reads(
+    filling: Filling, tmp_path: Path
+) -> None:
+    filling.fill(tmp_path, n_images=60)
+    here = filling.make_filler(tmp_path, n_images=200)
+    chunks = here.store.load()
+    there = replace(here, store=pickle.loads(pickle.dumps(here.store)))
+    assert sum(there.compute(pickle.loads(pickle.dumps(chunks)))) == 2 * 140
+    assert here.store.load(chunks) == []
 
 
 def test_a_damaged_description_is_written_anew_and_nothing_depends_on_it(

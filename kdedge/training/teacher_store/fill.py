@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -33,14 +34,15 @@ from kdedge.files import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.measure import ImageModel
 from kdedge.training.loop.precision import Precision
-from kdedge.training.teacher_store.reuse import OtherStores
-from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
+from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
 log = logging.getLogger(__name__)
 
 _N_TRIALS = 2
 """Forward passes for an estimate of the time; the first one includes one-time work."""
+_ROW_BYTES = 8 + 32
+"""Position and hash of an image, which are stored with its features."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,7 @@ class StoreFiller:
             DataError: an image that was readable before is no longer readable.
             SetupError: another process does not see a run, the store or the images.
         """
-        chunks = self.store.chunks()
-        self.store.note_images()
-        missing = self.group.on_rank0(lambda: self.store.load(chunks))
+        missing = self.group.on_rank0(self.store.load)
         if missing:
             if self.group.is_rank0:
                 check_room(self.store, missing)
@@ -95,63 +95,43 @@ class StoreFiller:
             if self.group.is_rank0 and is_locked(lock):
                 log.info("Waiting for another process that is filling %s.", self.store.path)
             with locked(lock, wait_s=math.inf) if self.group.is_rank0 else nullcontext():
-                # Another command may have filled it since; all processes go by what rank 0 sees
-                missing = self.group.on_rank0(lambda: [c for c in missing if not self.store.has(c)])
+                missing = self.group.on_rank0(self.store.reload)
                 if missing:
                     self._fill(missing)
                     return
         if not self.group.is_rank0:
-            self.store.load(chunks)
+            self.store.load()
         log.info("%s. It is complete: the teacher is not needed.", self.store)
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates how long chunks take, from forward passes over the first images of one."""
-        n_images = sum(len(self._missing(chunk)) for chunk in missing)
-        if not n_images:
-            return 0.0
-        trial = next(batch for chunk in missing for batch in self._passes(chunk))
-        times: list[float] = []
+        trial = next(self._passes(missing[0]))
         began = time.perf_counter()
         for images in self._images([trial] * _N_TRIALS, n_workers=0):
             self._features(images)
-            before, began = began, time.perf_counter()
-            times.append(began - before)
-        return times[-1] / len(trial) * n_images
+            took, began = time.perf_counter() - began, time.perf_counter()
+        return took / len(trial) * n_crops(missing)
 
     def _fill(self, missing: list[Chunk]) -> None:
-        n_chunks = len(self.store.chunks())
-        log.info("%s. Computing %d of %d files.", self.store, len(missing), n_chunks)
-        others = self._others
-        if others.n_images:
-            log.info(
-                "Features of %d of %d images are taken from %s: the teacher is run for new ones.",
-                *(others.n_images, len(self.store.indices), others.path),
-            )
-        if others.n_moved:
-            log.info(
-                "%d images are computed again because they moved in the sorted list. To avoid this,"
-                " put new images into a folder whose name sorts last, or below the other rows of a"
-                " list.",
-                others.n_moved,
-            )
+        n_missing = n_crops(missing)
+        log.info("%s. Computing %d of %d crops.", self.store, n_missing, self.store.n_crops)
         began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
-        n_done, n_all = 0, sum(len(self.store.positions(chunk)) for chunk in share)
-        with progress(f"filling the {self.store.name.lower()}", n_all, unit="crops") as advance:
-            for chunk in self._computed(share):
-                n_done += len(self.store.positions(chunk))
+        n_done, what = 0, f"filling the {self.store.name.lower()}"
+        with progress(what, n_crops(share), unit="crops") as advance:
+            for n in self._computed(share):
+                n_done += n
                 advance(n_done)
         self.group.all_reduce_max(0)  # until each process has written its chunks
-        damaged = self.store.load(self.store.chunks())
-        if damaged:
+        if self.store.load(missing):
             raise ResourceError(
-                f"{self.store.file(damaged[0])} was damaged while it was written.\n"
+                f"Files in {self.store.path} were damaged while they were written.\n"
                 "  Check the disk, or choose another folder with --runs."
             )
         log.info("%s filled in %s.", self.store.name, rough_duration(time.monotonic() - began))
 
-    def _computed(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
-        """Chunks that are computed here, or by workers."""
+    def _computed(self, chunks: Sequence[Chunk]) -> Iterator[int]:
+        """Computes chunks here or by workers, and yields the size of each."""
         if self.workers is None:
             return self.compute(chunks)
         # The other process opens the model itself
@@ -162,39 +142,22 @@ class StoreFiller:
             paths.append(Path(self.source.location(0).path))
         return self.workers.run(chunks, elsewhere, paths)
 
-    def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Computes and writes chunks; first those whose features other stores have."""
-        n_missing = {chunk: len(self._missing(chunk)) for chunk in chunks}
-        for chunk in n_missing:
-            self.store.tidy(chunk)
-            if not n_missing[chunk]:
-                self._write(chunk, ())
-                yield chunk
-        computed = [chunk for chunk, n in n_missing.items() if n]
-        passes = (batch for chunk in list(computed) for batch in self._passes(chunk))
-        n_workers = choose_n_workers(self.n_workers, sum(n_missing.values()))
-        features: list[Tensor] = []
+    def compute(self, chunks: Iterable[Chunk]) -> Iterator[int]:
+        """Computes and writes chunks, and yields the size of each."""
+        chunks = list(chunks)
+        passes = (batch for chunk in chunks for batch in self._passes(chunk))
+        n_workers = choose_n_workers(self.n_workers, n_crops(chunks))
         with closing(self._images(passes, n_workers=n_workers)) as loaded:
-            for images in loaded:
-                features.append(self._features(images))
-                if sum(map(len, features)) == n_missing[computed[0]]:
-                    chunk = computed.pop(0)
-                    self._write(chunk, torch.cat(features))
-                    features = []
-                    yield chunk
-
-    @functools.cached_property
-    def _others(self) -> OtherStores:
-        return OtherStores(self.store)
-
-    def _missing(self, chunk: Chunk) -> list[int]:
-        """Positions of a chunk's images whose features no other store has."""
-        rows = self._others.rows(chunk)
-        return [position for position in self.store.positions(chunk) if position not in rows]
+            for chunk in chunks:
+                n_passes = math.ceil(len(chunk.positions) / self._n_a_pass)
+                features = torch.cat([self._features(x) for x in islice(loaded, n_passes)])
+                self._check_finite(chunk, features)
+                self.store.write(chunk, features)
+                yield len(features)
 
     def _passes(self, chunk: Chunk) -> Iterator[list[PlannedImage]]:
         """The images of each forward pass. On one kind of device batches are always the same."""
-        planned = [(0, position, chunk.view) for position in self._missing(chunk)]
+        planned = [(0, position, chunk.view) for position in chunk.positions.tolist()]
         for start in range(0, len(planned), self._n_a_pass):
             yield planned[start : start + self._n_a_pass]
 
@@ -221,24 +184,15 @@ class StoreFiller:
             features: Tensor = getattr(self.teacher, self.answers)(images)
         return features.to(self.store.dtype).cpu()
 
-    def _write(self, chunk: Chunk, computed: Iterable[Tensor]) -> None:
-        """Writes a chunk: features that another store has, and the computed features."""
-        stored, new = self._others.features(chunk), iter(computed)
-        features = torch.stack(
-            [
-                stored[position] if position in stored else next(new)
-                for position in self.store.positions(chunk)
-            ]
-        )
+    def _check_finite(self, chunk: Chunk, features: Tensor) -> None:
         odd = (~features.isfinite().all(dim=1)).nonzero()
         if len(odd):
-            key = self.source.items[self.store.positions(chunk)[int(odd[0])]].key
+            key = self.source.items[int(chunk.positions[int(odd[0])])].key
             raise DivergedError(
                 f"The model's answer for {key} is not finite.\n"
                 "  Its training diverged: train it again with a lower optim.lr, or set"
                 " optim.precision: fp32."
             )
-        self.store.write(chunk, features)
 
 
 def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
@@ -249,7 +203,7 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
     """
     place = next(folder for folder in store.path.absolute().parents if folder.exists())
     free = shutil.disk_usage(place).free
-    needed = store.bytes_of(missing)
+    needed = n_crops(missing) * (store.n_bytes // store.n_crops + _ROW_BYTES)
     if free < needed:
         raise ResourceError(
             f"{place} has {readable_bytes(free)} free, and the teacher store still needs"
@@ -258,7 +212,7 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
         )
 
 
-def _fill_elsewhere(filler: StoreFiller, resources: WorkerResources) -> DoPieces[Chunk, Chunk]:
+def _fill_elsewhere(filler: StoreFiller, resources: WorkerResources) -> DoPieces[Chunk, int]:
     """`StoreFiller.compute` in another process, with the model opened there."""
     assert filler.opens is not None  # only a model that can be opened again is used elsewhere
     n_workers = filler.n_workers

@@ -1,34 +1,36 @@
-"""The teacher store: a teacher's features of several views of all images, computed once.
+"""The teacher store: a teacher's features of several views of images, computed once.
 
-It holds unit-length image features, which every epoch, seed, student and loss can use. It holds no
-logits, so the class list may change. A view is the crop and flip that `data/views.py` draws, so the
-student sees exactly the crop from which a feature was computed.
+It holds unit-length image features, which every epoch, seed, student, loss and set of images can
+use. It holds no logits, so the class list may change. A view is the crop and flip that
+`data/views.py` draws, so the student sees exactly the crop from which a feature was computed.
 
     <root>/<key>/store.json                       what features depend on; `key` is its hash
-    <root>/<key>/images.safetensors               its images: positions and hashes of their bytes
-    <root>/<key>/view-0001/00000.safetensors      features of the first chunk of images in view 1
+    <root>/<key>/view-0001/<name>.safetensors     features of some images in view 1
 
-The number of views is not part of the key: a run that needs more of them adds files. Each file is
-written atomically, names its store, view and chunk, and has a SHA-256. A file that is damaged or of
-another store is computed again. Features are float16: components of a unit vector are off by at
-most 2^-12, which changes logits at CLIP's scale of 100 by thousandths. Files are memory-mapped.
+Each file names its images by position and hash of their bytes, so images and views that are added
+need new files only. Random crops are drawn by an image's position in its source: an image that has
+moved is computed again. Each file is written atomically, names its store and view, and has a
+SHA-256. A file that is damaged or of another store is computed again. Features are float16:
+components of a unit vector are off by at most 2^-12, which changes logits at CLIP's scale of 100 by
+thousandths. Files are memory-mapped.
 """
 
 from __future__ import annotations
 
-import bisect
+import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
-from kdedge.data.images import Images
 from kdedge.data.views import RATIO, Augmentation
 from kdedge.errors import DataError
 from kdedge.files import explained, sha256_json, write_json
@@ -43,44 +45,41 @@ FORWARD_BATCH = 32
 _MIN_CHUNK = 128
 """The most that a kill loses; a laptop computes this many in minutes."""
 _MAX_FILES_A_VIEW = 1000
-"""The kernel maps 65,530 files per process: enough for the views of 65 epochs."""
-_FORMAT = "kdedge-teacher-store-1"
-_IMAGES = "images.safetensors"
+"""More images that are computed at once have larger chunks."""
+_MAX_MAPPED = 60_000
+"""The kernel maps 65,530 files per process; further files are read into memory."""
+_FILE = 1 << 32
+"""A place in the store is the number of a file, times this, plus a row of the file."""
 
 
-@dataclass(frozen=True, order=True)
-class Chunk:
-    """The features of one file.
+class Chunk(NamedTuple):
+    """Images whose features in a view are computed together and go into one file.
 
     Attributes:
         view: from 1.
-        number: number of the part of the images, from 0.
+        positions: [n] int64, their positions in the source, ascending.
     """
 
     view: int
-    number: int
+    positions: NDArray[np.int64]
+
+
+def n_crops(chunks: Iterable[Chunk]) -> int:
+    """Number of features in all chunks."""
+    return sum(len(chunk.positions) for chunk in chunks)
 
 
 def describe_store(
-    *,
-    provenance: str,
-    images: Images,
-    preprocess: Preprocess,
-    augment: Augmentation | None,
-    precision: str,
+    *, provenance: str, preprocess: Preprocess, augment: Augmentation | None, precision: str
 ) -> dict[str, Any]:
-    """Everything that stored features depend on, as plain values; a store's key is their hash.
+    """Everything but the images that stored features depend on; a store's key is its hash.
 
     Args:
         provenance: provenance hash of the features, such as `RunModel.features_provenance`.
-        images: images whose views are stored. Their positions matter, as views are drawn by
-            position; labels do not.
         preprocess: the teacher's preprocessing.
         augment: draws the views; None for a single view, prepared as in evaluation.
         precision: number format of the teacher's forward pass.
     """
-    items = images.source.items
-    listed = [[i, items[i].key, images.digests[i]] for i in sorted(images.indices)]
     views: dict[str, Any] = {"views": "evaluation"}
     if augment is not None:
         views = {
@@ -92,10 +91,8 @@ def describe_store(
             **({"strong_views": True} if augment.strong else {}),
         }
     return {
-        "format": _FORMAT,
+        "format": "kdedge-teacher-store-2",
         "teacher": provenance,
-        "images": sha256_json(listed),
-        "n_images": len(listed),
         "preprocess": preprocess.as_dict(),
         **views,
         "precision": precision,
@@ -103,20 +100,21 @@ def describe_store(
 
 
 class TeacherStore:
-    """One store's files.
+    """One store's files, and where the features of some images are in them.
+
+    Args:
+        digests: position in the source -> SHA-256 of the bytes, in hex, of each image.
 
     Attributes:
-        key: hash of everything that the features depend on.
+        key: hash of everything but the images that the features depend on.
         path: its folder.
-        indices: positions of its images in their source, ascending.
+        indices: [n] int64, positions of the images in their source, ascending.
         dim: D_teacher.
         n_views: number of views that are needed.
         dtype: of the stored values.
         name: what it is called in messages.
         description: what its features depend on.
-        digests: position -> SHA-256 of each image's bytes, in hex, so that a store of more images
-            can take features from this one; None if only `images.safetensors` has them.
-        chunk_images: images per file; the last file of a view may have fewer.
+        mapped: files with features of the images, and these features.
     """
 
     def __init__(
@@ -124,28 +122,37 @@ class TeacherStore:
         root: Path,
         description: Mapping[str, Any],
         *,
-        indices: Iterable[int],
+        digests: Mapping[int, str],
         dim: int,
         n_views: int,
         dtype: torch.dtype = torch.float16,
         name: str = "Teacher store",
-        digests: Mapping[int, str] | None = None,
     ) -> None:
         self.key = sha256_json(dict(description))
         self.path = root / self.key[:16]
-        self.indices = sorted(indices)
         self.dim, self.n_views = dim, n_views
         self.dtype, self.name = dtype, name
-        passes = math.ceil(len(self.indices) / _MAX_FILES_A_VIEW / FORWARD_BATCH)
-        self.chunk_images = max(_MIN_CHUNK, passes * FORWARD_BATCH)
         self.description = dict(description)
-        self.digests = None if digests is None else {i: digests[i] for i in self.indices}
-        self._features: dict[Chunk, Tensor] = {}
+        self.indices = np.array(sorted(digests), np.int64)
+        hashes = b"".join(bytes.fromhex(digests[i]) for i in self.indices.tolist())
+        self._sha256 = np.frombuffer(hashes, np.uint8).reshape(-1, 32)
+        # Ids of the images, sorted; an image of each id; the number of each image's id
+        self._ids, self._first, self._numbers = np.unique(
+            self._ids_of(self.indices, self._sha256), return_index=True, return_inverse=True
+        )
+        self._places = np.full((n_views, len(self._ids)), -1, np.int64)
+        self.mapped: list[tuple[Path, Tensor]] = []
+        self._damaged: list[Path] = []
+
+    @property
+    def n_crops(self) -> int:
+        """Number of features of all images in all views."""
+        return len(self.indices) * self.n_views
 
     @property
     def n_bytes(self) -> int:
         """Size of all features in bytes: images x views x dimensions x 2."""
-        return len(self.indices) * self.n_views * self.dim * self.dtype.itemsize
+        return self.n_crops * self.dim * self.dtype.itemsize
 
     @property
     def size(self) -> str:
@@ -164,142 +171,141 @@ class TeacherStore:
         """Its place and size."""
         return f"{self.name} {self.path}: {self.size}"
 
-    def bytes_of(self, chunks: Iterable[Chunk]) -> int:
-        """Size of the chunks' features in bytes."""
-        return sum(len(self.positions(chunk)) for chunk in chunks) * self.dim * self.dtype.itemsize
+    def load(self, written: Sequence[Chunk] = ()) -> list[Chunk]:
+        """Maps the files with features of the images, and returns the chunks that are missing.
 
-    def chunks(self) -> list[Chunk]:
-        """All chunks, view by view."""
-        n_chunks = math.ceil(len(self.indices) / self.chunk_images)
-        return [
-            Chunk(view, number) for view in range(1, self.n_views + 1) for number in range(n_chunks)
-        ]
+        Every byte of these files is read once for its hash. A file that is damaged or of another
+        store is left out, with one warning.
 
-    def positions(self, chunk: Chunk) -> list[int]:
-        """Positions in the source of a chunk's images."""
-        return self.indices[chunk.number * self.chunk_images :][: self.chunk_images]
-
-    def file(self, chunk: Chunk) -> Path:
-        """File of a chunk."""
-        return self.path / f"view-{chunk.view:04d}" / f"{chunk.number:05d}.safetensors"
-
-    def load(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """Maps the chunks with a valid file of this store, and returns the others.
-
-        Every byte is read once for its hash. A file that is damaged or of another store counts as
-        missing, with a warning.
+        Args:
+            written: chunks whose files are new; a folder's list may lack them on a network share.
         """
-        missing = []
-        with progress(f"verifying the {self.name.lower()}", len(chunks)) as advance:
-            for done, chunk in enumerate(chunks, start=1):
-                if not self.has(chunk):
-                    missing.append(chunk)
+        known = {file for file, _ in self.mapped}
+        files = {self._file(chunk): chunk.view for chunk in written}
+        for view in range(1, self.n_views + 1):
+            in_folder = set(self._folder(view).glob("*.safetensors"))
+            files.update(dict.fromkeys(in_folder - known, view))
+        damaged = []
+        with progress(f"verifying the {self.name.lower()}", len(files) or None) as advance:
+            for done, (file, view) in enumerate(sorted(files.items()), start=1):
+                if not self._map(file, view):
+                    damaged.append(file)
                 advance(done)
-        damaged = [file for file in map(self.file, missing) if file.exists()]
-        if damaged:
+        missing = self._missing()
+        if missing and damaged and not self._damaged:
             log.warning(
                 "Computing damaged files of the %s again: %d, for example %s.",
                 *(self.name.lower(), len(damaged), damaged[0]),
             )
+        self._damaged = damaged
         return missing
 
-    def has(self, chunk: Chunk) -> bool:
-        """Whether a chunk has a valid file of this store. If so, maps it."""
-        if chunk in self._features:
-            return True
-        try:
-            tensors, facts = read_tensors(self.file(chunk))
-        except DataError:
-            return False
-        features = tensors.get("teacher_features", torch.empty(0))
-        shape = (len(self.positions(chunk)), self.dim)
-        is_own = facts.items() >= self._facts(chunk).items()
-        if is_own and (features.dtype, features.shape) == (self.dtype, shape):
-            self._features[chunk] = features
-            return True
-        return False
+    def _missing(self) -> list[Chunk]:
+        passes = math.ceil(len(self.indices) / _MAX_FILES_A_VIEW / FORWARD_BATCH)
+        size = max(_MIN_CHUNK, passes * FORWARD_BATCH)
+        chunks = []
+        for view, places in enumerate(self._places, start=1):
+            positions = self.indices[places[self._numbers] < 0]
+            chunks += [Chunk(view, positions[i : i + size]) for i in range(0, len(positions), size)]
+        return chunks
 
-    def _facts(self, chunk: Chunk) -> dict[str, str]:
-        return {"store": self.key, "view": str(chunk.view), "chunk": str(chunk.number)}
+    def _map(self, file: Path, view: int) -> bool:
+        """Maps a file if it has features of the images; False if it is damaged or not its own."""
+        try:
+            with safe_open(file, framework="np") as opened:
+                positions, sha256 = map(opened.get_tensor, ("positions", "sha256"))
+            ids = self._ids_of(positions, sha256)
+            numbers = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
+            is_same = (self._sha256[self._first[numbers]] == sha256).all(axis=1)
+            (rows,) = np.nonzero(is_same & (self._ids[numbers] == ids))
+            if not len(rows):  # of other images: not worth to be read for its hash
+                return True
+            tensors, facts = read_tensors(file)
+        except (OSError, SafetensorError, DataError):
+            return False
+        if facts != self._facts(view):
+            return False
+        features = tensors["teacher_features"]
+        self._places[view - 1, numbers[rows]] = len(self.mapped) * _FILE + rows
+        self.mapped.append((file, features if len(self.mapped) < _MAX_MAPPED else features.clone()))
+        return True
+
+    def _ids_of(self, positions: NDArray[np.int64], sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """[n]: what images are looked up by: position or, where nothing is drawn, their bytes."""
+        if self.description.get("views") == "evaluation":
+            return np.frombuffer(sha256[:, :8].tobytes(), np.int64)
+        return positions
+
+    def _folder(self, view: int) -> Path:
+        return self.path / f"view-{view:04d}"
+
+    def _facts(self, view: int) -> dict[str, str]:
+        return {"store": self.key, "view": str(view)}
+
+    def _hashes(self, chunk: Chunk) -> NDArray[np.uint8]:
+        """[n, 32]: SHA-256 of each of a chunk's images."""
+        return self._sha256[np.searchsorted(self.indices, chunk.positions)]
+
+    def _file(self, chunk: Chunk) -> Path:
+        """File of a chunk, named by its images: no other chunk has it."""
+        images = chunk.positions.tobytes() + self._hashes(chunk).tobytes()
+        return self._folder(chunk.view) / f"{hashlib.sha256(images).hexdigest()[:16]}.safetensors"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process may work in another folder, and maps the files itself."""
-        return {**vars(self), "path": self.path.absolute(), "_features": {}, "digests": None}
-
-    def tidy(self, chunk: Chunk) -> None:
-        """Deletes the partial files that killed processes have left of a chunk."""
-        file = self.file(chunk)
-        for left in file.parent.glob(f".{file.name}.*"):
-            left.unlink(missing_ok=True)
+        """For another process, which may work in another folder, and only writes."""
+        lookup = dict.fromkeys(("_ids", "_first", "_numbers", "_places"))
+        return {**vars(self), "path": self.path.absolute(), "mapped": [], **lookup}
 
     def create(self) -> None:
-        """Creates the folders, store.json and the list of images if they are missing.
+        """Creates the folders and store.json.
 
         Raises:
             ResourceError: the folder is not writable, or the disk is full.
         """
         with explained(self.path):
             for view in range(1, self.n_views + 1):
-                (self.path / f"view-{view:04d}").mkdir(parents=True, exist_ok=True)
+                self._folder(view).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "store.json", self.description)
-        self.note_images()
 
-    def note_images(self) -> None:
-        """Writes the list of images where it is known and missing."""
-        file = self.path / _IMAGES
-        if not self.digests or not self.path.exists() or file.exists():
-            return
-        hashes = b"".join(map(bytes.fromhex, self.digests.values()))
-        tensors = {
-            "positions": torch.tensor(list(self.digests), dtype=torch.int64),
-            "sha256": torch.frombuffer(bytearray(hashes), dtype=torch.uint8).reshape(-1, 32),
-        }
-        write_tensors(file, tensors, {"store": self.key})
+    def reload(self) -> list[Chunk]:
+        """Loads what another command has written since, and returns what is still missing.
+
+        It deletes damaged files and what killed processes left of others: for the process that
+        holds the store's lock.
+
+        Raises:
+            ResourceError: the folder is not writable.
+        """
+        missing = self.load()
+        with explained(self.path):
+            for file in (*self._damaged, *self.path.glob("view-*/.*")):
+                file.unlink(missing_ok=True)
+        return missing
 
     def write(self, chunk: Chunk, features: Tensor) -> None:
         """Writes a chunk atomically.
 
         Args:
             chunk: which.
-            features: [chunk's images, D_teacher], in the store's dtype, on the CPU.
+            features: [n, D_teacher], in the store's dtype, on the CPU.
 
         Raises:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
         """
-        tensors = {"teacher_features": features.contiguous()}
-        write_tensors(self.file(chunk), tensors, self._facts(chunk))
+        tensors = {
+            "teacher_features": features.contiguous(),
+            "positions": torch.tensor(chunk.positions),
+            "sha256": torch.tensor(self._hashes(chunk)),
+        }
+        write_tensors(self._file(chunk), tensors, self._facts(chunk.view))
 
     def read(self, positions: Sequence[int], view: int) -> Tensor:
         """[B, D_teacher], float32: the stored features of images in a view.
 
         Args:
             positions: positions in the source of images that are in the store.
-            view: from 1; its chunks must be loaded.
+            view: from 1; its files must be loaded.
         """
-        rows = []
-        for position in positions:
-            chunk, row = self.place(position, view)
-            rows.append(self._features[chunk][row])
-        return torch.stack(rows).float()
-
-    def place(self, position: int, view: int) -> tuple[Chunk, int]:
-        """The chunk of an image's features in a view, and their row in it."""
-        row = bisect.bisect_left(self.indices, position)
-        number, offset = divmod(row, self.chunk_images)
-        return Chunk(view, number), offset
-
-    def features(self, chunk: Chunk) -> Tensor:
-        """[chunk's images, D_teacher]: a loaded chunk's features, as they are stored."""
-        return self._features[chunk]
-
-
-def read_image_list(folder: Path, key: str) -> dict[int, str] | None:
-    """Position -> SHA-256 in hex; None if there is no list, or it is damaged or another store's."""
-    try:
-        tensors, facts = read_tensors(folder / _IMAGES)
-    except DataError:
-        return None
-    if facts != {"store": key}:
-        return None
-    rows = zip(tensors["positions"].tolist(), tensors["sha256"].numpy(), strict=True)
-    return {position: bytes(row).hex() for position, row in rows}
+        numbers = self._numbers[np.searchsorted(self.indices, positions)]
+        places = self._places[view - 1, numbers].tolist()
+        return torch.stack([self.mapped[at // _FILE][1][at % _FILE] for at in places]).float()
