@@ -61,11 +61,6 @@ InputImages = list[InputImage] | Iterator[InputImage]
 """Images to classify; an iterator if there are frames, whose number is unknown."""
 
 
-def keys_of(inputs: InputImages) -> list[str] | None:
-    """All keys; None if there are frames."""
-    return [item.key for item in inputs] if isinstance(inputs, list) else None
-
-
 AnyPath = str | Path | Iterable[str | Path]
 """A path, or several."""
 

@@ -7,16 +7,16 @@ import contextlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kdedge.api.model import load
-from kdedge.api.predict import InputImage, ResultStream, keys_of, open_inputs
+from kdedge.api.predict import InputImage, ResultStream, open_inputs
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
-from kdedge.files import already_exists, explained, printable, sha256_json
+from kdedge.files import already_exists, explained, new_file
 from kdedge.inference.lines import (
     FORMATS,
     Lines,
@@ -27,7 +27,6 @@ from kdedge.inference.lines import (
     shown_classes,
 )
 from kdedge.inference.pictures import PictureFolder
-from kdedge.inference.unfinished import written_lines
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
 
@@ -87,11 +86,6 @@ log = logging.getLogger(__name__)
     help="Give only the N images with the lowest scores, lowest first: label these next. --save"
     " then saves them without predictions.",
 )
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="Continue the file of --output that an interrupted call of the same command began.",
-)
 @precision_option
 @backend_option
 @click.option(
@@ -112,7 +106,6 @@ def command(
     output: Path | None,
     save: Path | None,
     uncertain: int | None,
-    resume: bool,
     precision: Precision | None,
     backend: str | None,
     batch: int | None,
@@ -135,18 +128,12 @@ def command(
     """
     if output is None and sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
-    lists_all = output is not None and kind != "text" and save is None and uncertain is None
-    if resume and not lists_all:
-        raise click.UsageError(
-            "--resume continues a file of all images: it needs --output and --format csv or jsonl,"
-            " without --save and --uncertain."
-        )
-    for path in (None if resume else output, save):
+    for path in (output, save):
         if path is not None and _has_content(path):
             raise already_exists(path)
     _check_named(paths)
     inputs = open_inputs(paths, every=every)
-    keys = keys_of(inputs)
+    keys = [item.key for item in inputs] if isinstance(inputs, list) else None
     with contextlib.ExitStack() as stack:
         classifier = stack.enter_context(
             load(artifact, precision=precision, backend=backend, threads=threads, root=root)
@@ -162,18 +149,9 @@ def command(
         log.info("Using %s on %s.", path, classifier.backend.describe())
         if precision is None and backend is None and classifier.file.device != "gpu":
             _say_what_export_names(classifier)
-        n_done = 0
         write: Callable[[str], None] = click.echo
         if output is not None:
-            printed = list(map(printable, keys or ()))
-            made_from = _made_from(classifier, kind, top, min_score, printed)
-            known = printed if keys is not None and lists_all else None
-            n_done, write = stack.enter_context(
-                written_lines(output, kind, known, made_from=made_from, resume=resume)
-            )
-        if n_done and isinstance(inputs, list):
-            log.info("%s has %s.", output, images_text(n_done))
-            inputs = inputs[n_done:]
+            write = stack.enter_context(_new_lines(output))
         is_shown = output is None and sys.stdout is not None and sys.stdout.isatty()
         lines = Lines(
             kind,
@@ -182,7 +160,7 @@ def command(
             columns=column_widths(keys or (), names) if is_shown else (0, 0),
             tells_none=classifier.tells_none,
         )
-        heading = None if n_done else lines.heading()
+        heading = lines.heading()
         pictures = None if save is None else PictureFolder(save)
         stream = ResultStream(inputs, classifier, top=top, batch=batch)
         counts = stream.counts
@@ -222,8 +200,7 @@ def command(
             _say_counts(counts, min_score, output, save)
             raise
         _say_counts(counts, min_score, output, save)
-    if not n_done:
-        stream.check_any()
+    stream.check_any()
 
 
 def _say_what_export_names(classifier: Classifier) -> None:
@@ -238,12 +215,21 @@ def _say_what_export_names(classifier: Classifier) -> None:
         log.info("For a CPU, export names %s: %s.", ship.file.name, " ".join(flags))
 
 
-def _made_from(classifier: Classifier, *options: object) -> str:
-    """Hash of everything that the lines depend on."""
-    artifact, file, below = classifier.artifact, classifier.file, classifier.none_below
-    weights = None if file.data is None else artifact.others[file.data]
-    limits = None if below is None else below.to_dict()
-    return sha256_json([file.sha256, weights, list(artifact.class_names), limits, *options])
+@contextlib.contextmanager
+def _new_lines(path: Path) -> Iterator[Callable[[str], None]]:
+    """Context with a function that writes a line to a new file at once; no empty file is kept."""
+    with new_file(path):
+        with explained(path):
+            file = path.open("ab", buffering=0)
+
+        def write(line: str) -> None:
+            data = f"{line}\n".encode()
+            with explained(path):
+                while data:
+                    data = data[file.write(data) :]
+
+        with file:
+            yield write
 
 
 def _check_named(paths: Sequence[str]) -> None:

@@ -25,7 +25,6 @@ from typing import Any
 import pytest
 
 import kdedge as package
-from kdedge.files import held
 
 pytestmark = pytest.mark.usefixtures("work")
 
@@ -216,13 +215,12 @@ def test_with_stdout_closed_results_need_an_output_file(
 
 
 def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(kdedge: Run) -> None:
-    output, marker = Path("o.csv"), Path(".o.csv.unfinished.json")
+    output = Path("o.csv")
     os.mkfifo("list.csv")
 
     def begin() -> None:
         with Path("list.csv").open("w") as listing:  # opens once this command reads its input
             output.write_text("of the other\n")
-            marker.write_text("of the other")
             listing.write("path\npics/a.jpg\n")
 
     other = threading.Thread(target=begin)
@@ -231,18 +229,6 @@ def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(kded
     other.join()
     assert (done.code, "o.csv exists, and nothing is overwritten" in done.err) == (2, True)
     assert output.read_text() == "of the other\n"
-    assert marker.read_text() == "of the other"
-
-
-def test_what_another_command_is_writing_is_left_to_it(kdedge: Run) -> None:
-    command = ("predict", "art", "pics", "--format", "csv", "--output", "o.csv")
-    kdedge(*command)
-    Path(".o.csv.unfinished.json").touch()
-    before = Path("o.csv").read_text()
-    with held(Path("o.csv")):
-        done = kdedge(*command, "--resume")
-    assert (done.code, "o.csv is in use by another process" in done.err) == (8, True)
-    assert Path("o.csv").read_text() == before
 
 
 def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
@@ -411,9 +397,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:
         assert stderr.read().startswith(b"Using art/model.onnx on ")
 
 
-# Continued files and shards
-
-
 def test_a_shard_is_read_as_a_folder_is(work: Path, kdedge: Run) -> None:
     pytest.importorskip("webdataset")
     with tarfile.open(work / "pics.tar", "w") as shard:
@@ -425,90 +408,3 @@ def test_a_shard_is_read_as_a_folder_is(work: Path, kdedge: Run) -> None:
         ["pics.tar/in/broken", "unreadable:"],
         ["pics.tar/in/z", "dark"],
     ]
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_file_that_was_begun_is_continued_as_if_it_had_never_ended(
-    work: Path, kdedge: Run, kind: str
-) -> None:
-    command = ("predict", "art", "pics", "late.jpg", "--batch", "1", "--format", kind, "--output")
-    os.mkfifo("late.jpg")
-    process = start(*command, "part")
-    while (pipe := opened_for_a_reader("late.jpg")) is None:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    os.close(pipe)  # a read that begins after the signal would wait for ever
-    process.communicate()
-    assert process.returncode == 130
-    begun, marker = Path("part").read_bytes(), Path(".part.unfinished.json")
-    made_from = marker.read_bytes()
-    assert begun.count(b"\n") == 4 + (kind == "csv")
-    assert "part exists, and nothing is overwritten" in kdedge(*command, "part").err
-
-    Path("late.jpg").unlink()
-    Path("late.jpg").write_bytes((work / "pics/a.jpg").read_bytes())
-    assert kdedge(*command, "whole").code == 0
-    for n_bytes in (len(begun), len(begun) - 3, 9, 0):
-        Path("part").write_bytes(begun[:n_bytes])
-        marker.write_bytes(made_from)
-        done = kdedge(*command, "part", "--resume")
-        assert done.code == 0, done.err
-        assert Path("part").read_bytes() == Path("whole").read_bytes()
-        assert not marker.exists()
-
-
-def opened_for_a_reader(pipe: str) -> int | None:
-    """The pipe's writing end, or None before anybody reads; closing it ends the reader's file."""
-    try:
-        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-
-
-def test_only_the_same_commands_unfinished_file_is_continued(kdedge: Run) -> None:
-    command = ("predict", "art", "pics", "--format", "csv", "--output", "o.csv", "--resume")
-    assert kdedge(*command).code == 0  # nothing was begun
-    done = kdedge(*command)
-    assert (done.code, "o.csv is not unfinished" in done.err) == (2, True)
-    Path(".o.csv.unfinished.json").write_text('{"made_from": "another"}')
-    done = kdedge(*command)
-    assert (done.code, "begun with another artifact, other images" in done.err) == (2, True)
-    done = kdedge(*command, "--uncertain", "2")
-    assert (done.code, "--resume continues a file of all images" in done.err) == (2, True)
-
-
-def begin(monkeypatch: pytest.MonkeyPatch, kdedge: Run, *command: str) -> None:
-    """Runs the command, and leaves its file as a kill would."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
-        assert kdedge(*command).code == 0
-
-
-def test_a_file_of_other_weights_behind_the_same_graph_is_not_continued(
-    work: Path, device: ModuleType, kdedge: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device._make_artifact(work / "one", external=True)
-    device._make_artifact(work / "two", external=True, factor=2.0)
-    graphs = {(work / name / "model.onnx").read_bytes() for name in ("one", "two")}
-    assert len(graphs) == 1
-    command = ("pics", "--format", "csv", "--output", "o.csv")
-    begin(monkeypatch, kdedge, "predict", "one", *command)
-    done = kdedge("predict", "two", *command, "--resume")
-    assert (done.code, "begun with another artifact, other images" in done.err) == (2, True)
-    assert kdedge("predict", "one", *command, "--resume").code == 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "line"), [("csv", b"\n"), ("jsonl", b"{\n"), ("jsonl", b"1\n"), ("jsonl", b"\xff\n")]
-)
-def test_a_file_with_other_lines_is_refused_and_kept(
-    work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch, kind: str, line: bytes
-) -> None:
-    command = ("predict", "art", "pics", "--format", kind, "--output", "o")
-    begin(monkeypatch, kdedge, *command)
-    changed = (work / "o").read_bytes() + line
-    (work / "o").write_bytes(changed)
-    done = kdedge(*command, "--resume")
-    assert (done.code, "was changed, or begun with another artifact" in done.err) == (2, True)
-    assert (work / "o").read_bytes() == changed
