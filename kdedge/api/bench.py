@@ -14,7 +14,7 @@ from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
-from kdedge.files import highest_number, new_file, write_json, write_new_numbered_json
+from kdedge.files import new_file, write_json, write_new_numbered_json
 from kdedge.plugins import need_training_packages
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
@@ -131,7 +131,7 @@ def _rows_of_run(
     from kdedge.benchmarking.run_subjects import run_subjects
     from kdedge.setup.workspace import Workspace, choose_device
 
-    newest = highest_number(run.exports)
+    newest = run.newest_export
     artifact = None if newest is None else load_artifact(newest)
     rows, left_out = run_subjects(run, Workspace(root, choose_device(device)), against=against)
     if artifact is None:

@@ -169,8 +169,8 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
             f"GFLOPs per image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
             f" the image encoder alone {gflops['clip_image_encoder']:.4g}\n"
         )
-    header, rows = files_table(artifact)
-    lines.append(table(rows, header=header, align="llll" + "r" * (len(header) - 4)))
+    files = files_table(artifact)
+    lines.append(table(files.rows, header=files.header, align=files.align))
     sets = dict.fromkeys(file.parity.images for file in artifact.files if file.parity is not None)
     if sets:
         labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]

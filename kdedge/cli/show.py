@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from kdedge.reporting.headline import deploy_line, headline_of, speed_of
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
-from kdedge.runs.provenance import Provenance, RoundSummary
+from kdedge.runs.provenance import Provenance
 from kdedge.runtime.artifact import Artifact, load_artifact
 
 
@@ -77,20 +76,10 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
 
 
 def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[str]]:
-    training = record.summary.training
     speed = speed_of(run)
     fastest = None if speed is None else fastest_file(speed)
     facts = {
-        "method": record.method,
-        "teacher": record.teacher_run,
-        "imported from": record.imported_from,
-        "protocol": "official, as in the public code" if record.official else None,
-        "seed": record.seed,
-        "device": record.device,
-        "threads": record.threads,
-        "trained": training and f"{training.steps:,} steps in {training.seconds:.0f} s",
-        "pseudo-labels": _rounds(record.summary.rounds),
-        "finished": record.finished_at,
+        **record.facts,
         "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
         "fastest file": fastest and f"{fastest[0]}, {figure(fastest[1].p50_ms)} ms per image",
         "changed since the export": ", ".join(
@@ -100,22 +89,10 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
     if is_whole:
         facts |= {
             "settings": _plain(record.settings),
-            "final loss": training and f"{training.final_loss:.4g}",
-            "started": record.started_at,
             "versions": _plain({key: value for key, value in record.versions.items() if value}),
             "hashes": _plain({key: str(value)[:12] for key, value in record.hashes.items()}),
         }
-    return [[key, str(value)] for key, value in facts.items() if value not in (None, "", {})]
-
-
-def _rounds(rounds: Sequence[RoundSummary]) -> str:
-    """Number of pseudo-labels in each round, and the share of correct ones if known."""
-    texts = []
-    for record in rounds:
-        right = record.accuracy_percent
-        known = "" if right is None else f" ({right:.2f} % correct)"
-        texts.append(f"{record.n_images}{known}")
-    return ", ".join(texts)
+    return [[key, str(value)] for key, value in facts.items() if value]
 
 
 def _plain(values: dict[str, Any]) -> str:
@@ -164,9 +141,9 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
             "hashes": _plain({file.name: file.sha256[:12] for file in artifact.files}),
         }
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
-    header, files = files_table(artifact)
+    files = files_table(artifact)
     parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
     if (only := provenance.get("predicts_only")) is not None:
         parts.insert(1, f"It predicts {only!r} for every image that it was compared on.")
-    parts.append(table(files, header=header, align="llll" + "r" * (len(header) - 4)))
+    parts.append(table(files.rows, header=files.header, align=files.align))
     return "\n\n".join(parts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from importlib.resources import files
 
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.files import sha256_file, write_atomic
 from kdedge.records.evaluation import assumed_shares
-from kdedge.records.tables import Table, markdown_table, percent
+from kdedge.records.tables import Grid, percent
 from kdedge.runtime.artifact import INPUT_NAME, Artifact
 from kdedge.runtime.cpu_choice import readable_choices
 
@@ -73,9 +74,9 @@ def _card(artifact: Artifact) -> str:
     shipped = file_to_ship(artifact, None)
     flags = None if shipped is None else predict_flags(artifact, shipped.file)
     predict = " ".join(["kdedge predict FOLDER IMAGE", *(flags or [])])
-    header, rows = files_table(artifact)
-    quoted = [[f"`{name}`", *cells] for name, *cells in rows]
-    listed = markdown_table(header, quoted, align="llll" + "r" * (len(header) - 4))
+    files = files_table(artifact)
+    quoted = [[f"`{name}`", *cells] for name, *cells in files.rows]
+    listed = dataclasses.replace(files, rows=quoted).as_markdown()
     only = artifact.provenance.get("predicts_only", "")
     if only:
         only = f"\n**It predicts {_plain(only)} for every image that it was compared on.**\n"
@@ -184,8 +185,8 @@ def _scores(artifact: Artifact) -> str:
     return text
 
 
-def files_table(artifact: Artifact) -> Table:
-    """Each model file and its comparison with the float32 model; four columns have words."""
+def files_table(artifact: Artifact) -> Grid:
+    """Each model file and its comparison with the float32 model."""
     parities = [file.parity for file in artifact.files]
     keys = {"agreement %": "agreement_percent", "accuracy %": "accuracy_percent"}
     keys["drop"] = "accuracy_drop"
@@ -197,7 +198,8 @@ def files_table(artifact: Artifact) -> Table:
         cells = [file.name, file.precision, file.device, file.gate, f"{file.n_bytes / 1e6:.1f}"]
         cells += [percent(getattr(parity, key, None)) for key in keys.values()]
         rows.append([*cells, "-" if distance is None else f"{distance:.4f}"])
-    return ["file", "precision", "for", "gate", "MB", *keys, "distance"], rows
+    header = ["file", "precision", "for", "gate", "MB", *keys, "distance"]
+    return Grid("", header, rows, n_text=4)
 
 
 def _plain(text: str) -> str:

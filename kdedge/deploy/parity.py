@@ -19,14 +19,14 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from kdedge.errors import DataError, GateError
+from kdedge.errors import GateError
 from kdedge.evaluation.agreement import parity_of
-from kdedge.files import read_bytes, write_atomic
+from kdedge.files import write_atomic
 from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages, run_batches
 from kdedge.runtime.open_classes import class_logits, load_matrix
-from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.runtime.preprocess import decode_image
 
 SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
@@ -166,17 +166,8 @@ class SmokeSet:
     images: tuple[bytes, ...] = ()
 
     def uncropped(self) -> list[npt.NDArray[np.uint8]]:
-        """The images, [H, W, 3] each: those before resize and crop, then the others' pixels.
-
-        Raises:
-            DataError: one of the files is no image.
-        """
-        try:
-            decoded = [np.asarray(decode_image(file)) for file in self.images]
-        except UnusableImage as error:
-            raise DataError(
-                f"{SMOKE_SET} has an image that cannot be decoded: {error.reason}.\n  Export again."
-            ) from error
+        """The images, [H, W, 3] each: `images`, then the pixels of the others."""
+        decoded = [np.asarray(decode_image(file)) for file in self.images]
         return [*decoded, *self.pixels[len(decoded) :]]
 
 
@@ -213,7 +204,7 @@ def load_smoke_set(artifact: Artifact) -> SmokeSet:
     """Reads an artifact's smoke set, with the logits of its present classes.
 
     Raises:
-        DataError: the smoke set or the class matrix is missing or damaged, or does not fit.
+        DataError: the smoke set or the class matrix is missing or has changed since the export.
     """
     stored = read_smoke_set(artifact.checked(SMOKE_SET), artifact.output_name)
     if artifact.open_classes is None:
@@ -223,19 +214,11 @@ def load_smoke_set(artifact: Artifact) -> SmokeSet:
 
 
 def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
-    """Reads a smoke set; for features, the result has them in the place of logits.
-
-    Raises:
-        DataError: the file is missing, or `write_smoke_set` did not write it.
-    """
-    try:
-        tensors = safetensors.numpy.load(read_bytes(path))
-        pixels, outputs = tensors["pixels"], tensors[output_name]
-        data, ends = tensors["images"].tobytes(), tensors["image_ends"].tolist()
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise DataError(f"{path} is not a smoke set: {error}.\n  Export again.") from error
+    """Reads a smoke set whose hash is checked; for features, it has them in the place of logits."""
+    tensors = safetensors.numpy.load_file(path)
+    data, ends = tensors["images"].tobytes(), tensors["image_ends"].tolist()
     images = tuple(data[a:b] for a, b in itertools.pairwise([0, *ends]))
-    return SmokeSet(pixels, outputs, images)
+    return SmokeSet(tensors["pixels"], tensors[output_name], images)
 
 
 def smoke_logits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from dataclasses import replace
 
 from kdedge.deploy import model_card
 from kdedge.deploy.ship import file_to_ship, predict_flags
@@ -93,7 +94,6 @@ def exported_blocks(records: RunRecords) -> list[Block]:
 
 def files_table(artifact: Artifact) -> Grid:
     """Exported files and their comparisons with the float32 model."""
-    header, rows = model_card.files_table(artifact)
     parities = [file.parity for file in artifact.files if file.parity is not None]
     compared = sorted({f"{p.n_images:,} images ({p.images})" for p in parities})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
@@ -112,7 +112,7 @@ def files_table(artifact: Artifact) -> Grid:
         none = artifact.none_of_these
         caption += f' "None" keeps {none.share_percent:g} % of images like {none.images}.'
     title = "Exported files compared with the float32 model"
-    return Grid(title, header, rows, caption, n_text=4)
+    return replace(model_card.files_table(artifact), title=title, caption=caption)
 
 
 def _search_blocks(artifact: Artifact) -> list[Block]:

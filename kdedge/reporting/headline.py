@@ -25,7 +25,7 @@ from kdedge.records.speed import SpeedResult, read_speed
 from kdedge.records.tables import figure, images_text
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
-from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
+from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 
 _FEW = 1000
 """With fewer test images, chance moves an accuracy by more than about three points."""
@@ -64,8 +64,8 @@ def headline_of(
         parts.append(f"{needs}{'as many operations as' if times < 1.05 else count} its teacher")
     if not parts:
         return None
-    file = newest_artifact(run)
-    artifact = None if file is None else if_readable(load_artifact, file)
+    newest = run.newest_export
+    artifact = None if newest is None else if_readable(load_artifact, newest)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     details = _confusions(run).get(run.kind)
     only = only or (None if details is None else details.only_class)
@@ -281,12 +281,6 @@ def speed_of(run: RunFolder) -> SpeedResult | None:
 def newest_speed(run: RunFolder) -> Path | None:
     """The file of a run's newest speed measurement."""
     return highest_number((run.path / "bench").glob("*.json"))
-
-
-def newest_artifact(run: RunFolder) -> Path | None:
-    """The record of a run's newest artifact."""
-    newest = highest_number(run.exports)
-    return None if newest is None else newest / FILE_NAME
 
 
 def _accuracies(run: RunFolder) -> Mapping[str, EvalResult]:

@@ -13,23 +13,12 @@ from kdedge.reporting.records import RunRecords
 def provenance_blocks(records: RunRecords) -> list[Block]:
     """Method, commands, versions, hashes, times and the recipe of a run."""
     provenance = records.provenance
-    trained = provenance.summary.training
     facts = {
-        "method": provenance.method,
-        "backbone": backbone_of(records, records.run.kind),
-        "teacher": provenance.teacher_run,
-        "imported from": provenance.imported_from,
-        "training": trained
-        and f"{trained.steps:,} steps in {trained.epochs} epochs, {trained.seconds:,.0f} s;"
-        f" final loss {trained.final_loss:.4g}",
-        "seed": provenance.seed,
         "run": records.run.path,
         "status": provenance.status,
-        "started": provenance.started_at,
-        "finished": provenance.finished_at,
+        "backbone": backbone_of(records, records.run.kind),
+        **provenance.facts,
         "resumed": ", ".join(str(entry.resumed_at) for entry in provenance.resumed),
-        "device": provenance.device,
-        "threads": provenance.threads,
         "platform": provenance.platform,
         "versions": ", ".join(f"{name} {version}" for name, version in provenance.versions.items()),
         **{f"SHA-256 of {key}": value for key, value in provenance.hashes.items()},

@@ -22,7 +22,7 @@ from kdedge.records.evaluation import (
 )
 from kdedge.records.record import parse_record, read_record
 from kdedge.records.speed import SpeedResult, read_speed
-from kdedge.reporting.headline import newest_artifact, newest_speed
+from kdedge.reporting.headline import newest_speed
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_balance, read_details, read_evaluation, read_unlabeled
@@ -150,7 +150,7 @@ def gather(run: RunFolder) -> RunRecords:
             problems.append(str(error))
             return otherwise
 
-    artifact, speed_file = newest_artifact(run), newest_speed(run)
+    artifact, speed_file = run.newest_export, newest_speed(run)
     rounds = [p for p in run.path.glob("rounds/*/metrics.jsonl") if p.parent.name.isdecimal()]
     provenance = run.read_provenance()
     metrics = max(rounds, key=lambda path: int(path.parent.name), default=run.metrics)

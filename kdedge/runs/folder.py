@@ -16,7 +16,15 @@ from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import RecipeError
-from kdedge.files import explained, is_locked, locked, new_folder, write_atomic, write_json
+from kdedge.files import (
+    explained,
+    highest_number,
+    is_locked,
+    locked,
+    new_folder,
+    write_atomic,
+    write_json,
+)
 from kdedge.plugins import installed_version
 from kdedge.records.evaluation import Role
 from kdedge.records.record import read_record
@@ -139,6 +147,11 @@ class RunFolder:
     def exports(self) -> list[Path]:
         """Folders of its exported files, by name."""
         return sorted(file.parent for file in self.path.glob("artifacts/*/artifact.json"))
+
+    @property
+    def newest_export(self) -> Path | None:
+        """The one of them with the highest number."""
+        return highest_number(self.exports)
 
     def name_in(self, root: Path) -> str:
         """`name/NN` in this folder of runs, or the absolute path of a run elsewhere."""

@@ -135,6 +135,30 @@ class Provenance(_Tolerant):
         """Whether the run is complete."""
         return self.status == "finished"
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What `show` and the report both list."""
+        training, rounds = self.summary.training, []
+        for one in self.summary.rounds:
+            right = one.accuracy_percent
+            rounds.append(f"{one.n_images}{'' if right is None else f' ({right:.2f} % correct)'}")
+        facts = {
+            "method": self.method,
+            "teacher": self.teacher_run,
+            "imported from": self.imported_from,
+            "protocol": "official, as in the public code" if self.official else None,
+            "seed": self.seed,
+            "device": self.device,
+            "threads": self.threads,
+            "training": training
+            and f"{training.steps:,} steps in {training.epochs} epochs, {training.seconds:,.0f} s;"
+            f" final loss {training.final_loss:.4g}",
+            "pseudo-labels": ", ".join(rounds),
+            "started": self.started_at,
+            "finished": self.finished_at,
+        }
+        return {key: str(value) for key, value in facts.items() if value not in (None, "")}
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the keys that the file holds, as plain values for JSON."""
         return self.model_dump(exclude_unset=True)

@@ -17,7 +17,7 @@ _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def lines_held(pattern: re.Pattern[bytes]) -> Iterator[None]:
+def filter_native_stderr(pattern: re.Pattern[bytes]) -> Iterator[None]:
     """Context manager that takes native code's lines that contain a pattern from stderr.
 
     Native code writes to the file descriptor, or to `sys.stderr`, as pybind11 can. Lines are held

@@ -16,12 +16,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
 from pydantic import AfterValidator, Field
 
-from kdedge.errors import DataError
-from kdedge.files import read_bytes
 from kdedge.records.record import PositiveCount, Record
 
 NONE = "none"
@@ -57,16 +54,9 @@ class Gaussians:
 
 
 def read_gaussians(path: Path) -> Gaussians:
-    """Reads an artifact's file whose hash is checked.
-
-    Raises:
-        DataError: it does not hold Gaussians.
-    """
-    try:
-        tensors = safetensors.numpy.load(read_bytes(path))
-        return Gaussians(tensors["whitening"], tensors["means"])
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise DataError(f"{path} has no Gaussians: {error}.\n  Export again.") from error
+    """Reads an artifact's file whose hash is checked."""
+    tensors = safetensors.numpy.load_file(path)
+    return Gaussians(tensors["whitening"], tensors["means"])
 
 
 def _check_percentiles(values: tuple[float, ...]) -> tuple[float, ...]:

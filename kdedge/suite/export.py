@@ -16,7 +16,7 @@ from kdedge.benchmarking.tables import machine as machine_text
 from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import GateError, KdedgeError, first_line
-from kdedge.files import highest_number, write_atomic, write_json, write_new_numbered_json
+from kdedge.files import write_atomic, write_json, write_new_numbered_json
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.speed import SpeedRow
 from kdedge.records.tables import Grid, figure, percent
@@ -119,12 +119,11 @@ def _table(record: dict[str, Any]) -> Grid:
 def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
     """The run's newest artifact, or a new one by its recipe."""
     folder = RunFolder.open(run)
-    if highest_number(folder.exports) is None:
+    if folder.newest_export is None:
         with contextlib.suppress(GateError):  # the file is marked, and not ranked
             return export(run)
-    newest = highest_number(folder.exports)
-    assert newest is not None
-    return load_artifact(newest)
+    assert folder.newest_export is not None
+    return load_artifact(folder.newest_export)
 
 
 def _file(row: SpeedRow, path: Path, result: EvalResult | None) -> dict[str, Any]:

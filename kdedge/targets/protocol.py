@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
-from kdedge.runtime.native_lines import lines_held, quiet
+from kdedge.runtime.native_lines import filter_native_stderr, quiet
 
 if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
     import numpy.typing as npt
@@ -43,11 +43,13 @@ LOG_LINES = re.compile(
 """Lines that packages write to stderr and that no setting turns off. ONNX Runtime warns of graphics
 cards that it does not know: github.com/microsoft/onnxruntime/issues/27092"""
 
+ANY_LINE = re.compile(rb"")
+
 
 @contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Context without the warnings, logs and native log lines of a target's package."""
-    with lines_held(LOG_LINES), contextlib.redirect_stdout(io.StringIO()), quiet():
+def silenced(lines: re.Pattern[bytes] = LOG_LINES) -> Iterator[None]:
+    """Context without stdout, warnings, logs and these lines on stderr of a target's package."""
+    with filter_native_stderr(lines), contextlib.redirect_stdout(io.StringIO()), quiet():
         yield
 
 

@@ -20,7 +20,7 @@ from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
 from kdedge.errors import InUseError, ShapeError
 from kdedge.files import held
 from kdedge.inference.choose import choose_and_load
-from kdedge.runtime.artifact import load_artifact, matrix_bytes
+from kdedge.runtime.artifact import load_artifact
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -274,15 +274,7 @@ def test_vectors_of_another_dimension_are_refused() -> None:
     assert load_artifact(OPEN).class_names == NAMES
 
 
-def test_a_matrix_that_does_not_fit_is_refused(kdedge: Kdedge) -> None:
-    matrix = np.load(OPEN / "classes.1.npy")
-    for wrong in (matrix[:, :24], matrix[:3], matrix[0]):
-        data = matrix_bytes(wrong)
-        (OPEN / "classes.1.npy").write_bytes(data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        edit(OPEN, lambda r, sha256=sha256: r["others"].update({"classes.1.npy": sha256}))
-        done = kdedge("predict", str(OPEN), "test")
-        done.fails(3, f"is {list(wrong.shape)}; artifact.json has 4 classes of 40 values")
+def test_a_matrix_that_was_changed_is_refused(kdedge: Kdedge) -> None:
     (OPEN / "classes.1.npy").write_bytes(b"no matrix")
     done = kdedge("predict", str(OPEN), "test")
     assert (done.code, "classes.1.npy has changed since the export" in done.err) == (3, True)

@@ -62,17 +62,13 @@ def test_a_score_is_the_distance_to_the_nearest_mean() -> None:
     np.testing.assert_allclose(gaussians.scores(outputs), expected, rtol=1e-9)
 
 
-def test_gaussians_are_read_back_equal_and_damaged_ones_are_named(tmp_path: Path) -> None:
+def test_gaussians_are_read_back_equal(tmp_path: Path) -> None:
     gaussians = Gaussians(np.eye(3), np.ones((2, 3)))
     path = tmp_path / FILE_NAME
     path.write_bytes(gaussians.to_bytes())
     found = read_gaussians(path)
     np.testing.assert_array_equal(found.whitening, gaussians.whitening)
     np.testing.assert_array_equal(found.means, gaussians.means)
-    for bad in (b"", gaussians.to_bytes()[:-8]):
-        path.write_bytes(bad)
-        with pytest.raises(DataError, match=r"none_of_these\.safetensors"):
-            read_gaussians(path)
 
 
 def test_an_artifact_with_limits_is_read_back_equal(artifact: Artifact) -> None:

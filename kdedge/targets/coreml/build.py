@@ -11,11 +11,9 @@ in FP16: it makes the package half as large, and needs no ranges.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,13 @@ from torch import nn
 from kdedge import __version__
 from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact, Precision
-from kdedge.runtime.native_lines import quiet
 from kdedge.targets.coreml import COREML
 from kdedge.targets.program import example_images, export_program, write_converted
-from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.protocol import ANY_LINE, BuildRequest, PlannedFile, silenced
 
 INPUT_NAME = "image"
 
 _N_QUANTIZED = 2048  # weights with fewer values stay as they are
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Context in which coremltools shows neither bars nor warnings of the trace."""
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
@@ -61,7 +51,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     return {"tool": "Core ML Tools", "version": COREML.version, "torch": torch.__version__}
 
 
-@_quiet()
+@silenced(ANY_LINE)
 def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
     """The folded model as a Core ML classifier, an `MLModel` of coremltools.
 
@@ -114,7 +104,7 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
     return package
 
 
-@_quiet()
+@silenced(ANY_LINE)
 def zipped(package: Any, scratch: Path, name: str) -> bytes:
     """A package as one ZIP file.
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge.runtime.native_lines import lines_held, quiet
+from kdedge.runtime.native_lines import filter_native_stderr, quiet
 from kdedge.targets.executorch import EXECUTORCH
 from kdedge.targets.executorch.run import SMALLEST_BATCH, open_runtime
 from kdedge.targets.onnx.graph import MIN_CHANNELS
@@ -141,7 +141,7 @@ def module_path(node: Any) -> str:
 
 def _without_kernel(module: Any) -> str | None:
     """An operator that the runtime lacks, and where it is in the model; None if it has all."""
-    with lines_held(LOG_LINES):
+    with filter_native_stderr(LOG_LINES):
         known = open_runtime().operator_registry.operator_names
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None)

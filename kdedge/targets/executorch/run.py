@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.files import read_bytes
-from kdedge.runtime.native_lines import lines_held
+from kdedge.runtime.native_lines import filter_native_stderr
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.executorch import EXECUTORCH
 from kdedge.targets.protocol import LOG_LINES
@@ -37,7 +37,7 @@ class ExecuTorchModel(CpuModel):
     name, package = "executorch", EXECUTORCH
 
     def _open(self, module: Any, n_threads: int | None) -> None:
-        with _loading, lines_held(LOG_LINES):
+        with _loading, filter_native_stderr(LOG_LINES):
             _set_threads(module, n_threads)
             # It holds the bytes that its methods read, so it must live as long as they do
             self._model = open_runtime().load_program(read_bytes(self._path))

@@ -10,9 +10,7 @@ head stay in float32, as in the other INT8 files.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import re
 import tempfile
 from collections.abc import Iterator
@@ -24,16 +22,14 @@ import numpy.typing as npt
 import torch
 
 from kdedge.runtime.artifact import INPUT_NAME
-from kdedge.runtime.native_lines import lines_held, quiet
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, write_converted
-from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
+from kdedge.targets.protocol import ANY_LINE, HEAD_LAYERS, BuildRequest, PlannedFile, silenced
 
 _LINEAR = "FULLY_CONNECTED"
 # A weight's name ends with its layer's class and name: .../torch.nn.modules.linear.Linear_hidden;1
 _HEAD = re.compile(rf"_({'|'.join(name.rstrip('/') for name in HEAD_LAYERS)})(\.\w+)?;\d*$")
-_ANY_LINE = re.compile(rb"")
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
@@ -45,7 +41,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """
 
     def convert() -> bytes:
-        with silent():
+        with silenced(ANY_LINE):  # the converter prints its steps, and so does JAX
             data = converted(request)
             if file.precision != "int8":
                 return data
@@ -142,10 +138,3 @@ def _union_of_ranges(before: dict[str, Any], now: dict[str, Any]) -> dict[str, A
         "min": np.minimum(before["min"], now["min"]),
         "max": np.maximum(before["max"], now["max"]),
     }
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Context manager without lines of the converter, which prints its steps, and JAX."""
-    with lines_held(_ANY_LINE), contextlib.redirect_stdout(io.StringIO()), quiet():
-        yield

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kdedge.files import read_bytes
 from kdedge.runtime.machine import physical_cores
-from kdedge.runtime.native_lines import lines_held
+from kdedge.runtime.native_lines import filter_native_stderr
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.litert import LITERT
 from kdedge.targets.protocol import LOG_LINES
@@ -28,7 +28,7 @@ class LiteRtModel(CpuModel):
 
     def _open(self, module: Any, n_threads: int | None) -> None:
         data, n_threads = read_bytes(self._path), n_threads or physical_cores()
-        with lines_held(LOG_LINES):
+        with filter_native_stderr(LOG_LINES):
             self._model = module.Interpreter(model_content=data, num_threads=n_threads)
             self._model.allocate_tensors()
         (images,), (logits,) = self._model.get_input_details(), self._model.get_output_details()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdedge.runtime.artifact import Artifact
-from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.protocol import ANY_LINE, BuildRequest, silenced
 
 if TYPE_CHECKING:
     from kdedge.fold import FoldedModel
@@ -40,7 +40,7 @@ def layer_names(data: bytes) -> set[str]:
 def test_only_the_blocks_linear_layers_are_quantized(
     block_copy: Artifact, block_model: FoldedModel
 ) -> None:
-    with target.silent():
+    with silenced(ANY_LINE):
         data = target.converted(BuildRequest(block_copy, block_copy.path, model=block_model))
     assert layer_names(data) == set(LINEAR)
 
@@ -52,7 +52,7 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
     fixed = dataclasses.replace(block_copy, batch=2, max_batch=2, pixels="uint8")
     file = TARGET.plan("int8")
     request = BuildRequest(fixed, block_copy.path, model=cnn_model, images=images)
-    with target.silent():  # neither the first convolution, nor depthwise ones, nor the head
+    with silenced(ANY_LINE):  # neither the first convolution, nor depthwise ones, nor the head
         assert layer_names(target.converted(request)) == {"second"}
     target.build(file, request)
     largest = float(cnn_model.before_second(torch.from_numpy(images)).max())  # 0 is the least
