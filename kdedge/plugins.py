@@ -54,15 +54,30 @@ def say_warnings_of_work() -> None:
         logging.getLogger(__name__).warning("%s", WARNINGS_OF_WORK.pop())
 
 
+def need(extra: str, purpose: str, *modules: str) -> None:
+    """Checks that optional packages are installed.
+
+    Args:
+        extra: the kdedge extra that installs them.
+        purpose: what needs them, as the start of a sentence: "Training".
+        modules: names for the import.
+
+    Raises:
+        MissingPackage: one of them is not installed.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            package = TRAINING_PACKAGES.get(module, module.replace("_", "-"))
+            raise MissingPackage(package, extra=extra, purpose=purpose)
+
+
 def need_training_packages(purpose: str) -> None:
     """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
 
     Raises:
         MissingPackage: one of them is not installed.
     """
-    for module, package in TRAINING_PACKAGES.items():
-        if importlib.util.find_spec(module) is None:
-            raise MissingPackage(package, extra="train", purpose=purpose)
+    need("train", purpose, *TRAINING_PACKAGES)
     say_warnings_of_work()
     # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from kdedge import __version__
-from kdedge.errors import KdedgeError, MissingPackage, RecipeError, ResourceError, SetupError
+from kdedge.errors import KdedgeError, RecipeError, ResourceError, SetupError
+from kdedge.plugins import need
 
 EngineName = Literal["local", "ray"]
 """What executes pieces of work: this process, or the workers of a Ray cluster."""
@@ -205,10 +206,8 @@ def _last(error: BaseException) -> str:
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise MissingPackage("ray", extra="ray", purpose="The engine ray") from error
+    need("ray", "The engine ray", "ray")
+    return importlib.import_module("ray")
 
 
 def _connect(ray: Any) -> None:

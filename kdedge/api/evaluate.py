@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
 from kdedge.files import refuse_existing
-from kdedge.plugins import need_training_packages
+from kdedge.plugins import need, need_training_packages
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
@@ -118,6 +118,7 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     Examples:
         >>> page = kdedge.report("line3", "line3/01")
     """
+    need("report", "A report", "jinja2", "matplotlib")
     from kdedge.reporting.page import write_report
     from kdedge.reporting.records import gather
 

@@ -13,10 +13,11 @@ from kdedge.api.evaluate import AnyArtifact
 from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
+from kdedge.plugins import need
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_source
 from kdedge.serving.watch import DRIFT, watch_source
-from kdedge.setup.doctor import need_serving_packages
+from kdedge.setup.doctor import SERVING
 
 if TYPE_CHECKING:
     from kdedge.runtime.artifact import Precision
@@ -74,7 +75,7 @@ def serve(
     limits = RequestLimits(max_megabytes, max_megapixels, max_requests, timeout)
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
-    need_serving_packages()
+    need("serve", "Serving over HTTP", *SERVING)
     from kdedge.serving.server import Server
 
     return Server(

@@ -16,12 +16,12 @@ from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
 from kdedge.data.unpack import unpack
 from kdedge.errors import (
     DataError,
-    MissingPackage,
     ResourceError,
     SetupError,
     first_line,
 )
 from kdedge.files import explain_os_error, explained, locked, sha256_file
+from kdedge.plugins import need
 from kdedge.progress import progress, readable_bytes
 
 log = logging.getLogger(__name__)
@@ -94,12 +94,10 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
     path = folder / mirror.name
     if path.exists():
         return path
-    try:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.file_download import http_get
-    except ImportError as error:
-        purpose = "Downloading benchmark sets"
-        raise MissingPackage("huggingface_hub", extra="train", purpose=purpose) from error
+    need("train", "Downloading benchmark sets", "huggingface_hub")
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+
     url = hf_hub_url(mirror.repository, mirror.name, revision=mirror.commit)
     part = path.with_name(f"{path.name}.part")
     n_had = part.stat().st_size if part.exists() else 0

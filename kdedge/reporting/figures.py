@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from kdedge.benchmarking.tables import pareto_front
 from kdedge.records.evaluation import EvalDetails
@@ -17,9 +20,6 @@ from kdedge.reporting.plots import (
     SECOND,
     SHARES,
     THIRD,
-    Figure,
-    LogLocator,
-    PowerNorm,
 )
 from kdedge.reporting.records import TrainingLog
 

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from kdedge import __version__
 from kdedge.benchmarking.tables import machine, sizes, throughputs
 from kdedge.deploy.ship import file_to_ship
-from kdedge.errors import MissingPackage
 from kdedge.files import new_folder, write_atomic
 from kdedge.records.evaluation import (
     EvalResult,
@@ -37,11 +38,6 @@ from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_b
 from kdedge.reporting.records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.runs.results import model_label, sorted_results
-
-try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-except ImportError as error:
-    raise MissingPackage("jinja2", extra="report", purpose="A report") from error
 
 PAGE = "index.html"
 

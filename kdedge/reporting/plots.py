@@ -12,19 +12,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from kdedge.errors import MissingPackage
-
-try:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
-except ImportError as error:
-    raise MissingPackage("matplotlib", extra="report", purpose="A report") from error
-
-# Only this file reports a missing matplotlib
-__all__ = ["Draw", "Figure", "LogLocator", "PowerNorm", "render"]
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 
 # Safe for all common kinds of color blindness: the hues of Okabe and Ito (2008)
 TEXT, MUTED = "#1f2430", "#9aa3b2"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
-from kdedge.errors import DataError, MissingPackage, RecipeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import Classifier, decoded
 from kdedge.inference.lines import Prediction, best_name
+from kdedge.plugins import need
 from kdedge.runtime.none_of_these import NONE
 from kdedge.serving.drift import (
     MIN_REFERENCE,
@@ -118,8 +118,7 @@ def watch_source(
         )
     monitor = None
     if has_scores and drift != "off":
-        if find_spec("scipy") is None:
-            raise MissingPackage("scipy", extra="watch", purpose="The drift alarm")
+        need("watch", "The drift alarm", "scipy")
         reference = None if drift == "stream" else _reference(classifier, drift)
         shot = shot or (1 if is_folder else SHOT)
         monitor = DriftMonitor(reference, shot=shot, has_none=classifier.tells_none)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import platform
 import shutil
 from pathlib import Path
@@ -16,11 +16,8 @@ from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.targets.protocol import Package
 from kdedge.targets.registry import list_targets
 
-SERVING = tuple(
-    Package(name, "serving over HTTP", extra="serve")
-    for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-)
-"""Packages of the extra serve."""
+SERVING = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+"""Modules of the extra serve."""
 
 _BEFORE_TARGETS = (
     Package("torch", "training", extra="train"),
@@ -41,21 +38,10 @@ _AFTER_TARGETS = (
     Package("av", "videos", extra="video"),
     Package("scipy", "the drift alarm", extra="watch"),
     Package("ray", "pools on a cluster", extra="ray"),
-    *SERVING,
+    *(Package(name, "serving over HTTP", extra="serve") for name in SERVING),
     Package("matplotlib", "reports", extra="report"),
     Package("jinja2", "reports", extra="report"),
 )
-
-
-def need_serving_packages() -> None:
-    """Checks that the packages of the serve extra are installed.
-
-    Raises:
-        MissingPackage: one of them is not.
-    """
-    for package in SERVING:
-        if importlib.util.find_spec(package.module) is None:
-            raise package.missing()
 
 
 def optional_packages() -> tuple[Package, ...]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -230,6 +231,7 @@ def test_a_cluster_that_does_not_start_is_named(
         raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray
 
     ray: Any = ModuleType("ray")
+    ray.__spec__ = ModuleSpec("ray", None)
     ray.init, ray.is_initialized = init, lambda: False
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

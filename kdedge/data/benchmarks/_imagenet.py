@@ -18,7 +18,8 @@ from pathlib import Path
 
 from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, exists, read_lines, unexpected
 from kdedge.data.sources import IMAGE_EXTENSIONS
-from kdedge.errors import DataError, MissingPackage, os_reason
+from kdedge.errors import DataError, os_reason
+from kdedge.plugins import need
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +99,10 @@ class FolderSet(Benchmark):
                     raise unexpected(file, f"the line {wordnet_id}", what)
             names = {wordnet_id: name for wordnet_id, _, name in rows}
         else:
-            try:
-                from open_clip import IMAGENET_CLASSNAMES
-                from timm.data import ImageNetInfo
-            except ImportError as error:
-                purpose = "ImageNet without classnames.txt"
-                raise MissingPackage("open_clip_torch", extra="train", purpose=purpose) from error
+            need("train", "ImageNet without classnames.txt", "open_clip", "timm")
+            from open_clip import IMAGENET_CLASSNAMES
+            from timm.data import ImageNetInfo
+
             log.warning(
                 "%s is missing: ImageNet's class names are open_clip's, some of which differ from"
                 " CoOp's.\n  To get it: %s.",

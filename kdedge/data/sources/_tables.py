@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
+import importlib
 import itertools
 import logging
 import re
@@ -26,8 +27,9 @@ from kdedge.data.sources import (
     name_some,
     names_of,
 )
-from kdedge.errors import DataError, MissingPackage, first_line
+from kdedge.errors import DataError, first_line
 from kdedge.files import FileStamp
+from kdedge.plugins import need
 from kdedge.runtime.preprocess import UnusableImage
 
 _LABEL_COLUMNS = ("label", "labels")
@@ -39,11 +41,8 @@ def need_datasets(purpose: str) -> Any:
     Raises:
         MissingPackage: it is not installed.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingPackage("datasets", extra="data", purpose=purpose) from error
-    return datasets
+    need("data", purpose, "datasets")
+    return importlib.import_module("datasets")
 
 
 @contextlib.contextmanager

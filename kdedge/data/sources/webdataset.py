@@ -22,8 +22,9 @@ from kdedge.data.sources import (
     Location,
     names_of,
 )
-from kdedge.errors import DataError, MissingPackage, os_reason
+from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
+from kdedge.plugins import need
 from kdedge.runtime.preprocess import UnusableImage, more_extensions
 
 _MAX_LABEL_BYTES = 1024
@@ -138,12 +139,10 @@ def label_texts(pattern: str) -> list[str]:
 
 def _samples(pattern: str) -> Iterator[dict[str, Any]]:
     """Yields the samples of all shards: extension -> member, unique key and shard."""
-    try:  # here, as webdataset loads torch if it is installed
-        from webdataset.shardlists import expand_urls
-        from webdataset.tariterators import group_by_keys
-    except ImportError as error:
-        purpose = "Reading WebDataset shards"
-        raise MissingPackage("webdataset", extra="train", purpose=purpose) from error
+    need("train", "Reading WebDataset shards", "webdataset")
+    from webdataset.shardlists import expand_urls  # here, as it loads torch if that is installed
+    from webdataset.tariterators import group_by_keys
+
     paths = _shard_paths(pattern, expand_urls)
     for path, name in zip(paths, names_of(paths), strict=True):
         rows = [{"fname": m.name, "data": m, "__url__": path} for m in _index(path)]
