@@ -44,14 +44,14 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-WARNINGS_OF_WORK: list[str] = []
+PENDING_WARNINGS: list[str] = []
 """What is logged before PyTorch is loaded or a file is measured."""
 
 
-def say_warnings_of_work() -> None:
+def log_pending_warnings() -> None:
     """Logs what waits until the work begins."""
-    while WARNINGS_OF_WORK:
-        logging.getLogger(__name__).warning("%s", WARNINGS_OF_WORK.pop())
+    while PENDING_WARNINGS:
+        logging.getLogger(__name__).warning("%s", PENDING_WARNINGS.pop())
 
 
 def need(extra: str, purpose: str, *modules: str) -> None:
@@ -78,7 +78,7 @@ def need_training_packages(purpose: str) -> None:
         MissingPackage: one of them is not installed.
     """
     need("train", purpose, *TRAINING_PACKAGES)
-    say_warnings_of_work()
+    log_pending_warnings()
     # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         logging.getLogger(__name__).info("Loading PyTorch.")

@@ -120,7 +120,7 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     """
     need("report", "A report", "jinja2", "matplotlib")
     from kdedge.reporting.page import write_report
-    from kdedge.reporting.records import gather
+    from kdedge.reporting.run_records import gather
 
     folder = None if output is None else Path(output)
     if folder is not None:

@@ -13,7 +13,7 @@ from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import check_writable, held
-from kdedge.plugins import need_training_packages, say_warnings_of_work
+from kdedge.plugins import log_pending_warnings, need_training_packages
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
@@ -60,10 +60,11 @@ class _Export:
 
     def choose_for_cpu(self) -> None:
         """Builds every file that runs on a CPU, and chooses the fastest on this one."""
-        from kdedge.benchmarking.cpu_files import add_cpu_files, fastest_on_cpu
+        from kdedge.benchmarking.cpu_files import fastest_on_cpu
+        from kdedge.deploy.build import add_cpu_files
         from kdedge.deploy.model_card import renew_model_card
 
-        say_warnings_of_work()
+        log_pending_warnings()
         with self.keeping_errors():
             check_writable(self.artifact.path)
             self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
@@ -190,14 +191,14 @@ def export(
         check_utf_8(Path(folder or ""))
     asked = [targets] if isinstance(targets, str) else targets
     chosen = [find_target(name_of_target) for name_of_target in asked if name_of_target != "onnx"]
-    lowest: Precision | None = "int8" if int8 else "fp16" if fp16 else None
+    asked_precision: Precision | None = "int8" if int8 else "fp16" if fp16 else None
     for target in chosen:  # fail before the slow work
-        check_precisions(target, [] if lowest is None else [lowest])
+        check_precisions(target, [] if asked_precision is None else [asked_precision])
     with torch_as_before():
         if existing is None:
             run = find_run(name, runs_folder(root, source))
             trained = _load(run, overrides, classes, device)
-            precisions = _wanted(lowest, *trained.loaded.recipe.export.precisions)
+            precisions = _wanted(asked_precision, *trained.loaded.recipe.export.precisions)
             path, inputs, names = _fold(trained, chosen, precisions, output, cpu=cpu)
         else:
             of_run = {
@@ -217,7 +218,7 @@ def export(
                     f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
                     " --triton DIR or --browser DIR."
                 )
-            path, inputs, names, precisions = existing, None, [], _wanted(lowest)
+            path, inputs, names, precisions = existing, None, [], _wanted(asked_precision)
         with held(path):
             made = _Export(load_artifact(path), inputs, names)
             for target in chosen:
@@ -230,12 +231,12 @@ def export(
                 with made.keeping_errors():
                     folder = Path(triton)
                     written = write_triton(
-                        made.artifact, folder, precision=lowest, built=made.names
+                        made.artifact, folder, precision=asked_precision, built=made.names
                     )
                     log.info("Wrote %s", written)
             if browser is not None and not made.failed:
                 with made.keeping_errors():
-                    written = write_browser(made.artifact, Path(browser), precision=lowest)
+                    written = write_browser(made.artifact, Path(browser), precision=asked_precision)
                     log.info("Wrote %s", written)
     return made.result()
 

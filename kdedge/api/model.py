@@ -14,7 +14,7 @@ from PIL import Image
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.evaluate import AnyArtifact, run_argument
 from kdedge.data.sources import read_file
-from kdedge.deploy.parity import warn_of_misses
+from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import ClassScore, Prediction, Result
@@ -138,7 +138,7 @@ def load(
         loaded = LoadedModel.load(path, precision=precision, backend=backend, n_threads=threads)
     with contextlib.ExitStack() as on_error:
         on_error.callback(loaded.close)
-        warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
+        warn_of_failed_gates(loaded.artifact, loaded.file, loaded.backend)
         on_error.pop_all()
     return loaded
 

@@ -1,4 +1,4 @@
-"""Makes the files that may be the fastest on this CPU, and finds the one that passes its gate.
+"""Measures the files that may be the fastest on this CPU, and finds the one that passes its gate.
 
 The candidates are all in memory and timed in turns, so that a busy machine slows all alike.
 """
@@ -13,16 +13,10 @@ from datetime import datetime, timezone
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import Call, TimingPlan, measure, percentile, summarize
-from kdedge.deploy.build import RunInputs, build_files
-from kdedge.deploy.parity import misses, parity_on_smoke_set
+from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
 from kdedge.errors import (
-    BackendUnavailable,
-    DataError,
     GateError,
     KdedgeError,
-    MissingPackage,
-    RecipeError,
-    SetupError,
     first_line,
 )
 from kdedge.progress import working
@@ -39,52 +33,6 @@ PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
 _LEAST_CHANCE = 0.01
 _QUICK = 10  # the percentile of calls that decides
-
-_FROM_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
-_NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
-
-
-def add_cpu_files(
-    artifact: Artifact, *, run: RunInputs | None = None
-) -> tuple[Artifact, dict[str, str]]:
-    """Builds the missing files of every target that has files for CPUs.
-
-    Args:
-        artifact: gets the files; ONNX files are those that it has.
-        run: what the run's export has; None for an artifact that was exported before.
-
-    Returns:
-        The artifact, and why a target's precision is missing, by their names.
-
-    Raises:
-        ResourceError: memory or disk ran out.
-    """
-    missing: dict[str, str] = {}
-    there = {(f.target, f.precision) for f in artifact.files if f.device != "gpu"}
-    for target in list_targets():
-        of_run = target.name == "onnx" or target.source == "folded model"
-        for precision in target.cpu_precisions:
-            # A file from the folded model is there already if its target was asked for, too
-            if of_run and (target.name, precision) in there:
-                continue
-            what = f"{target.label} {precision}"
-            if of_run and run is None:
-                missing[what] = _FROM_RUN
-                continue
-            if of_run and run is not None and run.calibration is None and precision == "int8":
-                missing[what] = _NO_IMAGES
-                continue
-            try:
-                artifact, names = build_files(artifact, target.name, [precision], run=run)
-            except (MissingPackage, BackendUnavailable):
-                missing[what] = "not installed; kdedge doctor says how to"
-                continue
-            except (DataError, RecipeError, SetupError) as error:
-                missing[what] = " ".join(str(error).split())  # with what to do about it
-                continue
-            if not names:
-                missing[what] = f"this machine makes none. {target.remark}"
-    return artifact, missing
 
 
 def fastest_on_cpu(
@@ -206,5 +154,5 @@ def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[flo
     compared = [measured] if made is None else [made, measured]
     if made is not None and made.n_images > measured.n_images and not is_worse(measured, made):
         compared = [made]  # of more images: few alone would put out every other close file
-    missed = (misses(parity, file.precision, artifact.gates) for parity in compared)
+    missed = (failed_gates(parity, file.precision, artifact.gates) for parity in compared)
     return measured.agreement_percent, "; ".join(next(filter(None, missed), ())) or None

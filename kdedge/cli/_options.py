@@ -12,7 +12,7 @@ import click
 from kdedge.cli._output import json_option
 from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
-from kdedge.plugins import WARNINGS_OF_WORK
+from kdedge.plugins import PENDING_WARNINGS
 from kdedge.runtime.machine import cpu_cores
 from kdedge.runtime.threads import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
@@ -83,7 +83,7 @@ def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) 
         left = cpu_cores() - round(busy_cores)
         advice = f"\n  To compute on the cores that they leave: --threads {left}."
         # Said when the work begins, so that it does not stand above a message of a wrong option
-        WARNINGS_OF_WORK[:] = [
+        PENDING_WARNINGS[:] = [
             f"Other processes keep {busy_cores:.1f} of {cpu_cores()} cores busy: this will take"
             f" longer.{advice if left > 0 else ''}"
         ]

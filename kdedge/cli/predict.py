@@ -148,7 +148,7 @@ def command(
         path = classifier.artifact.path / classifier.file.name
         log.info("Using %s on %s.", path, classifier.backend.describe())
         if precision is None and backend is None and classifier.file.device != "gpu":
-            _say_what_export_names(classifier)
+            _log_recommended_file(classifier)
         write: Callable[[str], None] = click.echo
         if output is not None:
             write = stack.enter_context(_new_lines(output))
@@ -203,7 +203,7 @@ def command(
     stream.check_any()
 
 
-def _say_what_export_names(classifier: Classifier) -> None:
+def _log_recommended_file(classifier: Classifier) -> None:
     """Logs how to use the file that `export` names for a CPU, if none was chosen on this one."""
     from kdedge.deploy.ship import file_to_ship, predict_flags
     from kdedge.runtime.cpu_choice import choice_here, readable_choices

@@ -31,7 +31,7 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     """
     from kdedge.api.evaluate import report
     from kdedge.reporting.headline import deploy_line, headline_of
-    from kdedge.reporting.records import gather
+    from kdedge.reporting.run_records import gather
 
     runs = [find_run(source, root) for source in sources or (None,)]
     page = report(*(run.path for run in runs), output=output, root=root)

@@ -10,7 +10,7 @@ import click
 from kdedge.cli._options import run_options, training_options
 from kdedge.cli._output import is_first_process, next_line, print_result
 from kdedge.cli._results import run_record, run_text
-from kdedge.reporting.records import has_class_vectors
+from kdedge.reporting.run_records import has_class_vectors
 from kdedge.runs.find import finished_runs
 
 

@@ -20,8 +20,15 @@ from typing import Any
 import numpy.typing as npt
 
 from kdedge.deploy.model_card import renew_model_card
-from kdedge.deploy.parity import misses, parity_on_smoke_set
-from kdedge.errors import DataError, RecipeError, SetupError, first_line
+from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
+from kdedge.errors import (
+    BackendUnavailable,
+    DataError,
+    MissingPackage,
+    RecipeError,
+    SetupError,
+    first_line,
+)
 from kdedge.files import sha256_file
 from kdedge.progress import working
 from kdedge.records.evaluation import ParityResult
@@ -35,11 +42,15 @@ from kdedge.targets.registry import (
     check_can_build,
     check_can_run,
     find_target,
+    list_targets,
     load_file,
     planned_file,
 )
 
 log = logging.getLogger(__name__)
+
+_FROM_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
+_NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,49 @@ def build_files(
     if artifact != before:
         artifact = renew_model_card(artifact)
     return artifact, tuple(names)
+
+
+def add_cpu_files(
+    artifact: Artifact, *, run: RunInputs | None = None
+) -> tuple[Artifact, dict[str, str]]:
+    """Builds the missing files of every target that has files for CPUs.
+
+    Args:
+        artifact: gets the files; ONNX files are those that it has.
+        run: what the run's export has; None for an artifact that was exported before.
+
+    Returns:
+        The artifact, and why a target's precision is missing, by their names.
+
+    Raises:
+        ResourceError: memory or disk ran out.
+    """
+    missing: dict[str, str] = {}
+    there = {(f.target, f.precision) for f in artifact.files if f.device != "gpu"}
+    for target in list_targets():
+        of_run = target.name == "onnx" or target.source == "folded model"
+        for precision in target.cpu_precisions:
+            # A file from the folded model is there already if its target was asked for, too
+            if of_run and (target.name, precision) in there:
+                continue
+            what = f"{target.label} {precision}"
+            if of_run and run is None:
+                missing[what] = _FROM_RUN
+                continue
+            if of_run and run is not None and run.calibration is None and precision == "int8":
+                missing[what] = _NO_IMAGES
+                continue
+            try:
+                artifact, names = build_files(artifact, target.name, [precision], run=run)
+            except (MissingPackage, BackendUnavailable):
+                missing[what] = "not installed; kdedge doctor says how to"
+                continue
+            except (DataError, RecipeError, SetupError) as error:
+                missing[what] = " ".join(str(error).split())  # with what to do about it
+                continue
+            if not names:
+                missing[what] = f"this machine makes none. {target.remark}"
+    return artifact, missing
 
 
 def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> None:
@@ -270,7 +324,7 @@ def with_parity(
             limit = None if run is None or run.limit is None else run.limit(artifact, backend)
     finally:
         backend.close()
-    missed = misses(parity, entry.precision, artifact.gates)
+    missed = failed_gates(parity, entry.precision, artifact.gates)
     gate: Gate = "missed" if missed else "passed"
     return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)
 

@@ -80,7 +80,9 @@ def predict_each_way(
     return logits
 
 
-def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> tuple[str, ...]:
+def failed_gates(
+    result: ParityResult, precision: Precision, gates: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Lists the gates that a file misses, in words; empty if it passes.
 
     Args:
@@ -116,10 +118,10 @@ def gate_error(
     Args:
         file: the file.
         result: comparison of the file.
-        gates: see `misses`.
+        gates: see `failed_gates`.
         passed: names of files that pass theirs.
     """
-    missed = misses(result, file.precision, gates)
+    missed = failed_gates(result, file.precision, gates)
     if not missed:
         return None
     remedies = {
@@ -254,7 +256,7 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     )
 
 
-def warn_of_misses(
+def warn_of_failed_gates(
     artifact: Artifact, file: ModelFile, backend: Backend, *, seconds: float = 1.0
 ) -> None:
     """Warns if a loaded file misses its gates on this machine, by the smoke set.

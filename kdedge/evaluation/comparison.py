@@ -149,8 +149,8 @@ class Comparison(Tabled):
         old: the old artifact's file.
         new: the new one's.
         n_images: images that were classified.
-        n_unshared: images that one answers with a class which the other lacks; agreement
-            leaves them out.
+        n_with_unshared_answer: images that one answers with a class which the other lacks;
+            agreement leaves them out.
         n_agree: images with the same answer.
         mean_score_difference: the new score of the best class minus the old one, percentage points;
             None if one of them has no scores.
@@ -169,7 +169,7 @@ class Comparison(Tabled):
     old: ComparedModel
     new: ComparedModel
     n_images: int
-    n_unshared: int
+    n_with_unshared_answer: int
     n_agree: int
     mean_score_difference: float | None
     mean_absolute_score_difference: float | None
@@ -185,7 +185,7 @@ class Comparison(Tabled):
     @property
     def agreement_percent(self) -> float | None:
         """Share of the images with the same answer; None if each is answered with unshared ones."""
-        n_compared = self.n_images - self.n_unshared
+        n_compared = self.n_images - self.n_with_unshared_answer
         return 100 * self.n_agree / n_compared if n_compared else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,8 +243,8 @@ class Comparison(Tabled):
         else:
             notes.append(
                 f"agreement {self.agreement_percent:.2f} %: {self.n_agree:,} of"
-                f" {images_text(self.n_images - self.n_unshared)}; {self.n_unshared:,} answered"
-                " with a class that only one has left out"
+                f" {images_text(self.n_images - self.n_with_unshared_answer)};"
+                f" {self.n_with_unshared_answer:,} answered with a class that only one has left out"
             )
         if self.mean_score_difference is None:
             notes.append("scores: not compared, as an artifact's head is argmax, without scores")
@@ -311,7 +311,7 @@ def compare_answers(
         old=old,
         new=new,
         n_images=len(images),
-        n_unshared=len(images) - len(comparable),
+        n_with_unshared_answer=len(images) - len(comparable),
         n_agree=sum(not i.is_changed for i in comparable),
         mean_score_difference=fmean(differences) if differences else None,
         mean_absolute_score_difference=fmean(map(abs, differences)) if differences else None,

@@ -11,7 +11,7 @@ from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.errors import DataError, SetupError
 from kdedge.records.tables import Grid, figure, percent
 from kdedge.reporting.blocks import Block, Note, Text
-from kdedge.reporting.records import RunRecords
+from kdedge.reporting.run_records import RunRecords
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import readable_choices
 

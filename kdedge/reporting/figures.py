@@ -12,8 +12,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from kdedge.benchmarking.tables import pareto_front
 from kdedge.records.evaluation import EvalDetails
+from kdedge.records.speed import pareto_front
 from kdedge.reporting.plots import (
     FIRST,
     MUTED,
@@ -21,7 +21,7 @@ from kdedge.reporting.plots import (
     SHARES,
     THIRD,
 )
-from kdedge.reporting.records import TrainingLog
+from kdedge.reporting.run_records import TrainingLog
 
 MOST_NAMED_CLASSES = 40
 """With more classes, names would be too small to read and are left out."""

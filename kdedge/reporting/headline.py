@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.data.sources import name_some
-from kdedge.deploy.parity import misses
+from kdedge.deploy.parity import failed_gates
 from kdedge.deploy.ship import file_to_ship
 from kdedge.files import highest_number
 from kdedge.records.evaluation import (
@@ -252,7 +252,7 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
             facts.append(f"{figure(time.p50_ms)} ms")
         parts.append(", ".join([f"{file.name} {gate}", *facts]))
     missed = [
-        f"{file.name} ({_short_of(file.parity, file.precision, artifact.gates)})"
+        f"{file.name} ({_failed_figure(file.parity, file.precision, artifact.gates)})"
         for file in artifact.files
         if file.gate == "missed" and file.parity is not None
     ]
@@ -262,10 +262,10 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
     return parts
 
 
-def _short_of(parity: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> str:
+def _failed_figure(parity: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> str:
     """The figure for which a file missed its gate."""
     drop, without_drop = parity.accuracy_drop, replace(parity, accuracy_drop=None)
-    if drop is not None and misses(parity, precision, gates) != misses(
+    if drop is not None and failed_gates(parity, precision, gates) != failed_gates(
         without_drop, precision, gates
     ):
         return f"{drop:.1f} points less accurate"

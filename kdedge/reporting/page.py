@@ -35,7 +35,7 @@ from kdedge.reporting.figures import training_curves
 from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
-from kdedge.reporting.records import RunRecords
+from kdedge.reporting.run_records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.runs.results import model_label, sorted_results
 

@@ -7,7 +7,7 @@ import shlex
 from kdedge.config.recipe import ModelSpec
 from kdedge.records.tables import Grid
 from kdedge.reporting.blocks import Block, Text
-from kdedge.reporting.records import RunRecords
+from kdedge.reporting.run_records import RunRecords
 
 
 def provenance_blocks(records: RunRecords) -> list[Block]:

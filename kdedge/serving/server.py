@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
-from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_misses
+from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_failed_gates
 from kdedge.deploy.servers import model_name
 from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line
 from kdedge.inference.classify import Classifier
@@ -80,7 +80,7 @@ class Server:
             seen = self._folder_state()  # what changes from now on is loaded again
             loaded = load(find())
             on_error.callback(loaded.close)
-            warn_of_misses(loaded.artifact, loaded.file, loaded.backend)
+            warn_of_failed_gates(loaded.artifact, loaded.file, loaded.backend)
             model = ServedModel(loaded, batch)
             model.warm_up()
             self.name = model_name(model.artifact.name)

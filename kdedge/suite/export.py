@@ -13,12 +13,11 @@ from typing import Any
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.tables import machine as machine_text
-from kdedge.benchmarking.tables import pareto_front
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import GateError, KdedgeError, first_line
 from kdedge.files import write_atomic, write_json, write_new_numbered_json
 from kdedge.records.evaluation import EvalResult
-from kdedge.records.speed import SpeedRow
+from kdedge.records.speed import SpeedRow, pareto_front
 from kdedge.records.tables import Grid, figure, percent
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact

@@ -160,7 +160,11 @@ def test_other_class_names_are_said_and_compared_on_the_shared_ones(
     assert "old 100.00 %, new 66.67 % on 9 images with labels; 3 images of classes" in done.out
     found = compared(kdedge, "old", "new", "pics")
     # The new one takes green for sky, and blue for green: none of these is on shared names
-    assert (found["n_unshared"], found["n_agree"], found["agreement_percent"]) == (6, 6, 100.0)
+    assert (found["n_with_unshared_answer"], found["n_agree"], found["agreement_percent"]) == (
+        6,
+        6,
+        100.0,
+    )
     assert len(found["changed"]) == 6
     others = ("a", "b", "c", "d")
     dataclasses.replace(artifact, class_names=others).save()

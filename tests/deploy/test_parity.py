@@ -17,8 +17,8 @@ from PIL import Image
 from kdedge.config.export_spec import GatesSpec
 from kdedge.deploy.parity import (
     SMOKE_SET,
+    failed_gates,
     gate_error,
-    misses,
     parity_on_smoke_set,
     predict_pixels,
     read_smoke_set,
@@ -125,7 +125,7 @@ def test_uint8_graphs_get_the_pixels_as_they_are(tmp_path: Path) -> None:
 def test_a_miss_is_a_sentence_with_got_asked_and_key(
     key: str, value: float, precision: Any, expected: str
 ) -> None:
-    (miss,) = misses(dataclasses.replace(RESULT, **{key: value}), precision, GATES)
+    (miss,) = failed_gates(dataclasses.replace(RESULT, **{key: value}), precision, GATES)
     assert expected in miss
     keys = {
         "agreement_percent": f" (gates.agreement.{precision})",
@@ -149,7 +149,7 @@ def test_a_miss_is_a_sentence_with_got_asked_and_key(
     ],
 )
 def test_what_meets_its_gates_exactly_misses_none(changes: dict[str, Any], precision: Any) -> None:
-    assert misses(dataclasses.replace(RESULT, **changes), precision, GATES) == ()
+    assert failed_gates(dataclasses.replace(RESULT, **changes), precision, GATES) == ()
 
 
 def test_the_error_names_file_misses_images_and_what_to_do() -> None:

@@ -22,7 +22,7 @@ from kdedge.records.evaluation import (
 )
 from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
 from kdedge.reporting.page import write_report
-from kdedge.reporting.records import gather
+from kdedge.reporting.run_records import gather
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import write_evaluations
 from kdedge.runtime.artifact import Artifact, ModelFile

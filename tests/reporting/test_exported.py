@@ -12,7 +12,7 @@ import pytest
 from kdedge.deploy.ship import file_to_ship
 from kdedge.reporting.exported import exported_blocks, files_table
 from kdedge.reporting.provenance import provenance_blocks
-from kdedge.reporting.records import RunRecords, gather
+from kdedge.reporting.run_records import RunRecords, gather
 from kdedge.runs.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]

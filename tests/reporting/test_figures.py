@@ -18,7 +18,7 @@ import pytest
 from kdedge.records.evaluation import CalibrationBin, EvalDetails
 from kdedge.reporting import figures
 from kdedge.reporting.plots import render
-from kdedge.reporting.records import TrainingLog
+from kdedge.reporting.run_records import TrainingLog
 from kdedge.runs.folder import RunFolder
 
 

@@ -24,7 +24,7 @@ from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult,
 from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.pictures import changed_cards
-from kdedge.reporting.records import gather
+from kdedge.reporting.run_records import gather
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, write_evaluations
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice

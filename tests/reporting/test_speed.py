@@ -8,9 +8,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdedge.benchmarking.tables import pareto_front
 from kdedge.records.evaluation import EvalDetails, EvalResult
-from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow, named_rows
+from kdedge.records.speed import (
+    Accuracy,
+    Measurement,
+    SpeedResult,
+    SpeedRow,
+    named_rows,
+    pareto_front,
+)
 from kdedge.reporting.accuracy import accuracy_table, class_table, confusion_table
 from kdedge.reporting.speed import front_plots, speed_blocks
 

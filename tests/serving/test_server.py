@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import kdedge
-from kdedge.deploy.parity import warn_of_misses
+from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, InUseError, RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact
@@ -382,7 +382,7 @@ def test_what_takes_too_long_is_not_compared(
     artifact = make_checked(tmp_path / "1", wrong=True)  # 6 images, 2 of which are timed
     (file,) = artifact.files
     slow: Any = Slow(load_file(artifact, file))
-    warn_of_misses(artifact, file, slow, seconds=seconds)
+    warn_of_failed_gates(artifact, file, slow, seconds=seconds)
     assert ("missed its gates" in caplog.text) == is_compared
 
 
