@@ -123,7 +123,7 @@ def _compared(
             f"The two class lists have no name in common. Old: {first}. New: {second}.\n"
             "  Compare artifacts of the same classes."
         )
-    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions are those of the old
+    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # the old one's positions
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
     items, *own_items = tee(inputs, 3)
     streams = [

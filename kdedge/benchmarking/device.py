@@ -128,7 +128,7 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
 
 
 def _nvml() -> Any:
-    """NVIDIA's management library; None without it, or without its driver, as on a Jetson."""
+    """NVIDIA's management library; None if the library or the driver is missing, as on a Jetson."""
     try:
         import pynvml as nvml
     except ImportError:
@@ -232,7 +232,7 @@ class SampledPower:
 
 
 def _ina_reader() -> Callable[[], float | None] | None:
-    """Reads the module's input rail, or the sum of all rails on boards without one."""
+    """Reads the module's input rail, or the sum of all rails if the board has none."""
     rails: dict[str, tuple[Path, Path]] = {}
     for label in sorted(machine.ROOT.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
         number = label.name.removeprefix("in").removesuffix("_label")

@@ -263,7 +263,7 @@ def _row(
         logits: [B, 3, H, W] -> [B, C].
         backbone: its backbone.
         holds: tensors that it needs.
-        gmacs: of an image, and of a call besides; None to count those of a call with one image.
+        gmacs: GMACs of an image, and of a call besides; None counts a call with one image.
         is_paper: whether it encodes the class texts with every batch.
     """
     n_parameters = sum(tensor.numel() for tensor in holds)

@@ -132,7 +132,7 @@ def grid_text(grid: Grid) -> str:
 
 
 def shown_columns() -> float:
-    """Columns of stdout's terminal; infinite without one."""
+    """Columns of stdout's terminal; infinite if it is no terminal."""
     is_shown = sys.stdout is not None and sys.stdout.isatty()
     return get_terminal_size().columns if is_shown else math.inf
 

@@ -48,8 +48,8 @@ def command(
     Accuracies are top-1, in percent. Base and novel images are classified among the class names of
     their own half; `all` and single classes among all names.
 
-    With export.calibrate in the recipe, or --set export.calibrate=true, the calibration error is
-    also that of the calibrated scores, as an export has them.
+    With export.calibrate in the recipe, or --set export.calibrate=true, the calibration error of
+    the calibrated scores, as an export has them, is measured, too.
 
     Without test images, the command measures agreement with the teacher, mean confidence and how
     often each class is predicted, on unlabeled images. data.unlabeled.hold_out keeps some of them

@@ -75,7 +75,7 @@ def _parameter(target: Target) -> str:
 @click.option(
     "--open-classes",
     is_flag=True,
-    help="Keep the class vectors in a file beside the graph, for `kdedge classes`.",
+    help="Keep the class vectors in a file next to the graph, for `kdedge classes`.",
 )
 @click.option(
     "--calibrate",

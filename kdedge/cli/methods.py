@@ -19,7 +19,7 @@ _HEADER = ("method", "label", "labels", "unlabeled", "novel names", "")
 def command(as_json: bool) -> None:
     """List the prompt methods that a recipe can name, and what each learns from.
 
-    The list has kdedge's methods and those of installed packages. The columns say what a method is
+    The list has the methods of kdedge and of installed packages. The columns say what a method is
     trained on. labels: images of data.labeled; a student gets labels through its teacher.
     unlabeled: images of data.unlabeled. novel names: also the names of classes without labels.
     The losses that a student's settings can name follow. `kdedge schema` lists all settings.

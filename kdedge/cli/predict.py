@@ -121,7 +121,7 @@ def command(
 
     An artifact that was exported with --none-of-these answers none for an image that looks like
     none of its classes, and gives known_percent in csv and jsonl: the share of the known images
-    that look less like them. The scores are those of the classes all the same.
+    that look less like them. The scores stay the classes' scores.
 
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.

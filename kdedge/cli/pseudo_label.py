@@ -60,7 +60,7 @@ def command(
         right = percent(pool.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
     lines.append(f"Wrote {path}")
-    # Without the baseline's keys: they may be those of the method that labeled
+    # Without the baseline's keys: they may belong to the method that labeled
     kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
     given, labels = load_recipe(recipe, kept).recipe, {"data.pseudo_labels": path}
     if given.teacher is not None and given.student is not None:

@@ -22,9 +22,9 @@ from kdedge.runs.listing import summary_of
 def command(name: str | None, root: Path, as_json: bool) -> None:
     """List the runs, or those of the recipe NAME: status, accuracy, size on disk, exports.
 
-    The accuracy is the harmonic mean (HM) of base and novel classes for base-to-novel, else that of
-    all images. Compare only runs of the same recipe with the same number of test images. Without
-    test images, it is the agreement with the teacher (agrees).
+    The accuracy is the harmonic mean (HM) of base and novel classes for base-to-novel, else the
+    accuracy over all images. Compare only runs of the same recipe with the same number of test
+    images. Without test images, it is the agreement with the teacher (agrees).
     """
     runs = [pair for pair in runs_in(root) if name in (None, pair[0].path.parent.name)]
     rows = [summary_of(run, record) for run, record in runs]

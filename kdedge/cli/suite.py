@@ -58,7 +58,7 @@ def command(
     artifact is used if it has one. Files that missed their gates, and times that other processes
     disturbed, are marked with ! and not ranked. suites/NAME gets exported.md and exported.json.
 
-    A failed cell does not stop the others. The exit code is that of the first failed cell.
+    A failed cell does not stop the others. The first failed cell gives the exit code.
     """
     if dry_run:
         _list_cells(suite_state(file, suites, root), as_json=as_json)

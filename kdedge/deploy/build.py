@@ -333,7 +333,7 @@ def _with_parity_if_it_runs(
     artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
 ) -> ModelFile:
     """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
-    level = logging.INFO  # that of a machine without the package or the device
+    level = logging.INFO  # for a machine that lacks the package or the device
     if target.backend is None and not hasattr(build_module(target), "load"):
         return entry
     try:

@@ -99,7 +99,7 @@ class NoneOfThese:
             self.arrays = read_arrays(model.parent / artifact["none_of_these"]["file"])
 
     def __call__(self, output: Any) -> bool:
-        """Whether what the graph gives for an image is too far from that of known images."""
+        """Whether what the graph gives for an image is too far from the known images' outputs."""
         if self.below is None:
             return False
         distances = self.arrays["whitening"] @ output.astype(np.float64) - self.arrays["means"]

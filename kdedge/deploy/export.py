@@ -100,8 +100,8 @@ def export_artifact(
         if (only := reference.only_class) is not None:
             log.warning(
                 "The model predicts %r for each of %s, such as %s: files that agree with it are of"
-                " no use.\n  Look whether these images are black or all the same, then at those of"
-                " the training.",
+                " no use.\n  Look whether these images are black or all the same, then at the"
+                " training images.",
                 *(trained.class_names[only], reference.images, reference.keys[0]),
             )
         writer = _Writer(trained, new.part, pool, reference)

@@ -96,7 +96,7 @@ class FoldedModel(nn.Module):
         is_divided: whether outputs are divided by the features' length.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         output_name: name of the graph's output.
-        offsets: [C], subtracted after the division; None if they are in a bias, or without any.
+        offsets: [C], subtracted after the division; None if there are none, or a bias has them.
         has_one: whether a last feature is 1, which the class vectors multiply by minus the offsets.
         normalization: where the graph computes `(pixels - mean) / std`, in words.
     """

@@ -126,7 +126,7 @@ class CalibratedModel:
         gives them, as attention only averages values of one channel.
 
         Args:
-            alphas: by each site's first layer; a site without one keeps its channels.
+            alphas: by each site's first layer; other sites keep their channels.
         """
         changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
         for site in self.sites:

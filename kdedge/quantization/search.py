@@ -68,8 +68,8 @@ class Score:
         expected_percent: the agreement expected on other images. A few hundred images have few
             disagreements, so each image's error is added to every image's float logits: the share
             of these M * M pairs that keep their top-1.
-        logit_error_percent: length of the logits' error by that of the logits, both without their
-            mean over the classes.
+        logit_error_percent: length of the logits' error as a share of the logits' length, both
+            without their mean over the classes.
     """
 
     agreement_percent: float

@@ -116,7 +116,7 @@ def files_table(artifact: Artifact) -> Grid:
 
 
 def _search_blocks(artifact: Artifact) -> list[Block]:
-    """Steps of the search of an INT8 file, and the layers that cost most; empty without one."""
+    """Steps of the search of an INT8 file, and the costliest layers; empty if not searched."""
     searches = [file.built_with["search"] for file in artifact.files if "search" in file.built_with]
     if not searches:
         return []

@@ -81,8 +81,8 @@ def deploy_line(
 ) -> str | None:
     """Returns on what condition to deploy a student: the accuracy of its weakest class.
 
-    None where the headline says it already, and with the split base-to-novel, whose classes are
-    those of a benchmark.
+    None where the headline says it already, and with the split base-to-novel, whose classes
+    belong to a benchmark.
 
     Args:
         run: the run; damaged records are left out.
@@ -233,7 +233,7 @@ def accuracy_interval(n_right: float, n_images: int) -> tuple[float, float]:
 
 
 def _score(result: EvalResult) -> float:
-    """The harmonic mean, or without one the accuracy over all images."""
+    """The harmonic mean; if there is none, the accuracy over all images."""
     return result.all if result.harmonic_mean is None else result.harmonic_mean
 
 

@@ -34,7 +34,7 @@ def sample_cards(
 
     Args:
         groups: by title.
-        recipe: says where the images are; without it there are no pictures.
+        recipe: says where the images are; None gives no pictures.
         is_test: whether they are test images; else unlabeled ones.
     """
     keys = {sample.image for group in groups.values() for sample in group}

@@ -172,7 +172,7 @@ def gather(run: RunFolder) -> RunRecords:
 
 
 def _read_baselines(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
-    """What `training.teach` measured of a run's teacher; empty without."""
+    """What `training.teach` measured of a run's teacher; empty if it measured nothing."""
     path = run.path if teacher is None else run.root / teacher
     if not (path / "baselines.json").exists():
         return {}

@@ -50,10 +50,10 @@ class Line:
         row: the row's label.
         n_seeds: number of finished seeds.
         n_planned: number of seeds in the suite.
-        mean: means over seeds of base, novel and all; the harmonic mean is that of the mean base
-            and the mean novel accuracy. None if a figure is missing.
-        std: standard deviations over seeds (n - 1); for the harmonic mean, that of the seeds'
-            harmonic means. None for fewer than two seeds.
+        mean: means over seeds of base, novel and all; the harmonic mean is taken of the mean
+            base and the mean novel accuracy. None if a figure is missing.
+        std: standard deviations over seeds (n - 1); for the harmonic mean, the deviation of
+            the seeds' harmonic means. None for fewer than two seeds.
         paper: published figures, if the suite has them.
         sees: data that the row's model learns from.
         is_official: whether one of its recipes says `official: true`.
@@ -186,7 +186,7 @@ def notes(plan: Plan) -> list[str]:
     paper = plan.loaded.suite.paper
     texts = [
         "Accuracies in percent: mean ± standard deviation (n - 1) over seeds. HM: harmonic mean of"
-        " the mean base and novel accuracy; its deviation is that of the seeds' harmonic means."
+        " the mean base and novel accuracy; the deviation is over the seeds' harmonic means."
     ]
     if len({cell.sees for cell in plan.cells}) > 1:
         texts.append(

@@ -231,8 +231,8 @@ class BuildModule(Protocol):
     It may have three more functions:
 
     - `check_environment()` checks for all that building needs, if packages are not enough;
-    - `plan(precision)` gives the files of a precision, if their names are not those of
-      `Target.plan`;
+    - `plan(precision)` gives the files of a precision, if `Target.plan` has other
+      names;
     - `load(path, artifact)` gives the `Backend` of a target without run.py, so that its files can
       be compared with the model where they are built.
     """

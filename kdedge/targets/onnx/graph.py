@@ -237,7 +237,7 @@ def weight_dequantizer(
         levels: int8 of weights, int32 of biases.
         scales: a scale for each channel.
         output: name of the node and its output.
-        axis: that of the channels.
+        axis: the channels' axis.
     """
     from onnx import helper
 

@@ -43,7 +43,7 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
     """Gives layers Q/DQ at their inputs, and DQ at weights that are stored as INT8.
 
     Layers that read one tensor with one scale share its Q/DQ. Weights of the graph are replaced by
-    the levels, so only the graph's other values have to be those of the quantized model. A layer
+    the levels, so only the graph's other values have to equal the quantized model's. A layer
     whose input is centered is the only one that reads it.
 
     Args:
@@ -124,7 +124,7 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
     Args:
         model: its float32 graph.
         folded: the model. Products that are not one of its linear layers or convolutions, such as
-            those of a weight that a block multiplies itself, are left out.
+            a block's own product with a weight, are left out.
     """
     modules = dict(folded.named_modules())
     reads = {

@@ -225,7 +225,7 @@ def _convs_in_bytes(model: Any) -> tuple[dict[str, _Conv], set[str]]:
 
     A narrow convolution that is left in float between bytes is quantized by ONNX Runtime itself,
     with one scale for all channels: EfficientNet-Lite0 agrees on 93 % by it, instead of 98.6. With
-    floats before or behind it, as those of SiLU, it is faster in float.
+    floats before or behind it, as behind SiLU, it is faster in float.
     """
     from onnx import numpy_helper
 
@@ -296,7 +296,7 @@ def _constants(
     bias = shift.astype(np.float64)
     if len(node.input) > 2:
         bias += numpy_helper.to_array(initializers(model)[node.input[2]])
-    steps = conv.scales * np.float32(input_scale)  # those of the sum of products
+    steps = conv.scales * np.float32(input_scale)  # of the sum of products
     limits = np.iinfo(np.int32)
     levels = np.rint(bias / steps.astype(np.float64)).clip(limits.min, limits.max)
     output = f"{name}/bias"

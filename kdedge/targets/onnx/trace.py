@@ -28,7 +28,7 @@ OPSET = 18
 float32 in every precision."""
 
 IR_VERSION = 9
-"""That of the opset: ONNX Runtime reads it since 1.16."""
+"""The opset's own IR version, which ONNX Runtime reads since 1.16."""
 
 
 class Tracer:

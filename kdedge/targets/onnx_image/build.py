@@ -1,6 +1,6 @@
 """Builds ONNX files that take images, from ONNX files that take pixels.
 
-The preprocessing is that of the Pillow on this machine, bit for bit: a file is built only if both
+It preprocesses as the Pillow on this machine does, bit for bit: a file is built only if both
 give the same bytes for images of many shapes.
 """
 

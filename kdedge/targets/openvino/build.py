@@ -1,9 +1,9 @@
 """Builds OpenVINO files from ONNX files; they run on any CPU that OpenVINO supports.
 
-INT8 is that of the ONNX file for TensorRT: symmetric Q/DQ around the blocks' linear layers, which
-OpenVINO computes in INT8, too. Where products of bytes can overflow, weights get seven bits, as in
-the ONNX file for CPUs; such a file computes the same on every processor. OpenVINO's own quantizer,
-NNCF, changes more predictions at the same speed (`benchmarks/README.md`).
+INT8 is quantized as in the ONNX file for TensorRT: symmetric Q/DQ around the blocks' linear layers,
+which OpenVINO computes in INT8, too. Where products of bytes can overflow, weights get seven bits,
+as in the ONNX file for CPUs; such a file computes the same on every processor. OpenVINO's own
+quantizer, NNCF, changes more predictions at the same speed (`benchmarks/README.md`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compiles Torch-TensorRT programs, for PyTorch services with the GPU that compiled them.
 
 They need torch where they run, so there is no run.py. API: `dynamo.compile` and `save` of
-torch_tensorrt 2.13; networks are strongly typed, so the precision is that of the module. There is
+torch_tensorrt 2.13; networks are strongly typed, so the module has the precision. There is
 no INT8: its quantizer, ModelOpt for torch, does not quantize the queries, keys and values of CLIP's
 attention.
 """
