@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +19,7 @@ from kdedge.runtime.threads import torch_as_before
 
 if TYPE_CHECKING:
     from kdedge.api.run import Run
+    from kdedge.reporting.run_records import RunRecords
     from kdedge.runs.folder import RunFolder
     from kdedge.runtime.artifact import Artifact
 
@@ -118,6 +120,13 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     Examples:
         >>> page = kdedge.report("line3", "line3/01")
     """
+    return write_page(runs, output, root)[0]
+
+
+def write_page(
+    runs: Sequence[AnyRun], output: str | Path | None, root: str | Path | None
+) -> tuple[Path, list[RunRecords]]:
+    """Writes the page of `report`; also returns the records that it shows."""
     need("report", "A report", "jinja2", "matplotlib")
     from kdedge.reporting.page import write_report
     from kdedge.reporting.run_records import gather
@@ -131,4 +140,4 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     page = write_report(records, folder)
     for problem in (problem for record in records for problem in record.problems):
         log.warning("%s", problem)
-    return page
+    return page, records

@@ -8,7 +8,6 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.runs.find import find_run
 
 
 @click.command("report")
@@ -29,15 +28,12 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
-    from kdedge.api.evaluate import report
+    from kdedge.api.evaluate import write_page
     from kdedge.reporting.headline import deploy_line, headline_of
-    from kdedge.reporting.run_records import gather
 
-    runs = [find_run(source, root) for source in sources or (None,)]
-    page = report(*(run.path for run in runs), output=output, root=root)
-    student = next((run for run in runs if run.kind == "student"), runs[0])
-    records = gather(student)
-    artifact = records.artifact
+    page, shown = write_page(sources, output, root)
+    records = next((one for one in shown if one.run.kind == "student"), shown[0])
+    student, artifact = records.run, records.artifact
     following = ["show", str(student.path)]
     if artifact is not None:
         following = ["predict", str(artifact.path), "IMAGES"]
@@ -46,7 +42,7 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     verdict = filter(None, [headline_of(student), deploy_line(student)])
     text = "\n".join([f"Wrote {page}", *verdict, next_line(*following)])
     record = {
-        "runs": list(dict.fromkeys(str(run.path) for run in runs)),
+        "runs": [str(one.run.path) for one in shown],
         "folder": str(page.parent),
         "page": str(page),
     }

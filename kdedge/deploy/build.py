@@ -63,13 +63,14 @@ class RunInputs:
             comparison.
         calibration: [N, 3, S, S], images as the graph takes them that decide the ranges of INT8;
             None if no INT8 file is made.
-        limit: fits a loaded file's limit of "none of these"; None if the artifact has none.
+        limit: fits the limit of "none of these" of a file and its backend; None if the artifact has
+            none.
     """
 
     model: Any
     compare: Callable[[Artifact, Backend], ParityResult]
     calibration: npt.NDArray[Any] | None = None
-    limit: Callable[[Artifact, Backend], NoneBelow | None] | None = None
+    limit: Callable[[Artifact, ModelFile, Backend], NoneBelow | None] | None = None
 
 
 def build_files(
@@ -321,7 +322,8 @@ def with_parity(
     try:
         with working(f"comparing {entry.name}"):
             parity = compare(artifact, backend)
-            limit = None if run is None or run.limit is None else run.limit(artifact, backend)
+            fit = None if run is None else run.limit
+            limit = None if fit is None else fit(artifact, entry, backend)
     finally:
         backend.close()
     missed = failed_gates(parity, entry.precision, artifact.gates)

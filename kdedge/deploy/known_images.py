@@ -21,7 +21,7 @@ from kdedge.deploy.parity import predict_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
 from kdedge.runs.model import RunModel
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.none_of_these import (
     FILE_NAME,
@@ -68,19 +68,20 @@ class KnownImages:
         n_images = len(self.chosen.indices)
         return NoneOfThese("mahalanobis", FILE_NAME, self.share_percent, self.what, n_images)
 
-    def limit(self, artifact: Artifact, backend: Backend) -> NoneBelow | None:
+    def limit(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
         """Fits the limit of a loaded file of the artifact; see `fit_limit`.
 
-        The first file, in float32, also gives the Gaussians.
+        The float32 ONNX file, which has to come first, also gives the Gaussians.
 
         Raises:
             DataError: no output is finite.
             ResourceError: the file of the Gaussians cannot be written.
         """
         outputs, answers = self._outputs(artifact, backend)
-        if self._gaussians is None:
+        if (file.target, file.precision) == ("onnx", "fp32"):
             self._gaussians = fit_gaussians(outputs[_OF_GAUSSIANS], answers[_OF_GAUSSIANS])
             write_atomic(artifact.path / FILE_NAME, self._gaussians.to_bytes())
+        assert self._gaussians is not None
         held_out = outputs[_OF_LIMIT]
         finite = held_out[np.isfinite(held_out).all(axis=1)]
         return fit_limit(self._gaussians.scores(finite), self.share_percent)

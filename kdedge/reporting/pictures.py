@@ -77,10 +77,10 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
     if not worst:
         return None
     keys = {entry.image for entry in worst}
-    if parity.images.endswith(SMOKE_SET):
+    if parity.images_hash is None:
         thumbnails, problem = _read(_of_smoke_set(artifact, keys))
     else:
-        is_test = not parity.images.endswith("data.unlabeled")
+        is_test = parity.test_set is not None
         thumbnails, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
     n_missing = len(keys - thumbnails.keys())
     if n_missing and not problem:
