@@ -95,10 +95,10 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
         DataError: the smoke set is missing, or has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    images = _first(load_smoke_set(artifact)).uncropped()
-    names = [f"{number:03}.{pictures}" for number in range(len(images))]
+    smoke = _first(load_smoke_set(artifact))
+    names = [f"{number:03}.{pictures}" for number in range(len(smoke.images))]
     with new_folder(folder) as new:
-        for name, image in zip(names, images, strict=True):
+        for name, image in zip(names, smoke.uncropped(), strict=True):
             Image.fromarray(image).save(new.part / name)
     return [folder / name for name in names]
 

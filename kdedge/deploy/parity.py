@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,21 +57,27 @@ def predict_pixels(
 
 
 def predict_each_way(
-    backend: Backend, pixels: npt.NDArray[np.uint8], artifact: Artifact
+    backend: Backend,
+    pixels: npt.NDArray[np.uint8],
+    artifact: Artifact,
+    images: Iterable[npt.NDArray[np.uint8]],
 ) -> npt.NDArray[np.float32]:
     """Runs one of an artifact's files on images, in batches and alone.
 
     If the file takes any number of images, every second image runs alone: an engine has separate
-    kernels for single images, which must be tested, too.
+    kernels for single images, which must be tested, too. A file with preprocessing takes `images`.
 
     Args:
         backend: the loaded file.
         pixels: [N, S, S, 3], RGB, after resize and crop, N at least 1.
         artifact: describes the graph's input.
+        images: [H, W, 3] each, the same images before resize and crop.
 
     Returns:
         Logits, [N, C].
     """
+    if isinstance(backend, TakesImages):
+        return np.concatenate([backend.run_image(image) for image in images])
     logits = np.empty((len(pixels), len(artifact.class_names)), np.float32)
     step = 2 if artifact.batches[0] == 1 and len(pixels) > 2 else 1
     logits[::step] = predict_pixels(backend, pixels[::step], artifact)
@@ -167,10 +173,10 @@ class SmokeSet:
     logits: npt.NDArray[np.float32]
     images: tuple[bytes, ...] = ()
 
-    def uncropped(self) -> list[npt.NDArray[np.uint8]]:
+    def uncropped(self) -> Iterator[npt.NDArray[np.uint8]]:
         """The images, [H, W, 3] each: `images`, then the pixels of the others."""
-        decoded = [np.asarray(decode_image(file)) for file in self.images]
-        return [*decoded, *self.pixels[len(decoded) :]]
+        yield from (np.asarray(decode_image(file)) for file in self.images)
+        yield from self.pixels[len(self.images) :]
 
 
 def write_smoke_set(
@@ -226,10 +232,8 @@ def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
 def smoke_logits(
     artifact: Artifact, backend: Backend, smoke_set: SmokeSet
 ) -> npt.NDArray[np.float32]:
-    """Logits of a loaded file on a smoke set, [K, C]; with preprocessing, on images of any size."""
-    if isinstance(backend, TakesImages):
-        return np.concatenate([backend.run_image(image) for image in smoke_set.uncropped()])
-    return predict_each_way(backend, smoke_set.pixels, artifact)
+    """Logits of a loaded file on a smoke set, [K, C]."""
+    return predict_each_way(backend, smoke_set.pixels, artifact, smoke_set.uncropped())
 
 
 def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:

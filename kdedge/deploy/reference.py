@@ -23,7 +23,7 @@ from kdedge.records.evaluation import ParityResult, TestSet
 from kdedge.runs.model import RunModel
 from kdedge.runs.temperature import fit_temperature
 from kdedge.runtime.artifact import Artifact, Temperature
-from kdedge.runtime.backend import Backend, TakesImages
+from kdedge.runtime.backend import Backend
 from kdedge.runtime.preprocess import MAX_ASPECT, normalize, resize_and_crop
 
 _BATCH = 32
@@ -94,11 +94,8 @@ class Float32Reference:
 
         A file with preprocessing runs on the images as they are.
         """
-        if isinstance(backend, TakesImages):
-            images = read_images(self.chosen.source, self.chosen.indices)
-            logits = np.concatenate([backend.run_image(image) for image in images])
-        else:
-            logits = predict_each_way(backend, self.outputs.pixels, artifact)
+        images = read_images(self.chosen.source, self.chosen.indices)
+        logits = predict_each_way(backend, self.outputs.pixels, artifact, images)
         parity = parity_of(
             self.outputs.logits,
             logits,
