@@ -184,7 +184,7 @@ def os_reason(error: OSError) -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, printable and without a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    line = text.strip().splitlines()[0].rstrip(".:") if text.strip() else type(error).__name__
     return "".join(c if c.isprintable() else " " for c in line)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, first_line
 from kdedge.files import written_together
 from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
@@ -135,22 +135,17 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
                 optimize=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise RecipeError(
-            f"The model cannot be exported to ONNX: {_reason(error)}.\n"
+            f"The model cannot be exported to ONNX: {first_line(cause)}.\n"
             "  Distill another image encoder: a ViT, or a network whose steps do not depend on the"
             " values of the pixels."
         ) from error
     finally:
         exporter.setLevel(level)
     return program
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what caused an error of the exporter."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".:")
 
 
 def _make_readable(proto: Any) -> None:
