@@ -270,23 +270,14 @@ def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
 
 
 @pytest.fixture
-def install_benchmark(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., None]:
-    """Installs something as a benchmark set, as a package would, for the test's time."""
+def add_benchmark() -> Iterator[Callable[[Any], None]]:
+    """Adds a benchmark set to kdedge's, for the test's time."""
+    from kdedge.data.benchmarks import benchmarks
 
-    def install(benchmark: Any, *, name: str) -> None:
-        site, module = tmp_path_factory.mktemp("site"), ModuleType(f"outside_{name}")
-        info = site / f"{module.__name__}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.__name__}\n")
-        point = f"{name} = {module.__name__}:SET"
-        (info / "entry_points.txt").write_text(f"[kdedge.benchmarks]\n{point}\n")
-        vars(module)["SET"] = benchmark
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(sys, "path", [str(site), *sys.path])
-
-    return install
+    own = dict(benchmarks())
+    yield lambda added: benchmarks().update({added.name: added})
+    benchmarks().clear()
+    benchmarks().update(own)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -16,7 +16,6 @@ from kdedge.errors import DataError, some_of
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage
-from kdedge.workers import DoPieces, WorkerResources, Workers
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
@@ -56,8 +55,6 @@ def scan(
     n_threads: int | None = None,
     progress: Callable[[int], None] | None = None,
     cache: ScanCache | None = None,
-    workers: Workers | None = None,
-    n_a_piece: int = 4096,
 ) -> Scan:
     """Reads and decodes every image of a source once.
 
@@ -68,30 +65,25 @@ def scan(
             most 8.
         progress: called with the number of finished images, after a few at a time.
         cache: images in it are not read again; new ones are added.
-        workers: read and decode the images, and must see the source's files; None for this process.
-        n_a_piece: images that a worker reads at once; so few new ones are read in this process.
 
     Returns:
-        The scan, independent of threads, workers and cache. Each thread holds one decoded image in
-        memory.
+        The scan, independent of threads and cache. Each thread holds one decoded image in memory.
     """
     cache = cache or ScanCache()
     cache.open(source)
     positions = range(len(source.items))[rows]
-    pieces: list[_Piece] = []
-    if workers is not None:
-        pieces = [(part, cache.take(source, part)) for part in _parts(positions, n_a_piece)]
+    n_at_once = max(_ROWS_AT_ONCE, len(positions) // _MOST_TASKS)
+    parts = [positions[start : start + n_at_once] for start in range(0, len(positions), n_at_once)]
+    results: list[ImageFacts | str] = []
     try:
-        n_new = sum(len(part) - len(known) for part, known in pieces)
-        if workers is None or n_new <= n_a_piece:
-            results = _read(source, positions, cache, n_threads, progress)
-        else:
-            results = []
-            for some, known in workers.run(pieces, partial(_read_elsewhere, source)):
-                results += some
-                cache.add(known)
-                if progress is not None:
-                    progress(len(results))
+        with ThreadPoolExecutor(n_threads or min(8, usable_cores()), "scan") as pool:
+            try:
+                for some in pool.map(partial(_read_rows, source, cache), parts):
+                    results += some
+                    if progress is not None:
+                        progress(len(results))
+            finally:
+                pool.shutdown(cancel_futures=True)
     finally:
         cache.save(source)
     pairs = list(zip(positions, results, strict=True))
@@ -101,56 +93,9 @@ def scan(
     )
 
 
-_Piece = tuple[range, Mapping[str, str]]
-"""Rows, and what the cache knows of them."""
-
-_Results = list[ImageFacts | str]
-"""Of each image, hash and size, or the reason why it cannot be used."""
-
-
-def _parts(positions: range, size: int) -> list[range]:
-    return [positions[start : start + size] for start in range(0, len(positions), size)]
-
-
-def _read(
-    source: ImageSource,
-    positions: range,
-    cache: ScanCache,
-    n_threads: int | None,
-    progress: Callable[[int], None] | None = None,
-) -> _Results:
-    """Reads images in threads of this process."""
-    results: _Results = []
-    parts = _parts(positions, max(_ROWS_AT_ONCE, len(positions) // _MOST_TASKS))
-    with ThreadPoolExecutor(n_threads or min(8, usable_cores()), "scan") as pool:
-        try:
-            for some in pool.map(partial(_read_rows, source, cache), parts):
-                results += some
-                if progress is not None:
-                    progress(len(results))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return results
-
-
-def _read_elsewhere(
-    source: ImageSource, share: WorkerResources
-) -> DoPieces[_Piece, tuple[_Results, Mapping[str, str]]]:
-    return partial(_read_pieces, source, share.n_cores)
-
-
-def _read_pieces(
-    source: ImageSource, n_threads: int, pieces: Iterable[_Piece]
-) -> Iterator[tuple[_Results, Mapping[str, str]]]:
-    """The results of each piece, and what the cache should know of it now."""
-    for rows, known in pieces:
-        cache = ScanCache()
-        cache.add(known)
-        yield _read(source, rows, cache, n_threads), cache.take(source, rows)
-
-
-def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> _Results:
-    results: _Results = []
+def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> list[ImageFacts | str]:
+    """Facts of each image, or the reason why it cannot be used."""
+    results: list[ImageFacts | str] = []
     for i in rows:
         try:
             results.append(cache.facts(source, i))

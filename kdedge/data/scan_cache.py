@@ -86,19 +86,6 @@ class ScanCache:
                 self._known[key] = self._new[key] = _text(before, facts)
         return facts
 
-    def take(self, source: ImageSource, rows: range) -> dict[str, str]:
-        """The cached facts of some images, for `add` to another cache."""
-        if not isinstance(source, InFiles):
-            return {}
-        keys = [_key(source.location(i)) for i in rows]
-        return {key: self._known[key] for key in keys if key in self._known}
-
-    def add(self, facts: Mapping[str, str]) -> None:
-        """Adds what `take` gave; `save` writes what was not known."""
-        new = {key: text for key, text in facts.items() if self._known.get(key) != text}
-        self._known |= new
-        self._new |= new
-
     def save(self, source: ImageSource) -> None:
         """Adds newly scanned images to the source's file in the cache."""
         file, new = self._file(source), self._new

@@ -288,13 +288,7 @@ class RecipeData:
         group = self._group
         share = group.shard(len(source.items))
         with progress(f"reading data.{key}", share.stop - share.start, unit="images") as advance:
-            part = scan(
-                source,
-                rows=share,
-                progress=advance,
-                cache=self._workspace.scans,
-                workers=self._workspace.workers,
-            )
+            part = scan(source, rows=share, progress=advance, cache=self._workspace.scans)
         result = joined(group.all_gather(part))
         spec = self._recipe.data
         limit = n_of(spec.max_bad_images, len(source.items), math.ceil)

@@ -30,7 +30,7 @@ class Workspace:
         root: folder of all runs.
         device: where models compute.
         group: the processes that train together.
-        workers: read and encode pools of images; None for this process.
+        workers: encode pools of images; None for this process.
         scans: cached facts of images: readable, size, digest.
         images: readable images of each opened source, by its description in the recipe.
     """
@@ -50,7 +50,7 @@ class Workspace:
             root: folder of all runs; it may not exist yet.
             device: where models compute.
             group: the processes that train together.
-            workers: read and encode pools of images; None for this process.
+            workers: encode pools of images; None for this process.
             is_read_only: keep caches in memory and write nothing below `root`.
         """
         self.root, self.device, self.group = root, device, group

@@ -37,7 +37,7 @@ CROSS = {
 
 @pytest.fixture
 def textures(
-    trained: Path, install_benchmark: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    trained: Path, add_benchmark: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """The set's folder in the current project, with a split file in CoOp's format."""
     generator = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def textures(
             split[part].append([f"{name}/{path.name}", i % 3, name])
     (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
     small = replace(DTD, name="small", n_classes=3, n_images=N_IMAGES)
-    install_benchmark(small, name="small")
+    add_benchmark(small)
     recipe = Path(__file__).parents[2] / "recipes" / "dtd.yaml"
     (trained / "dtd.yaml").write_text(
         recipe.read_text().replace("benchmark: dtd", "benchmark: small")

@@ -26,7 +26,7 @@ SPLIT = {
 
 
 @pytest.fixture
-def published(hub: Any, file_server: Any, install_benchmark: Callable[..., None]) -> None:
+def published(hub: Any, file_server: Any, add_benchmark: Callable[..., None]) -> None:
     """A Hub that has the set `small`, SUN397 with two classes."""
     picture, archive = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
@@ -47,7 +47,7 @@ def published(hub: Any, file_server: Any, install_benchmark: Callable[..., None]
         n_classes=2,
         n_images={"train": 2, "val": 2, "test": 2},
     )
-    install_benchmark(small, name="small")
+    add_benchmark(small)
 
 
 @pytest.fixture

@@ -1,8 +1,4 @@
-"""The benchmark sets, which are rows of `sets.yaml`.
-
-Installed packages join through the entry-point group `kdedge.benchmarks`: an entry point's name is
-that of the `Benchmark` that it points to.
-"""
+"""The benchmark sets, which are rows of `sets.yaml`."""
 
 from __future__ import annotations
 
@@ -21,8 +17,7 @@ from kdedge.data.benchmarks._benchmark import (
 )
 from kdedge.data.benchmarks._coop import PARTS, AircraftSet, CoopSet, read_split
 from kdedge.data.benchmarks._imagenet import FolderSet
-from kdedge.errors import DataError, SetupError, suggestion
-from kdedge.plugins import Plugins
+from kdedge.errors import DataError, suggestion
 
 __all__ = [
     "PARTS",
@@ -31,6 +26,7 @@ __all__ = [
     "Download",
     "HubArchive",
     "MissingPartsError",
+    "benchmarks",
     "by_hand",
     "list_benchmarks",
     "load_benchmark",
@@ -42,11 +38,10 @@ _KINDS: dict[str, type[Benchmark]] = {
     "aircraft": AircraftSet,
     "folders": FolderSet,
 }
-_OUTSIDE = Plugins("benchmark set", "kdedge.data.benchmarks", "kdedge.benchmarks", {"": {}})
 
 
 @functools.cache
-def _own() -> dict[str, Benchmark]:
+def benchmarks() -> dict[str, Benchmark]:
     """The sets of `sets.yaml`, by name."""
     file = Path(__file__).with_name("sets.yaml")
     rows, _ = parse_yaml(file.read_text(encoding="utf-8"), name=str(file))
@@ -57,29 +52,17 @@ def _own() -> dict[str, Benchmark]:
 
 
 def list_benchmarks() -> list[str]:
-    """Returns the names of the sets, without importing any package's."""
-    return sorted({*_own(), *_OUTSIDE.names()})
+    """Returns the names of the sets."""
+    return sorted(benchmarks())
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Returns a benchmark set. A package's set cannot replace one of kdedge's.
+    """Returns a benchmark set.
 
     Raises:
         DataError: there is none of that name.
-        SetupError: an installed package's set cannot be loaded.
     """
-    if name in _own():
-        return _own()[name]
-    point = _OUTSIDE.outside().get(name)
-    if point is None:
-        raise DataError(
-            f"{name} is not a known benchmark set.\n  {suggestion(name, list_benchmarks())}"
-        )
-    benchmark = getattr(_OUTSIDE.load(name), point.attr, None)
-    if not isinstance(benchmark, Benchmark) or benchmark.name != name:
-        raise SetupError(
-            f'The benchmark set "{name}" from {point.value} is not a'
-            f" kdedge.data.benchmarks.Benchmark named {name!r}.\n"
-            "  Update or remove the package that it comes from."
-        )
-    return benchmark
+    if name not in benchmarks():
+        known = suggestion(name, list_benchmarks())
+        raise DataError(f"{name} is not a known benchmark set.\n  {known}")
+    return benchmarks()[name]

@@ -162,7 +162,7 @@ def counts(name: str, n_classes: int) -> dict[str, int]:
 
 
 @pytest.fixture
-def miniature(tmp_path: Path, install_benchmark: Callable[..., None]) -> Callable[[str], Miniature]:
+def miniature(tmp_path: Path, add_benchmark: Callable[..., None]) -> Callable[[str], Miniature]:
     """Writes a set's miniature, and installs it as `small_<name>`."""
 
     def make(name: str) -> Miniature:
@@ -173,7 +173,7 @@ def miniature(tmp_path: Path, install_benchmark: Callable[..., None]) -> Callabl
         n_images = counts(name, len(names))
         small = f"small_{name}"
         benchmark = replace(published, name=small, n_classes=len(names), n_images=n_images)
-        install_benchmark(benchmark, name=small)
+        add_benchmark(benchmark)
         return Miniature(benchmark, folder, names, n_images)
 
     return make

@@ -16,7 +16,7 @@ import pytest
 
 from kdedge.config.fields import check_template
 from kdedge.data.benchmarks import CoopSet, list_benchmarks, load_benchmark
-from kdedge.errors import DataError, SetupError
+from kdedge.errors import DataError
 
 SPLIT_BY_COOP = [
     one.name
@@ -53,29 +53,6 @@ TOTALS = {
 }
 
 Make = Callable[[str], Any]
-
-
-def test_an_installed_package_brings_a_set_of_its_own(install_benchmark: Any) -> None:
-    own = replace(load_benchmark("dtd"), name="ours")
-    install_benchmark(own, name="ours")
-    assert "ours" in list_benchmarks()
-    assert load_benchmark("ours") is own
-
-
-def test_a_package_cannot_take_the_name_of_one_of_kdedges_own_sets(install_benchmark: Any) -> None:
-    own = load_benchmark("dtd")
-    install_benchmark(replace(own, n_classes=1), name="dtd")
-    assert load_benchmark("dtd") is own
-
-
-@pytest.mark.parametrize("name", ["other", None])
-def test_what_a_package_brings_that_is_no_set_of_its_name_is_told(
-    install_benchmark: Any, name: str | None
-) -> None:
-    install_benchmark(name and replace(load_benchmark("dtd"), name=name), name="ours")
-    expected = r'"ours" from outside_ours:SET is not a .*Benchmark named \'ours\'\.'
-    with pytest.raises(SetupError, match=expected):
-        load_benchmark("ours")
 
 
 @pytest.mark.parametrize("name", list_benchmarks())
