@@ -6,24 +6,12 @@ section 3.2: t = [V]_1 ... [V]_M [CLASS], p(y = i | x) = softmax_i(<w_i, f> / τ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.prompts import (
-    INIT_STD,
-    check_room,
-    first_context,
-    placeholders,
-    prompted_text_features,
-    readable,
-    text_width,
-)
+from kdedge.clip.prompts import INIT_STD, first_context, prompted_text_features, text_width
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.errors import RecipeError
@@ -49,10 +37,6 @@ class Settings(MethodSettings):
     context_init: str = Field(
         "a photo of a",
         description="Words whose embeddings initialize the context; N(0, 0.02²) if they are few.",
-    )
-    class_position: Literal["end", "middle", "front"] = Field(
-        "end",
-        description="Where the class name is: after the context, in its middle, or before it.",
     )
     class_specific: bool = Field(
         False,
@@ -100,28 +84,6 @@ class Method(TextPromptMethod):
         super().__init__(backbone, settings, inputs)
         context = make_context(backbone, settings, len(class_names), inputs.generator)
         self.module = nn.ParameterDict({"context": context})
-
-    def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes "<context> NAME.", with the name where `class_position` says (section 3.2).
-
-        With `middle`, n_ctx // 2 context tokens come before the name. With it and `front`, all
-        context tokens are placeholders, even if `context_init` is longer.
-        """
-        backbone, settings = self._backbone, self._settings
-        n_ctx, position = settings.n_ctx, settings.class_position
-        if position == "end":
-            return super().class_texts(names)
-        check_room(backbone, names, n_ctx, "n_ctx")
-        n_before = n_ctx // 2 if position == "middle" else 0
-        before, after = placeholders(n_before), placeholders(n_ctx - n_before)
-        words = [readable(name) for name in names]
-        texts = [f"{before} {word} {after}." for word in words]
-        ctx = [
-            [*range(1, 1 + n_before), *range(1 + n_before + length, 1 + n_ctx + length)]
-            for length in (len(backbone.tokenizer.encode(word)) for word in words)
-        ]
-        context_at = torch.tensor(ctx, device=backbone.device)
-        return replace(backbone.tokenize(texts), context_at=context_at)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""

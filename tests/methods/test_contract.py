@@ -127,7 +127,6 @@ def test_a_number_of_layers_is_compared_with_its_encoders(
     ("name", "setting", "others"),
     [
         ("coop", "n_ctx", {}),
-        ("coop", "n_ctx", {"class_position": "front"}),
         ("cocoop", "n_ctx", {}),
         ("upl", "n_ctx", {}),
         ("ivlp", "n_ctx_text", {}),

@@ -22,18 +22,12 @@ Build = Callable[..., Any]
 
 
 def encode_plainly(
-    model: CLIP, encode: Callable[[str], list[int]], name: str, context: Tensor, position: str
+    model: CLIP, encode: Callable[[str], list[int]], name: str, context: Tensor
 ) -> Tensor:
-    """One text: start token, context and name as `position` says, full stop, end, padding."""
+    """One text: start token, context, name, full stop, end, padding."""
     table = model.token_embedding.weight
     start, word, stop = table[[49406]], table[encode(name.replace("_", " "))], table[[269, 49407]]
-    half = len(context) // 2
-    rows = {
-        "end": [start, context, word, stop],
-        "middle": [start, context[:half], word, context[half:], stop],
-        "front": [start, word, context, stop],
-    }[position]
-    x = torch.cat(rows)
+    x = torch.cat([start, context, word, stop])
     end = len(x) - 1
     x = torch.cat([x, table[[0] * (77 - len(x))]]) + model.positional_embedding
     mask = torch.full((77, 77), float("-inf")).triu(1)
@@ -45,22 +39,20 @@ def encode_plainly(
 
 @pytest.mark.parametrize("is_specific", [False, True])
 @pytest.mark.parametrize("n_ctx", [1, 4, 5])
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_the_name_stands_where_its_position_says(
+def test_texts_are_encoded_as_the_paper_says(
     build: Build,
     tiny_backbone: Backbone,
     tiny_open_clip: CLIP,
-    position: str,
     n_ctx: int,
     is_specific: bool,
 ) -> None:
-    chosen = {"n_ctx": n_ctx, "context_init": "", "class_position": position}
-    method = build("coop", n_trained=4, class_specific=is_specific, **chosen)
+    chosen = {"n_ctx": n_ctx, "context_init": "", "class_specific": is_specific}
+    method = build("coop", n_trained=4, **chosen)
     context = method.module.context
     own = list(context) if is_specific else [context] * len(NAMES)
     expected = torch.stack(
         [
-            encode_plainly(tiny_open_clip, tiny_backbone.tokenizer.encode, name, tokens, position)
+            encode_plainly(tiny_open_clip, tiny_backbone.tokenizer.encode, name, tokens)
             for name, tokens in zip(NAMES, own, strict=True)
         ]
     )
@@ -76,7 +68,7 @@ def test_a_context_of_each_class_is_encoded_in_chunks_with_the_same_gradient(
     build: Build, labeled_batch: Any, tiny_backbone: Backbone
 ) -> None:
     names = [f"class {number}" for number in range(CHUNK_SIZE + 6)]
-    chosen = {"class_specific": True, "class_position": "middle", "n_ctx": 6}
+    chosen = {"class_specific": True, "n_ctx": 6}
     method = build("coop", names=names, n_trained=len(names), **chosen)
     images, context = replace(labeled_batch(), labels=torch.arange(4)), method.module.context
     texts = encode_text(tiny_backbone.model, method.texts, context=context)

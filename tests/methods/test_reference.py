@@ -200,7 +200,8 @@ def test_a_supervised_method_gives_the_reference_logits_loss_and_gradients(
     vectors, module = load_file(reference_folder / f"{name}.safetensors"), load_method(name)
     meta = dict(reference_meta["settings"][name])
     if name == "coop":
-        meta = {"n_ctx": meta["n_ctx"], "class_position": meta["class_token_position"]}
+        assert meta["class_token_position"] == "end"
+        meta = {"n_ctx": meta["n_ctx"]}
     settings = module.Settings(**meta)
     method = build(module, student_clip, reference_meta["classnames"], settings)
     parameters = method.trainable_parameters()
