@@ -27,12 +27,7 @@ from kdedge.training.student import (
     student_job,
     with_teacher,
 )
-from kdedge.training.teach import (
-    baseline_accuracies,
-    compare_with_baselines,
-    save_baselines,
-    teacher_job,
-)
+from kdedge.training.teach import compare_with_baselines, teacher_job, train_teacher
 from kdedge.training.teacher_store.store import TeacherStore
 
 log = logging.getLogger(__name__)
@@ -121,9 +116,7 @@ def teacher_and_student(
                 "Teacher 1/2: training another one than %s, which had different %s.",
                 *(other.path, changed_input(other, source)),
             )
-        baselines = workspace.group.on_rank0(lambda: baseline_accuracies(source))
         run = _run_stage("Teacher 1/2", source, resume=resume)
-        workspace.group.on_rank0(lambda: save_baselines(run, baselines))
         student = with_teacher(student, open_teacher(run, student))
     better = _better_method(run, student, keep_teacher=keep_teacher)
     if better is None:
@@ -206,7 +199,8 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     elif job.data.pool is not None or job.method.trainable_parameters():
         what = "training %s on %s."
     log.info(f"%s: {what}", stage, job.choice.name, job.setup.backbone.name)
-    run = run_job(job, resume=resume)
+    train = train_teacher if job.setup.role == "teacher" else run_job
+    run = train(job, resume=resume)
     log.info("%s done%s.", stage, _reached(run))
     return run
 

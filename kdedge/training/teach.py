@@ -52,10 +52,15 @@ def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -
         workspace: where the command works.
         resume: continue an interrupted run of the same teacher.
     """
-    job = teacher_job(loaded, workspace)
-    baselines = workspace.group.on_rank0(lambda: baseline_accuracies(job))
+    return train_teacher(teacher_job(loaded, workspace), resume=resume)
+
+
+def train_teacher(job: Job, *, resume: bool) -> RunFolder:
+    """Trains a teacher, and stores its class vectors and its baselines' accuracies."""
+    group = job.setup.workspace.group
+    baselines = group.on_rank0(lambda: baseline_accuracies(job))
     run = run_job(job, resume=resume)
-    workspace.group.on_rank0(lambda: save_baselines(run, baselines))
+    group.on_rank0(lambda: save_baselines(run, baselines))
     return run
 
 
@@ -127,23 +132,22 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     return replace(loaded, recipe=recipe.model_copy(update={"baseline": spec}))
 
 
-def baseline_job(loaded: LoadedRecipe, workspace: Workspace, method: str | None = None) -> Job:
-    """The job that trains a baseline: see `with_baseline`."""
-    return job_on_training_images(set_up_role(with_baseline(loaded, method), "baseline", workspace))
+def baseline_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
+    """The job that trains the recipe's baseline: see `with_baseline`."""
+    return job_on_training_images(set_up_role(with_baseline(loaded), "baseline", workspace))
 
 
 def train_baseline(
-    loaded: LoadedRecipe, workspace: Workspace, method: str | None = None, *, resume: bool = False
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
 ) -> RunFolder:
-    """Trains a baseline and evaluates it.
+    """Trains the recipe's baseline and evaluates it.
 
     Args:
         loaded: the recipe.
         workspace: where the command works.
-        method: the baseline's method; None for the one that the recipe names.
         resume: continue an interrupted run of the same baseline.
     """
-    return run_job(baseline_job(loaded, workspace, method), resume=resume)
+    return run_job(baseline_job(loaded, workspace), resume=resume)
 
 
 def job_on_training_images(setup: RoleSetup) -> Job:

@@ -19,7 +19,7 @@ from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
 from kdedge.training.pseudo_labels import trial_round
 from kdedge.training.student import find_teacher, student_job
-from kdedge.training.teach import baseline_job
+from kdedge.training.teach import baseline_job, with_baseline
 
 Run = Callable[..., Any]
 OPTIM = "optim={epochs: 2, batch_size: 8, lr: %s, warmup_epochs: 0, precision: %s}"
@@ -159,7 +159,7 @@ def make_job(name: str, precision: str) -> Job:
     workspace = Workspace(Path("runs"), choose_device("cuda"))
     loaded = load_recipe("r.yaml", parse_overrides(texts))
     if name in BASELINES:
-        job = baseline_job(loaded, workspace, name)
+        job = baseline_job(with_baseline(loaded, name), workspace)
         return job if job.data.pool is None else trial_round(job)
     student = student_job(loaded, workspace)
     return find_teacher(student)[1]

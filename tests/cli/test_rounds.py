@@ -23,7 +23,7 @@ from kdedge.training.pseudo_labels import (
     pool_probabilities,
     train_rounds,
 )
-from kdedge.training.teach import baseline_job
+from kdedge.training.teach import baseline_job, with_baseline
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -42,7 +42,8 @@ def settings_of(variant: str) -> str:
 
 def job_of(variant: str) -> Job:
     loaded = load_recipe("r.yaml", parse_overrides([settings_of(variant), OPTIM]))
-    return baseline_job(loaded, Workspace(Path("runs"), torch.device("cpu")), "pseudo_label")
+    workspace = Workspace(Path("runs"), torch.device("cpu"))
+    return baseline_job(with_baseline(loaded, "pseudo_label"), workspace)
 
 
 def chosen_by(model: Any, job: Job) -> list[tuple[str, str]]:

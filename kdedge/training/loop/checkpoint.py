@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,6 @@ from torch import Tensor
 from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.errors import DataError
 
-log = logging.getLogger(__name__)
 _NAME = re.compile(r"e(\d+)-s(\d+)\.safetensors")
 _N_KEPT = 2
 _FORMAT = "kdedge-checkpoint-1"
@@ -145,30 +143,23 @@ def load_checkpoint(path: Path) -> TrainingState:
 
 
 def load_newest(folder: Path) -> TrainingState | None:
-    """Reads the newest undamaged checkpoint; None if the folder has no checkpoints.
+    """Reads the newest checkpoint; None if the folder has no checkpoints.
 
-    A damaged one is renamed to `*.damaged`, with a warning, so that it does not count among the
-    newest. Partial files of a process that was killed while saving are deleted.
+    Partial files of a process that was killed while saving are deleted.
 
     Raises:
-        DataError: there are checkpoints, and all are damaged.
+        DataError: it is damaged.
     """
     checkpoints = list_checkpoints(folder)
-    for path in checkpoints:
-        try:
-            state = load_checkpoint(path)
-        except DataError as error:
-            log.warning("%s Using the checkpoint before it.", error)
-            path.replace(path.with_name(path.name + ".damaged"))
-        else:
-            _tidy(folder)
-            return state
-    if checkpoints or any(folder.glob("*.damaged")):
-        raise DataError(
-            f"All checkpoints in {folder} are damaged.\n"
-            "  Delete the contents of that folder to train this run again from the start."
-        )
-    return None
+    if not checkpoints:
+        return None
+    try:
+        state = load_checkpoint(checkpoints[0])
+    except DataError as error:
+        before = "the checkpoint before it" if len(checkpoints) > 1 else "the start"
+        raise DataError(f"{error}\n  Delete it to train this run on from {before}.") from error
+    _tidy(folder)
+    return state
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
