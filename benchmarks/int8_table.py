@@ -39,6 +39,7 @@ from planted_outliers import plant
 from torch import nn
 
 from kdedge.config.load import parse_overrides
+from kdedge.data.decoding import normalizer
 from kdedge.data.images import spread
 from kdedge.deploy.calibrate import (
     PixelArray,
@@ -51,7 +52,6 @@ from kdedge.progress import progress
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.backend import run_batches, to_input
-from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as backend
 from kdedge.targets.onnx.half import to_fp16
@@ -237,7 +237,7 @@ def unfused_logits(trained: RunModel, pixels: PixelArray) -> npt.NDArray[np.floa
     with progress("reference", len(pixels), unit="images") as advance:
         for start in range(0, len(pixels), BATCH):
             some = pixels[start : start + BATCH]
-            batch = torch.from_numpy(np.stack([normalize(p, trained.preprocess) for p in some]))
+            batch = normalizer(trained.preprocess, torch.device("cpu"))(torch.from_numpy(some))
             parts.append(trained.scale * trained.forward_features(batch) @ vectors.T)
             advance(start + len(some))
     return torch.cat(parts).numpy()

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdedge.data.decoding import normalizer
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.machine import cpu_model
-from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
 from kdedge.targets.registry import list_targets, load_file
 
@@ -90,7 +90,8 @@ def main() -> None:
     size = artifact.preprocess.size_px
     shape = (artifact.batches[0], size, size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    batch = torch.from_numpy(np.stack([normalize(one, artifact.preprocess) for one in pixels]))
+    normalize = normalizer(artifact.preprocess, torch.device("cpu"))
+    batch = normalize(torch.from_numpy(pixels)).contiguous()
     images = to_input(pixels, artifact.pixels)
 
     def eager() -> Any:

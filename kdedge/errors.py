@@ -188,6 +188,12 @@ def first_line(error: BaseException) -> str:
     return "".join(c if c.isprintable() else " " for c in line)
 
 
+def one_line(error: BaseException) -> str:
+    """Returns an error's class and the first 300 characters of its message, as one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text[:300].rstrip(".: ")
+
+
 def some_of(texts: Iterable[str], most: int) -> list[str]:
     """Returns the first texts; if there are others, with `and N more` after them."""
     texts = list(texts)

@@ -1,4 +1,4 @@
-"""Methods, losses, targets and benchmark sets by name: kdedge's, and installed packages'.
+"""Methods, losses and targets by name: kdedge's, and installed packages'.
 
 kdedge's own are the files of a folder, or folders with certain files; shared code has a name with a
 leading underscore, or one that is listed. Installed packages join through a group of entry points.
@@ -25,7 +25,7 @@ from importlib.metadata import (
 from pathlib import Path
 from types import ModuleType
 
-from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError, suggestion
+from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError, one_line, suggestion
 
 TRAINING_PACKAGES = {
     "torch": "torch",
@@ -144,9 +144,8 @@ class Plugins:
         except KdedgeError:
             raise
         except Exception as error:  # another package may raise anything at import
-            reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
             raise SetupError(
-                f"{what} cannot be imported: {reason}.\n"
+                f"{what} cannot be imported: {one_line(error)}.\n"
                 "  Update or remove the package that it comes from."
             ) from error
         lacking = [part for part in self.parts[module] if not hasattr(loaded, part)]

@@ -30,11 +30,11 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import unit_length
+from kdedge.data.decoding import normalizer
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input
-from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as onnxruntime_backend
 
@@ -125,7 +125,8 @@ def measure(run: Path, overrides: list[str], *, n_threads: int, n_rounds: int) -
     shape = (artifact.batches[0], size, size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     images = to_input(pixels, artifact.pixels)
-    batch = torch.from_numpy(np.stack([normalize(image, artifact.preprocess) for image in pixels]))
+    normalize = normalizer(artifact.preprocess, torch.device("cpu"))
+    batch = normalize(torch.from_numpy(pixels)).contiguous()
     calls: dict[str, Callable[[], Any]] = {}
 
     def eager() -> Tensor:

@@ -36,6 +36,7 @@ from kdedge.errors import (
     KdedgeError,
     Terminated,
     is_out_of_memory,
+    one_line,
     os_reason,
     signum_of,
 )
@@ -210,7 +211,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         return _say(f"{os.fsdecode(error.filename)} cannot be used: {os_reason(error)}.", 3)
     if is_out_of_memory(error):
         return _say(
-            f"memory ran out: {_one_line(error)}.\n"
+            f"memory ran out: {one_line(error)}.\n"
             "  Use smaller batches (--set optim.batch_size=4; predict: --batch 1), a smaller"
             " backbone, or close other programs.",
             7,
@@ -250,7 +251,7 @@ def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | 
         f"kdedge {' '.join(arguments)}\n"
         + "".join(traceback.format_exception(type(error), error, error.__traceback__))
     )
-    what = f"this is a bug in kdedge: {_one_line(error)}."
+    what = f"this is a bug in kdedge: {one_line(error)}."
     place = None if run_log is None else str(run_log)  # the run has written the traceback there
     if place is None:
         try:
@@ -260,12 +261,6 @@ def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | 
         except OSError:
             return _say(f"{what} Its traceback could not be written:\n{text}", 1)
     return _say(f"{what} The traceback is in {place}", 1)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    name = type(error).__name__
-    return f"{name}: {text[:200]}" if text else name
 
 
 def _drop_stdout() -> None:

@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kdedge.errors import DataError, os_reason
+from kdedge.errors import DataError, first_line, os_reason
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first bytes of a file of `torch.save` before 1.6 (torch/serialization.py, pickled)."""
@@ -314,10 +314,8 @@ def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    lines = str(error).strip().splitlines()
     return DataError(
-        f"{path} is damaged or was not written by torch"
-        f" ({lines[0] if lines else type(error).__name__}).\n"
+        f"{path} is damaged or was not written by torch ({first_line(error)}).\n"
         "  Fetch it again, and compare its size or SHA-256 with that of the source."
     )
 

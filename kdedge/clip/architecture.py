@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from kdedge.clip.blocks import AttentionBlock
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, one_line
 from kdedge.records.record import read_record
 
 VOCAB_SIZE = 49408
@@ -184,10 +184,8 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
         *(TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, LookupError),
         RuntimeError,
     ) as error:
-        reason = " ".join(str(error).split()).rstrip(".")[:300]
         raise RecipeError(
-            f"{label}: open_clip cannot build this model config:"
-            f" {type(error).__name__}{f': {reason}' if reason else ''}.\n"
+            f"{label}: open_clip cannot build this model config: {one_line(error)}.\n"
             "  Compare its vision_cfg and text_cfg with one of open_clip's own configs, such as"
             " ViT-B-16."
         ) from error

@@ -18,7 +18,7 @@ from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.clip.weights import hash_weights
-from kdedge.errors import RecipeError, is_out_of_memory
+from kdedge.errors import RecipeError, is_out_of_memory, one_line
 from kdedge.runtime.preprocess import Preprocess
 
 
@@ -180,9 +180,8 @@ def count_features(visual: nn.Module, name: str, size_px: int) -> int:
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         raise RecipeError(
-            f"{name} cannot encode images of {size_px}x{size_px} pixels: {reason}.\n"
+            f"{name} cannot encode images of {size_px}x{size_px} pixels: {one_line(error)}.\n"
             "  Set the image size that its architecture was built for, or choose another model."
         ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:

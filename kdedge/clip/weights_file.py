@@ -57,12 +57,10 @@ class HashCache:
 
     Args:
         folder: folder of the cache; created when needed.
-        now_ns: the time in nanoseconds since 1970.
     """
 
-    def __init__(self, folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._now_ns = now_ns
 
     def _file(self, path: Path) -> Path:
         return self._folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
@@ -81,7 +79,7 @@ class HashCache:
 
     def put(self, known: KnownFile) -> None:
         """Caches facts about a file, unless the file has only just changed."""
-        if not known.stamp.is_settled(self._now_ns()):
+        if not known.stamp.is_settled(time.time_ns()):
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def load_images(
     n_slots, side = 1 + _AHEAD * n_workers, preparation.preprocess.size_px
     versions = (2,) if preparation.with_clean else ()
     slots = torch.empty((n_slots, batch_size, *versions, side, side, 3), dtype=torch.uint8)
-    normalize_batch = _normalizer(preparation.preprocess, device)
+    normalize_batch = normalizer(preparation.preprocess, device)
     try:
         if n_workers:
             slots.share_memory_()  # type: ignore[no-untyped-call]
@@ -181,14 +181,14 @@ def load_images(
         ) from error
 
 
-def _normalizer(
+def normalizer(
     preprocess: Preprocess, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns a function that normalizes a batch of pixels on a device.
 
-    [..., H, W, 3] uint8 -> [..., 3, H, W] float32, equal to `runtime.preprocess.normalize` to the
-    last bit: the same three steps in the same order. It no longer needs the pixels when it returns.
-    The memory order stays: convolutions are faster in it (`channels_last`).
+    [..., H, W, 3] uint8 -> [..., 3, H, W] float32: `(pixel / 255 - mean) / std` in three steps of
+    float32, as one step would differ in the last bit. It no longer needs the pixels when it
+    returns. The memory order stays: convolutions are faster in it (`channels_last`).
     """
 
     def channels(*values: float) -> torch.Tensor:

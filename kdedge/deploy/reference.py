@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from kdedge.data.decoding import normalizer
 from kdedge.data.images import Images, spread
 from kdedge.data.loader import images_a_pass
 from kdedge.deploy.calibrate import read_images, read_pixels
@@ -24,7 +25,7 @@ from kdedge.runs.model import RunModel
 from kdedge.runs.temperature import fit_temperature
 from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend
-from kdedge.runtime.preprocess import MAX_ASPECT, normalize, resize_and_crop
+from kdedge.runtime.preprocess import MAX_ASPECT, resize_and_crop
 
 _BATCH = 32
 """Batch size of the unfused model."""
@@ -228,14 +229,15 @@ def _run_unfused(
     trained: RunModel, pixels: npt.NDArray[np.uint8], scale: float, offsets: torch.Tensor | None
 ) -> Outputs:
     """Runs the model as trained, with this scale and these offsets."""
-    preprocess, device = trained.preprocess, trained.device
+    device = trained.device
+    normalize = normalizer(trained.preprocess, device)
     vectors = trained.vectors.vectors.to(device)
     logits, kept = [], []
     with progress("running the unfused model", len(pixels), unit="images") as advance:
         size = images_a_pass(_BATCH, device)
         for start in range(0, len(pixels), size):
-            batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:size]])
-            features = trained.forward_features(torch.from_numpy(batch).to(device))
+            batch = torch.from_numpy(pixels[start:][:size])
+            features = trained.forward_features(normalize(batch))
             answers = scale * features @ vectors.T
             if offsets is not None:
                 answers = answers - offsets

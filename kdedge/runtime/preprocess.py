@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 from pydantic import Field
 
@@ -336,29 +335,6 @@ def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     # round() rounds halves to even; torchvision's center_crop does the same.
     left, top = (round((side - size) / 2) for side in new_size)
     return image.crop((left, top, left + size, top + size))
-
-
-def normalize(
-    image: Image.Image | npt.NDArray[np.uint8], preprocess: Preprocess
-) -> npt.NDArray[np.float32]:
-    """Computes the model's input: `(pixel / 255 - mean) / std`, in float32.
-
-    Args:
-        image: [H, W, 3], uint8, RGB.
-        preprocess: its mean and std.
-
-    Returns:
-        [3, H, W], float32, contiguous.
-    """
-    pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # [3, H, W]
-    mean = np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
-    # Three float32 steps in this order: folding them into one would differ in the last bit.
-    values = np.ascontiguousarray(pixels).astype(np.float32)
-    values /= np.float32(255)
-    values -= mean
-    values /= std
-    return values
 
 
 _ALWAYS = (

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kdedge.errors import check_at_least
-from kdedge.runtime import machine
 from kdedge.runtime.machine import cpu_cores, physical_cores, watch_contention
 
 _NUMBER = "OMP_NUM_THREADS"
@@ -174,18 +173,9 @@ def _chosen() -> set[str]:
 def is_number_given() -> bool:
     """Whether the user has set the number of threads, by a variable or an option."""
     given = {name for name in _NUMBERS if name in os.environ} - _chosen()
-    return bool(given) and not (given == {_NUMBER} and _is_of_torchrun())
-
-
-def _is_of_torchrun() -> bool:
-    """Whether torchrun set one thread, as it does if its own environment has no number."""
-    if os.environ[_NUMBER] != "1" or local_world_size() == 1:
-        return False
-    try:
-        variables = (machine.ROOT / f"proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return not any(variable.startswith(f"{_NUMBER}=".encode()) for variable in variables)
+    # torchrun itself sets one thread
+    is_of_torchrun = local_world_size() > 1 and os.environ.get(_NUMBER) == "1"
+    return bool(given) and not (given == {_NUMBER} and is_of_torchrun)
 
 
 def local_world_size() -> int:

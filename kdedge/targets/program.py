@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from kdedge.errors import RecipeError, is_out_of_memory
+from kdedge.errors import RecipeError, is_out_of_memory, one_line
 from kdedge.files import explain_os_error, write_atomic
 
 
@@ -69,9 +69,8 @@ def write_converted(path: Path, convert: Callable[[], bytes], *, converter: str,
     except Exception as error:  # of the packages, without a common class
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:300].rstrip(".: ") or type(error).__name__
         raise RecipeError(
-            f"{path.name} cannot be built by {converter}: {reason}.\n"
+            f"{path.name} cannot be built by {converter}: {one_line(error)}.\n"
             f"  Leave {flag} out, or distill another image encoder: a plain ViT or CNN."
         ) from error
     write_atomic(path, data)

@@ -21,7 +21,6 @@ import kdedge as api
 from kdedge.config.load import parse_overrides
 from kdedge.deploy.ship import file_to_ship
 from kdedge.runtime.artifact import load_artifact
-from kdedge.runtime.preprocess import normalize
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -73,9 +72,11 @@ def open_run(project: Path, *overrides: str, name: str = "tiny/02") -> Any:
 def test_the_files_give_the_students_logits_divided_by_the_temperature(project: Path) -> None:
     import torch
 
+    from kdedge.data.decoding import normalizer
+
     student = open_run(project)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    images = torch.from_numpy(np.stack([normalize(one, student.preprocess) for one in pixels]))
+    images = normalizer(student.preprocess, torch.device("cpu"))(torch.from_numpy(pixels))
     own = student.logits(images).numpy()
     for folder in ("both", "open"):
         found = load_artifact(project / folder).temperature

@@ -15,10 +15,11 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model, draw_token_table
 from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
+from kdedge.data.decoding import normalizer
 from kdedge.data.drawings import CLEAN, draw_picture
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
-from kdedge.runtime.preprocess import normalize, resize_and_crop
+from kdedge.runtime.preprocess import resize_and_crop
 
 NAMES = CLASS_NAMES
 MAX_SHIPPED_BYTES = 2_500_000
@@ -88,9 +89,9 @@ def clean_pictures(backbone: Backbone, n: int) -> Tensor:
         texture, color, shape = NAMES[index % len(NAMES)].split()
         rng = np.random.default_rng([77, index])
         picture = draw_picture(rng, color=color, texture=texture, shape=shape, camera=CLEAN)
-        cropped = resize_and_crop(Image.fromarray(picture), backbone.preprocess)
-        images.append(torch.from_numpy(normalize(np.asarray(cropped), backbone.preprocess)))
-    return torch.stack(images)
+        images.append(np.array(resize_and_crop(Image.fromarray(picture), backbone.preprocess)))
+    pixels = torch.from_numpy(np.stack(images))
+    return normalizer(backbone.preprocess, torch.device("cpu"))(pixels)
 
 
 @torch.no_grad()

@@ -166,9 +166,11 @@ def opened(_audit: None) -> list[str]:
 
 
 @pytest.fixture
-def a_minute_later(tmp_path: Path) -> Callable[[], HashCache]:
+def a_minute_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], HashCache]:
     """Opens a cache as commands do that start long after the test wrote its files."""
-    return lambda: HashCache(tmp_path / "cache", now_ns=lambda: time.time_ns() + 60_000_000_000)
+    now_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 60_000_000_000)
+    return lambda: HashCache(tmp_path / "cache")
 
 
 Open = Callable[[], HashCache]
@@ -238,14 +240,14 @@ def test_a_replaced_file_is_hashed_anew_even_with_the_old_time(
     assert new.identity != old.identity
 
 
-def test_a_file_that_has_only_just_changed_is_not_kept(tmp_path: Path) -> None:
+def test_a_file_that_has_only_just_changed_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = half_safetensors(tmp_path)
     changed_ns = (tmp_path / "w.safetensors").stat().st_ctime_ns
     for later_ns, n_kept in ((0, 0), (SETTLED_NS, 0), (SETTLED_NS + 1, 1)):
-        cache = HashCache(
-            tmp_path / "cache", now_ns=lambda later_ns=later_ns: changed_ns + later_ns
-        )
-        find_backbone(spec, needs_texts=True, hashes=cache)
+        monkeypatch.setattr(time, "time_ns", lambda later_ns=later_ns: changed_ns + later_ns)
+        find_backbone(spec, needs_texts=True, hashes=HashCache(tmp_path / "cache"))
         assert len(list((tmp_path / "cache").glob("*"))) == n_kept
 
 

@@ -27,13 +27,18 @@ from kdedge.runtime.preprocess import (
     UnusableImage,
     decode_image,
     is_upright_jpeg,
-    normalize,
     resize_and_crop,
 )
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 SEVEN = [0, 1, 2, 0, 1, 2, 0]
 """Labels of images beside unlabeled ones."""
+
+
+def normalize(image, preprocess):
+    """[3, H, W]: `(pixel / 255 - mean) / std`, in float32."""
+    mean, std = np.array([preprocess.mean, preprocess.std], np.float32)[..., None, None]
+    return (np.asarray(image).transpose(2, 0, 1) / np.float32(255) - mean) / std
 
 
 def preprocess_image(data, preprocess):

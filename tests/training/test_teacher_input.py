@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from kdedge.clip.backbone import Backbone
+from kdedge.data.decoding import normalizer
 from kdedge.errors import RecipeError
-from kdedge.runtime.preprocess import Preprocess, normalize, resize_and_crop
+from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 from kdedge.training.teachers import teacher_for
 
 
@@ -54,8 +55,8 @@ def prepared(preprocess: Preprocess) -> torch.Tensor:
         [np.tile(ramp, (96, 1)), np.tile(ramp[:, None], (1, 96)), np.full((96, 96), 90)], -1
     )
     image = Image.fromarray(pixels.astype(np.uint8))
-    values = normalize(resize_and_crop(image, preprocess), preprocess)
-    return torch.from_numpy(values.copy()).reshape(1, 3, preprocess.size_px, -1)
+    pixels = torch.from_numpy(np.array(resize_and_crop(image, preprocess)))
+    return normalizer(preprocess, torch.device("cpu"))(pixels[None])
 
 
 def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
