@@ -25,7 +25,7 @@ def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     pretrained weights into its cache.
     """
     preflight = check(recipe, overrides=overrides, **options)
-    rows = [[finding.what, finding.found] for finding in preflight.findings]
+    rows = [[finding.what, finding.result] for finding in preflight.findings]
     has_student = any(finding.what.startswith("student") for finding in preflight.findings)
     same = [*given_options("size"), *same_options(overrides)]
     following = next_line("distill" if has_student else "teach", recipe, *same)

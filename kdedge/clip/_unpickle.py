@@ -105,7 +105,7 @@ class Inert:
     """
 
     # Slots, and a __setstate__ in every class that a file can reach: pickle's BUILD would otherwise
-    # write into attribute dictionaries, those of this module's classes and functions included.
+    # write into attribute dictionaries, also of this module's classes and functions.
     __slots__ = ("state",)
     name: ClassVar[str] = ""
     state: Any
@@ -316,7 +316,7 @@ def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} is damaged or was not written by torch ({first_line(error)}).\n"
-        "  Fetch it again, and compare its size or SHA-256 with that of the source."
+        "  Fetch it again, and compare its size or SHA-256 with what the source names."
     )
 
 

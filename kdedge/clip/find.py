@@ -1,7 +1,7 @@
 """Identifies backbones by their files without building them, and loads them when they are needed.
 
 `find_backbone` checks a file of weights against the architecture on torch's meta device, where
-tensors have shapes but no values. `FoundBackbone.load` builds the model.
+tensors have shapes but no values. `UnbuiltBackbone.load` builds the model.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Build = Callable[..., Any]
 """Builds a model on a `device`: without values on meta, with initial values on the CPU."""
 
 
-class FoundBackbone:
+class UnbuiltBackbone:
     """A backbone that is not built yet, and whose file of weights was checked.
 
     Args:
@@ -143,7 +143,7 @@ class FoundBackbone:
 
 def find_backbone(
     spec: BackboneSpec, *, needs_texts: bool = True, hashes: HashCache | None = None
-) -> FoundBackbone:
+) -> UnbuiltBackbone:
     """Finds a backbone and its identity without building it.
 
     Weights are read only if `hashes` does not know their file, and fetched only if a pretrained tag
@@ -182,7 +182,7 @@ def find_backbone(
         if spec.name is not None and file is not None:
             preprocess = agreed_preprocess(spec.name, config) or preprocess
     build = partial(build, label, config)
-    return FoundBackbone(label, build(device="meta"), build, weights, keys, preprocess, config)
+    return UnbuiltBackbone(label, build(device="meta"), build, weights, keys, preprocess, config)
 
 
 def check_weights(spec: BackboneSpec) -> None:
@@ -200,7 +200,7 @@ def check_weights(spec: BackboneSpec) -> None:
         match_shapes(shapes_of(build_clip(label, config).state_dict()), file.known.shapes, label)
 
 
-def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
+def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> UnbuiltBackbone:
     build = partial(build_timm, name)
     model = build(device="meta")  # timm 1.0.31 builds all of its 1,371 models there
     preprocess = timm_preprocess(name, resolve_model_data_config(model))
@@ -211,4 +211,4 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         keys = {key: key for key in file.known.shapes if not key.startswith(heads)}
-    return FoundBackbone(name, model, build, file, keys, preprocess)
+    return UnbuiltBackbone(name, model, build, file, keys, preprocess)

@@ -143,7 +143,7 @@ def prompted_text_features(
 ) -> Tensor:
     """[C, D], unit length, with gradients; encoded in chunks of classes to save memory.
 
-    Contexts are those of `encode_text`.
+    `context` and `deep_context` are as in `encode_text`.
     """
 
     def encode(rows: slice) -> Tensor:

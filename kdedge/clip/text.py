@@ -30,8 +30,8 @@ class TokenizedTexts:
         tokens: [C, T] int64, start and end tokens included, zeros after the end; T is the longest
             text's length.
         end: [C] int64, the position of the end-of-text token.
-        context_at: [C, n_ctx] int64, positions of each text's context tokens; None if they follow
-            the start token in all texts.
+        context_at: [n_ctx] int64, positions of the context tokens; None if they follow the start
+            token.
     """
 
     tokens: Tensor
@@ -40,8 +40,7 @@ class TokenizedTexts:
 
     def __getitem__(self, rows: slice | Tensor) -> TokenizedTexts:
         """Selects texts; T stays the same."""
-        context_at = None if self.context_at is None else self.context_at[rows]
-        return TokenizedTexts(self.tokens[rows], self.end[rows], context_at)
+        return TokenizedTexts(self.tokens[rows], self.end[rows], self.context_at)
 
 
 def tokenize(
@@ -122,16 +121,14 @@ def _replace_context(tokens: Tensor, context: Tensor, positions: Tensor | None) 
     Args:
         tokens: [C, T, D_text].
         context: [n_ctx, D_text], shared by all texts, or [C, n_ctx, D_text].
-        positions: [C, n_at], in each text, of which the last n_ctx are the context's; None for 1 to
-            n_ctx.
+        positions: [n_at], of which the last n_ctx are the context's; None for 1 to n_ctx.
 
     Returns:
         [C, T, D_text].
     """
     context = context.expand(len(tokens), -1, -1)  # [C, n_ctx, D_text]
     if positions is not None:
-        positions = positions[:, -context.shape[1] :]
-        return tokens.scatter(1, positions[..., None].expand_as(context), context)
+        return tokens.index_copy(1, positions[-context.shape[1] :], context)
     return torch.cat([tokens[:, :1], context, tokens[:, 1 + context.shape[1] :]], dim=1)
 
 

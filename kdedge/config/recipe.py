@@ -95,7 +95,7 @@ class TeacherSpec(ModelSpec):
     )
 
     @model_validator(mode="after")
-    def _names_one_thing(self) -> TeacherSpec:
+    def _file_has_no_other_key(self) -> TeacherSpec:
         others = sorted(self.model_fields_set - {"file"})
         if self.file is not None and others:
             raise ValueError(f"has file and {others[0]}; remove one of them")

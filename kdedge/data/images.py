@@ -167,14 +167,15 @@ class Images:
         indices: positions in the source that are used.
         skipped: unreadable images and why.
         digests: position -> hash of the image's bytes, for each readable image.
-        labels: position -> label in a batch; None to train without labels.
+        train_labels: position -> index of its class among the trained ones; None to train without
+            labels.
     """
 
     source: ImageSource
     indices: tuple[int, ...]
     skipped: tuple[BadImage, ...] = ()
     digests: Mapping[int, str] = field(default_factory=dict)
-    labels: Mapping[int, int] | None = None
+    train_labels: Mapping[int, int] | None = None
 
     @cached_property
     def list_hash(self) -> str:
@@ -193,8 +194,8 @@ class Images:
 
     def only(self, indices: Sequence[int]) -> Images:
         """Returns the same source with only these images."""
-        labels = None if self.labels is None else {i: self.labels[i] for i in indices}
-        return replace(self, indices=tuple(indices), labels=labels)
+        labels = None if self.train_labels is None else {i: self.train_labels[i] for i in indices}
+        return replace(self, indices=tuple(indices), train_labels=labels)
 
     def spread(self, n_images: int) -> Images:
         """Returns at most this many of the images, evenly spaced; see `spread`."""
@@ -202,13 +203,13 @@ class Images:
 
     def labeled_as(self, labels: Mapping[int, int]) -> Images:
         """Returns the images at these positions, with these labels, in the source's order."""
-        return replace(self, indices=tuple(sorted(labels)), labels=labels)
+        return replace(self, indices=tuple(sorted(labels)), train_labels=labels)
 
     def has_labels_of(self, n_classes: int) -> bool:
         """Whether there is a label of each class."""
-        return self.labels is not None and len(set(self.labels.values())) == n_classes
+        return self.train_labels is not None and len(set(self.train_labels.values())) == n_classes
 
-    def source_labels(self) -> dict[int, int]:
+    def class_labels(self) -> dict[int, int]:
         """Position in the source -> class index, of the images that have a label."""
         labels = {index: self.source.items[index].label for index in self.indices}
         return {index: label for index, label in labels.items() if label is not None}
@@ -223,15 +224,15 @@ class Images:
         contents = {other.digests[index] for index in other.indices}
         return tuple(i for i in self.indices if self.digests[i] in contents)
 
-    def with_those_of(self, other: Images) -> Images:
+    def joined_with(self, other: Images) -> Images:
         """Returns the images of both sources, with labels; the other source comes second."""
-        n_own = len(self.source.items)
+        n_own, added = len(self.source.items), other.train_labels or {}
         return Images(
             Joined(self.source, other.source),
             (*self.indices, *(n_own + i for i in other.indices)),
             (*self.skipped, *other.skipped),
             {**self.digests, **{n_own + i: digest for i, digest in other.digests.items()}},
-            {**(self.labels or {}), **{n_own + i: x for i, x in (other.labels or {}).items()}},
+            {**(self.train_labels or {}), **{n_own + i: label for i, label in added.items()}},
         )
 
     def of_classes(self, classes: Sequence[int]) -> Images:

@@ -146,7 +146,7 @@ def _make_batch(
     clean = None
     if preparation.with_clean:
         pixels, clean = pixels.unbind(1)
-    labels = images.labels
+    labels = images.train_labels
     return Batch(
         images=pixels,
         labels=None if labels is None else torch.tensor([labels[i] for i in positions]),

@@ -40,7 +40,8 @@ def read_probabilities(
         class_names: all C, each of which is a column of the file, in any order.
 
     Returns:
-        [N, C]: rows in the order of the keys, columns in that of the names; each row sums to 1.
+        [N, C]: rows in the order of `keys`, columns in the order of `class_names`; each row sums to
+        1.
 
     Raises:
         DataError: the file cannot be read, has other classes, lacks an image or has it twice, or a

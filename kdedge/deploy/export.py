@@ -124,7 +124,7 @@ class _Writer:
         self._trained, self._spec = trained, recipe.export
         self._pool, self._reference = pool, reference
         spec, used, only = recipe.export, reference.digests, reference.only_class
-        self._known = choose_known_images(trained, pool, spec.none_of_these, apart_from=used)
+        self._known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=used)
         if self._known is not None:
             used |= self._known.digests
         # Unlabeled images that are used neither for comparisons nor for "none of these"

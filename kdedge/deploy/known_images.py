@@ -172,7 +172,7 @@ def least_images(share_percent: float) -> int:
 
 
 def choose_known_images(
-    trained: RunModel, pool: Images | None, share: str | None, *, apart_from: Collection[str]
+    trained: RunModel, pool: Images | None, share: str | None, *, exclude_digests: Collection[str]
 ) -> KnownImages | None:
     """Draws known images: at most half of the unlabeled ones.
 
@@ -180,7 +180,7 @@ def choose_known_images(
         trained: the model and its recipe, whose seed draws.
         pool: the recipe's unlabeled images; None if it has none.
         share: the recipe's `export.none_of_these`.
-        apart_from: SHA-256 of images that files are compared on.
+        exclude_digests: SHA-256 of images that files are compared on.
 
     Returns:
         The images, each content once; None if no share is asked for.
@@ -202,7 +202,7 @@ def choose_known_images(
     if pool is not None:
         order = np.random.default_rng(trained.loaded.recipe.seed).permutation(sorted(pool.indices))
         for index in order.tolist():
-            if pool.digests[index] not in apart_from:
+            if pool.digests[index] not in exclude_digests:
                 contents.setdefault(pool.digests[index], index)
     drawn = list(contents.values())
     few = drawn[: min(MOST_IMAGES, max(least, len(drawn) // 2))]

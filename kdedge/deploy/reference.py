@@ -169,7 +169,7 @@ def run_reference(
     chosen = images.spread(n_images)
     kept_out = chosen if test is None else images
     digests = frozenset(kept_out.digests[index] for index in kept_out.indices)
-    temperature = fit_temperature(trained, apart_from=digests) if calibrate else None
+    temperature = fit_temperature(trained, exclude_digests=digests) if calibrate else None
     divisor = 1.0 if temperature is None else temperature.value
     scale = trained.scale / divisor
     offsets = None if trained.offsets is None else trained.offsets / divisor

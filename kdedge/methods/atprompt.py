@@ -107,7 +107,7 @@ def anchored_texts(
         )
     anchors = " ".join(f"{placeholders(n_before)} {word}" for word in settings.attributes)
     texts = [f"{anchors} {placeholders(n_own)} {readable(name)}." for name in class_names]
-    positions = torch.tensor(context_at, device=backbone.device).expand(len(texts), -1)
+    positions = torch.tensor(context_at, device=backbone.device)
     return replace(backbone.tokenize(texts), context_at=positions)
 
 

@@ -226,7 +226,7 @@ class Teacher(Protocol):
         ...
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """What it says of a batch, by its class vectors, its classifier or its file.
+        """The teacher's logits for a batch, by its class vectors, its classifier or its file.
 
         Args:
             features: [B, D_teacher], computed or stored.

@@ -47,15 +47,15 @@ def balance_of(
     names = classes.names
     prior = _prior(spec, data, names)
     pool = data.require("unlabeled", "balance is found on unlabeled images")
-    few = pool.spread(_MOST_IMAGES)
-    logits = compute_logits(model, few, what="bringing classes into balance")
+    sample = pool.spread(_MOST_IMAGES)
+    logits = compute_logits(model, sample, what="bringing classes into balance")
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(
         prior=spec.prior,
         strength=spec.strength,
         offsets=dict(zip(names, (spec.strength * offsets).tolist(), strict=True)),
-        n_images=len(few.indices),
-        images=f"{len(few.indices)} of {len(pool.indices)} images of data.unlabeled",
+        n_images=len(sample.indices),
+        images=f"{len(sample.indices)} of {len(pool.indices)} images of data.unlabeled",
     )
 
 
@@ -67,7 +67,7 @@ def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tenso
         return torch.full((len(names),), 1 / len(names), dtype=torch.float64)
     if spec.prior == "labels":
         labeled = data.require("labeled", "balance.prior is labels")
-        counts = Counter(labeled.source_labels().values())
+        counts = Counter(labeled.class_labels().values())
         shares = torch.tensor([counts[c] + 1.0 for c in range(len(names))], dtype=torch.float64)
         return shares / shares.sum()
     assert isinstance(spec.prior, dict)

@@ -47,9 +47,9 @@ def evaluate_run(
             spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
             data = recipe.data.model_copy(update={"unlabeled": spec})
             recipe = recipe.model_copy(update={"data": data})
-        few = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
-        if few is not None:
-            return measure_without_labels(model, *few, teacher=teacher_of(model))
+        sample = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
+        if sample is not None:
+            return measure_without_labels(model, *sample, teacher=teacher_of(model))
     images = RecipeData(recipe, classes, workspace).require("test", "accuracy is measured on it")
     warn_of_other_test_images(model, images)
     trained_classes = model.setup.classes.names
@@ -64,7 +64,7 @@ def evaluate_run(
     if model.loaded.recipe.export.calibrate:
         measured_on = {images.digests[index] for index in images.indices}
         try:
-            fitted = fit_temperature(model, apart_from=measured_on)
+            fitted = fit_temperature(model, exclude_digests=measured_on)
             temperature = None if fitted is None else fitted.value
         except DataError as error:  # a teacher or baseline has no other images than its own
             log.warning("The calibrated scores are not measured: %s", error)

@@ -39,7 +39,7 @@ def newest(
     is_finished: bool = True,
     exported: bool = False,
 ) -> RunFolder | None:
-    """Finds the run that finished last, or the unfinished one that began last; None without one.
+    """Finds the run that finished last, or the unfinished one that began last; or None.
 
     Other folders and damaged records are skipped; and so are students that a better one replaced,
     unless `key` is given.

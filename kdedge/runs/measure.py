@@ -161,11 +161,12 @@ def measure_accuracy(
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
     pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
     for kind, chosen in _choose(scores[:, 0].tolist(), pairs).items():
-        few, taught = images.only([images.indices[i] for i in chosen]), None
+        sample, answers = images.only([images.indices[i] for i in chosen]), None
         if teacher is not None and chosen:
-            taught = compute_logits(teacher, few, what="running the teacher").argmax(dim=1).tolist()
+            outputs = compute_logits(teacher, sample, what="running the teacher")
+            answers = outputs.argmax(dim=1).tolist()
         top = scores[chosen], best[chosen]
-        samples[kind] = sample_images(few, top, names=classes.names, teacher_classes=taught)
+        samples[kind] = sample_images(sample, top, names=classes.names, teacher_classes=answers)
     return result, replace(details, samples=samples)
 
 
@@ -238,14 +239,14 @@ def _choose(
     wrong = sorted(surest.values(), key=lambda i: -scores[i])[:_N_OF_A_KIND]
     unsure = [i for i in by_score if i not in wrong][:_N_OF_A_KIND]
     right = [i for i, (label, best) in enumerate(pairs) if label == best and i not in unsure]
-    few = [right[i] for i in spread(len(right), _N_OF_A_KIND)]
-    return {"right": few, "wrong": wrong, "most unsure": unsure}
+    right = [right[i] for i in spread(len(right), _N_OF_A_KIND)]
+    return {"right": right, "wrong": wrong, "most unsure": unsure}
 
 
 def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images, str] | None:
     """Images to measure a model without test images on, and their description.
 
-    They are those held out of `data.unlabeled`, or else some of all its images.
+    They are held out of `data.unlabeled`, or else some of all its images.
 
     Args:
         data: the recipe's images.
@@ -263,12 +264,12 @@ def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images,
             " data.test.",
             len(images.indices),
         )
-    few = images.spread(_MOST_UNLABELED)
+    sample = images.spread(_MOST_UNLABELED)
     if images is held_out:
         where = "held out of data.unlabeled"
     else:
         where = "of data.unlabeled" + (" as --set names them" if others else ", trained on")
-    return few, f"{len(few.indices)} of {len(images.indices)} images {where}"
+    return sample, f"{len(sample.indices)} of {len(images.indices)} images {where}"
 
 
 def measure_without_labels(
@@ -291,9 +292,10 @@ def measure_without_labels(
     agreement, teacher_confidence = None, None
     if teacher is not None:
         logits = compute_logits(teacher, images, what="running the teacher")
-        teacher_scores, taught = top_classes(logits)
-        teacher_classes, teacher_confidence = taught[:, 0].tolist(), _mean_percent(teacher_scores)
-        agreement = 100 * int((best[:, 0] == taught[:, 0]).sum()) / len(predicted)
+        teacher_scores, teacher_best = top_classes(logits)
+        answers = teacher_best[:, 0]
+        teacher_classes, teacher_confidence = answers.tolist(), _mean_percent(teacher_scores)
+        agreement = 100 * int((best[:, 0] == answers).sum()) / len(predicted)
     chosen = _samples(predicted, teacher_classes, scores[:, 0].tolist())
     return UnlabeledResult(
         n_images=len(predicted),

@@ -82,7 +82,7 @@ def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:
 
 
 def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
-    """Reads eval.json; empty without one.
+    """Reads eval.json; empty if the file is missing.
 
     Raises:
         DataError: it is damaged.
@@ -91,7 +91,7 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
 
 
 def read_details(run: RunFolder) -> dict[str, EvalDetails]:
-    """Reads eval_details.json; empty without one.
+    """Reads eval_details.json; empty if the file is missing.
 
     Raises:
         DataError: it is damaged.

@@ -34,16 +34,16 @@ MOST_IMAGES = 1000
 """Images that a temperature is fitted to: a mean confidence of them is exact to about a point."""
 
 
-def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperature | None:
+def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Temperature | None:
     """Fits a temperature to labeled images, or to the teacher's answers on unlabeled ones.
 
     Validation images come first, then the labeled images that the recipe draws, unless the model
-    was trained on them. Without any, the mean confidence on the unlabeled images becomes the share
-    of them with the teacher's class.
+    was trained on them. If there are none, the mean confidence on the unlabeled images becomes the
+    share of them with the teacher's class.
 
     Args:
         model: the run.
-        apart_from: SHA-256 of the images that its scores are measured on; they are left out.
+        exclude_digests: SHA-256 of the images that its scores are measured on; they are left out.
 
     Returns:
         The temperature; None if no temperature fits, which a warning explains.
@@ -52,15 +52,15 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
         DataError: there are no images to fit it to, or no teacher.
         DivergedError: a logit is not finite.
     """
-    labeled = labeled_apart(model, apart_from)
+    labeled = labeled_without(model, exclude_digests)
     if labeled is not None:
         images, where = labeled
-        few = images.spread(MOST_IMAGES)
-        logits = compute_logits(model, few, what="fitting the temperature").numpy()
-        value = temperature_of_labels(logits, np.array(model.labels_of(few)))
+        sample = images.spread(MOST_IMAGES)
+        logits = compute_logits(model, sample, what="fitting the temperature").numpy()
+        value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
         pool, teacher, where = model.images("unlabeled"), teacher_of(model), "data.unlabeled"
-        free = pool and [i for i in pool.indices if pool.digests[i] not in apart_from]
+        free = pool and [i for i in pool.indices if pool.digests[i] not in exclude_digests]
         if pool is None or not free or teacher is None:
             raise DataError(
                 f"{model.run.path}: to calibrate its scores, there are neither labeled images, nor"
@@ -69,12 +69,12 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
                 " leave export.calibrate out."
             )
         images = pool.only(free)
-        few = images.spread(MOST_IMAGES)
-        logits = compute_logits(model, few, what="fitting the temperature").numpy()
-        taught = compute_logits(teacher, few, what="running the teacher").numpy()
-        agreement = float((logits.argmax(axis=1) == taught.argmax(axis=1)).mean())
+        sample = images.spread(MOST_IMAGES)
+        logits = compute_logits(model, sample, what="fitting the temperature").numpy()
+        targets = compute_logits(teacher, sample, what="running the teacher").numpy()
+        agreement = float((logits.argmax(axis=1) == targets.argmax(axis=1)).mean())
         value = temperature_of_share(logits, agreement)
-    n_images = len(few.indices)
+    n_images = len(sample.indices)
     if value is None:
         log.warning(
             "The scores are not calibrated: no temperature fits the %d images of %s, as when all"
@@ -86,12 +86,12 @@ def fit_temperature(model: RunModel, *, apart_from: Collection[str]) -> Temperat
     return Temperature(value, "teacher" if labeled is None else "labels", what, n_images)
 
 
-def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images, str] | None:
+def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[Images, str] | None:
     """The validation images, or else labeled ones that it was not trained on, of its classes.
 
     Args:
         model: the run.
-        apart_from: SHA-256 of images that are left out.
+        exclude_digests: SHA-256 of images that are left out.
 
     Returns:
         The images, each with a label, and their key in the recipe; None if there are none.
@@ -109,5 +109,5 @@ def labeled_apart(model: RunModel, apart_from: Collection[str]) -> tuple[Images,
     images = images.of_classes(setup.classes.labeled)
     labels = dict(zip(images.indices, model.labels_of(images), strict=True))
     kept = [i for i in images.indices if labels[i] is not None]
-    kept = [i for i in kept if images.digests[i] not in apart_from]
+    kept = [i for i in kept if images.digests[i] not in exclude_digests]
     return (images.only(kept), f"data.{key}") if kept else None

@@ -103,8 +103,8 @@ def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Checks the class names of a record, and returns them.
 
     Each has to fit into one line. This is weaker than a class list's `str.isprintable`, which
-    accepts more characters in newer Python versions: a device's Python may be older than that of
-    the exporting machine.
+    accepts more characters in newer Python versions: a device's Python may be older than the
+    exporting machine's.
 
     Raises:
         ValueError: there are none, or they cannot be told apart or written in one line each.
@@ -244,7 +244,7 @@ class Artifact:
     def none_below(self, file: ModelFile) -> NoneBelow | None:
         """The limit below which one of its files answers "none of these"; None if it cannot.
 
-        A file that was built elsewhere has that of the file that it was made from.
+        A file that was built elsewhere has the limit of the file that it was made from.
         """
         if self.none_of_these is None or file.none_below is not None:
             return file.none_below
@@ -253,7 +253,7 @@ class Artifact:
         return next((s.none_below for s in sources if s.none_below is not None), None)
 
     def checked(self, name: str) -> Path:
-        """The path of a file, after its hash and that of its external data were checked.
+        """The path of a file, after its hash and the hash of its external data were checked.
 
         Raises:
             DataError: the file is not listed or missing, or its SHA-256 differs.
@@ -367,7 +367,7 @@ def load_artifact(path: Path) -> Artifact:
     is_changed = exported not in (None, sha256_json(list(artifact.class_names)))
     if is_changed and not (classes and classes.changes):
         raise DataError(
-            f"{file}: class_names differ from those of the export.\n"
+            f"{file}: class_names differ from the export's.\n"
             "  Export the run again, with the wanted names as --classes."
         )
     return artifact
@@ -464,8 +464,8 @@ class ModelFile(Record):
         built_with: tool, versions, device, profile, flags and seconds of the build.
         parity: comparison with the model on real images; None if not measured.
         gate: whether the comparison passed the recipe's gates.
-        none_below: its limits for "none of these"; None if the artifact cannot tell, or if they are
-            those of the file that it was made from.
+        none_below: its limits for "none of these"; None if the artifact cannot tell, or if the
+            file that it was made from has them.
     """
 
     name: FileName

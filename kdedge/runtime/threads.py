@@ -214,7 +214,7 @@ def may_spin() -> bool:
     return os.environ.get(_POLICY, "").strip().lower() != "passive"
 
 
-def threads_beside(n_workers: int) -> int | None:
+def threads_with_workers(n_workers: int) -> int | None:
     """Number of threads that leaves cores to data workers; None if kdedge did not set it.
 
     If the CPU computes, workers decode only a small part of the time. So at most an eighth of the

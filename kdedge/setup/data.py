@@ -104,10 +104,10 @@ class RecipeData:
         spec = self._recipe.data.labeled
         assert spec is not None  # `require` ensures it
         chosen = self._few_shot(images, spec).of_classes(self._classes.labeled)
-        if len(set(chosen.source_labels().values())) < min(2, len(self._classes.labeled)):
+        if len(set(chosen.class_labels().values())) < min(2, len(self._classes.labeled)):
             which = "" if self._recipe.data.split == "all" else "base "
             raise DataError(
-                f"data.labeled has images of {len(set(chosen.source_labels().values()))} of the"
+                f"data.labeled has images of {len(set(chosen.class_labels().values()))} of the"
                 f" {len(self._classes.labeled)} {which}classes, and a {role} needs two or"
                 " more.\n  Add images of other classes."
             )
@@ -211,7 +211,7 @@ class RecipeData:
             is_kept = isinstance(spec, UnlabeledSpec) and (spec.include_test or is_set)
             if tested and not is_kept:
                 images = self._without_test(images, key, is_set=is_set)
-            known[read] = images.only(tuple(images.source_labels())) if labeled else images
+            known[read] = images.only(tuple(images.class_labels())) if labeled else images
             if self._workspace.group.is_rank0:
                 self._say_what_is_left_out(images, key, labeled=labeled)
         return known[read]
@@ -253,7 +253,7 @@ class RecipeData:
             )
         if not labeled or key == "unlabeled":
             return
-        labels = images.source_labels()
+        labels = images.class_labels()
         if len(labels) < len(images.indices):
             log.warning(
                 "data.%s: %d of %d images have no label and are skipped; the first is %s.",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import ImageBackbone
-from kdedge.clip.find import FoundBackbone
+from kdedge.clip.find import UnbuiltBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
@@ -38,7 +38,7 @@ class RoleSetup:
     loaded: LoadedRecipe
     choice: MethodChoice
     classes: Classes
-    backbone: FoundBackbone
+    backbone: UnbuiltBackbone
     workspace: Workspace
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kdedge.clip.backbone import ImageBackbone
-from kdedge.clip.find import FoundBackbone, find_backbone
+from kdedge.clip.find import UnbuiltBackbone, find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights_file import HashCache
 from kdedge.data.images import Images
@@ -60,13 +60,13 @@ class Workspace:
         self.images: dict[tuple[object, ...], Images] = {}
         hashes = self._cache("backbones")
         self._hashes = None if hashes is None else HashCache(hashes)
-        self._found: dict[tuple[BackboneSpec, bool], FoundBackbone] = {}
+        self._unbuilt: dict[tuple[BackboneSpec, bool], UnbuiltBackbone] = {}
         self._loaded: dict[str, ImageBackbone] = {}
 
     def _cache(self, name: str) -> Path | None:
         return None if self._caches is None else self._caches / name
 
-    def identify(self, spec: BackboneSpec, *, needs_texts: bool = True) -> FoundBackbone:
+    def identify(self, spec: BackboneSpec, *, needs_texts: bool = True) -> UnbuiltBackbone:
         """Identifies a backbone by its hashes, without building it.
 
         Args:
@@ -77,11 +77,11 @@ class Workspace:
             KdedgeError: as of `clip.find.find_backbone`.
         """
         key = (spec, needs_texts)
-        if key not in self._found:
-            self._found[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
-        return self._found[key]
+        if key not in self._unbuilt:
+            self._unbuilt[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
+        return self._unbuilt[key]
 
-    def load_backbone(self, backbone: FoundBackbone) -> ImageBackbone:
+    def load_backbone(self, backbone: UnbuiltBackbone) -> ImageBackbone:
         """Builds a backbone on the device, once per workspace."""
         if backbone.identity not in self._loaded:
             with working(f"loading {backbone.name}"):

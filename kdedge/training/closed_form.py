@@ -74,14 +74,14 @@ def solve_seconds(job: Job) -> float:
         for batch, positions in _batches(job, images, some, n_workers=0):
             job.method.forward_features(batch).cpu()  # waits for a GPU
             if job.teacher is not None and job.filler is None:
-                _taught(job, batch, positions)
+                _teacher_outputs(job, batch, positions)
         seconds = (time.perf_counter() - began) / len(some)
     return seconds * len(images.indices)
 
 
 def _data_of(job: Job) -> ClosedFormData:
     labeled = job.data.images if job.teacher is None else job.data.labeled
-    labels = {} if labeled is None else labeled.labels or {}
+    labels = {} if labeled is None else labeled.train_labels or {}
     order = _shuffled(job, labeled)
     counts = torch.bincount(
         torch.tensor([labels[i] for i in order], dtype=torch.int64),
@@ -102,7 +102,7 @@ def _data_of(job: Job) -> ClosedFormData:
         share = mixed[part]
         share = share[group.shard(len(share))] if shard else share
         for images, positions in _batches(job, pool, share):
-            yield (images, *_taught(job, images, positions))
+            yield (images, *_teacher_outputs(job, images, positions))
 
     return ClosedFormData(
         pool=pool_part,
@@ -144,7 +144,7 @@ def _batches(
     )
 
 
-def _taught(job: Job, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
+def _teacher_outputs(job: Job, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
     """The teacher's features and logits of a batch, from its store if there is one."""
     teacher = job.prepared_teacher
     if job.filler is not None:

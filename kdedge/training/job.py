@@ -58,7 +58,7 @@ class TrainingData:
     @property
     def labels(self) -> Mapping[int, int] | None:
         """Position in the source -> label of the training images; None if they have no labels."""
-        return None if self.images is None else self.images.labels
+        return None if self.images is None else self.images.train_labels
 
 
 @dataclass(frozen=True)

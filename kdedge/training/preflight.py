@@ -53,7 +53,7 @@ class Finding:
     """One line of the preflight: what was checked, and the result."""
 
     what: str
-    found: str
+    result: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Preflight:
     seconds: float
 
     def __str__(self) -> str:
-        lines = [f"{finding.what}: {finding.found}" for finding in self.findings]
+        lines = [f"{finding.what}: {finding.result}" for finding in self.findings]
         return "\n".join([*lines, self.estimate])
 
     @property

@@ -127,7 +127,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         is_pseudo = torch.tensor([position >= first for position in positions])
         return settings.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
-    images = pseudo if labeled is None else labeled.with_those_of(pseudo)
+    images = pseudo if labeled is None else labeled.joined_with(pseudo)
     return job.with_data(replace(job.data, images=images, weights=weights, pool=None))
 
 

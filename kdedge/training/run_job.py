@@ -22,7 +22,7 @@ from kdedge.runs.measure import measure_accuracy
 from kdedge.runs.model import RunModel
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
-from kdedge.runtime.threads import threads_beside
+from kdedge.runtime.threads import threads_with_workers
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
 from kdedge.training.evaluate_job import (
@@ -110,7 +110,7 @@ def _cores_left(job: Job) -> Iterator[None]:
     """
     images, optim = job.data.images, job.choice.optim
     n_images = 0 if images is None else optim.epochs * len(images.indices)
-    n_threads = threads_beside(choose_n_workers(optim.n_workers, n_images))
+    n_threads = threads_with_workers(choose_n_workers(optim.n_workers, n_images))
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads or before)
     try:

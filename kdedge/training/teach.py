@@ -196,8 +196,8 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     labeled = None
     if spec.labeled is not None or spec.pseudo_labels is None:
         labeled = images.labeled(setup.role)
-        labels = {index: label_of[label] for index, label in labeled.source_labels().items()}
-        labeled = replace(labeled, labels=labels)
+        labels = {index: label_of[label] for index, label in labeled.class_labels().items()}
+        labeled = replace(labeled, train_labels=labels)
     if spec.pseudo_labels is None:
         data = TrainingData(labeled)
     else:
@@ -206,9 +206,9 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         pseudo = pool.labeled_as(known)
         if labeled is not None:
             pseudo = pseudo.without(labeled)
-        assert pseudo.labels is not None
-        hashes = {"pseudo_labels": sha256_json(sorted(pseudo.labels.items()))}
-        data = TrainingData(labeled.with_those_of(pseudo) if labeled else pseudo, hashes=hashes)
+        assert pseudo.train_labels is not None
+        hashes = {"pseudo_labels": sha256_json(sorted(pseudo.train_labels.items()))}
+        data = TrainingData(labeled.joined_with(pseudo) if labeled else pseudo, hashes=hashes)
     absent = set(label_of.values()) - set((data.labels or {}).values())
     if setup.choice.is_solved and absent:
         names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
@@ -278,7 +278,7 @@ def compare_with_baselines(run: RunFolder, job: Job, model: MethodModel) -> dict
 
 def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
-    labels = job.training_images.labels
+    labels = job.training_images.train_labels
     assert labels is not None  # it is a teacher that learns from labels
     logits = compute_logits(model, job.training_images, what="looking at the labeled images")
     return logits, torch.tensor([labels[i] for i in job.training_images.indices])

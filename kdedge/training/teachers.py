@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.clip.find import FoundBackbone
+from kdedge.clip.find import UnbuiltBackbone
 from kdedge.data.batch import copy_to
 from kdedge.data.images import Images
 from kdedge.data.probabilities import read_probabilities
@@ -84,7 +84,7 @@ class FileTeacher:
 AnyTeacher: TypeAlias = MethodModel | FileTeacher
 
 
-def teacher_for(student: FoundBackbone, teacher: MethodModel) -> MethodModel | PreparedForStudent:
+def teacher_for(student: UnbuiltBackbone, teacher: MethodModel) -> MethodModel | ConvertingTeacher:
     """The teacher for images that were prepared for a student; itself if both prepare them alike.
 
     Raises:
@@ -98,10 +98,10 @@ def teacher_for(student: FoundBackbone, teacher: MethodModel) -> MethodModel | P
             f" {student.name} of {student.preprocess.size_px}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    return PreparedForStudent(teacher, student.preprocess)
+    return ConvertingTeacher(teacher, student.preprocess)
 
 
-class PreparedForStudent:
+class ConvertingTeacher:
     """A teacher that converts a student's images to its own size and normalization.
 
     Attributes:

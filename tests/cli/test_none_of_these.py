@@ -99,16 +99,16 @@ def test_the_calibration_error_of_each_file_is_given_before_and_after(project: P
 
 
 def test_labels_of_images_that_are_measured_on_are_left_out(project: Path) -> None:
-    from kdedge.runs.temperature import labeled_apart
+    from kdedge.runs.temperature import labeled_without
 
     student = open_run(project, "data.validation.folder=test")
     test = student.images("test")
-    images, key = labeled_apart(student, ())
+    images, key = labeled_without(student, ())
     assert (len(images.indices), key) == (10, "data.validation")  # of the two base classes
     three = [test.digests[index] for index in test.indices[:3]]
-    images, _ = labeled_apart(student, three)
+    images, _ = labeled_without(student, three)
     assert len(images.indices) == 7
-    assert labeled_apart(student, test.digests.values()) is None
+    assert labeled_without(student, test.digests.values()) is None
 
 
 def test_labels_that_no_temperature_fits_leave_the_scores_as_they_are(
@@ -117,21 +117,21 @@ def test_labels_that_no_temperature_fits_leave_the_scores_as_they_are(
     """The tiny student's answers are the same for all images: every temperature is too low."""
     from kdedge.runs.temperature import fit_temperature
 
-    assert fit_temperature(open_run(project), apart_from=()) is None
+    assert fit_temperature(open_run(project), exclude_digests=()) is None
     assert "no temperature fits the 8 images of data.labeled" in caplog.text
 
 
 def test_labels_that_a_model_was_trained_on_do_not_calibrate_it(
     project: Path, kdedge: Kdedge
 ) -> None:
-    from kdedge.runs.temperature import fit_temperature, labeled_apart
+    from kdedge.runs.temperature import fit_temperature, labeled_without
 
     ridge = ("student.method=ridge", "student.settings={outputs: logits, labeled_weight: 1.0}")
     run = api.distill("r.yaml", overrides=parse_overrides([*ridge, "data.split=all"]))
     student = open_run(project, name=run.name)
     assert student.loaded.recipe.data.labeled is not None
-    assert labeled_apart(student, ()) is None
-    fitted = fit_temperature(student, apart_from=())
+    assert labeled_without(student, ()) is None
+    fitted = fit_temperature(student, exclude_digests=())
     assert fitted is None or fitted.fitted_to == "teacher"
     done = kdedge("eval", "tiny/01", "--set", "export.calibrate=true")
     assert done.code == 0
@@ -147,7 +147,7 @@ def test_without_labels_the_mean_confidence_is_the_share_with_the_teachers_class
     student = open_run(project, "data.labeled=null")
     pool = student.images("unlabeled")
     left_out = [pool.digests[index] for index in pool.indices[:10]]
-    found = fit_temperature(student, apart_from=left_out)
+    found = fit_temperature(student, exclude_digests=left_out)
     assert (found.fitted_to, found.images) == ("teacher", "30 of 30 images of data.unlabeled")
     logits = compute_logits(student, pool.only(pool.indices[10:]), what="")
     confidence = (logits.double() / found.value).softmax(dim=1).amax(dim=1).mean()
@@ -179,12 +179,12 @@ def test_fitting_images_are_neither_test_images_nor_those_of_int8s_calibration(
     pool = trained.images("unlabeled")
     assert pool is not None
     compared = set(list(pool.digests.values())[:5])
-    known = choose_known_images(trained, pool, "90%", apart_from=compared)
+    known = choose_known_images(trained, pool, "90%", exclude_digests=compared)
     assert known is not None
     assert not known.digests & compared
     calibration = json.loads((project / "both/calibration.json").read_text())
     used = {one["sha256"] for one in [*calibration["files"], *calibration["held_out"]["files"]]}
-    drawn = choose_known_images(trained, pool, "90%", apart_from=())
+    drawn = choose_known_images(trained, pool, "90%", exclude_digests=())
     assert drawn is not None
     assert used
     assert not used & drawn.digests

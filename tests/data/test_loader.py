@@ -60,11 +60,11 @@ def batches(source, indices=range(23), labeled=None, **changes):
         options.pop("flip", True),
         options.pop("strong_views", False),
     )
-    images = Images(source, indices, labels=options.pop("labels", labels_of(source)))
+    images = Images(source, indices, train_labels=options.pop("labels", labels_of(source)))
     preparation = Preparation(PREPROCESS, augment, options.pop("with_clean", False))
     if labeled is not None:
         other, options["labeled_batch_size"] = labeled
-        options["labeled"] = Images(other, range(len(other.labels)), labels=labels_of(other))
+        options["labeled"] = Images(other, range(len(other.labels)), train_labels=labels_of(other))
     return list(training_batches(images, preparation, **options))
 
 

@@ -263,7 +263,7 @@ def test_names_that_are_not_those_of_the_export_are_refused(written: Artifact) -
     dataclasses.replace(written, provenance={"hashes": hashes}).save()
     assert load_artifact(written.path).class_names == tuple(names)
     edit(written, "class_names", value=names[::-1])
-    with pytest.raises(DataError, match="class_names differ from those of the export"):
+    with pytest.raises(DataError, match="class_names differ from the export"):
         load_artifact(written.path)
 
 

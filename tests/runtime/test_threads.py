@@ -13,7 +13,7 @@ from kdedge.runtime.threads import (
     number_of_threads,
     set_up_threads,
     shared_threads,
-    threads_beside,
+    threads_with_workers,
 )
 
 NAMES = (
@@ -81,7 +81,7 @@ def test_an_option_outdoes_the_environment(system: Any, monkeypatch: pytest.Monk
     set_up_threads(3)
     assert number_of_threads() == 3
     assert chosen()["MKL_NUM_THREADS"] == "3"
-    assert threads_beside(2) is None
+    assert threads_with_workers(2) is None
 
 
 def test_a_child_chooses_anew_what_its_parent_chose(system: Any) -> None:
@@ -127,4 +127,4 @@ def test_loader_processes_get_at_most_an_eighth_of_the_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n_cores)))
     set_up_threads()
-    assert threads_beside(n_workers) == expected
+    assert threads_with_workers(n_workers) == expected

@@ -159,7 +159,7 @@ class TableSource:
         return Location(str(file.path.absolute()), row, file.stamp, self._columns.image)
 
     def label_texts(self) -> list[str]:
-        """Returns each row's label as text; "" without one.
+        """Returns each row's label as text; "" if it has none.
 
         Raises:
             DataError: a file is damaged, or has a number that its features do not name.

@@ -71,7 +71,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
 
 
 def label_texts(path: Path) -> list[str]:
-    """Returns each row's label as written; "" without one.
+    """Returns each row's label as written; "" if it has none.
 
     Raises:
         DataError: no such file, not CSV, or an invalid row.
@@ -80,7 +80,7 @@ def label_texts(path: Path) -> list[str]:
 
 
 def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
-    """Returns the heading's fields, None without a heading, and the non-empty rows."""
+    """Returns the heading's fields (None if there is no heading) and the non-empty rows."""
     text = read_text(path, remedy="Name a CSV file of image paths.")
     head = text.partition("\n")[0]
     marks = (mark for mark in _DELIMITERS if _named(head.split(mark), _IMAGE_HEADINGS))

@@ -22,7 +22,7 @@ from kdedge.files import FileStamp
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""End mark of an Arrow stream; a stream without it was cut short, but reads without an error."""
+"""End mark of an Arrow stream; a stream that lacks it was cut short, but reads without an error."""
 
 
 def open_source(

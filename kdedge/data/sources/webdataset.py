@@ -94,7 +94,7 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
         pattern: path of a shard, or of many: `shards-{000..063}.tar`.
         class_names: in class-list order; used if `labeled`.
         labeled: read labels from `cls` members: a number is a position in the class list, any
-            other text a class name. A sample without one has no label.
+            other text a class name. A sample without this file has no label.
 
     Raises:
         DataError: a shard is missing, remote, compressed or damaged; a sample does not have exactly
@@ -128,7 +128,7 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
 
 
 def label_texts(pattern: str) -> list[str]:
-    """Returns the text of each sample's `cls` member; "" without one.
+    """Returns the text of each sample's `cls` member; "" if it has none.
 
     Raises:
         DataError: a shard is missing, remote, compressed or damaged.

@@ -29,7 +29,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Makes the optimizer; each step sets its groups' rates, times their `lr_factor`.
 
-    SGD is that of the CoOp family's reference code: dampening 0, no Nesterov momentum, weight decay
+    SGD is as in the CoOp family's reference code: dampening 0, no Nesterov momentum, weight decay
     added to the gradient. Learned scales (scalars) get no weight decay. AdamW decouples the decay
     from the gradient (arXiv:1711.05101); its second beta is 0.999.
 

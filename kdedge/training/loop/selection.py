@@ -83,7 +83,7 @@ class MovingAverage:
     """average <- d average + (1 - d) values after each step, of all parameters and buffers.
 
     In step t, d is `decay` or (1 + t) / (10 + t), whichever is smaller (TensorFlow's
-    ExponentialMovingAverage with num_updates), so that initial values, such as those of a random
+    ExponentialMovingAverage with num_updates), so that initial values, such as of a random
     projector, are forgotten within a few steps. Batch norm's statistics are averaged like the
     parameters. Integers have no average and are copied.
 
