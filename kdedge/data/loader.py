@@ -171,7 +171,7 @@ def check_shares(n_images: int, n_processes: int) -> None:
         )
 
 
-def images_a_pass(most: int, device: torch.device) -> int:
+def images_per_pass(most: int, device: torch.device) -> int:
     """How many images pass through a model at a time if no gradients are needed.
 
     On a CPU, with 32 images an EfficientNet's tensors leave the caches: with 8 it is 1.5 to 2 times
@@ -195,7 +195,7 @@ def evaluation_batches(
         source: where the images are.
         indices: positions in the source.
         preprocess: the model's size, mean, standard deviation and interpolation.
-        batch_size: of the largest batch; on a CPU they are smaller (`images_a_pass`).
+        batch_size: of the largest batch; on a CPU they are smaller (`images_per_pass`).
         n_workers: processes that decode; 0 decodes in this process.
         device: where the images are needed.
 
@@ -207,7 +207,7 @@ def evaluation_batches(
         DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
-    batch_size = images_a_pass(batch_size, device)
+    batch_size = images_per_pass(batch_size, device)
     batches = [
         list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
     ]

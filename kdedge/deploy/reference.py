@@ -13,7 +13,7 @@ from PIL import Image
 
 from kdedge.data.decoding import normalizer
 from kdedge.data.images import Images, spread
-from kdedge.data.loader import images_a_pass
+from kdedge.data.loader import images_per_pass
 from kdedge.deploy.calibrate import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.errors import RecipeError
@@ -234,7 +234,7 @@ def _run_unfused(
     vectors = trained.vectors.vectors.to(device)
     logits, kept = [], []
     with progress("running the unfused model", len(pixels), unit="images") as advance:
-        size = images_a_pass(_BATCH, device)
+        size = images_per_pass(_BATCH, device)
         for start in range(0, len(pixels), size):
             batch = torch.from_numpy(pixels[start:][:size])
             features = trained.forward_features(normalize(batch))

@@ -25,7 +25,7 @@ from kdedge.data.decoding import (
     choose_n_workers,
     load_images,
 )
-from kdedge.data.loader import images_a_pass
+from kdedge.data.loader import images_per_pass
 from kdedge.data.sources import ImageSource, InFiles
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -149,7 +149,7 @@ class StoreFiller:
         n_workers = choose_n_workers(self.n_workers, n_crops(chunks))
         with closing(self._images(passes, n_workers=n_workers)) as loaded:
             for chunk in chunks:
-                n_passes = math.ceil(len(chunk.positions) / self._n_a_pass)
+                n_passes = math.ceil(len(chunk.positions) / self._images_per_pass)
                 features = torch.cat([self._features(x) for x in islice(loaded, n_passes)])
                 self._check_finite(chunk, features)
                 self.store.write(chunk, features)
@@ -158,8 +158,8 @@ class StoreFiller:
     def _passes(self, chunk: Chunk) -> Iterator[list[PlannedImage]]:
         """The images of each forward pass. On one kind of device batches are always the same."""
         planned = [(0, position, chunk.view) for position in chunk.positions.tolist()]
-        for start in range(0, len(planned), self._n_a_pass):
-            yield planned[start : start + self._n_a_pass]
+        for start in range(0, len(planned), self._images_per_pass):
+            yield planned[start : start + self._images_per_pass]
 
     def _images(
         self, passes: Iterable[list[PlannedImage]], *, n_workers: int
@@ -169,13 +169,13 @@ class StoreFiller:
             passes,
             Preparation(self.teacher.preprocess, self.augment),
             n_workers,
-            batch_size=self._n_a_pass,
+            batch_size=self._images_per_pass,
             device=self.teacher.device,
         )
 
     @property
-    def _n_a_pass(self) -> int:
-        return images_a_pass(FORWARD_BATCH, self.teacher.device)
+    def _images_per_pass(self) -> int:
+        return images_per_pass(FORWARD_BATCH, self.teacher.device)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
