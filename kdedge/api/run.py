@@ -14,7 +14,7 @@ from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
 from kdedge.records.evaluation import EvalResult, accuracy_cells
-from kdedge.records.tables import Table, html_table, text_table
+from kdedge.records.tables import Table, Tabled
 from kdedge.reporting.headline import headline_of
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
@@ -23,7 +23,7 @@ from kdedge.runs.results import labeled_results, read_evaluation
 from kdedge.runtime.artifact import Artifact, load_artifact
 
 
-class Run:
+class Run(Tabled):
     """A run folder of a teacher, a student or a baseline.
 
     Attributes:
@@ -86,20 +86,17 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"
 
-    def __str__(self) -> str:
-        lines = [f"{self.name} ({self.kind}, {self.provenance.status})"]
-        lines += [] if self.headline is None else [f"  {self.headline}"]
-        header, cells = self._accuracies
-        return "\n".join([*lines, *([text_table(header, cells)] if cells else [])])
-
-    def _repr_html_(self) -> str:
-        """The run as a table for notebooks."""
-        header, cells = self._accuracies
-        return html_table([f"{self.name}, {self.kind}", *header[1:]], cells)
+    @property
+    def table(self) -> Table:
+        """Its name, kind and status, and the accuracies."""
+        header, cells = accuracy_cells(list(self.results.items()))
+        title = f"{self.name} ({self.kind}, {self.provenance.status})"
+        return [title, *(header[1:] if cells else [])], cells
 
     @property
-    def _accuracies(self) -> Table:
-        return accuracy_cells(list(self.results.items()))
+    def notes(self) -> list[str]:
+        """The headline."""
+        return [] if self.headline is None else [self.headline]
 
 
 def open_run(run: AnyRun | None = None, *, root: str | Path | None = None) -> Run:
