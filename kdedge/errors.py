@@ -36,10 +36,10 @@ _SAME_NAME = (
     " int8 int8-minutes keep-teacher labels max-megabytes method min-score none-of-these"
     " open-classes output pixels port precision resume size student teacher threads triton weights"
 )
+# Flag -> argument of the public function; other flags have none, and are named as they are
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
     flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
 }
-"""Flag -> argument of the public function; other flags have none, and are named as they are."""
 
 _FLAG = re.compile(rf"`.*?`|\bkdedge \w+ .*|(?<![^\s(])--({'|'.join(_ARGUMENTS)})\b(?!-)")
 

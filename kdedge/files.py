@@ -75,6 +75,7 @@ def explain_os_error(error: OSError, path: Path) -> ResourceError:
     )
 
 
+# Error codes of network and FAT file systems for calls that they do not support
 _UNSUPPORTED = frozenset(
     {
         *(errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
@@ -82,7 +83,6 @@ _UNSUPPORTED = frozenset(
         errno.EBADF,  # NFS: an exclusive lock of what is open for reading
     }
 )
-"""Error codes of network and FAT file systems for calls that they do not support."""
 
 _WARNED: set[str] = set()
 

@@ -35,8 +35,7 @@ Result = TypeVar("Result")
 DoPieces = Callable[[Iterable[Piece]], Iterator[Result]]
 """Does pieces and yields their results, in order. It may take pieces ahead of its results."""
 
-_N_ATTEMPTS = 4
-"""Most attempts at one piece of work whose workers are killed."""
+_N_ATTEMPTS = 4  # most attempts at one piece of work whose workers are killed
 _CONNECT_S = 5
 
 

@@ -75,8 +75,8 @@ class _Row:
         )
 
 
+# A batch size, where calls start, and the rows that are timed with both
 _Turn = tuple[int, TimedFrom, list[_Row]]
-"""A batch size, where calls start, and the rows that are timed with both."""
 
 
 def run_bench(

@@ -27,10 +27,9 @@ if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.runtime.artifact import Artifact
     from kdedge.runtime.cpu_choice import CpuChoice
 
-_FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")
-"""Options in the short help."""
+_FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")  # options in the short help
+# With fewer images, a file that agrees on all may differ on more than four of 100 others
 _FEW = 100
-"""With fewer images, a file that agrees on all may differ on more than four of 100 others."""
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:

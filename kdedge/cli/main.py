@@ -55,11 +55,11 @@ _GROUPS = {
     "Data": ("data",),
     "Tools": ("doctor", "methods", "schema", "import"),
 }
+# The commands from a folder of images to a deployed model
 _PATH = (
     *("demo", "init", "check", "distill", "eval"),
     *("export", "bench", "report", "predict", "serve"),
 )
-"""The commands from a folder of images to a deployed model."""
 _ORDER = [name for names in _GROUPS.values() for name in names]
 
 

@@ -41,8 +41,7 @@ from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
 from kdedge.runtime.preprocess import Preprocess
 
-_VISUAL = "visual."
-"""Before the image encoder's names in a CLIP's state dict."""
+_VISUAL = "visual."  # before the image encoder's names in a CLIP's state dict
 
 Build = Callable[..., Any]
 """Builds a model on a `device`: without values on meta, with initial values on the CPU."""

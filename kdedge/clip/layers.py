@@ -36,11 +36,10 @@ def first_blocks(visual: nn.Module, depth: int | None) -> nn.Module:
     return with_layers(visual, {BLOCKS: blocks[:depth]})
 
 
+# The path up to the first index: transformer.resblocks.3, layer2.0, trunk.blocks.11
 _LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")
-"""The path up to the first index: transformer.resblocks.3, layer2.0, trunk.blocks.11."""
 
-_OUTPUT = "proj"
-"""CLIP's ViT: its projection runs last, but is its first parameter."""
+_OUTPUT = "proj"  # CLIP's ViT: its projection runs last, but is its first parameter
 
 
 def layers_above(visual: nn.Module) -> dict[str, int]:

@@ -29,6 +29,7 @@ _IGNORED_BY_PROMPTSRC = re.compile(
     r"prompt_learner\.token_(prefix|suffix)2?"  # embeddings of one class list, made from names
     r"|prompt_learner\.ZS_image_encoder\..+"  # the image encoder once more, without prompts
 )
+# PromptKD's `VPT_image_trans`, two 1x1 convolutions and a batch norm -> names of a projector
 _PROJECTOR_KEYS = {
     "conv1.0.weight": "linear1.weight",
     "conv1.0.bias": "linear1.bias",
@@ -40,7 +41,6 @@ _PROJECTOR_KEYS = {
     "conv1.3.weight": "linear2.weight",
     "conv1.3.bias": "linear2.bias",
 }
-"""PromptKD's `VPT_image_trans`, two 1x1 convolutions and a batch norm -> names of a projector."""
 
 
 @dataclass(frozen=True)

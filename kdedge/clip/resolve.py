@@ -225,11 +225,11 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess 
 
 
 _REACH_WITHIN_S = 10.0
+# open_clip's folder for files from a plain address, whose SHA-256 it checks
 _URL_CACHE = Path("~/.cache/clip")
-"""open_clip's folder for files from a plain address, whose SHA-256 it checks."""
 
+# The file that open_clip fetches if a pretrained entry names only a repository
 _DEFAULT_FILE = "open_clip_pytorch_model.bin"
-"""The file that open_clip fetches if a pretrained entry names only a repository."""
 
 
 def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:

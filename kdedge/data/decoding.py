@@ -44,8 +44,8 @@ _AHEAD = 2  # batches that each worker has to do
 PlannedImage = tuple[int, int, int]
 """Number of the image set, position in its source, number of the view (0 if nothing is drawn)."""
 
+# Slot and size of a batch; image set and position of an image that cannot be read, and why
 _Loaded = tuple[int, int, tuple[int, int] | None, str]
-"""Slot and size of a batch; image set and position of an image that cannot be read, and why."""
 
 
 @dataclass(frozen=True)

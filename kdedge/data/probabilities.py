@@ -25,8 +25,7 @@ from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError, first_line, some_of
 
 _KEY_COLUMN = "image"
-_TOLERANCE = 1e-3
-"""Of a sum: probabilities that were rounded to five digits, of 200 classes."""
+_TOLERANCE = 1e-3  # of a sum: probabilities that were rounded to five digits, of 200 classes
 
 
 def read_probabilities(

@@ -152,8 +152,7 @@ def _open(place: str) -> tuple[str, ImageSource, Iterable[str]]:
     return "folder", files, tops
 
 
-_N_READ = 64
-"""Number of images that are decoded; `kdedge check` decodes all."""
+_N_READ = 64  # number of images that are decoded; `kdedge check` decodes all
 
 
 def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool) -> Survey:

@@ -18,17 +18,15 @@ from kdedge.errors import DataError, ResourceError
 from kdedge.files import explain_os_error
 from kdedge.progress import progress, readable_bytes
 
-_MAX_RATIO = 100
-"""Unpacked over packed bytes. Photos reach about 1, annotations 20."""
+_MAX_RATIO = 100  # unpacked over packed bytes. Photos reach about 1, annotations 20.
 
-_FREE_BYTES = 1 << 24
-"""Unpacked bytes that are accepted whatever the ratio."""
+_FREE_BYTES = 1 << 24  # unpacked bytes that are accepted whatever the ratio
 
+# Errors of `zipfile` for truncated, damaged, encrypted or unknown archives
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(ValueError, LookupError, OverflowError, NotImplementedError, RuntimeError),
 )
-"""Errors of `zipfile` for truncated, damaged, encrypted or unknown archives."""
 
 
 def unpack(archive: Path, folder: Path, wanted: Sequence[str]) -> None:

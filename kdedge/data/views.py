@@ -31,8 +31,7 @@ SECOND_SET = 2**32
 
 _N_TRIES = 10
 
-_FULL_SIZE_PX = 224
-"""Image side, in pixels, that the published blur of a strong view is for."""
+_FULL_SIZE_PX = 224  # image side, in pixels, that the published blur of a strong view is for
 
 
 def crop_box(

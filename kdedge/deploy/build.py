@@ -179,15 +179,11 @@ def add_cpu_files(
                 missing[what] = _NO_IMAGES
                 continue
             try:
-                artifact, names = build_files(artifact, target.name, [precision], run=run)
+                artifact, _ = build_files(artifact, target.name, [precision], run=run)
             except (MissingPackage, BackendUnavailable):
                 missing[what] = "not installed; kdedge doctor says how to"
-                continue
             except (DataError, RecipeError, SetupError) as error:
                 missing[what] = " ".join(str(error).split())  # with what to do about it
-                continue
-            if not names:
-                missing[what] = f"this machine makes none. {target.remark}"
     return artifact, missing
 
 

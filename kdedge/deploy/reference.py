@@ -27,13 +27,12 @@ from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.preprocess import MAX_ASPECT, resize_and_crop
 
-_BATCH = 32
-"""Batch size of the unfused model."""
+_BATCH = 32  # batch size of the unfused model
 
 _N_UNCROPPED = 16
+# The smoke set has so many images before resize and crop, made smaller to this longer side: 10 MB
+# of photos, and enough to see whether another program resizes and crops as kdedge does
 _UNCROPPED_PX = 640
-"""The smoke set has so many images before resize and crop, made smaller to this longer side: 10 MB
-of photos, and enough to see whether another program resizes and crops as kdedge does."""
 
 
 class Outputs(NamedTuple):

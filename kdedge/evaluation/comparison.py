@@ -21,8 +21,8 @@ from kdedge.runtime.none_of_these import NONE
 ALPHA = 0.05
 """Probability below which a difference counts as shown: the usual level of a test."""
 
+# The test needs as many images that exactly one model gets right, or it can show no difference
 _FEWEST = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
-"""The test needs as many images that exactly one model gets right, or it can show no difference."""
 
 _MOST_SHOWN = 20  # images, classes and reasons; the record has all
 

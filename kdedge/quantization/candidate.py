@@ -236,11 +236,9 @@ def _lost(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> Tensor
     return run_layer(layer, seen.sample, layer.weight) - rounded
 
 
-_DAMPING = 0.01
-"""Share of the mean second moment that is added to each channel, as in GPTQ's code."""
+_DAMPING = 0.01  # share of the mean second moment that is added to each channel, as in GPTQ's code
 
-_BLOCK = 128
-"""Columns whose losses are handed on together, as in GPTQ's code."""
+_BLOCK = 128  # columns whose losses are handed on together, as in GPTQ's code
 
 
 @torch.no_grad()

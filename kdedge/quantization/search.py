@@ -48,11 +48,10 @@ log = logging.getLogger(__name__)
 BATCH = 8
 """Images a call."""
 
-_N_IN_INT8 = 4
-"""Candidates with all layers in INT8."""
+_N_IN_INT8 = 4  # candidates with all layers in INT8
 
+# Images on which each layer's sensitivity is measured: the error of logits needs few
 _N_SENSITIVITY = 64
-"""Images on which each layer's sensitivity is measured: the error of logits needs few."""
 
 _LEAST_IMAGES, _CANDIDATE_SHARE, _SENSITIVITY_SHARE = 16, 1 / 25, 1 / 4
 """A slow model is measured on fewer images: a candidate may take this share of the time, but four

@@ -15,8 +15,7 @@ from kdedge.errors import DataError
 N_ROWS = 2048
 """Rows of a linear layer's input that are kept, spread over all images."""
 
-_N_MAPS = 4
-"""Images whose feature maps are kept for a convolution."""
+_N_MAPS = 4  # images whose feature maps are kept for a convolution
 
 
 @dataclass(frozen=True)

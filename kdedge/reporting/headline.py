@@ -27,8 +27,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 
-_FEW = 1000
-"""With fewer test images, chance moves an accuracy by more than about three points."""
+_FEW = 1000  # with fewer test images, chance moves an accuracy by more than about three points
 _TELLS = 6
 LABELS_ALONE = "Deploy rather the same network with the labels alone"
 """Begins the verdict on a student that such a network beats."""

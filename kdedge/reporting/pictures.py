@@ -23,8 +23,7 @@ from kdedge.runtime.preprocess import UnusableImage, decode_image
 SIDE_PX = 240
 """Longest side of a thumbnail: twice the size on the page, for high-resolution screens."""
 
-_Thumbnail = tuple[str, "str | None"]
-"""An image as a data URI, and its class; None if unknown."""
+_Thumbnail = tuple[str, "str | None"]  # an image as a data URI, and its class; None if unknown
 
 
 def sample_cards(

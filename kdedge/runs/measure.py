@@ -45,8 +45,7 @@ _N_OF_A_KIND = 4  # twelve in a report
 EVALUATION_BATCH = 100
 """Images per batch without gradients, as in the methods' public code."""
 
-_MOST_UNLABELED = 500
-"""One point of agreement is 5 images, as for exported files."""
+_MOST_UNLABELED = 500  # one point of agreement is 5 images, as for exported files
 
 _FEW_IMAGES = 20  # with fewer, one image is more than 5 points of agreement
 _N_SAMPLES = 12

@@ -12,8 +12,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 
+# A second thread would restore the first one's held lines as stderr
 _one_at_a_time = threading.RLock()
-"""A second thread would restore the first one's held lines as stderr."""
 
 
 @contextlib.contextmanager

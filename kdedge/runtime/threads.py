@@ -33,8 +33,8 @@ _LOOK_S = 0.05
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
 _NEVER = 2**31 - 1
+# glibc no longer adapts the last two once one is set: the values that it adapts them to
 _DEFAULTS = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20}
-"""glibc no longer adapts the last two once one is set: the values that it adapts them to."""
 
 
 class _Process:

@@ -20,8 +20,7 @@ _EXTENSIONS = frozenset(
     | {".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
 )
 
-_TIMEOUT_S = 10.0
-"""A stream that sends nothing for so long is taken as lost."""
+_TIMEOUT_S = 10.0  # a stream that sends nothing for so long is taken as lost
 
 _PASSWORD = re.compile(r"(?<=://)[^/\s?]*@")
 

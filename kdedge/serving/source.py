@@ -27,8 +27,8 @@ from kdedge.runtime.video import (
     without_password,
 )
 
+# Seconds between two looks at a folder; a file that has not changed in between is complete
 _LOOK_EVERY_S = 1.0
-"""Seconds between two looks at a folder; a file that has not changed in between is complete."""
 
 _LONGEST_WAIT_S = 30.0
 _END_S = 2.0

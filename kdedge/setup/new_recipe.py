@@ -27,11 +27,11 @@ from kdedge.plugins import need_training_packages
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
+# Their repositories, as open_clip names them: init loads no torch where no CLIP is named
 _ON_HUB = {
     TEACHER_CLIP: "timm/vit_large_patch14_clip_224.openai",
     STUDENT_CLIP: "timm/vit_base_patch16_clip_224.openai",
 }
-"""Their repositories, as open_clip names them: init loads no torch where no CLIP is named."""
 
 _TUNED = {
     "algorithm": "adamw",
@@ -40,6 +40,7 @@ _TUNED = {
     "ema_decay": 0.999,
     "crop_scale_min": 0.3,
 }
+# Key, or method, of a new recipe -> why it is there
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
     "unlabeled": "images of the cameras that the student learns from, the more the better",
@@ -63,7 +64,6 @@ _WHY = {
     "precisions": "add int8 for a quantized file",
     "gates": "what an exported file must reach, against the float32 student",
 }
-"""Key, or method, of a new recipe -> why it is there."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from kdedge.training.teach import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 
+# The parts of a recipe that the model of a role does not depend on
 _UNREAD: dict[Role, tuple[str, ...]] = {
     "teacher": ("student", "baseline"),
     "student": ("baseline",),
@@ -46,7 +47,6 @@ _UNREAD: dict[Role, tuple[str, ...]] = {
         *(f"student.{key}" for key in ("method", "settings", "optim", "views", "view_seed")),
     ),
 }
-"""The parts of a recipe that the model of a role does not depend on."""
 
 _REMEDY = "  Remove trained_on from this row."
 

@@ -32,8 +32,7 @@ from kdedge.training.teachers import AnyTeacher, FileTeacher
 
 log = logging.getLogger(__name__)
 
-_ENOUGH = 100
-"""Fewest test images for which a low accuracy is reported."""
+_ENOUGH = 100  # fewest test images for which a low accuracy is reported
 
 
 def evaluations(job: Job, model: MethodModel) -> Evaluations:

@@ -40,11 +40,10 @@ from kdedge.training.teach import baseline_job, teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller, check_room
 from kdedge.training.teacher_store.store import n_crops
 
+# Twice what eight data workers load ahead: later steps then wait for images as in a long run
 _MAX_TRIAL_STEPS = 32
-"""Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
 _TRIAL_S = 5.0
-_TIGHT = 0.9
-"""Share of a GPU's memory above which a longer run may find none: fragments add up."""
+_TIGHT = 0.9  # share of a GPU's memory above which a longer run may find none: fragments add up
 _FEW_UNLABELED = 100
 
 

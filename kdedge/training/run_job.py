@@ -40,6 +40,7 @@ from kdedge.training.pseudo_labels import train_rounds
 
 log = logging.getLogger(__name__)
 
+# What each hash of a run stands for, in the words of messages
 _INPUTS = {
     "class_list": "class names, or another order of them",  # first: lists of images depend on it
     "image_list": "training images",
@@ -50,7 +51,6 @@ _INPUTS = {
     "backbone": "weights",
     "teacher": "teacher",
 }
-"""What each hash of a run stands for, in the words of messages."""
 
 
 def changed_input(run: RunFolder, job: Job) -> str:

@@ -40,8 +40,7 @@ from kdedge.training.run_job import run_job
 
 log = logging.getLogger(__name__)
 
-_BASELINES = "baselines.json"
-"""File of a teacher's run."""
+_BASELINES = "baselines.json"  # file of a teacher's run
 
 
 def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -> RunFolder:

@@ -18,8 +18,8 @@ from kdedge.errors import DataError, os_reason, some_of
 from kdedge.files import printable
 from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
 
+# Names that operating systems leave in folders, in lower case
 _LEFT_BEHIND = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
-"""Names that operating systems leave in folders, in lower case."""
 
 _MAX_NAMED = 5
 

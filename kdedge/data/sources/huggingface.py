@@ -21,8 +21,8 @@ from kdedge.files import FileStamp
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
+# End mark of an Arrow stream; a stream that lacks it was cut short, but reads without an error
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""End mark of an Arrow stream; a stream that lacks it was cut short, but reads without an error."""
 
 
 def open_source(

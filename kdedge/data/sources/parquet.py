@@ -26,8 +26,8 @@ from kdedge.data.sources._tables import (
 from kdedge.errors import DataError, first_line
 from kdedge.files import FileStamp, explain_os_error
 
+# Rows that are copied at once; `datasets` writes row groups of images of this size
 _ROWS_AT_ONCE = 100
-"""Rows that are copied at once; `datasets` writes row groups of images of this size."""
 log = logging.getLogger(__name__)
 
 

@@ -258,8 +258,7 @@ def _label_text(sample: dict[str, Any]) -> str | None:
     return data.decode("utf-8", "backslashreplace").strip()
 
 
-_MAX_HEADER_BYTES = 1 << 20
-"""A header may claim terabytes, and tarfile would read them in one call."""
+_MAX_HEADER_BYTES = 1 << 20  # a header may claim terabytes, and tarfile would read them in one call
 
 
 class _TarReader:

@@ -39,10 +39,8 @@ from kdedge.workers import DoPieces, WorkerResources, Workers
 
 log = logging.getLogger(__name__)
 
-_N_TRIALS = 2
-"""Forward passes for an estimate of the time; the first one includes one-time work."""
-_ROW_BYTES = 8 + 32
-"""Position and hash of an image, which are stored with its features."""
+_N_TRIALS = 2  # forward passes for an estimate of the time; the first one includes one-time work
+_ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its features
 
 
 @dataclass(frozen=True)

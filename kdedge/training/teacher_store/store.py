@@ -42,14 +42,10 @@ log = logging.getLogger(__name__)
 FORWARD_BATCH = 32
 """Images a forward pass of the teacher; a chunk is a number of whole passes."""
 
-_MIN_CHUNK = 128
-"""The most that a kill loses; a laptop computes this many in minutes."""
-_MAX_FILES_A_VIEW = 1000
-"""More images that are computed at once have larger chunks."""
-_MAX_MAPPED = 60_000
-"""The kernel maps 65,530 files per process; further files are read into memory."""
-_FILE = 1 << 32
-"""A place in the store is the number of a file, times this, plus a row of the file."""
+_MIN_CHUNK = 128  # the most that a kill loses; a laptop computes this many in minutes
+_MAX_FILES_A_VIEW = 1000  # more images that are computed at once have larger chunks
+_MAX_MAPPED = 60_000  # the kernel maps 65,530 files per process; further files are read into memory
+_FILE = 1 << 32  # A place in the store is the number of a file, times this, plus a row of the file
 
 
 class Chunk(NamedTuple):
