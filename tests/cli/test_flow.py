@@ -318,7 +318,7 @@ def test_test_images_in_the_unlabeled_pool_are_left_out_and_named(kdedge, projec
         '1 of 41 images of data.unlabeled are in data.test, too, and are left out: "copy.jpg"'
     )
     assert done.err.count(left_out) == 1
-    findings = {one["what"]: one["found"] for one in json.loads(done.out)["findings"]}
+    findings = {one["what"]: one["result"] for one in json.loads(done.out)["findings"]}
     assert findings["student: images"] == "40 used of 41; few: a student needs hundreds"
     done = kdedge("check", "r.yaml", "--set", "data.unlabeled.include_test=true")
     assert "left out" not in done.err
