@@ -114,11 +114,10 @@ def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
             return file
     local = [file.stem for file in sorted(path.parent.glob("*.yaml"))]
     above, ending = str(path_or_name).removesuffix(path.name), path.suffix
-    known = {f"{name}{ending}": name for name in shipped}
-    known |= {f"{name}{ending}": f"{above}{name}.yaml" for name in local}
-    guess = nearest(path.name, known)
+    known = {f"{name}{ending}": f"{above}{name}.yaml" for name in local}
+    guess = known.get(nearest(path.name, known) or "") or nearest(path.stem, shipped)
     otherwise = f"Give a file's path, or one of: {', '.join([*local, *shipped])}."
-    remedy = otherwise if guess is None else f"Did you mean {known[guess]}?"
+    remedy = otherwise if guess is None else f"Did you mean {guess}?"
     raise RecipeError(f"There is no recipe {path_or_name}.\n  {remedy}")
 
 

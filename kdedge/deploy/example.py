@@ -82,8 +82,9 @@ def choose(folder: Path, artifact: dict[str, Any]) -> str:
     """The ONNX file that was the fastest on a CPU, else the smallest one that passed its gate."""
     files = [f for f in artifact["files"] if f["target"] == "onnx" and f["device"] != "gpu"]
     passed = [f for f in files if f["gate"] != "missed"] or files
-    if "cpu_choice.json" in artifact["others"]:
-        choices = json.loads((folder / "cpu_choice.json").read_text(encoding="utf-8"))["choices"]
+    file = folder / "cpu_choice.json"
+    if "cpu_choice.json" in artifact["others"] and file.is_file():
+        choices = json.loads(file.read_text(encoding="utf-8"))["choices"]
         fastest = max(choices, key=lambda choice: choice["measured_at"])["file"]
         passed = [f for f in passed if f["name"] == fastest] or passed
     return str(min(passed, key=lambda file: file["n_bytes"])["name"])

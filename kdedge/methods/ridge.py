@@ -380,6 +380,7 @@ class Method(SolvedMethod):
                 f" {', '.join(names[i] for i in absent[:3])}{', ...' if len(absent) > 3 else ''}:"
                 " the student learns nothing of these classes there; add images"
             )
+            record["unseen_classes"] = [names[i] for i in absent]
         return {"summary": summary, **record}
 
     def _target(self, features: Tensor, logits: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,28 +123,27 @@ def deploy_line(
             f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train {run.recipe}"
             " --method ridge, and export that run."
         )
+    doubts = f" No test image shows {name_some(untested)}." if untested else ""
+    if unseen := run.read_provenance().summary.closed_form.get("unseen_classes"):
+        doubts += f" The teacher takes no unlabeled image for {name_some(unseen)}: add images."
     weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
     n, n_right = n_of[weakest], n_right_of[weakest]
     if n == n_right:
         low = math.floor(10 * accuracy_interval(judged.n_images, judged.n_images)[0]) / 10
         return (
             f"Deploy it if {low:.1f} % right is enough: {images_text(judged.n_images)}, all of"
-            f" them right, show no more (95 % interval).{_without(untested)}"
+            f" them right, show no more (95 % interval).{doubts}"
         )
     if n_right * len(n_of) < n:
         return (
             f"Deploy it only where {judged.class_names[weakest]} does not matter: {n_right:,} of"
-            f" {images_text(n)} of it are right, {student.all:.1f} % of all.{_without(untested)}"
+            f" {images_text(n)} of it are right, {student.all:.1f} % of all.{doubts}"
         )
     facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
     return (
         f"Deploy it if {student.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
-        f" weakest class, {judged.class_names[weakest]} ({facts}).{_without(untested)}"
+        f" weakest class, {judged.class_names[weakest]} ({facts}).{doubts}"
     )
-
-
-def _without(classes: Sequence[str]) -> str:
-    return f" No test image shows {name_some(classes)}." if classes else ""
 
 
 def _is_clearly_worse(student: EvalResult, other: EvalResult) -> bool:

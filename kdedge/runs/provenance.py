@@ -65,12 +65,15 @@ class RunSummary(_Tolerant):
     Attributes:
         training: summary of its training loop.
         rounds: summaries of the rounds of a method that labels its pool.
+        closed_form: what a method that is solved chose; `unseen_classes` are those that the teacher
+            takes no unlabeled image for.
         gmacs: multiply-adds per image, 1e9, of a student before folding, with stored class vectors.
         teacher_gmacs: the same for its teacher; None for a file of probabilities.
     """
 
     training: TrainingSummary | None = None
     rounds: list[RoundSummary] = []
+    closed_form: dict[str, Any] = {}
     gmacs: float | None = None
     teacher_gmacs: float | None = None
 

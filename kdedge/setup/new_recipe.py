@@ -47,7 +47,7 @@ _WHY = {
     "labeled": "one folder a class",
     "test": "one folder a class; nothing is chosen on them",
     "hold_out": "student and teacher are compared on these, as there are no test images",
-    "max_bad_images": "unreadable images that are skipped before it is an error",
+    "max_bad_images": "unreadable images that are skipped, at least one; more are an error",
     "ridge": "solved in seconds from the labels, and says how good it is by leave-one-out",
     "student ridge": "one pass over the unlabeled images, without epochs",
     "promptsrc": "prompts, trained on the labels; classes without labels are known by their names",
@@ -61,7 +61,7 @@ _WHY = {
     "losses": "the PromptKD repository's 1000 is 2.5 an image on the 397 classes of SUN397",
     "optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
     "balance": "takes away what CLIP prefers some classes by; or the shares that you know",
-    "precisions": "add int8 for a quantized file",
+    "precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
     "gates": "what an exported file must reach, against the float32 student",
 }
 

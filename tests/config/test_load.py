@@ -239,6 +239,7 @@ def test_a_mistake_beside_an_override_keeps_its_line(tmp_path):
     [
         ("sun396", "Did you mean sun397?"),
         ("zzzz", "Give a file's path, or one of: "),
+        ("line3.yaml", "Give a file's path, or one of: "),
         ("x/sun397.yaml", "There is no recipe x/sun397.yaml."),
         ("/", "There is no recipe /."),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,23 @@ def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
     spread = theirs - theirs.mean(dim=1, keepdim=True)
     error = method.forward_features(images()) - spread
     assert error.square().mean() < 0.2 * spread.square().mean()
+
+
+def test_classes_that_the_teacher_takes_no_image_for_are_named(tiny_backbone: Backbone) -> None:
+    plain = data(tiny_backbone, n_labels=0)
+
+    def pool(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for pixels, features, logits in plain.pool(part):
+            yield pixels, features, logits - 1000 * torch.eye(len(NAMES))[1]
+
+    with torch.no_grad():
+        method = build(tiny_backbone, is_student=True)
+        record = method.fit(replace(plain, pool=pool, n_look=23))
+        taken = torch.cat([logits.argmax(dim=1) for *_, logits in pool(slice(23))]).tolist()
+    unseen = [name for i, name in enumerate(NAMES) if i not in taken]
+    assert record["unseen_classes"] == unseen
+    assert NAMES[1] in unseen
+    assert f"takes none of 23 unlabeled images for {unseen[0]}" in record["summary"]
 
 
 @pytest.mark.parametrize(

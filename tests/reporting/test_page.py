@@ -450,6 +450,12 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
     assert "labels alone: 90.0 % right. Train it by" in str(
         said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 40.0, alone=90.0)
     )
+    record = json.loads((run.path / "provenance.json").read_text())
+    record["summary"]["closed_form"] = {"lambda": 1.0, "unseen_classes": ["fox"]}
+    (run.path / "provenance.json").write_text(json.dumps(record))
+    assert str(said_of([(0, 0, 8), (1, 1, 1), (1, 0, 1), (2, 2, 1)])).endswith(
+        '). The teacher takes no unlabeled image for "fox": add images.'
+    )
     many = [(0, 0, 2000), (0, 1, 1000), (1, 1, 9)]
     assert (
         "66.8 % right is enough, and 67 % of its weakest class, cat (2,000 of 3,000 images)."
