@@ -157,6 +157,6 @@ def test_a_scan_prints_classes_sizes_and_what_is_unreadable(kdedge, tmp_path):
     code, out, err = kdedge("scan", "images")
     assert (code, err) == (0, "")
     assert "images  4, of 7x12 and 8x12 and 1 other sizes, shorter side 7 to 9\n" in out
-    assert "1 of 4 cannot be read\n" in out
+    assert "1 of 4 cannot be read, such as dog/2.png\n" in out
     assert "cat         2\ndog         2\n" in out
     assert out.endswith("dog/2.png: the file is empty\n")
