@@ -78,8 +78,8 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
         last = newest(folder.parent, folder.name)
         if last is None:
             continue
-        if last.exports:
-            return artifact_folder(last)
+        if last.newest_export is not None:
+            return last.newest_export
         run = newest(folder.parent, folder.name, exported=True)
         if run is not None:
             log.warning("%s is newer than %s, but was not exported.", last.path, run.path)

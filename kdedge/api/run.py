@@ -96,7 +96,7 @@ class Run(Tabled):
     @property
     def notes(self) -> list[str]:
         """The headline."""
-        return [] if self.headline is None else [self.headline]
+        return [*filter(None, [self.headline])]
 
 
 def open_run(run: AnyRun | None = None, *, root: str | Path | None = None) -> Run:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from kdedge.errors import RecipeError
 
-_QUICK_GELU_SLOPE = 1.702  # quickGELU(x) = x sigmoid(1.702 x) (OpenAI's CLIP)
+_QUICK_GELU_SLOPE = 1.702  # QuickGELU(x) = x sigmoid(1.702 x) (OpenAI's CLIP)
 
 
 class Attention(nn.Module):

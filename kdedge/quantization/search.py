@@ -53,9 +53,9 @@ _N_IN_INT8 = 4  # candidates with all layers in INT8
 # Images on which each layer's sensitivity is measured: the error of logits needs few
 _N_SENSITIVITY = 64
 
+# A slow model is measured on fewer images: a candidate may take this share of the time, but four
+# times the least images count for it; the sensitivity of all layers may take the other share.
 _LEAST_IMAGES, _CANDIDATE_SHARE, _SENSITIVITY_SHARE = 16, 1 / 25, 1 / 4
-"""A slow model is measured on fewer images: a candidate may take this share of the time, but four
-times the least images count for it; the sensitivity of all layers may take the other share."""
 
 
 @dataclass(frozen=True)

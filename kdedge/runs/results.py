@@ -114,7 +114,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
     Raises:
         DataError: it is damaged.
     """
-    return _read(BalanceResult, run.balance, remedy="Remove it: it is made again.")
+    return read_record(BalanceResult, run.balance) if run.balance.exists() else None
 
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
@@ -161,5 +161,5 @@ def run_label(run: RunFolder) -> str:
     return f"{label}, official" if record.official else label
 
 
-def _read(kind: type[_T], path: Path, *, remedy: str = _REMEDY) -> _T | None:
-    return read_record(kind, path, remedy=remedy) if path.exists() else None
+def _read(kind: type[_T], path: Path) -> _T | None:
+    return read_record(kind, path, remedy=_REMEDY) if path.exists() else None

@@ -37,8 +37,8 @@ _N_DIRECTIONS, _IMAGES_PER_DIRECTION = 8, 25
 _OVER = 0.05
 _LEAST = 1e-300
 _N_NAMED = 3
+# A scene is another one if the brightness of 16 x 16 parts differs by 6 of 255 on average
 _SIDE, _CHANGED = 16, 6.0
-"""A scene is another one if the brightness of 16 x 16 parts differs by 6 of 255 on average."""
 
 Statistic = Literal["classes", "confidence", "none"]
 _MEANS: tuple[Statistic, ...] = ("classes", "confidence")

@@ -231,8 +231,7 @@ class BuildModule(Protocol):
     It may have three more functions:
 
     - `check_environment()` checks for all that building needs, if packages are not enough;
-    - `plan(precision)` gives the files of a precision, if `Target.plan` has other
-      names;
+    - `plan(precision)` gives the file of a precision, if `Target.plan` has another name;
     - `load(path, artifact)` gives the `Backend` of a target without run.py, so that its files can
       be compared with the model where they are built.
     """

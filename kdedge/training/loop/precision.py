@@ -16,8 +16,8 @@ _PUBLISHED_IN_HALF = re.compile(
     r"(^|\.)(context|contexts|attribute_context)$|^projector\.linear|^meta_net\.|^couplings\.0\."
 )
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
+# Loss scale of the first step, and steps without overflow after which it doubles: torch's
 _FIRST_SCALE, _GROWTH_INTERVAL = 2.0**16, 2000
-"""Loss scale of the first step, and steps without overflow after which it doubles: torch's."""
 
 
 class Precision:
