@@ -33,6 +33,7 @@ from kdedge.cli._output import (
 )
 from kdedge.errors import (
     ON_COMMAND_LINE,
+    Interrupted,
     KdedgeError,
     Terminated,
     is_out_of_memory,
@@ -60,6 +61,8 @@ _PATH = (
     *("demo", "init", "check", "distill", "eval"),
     *("export", "bench", "report", "predict", "serve"),
 )
+# The signals that came as exceptions
+_RAISED: list[KeyboardInterrupt] = []
 _ORDER = [name for names in _GROUPS.values() for name in names]
 
 
@@ -137,7 +140,9 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Runs the command in this process's arguments and exits with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _raise_signal)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a shell's background job
+        signal.signal(signal.SIGINT, _raise_signal)
     try:
         code = run(sys.argv[1:])
         _leave_signals_to_the_system()
@@ -149,8 +154,9 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _raise_signal(signum: int, frame: FrameType | None) -> NoReturn:
+    _RAISED.append(Terminated() if signum == signal.SIGTERM else KeyboardInterrupt())
+    raise _RAISED[-1]
 
 
 def _leave_signals_to_the_system() -> None:
@@ -183,7 +189,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
     """Writes an error's message to stderr and returns the exit code."""
-    error = _signal_within(error) or error
+    of_a_package = not isinstance(error, KdedgeError) or error.__cause__ is not None
+    if _RAISED and of_a_package and not isinstance(error, Interrupted | click.exceptions.Exit):
+        # Extension modules turn a signal's exception into an error of their own
+        error = _RAISED[-1]
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -217,26 +226,6 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             7,
         )
     return _report_bug(error, arguments, run_log)
-
-
-def _signal_within(error: BaseException) -> KeyboardInterrupt | None:
-    """The signal that an extension module turned into an error of its own.
-
-    An interrupted import raises ImportError; pydantic and torch's tracer name the exception in
-    their error's text.
-    """
-    link: BaseException | None = error
-    seen: set[int] = set()  # an error may be its own cause
-    while link is not None and id(link) not in seen:
-        if isinstance(link, ImportError) and isinstance(link.__cause__, KeyboardInterrupt):
-            return link.__cause__
-        if type(link).__name__ == "PydanticSerializationError" or "<EMPTY MESSAGE>" in str(link):
-            for kind in (Terminated, KeyboardInterrupt):
-                if f"{kind.__name__}:" in str(link):
-                    return kind()
-        seen.add(id(link))
-        link = link.__cause__
-    return None
 
 
 def _could_be_key(error: click.NoSuchOption) -> bool:

@@ -193,17 +193,20 @@ def test_an_error_is_its_message_and_its_exit_code(fail, raises, code, message):
     assert fail(raises) == (code, message)
 
 
-IMPORT = """failed = ImportError("initialization failed")
-        failed.__cause__ = {}
-        raise errors.MissingPackage("matplotlib", extra="report", purpose="A report") from failed"""
-TRACE = """failed = RuntimeError("empty_permuted(): Terminated: <EMPTY MESSAGE>")
-        raise errors.RecipeError("The model cannot be exported to ONNX") from failed"""
-JSON = """from pathlib import Path
+SIGNAL = """import signal
+
+        try:
+            signal.raise_signal(signal.{})
+        except KeyboardInterrupt:
+            pass
+        {}"""
+JSON = """import signal
+        from pathlib import Path
         from pydantic import RootModel
 
         class Interrupted(type(Path())):
             def __str__(self):
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
         RootModel[Path].model_construct(Interrupted()).model_dump_json()"""
 
@@ -211,15 +214,20 @@ JSON = """from pathlib import Path
 @pytest.mark.parametrize(
     ("raises", "code"),
     [
-        # What pybind11 raises from an exception, any exception, in a module's initialization
-        (IMPORT.format("KeyboardInterrupt()"), 130),
-        (IMPORT.format("errors.Terminated()"), 143),
-        (TRACE, 143),  # of an export
+        # A package may lose the exception: pybind11 makes ImportError of it, for example
+        (SIGNAL.format("SIGINT", "raise ImportError('initialization failed')"), 130),
+        (SIGNAL.format("SIGTERM", "raise errors.DataError('a') from RuntimeError()"), 143),
         (JSON, 130),  # pydantic, while it writes
     ],
 )
 def test_a_signal_is_seen_in_the_error_that_a_package_makes_of_it(fail, raises, code):
     assert fail(raises) == (code, "kdedge: interrupted.\n")
+
+
+@pytest.mark.parametrize("error", ["GateError", "Interrupted"])
+def test_a_signal_that_a_command_handled_does_not_hide_its_error(fail, error):
+    _, said = fail(SIGNAL.format("SIGINT", f"raise errors.{error}('a')"))
+    assert said == "kdedge: a\n"
 
 
 @pytest.mark.parametrize(
