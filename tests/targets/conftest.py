@@ -44,8 +44,11 @@ def open_onnx(
 
 
 @pytest.fixture(scope="session")
-def fold_vit() -> Callable[[int], FoldedModel]:
-    """Folds a student of so many blocks with as many heads: 32x32 pixels, five classes."""
+def fold_vit() -> Callable[..., FoldedModel]:
+    """Folds a student of so many blocks with as many heads: 32x32 pixels, five classes.
+
+    With `inside=True` the ViT is part of another encoder, as ridge's: it keeps open_clip's modules.
+    """
     import torch
     from open_clip.transformer import VisionTransformer
 
@@ -53,18 +56,19 @@ def fold_vit() -> Callable[[int], FoldedModel]:
     from kdedge.fold import FoldRequest, fold
     from kdedge.methods.protocol import ImagePath
 
-    def make(n: int) -> FoldedModel:
+    def make(n: int, *, inside: bool = False) -> FoldedModel:
         torch.manual_seed(0)
         visual = VisionTransformer(32, 8, 32 * n, n, n, 2.0, output_dim=16)
         make_wrappable(visual.eval().requires_grad_(False).transformer)
         vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
-        return fold(ImagePath(visual), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
+        encoder = torch.nn.Sequential(visual) if inside else visual
+        return fold(ImagePath(encoder), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def block_model(fold_vit: Callable[[int], FoldedModel]) -> FoldedModel:
+def block_model(fold_vit: Callable[..., FoldedModel]) -> FoldedModel:
     """A folded student of one block, for converters that take seconds a block."""
     return fold_vit(1)
 

@@ -44,8 +44,9 @@ class Tracer:
         program = copy.copy(self._program)
         program.model = self._program.model.clone()  # without its weights
         initial = program.model.graph.initializers
-        weights = model.state_dict()
-        program.apply_weights({name: weights[name] for name in weights if name in initial})
+        # Not state_dict: attention that was split for prompts or INT8 saves its joined weights there
+        weights = (*model.named_parameters(), *model.named_buffers())
+        program.apply_weights({name: values for name, values in weights if name in initial})
         program.optimize()  # computes what follows from the weights alone
         return program.model_proto
 
