@@ -28,9 +28,8 @@ class Demo:
 
     Attributes:
         teacher: its run.
-        promptkd: the run of the paper's student, with prompts.
-        student: the run of the student in one pass (`methods/ridge.py`), which is exported.
-        speed: of the student, its teacher and the baselines.
+        student: its run.
+        speed: of the student, its teacher, plain CLIP and the exported file.
         examples: test drawings with the student's predictions: a right one, a wrong one, and the
             most unsure one.
         artifact: the exported student; None if the extra `export` is not installed.
@@ -39,7 +38,6 @@ class Demo:
     """
 
     teacher: Run
-    promptkd: Run
     student: Run
     speed: SpeedResult
     examples: tuple[SampleImage, ...]
@@ -53,6 +51,8 @@ def demo(
     *, root: str | Path | None = None, device: str | None = None, resume: bool = False
 ) -> Demo:
     """Trains, exports, measures and reports on built-in drawings with two tiny CLIPs; no download.
+
+    Teacher and student learn as in a recipe of `init` for images with labels of every class.
 
     Args:
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
@@ -70,28 +70,23 @@ def demo(
     began = time.monotonic()
     root = runs_folder(root)
     workspace = Workspace(root, choose_device(device))
-    teacher, promptkd = distill(load_recipe("demo"), workspace, resume=resume)
+    teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
     assert teacher is not None  # the recipe names no file
-    in_one_pass = {
-        "student.method": "ridge",
-        "student.settings": {"outputs": "features"},
-        "student.optim": None,
-        "student.views": 1,
-    }
-    _, student = distill(load_recipe("demo", in_one_pass), workspace, resume=resume)
     samples = read_details(student)["student"].samples or {}
     examples = tuple(image for images in samples.values() for image in images[:1])
     artifact = None
     if _is_installed("onnx", "onnxscript", "onnxruntime"):
         artifact = export(student.path, root=root, device=device)
-    speed = bench(student.path, batches=(1, 32), seconds=0.1, calls=5, root=root, device=device)
+    speed = bench(
+        student.path, against=(), batches=(1, 32), seconds=0.1, calls=5, root=root, device=device
+    )
     page = None
     if _is_installed("matplotlib", "jinja2"):
         # Beside the demo's runs, in place of an earlier demo's
         page = student.path.parent / "report.html"
         shutil.copyfile(report(student, root=root), page)
     seconds = time.monotonic() - began
-    return Demo(Run(teacher), Run(promptkd), Run(student), speed, examples, artifact, page, seconds)
+    return Demo(Run(teacher), Run(student), speed, examples, artifact, page, seconds)
 
 
 def _is_installed(*modules: str) -> bool:

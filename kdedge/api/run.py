@@ -73,7 +73,7 @@ class Run(Tabled):
 
     @property
     def headline(self) -> str | None:
-        """What the student keeps of its teacher's accuracy, in one sentence; None if unknown."""
+        """How good the student is, one sentence a line; None if that was not measured."""
         return headline_of(self.folder)
 
     # Functions as methods: a notebook completes their keywords

@@ -18,44 +18,36 @@ from kdedge.runs.find import finished_runs
 def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None:
     """Run the whole flow on built-in drawings with two tiny CLIPs, without any download.
 
-    A teacher CLIP learns prompts from 16 labeled drawings of each base class. A much smaller
-    student is distilled from it on unlabeled drawings of all classes: with prompts, as in the
-    paper, and by a ridge regression in one pass. Novel classes have no labels.
+    A teacher CLIP learns from 16 labeled drawings of each class. A much smaller student learns from
+    the teacher's answers on unlabeled drawings, is exported, timed, and tried on test drawings.
     """
     from kdedge.api.demo import demo
 
     used = finished_runs(root)
     done = demo(root=root, device=device, resume=resume)
-    runs = [run.folder for run in (done.teacher, done.promptkd, done.student)]
+    runs = [run.folder for run in (done.teacher, done.student)]
+    lines = ["$ kdedge distill demo", run_text(runs, used=used)]
+    if done.artifact is not None:
+        lines += ["\n$ kdedge export", f"Wrote {done.artifact.path}, the folder for the device"]
+    lines += ["\n$ kdedge bench", grid_text(done.speed.summary), *done.speed.caveats]
+    if done.page is not None:
+        lines += ["\n$ kdedge report", f"Wrote {done.page}: open it in a browser"]
     examples = [
         [str(image.label), ", ".join(f"{name} {score:.0f} %" for name, score in image.top)]
         for image in done.examples
     ]
-    wrote = (
-        [] if done.artifact is None else [f"Exported student, for a device: {done.artifact.path}"]
-    )
-    wrote += [] if done.page is None else [f"Report: {done.page}"]
-    text = "\n".join(
-        [
-            f"{run_text(runs, used=used)}\n",
-            grid_text(done.speed.summary),
-            "paper: class texts are encoded with every batch; all others use stored class vectors.",
-            *done.speed.caveats,
-            "",
-            table(examples, header=("test drawing", "predicted")),
-            "",
-            *wrote,
-            f"The demo took {done.seconds:.0f} s.",
-            "Next: kdedge init NAME --images DIR --classes FILE   writes a recipe for your images",
-            "      kdedge distill NAME.yaml                       trains your student",
-        ]
-    )
+    lines += [
+        "\nThe student's answers, a right one, a wrong one and the most unsure one:",
+        table(examples, header=("test drawing", "predicted")),
+        f"\nThe demo took {done.seconds:.0f} s.",
+        "Next: kdedge init NAME --images DIR --classes FILE --labeled DIR --test DIR",
+    ]
     record = {
-        **dict(zip(("teacher", "promptkd", "student"), map(run_record, runs), strict=True)),
+        **dict(zip(("teacher", "student"), map(run_record, runs), strict=True)),
         "speed": done.speed.to_dict(),
         "examples": [example.to_dict() for example in done.examples],
         "artifact": None if done.artifact is None else str(done.artifact.path),
         "report": None if done.page is None else str(done.page),
         "seconds": done.seconds,
     }
-    print_result(record, as_json=as_json, text=text)
+    print_result(record, as_json=as_json, text="\n".join(lines))

@@ -165,8 +165,9 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     lines = []
     if gflops:
         lines.append(
-            f"GFLOPs per image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
-            f" the image encoder alone {gflops['clip_image_encoder']:.4g}\n"
+            f"GFLOPs per image: {gflops['folded']:.4g} with layers folded into each other,"
+            f" {gflops['unfused']:.4g} as trained; the image encoder alone"
+            f" {gflops['clip_image_encoder']:.4g}\n"
         )
     files = files_table(artifact)
     lines.append(table(files.rows, header=files.header, align=files.align))

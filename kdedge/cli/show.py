@@ -65,8 +65,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     summary += " versions and hashes"
     parts = [
         f"{run.path}: {run.kind}, {record.status}",
-        headline_of(run),
-        deploy_line(run),
+        "\n".join(filter(None, [headline_of(run), deploy_line(run)])) or None,
         accuracy_tables(rows) if rows else None,
         unlabeled_text(run),
         table(_facts(run, record, is_whole=is_whole)),

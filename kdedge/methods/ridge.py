@@ -286,13 +286,13 @@ class Method(SolvedMethod):
             assert module.text is not None
             module.text.weight[known] = scale * share * texts[1]
             module.out.bias[known] -= scale * share * texts[2]
-        what = "all blocks" if n_columns > n_final else "the last features"
-        text = "" if texts is None else f", {share:g} of zero-shot CLIP"
-        settings = f"with {what}, lambda {lam:g}{text}"
+        what = "all blocks" if n_columns > n_final else "the last layer"
+        text = "" if texts is None else f", {share:g} of zero-shot CLIP's answers"
+        settings = f"features of {what}, regularization (lambda) {lam:g}{text}"
         n_single = int((counts == 1).sum())
         if percent is None:
             summary = (
-                f"learned from {data.n_labeled:,} labels, {settings}. {n_single} of {len(known)}"
+                f"learned from {data.n_labeled:,} labels: {settings}. {n_single} of {len(known)}"
                 " classes have one label, so that these settings are fixed and no accuracy can be"
                 " foreseen; label four images of each class or more"
             )
@@ -300,7 +300,7 @@ class Method(SolvedMethod):
             without = f", without {n_single} that have one label" if n_single else ""
             summary = (
                 f"right on {percent:.1f} % of its labeled images, each left out once (mean over"
-                f" classes{without}), {settings}"
+                f" classes{without}): {settings}"
             )
         return {
             "summary": summary,
@@ -365,11 +365,11 @@ class Method(SolvedMethod):
             self._add_labels(data, sums)
             summary += f" and {data.n_labeled:,} labels"
             solution = sums.solve(lam)
-        summary += f", lambda {lam:g}"
+        summary += f"; regularization (lambda) {lam:g}"
         if n:
             record["divergence"] = divergence
             summary += (
-                f", which differs least from the teacher on {n:,} held-out images (mean divergence"
+                f" differs least from the teacher on {n:,} held-out images (mean divergence"
                 f" {divergence:.4f})"
             )
         self._take(*solution)

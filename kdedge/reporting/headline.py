@@ -38,7 +38,7 @@ def headline_of(
     results: Mapping[str, EvalResult] | None = None,
     unlabeled: UnlabeledResult | None = None,
 ) -> str | None:
-    """Returns the headline of a run; None if its records have nothing to compare.
+    """Returns the headline of a run, one sentence a line; None if its records compare nothing.
 
     Args:
         run: the run; damaged records are left out.
@@ -47,30 +47,29 @@ def headline_of(
     """
     if run.kind != "student":
         return None
-    results = _accuracies(run) if results is None else results
+    results = _comparable(_accuracies(run) if results is None else results)
     unlabeled = unlabeled or if_readable(read_unlabeled, run)
-    parts, is_loss = _accuracy(results)
-    if not parts and unlabeled is not None and unlabeled.agreement_percent is not None:
+    student = results.get("student")
+    first, is_loss = ([], False) if student is None else _accuracy(student, results)
+    if student is None and unlabeled is not None and unlabeled.agreement_percent is not None:
         images = images_text(unlabeled.n_images)
-        parts = [f"agrees with the teacher on {unlabeled.agreement_percent:.0f} % of {images}"]
-    summary = run.read_provenance().summary
-    if summary.gmacs and summary.teacher_gmacs and not is_loss:
-        ratio = summary.teacher_gmacs / summary.gmacs
-        times, word = (ratio, "fewer") if ratio >= 1 else (1 / ratio, "more")
-        needs = "" if parts else "needs "
-        digits = 0 if times >= 10 else 1
-        count = f"{times:.{digits}f}x {word} operations than"
-        parts.append(f"{needs}{'as many operations as' if times < 1.05 else count} its teacher")
-    if not parts:
-        return None
+        first = [f"agrees with its teacher on {unlabeled.agreement_percent:.0f} % of {images}"]
+    sentences = [f"The student {', '.join(first)}."] if first else []
     newest = run.newest_export
     artifact = None if newest is None else if_readable(load_artifact, newest)
+    if not is_loss:
+        if of_teacher := _of_teacher(run, student, results.get("teacher")):
+            sentences.append(f"{'It' if first else 'The student'} {of_teacher}.")
+        if student is not None and "labels_alone" in results:
+            sentences.append(_of_unlabeled(student, results["labels_alone"]))
+    if not sentences:
+        return None
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     details = _confusions(run).get(run.kind)
     only = only or (None if details is None else details.only_class)
-    parts += [f"but predicts {only!r} for every image"] if only else []
-    files = [] if artifact is None or is_loss else _files(artifact, speed_of(run))
-    return "; ".join([f"student {', '.join(parts)}", *files])
+    sentences += [f"But it predicts {only!r} for every image."] if only else []
+    sentences += [] if artifact is None or is_loss else _files(artifact, speed_of(run))
+    return "\n".join(sentences)
 
 
 def deploy_line(
@@ -90,7 +89,7 @@ def deploy_line(
     """
     if run.kind != "student":
         return None
-    results = _accuracies(run) if results is None else results
+    results = _comparable(_accuracies(run) if results is None else results)
     student = results.get("student")
     if student is None:
         if if_readable(read_unlabeled, run) is None:
@@ -100,7 +99,7 @@ def deploy_line(
             f" and run kdedge eval {run.name} --set data.test.folder=FOLDER"
         )
     judged = (details or _confusions(run)).get("student")
-    if judged is None or student.harmonic_mean is not None or _accuracy(results)[1]:
+    if judged is None or student.harmonic_mean is not None or _accuracy(student, results)[1]:
         return None
     n_of, n_right_of = Counter[int](), Counter[int]()
     for label, predicted, n_images in judged.confusion:
@@ -118,7 +117,7 @@ def deploy_line(
     if student.all < (student.largest_class_percent or 0):
         return "Do not deploy it: always answering the most frequent class is right more often."
     alone = results.get("labels_alone")
-    if alone is not None and are_same_images(student, alone) and _is_clearly_worse(student, alone):
+    if alone is not None and _is_clearly_worse(student, alone):
         return (
             f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train {run.recipe}"
             " --method ridge, and export that run."
@@ -146,23 +145,30 @@ def deploy_line(
     )
 
 
+def _comparable(results: Mapping[str, EvalResult]) -> dict[str, EvalResult]:
+    """The accuracies on the student's images; empty if there is no student's."""
+    own = results.get("student")
+    return {} if own is None else {k: v for k, v in results.items() if are_same_images(own, v)}
+
+
 def _is_clearly_worse(student: EvalResult, other: EvalResult) -> bool:
-    """By at least a point, and by as many answers as `_against` asks for."""
+    """By at least a point, and by as many answers as `_gain` asks for."""
     points = other.all - student.all
     return points >= 1 and points * student.n_images / 100 >= _TELLS
 
 
-def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
-    """Compares a student with others on the same images.
+def _accuracy(student: EvalResult, results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
+    """Compares a student with zero-shot CLIP and the most frequent class.
+
+    Args:
+        student: its accuracy.
+        results: accuracies on the same images, by model.
 
     Returns:
-        The words, if there are any, and whether zero-shot CLIP is better in every respect.
+        What the student does, if anything can be said, and whether zero-shot CLIP is better in
+        every respect.
     """
-    student = results.get("student")
-    if student is None:
-        return [], False
-    same = {name: result for name, result in results.items() if are_same_images(student, result)}
-    zero_shot, teacher = same.get("zeroshot", student), same.get("teacher")
+    zero_shot = results.get("zeroshot", student)
     points = mean = _score(student) - _score(zero_shot)
     if student.harmonic_mean is None:  # the harmonic mean is of fewer names at a time
         mean = student.mean_over_classes - zero_shot.mean_over_classes
@@ -176,39 +182,62 @@ def _accuracy(results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:
     if points < 0 or mean < 0:
         first, second = _apart(points), _apart(mean)
         parts.append(f"{first} zero-shot CLIP, and {second} it in the mean over classes")
-    else:
-        if teacher is not None and _score(student) > _score(teacher):
-            parts.append(_against(student, teacher, "its teacher"))
-        elif teacher is not None and _score(teacher):
-            share = 100 * _score(student) / _score(teacher)
-            parts.append(f"keeps {share:.0f} % of the teacher's accuracy")
-        parts += [f"{_apart(points)} zero-shot CLIP"] if points else []
-    alone = same.get("labels_alone")
-    if alone is not None:
-        parts.append(_against(student, alone, "the same network with the labels alone"))
+    elif points:
+        parts.append(f"{_apart(points)} zero-shot CLIP")
     largest = student.largest_class_percent
     if largest is not None and student.all < largest and len(student.per_class) > 1:
         missing = largest - student.all
         parts.append(f"{missing:.1f} points below always answering the most frequent class")
-    if parts and not parts[0].startswith("keeps"):
-        parts[0] = f"is {parts[0]}"
-    return parts, False
+    return [f"is {parts[0]}", *parts[1:]] if parts else [], False
 
 
-def _against(student: EvalResult, other: EvalResult, name: str) -> str:
-    """How much better or worse a student is than another model on the same images.
+def _of_teacher(run: RunFolder, student: EvalResult | None, teacher: EvalResult | None) -> str:
+    """What a student does in comparison to its teacher; empty if that is not known."""
+    parts = []
+    if student is not None and teacher is not None and _score(teacher):
+        share = 100 * _score(student) / _score(teacher)
+        parts = [f"keeps {share:.0f} % of its teacher's accuracy"]
+        if share > 100:
+            gain, images = _gain(student, teacher)
+            parts = ["is not measurably better than its teacher"]
+            parts = parts if gain is None else [f"is {_apart(gain, images)} its teacher"]
+    summary = run.read_provenance().summary
+    if summary.gmacs and summary.teacher_gmacs:
+        ratio = summary.teacher_gmacs / summary.gmacs
+        times, word = (ratio, "fewer") if ratio >= 1 else (1 / ratio, "more")
+        needs, than = f"needs {times:.{0 if times >= 10 else 1}f}x {word} operations", "than"
+        if times < 1.05:
+            needs, than = "needs as many operations", "as"
+        parts.append(needs if parts else f"{needs} {than} its teacher")
+    return " and ".join(parts)
+
+
+def _of_unlabeled(student: EvalResult, alone: EvalResult) -> str:
+    """What the unlabeled images brought, against the same network without them."""
+    gain, images = _gain(student, alone)
+    brought = f"brought nothing that {student.n_images:,} test images can show"
+    if gain is not None:
+        brought = f"{'brought' if gain > 0 else 'cost'} {abs(gain):.1f} points{images}"
+    return (
+        f"The unlabeled images {brought}: the same network, trained on the labels alone, is right"
+        f" on {alone.all:.1f} %."
+    )
+
+
+def _gain(student: EvalResult, other: EvalResult) -> tuple[float | None, str]:
+    """By how many points a student is better than another model on the same images.
 
     Where one has fewer than six right answers more, McNemar's test at 5 % never calls it better.
+
+    Returns:
+        None if they are as good as each other, so far as the images tell; and the number of images
+        in brackets where they are few.
     """
-    gain, images = _score(student) - _score(other), ""
-    if not gain:
-        return f"as good as {name}"
-    if student.harmonic_mean is None and student.n_images < _FEW:
-        n = round(abs(gain) * student.n_images / 100)
-        if n < _TELLS:
-            return f"not measurably {'better' if gain > 0 else 'worse'} than {name}"
-        images = f" ({images_text(n)})"
-    return f"{_apart(gain, images)} {name}"
+    gain = _score(student) - _score(other)
+    if student.harmonic_mean is not None or student.n_images >= _FEW:
+        return gain or None, ""
+    n = round(abs(gain) * student.n_images / 100)
+    return (None if n < _TELLS else gain), f" ({images_text(n)})"
 
 
 def _apart(points: float, images: str = "") -> str:
@@ -245,10 +274,11 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
         facts = []
         if file.parity is not None:
             images = f"{file.parity.n_images:,} images"
-            facts.append(f"agrees on {file.parity.agreement_percent:.1f} % of {images}")
+            agreement = f"{file.parity.agreement_percent:.1f} % of {images}"
+            facts.append(f"it agrees with the student on {agreement}")
         if time is not None and time.doubt is None:
-            facts.append(f"{figure(time.p50_ms)} ms")
-        parts.append(", ".join([f"{file.name} {gate}", *facts]))
+            facts.append(f"a call takes {figure(time.p50_ms)} ms")
+        parts.append(": ".join(filter(None, [f"{file.name} {gate}", ", ".join(facts)])) + ".")
     missed = [
         f"{file.name} ({_failed_figure(file.parity, file.precision, artifact.gates)})"
         for file in artifact.files
@@ -256,7 +286,7 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
     ]
     if missed:
         gates = "its gate" if len(missed) == 1 else "their gates"
-        parts.append(f"{' and '.join(missed)} missed {gates}")
+        parts.append(f"{' and '.join(missed)} missed {gates}.")
     return parts
 
 

@@ -91,7 +91,7 @@ def _label(records: RunRecords, name: str) -> str:
 def _verdict(records: RunRecords) -> list[str]:
     headline = headline_of(records.run, records.results, records.unlabeled)
     deploy = deploy_line(records.run, records.results, records.details)
-    lines = [line for line in (deploy, headline and f"The {headline}.") if line]
+    lines = [line for line in (deploy, headline) if line]
     if records.balance is not None:
         shares = assumed_shares(records.balance.prior)
         lines.append(

@@ -272,7 +272,7 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     if missing:
         took = filler.seconds(missing)
         action = f"crops to compute, about {rough_duration(took)}"
-        state = f"{n_crops(missing)} of {filler.store.n_crops} {action}"
+        state = f"{n_crops(missing):,} of {filler.store.n_crops:,} {action}"
     return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 
 

@@ -327,7 +327,7 @@ def test_a_student_that_predicts_one_class_is_told_of(kdedge: Run) -> None:
     told = f"The model predicts {only!r} for each of 20 of 20 images of data.test, such as "
     assert told in done.err
     assert f"**It predicts {only} for every image" in (ARTIFACT / "README.md").read_text()
-    assert f"but predicts {only!r} for every image" in kdedge("show", "tiny/02").out
+    assert f"But it predicts {only!r} for every image." in kdedge("show", "tiny/02").out
     shown = kdedge("show", str(ARTIFACT)).out
     assert f"It predicts {only!r} for every image that it " in shown
     assert re.search("^for a CPU, ship +model.onnx, not timed; kdedge export --cpu", shown, re.M)

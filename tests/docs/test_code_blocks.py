@@ -51,7 +51,7 @@ GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "m
 BENCH = "tests/cli/test_bench.py runs it"
 CPU = "tests/cli/test_export_targets.py and README.md run it"
 CAMERA = "needs a camera"
-DEMO = "takes two minutes"
+DEMO = "takes a minute"
 DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
 DRAWN = "tests/docs/test_examples.py runs it"
@@ -167,7 +167,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "kdedge report": REPORT,
     },
     "docs/python.md": {
-        "demo = kdedge.demo()  # two minutes on two cores, without a download": DEMO,
+        "demo = kdedge.demo()  # a minute on two cores, without a download": DEMO,
     },
     "docs/runs.md": {
         "kdedge import model.pth.tar-20 --as promptsrc --backbone ViT-L-14"

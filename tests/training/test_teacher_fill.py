@@ -29,7 +29,7 @@ def test_a_whole_store_asks_no_teacher(
     _, teacher = filling.fill(tmp_path)
     assert teacher.n_passes == 2 * filling.N_PASSES
     size = "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
-    said = rf"{size}\. Computing 580 of 580 crops\.$"
+    said = rf"{size}\. Computing 580 of 580 crops, for later runs too\.$"
     assert re.search(said, caplog.messages[0])
     took = re.fullmatch(r"Teacher store filled in (\d+) s\.", caplog.messages[-1])
     assert took is not None, "not by the clock's own time"

@@ -44,7 +44,7 @@ class Tracer:
         program = copy.copy(self._program)
         program.model = self._program.model.clone()  # without its weights
         initial = program.model.graph.initializers
-        # Not state_dict: attention that was split for prompts or INT8 saves its joined weights there
+        # Not state_dict, where split attention has its joined weights, as open_clip's files do
         weights = (*model.named_parameters(), *model.named_buffers())
         program.apply_weights({name: values for name, values in weights if name in initial})
         program.optimize()  # computes what follows from the weights alone

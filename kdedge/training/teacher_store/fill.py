@@ -112,7 +112,8 @@ class StoreFiller:
 
     def _fill(self, missing: list[Chunk]) -> None:
         n_missing = n_crops(missing)
-        log.info("%s. Computing %d of %d crops.", self.store, n_missing, self.store.n_crops)
+        share_of = f"{n_missing:,} of {self.store.n_crops:,}"
+        log.info("%s. Computing %s crops, for later runs too.", self.store, share_of)
         began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
         n_done, what = 0, f"filling the {self.store.name.lower()}"

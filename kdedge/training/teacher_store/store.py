@@ -154,7 +154,8 @@ class TeacherStore:
     def size(self) -> str:
         """The size in words, such as `400 images x 4 views x ...`."""
         return (
-            f"{len(self.indices):,} images x {self.n_views} views x {self.dim} dimensions x"
+            f"{len(self.indices):,} images x {self.n_views} view{'s' if self.n_views > 1 else ''} x"
+            f" {self.dim} dimensions x"
             f" {self.dtype.itemsize} bytes = {readable_bytes(self.n_bytes)}"
         )
 

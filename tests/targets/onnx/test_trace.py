@@ -84,13 +84,13 @@ def test_a_fixed_batch_takes_that_many_images_and_no_other(
 def test_other_weights_are_written_as_if_their_model_were_traced(
     fold_vit: Callable[..., FoldedModel], tmp_path: Path, inside: bool
 ) -> None:
-    model = fold_vit(1, inside=inside)
-    other, tracer = copy.deepcopy(model), Tracer()
+    one = fold_vit(1, inside=inside)
+    other, tracer = copy.deepcopy(one), Tracer()
     with torch.no_grad():
         for values in (*other.parameters(), *other.buffers()):
             values.mul_(1.5) if values.is_floating_point() else None
     paths = [tmp_path / name for name in ("first", "again", "other", "traced")]
-    for path, model in zip(paths, (model, model, other), strict=False):
+    for path, model in zip(paths, (one, one, other), strict=False):
         write_onnx(model, path, size_px=32, batch=1, tracer=tracer)
     write_onnx(other, paths[3], size_px=32, batch=1)
     first, again, *others = (path.read_bytes() for path in paths)
