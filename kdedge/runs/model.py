@@ -7,6 +7,7 @@ together. The backbone is built and the trained tensors are read when they are f
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -42,19 +43,27 @@ from kdedge.setup.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-class MethodModel:
-    """A method with its current tensors, which can teach (`methods.protocol.Teacher`).
+class MethodModel(ABC):
+    """A method as a model of a class list, which can teach (`methods.protocol.Teacher`).
 
     Class vectors are computed once.
 
     Attributes:
         setup: its role's method, classes and backbone.
-        method: in the mode (evaluation or training) that its owner chose.
-        offsets: [C], subtracted from its logits (`data/balance.py`), or None.
     """
 
-    def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
-        self.setup, self.method, self.offsets = setup, method, offsets
+    def __init__(self, setup: RoleSetup) -> None:
+        self.setup = setup
+
+    @property
+    @abstractmethod
+    def method(self) -> BaseMethod:
+        """The method, in the mode (evaluation or training) that its owner chose."""
+
+    @property
+    @abstractmethod
+    def offsets(self) -> Tensor | None:
+        """[C], subtracted from its logits (`data/balance.py`), or None."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -117,6 +126,24 @@ class MethodModel:
             return self.scale * features.float() @ self.class_vectors().T
 
 
+class LiveModel(MethodModel):
+    """A method with the tensors that it has now: in training, or untrained as zero-shot CLIP."""
+
+    def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
+        super().__init__(setup)
+        self._method, self._offsets = method, offsets
+
+    @property
+    def method(self) -> BaseMethod:
+        """The method that was given."""
+        return self._method
+
+    @property
+    def offsets(self) -> Tensor | None:
+        """The offsets that were given."""
+        return self._offsets
+
+
 class RunModel(MethodModel):
     """A finished run as a model of a class list.
 
@@ -137,8 +164,8 @@ class RunModel(MethodModel):
         trained: str,
         stored: ClassVectors,
     ) -> None:
-        # Not the base class's, whose method is built here on first use
-        self.run, self.setup, self.loaded, self.classes = run, setup, loaded, classes
+        super().__init__(setup)
+        self.run, self.loaded, self.classes = run, loaded, classes
         self._trained_hash, self._stored = trained, stored
 
     @property
@@ -152,7 +179,7 @@ class RunModel(MethodModel):
         return self.setup.load_backbone()
 
     @cached_property
-    def method(self) -> BaseMethod:  # type: ignore[override]
+    def method(self) -> BaseMethod:
         """The method with its trained tensors, frozen, in evaluation mode."""
         built_for = self.setup
         if not has_class_vectors(built_for.choice) and not self._is_class_specific:
@@ -217,7 +244,7 @@ class RunModel(MethodModel):
         return self.vectors.vectors.to(self.device)
 
     @cached_property
-    def offsets(self) -> Tensor | None:  # type: ignore[override]
+    def offsets(self) -> Tensor | None:
         """[C], what is subtracted from its logits (`data/balance.py`), or None.
 
         Read from the run; computed again if the recipe's `balance` or the classes have changed.

@@ -23,7 +23,7 @@ from kdedge.runs.measure import (
     predict_logits,
     unlabeled_sample,
 )
-from kdedge.runs.model import MethodModel, RunModel
+from kdedge.runs.model import LiveModel, MethodModel, RunModel
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
@@ -88,7 +88,7 @@ def balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
     if balance is None:
         return model
     offsets = torch.tensor([balance.offsets[name] for name in model.class_names])
-    return MethodModel(model.setup, model.method, offsets.to(model.device))
+    return LiveModel(model.setup, model.method, offsets.to(model.device))
 
 
 def _answering(teacher: AnyTeacher | None, images: Images) -> AnyTeacher | None:

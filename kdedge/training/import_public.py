@@ -37,7 +37,7 @@ from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.protocol import MethodSettings
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel
+from kdedge.runs.model import LiveModel
 from kdedge.runs.weights import write_weights
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
@@ -129,7 +129,7 @@ def import_public(
             given = None if vectors is None else vectors.vectors.to(workspace.device)
             built = setup.build(class_vectors=given)
             built.module.load_state_dict(parameters.trained)
-            made = vectors.provenance if vectors else MethodModel(setup, built).vectors_provenance
+            made = vectors.provenance if vectors else LiveModel(setup, built).vectors_provenance
             write_weights(run, setup, built, provenance=made)
             run.finish()
     except BaseException:

@@ -24,7 +24,7 @@ from kdedge.methods import zeroshot
 from kdedge.methods.protocol import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.records.evaluation import Role
-from kdedge.runs.model import MethodModel
+from kdedge.runs.model import LiveModel, MethodModel
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
@@ -72,6 +72,7 @@ class Job:
         validation: labeled images that select the best epoch.
         teacher: the frozen teacher of a student; None for other roles.
         filler: stores the teacher's features; None if it runs in every step.
+        built_method: the method object to train on; None to build one on first use.
     """
 
     setup: RoleSetup
@@ -80,10 +81,13 @@ class Job:
     validation: Images | None = None
     teacher: AnyTeacher | None = None
     filler: StoreFiller | None = None
+    built_method: BaseMethod | None = None
 
     @cached_property
     def method(self) -> BaseMethod:
         """The method, built on first use with its first values."""
+        if self.built_method is not None:
+            return self.built_method
         with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
             teacher = None if self.teacher is None else self.prepared_teacher
             return self.setup.build(teacher=teacher, sentences=self.data.sentences)
@@ -101,12 +105,6 @@ class Job:
         if self.teacher is not None:
             _ = self.teacher.scale
         check_fits(self.method, self.choice.optim)
-
-    def with_data(self, data: TrainingData) -> Job:
-        """The same job and method object with other training data."""
-        job = replace(self, data=data)
-        job.__dict__["method"] = self.method  # where cached_property keeps it
-        return job
 
     @property
     def n_steps(self) -> int:
@@ -151,7 +149,7 @@ class Job:
 
     def model(self) -> MethodModel:
         """The method with its current weights, as a model."""
-        return MethodModel(self.setup, self.method)
+        return LiveModel(self.setup, self.method)
 
     @property
     def choice(self) -> MethodChoice:
@@ -222,7 +220,7 @@ def zero_shot_model(job: Job) -> MethodModel:
         "zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim, job.setup.role
     )
     setup = replace(job.setup, choice=choice)
-    return MethodModel(setup, setup.build())
+    return LiveModel(setup, setup.build())
 
 
 def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:

@@ -17,7 +17,7 @@ from kdedge.errors import Interrupted, RecipeError, first_line
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel, RunModel, load_run
+from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
@@ -161,7 +161,7 @@ def _open(
     if run is not None:
         return load_run(RunFolder.open(run), workspace, names=names)
     setup = set_up_role(loaded, "baseline", workspace)
-    return MethodModel(setup, setup.build())
+    return LiveModel(setup, setup.build())
 
 
 def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:

@@ -128,7 +128,8 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         return settings.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
     images = pseudo if labeled is None else labeled.joined_with(pseudo)
-    return job.with_data(replace(job.data, images=images, weights=weights, pool=None))
+    data = replace(job.data, images=images, weights=weights, pool=None)
+    return replace(job, data=data, built_method=job.method)
 
 
 def trial_round(job: Job) -> Job:
