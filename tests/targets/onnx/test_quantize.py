@@ -314,10 +314,31 @@ def test_on_cpus_all_but_the_linear_layers_stays_float32(
     assert operators.count("MatMulInteger") == 18
     assert operators.count("MatMul") == 6  # attention's
     assert operators.count("DynamicQuantizeLinear") == 3 * 4 + 1
-    for name in ("patch_conv/Conv", "hidden/Gemm", "fused_head/Gemm", "features/Gemm"):
+    for name in ("patch_conv/Conv", "hidden/Gemm", "features/Gemm"):
         new, old = nodes_by_name(cpu)[name], nodes_by_name(folded_graph)[name]
         assert new.op_type == old.op_type
         for index in range(1, len(old.input)):
             np.testing.assert_array_equal(
                 constant(cpu, new.input[index]), constant(folded_graph, old.input[index])
             )
+
+
+def test_on_cpus_the_head_is_fitted_to_the_features_in_eight_bits(
+    cpu: Any, folded_graph: Any, folded_images: np.ndarray
+) -> None:
+    """Against ridge regression with one row and one column for each feature."""
+    new, old = nodes_by_name(cpu)["fused_head/Gemm"], nodes_by_name(folded_graph)["fused_head/Gemm"]
+    weight = constant(folded_graph, old.input[1]).astype(np.float64)
+    bias = constant(folded_graph, old.input[2]) if len(old.input) > 2 else np.zeros(len(weight))
+    rows, expected = (
+        np.concatenate([values for (values,) in run_outputs(model, [name], folded_images)])
+        for model, name in ((cpu, new.input[0]), (folded_graph, old.output[0]))
+    )
+    rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1).astype(np.float64)
+    before = np.concatenate([weight, bias[:, None]], axis=1).T  # [D + 1, C]
+    moments = rows.T @ rows / len(rows) + np.square(rows).mean() * np.eye(rows.shape[1])
+    change = np.linalg.solve(moments, rows.T @ (expected - rows @ before) / len(rows))
+    fitted = np.concatenate([constant(cpu, new.input[1]), constant(cpu, new.input[2])[:, None]], 1)
+    np.testing.assert_allclose(fitted.T, before + change, rtol=1e-4, atol=1e-5)
+    lost, without = (np.square(expected - rows @ head).sum() for head in (fitted.T, before))
+    assert lost < without
