@@ -60,8 +60,8 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
     """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
 
     Args:
-        source: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`, or
-            a recipe's name for its newest finished run with an artifact.
+        source: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`, its
+            folder of artifacts, or a recipe's name for its newest finished run with an artifact.
         root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
 
     Raises:
@@ -70,8 +70,8 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
     path = Path(str(getattr(source, "path", source))).expanduser()
     named = runs_folder(root) / path
     for folder in (path, named):
-        exports = (file.parent for file in folder.glob(f"artifacts/*/{FILE_NAME}"))
-        artifact = artifact_at(folder) or highest_number(exports)
+        records = (*folder.glob(f"artifacts/*/{FILE_NAME}"), *folder.glob(f"*/{FILE_NAME}"))
+        artifact = artifact_at(folder) or highest_number(file.parent for file in records)
         if artifact is not None:
             return artifact
     for folder in (named, path):

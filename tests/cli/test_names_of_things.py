@@ -102,7 +102,8 @@ def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Ru
     assert package.open_run("runs/tiny").name == "tiny/02"
     shutil.copytree("runs/tiny/02", "runs/tiny/03")
     shutil.rmtree("runs/tiny/03/artifacts")
-    assert package.open_artifact("tiny").path.resolve() == exported / ARTIFACT
+    for name in ("tiny", "tiny/02/artifacts", "runs/tiny/02/artifacts"):
+        assert package.open_artifact(name).path.resolve() == exported / ARTIFACT
     done = kdedge("predict", "tiny/03", "test")
     assert done.code == 3
     assert "tiny/03 is not an artifact, nor a run with one" in done.err
