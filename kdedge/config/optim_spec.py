@@ -49,16 +49,12 @@ class OptimSettings(Strict):
         1e-5,
         ge=0,
         le=10,
-        description="Learning rate of the warm-up epochs. With schedule_per: step, lr rises from"
-        " it during warm-up.",
+        description="Learning rate of the warm-up epochs.",
     )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine",
         description="Learning rate after the warm-up. cosine: decays over all epochs. constant:"
         " stays at lr.",
-    )
-    schedule_per: Literal["epoch", "step"] = Field(
-        "epoch", description="How often the learning rate changes."
     )
     layer_decay: float | None = Field(
         None,

@@ -236,7 +236,7 @@ def trial_steps(
         job.method.module.train()
         began = ended = time.perf_counter()
         for step, batch in enumerate(itertools.islice(batches, n_trials)):
-            lr = learning_rate(settings, epoch=1, step=step, n_steps=job.n_steps)
+            lr = learning_rate(settings, epoch=1)
             stepper.take(batch, lr=lr, place=f"trial step {step + 1}")
             if job.device.type == "cuda":
                 torch.cuda.synchronize(job.device)

@@ -223,7 +223,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     if not job.method.trainable_parameters():
         return {}
     settings, group = job.choice.optim, job.setup.workspace.group
-    if settings.schedule_per == "epoch" and settings.warmup_epochs >= settings.epochs:
+    if settings.warmup_epochs >= settings.epochs:
         log.warning(
             "The %s's warm-up covers all of its epochs (%d), so its learning rate stays at"
             " warmup_lr (%g).\n"

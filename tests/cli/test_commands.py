@@ -143,7 +143,7 @@ def test_methods_are_listed_by_name_where_torch_is_missing():
 def test_schema_explains_every_key_of_a_recipe_and_of_the_methods():
     pytest.importorskip("torch")
     text = CliRunner().invoke(schema.command).output
-    for key in ("name", "data.labeled.shots", "teacher.run", "optim.schedule_per"):
+    for key in ("name", "data.labeled.shots", "teacher.run", "optim.schedule"):
         assert f"\n  {key}  (" in text
     assert "optim.lr  (number more than 0, at most 10, default 0.005)" in text
     assert "\n  export.precisions  (list of fp16 | int8, default [])" in text

@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "averaged": {"average": True, "precision": "bf16"},
     "selected": SELECTED,
-    "scaled": {"precision": "fp16", "schedule_per": "step"},
+    "scaled": {"precision": "fp16"},
     "moving": {"ema_decay": 0.9, "selection": "validation"},
 }
 

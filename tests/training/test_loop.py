@@ -301,7 +301,7 @@ def test_resuming_accepts_settings_that_only_change_speed(
     [
         {},
         {"selection": "validation", "algorithm": "adamw"},
-        {"precision": "fp16", "schedule_per": "step"},
+        {"precision": "fp16"},
         {"ema_decay": 0.8},
         {"ema_decay": 0.8, "selection": "validation"},
         {"layer_decay": 0.5},

@@ -28,66 +28,33 @@ TABLES = {
 @pytest.mark.parametrize(("epochs", "lr"), TABLES)
 def test_rates_equal_the_reference_tables(epochs: int, lr: float) -> None:
     settings = OptimSettings(epochs=epochs, lr=lr)
-    for step in (0, 6):
-        rates = [
-            learning_rate(settings, epoch=epoch, step=step, n_steps=7)
-            for epoch in range(1, epochs + 1)
-        ]
-        assert [round(rate, 6) for rate in rates] == TABLES[epochs, lr]
+    rates = [round(learning_rate(settings, epoch=epoch), 6) for epoch in range(1, epochs + 1)]
+    assert rates == TABLES[epochs, lr]
 
 
 @pytest.mark.parametrize("n_warmup", [0, 1, 3])
 def test_the_cosine_of_epochs_begins_after_the_warm_up(n_warmup: int) -> None:
     settings = OptimSettings(epochs=6, lr=0.1, warmup_epochs=n_warmup, warmup_lr=0.001)
-    rates = [learning_rate(settings, epoch=epoch, step=0, n_steps=4) for epoch in range(1, 7)]
+    rates = [learning_rate(settings, epoch=epoch) for epoch in range(1, 7)]
     cosine = [0.05 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
     assert rates == [0.001] * n_warmup + cosine[: 6 - n_warmup]
 
 
 def test_a_constant_schedule_keeps_lr_after_the_warm_up() -> None:
     settings = OptimSettings(epochs=3, lr=0.1, schedule="constant")
-    rates = [learning_rate(settings, epoch=epoch, step=1, n_steps=4) for epoch in (1, 2, 3)]
+    rates = [learning_rate(settings, epoch=epoch) for epoch in (1, 2, 3)]
     assert rates == [1e-5, 0.1, 0.1]
-
-
-def _rates_per_step(**values: Any) -> list[float]:
-    settings = OptimSettings(schedule_per="step", lr=0.1, warmup_lr=0.02, **values)
-    return [
-        learning_rate(settings, epoch=epoch, step=step, n_steps=4)
-        for epoch in range(1, settings.epochs + 1)
-        for step in range(4)
-    ]
-
-
-def test_rates_of_steps_rise_in_a_line_and_fall_to_almost_zero() -> None:
-    rates = _rates_per_step(epochs=5, warmup_epochs=1)
-    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert rates[12] == pytest.approx(0.05)
-    assert 0 < rates[-1] < 0.002
-
-
-def test_constant_rates_of_steps_stay_at_lr_after_the_line() -> None:
-    rates = _rates_per_step(epochs=3, warmup_epochs=1, schedule="constant")
-    assert rates[4:] == [0.1] * 8
 
 
 @given(
     epochs=st.integers(1, 30),
     n_warmup=st.integers(0, 40),
     schedule=st.sampled_from(["cosine", "constant"]),
-    per=st.sampled_from(["epoch", "step"]),
 )
-def test_every_rate_lies_between_zero_and_lr(
-    epochs: int, n_warmup: int, schedule: Any, per: Any
-) -> None:
-    settings = OptimSettings(
-        epochs=epochs, warmup_epochs=n_warmup, schedule=schedule, schedule_per=per
-    )
+def test_every_rate_lies_between_zero_and_lr(epochs: int, n_warmup: int, schedule: Any) -> None:
+    settings = OptimSettings(epochs=epochs, warmup_epochs=n_warmup, schedule=schedule)
     for epoch in range(1, epochs + 1):
-        for step in range(3):
-            rate = learning_rate(settings, epoch=epoch, step=step, n_steps=3)
-            assert 0 < rate <= settings.lr
+        assert 0 < learning_rate(settings, epoch=epoch) <= settings.lr
 
 
 def test_sgd_couples_weight_decay_and_has_plain_momentum() -> None:

@@ -116,8 +116,7 @@ def train_plainly(
     optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.9, weight_decay=5e-4)
     for epoch in range(1, settings.epochs + 1):
         for step in range(N_STEPS):
-            rate = learning_rate(settings, epoch=epoch, step=step, n_steps=N_STEPS)
-            optimizer.param_groups[0]["lr"] = rate
+            optimizer.param_groups[0]["lr"] = learning_rate(settings, epoch=epoch)
             loss = method.training_step(draw_batch(epoch, step)).loss
             optimizer.zero_grad()
             loss.backward()

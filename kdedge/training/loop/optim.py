@@ -101,32 +101,20 @@ def check_fits(method: BaseMethod, settings: OptimSettings) -> None:
     )
 
 
-def learning_rate(settings: OptimSettings, *, epoch: int, step: int, n_steps: int) -> float:
-    """Learning rate of one step.
+def learning_rate(settings: OptimSettings, *, epoch: int) -> float:
+    """Learning rate of an epoch.
 
-    Per epoch (PromptSRC's and PromptKD's reference code, after Dassl's scheduler): `warmup_lr` in
-    the first w epochs, then lr/2 * (1 + cos(pi * (epoch - 1 - w) / T)). The cosine starts after
-    the warm-up, but T counts all epochs, so the last epoch is not at zero.
-
-    Per step (our own): linear from `warmup_lr` to `lr` over the steps of the first w epochs, then
-    a cosine that would reach zero one step after the last.
+    As in PromptSRC's and PromptKD's reference code, after Dassl's scheduler: `warmup_lr` in the
+    first w epochs, then lr/2 * (1 + cos(pi * (epoch - 1 - w) / T)). The cosine starts after the
+    warm-up, but T counts all epochs, so the last epoch is not at zero.
 
     Args:
-        settings: lr, warmup_lr, warmup_epochs (w), epochs (T), schedule, schedule_per.
+        settings: lr, warmup_lr, warmup_epochs (w), epochs (T), schedule.
         epoch: from 1.
-        step: from 0 within the epoch.
-        n_steps: steps per epoch.
     """
-    if settings.schedule_per == "step":
-        done, total = (epoch - 1) * n_steps + step, settings.epochs * n_steps
-        warmup = settings.warmup_epochs * n_steps
-        if done < warmup:
-            return settings.warmup_lr + (settings.lr - settings.warmup_lr) * done / warmup
-        progress = (done - warmup) / (total - warmup)
-    else:
-        if epoch <= settings.warmup_epochs:
-            return settings.warmup_lr
-        progress = (epoch - 1 - settings.warmup_epochs) / settings.epochs
+    if epoch <= settings.warmup_epochs:
+        return settings.warmup_lr
+    progress = (epoch - 1 - settings.warmup_epochs) / settings.epochs
     if settings.schedule == "constant":
         return settings.lr
     return settings.lr / 2 * (1 + math.cos(math.pi * progress))

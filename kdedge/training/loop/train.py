@@ -272,7 +272,7 @@ class Training:
         )
 
     def _take_step(self, batch: Batch) -> None:
-        lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
+        lr = learning_rate(self._settings, epoch=self.epoch)
         self._last_keys = batch.all_keys
         loss, scalars = self._stepper.take(batch, lr=lr, place=self._place(self.step + 1))
         self.step += 1
