@@ -57,7 +57,7 @@ def schema() -> dict[str, Any]:
 
 
 def _loaded_methods(effect: str) -> dict[str, ModuleType]:
-    """The methods that can be loaded; a warning names the others and says what their lack means."""
+    """Returns the methods that can be loaded; a warning names the others and ends with `effect`."""
     modules: dict[str, ModuleType] = {}
     problems: dict[str, list[str]] = {}
     for name in registry.list_methods():

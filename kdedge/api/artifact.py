@@ -30,7 +30,7 @@ def open_artifact(source: AnyArtifact, *, root: str | Path | None = None) -> Art
 
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Raises:
         DataError: there is no artifact, or its record is damaged.
@@ -44,10 +44,10 @@ def cpu_choice(source: AnyArtifact, *, root: str | Path | None = None) -> CpuCho
 
     Args:
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
-        What `kdedge export --cpu` chose on a machine like this; None if it was not run on one.
+        The choice of `kdedge export --cpu` on a machine like this; None if it never ran on one.
 
     Raises:
         DataError: there is no artifact, or a record was changed or damaged.
@@ -62,29 +62,29 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
     Args:
         source: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`, its
             folder of artifacts, or a recipe's name for its newest finished run with an artifact.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Raises:
-        DataError: there is none.
+        DataError: the argument names no artifact and no run that has one.
     """
     path = Path(str(getattr(source, "path", source))).expanduser()
-    named = runs_folder(root) / path
-    for folder in (path, named):
+    in_runs_folder = runs_folder(root) / path
+    for folder in (path, in_runs_folder):
         records = (*folder.glob(f"artifacts/*/{FILE_NAME}"), *folder.glob(f"*/{FILE_NAME}"))
         artifact = artifact_at(folder) or highest_number(file.parent for file in records)
         if artifact is not None:
             return artifact
-    for folder in (named, path):
-        last = newest(folder.parent, folder.name)
-        if last is None:
+    for folder in (in_runs_folder, path):
+        newest_run = newest(folder.parent, folder.name)
+        if newest_run is None:
             continue
-        if last.newest_export is not None:
-            return last.newest_export
+        if newest_run.newest_export is not None:
+            return newest_run.newest_export
         run = newest(folder.parent, folder.name, exported=True)
         if run is not None:
-            log.warning("%s is newer than %s, but was not exported.", last.path, run.path)
+            log.warning("%s is newer than %s, but was not exported.", newest_run.path, run.path)
             return artifact_folder(run)
-    is_there = path.exists() or named.exists()
+    is_there = path.exists() or in_runs_folder.exists()
     what = "is not an artifact, nor a run with one" if is_there else "does not exist"
     raise DataError(
         f"{path} {what}.\n  Name the folder that `kdedge export` wrote, or export the run first."
@@ -105,7 +105,7 @@ def write_smoke_images(
         source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
         folder: a new folder.
         pictures: format of the images, `ppm` or `png`; both are lossless.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
         The images, in the order of the answers that `verify_client` takes.
@@ -138,7 +138,7 @@ def verify_client(
         answers: the file of answers.
         file: the model file that the program ran; None for `model.image.onnx` if there is one, and
             else `model.onnx`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
         The largest differences.
@@ -155,13 +155,13 @@ def verify_client(
     artifact = open_artifact(source, root=root)
     files = {known.name: known for known in artifact.files}
     names = ("model.image.onnx", "model.onnx") if file is None else (file,)
-    ran = next((files[name] for name in names if name in files), None)
-    if ran is None:
+    model_file = next((files[name] for name in names if name in files), None)
+    if model_file is None:
         raise RecipeError(
             f"{artifact.path} has no {names[-1]}; it has: {', '.join(files) or 'no model files'}."
             "\n  Name one of them with --file."
         )
-    return check_answers(artifact, Path(answers), file=ran)
+    return check_answers(artifact, Path(answers), file=model_file)
 
 
 @torch_as_before()
@@ -184,7 +184,7 @@ def change_classes(
         add: names of new classes. The teacher of `run` makes their vectors.
         remove: names of classes to remove.
         run: the run that the artifact was exported from; needed to add classes.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
@@ -226,12 +226,12 @@ def change_classes(
 def _encode(
     artifact: Artifact, run: RunFolder, present: str, names: tuple[str, ...], device: str | None
 ) -> NewClasses:
-    """The vectors of new classes, by the text encoder that made the artifact's.
+    """Encodes new classes with the text encoder that made the artifact's class vectors.
 
     Args:
-        artifact: gets the classes.
-        run: the run that it was exported from.
-        present: a class of the artifact; with it there are two or more, which some splits need.
+        artifact: the artifact that gets the classes.
+        run: the run that the artifact was exported from.
+        present: a class of the artifact, encoded too because some splits need two or more classes.
         names: the new classes.
         device: as for `change_classes`.
 

@@ -51,7 +51,7 @@ def bench(
         batches: images per call.
         seconds: shortest measurement of each model at each batch size.
         threads: CPU threads; None for one per physical core.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
         slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
@@ -65,7 +65,7 @@ def bench(
         RecipeError: no such run or method, a number is too small, or the file exists.
         SetupError: torch or the device is missing; artifacts need no torch.
         ResourceError: the measurements cannot be written; the error has them as `result`.
-        Interrupted: on Ctrl-C; `result` has what was measured before.
+        Interrupted: on Ctrl-C; `result` has the measurements made before it.
 
     Examples:
         >>> speed = kdedge.bench("artifacts/01", batches=[1], threads=1, seconds=0.1, calls=3)
@@ -96,15 +96,15 @@ def bench(
             if folder is None:
                 run = find_run(source, root)
                 first = first or run
-                rows, missing = _rows_of_run(run, root, names, device, threads)
+                rows, missing = _run_subjects(run, root, names, device, threads)
                 left_out |= missing
             else:
                 artifact = load_artifact(folder)
                 rows = artifact_subjects(artifact, n_threads=threads)
                 if model is not None:
-                    artifact.file(model.name)  # an unknown file is an error that lists the known
+                    artifact.file(model.name)  # the error for an unknown file lists the known ones
                     rows = [row for row in rows if row.model == model.name]
-            if len(sources) > 1:  # their recipes may have the same name
+            if len(sources) > 1:  # runs of different sources may share a name
                 name = run.name if folder is None else str(source)
                 rows = [replace(row, source=name) for row in rows]
             subjects += rows
@@ -123,10 +123,10 @@ def bench(
     return result
 
 
-def _rows_of_run(
+def _run_subjects(
     run: RunFolder, root: Path, against: Sequence[str], device: str | None, threads: int | None
 ) -> tuple[list[Subject], dict[str, str]]:
-    """A run's models and the files of its newest artifact; and what is left out, and why."""
+    """Returns a run's models and its newest artifact's files, and why other models are left out."""
     need_training_packages("Measuring a run")
     from kdedge.benchmarking.run_subjects import run_subjects
     from kdedge.setup.workspace import Workspace, choose_device
@@ -143,10 +143,10 @@ def _rows_of_run(
 
 
 def _write(result: SpeedResult, output: Path | None, run: RunFolder | None) -> None:
-    """Writes the measurements, if there is a place for them.
+    """Writes the measurements to `output`, or else to the run if there is one.
 
     Raises:
-        ResourceError: they cannot be written; it has them as `result`.
+        ResourceError: the file cannot be written; the error has the measurements as `result`.
     """
     try:
         if output is not None:

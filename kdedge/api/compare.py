@@ -48,13 +48,13 @@ def compare(
         new: the same, for the one that may replace it.
         paths: images, videos, folders with all their subfolders, shards and CSV lists; each a
             path or a list of paths.
-        labels: the images have labels: a folder has a subfolder for each class, a list a column of
-            labels, a shard cls members. A number is a position in the old class list.
+        labels: the images have labels: a folder has a subfolder for each class, a list has a column
+            of labels, a shard has cls members. A number is a position in the old class list.
         require_no_worse: raise an error if McNemar's exact test shows that the new one is worse;
             needs `labels`.
         batch: images per call; by default as many as each artifact takes.
         threads: CPU threads; by default the engine's choice.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
         What changed.
@@ -76,17 +76,18 @@ def compare(
             "Whether the new one is no worse can only be tested on images with labels.\n"
             "  Add --labels, and name a folder with a subfolder for each class, or a CSV list."
         )
-    named = path_list(paths)
-    if not named:
+    given_paths = path_list(paths)
+    if not given_paths:
         raise RecipeError("No path is given.\n  Name images, folders, shards or CSV lists.")
-    if "-" in named:
+    if "-" in given_paths:
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_at_least(1, batch=batch, threads=threads)
     with contextlib.ExitStack() as stack:
         first, second = (
             stack.enter_context(load(source, threads=threads, root=root)) for source in (old, new)
         )
-        if first.file.precision != second.file.precision:  # or its effect would be the new one's
+        # Otherwise the comparison would also show the effect of the precision
+        if first.file.precision != second.file.precision:
             first, second = (
                 stack.enter_context(load(source, precision="fp32", threads=threads, root=root))
                 if model.file.precision != "fp32" and model_file_at(run_argument(source)) is None
@@ -96,7 +97,7 @@ def compare(
         files = [(model.artifact.path / model.file.name).resolve() for model in (first, second)]
         if files[0] == files[1]:
             log.warning("%s is compared with itself. Name another artifact or file.", files[0])
-        comparison = _compared(first, second, named, reads_labels=labels, batch=batch)
+        comparison = _compare_models(first, second, given_paths, reads_labels=labels, batch=batch)
     labeled = comparison.labeled
     if require_no_worse and labeled is not None and labeled.verdict == "worse":
         error = GateError(
@@ -108,10 +109,10 @@ def compare(
     return comparison
 
 
-def _compared(
+def _compare_models(
     old: Classifier, new: Classifier, paths: Sequence[str], *, reads_labels: bool, batch: int | None
 ) -> Comparison:
-    """Asks two classifiers about the same images.
+    """Classifies the same images with two models and compares their answers.
 
     Raises:
         DataError: no image can be read, or none has a label that both know.
@@ -123,12 +124,12 @@ def _compared(
             f"The two class lists have no name in common. Old: {first}. New: {second}.\n"
             "  Compare artifacts of the same classes."
         )
-    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # the old one's positions
+    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions of the old class list
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
-    items, *own_items = tee(inputs, 3)
+    items, *copies = tee(inputs, 3)
     streams = [
         classifier.classify_many(((item.key, item.image) for item in own), batch=batch)
-        for classifier, own in zip((old, new), own_items, strict=True)
+        for classifier, own in zip((old, new), copies, strict=True)
     ]
     compared: list[ComparedImage] = []
     unreadable: list[UnreadableImage] = []

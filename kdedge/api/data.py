@@ -39,7 +39,7 @@ def list_sets(root: str | Path | None = None) -> dict[str, BenchmarkSet]:
     """Lists the benchmark sets by name, and which of them are on this machine.
 
     Args:
-        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
+        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
 
     Raises:
         SetupError: an installed package's set cannot be loaded.
@@ -52,7 +52,7 @@ def open_set(name: str, root: str | Path | None = None) -> BenchmarkSet:
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
+        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
 
     Raises:
         DataError: there is no such set.
@@ -69,7 +69,7 @@ def fetch_set(name: str, root: str | Path | None = None) -> Fetched:
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
+        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
 
     Raises:
         DataError: there is no such set, or a file is not the published one.
@@ -87,7 +87,7 @@ def verify_set(
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets; None for the one of KDEDGE_DATA, or `data`.
+        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
         read_images: also decode every image.
 
     Returns:

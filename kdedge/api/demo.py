@@ -24,12 +24,12 @@ from kdedge.runtime.threads import torch_as_before
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made.
+    """The results of the demo.
 
     Attributes:
-        teacher: its run.
-        student: its run.
-        speed: of the student, its teacher, plain CLIP and the exported file.
+        teacher: the teacher's run.
+        student: the student's run.
+        speed: measurements of the student, its teacher, plain CLIP and the exported file.
         examples: test drawings with the student's predictions: a right one, a wrong one, and the
             most unsure one.
         artifact: the exported student; None if the extra `export` is not installed.
@@ -55,7 +55,7 @@ def demo(
     Teacher and student learn as in a recipe of `init` for images with labels of every class.
 
     Args:
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs.
 
@@ -71,7 +71,7 @@ def demo(
     root = runs_folder(root)
     workspace = Workspace(root, choose_device(device))
     teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
-    assert teacher is not None  # the recipe names no file
+    assert teacher is not None  # the recipe trains its own teacher
     samples = read_details(student)["student"].samples or {}
     examples = tuple(image for images in samples.values() for image in images[:1])
     artifact = None
@@ -82,7 +82,7 @@ def demo(
     )
     page = None
     if _is_installed("matplotlib", "jinja2"):
-        # Beside the demo's runs, in place of an earlier demo's
+        # Next to the demo's runs; replaces the page of an earlier demo
         page = student.path.parent / "report.html"
         shutil.copyfile(report(student, root=root), page)
     seconds = time.monotonic() - began

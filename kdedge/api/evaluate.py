@@ -29,7 +29,7 @@ AnyRun: TypeAlias = "Run | RunFolder | str | Path"
 """A run: the object, its folder, `name/NN`, or a recipe's name for its newest finished student."""
 
 AnyArtifact: TypeAlias = "Artifact | AnyRun"
-"""An artifact or a run, for its newest artifact: the object, its folder, or a run's name."""
+"""An artifact, or a run with an artifact: the object, its folder, or a run's name."""
 
 
 def evaluate(
@@ -41,19 +41,19 @@ def evaluate(
 ) -> EvalResult | UnlabeledResult:
     """Evaluates a finished run on its test images, or on others.
 
-    If the run has no result yet, such as an imported run, the result is written to it. With
-    `overrides` nothing is written, unless they give a run without test images its first ones.
+    The result is written to the run if it has none yet, such as an imported run. With `overrides`
+    nothing is written, unless they name the first test images of a run that had none.
 
     Args:
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
             None for the newest of all recipes.
         overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         An `EvalResult`, whose accuracies are in percent: all classes, base, novel, harmonic mean,
-        per class. If the recipe has no test images, an `UnlabeledResult` of the unlabeled ones:
+        per class. If the recipe has no test images, an `UnlabeledResult` of its unlabeled images:
         agreement with the teacher, confidence, how often each class is predicted.
 
     Raises:
@@ -76,13 +76,13 @@ def evaluate(
         workspace = Workspace(root, choose_device(device))
         is_new = not is_evaluated(folder)
         adds_test = is_new and load_recipe(folder.recipe).recipe.data.test is None
-        is_kept = not overrides or (
+        is_written = not overrides or (
             adds_test and all(key.startswith("data.test") for key in overrides)
         )
         measured = evaluate_run(
-            folder, workspace, overrides=overrides, with_samples=is_kept and is_new
+            folder, workspace, overrides=overrides, with_samples=is_written and is_new
         )
-    if is_kept:
+    if is_written:
         try:
             if isinstance(measured, UnlabeledResult):
                 written = add_unlabeled(folder, measured)
@@ -108,7 +108,7 @@ def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | N
     Args:
         runs: `Run`s, folders or names; the newest finished student if left out.
         output: the folder to write, which must not exist; `report/NN` in the first run if left out.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
         The HTML file.

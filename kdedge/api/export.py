@@ -36,8 +36,8 @@ class _Export:
 
     Attributes:
         artifact: its current state.
-        inputs: what only a run's export has; None for an artifact that existed before.
-        names: files that this export made or compared; a missed gate of theirs is an error.
+        inputs: what targets need of the run; None if the artifact existed before.
+        names: files that this export made or compared; it is an error if one misses a gate.
         failed: errors of files that could not be made; the other files are kept.
     """
 
@@ -153,7 +153,7 @@ def export(
         int8_minutes: time for the search of INT8's ranges and layers. None: as the recipe says.
         output: the artifact's folder; `artifacts/NN` in the run if left out.
         overrides: keys of the recipe with other values, such as `{"export.max_batch": 16}`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
@@ -176,7 +176,7 @@ def export(
     from kdedge.deploy.build import check_precisions
     from kdedge.deploy.servers import write_browser, write_triton
 
-    of_recipe = {
+    recipe_options = {
         "export.head": head,
         "export.pixels": pixels,
         "export.open_classes": open_classes or None,
@@ -184,7 +184,7 @@ def export(
         "export.none_of_these": none_of_these,
         "export.int8_minutes": int8_minutes,
     }
-    overrides = merged(overrides or {}, {k: v for k, v in of_recipe.items() if v is not None})
+    overrides = merged(overrides or {}, {k: v for k, v in recipe_options.items() if v is not None})
     name = run_argument(source)
     existing = find_artifact(name, runs_folder(root, source))
     for folder in (output, existing):
@@ -197,17 +197,17 @@ def export(
     with torch_as_before():
         if existing is None:
             run = find_run(name, runs_folder(root, source))
-            trained = _load(run, overrides, classes, device)
-            precisions = _wanted(asked_precision, *trained.loaded.recipe.export.precisions)
-            path, inputs, names = _fold(trained, chosen, precisions, output, cpu=cpu)
+            trained = _load_run_model(run, overrides, classes, device)
+            precisions = _requested(asked_precision, *trained.loaded.recipe.export.precisions)
+            path, inputs, names = _write_artifact(trained, chosen, precisions, output, cpu=cpu)
         else:
-            of_run = {
+            run_options = {
                 "classes": classes,
                 "output": output,
                 "device": device,
                 "onnx": "onnx" in asked,
             }
-            if given := [*(key for key, value in of_run.items() if value), *overrides]:
+            if given := [*(key for key, value in run_options.items() if value), *overrides]:
                 raise RecipeError(
                     f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
                     " exported.\n  Name its run instead."
@@ -218,7 +218,7 @@ def export(
                     f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
                     " --triton DIR or --browser DIR."
                 )
-            path, inputs, names, precisions = existing, None, [], _wanted(asked_precision)
+            path, inputs, names, precisions = existing, None, [], _requested(asked_precision)
         with held(path):
             made = _Export(load_artifact(path), inputs, names)
             for target in chosen:
@@ -227,7 +227,7 @@ def export(
                 made.choose_for_cpu()
             if existing is None:
                 record_export(run, path)
-            if triton is not None and not made.failed:  # else a server would get another file
+            if triton is not None and not made.failed:  # else it might serve another file
                 with made.keeping_errors():
                     folder = Path(triton)
                     written = write_triton(
@@ -241,8 +241,8 @@ def export(
     return made.result()
 
 
-def _wanted(*precisions: Precision | None) -> set[Precision]:
-    """The precisions that were asked for, and FP16 to compare INT8 with."""
+def _requested(*precisions: Precision | None) -> set[Precision]:
+    """The given precisions, and FP16 if INT8 files are to be compared with it."""
     wanted = {precision for precision in precisions if precision is not None}
     return {"fp16", *wanted} if "int8" in wanted else wanted
 
@@ -256,13 +256,13 @@ def precisions_of(target: Target, precisions: Set[Precision]) -> list[Precision]
     return sorted((precisions | base) & set(target.precisions)) or [target.precisions[0]]
 
 
-def _load(
+def _load_run_model(
     run: RunFolder,
     overrides: Overrides | None,
     classes: str | Path | Sequence[str] | None,
     device: str | None,
 ) -> RunModel:
-    """Opens a run as a model that can be folded."""
+    """Loads a run as a model that can be folded."""
     need_training_packages("Folding a run")
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
@@ -276,7 +276,7 @@ def _load(
     return trained
 
 
-def _fold(
+def _write_artifact(
     trained: RunModel,
     targets: Sequence[Target],
     precisions: Set[Precision],
@@ -287,8 +287,8 @@ def _fold(
     """Writes a run's artifact, with the ONNX files that the targets are built from.
 
     Returns:
-        Its folder, what other targets' files are built from, and names of the files that were
-        asked for.
+        The artifact's folder, what other targets need of the run, and the names of the requested
+        files.
     """
     from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact

@@ -121,7 +121,7 @@ def load(
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         threads: CPU threads; None for the engine's default.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Raises:
         DataError: there is no artifact, or it was changed or damaged.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kdedge.runtime.artifact import Precision
 
 log = logging.getLogger(__name__)
-_MOST_BYTES = 1 << 29  # of an image on standard input: no photo is larger
+_MAX_STDIN_BYTES = 1 << 29  # no photo is larger
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class InputImage:
     Attributes:
         key: its name in results.
         name: file name to save it under.
-        image: the image; what reads its file does so anew at each call.
-        label: its class, as a position in the names that labels were read with; None if it has
-            none.
+        image: the image, or a function that reads its file anew at each call.
+        label: position of its class in the `label_names` of `open_inputs`; None if it has no label.
     """
 
     key: str
@@ -58,7 +57,7 @@ class InputImage:
 
 
 InputImages = list[InputImage] | Iterator[InputImage]
-"""Images to classify; an iterator if there are frames, whose number is unknown."""
+"""Images to classify; an iterator if there is a video, whose number of frames is unknown."""
 
 
 AnyPath = str | Path | Iterable[str | Path]
@@ -79,15 +78,15 @@ def open_inputs(
     Args:
         paths: files and folders, or - alone for standard input.
         every: take the first and then every Nth frame of a video.
-        label_names: the class names to read labels with: of a folder's subfolders, of a CSV list,
-            and of a shard's cls members. None reads no labels.
+        label_names: class names of the labels, which are a folder's subfolders, a column of a CSV
+            list or a shard's cls members; None reads no labels.
 
     Raises:
-        DataError: a file or a folder does not exist, or a label is none of the names.
+        DataError: a file or a folder does not exist, or a label is not a class name.
         MissingPackage: a video is named and PyAV is not installed.
     """
     if tuple(paths) == ("-",):
-        data = sys.stdin.buffer.read(_MOST_BYTES)
+        data = sys.stdin.buffer.read(_MAX_STDIN_BYTES)
         return iter([InputImage("stdin", "stdin.jpg", data)] if data else [])
     labels: dict[str, Any] = {"class_names": label_names or (), "labeled": label_names is not None}
     parts: list[InputImages] = []
@@ -107,16 +106,16 @@ def open_inputs(
                 skipped = folder.left_out_text(source.left_out)
                 remedy = "\n  To classify a video, give its path." if has_videos else ""
                 log.warning("%s: skipped files: %s.%s", path, skipped, remedy)
-            parts.append(_items(source, path))
+            parts.append(_source_images(source, path))
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
         elif path.suffix == ".tar":
-            from kdedge.data.sources import webdataset  # reads recipes, too
+            from kdedge.data.sources import webdataset  # slower to import
 
             shard = webdataset.open_source(str(path.absolute()), **labels)
-            parts.append(_items(shard, path.parent))
+            parts.append(_source_images(shard, path.parent))
         elif path.suffix.lower() == ".csv":
-            parts.append(_items(csv_list.open_source(path, **labels), path.parent))
+            parts.append(_source_images(csv_list.open_source(path, **labels), path.parent))
         elif is_video(path):
             import_pyav()  # fail before the model is loaded
             parts.append(_frames(path, every))
@@ -126,10 +125,10 @@ def open_inputs(
     return list(items) if all(isinstance(part, list) for part in parts) else items
 
 
-def _items(source: ImageSource, above: Path) -> list[InputImage]:
+def _source_images(source: ImageSource, parent: Path) -> list[InputImage]:
     return [
         InputImage(
-            str(above / item.key), item.key.replace("/", "_"), partial(source.read, i), item.label
+            str(parent / item.key), item.key.replace("/", "_"), partial(source.read, i), item.label
         )
         for i, item in enumerate(source.items)
     ]
@@ -230,7 +229,7 @@ def predict(
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: images per call; None for as many as the artifact takes.
         threads: CPU threads; None for the engine's default.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
         A result for each image, in order: a `Prediction`, an `UnreadableImage` or a
@@ -247,11 +246,11 @@ def predict(
         >>> for image in predictions.least_certain(3):
         ...     print(image.key, image.top)
     """
-    named = path_list(paths)
-    if not named:
+    given_paths = path_list(paths)
+    if not given_paths:
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
     check_at_least(1, top=top, every=every, batch=batch, threads=threads)
-    inputs = open_inputs(named, every=every)
+    inputs = open_inputs(given_paths, every=every)
     n_images = len(inputs) if isinstance(inputs, list) else None
     results: list[Result] = []
     with (
@@ -264,7 +263,7 @@ def predict(
         for number, (_, result) in enumerate(stream, 1):
             results.append(result)
             advance(number)
-    stream.check_any()
+    stream.check_any_classified()
     n_shown = min(top, len(classifier.artifact.class_names))
     return Predictions(results, top=n_shown, tells_none=classifier.tells_none)
 
@@ -297,7 +296,7 @@ class ResultStream:
             self.counts["unreadable" if is_unread else "unanswered"] += 1
             self._first_failed = self._first_failed or result
 
-    def check_any(self) -> None:
+    def check_any_classified(self) -> None:
         """Checks that at least one image was classified.
 
         Raises:

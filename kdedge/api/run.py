@@ -105,7 +105,7 @@ def open_run(run: AnyRun | None = None, *, root: str | Path | None = None) -> Ru
     Args:
         run: its folder, `name/NN`, or a recipe's name for its newest finished student; None for the
             newest finished student, or any finished run if there is no student.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Raises:
         RecipeError: no such run.

@@ -60,7 +60,7 @@ def serve(
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: the largest batch that requests are joined to; None for the artifact's.
         threads: CPU threads; None for the engine's default.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
         The running server with its `url`; a context manager that ends it.
@@ -124,7 +124,7 @@ def watch(
         precision: as in `kdedge.predict`, and so are `backend` and `threads`.
         backend: the runtime; None to choose one.
         threads: CPU threads; None for the engine's default.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Yields:
         Events, as dictionaries with the key `event`.

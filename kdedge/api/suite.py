@@ -38,7 +38,7 @@ def run_suite(
         file: the suite's YAML file.
         suites: folder of all suites.
         jobs: cells to run at the same time.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         export: export the first finished run of each row, and time all files against each other.
 
@@ -46,8 +46,7 @@ def run_suite(
         The table.
 
     Raises:
-        CellsFailed: some cells failed; the others are finished, and in the table that it has as
-            `result`.
+        CellsFailed: some cells failed; the error's `result` is the table of the finished ones.
         RecipeError: the suite or one of its recipes is wrong, or `jobs` is below 1.
         SetupError: torch or the device is missing.
         ResourceError: the suite's folder cannot be written.
@@ -131,7 +130,7 @@ def _open(file: Path, suites: Path, root: Path) -> SuiteState:
 
 
 def suite_state(file: Path, suites: Path, root: Path) -> SuiteState:
-    """Finds the state of each cell of a suite, and runs none."""
+    """Reads the state of each cell of a suite; runs nothing."""
     state = _open(file, suites, root)
     state.read()
     return state

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from kdedge.training.teacher_store.store import TeacherStore
 
 
-def role_keys(role: Role, short: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns `epochs`, `batch_size`, `lr` and `seed` into keys of the model that is trained."""
+def role_keys(role: Role, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns `epochs`, `batch_size`, `lr` and `seed` into keys such as `student.optim.epochs`."""
     return {
         key if key == "seed" else f"{role}.optim.{key}": value
-        for key, value in short.items()
+        for key, value in options.items()
         if value is not None
     }
 
@@ -48,18 +48,18 @@ def load_for(
     overrides: Overrides | None,
     *,
     size: str | None = None,
-    **short: int | float | None,
+    **options: int | float | None,
 ) -> LoadedRecipe:
-    """Loads a recipe with a call's overrides, student size and `role_keys`; later ones win.
+    """Loads a recipe with a student size, overrides and the options of `role_keys`; the last wins.
 
     Raises:
         RecipeError: the recipe is wrong, or there is no such size.
     """
-    of_size: dict[str, Any] = {}
+    size_keys: dict[str, Any] = {}
     if size is not None:
         student = load_recipe(recipe).recipe.student
-        of_size = student_size(size).overrides("promptkd" if student is None else student.method)
-    return load_recipe(recipe, merged(of_size, overrides or {}, role_keys(role, short)))
+        size_keys = student_size(size).overrides("promptkd" if student is None else student.method)
+    return load_recipe(recipe, merged(size_keys, overrides or {}, role_keys(role, options)))
 
 
 @torch_as_before()
@@ -84,7 +84,7 @@ def teach(
         lr: learning rate after warm-up. None: as the recipe says.
         seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"teacher.optim.lr": 0.01}`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
 
@@ -105,7 +105,7 @@ def teach(
     loaded = load_for(
         "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
     )
-    with _ready(loaded, root, device, warn_for=["teacher"]) as workspace:
+    with _training_workspace(loaded, root, device, warn_for=["teacher"]) as workspace:
         from kdedge.training import teach
 
         return Run(teach.teach(loaded, workspace, resume=resume))
@@ -129,7 +129,7 @@ def fill_teacher_store(
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
         engine: who reads the images and fills the stores: this process, or the workers of a Ray
@@ -146,7 +146,7 @@ def fill_teacher_store(
         ResourceError: memory or disk ran out.
     """
     loaded = load_recipe(recipe, overrides)
-    with _ready(loaded, root, device, engine) as workspace:
+    with _training_workspace(loaded, root, device, engine) as workspace:
         from kdedge.training.distill import store_features
 
         return store_features(loaded, workspace, resume=resume)
@@ -180,7 +180,7 @@ def distill(
         lr: learning rate after warm-up. None: as the recipe says.
         seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs of the same teacher and student.
         keep_teacher: use a trained teacher even if zero-shot CLIP or a ridge regression on its
@@ -205,9 +205,9 @@ def distill(
         >>> ridge = {"student.method": "ridge", "student.settings": {}, "student.views": 1}
         >>> print(kdedge.distill("line3.yaml", overrides=ridge))
     """
-    short = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    loaded = load_for("student", recipe, overrides, size=size, **short)
-    with _ready(loaded, root, device, warn_for=["teacher", "student"]) as workspace:
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    loaded = load_for("student", recipe, overrides, size=size, **options)
+    with _training_workspace(loaded, root, device, warn_for=["teacher", "student"]) as workspace:
         from kdedge.training import distill
 
         _, run = distill.distill(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
@@ -238,7 +238,7 @@ def train(
         lr: learning rate after warm-up. None: as the recipe says.
         seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"baseline.settings.n_ctx": 16}`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same baseline.
 
@@ -255,7 +255,7 @@ def train(
     loaded = load_for(
         "baseline", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
     )
-    with _ready(loaded, root, device) as workspace:
+    with _training_workspace(loaded, root, device) as workspace:
         from kdedge.setup.method import warn_of_unused_optim
         from kdedge.training import teach
 
@@ -265,7 +265,7 @@ def train(
 
 
 @contextmanager
-def _ready(
+def _training_workspace(
     loaded: LoadedRecipe,
     root: str | Path | None,
     device: str | None,
@@ -273,9 +273,9 @@ def _ready(
     *,
     warn_for: Sequence[Role] = (),
 ) -> Iterator[Workspace]:
-    """Context with the workspace of a call that trains, joined with torchrun's other processes.
+    """Context with the workspace of a training call, joined to torchrun's other processes.
 
-    Warns about each `--set optim.KEY` that has no effect on these roles.
+    Warns about each `--set optim.KEY` that has no effect on the roles of `warn_for`.
     """
     check_paths(loaded)
     need_training_packages("Training")
@@ -313,7 +313,7 @@ def check(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         size: `nano`, `small` or `base`, a student in place of the recipe's, as for `distill`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
@@ -363,7 +363,7 @@ def pseudo_label(
             first unless a finished run exists. None for the teacher if the recipe has labeled
             images and a student, else `zeroshot`.
         overrides: keys of the recipe with other values.
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         engine: who reads and labels the images: this process, or the workers of a Ray cluster.
 
@@ -381,12 +381,13 @@ def pseudo_label(
     loaded = load_recipe(recipe, overrides)
     if method is None:
         given = loaded.recipe
-        is_taught = None not in (given.teacher, given.student, given.data.labeled)
-        method = "teacher" if is_taught else "zeroshot"
+        has_teacher = None not in (given.teacher, given.student, given.data.labeled)
+        method = "teacher" if has_teacher else "zeroshot"
     baseline = loaded.recipe.baseline
+    # The recipe's baseline settings may belong to another method
     if method != "teacher" and baseline is not None and baseline.method not in {None, method}:
-        loaded = load_recipe(recipe, {"baseline": {}, **overrides})  # it names another method
-    with _ready(loaded, root, device, engine) as workspace:
+        loaded = load_recipe(recipe, {"baseline": {}, **overrides})
+    with _training_workspace(loaded, root, device, engine) as workspace:
         from kdedge.training.label_pool import label_pool
 
         return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
@@ -426,7 +427,7 @@ def import_checkpoint(
         name: name of the run; by default the file's name and the kind.
         exact: use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc
             only).
-        root: folder of all runs; None for the one of KDEDGE_RUNS, or `runs`.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:

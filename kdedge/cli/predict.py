@@ -200,7 +200,7 @@ def command(
             _say_counts(counts, min_score, output, save)
             raise
         _say_counts(counts, min_score, output, save)
-    stream.check_any()
+    stream.check_any_classified()
 
 
 def _log_recommended_file(classifier: Classifier) -> None:
